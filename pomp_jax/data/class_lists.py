@@ -1,13 +1,8 @@
-"""Class names and lists of them: the packaged ones by name, or a user's from a file.
+"""Class lists, in the order of the labels: those of `class_names/`, or a user's from a file.
 
-The packaged tables are in `class_names/`; its README.md gives the source of each.
-
-A user's file is text, one name a line, or JSON in one of four forms: a list of names, an object
-whose keys are the names (its values are ignored), a list of objects with `name` and, in all of them
-or in none, `synset`, or annotations as COCO and LVIS store them, of which `categories` are read, in
-ascending order of their ids. The order of the names is that of the labels.
-
-Shapes: N classes, T labels of a TFDS data set.
+A file is text, one name a line, or JSON: a list of names, an object whose keys are the names, a
+list of objects with `name` and, in all or none, `synset`, or annotations as COCO and LVIS store
+them, whose `categories` are read in order of their ids. Shapes: N classes, T labels in TFDS.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -54,22 +49,13 @@ class VocabularyError(InputError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ClassList:
-  """Classes in the order of their labels.
+  """Classes in the order of their labels."""
 
-  Attributes:
-    names: N class names as their source spells them, underscores included. Classes with the same
-      name get the same text features.
-    synsets: N WordNet 3.0 ids such as n02084071, or None.
-    template: hand-written prompt with `{}` for the name.
-    ensemble: CLIP's own templates for the data set, or `template` alone.
-    source: origin of the list.
-  """
-
-  names: tuple[str, ...]
-  synsets: tuple[str, ...] | None = None
-  template: str = _DEFAULT_TEMPLATE
-  ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)
-  source: str = ""
+  names: tuple[str, ...]  # as their source spells them, underscores included; may repeat
+  synsets: tuple[str, ...] | None = None  # WordNet 3.0 ids such as n02084071
+  template: str = _DEFAULT_TEMPLATE  # hand-written prompt with `{}` for the name
+  ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)  # CLIP's own templates for the data set
+  source: str = ""  # origin of the list
 
   def __len__(self) -> int:
     return len(self.names)
@@ -100,10 +86,7 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
 
 
 def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
-  """Loads a class list of distinct names, as `load_class_list`, with the synonyms of annotations.
-
-  Annotations may also be a file without the suffix .json, if it begins with {.
-  """
+  """Loads distinct names as `load_class_list`, or annotations of any suffix with their synonyms."""
   if name_or_path not in _SETS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
     content = read_json(path, VocabularyError)
@@ -133,8 +116,8 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 
 def tfds_builder(name: str) -> str | None:
-  """Name in TFDS of a class list's data set; None if TFDS lacks it."""
-  return _SETS[name].get("tfds")
+  """Name in TFDS of a class list's data set; None for other names and if TFDS lacks it."""
+  return _SETS.get(name, {}).get("tfds")
 
 
 @functools.cache
@@ -146,27 +129,21 @@ def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"
   """
   classes = load_class_list(name)
   if classes.synsets is not None:
-    labels = names = load_class_list("imagenet1k").synsets
+    labels = owns = load_class_list("imagenet1k").synsets
   else:
-    labels, names = read_table(_FOLDER / "tfds_labels" / f"{name}.tsv")
+    labels, owns = read_table(_FOLDER / "tfds_labels" / f"{name}.tsv")
   class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
-  indices = np.array([class_of.get(name, -1) for name in names], np.int32)
+  indices = np.array([class_of.get(own, -1) for own in owns], np.int32)
   indices.flags.writeable = False  # shared by all callers
   return labels, indices
 
 
 class Synsets(NamedTuple):
-  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by WordNet 3.0 id.
-
-  Attributes:
-    ids: N ids.
-    lemmas: words of each synset, the most usual first.
-    lengths: tokens of "{first lemma}." and EOT under CLIP's tokenizer.
-  """
+  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by WordNet 3.0 id."""
 
   ids: tuple[str, ...]
-  lemmas: tuple[tuple[str, ...], ...]
-  lengths: Int32[np.ndarray, " N"]
+  lemmas: tuple[tuple[str, ...], ...]  # words of each synset, the most usual first
+  lengths: Int32[np.ndarray, " N"]  # tokens of "{first lemma}." and EOT under CLIP's tokenizer
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -177,10 +154,9 @@ class Synsets(NamedTuple):
 @functools.cache
 def load_synsets() -> Synsets:
   """Loads the synsets of ImageNet-21K."""
-  ids, lemmas, lengths = read_table(_FOLDER / "imagenet21k_synsets.tsv")
-  return Synsets(
-    ids, tuple(tuple(words.split(", ")) for words in lemmas), np.array(lengths, np.int32)
-  )
+  ids, words, lengths = read_table(_FOLDER / "imagenet21k_synsets.tsv")
+  lemmas = tuple(tuple(one.split(", ")) for one in words)
+  return Synsets(ids, lemmas, np.array(lengths, np.int32))
 
 
 def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
@@ -193,17 +169,13 @@ def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
 def _packaged(name: str) -> ClassList:
   fields = _SETS[name]
   file = _FOLDER / fields["names"]
-  if file.suffix == ".tsv":
-    synsets, names = read_table(file)
-    if "subset" in fields:
-      name_of = dict(zip(synsets, names, strict=True))
-      synsets = read_names(_FOLDER / fields["subset"])
-      names = tuple(name_of[synset] for synset in synsets)
-  else:
-    synsets, names = None, read_names(file)
-  return ClassList(
-    names, synsets, fields["template"], load_templates(fields["ensemble"]), fields["source"]
-  )
+  synsets, names = read_table(file) if file.suffix == ".tsv" else (None, read_names(file))
+  if "subset" in fields:
+    name_of = dict(zip(synsets, names, strict=True))
+    synsets = read_names(_FOLDER / fields["subset"])
+    names = tuple(name_of[synset] for synset in synsets)
+  ensemble = load_templates(fields["ensemble"])
+  return ClassList(names, synsets, fields["template"], ensemble, fields["source"])
 
 
 def normalized_name(name: str) -> str:
@@ -264,11 +236,9 @@ def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, 
 
 
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    again = next(iter(repeats(key for key, _ in pairs)))
-    raise ValueError(f"the key {pairs[again][0]!r} is repeated")
-  return found
+  for index in repeats(key for key, _ in pairs):
+    raise ValueError(f"the key {pairs[index][0]!r} is repeated")
+  return dict(pairs)
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -279,14 +249,10 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     return _from_list(content, path)
   if not isinstance(content, dict):
     raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
-  names = tuple(content)
-  if names and all(name.isdecimal() for name in names):
-    raise VocabularyError(
-      f"{path}: the object's keys are numbers, expected class names; use a list of the names in"
-      " the order of the labels"
-    )
-  check_names(names, str(path))
-  return names, None
+  if content and all(map(str.isdecimal, content)):
+    raise VocabularyError(f"{path}: the object's keys are numbers, expected class names")
+  check_names(tuple(content), str(path))
+  return tuple(content), None
 
 
 def _has_categories(content: Any) -> bool:
@@ -320,9 +286,8 @@ def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[s
     names.append(name.strip())
     if synset is not None:
       if not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
-        raise VocabularyError(
-          f"{where}: found synset {_shown(synset)}, expected a WordNet id such as n02084071"
-        )
+        found = f"found synset {_shown(synset)}"
+        raise VocabularyError(f"{where}: {found}, expected a WordNet id such as n02084071")
       synsets.append(synset)
   check_names(names, str(path), distinct=False)
   if synsets and len(synsets) < len(names):

@@ -1,13 +1,9 @@
-"""Classes of segmentation and detection sets, with their base and novel halves.
-
-The packaged lists are in `class_names/splits/`. A user's file has the same form, one class a line:
+"""Classes of segmentation and detection sets; C classes. Packaged lists and files have the form
 
     name, synonym, ..  [TAB  base | novel | -]  [TAB  value, value, ..]
 
-Prompts are learned on base classes. A class marked "-" is in neither half. The values are those of
-its pixels in the label images, for data sets that do not number their classes 0, 1, ..
-
-Shapes: C classes.
+Prompts are learned on base classes; "-" is in neither half. The values are those of the class's
+pixels in label images, for data sets that do not number their classes 0, 1, ..
 """
 
 import dataclasses
@@ -16,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from pomp_jax.data.class_lists import VocabularyError, check_names, read_lines, repeats
+from pomp_jax.data.class_lists import VocabularyError, check_names, read_lines
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import quoted
 
@@ -30,17 +26,11 @@ _LINES = ":lines"
 
 @dataclasses.dataclass(frozen=True)
 class ClassSplit:
-  """Classes in the order of their labels.
+  """Classes in the order of their labels."""
 
-  Attributes:
-    synonyms: all names of each of the C classes; the first is the class's name.
-    groups: C values of GROUPS.
-    values: values of each class in label images, or None.
-  """
-
-  synonyms: tuple[tuple[str, ...], ...]
-  groups: tuple[str, ...]
-  values: tuple[tuple[int, ...], ...] | None = None
+  synonyms: tuple[tuple[str, ...], ...]  # of each class; the first is the class's name
+  groups: tuple[str, ...]  # C values of GROUPS
+  values: tuple[tuple[int, ...], ...] | None = None  # of each class in label images
 
   def __len__(self) -> int:
     return len(self.synonyms)
@@ -76,32 +66,29 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
       accepted = f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
       raise VocabularyError(f"{path}: line {number} has {len(row)} columns, expected {accepted}")
   texts = [[row[0]] if whole else row[0].split(",") for row in rows]
-  synonyms = tuple(tuple(name.strip() for name in names) for names in texts)
-  for number, names in enumerate(synonyms, 1):
-    check_names(names, f"{path}: line {number}")
-  check_names([names[0] for names in synonyms], str(path))
+  synonyms = tuple(tuple(map(str.strip, names)) for names in texts)
   groups = tuple(row[1].strip() if len(row) > 1 else "-" for row in rows)
-  for number, group in enumerate(groups, 1):
+  for number, (names, group) in enumerate(zip(synonyms, groups, strict=True), 1):
+    check_names(names, f"{path}: line {number}")
     if group not in GROUPS:
       found = f"line {number} has the group {quoted(group)}"
       raise VocabularyError(f"{path}: {found}, expected one of {', '.join(GROUPS)}")
+  check_names([names[0] for names in synonyms], str(path))
   values = _values(path, [row[2] for row in rows]) if len(rows[0]) > 2 else None
   return ClassSplit(synonyms, groups, values)
 
 
 def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
-  values = []
+  values, seen = [], set()
   for number, cell in enumerate(cells, 1):
     words = [word.strip() for word in cell.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
-      raise VocabularyError(
-        f"{path}: line {number} has the values {quoted(cell)}, expected integers"
-      )
+      found = f"line {number} has the values {quoted(cell)}"
+      raise VocabularyError(f"{path}: {found}, expected integers")
     values.append(tuple(map(int, words)))
-  of_line = [(value, number) for number, own in enumerate(values, 1) for value in own]
-  again = repeats(value for value, _ in of_line)
-  for index, (value, number) in enumerate(of_line):
-    if index in again or value >= _MAX_VALUE:
-      accepted = f"different values below {_MAX_VALUE}"
-      raise VocabularyError(f"{path}: line {number} has the value {value}, expected {accepted}")
+    for value in values[-1]:
+      if value in seen or value >= _MAX_VALUE:
+        accepted = f"different values below {_MAX_VALUE}"
+        raise VocabularyError(f"{path}: line {number} has the value {value}, expected {accepted}")
+      seen.add(value)
   return tuple(values)

@@ -1,20 +1,20 @@
 """Image source `coop`: CoOp's layout of its fifteen data sets below one folder, `$DATA`.
 
-The splits are CoOp's fixed ones (`split_zhou_*.json`, or FGVC-Aircraft's own lists). Few-shot
-subsets are read from `split_fewshot/` if a file is there, and otherwise drawn as CoOp's code draws
-them. So results compare with published ones image for image.
+Splits are CoOp's (`split_zhou_*.json`, or FGVC-Aircraft's lists). Few-shot subsets are read from
+`split_fewshot/`, or drawn as CoOp's code does. So results compare with published ones image for
+image.
 """
 
 import collections
 from collections.abc import Sequence
-import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
 import random
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,7 @@ _MAX_VALIDATION_SHOTS = 4
 Items = list[tuple[str, int]]  # images: path below the images' folder, and label
 
 
-@dataclasses.dataclass
-class _Listing:
+class _Listing(NamedTuple):
   """Files of a data set: the images of each split, in order."""
 
   names: tuple[str, ...]
@@ -76,19 +75,11 @@ def splits(data: DataFields) -> tuple[str, ...]:
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens a split under the names of `data.names`, if given."""
   source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
-  if not data.names:
-    return source
-  names = load_class_list(data.names).names
+  names = load_class_list(data.names).names if data.names else source.names
   if len(names) != len(source.names):
-    raise SourceError(
-      f"config.data.names: got {len(names)} names in {data.names!r}, expected {len(source.names)}"
-    )
+    found = f"got {len(names)} names in {data.names!r}"
+    raise SourceError(f"config.data.names: {found}, expected {len(source.names)}")
   return source.relabelled(names, source.labels)
-
-
-@functools.lru_cache(maxsize=4)
-def _open_all(root: str, dataset: str, shots: int, seed: int) -> dict[str, StoredImages]:
-  return open_coop(root, dataset, shots=shots, seed=seed)
 
 
 def open_test_set(
@@ -100,9 +91,9 @@ def open_test_set(
 
 
 def open_coop(
-  root: str | os.PathLike, name: str, *, shots: int = 0, seed: int = 1
+  root: str | os.PathLike, name: str, shots: int = 0, seed: int = 1
 ) -> dict[str, StoredImages]:
-  """Opens the splits of a data set, among "train", "validation" and "test".
+  """Opens the splits of one of COOP_SETS in `$DATA`, among "train", "validation" and "test".
 
   Args:
     root: `$DATA`.
@@ -117,8 +108,11 @@ def open_coop(
   else:
     listing = _from_split_file(to_path(root), *_SPLIT_FILES[name])
   if shots and "train" in listing.splits:
-    listing.splits |= _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
+    listing.splits.update(_few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS))
   return _opened(listing, check_files=name not in _IMAGENETS)
+
+
+_open_all = functools.lru_cache(maxsize=4)(open_coop)
 
 
 def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
@@ -130,12 +124,11 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
   images = listing.folder / listing.images
   if check_files:  # the ImageNets' files were listed from their folders
     _check_files(images, [path for items in listing.splits.values() for path, _ in items])
-  return {
-    split: StoredImages(
-      listing.names, [label for _, label in items], [path for path, _ in items], Files(images)
-    )
-    for split, items in listing.splits.items()
-  }
+  opened = {}
+  for split, items in listing.splits.items():
+    paths, labels = [path for path, _ in items], [label for _, label in items]
+    opened[split] = StoredImages(listing.names, labels, paths, Files(images))
+  return opened
 
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
@@ -175,9 +168,8 @@ def _aircraft(folder: Path) -> _Listing:
     for number, line in enumerate(_lines(path), 1):
       image, _, name = line.partition(" ")
       if not image.isalnum() or name not in label_of:
-        raise SourceError(
-          f"{path}: line {number}, {line[:100]!r}, is not an image and a known variant"
-        )
+        found = f"line {number}, {line[:100]!r}"
+        raise SourceError(f"{path}: {found}, is not an image and a known variant")
       splits[split].append((f"{image}.jpg", label_of[name]))
   return _Listing(names, folder, _AIRCRAFT[1], splits)
 
@@ -190,16 +182,15 @@ def _imagenet(root: Path, name: str) -> _Listing:
   expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
   splits: dict[str, Items] = {}
   for split, below in split_folders.items():
-    found = list_folder(root / folder / below, links=True).folders
-    if set(found) != set(expected):
-      wrong = sorted(set(found) ^ set(expected))[0]
+    images = root / folder / below
+    for wrong in sorted(set(list_folder(images, links=True).folders) ^ set(expected)):
       what = "missing" if wrong in expected else "unexpected"
-      where = f"{root / folder / below}: folder {wrong!r} is {what}"
+      where = f"{images}: folder {wrong!r} is {what}"
       raise SourceError(f"{where}; {name} has {len(expected)} classes")
     splits[split] = [
       (f"{below}/{class_folder}/{file}", label)
       for label, class_folder in enumerate(expected)
-      for file in list_folder(root / folder / below / class_folder).images
+      for file in list_folder(images / class_folder).images
     ]
   names = _class_names(root / folder / "classnames.txt", synsets, classes.names)
   return _Listing(names, root / folder, "", splits)
@@ -219,17 +210,13 @@ def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple
 
 def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> dict[str, Items]:
   """Few-shot training subset, and validation subset if the data set has that split."""
-  whole = {part: listing.splits.get(split) for part, split in _PARTS.items() if part != "test"}
+  whole = {part: listing.splits.get(_PARTS[part]) for part in ("train", "val")}
   for suffix in (".pkl", ".json"):
     path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
     if exists(path):
       log.info("few-shot subset: %s", path)
-      fixed = _read_fixed(path)
-      return {
-        _PARTS[part]: _known_items(fixed.get(part), listing, part, path)
-        for part, items in whole.items()
-        if items
-      }
+      fixed, there = _read_fixed(path), [part for part, items in whole.items() if items]
+      return {_PARTS[part]: _known_items(fixed.get(part), listing, part, path) for part in there}
   if not fixed_order:
     # CoOp draws in the order of its own file system's listing, which can't be reproduced.
     paths, labels = zip(*listing.splits["train"], strict=True)
@@ -246,23 +233,18 @@ def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> di
       of_class[item[1]].append(item)
     # A class with fewer images gives all of them in file order and takes no random number, so that
     # the draws of later classes stay the same.
-    subset[_PARTS[part]] = [
-      item
-      for members in of_class.values()
-      for item in (stream.sample(members, size) if len(members) >= size else members)
-    ]
+    drawn = [stream.sample(own, size) if len(own) >= size else own for own in of_class.values()]
+    subset[_PARTS[part]] = list(itertools.chain.from_iterable(drawn))
   return subset
 
 
 def _read_fixed(path: Path) -> dict[str, Items]:
-  """Images in each part of a few-shot file, under their paths on its author's machine.
-
-  A pickle is {"train": [Datum, ..], "val": [..]}; no code in it is run.
-  """
+  """Images in each part of a few-shot file, under their paths on its author's machine."""
   if path.suffix == ".json":
     content = read_json(path, SourceError)
   else:
     try:
+      # {"train": [Datum, ..], "val": [..]}; no code in it is run.
       content = _FewShotUnpickler.read(read_file(path, SourceError))
     except PickleError as error:
       reason = printable(str(error))
@@ -276,8 +258,8 @@ def _read_fixed(path: Path) -> dict[str, Items]:
     try:
       fixed[part] = [_fixed_item(item) for item in items]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      part = printable(str(part), 80)
-      raise SourceError(f"{path}: part {part!r} is not a list of images and labels") from error
+      where = f"{path}: part {printable(str(part), 80)!r}"
+      raise SourceError(f"{where} is not a list of images and labels") from error
   return fixed
 
 
@@ -312,18 +294,11 @@ def _known_items(items: Items | None, listing: _Listing, part: str, where: Path)
 
 def _check_files(images: Path, paths: Sequence[str]) -> None:
   """Checks that all files exist; lists each folder once."""
-  files: dict[str, set[str]] = {}
-  missing = []
-  for path in paths:
-    folder, _, file = path.rpartition("/")
-    if folder not in files:
-      files[folder] = set(list_folder(images / folder, links=True).images)
-    if file not in files[folder]:
-      missing.append(path)
+  files = functools.cache(lambda folder: set(list_folder(images / folder, links=True).images))
+  missing = [one for one in paths if os.path.basename(one) not in files(os.path.dirname(one))]
   if missing:
-    raise SourceError(
-      f"{images / printable(missing[0])}: no such image ({len(missing)} are missing)"
-    )
+    first = images / printable(missing[0])
+    raise SourceError(f"{first}: no such image ({len(missing)} are missing)")
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,9 +1,8 @@
-"""Image source `folder`: one folder a class, optionally below one folder a split.
+"""Image source `folder`: one folder a class, named after it or its WordNet id.
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-A class's folder is named after the class or its WordNet id. Hidden files, files without an image's
-suffix and, below the split folders, symbolic links are skipped.
+Hidden files, other suffixes than images' and, below the split folders, links are skipped.
 """
 
 import collections
@@ -22,6 +21,7 @@ from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
 
+_log_once = functools.cache(log.warning)
 _LISTINGS = 32  # class folders of a bucket that are listed at once
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
@@ -30,7 +30,7 @@ _SPLIT_FOLDERS = {
   "validation": ("val", "validation", "valid", "imagenet21k_val"),
   "test": ("test",),
 }
-_IGNORED_FOLDER = "imagenet21k_small_classes"
+_KNOWN_FOLDERS = {*sum(_SPLIT_FOLDERS.values(), ()), "imagenet21k_small_classes"}
 
 
 def splits(data: DataFields) -> tuple[str, ...]:
@@ -39,18 +39,11 @@ def splits(data: DataFields) -> tuple[str, ...]:
 
 
 def open_split(data: DataFields, split: str) -> StoredImages:
-  """Opens a split of `data.root`.
-
-  Without `data.names`, the classes are the training folder's, or those of all splits if `data.base`
-  selects the training classes.
-  """
+  """Opens a split of `data.root` with the classes of `data.names`, or the training folder's."""
+  # `data.base` selects the training classes from those of all splits.
   folders = split_folders(data.root)
-  if data.names:
-    classes = load_class_list(data.names)
-  else:
-    names_from = list(folders.values()) if data.base else [folders.get("train", folders[split])]
-    found = sorted({name for folder in names_from for name in list_folder(folder).folders})
-    classes = classes_of(found, str(names_from[0]))
+  every = folders.values() if data.base else [folders.get("train", folders[split])]
+  classes = load_class_list(data.names) if data.names else _classes_in(*every)
   return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
 
 
@@ -69,34 +62,32 @@ def open_test_set(
     root = to_path(root) / dataset
   folders = split_folders(root)
   split = next(split for split in ("test", "validation", "train") if split in folders)
-  if classes is None:
-    names_from = folders.get("train", folders[split])
-    classes = classes_of(list_folder(names_from).folders, str(names_from))
+  classes = classes or _classes_in(folders.get("train", folders[split]))
   source = open_folder(folders[split], classes, all_classes)
   return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)
+
+
+def _classes_in(*folders: Path) -> ClassList:
+  found = {name for folder in folders for name in list_folder(folder).folders}
+  return classes_of(sorted(found), str(folders[0]))
 
 
 def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   """Folder of each split; the root itself is "train" if it has no split folders."""
   folders = set(list_folder(root, links=True).folders)
-  known = {name for names in _SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
-  if not folders or not folders <= known:
-    for name in sorted(folders & known):
-      # Beside other folders, "train" or "test" may be a class, which holds images.
-      inside = list_folder(to_path(root) / name)
-      if inside.folders and not inside.images:
-        other = min(folders - known)
-        raise SourceError(
-          f"{root}: {name!r} holds class folders, and beside it there is {other!r}; expected split"
-          f" folders alone ({', '.join(sorted(known))}) or class folders alone: move the others"
-        )
-    return {"train": to_path(root)}
-  found = {}
-  for split, names in _SPLIT_FOLDERS.items():
-    for name in names:
-      if name in folders:
-        found.setdefault(split, to_path(root) / name)
-  return found
+  if folders and folders <= _KNOWN_FOLDERS:
+    found = {split: [n for n in names if n in folders] for split, names in _SPLIT_FOLDERS.items()}
+    return {split: to_path(root) / names[0] for split, names in found.items() if names}
+  for name in sorted(folders & _KNOWN_FOLDERS):
+    # Beside other folders, "train" or "test" may be a class, which holds images.
+    inside = list_folder(to_path(root) / name)
+    if inside.folders and not inside.images:
+      raise SourceError(
+        f"{root}: {name!r} holds class folders, and beside it there is"
+        f" {min(folders - _KNOWN_FOLDERS)!r}; expected split folders alone"
+        f" ({', '.join(sorted(_KNOWN_FOLDERS))}) or class folders alone: move the others"
+      )
+  return {"train": to_path(root)}
 
 
 def open_folder(
@@ -113,16 +104,13 @@ def open_folder(
   Returns:
     Images in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
   """
-  found = list_folder(folder).folders
+  where, found = str(folder), list_folder(folder).folders
   if not found:
-    raise SourceError(f"{folder}: no class folders found (links and hidden folders are skipped)")
-  if classes is None:
-    classes = classes_of(found, str(folder))
-  class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
+    raise SourceError(f"{where}: no class folders found (links and hidden folders are skipped)")
+  classes = classes or classes_of(found, where)
+  class_of = match_classes(found, classes, where, all_classes=all_classes)
   others = [name for name in found if name not in class_of]
-  if others:
-    text = f"skipping {len(others)} of {len(found)} folders that are no class of the list, such as"
-    _warn_once(str(folder), f"{text} {printable(others[0], 80)!r}")
+  _warn_once(where, others, f"of {len(found)} folders are skipped, as no class of the list")
   names = sorted(class_of, key=class_of.__getitem__)
   # In a bucket each listing waits for an answer.
   with concurrent.futures.ThreadPoolExecutor(_LISTINGS if is_bucket(folder) else 1) as pool:
@@ -131,36 +119,30 @@ def open_folder(
   keys = [f"{name}/{file}" for name in names for file in listed[name].images]
   labels = [class_of[name] for name in names for _ in listed[name].images]
   if not keys:
-    raise SourceError(
-      f"{folder}: no images found in {len(class_of)} class folders (expected"
-      f" {', '.join(EXTENSIONS)})"
-    )
-  _warn_of_unread(str(folder), listed)
+    expected = f"(expected {', '.join(EXTENSIONS)})"
+    raise SourceError(f"{where}: no images found in {len(class_of)} class folders {expected}")
+  _warn_of_unread(where, listed)
   try:
     return StoredImages(classes.names, labels, keys, Files(folder))
   except SourceError as error:
-    raise SourceError(f"{folder}: {error}") from error
+    raise SourceError(f"{where}: {error}") from error
 
 
-def _warn_of_unread(folder: str, listed: Mapping[str, "Listing"]) -> None:
+def _warn_of_unread(where: str, listed: Mapping[str, "Listing"]) -> None:
   """Warns of empty class folders, and of folders and files in class folders that are not read."""
   empty = [name for name, inside in listed.items() if not inside.images]
   folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
   others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
   suffixes = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
   counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
-  for names, text in (
-    (empty, "class folders have no image, and stay classes that are never right"),
-    (folders, "folders within class folders are not read"),
-    (others, f"files are not read, their suffixes are no image's ({counts})"),
-  ):
-    if names:
-      _warn_once(folder, f"{len(names)} {text}, such as {printable(names[0], 80)!r}")
+  _warn_once(where, empty, "class folders have no image, and stay classes that are never right")
+  _warn_once(where, folders, "folders within class folders are not read")
+  _warn_once(where, others, f"files are not read, their suffixes are no image's ({counts})")
 
 
-@functools.cache
-def _warn_once(folder: str, text: str) -> None:
-  log.warning("%s: %s", folder, text)
+def _warn_once(where: str, names: Sequence[str], text: str) -> None:
+  if names:
+    _log_once("%s: %d %s, such as %r", where, len(names), text, printable(names[0], 80))
 
 
 def match_classes(
@@ -185,10 +167,10 @@ def match_classes(
       name_of[index] = name
   missing = [name for index, name in enumerate(classes.names) if index not in name_of]
   if missing and (all_classes or not name_of):
-    raise SourceError(
-      f"{where}: {len(missing)} of the list's {len(classes)} classes are missing, such as"
-      f" {missing[0]!r} (found {len(found)}, such as {found[0]!r})"
+    lacks = (
+      f"{len(missing)} of the list's {len(classes)} classes are missing, such as {missing[0]!r}"
     )
+    raise SourceError(f"{where}: {lacks} (found {len(found)}, such as {found[0]!r})")
   return {name: index for index, name in name_of.items()}
 
 
@@ -228,14 +210,11 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
   except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
     reason = getattr(error, "strerror", None) or error
     raise SourceError(f"{printable(os.fspath(folder))}: can't be read ({reason})") from error
-  listing = Listing([], [], [])
-  for name, is_folder in sorted(found):
-    if name.startswith("."):
-      continue
-    is_image = name.lower().endswith(EXTENSIONS)
-    names = listing.folders if is_folder else listing.images if is_image else listing.others
-    names.append(name)
-  return listing
+  shown = [one for one in sorted(found) if not one[0].startswith(".")]
+  folders, files = ([name for name, own in shown if own == kind] for kind in (True, False))
+  images = [name for name in files if name.lower().endswith(EXTENSIONS)]
+  others = [name for name in files if not name.lower().endswith(EXTENSIONS)]
+  return Listing(images, others, folders)
 
 
 def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Path]:

@@ -10,9 +10,10 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import is_bucket, local_copy, read_bytes
+from pomp_jax.files.paths import is_bucket, read_bytes
 from pomp_jax.files.terminal import printable
 
 try:
@@ -37,8 +38,7 @@ PREPROCESSING_VERSION = 2
 RESIZER = "pillow" if Resizer is None else "cykooz"
 
 _BAND_PIXELS = 2**20  # pixels of a deep image that are scaled at a time
-_WHITE_IS_ZERO = 0
-_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # How the stored pixels of each EXIF orientation are turned.
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,13 +59,13 @@ def read_image(
   path: str | os.PathLike, size: int, upright: bool = False
 ) -> UInt8[np.ndarray, "S S 3"]:
   """Reads one image file and prepares it (`prepare`); ImageError if it can't be decoded."""
-  with _as_image_error(str(path)), _open(_file(path)) as image:
+  with _as_image_error(str(path)), _open(path) as image:
     return prepare(image, size, upright)
 
 
 def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
   """Reads the pixels of one image file (`to_rgb`); ImageError if it can't be decoded."""
-  with _as_image_error(str(path)), _open(_file(path)) as image:
+  with _as_image_error(str(path)), _open(path) as image:
     return np.asarray(to_rgb(image, upright))
 
 
@@ -79,9 +79,8 @@ def decode_image(
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
   """Height and width of an image file, by its header; errors as `open_image`'s."""
-  with _as_image_error(str(path)), _open(_file(path)) as image:
-    width, height = sides(image, upright)
-    return height, width
+  with _as_image_error(str(path)), _open(path) as image:
+    return sides(image, upright)[::-1]
 
 
 def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
@@ -102,11 +101,8 @@ def load_rgb(
 ) -> tuple[Image.Image, int]:
   """Decodes the pixels of an image from `open_image`; see `to_rgb`.
 
-  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding. It is decoded
-  from fewer of its stored cosines: sharper than averaged pixels, and faster than a full decode.
-
-  Returns:
-    The RGB image, and the factor that was applied: `shrink`, or 1 for another format.
+  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding, from fewer of
+  its stored cosines. Also returns the factor that was applied: `shrink`, or 1 for other formats.
   """
   with _as_image_error(where):
     if shrink > 1 and isinstance(image, JpegImageFile):
@@ -126,8 +122,7 @@ def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   - 32 bits (TIFF): integers up to 255 unchanged, up to 65535 the high byte of 16 bits.
   - float (TIFF, PFM), rounded: values up to 1 times 255, up to 255 unchanged, up to 65535 over 257.
 
-  Raises:
-    ImageError: negative, non-finite or larger values, or colours that Pillow can't convert.
+  ImageError for negative, non-finite or larger values, or colours that Pillow can't convert.
   """
   image.load()
   turn = _TURNS.get(_orientation(image)) if upright else None
@@ -149,9 +144,9 @@ def _unturned_rgb(image: Image.Image) -> Image.Image:
       return image.convert("RGB")
     except ValueError as error:
       raise ImageError(f"colours of mode {image.mode}") from error
-  factor = _grey_factor(image)
-  tags = getattr(image, "tag_v2", {})
-  inverted = image.format == "TIFF" and tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+  tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+  factor = _grey_factor(image, tags.get(_TIFF_BITS, (16,))[0])
+  inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
   grey = Image.new("L", image.size)
   rows = max(1, _BAND_PIXELS // image.width)
   for top in range(0, image.height, rows):
@@ -166,11 +161,10 @@ def _unturned_rgb(image: Image.Image) -> Image.Image:
   return grey.convert("RGB")
 
 
-def _grey_factor(image: Image.Image) -> float:
-  """Factor that scales a deep grey value to 0..255."""
+def _grey_factor(image: Image.Image, bits: int) -> float:
+  """Factor that scales a deep grey value to 0..255; `bits` is its size unless it has 32."""
   if image.mode.startswith("I;"):
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,)) if image.format == "TIFF" else (16,)
-    return 2.0 ** (8 - bits[0])
+    return 2.0 ** (8 - bits)
   low, high = image.getextrema()
   if not 0 <= low <= high <= 65535:
     raise ImageError(f"grey values from {low} to {high}, expected 0 to 65535")
@@ -179,11 +173,9 @@ def _grey_factor(image: Image.Image) -> float:
   return 1 / 256 if image.format in ("PNG", "PPM") or high > 255 else 1.0
 
 
-def _file(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
-  return io.BytesIO(read_bytes(path)) if is_bucket(path) else local_copy(path)
-
-
 def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+  if not isinstance(file, io.BytesIO) and is_bucket(file):
+    file = io.BytesIO(read_bytes(file))
   try:
     image = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:
@@ -211,8 +203,7 @@ def prepare(
 ) -> UInt8[np.ndarray, "S S 3"]:
   """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to S (bicubic), centre crop.
 
-  ImageError for an array of another kind, pixels that `to_rgb` rejects, or sides so unequal that
-  the resized image would be huge.
+  ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to resize.
   """
   if not isinstance(image, Image.Image):
     image = np.asarray(image)
@@ -251,9 +242,7 @@ def resized_crop(
 ) -> Image.Image:
   """Crops an RGB image and resizes the crop to S x S (bicubic); pixels outside have no influence.
 
-  `cykooz-resizer` stretches the filter when shrinking, as Pillow does, and agrees with Pillow
-  within rounding, six times as fast by vector instructions. Without it, Pillow is used.
-
+  `cykooz-resizer` agrees with Pillow within rounding, six times as fast by vector instructions.
   `box` is left, top, right, bottom in pixels; fractions weight the border pixels.
   """
   left, top = math.floor(box[0]), math.floor(box[1])

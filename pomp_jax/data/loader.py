@@ -48,13 +48,11 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
   Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle by
   Grain, a function of the seed. An unreadable image is replaced by the next one of the source.
+  The indices of those met so far are in `unreadable`.
 
   Yields:
     {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent. Of
       records, their fields instead of "image".
-
-  Attributes:
-    unreadable: indices of the unreadable images met so far.
   """
 
   def __init__(
@@ -76,21 +74,15 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     """Starts reading when the first batch is requested.
 
     Args:
-      source: labelled images.
-      fetch: reader of their pixels or features; pickled for workers.
-      batch_size: G, over all processes.
+      source, fetch: images, and the reader of their pixels or features, pickled for workers.
+      batch_size, n_views: G, over all processes, and V; else ValueError if G does not divide.
       seed: random seed of the shuffles, 0 to 2^32 - 1.
-      n_views: V.
       start: batches to skip.
       shard: (index, count) of this process, which gets its contiguous part of each batch.
-      threads: threads that read ahead, in each worker.
-      workers: processes that read; 0: this one.
+      threads, workers: threads that read ahead, in each of the processes; 0 workers: in this one.
       prefetch: batches to hold ready, over all workers.
       max_corrupt: share of the source's images that may be unreadable; see `n_allowed`.
       unreadable: unreadable images known already.
-
-    Raises:
-      ValueError: the batch does not divide by the views or by the processes.
     """
     if batch_size % n_views:
       raise ValueError(f"a batch of {batch_size} does not divide by {n_views} views")
@@ -139,11 +131,9 @@ def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> Iterato
 
 
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
-  """Iterates over workers' elements, with stop signals blocked while the workers start.
-
-  A worker imports for seconds before `_begin_worker` runs. It inherits the signal mask of Grain's
-  thread that starts it, which inherits it from this thread.
-  """
+  """Iterates over workers' elements, with stop signals blocked while the workers start."""
+  # A worker imports for seconds before `_begin_worker` runs. It inherits the signal mask of Grain's
+  # thread that starts it, which inherits it from this thread.
   _start_resource_tracker()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
@@ -159,19 +149,16 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
 
 
 def _start_resource_tracker() -> None:
-  """Starts the process that removes, without warnings, shared memory that is left at the end.
-
-  Grain leaves that of workers which end while they hand over a batch. A tracker started later would
-  unblock the stop signals in the thread that starts it.
-  """
-  before = os.environ.get("PYTHONWARNINGS")
+  """Starts the process that removes, without warnings, shared memory that is left at the end."""
+  # Grain leaves that of workers which end while they hand over a batch. A tracker started later
+  # would unblock the stop signals in the thread that starts it.
+  before = dict(os.environ)
   os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
   try:
     multiprocessing.resource_tracker.ensure_running()
   finally:
     del os.environ["PYTHONWARNINGS"]
-    if before is not None:
-      os.environ["PYTHONWARNINGS"] = before
+    os.environ.update(before)
 
 
 def _close_together(elements: Any) -> None:
@@ -189,12 +176,12 @@ def _begin_worker(index: int, count: int) -> None:
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-  threading.Thread(target=_exit_with_parent, daemon=True).start()
 
+  def exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
-def _exit_with_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def n_allowed(max_corrupt: float, n_images: int) -> int:
@@ -204,18 +191,18 @@ def n_allowed(max_corrupt: float, n_images: int) -> int:
 
 def check_unreadable(source: Labelled, found: Sequence[int], max_corrupt: float) -> None:
   """Raises CorruptDataError, which names the last, if more images are unreadable than allowed."""
-  allowed, n_found = n_allowed(max_corrupt, len(source)), len(set(found))
-  if n_found > allowed:
-    raise CorruptDataError(
-      f"{n_found} of {len(source)} images can't be read, {allowed} are allowed by"
-      f" data.max_corrupt; the last: {name_of(source, found[-1])}"
-    )
+  if len(set(found)) > n_allowed(max_corrupt, len(source)):
+    raise _too_many(len(set(found)), source, max_corrupt, f"the last: {name_of(source, found[-1])}")
+
+
+def _too_many(n_found: int, source: Labelled, max_corrupt: float, one: str) -> CorruptDataError:
+  allowed = f"{n_allowed(max_corrupt, len(source))} are allowed by data.max_corrupt"
+  return CorruptDataError(f"{n_found} of {len(source)} images can't be read, {allowed}; {one}")
 
 
 def name_of(source: Labelled, index: int) -> str:
   """Name of an image for messages."""
-  where = getattr(source, "where", None)
-  return where(index) if where else f"image {index}"
+  return source.where(index) if hasattr(source, "where") else f"image {index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,24 +226,17 @@ class _ReadBatch:
     for _ in range(_MAX_SKIPS):
       again = np.flatnonzero(~readable_B)
       if not len(again):
-        return {
-          **_arrays(views.reshape(-1, *views.shape[2:])),
-          "label": np.repeat(self.labels[shown_B].astype(np.int32), views.shape[1]),
-          "unreadable": np.array(unreadable, np.int64),
-        }
+        labels = np.repeat(self.labels[shown_B].astype(np.int32), views.shape[1])
+        counted = {"label": labels, "unreadable": np.array(unreadable, np.int64)}
+        views = views.reshape(-1, *views.shape[2:])
+        if views.dtype.names is None:
+          return {"image": views} | counted
+        return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names} | counted
       unreadable += shown_B[again].tolist()
       shown_B[again] = (shown_B[again] + 1) % len(self.labels)
       views[again], readable_B[again] = self.fetch(shown_B[again], epochs_B[again])
-    raise CorruptDataError(
-      f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}, can't be read"
-    )
-
-
-def _arrays(views: np.ndarray) -> dict[str, np.ndarray]:
-  """The fields of records; else the views as "image"."""
-  if views.dtype.names is None:
-    return {"image": views}
-  return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names}
+    found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
+    raise CorruptDataError(f"{found}, can't be read")
 
 
 def ordered_batches(
@@ -269,11 +249,8 @@ def ordered_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
   """Iterates over images by index, in order, for evaluation; reads `rows` of each batch.
 
-  The last batch is padded with the last image. 0 threads: by the cores.
-
-  Yields:
-    Indices of the images that were read, int [B]; the images (uint8 [B,H,W,3], unreadable ones
-      black); and index -> reason for the unreadable ones.
+  The last batch is padded with the last image. 0 threads: by the cores. Yields the indices of the
+  images that were read, int [B], and what `readable_images` returns for them.
   """
 
   def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -286,28 +263,24 @@ def ordered_batches(
   return iter(order.to_iter_dataset(options))
 
 
+@dataclasses.dataclass
 class SkippedImages:
-  """Unreadable images that an evaluation skips, bounded by `data.max_corrupt`.
+  """Unreadable images that an evaluation skips, bounded by `max_corrupt` as in `n_allowed`.
 
-  Attributes:
-    reasons: index of each image -> reason, which names its file.
+  `reasons` has the reason, which names the file, for the index of each.
   """
 
-  def __init__(self, source: Source, max_corrupt: float):
-    """Starts with no skipped image; `max_corrupt` as `n_allowed`'s."""
-    self.reasons: dict[int, str] = {}
-    self._n_images = len(source)
-    self._allowed = n_allowed(max_corrupt, len(source))
+  source: Source
+  max_corrupt: float
+  reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def add(self, reasons: Mapping[int, str]) -> None:
     """Adds unreadable images; CorruptDataError if more than allowed, or none is left."""
     self.reasons |= reasons
-    n_found = len(self.reasons)
-    if n_found > self._allowed or (n_found and n_found == self._n_images):
-      raise CorruptDataError(
-        f"{n_found} of {self._n_images} images can't be read, {self._allowed} are allowed by"
-        f" data.max_corrupt; the first: {self.reasons[min(self.reasons)]}"
-      )
+    n_found, n_images = len(self.reasons), len(self.source)
+    if n_found > n_allowed(self.max_corrupt, n_images) or n_found == n_images > 0:
+      first = f"the first: {self.reasons[min(self.reasons)]}"
+      raise _too_many(n_found, self.source, self.max_corrupt, first)
 
   def gather(self) -> None:
     """Adds the other processes' images and warns once; all processes call it together."""
@@ -316,5 +289,5 @@ class SkippedImages:
     if self.reasons:
       log.warning(
         "%d of %d images can't be read and are SKIPPED; the first: %s",
-        *(len(self.reasons), self._n_images, self.reasons[min(self.reasons)]),
+        *(len(self.reasons), len(self.source), self.reasons[min(self.reasons)]),
       )

@@ -44,30 +44,27 @@ def choose_readers(
 ) -> Readers:
   """Fills in what `data.threads` (0) and `data.workers` (-1) leave open.
 
-  Workers are started for stored images only: other reading is too little work.
-
   Args:
     threads, workers: the two fields.
-    decodes: whether stored images are decoded.
+    decodes: whether stored images are decoded. Other reading is too little work for workers.
     n_batches: batches of an epoch.
     batch_bytes: bytes of a batch of this process.
     n_cores: cores of this process; None: counted.
     shared_memory: free bytes through which workers pass batches; None: of the machine.
   """
-  n_cores = hosts.own_cores() if n_cores is None else n_cores
-  if workers < 0:
-    workers = 0
-    if decodes and n_cores >= _LEAST_CORES:
-      workers = min(n_cores // max(1, threads), n_batches // _BATCHES_PER_WORKER)
-      free = _free_shared_memory() if shared_memory is None else shared_memory
-      fitting = free // (_BATCHES_IN_MEMORY * max(1, batch_bytes))
-      if fitting < workers:
-        log.warning(
-          "%s has %d MiB free, enough for %d of %d worker processes that read images",
-          *(_SHARED_MEMORY, free >> 20, fitting, workers),
-        )
-        workers = fitting
-      workers = workers if workers > 1 else 0
+  n_cores = n_cores or hosts.own_cores()
+  if workers < 0 and decodes and n_cores >= _LEAST_CORES:
+    workers = min(n_cores // max(1, threads), n_batches // _BATCHES_PER_WORKER)
+    free = _free_shared_memory() if shared_memory is None else shared_memory
+    fitting = free // (_BATCHES_IN_MEMORY * max(1, batch_bytes))
+    if fitting < workers:
+      log.warning(
+        "%s has %d MiB free, enough for %d of %d worker processes that read images",
+        *(_SHARED_MEMORY, free >> 20, fitting, workers),
+      )
+    workers = min(workers, fitting)
+    workers = workers if workers > 1 else 0
+  workers = max(workers, 0)
   return Readers(threads or max(1, min(_MOST_THREADS, n_cores // max(1, workers))), workers)
 
 

@@ -1,12 +1,12 @@
 """Labelled images with random access: the interface of every image source, and stored images.
 
-Shapes: n images, N classes, B images that are read together, S their side in pixels.
+Shapes: n images, N classes, B images of one call, S their side in pixels.
 """
 
 from collections.abc import Sequence
 import copy
 import os
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Int, UInt8
 import numpy as np
@@ -24,17 +24,12 @@ class SourceError(InputError, ValueError):
 
 @runtime_checkable
 class Labelled(Protocol):
-  """Images by number, n of them.
-
-  Attributes:
-    names: N class names.
-    labels: int32 [n], class of each image.
-  """
+  """Images by number, n of them, with N class names."""
 
   @property
   def names(self) -> Sequence[str]: ...  # a property: tuples are accepted too
 
-  labels: np.ndarray
+  labels: np.ndarray  # int32 [n], class of each image
 
   def __len__(self) -> int: ...
 
@@ -43,8 +38,7 @@ class Labelled(Protocol):
 class Source(Labelled, Protocol):
   """Labelled images with random access.
 
-  A source may also have `keys`, [n]: with labels and names they determine the pixels, so that the
-  features of its evaluation images are computed once for a run.
+  A source may have `keys` [n]: with labels and names they determine the pixels, for caches.
   """
 
   def images(self, indices: np.ndarray) -> np.ndarray:
@@ -104,8 +98,7 @@ class StoredImages:
   """Labelled encoded images (JPEG files, records) with random access; a `Source`.
 
   Attributes:
-    names: N class names.
-    labels: int32 [n], class of each image.
+    names, labels: see `Labelled`.
     keys: n distinct strings (NumPy's StringDType), relative paths or record ids. They are the same
       wherever the data lies, on every host.
     image_size: S.
@@ -167,24 +160,23 @@ class StoredImages:
     """Images by index; see `image`."""
     return np.stack([self.image(index) for index in map(int, indices)])
 
+  def _with(self, **attributes: Any) -> "StoredImages":
+    other = copy.copy(self)
+    vars(other).update(attributes)
+    return other
+
   def subset(self, indices: np.ndarray) -> "StoredImages":
     """Some of the images, in the order of `indices`, with the same class names."""
-    part = copy.copy(self)
-    part.labels, part.keys = self.labels[indices], self.keys[indices]
-    part._rows = self._rows[indices]
-    return part
+    keys, rows = self.keys[indices], self._rows[indices]
+    return self._with(labels=self.labels[indices], keys=keys, _rows=rows)
 
   def sized(self, image_size: int) -> "StoredImages":
     """The same images with another `image_size`."""
-    other = copy.copy(self)
-    other.image_size = image_size
-    return other
+    return self._with(image_size=image_size)
 
   def turned(self, upright: bool) -> "StoredImages":
     """The same images with another `upright`."""
-    other = copy.copy(self)
-    other.upright = upright
-    return other
+    return self._with(upright=upright)
 
   def relabelled(self, names: Sequence[str], labels: np.ndarray) -> "StoredImages":
     """The same images under other class names, by int [n] labels; -1 drops the image."""
@@ -203,17 +195,11 @@ class StoredImages:
 
 
 class LabelledSet(NamedTuple):
-  """Images and their class list, for an evaluation.
-
-  Attributes:
-    source: labelled images.
-    classes: class list in the order of the labels.
-    split: "test", "validation", "train", or "all" for an undivided data set.
-  """
+  """Images and their class list in the order of the labels, for an evaluation."""
 
   source: Source
   classes: ClassList
-  split: str
+  split: str  # test, validation, train, or all for an undivided data set
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "LabelledSet":
     """C of the classes and their images, which must be `StoredImages`."""

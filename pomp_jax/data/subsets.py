@@ -1,10 +1,10 @@
 """Choices of images and classes: few shots, even samples, held-out images, base and new halves.
 
-A choice depends only on the seed and the images' keys. So every host makes the same one, in
-whatever order its file system lists the images.
+A choice depends only on the seed and the images' keys, so every host makes the same one.
 """
 
 from collections.abc import Sequence
+import functools
 import hashlib
 
 from jaxtyping import Int
@@ -89,8 +89,5 @@ def ranked(
 
 def _hashes(keys: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
   """Hashes uint64 [n] of seed and key."""
-  salt = int(seed).to_bytes(8, "little")
-  digests = b"".join(
-    hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys
-  )
-  return np.frombuffer(digests, "<u8")
+  hashing = functools.partial(hashlib.blake2b, digest_size=8, salt=seed.to_bytes(8, "little"))
+  return np.frombuffer(b"".join(hashing(str(key).encode()).digest() for key in keys), "<u8")

@@ -38,24 +38,23 @@ log = logging.getLogger(__name__)
 
 # Class lists whose images are among those of a data set that the job `prepare` makes.
 _PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
+_KINDS = {
+  "image": (tfds.features.Image, tfds.features.Video),
+  "label": (tfds.features.ClassLabel,),
+}
 # For reading all labels: records a thread reads at a time, and threads.
 _CHUNK, _THREADS = 256, 8
 
 
 def splits(data: DataFields) -> tuple[str, ...]:
   """Splits of the data set; see `tfds_splits`."""
-  return tfds_splits(data.dataset, data.root or None)
+  return tfds_splits(data.dataset, data.root)
 
 
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
-  return open_tfds(
-    data.dataset,
-    split,
-    root=data.root or None,
-    classes=load_class_list(data.names) if data.names else None,
-    cache=data.cache,
-  )
+  classes = load_class_list(data.names) if data.names else None
+  return open_tfds(data.dataset, split, root=data.root, classes=classes, cache=data.cache)
 
 
 def open_test_set(
@@ -65,9 +64,9 @@ def open_test_set(
   if dataset in CLASS_LISTS and dataset not in _PREPARED and classes == load_class_list(dataset):
     classes = None  # its own table maps TFDS's labels, which are spelled differently
   found = tfds_splits(dataset, root)
-  split = next((split for split in ("test", "validation") if split in found), None)
-  if split is None:
+  if set(found) <= {"train"}:
     raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
+  split = found[-1]
   source = open_tfds(dataset, split, root=root, classes=classes)
   return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
 
@@ -75,7 +74,7 @@ def open_test_set(
 class Records:
   """Storage of images in a prepared data set's records, which each process opens for itself."""
 
-  def __init__(self, dataset: str, root: str | None, split: str):
+  def __init__(self, dataset: str, root: str, split: str):
     """Stores the arguments; see `open_tfds`."""
     self._dataset, self._root, self.split = dataset, root, split
     self._opened: tuple[Any, str, str] | None = None
@@ -120,22 +119,18 @@ class Records:
   def _open(self) -> tuple[Any, str, str]:
     if self._opened is None:
       builder = _builder(self._dataset, self._root)
-      features = builder.info.features
-      image = _key(features, "image", (tfds.features.Image, tfds.features.Video), self._dataset)
-      label = _key(features, "label", (tfds.features.ClassLabel,), self._dataset)
+      raw = tfds.decode.DeserializeMethod.RAW_BYTES
       try:
         if scheme_of(str(builder.data_path)) == "s3":
           source = _CopiedShards(builder.info.splits[self.split])
         else:
-          source = builder.as_data_source(
-            self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-          )
+          source = builder.as_data_source(self.split, deserialize_method=raw)
       except (NotImplementedError, ValueError, KeyError) as error:
         raise SourceError(
           f"{builder.data_path}: split {self.split!r} can't be opened by index"
           f" ({_first_line(error)}); prepare it with --file_format=array_record"
         ) from error
-      self._opened = source, image, label
+      self._opened = source, _key(builder, "image"), _key(builder, "label")
     return self._opened
 
 
@@ -161,28 +156,23 @@ class _CopiedShards:
 
 
 @functools.lru_cache(maxsize=4)
-def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> tuple[str, ...]:
-  """Which of train, validation and test a data set has, without ImageNet's test split: no labels.
-
-  Raises:
-    SourceError: an unknown data set, or one that is not prepared.
-  """
-  builder = _builder(tfds_name(dataset), root)
-  splits = builder.info.splits
-  if not splits:
-    raise SourceError(
-      f"{builder.data_path}: the data set is not prepared; run"
-      f" tfds build {tfds_name(dataset)} --file_format=array_record --data_dir={root or 'DIR'}"
-    )
-  labelled = ("train", "validation", *(("test",) if builder.name != "imagenet2012" else ()))
-  return tuple(split for split in labelled if split in splits)
+def tfds_splits(dataset: str, root: str | os.PathLike = "") -> tuple[str, ...]:
+  """Which of train, validation and test a data set has; SourceError if it is not prepared."""
+  name = tfds_name(dataset)
+  builder = _builder(name, root)
+  if not builder.info.splits:
+    command = f"tfds build {name} --file_format=array_record --data_dir={root or 'DIR'}"
+    raise SourceError(f"{builder.data_path}: the data set is not prepared; run {command}")
+  # ImageNet's test split has no labels.
+  known = ("train", "validation", "test")[: 2 if builder.name == "imagenet2012" else 3]
+  return tuple(split for split in known if split in builder.info.splits)
 
 
 def open_tfds(
   dataset: str,
   split: str,
   *,
-  root: str | os.PathLike | None = None,
+  root: str | os.PathLike = "",
   classes: ClassList | None = None,
   cache: str | os.PathLike = "",
 ) -> StoredImages:
@@ -191,7 +181,7 @@ def open_tfds(
   Args:
     dataset: class list, or TFDS's name of the data set, "name/config:version".
     split: TFDS's name of the split.
-    root: TFDS's data_dir; None: its default.
+    root: TFDS's data_dir; "": its default.
     classes: class list in the order of the labels, which TFDS's label names must match. None: the
       packaged class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
       else TFDS's label names.
@@ -199,35 +189,23 @@ def open_tfds(
 
   Returns:
     Images in TFDS's order, without those of classes outside the list.
-
-  Raises:
-    SourceError: an unknown data set, one without images or labels, or classes that don't match.
-    VocabularyError: labels of a known data set that are not the known ones.
   """
-  name = tfds_name(dataset)
-  builder = _builder(name, root)
-  features = builder.info.features
-  label_names = features[_key(features, "label", (tfds.features.ClassLabel,), name)].names
+  builder = _builder(tfds_name(dataset), root)
+  label_names = builder.info.features[_key(builder, "label")].names
   names, class_of_label = _classes(dataset, builder.name, label_names, classes)
-  records = Records(name, None if root is None else os.fspath(root), split)
+  records = Records(tfds_name(dataset), os.fspath(root), split)
   labels, keys = _index(builder, records, cache)
   known = (labels >= 0) & (labels < len(label_names))
   kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
   if not len(kept):
     raise SourceError(f"{builder.data_path}: no image of split {split!r} is of a class in the list")
-  return StoredImages(
-    names,
-    class_of_label[labels[kept]],
-    [f"{builder.name}/{split}/{row:08d}" for row in kept] if keys is None else keys[kept],
-    records,
-    rows=kept,
-  )
+  of_records = [f"{builder.name}/{split}/{row:08d}" for row in kept] if keys is None else keys[kept]
+  return StoredImages(names, class_of_label[labels[kept]], of_records, records, rows=kept)
 
 
 def tfds_name(dataset: str) -> str:
   """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as they are."""
-  builder = tfds_builder(dataset) if dataset in CLASS_LISTS else None
-  return _PREPARED.get(dataset) or builder or dataset
+  return _PREPARED.get(dataset) or tfds_builder(dataset) or dataset
 
 
 def _classes(
@@ -241,10 +219,8 @@ def _classes(
     # A later release of TFDS may have other labels.
     if tuple(label_names) != labels:
       differing = sorted(set(labels) ^ set(label_names)) or ["their order"]
-      raise VocabularyError(
-        f"TFDS's {builder}: {len(label_names)} labels are not the {len(labels)} known ones; they"
-        f" differ in {differing[0]!r}"
-      )
+      found = f"{len(label_names)} labels are not the {len(labels)} known ones"
+      raise VocabularyError(f"TFDS's {builder}: {found}; they differ in {differing[0]!r}")
     return load_class_list(known[0]).names, class_of_label
   if classes is None:
     classes = classes_of(label_names, f"TFDS's {builder}")
@@ -269,29 +245,27 @@ def _index(
   return stored_array(cache, key, records.labels), None
 
 
-def _builder(dataset: str, root: str | os.PathLike | None) -> Any:
+def _builder(dataset: str, root: str | os.PathLike) -> Any:
   try:
-    return tfds.builder(dataset, data_dir=None if root is None else os.fspath(root))
+    return tfds.builder(dataset, data_dir=os.fspath(root) or None)
   except registered.DatasetNotFoundError as error:
     where = f" and not prepared in {root}" if root else ""
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error
   except ModuleNotFoundError as error:
-    raise SourceError(
-      f"{dataset}: TFDS needs TensorFlow to open it; for UCF101's middle frames, use coop_ucf101 of"
-      " the job prepare"
-    ) from error
+    remedy = "for UCF101's middle frames, use coop_ucf101 of the job prepare"
+    raise SourceError(f"{dataset}: TFDS needs TensorFlow to open it; {remedy}") from error
   except (ValueError, AssertionError, RuntimeError, OSError) as error:
     raise SourceError(f"TFDS's {dataset}: {_first_line(error)}") from error
 
 
-def _key(features: Any, usual: str, kinds: tuple[type, ...], dataset: str) -> str:
-  """Name of the feature of some types: the usual one, or else the only one."""
-  found = [name for name, feature in features.items() if isinstance(feature, kinds)]
-  if usual in found:
-    return usual
-  if len(found) != 1:
-    raise SourceError(f"TFDS's {dataset}: found {len(found)} features for the {usual}, expected 1")
-  return found[0]
+def _key(builder: Any, kind: str) -> str:
+  """Name of the feature with the image or the label: the usual name, or else the only one."""
+  features = builder.info.features.items()
+  found = [name for name, feature in features if isinstance(feature, _KINDS[kind])]
+  if kind not in found and len(found) != 1:
+    wrong = f"found {len(found)} features for the {kind}, expected 1"
+    raise SourceError(f"TFDS's {builder.name}: {wrong}")
+  return kind if kind in found else found[0]
 
 
 def _features(record: bytes) -> Any:

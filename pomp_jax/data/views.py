@@ -1,9 +1,7 @@
 """Views of training images: the published augmentations, decoded or read as stored features.
 
-A view is drawn first (`draw_view`: numbers only) and then made (`make_view`: Pillow). Its random
-numbers are a function of (seed, image, epoch, view) only, so worker processes, restarts and stored
-features see the same pixels.
-
+A view is drawn (`draw_view`: numbers, a function of seed, image, epoch and view only) and then made
+(`make_view`), so worker processes, restarts and stored features see the same pixels.
 Shapes: B images, V views an image, S side of a view in pixels, E embedding.
 """
 
@@ -37,30 +35,17 @@ _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Augmentation of the training images.
+  """Augmentation of the training images."""
 
-  Attributes:
-    kind: one of AUGMENTS.
-    n_views: V; 1 under `none`, where all views are equal.
-    seed: random seed of all augmentations.
-    view_epochs: epochs after which the same views repeat, so that their features can be stored;
-      0: never.
-    crop_area: least area of a random crop, as a share of the image's.
-  """
-
-  kind: str = "none"
-  n_views: int = 1
-  seed: int = 0
-  view_epochs: int = 0
-  crop_area: float = CROP_AREA
+  kind: str = "none"  # one of AUGMENTS
+  n_views: int = 1  # V; 1 under `none`, where all views are equal
+  seed: int = 0  # random seed of all augmentations
+  view_epochs: int = 0  # epochs after which the same views repeat, to be stored; 0: never
+  crop_area: float = CROP_AREA  # least area of a random crop, as a share of the image's
 
   @property
   def n_epochs(self) -> int:
-    """Epochs whose views differ; 1 under `none`.
-
-    Raises:
-      ValueError: the views never repeat.
-    """
+    """Epochs whose views differ; 1 under `none`. ValueError if the views never repeat."""
     if self.kind == "none":
       return 1
     if not self.view_epochs:
@@ -82,11 +67,7 @@ class StoredViews:
   def __call__(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
-    """Features of the images' views in their epochs, and which images were readable.
-
-    Raises:
-      DamagedFeaturesError: features are missing or damaged.
-    """
+    """Features of the images' views in their epochs, and which images were readable."""
     found = self.features.read(indices, self.augmentation.versions(epochs))
     return found, ~np.isnan(found[:, 0, 0])
 
@@ -98,12 +79,9 @@ def views(
   augmentation: Augmentation,
   size: int,
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
-  """Makes the views of images in epochs; a function of its arguments, on any machine.
+  """Makes the views of images in epochs, black for unreadable images; also which were readable.
 
   Stored images are decoded here. Another source's `images` are augmented as given.
-
-  Returns:
-    The views, and which images were readable; views of the others are black.
   """
   stored = isinstance(source, StoredImages)
   upright = stored and source.upright
@@ -113,54 +91,40 @@ def views(
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
   for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
-    where = source.where(index) if stored else f"image {index}"
     with contextlib.suppress(ImageError):
+      where = source.where(index) if stored else f"image {index}"
       image = open_image(source.encoded(index), where) if stored else Image.fromarray(ready[row])
-      _fill(result[row], image, where, index, epoch, augmentation, upright)
+      if augmentation.kind == "none":
+        result[row] = prepare(load_rgb(image, where, upright=upright)[0], size)
+      else:
+        result[row] = _decode(image, where, index, epoch, augmentation, size, upright)
       readable[row] = True
   return result, readable
 
 
-def _fill(
-  views_VxSxSx3: np.ndarray,
-  image: Image.Image,
-  where: str,
-  index: int,
-  epoch: int,
-  a: Augmentation,
-  upright: bool,
-) -> None:
-  """Decodes an image once and writes all of its views."""
-  size = views_VxSxSx3.shape[1]
-  if a.kind == "none":
-    views_VxSxSx3[:] = prepare(load_rgb(image, where, upright=upright)[0], size)
-    return
+def _decode(
+  image: Image.Image, where: str, index: int, epoch: int, a: Augmentation, size: int, upright: bool
+) -> list[np.ndarray]:
+  """Decodes an image once for all of its views."""
   epoch = epoch % a.view_epochs if a.view_epochs else epoch
   of_all = {"augment": a.kind, "seed": a.seed, "index": index, "epoch": epoch}
   drawn = [
     draw_view(*sides(image, upright), **of_all, view=number, crop_area=a.crop_area)
-    for number in range(len(views_VxSxSx3))
+    for number in range(a.n_views)
   ]
   # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
   smallest = min(min(view.crop[2:]) for view in drawn)
   shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
   whole, shrink = load_rgb(image, where, shrink, upright)
-  for pixels_SxSx3, view in zip(views_VxSxSx3, drawn, strict=True):
-    pixels_SxSx3[:] = make_view(whole, view, size, shrink)
+  return [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
 
 
 class View(NamedTuple):
-  """One view of an image, drawn but not made.
+  """One view of an image, drawn but not made."""
 
-  Attributes:
-    crop: left, top, width and height in pixels of the whole image.
-    flip: whether left and right are exchanged.
-    operations: names in OPERATIONS, each with its magnitude, in order of application.
-  """
-
-  crop: tuple[int, int, int, int]
-  flip: bool
-  operations: tuple[tuple[str, float], ...]
+  crop: tuple[int, int, int, int]  # left, top, width and height in pixels of the whole image
+  flip: bool  # whether left and right are exchanged
+  operations: tuple[tuple[str, float], ...]  # names in OPERATIONS with magnitudes, in order
 
 
 class Operation(NamedTuple):
@@ -190,17 +154,16 @@ def draw_view(
   # The lowest word of the counter counts the draws.
   bits = np.random.Philox(key=[seed, _STREAM], counter=[0, view, epoch, index])
   uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
-  of_crops = uniforms[: 4 * _CROP_TRIES].reshape(_CROP_TRIES, 4)
-  crop = _crop(width, height, of_crops, crop_area)
-  flip, *rest = uniforms[4 * _CROP_TRIES :].tolist()
+  of_crops, (flip, *rest) = np.split(uniforms, [4 * _CROP_TRIES])
   operations = []
   if augment == "recipe":
-    for which, chance, magnitude in zip(rest[0::3], rest[1::3], rest[2::3], strict=True):
+    for which, chance, magnitude in np.reshape(rest, (-1, 3)).tolist():
       if chance < PROBABILITY:
         name = _NAMES[int(which * len(_NAMES))]
         _, low, high = OPERATIONS[name]
         operations.append((name, low + (high - low) * magnitude))
-  return View(crop, flip < 0.5, tuple(operations))
+  crop = _crop(width, height, of_crops.reshape(-1, 4), crop_area)
+  return View(crop, bool(flip < 0.5), tuple(operations))
 
 
 def make_view(image: Image.Image, view: View, size: int, shrink: int = 1) -> Image.Image:
@@ -222,8 +185,8 @@ def _crop(
 ) -> tuple[int, int, int, int]:
   """Random crop with the distribution of torchvision's RandomResizedCrop.
 
-  The area is uniform and the ratio of the sides log-uniform. A crop that does not fit is redrawn.
-  After ten tries, the largest central crop with a ratio in range is taken.
+  The area is uniform, the ratio of the sides log-uniform. A crop that does not fit is redrawn;
+  after ten tries, the largest central crop with a ratio in range is taken.
   """
   low, high = math.log(RATIO[0]), math.log(RATIO[1])
   for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
@@ -276,11 +239,7 @@ OPERATIONS = {
   # Inverts levels at or above the magnitude.
   "solarize": Operation(lambda image, m: ImageOps.solarize(image, m), 0, 256),
   # As shares of the side.
-  "translate_x": Operation(
-    lambda image, m: _affine(image, 1, 0, m * image.width, 0, 1, 0), -0.3, 0.3
-  ),
-  "translate_y": Operation(
-    lambda image, m: _affine(image, 1, 0, 0, 0, 1, m * image.height), -0.3, 0.3
-  ),
+  "translate_x": Operation(lambda i, m: _affine(i, 1, 0, m * i.width, 0, 1, 0), -0.3, 0.3),
+  "translate_y": Operation(lambda i, m: _affine(i, 1, 0, 0, 0, 1, m * i.height), -0.3, 0.3),
 }
 _NAMES = tuple(OPERATIONS)

@@ -1,14 +1,13 @@
-"""WordNet's is-a relations above ImageNet's classes: parents, siblings, common ancestors.
+"""WordNet's is-a relations above ImageNet's classes: an acyclic graph with the root `entity`.
 
-A synset may have several parents (a dog is a canine and a domestic animal), so the "tree" is an
-acyclic graph with one root, `entity`. Nodes are numbered in the order of their ids.
-
-Shapes: n nodes, E edges, A pairs of a node and an ancestor, N classes.
+A synset may have several parents: a dog is a canine and a domestic animal.
+Shapes: n nodes, in the order of their ids, E edges, A pairs of a node and an ancestor, N classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 from jaxtyping import Bool, Int, Int32, Int64
@@ -26,18 +25,10 @@ _CHUNK = 2**17
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """Rows of different lengths in one array.
+  """Rows of different lengths in one array."""
 
-  Attributes:
-    starts: offsets; row r is values[starts[r]:starts[r + 1]].
-    values: all rows, concatenated.
-  """
-
-  starts: Int64[np.ndarray, " R_plus_1"]
-  values: Int32[np.ndarray, " V"]
-
-  def __len__(self) -> int:
-    return len(self.starts) - 1
+  starts: Int64[np.ndarray, " R_plus_1"]  # offsets; row r is values[starts[r]:starts[r + 1]]
+  values: Int32[np.ndarray, " V"]  # all rows, concatenated
 
   def __getitem__(self, row: int | np.integer) -> Int32[np.ndarray, " v"]:
     return self.values[self.starts[row] : self.starts[row + 1]]
@@ -68,7 +59,7 @@ class Tree:
     self.names = tuple(names)
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     lengths = np.array([len(row) for row in parents], np.int64)
-    self.parents = _ragged(lengths, self.nodes([parent for row in parents for parent in row]))
+    self.parents = _ragged(lengths, self.nodes(list(itertools.chain(*parents))))
     self.root = int(np.argmin(lengths))
     self.longest_depth = np.zeros(len(self), np.int32)
     self._keys, self.ancestor_distance = self._closure()
@@ -98,30 +89,30 @@ class Tree:
     sizes_E = np.searchsorted(parent_E, parent_E, side="right") - starts_E
     one = np.repeat(child_E, sizes_E)
     other = child_E[_positions(starts_E, sizes_E)]
-    return _grouped(np.unique(one * n_classes + other), n_classes, without_self=True)
+    return _grouped(np.unique((one * n_classes + other)[one != other]), n_classes)
 
-  def lowest_common_ancestor(self, a: Nodes, b: Nodes) -> Int32[np.ndarray, "..."]:
-    """Common ancestor farthest from the root by `longest_depth`; a node is its own ancestor.
+  def lowest_common_ancestor(self, a: Nodes, b: Nodes) -> Int32[np.ndarray, "2 ..."]:
+    """Lowest common ancestor, and edges on the shortest path through any common ancestor.
 
-    None of its descendants is a common ancestor. Ties are broken by the smallest id.
+    The lowest one is farthest from the root by `longest_depth`, then of the smallest id: none of
+    its descendants is a common ancestor. A node is its own ancestor.
     """
-    n = len(self)
-
-    def choose(common: np.ndarray, ancestor: np.ndarray, _: np.ndarray, starts: np.ndarray):
+    n, (a_broad, b_broad) = len(self), np.broadcast_arrays(a, b)
+    a, b = a_broad.ravel(), b_broad.ravel()
+    result = np.empty((2, *a.shape), np.int32)
+    for begin in range(0, len(a), _CHUNK):
+      part = slice(begin, begin + _CHUNK)
+      lengths = self.ancestors.lengths[a[part]]
+      at_a = _positions(self.ancestors.starts[a[part]], lengths)
+      ancestor = self.ancestors.values[at_a]
+      common, at_b = self._find(np.repeat(b[part].astype(np.int64), lengths) * n + ancestor)
+      distance = self.ancestor_distance[at_a] + self.ancestor_distance[at_b]
+      starts, far = np.cumsum(lengths) - lengths, np.iinfo(np.int32).max
+      result[1, part] = np.minimum.reduceat(np.where(common, distance, far), starts)
       # One number orders by depth, then by smallest index.
       rank = self.longest_depth[ancestor].astype(np.int64) * n + (n - 1 - ancestor)
-      return n - 1 - np.maximum.reduceat(np.where(common, rank, -1), starts) % n
-
-    return self._over_pairs(a, b, choose)
-
-  def path_distance(self, a: Nodes, b: Nodes) -> Int32[np.ndarray, "..."]:
-    """Edges on the shortest path from a to b through a common ancestor."""
-    far = np.iinfo(np.int32).max
-
-    def choose(common: np.ndarray, _: np.ndarray, distance: np.ndarray, starts: np.ndarray):
-      return np.minimum.reduceat(np.where(common, distance, far), starts)
-
-    return self._over_pairs(a, b, choose)
+      result[0, part] = n - 1 - np.maximum.reduceat(np.where(common, rank, -1), starts) % n
+    return result.reshape(2, *a_broad.shape)
 
   def is_ancestor(self, a: Nodes, b: Nodes) -> Bool[np.ndarray, "..."]:
     """Whether a is an ancestor of b, or b itself."""
@@ -132,20 +123,6 @@ class Tree:
     """Whether each node * n + ancestor is a pair of the closure, and its position there."""
     where = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
     return self._keys[where] == keys, where
-
-  def _over_pairs(self, a: Nodes, b: Nodes, choose: Callable) -> np.ndarray:
-    a_broad, b_broad = np.broadcast_arrays(a, b)
-    a, b = a_broad.ravel(), b_broad.ravel()
-    result = np.empty(a.shape, np.int32)
-    for begin in range(0, len(a), _CHUNK):
-      part = slice(begin, begin + _CHUNK)
-      lengths = self.ancestors.lengths[a[part]]
-      at_a = _positions(self.ancestors.starts[a[part]], lengths)
-      ancestor = self.ancestors.values[at_a]
-      common, at_b = self._find(np.repeat(b[part].astype(np.int64), lengths) * len(self) + ancestor)
-      distance = self.ancestor_distance[at_a] + self.ancestor_distance[at_b]
-      result[part] = choose(common, ancestor, distance, np.cumsum(lengths) - lengths)
-    return result.reshape(a_broad.shape)
 
   def _closure(self) -> tuple[Int64[np.ndarray, " A"], Int32[np.ndarray, " A"]]:
     """All pairs as sorted node * n + ancestor, and the length of each pair's shortest path."""
@@ -176,11 +153,9 @@ def _ragged(lengths: np.ndarray, values: np.ndarray) -> Ragged:
   return Ragged(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), values)
 
 
-def _grouped(keys: np.ndarray, n: int, without_self: bool = False) -> Ragged:
+def _grouped(keys: np.ndarray, n: int) -> Ragged:
   """Splits sorted keys row * n + value into n rows."""
   row, value = np.divmod(keys, n)
-  if without_self:
-    row, value = row[row != value], value[row != value]
   return _ragged(np.bincount(row, minlength=n), value.astype(np.int32))
 
 

@@ -13,10 +13,10 @@ from pomp_jax.config import SOURCES, ConfigError, Settings, near_match
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.source import LabelledSet, Source, SourceError, StoredImages
+from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
+from pomp_jax.evaluate.own_sets import open_own_set, parse_sets, read_sets_file
 from pomp_jax.files.paths import is_dir
 from pomp_jax.registry import GROUP_OF, NO_SUITE, OWN, SUITES
 
@@ -29,36 +29,32 @@ _MISSING = (SourceError, VocabularyError)
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-  """A data set, or a part of its classes, to evaluate.
+  """A data set, or a part of its classes, to evaluate."""
 
-  Attributes:
-    name: name such as "dtd", or "dtd/base" for a part of its classes.
-    group: table of the set, one of `registry.GROUPS`.
-    column: heading in that table.
-    part: "all", or the part of the classes: base, new (CoOp's half) or novel.
-    open: function that opens the images and their class list; reads no image.
-    reader: one of `config.READERS`; "" for the embedded world.
-    n_listed: classes of its packaged list, which the set may hold in part; 0: those of the set.
-  """
+  name: str  # such as "dtd", or "dtd/base" for a part of its classes
+  group: str  # table of the set, one of `registry.GROUPS`
+  column: str  # heading in that table
+  part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
+  config: Settings
+  whole: Callable[[], LabelledSet]  # opens all images of the part
+  reader: str = ""  # one of `config.READERS`; "" for the embedded world
+  n_listed: int = 0  # classes of its packaged list, of which it may hold some; 0: those of the set
 
-  name: str
-  group: str
-  column: str
-  part: str
-  open: Callable[[], LabelledSet]
-  reader: str = ""
-  n_listed: int = 0
+  def open(self) -> LabelledSet:
+    """Opens the class list and up to `evaluate.images` images by `data.upright`; reads none."""
+    labelled, n_images = self.whole(), self.config.evaluate.images
+    source = labelled.source
+    if not isinstance(source, StoredImages):
+      return labelled
+    if n_images:
+      source = source.subset(even_sample(source.labels, source.keys, n_images))
+    return labelled._replace(source=source.turned(self.config.data.upright))
 
   def count_classes(self, labelled: LabelledSet, sampled: bool) -> dict[str, int | None]:
-    """Counts the listed classes, and those without an image in the opened set.
-
-    The second count is None if the images are a sample, which says nothing of the set.
-    """
+    """Counts the listed classes, and those without an image; None if the images are a sample."""
     listed = self.n_listed or len(labelled.classes)
-    if sampled or not self.reader:
-      return {"listed_classes": listed, "missing_classes": None}
-    with_images = len(np.unique(labelled.source.labels))
-    return {"listed_classes": listed, "missing_classes": listed - with_images}
+    missing = listed - len(np.unique(labelled.source.labels)) if self.reader else None
+    return {"listed_classes": listed, "missing_classes": None if sampled else missing}
 
 
 def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
@@ -68,13 +64,14 @@ def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
     ConfigError: an unknown set, or no folder for it.
     SourceError: an unusable file of sets.
   """
-  own, named = _own_sets(config.evaluate), _named(config)
-  sets = [
-    *(item for name in named for item in _of_named(config, name, image_size)),
-    *(item for one in own for item in _of_own(config, one, image_size)),
-  ]
-  if not sets:
-    sets = _of_data(config, image_size)
+  settings = config.evaluate
+  own = read_sets_file(settings.sets_file) if settings.sets_file else []
+  own += parse_sets(settings.own_sets, "config.evaluate.own_sets") if settings.own_sets else []
+  sets = [item for name in _named(config) for item in _of_named(config, name, image_size)]
+  for one, part in ((each, part) for each in own for part in each.parts):
+    name, whole = _joined(one.name, part), functools.partial(open_own_set, one, part, image_size)
+    sets.append(EvaluationSet(name, OWN, one.name, part, config, whole, one.reader))
+  sets = sets or _of_data(config, image_size)
   for index in repeats(file_name(item.name) for item in sets):
     where = own[0].where if own else "config.evaluate.sets"
     raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
@@ -90,8 +87,7 @@ def open_each(
     The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
 
   Raises:
-    SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
-      names, after a log line for each.
+    SourceError, VocabularyError: the reason, or of several the names, after a log line for each.
   """
   opened, missing = {}, {}
   for item in items:
@@ -104,9 +100,8 @@ def open_each(
   if missing and not (skip_missing and opened):
     _log_missing(missing)
     hint = "; evaluate.skip_missing=true evaluates the others" if opened else ""
-    raise SourceError(
-      f"{len(missing)} of {len(items)} sets can't be opened: {', '.join(missing)}{hint}"
-    )
+    failed = f"{len(missing)} of {len(items)} sets can't be opened"
+    raise SourceError(f"{failed}: {', '.join(missing)}{hint}")
   return opened, {name: str(error) for name, error in missing.items()}
 
 
@@ -135,12 +130,6 @@ def _log_missing(reasons: Mapping[str, object]) -> None:
 def file_name(name: str) -> str:
   """File name of a set, without suffix."""
   return name.replace("/", "-")
-
-
-def _own_sets(settings: Evaluate) -> list[OwnSet]:
-  in_file = read_sets_file(settings.sets_file) if settings.sets_file else []
-  own = settings.own_sets
-  return in_file + (parse_sets(own, "config.evaluate.own_sets") if own else [])
 
 
 def _named(config: Settings) -> list[str]:
@@ -173,38 +162,23 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
         " without sets evaluates what config.data names, evaluate.sets_file any sets"
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
-    return [EvaluationSet(name, group, name, "all", lambda: _generated(config, name))]
+    whole = functools.partial(_of_config, config, group, name, "test", image_size)
+    return [EvaluationSet(name, group, name, "all", config, whole)]
   if not settings.root or not is_dir(settings.root):
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
   if settings.source == "coop" and name not in COOP_SETS:
     takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
     raise ConfigError("evaluate.source", "coop", takes)
-  return [
-    EvaluationSet(
-      name if part == "all" else f"{name}/{part}",
-      group,
-      name,
-      part,
-      lambda part=part: _stored(config, name, part, image_size),
-      settings.source,
-      0 if halves else len(load_class_list(name)),
-    )
-    for part in (("base", "new") if halves else ("all",))
-  ]
+  n_listed, sets = 0 if halves else len(load_class_list(name)), []
+  for part in ("base", "new") if halves else ("all",):
+    whole = functools.partial(_stored, settings, name, part, image_size)
+    of_part = _joined(name, part), group, name, part, config, whole
+    sets.append(EvaluationSet(*of_part, settings.source, n_listed))
+  return sets
 
 
-def _of_own(config: Settings, own: OwnSet, image_size: int) -> list[EvaluationSet]:
-  return [
-    EvaluationSet(
-      own.name if part == "all" else f"{own.name}/{part}",
-      OWN,
-      own.name,
-      part,
-      lambda part=part: _sample(open_own_set(own, part, image_size), config),
-      own.reader,
-    )
-    for part in own.parts
-  ]
+def _joined(name: str, part: str) -> str:
+  return name if part == "all" else f"{name}/{part}"
 
 
 def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
@@ -214,77 +188,53 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
     return [item for name in splits for item in _of_named(config, name, image_size)]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
-  name = name.replace("/", "-")
-
-  def opened(split: str, images: str) -> LabelledSet:
-    source = inputs.open_source(data, split).sized(image_size)
-    return _sample(_under_template(config, source, name, images), config)
-
-  sets = []
+  name, sets = name.replace("/", "-"), []
   for split in splits:
     # "test", "base", or "validation/base": images, and part of the classes.
     images, _, part = split.rpartition("/")
     images, part = (images or "test", part) if part in _PARTS else (split, "all")
-    open_it = functools.partial(opened, split, images)
-    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, open_it, data.source))
+    whole = functools.partial(_of_config, config, name, split, images, image_size)
+    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, config, whole, data.source))
   return sets
 
 
-def _generated(config: Settings, split: str) -> LabelledSet:
-  n_images = config.evaluate.images or config.eval.images
+def _of_config(
+  config: Settings, name: str, split: str, images: str, image_size: int
+) -> LabelledSet:
+  """Opens a split of `config.data`, under the template of `config.eval`."""
+  stored, template = SOURCES[config.data.source].stored, config.eval.template
+  n_images = 0 if stored else config.evaluate.images or config.eval.images
   source = inputs.open_source(config.data, split, n_images=n_images)
-  return _under_template(config, source, config.data.source, "test")
-
-
-def _under_template(config: Settings, source: Source, name: str, split: str) -> LabelledSet:
-  template = config.eval.template
   classes = ClassList(tuple(source.names), None, template, (template,), name)
-  return LabelledSet(source, classes, split)
+  return LabelledSet(source.sized(image_size) if stored else source, classes, images)
 
 
-def _stored(config: Settings, name: str, part: str, image_size: int) -> LabelledSet:
-  settings = config.evaluate
-  classes = load_class_list(name)
+def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
+  classes, where = load_class_list(name), f"{settings.root}: {name}"
   module = SOURCES[settings.source].load()
   source, _, split = module.open_test_set(settings.root, name, classes)
-  if classes.synsets is None:
-    _check_names(source.names, classes.names, f"{settings.root}: {name}")
-  elif len(source.names) != len(classes):
-    classes = _listed_classes(classes, source.names, f"{settings.root}: {name}")
-  # ImageNet's classes were matched by id, so the source may have other names for them.
-  classes = dataclasses.replace(classes, names=source.names)
+  classes = _matched(classes, source.names, where)
   labelled = LabelledSet(source.sized(image_size), classes, split)
   if part != "all":
     labelled = labelled.of_classes(half_of_classes(len(classes), part))
-  labelled = _sample(labelled, config)
   if not len(labelled.source):
-    raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")
+    raise SourceError(f"{where} has no test image of the classes asked for")
   return labelled
 
 
-def _sample(labelled: LabelledSet, config: Settings) -> LabelledSet:
-  """Limits a set of stored images to `evaluate.images`, and applies `data.upright`."""
-  source, n_images = labelled.source, config.evaluate.images
-  if not isinstance(source, StoredImages):
-    return labelled
-  if n_images:
-    source = source.subset(even_sample(source.labels, source.keys, n_images))
-  return labelled._replace(source=source.turned(config.data.upright))
-
-
-def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """Class list of a data set with some of the list's classes; SourceError for another class."""
-  label = {name: c for c, name in enumerate(classes.names)}
-  unknown = [name for name in names if name not in label]
-  if unknown:
-    raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
-  return classes.subset([label[name] for name in names])
-
-
-def _check_names(found: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
-  """Raises SourceError unless labels mean the classes of the set's list."""
-  if len(found) != len(known):
-    raise SourceError(f"{where}: {len(found)} classes, but its class list has {len(known)}")
-  for label, (own, listed) in enumerate(zip(found, known, strict=True)):
-    if own != listed:
-      raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")
+def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
+  """The class list under a data set's names; SourceError if the labels mean other classes."""
+  if classes.synsets is None:
+    if len(names) != len(classes):
+      raise SourceError(f"{where}: {len(names)} classes, but its class list has {len(classes)}")
+    for label, (own, listed) in enumerate(zip(names, classes.names, strict=True)):
+      if own != listed:
+        raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")
+  elif len(names) != len(classes):
+    label_of = {name: label for label, name in enumerate(classes.names)}
+    unknown = [name for name in names if name not in label_of]
+    if unknown:
+      raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
+    classes = classes.subset([label_of[name] for name in names])
+  # ImageNet's classes were matched by id, so the source may have other names for them.
+  return dataclasses.replace(classes, names=names)

@@ -79,16 +79,12 @@ def _module(data: Data) -> ModuleType:
 def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:
   """Opens the images of a split: train, validation, or one of `evaluation_splits`.
 
-  Args:
-    data: `config.data`.
-    split: name of the split.
-    images_per_class: images of each class, of a generated source.
-    n_images: number of images, as evenly over the classes as possible; 0: all, of stored images.
+  A generated source has `images_per_class` or `n_images`, as evenly over the classes as possible;
+  stored images are `n_images`, or all if it is 0.
   """
+  sizes = {"images_per_class": images_per_class, "n_images": n_images}
   with waiting(f"opening the {split} images"):
-    return _module(data).open_source(
-      data, split, images_per_class=images_per_class, n_images=n_images
-    )
+    return _module(data).open_source(data, split, **sizes)
 
 
 def open_training_source(data: Data, image_size: int) -> Source:
@@ -108,10 +104,9 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 
 
 def check_readable(data: Data, n_images: int) -> None:
-  """Decodes the images of a folder, to find those that can't be read before a run starts.
+  """Decodes the images of a folder before a run; SourceError if `data.max_corrupt` allows fewer.
 
-  Of each evaluation split `n_images` are decoded, or all if it is 0. SourceError if more are
-  unreadable than `data.max_corrupt` allows.
+  Of each evaluation split `n_images` are decoded, or all if it is 0.
   """
   if data.source == "folder":
     # Once for all cells of an ablation, whatever becomes of the pixels.

@@ -135,10 +135,10 @@ class Hierarchy:
     """Relates right classes to answers, both given as indices into the class list."""
     tree = self._tree
     right_B, answered_B = self._nodes[labels_B], self._nodes[answers_B]
-    common_B = tree.lowest_common_ancestor(right_B, answered_B)
+    common_B, distance_B = tree.lowest_common_ancestor(right_B, answered_B)
     keys_B = labels_B.astype(np.int64) * len(self) + answers_B
     return Relations(
-      tree.path_distance(right_B, answered_B),
+      distance_B,
       np.where(right_B == answered_B, 0, self._heights[common_B]).astype(np.int32),
       tree.longest_depth[common_B],
       self._sibling_keys[np.searchsorted(self._sibling_keys[:-1], keys_B)] == keys_B,

@@ -1,11 +1,4 @@
-"""A user's own data sets, described in a TOML file or a config; docs/evaluation.md.
-
-  [[set]]
-  name = "birds"
-  root = "pictures/birds"
-  base = "seen.txt"
-  novel = "unseen.txt"
-  templates = ["a photo of a {}, a type of bird."]
+"""A user's own data sets, described in a TOML file or a config as docs/evaluation.md shows.
 
 Parsing checks keys and values. Files and folders are read when a set is opened.
 """
@@ -51,34 +44,21 @@ _NAME = re.compile(r"\w([\w .+-]{0,78}[\w.+-])?")
 
 @dataclasses.dataclass(frozen=True)
 class OwnSet:
-  """Description of a data set.
+  """Description of a data set."""
 
-  Attributes:
-    name: name in tables and files.
-    root: folder of class folders, CoOp's $DATA, or TFDS's data_dir.
-    reader: one of `config.READERS`.
-    dataset: name of the data set in coop or tfds.
-    names: class list, by file, by name, or as the names themselves; "": the data set's own.
-    base: classes that a prompt was learned on, "first half", or "" for one undivided set.
-    novel: the other classes; "" with `base`: all that are not base.
-    templates: hand-written prompts with a {} each. The first is `hand_written`, all are the
-      ensemble. Empty: those of the class list.
-    synsets: WordNet ids in the order of the names, by file or themselves; "": the class list's.
-    folder: start of relative paths.
-    where: the file, or the field of the config, for messages.
-  """
-
-  name: str
-  root: str
-  reader: str = "folder"
-  dataset: str = ""
-  names: Names = ""
-  base: Names = ""
-  novel: Names = ""
+  name: str  # in tables and files
+  root: str  # folder of class folders, CoOp's $DATA, or TFDS's data_dir
+  reader: str = "folder"  # one of `config.READERS`
+  dataset: str = ""  # name of the data set in coop or tfds
+  names: Names = ""  # class list; "": the data set's own
+  base: Names = ""  # classes that a prompt was learned on, "first half"; "": undivided
+  novel: Names = ""  # the other classes; "" with `base`: all that are not base
+  # Hand-written prompts with a {} each: the first is `hand_written`, all are the ensemble. Empty:
+  # those of the class list.
   templates: tuple[str, ...] = ()
-  synsets: Names = ""
-  folder: str = ""
-  where: str = ""
+  synsets: Names = ""  # WordNet ids in the order of the names; "": the class list's
+  folder: str = ""  # start of relative paths
+  where: str = ""  # the file, or the field of the config, for messages
 
   @property
   def parts(self) -> tuple[str, ...]:
@@ -93,11 +73,7 @@ _KEYS = (*_TEXTS, "templates")
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, with paths relative to its folder.
-
-  Raises:
-    SourceError: it is not TOML, or as `parse_sets`; one line with the file, the set and the key.
-  """
+  """Reads the sets of a TOML file, with paths relative to its folder; raises as `parse_sets`."""
   path = to_path(path)
   text = read_text(path, SourceError)
   try:
@@ -105,8 +81,7 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
   if set(tables) != {"set"} or not isinstance(tables["set"], list):
-    unknown = [repr(printable(key, 80)) for key in tables if key != "set"]
-    found = unknown[0] if unknown else "none"
+    found = next((repr(printable(key, 80)) for key in tables if key != "set"), "none")
     raise SourceError(f"{path}: found {found}, expected a table [[set]] for each data set")
   return parse_sets(tables["set"], str(path), path.parent)
 
@@ -117,9 +92,7 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
   Raises:
     SourceError: an unknown key, an invalid value, or a repeated name.
   """
-  sets = [
-    _parse(entry, number, where, os.fspath(folder)) for number, entry in enumerate(entries, 1)
-  ]
+  sets = [_parse(one, number, where, os.fspath(folder)) for number, one in enumerate(entries, 1)]
   for index in repeats(one.name for one in sets):
     raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
@@ -128,12 +101,7 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
 
 
 def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
-  """Opens one of a set's `parts` with images of S pixels.
-
-  Raises:
-    SourceError: a file or folder is missing, or the lists don't match the classes; one line with
-      the file, the set, and the key at fault.
-  """
+  """Opens one of a set's `parts` with images of S pixels; SourceError names the set and the key."""
   try:
     labelled = _open_whole(own, image_size)
     if part != "all":
@@ -180,30 +148,24 @@ def _value(value: Any, key: str, of: str) -> Any:
 
 def _check(own: OwnSet) -> None:
   """Checks what needs no file."""
-
-  def refuse(key: str, expected: str) -> None:
-    got = printable(repr(getattr(own, key)), 80)
-    raise _wrong(own, key, f"got {got}, expected {expected}")
-
-  if own.reader not in READERS:
-    refuse("reader", f"one of {', '.join(READERS)}{near_match(own.reader, READERS)}")
-  if not own.root:
-    refuse("root", "the folder of the images")
-  if own.reader == "folder" and own.dataset:
-    refuse("dataset", "nothing with reader = 'folder'")
-  if own.reader == "coop" and own.dataset not in COOP_SETS:
-    refuse("dataset", f"one of {', '.join(COOP_SETS)}")
-  if own.reader == "tfds" and not own.dataset:
-    refuse("dataset", "the name of a data set of TFDS, such as food101")
-  if any(template.count("{}") != 1 for template in own.templates):
-    refuse("templates", "texts with one {} each")
-  if own.novel and not own.base:
-    refuse("base", "a list of names beside 'novel'")
-  if own.base == FIRST_HALF and own.novel:
-    refuse("novel", f"nothing with base = {FIRST_HALF!r}: all other classes are novel")
-  for key in ("names", "base", "novel", "synsets"):
-    if getattr(own, key) == ():
-      refuse(key, "at least one name")
+  reader, dataset, all_of_coop = own.reader, own.dataset, ", ".join(COOP_SETS)
+  halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
+  # Whether a key is wrong, the key, and what it should be.
+  rules = [
+    (reader not in READERS, "reader", f"one of {', '.join(READERS)}{near_match(reader, READERS)}"),
+    (not own.root, "root", "the folder of the images"),
+    (reader == "folder" and dataset, "dataset", "nothing with reader = 'folder'"),
+    (reader == "coop" and dataset not in COOP_SETS, "dataset", f"one of {all_of_coop}"),
+    (reader == "tfds" and not dataset, "dataset", "a data set of TFDS, such as food101"),
+    (any(one.count("{}") != 1 for one in own.templates), "templates", "texts with one {} each"),
+    (own.novel and not own.base, "base", "a list of names beside 'novel'"),
+    (own.novel and own.base == FIRST_HALF, "novel", halves),
+    *((getattr(own, key) == (), key, "at least one name") for key in _LISTS[:4]),
+  ]
+  for wrong, key, expected in rules:
+    if wrong:
+      got = printable(repr(getattr(own, key)), 80)
+      raise _wrong(own, key, f"got {got}, expected {expected}")
 
 
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
@@ -213,10 +175,9 @@ def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   source, classes = labelled.source, listed or labelled.classes
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
-  if listed is not None:
-    n_without = len(classes) - len(np.unique(source.labels))
-    if n_without:
-      log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
+  n_without = len(classes) - len(np.unique(source.labels))
+  if listed and n_without:
+    log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
   source = source.relabelled(classes.names, source.labels).sized(image_size)
   if own.templates:
     classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)

@@ -1,8 +1,7 @@
 """Splits of stored images, for any source that has `splits(data)` and `open_split(data, split)`.
 
-A data set has some of the splits train, validation and test. A missing one is held out of the
-training images if the source's row in the registry allows it. Otherwise another split replaces it,
-under its own name, with a log line. Opening reads lists and labels, no image.
+A missing split of train, validation and test is held out of the training images if the source's row
+in the registry allows it. Otherwise another split replaces it, under its own name, with a log line.
 """
 
 import concurrent.futures
@@ -15,7 +14,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError
 from pomp_jax.config.fields import Data
-from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.loader import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages
@@ -57,9 +56,8 @@ def open_source(
 def evaluation_splits(data: Data) -> tuple[str, ...]:
   """Splits to evaluate a learned prompt on, named after their images.
 
-  `test`, or `validation` or `train` if the data set has no test images. With groups of classes,
-  `base` and `novel` (lists) or `new` (CoOp's halves). Their images are test images, or else the
-  name is `validation/base`, `train/base` and so on.
+  `test`, or else `validation` or `train`. With groups of classes `base` and `novel` (lists) or
+  `new` (CoOp's halves) of test images, or else `validation/base`, `train/base` and so on.
   """
   return tuple(_evaluation_parts(data))
 
@@ -80,11 +78,10 @@ def check_readable(data: Data, n_images: int) -> None:
   for where, why in list(unreadable.items())[:_MOST_NAMED]:
     log.warning("%s: can't be read and is skipped (%s)", where, why)
   for source in sources:
-    places = {index: source.where(index) for index in range(len(source))}
+    places = dict(enumerate(map(source.where, range(len(source)))))
+    bad = {index: where for index, where in places.items() if where in unreadable}
     try:
-      SkippedImages(source, data.max_corrupt).add(
-        {index: where for index, where in places.items() if where in unreadable}
-      )
+      SkippedImages(source, data.max_corrupt).add(bad)
     except CorruptDataError as error:
       raise SourceError(f"{_name(data)}: {error}") from error
 
@@ -102,11 +99,10 @@ def n_training_classes(data: Data) -> int:
   n_classes = len(train.names)
   if data.n_classes > n_classes:
     raise ConfigError("data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all")
-  if data.base:
-    count_N = np.bincount(train.labels, minlength=n_classes)
-    if not count_N.all():
-      name = train.names[int(np.argmin(count_N))]
-      raise SourceError(f"{_name(data)}: no training image of data.base's {name!r}")
+  without = np.setdiff1d(np.arange(n_classes), train.labels)
+  if data.base and len(without):
+    name = train.names[without[0]]
+    raise SourceError(f"{_name(data)}: no training image of data.base's {name!r}")
   return n_classes
 
 
@@ -134,15 +130,15 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
   """Labels of a group of classes; those of base and novel in the order of their list."""
   if not data.base or group == "all":
     return half_of_classes(len(names), group)
-  base = _listed_labels(data, "base", data.base, names)
+  base = _listed_labels(data, "base", names)
   if group == "base":
     return base
-  if not data.novel:
-    others = np.setdiff1d(np.arange(len(names)), base)
-    if not len(others):
-      raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
-    return others
-  novel = _listed_labels(data, "novel", data.novel, names)
+  if data.novel:
+    novel = _listed_labels(data, "novel", names)
+  else:
+    novel = np.setdiff1d(np.arange(len(names)), base)
+  if not len(novel):
+    raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
   both = np.intersect1d(base, novel)
   if len(both):
     expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
@@ -150,11 +146,11 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
   return novel
 
 
-def _listed_labels(data: Data, field: str, path: str, names: tuple[str, ...]) -> np.ndarray:
-  listed = load_class_list(path)
-  if all(map(SYNSET.fullmatch, listed.names)):
-    listed = classes_of(listed.names, path)
-  class_of = match_classes(names, ClassList(listed.names), f"{_name(data)}: data.{field}")
+def _listed_labels(data: Data, field: str, names: tuple[str, ...]) -> np.ndarray:
+  path = getattr(data, field)
+  # `classes_of` names WordNet ids.
+  listed = classes_of(load_class_list(path).names, path).names
+  class_of = match_classes(names, ClassList(listed), f"{_name(data)}: data.{field}")
   label_of = {name: label for label, name in enumerate(names)}
   return np.array([label_of[name] for name in sorted(class_of, key=class_of.__getitem__)])
 
@@ -169,38 +165,30 @@ def _replacement(data: Data, split: str) -> str:
     share = f"{100 * _shares(data)[split]:g}% of each class's training images"
     if split == "validation" and data.shots:
       share = "the training images that are not among the shots"
-    held = _divided(data)[split]
-    _log_once(_name(data), split, f"held out {share}, {len(held)} images{_untested(data, held)}")
+    held, source = _divided(data)[split], _open_part(data, _UNDIVIDED)
+    small = np.setdiff1d(source.labels, source.labels[held])
+    few = ""
+    if len(small):
+      few = f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
+    _log_once(_name(data), split, f"held out {share}, {len(held)} images{few}")
   return used
-
-
-def _untested(data: Data, held: np.ndarray) -> str:
-  """Says which classes have too few images for one to be held out."""
-  source = _open_part(data, _UNDIVIDED)
-  small = np.setdiff1d(source.labels, source.labels[held])
-  if not len(small):
-    return ""
-  return f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
 
 
 def _is_available(data: Data, split: str) -> bool:
   """Whether a validation or test split exists, or images are held out for it."""
-  if split in _splits(data):
-    return True
   possible = _shares(data)[split] or (split == "validation" and data.shots)
-  return bool(possible and len(_divided(data)[split]))
+  return split in _splits(data) or bool(possible and len(_divided(data)[split]))
 
 
 def _shares(data: Data) -> dict[str, float]:
   """Shares of each class's training images that are held out for missing splits."""
-  splits = _splits(data)
-  if not SOURCES[data.source].holds_out:
-    return {"test": 0.0, "validation": 0.0}
+  splits, some = _splits(data), SOURCES[data.source].holds_out
+  # Validation images alone are tested on. Few shots leave images for validation.
+  test = some and not {"test", "validation"} & set(splits)
+  validation = some and "validation" not in splits and not data.shots
   return {
-    # A data set with validation images only is tested on these.
-    "test": 0.0 if {"test", "validation"} & set(splits) else data.test_share,
-    # Few shots leave images for validation.
-    "validation": 0.0 if "validation" in splits or data.shots else data.validation_share,
+    "test": data.test_share if test else 0.0,
+    "validation": data.validation_share if validation else 0.0,
   }
 
 
@@ -225,12 +213,10 @@ def _divided(data: Data) -> dict[str, np.ndarray]:
 
   With few shots, the remaining images are for validation.
   """
-  undivided, shares = _open_part(data, _UNDIVIDED), _shares(data)
+  undivided, shares = _open_part(data, _UNDIVIDED), list(_shares(data).values())
   rest, test, validation = np.arange(len(undivided)), np.arange(0), np.arange(0)
-  if any(shares.values()):
-    rest, (test, validation) = held_out(
-      undivided.labels, undivided.keys, (shares["test"], shares["validation"])
-    )
+  if any(shares):
+    rest, (test, validation) = held_out(undivided.labels, undivided.keys, shares)
   if data.shots:
     if SOURCES[data.source].draws_shots:
       taken = set(_open_split(data, "train").keys.tolist())

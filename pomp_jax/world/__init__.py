@@ -1,9 +1,7 @@
-"""A synthetic world of named things, and a small CLIP trained on pictures of it.
+"""Image source `world`: a synthetic world of named things, and a small CLIP trained on it.
 
-The embedded default of the project stands in for ImageNet-21K where there is no data set and no
-network. Names are compositions (`names`), and images are rendered from a seed (`render`). The CLIP
-in `CLIP_PATH` was trained on web-like captions (`docs/generators`). This module is the image source
-`world`: splits of labelled images, rendered on demand.
+It stands in for ImageNet-21K without data or network. Names are compositions (`names`), and images
+are rendered on demand (`render`). The CLIP learned web-like captions (`docs/generators`).
 """
 
 import pathlib
@@ -38,21 +36,12 @@ class DataFields(Protocol):
 
 
 class WorldSource:
-  """Images of one split; a `data.source.Source`.
-
-  Attributes:
-    names: N class names.
-    labels: int32 [n], class of each image.
-    keys: uint64 [n], random keys of the images; with their classes they determine the pixels.
-  """
+  """Images of one split, a `data.source.Source`; `keys` uint64 [n] are the images' random keys."""
 
   def __init__(
     self, split: str, classes: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int
   ):
-    """Creates images of `classes`, indices in the split's group.
-
-    `positions` int [n] are those of the images in the split's random stream.
-    """
+    """Creates images of classes of the split's group, at `positions` [n] of its random stream."""
     group, stream = _SPLITS[split]
     every = class_names(group)
     self.names = every if len(classes) == len(every) else tuple(every[c] for c in classes)
@@ -65,14 +54,7 @@ class WorldSource:
     return len(self.labels)
 
   def images(self, indices: np.ndarray) -> np.ndarray:
-    """Images by index: int [B] -> uint8 [B, S, S, 3].
-
-    Raises:
-      IndexError: an index is out of range.
-    """
-    indices = np.asarray(indices, np.int64)
-    if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
-      raise IndexError(f"got images {indices.min()}..{indices.max()}, expected [0, {len(self)})")
+    """Images by index: int [B] -> uint8 [B, S, S, 3]."""
     attributes_BxA = self._attributes_NxA[self.labels[indices]]
     return render.render(self.keys[indices], attributes_BxA, np.full(len(indices), self._style))
 
@@ -86,11 +68,7 @@ def open_source(
 
 
 def n_training_classes(data: DataFields) -> int:
-  """Number of classes to train on.
-
-  Raises:
-    InputError: more classes than the world has.
-  """
+  """Number of classes to train on; InputError if the world has fewer."""
   n_all = len(class_names("base"))
   if data.n_classes > n_all:
     raise InputError(f"config.data.n_classes: got {data.n_classes}, expected at most {n_all}")
@@ -120,26 +98,20 @@ def source(
       the same number of each, rounded up.
     n_classes: classes, spread evenly over the split's list; 0: all.
     seed: random seed of the images and of the choice of classes.
-
-  Raises:
-    ValueError: unknown split, or not exactly one of the two sizes above 0.
   """
   if split not in _SPLITS:
     raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
   if (images_per_class > 0) == (n_images > 0):
-    raise ValueError(
-      f"got images_per_class={images_per_class} and n_images={n_images}, expected one above 0"
-    )
+    found = f"got images_per_class={images_per_class} and n_images={n_images}"
+    raise ValueError(f"{found}, expected one above 0")
   group, stream = _SPLITS[split]
   n_all = len(class_names(group))
   classes = np.arange(n_classes or n_all) * n_all // (n_classes or n_all)
   if n_images and not n_classes:
     # Passes over all classes, each in its own random order.
-    keys = (
-      render.image_keys(seed, (stream << 32) + turn, classes)
-      for turn in range(-(-n_images // n_all))
-    )
-    labels = np.concatenate([np.argsort(key_N, kind="stable") for key_N in keys])[:n_images]
+    turns = range(stream << 32, (stream << 32) - (-n_images // n_all))
+    keys = [render.image_keys(seed, turn, classes) for turn in turns]
+    labels = np.argsort(keys, kind="stable").ravel()[:n_images]
     return WorldSource(split, classes, labels, np.arange(n_images), seed)
   images_per_class = images_per_class or -(-n_images // n_classes)
   numbers_NxI = classes[:, None] * images_per_class + np.arange(images_per_class)

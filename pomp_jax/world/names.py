@@ -1,20 +1,9 @@
-"""The classes of the world: names that are compositions of four attributes.
+"""The world's classes, `<colour> <texture> <shape> on <ground>`: "teal striped bell on sky blue".
 
-A class is `<colour> <texture> <shape> on <ground>`, for example "teal striped crescent moon on sky
-blue": colour, pattern and outline of an object, and the colour of its background. The two colours
-differ, so there are 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups:
-
-* base: 21,841 classes, as many as ImageNet-21K's fall 2011 release. Prompts are learned on these.
-* novel: the other 5,087. No caption of the embedded CLIP and no training image of a prompt shows or
-  spells such a combination. Each of their words occurs in base.
-
-The groups follow from a 64-bit hash of the combination's number (SplitMix64's finaliser), which
-unlike a library's shuffle can't change with a version.
-
-Attributes come in _families_ of values that are easily confused ("striped" and "ribbed"), as often
-as the table in `docs/generators/captions.py` says.
-
-Shape suffixes: N classes, A = 4 attributes in the order of `ATTRIBUTES`.
+The two colours differ: 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups. Prompts are learned
+on base, 21,841 classes as in ImageNet-21K. No caption or training image of the embedded CLIP has a
+class of novel, the other 5,087, but base has each of their words.
+Shapes: N classes, A = 4 attributes in the order of `ATTRIBUTES`.
 """
 
 import functools
@@ -23,7 +12,8 @@ import numpy as np
 
 ATTRIBUTES = ("colour", "texture", "shape", "ground")
 
-# Each inner tuple is a family.
+# Each inner tuple is a family of values that are easily confused, as often as the table in
+# docs/generators/captions.py says.
 _COLOUR_FAMILIES = (
   ("red", "maroon"),
   ("orange", "yellow"),
@@ -74,11 +64,8 @@ def mix(values: np.ndarray) -> np.ndarray:
 def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
   """Words of attributes given as indices; attributes that are None are omitted."""
   words = [] if colour is None else [COLOURS[colour]]
-  if texture is not None:
-    words.append(TEXTURES[texture])
-  words.append(SHAPES[shape])
-  if ground is not None:
-    words += ["on", COLOURS[ground]]
+  words += [] if texture is None else [TEXTURES[texture]]
+  words += [SHAPES[shape]] if ground is None else [SHAPES[shape], "on", COLOURS[ground]]
   return " ".join(words)
 
 
@@ -86,6 +73,7 @@ def phrase(colour: int | None, texture: int | None, shape: int, ground: int | No
 def _split() -> tuple[np.ndarray, np.ndarray]:
   grid = np.indices((len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS))).reshape(4, -1).T
   attributes_NxA = grid[grid[:, 0] != grid[:, 3]].astype(np.int32)
+  # Unlike a library's shuffle, a hash of the combination's number can't change with a version.
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
   order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED[None])), kind="stable")
   # Sorted within each group, so that class lists are in order.
@@ -93,11 +81,7 @@ def _split() -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_attributes(group: str) -> np.ndarray:
-  """Attributes of the classes in one of GROUPS: int32 [N, A], indices into `WORDS`.
-
-  Raises:
-    ValueError: unknown group.
-  """
+  """Attributes of the classes in one of GROUPS: int32 [N, A], indices into `WORDS`."""
   if group not in GROUPS:
     raise ValueError(f"unknown group of classes {group!r}; expected one of {', '.join(GROUPS)}")
   return np.concatenate(_split()) if group == "all" else _split()[GROUPS.index(group)]

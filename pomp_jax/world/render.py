@@ -1,24 +1,12 @@
 """Renders images from attributes, styles and random keys, in NumPy.
 
-An image is a function of its own 64-bit key, whatever the batch. (Another processor may
-round a sine, and so a pixel, differently.)
-
-Styles:
-  photo      one inked object under a lighting gradient, soft clutter behind it, sensor noise
-  plate      upright, centred, evenly lit, without clutter, as in a catalogue
-  close-up   the object fills the frame
-  sketch     an outline in the object's colour on paper faintly washed with the ground's
-  blurry     a photo out of focus
-  pile       three to five small instances
-  shifted    only for tests: warm or cold light with a steep gradient, other sizes and angles, blur,
-             strong noise, low contrast, half of the time without the dark outline
-
-Object coordinates: u to the right, v down, an object about 2 units across, centred at the origin.
-
-Shape suffixes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
+An image is a function of its 64-bit key, whatever the batch; processors may round sines otherwise.
+An object is about 2 units across and centred at the origin, with u to the right and v down.
+Shapes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
 P = S * S pixels, I instances of the object in one image.
 """
 
+from collections.abc import Callable
 import functools
 
 import numpy as np
@@ -26,8 +14,21 @@ from scipy import ndimage
 
 from pomp_jax.world.names import SHAPES, TEXTURES, mix
 
+# Whether points (u, v) are inside a part of a shape: bool, shaped as u.
+_Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 IMAGE_SIZE = 40  # S, pixels
-STYLES = ("photo", "plate", "close-up", "sketch", "blurry", "pile", "shifted")
+STYLES = (
+  "photo",  # one inked object under a lighting gradient, soft clutter behind it, sensor noise
+  "plate",  # upright, centred, evenly lit, without clutter, as in a catalogue
+  "close-up",  # the object fills the frame
+  "sketch",  # an outline in the object's colour on paper faintly washed with the ground's
+  "blurry",  # a photo out of focus
+  "pile",  # three to five small instances
+  # Only for tests: warm or cold light with a steep gradient, other sizes and angles, blur, strong
+  # noise, low contrast, half of the time without the dark outline.
+  "shifted",
+)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
 _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
@@ -63,8 +64,6 @@ def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
 
 
 _NOISE_SIZE = 128 * 128 * 3
-
-
 # Noise of mean 0 and deviation 1, approximately normal (Irwin-Hall of four); two equal halves. Each
 # picture reads its noise from a random start. Drawing it per pixel would cost more than all else.
 _UNIFORM = mix(np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)) >> np.uint64(40)
@@ -72,80 +71,76 @@ _NOISE = _UNIFORM.astype(np.float32) / np.float32(1 << 24)
 _NOISE = np.tile(((_NOISE.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)
 
 
-def _polygon(u: np.ndarray, v: np.ndarray, corners: list) -> np.ndarray:
-  """Even-odd rule: bool, shaped as u."""
-  inside = np.zeros(u.shape, bool)
-  for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
-    if v0 != v1:
-      inside ^= ((v0 > v) != (v1 > v)) & (u < u0 + (v - v0) * (u1 - u0) / (v1 - v0))
+def _polygon(*corners) -> _Part:
+  """Even-odd rule."""
+
+  def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    within = np.zeros(u.shape, bool)
+    for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
+      if v0 != v1:
+        within ^= ((v0 > v) != (v1 > v)) & (u < u0 + (v - v0) * (u1 - u0) / (v1 - v0))
+    return within
+
   return inside
 
 
-def _radial(radii: list[float]) -> list:
-  """Corners with these radii around the origin, starting upwards."""
+def _radial(radii: list[float]) -> _Part:
+  """Polygon whose corners have these radii around the origin, starting upwards."""
   angles = [2 * np.pi * i / len(radii) - np.pi / 2 for i in range(len(radii))]
-  return [(r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+  return _polygon(*((r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True)))
 
 
-def _disc(u, v, u0, v0, radius):
-  return (u - u0) ** 2 + (v - v0) ** 2 < radius**2
+def _disc(u0, v0, radius) -> _Part:
+  return lambda u, v: (u - u0) ** 2 + (v - v0) ** 2 < radius**2
 
 
-def _box(u, v, u0, v0, u1, v1):
-  return (u > u0) & (u < u1) & (v > v0) & (v < v1)
+def _box(u0, v0, u1, v1) -> _Part:
+  return lambda u, v: (u > u0) & (u < u1) & (v > v0) & (v < v1)
 
 
-def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Whether points are inside a shape: bool, shaped as u and v."""
-  match shape:
-    case "disc":
-      return _disc(u, v, 0, 0, 0.92)
-    case "hexagon":
-      return _polygon(u, v, _radial(6 * [1.02]))
-    case "ring":
-      return _disc(u, v, 0, 0, 1.0) & ~_disc(u, v, 0, 0, 0.42)
-    case "crescent moon":
-      return _disc(u, v, 0.1, 0, 1.05) & ~_disc(u, v, 0.62, 0, 0.78)
-    case "square":
-      return _box(u, v, -0.82, -0.82, 0.82, 0.82)
-    case "house":
-      roof = _polygon(u, v, [(0, -1.1), (1.1, -0.12), (-1.1, -0.12)])
-      return roof | _box(u, v, -0.76, -0.2, 0.76, 0.95)
-    case "bell":
-      dome = _disc(u, v, 0, -0.35, 0.62)
-      skirt = _polygon(u, v, [(-0.62, -0.35), (0.62, -0.35), (1.02, 0.62), (-1.02, 0.62)])
-      return dome | skirt | _disc(u, v, 0, 0.76, 0.3) | _disc(u, v, 0, -0.98, 0.17)
-    case "star":
-      return _polygon(u, v, _radial(5 * [1.18, 0.52]))
-    case "flower":
-      angles = np.arange(6) * np.pi / 3
-      petals = [_disc(u, v, 0.66 * np.cos(a), 0.66 * np.sin(a), 0.4) for a in angles]
-      return np.any(petals, axis=0) | _disc(u, v, 0, 0, 0.5)
-    case "cross":
-      return _box(u, v, -1.05, -0.37, 1.05, 0.37) | _box(u, v, -0.37, -1.05, 0.37, 1.05)
-    case "lightning bolt":
-      return _polygon(
-        u, v,
-        [(0.25, -1.2), (-0.8, 0.18), (-0.12, 0.18), (-0.4, 1.2), (0.8, -0.32), (0.1, -0.32),
-         (0.75, -1.2)],
-      )  # fmt: skip
-    case "heart":
-      lobes = _disc(u, v, -0.48, -0.38, 0.56) | _disc(u, v, 0.48, -0.38, 0.56)
-      return lobes | _polygon(u, v, [(-0.98, -0.12), (0, -0.5), (0.98, -0.12), (0, 1.08)])
-    case "leaf":
-      blade = _disc(u, v, -0.75, 0, 1.25) & _disc(u, v, 0.75, 0, 1.25)
-      return blade | _box(u, v, -0.1, 0.8, 0.1, 1.3)
-    case "triangle":
-      return _polygon(u, v, [(0, -1.1), (1.1, 0.82), (-1.1, 0.82)])
-    case "arrow":
-      head = _polygon(u, v, [(0, -1.15), (0.98, 0), (-0.98, 0)])
-      return head | _box(u, v, -0.4, -0.1, 0.4, 1.1)
-    case "fish":
-      body = ((u + 0.22) / 0.92) ** 2 + (v / 0.62) ** 2 < 1
-      return body | _polygon(u, v, [(0.35, 0), (1.2, -0.68), (1.2, 0.68)])
-    case _:  # mushroom
-      cap = ((u / 1.1) ** 2 + ((v + 0.05) / 1.0) ** 2 < 1) & (v < -0.02)
-      return cap | _box(u, v, -0.34, -0.1, 0.34, 1.0)
+# A point is inside a shape if it is inside one of the shape's parts.
+_PARTS: dict[str, list[_Part]] = {
+  "disc": [_disc(0, 0, 0.92)],
+  "hexagon": [_radial(6 * [1.02])],
+  "ring": [lambda u, v: _disc(0, 0, 1.0)(u, v) & ~_disc(0, 0, 0.42)(u, v)],
+  "crescent moon": [lambda u, v: _disc(0.1, 0, 1.05)(u, v) & ~_disc(0.62, 0, 0.78)(u, v)],
+  "square": [_box(-0.82, -0.82, 0.82, 0.82)],
+  "house": [_polygon((0, -1.1), (1.1, -0.12), (-1.1, -0.12)), _box(-0.76, -0.2, 0.76, 0.95)],
+  "bell": [
+    _polygon((-0.62, -0.35), (0.62, -0.35), (1.02, 0.62), (-1.02, 0.62)),
+    *(_disc(0, -0.35, 0.62), _disc(0, 0.76, 0.3), _disc(0, -0.98, 0.17)),
+  ],
+  "star": [_radial(5 * [1.18, 0.52])],
+  "flower": [
+    *(_disc(0.66 * np.cos(a), 0.66 * np.sin(a), 0.4) for a in np.arange(6) * np.pi / 3),
+    _disc(0, 0, 0.5),
+  ],
+  "cross": [_box(-1.05, -0.37, 1.05, 0.37), _box(-0.37, -1.05, 0.37, 1.05)],
+  "lightning bolt": [
+    _polygon(
+      *((0.25, -1.2), (-0.8, 0.18), (-0.12, 0.18), (-0.4, 1.2)),
+      *((0.8, -0.32), (0.1, -0.32), (0.75, -1.2)),
+    )
+  ],
+  "heart": [
+    *(_disc(-0.48, -0.38, 0.56), _disc(0.48, -0.38, 0.56)),
+    _polygon((-0.98, -0.12), (0, -0.5), (0.98, -0.12), (0, 1.08)),
+  ],
+  "leaf": [
+    lambda u, v: _disc(-0.75, 0, 1.25)(u, v) & _disc(0.75, 0, 1.25)(u, v),
+    _box(-0.1, 0.8, 0.1, 1.3),
+  ],
+  "triangle": [_polygon((0, -1.1), (1.1, 0.82), (-1.1, 0.82))],
+  "arrow": [_polygon((0, -1.15), (0.98, 0), (-0.98, 0)), _box(-0.4, -0.1, 0.4, 1.1)],
+  "fish": [
+    lambda u, v: ((u + 0.22) / 0.92) ** 2 + (v / 0.62) ** 2 < 1,
+    _polygon((0.35, 0), (1.2, -0.68), (1.2, 0.68)),
+  ],
+  "mushroom": [
+    lambda u, v: ((u / 1.1) ** 2 + ((v + 0.05) / 1.0) ** 2 < 1) & (v < -0.02),
+    _box(-0.34, -0.1, 0.34, 1.0),
+  ],
+}
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
@@ -162,7 +157,8 @@ def atlas() -> np.ndarray:
   step = 2 * _ATLAS_REACH / _ATLAS_SIZE
   axis = (np.arange(_ATLAS_SIZE) + 0.5) * step - _ATLAS_REACH
   u, v = np.meshgrid(axis, axis)
-  return np.stack([_distance(_inside(shape, u, v)) * np.float32(step) for shape in SHAPES])
+  inside = [np.any([part(u, v) for part in _PARTS[shape]], axis=0) for shape in SHAPES]
+  return np.stack([_distance(one) * np.float32(step) for one in inside])
 
 
 def _axis(size: int) -> np.ndarray:
@@ -179,37 +175,30 @@ def _wave(x: np.ndarray) -> np.ndarray:
   return np.clip((np.abs(2 * _fract(x) - 1) - 0.5) * 3 + 0.5, 0, 1)
 
 
-def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.ndarray:
-  """Amount of the second tone at each point, in [0, 1]: float32, shaped as u."""
-  match texture:
-    case "plain":
-      return np.zeros_like(u)
-    case "shaded":
-      return np.clip(0.5 + 0.6 * v, 0, 1)
-    case "striped":
-      return _wave(1.25 * v + phase)
-    case "ribbed":
-      return _wave(2.2 * u + phase)
-    case "dotted":
-      du, dv = _fract(2.0 * u + phase) - 0.5, _fract(2.0 * v + phase) - 0.5
-      return np.clip((0.32 - np.sqrt(du * du + dv * dv)) * 7 + 0.5, 0, 1)
-    case "spotted":
-      row = np.floor(1.2 * v + phase)
-      du, dv = _fract(1.2 * u + 0.5 * row + phase) - 0.5, _fract(1.2 * v + phase) - 0.5
-      return np.clip((0.3 - np.sqrt(du * du + dv * dv)) * 10 + 0.5, 0, 1)
-    case "checkered":
-      return np.abs((_fract(0.9 * u + phase) > 0.5) - (_fract(0.9 * v + phase) > 0.5) * 1.0)
-    case "plaid":
-      return 0.5 * (_fract(1.1 * u + phase) > 0.55) + 0.5 * (_fract(1.1 * v + phase) > 0.55)
-    case "ringed":
-      return _wave(1.5 * np.sqrt(u * u + v * v) + phase)
-    case "swirled":
-      radius = np.sqrt(u * u + v * v)
-      return _wave(3 * np.arctan2(v, u) / np.float32(2 * np.pi) + 0.7 * radius + phase)
-    case "wavy":
-      return _wave(1.5 * v + 0.3 * np.sin(4.5 * u) + phase)
-    case _:  # zigzag
-      return _wave(1.5 * v + 1.2 * np.abs(_fract(0.8 * u) - 0.5) + phase)
+def _dots(x, y, radius, sharpness) -> np.ndarray:
+  dx, dy = _fract(x) - 0.5, _fract(y) - 0.5
+  return np.clip((radius - np.sqrt(dx * dx + dy * dy)) * sharpness + 0.5, 0, 1)
+
+
+# Amount of the second tone at each point, in [0, 1], shaped as u, at a random phase p.
+_PATTERNS = {
+  "plain": lambda u, v, p: np.zeros_like(u),
+  "shaded": lambda u, v, p: np.clip(0.5 + 0.6 * v, 0, 1),
+  "striped": lambda u, v, p: _wave(1.25 * v + p),
+  "ribbed": lambda u, v, p: _wave(2.2 * u + p),
+  "dotted": lambda u, v, p: _dots(2.0 * u + p, 2.0 * v + p, 0.32, 7),
+  "spotted": lambda u, v, p: _dots(1.2 * u + 0.5 * np.floor(1.2 * v + p) + p, 1.2 * v + p, 0.3, 10),
+  "checkered": lambda u, v, p: np.abs(
+    (_fract(0.9 * u + p) > 0.5) - (_fract(0.9 * v + p) > 0.5) * 1.0
+  ),
+  "plaid": lambda u, v, p: 0.5 * (_fract(1.1 * u + p) > 0.55) + 0.5 * (_fract(1.1 * v + p) > 0.55),
+  "ringed": lambda u, v, p: _wave(1.5 * np.sqrt(u * u + v * v) + p),
+  "swirled": lambda u, v, p: _wave(
+    3 * np.arctan2(v, u) / np.float32(2 * np.pi) + 0.7 * np.sqrt(u * u + v * v) + p
+  ),
+  "wavy": lambda u, v, p: _wave(1.5 * v + 0.3 * np.sin(4.5 * u) + p),
+  "zigzag": lambda u, v, p: _wave(1.5 * v + 1.2 * np.abs(_fract(0.8 * u) - 0.5) + p),
+}
 
 
 def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
@@ -240,12 +229,11 @@ def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int)
 def _place(key_B: np.ndarray, style_B: np.ndarray):
   """Centres x, y, scales and angles [B, I] of instances; missing ones repeat the first."""
   pick = lambda name: style_B == STYLES.index(name)
-  jitter = np.where(pick("plate"), 0.05, np.where(pick("close-up"), 0.15, 0.1)).astype(np.float32)
-  scale = _uniform(key_B, 0, 0.6, 0.78)
-  scale = np.where(pick("plate"), _uniform(key_B, 0, 0.62, 0.7), scale)
-  scale = np.where(pick("close-up"), _uniform(key_B, 0, 0.95, 1.25), scale)
-  scale = np.where(pick("shifted"), _uniform(key_B, 0, 0.5, 0.9), scale)
-  swing = np.where(pick("plate"), 0.03, np.where(pick("shifted"), 0.35, 0.2)).astype(np.float32)
+  close = [pick("plate"), pick("close-up")]
+  jitter = np.select(close, [0.05, 0.15], 0.1).astype(np.float32)
+  ranges = [_uniform(key_B, 0, *r) for r in ((0.62, 0.7), (0.95, 1.25), (0.5, 0.9), (0.6, 0.78))]
+  scale = np.select([*close, pick("shifted")], ranges[:3], ranges[3])
+  swing = np.select([pick("plate"), pick("shifted")], [0.03, 0.35], 0.2).astype(np.float32)
   angle = _uniform(key_B, 1, -1, 1) * swing
   x, y = _uniform(key_B, 2, -1, 1) * jitter, _uniform(key_B, 3, -1, 1) * jitter
   pile_B = pick("pile")
@@ -257,12 +245,11 @@ def _place(key_B: np.ndarray, style_B: np.ndarray):
     here = pile_B & (i < count_B)
     around = start + 2 * np.pi * i / count_B
     radius = _uniform(key_B, 20 + i, 0.42, 0.56)
-    first = pile_B & ~here  # surplus instances hide behind the first
-    x[:, i] = np.where(here, radius * np.cos(around), np.where(first, x[:, 0], x[:, i]))
-    y[:, i] = np.where(here, radius * np.sin(around), np.where(first, y[:, 0], y[:, i]))
     small, turn = _uniform(key_B, 30 + i, 0.3, 0.4), _uniform(key_B, 40 + i, -0.5, 0.5)
-    scale[:, i] = np.where(here, small, np.where(first, scale[:, 0], scale[:, i]))
-    angle[:, i] = np.where(here, turn, np.where(first, angle[:, 0], angle[:, i]))
+    values = radius * np.cos(around), radius * np.sin(around), small, turn
+    for placed, value in zip((x, y, scale, angle), values, strict=True):
+      # Surplus instances hide behind the first.
+      placed[:, i] = np.select([here, pile_B], [value, placed[:, 0]], placed[:, i])
   return x, y, scale, angle
 
 
@@ -270,11 +257,8 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
   """Binomial blur of three pixels, weighted [B] from 0 (none) to 1 (full)."""
   weight = weight_B[:, None, None, None]
   for axis in (1, 2):
-    padded = np.concatenate(
-      [image_BxSxSx3.take([0], axis), image_BxSxSx3, image_BxSxSx3.take([-1], axis)], axis
-    )
-    size = image_BxSxSx3.shape[axis]
-    before, after = (np.take(padded, np.arange(s, s + size), axis) for s in (0, 2))
+    at = np.arange(image_BxSxSx3.shape[axis])
+    before, after = (image_BxSxSx3.take(np.clip(at + s, 0, at[-1]), axis) for s in (-1, 1))
     image_BxSxSx3 = image_BxSxSx3 + weight * (0.25 * (before + after) - 0.5 * image_BxSxSx3)
   return image_BxSxSx3
 
@@ -289,7 +273,7 @@ def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B
   phase_B = _uniform(key_B, 6, 0, 0.3)
   for t in np.unique(attributes_BxA[:, 1]):
     at = np.flatnonzero(attributes_BxA[:, 1] == t)
-    pattern_BxP[at] = _pattern(TEXTURES[t], u[at], v[at], phase_B[at, None])
+    pattern_BxP[at] = _PATTERNS[TEXTURES[t]](u[at], v[at], phase_B[at, None])
   thing = colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
   ground_Bx3 = np.where(sketch_B[:, None], 0.8 + 0.2 * ground_Bx3, ground_Bx3)
   depth_B = np.where(shifted_B, 0.28, 0.16) * np.sign(0.5 - ground_Bx3 @ _LUMA)
@@ -366,10 +350,7 @@ def _draw(key_B, attributes_BxA, style_B):
 def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray) -> np.ndarray:
   """Renders images: uint8 [B, S, S, 3], sRGB.
 
-  Args:
-    key_B: uint64 keys from `image_keys`.
-    attributes_BxA: int32, indices into `names.WORDS`.
-    style_B: int, indices into `STYLES`.
+  `key_B` are of `image_keys`, the others indices into `names.WORDS` and `STYLES`.
   """
   image = np.empty((len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
   for start in range(0, len(key_B), _CHUNK):

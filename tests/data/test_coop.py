@@ -61,10 +61,6 @@ def pets(tmp_path):
   return folder
 
 
-def split_of(pets):
-  return json.loads((pets / "split_zhou_OxfordPets.json").read_text())
-
-
 def few_shots_of(root, sizes, shots, seed, shuffle=False):
   """Few-shot subsets of classes of these sizes, and the split file; no image is written."""
   split = {
@@ -90,24 +86,19 @@ def test_few_shots_are_the_published_ones(tmp_path):
   assert len(found["test"]) == 5400
 
 
-def coop_draw(items, shots, stream):
-  """Dassl's generate_fewshot_dataset without repeats, on (path, label) pairs."""
-  of_class = collections.defaultdict(list)
-  for path, label, _ in items:
-    of_class[label].append(path)
-  drawn = []
-  for members in of_class.values():
-    drawn += stream.sample(members, shots) if len(members) >= shots else members
-  return drawn
-
-
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_class_of_few_images_gives_all_and_moves_no_other_draw(tmp_path, seed):
+  """As Dassl's generate_fewshot_dataset without repeats."""
   sizes = {"train": (30, 3, 4, 1, 25), "val": (9, 2, 8, 1, 9)}
   found, split = few_shots_of(tmp_path, sizes, 4, seed, shuffle=True)
   stream = random.Random(seed)
   for part in sizes:
-    assert found[part].keys.tolist() == coop_draw(split[part], 4, stream)
+    of_class, drawn = collections.defaultdict(list), []
+    for path, label, _ in split[part]:
+      of_class[label].append(path)
+    for members in of_class.values():
+      drawn += stream.sample(members, 4) if len(members) >= 4 else members
+    assert found[part].keys.tolist() == drawn
   assert np.bincount(found["train"].labels).tolist() == [4, 3, 4, 1, 4]
 
 
@@ -118,20 +109,15 @@ class Datum:
     self._impath, self._label, self._domain, self._classname = impath, label, 0, classname
 
 
-@pytest.fixture
-def dassl(monkeypatch):
-  """Datum lives where it does in Dassl."""
-  names = "dassl", "dassl.data", "dassl.data.datasets", "dassl.data.datasets.base_dataset"
-  for name in names:
+@pytest.mark.parametrize("kind", [2, 5, "json", "json with positions"])
+def test_a_fixed_few_shot_file_is_followed(pets, monkeypatch, kind):
+  for name in ("dassl", "dassl.data", "dassl.data.datasets", "dassl.data.datasets.base_dataset"):
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
   monkeypatch.setattr(Datum, "__module__", module.__name__)
   module.Datum = Datum
-
-
-@pytest.mark.parametrize("kind", [2, 5, "json", "json with positions"])
-def test_a_fixed_few_shot_file_is_followed(pets, dassl, kind):
-  train, val = split_of(pets)["train"][3:7], split_of(pets)["val"][:2]
+  split = json.loads((pets / "split_zhou_OxfordPets.json").read_text())
+  train, val = split["train"][3:7], split["val"][:2]
   items = {
     "train": [[f"/home/x/oxford_pets/images/{path}", y, name] for path, y, name in train],
     "val": [[f"./data/oxford_pets/images/{path}", y, name] for path, y, name in val],
@@ -153,7 +139,6 @@ def test_a_fixed_few_shot_file_is_followed(pets, dassl, kind):
 
 
 def test_a_list_of_aircraft_names_an_unknown_variant(tmp_path):
-  """What such lists hold is tested with `prepare`."""
   folder = tmp_path / "fgvc_aircraft"
   write(folder / "variants.txt", "707-320\nF/A-18\n\n")
   for part in ("train", "val", "test"):
@@ -224,14 +209,14 @@ ITEM = "oxford_pets/images/abyssinian_train0.jpg"
   ],
 )
 def test_split_files_that_are_not_as_they_have_to_be(pets, file, content, message):
-  whole = split_of(pets) if "zhou" in file else {}
-  text = content if isinstance(content, str) else json.dumps(whole | content)
-  write(pets / f"{file}.json", text)
+  path = pets / f"{file}.json"
+  whole = json.loads(path.read_text()) if path.exists() else {}
+  write(path, content if isinstance(content, str) else json.dumps(whole | content))
   with pytest.raises(SourceError, match=message):
     open_coop(pets.parent, "oxford_pets", shots=1)
 
 
-def test_missing_sets(tmp_path):
-  for name in COOP_SETS:
-    with pytest.raises(SourceError, match="can't be read"):
-      open_coop(tmp_path, name)
+@pytest.mark.parametrize("name", COOP_SETS)
+def test_missing_sets(tmp_path, name):
+  with pytest.raises(SourceError, match="can't be read"):
+    open_coop(tmp_path, name)

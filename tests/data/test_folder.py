@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import find_images, open_folder, split_folders
-from pomp_jax.data.images import ImageError, read_image
+from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Files, Source, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
 
@@ -46,7 +46,6 @@ def test_folders_are_classes_in_order_of_name(root):
   assert source.names == ("axe", "cat", "teddy_bear")
   assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]
   assert source.labels.tolist() == [0, 1, 1, 2]
-  assert source.encoded(3) == (root / "teddy_bear/x.png").read_bytes()
   # Levels as they were drawn; JPEG and WebP change them a little.
   np.testing.assert_allclose(source.images(np.arange(4))[:, 4, 4, 0], [150, 50, 0, 100], atol=5)
 
@@ -87,12 +86,10 @@ def test_synsets_take_the_names_of_the_list(tmp_path):
 def test_splits(root, tmp_path_factory):
   assert split_folders(root) == {"train": root}
   split = tmp_path_factory.mktemp("split")
-  for name in ("imagenet21k_train/a/1.jpg", "imagenet21k_val/a/2.jpg"):
-    picture(split / name)
-  assert split_folders(split) == {
-    "train": split / "imagenet21k_train",
-    "validation": split / "imagenet21k_val",
-  }
+  train, validation = split / "imagenet21k_train", split / "imagenet21k_val"
+  picture(train / "a/1.jpg")
+  picture(validation / "a/2.jpg")
+  assert split_folders(split) == {"train": train, "validation": validation}
   picture(split / "bus/1.jpg")
   with pytest.raises(SourceError, match="'imagenet21k_train' holds class folders, .* 'bus'; expe"):
     split_folders(split)
@@ -109,17 +106,17 @@ def test_what_is_no_folder_of_classes(root):
   for folder in ("empty", "without/cat"):
     (root / folder).mkdir(parents=True)
   three, none = ClassList(("axe", "cat", "dog")), ClassList(("car", "bus"))
-  for below, options, message in (
-    ("empty", {}, str(root / "empty")),
-    ("without", {}, str(root / "without")),
-    ("nowhere", {}, "No such file"),
-    ("synsets", {}, "synsets: n00000000"),
-    ("twice", {"classes": ClassList(("teddy bear", "axe"))}, "'teddy bear' and 'teddy_bear'"),
-    ("", {"classes": three}, r"1 of .* 3 classes .* 'dog'"),
-    ("", {"classes": none}, r"2 of .* 2 classes .* such as 'axe'"),
+  for below, classes, message in (
+    ("empty", None, str(root / "empty")),
+    ("without", None, str(root / "without")),
+    ("nowhere", None, "No such file"),
+    ("synsets", None, "synsets: n00000000"),
+    ("twice", ClassList(("teddy bear", "axe")), "'teddy bear' and 'teddy_bear'"),
+    ("", three, r"1 of .* 3 classes .* 'dog'"),
+    ("", none, r"2 of .* 2 classes .* such as 'axe'"),
   ):
     with pytest.raises(SourceError, match=message):
-      open_folder(root / below, **options)
+      open_folder(root / below, classes)
   with pytest.raises(SourceError, match="Not a dir"):
     split_folders(root / "loose.jpg")
 
@@ -170,15 +167,11 @@ def test_subset_and_relabelled_keep_images_and_labels_together(stored):
 
 
 def test_unreadable_images_are_named(stored, tmp_path):
-  np.testing.assert_array_equal(
-    stored.images(np.array([4]))[0], read_image(tmp_path / "1/4.png", 16)
-  )
   (tmp_path / "1/4.png").write_bytes(b"no picture")
   (tmp_path / "2/5.png").unlink()
-  with pytest.raises(ImageError, match=r"1/4\.png: not a readable image"):
-    stored.images(np.arange(6))
-  with pytest.raises(ImageError, match=r"2/5\.png: can't be read \(No such file"):
-    stored.encoded(5)
+  for index, message in ((4, r"1/4\.png: not a readable"), (5, r"2/5\.png: can't be read \(No s")):
+    with pytest.raises(ImageError, match=message):
+      stored.images(np.array([index]))
 
 
 LABELS = st.lists(st.integers(0, 5), max_size=60)
@@ -189,32 +182,22 @@ def keys_of(labels):
 
 
 @given(LABELS, st.sampled_from((1, 2, 4, 8, 16)), st.integers(0, 3))
-def test_so_many_of_each_class_and_all_of_a_small_one(labels, shots, seed):
-  chosen = few_shot(np.array(labels, int), keys_of(labels), shots, seed)
+def test_few_shots_of_each_class_or_all_of_a_small_one(labels, shots, seed):
+  chosen = few_shot(np.array(labels, int), keys_of(labels), shots, seed).tolist()
   counts = collections.Counter(labels[index] for index in chosen)
   assert counts == {label: min(shots, n) for label, n in collections.Counter(labels).items()}
-  assert chosen.tolist() == sorted(set(chosen.tolist()))
+  assert chosen == sorted(set(chosen))
+  assert set(chosen) <= set(few_shot(np.array(labels, int), keys_of(labels), shots + 1, seed))
 
 
-@given(
-  LABELS.flatmap(lambda labels: st.tuples(st.just(labels), st.permutations(range(len(labels)))))
-)
-def test_the_order_of_the_listing_does_not_matter(case):
-  labels, order = case
-  keys = keys_of(labels)
+@given(LABELS, st.randoms(use_true_random=False))
+def test_the_order_of_the_listing_does_not_matter(labels, stream):
+  keys, order = np.array(keys_of(labels), str), stream.sample(range(len(labels)), len(labels))
+  labels = np.array(labels, int)
   for choose, count in ((few_shot, 2), (even_sample, 7)):
-    expected = {keys[i] for i in choose(np.array(labels, int), keys, count, 3)}
-    shuffled = [keys[i] for i in order]
-    again = choose(np.array([labels[i] for i in order], int), shuffled, count, 3)
-    assert {shuffled[i] for i in again} == expected
-
-
-def test_fewer_shots_lie_within_more_and_seeds_differ():
-  labels = np.repeat(np.arange(4), 50)
-  keys = keys_of(labels)
-  subsets = [set(few_shot(labels, keys, shots).tolist()) for shots in (1, 2, 4, 8, 16)]
-  assert all(a < b for a, b in zip(subsets, subsets[1:], strict=False))
-  assert set(few_shot(labels, keys, 16, seed=1).tolist()) != subsets[-1]
+    expected = set(keys[choose(labels, keys, count, 3)])
+    order = np.array(order, int)
+    assert set(keys[order][choose(labels[order], keys[order], count, 3)]) == expected
 
 
 @given(LABELS, st.sampled_from((0.0, 0.1, 0.5)), st.sampled_from((0.0, 0.2, 0.4)))
@@ -249,9 +232,8 @@ def test_a_sample_is_even(labels, count):
     assert taken[label] >= min(size, most - 1)
 
 
+# OxfordPets has 37 classes: 19 base and 18 new in CoOp's tables.
 @pytest.mark.parametrize(("n", "n_base"), [(1, 1), (2, 1), (37, 19), (100, 50), (101, 51)])
 def test_halves(n, n_base):
-  # OxfordPets has 37 classes: 19 base and 18 new in CoOp's tables.
-  base, new = half_of_classes(n, "base"), half_of_classes(n, "new")
-  assert len(base) == n_base
-  np.testing.assert_array_equal(np.concatenate([base, new]), half_of_classes(n, "all"))
+  parts = [half_of_classes(n, half).tolist() for half in ("base", "new", "all")]
+  assert parts == [list(range(n_base)), list(range(n_base, n)), list(range(n))]

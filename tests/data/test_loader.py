@@ -60,39 +60,36 @@ def indices(count, **arguments):
   return shown(count, **arguments)[:, :, 0].tolist()
 
 
-def records(indices, epochs, *, damaged):
+def records(indices, epochs):
   """One record of each image."""
   rows = np.zeros((len(indices), 1), [("place", np.int32, (2,)), ("mask", np.uint8, (3, 3))])
   rows["place"][:, 0] = np.stack([indices, epochs], -1)
   rows["mask"][:, 0] = indices[:, None, None]
-  return rows, ~np.isin(indices, damaged)
+  return rows, ~np.isin(indices, (3, 8))
 
 
-@pytest.mark.parametrize("damaged", [(), (3, 8)])
-def test_fields_of_records_are_arrays_of_the_batch(damaged):
+def test_fields_of_records_are_arrays_of_the_batch():
   """Also where unreadable images are replaced."""
-  fetch = functools.partial(records, damaged=damaged)
-  loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.1)
-  expected = shown(5, damaged=damaged, max_corrupt=0.1)[:, :, :2]
+  loader = Loader(Numbers(), records, batch_size=4, seed=0, max_corrupt=0.1)
+  expected = shown(5, damaged=(3, 8), max_corrupt=0.1)[:, :, :2]
   for places, batch in zip(expected, loader, strict=False):
     assert batch.keys() == {"place", "mask", "label"}
     np.testing.assert_array_equal(batch["place"], places)
     np.testing.assert_array_equal(batch["mask"], places[:, :1, None].repeat(3, 1).repeat(3, 2))
 
 
-@pytest.mark.parametrize(("batch_size", "seed", "start"), [(4, 0, 0), (64, 7, 3)])
+@pytest.mark.parametrize(("batch_size", "seed", "start"), [(4, 0, 0), (8, 0, 1), (64, 7, 3)])
 def test_the_order_is_that_of_earlier_versions(batch_size, seed, start):
   """Grain's own pipeline, which they had: checkpoints and published figures rest on it."""
   order = grain.MapDataset.range(20).seed(seed).shuffle().repeat().batch(batch_size)
-  expected = [np.asarray(order[batch]).tolist() for batch in range(start, start + 4)]
-  assert indices(4, batch_size=batch_size, seed=seed, start=start) == expected
-
-
-def test_epochs_end_within_batches():
-  rows = shown(6, batch_size=8).reshape(-1, 3)
-  np.testing.assert_array_equal(rows[:, 1], np.arange(48) // 20)
-  for epoch in range(2):
-    assert sorted(rows[rows[:, 1] == epoch, 0]) == list(range(20))
+  expected = [np.asarray(order[batch]) for batch in range(start, start + 6)]
+  options = {"batch_size": batch_size, "seed": seed, "start": start}
+  for ahead in ({}, {"threads": 1, "prefetch": 1}):
+    rows = shown(6, **options, **ahead)
+    np.testing.assert_array_equal(rows[..., 0], expected)
+    # Epochs end within batches.
+    epochs = (np.arange(rows[..., 0].size) + start * batch_size) // 20
+    np.testing.assert_array_equal(rows[..., 1].ravel(), epochs)
 
 
 def test_views_of_an_image_lie_side_by_side():
@@ -102,11 +99,6 @@ def test_views_of_an_image_lie_side_by_side():
   np.testing.assert_array_equal(rows[:, :, 2], np.tile([0, 1], (10, 2)))
   # The same images, two by two, as without views.
   assert rows[:, ::2, 0].ravel().tolist() == np.ravel(indices(5)).tolist()
-
-
-def test_the_seed_decides():
-  assert indices(5) == indices(5, threads=1, prefetch=1)
-  assert indices(5) != indices(5, seed=1)
 
 
 def test_sizes_must_divide_the_batch():
@@ -158,37 +150,23 @@ def stored(tmp_path_factory):
   return StoredImages(("a", "b"), np.arange(10) % 2, keys, Files(folder), image_size=32)
 
 
-def stored_views(source, indices, epochs):
-  return views(source, indices, epochs, Augmentation("recipe", n_views=2, seed=1), 32)
-
-
 def test_workers_end_side_by_side():
   """Each takes until its batch is read; here until all of them are asked."""
   asked, ended = threading.Barrier(3), []
-
-  def close():
-    asked.wait(60)
-    ended.append("worker")
-
-  workers = [SimpleNamespace(close=close) for _ in range(3)]
-  elements = SimpleNamespace(_iterators_in_use=[*workers, None], close=lambda: ended.append("all"))
+  worker = SimpleNamespace(close=lambda: ended.append(asked.wait(60) >= 0))
+  elements = SimpleNamespace(_iterators_in_use=3 * [worker] + [None], close=lambda: ended.append(0))
   _close_together(elements)
-  assert ended == ["worker"] * 3 + ["all"]
-
-
-def interrupt(workers):
-  for worker in workers:
-    os.kill(worker.pid, signal.SIGTERM)
-    os.kill(worker.pid, signal.SIGINT)
+  assert ended == [True, True, True, 0]
 
 
 def test_worker_processes_decode_the_same_batches(stored):
-  """And continue when all processes of a run are asked to stop: the run has yet to save.
-
-  A worker takes seconds until it can say that it ignores the signals, so it is told at once and
-  when it reads.
-  """
+  """And continue when told to stop, at their start and when they read: the run has yet to save."""
   told = set()
+
+  def interrupt(workers):
+    for worker in workers:
+      os.kill(worker.pid, signal.SIGTERM)
+      os.kill(worker.pid, signal.SIGINT)
 
   def tell():
     end = time.monotonic() + 300
@@ -198,7 +176,8 @@ def test_worker_processes_decode_the_same_batches(stored):
       told.update(worker.pid for worker in new)
 
   def read(**arguments):
-    fetch = functools.partial(stored_views, stored)
+    augmentation = Augmentation("recipe", n_views=2, seed=1)
+    fetch = functools.partial(views, stored, augmentation=augmentation, size=32)
     sizes = {"batch_size": 8, "seed": 0, "n_views": 2, "max_corrupt": 0.2}
     loader = Loader(stored, fetch, **sizes, **arguments)
     batches = [next(loader)]
@@ -218,21 +197,19 @@ def test_worker_processes_decode_the_same_batches(stored):
   assert len(told) == 2
   assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
   assert unreadable == also == {3}
-  for a, b in zip(alone, workers, strict=True):
-    np.testing.assert_array_equal(a["image"], b["image"])
-    np.testing.assert_array_equal(a["label"], b["label"])
+  np.testing.assert_equal(alone, workers)
 
 
 def test_the_resource_tracker_does_not_warn():
   """Its warning of the memory that Grain leaves would be the last line of a run."""
-  script = (
-    "from multiprocessing import shared_memory\n"
-    "from pomp_jax.data.loader import _start_resource_tracker\n"
-    "import os\n"
-    "_start_resource_tracker()\n"
-    "assert 'PYTHONWARNINGS' not in os.environ\n"
-    "print(shared_memory.SharedMemory(create=True, size=8).name)\n"
-  )
+  script = """
+from multiprocessing import shared_memory
+from pomp_jax.data.loader import _start_resource_tracker
+import os
+_start_resource_tracker()
+assert "PYTHONWARNINGS" not in os.environ
+print(shared_memory.SharedMemory(create=True, size=8).name)
+"""
   environ = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
   done = subprocess.run(
     [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
@@ -243,10 +220,6 @@ def test_the_resource_tracker_does_not_warn():
 
 # The recipe's batch on one process: 1,024 views of 224 x 224 pixels, 653 an epoch.
 RECIPE = {"decodes": True, "n_batches": 653, "batch_bytes": 1024 * 3 * 224**2}
-
-
-def choose(n_cores, threads=0, workers=-1, *, memory=2**40, **images):
-  return choose_readers(threads, workers, n_cores=n_cores, shared_memory=memory, **images)
 
 
 @pytest.mark.parametrize(
@@ -265,14 +238,15 @@ def choose(n_cores, threads=0, workers=-1, *, memory=2**40, **images):
   ],
 )
 def test_readers(n_cores, changes, expected):
-  assert choose(n_cores, **changes) == expected
+  given = {"threads": 0, "workers": -1} | changes
+  assert choose_readers(**given, n_cores=n_cores, shared_memory=2**40) == expected
 
 
 @pytest.mark.parametrize(("mebibytes", "expected"), [(64, (4, 0)), (8 * 1024, (4, 11))])
 def test_workers_fit_into_the_shared_memory(caplog, mebibytes, expected):
   """Containers have 64 MiB by default, and a worker that overfills it is killed (SIGBUS)."""
   with caplog.at_level("WARNING", "pomp_jax"):
-    found = choose(64, memory=mebibytes * 2**20, **RECIPE)
+    found = choose_readers(0, -1, n_cores=64, shared_memory=mebibytes * 2**20, **RECIPE)
   assert found == expected
   (line,) = caplog.messages
   assert f"/dev/shm has {mebibytes} MiB free" in line

@@ -88,26 +88,18 @@ def png(level):
   return encode(Image.new("RGB", (6, 6), (level,) * 3), "PNG")
 
 
-def write_set(root, name, split, shards, label_names, version="1.0.0"):
+def write_set(root, name, split, shards, label_names):
   """Writes a data set: of each shard, rows of (image, label, file name)."""
-  folder = root / name / version
+  folder = root / name / "1.0.0"
   folder.mkdir(parents=True)
-  lengths, size = [], 0
+  size = 0
   for number, rows in enumerate(shards):
     writer = Shard(folder / shard_name(name, split, number, len(shards)))
     for row in rows:
       writer.write(*row)
     writer.close()
-    lengths.append(len(writer.labels))
     size += writer.num_bytes
-  write_metadata(
-    folder,
-    name,
-    label_names=label_names,
-    splits={split: (lengths, size)},
-    description=name,
-    version=version,
-  )
+  write_metadata(folder, name, label_names, {split: (list(map(len, shards)), size)}, name)
 
 
 @pytest.fixture
@@ -131,19 +123,19 @@ def test_images_come_from_their_records(prepared):
 
 
 @pytest.mark.parametrize(
-  ("name", "split", "classes", "message"),
+  ("name", "split", "message"),
   [
-    ("shade", "", None, "'shade' is unknown to TFDS and not prepared in"),
-    ("food101", "", None, r"not prepared; .*tfds build food101 --file_format"),
-    ("shades", "test", None, "Unknown split 'test'"),
+    ("shade", "", "'shade' is unknown to TFDS and not prepared in"),
+    ("food101", "", r"not prepared; .*tfds build food101 --file_format"),
+    ("shades", "test", "Unknown split 'test'"),
     # Videos need TensorFlow, and the message says what does not.
-    ("ucf101", "test", None, "ucf101: .*TensorFlow.*coop_ucf101"),
+    ("ucf101", "test", "ucf101: .*TensorFlow.*coop_ucf101"),
   ],
 )
-def test_what_is_not_there(prepared, name, split, classes, message):
+def test_what_is_not_there(prepared, name, split, message):
   with pytest.raises(SourceError, match=message) as error:
     if split:
-      open_tfds(name, split, root=prepared, classes=classes and ClassList(classes))
+      open_tfds(name, split, root=prepared)
     tfds_splits(name, prepared)
   assert "\n" not in str(error.value)
 
@@ -176,22 +168,12 @@ def test_damaged_records(prepared):
     open_tfds("shades", "train", root=prepared)
 
 
-SYNSETS = load_class_list("imagenet21k").synsets[1000:1006]
-
-
-@pytest.fixture(scope="module")
-def bucket_records(tmp_path_factory):
-  """A data set of six classes with five images each, and the folder that it was made from."""
-  images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("records")
-  write_folder(images, SYNSETS, 5, ".JPEG")
-  build(open_input("imagenet21k", images), out, Selection())
-  return images, out
-
-
 @pytest.mark.parametrize("scheme", stores.SCHEMES)
-def test_records_and_files_of_a_bucket(bucket_records, scheme, tmp_path, monkeypatch):
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  images, out = bucket_records
+def test_records_and_files_of_a_bucket(scheme, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  images, out = tmp_path / "images", tmp_path / "records"
+  write_folder(images, load_class_list("imagenet21k").synsets[1000:1006], 5, ".JPEG")
+  build(open_input("imagenet21k", images), out, Selection())
   local = open_tfds("imagenet21k", "train", root=out)
   with stores.running(scheme) as found:
     url = found[scheme].url("data")

@@ -47,13 +47,6 @@ def source(tmp_path_factory):
   return stored(tmp_path_factory.mktemp("images"), [encode(picture) for picture in pictures])
 
 
-def torchvisions(image, view):
-  """Crop, resize and flip of a view."""
-  left, top, width, height = view.crop
-  expected = F.resized_crop(image, top, left, height, width, [32, 32], BICUBIC)
-  return np.asarray(F.hflip(expected) if view.flip else expected)
-
-
 @pytest.mark.parametrize("area", [CROP_AREA, 0.7])
 def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypatch, area):
   monkeypatch.setattr(
@@ -68,7 +61,10 @@ def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypat
     image = Image.open(io.BytesIO(source.encoded(index))).convert("RGB")
     for number in range(3):
       view = draw_view(*image.size, index=index, view=number, **of_all)
-      np.testing.assert_array_equal(found[index, number], torchvisions(image, view))
+      left, top, width, height = view.crop
+      expected = F.resized_crop(image, top, left, height, width, [32, 32], BICUBIC)
+      expected = F.hflip(expected) if view.flip else expected
+      np.testing.assert_array_equal(found[index, number], expected)
 
 
 def test_reduced_decoding_changes_little_and_only_where_it_may(source):
@@ -106,19 +102,14 @@ def test_a_reduced_jpeg_lies_where_the_whole_one_does():
   assert (one, png.size) == (1, (750, 610))
 
 
-def test_views_do_not_depend_on_the_batch(source):
-  whole, _ = views(source, np.array([0, 1, 2]), np.array([1, 2, 3]), RECIPE, 32)
-  for row in range(3):
-    single, _ = views(source, np.array([row]), np.array([row + 1]), RECIPE, 32)
-    np.testing.assert_array_equal(single[0], whole[row])
-  assert len({view.tobytes() for image in whole for view in image}) == 9
-
-
 def test_view_epochs_repeat_the_views(source):
   repeating, epochs = dataclasses.replace(RECIPE, view_epochs=2), np.arange(4)
-  endless, shown = (views(source, 0 * epochs, epochs, a, 32)[0] for a in (RECIPE, repeating))
-  np.testing.assert_array_equal(shown, endless[[0, 1, 0, 1]])
-  assert len({image.tobytes() for image in endless}) == 4
+  endless, shown = (views(source, epochs % 3, epochs, a, 32)[0] for a in (RECIPE, repeating))
+  assert len({view.tobytes() for image in endless for view in image}) == 12
+  for row in range(4):
+    # Views do not depend on the batch.
+    single, _ = views(source, np.array([row % 3]), np.array([row % 2]), RECIPE, 32)
+    np.testing.assert_array_equal(single[0], shown[row])
   assert repeating.versions(epochs).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
 
 
@@ -146,10 +137,7 @@ def test_unreadable_images_are_reported_and_the_others_shown(source, tmp_path):
   (tmp_path / "6.jpg").unlink()
   found, readable = views(mixed, np.arange(8), np.zeros(8, int), RECIPE, 32)
   assert readable.tolist() == [False] * 7 + [True]
-  assert not found[:7].any()
-  np.testing.assert_array_equal(
-    found[7], views(mixed, np.array([7]), np.zeros(1, int), RECIPE, 32)[0][0]
-  )
+  assert not found[:7].any() and found[7].any()
   for content in bad:
     with pytest.raises(ImageError, match="^x.jpg: not a readable image"):
       decode_image(content, "x.jpg", 32)
@@ -233,20 +221,18 @@ def test_crops_are_distributed_as_torchvisions(width, height, area):
   found = np.array([view.crop for view in draw(3000, width, height, crop_area=area)])
   assert (found[:, 2:] > 0).all() and (found[:, :2] >= 0).all()
   assert (found[:, :2] + found[:, 2:] <= [width, height]).all()
-  pairs = [*zip(found.T, expected.T, strict=True)]
-  for of in (lambda crop: crop[:, 2] * crop[:, 3], lambda crop: crop[:, 2] / crop[:, 3]):
-    pairs.append((of(found), of(expected)))
+  products = (lambda crop: crop[:, 2] * crop[:, 3], lambda crop: crop[:, 2] / crop[:, 3])
+  pairs = [*zip(found.T, expected.T, strict=True), *((of(found), of(expected)) for of in products)]
   for ours, others in pairs:
     assert stats.ks_2samp(ours, others).pvalue > 0.01
 
 
-@pytest.mark.parametrize("width, height", [(1000, 20), (20, 1000), (1, 1)])
+@pytest.mark.parametrize("width, height", [(1000, 20), (20, 1000)])
 def test_images_that_no_crop_fits_are_cropped_in_the_centre(width, height):
   theirs = RandomResizedCrop.get_params(Image.new("L", (width, height)), [2.0, 2.0], [3 / 4, 4 / 3])
   left, top, w, h = _crop(width, height, np.ones((10, 4)) - 1e-9, CROP_AREA)
-  if (width, height) != (1, 1):
-    assert (top, left, h, w) == theirs
-  assert draw(1, width, height)[0].crop[2] >= 1
+  assert (top, left, h, w) == theirs
+  assert draw(1, 1, 1)[0].crop == (0, 0, 1, 1)
 
 
 def test_flips_and_operations_are_drawn_as_the_recipe_says():
@@ -268,19 +254,14 @@ def test_flips_and_operations_are_drawn_as_the_recipe_says():
 
 
 def test_a_view_is_a_function_of_seed_image_epoch_and_view():
-  base = {"augment": "recipe", "seed": 3, "index": 5, "epoch": 2, "view": 1}
+  base = {"augment": "recipe", "seed": 1, "index": 2, "epoch": 3, "view": 8}
   # Another number each, and an exchange of two.
   changes = [{name: base[name] + 1} for name in ("seed", "index", "epoch", "view")]
-  changes += [{"index": 2, "epoch": 5}]
+  changes += [{"index": 3, "epoch": 2}]
   drawn = [draw_view(500, 375, **base | change) for change in [{}, *changes]]
   assert len(set(drawn)) == len(drawn)
-  assert draw_view(500, 375, **base) == drawn[0]
+  # Caches of features depend on the draws: a release that draws otherwise makes these useless.
+  operations = (("translate_y", -0.22585426698362165), ("color", 0.3535856250018684))
+  assert drawn[0] == View((45, 61, 214, 272), True, operations)
   crop_flip = draw_view(500, 375, **base | {"augment": "crop_flip"})
   assert crop_flip == drawn[0]._replace(operations=())
-
-
-def test_the_draws_stay_what_they_are():
-  # Caches of features depend on them: a release that draws otherwise makes these useless.
-  drawn = draw_view(500, 375, augment="recipe", seed=1, index=2, epoch=3, view=8)
-  operations = (("translate_y", -0.22585426698362165), ("color", 0.3535856250018684))
-  assert drawn == View((45, 61, 214, 272), True, operations)

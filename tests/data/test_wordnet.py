@@ -1,4 +1,4 @@
-"""The tree against NetworkX and NLTK's book; names that are made of WordNet's lemmas."""
+"""The tree against NetworkX; names that are made of WordNet's lemmas."""
 
 import importlib.metadata
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 
 from docs.generators import write_class_names
 from pomp_jax.data import class_lists
-from pomp_jax.data.class_lists import VocabularyError, load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 
 
@@ -44,17 +44,6 @@ def test_size_and_root(tree):
   assert tree.is_ancestor(tree.root, tree.nodes(sorted(every))).all()
 
 
-def test_whales_are_as_in_nltks_book(tree):
-  """Chapter 2: min_depth, lowest common hypernym and path similarity, 1 / (1 + distance)."""
-  right, orca, minke, tortoise = tree.nodes(["n02063662", "n02071294", "n02065407", "n01670092"])
-  baleen, whale, vertebrate = tree.nodes(["n02063224", "n02062744", "n01471682"])
-  assert [tree.depth[i] for i in (baleen, whale, vertebrate, tree.root)] == [14, 13, 8, 0]
-  others = np.array([minke, orca, tortoise])
-  lowest, distances = (f(right, others) for f in (tree.lowest_common_ancestor, tree.path_distance))
-  assert lowest.tolist() == [baleen, whale, vertebrate]
-  np.testing.assert_allclose(1 / (1 + distances), [1 / 4, 1 / 6, 1 / 13])
-
-
 def test_depths_and_ancestors_are_networkxs(tree):
   graph = graph_of(tree)
   shortest = nx.single_source_shortest_path_length(graph, tree.root)
@@ -67,32 +56,22 @@ def test_depths_and_ancestors_are_networkxs(tree):
   for node in np.random.default_rng(0).choice(len(tree), 300):
     ways = nx.single_source_shortest_path_length(backward, node)
     rows = slice(tree.ancestors.starts[node], tree.ancestors.starts[node + 1])
-    np.testing.assert_array_equal(tree.ancestors[node], sorted(ways))
-    np.testing.assert_array_equal(
-      tree.ancestor_distance[rows], [ways[ancestor] for ancestor in sorted(ways)]
-    )
-
-
-def up_and_down(backward, a, b):
-  """The shortest way over a common ancestor, and all common ancestors."""
-  up_a = nx.single_source_shortest_path_length(backward, a)
-  up_b = nx.single_source_shortest_path_length(backward, b)
-  common = set(up_a) & set(up_b)
-  return min(up_a[c] + up_b[c] for c in common), common
+    found = zip(tree.ancestors[node].tolist(), tree.ancestor_distance[rows].tolist(), strict=True)
+    assert list(found) == sorted(ways.items())
 
 
 def check_pairs(tree, a, b):
   backward = graph_of(tree).reverse()
-  distances, lowest = tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)
-  for i, (one, other) in enumerate(zip(a, b, strict=True)):
-    distance, common = up_and_down(backward, one, other)
-    assert distances[i] == distance
+  lowest, distances = tree.lowest_common_ancestor(a, b)
+  for i, pair in enumerate(zip(a, b, strict=True)):
+    up_a, up_b = (nx.single_source_shortest_path_length(backward, node) for node in pair)
+    common = set(up_a) & set(up_b)
+    assert distances[i] == min(up_a[c] + up_b[c] for c in common)
     assert lowest[i] in common
     # It is a lowest one, and no common ancestor is deeper.
     assert not any(lowest[i] in nx.descendants(backward, c) for c in common - {lowest[i]})
     assert tree.longest_depth[lowest[i]] == max(tree.longest_depth[list(common)])
-  np.testing.assert_array_equal(lowest, tree.lowest_common_ancestor(b, a))
-  np.testing.assert_array_equal(distances, tree.path_distance(b, a))
+  np.testing.assert_array_equal((lowest, distances), tree.lowest_common_ancestor(b, a))
 
 
 def test_pairs_are_networkxs(tree):
@@ -106,12 +85,11 @@ def test_pairs_are_networkxs(tree):
 def test_pairs_broadcast_and_come_in_parts(tree, monkeypatch):
   rng = np.random.default_rng(2)
   a, b = rng.choice(len(tree), (7, 1)), rng.choice(len(tree), (1, 9))
-  whole = tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)
+  whole = tree.lowest_common_ancestor(a, b)
   monkeypatch.setattr("pomp_jax.data.wordnet._CHUNK", 4)
-  parts = tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)
-  assert whole[0].shape == whole[1].shape == (7, 9)
-  np.testing.assert_array_equal(whole, parts)
-  assert tree.path_distance(a[:0, 0], a[:0, 0]).shape == (0,)
+  assert whole.shape == (2, 7, 9)
+  np.testing.assert_array_equal(whole, tree.lowest_common_ancestor(a, b))
+  assert tree.lowest_common_ancestor(a[:0, 0], a[:0, 0]).shape == (2, 0)
 
 
 def plain_siblings(tree, nodes):
@@ -133,29 +111,20 @@ def test_siblings(tree, name):
     nodes = np.random.default_rng(7).permutation(40)[:25].astype(np.int32)
   else:
     nodes = tree.nodes(load_class_list(name).synsets)
-  found = tree.siblings(nodes)
-  rows = [found[i].tolist() for i in range(len(found))]
+  rows = [row.tolist() for row in tree.siblings(nodes)]
   assert rows == plain_siblings(tree, nodes.tolist())
 
 
-def test_an_unknown_synset(tree):
-  with pytest.raises(VocabularyError, match="n99999999"):
-    tree.nodes(["n02084071", "n99999999"])
-
-
 WORDNET = pathlib.Path("/usr/share/wordnet/data.noun")
-
-
 without_wordnet = pytest.mark.skipif(not WORDNET.exists(), reason="wordnet-base is not installed")
 
 
 @pytest.mark.parametrize("which", ["ten", pytest.param("imagenet", marks=without_wordnet)])
 def test_the_packaged_names_are_stored_as_made(which):
+  make = write_class_names
   try:
-    if which == "ten":
-      files = write_class_names.make_downstream()
-    else:
-      files = write_class_names.make_imagenet(write_class_names.read_nouns(str(WORDNET)))
+    ten = which == "ten"
+    files = make.make_downstream() if ten else make.make_imagenet(make.read_nouns(str(WORDNET)))
   except importlib.metadata.PackageNotFoundError as error:
     pytest.skip(str(error))
   folder = pathlib.Path(class_lists.__file__).parent / "class_names"

@@ -19,11 +19,9 @@ def asked_again():
   memory._of_device.cache_clear()
 
 
-def devices(monkeypatch, *limits):
-  found = [
-    types.SimpleNamespace(memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
-    for limit in limits
-  ]
+def devices(monkeypatch, *gibibytes):
+  stats = [lambda n=n: {"bytes_limit": n * 2**30} for n in gibibytes]
+  found = [types.SimpleNamespace(memory_stats=one) for one in stats]
   monkeypatch.setattr(jax, "local_devices", lambda: found)
 
 
@@ -32,7 +30,7 @@ def found(**fields):
 
 
 def test_it_is_the_field_or_half_of_the_smallest_device(monkeypatch, caplog):
-  devices(monkeypatch, 60 * 2**30, 40 * 2**30)
+  devices(monkeypatch, 60, 40)
   assert found(**{"clip.memory_gib": 1.5}) == 1.5 * 2**30
   with caplog.at_level("INFO"):
     assert found() == found() == 20 * 2**30
@@ -45,6 +43,6 @@ def test_cpus_have_no_limit_and_always_the_same():
 
 
 def test_other_processes_take_what_the_first_one_has(monkeypatch):
-  devices(monkeypatch, 40 * 2**30)
+  devices(monkeypatch, 40)
   monkeypatch.setattr(hosts, "from_first", lambda value, what: 32.0)
   assert found() == 16 * 2**30

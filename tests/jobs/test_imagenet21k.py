@@ -1,9 +1,5 @@
-"""A small ImageNet-21K as it is distributed, all the way: records, features, prompt, figures.
+"""A small ImageNet-21K as it is distributed, all the way: records, features, prompt, figures."""
 
-JPEGs of some synsets, in folders or in a tar of tars, some of them damaged.
-"""
-
-import itertools
 import logging
 
 import numpy as np
@@ -22,81 +18,55 @@ from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
 from tests.support.small_run import run_job, settings
 
-CLASSES, PROCESSED = (load_class_list(name) for name in ("imagenet21k", "imagenet21k_p"))
-# Classes of both lists with names that the world's CLIP has positions for, in the order of ids.
-_SHORT = [
-  c
-  for c, (name, synset) in enumerate(zip(CLASSES.names, CLASSES.synsets, strict=True))
-  if len(name) < 9 and synset in PROCESSED.synsets
-]
+CLASSES = load_class_list("imagenet21k")
+# Classes with names that the world's CLIP has positions for, in the order of ids.
+_SHORT = [c for c, name in enumerate(CLASSES.names) if len(name) < 9]
 SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::30][:40]]
 N_IMAGES = 4  # a class
 # Two of the four images of three classes: empty, no image, cut off.
-DAMAGED = {
-  (c, i): content
-  for c, content in ((7, b""), (20, b"<html>404</html>"), (31, None))
-  for i in (0, 2)
-}
+DAMAGES = {7: lambda jpeg: b"", 20: lambda jpeg: b"<html>404</html>", 31: lambda jpeg: jpeg[:400]}
 
 
-def pictures():
-  """Synset, file name and content of every image."""
-  different = [encode(natural_image(seed, 48, 64)) for seed in range(20)]
+def write_archive(path):
+  """Writes a tar of a tar a synset."""
+  different, tars = [encode(natural_image(seed, 48, 64)) for seed in range(20)], {}
   for c, synset in enumerate(SYNSETS):
-    for i in range(N_IMAGES):
-      content = different[(c + 7 * i) % 20]
-      damaged = DAMAGED.get((c, i), content)
-      yield synset, f"{synset}_{i}.JPEG", content[:400] if damaged is None else damaged
-
-
-def archive(path):
-  """A tar of a tar a synset."""
-  synsets = {
-    f"{synset}.tar": tar_bytes({name: content for _, name, content in images})
-    for synset, images in itertools.groupby(pictures(), key=lambda image: image[0])
-  }
-  path.write_bytes(tar_bytes(synsets))
+    files = {f"{synset}_{i}.JPEG": different[(c + 7 * i) % 20] for i in range(N_IMAGES)}
+    for name in list(files)[::2] if c in DAMAGES else ():
+      files[name] = DAMAGES[c](files[name])
+    tars[f"{synset}.tar"] = tar_bytes(files)
+  path.write_bytes(tar_bytes(tars))
   return path
 
 
-def prepare_config(**changes):
-  """Two shots and one held-out image a class."""
+def grouped(group, **fields):
+  return {f"{group}.{name}": value for name, value in fields.items()}
+
+
+def prepare(workdir, **changes):
+  """Makes records of two shots and one held-out image a class."""
   fields = {"dataset": "imagenet21k", "shots": 2, "held_out": 1, "workers": 1} | changes
-  return settings(job="prepare", **{f"prepare.{name}": value for name, value in fields.items()})
-
-
-def jobs_on(records, out):
-  """The training from stored features, and the evaluation: configs by name of their folder."""
-  source = {"source": "tfds", "root": str(records)}
-  data = {"dataset": "imagenet21k", "augment": "recipe", "views": 2, "view_epochs": 2}
-  data |= source
-  data = {f"data.{field}": value for field, value in data.items()} | {"eval.images": 40}
-  train = {"data.features": "stored", "k": 10, "batch_size": 16, "epochs": 2}
-  train |= {"optim.lr": 0.05, "optim.warmup": 0.0, "checkpoint.every": 10}
-  prompts = f"{out / 'train' / 'prompt.npz'};hand_written"
-  evaluate = {"suite": "imagenet21k", "sets": "imagenet21k", "prompts": prompts} | source
-  evaluate = {f"evaluate.{field}": value for field, value in evaluate.items()}
-  return {
-    "train": settings(**data | train),
-    "evaluate": settings(job="evaluate", **evaluate),
-  }
+  return run_job(settings(job="prepare", **grouped("prepare", **fields)), workdir)
 
 
 @pytest.fixture(scope="module")
 def whole(shared):
-  """A folder of the archive's records, with a run's folder of each job on them."""
+  """Folders of the archive's records, a training from stored features, and an evaluation."""
 
   def make(folder):
-    source = archive(folder / "fall11_whole.tar")
-    run_job(prepare_config(input=str(source)), folder / "records")
-    for name, config in jobs_on(folder / "records", folder).items():
-      run_job(config, folder / name)
+    prepare(folder / "records", input=str(write_archive(folder / "fall11_whole.tar")))
+    source = {"source": "tfds", "root": str(folder / "records")}
+    views = {"augment": "recipe", "views": 2, "view_epochs": 2, "features": "stored"}
+    data = grouped("data", dataset="imagenet21k", **views, **source)
+    train = {"eval.images": 40, "k": 10, "batch_size": 16, "epochs": 2}
+    train |= {"optim.lr": 0.05, "optim.warmup": 0.0, "checkpoint.every": 10}
+    run_job(settings(**data | train), folder / "train")
+    sets = {"suite": "imagenet21k", "sets": "imagenet21k"}
+    prompts = f"{folder / 'train' / 'prompt.npz'};hand_written"
+    fields = grouped("evaluate", prompts=prompts, **sets, **source)
+    run_job(settings(job="evaluate", **fields), folder / "evaluate")
 
   return shared("imagenet21k", make)
-
-
-def report_of(records):
-  return read_json(records / "imagenet21k/1.0.0/report.json")
 
 
 def check_top1(figures, records, names, template):
@@ -113,10 +83,10 @@ def check_top1(figures, records, names, template):
 
 
 def test_the_whole_way_in_one_process(whole):
-  report = report_of(whole / "records")
+  report = read_json(whole / "records/imagenet21k/1.0.0/report.json")
   counts = {split: found["images"] for split, found in report["splits"].items()}
   assert counts == {"train": 2 * 40 - 3, "validation": 40}
-  assert report["n_unreadable"] == len(DAMAGED)
+  assert report["n_unreadable"] == 2 * len(DAMAGES)
   train, evaluation = (RunFolder(whole / name).read_results() for name in ("train", "evaluate"))
   [stored] = (whole / "train" / "features" / "training").glob("*/zarr.json")
   assert read_json(stored)["shape"][:2] == [77, 4]
@@ -130,27 +100,6 @@ def test_the_whole_way_in_one_process(whole):
     assert check_top1(found, whole / "records", names, prompt) == 40
 
 
-def test_folders_make_the_records_that_the_archive_makes(whole, tmp_path):
-  """And a source of the main job, under the names of another list."""
-  for synset, name, content in pictures():
-    (tmp_path / "images" / synset).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "images" / synset / name).write_bytes(content)
-  config = prepare_config(input=str(tmp_path / "images"), names="imagenet21k_p")
-  out = tmp_path / "records"
-  report = run_job(config, out)
-  assert report == report_of(out)
-  expected = report_of(whole / "records")
-  for split, found in expected["splits"].items():
-    assert report["splits"][split] == found | {"bytes": report["splits"][split]["bytes"]}
-  assert report["n_unreadable"] == expected["n_unreadable"]
-  data = Data(source="tfds", root=str(out), dataset="imagenet21k")
-  assert inputs.n_training_classes(data) == 40
-  train, validation = (inputs.open_source(data, split) for split in ("train", "validation"))
-  assert train.names == tuple(PROCESSED.names[PROCESSED.synsets.index(own)] for own in SYNSETS)
-  assert set(train.keys).isdisjoint(validation.keys)
-  assert train.sized(40).images(np.arange(16)).shape == (16, 40, 40, 3)
-
-
 @pytest.mark.parametrize(
   ("changes", "error", "message"),
   [
@@ -160,9 +109,9 @@ def test_folders_make_the_records_that_the_archive_makes(whole, tmp_path):
   ],
 )
 def test_what_can_not_be_prepared(whole, tmp_path, changes, error, message):
-  config = prepare_config(**{"input": str(whole / "fall11_whole.tar")} | changes)
+  fields = {"input": str(whole / "fall11_whole.tar")} | changes
   with pytest.raises(error, match=rf"prepare\.{message}"):
-    run_job(config, tmp_path / "out")
+    prepare(tmp_path / "out", **fields)
   assert not (tmp_path / "out").exists()
 
 

@@ -24,20 +24,15 @@ def test_sizes_and_names_and_that_the_split_is_fixed():
     class_names("test")
 
 
-def test_each_novel_attribute_value_occurs_in_base():
-  base, novel = (names.class_attributes(group) for group in ("base", "novel"))
-  for a in range(4):
-    assert set(novel[:, a]) <= set(base[:, a])
-
-
 def test_table_and_attributes_agree_with_the_names():
   table = names.base_table()
   assert table.sum() == len(class_names("base"))
-  attributes = names.class_attributes("novel")
-  assert not table[tuple(attributes.T)].any()
-  for values, name in zip(attributes[::500], class_names("novel")[::500], strict=True):
-    words = [names.WORDS[a][value] for a, value in enumerate(values)]
-    assert name == f"{words[0]} {words[1]} {words[2]} on {words[3]}"
+  base, novel = (names.class_attributes(group) for group in ("base", "novel"))
+  assert not table[tuple(novel.T)].any()
+  assert all(set(novel[:, a]) <= set(base[:, a]) for a in range(4))
+  for values, name in zip(novel[::500], class_names("novel")[::500], strict=True):
+    colour, texture, shape, ground = (names.WORDS[a][value] for a, value in enumerate(values))
+    assert name == f"{colour} {texture} {shape} on {ground}"
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -86,7 +81,7 @@ def test_images_are_spread_over_the_classes():
   assert np.bincount(two.labels).tolist() == [2] * 5_087
 
 
-def test_images_are_the_same_in_any_batch_and_of_one_split_and_seed():
+def test_images_are_of_one_split_and_seed():
   seen = set()
   groups = {"train": "base", "validation": "base", "base": "base", "shifted": "all"}
   for split, group in groups.items():
@@ -95,11 +90,8 @@ def test_images_are_the_same_in_any_batch_and_of_one_split_and_seed():
       assert source.names == world.class_names(group)
       assert len(source) == 50 and source.labels.max() < len(source.names)
       images = source.images(np.arange(50))
-      np.testing.assert_array_equal(images[[7, 2]], source.images(np.array([7, 2])))
       seen |= {image.tobytes() for image in images}
   assert len(seen) == 4 * 2 * 50
-  with pytest.raises(IndexError, match=r"\[0, 50\)"):
-    source.images(np.array([50]))
   for sizes in ({}, {"n_images": 3, "images_per_class": 1}, {"n_images": 0}):
     with pytest.raises(ValueError, match="expected"):
       world.source("train", **sizes)
@@ -114,13 +106,9 @@ def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
   assert str(out / "sets.toml") in capsys.readouterr().out
   sets = read_sets_file(out / "sets.toml")
   assert [own.name for own in sets] == ["known", "mixed", "shifted"]
-  assert sets[1].parts == ("base", "novel")
-  for own, part, split in [
-    (sets[0], "all", "base"),
-    (sets[1], "base", "base"),
-    (sets[1], "novel", "novel"),
-    (sets[2], "all", "shifted"),
-  ]:
+  known, mixed, shifted = sets
+  rows = [(known, "all", "base"), (mixed, "base", "base"), (mixed, "novel", "novel")]
+  for own, part, split in [*rows, (shifted, "all", "shifted")]:
     source, classes, found = open_own_set(own, part, world.IMAGE_SIZE)
     assert found == "test"
     n_classes, n_images = (12, 1) if own.name == "known" else (3, 2)
@@ -130,8 +118,7 @@ def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
     numbers = [int(key.rpartition("/")[2].removesuffix(".png")) for key in source.keys]
     indices = [n_images * labels[c] + n for c, n in zip(source.labels, numbers, strict=True)]
     # CLIP's preprocessing leaves pictures of its own size as they are.
-    np.testing.assert_array_equal(
-      source.images(np.arange(len(source))), drawn.images(np.array(indices))
-    )
+    images = source.images(np.arange(len(source)))
+    np.testing.assert_array_equal(images, drawn.images(np.array(indices)))
   with pytest.raises(ValueError, match="expected 1 to"):
     example_sets.write_pictures(tmp_path, "novel", 99_999, 1)

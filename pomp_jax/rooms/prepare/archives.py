@@ -1,14 +1,14 @@
 """Inputs of `prepare.build` as they are distributed: folders, tar files, CoOp's layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
-import functools
 import hashlib
 import itertools
 import logging
 import os
 import pathlib
 import tarfile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _SHARD_IMAGES, _SHARD_BYTES = 4096, 512 * 2**20
 # Assumed size of an image where only some images of a tar are stored.
 _IMAGE_BYTES = 128 * 2**10
 
+_OF_COOP = [name for name in COOP_SETS if not name.startswith(("imagenet", "fgvc"))]
+# The data sets that can be prepared.
+DATASETS = ("imagenet21k", "fgvc_aircraft", *(f"coop_{name}" for name in _OF_COOP))
 _IMAGENET21K = (
   "ImageNet-21K (image-net.org, for non-commercial research); labels are WordNet 3.0 ids."
 )
@@ -35,20 +38,13 @@ class Tar:
   """Tar file of one synset: a file of its own, or a part of another file.
 
   Its regular members are read in place: nothing is extracted, and no name is used as a path.
-
-  Attributes:
-    path: the file.
-    offset: start of the tar in it, bytes.
-    size: length of the tar, bytes.
-    synset: WordNet id; keys of its images are SYNSET/FILE.
-    label: label of all its images.
   """
 
   path: pathlib.Path
-  offset: int
-  size: int
-  synset: str
-  label: int = 0
+  offset: int  # start of the tar in the file, bytes
+  size: int  # bytes
+  synset: str  # WordNet id; keys of its images are SYNSET/FILE
+  label: int = 0  # of all its images
 
   def open(self) -> StoredImages:
     """Lists its images, all with label 0."""
@@ -75,27 +71,27 @@ def _regular_members(path: pathlib.Path, start: int, end: int) -> list[tuple[str
           if member.isreg() and not member.issparse() and name and not name.startswith("."):
             found.append((name, member.offset_data, member.size))
   except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-    hint = "; a .tar.gz has to be extracted (tar -xzf)"
-    raise SourceError(f"{path}: the tar at byte {start} can't be read ({error}){hint}") from error
+    hint = "a .tar.gz has to be extracted (tar -xzf)"
+    raise SourceError(f"{path}: the tar at byte {start} can't be read ({error}); {hint}") from error
   if any(not 0 <= size <= end - offset for _, offset, size in found):
     raise SourceError(f"{path}: the tar at byte {start} is truncated")
   return found
 
 
-class _Members:
+class _Members(NamedTuple):
   """Storage of images at (offset, size) in one file."""
 
-  def __init__(self, path: pathlib.Path, places: list[tuple[int, int]]):
-    self._path, self._places = path, places
+  path: pathlib.Path
+  places: list[tuple[int, int]]
 
   def read(self, row: int, key: str) -> bytes:
-    offset, size = self._places[row]
-    with open(self._path, "rb") as file:
+    offset, size = self.places[row]
+    with open(self.path, "rb") as file:
       file.seek(offset)
       return file.read(size)
 
   def where(self, row: int, key: str) -> str:
-    return f"{key} in {self._path}"
+    return f"{key} in {self.path}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +105,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """Images of a data set to write.
+  """Images of a data set to write."""
 
-  Attributes:
-    dataset: name of the data set in TFDS.
-    label_names: one name a class.
-    description: origin and licence of the images.
-    identity: text that distinguishes this input from others.
-    tasks: its shards.
-    divided: whether it has several splits, so that no image of train is held out.
-  """
-
-  dataset: str
+  dataset: str  # name in TFDS
   label_names: tuple[str, ...]
-  description: str
-  identity: str
-  tasks: tuple[Task, ...]
-  divided: bool = False
+  description: str  # origin and licence of the images
+  identity: str  # text that distinguishes this input from others
+  tasks: tuple[Task, ...]  # its shards
+  divided: bool = False  # whether it has several splits, so that no image of train is held out
 
 
 def open_input(
@@ -144,21 +131,25 @@ def open_input(
   Raises:
     SourceError: the files don't match the data set.
   """
-  return _OPENERS[dataset](pathlib.Path(path), names, images_per_class)
-
-
-def _coop(name: str, path: pathlib.Path, names: str, images_per_class: int) -> Input:
-  description = (
-    f"{name} with CoOp's fixed splits (Zhou et al., 2022); the images' licence is their makers'."
-  )
-  return _from_splits(f"coop_{name}", open_coop(path, name), description, images_per_class)
+  path = pathlib.Path(path)
+  if dataset == "imagenet21k":
+    return _imagenet21k(path, names, images_per_class)
+  if dataset == "fgvc_aircraft":
+    return _aircraft(path, images_per_class)
+  name = dataset.removeprefix("coop_")
+  maker = "the images' licence is their makers'."
+  description = f"{name} with CoOp's fixed splits (Zhou et al., 2022); {maker}"
+  return _from_splits(dataset, open_coop(path, name), description, images_per_class)
 
 
 def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input:
   classes = load_class_list(names or "imagenet21k")
   if classes.synsets is None:
     raise SourceError(f"config.prepare.names: got {names!r}, expected a class list with synsets")
-  found = _images_of(classes, path, images_per_class)
+  if path.is_file() or not list_folder(path, links=True).folders:
+    found = _tars(_find_tars(path, set(classes.synsets)), path, images_per_class)
+  else:
+    found = _from_folders(path, set(classes.synsets), images_per_class)
   missing = sorted(set(classes.synsets) - set(found.label_names))
   if missing:
     # Only warn: this may be a subset on purpose, or the wrong release.
@@ -169,20 +160,14 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
   return found
 
 
-def _images_of(classes: ClassList, path: pathlib.Path, images_per_class: int) -> Input:
-  if path.is_file():
-    return _tars(_tars_in_tar(path, classes), path, images_per_class)
-  if not list_folder(path, links=True).folders:
-    return _tars(_tars_in_folder(path, classes), path, images_per_class)
+def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) -> Input:
   folders = split_folders(path)
-  found = {name for folder in folders.values() for name in list_folder(folder).folders}
   # Labels are the synsets of all splits.
-  synsets = ClassList(tuple(sorted(found & set(classes.synsets))))
-  if not len(synsets):
+  found = {name for folder in folders.values() for name in list_folder(folder).folders} & known
+  if not found:
     raise SourceError(f"{path}: no folder is named after a WordNet id of the class list")
-  splits = {
-    split: open_folder(folder, synsets, all_classes=False) for split, folder in folders.items()
-  }
+  synsets = ClassList(tuple(sorted(found)))
+  splits = {split: open_folder(own, synsets, all_classes=False) for split, own in folders.items()}
   return _from_splits("imagenet21k", splits, _IMAGENET21K, images_per_class)
 
 
@@ -238,23 +223,18 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
   return Input("imagenet21k", synsets, _IMAGENET21K, f"{len(tars)} tar files {digest}", tasks)
 
 
-def _tars_in_folder(path: pathlib.Path, classes: ClassList) -> list[Tar]:
-  files = [path / name for name in list_folder(path, links=True).others if name.endswith(".tar")]
-  known = set(classes.synsets)
-  return [Tar(file, 0, file.stat().st_size, file.stem) for file in files if file.stem in known]
-
-
-def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
-  known = set(classes.synsets)
+def _find_tars(path: pathlib.Path, known: set[str]) -> list[Tar]:
+  """Tars of known synsets, in a folder or within a tar."""
+  if not path.is_file():
+    files = [path / name for name in list_folder(path, links=True).others]
+    files = [file for file in files if file.suffix == ".tar" and file.stem in known]
+    return [Tar(file, 0, file.stat().st_size, file.stem) for file in files]
   members = _regular_members(path, 0, path.stat().st_size)
-  return [
-    Tar(path, offset, size, name[:-4])
-    for name, offset, size in members
-    if name.endswith(".tar") and name[:-4] in known
-  ]
+  synset_of = {f"{synset}.tar": synset for synset in known}
+  return [Tar(path, at, size, synset_of[name]) for name, at, size in members if name in synset_of]
 
 
-def _aircraft(path: pathlib.Path, names: str, images_per_class: int) -> Input:
+def _aircraft(path: pathlib.Path, images_per_class: int) -> Input:
   if not path.is_dir():
     raise SourceError(f"{path}: expected the folder of the extracted archive (tar -xzf)")
   folders = (path, path / "data", path / "fgvc-aircraft-2013b/data")
@@ -264,15 +244,3 @@ def _aircraft(path: pathlib.Path, names: str, images_per_class: int) -> Input:
   if set(splits["train"].names) != set(known):
     raise SourceError(f"{folder / 'variants.txt'}: expected FGVC-Aircraft's {len(known)} variants")
   return _from_splits("fgvc_aircraft", splits, _AIRCRAFT, images_per_class)
-
-
-# The data sets that can be prepared.
-_OPENERS: dict[str, Callable[[pathlib.Path, str, int], Input]] = {
-  "imagenet21k": _imagenet21k,
-  "fgvc_aircraft": _aircraft,
-} | {
-  f"coop_{name}": functools.partial(_coop, name)
-  for name in COOP_SETS
-  if not name.startswith(("imagenet", "fgvc"))
-}
-DATASETS = tuple(_OPENERS)

@@ -1,8 +1,7 @@
 """Builds a data set of records: parallel, without unreadable images, resumable.
 
-While it is built, a data set lies in `NAME.incomplete/`. Its folder `parts/` holds the finished
-shards and a piece for each task (`files.pieces`), which a resumed build skips. The folder gets its
-final name only when it is complete.
+Until it is complete, it lies in `NAME.incomplete/`, whose folder `parts/` holds the finished shards
+and a piece for each task (`files.pieces`), which a resumed build skips.
 """
 
 import collections
@@ -16,7 +15,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from array_record.python import array_record_module
 import numpy as np
@@ -33,7 +32,6 @@ from pomp_jax.rooms.prepare.archives import Input, Tar, Task
 
 log = logging.getLogger(__name__)
 
-
 VERSION = "1.0.0"
 _SUFFIX = "array_record"
 _NAMED = 5  # classes in a warning
@@ -47,16 +45,12 @@ class PrepareError(SourceError):
 class Selection:
   """Choice of each class's images; a resumed build must have the same.
 
-  Attributes:
-    shots: images a class in "train"; 0: all.
-    seed: random seed of the choice.
-    held_out: images a class for "validation", chosen before those for "train". One image of each
-      class is left to train on.
+  Images for "validation" are chosen first, but one image of each class is left to train on.
   """
 
-  shots: int = 0
-  seed: int = 0
-  held_out: int = 0
+  shots: int = 0  # images a class in "train"; 0: all
+  seed: int = 0  # random seed of the choice
+  held_out: int = 0  # images a class for "validation"
 
 
 def build(
@@ -90,7 +84,9 @@ def build(
   store = functools.partial(_store, parts=parts, selection=selection)
   done = _in_processes(store, source.tasks, workers)
   pieces = list(steps_of(done, source.dataset, "shards", len(source.tasks)))
-  report = _finish(source, work, pieces, identity)
+  report = {"dataset": source.dataset, "built_from": identity}
+  report |= _finish(source, work, pieces, selection.held_out > 0)
+  write_json(work / "report.json", report)
   final.parent.mkdir(parents=True, exist_ok=True)
   os.replace(work, final)
   # Only now: an interrupted build resumes from these pieces.
@@ -177,75 +173,53 @@ def _readable(
       yield key, image
 
 
-class _Written(NamedTuple):
-  """One shard in `parts/`."""
-
-  path: pathlib.Path
-  labels: np.ndarray
-  keys: np.ndarray
-  num_bytes: int
-
-
 def _finish(
-  source: Input, work: pathlib.Path, pieces: Sequence[Piece], identity: dict[str, Any]
+  source: Input, work: pathlib.Path, pieces: Sequence[Piece], validated: bool
 ) -> dict[str, Any]:
-  """Renames the shards and writes metadata, indices and the report; can be repeated."""
-  found: dict[str, list[_Written]] = collections.defaultdict(list)
+  """Renames the shards and writes metadata and indices; can be repeated. Returns counts."""
+  found: dict[str, list[tuple[Task, Piece]]] = collections.defaultdict(list)
   unreadable = []
   tasks = zip(source.tasks, pieces, strict=True)
   for task, piece in sorted(tasks, key=lambda done: (done[0].split, done[0].index)):
     unreadable += piece.facts["unreadable"]
-    for split, size in sorted(piece.facts["bytes"].items()):
-      arrays = piece.arrays[f"{split}_labels"], piece.arrays[f"{split}_keys"]
-      found[split].append(_Written(work / "parts" / _part(split, task.index), *arrays, size))
+    for split in sorted(piece.facts["bytes"]):
+      found[split].append((task, piece))
   if not found:
     raise PrepareError(f"{work}: no readable image; {len(unreadable)} are unreadable")
-  labels, counts = {}, {}
+  labels, counts, splits = {}, {}, {}
   for split, shards in found.items():
-    for number, shard in enumerate(shards):
-      if shard.path.exists():
-        os.replace(shard.path, work / shard_name(source.dataset, split, number, len(shards)))
-    labels[split] = np.concatenate([shard.labels for shard in shards])
+    for number, (task, _) in enumerate(shards):
+      path = work / "parts" / _part(split, task.index)
+      if path.exists():
+        os.replace(path, work / shard_name(source.dataset, split, number, len(shards)))
+    of_shards = [piece.arrays[f"{split}_labels"] for _, piece in shards]
+    labels[split] = np.concatenate(of_shards)
     # Labels and keys in the order of the records save their reader from reading all images.
     with replacing(work / f"index-{split}.npz") as file:
-      keys = np.concatenate([shard.keys for shard in shards])
+      keys = np.concatenate([piece.arrays[f"{split}_keys"] for _, piece in shards])
       np.savez_compressed(file, labels=labels[split], keys=keys)
+    size = sum(piece.facts["bytes"][split] for _, piece in shards)
+    splits[split] = list(map(len, of_shards)), size
+    n_classes = len(np.unique(labels[split]))
     counts[split] = {
       "images": len(keys),
-      "classes": len(np.unique(labels[split])),
+      "classes": n_classes,
       "shards": len(shards),
-      "bytes": sum(shard.num_bytes for shard in shards),
+      "bytes": size,
     }
-  write_metadata(
-    work,
-    source.dataset,
-    label_names=source.label_names,
-    splits={
-      split: ([len(shard.labels) for shard in shards], counts[split]["bytes"])
-      for split, shards in found.items()
-    },
-    description=source.description,
-  )
-  not_validated = []
-  if identity["held_out"] and not source.divided:
-    not_validated = _not_validated(labels, source.label_names)
-  report = {
-    "dataset": source.dataset,
-    "built_from": identity,
+  write_metadata(work, source.dataset, source.label_names, splits, source.description)
+  return {
     "splits": counts,
     "n_unreadable": len(unreadable),
     "unreadable": unreadable,
-    "not_validated": not_validated,
+    "not_validated": _not_validated(labels, source.label_names) if validated else [],
   }
-  write_json(work / "report.json", report)
-  return report
 
 
 def _not_validated(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
   """Names of the classes with one readable image, which is left to train on; warns of them."""
-  found = [
-    names[label] for label in np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
-  ]
+  single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
+  found = [names[label] for label in single]
   if found:
     more = ", .." if len(found) > _NAMED else ""
     log.warning(
@@ -256,12 +230,7 @@ def _not_validated(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> li
 
 
 class Shard:
-  """One file of records.
-
-  Attributes:
-    labels, keys: those of its images.
-    num_bytes: bytes of its records.
-  """
+  """One file of records, with `labels` and `keys` of its images, and the records' `num_bytes`."""
 
   def __init__(self, path: pathlib.Path):
     """Creates the file."""
@@ -297,39 +266,31 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 def write_metadata(
   folder: pathlib.Path,
   dataset: str,
-  *,
   label_names: Sequence[str],
   splits: dict[str, tuple[list[int], int]],
   description: str,
-  version: str = VERSION,
 ) -> None:
   """Writes `dataset_info.json`, `features.json` and the label names beside the shards.
 
   `splits` has the number of records in each shard, and the bytes of all records.
   """
-  features = tfds.features.FeaturesDict(
-    {
-      "file_name": tfds.features.Text(),
-      "image": tfds.features.Image(shape=(None, None, 3)),
-      "label": tfds.features.ClassLabel(names=list(label_names)),
-    }
-  )
-  infos = [
-    tfds.core.SplitInfo(
-      name=name,
-      shard_lengths=shard_lengths,
-      num_bytes=num_bytes,
-      filename_template=tfds.core.ShardedFileTemplate(
-        dataset_name=dataset, split=name, filetype_suffix=_SUFFIX, data_dir=folder
-      ),
+  features = {
+    "file_name": tfds.features.Text(),
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "label": tfds.features.ClassLabel(names=list(label_names)),
+  }
+  infos = []
+  for name, (shard_lengths, num_bytes) in splits.items():
+    template = tfds.core.ShardedFileTemplate(
+      dataset_name=dataset, split=name, filetype_suffix=_SUFFIX, data_dir=folder
     )
-    for name, (shard_lengths, num_bytes) in splits.items()
-  ]
+    sizes = {"shard_lengths": shard_lengths, "num_bytes": num_bytes}
+    infos.append(tfds.core.SplitInfo(name=name, filename_template=template, **sizes))
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
-    features=features,
+    features=tfds.features.FeaturesDict(features),
     split_infos=infos,
-    version=version,
+    version=VERSION,
     description=description,
     check_data=False,
   )

@@ -1,9 +1,8 @@
 """A data set that TFDS lacks, as records: ImageNet-21K, FGVC-Aircraft, CoOp's fixed splits.
 
-`config.prepare.dataset` names it and `config.prepare.input` what it is made of, as distributed.
-`--workdir` is TFDS's data_dir: the data set and its `report.json` (counts, and every unreadable
-image) come to lie in `WORKDIR/NAME/1.0.0`, and `data.source='tfds'`, `data.root=WORKDIR` reads it.
-A restart resumes.
+`config.prepare.input` is what `config.prepare.dataset` is made of, as distributed. `--workdir` is
+TFDS's data_dir: the data set and its `report.json` are written to `WORKDIR/NAME/1.0.0`, and
+`data.source='tfds'`, `data.root=WORKDIR` reads it. A restart resumes.
 """
 
 import logging
@@ -31,19 +30,10 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict:
-  """Makes the data set, or the rest of it; returns what `report.json` holds.
-
-  Raises:
-    SourceError, VocabularyError: the input has another form; nothing is written for it.
-    PrepareError: another data set is there, or no image could be read.
-  """
+  """Makes the data set, or the rest of it; returns `report.json`. Raises as its two steps do."""
   prepare = config.prepare
-  source = open_input(
-    prepare.dataset,
-    prepare.input,
-    names=prepare.names,
-    images_per_class=prepare.shots and prepare.shots + prepare.held_out,
-  )
+  size = prepare.shots and prepare.shots + prepare.held_out
+  source = open_input(prepare.dataset, prepare.input, names=prepare.names, images_per_class=size)
   selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
   report = build(source, workdir, selection, prepare.workers or hosts.own_cores())
   for split, counts in report["splits"].items():

@@ -1,7 +1,7 @@
 """Builders: from files as distributed to records, read back by TFDS itself without TensorFlow."""
 
 import collections
-import functools
+import gzip
 import io
 import json
 import sys
@@ -19,6 +19,7 @@ from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_tfds, tfds_splits
 from pomp_jax.files.run_folder import read_json
 from pomp_jax.rooms.prepare import DATASETS, PrepareError, Selection, archives, build, open_input
+from tests.support.data_files import tar_bytes
 
 # The package exports the function of this name.
 build_module = sys.modules["pomp_jax.rooms.prepare.build"]
@@ -31,35 +32,29 @@ def jpeg(seed):
 
 
 # 12 synsets of 3 to 8 images; in every fourth synset one image is cut and one is no image.
-FILES = {
-  synset: {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(3 + c % 6)}
-  for c, synset in enumerate(SYNSETS)
-}
-BAD = set()
-for synset in SYNSETS[::4]:
-  first, second, *_ = FILES[synset]
-  FILES[synset][first] = FILES[synset][first][:-40]
-  FILES[synset][second] = b"<html>not found</html>"
-  BAD |= {f"{synset}/{first}", f"{synset}/{second}"}
-GOOD = {f"{s}/{f}": d for s, files in FILES.items() for f, d in files.items()}
-GOOD = {key: data for key, data in GOOD.items() if key not in BAD}
-
-
-def add(tar, name, data, kind=tarfile.REGTYPE, link=""):
-  member = tarfile.TarInfo(name)
-  member.size, member.type, member.linkname = len(data), kind, link
-  tar.addfile(member, io.BytesIO(data))
+FILES, BAD, GOOD = {}, set(), {}
+for c, synset in enumerate(SYNSETS):
+  FILES[synset] = {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(3 + c % 6)}
+  GOOD |= {f"{synset}/{name}": content for name, content in FILES[synset].items()}
+  if c % 4 == 0:
+    first, second, *_ = FILES[synset]
+    FILES[synset] |= {first: FILES[synset][first][:-40], second: b"<html>not found</html>"}
+    BAD |= {f"{synset}/{first}", f"{synset}/{second}"}
+GOOD = {key: content for key, content in GOOD.items() if key not in BAD}
 
 
 def synset_tar(synset):
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode="w") as tar:
-    for name, data in FILES[synset].items():
-      add(tar, name, data)
-    # What a tar may hold to do harm; none of it is an image.
-    add(tar, "evil.JPEG", b"", tarfile.SYMTYPE, "/etc/passwd")
-    add(tar, "hard.JPEG", b"", tarfile.LNKTYPE, next(iter(FILES[synset])))
-    add(tar, "sub", b"", tarfile.DIRTYPE)
+  """Its images, and what a tar may hold to do harm; none of that is an image."""
+  buffer = io.BytesIO(tar_bytes(FILES[synset]))
+  with tarfile.open(fileobj=buffer, mode="a") as tar:
+    for name, kind, link in (
+      ("evil.JPEG", tarfile.SYMTYPE, "/etc/passwd"),
+      ("hard.JPEG", tarfile.LNKTYPE, next(iter(FILES[synset]))),
+      ("sub", tarfile.DIRTYPE, ""),
+    ):
+      member = tarfile.TarInfo(name)
+      member.type, member.linkname = kind, link
+      tar.addfile(member)
   return buffer.getvalue()
 
 
@@ -79,12 +74,10 @@ def folder_of_tars(root):
   return root
 
 
-def tar_of_tars(root, mode="w"):
+def tar_of_tars(root, pack=bytes):
   root.mkdir()
-  with tarfile.open(root / "fall11_whole.tar", mode) as tar:
-    for synset in FILES:
-      add(tar, f"whole/{synset}.tar", synset_tar(synset))
-    add(tar, "README", b"text")
+  tars = {f"whole/{synset}.tar": synset_tar(synset) for synset in FILES}
+  (root / "fall11_whole.tar").write_bytes(pack(tar_bytes(tars | {"README": b"text"})))
   return root / "fall11_whole.tar"
 
 
@@ -112,26 +105,6 @@ def made(path, out, selection=None, workers=1, *, dataset="imagenet21k", **optio
   """Builds records; returns the report."""
   source = open_input(dataset, path, **options)
   return build(source, out, selection or Selection(), workers)
-
-
-def test_our_own_reader_agrees_with_tfds(tmp_path):
-  """Also of records whose end was interrupted."""
-  path, out = folders(tmp_path / "in"), tmp_path / "out"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build_module, "write_metadata", mock.Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-      made(path, out)
-  made(path, out)
-  assert tfds_splits("imagenet21k", out) == ("train",)
-  source = open_tfds("imagenet21k", "train", root=out).sized(8)
-  every = load_class_list("imagenet21k")
-  assert source.names == every.names[1000:1012]
-  rows = stored(out)
-  assert {key: image for key, (_, image) in rows.items()} == GOOD
-  for index in range(len(source)):
-    label, image = rows[source.keys[index]]
-    assert source.encoded(index) == image
-    assert every.synsets[1000 + source.labels[index]] == label
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -172,18 +145,14 @@ def test_one_image_of_each_class_is_left_to_train_on(tmp_path, caplog):
   assert warning.startswith("1 classes") and SYNSETS[0] in warning
 
 
-def listed(path, synsets):
-  """Writes a class list of some synsets."""
-  path.write_text(json.dumps([{"name": synset, "synset": synset} for synset in synsets]))
-  return str(path)
-
-
 def test_splits_of_folders_and_classes_of_a_list(tmp_path):
   """An input with splits of its own keeps them whole, whatever is to be held out."""
   for split in ("imagenet21k_train", "imagenet21k_val"):
     folders(tmp_path / "in" / split)
-  names = listed(tmp_path / "some.json", load_class_list("imagenet21k").synsets[1005:1020])
-  made(tmp_path / "in", tmp_path / "out", names=names)
+  some = load_class_list("imagenet21k").synsets[1005:1020]
+  names = [{"name": synset, "synset": synset} for synset in some]
+  (tmp_path / "some.json").write_text(json.dumps(names))
+  made(tmp_path / "in", tmp_path / "out", names=str(tmp_path / "some.json"))
   for split in ("train", "validation"):
     rows = stored(tmp_path / "out", split)
     assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
@@ -198,17 +167,13 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
   tmp_path, layout, monkeypatch
 ):
   path, out = layout(tmp_path / "in"), tmp_path / "out"
-  store, shard, calls, opened = build_module._store, build_module.Shard, [], []
+  store, calls = build_module._store, []
 
   def interrupted(task, **settings):
     calls.append(task.index)
     if len(calls) == 3:
       raise KeyboardInterrupt
     return store(task, **settings)
-
-  def counted(path):
-    opened.append(path)
-    return shard(path)
 
   monkeypatch.setattr(build_module, "_store", interrupted)
   with pytest.raises(KeyboardInterrupt):
@@ -221,11 +186,24 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
   with pytest.raises(PrepareError, match=r"incomplete: .*'shots': 0.*'shots': 1"):
     made(path, out, Selection(shots=1))
   monkeypatch.setattr(build_module, "_store", store)
+  counted = mock.Mock(side_effect=build_module.Shard)
   monkeypatch.setattr(build_module, "Shard", counted)
+  # The end may be interrupted too.
+  with monkeypatch.context() as patch:
+    patch.setattr(build_module, "write_metadata", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      made(path, out)
   report = made(path, out)
   rows, folder = stored(out), out / "imagenet21k/1.0.0"
   assert {key: image for key, (_, image) in rows.items()} == GOOD
   assert all(key.startswith(f"{label}/") for key, (label, _) in rows.items())
+  # Our own reader agrees with TFDS's.
+  assert tfds_splits("imagenet21k", out) == ("train",)
+  source = open_tfds("imagenet21k", "train", root=out)
+  assert source.names == load_class_list("imagenet21k").names[1000:1012]
+  for index in range(len(source)):
+    label, image = rows[source.keys[index]]
+    assert source.encoded(index) == image and SYNSETS[source.labels[index]] == label
   assert {bad["image"] for bad in report["unreadable"]} == BAD
   assert report["n_unreadable"] == len(BAD)
   train = report["splits"]["train"]
@@ -234,76 +212,56 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
   left = {file.name.split(".")[0] for file in folder.iterdir()}
   assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
   assert [file.name for file in out.iterdir()] == ["imagenet21k"]
-  # Once more: nothing to do. With other settings: refused.
+  # A complete set is left as it is, and refused with other settings.
   assert made(path, out) == report
-  assert len(opened) == train["shards"] - 2
+  assert counted.call_count == train["shards"] - 2
   for other in (Selection(shots=1), Selection(seed=1), Selection(held_out=1)):
     with pytest.raises(PrepareError, match=r"1\.0\.0: "):
       made(path, out, other)
 
 
-def test_coop_splits(tmp_path):
-  name, folder, file = "ucf101", "ucf101/UCF-101-midframes", "split_zhou_UCF101.json"
-  classes, root = load_class_list(name).names, tmp_path / "in"
+@pytest.mark.parametrize("dataset", ["coop_ucf101", "fgvc_aircraft"])
+def test_coops_splits_and_aircrafts(tmp_path, dataset):
+  """An image of each class in three splits; of Aircraft the archive's data folder."""
+  assert dataset in DATASETS
+  names = load_class_list(dataset.removeprefix("coop_")).names
   split = {
-    part: [[f"{part}/{label}.jpg", label, text] for label, text in enumerate(classes)]
+    part: [[f"{part}{label:03d}.jpg", label, name] for label, name in enumerate(names)]
     for part in ("train", "val", "test")
   }
+  root, images = tmp_path / "in/ucf101", "UCF-101-midframes"
+  if dataset == "fgvc_aircraft":
+    root, images = tmp_path / "in/fgvc-aircraft-2013b/data", "images"
+  (root / images).mkdir(parents=True)
+  (root / "split_zhou_UCF101.json").write_text(json.dumps(split))
+  (root / "variants.txt").write_text("\n".join(names) + "\n")
   for part, items in split.items():
-    (root / folder / part).mkdir(parents=True)
+    lines = [f"{path[:-4]} {name}\n" for path, _, name in items]
+    (root / f"images_variant_{part}.txt").write_text("".join(lines))
     for path, label, _ in items:
-      (root / folder / path).write_bytes(jpeg(label % 10))
-  (root / name / file).write_text(json.dumps(split))
-  assert f"coop_{name}" in DATASETS
-  made(root, tmp_path / "out", dataset=f"coop_{name}")
+      (root / images / path).write_bytes(jpeg(label % 10))
+  made(tmp_path / "in", tmp_path / "out", dataset=dataset)
   for part, ours in (("train", "train"), ("val", "validation"), ("test", "test")):
-    source = open_tfds(f"coop_{name}", ours, root=tmp_path / "out")
-    assert source.names == classes
+    source = open_tfds(dataset, ours, root=tmp_path / "out")
+    assert source.names == names
     found = zip(source.keys.tolist(), source.labels.tolist(), strict=True)
     assert dict(found) == {path: label for path, label, _ in split[part]}
 
 
-def test_aircraft(tmp_path):
-  """The archive's data folder with all of the variants, an image each in three splits."""
-  names, root = load_class_list("fgvc_aircraft").names, tmp_path / "in/fgvc-aircraft-2013b/data"
-  (root / "images").mkdir(parents=True)
-  (root / "variants.txt").write_text("\n".join(names) + "\n")
-  for part in ("train", "val", "test"):
-    lines = [f"{part}{i:03d} {name}" for i, name in enumerate(names)]
-    (root / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
-    for i in range(len(names)):
-      (root / f"images/{part}{i:03d}.jpg").write_bytes(jpeg(i % 10))
-  made(tmp_path / "in", tmp_path / "out", dataset="fgvc_aircraft")
-  source = open_tfds("fgvc_aircraft", "validation", root=tmp_path / "out")
-  assert source.names == names
-  found = dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True))
-  assert found == {f"val{i:03d}.jpg": i for i in range(len(names))}
-
-
-def cut(root):
-  path = tar_of_tars(root)
-  path.write_bytes(path.read_bytes()[:-30_000])
-  return path
-
-
-def one_file(name, content=b"nothing"):
-  """A folder with one file, which is no image."""
-
-  def make(root):
-    (root / name).parent.mkdir(parents=True)
-    (root / name).write_bytes(content)
-    return root
-
-  return make
+def one_file(root, name, content=b"nothing"):
+  """Makes a folder with one file, which is no image."""
+  (root / name).parent.mkdir(parents=True)
+  (root / name).write_bytes(content)
+  return root
 
 
 @pytest.mark.parametrize(
   ("make", "message", "options"),
   [
-    (cut, "fall11_whole.tar: ", {}),
-    (functools.partial(tar_of_tars, mode="w:gz"), "extracted", {}),
-    (one_file(f"{SYNSETS[3]}.tar", b"no tar" * 200), SYNSETS[3], {}),
-    (one_file(f"{SYNSETS[0]}/a.JPEG"), "incomplete: .* 1 ", {}),
+    (lambda root: tar_of_tars(root, lambda tar: tar[:-30_000]), "fall11_whole.tar: ", {}),
+    (lambda root: tar_of_tars(root, gzip.compress), "extracted", {}),
+    (lambda root: one_file(root, f"{SYNSETS[3]}.tar", b"no tar" * 200), SYNSETS[3], {}),
+    (lambda root: one_file(root, f"{SYNSETS[0]}/a.JPEG"), "incomplete: .* 1 ", {}),
     (lambda root: root, "in: can't be read", {}),
     (folders, "prepare.names: got 'food101'", {"names": "food101"}),
     (lambda root: root, "in: ", {"dataset": "fgvc_aircraft"}),
