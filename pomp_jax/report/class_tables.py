@@ -73,9 +73,8 @@ def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
 def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
   """What `results.json` holds of one prompt, the best one if None, as JSON values.
 
-  Returns:
-    `prompt`; `confused`: [class, answer, images, images of the class], the most frequent first;
-    `hardest`: [class, images, top1], the lowest first. Nothing where answers are not known.
+  `confused` has [class, answer, images, images of the class], the most frequent first; `hardest`
+  [class, images, top1], the lowest first. Empty where answers are not known.
   """
   label = label or _best_prompt(of_set)
   if label is None or "per_class" not in of_set["prompts"][label]:

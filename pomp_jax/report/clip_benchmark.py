@@ -17,10 +17,7 @@ _PART_CHARACTERS = 80  # of a file name
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Builds a record for each set and prompt of an evaluation, by the stem of its file.
-
-  `model` is the CLIP and `pretrained` the prompt, so that each prompt is a model of its own there.
-  """
+  """Builds a record for each set and prompt, by the stem of its file; `pretrained`: the prompt."""
   found: dict[str, dict[str, Any]] = {}
   for name, of_set in results["sets"].items():
     for label, figures in of_set["prompts"].items():

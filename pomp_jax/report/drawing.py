@@ -57,12 +57,7 @@ def panels(
 def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str = "") -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 
-  Args:
-    axes: panel.
-    title: title, as `name` returns it where it holds a user's words.
-    x: label of the x axis.
-    y: label of the y axis.
-    grid: axis with grid lines, "x", "y" or "both".
+  A title with a user's words is as `name` returns it. `grid` is the axis "x", "y" or "both".
   """
   axes.set_title(title, fontsize=HEADING)
   axes.set_xlabel(x, fontsize=TEXT)
@@ -75,16 +70,21 @@ def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str =
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
-  """Makes the axis "x" or "y" logarithmic, with plain numbers at its ticks: 10, 20, 40.
-
-  Few measured `values` are the ticks; round numbers are by default.
-  """
+  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round ones."""
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
   own = sorted(set(values))
   axis.set_major_locator(FixedLocator(own) if 0 < len(own) <= _MOST else _RoundNumbers())
-  axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(float(value))))
+  axis.set_major_formatter(FuncFormatter(_plain_number))
   axis.set_minor_locator(NullLocator())
+
+
+def _plain_number(value: float, _: int | None) -> str:
+  """Formats a tick without an exponent: 0.002, 40, 21,841; six significant digits."""
+  rounded = float(f"{value:.6g}")
+  if abs(rounded) >= 1000:
+    return f"{rounded:,.0f}"
+  return np.format_float_positional(rounded, trim="-")
 
 
 class _RoundNumbers(Locator):
@@ -105,14 +105,6 @@ class _RoundNumbers(Locator):
     return found[:: max(-(-len(found) // _MOST), 1)]
 
 
-def plain_number(value: float | int) -> str:
-  """Formats a number without an exponent: 0.002, 40, 21,841; six significant digits."""
-  rounded = float(f"{value:.6g}")
-  if abs(rounded) >= 1000:
-    return f"{rounded:,.0f}"
-  return np.format_float_positional(rounded, trim="-")
-
-
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
   """Draws the series of a number with error bars; `options` are those of `Axes.errorbar`."""
   base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
@@ -126,6 +118,14 @@ def reference_line(axes: Axes, value: float, label: str) -> None:
   place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
   # Never over a mark.
   axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
+
+
+def colour_bar(figure: Figure, picture: Any, axes: Any, label: str, **options: Any) -> Any:
+  """Adds a labelled colour bar; `options` are those of `Figure.colorbar`."""
+  bar = figure.colorbar(picture, ax=axes, **options)
+  bar.set_label(label, fontsize=TEXT)
+  bar.ax.tick_params(labelsize=TEXT)
+  return bar
 
 
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:

@@ -67,13 +67,12 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Repor
   ]
   images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
   unreadable = sum(of["unreadable"] for of in sets.values())
-  text = (
-    f"{counted(len(labels), 'prompt')} on {counted(len(sets), 'data set')},"
-    f" {counted(images, 'image')} in all, CLIP {results['clip_model']}."
-  )
+  data = counted(len(sets), "data set")
+  text = f"{counted(len(labels), 'prompt')} on {data}, {counted(images, 'image')} in all, CLIP"
+  text += f" {results['clip_model']}."
   if unreadable:
     text += f" {counted(unreadable, 'image')} could not be read and were skipped."
-  return Report(f"Evaluation on {counted(len(sets), 'data set')}", text, sections)
+  return Report(f"Evaluation on {data}", text, sections)
 
 
 def _missing(results: Mapping[str, Any]) -> list[Section]:

@@ -39,11 +39,8 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
 
   A path is called "learned, " or "class features, " and its last folders, as many as tell it from
   the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
-  path keeps two parts. Ids on the hub and texts stay as they are.
-
-  Args:
-    names: prompts as the user wrote them, with `@STEP` behind the folder of a checkpoint, and with
-      whose scores count where `regions.alone` compares these.
+  path keeps two parts. Ids on the hub and texts stay as they are. Behind a name may be `@STEP` of a
+  checkpoint, and whose scores count where `regions.alone` compares these.
   """
   shares = [next(filter(name.endswith, _SHARES), "") for name in names]
   prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
@@ -62,10 +59,9 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
 
 
 def method_label(name: str) -> str:
-  """Returns the name of a method, or of a run that is called after one, as papers write it.
+  """The name of a method, of a run that is called after one, or of a prompt in results.
 
-  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4". Keys of prompts in results are put into
-  words; other names get spaces for underscores.
+  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4"; other names get spaces for underscores.
   """
   found = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
   known = max(found, key=len, default="")
@@ -84,6 +80,13 @@ def counted(n: int, noun: str) -> str:
   """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
   plural = "es" if noun.endswith("s") else "s"
   return f"{n:,} {noun}{'' if n == 1 else plural}"
+
+
+def with_counts(name: str, images: int | None, classes: int | None, separator: str = ", ") -> str:
+  """A name with the numbers of images and classes that are known."""
+  found = {"image": images, "class": classes}
+  counts = [counted(n, noun) for noun, n in found.items() if n is not None]
+  return separator.join([name, *counts])
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -11,16 +11,19 @@ from matplotlib.ticker import PercentFormatter
 import numpy as np
 
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import counted, method_label, method_labels, prompt_labels
+from pomp_jax.report.labels import (
+  counted,
+  method_label,
+  method_labels,
+  prompt_labels,
+  with_counts,
+)
 
+_COLUMN = 22  # letters of a data set's or split's name
 # Steps and values of a scalar.
 Series = tuple[Sequence[int], Sequence[float]]
 # The main prompts in the order of their bars, with their colours.
-_PROMPTS = {
-  "prompt": drawing.BLUE,
-  "hand_written": drawing.ORANGE,
-  "class_name": drawing.GREY,
-}
+_PROMPTS = {"prompt": drawing.BLUE, "hand_written": drawing.ORANGE, "class_name": drawing.GREY}
 
 
 def training_curves(
@@ -33,17 +36,14 @@ def training_curves(
 ) -> None:
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
-  Args:
-    series: steps and values of `loss`, `accuracy` (fraction, over the sampled classes) and
-      `validation_top1` (fraction, over all classes); others are ignored.
-    title: method, and the numbers of images, classes and seeds.
-    loss_unit: unit of the loss.
-    classes: classes that the training's accuracy is over.
+  `series` may hold `loss`, and fractions `accuracy` (over `classes`) and `validation_top1` (over
+  all classes); others are ignored.
   """
   figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
-  _smoothed_curve(loss, series.get("loss"), "loss")
-  _smoothed_curve(accuracy, series.get("accuracy"), f"training, {classes}")
-  steps, values = series.get("validation_top1", ((), ()))
+  none: Series = (), ()
+  _smoothed_curve(loss, *series.get("loss", none), "loss")
+  _smoothed_curve(accuracy, *series.get("accuracy", none), f"training, {classes}")
+  steps, values = series.get("validation_top1", none)
   if len(steps):
     options = {"color": drawing.RED, "markersize": 5}
     accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
@@ -57,10 +57,11 @@ def training_curves(
   drawing.save(path, figure)
 
 
-def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
-  if series is None or not len(series[0]):
+def _smoothed_curve(
+  axes: Axes, steps: Sequence[int], values: Sequence[float] | np.ndarray, label: str
+) -> None:
+  if not len(steps):
     return
-  steps, values = np.asarray(series[0]), np.asarray(series[1], np.float64)
   window = max(len(values) // 25, 1)
   if window > 1:
     axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.3)
@@ -75,17 +76,17 @@ def accuracy_bars(
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
   spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   *,
-  title: str = "",
-  classes: Mapping[str, int] | None = None,
+  title: str,
+  classes: Mapping[str, int],
 ) -> None:
-  """Plots top-1 of all prompts, a group of bars for each split.
+  """Plots top-1 of all prompts, a group of bars for each split, with its number of classes.
 
   Args:
     scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
     spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars;
       by default these show the interval over the images.
-    title: method, and the number of seeds.
-    classes: number of classes of each split.
+    title: title of the figure.
+    classes: split -> number of classes.
   """
   names = list(dict.fromkeys(name for split in scores.values() for name in split))
   names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
@@ -96,10 +97,9 @@ def accuracy_bars(
   for index, name in enumerate(names):
     splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
     top1 = np.array([scores[split][name]["top1"] for _, split in splits])
-    if spread is None:
-      ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
-      errors = np.abs(ends - top1[:, None]).T
-    else:
+    ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
+    errors = np.abs(ends - top1[:, None]).T
+    if spread is not None:
       errors = np.tile([spread[split][name]["top1"] for _, split in splits], (2, 1))
     x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
     colour = _PROMPTS.get(name) or next(others)
@@ -110,10 +110,10 @@ def accuracy_bars(
     shown = [f"{100 * value:.1f}" for value in top1]
     axes.bar_label(bars, shown, padding=3, fontsize=drawing.TEXT)
     highest = max(highest, *(top1 + errors[1]))
-  ticks = [
-    _with_counts(split, "\n", next(iter(prompts.values()))["images"], (classes or {}).get(split))
-    for split, prompts in scores.items()
-  ]
+  ticks = []
+  for split, prompts in scores.items():
+    counts = next(iter(prompts.values()))["images"], classes.get(split)
+    ticks.append(with_counts(drawing.name(split, _COLUMN), *counts, "\n"))
   axes.set_xticks(range(len(scores)), ticks)
   axes.set_ylim(0, max(1.12 * highest, 1e-3))
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -125,23 +125,14 @@ def accuracy_bars(
   drawing.save(path, figure)
 
 
-def _with_counts(text: str, separator: str, images: int | None, classes: int | None) -> str:
-  """A name for a title, with the numbers of images and classes that are known."""
-  counts = [counted(images, "image")] if images is not None else []
-  counts += [counted(classes, "class")] if classes is not None else []
-  return separator.join([drawing.name(text, 22), *counts])
-
-
 def method_dots(
   path: str | os.PathLike, top1: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
   """Plots top-1 of each method, a panel a split: mean and standard deviation over the seeds.
 
-  A method with one run has the 95% interval over the images instead, dotted.
-
-  Args:
-    top1: `top1[method][split]` with `mean`, `std`, `values` (one a seed) and `interval`, fractions,
-      `images` and, where it is known, `classes`; a method may lack splits.
+  A method with one run has the 95% interval over the images instead, dotted. `top1[method][split]`
+  has `mean`, `std`, `values` (one a seed) and `interval`, fractions, `images` and perhaps
+  `classes`; a method may lack splits.
   """
   methods = list(top1)
   splits = list(dict.fromkeys(split for found in top1.values() for split in found))
@@ -152,24 +143,21 @@ def method_dots(
   )
   figure, axes_of = drawing.panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
   for axes, split in zip(axes_of, splits, strict=True):
-    for number, method in enumerate(methods):
-      if split not in top1[method]:
-        continue
-      found = top1[method][split]
+    own = {number: top1[name][split] for number, name in enumerate(methods) if split in top1[name]}
+    for number, found in own.items():
       mean, low, high = (100 * value for value in (found["mean"], *found["interval"]))
       several = len(found["values"]) > 1
       reach = 100 * found["std"] if several else [[mean - low], [high - mean]]
       drawn = drawing.error_bars(axes, mean, number, number, xerr=reach, markersize=6)
       if not several:
         drawn.lines[2][0].set_linestyle(":")
-      axes.annotate(
-        f"{mean:.1f}", (mean, number), (0, 5), textcoords="offset points", ha="center", fontsize=7
-      )
+      place = {"textcoords": "offset points", "ha": "center"}
+      axes.annotate(f"{mean:.1f}", (mean, number), (0, 5), fontsize=7, **place)
     axes.set_yticks(np.arange(len(methods)), [])
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
-    one = next(found[split] for found in top1.values() if split in found)
-    heading = _with_counts(split, ", ", one["images"], one.get("classes"))
+    one = next(iter(own.values()))
+    heading = with_counts(drawing.name(split, _COLUMN), one["images"], one.get("classes"))
     drawing.label_panel(axes, heading, grid="both")
   axes_of[0].set_yticklabels(drawing.names(method_labels(methods)))
   drawing.save(path, figure)
@@ -182,7 +170,7 @@ def accuracy_panels(
   title: str,
   images: Mapping[str, int],
   intervals: Mapping[str, Mapping[str, Sequence[float]]],
-  classes: Mapping[str, int] | None = None,
+  classes: Mapping[str, int],
 ) -> None:
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
@@ -190,9 +178,9 @@ def accuracy_panels(
     accuracy: prompt -> column (a data set, or the mean) -> fraction.
     published: method -> column -> percent; columns without a figure are absent.
     title: title of the figure.
-    images: column -> number of images; absent for a mean.
-    intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
-    classes: column -> number of classes; absent for a mean.
+    images: column -> number of images; absent for a mean, as are the next two.
+    intervals: prompt -> column -> ends of the interval, fractions.
+    classes: column -> number of classes.
   """
   columns = list(next(iter(accuracy.values())))
   own = drawing.names(prompt_labels(list(accuracy)))
@@ -201,10 +189,7 @@ def accuracy_panels(
     others = {name: figures[column] for name, figures in published.items() if column in figures}
     ours = np.array([100 * row[column] for row in accuracy.values()])
     values = np.append(ours, list(others.values()))
-    ends = [
-      intervals.get(label, {}).get(column) or (row[column], row[column])
-      for label, row in accuracy.items()
-    ]
+    ends = [intervals.get(p, {}).get(column, (own[column],) * 2) for p, own in accuracy.items()]
     errors_2xV = np.zeros((2, len(values)))
     errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
     colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
@@ -221,21 +206,15 @@ def accuracy_panels(
     axes.set_yticks(range(len(names)), names)
     for y, name in enumerate(drawing.names(list(others)), len(accuracy)):
       axes.text(0.02 * widest, y, name, va="center", fontsize=6.5)
-    counts = images.get(column), (classes or {}).get(column)
-    drawing.label_panel(axes, _with_counts(column, ", ", *counts))
+    name = drawing.name(column, _COLUMN)
+    drawing.label_panel(axes, with_counts(name, images.get(column), classes.get(column)))
   drawing.save(path, figure)
 
 
 def confusion_matrix(
   path: str | os.PathLike, matrix_NxN: np.ndarray, names: Sequence[str], title: str
 ) -> None:
-  """Draws answers by class: a row a class, its images' shares by answer, their numbers if they fit.
-
-  Args:
-    matrix_NxN: images of class i with answer j.
-    names: N names.
-    title: set and prompt.
-  """
+  """Draws answers by class: a row a class, with its images' shares and numbers by answer."""
   n = len(names)
   side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)
   figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")
@@ -254,9 +233,8 @@ def confusion_matrix(
   axes.set_yticks(range(n), shown)
   axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
   axes.spines[:].set_visible(False)
-  bar = figure.colorbar(picture, ax=axes, shrink=0.6, format=PercentFormatter(1.0))
-  bar.set_label("share of the class's images", fontsize=drawing.TEXT)
-  bar.ax.tick_params(labelsize=drawing.TEXT)
+  options = {"shrink": 0.6, "format": PercentFormatter(1.0)}
+  bar = drawing.colour_bar(figure, picture, axes, "share of the class's images", **options)
   bar.outline.set_visible(False)
   drawing.save(path, figure)
 
@@ -264,11 +242,7 @@ def confusion_matrix(
 def calibration_panels(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-  """Plots reliability diagrams: accuracy against confidence; below the diagonal is overconfident.
-
-  Args:
-    sets: data set -> prompt -> figures of `metrics.Tally`.
-  """
+  """Plots accuracy against confidence; below the diagonal a prompt is overconfident."""
   names = list(next(iter(sets.values())))
   figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (in each corner: ECE, %)")
   for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
@@ -281,7 +255,7 @@ def calibration_panels(
       axes.plot(x, y, label=f"{100 * figures['ece']:.1f}", **options)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     one = next(iter(prompts.values()))
-    heading = _with_counts(name, ", ", one.get("images"), one.get("classes"))
+    heading = with_counts(drawing.name(name, _COLUMN), one.get("images"), one.get("classes"))
     drawing.label_panel(axes, heading, "confidence", "" if place % drawing.COLUMNS else "accuracy")
     drawing.legend(axes, loc="upper left")
   drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
@@ -294,24 +268,19 @@ def prediction_sheet(
   true_names: Sequence[str],
   top3_names: Sequence[Sequence[str]],
   top3_probabilities: Sequence[Sequence[float]] | np.ndarray,
-  title: str = "",
+  title: str,
 ) -> None:
   """Draws test images with their true names and the most probable names; the right one is ticked.
 
-  Args:
-    images: uint8 [n, H, W, 3], n >= 1.
-    true_names: n names.
-    top3_names: at most three names of each image, the most probable first.
-    top3_probabilities: probabilities of these names.
-    title: title of the sheet, with the numbers of images and classes.
+  Of each of the images, uint8 [n, H, W, 3], at most three names with their probabilities, the most
+  probable first.
   """
   n_images = len(images)
   columns = min(n_images, 4 if n_images <= 16 else 6)
   rows = -(-n_images // columns)
-  width, height = 2.9 * columns, 3.7 * rows + 0.3 * bool(title)
+  width, height = 2.9 * columns, 3.7 * rows + 0.3
   figure = Figure(figsize=(width, height))
-  if title:
-    figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
+  figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
   for index, image in enumerate(images):
     # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
     x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import csv
 from html import escape
 import io
+import pathlib
 import re
 from typing import Any
 import urllib.parse
@@ -17,31 +18,7 @@ _LATEX_ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
   ord("~"): r"\textasciitilde{}",
   ord("^"): r"\textasciicircum{}",
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; border: 1px solid #ddd; }
-p { max-width: 50rem; } h1 + p { color: #555; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e3e3e3;
-  white-space: nowrap; }
-th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-thead th:first-child, thead ~ tbody td:first-child { position: sticky; left: 0;
-  background: #fff; }
-th.words, td.words { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; text-align: left; }
-table tbody tr.best td { background: #eef5fb; } tr.failed td { color: #a33000; }
-pre { background: #f5f5f5; padding: 0.8rem; font-size: 13px; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-details summary { cursor: pointer; }
-@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 0.7rem; }
-  th, td { padding: 0.25rem 0.5rem; } thead th:first-child, thead ~ tbody td:first-child {
-  white-space: normal; min-width: 7rem; } }
-@media print { details[open] { break-inside: avoid; } }
-"""
+_STYLE = pathlib.Path(__file__).with_name("report.css")
 
 
 def markdown(report: Report) -> str:
@@ -112,10 +89,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def html(report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]) -> str:
   """Formats a report as a page with its pictures inside; its only links are to files beside it.
 
-  Args:
-    report: the report.
-    lines: paragraphs below the title.
-    read_picture: reads a PNG file of the run's `plots`.
+  `lines` are paragraphs below the title. `read_picture` reads a PNG file of the run's `plots`.
   """
   title = escape(report.title)
   paragraphs = [f"<p>{escape(text)}</p>\n" for text in lines if text]
@@ -127,7 +101,8 @@ def html(report: Report, lines: Sequence[str], read_picture: Callable[[str], byt
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>
+{_STYLE.read_text()}</style>
 </head>
 <body>
 <h1>{title}</h1>

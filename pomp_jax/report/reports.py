@@ -5,7 +5,7 @@ from typing import Any
 
 from pomp_jax.report.class_tables import class_sections
 from pomp_jax.report.evaluation_report import remarks
-from pomp_jax.report.labels import counted, method_label, method_labels
+from pomp_jax.report.labels import counted, method_label, method_labels, with_counts
 from pomp_jax.report.report import (
   INTERVAL,
   Report,
@@ -26,10 +26,8 @@ _MOST_ROWS = 200  # of files or figures without a limit of their own
 def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of a training: its accuracy beside hand-written prompts, its course, its predictions."""
   method, splits = method_label(results["method"]), results["eval"]
-  columns = [
-    _counted_split(name, results["eval_images"][name], results["eval_classes"][name])
-    for name in splits
-  ]
+  images, classes = results["eval_images"], results["eval_classes"]
+  columns = [with_counts(name, images[name], classes[name]) for name in splits]
   rows = []
   for name in dict.fromkeys(name for scores in splits.values() for name in scores):
     found = [scores.get(name, {}) for scores in splits.values()]
@@ -37,9 +35,8 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     rows.append([method_label(name), *shown])
   remark = remarks("train" if name.split("/")[0] == "train" else "test" for name in splits)
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
-  unreadable = [
-    (split, file) for split, files in results.get("unreadable", {}).items() for file in files
-  ]
+  skipped = results.get("unreadable", {}).items()
+  unreadable = [(split, file) for split, files in skipped for file in files]
   summaries = {name: one for name, one in results.get("by_class", {}).items() if one}
   training = {
     "method": method,
@@ -55,10 +52,9 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     **{f"found: {name}": value for name, value in results.get("found", {}).items()},
     "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())),
   }
+  table = Table(("prompt", *columns), rows, marks)
   sections = [
-    Section(
-      "Top-1 accuracy (%)", " ".join((INTERVAL, *remark)), Table(("prompt", *columns), rows, marks)
-    ),
+    Section("Top-1 accuracy (%)", " ".join((INTERVAL, *remark)), table),
     *_differences(splits),
     *pictures({"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
     Section("Training", table=facts(training)),
@@ -76,18 +72,12 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   return Report(f"Training: {title}", text, sections)
 
 
-def _counted_split(name: str, images: int, classes: int | None) -> str:
-  parts = [name, counted(images, "image")]
-  return ", ".join(parts if classes is None else [*parts, counted(classes, "class")])
-
-
 def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   """Differences of each prompt to the hand-written one, where the job has computed them."""
   rows = []
   for name, scores in splits.items():
     for label, one in scores.items():
-      if "difference" in one:
-        found = one["difference"]
+      if found := one.get("difference"):
         points, low, high = (100 * value for value in (found["top1"], *found["interval"]))
         shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
         rows.append([name, method_label(label), shown, f"{found['p_value']:.2g}"])
@@ -182,8 +172,7 @@ def _split_columns(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[
   for of_splits in top1.values():
     splits = {**of_splits, **splits}
   return {
-    name: _counted_split(name, found["images"], found.get("classes"))
-    for name, found in splits.items()
+    name: with_counts(name, found["images"], found.get("classes")) for name, found in splits.items()
   }
 
 

@@ -52,11 +52,8 @@ def finish_run(
 ) -> None:
   """Writes a run's report and, last, its results: a folder with results is a finished run.
 
-  Args:
-    folder: folder of the run, with its plots.
-    config: config of the run.
-    results: results without their provenance.
-    names: "results.md" and "results.tex", as the job leaves them.
+  The plots are in the folder already. `results` are without their provenance; `names` are
+  "results.md" and "results.tex", as the job leaves them.
   """
   stored = with_provenance(results)
   report = report_of(stored, config.flat())

@@ -69,10 +69,7 @@ def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
 def counts_by_group(
   found: Sequence[SetFigures], figure: str
 ) -> dict[str, dict[str, dict[str, int]]]:
-  """Counts the "images" or "classes" behind each accuracy: group -> kind -> set -> count.
-
-  A harmonic mean counts those of both parts.
-  """
+  """Counts the "images" or "classes" behind each accuracy; those of both parts of a harmonic."""
   tables = {
     group: {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
     for group, kinds in figure_by_group(found, figure).items()
@@ -113,10 +110,7 @@ def title_of(group: str, kind: str) -> str:
 def published(
   group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-  """Returns published figures for a table: method -> `source` and `figures` (column -> percent).
-
-  Methods without a figure in one of the columns of `rows` are skipped.
-  """
+  """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
   content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
   columns = {column for row in rows.values() for column in row}
   return {

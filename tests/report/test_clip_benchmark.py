@@ -9,11 +9,10 @@ import pytest
 from pomp_jax.files.run_folder import to_json
 from pomp_jax.report.clip_benchmark import benchmark_csv, benchmark_records
 
-FIGURES = {"top1": 0.5, "top5": 0.75, "macro_top1": 0.25, "classes": 9}
 
-
-def results_of(labels, **changes):
-  sets = {"own/pets": {"prompts": dict.fromkeys(labels, FIGURES | changes)}}
+def results_of(labels, classes=9):
+  figures = {"top1": 0.5, "top5": 0.75, "macro_top1": 0.25, "classes": classes}
+  sets = {"own/pets": {"prompts": dict.fromkeys(labels, figures)}}
   return {"clip_model": "ViT-B/16", "sets": sets}
 
 
@@ -21,16 +20,9 @@ def results_of(labels, **changes):
 def test_a_record_is_of_a_set_and_a_prompt(n_classes, acc5):
   records = benchmark_records(results_of(["runs/a/prompt.npz"], classes=n_classes))
   metrics = {"acc1": 0.5, "acc5": acc5, "mean_per_class_recall": 0.25}
-  assert json.loads(to_json(records)) == {
-    "own-pets_runs-a-prompt.npz": {
-      "dataset": "own/pets",
-      "model": "ViT-B/16",
-      "pretrained": "runs/a/prompt.npz",
-      "task": "zeroshot_classification",
-      "metrics": metrics,
-      "language": "en",
-    }
-  }
+  record = {"dataset": "own/pets", "model": "ViT-B/16", "pretrained": "runs/a/prompt.npz"}
+  record |= {"task": "zeroshot_classification", "metrics": metrics, "language": "en"}
+  assert json.loads(to_json(records)) == {"own-pets_runs-a-prompt.npz": record}
   [row] = csv.DictReader(io.StringIO(benchmark_csv(records.values())))
   assert row["model_fullname"] == "ViT-B/16 runs/a/prompt.npz"
   assert [row[name] for name in metrics] == ["0.5", "0.75" if acc5 else "", "0.25"]

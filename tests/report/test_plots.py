@@ -1,31 +1,29 @@
 """The plots: what they must say, for all inputs a run can give."""
 
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
 
-from pomp_jax.report import plots
+from pomp_jax.report import drawing, plots
 from pomp_jax.rooms.analysis import geometry as features
 
 STEPS = list(range(10, 2010, 10))
 VALUES = np.exp(-np.array(STEPS) / 500).tolist()
 
 
-def score(top1, images=1000):
-  return {"top1": top1, "top5": 0.9, "images": images, "top1_interval": [0.9 * top1, top1 + 0.05]}
+def score(top1):
+  return {"top1": top1, "images": 1000, "top1_interval": [0.9 * top1, top1 + 0.05]}
 
 
 SCORES = {
-  split: {
-    prompt: score(top1 / (number + 1), 1000 + number)
-    for prompt, top1 in [("class_name", 0.2), ("hand_written", 0.3), ("prompt", 0.4)]
-  }
-  for number, split in enumerate(["base", "novel", "shifted"])
+  "base": {"class_name": score(0.2), "hand_written": score(0.3), "prompt": score(0.4)},
+  "novel": {"class_name": score(0.1), "hand_written": score(0.15), "prompt": score(0.2)},
 }
-
-
-def texts(figure):
-  return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
 
 
 def ends(axes, axis):
@@ -39,12 +37,8 @@ def ends(axes, axis):
 
 
 def test_training_curves(tmp_path, drawn):
-  series = {
-    "loss": (STEPS, VALUES),
-    "accuracy": (STEPS, [1 - value for value in VALUES]),
-    "validation_top1": ([1000, 2000], [0.2, 0.3]),
-    "grad_norm": (STEPS, VALUES),
-  }
+  series = dict.fromkeys(("loss", "accuracy", "grad_norm"), (STEPS, VALUES))
+  series["validation_top1"] = [1000, 2000], [0.2, 0.3]
   plots.training_curves(tmp_path / "training.png", series)
   loss, accuracy = drawn[0].axes
   raw, smooth = loss.lines
@@ -59,15 +53,16 @@ def test_training_curves(tmp_path, drawn):
 
 def test_accuracy_bars(tmp_path, drawn):
   """Error bars from 90% of each figure to 0.05 above it, or of the spread."""
-  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES)
+  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, title="t", classes={})
   axes = drawn[0].axes[0]
   order = ("prompt", "hand_written", "class_name")
   expected = [SCORES[split][prompt]["top1"] for prompt in order for split in SCORES]
   assert [bar.get_height() for bar in axes.patches] == expected
   assert ends(axes, 1) == [pytest.approx([0.9 * top1, top1 + 0.05], abs=1e-6) for top1 in expected]
-  assert {"base\n1,000 images", "40.0", "learned prompt"} <= set(texts(drawn[0]))
+  texts = {text.get_text() for text in drawn[0].findobj(matplotlib.text.Text)}
+  assert {"base\n1,000 images", "40.0", "learned prompt"} <= texts
   spread = {split: dict.fromkeys(prompts, {"top1": 0.01}) for split, prompts in SCORES.items()}
-  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread=spread)
+  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread, title="t", classes={})
   found = ends(drawn[1].axes[0], 1)
   assert found == [pytest.approx([top1 - 0.01, top1 + 0.01], abs=1e-6) for top1 in expected]
 
@@ -99,16 +94,37 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
 
 
 def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
-  of = {
-    "pets/novel": (1, 1, {"alignment": 1.0, "uniformity": None}),
-    "pets/base": (2000, 2, {"alignment": 1.2, "uniformity": -0.5}),
-  }
+  one, two = {"alignment": 1.0, "uniformity": None}, {"alignment": 1.2, "uniformity": -0.5}
   sets = {
-    name: {"images": images, "classes": classes, "prompts": {"a {}": figures}}
-    for name, (images, classes, figures) in of.items()
+    "pets/novel": {"images": 1, "classes": 1, "prompts": {"a {}": one}},
+    "pets/base": {"images": 2000, "classes": 2, "prompts": {"a {}": two}},
   }
   features.alignment_uniformity(tmp_path / "plot.png", sets)
   points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
   titles = [axes.get_title() for axes in drawn[0].axes[:2]]
   assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]
+
+
+@given(st.floats(-6, 6), st.floats(0.001, 9, exclude_min=True), st.sampled_from(["x", "y"]))
+def test_ticks_of_a_log_axis_are_plain_numbers_at_their_place(power, decades, which):
+  figure, (axes,) = drawing.panels(1, 3.0, 3.0)
+  axes.plot(*[[10**power, 10 ** (power + decades)]] * 2, "o")
+  drawing.log_axis(axes, which)
+  FigureCanvasAgg(figure).draw()
+  axis = axes.xaxis if which == "x" else axes.yaxis
+  low, high = sorted(axis.get_view_interval())
+  drawn = [(tick.get_loc(), tick.label1.get_text()) for tick in axis.get_major_ticks()]
+  found = [(at, text) for at, text in drawn if low <= at <= high]
+  assert 2 <= len(found) <= 10
+  for at, text in found:
+    assert re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?|\d+(\.\d+)?", text), text
+    assert float(text.replace(",", "")) == pytest.approx(at, rel=1e-5)
+  assert len({text for _, text in found}) == len(found)
+
+
+def test_a_dollar_is_no_formula():
+  """As Matplotlib reads it: an even number of unescaped dollars would start one."""
+  figure, (axes,) = drawing.panels(1, 3.0, 3.0, "$x_{ and $y")
+  drawing.label_panel(axes, drawing.name("a $b_{ and $c"))
+  FigureCanvasAgg(figure).draw()

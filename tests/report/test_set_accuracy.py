@@ -7,11 +7,9 @@ from pomp_jax.report.set_accuracy import SetFigures, accuracy_by_group, counts_b
 
 
 def test_published_harmonic_means_are_those_of_their_bases_and_news():
-  mean = {"p": {"mean": 0.5}}
-  for name, method in published("base_to_new", "harmonic", mean).items():
-    base, new = (
-      published("base_to_new", kind, mean)[name]["figures"]["mean"] for kind in ("base", "new")
-    )
+  of = {kind: published("base_to_new", kind, {"p": {"mean": 0.5}}) for kind in ("base", "new")}
+  for name, method in published("base_to_new", "harmonic", {"p": {"mean": 0.5}}).items():
+    base, new = (rows[name]["figures"]["mean"] for rows in of.values())
     assert method["figures"]["mean"] == pytest.approx(2 / (1 / base + 1 / new), abs=0.006)
 
 
@@ -20,12 +18,9 @@ def found(group, column, part, top1, images=10):
 
 
 def test_the_harmonic_mean_over_sets_is_that_of_the_means():
-  sets = [
-    found("base_to_new", "dtd", "base", 0.8),
-    found("base_to_new", "dtd", "new", 0.4, 7),
-    found("base_to_new", "eurosat", "base", 0.6),
-    found("base_to_new", "eurosat", "new", 0.2),
-  ]
+  parts = [("dtd", "base", 0.8), ("dtd", "new", 0.4, 7)]
+  parts += [("eurosat", "base", 0.6), ("eurosat", "new", 0.2)]
+  sets = [found("base_to_new", *part) for part in parts]
   kinds = accuracy_by_group(sets)["base_to_new"]
   assert kinds["base"]["p"] == pytest.approx({"dtd": 0.8, "eurosat": 0.6, "mean of 2": 0.7})
   harmonic = kinds["harmonic"]["p"]
@@ -37,12 +32,8 @@ def test_the_harmonic_mean_over_sets_is_that_of_the_means():
 
 def test_no_harmonic_mean_of_means_over_different_sets():
   """Nor where no set has both parts."""
-  sets = [
-    found("own", "a", "base", 0.8),
-    found("own", "b", "base", 0.6),
-    found("own", "b", "novel", 0.2),
-    found("own", "c", "novel", 0.4),
-  ]
+  parts = (("a", "base", 0.8), ("b", "base", 0.6), ("b", "novel", 0.2), ("c", "novel", 0.4))
+  sets = [found("own", *part) for part in parts]
   kinds = accuracy_by_group(sets)["own"]
   assert kinds["novel"]["p"] == pytest.approx({"b": 0.2, "c": 0.4, "mean of 2": 0.3})
   assert kinds["harmonic"]["p"] == pytest.approx({"b": 2 * 0.6 * 0.2 / 0.8})

@@ -1,12 +1,8 @@
 """Trains every combination of some fields' values, many of them in one program.
 
-Writes to the run's folder: `cells/` with a JSON file and the learned prompt of each finished cell;
-`cells.csv` and `results.json` with a row per cell; `plots/sweep.png`; and the self-contained
-`report.html`. A restart runs the cells that are missing or have failed. A cell that fails is marked
-with its error, and the others continue.
-
-With several processes all of them train every cell together, and the first reads the folder and
-writes; runs of their own share the cells by `config.ablate.part`.
+A restart runs the cells that are missing or have failed. A cell that fails is marked with its
+error, and the others continue. With several processes all of them train every cell together, and
+the first reads the folder and writes; runs of their own share the cells by `config.ablate.part`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,51 +35,36 @@ from pomp_jax.rooms.ablation.lanes import (
   curve_steps,
   lane_groups,
   lanes_at_a_time,
+  measure_step_times,
   train_lanes,
 )
 from pomp_jax.rooms.ablation.plots import kind_of
-from pomp_jax.rooms.ablation.shared import Scores, Shared
-from pomp_jax.rooms.ablation.step_times import measure_step_times
+from pomp_jax.rooms.ablation.shared import Shared
 from pomp_jax.train import pretrain, setup
-from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError
+from pomp_jax.train.watch import LossMonitor, TrainingError
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "cells"
 # Errors that make a cell bad input.
-_REFUSED = (
-  ClipError,
-  ConfigError,
-  SourceError,
-  TokenizeError,
-  VocabularyError,
-)
+_REFUSED = (ClipError, ConfigError, SourceError, TokenizeError, VocabularyError)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Checks each cell as the pretrain job does.
-
-  Raises:
-    ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
-  """
+  """Checks each cell as the pretrain job does; InputErrors of one line."""
   RunFolder(workdir).check(config.job)
   every = config.ablate.curve_every
   if every and not inputs.has_validation(config.data):
     raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
   for cell in make_cells(config):
     with _named(cell):
-      _check_cell(cell, workdir)
-
-
-def _check_cell(cell: Cell, workdir: str) -> None:
-  config = cell.config
-  if not METHODS[config.method].saves_prompt:
-    raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
-  if config.on_bad_loss != "stop":
-    raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
-  if config.checkpoint.select != "last":
-    raise ConfigError("checkpoint.select", "best", "'last': cells have no checkpoints")
-  pretrain.check(config, os.path.join(workdir, _FOLDER, cell.key))
+      if not METHODS[cell.config.method].saves_prompt:
+        takes = "'pomp'; job='baselines' compares the others"
+        raise ConfigError("method", cell.config.method, takes)
+      for field, value in {"on_bad_loss": "stop", "checkpoint.select": "last"}.items():
+        if (found := cell.config.flat()[field]) != value:
+          raise ConfigError(field, found, f"{value!r}: cells have no checkpoints")
+      pretrain.check(cell.config, os.path.join(workdir, _FOLDER, cell.key))
 
 
 @contextlib.contextmanager
@@ -101,8 +82,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   Raises:
     TrainingError: cells of this part have failed; everything is written nevertheless.
-    ClipError, ConfigError, SourceError, TokenizeError, VocabularyError: a cell that can't be,
-      before anything is written.
+    One of `_REFUSED`: a cell that can't be, before anything is written.
   """
   start = time.monotonic()
   folder = RunFolder(workdir)
@@ -111,8 +91,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   groups = lane_groups(cells)[index - 1 :: count]
   missing, shared = list(filter(None, _missing(folder, groups))), Shared(folder)
   for group in missing:
-    # The cells of a group differ only in fields that these checks do not read.
-    _check_opened(shared, folder, group[0])
+    # CLIP and images stay open. Their checks read no field in which cells of a group differ.
+    try:
+      with _named(group[0]):
+        shared.prepare(group[0].config, folder)
+    except _REFUSED:
+      raise
+    except Exception:  # met again in the cell's turn, and marked
+      if jax.process_count() > 1:
+        raise
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
@@ -132,18 +119,6 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       f" {failed[0]['error']}; the same command runs them again"
     )
   return results
-
-
-def _check_opened(shared: Shared, folder: RunFolder, cell: Cell) -> None:
-  """Refuses what shows once the cell's CLIP and images are open; these stay open."""
-  try:
-    with _named(cell):
-      shared.prepare(cell.config, folder)
-  except _REFUSED:
-    raise
-  except Exception:  # met again in the cell's turn, and marked
-    if jax.process_count() > 1:
-      raise
 
 
 def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
@@ -188,24 +163,26 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     check = LossMonitor(cell.config.loss_spike)
     for step, loss in enumerate(trained.losses.tolist(), 1):
       check(step, {"loss": loss})
-  except BadLossError as error:
+    if not np.isfinite(trained.context).all():
+      raise TrainingError("the prompt is not finite after the last step")
+  except TrainingError as error:
     _fail(folder, cell, error)
-    return
-  if not np.isfinite(trained.context).all():
-    _fail(folder, cell, TrainingError("the prompt is not finite after the last step"))
     return
   config, start = cell.config, time.monotonic()
   prompt = Prompt(
     trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
   )
-  scores = shared.evaluate(config, prompt)
+  scores, by_hand = shared.evaluate(config, prompt), shared.references(config)
   outcome = {
-    "top1": {split: score["prompt"]["top1"] for split, score in scores.items()},
-    "top1_interval": {split: score["prompt"]["top1_interval"] for split, score in scores.items()},
-    "top5": {split: score["prompt"]["top5"] for split, score in scores.items()},
-    "images": {split: score["prompt"]["images"] for split, score in scores.items()},
-    "by_hand": _by_hand(shared.references(config), "top1"),
-    "by_hand_interval": _by_hand(shared.references(config), "top1_interval"),
+    figure: {split: score["prompt"][figure] for split, score in scores.items()}
+    for figure in ("top1", "top1_interval", "top5", "images")
+  }
+  for name, figure in (("by_hand", "top1"), ("by_hand_interval", "top1_interval")):
+    outcome[name] = {
+      split: {label: score[figure] for label, score in prompts.items()}
+      for split, prompts in by_hand.items()
+    }
+  outcome |= {
     "loss": float(np.mean(trained.losses[-10:])),
     "steps": len(trained.losses),
     "seconds": trained.seconds,
@@ -215,9 +192,7 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     "error": None,
   }
   if trained.curve:
-    top1 = shared.curve(config, trained.curve)
-    images = shared.curve_images(config)
-    outcome["curve"] = {"steps": list(trained.curve), "top1": top1, "images": images}
+    outcome["curve"] = shared.curve(config, trained.curve)
   if not hosts.is_first():
     return
   store = _store(folder, cell)
@@ -247,14 +222,6 @@ def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> lis
   ]
 
 
-def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
-  """One figure of the prompts that nobody learned: split -> prompt -> value."""
-  return {
-    split: {name: score[figure] for name, score in prompts.items()}
-    for split, prompts in scores.items()
-  }
-
-
 def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
   text = f"{type(error).__name__}: {' '.join(str(error).split())}"
   log.warning("%s failed: %s", cell.name, text)
@@ -271,13 +238,15 @@ def _write_results(
   seconds: float,
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
+  store = _store(folder, *cells)
+  stored = lambda: {cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))}
   while True:
-    found = [stored for cell in cells if (stored := _stored(folder, cell)) is not None]
+    found = stored()
     results = {
       "job": config.job,
       "grid": config.ablate.grid,
-      "cells": found,
-      "missing": [cell.name for cell in cells if _stored(folder, cell) is None],
+      "cells": list(found.values()),
+      "missing": [cell.name for cell in cells if cell.key not in found],
       "step_times": times,
       "seconds_of_last_start": round(seconds, 1),
     }
@@ -287,7 +256,7 @@ def _write_results(
       finish_run(folder, config, results)
     else:
       folder.write_results(results)
-    if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
+    if len(found) == len(stored()):
       log.info("table, plot and report are in %s", folder.path)
       return results
 
@@ -308,8 +277,3 @@ def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[C
 
 def _store(folder: RunFolder, *cells: Cell) -> Pieces:
   return Pieces(folder.path / _FOLDER, {cell.stem: cell.key for cell in cells})
-
-
-def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
-  piece = _store(folder, cell).load(cell.stem)
-  return piece and piece.facts

@@ -18,6 +18,7 @@ from pomp_jax.rooms.ablation.plots import (
   groups,
   scale_of,
   sweep,
+  text_of,
 )
 
 # The split whose best line is marked, the first of these that there is.
@@ -63,14 +64,11 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   rows = []
   for cell, own in zip(cells, figures, strict=True):
     shown = [f"{scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
-    rows.append([*(_text_of(cell["values"].get(field)) for field in swept), *shown])
+    rows.append([*(text_of(cell["values"].get(field)) for field in swept), *shown])
   marks = ["failed" if cell["error"] else "" for cell in cells]
+  text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
   sections = [
-    Section(
-      "Summary",
-      f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}",
-      _summary(groups(cells)),
-    ),
+    Section("Summary", text, _summary(groups(cells))),
     *pictures({_SWEEP: "Figures against the swept field"}),
     *_time_to_accuracy(results),
     Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
@@ -133,17 +131,13 @@ def _heading(name: str) -> str:
   return COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
 
 
-def _text_of(value: Any) -> str:
-  return "-" if value is None else str(value)
-
-
 def _summary(of_cells: Sequence[Group]) -> Table:
   fields = list(dict.fromkeys(field for group in of_cells for field in group.values))
   names = list(dict.fromkeys(name for group in of_cells for name in group.figures))
   rows, marked = [], next((name for name in _MARKED if name in names), None)
   for group in of_cells:
     figures = [_spread(group, name) for name in names]
-    rows.append([*(_text_of(group.values.get(field)) for field in fields), *figures])
+    rows.append([*(text_of(group.values.get(field)) for field in fields), *figures])
   means = [g.figures[marked].mean if marked in g.figures else -1.0 for g in of_cells]
   marks = ["best" if m == max(means) and m >= 0 else "" for m in means]
   return Table([*fields, *map(_heading, names)], rows, marks)

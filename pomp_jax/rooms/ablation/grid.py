@@ -1,6 +1,4 @@
-"""The grid of an ablation: swept fields, their values, and the cells.
-
-  k=16|64|all;correction=log|none;seed=0|1|2
+"""The grid of an ablation, such as `k=16|64|all;correction=log|none;seed=0|1|2`, and its cells.
 
 Fields are separated by ";", values by "|". Every combination is a cell: the pretrain job's config
 with these fields. `k=all` stands for `negatives=all`. Cells that would be the same run are one.
@@ -17,6 +15,7 @@ from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_te
 from pomp_jax.config.declare import check_name
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
+from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import leaves_result_as_it_is
 
 _GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
@@ -35,17 +34,11 @@ _OTHERS = tuple(f for f in FIELDS if f.startswith(("probe.", "tip.", "prompt.vis
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One run of an ablation.
+  """One run of an ablation."""
 
-  Attributes:
-    values: swept field -> its value here; None where the field is not read.
-    config: config of the cell's pretrain job.
-    key: fingerprint of all that the cell's result depends on.
-  """
-
-  values: Mapping[str, Any]
-  config: Settings
-  key: str
+  values: Mapping[str, Any]  # swept field -> its value here; None where the field is not read
+  config: Settings  # of the cell's pretrain job
+  key: str  # fingerprint of all that the cell's result depends on
 
   @property
   def name(self) -> str:
@@ -57,11 +50,6 @@ class Cell:
     """Name of the files with its result and its prompt, without suffix."""
     words = "_".join(f"{field}-{text_of(value)}" for field, value in self.values.items())
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}"
-
-
-def text_of(value: Any) -> str:
-  """Formats a value for tables."""
-  return "-" if value is None else str(value)
 
 
 def read_grid(text: str) -> dict[str, list[str]]:
@@ -86,11 +74,7 @@ def read_grid(text: str) -> dict[str, list[str]]:
 
 
 def make_cells(config: Settings) -> list[Cell]:
-  """The cells of `config.ablate.grid`, the first field varying slowest, grid by grid.
-
-  All cells share the fields that are not swept. ConfigError as `read_grid`, or for a value that a
-  field does not accept.
-  """
+  """The cells of `config.ablate.grid`, the first field varying slowest; ConfigError."""
   grids = [read_grid(text) for text in config.ablate.grid.split(_GRIDS_BY)]
   fields = list(dict.fromkeys(field for grid in grids for field in grid))
   cells: dict[str, Cell] = {}
@@ -105,21 +89,18 @@ def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> 
   """The cell of some values; `fields` are those of all grids."""
   changes: dict[str, Any] = {"job": "pretrain"}
   for field, text in texts.items():
-    if (field, text) == ("k", ALL):
-      changes["negatives"] = ALL
-    else:
-      changes[field] = value_of_text(field, text)
+    is_all = (field, text) == ("k", ALL)
+    changes |= {"negatives": ALL} if is_all else {field: value_of_text(field, text)}
   one = config.replace(changes)
   validate(one)
-  values = {field: one.flat()[field] for field in fields}
   moot = _moot(one)
-  values |= {field: None for field in moot if field in values}
+  values = {field: None if field in moot else one.flat()[field] for field in fields}
   if one.negatives == ALL and "k" in values:
     values["k"] = ALL
   # Equal runs get equal configs: fields without effect have their defaults.
   one = one.replace({field: FIELDS[field].default for field in moot})
-  kept = {f: v for f, v in one.flat().items() if not leaves_result_as_it_is(f)}
-  return Cell(values, one, fingerprint([repr(sorted(kept.items()))]))
+  kept = [item for item in sorted(one.flat().items()) if not leaves_result_as_it_is(item[0])]
+  return Cell(values, one, fingerprint([repr(kept)]))
 
 
 def _moot(config: Settings) -> tuple[str, ...]:

@@ -1,16 +1,15 @@
-"""Cells that one compiled program trains together, each a lane of a vmap.
+"""Cells that one compiled program trains together, each a lane of a vmap; and single ones, timed.
 
 Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the optimizer.
-Cells that need another program, such as those of another K, are lanes of another program.
-
-Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding, M context
-vectors, D width.
+Cells that need another program, such as those of another K, are lanes of another program. Shapes: S
+lanes, T steps, G rows of a batch that are this process's, E embedding, M context vectors, D width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
 import time
+import timeit
 import types
 from typing import Any, NamedTuple
 
@@ -38,33 +37,25 @@ _NUMBERS = {
 LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
 
 
+_ROUNDS = 5
+_STEPS = 3  # timed steps of a round, after one that is not
+
+
 class Stream(NamedTuple):
-  """What a run is trained on, step by step: the rows of each batch for this process's devices.
+  """What a run is trained on, step by step: the rows of each batch for this process's devices."""
 
-  Attributes:
-    features: the image tower's output, in a file that is mapped into memory.
-    labels: classes of the images.
-  """
-
-  features: Float[np.ndarray, "T G E"]
+  features: Float[np.ndarray, "T G E"]  # output of the image tower, in a memory-mapped file
   labels: Int[np.ndarray, "T G"]
 
 
 class Trained(NamedTuple):
-  """Result of a lane.
-
-  Attributes:
-    context: the learned vectors.
-    losses: loss of each step.
-    seconds: the lane's share of its program's steps, without compilation.
-    memory_mib: the lane's share of the program's temporaries on a device.
-    curve: step -> context after it, every `ablate.curve_every` steps and after the last.
-  """
+  """Result of a lane. Seconds and memory are its share of the program's, without compilation."""
 
   context: Float[np.ndarray, "... M D"]
   losses: Float[np.ndarray, " T"]
-  seconds: float
-  memory_mib: float
+  seconds: float  # of all steps
+  memory_mib: float  # of temporaries on a device
+  # Step -> context after it, every `ablate.curve_every` steps and after the last.
   curve: Mapping[int, Float[np.ndarray, "... M D"]] = types.MappingProxyType({})
 
 
@@ -93,96 +84,67 @@ def train_lanes(
 ) -> Iterator[Trained]:
   """Trains the cells of a `lane_groups` group, in order, by one program that is compiled once.
 
-  Args:
-    run: any of the cells as a run.
-    cells: the cells.
-    streams: what each cell is trained on.
-    size: lanes of the program, a divisor of the number of cells.
+  `run` is any of the cells as a run. `size`, the lanes of the program, divides the number of cells.
   """
-  program = None
+  program, total = None, run.total_steps
+  rows = NamedSharding(run.encoder.mesh, P(None, DATA))
+  shown = curve_steps(run.config.ablate.curve_every, total)
   for first in range(0, len(cells), size):
     some = slice(first, first + size)
-    lanes = _Lanes(run, cells[some], streams[some])
+    state, numbers = _first_states(run, cells[some]), _numbers(run, cells[some])
+
+    def arguments(state, step, numbers=numbers, own=streams[some]):
+      features = np.stack([stream.features[step - 1] for stream in own])
+      labels = np.stack([stream.labels[step - 1] for stream in own])
+      return state, numbers, run.frozen, _batch(rows, features, labels)
+
     if program is None:
-      program = lanes.compiled()
-    yield from lanes.train(program)
-
-
-class _Lanes:
-  """Cells that are trained at the same time, on the devices."""
-
-  def __init__(self, run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
-    self._run, self._cells, self._streams = run, cells, streams
-    mesh = run.encoder.mesh
-    # The first state depends on the seed alone. With a bank it takes a pass over all classes.
-    of_seed = {cell.config.seed: cell.config for cell in cells}
-    first = {
-      seed: setup.first_state(dataclasses.replace(run, config=config))
-      for seed, config in of_seed.items()
-    }
-    firsts = [first[cell.config.seed] for cell in cells]
-    self._state = jax.tree.map(lambda *leaves: _stacked(leaves), *firsts)
-    self._numbers = replicate(_numbers(cells), mesh)
-    self._rows = NamedSharding(mesh, P(None, DATA))
-
-  def compiled(self) -> jax.stages.Compiled:
-    """Compiles the program of these lanes, which serves any others of the same number."""
-    step = _step(self._run, self._cells[0].config.correction)
-    return step.lower(*self._arguments(self._state, 0)).compile()
-
-  def train(self, program: jax.stages.Compiled) -> list[Trained]:
-    """Takes all steps."""
-    start = time.monotonic()
-    state, losses, curve = self._state, [], {}
-    what, total = f"{len(self._cells)} cells", self._run.total_steps
-    shown = curve_steps(self._run.config.ablate.curve_every, total)
-    for step in steps_of(range(1, total + 1), what, "steps"):
-      state, metrics = program(*self._arguments(state, step - 1))
+      step_of_lanes = _step(run, cells[0].config.correction)
+      program = step_of_lanes.lower(*arguments(state, 1)).compile()
+    start, losses, curve = time.monotonic(), [], {}
+    for step in steps_of(range(1, total + 1), f"{size} cells", "steps"):
+      state, metrics = program(*arguments(state, step))
       losses.append(metrics["loss"])
       if step in shown:
         curve[step] = np.asarray(state.params["context"])
     contexts = np.asarray(state.params["context"])
-    n_lanes, memory = len(self._cells), program.memory_analysis()
-    seconds = (time.monotonic() - start) / n_lanes
-    mib = memory.temp_size_in_bytes / 2**20 / n_lanes if memory is not None else math.nan
-    losses_TxS = np.asarray(jax.device_get(losses))
-    return [
-      Trained(
-        contexts[i],
-        losses_TxS[:, i],
-        seconds,
-        mib,
-        {step: of_lanes[i] for step, of_lanes in curve.items()},
-      )
-      for i in range(n_lanes)
-    ]
-
-  def _arguments(self, state: Any, step: int) -> tuple[Any, ...]:
-    arrays = {
-      "image": np.stack([stream.features[step] for stream in self._streams]),
-      "label": np.stack([stream.labels[step] for stream in self._streams]),
-    }
-    batch = {
-      name: jax.make_array_from_process_local_data(self._rows, array)
-      for name, array in arrays.items()
-    }
-    return state, self._numbers, self._run.frozen, batch
+    del state  # banks are large, and the cells are evaluated next
+    seconds, memory = (time.monotonic() - start) / size, program.memory_analysis()
+    mib = memory.temp_size_in_bytes / 2**20 / size if memory is not None else math.nan
+    losses_SxT = np.asarray(jax.device_get(losses)).T
+    for i in range(size):
+      own = {step: of_lanes[i] for step, of_lanes in curve.items()}
+      yield Trained(contexts[i], losses_SxT[i], seconds, mib, own)
 
 
-def _stacked(leaves: Sequence[jax.Array]) -> jax.Array:
-  """Stacks arrays of equal shardings along a new first axis that no device splits."""
-  sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
-  return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
-
-
-def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
-  configs = [cell.config.flat() for cell in cells]
-  numbers = {
-    name: np.array([config[field] for config in configs], np.float32)
-    for name, field in _NUMBERS.items()
+def _first_states(run: setup.Run, cells: Sequence[Cell]) -> Any:
+  """The state of each cell, stacked along a new first axis that no device splits."""
+  # It depends on the seed alone. With a bank it takes a pass over all classes.
+  of_seed = {cell.config.seed: cell.config for cell in cells}
+  first = {
+    seed: setup.first_state(dataclasses.replace(run, config=config))
+    for seed, config in of_seed.items()
   }
-  scales = [SCALES.get(config["correction"], math.nan) for config in configs]
-  return numbers | {"correction": np.array(scales, np.float32)}
+
+  def stacked(*leaves: jax.Array) -> jax.Array:
+    sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
+    return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
+
+  return jax.tree.map(stacked, *(first[cell.config.seed] for cell in cells))
+
+
+def _numbers(run: setup.Run, cells: Sequence[Cell]) -> dict[str, jax.Array]:
+  configs = [cell.config.flat() for cell in cells]
+  numbers = {name: [config[field] for config in configs] for name, field in _NUMBERS.items()}
+  numbers["correction"] = [SCALES.get(config["correction"], math.nan) for config in configs]
+  arrays = {name: np.array(of_cells, np.float32) for name, of_cells in numbers.items()}
+  return replicate(arrays, run.encoder.mesh)
+
+
+def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
+  """Puts this process's rows of a batch on the devices."""
+  build = jax.make_array_from_process_local_data
+  return {"image": build(rows, features), "label": build(rows, labels)}
 
 
 def _step(run: setup.Run, correction: str):
@@ -200,3 +162,50 @@ def _step(run: setup.Run, correction: str):
     return own.build_step(scale)(state, frozen, batch)
 
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
+
+
+class StepTime(NamedTuple):
+  """Cost of a kind of cell, trained alone from given image features."""
+
+  step_seconds: float  # median of a step
+  least_seconds: float  # least of a step
+  first_bank_seconds: float  # median of the first bank, features of all classes; 0 without a bank
+
+
+def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> list[StepTime]:
+  """Measures kinds of cells, trained alone, by one run of each and what it is trained on.
+
+  A lane's time is only its share of a program. So that kinds can be compared, each takes steps of
+  the job pretrain in several rounds, in turn: a machine that is slow for a while slows all of them.
+  """
+  parts = zip(runs, streams, strict=True)
+  steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]
+  times: list[list[float]] = [[] for _ in runs]
+  banks: list[list[float]] = [[] for _ in runs]
+  for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):
+    for run, step, own, bank in zip(runs, steps, times, banks, strict=True):
+      step()
+      own += timeit.repeat(step, number=1, repeat=_STEPS)
+      if run.needs_bank:
+        bank += timeit.repeat(lambda run=run: setup.first_state(run), number=1, repeat=1)
+  return [
+    StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
+    for own, bank in zip(times, banks, strict=True)
+  ]
+
+
+def _step_of(run: setup.Run, stream: Stream) -> Callable[[], None]:
+  """The step of the pretrain job on the run's first batch, repeated; compiled."""
+  # Batches bring features.
+  run = dataclasses.replace(run, config=run.config.replace({"data.features": "stored"}))
+  rows = NamedSharding(run.encoder.mesh, P(DATA))
+  batch = _batch(rows, stream.features[0], stream.labels[0])
+  state = setup.first_state(run)
+  program = run.build_step().lower(state, run.frozen, batch).compile()
+
+  def step():
+    nonlocal state
+    state, metrics = program(state, run.frozen, batch)
+    jax.block_until_ready((state, metrics))
+
+  return step

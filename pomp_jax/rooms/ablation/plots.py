@@ -36,6 +36,11 @@ def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
   return {field: value for field, value in values.items() if field != "seed"}
 
 
+def text_of(value: Any) -> str:
+  """Formats a value of a swept field; None, of a field that is not read, is a dash."""
+  return "-" if value is None else str(value)
+
+
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
   """Returns a cell's top-1 of each split and its costs by name; nothing if it failed."""
   if cell.get("error"):
@@ -56,16 +61,13 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
     members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
   result = []
   for own in members.values():
-    figures = list(map(figures_of, own))
-    names = dict.fromkeys(name for of_cell in figures for name in of_cell)
-    spreads = {name: _spread([f[name] for f in figures if name in f]) for name in names}
+    figures, spreads = list(map(figures_of, own)), {}
+    for name in dict.fromkeys(name for of_cell in figures for name in of_cell):
+      values = tuple(of_cell[name] for of_cell in figures if name in of_cell)
+      std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+      spreads[name] = Spread(float(np.mean(values)), std, values)
     result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
   return result
-
-
-def _spread(values: Sequence[float]) -> Spread:
-  std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-  return Spread(float(np.mean(values)), std, tuple(values))
 
 
 def cells_csv(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -93,15 +95,11 @@ def sweep(
   """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
 
   The x axis is the first swept field with its values evenly spaced. Every combination of the other
-  swept fields is a line; a group that does not read one of them belongs to every line.
-
-  Args:
-    groups_of: one or more groups.
-    references: figure -> label -> value, drawn as grey lines.
-    images: split -> number of images that its accuracies are of.
+  swept fields is a line; a group that does not read one of them belongs to every line. References
+  are grey lines: figure -> label -> value. `images` are the numbers of images of each split.
   """
   along, *others = swept(groups_of) or [""]
-  x_of = [str("-" if (x := group.values.get(along, "")) is None else x) for group in groups_of]
+  x_of = [text_of(group.values.get(along, "")) for group in groups_of]
   ticks = list(dict.fromkeys(x_of))
   keys = [tuple(group.values[field] for field in others) for group in groups_of]
   lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import tempfile
 from typing import Any
 
@@ -35,6 +36,27 @@ CURVE = ("validation", "novel", "new")
 Scores = dict[str, dict[str, Accuracy]]
 
 
+def _once(*on: str) -> Callable[[Callable], Callable]:
+  """Holds a method's result for all configs that agree on some fields."""
+
+  def decorate(method: Callable[["Shared", Settings], Any]) -> Callable[["Shared", Settings], Any]:
+    @functools.wraps(method)
+    def held(self: "Shared", config: Settings) -> Any:
+      key = (method.__name__, _key(config, on))
+      if key not in self._held:
+        self._held[key] = method(self, config)
+      return self._held[key]
+
+    return held
+
+  return decorate
+
+
+def _key(config: Settings, on: tuple[str, ...]) -> str:
+  inside = tuple(f"{name}." for name in on)
+  return repr([(f, v) for f, v in config.flat().items() if f in on or f.startswith(inside)])
+
+
 class Shared:
   """Opens or computes each thing when it is first asked for, and holds it.
 
@@ -46,38 +68,41 @@ class Shared:
     self._folder = folder
     self._held: dict[Any, Any] = {}
 
+  @_once("clip", "mesh")
   def encoder(self, config: Settings) -> Encoder:
     """The CLIP that a config names."""
-    return self._once(config, "encoder", ("clip", "mesh"), lambda: inputs.open_encoder(config))
+    return inputs.open_encoder(config)
 
   def prepare(self, config: Settings, folder: RunFolder) -> setup.Run:
     """A run made ready, its CLIP and its images shared with the others."""
-    encoder, source = self.encoder(config), self._source(config)
-    frozen = self._once(
-      config,
-      "frozen",
-      ("clip", "mesh", "data", "prompt.m"),
-      lambda: encoder.frozen(encoder.vocabulary(source.names, config.prompt.m)),
-    )
-    return setup.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
+    shared = {"encoder": self.encoder(config), "source": self._source(config)}
+    return setup.prepare(config, folder, frozen=self._frozen(config), **shared)
 
+  @_once("clip.model", "data")
   def _source(self, config: Settings) -> Source:
     """The images and classes of a training."""
-    return self._once(
-      config,
-      "source",
-      ("clip.model", "data"),
-      lambda: inputs.open_training_source(config.data, self.encoder(config).clip.image_size),
-    )
+    return inputs.open_training_source(config.data, self.encoder(config).clip.image_size)
+
+  @_once("clip", "mesh", "data", "prompt.m")
+  def _frozen(self, config: Settings):
+    encoder = self.encoder(config)
+    return encoder.frozen(encoder.vocabulary(self._source(config).names, config.prompt.m))
 
   def stream(self, run: setup.Run) -> Stream:
     """The features that a run is trained on, in order; all processes call it together."""
-    key = ("stream", self._key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
+    key = ("stream", _key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
     # Runs of several lengths share the longest stream.
     if key not in self._held or len(self._held[key].labels) < run.total_steps:
       fill_features(run.config, self._folder, run.source, run.encoder)
       self._held[key] = _stream(run, self._image_features(run.config))
     return Stream(*(part[: run.total_steps] for part in self._held[key]))
+
+  @_once("clip", "mesh")
+  def _image_features(self, config: Settings) -> Callable:
+    """Computes features as a training step does, but gathers them on all hosts."""
+    encoder = self.encoder(config)
+    tower = over_all_devices(encoder.mesh, encoder.image_tower)
+    return jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
 
   def evaluate(self, config: Settings, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the job pretrain computes it."""
@@ -88,6 +113,12 @@ class Shared:
       splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
     return self._accuracy(config, splits, {"prompt": prompt})
 
+  @_once("clip", "mesh", "data", "eval")
+  def references(self, config: Settings) -> Scores:
+    """Accuracy of the hand-written prompts."""
+    by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
+    return self._accuracy(config, self._splits(config), by_hand)
+
   def _accuracy(self, config: Settings, splits, prompts: Mapping[str, Prompt | str]) -> Scores:
     found = evaluate(self.encoder(config), splits, prompts)
     return {
@@ -95,101 +126,51 @@ class Shared:
       for split, tallies in found.items()
     }
 
-  def curve(self, config: Settings, contexts: Mapping[int, np.ndarray]) -> dict[str, list[float]]:
-    """Top-1 of a cell's prompts, step by step, on the available splits of `CURVE`.
-
-    Bypasses the encoder's cache of class features, and tokenizes the names once.
-    """
-    encoder, splits = self.encoder(config), self._curve_splits(config)
-    names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
-    row = {name: i for i, name in enumerate(names)}
-    tokens = self._once(
-      config,
-      "curve_tokens",
-      ("clip", "mesh", "data", "prompt.m"),
-      lambda: encoder.frozen(encoder.vocabulary(names, config.prompt.m)).tokens,
-    )
-    found: dict[str, list[float]] = {name: [] for name in splits}
+  def curve(self, config: Settings, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
+    """Steps of a cell's prompts, and top-1 and images of the available splits of `CURVE`."""
+    # Bypass the encoder's cache of class features.
+    encoder, (splits, rows_of, tokens) = self.encoder(config), self._curve_splits(config)
+    top1: dict[str, list[float]] = {name: [] for name in splits}
     for context in contexts.values():
       params = replicate({"context": context}, encoder.mesh)
       features_NxE = encoder.features_of_tokens(params, tokens, config.prompt.position)
       for name, split in splits.items():
-        rows = features_NxE[[row[own] for own in split.names]]
+        rows = features_NxE[rows_of[name]]
         scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
-        found[name].append(scores["top1"])
-    return found
+        top1[name].append(scores["top1"])
+    images = {name: len(split.labels) for name, split in splits.items()}
+    return {"steps": list(contexts), "top1": top1, "images": images}
 
-  def curve_images(self, config: Settings) -> dict[str, int]:
-    """Number of images behind each split of `curve`."""
-    return {name: len(split.labels) for name, split in self._curve_splits(config).items()}
-
-  def _curve_splits(self, config: Settings) -> dict[str, SplitFeatures]:
-    validation = self._once(
-      config,
-      "validation",
-      ("clip", "mesh", "data", "eval.images"),
-      lambda: self._split_features(config, "validation"),
-    )
+  @_once("clip", "mesh", "data", "eval.images", "prompt.m", "prompt.class_specific")
+  def _curve_splits(self, config: Settings):
+    """Splits of a curve, the rows of their classes among all names, and the tokens of these."""
     # A class-specific context knows no class but those it was trained on.
     others = {} if config.prompt.class_specific else self._splits(config)
-    return {"validation": validation} | {
+    splits = {"validation": self._validation(config)} | {
       name: split for name, split in others.items() if name in CURVE
     }
+    names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
+    row = {name: i for i, name in enumerate(names)}
+    rows_of = {name: [row[own] for own in split.names] for name, split in splits.items()}
+    encoder = self.encoder(config)
+    return splits, rows_of, encoder.frozen(encoder.vocabulary(names, config.prompt.m)).tokens
 
-  def references(self, config: Settings) -> Scores:
-    """Accuracy of the hand-written prompts."""
-    by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
-    return self._once(
-      config,
-      "references",
-      ("clip", "mesh", "data", "eval"),
-      lambda: self._accuracy(config, self._splits(config), by_hand),
-    )
+  @_once("clip", "mesh", "data", "eval.images")
+  def _validation(self, config: Settings) -> SplitFeatures:
+    return self._split_features(config, "validation")
 
-  def _image_features(self, config: Settings) -> Callable:
-    """Computes features as a training step does, but gathers them on all hosts."""
-
-    def make():
-      encoder = self.encoder(config)
-      everywhere = NamedSharding(encoder.mesh, P())
-      tower = over_all_devices(encoder.mesh, encoder.image_tower)
-      return jax.jit(tower, out_shardings=everywhere)
-
-    return self._once(config, "image_features", ("clip", "mesh"), make)
-
+  @_once("clip", "mesh", "data", "eval.images")
   def _splits(self, config: Settings) -> dict[str, SplitFeatures]:
-    return self._once(
-      config,
-      "splits",
-      ("clip", "mesh", "data", "eval.images"),
-      lambda: {
-        name: self._split_features(config, name) for name in inputs.evaluation_splits(config.data)
-      },
-    )
+    names = inputs.evaluation_splits(config.data)
+    return {name: self._split_features(config, name) for name in names}
 
   def _split_features(self, config: Settings, name: str) -> SplitFeatures:
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
     return batches.readable_features(config, self.encoder(config), source, self._folder)
 
-  def _once(self, config: Settings, what: str, on: tuple[str, ...], make: Callable) -> Any:
-    """Result of `make`, once for all configs that agree on some fields."""
-    key = (what, self._key(config, on))
-    if key not in self._held:
-      self._held[key] = make()
-    return self._held[key]
-
-  @staticmethod
-  def _key(config: Settings, on: tuple[str, ...]) -> str:
-    inside = tuple(f"{name}." for name in on)
-    return repr([(f, v) for f, v in config.flat().items() if f in on or f.startswith(inside)])
-
 
 def _stream(run: setup.Run, image_features: Callable) -> Stream:
-  """Reads this process's rows of the batches that the pretrain job would read, as features.
-
-  Raises:
-    OSError: the folder for temporary files (`TMPDIR`) is full.
-  """
+  """Reads this process's rows of the batches that the pretrain job would read, as features."""
   config, mesh = run.config, run.encoder.mesh
   rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
   at_a_time = max(_IMAGES // config.batch_size, 1)

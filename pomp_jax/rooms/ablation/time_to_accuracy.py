@@ -6,11 +6,10 @@ that of validation images of the training classes, mean over the seeds.
 
 from collections.abc import Mapping, Sequence
 import itertools
+import math
 import os
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 import numpy as np
 
 from pomp_jax.report import drawing
@@ -49,12 +48,6 @@ class Course(NamedTuple):
   def seconds(self, step: int) -> float:
     """Seconds of training until a step is done."""
     return self.start_seconds + step * self.step_seconds
-
-  def first_step(self, threshold: float) -> int | None:
-    """First validated step at which the mean over the seeds is at least a threshold."""
-    mean_T = self.top1[CRITERION].mean(axis=0)
-    reached = np.flatnonzero(mean_T >= threshold)
-    return self.steps[reached[0]] if len(reached) else None
 
 
 class Arrival(NamedTuple):
@@ -99,19 +92,16 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
   threshold = threshold_of(found)
   if threshold is None:
     return []
-  reached, fastest = [], {}  # the least seconds of the exact contrast, and of a uniform draw
+  reached, fastest = [], {"exact": math.inf, "uniform": math.inf}  # seconds by kind of draw
   for course in found:
-    step = course.first_step(threshold)
+    reaches_T = course.top1[CRITERION].mean(axis=0) >= threshold
+    step = course.steps[np.argmax(reaches_T)] if reaches_T.any() else None
     seconds = None if step is None else course.seconds(step)
     reached.append((course, step, seconds))
     kind = "exact" if course.is_exact else course.group.values.get(_SAMPLER, "uniform")
-    if seconds is not None:
-      fastest[kind] = min(seconds, fastest.get(kind, seconds))
-  best = fastest.get("exact"), fastest.get("uniform")
-  return [
-    Arrival(course, step, s, *(b / s if b and s else None for b in best))
-    for course, step, s in reached
-  ]
+    fastest[kind] = min(seconds or math.inf, fastest.get(kind, math.inf))
+  ratio = lambda kind, own: fastest[kind] / own if own and fastest[kind] < math.inf else None
+  return [Arrival(*one, ratio("exact", one[2]), ratio("uniform", one[2])) for one in reached]
 
 
 def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]) -> None:
@@ -128,9 +118,16 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
   )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
   styles = _styles(found)
-  threshold, drawn = threshold_of(found), []
+  threshold = threshold_of(found)
   for axes, split in zip(axes_of, splits, strict=True):
-    drawn = [_draw(axes, *one, split) for one in zip(found, styles, strict=True)]
+    drawn = []
+    for course, style in zip(found, styles, strict=True):
+      seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
+      mean_T = values_SxT.mean(axis=0)
+      drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
+      if len(values_SxT) > 1:
+        bar = {"color": style["color"], "capsize": 3, "linewidth": 1}
+        axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
     if split == CRITERION and threshold is not None:
       drawing.reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
@@ -156,13 +153,3 @@ def _styles(found: Sequence[Course]) -> list[dict[str, str]]:
     style = {name: cycle[place % len(cycle)] for (name, cycle), place in three}
     styles.append(style | ({"color": "black", "marker": "."} if course.is_exact else {}))
   return styles
-
-
-def _draw(axes: Axes, course: Course, style: Mapping[str, str], split: str) -> Line2D:
-  seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
-  mean_T = values_SxT.mean(axis=0)
-  (line,) = axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
-  if len(values_SxT) > 1:
-    bar = {"color": style["color"], "capsize": 3, "linewidth": 1}
-    axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
-  return line

@@ -25,6 +25,7 @@ from pomp_jax.evaluate.predictions import split_features, topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.analysis.geometry import (
   Branches,
@@ -61,22 +62,15 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Analyses every prompt on every set: returns what `results.json` holds.
-
-  Raises:
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
-    EvaluationError: features are not finite.
-  """
+  """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not finite."""
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-  sets = {}
-  opened, _ = open_everywhere(
-    evaluation_sets(config, encoder.clip.image_size), config.evaluate.skip_missing
-  )
+  sets, wanted = {}, evaluation_sets(config, encoder.clip.image_size)
+  opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
@@ -98,7 +92,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     }
     if first:
       with writing(folder.plots):
-        _plot(folder, name, features, _branches(classes))
+        _plot(folder, name, features, classes)
       _log_set(name, sets[name])
   results = {
     "job": config.job,
@@ -130,28 +124,25 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
   return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
 
 
-def _branches(classes: ClassList) -> Branches:
-  if classes.synsets is not None:
-    tree = load_tree()
-    return wordnet_branches(tree, tree.nodes(classes.synsets))
-  return shape_branches(classes.names) or Branches(("classes",), np.zeros(len(classes), np.int64))
-
-
 def _plot(
-  folder: RunFolder, name: str, features: Mapping[str, np.ndarray], branches: Branches
+  folder: RunFolder, name: str, features: Mapping[str, np.ndarray], classes: ClassList
 ) -> None:
-  file = name.replace("/", "-")
-  class_maps(folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}")
-  similarity_matrices(
-    folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
-  )
+  branches = shape_branches(classes.names)
+  branches = branches or Branches(("classes",), np.zeros(len(classes), np.int64))
+  if classes.synsets is not None:
+    branches = wordnet_branches(tree := load_tree(), tree.nodes(classes.synsets))
+  for draw, kind, title in (
+    (class_maps, "map", "Class features"),
+    (similarity_matrices, "similarity", "Cosines of classes"),
+  ):
+    path = folder.plots / f"{kind}_{name.replace('/', '-')}.png"
+    draw(path, features, branches, f"{title} of {name}")
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
-  for label, figures in of_set["prompts"].items():
+  for label, of in of_set["prompts"].items():
     log.info(
       "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",
-      *(name, label, figures["alignment"]),
-      "-" if figures["uniformity"] is None else f"{figures['uniformity']:.3f}",
-      *(100 * figures["top1"], of_set["images"], of_set["classes"]),
+      *(name, label, of["alignment"], cell(of["uniformity"], 3)),
+      *(100 * of["top1"], of_set["images"], of_set["classes"]),
     )

@@ -25,10 +25,6 @@ from pomp_jax.report.report import Report, Section, Table, cell, facts, pictures
 # Smallest relative bias in a plot: single precision's rounding is near.
 _LOWEST_BIAS = 1e-3
 _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
-_PLOTTED = (
-  *("k", "relative_bias", "bias_low", "bias_high"),
-  *("relative_deviation", "draw_cosine", "draw_cosine_error"),
-)
 
 
 def gradient_function(
@@ -36,12 +32,8 @@ def gradient_function(
 ) -> Callable[..., Float[Array, "corrections P"]]:
   """Compiles (params, frozen, image features [B,E], labels [B], key) -> gradients of one draw.
 
-  Every correction sees the same draw.
-
-  Args:
-    learner: learner with a token budget that fits the draw.
-    settings: K, N and the sampler; `correction` is ignored.
-    corrections: corrections, one row of the result each.
+  Each correction is a row, of the same draw. The learner's token budget fits the draw; the
+  correction of `settings` is ignored.
   """
 
   @jax.jit
@@ -91,14 +83,7 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Computes gradients of R = `n_draws` independent draws for the same images.
-
-  Args:
-    gradients: function of `gradient_function`.
-    arguments: params, frozen, image features and labels.
-    n_draws: number of draws R.
-    seed: random seed of the draws.
-  """
+  """Computes R = `n_draws` independent draws by a `gradient_function` for the same images."""
   keys = steps_of(jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws)
   return np.stack([np.asarray(gradients(*arguments, key), np.float64) for key in keys])
 
@@ -109,11 +94,8 @@ def summarise(
   """Estimates bias, deviation and direction of a sampled gradient g_K against the exact one, g.
 
   The squared distance of the mean over R draws from g is the squared bias plus, on average, 1/R of
-  the variance; that share is subtracted. The standard error is a jackknife over the draws.
-
-  Args:
-    gradients_RxP: R >= 3 independent draws.
-    exact_P: exact gradient g, not 0.
+  the variance; that share is subtracted. The standard error is a jackknife over the R >= 3 draws,
+  which are independent. g is not 0.
 
   Returns:
     draws: R.
@@ -153,10 +135,7 @@ def gradient_bias_panels(
 ) -> None:
   """Plots bias, deviation and direction against K: by correction, then by sampler.
 
-  Args:
-    cells: `sampler`, `correction`, `k` and the figures of `summarise`, one a combination.
-    images: number of images B.
-    classes: number of classes N.
+  `cells` hold `sampler`, `correction`, `k` and the figures of `summarise`.
   """
   samplers = list(dict.fromkeys(cell["sampler"] for cell in cells))
   corrections = list(dict.fromkeys(cell["correction"] for cell in cells))
@@ -166,24 +145,24 @@ def gradient_bias_panels(
     rows.append((f"correction {corrections[0]}, by sampler", series, 0))
   ticks = sorted({cell["k"] for cell in cells})
   shown = [cell["bias_low"] for cell in cells if cell["bias_low"] > _LOWEST_BIAS]
-  figure, axes_of = drawing.panels(
-    3 * len(rows),
-    *(3.8, 3.7),
+  # There are fewer draws at a larger K.
+  fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
+  draws = counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
+  title = (
     f"The sampled gradient against the exact contrast: {counted(images, 'image')},"
-    f" {counted(classes, 'class')}; bars: two standard errors over {_draws(cells)}",
-    columns=3,
+    f" {counted(classes, 'class')}; bars: two standard errors over {draws}"
   )
+  figure, axes_of = drawing.panels(3 * len(rows), 3.8, 3.7, title, columns=3)
   for row, (title, series, label_index) in enumerate(rows):
     bias, deviation, cosine = axes_of[3 * row : 3 * row + 3]
     for i, key in enumerate(series):
       own = [cell for cell in cells if (cell["sampler"], cell["correction"]) == key]
-      of = {field: np.array([cell[field] for cell in own]) for field in _PLOTTED}
+      of = {field: np.array([cell[field] for cell in own]) for field in own[0]}
       # Shifted, so that error bars at the same K don't overlap.
       k = of["k"] * 1.05 ** (i - (len(series) - 1) / 2)
       options = {"linestyle": _LINES[i % len(_LINES)], "capsize": 2, "elinewidth": 0.9}
-      value, low, high = (
-        np.maximum(of[field], _LOWEST_BIAS) for field in ("relative_bias", "bias_low", "bias_high")
-      )
+      names = ("relative_bias", "bias_low", "bias_high")
+      value, low, high = (np.maximum(of[name], _LOWEST_BIAS) for name in names)
       reach = np.maximum([value - low, high - value], 0)
       drawing.error_bars(bias, k, value, i, yerr=reach, label=key[label_index], **options)
       drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
@@ -204,24 +183,17 @@ def gradient_bias_panels(
   drawing.save(path, figure)
 
 
-def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
-  """Number of draws, of which there are fewer at a larger K."""
-  fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
-  return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
-
-
 def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of the job `gradient_bias`: its plot, and the figures of each combination."""
   counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
   rows = []
   for own in results["cells"]:
-    figures = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "draw_cosine")
-    bias, low, high, deviation, cosine = (cell(own[name], 3) for name in figures)
+    shown = {name: cell(value, 3) for name, value in own.items() if not isinstance(value, str)}
+    head = [own["sampler"], own["correction"], shown["k"], shown["draws"]]
+    bias = f"{shown['relative_bias']} ({shown['bias_low']} to {shown['bias_high']})"
     error = own["draw_cosine_error"]
-    cosine += f" ± {cell(None if error is None else 2 * error, 3)}"
-    head = [own["sampler"], own["correction"], f"{own['k']:,}", f"{own['draws']:,}"]
-    of_mean = cell(own["cosine"], 3)
-    rows.append([*head, f"{bias} ({low} to {high})", deviation, cosine, of_mean])
+    cosine = f"{shown['draw_cosine']} ± {cell(None if error is None else 2 * error, 3)}"
+    rows.append([*head, bias, shown["relative_deviation"], cosine, shown["cosine"]])
   columns = ("sampler", "correction", "K", "draws", "bias", "deviation of a draw")
   columns += ("cosine of a draw", "cosine of the mean")
   text = (

@@ -10,14 +10,13 @@ import re
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.report.labels import counted, prompt_labels, with_counts
 from pomp_jax.world.names import SHAPES
 
 # Rows of a similarity matrix at a time: 64 MB of cosines for 20,000 classes.
@@ -38,9 +37,7 @@ def alignment(
   """Computes the mean squared distance between images and the text of their class, 0 to 4.
 
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
-  are images and their classes.
-
-  Rows are unit vectors.
+  are images and their classes. Rows are unit vectors.
   """
   gaps_nxE = image_features_nxE - class_features_NxE[labels_n]
   return float(np.mean(np.sum(np.square(gaps_nxE, dtype=np.float64), axis=-1)))
@@ -49,9 +46,8 @@ def alignment(
 def uniformity(class_features_NxE: Float[np.ndarray, "N E"], temperature: float = 2.0) -> float:
   """Computes how evenly class features spread over the sphere; lower is more even.
 
-  log mean_{i<j} exp(-t ||g_i - g_j||^2), Wang & Isola (2020), eq. 2, over all pairs.
-
-  Two or more rows are unit vectors; temperature is t, dimensionless.
+  log mean_{i<j} exp(-t ||g_i - g_j||^2), Wang & Isola (2020), eq. 2, over all pairs of two or more
+  unit vectors; temperature is t, dimensionless.
   """
   n_classes, total = len(class_features_NxE), 0.0
   for start in range(0, n_classes, _CHUNK):
@@ -79,10 +75,7 @@ def branch_plane(
 
   The axes are the first two principal components of the means, each weighted by its number of
   classes; with fewer than three branches, of the features themselves. The largest component of an
-  axis is positive.
-
-  Returns:
-    Coordinates of each class, and the share of all variance along each axis.
+  axis is positive. Returns coordinates, and the share of all variance along each axis.
   """
   centred_NxE = np.asarray(features_NxE, np.float64) - np.mean(features_NxE, axis=0)
   spread_NxE = centred_NxE
@@ -153,21 +146,14 @@ def shape_branches(names: Sequence[str]) -> Branches | None:
 def nearest_tokens(
   vectors_MxD: Float[np.ndarray, "M D"], embeddings_VxD: Float[np.ndarray, "V D"], top: int
 ) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
-  """Finds the `top` tokens nearest to each vector, as in CoOp (Zhou et al., 2022).
-
-  Returns:
-    Token ids and Euclidean distances, nearest first. Ties go to the lower id.
-  """
+  """Ids and Euclidean distances of the `top` tokens nearest to each vector, as in CoOp (2022)."""
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
   return tokens_MxT, np.take_along_axis(distances_MxV, tokens_MxT, axis=-1)
 
 
 def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
-  """Returns the median distance from a token to its nearest neighbour.
-
-  The median is over at most 512 tokens, spread evenly over the ids.
-  """
+  """The median distance from a token to its nearest neighbour, over 512 tokens spread evenly."""
   n_tokens = len(embeddings_VxD)
   tokens = np.linspace(0, n_tokens - 1, min(n_tokens, _SAMPLE)).astype(int)
   distances = cdist(embeddings_VxD[tokens], embeddings_VxD)
@@ -176,12 +162,7 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
 
 
 def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]) -> None:
-  """Plots alignment against uniformity, a panel a data set and a point a prompt.
-
-  Args:
-    sets: data set -> `images`, `classes` and `prompts`: prompt -> `alignment` and `uniformity`;
-      None (one class) gives no point.
-  """
+  """Plots alignment against uniformity, a panel a data set and a point a prompt; none for None."""
   prompts, title = list(next(iter(sets.values()))["prompts"]), "Alignment and uniformity"
   figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
   for place, (axes, (name, of_set)) in enumerate(zip(axes_of, sets.items(), strict=True)):
@@ -190,8 +171,7 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
       axes.plot(x, [one["alignment"]], linestyle="", markersize=8, **drawing.style(i))
     axes.margins(0.2)
     y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
-    counts = f"{counted(of_set['images'], 'image')}, {counted(of_set['classes'], 'class')}"
-    heading = f"{drawing.name(name, 18)}, {counts}"
+    heading = with_counts(drawing.name(name, 18), of_set["images"], of_set["classes"])
     drawing.label_panel(axes, heading, "uniformity of the classes", y_label, grid="both")
   drawing.legend_below(figure, axes_of[0].get_lines(), prompt_labels(prompts))
   drawing.save(path, figure)
@@ -200,13 +180,7 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
 def similarity_matrices(
   path: str | os.PathLike, features: Mapping[str, np.ndarray], branches: Branches, title: str
 ) -> None:
-  """Plots cosines between classes sorted by branch, a panel a prompt.
-
-  Args:
-    features: prompt -> unit class features [N,E].
-    branches: branches of the N classes; of more than 240 classes an even subset is shown.
-    title: title of the figure.
-  """
+  """Plots cosines of unit class features [N,E] sorted by branch, a panel a prompt."""
   order_N = np.argsort(branches.of_class, kind="stable")
   shown = order_N[spread_evenly(_MATRIX_CLASSES, len(order_N))]
   cosines = {name: rows[shown] @ rows[shown].T for name, rows in features.items()}
@@ -227,9 +201,7 @@ def similarity_matrices(
     for start in starts[1:]:
       axes.axhline(start - 0.5, color="white", linewidth=0.5)
       axes.axvline(start - 0.5, color="white", linewidth=0.5)
-  bar = figure.colorbar(picture, ax=axes_of, shrink=0.7)
-  bar.set_label("cosine", fontsize=drawing.TEXT)
-  bar.ax.tick_params(labelsize=drawing.TEXT)
+  drawing.colour_bar(figure, picture, axes_of, "cosine", shrink=0.7)
   drawing.save(path, figure)
 
 
@@ -242,41 +214,27 @@ def _title(title: str, shown: np.ndarray, classes: np.ndarray) -> str:
 def class_maps(
   path: str | os.PathLike, features: Mapping[str, np.ndarray], branches: Branches, title: str
 ) -> None:
-  """Plots classes in the plane that separates their branches best, a panel a prompt.
-
-  Args:
-    features: prompt -> unit class features [N,E].
-    branches: branches of the N classes, told apart by colour and marker.
-    title: title of the figure.
-  """
-  n_classes = len(branches.of_class)
-  shown = spread_evenly(_MAP_CLASSES, n_classes)
+  """Plots classes in the plane that separates their branches best, with names at their medians."""
+  shown = spread_evenly(_MAP_CLASSES, len(branches.of_class))
   title = _title(title, shown, branches.of_class)
   figure, axes_of = drawing.panels(len(features), 4.2, 4.2, title)
   headings = drawing.names(prompt_labels(list(features)))
+  names = drawing.names(branches.names, 18)
+  size = np.clip(4000 / len(shown), 5, 30)  # square points
   for axes, heading, rows in zip(axes_of, headings, features.values(), strict=True):
     points_Nx2, explained = branch_plane(rows, branches.of_class)
-    _scatter_branches(axes, points_Nx2[shown], branches, branches.of_class[shown])
-    of_axes = [f"{100 * share:.0f}% of the variance" for share in explained]
-    drawing.label_panel(axes, heading, *of_axes)
+    for branch in np.unique(branches.of_class[shown]):
+      own = points_Nx2[shown][branches.of_class[shown] == branch]
+      # The marker changes after each round of colours.
+      colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
+      marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
+      axes.scatter(*own.T, s=size, color=colour, marker=marker, alpha=0.45, linewidths=0)
+      if len(names) > 1:
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2}
+        place = {"ha": "center", "va": "center", "bbox": box | {"linewidth": 0.8}}
+        axes.text(*np.median(own, axis=0), names[branch], fontsize=6.5, **place)
+    drawing.label_panel(
+      axes, heading, *(f"{100 * share:.0f}% of the variance" for share in explained)
+    )
     axes.set(xticks=[], yticks=[])
   drawing.save(path, figure)
-
-
-def _scatter_branches(
-  axes: Axes, points_nx2: np.ndarray, branches: Branches, branch_n: np.ndarray
-) -> None:
-  """Draws the points of each branch, and its name at their median."""
-  for branch, name in enumerate(drawing.names(branches.names, 18)):
-    own = points_nx2[branch_n == branch]
-    if not len(own):
-      continue
-    # The marker changes after each round of colours.
-    colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
-    marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
-    size = np.clip(4000 / len(points_nx2), 5, 30)  # square points
-    axes.scatter(*own.T, s=size, color=colour, marker=marker, alpha=0.45, linewidths=0)
-    if len(branches.names) > 1:
-      box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2, "linewidth": 0.8}
-      middle = np.median(own, axis=0)
-      axes.text(*middle, name, fontsize=6.5, ha="center", va="center", bbox=box)

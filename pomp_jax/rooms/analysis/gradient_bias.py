@@ -1,12 +1,11 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
 For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
-gradients of many draws. Leaves in the run's folder `cells/` with a file for each sampler and K,
-`results.json`, `report.html` and `plots/gradient_bias.png`. A restart computes the cells that are
-missing.
+gradients of many draws. `cells/` has a file for each sampler and K. A restart computes the cells
+that are missing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import logging
 import time
@@ -53,7 +52,7 @@ _IMAGES = 1024
 
 
 class _Setting(NamedTuple):
-  """What all gradients have in common."""
+  """Shared by all gradients."""
 
   key: str  # fingerprint of it all
   n_images: int
@@ -108,8 +107,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   pieces = Pieces(folder.path / "cells", keys)
   todo = pieces.missing(pairs)
-  for name in steps_of(list(pairs), "gradient bias", "cells"):
-    sampler, k = pairs[name]
+  for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
     if name in todo:
       sampling = dataclasses.replace(setting.sampling, name=sampler)
       drawn = setting.gradients(k, sampling, settings.corrections, n_draws[k])
@@ -119,7 +117,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       ]
       pieces.save(name, {"cells": found})
     cells += pieces.read(name).facts["cells"]
-    _log_cells(cells[-len(settings.corrections) :])
+    for cell in cells[-len(settings.corrections) :]:
+      log.info(
+        "%(sampler)s, %(correction)s, K = %(k)d: bias %(relative_bias).3f (%(bias_low).3f to"
+        " %(bias_high).3f), deviation %(relative_deviation).3f, cosine of a draw %(draw_cosine).3f",
+        cell,
+      )
   results = {
     "job": config.job,
     "n_classes": n_classes,
@@ -129,20 +132,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
-  with writing(folder.plots):
-    sizes = {"images": results["images"], "classes": results["n_classes"]}
-    gradient_bias_panels(folder.plots / "gradient_bias.png", cells, **sizes)
+  with writing(path := folder.plots / "gradient_bias.png"):
+    gradient_bias_panels(path, cells, images=setting.n_images, classes=n_classes)
   finish_run(folder, config, results)
   return results
-
-
-def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
-  for cell in cells:
-    log.info(
-      "%s, %s, K = %d: bias %.3f (%.3f to %.3f), deviation %.3f, cosine of a draw %.3f",
-      *(cell[name] for name in ("sampler", "correction", "k", "relative_bias", "bias_low")),
-      *(cell[name] for name in ("bias_high", "relative_deviation", "draw_cosine")),
-    )
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:

@@ -55,14 +55,10 @@ class Answer(NamedTuple):
 
 
 class Comparison:
-  """A CLIP and prompts. The caller makes sure that one thread at a time computes.
+  """A CLIP and prompts, with labels to show. The caller makes sure that one thread computes.
 
-  Attributes:
-    prompts: prompts, with labels to show.
-    segments: whether label maps can be computed, which takes a network or a ViT.
-    finds: whether objects can be found, which takes a network.
-    is_toy: whether the CLIP is the embedded world's.
-    files: paths of the config's prompts.
+  `finds`: whether a network can find objects; `segments`: whether it or a ViT can compute label
+  maps; `is_toy`: whether the CLIP is the embedded world's; `files`: paths of the config's prompts.
   """
 
   def __init__(
@@ -72,14 +68,7 @@ class Comparison:
     config: Settings,
     network: OpenNetwork | None = None,
   ):
-    """Takes what a config names; compiles on first use.
-
-    Args:
-      encoder: the CLIP.
-      prompts: prompts that fit any names.
-      config: config of the page.
-      network: network that finds regions.
-    """
+    """Compiles on first use. The prompts fit any names; the network finds regions."""
     self._encoder, self._config, self._network = encoder, config, network
     self.prompts = list(prompts)
     self.is_toy = config.clip.model == WORLD
@@ -98,11 +87,7 @@ class Comparison:
     return any(isinstance(named.prompt, Prompt) for named in self.prompts)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
-    """The same under other prompts, with what is computed by now.
-
-    Raises:
-      FormError: a prompt of another width, or of one list of classes.
-    """
+    """The same under other prompts, with what is computed by now; FormError if one can't be."""
     width, model = self._encoder.clip.config.text_config.hidden_size, self._config.clip.model
     for label, prompt, _ in prompts:
       if isinstance(prompt, Prompt):
@@ -117,29 +102,18 @@ class Comparison:
     return other
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
-    """Returns the likeliest names of a picture under each prompt.
-
-    Raises:
-      VocabularyError, TokenizeError, ImageError, EvaluationError: one line each.
-    """
-    clip = self._encoder.clip
-    matrices = self._class_matrices(names)
+    """The likeliest names of a picture under each prompt; TokenizeError, EvaluationError."""
+    clip, matrices = self._encoder.clip, self._class_matrices(names)
     features_1xE = self._encoder.image_features(prepare(image, clip.image_size)[None])
     check_finite(features_1xE, "images")
-    rows = [
-      scipy.special.softmax(clip.logit_scale * features_1xE[0] @ matrix.features[: len(names)].T)
-      for matrix in matrices
-    ]
-    return self._answers(names, rows)
+    logits = [clip.logit_scale * features_1xE[0] @ one.features[: len(names)].T for one in matrices]
+    return self._answers(names, list(map(scipy.special.softmax, logits)))
 
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
     """Draws a class for every pixel under each prompt; a PNG.
 
     The regions are the network's. Without one the classes of patches are drawn, by
-    `segment.recipe`.
-
-    Raises:
-      FormError: more than MAX_SEGMENT_NAMES names, or neither a network nor a ViT.
+    `segment.recipe`. FormError: more than MAX_SEGMENT_NAMES names, or neither a network nor a ViT.
     """
     if not self.segments:
       raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
@@ -158,35 +132,28 @@ class Comparison:
       [found] = self._segmenter.label_maps([pixels], self._class_matrices(names))
       # Rows beyond the names repeat the first one.
       maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
-    labels = [named.label for named in self.prompts]
-    return _drawn(lambda path: segmentation_sheet(path, [pixels], [maps], labels, names))
+    return self._drawn(segmentation_sheet, pixels, maps, names)
 
   def find_objects(
     self, image: Image.Image, names: Sequence[str]
   ) -> tuple[bytes, list[list[tuple[str, float]]]]:
     """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
 
-    Of boxes that overlap by half only the best counts, and eight in all.
-
-    Raises:
-      FormError: there is no network.
+    Of boxes that overlap by half only the best counts, and eight in all. FormError: no network.
     """
     if not self.finds:
       raise FormError("finding objects needs a network; this page has none (propose.network)")
     pixels, detect = np.asarray(image), self._config.detect
     regions, scores = self._regions(pixels, names, detect.logit_scale)
-    drawn = []
+    limits = {"min_score": detect.min_score, "max_iou": detect.nms}
+    drawn, rows = [], []
     for scores_RxN in scores:
-      found = select_detections(
-        regions.boxes, scores_RxN, min_score=detect.min_score, max_iou=detect.nms
-      )
+      found = select_detections(regions.boxes, scores_RxN, **limits)
       boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
-      drawn.append(strongest(boxes))
-    rows = [
-      [(names[c], float(score)) for c, score in zip(one.classes, one.scores, strict=True)]
-      for one in drawn
-    ]
-    return self._with_boxes(pixels, drawn, names), rows
+      drawn.append(best := strongest(boxes))
+      pairs = zip(best.classes, best.scores, strict=True)
+      rows.append([(names[c], float(score)) for c, score in pairs])
+    return self._drawn(detection_sheet, pixels, drawn, names), rows
 
   def _regions(
     self, pixels_HxWx3: UInt8[np.ndarray, "H W 3"], names: Sequence[str], logit_scale: float
@@ -195,9 +162,9 @@ class Comparison:
     assert self._network is not None
     [regions] = self._network.proposer.regions([pixels_HxWx3])
     regions = regions.top(self._config.regions.max_regions)
-    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
-    trained_C = trained_classes(self._network.header, classes)
     header = self._network.header
+    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+    trained_C = trained_classes(header, classes)
     return regions, self._scores(pixels_HxWx3, regions, names, logit_scale, trained_C, header)
 
   def _scores(
@@ -234,13 +201,18 @@ class Comparison:
     untrained_C = np.zeros(len(names), bool)
     scores = self._scores(pixels, Regions(boxes_Rx4), names, scale, untrained_C)
     drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
-    picture = self._with_boxes(pixels, drawn, names)
+    picture = self._drawn(detection_sheet, pixels, drawn, names)
     return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
 
-  def _with_boxes(self, pixels: np.ndarray, boxes: Sequence[Boxes], names: Sequence[str]) -> bytes:
-    """A PNG of the picture with its boxes under each prompt."""
+  def _drawn(
+    self, sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, names: Sequence[str]
+  ) -> bytes:
+    """The PNG that a function of `analysis.pictures` writes of what each prompt has found."""
     labels = [named.label for named in self.prompts]
-    return _drawn(lambda path: detection_sheet(path, [pixels], [boxes], labels, names))
+    with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+      path = pathlib.Path(folder) / "plot.png"
+      sheet(path, [pixels], [found], labels, names)
+      return path.read_bytes()
 
   def _answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
     """Best names of probabilities under each prompt."""
@@ -252,10 +224,8 @@ class Comparison:
     return answers
 
   def _class_matrices(self, names: Sequence[str]) -> list[ClassMatrix]:
-    """Features of the names under each prompt, computed once.
-
-    The list is padded to a power of two with its first name, so that few shapes are compiled.
-    """
+    """Features of the names under each prompt, computed once."""
+    # Padded to a power of two, so that few shapes are compiled.
     padding = max(8, 1 << (len(names) - 1).bit_length()) - len(names)
     synonyms = [[name] for name in (*names, *[names[0]] * padding)]
     found = []
@@ -283,11 +253,3 @@ def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
     label = f"{label} #{number}" if number > 1 else label
     found.append(named._replace(label=label))
   return found
-
-
-def _drawn(draw: Callable[[pathlib.Path], None]) -> bytes:
-  """Returns the PNG that a function of `analysis` writes."""
-  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
-    path = pathlib.Path(folder) / "plot.png"
-    draw(path)
-    return path.read_bytes()

@@ -6,6 +6,7 @@ import socket
 import threading
 
 from flask import Flask
+import waitress
 
 from pomp_jax.rooms.page.server import FORM_BYTES
 
@@ -16,23 +17,14 @@ _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 
 
 def listen(host: str, port: int) -> socket.socket:
-  """Opens a port; 0 is a free one.
-
-  Raises:
-    OSError: no such address, or the port is in use.
-  """
+  """Opens a port; 0 is a free one. OSError: no such address, or the port is in use."""
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   return socket.create_server((host, port), family=family)
 
 
 @contextlib.contextmanager
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread while the context lasts.
-
-  Idle connections and slow uploads can't keep others out: the oldest of them are closed.
-  """
-  import waitress
-
+  """Serves the application in a thread; closes the oldest idle connections and slow uploads."""
   server = waitress.create_server(
     app,
     sockets=[listener],

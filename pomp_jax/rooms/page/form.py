@@ -32,12 +32,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_names(text: str, most: int) -> tuple[str, ...]:
-  """Reads distinct class names, one a line; blank lines and repeated names are dropped.
-
-  Raises:
-    FormError: no names, or more than `most`.
-    VocabularyError: an unusable name.
-  """
+  """Reads 1 to `most` distinct names, one a line; FormError or VocabularyError."""
   names = tuple(dict.fromkeys(lines_of(text)))
   if not names:
     raise FormError("names: none given, expected one a line")
@@ -48,11 +43,7 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
 
 
 def read_templates(text: str) -> tuple[str, ...]:
-  """Reads hand-written prompts, distinct texts with one {} each, one a line; none is fine.
-
-  Raises:
-    FormError, VocabularyError: an unusable text.
-  """
+  """Reads distinct texts with one {} each, one a line, or none; FormError or VocabularyError."""
   texts = tuple(dict.fromkeys(lines_of(text)))
   if texts:
     check_names(texts, "templates")
@@ -65,9 +56,7 @@ def read_templates(text: str) -> tuple[str, ...]:
 def read_picture(content: bytes) -> Image.Image:
   """Decodes a picture to RGB, upright as browsers show it; reduces larger ones to LONGEST pixels.
 
-  Raises:
-    FormError: an empty file.
-    ImageError: not an image that `data.images` decodes.
+  FormError for an empty file; ImageError for one that `data.images` can't decode.
   """
   if not content:
     raise FormError("the picture: the file is empty")
@@ -87,27 +76,20 @@ def png_of(image: Image.Image) -> bytes:
 
 
 def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]:
-  """Reads boxes inside a picture, four numbers a line, separated by spaces or commas.
-
-  Raises:
-    FormError: no box, more than MAX_BOXES, or a line that is no box inside the picture.
-  """
-  lines = lines_of(text)
+  """Reads 1 to MAX_BOXES boxes inside a picture, four numbers a line; FormError."""
+  lines, boxes = lines_of(text), []
   if not 0 < len(lines) <= MAX_BOXES:
     raise FormError(f"boxes: got {len(lines)}, expected 1 to {MAX_BOXES}, one a line")
-  return np.array([_box(line, width, height) for line in lines], np.float32)
-
-
-def _box(line: str, width: int, height: int) -> list[float]:
-  try:
-    x0, y0, x1, y1 = box = [float(part) for part in re.split(r"[\s,]+", line)]
-  except ValueError as error:
-    raise FormError(f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1") from error
-  if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-    raise FormError(
-      f"boxes: got {line[:60]!r}, expected x0 < x1 and y0 < y1 inside {width} x {height} pixels"
-    )
-  return box
+  for line in lines:
+    try:
+      x0, y0, x1, y1 = box = [float(part) for part in re.split(r"[\s,]+", line)]
+    except ValueError as error:
+      raise FormError(f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1") from error
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+      expected = f"expected x0 < x1 and y0 < y1 inside {width} x {height} pixels"
+      raise FormError(f"boxes: got {line[:60]!r}, {expected}")
+    boxes.append(box)
+  return np.array(boxes, np.float32)
 
 
 def text_of_boxes(boxes_Rx4: Float32[np.ndarray, "R 4"]) -> str:

@@ -111,11 +111,10 @@ def _listen(config: Settings):
   try:
     return listen(config.page.host, config.page.port)
   except OSError as error:
+    bad = "page.host", config.page.host, f"an address of this machine ({error.strerror})"
     if error.errno in (errno.EADDRINUSE, errno.EACCES):
-      expected = f"a free port of {config.page.host} ({error.strerror})"
-      raise ConfigError("page.port", config.page.port, expected) from error
-    expected = f"an address of this machine ({error.strerror})"
-    raise ConfigError("page.host", config.page.host, expected) from error
+      bad = "page.port", config.page.port, f"a free port of {bad[1]} ({error.strerror})"
+    raise ConfigError(*bad) from error
 
 
 def _pictures():

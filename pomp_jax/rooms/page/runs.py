@@ -5,7 +5,7 @@ Links are not followed, neither those of folders nor those of files. Files may h
 can't be shown is a line of its run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import datetime
 from html import escape
@@ -62,30 +62,20 @@ class Run(NamedTuple):
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
-  """Lists the runs below a folder by name, the newest first, at most MAX_RUNS.
-
-  A run is a folder with one of the files `_OF_RUN`. The root may be one itself.
-  """
-  if root is None:
-    return {}
+  """The runs below a folder, or itself, by name, the newest first: folders with an `_OF_RUN`."""
   found = {}
-  for name, path in _folders(root, "", 0):
+  for folder, below, _ in os.walk(root) if root else ():
+    path = pathlib.Path(folder)
+    parts = path.relative_to(root).parts
+    shown = [own for own in below if not own.startswith(".") and own.isprintable()]
+    below[:] = sorted(shown) if len(parts) < _DEPTH else []
     files = [file for file in (_file(path, n) for n in _OF_RUN) if file]
     with contextlib.suppress(FileNotFoundError):  # removed since
       if files:
-        found[name or root.resolve().name] = path, max(file.stat().st_mtime for file in files)
+        name = "/".join(parts) or root.resolve().name
+        found[name] = path, max(file.stat().st_mtime for file in files)
   newest = sorted(found, key=lambda name: -found[name][1])[:MAX_RUNS]
   return {name: _run(name, *found[name]) for name in newest}
-
-
-def _folders(folder: pathlib.Path, name: str, depth: int) -> Iterator[tuple[str, pathlib.Path]]:
-  yield name, folder
-  with contextlib.suppress(OSError):
-    with os.scandir(folder) as entries:
-      below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    for own in below if depth < _DEPTH else ():
-      if not own.startswith(".") and own.isprintable():
-        yield from _folders(folder / own, f"{name}/{own}".lstrip("/"), depth + 1)
 
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
@@ -96,18 +86,15 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
   with _lines(problems, "config.json"):
     run = run._replace(time=datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes"))
     config = _json(path, "config.json") or _json(path, "results.json")
-    state, reason = _state(path)
-    run = run._replace(job=printable(str(config.get("job", "?")), 40), state=state, problem=reason)
+    state = "not finished", "it runs, was stopped, or was killed; the same command resumes it"
+    if reason := (read_file(path, ERROR) or b"").decode("utf-8", "replace"):
+      state = "failed", printable(without_folders(reason.strip()), 2000)
+    elif _file(path, "results.json"):
+      state = "finished", ""
+    run = run._replace(
+      job=printable(str(config.get("job", "?")), 40), state=state[0], problem=state[1]
+    )
   return run._replace(problem=" ".join(problems) or run.problem)
-
-
-def _state(path: pathlib.Path) -> tuple[str, str]:
-  """State of a run, and the reason if it has failed."""
-  if reason := (_read(path, ERROR) or b"").decode("utf-8", "replace"):
-    return "failed", printable(without_folders(reason.strip()), 2000)
-  if _file(path, "results.json"):
-    return "finished", ""
-  return "not finished", "it runs, was stopped, or was killed; the same command resumes it"
 
 
 @contextlib.contextmanager
@@ -124,32 +111,20 @@ def _lines(problems: list[str], file: str) -> Iterator[None]:
 
 def plot_files(run: Run) -> list[str]:
   """Names of a run's plots."""
-  folder = run.path / "plots"
-  if folder.is_symlink() or not folder.is_dir():
-    return []
-  names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"[ -~]+\.png", name))
-  return [name for name in names if _file(run.path, "plots", name)]
+  names = sorted(path.name for path in (run.path / "plots").glob("*.png"))
+  return [n for n in names if re.fullmatch("[ -~]+", n) and _file(run.path, "plots", n)]
 
 
 def read_plot(run: Run, name: str) -> bytes | None:
   """Content of one of `plot_files`."""
-  return _read(run.path, "plots", name) if name in plot_files(run) else None
-
-
-def read_report(run: Run) -> bytes | None:
-  """HTML of a run's report."""
-  return _read(run.path, "report.html") if run.report else None
+  return read_file(run.path, "plots", name) if name in plot_files(run) else None
 
 
 def read_prompt(run: Run) -> NamedPrompt:
-  """The prompt that a run has learned, by the run's name.
-
-  Raises:
-    RunFileError: it can't be read.
-  """
+  """The prompt that a run has learned, by the run's name; RunFileError if it can't be read."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / _PROMPT
-    path.write_bytes(_read(run.path, _PROMPT) or b"")
+    path.write_bytes(read_file(run.path, _PROMPT) or b"")
     try:
       return NamedPrompt(run.name, load_prompt(path))
     except InputError as error:
@@ -168,30 +143,23 @@ def curves(run: Run) -> bytes | None:
     return path.read_bytes()
 
 
-def _scalars(run: Run) -> Mapping[str, plots.Series]:
+def _scalars(run: Run) -> dict[str, plots.Series]:
   """Logged scalars of a training, without the points that can't be drawn."""
   found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
-  return {name: _drawable(*found[name]) for name in _OF_TRAINING if name in found}
-
-
-def _drawable(steps: Sequence[int], values: Sequence[float]) -> plots.Series:
-  points = zip(steps, values, strict=True)
-  kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
-  return [s for s, _ in kept], [value for _, value in kept]
+  drawable = {}
+  for name in filter(found.__contains__, _OF_TRAINING):
+    points = zip(*found[name], strict=True)
+    kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
+    drawable[name] = [s for s, _ in kept], [value for _, value in kept]
+  return drawable
 
 
 def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
   """Formats a run's report as its job builds it, and a line for each file that can't be shown.
 
   Results of other jobs, or of which no report can be built, become a list of figures. The plots of
-  no section follow.
-
-  Args:
-    run: the run.
-    address: address of a plot; `CURVES` is for `curves`.
-
-  Returns:
-    HTML, in which absolute paths are cut to their last name, and the lines.
+  no section follow. Absolute paths are cut to their last name. `address` is that of a plot; the
+  plot CURVES is that of `curves`.
   """
   files, problems, text = plot_files(run), [], ""
   if _scalars(run):
@@ -211,9 +179,7 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
   sections += [Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)]
   parts = [f"<p>{escape(without_folders(report.text))}</p>"] if report.text else []
   for section in sections:
-    table = section.table
-    if table is not None:
-      table = table._replace(rows=without_folders(table.rows))
+    table = section.table and section.table._replace(rows=without_folders(section.table.rows))
     text, notes = without_folders(section.text), without_folders(section.notes)
     section = section._replace(table=table, text=text, notes=notes, links={})
     parts.append(html_section(section, address))
@@ -234,26 +200,20 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
   return path if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
 
 
-def _read(folder: pathlib.Path, *names: str) -> bytes | None:
+def read_file(folder: pathlib.Path, *names: str) -> bytes | None:
+  """Content of a file as `_file` finds it; a link that just took its place is not followed."""
   path = _file(folder, *names)
-  if path is None:
-    return None
-  try:
-    # A link that has just taken the file's place is not followed either.
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-      return file.read(_MAX_BYTES)
-  except OSError:
-    return None
+  with contextlib.suppress(OSError):
+    if path is not None:
+      with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return file.read(_MAX_BYTES)
+  return None
 
 
 def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  """A JSON object; empty if there is no such file.
-
-  Raises:
-    RunFileError: another content, or a lone surrogate, which can't be shown.
-  """
+  """A JSON object, empty if there is no such file; RunFileError for another content."""
   try:
-    content = _read(folder, name)
+    content = read_file(folder, name)
     found = {} if content is None else parse_json(content, name)
     json.dumps(found, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:

@@ -4,12 +4,14 @@ Pages are HTML that works without its one script. The browser is told to run no 
 nothing from elsewhere. One computation runs at a time, and a few wait.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import functools
 import ipaddress
 import logging
 import pathlib
+import secrets
 import socket
 import threading
 from typing import Any, NamedTuple
@@ -35,7 +37,6 @@ from pomp_jax.rooms.page.form import (
   read_picture,
   read_templates,
 )
-from pomp_jax.rooms.page.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,32 @@ class Limits(NamedTuple):
 class BusyError(InputError):
   """Too many computations wait."""
 
-  status = 503
+
+class Shelf:
+  """PNG files in memory by random keys, so that the browser can send the key of one again."""
+
+  def __init__(self, max_bytes: int = 64 * _MIB):
+    """Starts empty; beyond `max_bytes` the picture that was used longest ago is dropped."""
+    self._max_bytes = max_bytes
+    self._held: OrderedDict[str, bytes] = OrderedDict()
+    self._fixed: dict[str, bytes] = {}
+    self._lock = threading.Lock()
+
+  def add(self, content: bytes, *, keep: bool = False) -> str:
+    """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never dropped."""
+    key = secrets.token_urlsafe(16)
+    with self._lock:
+      (self._fixed if keep else self._held)[key] = content
+      while sum(map(len, self._held.values())) > self._max_bytes and len(self._held) > 1:
+        self._held.popitem(last=False)
+    return key
+
+  def get(self, key: str) -> bytes | None:
+    """Returns a picture; None if it was dropped or never there."""
+    with self._lock:
+      if key in self._held:
+        self._held.move_to_end(key)
+      return self._fixed.get(key) or self._held.get(key)
 
 
 class Turns:
@@ -91,11 +117,7 @@ class Turns:
 
   @contextlib.contextmanager
   def turn(self) -> Iterator[None]:
-    """Waits for the others, and computes.
-
-    Raises:
-      BusyError: too many wait.
-    """
+    """Waits for the others, and computes; BusyError if too many wait."""
     if not self._places.acquire(blocking=False):
       raise BusyError("the page is busy with other pictures; try again in a moment")
     try:
@@ -122,26 +144,17 @@ def make_app(
 ) -> Flask:
   """Makes the application.
 
-  Args:
-    comparison: CLIP and prompts.
-    root: folder of the runs, or None.
-    limits: bounds of a request.
-    host: address that it will listen on.
-    hosts: names that requests may be for, beside those that `_check_origin` accepts.
-    pictures: examples of the tab Classify.
-    scenes: examples of the tab Regions.
-    turns: order of the computations.
+  `root` is the folder of the runs. `host` is the address that it will listen on, and `hosts` are
+  names that requests may be for, see `_check_origin`. `pictures` are examples of the tab Classify,
+  `scenes` those of the tab Regions.
   """
   app = Flask(__name__, static_folder=None)
   app.config["MAX_CONTENT_LENGTH"] = int(limits.max_upload * _MIB) + FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
   app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-  page = _Page(comparison, root, limits, turns or Turns())
-  page.examples = {
-    tab: {page.shelf.add(png_of(one.image), keep=True): one for one in own}
-    for tab, own in (("classify", pictures), ("regions", scenes))
-  }
+  examples = {"classify": pictures, "regions": scenes}
+  page = _Page(comparison, root, limits, turns or Turns(), examples)
   app.before_request(functools.partial(_check_origin, host, hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
@@ -149,8 +162,8 @@ def make_app(
     app.add_url_rule(rule, view.__name__, view, methods=["GET", "POST"])
   for rule, view in (
     ("/picture/<key>", page.picture),
-    ("/runs", page.list_runs),
-    ("/reports", page.list_reports),
+    ("/runs", page.run_list),
+    ("/reports", page.report_list),
     ("/runs/<path:name>", page.run),
     ("/curves/<path:name>", page.curves),
     ("/plots/<path:name>/<file>", page.plot),
@@ -164,51 +177,51 @@ def make_app(
 
 
 class _Page:
-  """The views. `examples` are pictures of the shelf, by tab and key."""
+  """The views. The shelf holds the pictures of the examples, which have a key each."""
 
   def __init__(
-    self, comparison: Comparison, root: pathlib.Path | None, limits: Limits, turns: Turns
+    self,
+    comparison: Comparison,
+    root: pathlib.Path | None,
+    limits: Limits,
+    turns: Turns,
+    examples: Mapping[str, tuple[Example, ...]],
   ):
     self._comparison, self._root, self._limits, self._turns = comparison, root, limits, turns
-    self.shelf = Shelf()
-    self.examples: dict[str, dict[str, Example]] = {}
+    self._shelf = Shelf()
+    self._examples = {
+      tab: {self._shelf.add(png_of(one.image), keep=True): one for one in own}
+      for tab, own in examples.items()
+    }
 
   def classify(self) -> tuple[str, int]:
     """The tab Classify: a picture and names."""
 
-    def compute(comparison, image, entered):
-      names = read_names(entered["names"], self._limits.max_names)
-      with self._turns.turn():
-        return {"answers": comparison.classify(image, names), "n_names": len(names)}
+    def compute(comparison, image, names, _):
+      return {"answers": comparison.classify(image, names), "n_names": len(names)}
 
     return self._form("classify", compute)
 
   def regions(self) -> tuple[str, int]:
     """The tab Regions: a label map, objects, or names of given boxes."""
 
-    def compute(comparison, image, entered):
-      names = read_names(entered["names"], self._limits.max_names)
-      action = request.form.get("action")
-      boxes_Rx4 = None
-      if action not in ("segment", "find"):
+    def compute(comparison, image, names, entered):
+      action, more = request.form.get("action"), {}
+      if action == "segment":
+        sheet = comparison.segment(image, names)
+      elif action == "find":
+        sheet, more["objects"] = comparison.find_objects(image, names)
+      else:
         boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
-      with self._turns.turn():
-        if action == "segment":
-          return {"sheet": self.shelf.add(comparison.segment(image, names))}
-        if action == "find":
-          sheet, objects = comparison.find_objects(image, names)
-          return {"sheet": self.shelf.add(sheet), "objects": objects}
         sheet, rows = comparison.name_boxes(image, names, boxes_Rx4)
-      boxes = list(zip(lines_of(entered["boxes"]), rows, strict=True))
-      return {"sheet": self.shelf.add(sheet), "boxes": boxes}
+        more["boxes"] = list(zip(lines_of(entered["boxes"]), rows, strict=True))
+      return {"sheet": self._shelf.add(sheet), **more}
 
-    own = self._comparison
-    more = {"segments": own.segments, "finds": own.finds, "max_segment_names": MAX_SEGMENT_NAMES}
-    return self._form("regions", compute, longest=LONGEST, **more)
+    return self._form("regions", compute)
 
-  def _form(self, tab: str, compute: Callable[..., dict[str, Any]], **more) -> tuple[str, int]:
+  def _form(self, tab: str, compute: Callable[..., dict[str, Any]]) -> tuple[str, int]:
     """Reads the form, computes, and shows both; bad input is a line above what was entered."""
-    examples, found, error, status = self.examples[tab], {}, "", 200
+    examples, found, error, status = self._examples[tab], {}, "", 200
     comparison = self._comparison
     # Runs whose prompts can be chosen: those that are not on the page anyway.
     known = ("", *comparison.files)
@@ -229,12 +242,15 @@ class _Page:
         else:
           image = self._image(entered)
           comparison = self._chosen(entered["templates"], offered, **picked)
-          found = compute(comparison, image, entered)
+          names = read_names(entered["names"], self._limits.max_names)
+          with self._turns.turn():
+            found = compute(comparison, image, names, entered)
       except (InputError, RunError) as refused:
         error, status = str(refused), _status_of(refused)
-    fields = {"tab": tab, "error": error, "entered": entered, "examples": examples, **more}
+    fields = {"tab": tab, "error": error, "entered": entered, "examples": examples}
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
     fields |= {"found": found, "limits": self._limits, "offered": offered}
+    fields |= {"longest": LONGEST, "max_segment_names": MAX_SEGMENT_NAMES}
     return render_template(f"{tab}.html", **fields), status
 
   def _chosen(
@@ -257,22 +273,22 @@ class _Page:
     if upload and upload.filename:
       with self._turns.turn():
         image = read_picture(upload.read())
-      entered["picture"] = self.shelf.add(png_of(image))
+      entered["picture"] = self._shelf.add(png_of(image))
       return image
-    content = self.shelf.get(entered["picture"])
+    content = self._shelf.get(entered["picture"])
     if content is None:
       raise FormError("the picture: none given, or forgotten by now; choose a file")
     return read_picture(content)
 
   def picture(self, key: str) -> Response:
     """A picture that the page itself has drawn or encoded."""
-    return _png(self.shelf.get(key))
+    return _png(self._shelf.get(key))
 
-  def list_runs(self) -> str:
+  def run_list(self) -> str:
     """The tab Runs."""
     return render_template("runs.html", tab="runs", runs=self._runs().values())
 
-  def list_reports(self) -> str:
+  def report_list(self) -> str:
     """The tab Reports: runs with a report."""
     found = [run for run in self._runs().values() if run.report]
     return render_template("runs.html", tab="reports", runs=found)
@@ -280,13 +296,9 @@ class _Page:
   def run(self, name: str) -> str:
     """One run: its state and its report."""
     run = self._run(name)
-
-    def address(file: str) -> str:
-      if file == runs.CURVES:
-        return url_for("curves", name=name)
-      return url_for("plot", name=name, file=file)
-
-    report, problems = runs.show(run, address)
+    plot = functools.partial(url_for, "plot", name=name)
+    curves = {runs.CURVES: url_for("curves", name=name)}
+    report, problems = runs.show(run, lambda file: curves.get(file) or plot(file=file))
     tab = "reports" if run.report else "runs"
     return render_template("run.html", tab=tab, run=run, report=report, problems=problems)
 
@@ -302,7 +314,7 @@ class _Page:
 
   def report(self, name: str) -> Response:
     """The report of a run."""
-    content = runs.read_report(self._run(name))
+    content = runs.read_file(self._run(name).path, "report.html")
     return Response(content or abort(404), headers={"Content-Security-Policy": _REPORT})
 
   def _runs(self) -> dict[str, runs.Run]:
@@ -330,7 +342,7 @@ class _Page:
 
 
 def _status_of(error: Exception) -> int:
-  return BusyError.status if isinstance(error, BusyError) else 400
+  return 503 if isinstance(error, BusyError) else 400
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:

@@ -103,10 +103,7 @@ def detection_sheet(
   names: Sequence[str],
   title: str = "",
 ) -> None:
-  """Draws the `strongest` boxes, a row for each image with a legend of its classes.
-
-  `boxes` are those of each image, and of each title's picture of it.
-  """
+  """Draws the `strongest` boxes, a row for each image with a legend, and a picture a title."""
   drawn = [[strongest(one) for one in of_image] for of_image in boxes]
   legends = [colours_of(int(c) for one in row for c in one.classes) for row in drawn]
   pictures = [[image] * len(titles) for image in images]
@@ -125,18 +122,12 @@ def overlay(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws a picture under the colours of its classes, and a legend with their shares of pixels.
-
-  A negative label is no class, shown as the picture.
-  """
+  """Draws a picture under the colours of its classes (none if negative), and their shares."""
   colours = label_colours(labels_HxW)
   others = set(np.unique(labels_HxW[labels_HxW >= 0]).tolist()) - set(colours)
   share = lambda classes: f"  {100 * np.isin(labels_HxW, classes).mean():.1f}%"
-  shares = map(share, colours)
-  legend = {
-    name + own: colour
-    for (name, colour), own in zip(_named(colours, names).items(), shares, strict=True)
-  }
+  named = zip(_named(colours, names), colours.items(), strict=True)
+  legend = {name + share(label): colour for name, (label, colour) in named}
   if others:
     legend[f"{len(others)} other names{share(list(others))}"] = OTHER
   if (labels_HxW < 0).any():
@@ -202,12 +193,11 @@ def _draw_frame(axes: Axes, box: Sequence[float], colour: str) -> None:
 
 def _resized(pixels: np.ndarray, filter: Image.Resampling) -> np.ndarray:
   """A picture, or labels, with the pixels that a picture alone has on the page."""
-  height, width = pixels.shape[:2]
-  factor = _ALONE * drawing.DPI / max(height, width)
-  sides = [max(round(side * factor), 1) for side in (width, height)]
-  # Few pixels stay pixels.
-  filter = Image.Resampling.NEAREST if factor > 1 else filter
-  return np.asarray(Image.fromarray(pixels).resize(tuple(sides), filter))
+  image = Image.fromarray(pixels)
+  factor = _ALONE * drawing.DPI / max(image.size)
+  width, height = (max(round(side * factor), 1) for side in image.size)
+  filter = Image.Resampling.NEAREST if factor > 1 else filter  # few pixels stay pixels
+  return np.asarray(image.resize((width, height), filter))
 
 
 def _alone(picture: np.ndarray, legend: Mapping[str, str], title: str) -> tuple[Figure, Axes]:
@@ -225,17 +215,10 @@ def sheet(
   title: str,
   sides: tuple[float, float] = (_SIDE, _SIDE),
 ) -> tuple[Figure, list[list[Axes]]]:
-  """Draws rows of pictures of equal size.
+  """Draws rows of pictures, uint8 [H,W,3] or fractions, of equal size; returns the axes of each.
 
-  Args:
-    pictures: one or more rows with a picture a heading, uint8 [H,W,3] or fractions.
-    legends: name -> colour, of each row.
-    headings: of the columns.
-    title: title of the sheet.
-    sides: width and height of a picture, inches.
-
-  Returns:
-    The figure, and the axes of each picture.
+  A row has a picture a heading, and a legend: name -> colour. `sides` are width and height of a
+  picture in inches.
   """
   (wide, high), columns, rows = sides, len(headings), len(pictures)
   growth = max(1.0, (columns * wide + _LEGEND) / _SHOWN)
@@ -268,13 +251,10 @@ def sheet(
       # Smaller letters where a row has many classes.
       fitting = _POINTS * (high - 0.2) / (_LINE * len(legend))
       figure.legend(
-        handles=[_patch(colour) for colour in legend.values()], labels=list(legend),
+        handles=[Patch(fc=c, ec=drawing.GREY if c == "white" else c) for c in legend.values()],
+        labels=list(legend),
         loc="upper left", bbox_to_anchor=(columns * wide / width, (y + high - _MARGIN) / height),
         fontsize=min(growth * drawing.TEXT, fitting), labelspacing=0.3, borderaxespad=0.2,
         frameon=False,
       )  # fmt: skip
   return figure, axes_of
-
-
-def _patch(colour: str) -> Patch:
-  return Patch(facecolor=colour, edgecolor=drawing.GREY if colour == "white" else colour)

@@ -1,12 +1,10 @@
-"""An ablation's CSV, summary and plot, from synthetic cells."""
-
-import csv
-import io
+"""An ablation's summary, plot and time to accuracy, from synthetic cells."""
 
 import numpy as np
 import pytest
 
-from pomp_jax.rooms.ablation.plots import cells_csv, groups, sweep, swept
+from pomp_jax.rooms.ablation.plots import groups, sweep, swept
+from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, threshold_of
 
 
 def synthetic_cells():
@@ -27,13 +25,8 @@ def synthetic_cells():
 def test_groups_are_over_the_seeds():
   cells = synthetic_cells()
   found = groups(cells)
-  assert [tuple(group.values.values()) for group in found] == [
-    (16, "log"),
-    (16, "none"),
-    (64, "log"),
-    (64, "none"),
-    ("all", None),
-  ]
+  values = [(16, "log"), (16, "none"), (64, "log"), (64, "none"), ("all", None)]
+  assert [tuple(group.values.values()) for group in found] == values
   novel = [cell["top1"]["novel"] for cell in cells[:3]]
   assert found[0].figures["novel_top1"].mean == pytest.approx(np.mean(novel))
   assert found[0].figures["novel_top1"].std == pytest.approx(np.std(novel, ddof=1))
@@ -41,20 +34,6 @@ def test_groups_are_over_the_seeds():
   assert len(found[1].figures["novel_top1"].values) == 2
   assert swept(found) == ["k", "correction"]
   assert swept(found[:2]) == ["correction"]
-
-
-def test_the_table_is_tidy():
-  cells = synthetic_cells()
-  rows = list(csv.DictReader(io.StringIO(cells_csv(cells))))
-  assert len(rows) == len(cells)
-  for row, cell in zip(rows, cells, strict=True):
-    assert row["k"] == str(cell["values"]["k"])
-    assert row["correction"] == (cell["values"]["correction"] or "")
-    if cell["error"]:
-      assert (row["error"], row["novel_top1"]) == (cell["error"], "")
-    else:
-      assert float(row["novel_top1"]) == cell["top1"]["novel"]
-      assert float(row["seconds"]) == cell["seconds"]
 
 
 def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
@@ -74,3 +53,46 @@ def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
   assert seconds.get_yscale() == "log"
   legend = {text.get_text() for text in drawn[0].legends[0].get_texts()}
   assert legend == {"correction=log", "correction=none"}
+
+
+STEPS = [10, 20, 30]
+# Sampler, K, seconds of a step and of the first bank, validation accuracy of two seeds.
+KINDS = (
+  ("uniform", 16, 0.1, 0.0, [(0.50, 0.55, 0.60), (0.50, 0.55, 0.60)]),
+  ("uniform", 64, 0.2, 0.0, [(0.60, 0.64, 0.67), (0.60, 0.66, 0.71)]),
+  (None, "all", 2.0, 0.0, [(0.60, 0.66, 0.69), (0.62, 0.68, 0.71)]),
+  ("posterior", 64, 0.25, 0.5, [(0.64, 0.69, 0.70), (0.66, 0.69, 0.70)]),
+)
+
+
+def synthetic():
+  """Cells and the times of their kinds; one cell has failed."""
+  cells, times = [], []
+  for name, k, seconds, bank, curves in KINDS:
+    kind = {"sampling.name": name, "k": k}
+    times.append({"values": kind, "step_seconds": seconds, "first_bank_seconds": bank})
+    for seed, curve in enumerate(curves):
+      top1 = {"validation": list(curve), "novel": [value - 0.1 for value in curve]}
+      figures = {"top1": {"novel": curve[-1] - 0.1}, "curve": {"steps": STEPS, "top1": top1}}
+      cells.append({"values": {**kind, "seed": seed}, "error": None, **figures})
+  cells.append({"values": cells[0]["values"] | {"seed": 2}, "error": "MemoryError: no room"})
+  return cells, times
+
+
+def test_the_threshold_is_the_exact_contrast_less_its_deviation():
+  found = courses(*synthetic())
+  # (0.69, 0.71): mean 0.70, sample deviation 0.0141.
+  assert threshold_of(found) == pytest.approx(0.7 - 0.02 / np.sqrt(2))
+  assert threshold_of([course for course in found if not course.is_exact]) is None
+
+
+def test_when_each_kind_arrives():
+  found = {one.course.label: one for one in arrivals(courses(*synthetic()))}
+  assert list(found) == ["uniform, k=16", "uniform, k=64", "exact", "posterior, k=64"]
+  assert found["uniform, k=16"][1:] == (None, None, None, None)
+  assert found["uniform, k=64"].step == found["exact"].step == 30
+  assert found["uniform, k=64"][2:] == pytest.approx((6.0, 10.0, 1.0))
+  assert found["exact"][2:] == pytest.approx((60.0, 1.0, 0.1))
+  # Twenty steps and the first bank.
+  assert found["posterior, k=64"].step == 20
+  assert found["posterior, k=64"][2:] == pytest.approx((5.5, 60 / 5.5, 6 / 5.5))

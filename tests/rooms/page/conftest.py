@@ -31,18 +31,11 @@ def made(tmp_path_factory):
   (folder / "runs" / "demo <b>" / "report.html").write_text("<script>steal()</script>")
   config = settings(
     job="page",
-    **{
-      "page.prompts": f"{folder}/prompt.npz;a photo of a {{}}.;{{}}.",
-      "page.top": 2,
-      "regions.crop": "context",
-      "segment.size": 0,
-      "segment.window": 40,
-      "segment.stride": 20,
-    },
+    **{"page.prompts": f"{folder}/prompt.npz;a photo of a {{}}.;{{}}.", "page.top": 2},
+    **{"regions.crop": "context", "segment.size": 0, "segment.window": 40, "segment.stride": 20},
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
   comparison = Comparison(inputs.open_encoder(config), shown_prompts(prompts), config)
   limits = server.Limits(max_names=MAX_NAMES, max_upload=1.0)
-  scenes = job._scenes()
-  app = server.make_app(comparison, folder / "runs", limits, scenes=scenes)
+  app = server.make_app(comparison, folder / "runs", limits, scenes=job._scenes())
   return app, comparison, folder

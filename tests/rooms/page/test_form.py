@@ -16,7 +16,6 @@ from pomp_jax.rooms.page.form import (
   read_picture,
   text_of_boxes,
 )
-from pomp_jax.rooms.page.shelf import Shelf
 
 
 def encoded(image, kind="PNG", **options):
@@ -32,11 +31,6 @@ def noise(width, height, seed=0):
 
 def test_names_are_distinct_lines():
   assert read_names(" red star \r\n\n blue ring\nred star\n", 2) == ("red star", "blue ring")
-
-
-def test_a_small_picture_keeps_its_pixels():
-  image = noise(30, 20)
-  np.testing.assert_array_equal(np.asarray(read_picture(png_of(image))), np.asarray(image))
 
 
 def test_a_large_picture_is_reduced():
@@ -77,18 +71,8 @@ def test_boxes_come_back():
 
 
 @pytest.mark.parametrize(
-  "text",
-  ["1 2 3", "a b c d", "3 0 2 1", "0 0 11 5", "0 0 nan 1"] + ["0 0 1 1\n" * (MAX_BOXES + 1)],
+  "text", ["1 2 3", "a b c d", "3 0 2 1", "0 0 11 5", "0 0 nan 1"] + ["0 0 1 1\n" * (MAX_BOXES + 1)]
 )
 def test_boxes_that_are_none(text):
   with pytest.raises(InputError, match="boxes: got"):
     read_boxes(text, 10, 5)
-
-
-def test_the_shelf_drops_the_oldest_and_keeps_what_it_must():
-  shelf = Shelf(max_bytes=10)
-  fixed, first, second = shelf.add(b"x" * 8, keep=True), shelf.add(b"a" * 5), shelf.add(b"b" * 5)
-  assert shelf.get(first) == b"aaaaa"  # used last, so the other one goes
-  third = shelf.add(b"c")
-  assert [shelf.get(key) for key in (second, first, third)] == [None, b"aaaaa", b"c"]
-  assert shelf.get(fixed) == b"x" * 8 and shelf.get("") is None

@@ -33,14 +33,9 @@ def case(tmp_path_factory):
   write_network(root / "masks.safetensors", 3, embedding=128, context=None)
   config = settings(
     job="page",
-    **{
-      "page.prompts": ";".join(PROMPTS),
-      "propose.network": str(root / "masks.safetensors"),
-      "regions.crop": "context",
-      "regions.objectness": True,
-      "regions.mask_threshold": 0.4,
-      "detect.min_score": 0.01,
-    },
+    **{"page.prompts": ";".join(PROMPTS), "propose.network": str(root / "masks.safetensors")},
+    **{"regions.crop": "context", "regions.objectness": True, "regions.mask_threshold": 0.4},
+    **{"detect.min_score": 0.01},
   )
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config)
@@ -66,18 +61,11 @@ def test_objects_are_those_of_predict(case):
   config, comparison, image = case
   picture, objects = comparison.find_objects(image, NAMES)
   assert picture.startswith(b"\x89PNG")
+  limits = {"mask_threshold": config.regions.mask_threshold, "most": MAX_DETECTIONS["coco"]}
   for rows, (regions, scores) in zip(objects, scored(case), strict=True):
-    expected = detections_of(
-      regions,
-      scores,
-      image.size[::-1],
-      detect=config.detect,
-      mask_threshold=config.regions.mask_threshold,
-      most=MAX_DETECTIONS["coco"],
-    )
-    pairs = {
-      (NAMES[c], round(float(s), 4)) for c, s in zip(expected.classes, expected.scores, strict=True)
-    }
+    expected = detections_of(regions, scores, image.size[::-1], detect=config.detect, **limits)
+    found = zip(expected.classes, expected.scores, strict=True)
+    pairs = {(NAMES[c], round(float(score), 4)) for c, score in found}
     assert 0 < len(rows) <= 8
     assert {(name, round(score, 4)) for name, score in rows} <= pairs
     assert rows[0][1] == pytest.approx(expected.scores.max(), abs=1e-5)
@@ -118,10 +106,6 @@ def test_the_page_offers_it(case):
 
 
 def test_a_network_of_another_clip_is_refused_at_the_start(case, tmp_path):
-  config, _, _ = case
-  network = tmp_path / "masks.safetensors"
-  write_network(network, 3, embedding=24)
+  write_network(network := tmp_path / "masks.safetensors", 3, embedding=24)
   with pytest.raises(ConfigError, match=r"clip\.model"):
-    job.check(
-      changed(config, {"propose.network": str(tmp_path / "masks.safetensors")}), str(tmp_path)
-    )
+    job.check(changed(case[0], {"propose.network": str(network)}), str(tmp_path))

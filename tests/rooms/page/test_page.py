@@ -90,47 +90,37 @@ def test_each_field_reaches_the_page(pages, tmp_path):
   assert (status, answered) == (200, 200) and page.count("<progress") == 2
 
 
-@pytest.fixture
-def logged(monkeypatch, caplog):
-  """The log of the job, which is not the root logger's after a command line."""
-  monkeypatch.setattr(job.log, "propagate", True)
+def test_the_address(stops, monkeypatch, caplog, tmp_path):
+  monkeypatch.setattr(job.log, "propagate", True)  # not so after a command line
   caplog.set_level("INFO")
-  return caplog
-
-
-def test_the_address(stops, logged, tmp_path):
   with reserved_port() as port:
     pass
   run({"page.port": port}, tmp_path / "workdir")
-  assert f"http://127.0.0.1:{port}/" in logged.text and "password" not in logged.text
+  assert f"http://127.0.0.1:{port}/" in caplog.text and "password" not in caplog.text
   run({"page.host": "0.0.0.0"}, tmp_path / "workdir")
-  assert "page.host=0.0.0.0" in logged.text and "there is no password" in logged.text
-
-
-def _refused(tmp_path, **changes):
-  with pytest.raises(ConfigError, match=r"^[^\n]*$") as found:
-    config = settings(**CONFIG | changes)
-    validate(config)
-    job.check(config, str(tmp_path))
-  return found.value.field
+  assert "page.host=0.0.0.0" in caplog.text and "there is no password" in caplog.text
 
 
 def test_errors_are_found_before_it_serves(tmp_path):
   per_class = Prompt(np.zeros((3, 2, 64), np.float32), "world")
   save_prompt(tmp_path / "prompt.npz", per_class)
-  for field, value in (
-    ("page.prompts", "no prompt"),
-    ("page.prompts", str(tmp_path / "prompt.npz")),
-    ("page.host", ""),
-    ("page.hosts", ("Own.example:80",)),
-    ("page.top", 0),
-    ("page.max_upload", 0.0),
-    ("regions.crop", "masked"),
-  ):
-    assert _refused(tmp_path, **{field: value}) == field
   with socket.create_server(("127.0.0.1", 0)) as used:
-    assert _refused(tmp_path, **{"page.port": used.getsockname()[1]}) == "page.port"
-  assert _refused(tmp_path, **{"page.host": "192.0.2.1"}) == "page.host"
+    for field, value in (
+      ("page.prompts", "no prompt"),
+      ("page.prompts", str(tmp_path / "prompt.npz")),
+      ("page.host", ""),
+      ("page.host", "192.0.2.1"),
+      ("page.port", used.getsockname()[1]),
+      ("page.hosts", ("Own.example:80",)),
+      ("page.top", 0),
+      ("page.max_upload", 0.0),
+      ("regions.crop", "masked"),
+    ):
+      with pytest.raises(ConfigError, match=r"^[^\n]*$") as found:
+        config = settings(**CONFIG | {field: value})
+        validate(config)
+        job.check(config, str(tmp_path))
+      assert found.value.field == field
 
 
 def test_a_missing_library_is_a_line(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_links_of_files_are_not_read(root, tmp_path):
   (demo / "results.md").symlink_to("/etc/passwd")
   run = runs.find_runs(root)["demo"]
   assert run.state == "not finished" and not run.report
-  assert runs.read_report(run) is None and runs.plot_files(run) == ["training.png"]
+  assert runs.read_file(demo, "report.html") is None and runs.plot_files(run) == ["training.png"]
   shown, problems = runs.show(run, str)
   assert "<td" not in shown and shown.count("<img") == 1 and problems == []
   (demo / "plots").rename(demo / "old")
