@@ -35,8 +35,6 @@ _NUMBERS = {
   "warmup_lr": "optim.warmup_lr",
 }
 LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
-
-
 _ROUNDS = 5
 _STEPS = 3  # timed steps of a round, after one that is not
 
