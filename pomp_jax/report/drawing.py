@@ -79,7 +79,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
   axis.set_minor_locator(NullLocator())
 
 
-def _plain_number(value: float, _: int | None) -> str:
+def _plain_number(value: Any, _: Any) -> str:
   """Formats a tick without an exponent: 0.002, 40, 21,841; six significant digits."""
   rounded = float(f"{value:.6g}")
   if abs(rounded) >= 1000:

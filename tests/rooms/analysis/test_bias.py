@@ -90,7 +90,9 @@ def test_a_sampler_has_the_scale_of_the_clip(case):
 
 
 class _Free:
-  """A learner whose class features are its parameters."""
+  """A learner whose class features are its parameters, which are given."""
+
+  def init(self, key): ...
 
   def text_features(self, params, frozen, class_ids_R, image_features_BxE):
     return TextFeatures(params[class_ids_R])
