@@ -16,8 +16,7 @@ from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.checks import assert_close
-from tests.support.clips import encode_texts, error_of
-from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.clips import PLAIN_TOWER, encode_texts, error_of
 from tests.support.openai_clip import (
   RESNET,
   TEXTS,

@@ -11,7 +11,7 @@ from pomp_jax.clip.packed import kept_rows, shared_text_tower, token_budget
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 from tests.support.checks import assert_close
-from tests.support.flax_clip import reference_tower
+from tests.support.clips import reference_tower
 
 N_CLASSES = 11
 LONGEST = 14

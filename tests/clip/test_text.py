@@ -11,8 +11,7 @@ from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.benchmark import benchmark
 from tests.support.checks import assert_close, equations
-from tests.support.clips import encode_texts
-from tests.support.flax_clip import HAS_FLAX_CLIP, TOWERS, reference_tower
+from tests.support.clips import HAS_FLAX_CLIP, TOWERS, encode_texts, reference_tower
 
 SENTENCES = [
   "a photo of a cat.",

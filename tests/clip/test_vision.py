@@ -16,8 +16,7 @@ from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.synthetic import synthetic_config
 from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
-from tests.support.clips import pooled, write_random_clip
-from tests.support.flax_clip import flax_clip
+from tests.support.clips import flax_clip, pooled, write_random_clip
 
 
 @pytest.fixture(scope="module")

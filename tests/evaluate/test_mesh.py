@@ -14,7 +14,7 @@ from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer
 from tests.evaluate.test_classify import NAMES
 from tests.evaluate.test_predictions import Pictures, unit
-from tests.support.mask_params import TINY, random_params
+from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
 

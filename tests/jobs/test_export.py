@@ -15,8 +15,7 @@ from pomp_jax.data.class_lists import VocabularyError, load_categories, load_cla
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
-from tests.support.clips import encode_texts
-from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.clips import PLAIN_TOWER, encode_texts
 from tests.support.small_run import small_config
 
 CATEGORIES = [

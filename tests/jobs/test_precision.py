@@ -10,7 +10,7 @@ import pytest
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from tests.support.checks import equations
-from tests.support.flax_clip import needs_flax_clip
+from tests.support.clips import needs_flax_clip
 from tests.support.small_run import small_config
 
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST

@@ -31,9 +31,8 @@ from pomp_jax.train import batches, loop, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close
-from tests.support.clips import with_logit_scale, write_fewer_layers
+from tests.support.clips import HAS_FLAX_CLIP, with_logit_scale, write_fewer_layers
 from tests.support.data_files import write_set
-from tests.support.flax_clip import HAS_FLAX_CLIP
 from tests.support.oracles import dassl_scheduler
 from tests.support.small_run import small_config
 

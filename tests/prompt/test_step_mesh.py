@@ -16,7 +16,7 @@ from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import Renewal, renewal_token_budget, step_token_budget
 from tests.support.checks import assert_close, equations
-from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.clips import PLAIN_TOWER
 from tests.support.oracles import unit
 from tests.support.small_step import (
   LABELS,

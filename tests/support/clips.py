@@ -1,19 +1,24 @@
-"""Small CLIPs with random weights as HuggingFace writes them, and what tests ask of any CLIP."""
+"""Small CLIPs with random weights as HuggingFace writes them, and oracles of any CLIP."""
 
 from collections.abc import Mapping, Sequence
 import gzip
+import importlib
 import json
 import math
 import pathlib
 import shutil
+import types
+from typing import Any
 
 from flax import serialization
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 import torch
+import transformers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from pomp_jax import world
@@ -22,6 +27,12 @@ from pomp_jax.clip.load import Clip, read_clip_config
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
 
+HAS_FLAX_CLIP = int(transformers.__version__.split(".")[0]) < 5
+needs_flax_clip = pytest.mark.skipif(not HAS_FLAX_CLIP, reason="transformers 5 has no Flax models")
+# The text towers, to run a test with each.
+TOWERS: tuple = ("shared", pytest.param("reference", marks=needs_flax_clip))
+# The text tower of tests of other parts: all positions of all classes, where it exists.
+PLAIN_TOWER = "reference" if HAS_FLAX_CLIP else "shared"
 # A few merges, so that some words take one token and others many.
 MERGES = (
   *("t h", "th e</w>", "o f</w>", "a t</w>", "c at</w>"),
@@ -181,3 +192,16 @@ def write_fewer_layers(folder: pathlib.Path, layers: int) -> str:
       del params[tower]["encoder"]["layers"][str(layer)]
   weights.write_bytes(serialization.msgpack_serialize(params))
   return str(folder)
+
+
+def flax_clip() -> types.ModuleType:
+  """Returns the module of FlaxCLIP; skips the test under transformers 5."""
+  if not HAS_FLAX_CLIP:
+    pytest.skip("transformers 5 has no Flax models")
+  return importlib.import_module("transformers.models.clip.modeling_flax_clip")
+
+
+def reference_tower(config: Any, dtype: Any = jnp.float32) -> TextTower:
+  """Builds the reference text tower; skips the test under transformers 5."""
+  flax_clip()
+  return text_tower("reference", config, dtype)

@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 from PIL import Image
 import torch
@@ -18,11 +19,25 @@ from pomp_jax.clip import load_clip
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import Settings
 from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
+from pomp_jax.rooms.regions.mask_former.backbone import SmallSizes
+from pomp_jax.rooms.regions.mask_former.model import MaskFormerConfig, Params, parameter_shapes
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
 from tests.support.clips import pooled, write_random_clip
-from tests.support.mask_params import TINY, random_params
 from tests.support.small_run import small_config
 
+TINY = MaskFormerConfig(
+  embedding=12,
+  backbone=SmallSizes((8, 8, 8, 16), groups=2),
+  width=16,
+  mask_width=8,
+  groups=4,
+  n_queries=5,
+  n_layers=2,
+  n_heads=2,
+  mlp=16,
+  embedding_mlp=8,
+  dropout=0.5,
+)
 # Names of each class.
 TEXTS = (("the cat", "dog"), ("sky",), ("star",), ("house", "home of the star"))
 TRAINED = ("the cat", "sky")
@@ -92,6 +107,22 @@ def write_objects(root: pathlib.Path) -> None:
   categories = [{"id": number, "name": names[0]} for number, names in enumerate(TEXTS)]
   value = {"images": images, "annotations": rows, "categories": categories}
   (root / "objects.json").write_text(json.dumps(value))
+
+
+def random_params(config: MaskFormerConfig = TINY, seed: int = 0) -> Params:
+  """Draws all parameters: scales about 1, vectors about 0, kernels by their fan-in."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, shape):
+    values = rng.standard_normal(shape, np.float32)
+    if path[-1] in ("scale", "var"):
+      return 1 + 0.1 * np.abs(values)
+    if path[-1] == "kernel":
+      return values * np.float32((2 / np.prod(shape[:-1])) ** 0.5)
+    return values if len(shape) > 1 else 0.1 * values
+
+  flat = flatten_dict(parameter_shapes(config))
+  return unflatten_dict({path: draw(path, tuple(shape)) for path, shape in flat.items()})
 
 
 def write_network(path, seed=0, context=CONTEXT, classes=TRAINED, **changes):

@@ -15,7 +15,7 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import TrainState, create_state, make_train_step
-from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.clips import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6
 # Some classes occur twice; 3 and 5 within one group of two images.

@@ -8,7 +8,7 @@ from transformers import CLIPTokenizerFast
 
 from docs.generators import captions, train_clip
 from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, class_names, names, render
-from tests.support.flax_clip import flax_clip
+from tests.support.clips import flax_clip
 
 
 def _draw(n, noise, seed=0):

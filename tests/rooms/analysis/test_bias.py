@@ -21,7 +21,7 @@ from pomp_jax.prompt.sampling import SamplingSettings
 from pomp_jax.rooms.analysis import gradient_bias as job
 from pomp_jax.rooms.analysis.bias import draws_of, gradient_function, summarise
 from tests.support.checks import assert_close
-from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.clips import PLAIN_TOWER
 from tests.support.small_run import small_config
 
 

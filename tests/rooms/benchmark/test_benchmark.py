@@ -14,7 +14,7 @@ from pomp_jax.rooms.benchmark import benchmark, towers
 from pomp_jax.rooms.benchmark.towers import temporaries_mib
 from pomp_jax.rooms.benchmark.whole_step import compile_step
 from pomp_jax.train.measurement import ProcessError, in_own_process, peak_mib
-from tests.support.flax_clip import needs_flax_clip
+from tests.support.clips import needs_flax_clip
 from tests.support.small_run import settings
 
 

@@ -21,7 +21,7 @@ from pomp_jax.rooms.regions.proposals import (
   mask_boxes,
 )
 from tests.support.checks import assert_close
-from tests.support.mask_params import TINY, random_params
+from tests.support.region_jobs import TINY, random_params
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.standard_normal((3, TINY.embedding), np.float32)

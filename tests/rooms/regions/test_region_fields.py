@@ -32,9 +32,9 @@ from pomp_jax.rooms.regions import harness as region_harness
 from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
 from pomp_jax.rooms.regions.scores import Fusion
 from tests.support.checks import spy
-from tests.support.mask_params import TINY
 from tests.support.region_jobs import (
   SIZES,
+  TINY,
   detections,
   in_place,
   label_maps,

@@ -23,8 +23,14 @@ from pomp_jax.rooms.regions.scenes import open_scenes
 from pomp_jax.train import loop
 from pomp_jax.train.watch import TrainingError
 from tests.support.checks import spy
-from tests.support.mask_params import TINY, random_params
-from tests.support.region_jobs import NETWORK, TRAINED, in_place, regions_config
+from tests.support.region_jobs import (
+  NETWORK,
+  TINY,
+  TRAINED,
+  in_place,
+  random_params,
+  regions_config,
+)
 from tests.support.small_run import run_job
 
 

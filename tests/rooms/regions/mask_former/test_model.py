@@ -18,7 +18,7 @@ from pomp_jax.rooms.regions.mask_former.model import (
   parameter_shapes,
 )
 from tests.support.checks import assert_close, equations
-from tests.support.mask_params import TINY, random_params
+from tests.support.region_jobs import TINY, random_params
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 60, 90, 3), np.uint8)

@@ -19,7 +19,7 @@ from pomp_jax.rooms.regions.mask_former.model import (
   normalized_pixels,
 )
 from pomp_jax.rooms.regions.mask_former.step import MaskLearner, make_mask_step, targets_of
-from tests.support.mask_params import TINY, random_params
+from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
 

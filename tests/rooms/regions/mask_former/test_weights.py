@@ -20,8 +20,8 @@ from pomp_jax.rooms.regions.mask_former.weights import (
   read_mask_former,
   write_mask_former,
 )
-from tests.support.mask_params import random_params
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
+from tests.support.region_jobs import random_params
 from tests.support.torch_mask_former import (
   PUBLISHED,
   detectron2_state,
