@@ -15,9 +15,15 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
 from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.detection_cases import pycoco, random_annotations, random_detections
-from tests.support.region_jobs import assert_same_detections, detections, torch_crop, torch_texts
+from tests.support.region_jobs import (
+  assert_same_detections,
+  detections,
+  regions_config,
+  torch_crop,
+  torch_texts,
+)
 from tests.support.report_page import Page
-from tests.support.small_run import run_job, small_config
+from tests.support.small_run import run_job
 
 # Classes in the order of a list, which is not that of the ids; the dog has no category.
 NAMES = ("thing 5", "thing 1", "dog", "thing 0", "thing 2", "thing 3", "thing 4")
@@ -59,18 +65,9 @@ def _write_data(root, clip):
 @pytest.fixture(scope="session")
 def config_for(data, region_set):
   """A function: changes by full field name -> config."""
-  settings = {
-    "job": "detect",
-    "clip.model": str(region_set / "clip"),
-    "detect.source": "coco",
-    "detect.annotations": str(data / "coco.json"),
-    "detect.images": str(data / "images"),
-    "detect.names": str(data / "names.txt"),
-    "detect.prompts": PROMPTS,
-    "detect.output": True,
-    "regions.source": "truth",
-  }
-  return lambda **changes: small_config(**settings | changes)
+  files = {"annotations": "coco.json", "images": "images", "names": "names.txt"}
+  files = {f"detect.{field}": str(data / file) for field, file in files.items()}
+  return lambda **changes: regions_config(region_set, "detect", **files | changes)
 
 
 @pytest.fixture(scope="session")
