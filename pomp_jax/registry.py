@@ -112,8 +112,7 @@ class Job(NamedTuple):
   `pretrain` and `ablate`, which others call.
   """
 
-  module: str  # path below `pomp_jax`
-  help: str  # what it does, a noun phrase
+  module: str  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
   report: str = ""  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
   trains: bool = False  # whether it trains by steps, so that all can stop after the same step
   processes: bool = True  # whether it runs with several processes
@@ -121,88 +120,25 @@ class Job(NamedTuple):
 
 
 JOBS = {
-  "pretrain": Job(
-    "train.pretrain",
-    "a training: a prompt, its evaluation, plots",
-    "report.reports:training_report",
-    trains=True,
-  ),
-  "evaluate": Job(
-    "evaluate.evaluate",
-    "accuracy of prompts over a suite of data sets",
-    "report.evaluation_report:evaluation_report",
-  ),
-  "predict": Job(
-    "evaluate.predict",
-    "names for pictures, their pixels or their objects",
-    "report.reports:predictions_report",
-  ),
-  "repeat": Job(
-    "train.repeat",
-    "a training once per seed, with mean and spread",
-    "report.reports:seeds_report",
-    trains=True,
-  ),
-  "benchmark": Job(
-    "rooms.benchmark.benchmark",
-    "cost of the text tower and of the whole step",
-    processes=False,
-  ),
-  "export": Job("evaluate.export", "a prompt, or features of names, as a file for other programs"),
-  "prepare": Job(
-    "rooms.prepare.prepare",
-    "a data set as distributed, made into records",
-    processes=False,
-    devices=False,
-  ),
-  "analyse": Job(
-    "rooms.analysis.analyse",
-    "geometry of class features under prompts",
-    "report.reports:geometry_report",
-  ),
-  "baselines": Job(
-    "rooms.baselines.baselines",
-    "methods side by side, with accuracy and cost",
-    "report.reports:baselines_report",
-    processes=False,
-  ),
-  "ablate": Job(
-    "rooms.ablation.ablate",
-    "a training for every combination of some fields' values",
-    "rooms.ablation.ablation_report:ablation_report",
-  ),
-  "detect": Job(
-    "rooms.regions.detect",
-    "boxes with classes, under prompts side by side",
-    "rooms.regions.reports:regions_report",
-  ),
-  "segment": Job(
-    "rooms.regions.segment",
-    "a class for every pixel, under prompts side by side",
-    "rooms.regions.reports:regions_report",
-  ),
-  "propose": Job(
-    "rooms.regions.propose",
-    "regions that a trained network finds, for segment and detect",
-    processes=False,
-  ),
-  "train_masks": Job(
-    "rooms.regions.train_masks", "a training of a network that finds regions", trains=True
-  ),
-  "page": Job(
-    "rooms.page.page",
-    "a page in the browser: pictures under prompts, and runs",
-    processes=False,
-  ),
+  "pretrain": Job("train.pretrain", "report.reports:training_report", trains=True),
+  "evaluate": Job("evaluate.evaluate", "report.evaluation_report:evaluation_report"),
+  "predict": Job("evaluate.predict", "report.reports:predictions_report"),
+  "repeat": Job("train.repeat", "report.reports:seeds_report", trains=True),
+  "benchmark": Job("rooms.benchmark.benchmark", processes=False),
+  "export": Job("evaluate.export"),
+  "prepare": Job("rooms.prepare.prepare", processes=False, devices=False),
+  "analyse": Job("rooms.analysis.analyse", "report.reports:geometry_report"),
+  "baselines": Job("rooms.baselines.baselines", "report.reports:baselines_report", processes=False),
+  "ablate": Job("rooms.ablation.ablate", "rooms.ablation.ablation_report:ablation_report"),
+  "detect": Job("rooms.regions.detect", "rooms.regions.reports:regions_report"),
+  "segment": Job("rooms.regions.segment", "rooms.regions.reports:regions_report"),
+  "propose": Job("rooms.regions.propose", processes=False),
+  "train_masks": Job("rooms.regions.train_masks", trains=True),
+  "page": Job("rooms.page.page", processes=False),
   "gradient_bias": Job(
-    "rooms.analysis.gradient_bias",
-    "bias and variance of the sampled gradient",
-    "rooms.analysis.bias:gradient_bias_report",
-    processes=False,
+    "rooms.analysis.gradient_bias", "rooms.analysis.bias:gradient_bias_report", processes=False
   ),
 }
-
-
 _DRY_RUN = "rooms.benchmark.dry_run"
 
 

@@ -24,13 +24,7 @@ from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
 from pomp_jax.registry import METHODS, SOURCES, SYNTHETIC
-from pomp_jax.rooms.regions.checks import (
-  check_detect,
-  check_predicted_regions,
-  check_propose,
-  check_segment,
-  check_train_masks,
-)
+from pomp_jax.rooms.regions import checks as regions
 
 # Prefix of a published architecture with random weights.
 SYNTHETIC_CLIP = "synthetic:"
@@ -250,7 +244,7 @@ def _check_predict(settings: Settings) -> None:
   expected = f"{_PROMPTS}, or a text with {{}}"
   require("{}" in prompt or is_prompt_file(prompt), "predict.prompt", prompt, expected)
   if settings.predict.task != "classify":
-    check_predicted_regions(settings)
+    regions.check_predicted_regions(settings)
 
 
 def _check_export(settings: Settings) -> None:
@@ -277,8 +271,8 @@ def _check_export(settings: Settings) -> None:
 _JOB_CHECKS: Mapping[str, Callable[[Settings], None]] = {
   "predict": _check_predict,
   "export": _check_export,
-  "segment": check_segment,
-  "detect": check_detect,
-  "propose": check_propose,
-  "train_masks": check_train_masks,
+  "segment": regions.check_segment,
+  "detect": regions.check_detect,
+  "propose": regions.check_propose,
+  "train_masks": regions.check_train_masks,
 }

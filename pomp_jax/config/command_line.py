@@ -122,8 +122,13 @@ def packaged_configs() -> dict[str, pathlib.Path]:
   return {file.stem: file for file in files if "\ndef get_config(" in file.read_text("utf-8")}
 
 
+def _jobs() -> dict[str, str]:
+  files = {name: FOLDER.parent.joinpath(*job.module.split(".")) for name, job in JOBS.items()}
+  return {name: summary(file.with_suffix(".py")) for name, file in files.items()}
+
+
 def summary(file: pathlib.Path) -> str:
-  """The first line of a config's docstring; the file is not run."""
+  """The first line of a file's docstring; the file is not run."""
   return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
 
 
@@ -174,14 +179,14 @@ def page() -> str:
       help, accepted = (text.replace("|", "\\|") for text in (row.metadata["help"], accepted))
       lines.append(f"| `{field}` | `{row.default!r}` | {help} | {accepted} |")
   lines += ["", "## Jobs", "", "| `config.job` | what |", "| --- | --- |"]
-  lines += [f"| `{name}` | {job.help} |" for name, job in JOBS.items()]
+  lines += [f"| `{name}` | {text} |" for name, text in _jobs().items()]
   return "\n".join(lines) + "\n"
 
 
 def help_text() -> str:
   """Jobs, packaged configs, fields by group, one per line, and options, for `--help`."""
   configs = {name: summary(file) for name, file in packaged_configs().items()}
-  lines = ["Jobs (--config.job=JOB):", *_columns({name: job.help for name, job in JOBS.items()})]
+  lines = ["Jobs (--config.job=JOB):", *_columns(_jobs())]
   lines += ["", "Configs (--config=NAME):", *_columns(configs)]
   lines += ["", "Fields (--config.FIELD=VALUE), with their defaults:"]
   for title, text, rows in _groups():

@@ -167,55 +167,43 @@ class TreeTally:
   """
 
   def __init__(self, hierarchy: Hierarchy):
-    self._hierarchy = hierarchy
-    n_depths = int(hierarchy.depth.max()) + 1
-    # A path from one node to another passes the root at most.
-    self._distance = np.zeros(2 * n_depths, np.int64)
-    self._depth_images = np.zeros(n_depths, np.int64)
-    self._depth_right = np.zeros(n_depths, np.int64)
-    self._images = self._errors = self._siblings = self._kin = self._height = 0
-    self._sibling_chance = 0.0
+    self._hierarchy, self._sibling_chance = hierarchy, 0.0
+    self._batches: list[tuple[np.ndarray, ...]] = []  # labels, right ones, `Relations`
 
   def add(self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray) -> None:
     """Counts the answers to B images."""
-    found, wrong_B = self._hierarchy.relations(labels_B, answers_B), ~right_B
-    self._images += len(labels_B)
-    self._errors += int(wrong_B.sum())
-    self._siblings += int(found.sibling[wrong_B].sum())
+    relations = self._hierarchy.relations(labels_B, answers_B)
+    self._batches.append((labels_B, right_B, *relations))
     n_others = max(len(self._hierarchy) - 1, 1)
-    self._sibling_chance += self._hierarchy.n_siblings[labels_B[wrong_B]].sum() / n_others
-    self._kin += int(found.kin.sum())
-    self._height += int(found.ancestor_height.sum())
-    self._distance += np.bincount(found.distance[wrong_B], minlength=len(self._distance))
-    n_depths = len(self._depth_images)
-    self._depth_images += _count_at_least(self._hierarchy.depth[labels_B], n_depths)
-    self._depth_right += _count_at_least(found.ancestor_depth, n_depths)
+    self._sibling_chance += self._hierarchy.n_siblings[labels_B[~right_B]].sum() / n_others
 
   def figures(self) -> dict[str, Any]:
     """The figures above, as JSON values."""
-    n, errors = self._images, max(self._errors, 1)
-    edges = np.arange(len(self._distance))
-    depths = enumerate(zip(self._depth_right, self._depth_images, strict=True))
+    labels_n, right_n, *relations = map(np.concatenate, zip(*self._batches, strict=True))
+    found, wrong_n, n = Relations(*relations), ~right_n, len(labels_n)
+    n_errors = int(wrong_n.sum())
+    errors = max(n_errors, 1)
+    distances = zip(*np.unique(found.distance[wrong_n], return_counts=True), strict=True)
+    depth_n, heights = self._hierarchy.depth[labels_n], int(found.ancestor_height.sum())
+    at_depth = {
+      str(depth): (found.ancestor_depth >= depth).sum() / (depth_n >= depth).sum()
+      for depth in range(1, int(depth_n.max()) + 1)
+    }
     return {
       "errors": {
-        "images": self._errors,
-        "sibling": self._siblings / errors,
+        "images": n_errors,
+        "sibling": int(found.sibling[wrong_n].sum()) / errors,
         "sibling_chance": self._sibling_chance / errors,
-        "mean_distance": float((edges * self._distance).sum() / errors),
-        "distance": {str(d): self._distance[d] / errors for d in edges if self._distance[d]},
+        "mean_distance": float(found.distance[wrong_n].sum() / errors),
+        "distance": {str(distance): count / errors for distance, count in distances},
       },
       "hierarchy": {
-        "top1": self._kin / n,
-        "ancestor_height": self._height / n,
-        "ancestor_height_of_errors": self._height / errors,
-        "at_depth": {str(d): right / n for d, (right, n) in depths if d and n},
+        "top1": int(found.kin.sum()) / n,
+        "ancestor_height": heights / n,
+        "ancestor_height_of_errors": heights / errors,
+        "at_depth": at_depth,
       },
     }
-
-
-def _count_at_least(values_B: np.ndarray, n: int) -> np.ndarray:
-  """Counts the values that are at least 0, 1, .., n - 1."""
-  return np.bincount(values_B, minlength=n)[::-1].cumsum()[::-1]
 
 
 class Answers(NamedTuple):

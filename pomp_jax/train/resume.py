@@ -26,24 +26,12 @@ log = logging.getLogger(__name__)
 
 # Fields that leave the result of a run as it is.
 _FREE_FIELDS = (
-  "log.every",
-  "log.tracker",
-  "profile_steps",
-  "checkpoint.every",
-  "checkpoint.keep",
-  "data.threads",
-  "data.max_corrupt",
-  "data.root",
-  "data.workers",
-  "data.cache",
-  "data.features",
-  "data.feature_store",
-  "compilation_cache",
-  "checkpoint.on_failure",
+  *("log.every", "log.tracker", "profile_steps", "compilation_cache"),
+  *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
+  *("data.threads", "data.workers", "data.max_corrupt", "data.root"),
+  *("data.cache", "data.features", "data.feature_store"),
   # As long as no loss is bad.
-  "on_bad_loss",
-  "loss_spike",
-  "max_roll_backs",
+  *("on_bad_loss", "loss_spike", "max_roll_backs"),
 )
 # Fields that follow the number and the kind of devices, which may change. A change of the draws is
 # a warning.
