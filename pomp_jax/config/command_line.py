@@ -51,11 +51,7 @@ _PARSER.add_argument(
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-  """Reads a command line, without the program's name.
-
-  Returns:
-    The options of `--help`, `workdir` with its default, and `settings`, not yet validated.
-  """
+  """Reads a command line: options, `workdir` with its default, `settings`, not yet validated."""
   overrides, rest = _overrides(arguments)
   options, unknown = _PARSER.parse_known_args(rest)
   if unknown:

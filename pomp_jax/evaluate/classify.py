@@ -50,9 +50,7 @@ class Classifier:
       names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
       batch_size: images that are decoded and computed at a time, at least 1.
 
-    Raises:
-      InputError: CLIP, prompt, names or `batch_size` can't be used; one line.
-      EvaluationError: features are not finite.
+    InputError for what can't be used, EvaluationError if features are not finite.
     """
     _check_at_least_1("batch_size", batch_size)
     self._batch_size, where = batch_size, "the class list"

@@ -71,10 +71,7 @@ def split_features(
       are dropped, with one warning for all of them.
     store: folder of features of earlier starts, which gets those computed now.
 
-  Raises:
-    CorruptDataError: too many images are unreadable.
-    EvaluationError: features are not finite (broken weights, or overflow of the compute type).
-    Preempted: one of several processes received SIGTERM.
+  CorruptDataError if too many images are unreadable, EvaluationError if features are not finite.
   """
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
@@ -212,7 +209,7 @@ def tally(
   threads: int = 2,
   max_corrupt: float = 0.0,
 ) -> dict[str, Tally]:
-  """Counts right answers over a source, one tally a prompt; all processes call it together.
+  """Counts right answers over a source, one tally a prompt; see `split_features`.
 
   Args:
     encoder: CLIP on the devices of all processes.
@@ -222,7 +219,7 @@ def tally(
     reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
-    max_corrupt: share of images that may be unreadable, as in `split_features`; errors likewise.
+    max_corrupt: share of images that may be unreadable.
   """
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")

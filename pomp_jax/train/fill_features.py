@@ -34,10 +34,8 @@ _NO_END = 7 * 86_400.0  # s
 def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: Encoder) -> None:
   """Computes what the stored features lack, if there are any; all processes call it together.
 
-  Raises:
-    CorruptDataError: too many images can't be read, over all processes and starts.
-    DamagedFeaturesError, RunFolderWriteError: a file can't be read, or not be written.
-    Preempted: one of several processes was asked to stop.
+  CorruptDataError if too many images can't be read, over all processes and starts;
+  DamagedFeaturesError or RunFolderWriteError for a file.
   """
   if config.data.features != "stored":
     return

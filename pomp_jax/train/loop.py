@@ -26,10 +26,8 @@ log = logging.getLogger(__name__)
 def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
-  Raises:
-    Preempted: asked to stop; everything is saved.
-    TrainingError: a bad loss with `on_bad_loss="stop"`, or after too many roll-backs.
-    CheckpointError: a failed save with `checkpoint.on_failure="stop"`, or of the last step.
+  Preempted when asked to stop: everything is saved. TrainingError for a bad loss, CheckpointError
+  for a failed save, as `on_bad_loss` and `checkpoint.on_failure` say.
   """
   keep, retry = run.config.checkpoint.keep, run.config.checkpoint.on_failure == "retry"
   with Checkpoints(run.folder.checkpoints, keep, retry=retry) as checkpoints:

@@ -99,9 +99,7 @@ def initial_words(
 def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray | None:
   """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random one.
 
-  Raises:
-    ConfigError: see `initial_words`; another M or position than the file's.
-    PromptFileError: an unusable file, another D or N.
+  ConfigError for another M or position than the file's, PromptFileError for another D or N.
   """
   path, prompt = config.prompt.init, config.prompt
   if not _is_prompt(path):

@@ -89,11 +89,8 @@ def _check_step(config: Settings, n_classes: int, positions: int) -> None:
 def run(config: Settings, workdir: str) -> dict:
   """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
-  Raises:
-    TrainingError: the loss is not finite, or the results can't be written.
-    CheckpointError: the state can't be saved.
-    Preempted: asked to stop; everything is saved.
-    InputError: found before anything is written.
+  TrainingError if the loss is bad or the results can't be written, CheckpointError if the state
+  can't be saved, Preempted when asked to stop: everything is saved.
   """
   folder = RunFolder(workdir)
   if METHODS[config.method].saves_prompt and hosts.is_first() and exists(folder.results):
@@ -168,9 +165,8 @@ def _train_prepared(run: Run, tracker: Tracker) -> dict:
 def _fit(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt."""
   encoder = inputs.open_encoder(config)
-  start = time.monotonic()
+  start, fits = time.monotonic(), METHODS[config.method].learns == "features"
   try:
-    fits = METHODS[config.method].learns == "features"
     fitted = methods.fit(config, encoder, folder) if fits else None
   except FloatingPointError as error:
     raise TrainingError(f"{config.method}: {error}") from error
