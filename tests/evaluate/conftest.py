@@ -1,8 +1,15 @@
 """An encoder of the random CLIP."""
 
+import dataclasses
+
 import pytest
 
 from pomp_jax.encoder import Encoder
+
+
+def with_kernel(clip, part, kernel):
+  """Returns the CLIP with another projection."""
+  return dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.files.class_features import Category
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from tests.evaluate.test_predictions import unit
+from tests.evaluate.conftest import with_kernel
+from tests.support.oracles import unit
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 
@@ -154,25 +155,22 @@ def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch
   found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(names, words)
   np.testing.assert_array_equal(first, found)
   assert later.computed == 0
+  # One weight of the text tower in the last place.
+  kernel = np.array(clip.params["text_projection"]["kernel"])
+  kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(np.inf))
+  moved = with_kernel(clip, "text_projection", kernel)
   others = (
     lambda: encoder.class_features(names[:-1], words),
     lambda: encoder.class_features(names[::-1], words),
     lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of the")),
     lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of a", position="front")),
     lambda: encoder.class_features(names, "a photo of a {}."),
-    lambda: Encoder(_moved(clip), chunk=8, cache=cache).class_features(names, words),
+    lambda: Encoder(moved, chunk=8, cache=cache).class_features(names, words),
     lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(names, words),
   )
   for number, other in enumerate(others, 2):
     other()
     assert cache.computed == number
-
-
-def _moved(clip):
-  """The CLIP with one weight of its text tower changed in the last place."""
-  kernel = np.array(clip.params["text_projection"]["kernel"])
-  kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(np.inf))
-  return dataclasses.replace(clip, params=clip.params | {"text_projection": {"kernel": kernel}})
 
 
 def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
@@ -212,8 +210,7 @@ def test_refused_prompts_and_names(encoder, tmp_path):
 @pytest.mark.parametrize("part", ["text_projection", "visual_projection"])
 def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, part):
   clip, _ = clip_and_torch
-  kernel = np.full_like(clip.params[part]["kernel"], np.nan)
-  broken = dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
+  broken = with_kernel(clip, part, np.nan * clip.params[part]["kernel"])
   with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
     Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
 

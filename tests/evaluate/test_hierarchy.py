@@ -12,18 +12,6 @@ PAIRS = 400
 
 
 @pytest.fixture(scope="module")
-def graph():
-  """WordNet as a networkx graph from parent to child."""
-  tree = load_tree()
-  edges = [
-    (tree.ids[parent], tree.ids[child])
-    for child in range(len(tree))
-    for parent in tree.parents[child]
-  ]
-  return nx.DiGraph(edges)
-
-
-@pytest.fixture(scope="module")
 def pairs():
   """Classes of ImageNet-21K, answers (some right, some siblings, some kinds), and the hierarchy."""
   tree = load_tree()
@@ -45,9 +33,12 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def expected(graph, pairs):
-  """Each relation by networkx, pair by pair."""
+def expected(pairs):
+  """Each relation by networkx, pair by pair; the depth of each node."""
   synsets, labels, answers, _ = pairs
+  ids, parents = load_tree().ids, load_tree().parents
+  # From parent to child.
+  graph = nx.DiGraph((ids[up], ids[down]) for down in range(len(ids)) for up in parents[down])
   root = "n00001740"
   depth = {root: 0}
   for node in nx.topological_sort(graph):

@@ -7,13 +7,13 @@ from sklearn.metrics import top_k_accuracy_score
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import wilson_interval
-from pomp_jax.evaluate.predictions import split_features, tally, topk_accuracy
+from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer
 from tests.evaluate.test_classify import NAMES
-from tests.evaluate.test_predictions import Pictures, unit
+from tests.support.oracles import unit
 from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
@@ -39,21 +39,6 @@ def test_features(encoders):
     np.testing.assert_allclose(eight.class_features(NAMES, prompt), expected, atol=1e-6)
   expected = one.image_features(IMAGES)
   np.testing.assert_allclose(eight.image_features(IMAGES), expected, atol=1e-6)
-
-
-def test_figures_of_a_source(encoders):
-  one, eight = encoders
-  source = Pictures(NAMES, RNG.integers(0, len(NAMES), len(IMAGES)), IMAGES)
-  text = {"a": unit(RNG.normal(size=(len(NAMES), one.clip.config.projection_dim)))}
-  expected = tally(one, source, text, batch_size=5)["a"].figures()
-  source.read[:] = 0
-  found = tally(eight, source, text, batch_size=5)["a"].figures()
-  # Batches of eight: the last image also pads the last one.
-  assert source.read.tolist() == [1] * 20 + [4]
-  for name in ("images", "top1", "top5", "macro_top1", "mean_confidence", "ece"):
-    assert found[name] == pytest.approx(expected[name], abs=1e-6)
-  ours, theirs = (split_features(encoder, source) for encoder in encoders)
-  np.testing.assert_allclose(ours.features, theirs.features, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [0, 63])

@@ -1,6 +1,5 @@
 """Evaluation in batches against all scores at once, in NumPy's float64."""
 
-import dataclasses
 import logging
 
 import numpy as np
@@ -10,8 +9,10 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
 from pomp_jax.evaluate.predictions import evaluate, split_features, tally
+from tests.evaluate.conftest import with_kernel
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_stored_features import BAD, GOOD, pictures
+from tests.support.oracles import unit
 
 IMAGES, CLASSES = 83, 200
 
@@ -31,10 +32,6 @@ class Pictures:
     return self._images[indices]
 
 
-def unit(rows):
-  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def case(encoder):
   """A source, the text features of two prompts, and the cosines in float64."""
@@ -45,7 +42,8 @@ def case(encoder):
   features, cosines = {}, {}
   for prompt in ("one", "two"):
     # Around the mean of the images, or one class would be nearest to all of them.
-    features[prompt] = unit(images.mean(0) + rng.normal(size=(CLASSES, images.shape[1])) / 6)
+    near = images.mean(0) + rng.normal(size=(CLASSES, images.shape[1])) / 6
+    features[prompt] = unit(near).astype(np.float32)
     cosines[prompt] = images @ features[prompt].T.astype(np.float64)
   # Half of the labels are the first prompt's best, so that it is right about some.
   best = np.argmax(cosines["one"], axis=-1)
@@ -79,11 +77,10 @@ def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(e
   assert (figures["top1"], figures["top5"]) == (0, 0)
   with pytest.raises(EvaluationError, match="83 of 83"):
     tally(encoder, source, {"broken": np.full_like(same, np.nan)})
-  kernel = np.full_like(encoder.clip.params["visual_projection"]["kernel"], np.nan)
-  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
-  broken = Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8)
+  kernel = np.nan * encoder.clip.params["visual_projection"]["kernel"]
+  broken = with_kernel(encoder.clip, "visual_projection", kernel)
   with pytest.raises(EvaluationError, match="83 of 83"):
-    split_features(broken, source)
+    split_features(Encoder(broken, chunk=8), source)
 
 
 def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
@@ -119,7 +116,7 @@ def stored(tmp_path):
 @pytest.fixture
 def text(encoder):
   size = (4, encoder.clip.config.projection_dim)
-  return {"a": unit(np.random.default_rng(1).normal(size=size))}
+  return {"a": unit(np.random.default_rng(1).normal(size=size)).astype(np.float32)}
 
 
 def test_unreadable_images_are_dropped(encoder, stored, text, caplog):

@@ -1,6 +1,5 @@
 """Features of evaluation images from files equal those computed at once, after any fault."""
 
-import dataclasses
 import logging
 
 import numpy as np
@@ -15,6 +14,7 @@ from pomp_jax.evaluate.predictions import split_features
 from pomp_jax.files import features
 from pomp_jax.files.features import Features
 from pomp_jax.files.run_folder import RunFolderWriteError
+from tests.evaluate.conftest import with_kernel
 
 IMAGES, BLOCK, BATCH = 21, 8, 8
 BAD = [9, 20]
@@ -55,10 +55,6 @@ class Reads:
     monkeypatch.setattr(encoder, "features_of_images", counted)
 
 
-def cached(encoder, source, folder, **options):
-  return split_features(encoder, source, store=folder, **options)
-
-
 def blocks(store):
   """Files with features, of all sets of images."""
   return sorted(store.glob("*/c.*"))
@@ -74,11 +70,11 @@ def test_a_second_start_computes_nothing_and_has_every_bit(encoder, tmp_path, mo
   source, folder = pictures(tmp_path / "images"), tmp_path / "run" / "features"
   expected = split_features(encoder, source)
   assert not folder.exists()
-  assert_equal(cached(encoder, source, folder), expected)
+  assert_equal(split_features(encoder, source, store=folder), expected)
   assert len(blocks(folder)) == 3
   reads = Reads(encoder, monkeypatch)
   with caplog.at_level(logging.INFO):
-    assert_equal(cached(encoder, source, folder), expected)
+    assert_equal(split_features(encoder, source, store=folder), expected)
   assert reads.batches == 0
   assert ": features of 21 of 21 images" in caplog.text
 
@@ -88,17 +84,17 @@ def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch)
   expected = split_features(encoder, source)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     Reads(encoder, patch, until=2)
-    cached(encoder, source, folder)
+    split_features(encoder, source, store=folder)
   # Of two batches the second was still with the devices.
   assert len(blocks(folder)) == 1
   reads = Reads(encoder, monkeypatch)
-  assert_equal(cached(encoder, source, folder), expected)
+  assert_equal(split_features(encoder, source, store=folder), expected)
   assert reads.batches == 2
 
 
 def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monkeypatch, caplog):
   source, folder = pictures(tmp_path / "images"), tmp_path / "features"
-  expected = cached(encoder, source, folder)
+  expected = split_features(encoder, source, store=folder)
   files = blocks(folder)
   content = files[0].read_bytes()
   for damaged in (content[:-9], content[:200] + b"\xff" + content[201:], b""):
@@ -106,7 +102,7 @@ def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monk
     caplog.clear()
     with monkeypatch.context() as patch:
       reads = Reads(encoder, patch)
-      assert_equal(cached(encoder, source, folder), expected)
+      assert_equal(split_features(encoder, source, store=folder), expected)
     assert reads.batches == 1
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert str(files[0].parent) in warning and "\n" not in warning
@@ -123,40 +119,40 @@ def test_unreadable_images_are_tried_again_and_named_at_each_start(
     caplog.clear()
     with monkeypatch.context() as patch:
       reads = Reads(encoder, patch)
-      assert_equal(cached(encoder, source, folder, max_corrupt=0.2), expected)
+      assert_equal(split_features(encoder, source, store=folder, max_corrupt=0.2), expected)
     assert reads.batches == n_batches
     assert "2 of 21" in caplog.text and "/9.png" in caplog.text
   with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
-    cached(encoder, source, folder)
+    split_features(encoder, source, store=folder)
   # Once they can be read, their features are stored as well.
   rng = np.random.default_rng(5)
   for index in BAD:
     image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
     image.save(tmp_path / "images" / f"{index}.png")
-  whole = cached(encoder, source, folder)
+  whole = split_features(encoder, source, store=folder)
   assert_equal(whole, split_features(encoder, source))
   reads = Reads(encoder, monkeypatch)
-  assert_equal(cached(encoder, source, folder), whole)
+  assert_equal(split_features(encoder, source, store=folder), whole)
   assert reads.batches == 0
 
 
 def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
   source, folder = pictures(tmp_path / "images"), tmp_path / "features"
-  first = cached(encoder, source, folder)
+  first = split_features(encoder, source, store=folder)
   kernel = -encoder.clip.params["visual_projection"]["kernel"]
-  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
+  negative = with_kernel(encoder.clip, "visual_projection", kernel)
   others = {
-    "another CLIP": (Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8), source),
+    "another CLIP": (Encoder(negative, chunk=8), source),
     "another type": (Encoder(encoder.clip, chunk=8, dtype="bfloat16"), source),
     "other images of the same names": (encoder, pictures(tmp_path / "others", seed=1)),
     "a part": (encoder, source.subset(np.arange(3, IMAGES))),
     "another order": (encoder, source.subset(np.arange(IMAGES)[::-1])),
   }
   for n_before, (what, (other_encoder, other)) in enumerate(others.items()):
-    found = cached(other_encoder, other, folder)
+    found = split_features(other_encoder, other, store=folder)
     assert_equal(found, split_features(other_encoder, other))
     assert len(blocks(folder)) == 3 * (n_before + 2), what
-  assert_equal(cached(encoder, source, folder), first)
+  assert_equal(split_features(encoder, source, store=folder), first)
 
 
 @pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])
@@ -173,6 +169,6 @@ def test_features_that_cannot_be_written_cost_a_warning(
     monkeypatch.setattr(Features, "write", full)
   else:
     (tmp_path / "file").write_text("")
-  found = cached(encoder, source, tmp_path / "file" / "features")
+  found = split_features(encoder, source, store=tmp_path / "file" / "features")
   assert_equal(found, split_features(encoder, source))
   assert len([r for r in caplog.records if fault in r.getMessage()]) == 1

@@ -1,5 +1,8 @@
 """Arrays that samplers read, against the names and WordNet."""
 
+import collections
+import itertools
+
 import numpy as np
 import pytest
 
@@ -50,13 +53,11 @@ def test_relations_in_wordnet():
   nodes = tree.nodes(synsets)
   _, _, groups, sizes, kin, levels = wordnet_relations(tree, nodes)
   np.testing.assert_array_equal(np.bincount(groups[groups >= 0]), sizes)
-  siblings = _pairs(tree.siblings(nodes))
-  of_group = {}
-  for c, row in enumerate(groups):
-    for group in row[row >= 0]:
-      of_group.setdefault(int(group), set()).add(c)
-  found = {(a, b) for members in of_group.values() for a in members for b in members if a != b}
-  assert found == siblings
+  of_group = collections.defaultdict(set)
+  for c, group in _pairs(groups):
+    of_group[group].add(c)
+  found = {pair for members in of_group.values() for pair in itertools.permutations(members, 2)}
+  assert found == _pairs(tree.siblings(nodes))
   above = _pairs(kin)
   one, other = np.random.default_rng(0).integers(0, 3000, (2, 20_000))
   near_one, near_other = np.array(sorted(above)).T
