@@ -49,68 +49,68 @@ class Cost(NamedTuple):
     return self.measured < self.total
 
 
-def measure(job: setup.Run) -> dict[str, Any]:
+def measure(run: setup.Run) -> dict[str, Any]:
   """Measures every part of a run on available data, and writes to its folder.
 
   Returns:
     Figures by name: a `Cost` of each part, and numbers.
   """
-  figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
-  state = _noise_state(job)
+  figures: dict[str, Any] = {"devices": jax.device_count(), "steps": run.total_steps}
+  state = _noise_state(run)
   for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
-    figures |= part(job, state)
+    figures |= part(run, state)
   return figures | {"process_peak_mib": peak_mib()}
 
 
-def _noise_state(job: setup.Run) -> TrainState:
+def _noise_state(run: setup.Run) -> TrainState:
   """Returns a first state; a bank is noise, which costs a step as much as features."""
-  state = setup.blank_state(job)
+  state = setup.blank_state(run)
   if state.bank is None:
     return state
   bank_NxE = np.random.default_rng(0).standard_normal(state.bank.shape, np.float32)
   bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
-  return setup.place_bank(job, state.replace(bank=bank_NxE))
+  return setup.place_bank(run, state.replace(bank=bank_NxE))
 
 
-def _reading(job: setup.Run, state: TrainState) -> dict[str, Any]:
+def _reading(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Reads a smaller batch of this process; views are read one by one."""
-  config = job.config
-  _, count = batches.own_shard(job.encoder.mesh)
+  config = run.config
+  _, count = batches.own_shard(run.encoder.mesh)
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
   # Take the readers of whole batches: each holds some that are ready.
-  threads, workers = readers = batches.readers_of(config, job.source, job.fetch, job.encoder.mesh)
+  threads, workers = readers = batches.readers_of(config, run.source, run.fetch, run.encoder.mesh)
   small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
-  loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
+  loader = batches.open_batches(small, run.source, run.fetch, run.encoder.mesh)
   n_timed = max(_BATCHES, 4 * readers.n_at_once)
   seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
   loader.close()
   return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
 
 
-def _step(job: setup.Run, state: TrainState) -> dict[str, Any]:
+def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
   with waiting("compiling the training step"):
     start = time.monotonic()
-    program = job.build_step().lower(state, job.frozen, _batch_shapes(job)).compile()
+    program = run.build_step().lower(state, run.frozen, _batch_shapes(run)).compile()
     found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
   if memory := program.memory_analysis():
     found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
     found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
-  online = job.config.data.features == "online"
-  images = _image_cost(job) if online else Cost(0.0, 1, 1)
-  classes = _class_cost(job)
+  online = run.config.data.features == "online"
+  images = _image_cost(run) if online else Cost(0.0, 1, 1)
+  classes = _class_cost(run)
   seconds = images.seconds + classes.seconds
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
-  step = _stepping(program, _noise_state(job), job.frozen, _random_batch(job))
+  step = _stepping(program, _noise_state(run), run.frozen, _random_batch(run))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
-def _image_cost(job: setup.Run) -> Cost:
+def _image_cost(run: setup.Run) -> Cost:
   """Measures the image tower on the images of a step."""
-  encoder, size = job.encoder, job.encoder.clip.image_size
+  encoder, size = run.encoder, run.encoder.clip.image_size
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
 
@@ -122,15 +122,15 @@ def _image_cost(job: setup.Run) -> Cost:
     )
     return lambda: encoder.features_of_images(pixels).block_until_ready()
 
-  return _cost(of, job.config.batch_size, _IMAGES * encoder.mesh.size)
+  return _cost(of, run.config.batch_size, _IMAGES * encoder.mesh.size)
 
 
-def _class_cost(job: setup.Run) -> Cost:
+def _class_cost(run: setup.Run) -> Cost:
   """Measures a step on random image features: draw, text tower, loss, gradient, update."""
-  mesh, config = job.encoder.mesh, job.config
+  mesh, config = run.encoder.mesh, run.config
   groups = mesh.shape[DATA] * config.accumulate
-  n_images, k = config.batch_size // groups, job.k
-  plan = setup.step_memory(job)
+  n_images, k = config.batch_size // groups, run.k
+  plan = setup.step_memory(run)
 
   def smaller(n_rows: int) -> setup.Run:
     part = min(1.0, n_rows / (n_images + k))
@@ -143,20 +143,20 @@ def _class_cost(job: setup.Run) -> Cost:
     }
     if part < 1:
       changes |= {"negatives": "sampled", "k": max(2, round(k * part))}
-    return dataclasses.replace(job, config=config.replace(changes))
+    return dataclasses.replace(run, config=config.replace(changes))
 
   def of(n_rows: int) -> Callable[[], None]:
-    run = smaller(n_rows)
-    state, batch = _noise_state(run), _random_batch(run)
+    small = smaller(n_rows)
+    state, batch = _noise_state(small), _random_batch(small)
     with waiting("compiling a part of the step"):
-      program = run.build_step().lower(state, job.frozen, batch).compile()
-    return _stepping(program, state, job.frozen, batch)
+      program = small.build_step().lower(state, run.frozen, batch).compile()
+    return _stepping(program, state, run.frozen, batch)
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if not cost.scaled:
     return cost
   # Scale by tokens, not by rows: the budget of a few rows has more slack.
-  by_tokens = job.step_tokens / smaller(cost.measured).step_tokens
+  by_tokens = run.step_tokens / smaller(cost.measured).step_tokens
   return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
 
 
@@ -171,9 +171,9 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
   return step
 
 
-def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shapes(run: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch of the step."""
-  config, encoder = job.config, job.encoder
+  config, encoder = run.config, run.encoder
   rows = NamedSharding(encoder.mesh, P(DATA))
   size, clip = encoder.clip.image_size, encoder.clip.config
   online = config.data.features == "online"
@@ -185,9 +185,9 @@ def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
+def _random_batch(run: setup.Run) -> dict[str, jax.Array]:
   """Places a batch of noise on the devices, with labels of existing classes."""
-  rng, n_classes = np.random.default_rng(0), len(job.source.names)
+  rng, n_classes = np.random.default_rng(0), len(run.source.names)
 
   def place(name, shape):
     if name == "label":
@@ -198,25 +198,25 @@ def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
       whole = rng.standard_normal(shape.shape, np.float32)
     return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: whole[index])
 
-  return {name: place(name, shape) for name, shape in _batch_shapes(job).items()}
+  return {name: place(name, shape) for name, shape in _batch_shapes(run).items()}
 
 
-def _all_classes(job: setup.Run, state: TrainState) -> dict[str, Any]:
+def _all_classes(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
-  encoder, n_classes = job.encoder, len(job.source.names)
-  tokens = jax.tree.map(np.asarray, job.frozen.tokens)
+  encoder, n_classes = run.encoder, len(run.source.names)
+  tokens = jax.tree.map(np.asarray, run.frozen.tokens)
 
   def of(n):
     some = spread_evenly(n, n_classes)
     part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
-    return lambda: encoder.features_of_tokens(state.params, part, job.module.position)
+    return lambda: encoder.features_of_tokens(state.params, part, run.module.position)
 
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 
 
-def _test_images(job: setup.Run, state: TrainState) -> dict[str, Any]:
+def _test_images(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
-  data, encoder = job.config.data, job.encoder
+  data, encoder = run.config.data, run.encoder
   split = inputs.evaluation_splits(data)[0]
 
   def of(n):
@@ -227,21 +227,21 @@ def _test_images(job: setup.Run, state: TrainState) -> dict[str, Any]:
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
 
 
-def _saving(job: setup.Run, state: TrainState) -> dict[str, Any]:
+def _saving(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures a checkpoint and a prompt."""
-  with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
+  with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
     (seconds,) = _seconds(
       lambda: checkpoints.save(
-        1, setup.gather_bank(job, state), {"config": job.config.to_dict()}, metric=0.5
+        1, setup.gather_bank(run, state), {"config": run.config.to_dict()}, metric=0.5
       ),
       1,
       0,
     )
-  save_prompt(job.folder.prompt, setup.prompt_of(job, state))
+  save_prompt(run.folder.prompt, setup.prompt_of(run, state))
   return {
     "checkpoint_seconds": seconds,
-    "checkpoint_bytes": sum(file.stat().st_size for file in job.folder.checkpoints.iterdir()),
-    "prompt_bytes": job.folder.prompt.stat().st_size,
+    "checkpoint_bytes": sum(file.stat().st_size for file in run.folder.checkpoints.iterdir()),
+    "prompt_bytes": run.folder.prompt.stat().st_size,
   }
 
 
