@@ -18,18 +18,13 @@ def clip_of(module, argument):
   return unpack(module.get_config(argument)).clip.model
 
 
-@pytest.fixture
-def files(tmp_path):
-  """A run's folder, a prompt that names no CLIP, and a file that is no prompt."""
-  (tmp_path / "run").mkdir()
-  save_prompt(tmp_path / "run/prompt.npz", PROMPT)
-  save_prompt(tmp_path / "model.pth.tar", dataclasses.replace(PROMPT, clip_model=UNKNOWN_CLIP))
-  (tmp_path / "bad.npz").write_bytes(b"PK")
-  return tmp_path
-
-
 @pytest.mark.parametrize("module", [predict, export])
-def test_a_prompt_behind_the_colon_brings_its_clip(module, files):
+def test_a_prompt_behind_the_colon_brings_its_clip(module, tmp_path):
+  files = tmp_path
+  (files / "run").mkdir()
+  save_prompt(files / "run/prompt.npz", PROMPT)
+  save_prompt(files / "model.pth.tar", dataclasses.replace(PROMPT, clip_model=UNKNOWN_CLIP))
+  (files / "bad.npz").write_bytes(b"PK")
   for argument, expected in (
     (f"prompt={files}/run/prompt.npz", "laion/some-clip"),
     (f"prompt={files}/run", "laion/some-clip"),

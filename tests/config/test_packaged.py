@@ -1,7 +1,6 @@
 """Configs by name: the rule, the list, and the folder of the run."""
 
 import importlib
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from pomp_jax import __version__
 from pomp_jax.config.command_line import FOLDER, packaged_configs, parse, summary
 
-DEMO = str(FOLDER / "demo.py")
+DEMO, ROOT = str(FOLDER / "demo.py"), FOLDER.parent.parent
 
 
 def test_each_packaged_config_has_get_config_and_the_others_have_not():
@@ -45,20 +44,11 @@ def test_overrides_in_their_three_forms():
     (["-c", "from pomp_jax.command import run; run()", "--help"], "Runs the job"),  # `pomp`
   ],
 )
-def test_version_and_help_of_a_process(tmp_path, command, expected):
-  done = subprocess.run(
-    [sys.executable, *command],
-    cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert (done.returncode, done.stderr) == (0, "")
-  assert done.stdout.startswith(expected)
-  assert not list(tmp_path.iterdir())
+def test_version_and_help_of_a_process(command, expected):
+  done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(expected)
 
 
 def test_the_version_needs_no_jax():
   code = "import sys, pomp_jax.command as c; c.version(); sys.exit('jax' in sys.modules)"
-  assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent.parent).returncode == 0
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -4,11 +4,11 @@ docs/recipes.md has the published values of image classification with their sour
 published key and value, our field and its value, and `equal` or a reason.
 """
 
+import collections
 import importlib
 import json
 import pathlib
 import re
-from typing import NamedTuple
 
 import pytest
 
@@ -24,14 +24,8 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
 BASELINES = DOCS.read_text().partition("\n## Baselines\n")[2].partition("\n## ")[0]
 
 
-class Row(NamedTuple):
-  """A row of a recipe's table."""
-
-  key: str
-  published: str
-  field: str
-  ours: str
-  why: str
+# A row of a recipe's table.
+Row = collections.namedtuple("Row", "key published field ours why")
 
 
 def rows_of(text):
