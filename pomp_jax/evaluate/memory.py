@@ -31,9 +31,7 @@ def _of_device() -> float:
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
   limit = hosts.from_first(limit, "the memory of a device")
-  if not limit:
-    log.info("memory for activations: %g GiB, the default without a device limit", _NO_LIMIT_GIB)
-    return _NO_LIMIT_GIB
-  gib = _SHARE * limit
-  log.info("memory for activations: %.1f GiB, half of a device's limit of %.1f GiB", gib, limit)
+  gib = _SHARE * limit or _NO_LIMIT_GIB
+  why = f"half of a device's limit of {limit:.1f} GiB" if limit else "a device has no limit"
+  log.info("memory for activations: %.1f GiB, %s", gib, why)
   return gib

@@ -21,8 +21,8 @@ from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, writing
-from pomp_jax.rooms.regions.harness import Blocks, check_masks
-from pomp_jax.rooms.regions.segmenter import check_patches
+from pomp_jax.rooms.regions.harness import Blocks
+from pomp_jax.rooms.regions.region_scorer import check_patches
 from pomp_jax.rooms.regions.whole_pictures import TASKS, Rows, check_picture_regions, classes_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def check(config: Settings, workdir: str) -> None:
   if config.regions.source == "none":
     check_patches(config.segment, clip_config)
     return
-  check_masks(config, settings.task, check_picture_regions(config, files))
+  check_picture_regions(config, files)
 
 
 def run(config: Settings, workdir: str) -> dict:

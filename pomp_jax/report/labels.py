@@ -29,7 +29,7 @@ _METHOD_NAMES = {
   "tip_adapter": "Tip-Adapter",
   "tip_adapter_f": "Tip-Adapter-F",
 }
-# Ends of labels under `regions.alone`: whose scores count (`rooms.regions.opened.shares_of`).
+# Ends of labels under `regions.alone`: whose scores count (`region_scorer.shares_of`).
 _SHARES = (", fused", ", network alone", ", CLIP alone")
 _ELLIPSIS = "\u2026"
 

@@ -33,11 +33,15 @@ from pomp_jax.rooms.page.form import FormError
 from pomp_jax.rooms.regions.boxes import select_detections
 from pomp_jax.rooms.regions.files import RegionHeader, Regions
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.networks import OpenNetwork
-from pomp_jax.rooms.regions.opened import fusion_of, open_region_encoder, trained_classes
 from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet, segmentation_sheet, strongest
-from pomp_jax.rooms.regions.region_scores import region_scores
-from pomp_jax.rooms.regions.segmenter import open_segmenter
+from pomp_jax.rooms.regions.proposals import Proposer
+from pomp_jax.rooms.regions.region_scorer import (
+  open_region_encoder,
+  open_segmenter,
+  region_scores,
+  trained_classes,
+)
+from pomp_jax.rooms.regions.scores import Fusion
 
 # Class matrices in memory, one for each prompt and list of names.
 _MATRICES = 32
@@ -66,7 +70,7 @@ class Comparison:
     encoder: Encoder,
     prompts: Sequence[NamedPrompt],
     config: Settings,
-    network: OpenNetwork | None = None,
+    network: Proposer | None = None,
   ):
     """Compiles on first use. The prompts fit any names; the network finds regions."""
     self._encoder, self._config, self._network = encoder, config, network
@@ -160,7 +164,7 @@ class Comparison:
   ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
     """Regions that the network finds, and their fused scores under each prompt."""
     assert self._network is not None
-    [regions] = self._network.proposer.regions([pixels_HxWx3])
+    [regions] = self._network.regions([pixels_HxWx3])
     regions = regions.top(self._config.regions.max_regions)
     header = self._network.header
     classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
@@ -186,7 +190,7 @@ class Comparison:
         features_RxE,
         ClassMatrix(matrix.features[: len(names)], np.arange(len(names))),
         logit_scale=logit_scale or self._encoder.clip.logit_scale,
-        fusion=fusion_of(own),
+        fusion=Fusion(own.e_base, own.e_novel, own.null),
         trained_C=trained_C,
         objectness=own.objectness,
       )

@@ -24,7 +24,7 @@ from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import scenes
-from pomp_jax.rooms.regions.networks import check_network, open_network
+from pomp_jax.rooms.regions.region_sources import check_network, open_network
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names
 
@@ -138,7 +138,7 @@ def _scenes():
   from pomp_jax.rooms.page.form import text_of_boxes
   from pomp_jax.rooms.page.server import Example
 
-  found = scenes.open_scenes("test", 2)
+  found = scenes.Scenes("test", 2)
   examples = []
   for index in range(len(found)):
     scene = found.scene(index)

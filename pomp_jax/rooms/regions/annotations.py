@@ -1,9 +1,7 @@
-"""Annotations of objects, as COCO and LVIS store them.
+"""Annotations of objects as COCO and LVIS store them: JSON of images, categories and annotations.
 
-A JSON file of `images`, `categories` and `annotations`. LVIS adds each category's `frequency`
-(r, c or f) and, for each image, the categories that are known to be absent
-(`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`).
-
+LVIS adds each category's `frequency` (r, c or f) and, for each image, the categories that are known
+to be absent (`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`).
 Shapes: R objects of an image, H, W its sides in pixels, C classes.
 """
 
@@ -125,10 +123,8 @@ class Annotations:
 def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None) -> Annotations:
   """Reads a COCO or LVIS JSON file.
 
-  Args:
-    path: file.
-    names: class list; names are compared as words, so that "a_b" equals "a b". Names without a
-      category are kept. None: the file's categories in ascending order of their ids.
+  The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names without a
+  category are kept. Without a list they are the file's categories in ascending order of their ids.
 
   Raises:
     CategoryFileError: not JSON, or unusable categories; see `files.class_features`.
@@ -170,25 +166,26 @@ def annotations_of(
       refuse(path, f"{where}.image_id", repr(number), "an image's id")
     _check_annotation(path, where, row, images[place[number]], categories)
     by_image[place[number]].append(row)
-  frequencies = _frequencies(path, value, ids.tolist())
+  frequency_of = {row["id"]: row.get("frequency") for row in value["categories"]}
+  frequencies = None
+  if any(frequency_of.values()):
+    for number, own in frequency_of.items():
+      if own not in FREQUENCIES:
+        refuse(path, f"frequency of category {number}", repr(own), ", ".join(FREQUENCIES))
+    frequencies = tuple(frequency_of.get(number, "") for number in ids.tolist())
   return Annotations(path, tuple(words), ids, synonyms, frequencies, tuple(images), tuple(by_image))
 
 
 def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> dict[str, Any]:
-  """RLE of polygons or RLE of any kind, as `faster_coco_eval.core.mask` takes it.
+  """RLE as `faster_coco_eval.core.mask` takes it.
 
-  Args:
-    path: file, for the message.
-    where: field, for the message.
-    segmentation: list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as a
-      list of run lengths or as a string. Polygons of fewer than three points are empty.
-    height: H.
-    width: W.
+  `segmentation` is a list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as
+  a list of run lengths or as a string. Polygons of fewer than three points are empty.
 
   Raises:
-    AnnotationError: neither of them, or not of H x W.
+    AnnotationError: neither of them, or not of H x W; names the path and where.
   """
   _check_segmentation(path, where, segmentation, height, width)
   if isinstance(segmentation, list):
@@ -212,7 +209,7 @@ def run_lengths(
 def _check_segmentation(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> None:
-  """Checks the form of polygons or RLE without decoding them; see `run_lengths`."""
+  """Checks the form of polygons or RLE without decoding them."""
   if isinstance(segmentation, dict):
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
@@ -275,7 +272,11 @@ def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
   name = row.get("file_name")
   if name is None and isinstance(row.get("coco_url"), str):  # LVIS: .../val2017/000000397133.jpg
     name = "/".join(row["coco_url"].split("/")[-2:])
-  if not isinstance(name, str) or not _is_below(name):
+  shown = isinstance(name, str) and is_unicode(name) and name.isprintable() and name
+  # A URL would replace the folder, see `files.paths.join`.
+  if (
+    not shown or {"..", ""} & {*posixpath.normpath(name).split("/")} or scheme_of(name) is not None
+  ):
     refuse(path, f"{where}.file_name", repr(name), "a path below the image folder")
   lists = []
   for field in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -284,13 +285,6 @@ def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
       refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
     lists.append(tuple(numbers))
   return ImageEntry(row["id"], name, height, width, *lists)
-
-
-def _is_below(name: str) -> bool:
-  parts = posixpath.normpath(name).split("/")
-  shown = is_unicode(name) and name.isprintable() and bool(name)
-  # A URL would replace the folder, see `files.paths.join`.
-  return shown and ".." not in parts and "" not in parts and scheme_of(name) is None
 
 
 def _check_annotation(
@@ -318,16 +312,6 @@ def _check_annotation(
 def is_number(value: Any) -> bool:
   """Whether a value of a JSON is a finite number that a coordinate can be."""
   return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
-
-
-def _frequencies(path: str, value: Any, ids: Sequence[int]) -> tuple[str, ...] | None:
-  of = {row["id"]: row.get("frequency") for row in value["categories"]}
-  if not any(of.values()):
-    return None
-  for number, frequency in of.items():
-    if frequency not in FREQUENCIES:
-      refuse(path, f"frequency of category {number}", repr(frequency), ", ".join(FREQUENCIES))
-  return tuple(of.get(number, "") for number in ids)
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:

@@ -63,19 +63,12 @@ def average_precision(
   On an image, only classes that are known to be present or absent count, unmatched detections of
   classes that are not exhaustively annotated are ignored, and 300 detections count in all.
 
-  Args:
-    annotations: data set.
-    results: `result_rows` of all images.
-    kind: "box" or "mask", which the IoU compares.
-    groups: classes of each group, such as base and novel.
-
-  Returns:
-    Fractions of 1, None where no object is annotated; `per_class`, the AP of each of the C classes;
-    under the name of each group its AP and AP50.
+  Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions of 1, None
+  where no object is annotated; `per_class`, the AP of each of the C classes; under the name of each
+  group of classes, such as base and novel, its AP and AP50.
 
   Raises:
-    AnnotationError: masks are compared, and an object has none.
-    ValueError: masks are compared, and a detection has none.
+    AnnotationError, ValueError: masks are compared, and an object or a detection has none.
   """
   if kind == "mask" and not all("segmentation" in row for row in results):
     raise ValueError("a detection has no mask, expected one each to compare masks")
@@ -84,9 +77,9 @@ def average_precision(
   rows = _best(results, most) if lvis else results
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
   precision = _precision(annotations, rows, kind, [most] if lvis else [1, 10, most])
-  ids = sorted(number for number in annotations.category_ids.tolist() if number >= 0)
-  row_of = {number: row for row, number in enumerate(ids)}
-  rows_C = np.array([row_of.get(number, -1) for number in annotations.category_ids.tolist()])
+  all_ids = annotations.category_ids.tolist()
+  row_of = {number: row for row, number in enumerate(sorted(n for n in all_ids if n >= 0))}
+  rows_C = np.array([row_of.get(number, -1) for number in all_ids])
   figures = _averages(precision, np.arange(precision.shape[2]))
   for area in range(1, len(_AREAS)):
     figures[f"AP{_AREAS[area][0]}"] = _mean(precision[..., area])
@@ -128,8 +121,9 @@ def _precision(
     found = [{k: v for k, v in row.items() if k != unread} for row in own]
     detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
     lvis = annotations.frequencies is not None
+    silent = lambda *_: None  # takes the library's progress lines
     evaluation = COCOeval_faster(
-      truth, detected, _KINDS[kind], lvis_style=lvis, print_function=_silent
+      truth, detected, _KINDS[kind], lvis_style=lvis, print_function=silent
     )
     evaluation.params.maxDets, evaluation.params.catIds = limits, part
     evaluation.evaluate()
@@ -151,10 +145,8 @@ def _mean(precision: np.ndarray) -> float | None:
 def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
   """Returns the `most` highest scores of each image; of equal ones the first."""
   image_of = lambda row: row["image_id"]
-  best = []
-  for _, rows in itertools.groupby(sorted(results, key=image_of), image_of):
-    best += sorted(rows, key=lambda row: -row["score"])[:most]
-  return best
+  best = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
+  return [row for _, rows in itertools.groupby(best, image_of) for row in [*rows][:most]]
 
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
@@ -173,18 +165,11 @@ def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
       if rle is not None:
         own["segmentation"] = rle
       rows.append(own)
+  ids, names = annotations.category_ids.tolist(), annotations.names
+  frequencies = annotations.frequencies or ("",) * len(names)
   categories = [
     {"id": number, "name": name, "frequency": frequency}
-    for number, name, frequency in zip(
-      annotations.category_ids.tolist(),
-      annotations.names,
-      annotations.frequencies or itertools.repeat(""),
-      strict=False,
-    )
+    for number, name, frequency in zip(ids, names, frequencies, strict=True)
     if number >= 0
   ]
   return {"images": images, "annotations": rows, "categories": categories}
-
-
-def _silent(*_: object) -> None:
-  """Takes the library's progress lines."""

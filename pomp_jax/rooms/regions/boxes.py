@@ -49,17 +49,11 @@ def select_detections(
   max_iou: float = 0.5,
   top: int = 300,
 ) -> Detections:
-  """Selects an image's detections; the defaults are Detic's on LVIS.
+  """Selects an image's detections, `top` at most; the defaults are Detic's on LVIS.
 
-  For each class greedy non-maximum suppression: from the highest score down, a region is dropped
-  that overlaps a kept one. A region may be detected as several classes.
-
-  Args:
-    boxes_Rx4: boxes, the same for all classes.
-    scores_RxC: scores of the classes.
-    min_score: only higher scores are detections.
-    max_iou: a larger IoU with a kept region of the class drops a region.
-    top: detections at most, over all classes.
+  For each class greedy non-maximum suppression: from the highest score above `min_score` down, a
+  region is dropped that overlaps a kept one by a larger IoU than `max_iou`. A region may be
+  detected as several classes.
   """
   overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
   kept_RxC = np.zeros(scores_RxC.shape, bool)

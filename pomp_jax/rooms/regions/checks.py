@@ -3,7 +3,7 @@
 Every check raises ConfigError for the first field that does not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pomp_jax.config.declare import ConfigError, require
@@ -12,6 +12,7 @@ from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.fields import Segment
 
 _NETWORK = "a .safetensors or .pth file, or a run's folder that exists"
+_ACCEPTED = {is_dir: "a folder that exists", is_file: "a JSON file that exists", exists: _NETWORK}
 
 
 def check_predicted_regions(settings: Settings) -> None:
@@ -43,9 +44,9 @@ def check_segment(settings: Settings) -> None:
   if segment.source == "world":
     _check_world("segment", segment, ("images", "labels", "names", "background"))
     return
-  require(is_dir(segment.images), "segment.images", segment.images, "a folder that exists")
+  _check_path(settings, "segment.images", is_dir)
   if segment.labels or settings.regions.source == "truth":
-    require(is_dir(segment.labels), "segment.labels", segment.labels, "a folder that exists")
+    _check_path(settings, "segment.labels", is_dir)
 
 
 def check_detect(settings: Settings) -> None:
@@ -58,7 +59,7 @@ def check_detect(settings: Settings) -> None:
 
 def check_propose(settings: Settings) -> None:
   """Checks the fields of `propose`."""
-  _check_network(settings)
+  _check_path(settings, "propose.network", exists)
   if settings.propose.images == "segment":
     check_segment(settings)
   else:
@@ -77,12 +78,11 @@ def check_train_masks(settings: Settings) -> None:
   if own.source == "world":
     _check_world("train_masks", own, ("images", "labels", "annotations", "names"))
     return
-  require(is_dir(own.images), "train_masks.images", own.images, "a folder that exists")
+  _check_path(settings, "train_masks.images", is_dir)
   if own.source in ("folder", "panoptic"):
-    require(is_dir(own.labels), "train_masks.labels", own.labels, "a folder that exists")
+    _check_path(settings, "train_masks.labels", is_dir)
   if own.source in ("coco", "panoptic"):
-    expected = "a JSON file that exists"
-    require(is_file(own.annotations), "train_masks.annotations", own.annotations, expected)
+    _check_path(settings, "train_masks.annotations", is_file)
 
 
 def _check_world(group: str, own: Any, unread: Sequence[str]) -> None:
@@ -99,10 +99,9 @@ def _check_detect_images(settings: Settings) -> None:
   if detect.source == "world":
     _check_world("detect", detect, ("annotations", "images", "names"))
     return
-  expected = "a JSON file that exists"
-  require(is_file(detect.annotations), "detect.annotations", detect.annotations, expected)
+  _check_path(settings, "detect.annotations", is_file)
   if detect.images:
-    require(is_dir(detect.images), "detect.images", detect.images, "a folder that exists")
+    _check_path(settings, "detect.images", is_dir)
 
 
 def _check_background(segment: Segment) -> None:
@@ -118,9 +117,9 @@ def _check_regions(settings: Settings) -> None:
   else:
     require(not path, "regions.path", path, "'' unless regions.source='file'")
   if source == "network":
-    _check_network(settings)
+    _check_path(settings, "propose.network", exists)
 
 
-def _check_network(settings: Settings) -> None:
-  network = settings.propose.network
-  require(exists(network), "propose.network", network, _NETWORK)
+def _check_path(settings: Settings, field: str, fits: Callable[[str], bool]) -> None:
+  path = settings.flat()[field]
+  require(fits(path), field, path, _ACCEPTED[fits])

@@ -1,34 +1,35 @@
-"""Crops of regions on the device: a box to a square image by two matrices, equal to torch's resize.
+"""Crops of regions and their CLIP features, on the device in chunks of static shape over the mesh.
 
-Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
-Shapes: R regions, H and W of the image with its padding, S side of a crop.
+A box becomes a square image by two matrices, equal to torch's resize. Boxes are x0, y0, x1, y1 in
+pixels; the ends are exclusive.
+Shapes: R regions, H and W of the image with its padding, S side of a crop, E embedding.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 import numpy as np
 
 from pomp_jax.clip.torch_bicubic import bicubic_matrix
+from pomp_jax.encoder import Encoder, fetched, map_rows
+from pomp_jax.prompt.mesh import replicate, split_rows
+
+# Crops that a device makes together; more would hold more copies of an image.
+_CROPS_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class CropSettings:
-  """How a region becomes an image.
+  """How a region becomes an image."""
 
-  Attributes:
-    size: S.
-    fill: RGB, 0..255, of pixels outside the mask.
-    expand: factor on both sides of the box.
-    square: whether the shorter side grows to the longer one first. Otherwise the box is stretched.
-  """
-
-  size: int
-  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
-  expand: float = 1.0
-  square: bool = False
+  size: int  # S
+  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB, 0..255, of pixels outside the mask
+  expand: float = 1.0  # factor on both sides of the box
+  square: bool = False  # whether the shorter side grows to the longer one; else it is stretched
 
 
 def pixel_ranges(
@@ -64,7 +65,7 @@ def crop_region(
     image_HxWx3: image, padded to any size below and to the right.
     shape_2: height and width of the image without its padding.
     range_4: row of `pixel_ranges`.
-    mask_HxW: pixels of the region; the others are filled. None for all.
+    mask_HxW: pixels of the region; the others are filled. None: all are of the region.
     settings: how to crop.
   """
   n_rows, n_columns, _ = image_HxWx3.shape
@@ -80,3 +81,102 @@ def crop_region(
   # TF32 would lose a quarter of a grey value.
   with jax.default_matmul_precision("highest"):
     return jnp.einsum("sh,hwc,tw->stc", rows_SxH, image_HxWx3, columns_SxW) + fill
+
+
+class RegionEncoder:
+  """Image features of regions, of images of any size."""
+
+  def __init__(
+    self,
+    encoder: Encoder,
+    settings: CropSettings,
+    *,
+    chunk: int = 64,
+    n_images: int = 16,
+    bucket: int = 128,
+  ):
+    """Takes a CLIP and compiles on first use, once per bucket of image sizes.
+
+    A chunk of regions, of at most `n_images` images, is computed at a time over all devices; the
+    last one of a call is padded. Images are padded to multiples of `bucket` pixels.
+    """
+    self._encoder, self._settings = encoder, settings
+    self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
+    self._n_images, self._bucket = n_images, bucket
+    self._crops = map_rows(
+      encoder.mesh, functools.partial(_crops, settings=settings), 2, gather=False
+    )
+
+  def features(
+    self,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
+  ) -> list[Float[np.ndarray, "_ E"]]:
+    """Unit features of the regions of each image, on all hosts; zeros for a region without a pixel.
+
+    `masks` has the mask of each box, [R,H,W]; None: crops without masks.
+    """
+    width = self._encoder.clip.config.projection_dim
+    results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
+
+    def computed():
+      for shape, rows in self._rows_of_chunks(images, boxes, masks):
+        crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
+        yield rows, self._encoder.features_of_images(crops)
+
+    for rows, features in fetched(computed()):
+      for (image, region), feature in zip(rows, features, strict=False):
+        results[image][region] = feature
+    return results
+
+  def _rows_of_chunks(self, images, boxes, masks) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
+    """Bucket and (image, region) of the regions of a chunk; those without a pixel are left out."""
+    rows_of: dict[tuple, list[tuple[int, int]]] = {}
+    for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
+      shape = tuple(self._bucket * -(-side // self._bucket) for side in image.shape[:2])
+      height, width, _ = image.shape
+      low, high = np.maximum(boxes_Rx4[:, :2], 0), np.minimum(boxes_Rx4[:, 2:], [width, height])
+      valid = (low < high).all(axis=1)
+      if masks is not None:
+        valid &= masks[index].any(axis=(1, 2))
+      rows_of.setdefault(shape, []).extend((index, int(r)) for r in np.flatnonzero(valid))
+    for shape, rows in rows_of.items():
+      while rows:
+        part = rows[: self._chunk]
+        kept = list(dict.fromkeys(image for image, _ in part))[: self._n_images]
+        part = [row for row in part if row[0] in kept]
+        yield shape, part
+        rows = rows[len(part) :]
+
+  def _inputs(self, shape, rows, images, boxes, masks):
+    """Arguments of `_crops` on the devices."""
+    slots = {image: slot for slot, image in enumerate(dict.fromkeys(image for image, _ in rows))}
+    pixels = np.zeros((self._n_images, *shape, 3), np.uint8)
+    sizes = np.ones((self._n_images, 2), np.int32)
+    for image, slot in slots.items():
+      height, width = sizes[slot] = images[image].shape[:2]
+      pixels[slot, :height, :width] = images[image]
+    slot_R = np.zeros(self._chunk, np.int32)
+    ranges_Rx4 = np.tile(np.array([0, 0, 1, 1], np.int32), (self._chunk, 1))
+    mask_RxHxW = None if masks is None else np.zeros((self._chunk, *shape), bool)
+    for number, (image, region) in enumerate(rows):
+      height, width = images[image].shape[:2]
+      slot_R[number] = slots[image]
+      box = boxes[image][region : region + 1]
+      ranges_Rx4[number] = pixel_ranges(box, height, width, self._settings)[0]
+      if mask_RxHxW is not None:
+        mask_RxHxW[number, :height, :width] = masks[image][region]
+    mesh = self._encoder.mesh
+    rows = slot_R, ranges_Rx4, mask_RxHxW
+    return *replicate((pixels, sizes), mesh), split_rows(rows, mesh)
+
+
+def _crops(images_NxHxWx3, sizes_Nx2, rows, settings: CropSettings):
+  """Crops of a device's rows [R,S,S,3]; a row is number of the image, pixel range, mask or None."""
+
+  def crop(row):
+    slot, range_4, mask_HxW = row
+    return crop_region(images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, settings)
+
+  return jax.lax.map(crop, rows, batch_size=_CROPS_AT_A_TIME)

@@ -1,8 +1,7 @@
 """Dense features of a frozen ViT without training: the last layer with another attention.
 
-All other layers are CLIP's. Positions are interpolated to the image's grid of patches.
-Shapes: B images of H by W pixels, h by w patches, T = 1 + hw tokens (class first), D width, E
-embedding, n heads of width e.
+Positions are interpolated to the image's grid of patches.
+Shapes: B images of H by W pixels, h by w patches, T = 1 + hw tokens (class first), E embedding.
 """
 
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.vision import in_chunks, normalized, project
+from pomp_jax.clip.vision import normalized, project
 from pomp_jax.clip.vit import Recipe, VisionTransformer
 
 DenseTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B h w E"]]
-
 
 RECIPES = {
   "clip": Recipe(),
@@ -31,35 +29,12 @@ RECIPES = {
 }
 
 
-def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32, chunk: int = 0) -> DenseTower:
+def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> DenseTower:
   """Builds `(clip.vision_params, images) -> unit features of patches`, float32 [B,h,w,E].
-
-  At most `chunk` images are in memory together; 0: all.
 
   Raises:
     ClipError: the CLIP has a ResNet; or, when images are given, sides that are no multiples of the
       patch size.
-  """
-  tokens = token_tower(clip, recipe, dtype)
-  config: Any = clip.config.vision_config
-
-  def features(params, images_BxHxWx3):
-    n_images, height, width, _ = images_BxHxWx3.shape
-    patches_BxPxE = tokens(params, images_BxHxWx3)[:, 1:]
-    patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
-    return patches_BxPxE.reshape(
-      n_images, *(side // config.patch_size for side in (height, width)), -1
-    )
-
-  return in_chunks(features, chunk)
-
-
-def token_tower(
-  clip: Clip, recipe: Recipe, dtype: Any = jnp.float32
-) -> Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B T E"]]:
-  """Builds `(clip.vision_params, images) -> projected tokens`, not normalised.
-
-  See `dense_tower`. Under RECIPES["clip"] the class token is CLIP's image feature.
   """
   config: Any = clip.config.vision_config
   if isinstance(config, ResNetConfig):
@@ -67,13 +42,14 @@ def token_tower(
   dtype, products = precision_of(dtype)
   vit = VisionTransformer(config, dtype)
 
-  def tokens(params, images_BxHxWx3):
-    _, *sides, _ = images_BxHxWx3.shape
-    if any(side % config.patch_size for side in sides):
-      raise ClipError(
-        f"images: got {sides[0]} x {sides[1]}, expected multiples of {config.patch_size} pixels"
-      )
+  def features(params, images_BxHxWx3):
+    n_images, *sides, _ = images_BxHxWx3.shape
+    patch = config.patch_size
+    if any(side % patch for side in sides):
+      raise ClipError(f"images: got {sides[0]} x {sides[1]}, expected multiples of {patch} pixels")
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    return project(params, vit.apply(variables, pixels, recipe=recipe))
+    patches_BxPxE = project(params, vit.apply(variables, pixels, recipe=recipe))[:, 1:]
+    patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
+    return patches_BxPxE.reshape(n_images, *(side // patch for side in sides), -1)
 
-  return with_products(products, tokens)
+  return with_products(products, features)

@@ -1,13 +1,9 @@
 """Boxes with classes under prompts side by side: average precision, results, pictures.
 
-Regions are the annotated boxes, those of a file or those of a network. Their classes are those of
-crops, of a detector's embeddings, or of both. With embeddings of a file alone no image is read.
-
-Leaves in the run's folder `results.json` with every figure, `results.md`, `report.html`,
-`plots/detections.png` and, with `detect.output`, `detections/<number of the prompt>.json`. A
-restart resumes after the last block of images.
-
-With several processes all of them work on each block together, and the first writes.
+Regions are the annotated boxes, those of a file or of a network. Their classes are those of crops,
+of a detector's embeddings, or of both. With embeddings of a file alone no image is read. All
+processes work on each block of images together, and the first writes. A restart resumes after the
+last block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,19 +19,11 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision, result_rows
-from pomp_jax.rooms.regions.box_sets import BoxSet, open_box_set
-from pomp_jax.rooms.regions.harness import (
-  Blocks,
-  Comparison,
-  check_masks,
-  check_prompts,
-  start,
-  store_of,
-)
-from pomp_jax.rooms.regions.opened import check_alone, needs_crops
+from pomp_jax.rooms.regions.harness import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
-from pomp_jax.rooms.regions.region_sources import check_region_source
+from pomp_jax.rooms.regions.region_sets import BoxSet, open_box_set
+from pomp_jax.rooms.regions.region_sources import check_region_source, needs_crops
 
 # Images between two saves.
 _BLOCK = 32
@@ -45,13 +33,8 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens annotations, regions and prompts; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  check_alone(config.regions)
   crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
   boxes = open_box_set(config.detect)
   network = config.regions.source == "network"
@@ -61,8 +44,8 @@ def check(config: Settings, workdir: str) -> None:
       raise ConfigError("detect.images", "", accepted + "s" * network)
     with waiting("checking all images"):
       boxes.annotations.check_images(boxes.root, sizes=True)
-  check_prompts(config, config.detect, boxes.classes)
-  check_masks(config, "detect", check_region_source(config, boxes.images(_BLOCK, masked)))
+  check_prompts(config, boxes.classes)
+  check_region_source(config, "detect", boxes.images(_BLOCK, masked))
   if masked and config.regions.source == "truth":
     for index in range(len(boxes)):
       boxes.regions(index, masks=True)
@@ -78,7 +61,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, boxes = RunFolder(workdir), open_box_set(config.detect)
   files = boxes.files(config.detect)
-  ours = Comparison(config, config.detect, boxes.classes, boxes.keys, files, _VERSION)
+  ours = Comparison(config, boxes.classes, boxes.keys, files, _VERSION)
   if (finished := folder.finished(key=ours.key)) is not None:
     return finished
   scorer = RegionScorer(
@@ -89,8 +72,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     ours.matrices(),
     logit_scale=config.detect.logit_scale,
   )
-  start(folder, config)
-  store = store_of(folder, ours.key)
+  store = start(folder, config, ours.key)
   blocks = Blocks(len(boxes), _BLOCK, store)
   find = lambda block: ((one.row, one) for one in scorer.scored(block))
   blocks.run(find, _Detections(config, boxes), "detection")
@@ -104,11 +86,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       rows += image["rows"][number]
       labels += image["labels"]
       best += image["best"][number]
-    figures[named.label] = _figures(config, boxes, ours.groups(), rows)
+    figures[named.label] = _figures(config, boxes, ours.groups, rows)
     if config.regions.source == "truth":
-      figures[named.label]["top1"] = _top1(
-        np.array(labels, int), np.array(best, int), ours.groups()
-      )
+      figures[named.label]["top1"] = _top1(np.array(labels, int), np.array(best, int), ours.groups)
     if config.detect.output:
       path = folder.path / "detections" / f"{number}.json"
       with writing(path):
@@ -126,10 +106,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 class _Detections:
-  """Sink: rows of COCO results, and the classes of true regions.
+  """Sink: of each image `rows` of COCO results under each prompt, and classes of true regions.
 
-  Of an image there are `rows` under each prompt; `labels`, classes of the true regions; and `best`,
-  under each prompt the class of the highest score of each true region.
+  These are `labels`, and `best`, under each prompt the class of the highest score.
   """
 
   def __init__(self, config: Settings, boxes: BoxSet):
@@ -140,15 +119,10 @@ class _Detections:
     config, boxes, labels = self._config, self._boxes, []
     if config.regions.source == "truth":
       labels = boxes.regions(row, masks=False)[1].tolist()
-    rows = []
+    rows, kind = [], "coco" if boxes.annotations.frequencies is None else "lvis"
     for scores_RxC in found.scores:
       detections = detections_of(
-        found.regions,
-        scores_RxC,
-        boxes.shape(row),
-        detect=config.detect,
-        mask_threshold=config.regions.mask_threshold,
-        most=MAX_DETECTIONS["coco" if boxes.annotations.frequencies is None else "lvis"],
+        found.regions, scores_RxC, boxes.shape(row), config, MAX_DETECTIONS[kind]
       )
       rows.append(result_rows(boxes.keys[row], boxes.annotations.category_ids, detections))
     best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in found.scores]
@@ -160,9 +134,7 @@ class _Detections:
 
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
-  """Images of all blocks, in order."""
-  for piece in blocks.pieces():
-    yield from piece.facts["images"]
+  return (image for piece in blocks.pieces() for image in piece.facts["images"])
 
 
 def _figures(
@@ -170,8 +142,8 @@ def _figures(
 ) -> dict[str, Any]:
   """Average precision of the rows under one prompt."""
   annotations = boxes.annotations
-  figures: dict[str, Any] = {"detections": len(rows)}
-  figures["box"] = average_precision(annotations, rows, "box", groups)
+  box = average_precision(annotations, rows, "box", groups)
+  figures: dict[str, Any] = {"detections": len(rows), "box": box}
   annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
   # Masks of annotated regions are the true ones, so their AP says nothing.
   if config.regions.source != "truth" and annotated and all("segmentation" in row for row in rows):
@@ -198,9 +170,7 @@ def _draw(
   shown = spread_evenly(_SHOWN, len(boxes)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
-  for index, image in enumerate(_images(blocks)):
-    if index not in shown:
-      continue
+  for index, image in ((n, image) for n, image in enumerate(_images(blocks)) if n in shown):
     regions, classes = boxes.regions(index, masks=False)
     pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
     for rows in image["rows"]:
@@ -212,6 +182,5 @@ def _draw(
   titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
   counts = (len(boxes), "image"), (results["objects"], "object"), (len(results["classes"]), "class")
   title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
-  images = [boxes.image(index) for index in shown]
-  path = folder.plots / "detections.png"
+  path, images = folder.plots / "detections.png", [boxes.image(index) for index in shown]
   detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

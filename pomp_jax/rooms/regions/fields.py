@@ -1,26 +1,26 @@
 """Fields of the jobs that give classes to regions and pixels; part of the table in `fields.py`."""
 
 import dataclasses
+import functools
 
 from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, row
 from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
 from pomp_jax.rooms.regions.pixels import VALUES
 
-# Origins of regions: none (classes of patches), the annotations, files, or a network.
-REGION_SOURCES = ("none", "truth", "file", "network")
 # Image of a region: its mask on CLIP's mean colour, or the box with its surroundings.
-CROPS = ("masked", "context")
+_CROPS = ("masked", "context")
 # Recipes of `rooms.regions.dense`.
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
-# See `rooms.regions.scores.Fusion`.
-_NULLS = ("drop", "keep", "gate")
-# Variants of `rooms.regions.mask_former.model`.
-_NETWORKS = ("small", "r101c")
 # Of the world's scenes: 12 grounds, and on each of them three base classes for a novel one.
-_scene_classes = Check(
-  lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"
+_scene_classes = functools.partial(
+  row,
+  2400,
+  "classes of the world's scenes, three quarters of them base",
+  Check(lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"),
 )
-_strides = Check((1, 4).__contains__, "1 or 4")
+_prompts = functools.partial(
+  row, ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
+)
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
@@ -28,18 +28,18 @@ _names = Check(lambda names: all(name.strip() for name in names), "names that ar
 class Regions:
   """Regions of images and the fusion of their scores; see docs/regions.md."""
 
-  source: str = row("none", "origin of the regions", one_of(*REGION_SOURCES))
+  source: str = row("none", "origin of the regions", one_of("none", "truth", "file", "network"))
   path: str = row("", "for file: a regions folder, or COCO results JSON; see docs/formats.md")
   max_regions: int = row(100, "regions of an image, those of highest objectness", at_least(1))
   mask_threshold: float = row(0.5, "value above which a pixel of a soft mask is inside", below(1))
-  crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*CROPS))
+  crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*_CROPS))
   size: int = row(
     0, "shorter side of the image that crops are cut from, pixels; 0: as it is", at_least(0)
   )
   expand: float = row(1.0, "factor on the sides of a box before it is cropped", above(0))
   e_base: float = row(0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1))
   e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
-  null: str = row("drop", "probability of no class in the fusion", one_of(*_NULLS))
+  null: str = row("drop", "probability of no class in the fusion", one_of("drop", "keep", "gate"))
   objectness: bool = row(False, "scores as sqrt(score * objectness)")
   alone: bool = row(False, "the network's scores alone and CLIP's alone beside the fusion")
 
@@ -55,12 +55,8 @@ class Segment:
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels that are not evaluated", between(0, 2**16 - 1))
   n_images: int = row(0, "images, evenly over the folder; 0: all", at_least(0))
-  scene_classes: int = row(
-    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
-  )
-  prompts: tuple[str, ...] = row(
-    ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
-  )
+  scene_classes: int = _scene_classes()
+  prompts: tuple[str, ...] = _prompts()
   recipe: str = row("naclip", "patch features where there are no regions", one_of(*_RECIPES))
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
   size: int = row(336, "shorter side of an image without regions, pixels; 0: as it is", at_least(0))
@@ -84,12 +80,8 @@ class Detect:
   names: str = row("", "class list with halves, such as coco, or a file; empty: the categories")
   synonyms: bool = row(False, "categories by all their names (LVIS), the best of which counts")
   n_images: int = row(0, "images, evenly over the file; 0: all", at_least(0))
-  scene_classes: int = row(
-    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
-  )
-  prompts: tuple[str, ...] = row(
-    ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
-  )
+  scene_classes: int = _scene_classes()
+  prompts: tuple[str, ...] = _prompts()
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
   min_score: float = row(0.02, "score above which a region is a detection", between(0, 1))
   nms: float = row(0.5, "IoU above which the lower score of a class is dropped", between(0, 1))
@@ -119,10 +111,8 @@ class TrainMasks:
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels without a class", between(0, 2**16 - 1))
   n_images: int = row(0, "images, evenly over the data; 0: all; of the world: scenes", at_least(0))
-  scene_classes: int = row(
-    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
-  )
-  network: str = row("r101c", "sizes of the network", one_of(*_NETWORKS))
+  scene_classes: int = _scene_classes()
+  network: str = row("r101c", "sizes of the network", one_of("small", "r101c"))
   init: str = row("", "network to start from, a file; empty: random parameters")
   prompt: str = row(
     "a photo of a {}.", "prompt of the classes, which stays fixed; see evaluate.prompts"
@@ -155,6 +145,8 @@ class Propose:
   prompt: str = row("a photo of a {}.", "prompt of the trained classes, for the objectness")
   size: int = row(0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0))
   stride: int = row(
-    4, "pixels of the network's image along a side of a mask's pixel: 4, or 1 as ZSSeg", _strides
+    4,
+    "pixels of the network's image along a side of a mask's pixel: 4, or 1 as ZSSeg",
+    Check((1, 4).__contains__, "1 or 4"),
   )
   batch_size: int = row(8, "images of one padded size that are computed together", at_least(1))

@@ -80,19 +80,13 @@ class RegionHeader:
   clip_model: str = ""  # the CLIP whose class vectors the embeddings are compared with
   stages: int = 0  # S; 0: no embeddings
   width: int = 0  # E
-  activation: str = (
-    "sigmoid"  # of scale * cosine; `softmax` is over the classes and the null vector
-  )
+  activation: str = "sigmoid"  # of scale * cosine; softmax: over the classes and the null vector
   scale: float = 1.0  # factor of the cosine
   null: tuple[float, ...] | None = None  # class vector of "no object"
   trained_classes: tuple[str, ...] = ()  # names of the classes that the network was trained on
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """Checks that embeddings belong to a CLIP of this name and width.
-
-    Raises:
-      RegionFileError: another width, or the names are of two architectures (ViT-B/16, ViT-B/32).
-    """
+    """RegionFileError unless embeddings have a CLIP's width and, if known, its architecture."""
     one, two = architecture(self.clip_model), architecture(clip_model)
     if self.stages and (self.width != width or (one and two and one != two)):
       found = f"{self.clip_model} with embeddings of {self.width}"
@@ -110,8 +104,7 @@ class RegionFolder:
   def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
     """Checks the regions of all images as `read`, of masks and embeddings only type and shape.
 
-    Returns:
-      Key of the first image that has boxes without masks; None if there is none.
+    Returns the key of the first image that has boxes without masks, or None.
     """
     boxes_alone = None
     for image in images:
@@ -148,7 +141,8 @@ class RegionFolder:
         embeddings = _array(archive, path, "embeddings", shape, header_only)
         with np.errstate(over="ignore"):
           embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
-        _check_finite(path, "embeddings", embeddings)
+        if not np.isfinite(embeddings).all():
+          refuse(path, "embeddings", "not finite", "finite values")
     if masks is not None and masks.dtype == np.float16 and masks.size and not header_only:
       low, high = masks.min(), masks.max()
       if not 0 <= low <= high <= ONE[np.float16]:
@@ -245,10 +239,8 @@ def _array(
   """Reads floats, or masks, of a shape in which letters stand for any size."""
 
   def check_shape(found: Sequence[int]) -> None:
-    fits = len(found) == len(shape) and all(
-      n == size or isinstance(size, str) for n, size in zip(found, shape, strict=True)
-    )
-    if not fits:
+    known = [n if isinstance(size, int) else size for n, size in zip(found, shape, strict=False)]
+    if len(found) != len(shape) or known != list(shape):
       refuse(path, field, f"of shape {list(found)}", f"[{', '.join(map(str, shape))}]")
 
   array = archive.read(field, check_shape, header_only)
@@ -259,16 +251,12 @@ def _array(
   return array
 
 
-def _check_finite(path: str | os.PathLike, field: str, array: np.ndarray) -> None:
-  if not np.isfinite(array).all():
-    refuse(path, field, "not finite", "finite values")
-
-
 def boxes_inside(
   path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "R 4"]:
   """Checks that float boxes [R,4] of a file are in the image but for rounding, and clips them."""
-  _check_finite(path, "boxes", boxes)
+  if not np.isfinite(boxes).all():
+    refuse(path, "boxes", "not finite", "finite values")
   ends = np.array([width, height] * 2, np.float64)
   outside = (boxes < -_SLACK) | (boxes > ends + _SLACK)
   bad = outside.any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)

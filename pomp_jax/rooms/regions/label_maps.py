@@ -1,8 +1,7 @@
 """Label maps of regions: the class of the highest sum over regions of score times mask.
 
-Computed on the device for all prompts of an image, a block of pixels at a time, so that neither
-all soft masks nor the scores of all pixels are in memory.
-
+Computed on the device for all prompts of an image, a block of pixels at a time, so that neither all
+soft masks nor the scores of all pixels are in memory.
 Shapes: P prompts, R regions of an image of H x W pixels, h, w sides of the masks' grid, C classes.
 """
 
@@ -34,15 +33,8 @@ def label_maps_of_regions(
 ) -> Int32[np.ndarray, "P H W"]:
   """The class of the highest sum over regions of score * mask at each pixel, as in MaskFormer.
 
-  Args:
-    scores: finite scores of the regions under each prompt.
-    masks: masks over the image, soft (see `masks.ONE`) or hard. They are interpolated as by
-      torch's bilinear `interpolate` without antialiasing.
-    height: H.
-    width: W.
-
-  Returns:
-    Classes; -1 where all masks are 0.
+  -1 where all masks are 0. Soft (see `masks.ONE`) or hard masks are interpolated as by
+  torch's bilinear `interpolate` without antialiasing. Scores, under each prompt, are finite.
   """
   n_regions, *sides = masks.shape
   if not n_regions:

@@ -2,9 +2,7 @@
 
 A region map has the number of the region that owns each pixel, or -1. Regions therefore do not
 overlap; where annotated objects do, the smaller one is in front.
-
-Shapes: H, W sides of an image in pixels, S side of a view, R regions of an image, T targets of a
-view, B images.
+Shapes: H, W sides of an image, S side of a view, R regions, T targets of a view, B images.
 """
 
 import dataclasses
@@ -53,16 +51,13 @@ class RegionMaps(Labelled, Protocol):
 class MaskAugmentation:
   """Augmentation of images with region maps.
 
-  Attributes:
-    kind: `none`: the longer side becomes S. `crop_flip`: the shorter side becomes S times a uniform
-      random scale, of which a random crop of at most S x S is taken, flipped in half of the cases.
-    seed: random seed.
-    scales: smallest and largest scale.
+  `none`: the longer side becomes S. `crop_flip`: the shorter side becomes S times a uniform random
+  scale, of which a random crop of at most S x S is taken, flipped in half of the cases.
   """
 
   kind: str = "none"
   seed: int = 0
-  scales: tuple[float, float] = (0.5, 2.0)
+  scales: tuple[float, float] = (0.5, 2.0)  # smallest and largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +88,7 @@ class MaskViews:
 
   @property
   def view_bytes(self) -> int:
-    """Bytes of a view."""
+    """Bytes of a view, for the loader."""
     return self.record.itemsize
 
   def __call__(
@@ -108,22 +103,15 @@ class MaskViews:
       except (AnnotationError, ImageError, PixelError):
         # The loader counts the image as unreadable, and names it.
         continue
-      views_Bx1[row, 0] = self._view(whole, index, epoch)
+      shape, own = whole.owners.shape, self.augmentation
+      part = cut(whole, draw_place(*shape, self.size, own, index=index, epoch=epoch))
+      owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
+      view, (height, width) = views_Bx1[row, 0], owners.shape
+      view["image"][:height, :width], view["sides"] = part.image, owners.shape
+      view["owners"][:], view["labels"][:] = -1, -1
+      view["owners"][:height, :width], view["labels"][: len(labels)] = owners, labels
       readable_B[row] = True
     return views_Bx1, readable_B
-
-  def _view(self, whole: RegionMap, index: int, epoch: int) -> tuple:
-    """Fields of `record`."""
-    drawn = draw_place(*whole.owners.shape, self.size, self.augmentation, index=index, epoch=epoch)
-    part = cut(whole, drawn)
-    owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
-    rows, columns = owners.shape
-    image_SxSx3 = np.zeros((self.size, self.size, 3), np.uint8)
-    owners_SxS = np.full((self.size, self.size), -1, np.int16)
-    image_SxSx3[:rows, :columns], owners_SxS[:rows, :columns] = part.image, owners
-    padded_T = np.full(self.n_targets, -1, np.int32)
-    padded_T[: len(labels)] = labels
-    return image_SxSx3, (rows, columns), owners_SxS, padded_T
 
 
 class Place(NamedTuple):

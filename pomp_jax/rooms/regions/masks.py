@@ -1,6 +1,6 @@
-"""Masks of regions at other sizes, one at a time, and as COCO's run lengths.
+"""Masks of regions and images at other sizes; masks as COCO's run lengths.
 
-A hundred masks of a large picture would be gigabytes.
+A hundred masks of a large picture would be gigabytes, so they are yielded one at a time.
 Shapes: R regions of an image, H, W its sides in pixels, h, w sides of a mask's grid.
 """
 
@@ -9,13 +9,16 @@ import math
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Num, UInt8
 import numpy as np
 from PIL import Image
 
 # What stands for probability 1 in masks of each type. In 16 bits small masks, too, decide the class
 # of a pixel that has no others.
 ONE = {np.bool_: 1, np.uint8: 255, np.float16: 2**15}
+# Longest side of a resized image, as a multiple of the shorter side that is asked for. ZSSeg's
+# INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are 640 and 2,560 for COCO-Stuff, 512 and 2,048 elsewhere.
+_MOST = 4
 
 
 def hard_masks(
@@ -24,19 +27,19 @@ def hard_masks(
   width: int,
   threshold: float,
 ) -> Iterator[Bool[np.ndarray, "H W"]]:
-  """Yields each mask at another size: torch's bilinear `interpolate` without antialiasing.
+  """Yields each soft or hard mask at H x W: torch's bilinear `interpolate` without antialiasing.
 
-  Args:
-    masks: soft or hard masks.
-    height: new height, pixels.
-    width: new width.
-    threshold: probability above which a pixel is inside.
+  `threshold` is the probability above which a pixel is inside.
   """
-  same = masks.shape[1:] == (height, width)
+  rows, columns = masks.shape[1:]
+  # Four neighbours of each pixel's centre. PIL's `resize` would average when it reduces.
+  step = (columns / width, 0.0, 0.0, 0.0, rows / height, 0.0)
   threshold *= ONE[masks.dtype.type]
   for mask in masks:
-    if not same:
-      yield _bilinear(mask, height, width) > threshold
+    if (rows, columns) != (height, width):
+      soft = Image.fromarray(mask.astype(np.float32))
+      how = Image.Transform.AFFINE, step, Image.Resampling.BILINEAR
+      yield np.asarray(soft.transform((width, height), *how)) > threshold
     elif masks.dtype == np.uint8:
       yield mask > math.floor(threshold)  # compared as integers
     else:
@@ -49,11 +52,24 @@ def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
   return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
-def _bilinear(mask_hxw: np.ndarray, height: int, width: int) -> np.ndarray:
-  rows, columns = mask_hxw.shape
-  # Four neighbours of each pixel's centre. PIL's `resize` would average when it reduces.
-  step = (columns / width, 0.0, 0.0, 0.0, rows / height, 0.0)
-  image = Image.fromarray(mask_hxw.astype(np.float32))
-  return np.asarray(
-    image.transform((width, height), Image.Transform.AFFINE, step, Image.Resampling.BILINEAR)
-  )
+def resized_sides(height: int, width: int, size: int, multiple: int = 1) -> tuple[int, int]:
+  """Height and width of an image whose shorter side becomes `size`, as in detectron2; 0: as it is.
+
+  An image whose longer side would then exceed 4 times `size` becomes smaller. The new sides are
+  multiples of `multiple`.
+  """
+  scale = size / min(height, width) if size else 1.0
+  if size and scale * max(height, width) > _MOST * size:
+    scale = _MOST * size / max(height, width)
+  rows, columns = (max(1, int(scale * side / multiple + 0.5)) for side in (height, width))
+  return multiple * rows, multiple * columns
+
+
+def resized_image(
+  image_HxWx3: UInt8[np.ndarray, "H W 3"], size: int, multiple: int = 1
+) -> UInt8[np.ndarray, "_ _ 3"]:
+  """The image with the sides of `resized_sides`, bilinear with antialiasing, as in detectron2."""
+  height, width = resized_sides(*image_HxWx3.shape[:2], size, multiple)
+  if (height, width) == image_HxWx3.shape[:2]:
+    return image_HxWx3
+  return np.asarray(Image.fromarray(image_HxWx3).resize((width, height), Image.Resampling.BILINEAR))

@@ -2,7 +2,6 @@
 
 A pixel of colour R, G, B belongs to the segment of id R + 256 G + 256^2 B of its image, or to none
 if that is 0 (https://cocodataset.org/#format-data).
-
 Shapes: R segments of an image, H, W its sides in pixels.
 """
 
@@ -31,22 +30,13 @@ _VOID = 0  # id of pixels without a segment
 
 @dataclasses.dataclass(frozen=True)
 class Panoptic:
-  """Panoptic annotations of a data set.
+  """Panoptic annotations of a data set."""
 
-  Attributes:
-    annotations: segments of the images; an annotation's `id` is that of the segment.
-    files: PNG of each image, below a folder.
-  """
-
-  annotations: Annotations
-  files: tuple[str, ...]
+  annotations: Annotations  # segments of the images; an annotation's `id` is that of the segment
+  files: tuple[str, ...]  # PNG of each image, below a folder
 
   def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
-    """Number of each pixel's segment in `annotations.rows[index]`, or -1.
-
-    Args:
-      index: number of the image.
-      root: folder of the PNGs.
+    """Number of each pixel's segment in `annotations.rows[index]`, or -1, by the PNG below `root`.
 
     Raises:
       ImageError: the PNG can't be read.
@@ -77,11 +67,7 @@ class Panoptic:
 
 
 def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -> Panoptic:
-  """Reads a panoptic JSON; images without an annotation are left out.
-
-  Args:
-    path: file.
-    names: class list, as `read_annotations` takes it.
+  """Reads a panoptic JSON, `names` as `read_annotations`; images without annotation are left out.
 
   Raises:
     CategoryFileError, AnnotationError: as `read_annotations`; no `segments_info` or PNG; ids that

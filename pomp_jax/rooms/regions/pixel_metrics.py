@@ -4,6 +4,7 @@ Shapes: H, W sides of an image in pixels, C classes.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -13,9 +14,7 @@ import numpy as np
 class PixelTally:
   """Pixel counts of each class over a data set.
 
-  Attributes:
-    counts: int64 [3,C]: pixels of the truth, of the prediction, and of both. Counts of parts of a
-      data set add up.
+  `counts` [3,C] are pixels of the truth, of the prediction, and of both; those of parts add up.
   """
 
   def __init__(self, n_classes: int, counts: Int[np.ndarray, "3 C"] | None = None):
@@ -23,12 +22,7 @@ class PixelTally:
     self.counts = np.zeros((3, n_classes), np.int64) if counts is None else counts
 
   def add(self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]) -> None:
-    """Counts one image.
-
-    Args:
-      labels_HxW: classes, negative where the pixel is ignored. Predictions there are not counted.
-      predicted_HxW: predicted classes; negative: no class, which is always wrong.
-    """
+    """Counts one image; pixels of negative labels are ignored, a negative prediction is wrong."""
     n_classes = self.counts.shape[1]
     if max(labels_HxW.max(initial=-1), predicted_HxW.max(initial=-1)) >= n_classes:
       raise ValueError(f"a pixel has a class beyond the {n_classes} of the list")
@@ -58,9 +52,8 @@ class PixelTally:
     - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, and hIoU_plain of
       their mIoU_plain.
 
-    Args:
-      groups: classes of each group; each gets the same figures over its classes, under its name.
-        Pixels of other classes count where a class of the group is predicted there.
+    Each group of classes gets the same figures under its name. Pixels of other classes count where
+    a class of the group is predicted there.
     """
     figures = self._figures(np.arange(self.counts.shape[1]))
     groups = groups or {}
@@ -69,7 +62,8 @@ class PixelTally:
     if {"base", "novel"} <= set(groups):
       for kind in ("", "_plain"):
         pair = [figures[group][f"mIoU{kind}"] for group in ("base", "novel")]
-        figures[f"hIoU{kind}"] = None if None in pair else _harmonic_mean(*pair)
+        total = sum(pair) if None not in pair else None
+        figures[f"hIoU{kind}"] = 2 * math.prod(pair) / total if total else total
     return figures
 
   def _figures(self, classes: np.ndarray) -> dict[str, Any]:
@@ -85,7 +79,3 @@ class PixelTally:
       "pACC": (both_C.sum(), truth_C.sum()),
     }
     return figures | {name: float(a / n) if n else None for name, (a, n) in sums.items()}
-
-
-def _harmonic_mean(a: float, b: float) -> float:
-  return 2 * a * b / (a + b) if a + b else 0.0

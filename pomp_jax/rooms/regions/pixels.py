@@ -2,7 +2,6 @@
 
 A label image is a one-channel PNG (or TIFF) of 8 or 16 bits with the stem of its image; a palette
 is ignored. Images without a label image are skipped, since some data sets keep all images together.
-
 Shapes: H, W sides of an image in pixels, C classes.
 """
 
@@ -36,18 +35,11 @@ class PixelError(InputError, ValueError):
 class PixelFolder:
   """Images and labels of a folder pair.
 
-  Attributes:
-    keys: stems of the files, sorted.
-    files: image and label image of each item; None: all pixels are IGNORED.
+  `keys` are the stems of the files, sorted; `files` the image and label image of each, or None.
   """
 
   def __init__(self, pairs: Sequence[tuple[Path, Path | None]], table: np.ndarray):
-    """Creates the set; use `open_pixels`.
-
-    Args:
-      pairs: `files`.
-      table: int32 [65536], class of each value in a label image, IGNORED, or -2 for no class.
-    """
+    """Takes `files`, and of each value in a label image the class, IGNORED, or -2 for no class."""
     self.keys = tuple(image.stem for image, _ in pairs)
     self.files, self._table = pairs, table
 
@@ -66,31 +58,22 @@ class PixelFolder:
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
     """Decodes a label image: class of each pixel, or IGNORED.
 
-    ImageError if it can't be decoded. PixelError if it has colours, a value outside the list, or
-    another size than its image.
+    Raises:
+      ImageError: it can't be decoded.
+      PixelError: it has colours, a value outside the list, or another size than its image.
     """
     image, path = self.files[index]
     height, width = self.shape(index)
     if path is None:
       return np.full((height, width), IGNORED, np.int32)
-    labels_HxW = self._labels(path)
-    if labels_HxW.shape != (height, width):
-      found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
-      raise PixelError(f"{path}: {found} pixels, but {image} has {width} x {height}")
-    return labels_HxW
-
-  def check(self) -> None:
-    """Reads all labels; errors as `labels`'s."""
-    for index in range(len(self)):
-      self.labels(index)
-
-  def _labels(self, path: Path) -> np.ndarray:
     values_HxW = read_values(path)
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
-      found = int(values_HxW[labels_HxW == _UNKNOWN][0])
-      n_classes = self._table.max() + 1
+      found, n_classes = values_HxW[labels_HxW == _UNKNOWN][0], self._table.max() + 1
       raise PixelError(f"{path}: the value {found} is none of the {n_classes} classes' nor ignored")
+    if labels_HxW.shape != (height, width):
+      found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
+      raise PixelError(f"{path}: {found} pixels, but {image} has {width} x {height}")
     return labels_HxW
 
 
@@ -101,16 +84,11 @@ def open_pixels(
   values: str = "index",
   ignore: int = 255,
 ) -> PixelFolder:
-  """Pairs the label images of a folder with their images.
+  """Pairs the images of a folder with label images; without a folder of these, all are taken.
 
-  Args:
-    images: folder of images.
-    labels: folder of label images; empty: there are none, and all images are taken.
-    classes: class list.
-    values: meaning of a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is
-      ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background);
-      `listed`: those of the class list (COCO-Stuff's own label images).
-    ignore: value of pixels that are not evaluated.
+  `values` is the meaning of a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0
+  is ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background); `listed`:
+  those of the class list (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated.
 
   Raises:
     SourceError: a folder that is missing or empty.
@@ -123,14 +101,12 @@ def open_pixels(
     if path.stem in image_of:
       raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
-  pairs: list[tuple[Path, Path | None]] = []
   if not labels:
-    pairs = [(path, None) for path in image_of.values()]
-  for path in find_images(labels, nested=False).values() if labels else ():
-    if path.stem not in image_of:
-      raise PixelError(f"{path}: no image named {path.stem} in {images}")
-    pairs.append((image_of[path.stem], path))
-  return PixelFolder(pairs, table)
+    return PixelFolder([(path, None) for path in image_of.values()], table)
+  files = find_images(labels, nested=False).values()
+  if strange := [path for path in files if path.stem not in image_of]:
+    raise PixelError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
+  return PixelFolder([(image_of[path.stem], path) for path in files], table)
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N classes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
@@ -17,15 +17,24 @@ from pomp_jax.encoder import map_rows
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions.boxes import boxes_of_masks
 from pomp_jax.rooms.regions.files import RegionHeader, Regions
-from pomp_jax.rooms.regions.mask_former.inference import MASK_STRIDE, full_size, mask_predictor
-from pomp_jax.rooms.regions.mask_former.model import LOGIT_SCALE, STRIDE, class_logits
+from pomp_jax.rooms.regions.mask_former.model import (
+  LOGIT_SCALE,
+  MASK_STRIDE,
+  STRIDE,
+  class_logits,
+  mask_predictor,
+)
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
-from pomp_jax.rooms.regions.masks import ONE, hard_masks
-from pomp_jax.rooms.regions.resize import resized_image
+from pomp_jax.rooms.regions.masks import ONE, hard_masks, resized_image
 
 
 class Proposer:
-  """A network on the devices; every query is a region."""
+  """A network on the devices; every query is a region.
+
+  Attributes:
+    network: the network.
+    header: how embeddings of its regions are compared with a class matrix.
+  """
 
   def __init__(
     self,
@@ -33,6 +42,7 @@ class Proposer:
     mesh: Mesh,
     classes_NxE: Float[Array | np.ndarray, "N E"] | None,
     *,
+    clip_model: str = "",
     dtype: str = "float32",
     size: int = 0,
     stride: int = MASK_STRIDE,
@@ -42,9 +52,10 @@ class Proposer:
     """Copies the parameters to the devices.
 
     Args:
-      network: the network.
+      network: content of its file.
       mesh: devices, which split a batch.
       classes_NxE: classes that it was trained on, for the objectness; None: by the masks alone.
+      clip_model: name of the CLIP, for the header.
       dtype: compute type, one of `clip.precision.DTYPES`.
       size: shorter side of an image in the network, pixels, see `resized_sides`; 0: as it is.
       stride: 4: masks as the network computes them, and the sides of an image become multiples of 4
@@ -52,6 +63,12 @@ class Proposer:
       threshold: probability above which a pixel is inside a mask, for boxes and objectness.
       batch_size: images of the same padded size that are computed together.
     """
+    null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
+    names, width = tuple(network.trained_classes), network.config.embedding
+    self.network = network
+    self.header = RegionHeader(
+      "MaskFormer", clip_model, 1, width, "softmax", LOGIT_SCALE, null, names
+    )
     self._params = replicate((network.params, classes_NxE), mesh)
     self._mesh, self._size, self._stride, self._threshold = mesh, size, stride, threshold
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -59,21 +76,27 @@ class Proposer:
 
     def of_batch(params, batch):
       (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch
-      found = predict(params, images_BxHxWx3, sizes_Bx2)
-      logits = found.masks_BxQxhxw if stride == MASK_STRIDE else full_size(found.masks_BxQxhxw)
+      logits, embeddings_BxQxE = predict(params, images_BxHxWx3, sizes_Bx2)
+      if stride != MASK_STRIDE:
+        # Bilinear, as torch without align_corners.
+        shape = (*logits.shape[:2], *(MASK_STRIDE * side for side in logits.shape[2:]))
+        logits = jax.image.resize(logits, shape, "bilinear")
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
       # No mask has pixels in the padding.
       rows_Bxh, columns_Bxw = (
         jnp.arange(n) < sizes_Bx2[:, axis, None] // stride for axis, n in enumerate(p.shape[2:])
       )
       p = jnp.where((rows_Bxh[:, :, None] & columns_Bxw[:, None])[:, None], p, 0)
-      objectness_BxQ = mask_quality(p, threshold)
+      # Mean probability of the pixels inside a mask; 0 for an empty one.
+      inside = p > threshold
+      n_inside = jnp.sum(inside, axis=(-2, -1))
+      objectness_BxQ = jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(n_inside, 1)
       if classes_NxE is not None:
-        scores = class_logits(found.embeddings_BxQxE, classes_NxE, params["non_object"][0])
+        scores = class_logits(embeddings_BxQxE, classes_NxE, params["non_object"][0])
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       # A mean of ones may be above 1 by rounding.
       objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
-      return decisive_masks(logits), found.embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
+      return decisive_masks(logits), embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
 
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
@@ -81,16 +104,25 @@ class Proposer:
     """Regions of images of any sizes, all queries of each; boxes are in pixels of the images."""
     resized = [resized_image(image, self._size, self._stride) for image in images]
     found: list[Any] = [None] * len(images)
-    for frame, rows in _same_frames(resized, self._batch_size):
-      batch = np.zeros((self._batch_size, *frame, 3), np.uint8)
-      sizes = np.ones((self._batch_size, 2), np.int32)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, image in enumerate(resized):
+      frame = tuple(STRIDE * -(-side // STRIDE) for side in image.shape[:2])
+      rows_of.setdefault(frame, []).append(row)
+    most = self._batch_size
+    parts = [
+      (frame, rows[start : start + most])
+      for frame, rows in rows_of.items()
+      for start in range(0, len(rows), most)
+    ]
+    for frame, rows in parts:
+      batch, sizes = np.zeros((most, *frame, 3), np.uint8), np.ones((most, 2), np.int32)
       # Batches are padded with their last image.
-      for slot in range(self._batch_size):
+      for slot in range(most):
         image = resized[rows[min(slot, len(rows) - 1)]]
         height, width = sizes[slot] = image.shape[:2]
         batch[slot, :height, :width] = image
-      results = self._of_batch(self._params, split_rows((batch, sizes), self._mesh))
-      results = jax.device_get(results)
+      placed = split_rows((batch, sizes), self._mesh)
+      results = jax.device_get(self._of_batch(self._params, placed))
       for slot, row in enumerate(rows):
         masks, embeddings, objectness = (part[slot] for part in results)
         height, width = sizes[slot] // self._stride
@@ -98,14 +130,6 @@ class Proposer:
         boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
         found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
     return found
-
-
-def header_of(network: MaskFormerFile, clip_model: str) -> RegionHeader:
-  """Header of a folder of the network's regions."""
-  null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
-  width = network.config.embedding
-  names = tuple(network.trained_classes)
-  return RegionHeader("MaskFormer", clip_model, 1, width, "softmax", LOGIT_SCALE, null, names)
 
 
 def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B Q h w"]:
@@ -119,13 +143,6 @@ def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B
   ratio = jnp.exp(log_p - largest)
   masks = ratio * jnp.maximum(ONE[np.float16] * jnp.exp(largest), 2.0**-14)
   return jnp.where(ratio < 2.0**-12, 0, masks).astype(jnp.float16)
-
-
-def mask_quality(p: Float[Array, "*X h w"], threshold: float) -> Float[Array, "*X"]:
-  """Mean probability of the pixels inside a mask; 0 for an empty one."""
-  inside = p > threshold
-  n_inside = jnp.sum(inside, axis=(-2, -1))
-  return jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(n_inside, 1)
 
 
 def mask_boxes(
@@ -153,16 +170,3 @@ def found_objects(
     return np.zeros(len(objects), bool)
   iou_RxD = mask_api.iou(found, list(objects), [0] * len(objects))
   return iou_RxD.max(axis=0) >= least_iou
-
-
-def _same_frames(
-  images: Sequence[np.ndarray], most: int
-) -> Iterator[tuple[tuple[int, int], list[int]]]:
-  """Yields padded sides and the numbers of `most` images at a time that have them."""
-  rows_of: dict[tuple[int, int], list[int]] = {}
-  for row, image in enumerate(images):
-    height, width = (STRIDE * -(-side // STRIDE) for side in image.shape[:2])
-    rows_of.setdefault((height, width), []).append(row)
-  for frame, rows in rows_of.items():
-    for start in range(0, len(rows), most):
-      yield frame, rows[start : start + most]

@@ -18,14 +18,13 @@ from pomp_jax.files.paths import is_file
 from pomp_jax.files.pieces import file_stamps, fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.rooms.regions.box_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.fields import Detect, Segment
 from pomp_jax.rooms.regions.files import RegionFolder, Regions, RegionWriter
-from pomp_jax.rooms.regions.harness import Blocks, start, store_of
+from pomp_jax.rooms.regions.harness import Blocks, start
 from pomp_jax.rooms.regions.masks import hard_masks
-from pomp_jax.rooms.regions.networks import check_network, network_key_parts, open_network
-from pomp_jax.rooms.regions.pixel_sets import open_pixel_set
 from pomp_jax.rooms.regions.proposals import found_objects
+from pomp_jax.rooms.regions.region_sets import BoxSet, open_box_set, open_pixel_set
+from pomp_jax.rooms.regions.region_sources import check_network, network_key_parts, open_network
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +35,7 @@ _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens network and images; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens network and images; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
   check_network(config)
   if config.propose.images == "segment":
@@ -61,7 +56,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, boxes = RunFolder(workdir), None
   encoder = inputs.open_encoder(config)
-  network = open_network(config, encoder, config.propose.batch_size)
+  proposer = open_network(config, encoder, config.propose.batch_size)
   if config.propose.images == "segment":
     images = open_pixel_set(config.segment)
     files = images.files
@@ -74,14 +69,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   key = fingerprint([*parts, file_stamps(files), *network_key_parts(config)])
   if (finished := folder.finished(key=key)) is not None:
     return finished
-  start(folder, config)
+  store = start(folder, config, key)
   regions = folder.path / "regions"
   with writing(regions):
-    sink = _Folder(RegionWriter(regions, network.header), images.keys)
+    sink = _Folder(RegionWriter(regions, proposer.header), images.keys)
     find = lambda block: zip(
-      block, network.proposer.regions([images.image(row) for row in block]), strict=True
+      block, proposer.regions([images.image(row) for row in block]), strict=True
     )
-    store = store_of(folder, key)
     fits = lambda facts: all(is_file(regions / f"{own}.npz") for own in facts["images"])
     Blocks(len(images.keys), _BLOCK, store).run(find, sink, "regions", fits)
   results = {
@@ -89,8 +83,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "key": key,
     "clip_model": encoder.clip.name,
     "images": len(images.keys),
-    "regions_per_image": network.file.config.n_queries,
-    "trained_classes": len(network.file.trained_classes),
+    "regions_per_image": proposer.network.config.n_queries,
+    "trained_classes": len(proposer.network.trained_classes),
     "recall": boxes and _recall(boxes, RegionFolder(regions), config.regions.mask_threshold),
   }
   folder.write_results(results)

@@ -1,16 +1,16 @@
 """Image source `regions`: crops of annotated regions, for prompts that are tuned on them.
 
-`data.annotations` is a COCO or LVIS JSON, of which each object is an image, or a folder of label
-images, of which each class of each image is one (ZSSeg). A crop is the box of the mask, with CLIP's
-mean colour outside the mask; an object without a mask is its box. There is one split, "train", of
-which test and validation images may be held out.
-
-Classes are the JSON's categories, or those of `data.names` without its novel ones: a list with
-halves (`data.class_splits`). A label image has class numbers, or the values of the list.
+Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder of label
+images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside the mask; an object
+without a mask is its box. Classes are the JSON's categories, or those of `data.names` without its
+novel ones. The one split is "train", of which test and validation images may be held out.
 """
 
+from collections.abc import Callable
+import functools
+
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 import numpy as np
 
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
@@ -61,7 +61,8 @@ def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
         rows.append((index, number))
         labels.append(label)
         keys.append(f"{image.file_name}:{number}")
-  storage = _Objects(annotations, data.root, np.array(rows, np.int32).reshape(-1, 2))
+  masked = functools.partial(_object_of, annotations, data.root)
+  storage = _Crops(data.root, np.array(rows, np.int32).reshape(-1, 2), masked)
   return StoredImages(annotations.names, labels, keys, storage)
 
 
@@ -70,56 +71,50 @@ def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
   folder = open_pixels(data.root, data.annotations, classes, values)
   stamps = file_stamps(path for _, path in folder.files if path is not None)
   key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
-  rows_nx2 = stored_array(data.cache, key, lambda: _classes_of_images(folder))
+
+  def classes_of_images():
+    """Rows (image, class) of the classes in each label image."""
+    with waiting("reading all label images; data.cache stores their classes"):
+      found = [np.unique(folder.labels(index)) for index in range(len(folder))]
+    rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
+    return np.array(rows, np.int32).reshape(-1, 2)
+
+  rows_nx2 = stored_array(data.cache, key, classes_of_images)
   keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
-  return StoredImages(classes.names, rows_nx2[:, 1], keys, _LabelImages(folder, rows_nx2))
+  storage = _Crops(data.root, rows_nx2, functools.partial(_class_of, folder))
+  return StoredImages(classes.names, rows_nx2[:, 1], keys, storage)
 
 
-def _classes_of_images(folder: PixelFolder) -> np.ndarray:
-  """Rows (image, class) of the classes in each label image."""
-  with waiting("reading all label images; data.cache stores their classes"):
-    found = [np.unique(folder.labels(index)) for index in range(len(folder))]
-  rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
-  return np.array(rows, np.int32).reshape(-1, 2)
+class _Crops:
+  """Storage of crops; `masked` has image and mask of each row: image and object, or class."""
 
-
-class _Objects:
-  """Storage of the objects of a JSON; rows are (image, object)."""
-
-  def __init__(self, annotations: Annotations, root: str, rows_nx2: Int[np.ndarray, "n 2"]):
-    self._annotations, self._root, self._rows = annotations, root, rows_nx2
+  def __init__(self, root: str, rows_nx2: np.ndarray, masked: Callable[[int, int], tuple]):
+    self._root, self._rows, self._masked = root, rows_nx2, masked
 
   def read(self, row: int, key: str) -> bytes:
-    index, number = self._rows[row].tolist()
-    annotations, entry = self._annotations, self._annotations.images[index]
-    image, object_ = annotations.image(index, self._root), annotations.rows[index][number]
-    x, y, width, height = object_["bbox"]
-    if object_.get("segmentation"):
-      where = f"segmentation of annotation {object_.get('id')}"
-      rle = run_lengths(annotations.path, where, object_["segmentation"], *image.shape[:2])
-      if (mask := mask_api.decode(rle).astype(bool)).any():
-        return _encoded(image, mask)
-    mask = np.zeros(image.shape[:2], bool)
-    x0, y0 = min(int(x), entry.width - 1), min(int(y), entry.height - 1)
-    mask[max(y0, 0) : int(np.ceil(y + height)), max(x0, 0) : int(np.ceil(x + width))] = True
-    return _encoded(image, mask)
+    return _encoded(*self._masked(*self._rows[row].tolist()))
 
   def where(self, row: int, key: str) -> str:
     return f"{self._root}/{key}"
 
 
-class _LabelImages:
-  """Storage of the classes of label images; rows are (image, class)."""
+def _object_of(annotations: Annotations, root: str, index: int, number: int) -> tuple:
+  image, own = annotations.image(index, root), annotations.rows[index][number]
+  height, width = image.shape[:2]
+  if own.get("segmentation"):
+    where = f"segmentation of annotation {own.get('id')}"
+    rle = run_lengths(annotations.path, where, own["segmentation"], height, width)
+    if (mask := mask_api.decode(rle).astype(bool)).any():
+      return image, mask
+  x, y, w, h = own["bbox"]
+  mask = np.zeros((height, width), bool)
+  x0, y0 = max(min(int(x), width - 1), 0), max(min(int(y), height - 1), 0)
+  mask[y0 : int(np.ceil(y + h)), x0 : int(np.ceil(x + w))] = True
+  return image, mask
 
-  def __init__(self, folder: PixelFolder, rows_nx2: Int[np.ndarray, "n 2"]):
-    self._folder, self._rows = folder, rows_nx2
 
-  def read(self, row: int, key: str) -> bytes:
-    index, label = self._rows[row].tolist()
-    return _encoded(self._folder.image(index), self._folder.labels(index) == label)
-
-  def where(self, row: int, key: str) -> str:
-    return key
+def _class_of(folder: PixelFolder, index: int, label: int) -> tuple:
+  return folder.image(index), folder.labels(index) == label
 
 
 def _encoded(image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> bytes:

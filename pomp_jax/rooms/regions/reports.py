@@ -5,8 +5,7 @@ Shapes: C classes.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import (
@@ -32,25 +31,18 @@ _DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _DETECTIONS = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
 
 
-class _Kind(NamedTuple):
-  """What differs between the two jobs."""
-
-  title: str
-  figure: str  # figure of a single class
-  path: tuple[str, str]  # its place in a prompt's figures, where each of the C classes has one
-  plot: str  # file of the pictures
-  of_pictures: str  # what the pictures have a class for
-
-
+# Of each job: title; figure of a single class, and where a prompt's figures have it of each class;
+# file of the pictures, and what they have a class for.
 _KINDS = {
-  "segment": _Kind("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
-  "detect": _Kind("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
+  "segment": ("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
+  "detect": ("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
 }
 
 
 def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
   """Report of `segment` or `detect`: figures of each prompt, pictures, classes that differ most."""
-  kind, figures = _KINDS[results["job"]], results["figures"]
+  title, figure, place, plot, of_pictures = _KINDS[results["job"]]
+  figures = results["figures"]
   names = list(figures)
   labels = short_labels([{"label": name} for name in names])
   counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
@@ -62,19 +54,19 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
     Section("Data and regions", table=facts(_facts(results, fields))),
     prompts_section(results["prompts"], labels),
     *tables,
-    *pictures({kind.plot: f"Images, and the classes of their {kind.of_pictures}"}),
-    *_classes(kind, results, pair, labels),
+    *pictures({plot: f"Images, and the classes of their {of_pictures}"}),
+    *_classes(figure, place, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."
-  return Report(f"{kind.title}: {counts}", text, sections)
+  return Report(f"{title}: {counts}", text, sections)
 
 
 def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   """The figures that all prompts have."""
-  rows = {}
-  for label, own in figures.items():
-    of_groups = {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
-    rows[label] = {**own, **of_groups}
+  rows = {
+    label: own | {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
+    for label, own in figures.items()
+  }
   columns = [c for c in _SEGMENTATION if all(row.get(c) is not None for row in rows.values())]
   text = (
     "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
@@ -88,15 +80,13 @@ def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   sections = []
   for kind, title in _DETECTIONS.items():
     rows: dict[str, dict[str, float | None]] = {}
-    for label, found in figures.items():
-      if kind in found:
-        own = found[kind]
-        groups = [group for group in _GROUPS if group in own]
-        if kind == "top1":
-          rows[label] = {group: own[group]["top1"] for group in ("all", *groups)}
-        else:
-          of_groups = {f"{g} {name}": own[g][name] for g in groups for name in ("AP", "AP50")}
-          rows[label] = {name: own.get(name) for name in _DETECTION} | of_groups
+    for label, own in ((label, found[kind]) for label, found in figures.items() if kind in found):
+      groups = [group for group in _GROUPS if group in own]
+      if kind == "top1":
+        rows[label] = {group: own[group]["top1"] for group in ("all", *groups)}
+      else:
+        of_groups = {f"{g} {name}": own[g][name] for g in groups for name in ("AP", "AP50")}
+        rows[label] = {name: own.get(name) for name in _DETECTION} | of_groups
     columns = list(next(iter(rows.values()), {}))
     columns = [c for c in columns if any(row[c] is not None for row in rows.values())]
     sections += _table(title, "", columns, rows)
@@ -141,10 +131,8 @@ def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
   crop = fields["regions.crop"]
   if crop == "context":
     crop += f", {fields['regions.expand']:g} times the box's longer side"
-  found = {
-    "regions.source": f"{source}: {fields[origin]}" if origin else source,
-    "regions.crop": crop,
-  }
+  named = f"{source}: {fields[origin]}" if origin else source
+  found = {"regions.source": named, "regions.crop": crop}
   if source == "truth":
     return found
   # They fuse CLIP's scores with those of embeddings, which a file may lack.
@@ -157,17 +145,15 @@ def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _classes(
-  kind: _Kind, results: Mapping[str, Any], pair: Sequence[str], labels: Mapping[str, str]
+  figure: str,
+  place: tuple[str, str],
+  results: Mapping[str, Any],
+  pair: Sequence[str],
+  labels: Mapping[str, str],
 ) -> list[Section]:
-  """A table of the classes whose figures differ most between two prompts.
-
-  Of one prompt, the classes with the highest and the lowest figures.
-  """
+  """A table of the classes that differ most between two prompts; of one, the highest and lowest."""
   two, pixels_C = len(pair) > 1, results.get("pixels")
-  of_prompts = [
-    functools.reduce(lambda value, name: value[name], kind.path, results["figures"][name])
-    for name in pair
-  ]
+  of_prompts = [results["figures"][name][place[0]][place[1]] for name in pair]
   ranked = {
     row: values[-1] - values[0] if two else values[0]
     for row, values in enumerate(zip(*of_prompts, strict=True))
@@ -192,4 +178,4 @@ def _classes(
     " objects varies by chance; results.json has all classes."
   )
   table = Table([*columns, "difference"] if two else columns, rows)
-  return [Section(f"{heading}: {kind.figure} (%)", text, table)]
+  return [Section(f"{heading}: {figure} (%)", text, table)]

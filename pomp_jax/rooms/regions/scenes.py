@@ -1,9 +1,8 @@
-"""Scenes of several objects on one ground, with masks, boxes and labels.
+"""Scenes of three to five objects on one ground, with masks, boxes and labels.
 
-A scene has three to five objects of classes of its ground. Objects have the size that they have in
-the CLIP's training pictures, and later ones are in front. A scene is a function of its seed, split
-and number. Training scenes show base classes only.
-
+The classes are those of the ground, in training scenes base classes only. Objects have the size
+that they have in the CLIP's training pictures, and later ones are in front. A scene is a function
+of its seed, split and number.
 Shapes: S side in pixels, P = S * S pixels, R objects of a scene, N classes.
 """
 
@@ -26,19 +25,12 @@ _MIN_VISIBLE = 0.3  # of an object's pixels; others are dropped
 
 
 class Scene(NamedTuple):
-  """One scene.
+  """One scene."""
 
-  Attributes:
-    image: uint8 [S,S,3], sRGB.
-    masks: bool [R,S,S], visible pixels of each object.
-    boxes: float32 [R,4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive.
-    labels: int32 [R], classes.
-  """
-
-  image: np.ndarray
-  masks: np.ndarray
-  boxes: np.ndarray
-  labels: np.ndarray
+  image: np.ndarray  # uint8 [S,S,3], sRGB
+  masks: np.ndarray  # bool [R,S,S], visible pixels of each object
+  boxes: np.ndarray  # float32 [R,4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive
+  labels: np.ndarray  # int32 [R], classes
 
   def label_map(self) -> np.ndarray:
     """Class of each pixel, -1 on the ground: int32 [S,S]."""
@@ -49,19 +41,26 @@ class Scene(NamedTuple):
 
 
 class Scenes:
-  """Scenes of one split.
+  """Scenes of a split; `names` of the N classes and their `groups`, first "base", then "novel"."""
 
-  Attributes:
-    names: N class names, base classes first.
-    groups: "base" or "novel" for each class.
-  """
+  def __init__(self, split: str, n_scenes: int, n_classes: int = 2400, seed: int = 0):
+    """Opens "train", "validation" (base classes only) or "test".
 
-  def __init__(
-    self, split: str, n_scenes: int, base_per_ground: int, novel_per_ground: int, seed: int
-  ):
-    """Creates the split; use `open_scenes`."""
+    Each of the 12 grounds has as many of the classes, three quarters of them base, the same for all
+    seeds. The classes of a smaller number are among those of a larger one.
+
+    Raises:
+      ValueError: unknown split, no scene, or more classes than a ground has.
+    """
+    if split not in _STREAMS:
+      raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_STREAMS)}")
+    if n_scenes < 1:
+      raise ValueError(f"got {n_scenes} scenes, expected at least 1")
+    novel_per_ground, rest = divmod(n_classes, 4 * len(COLOURS))
+    if rest:
+      raise ValueError(f"got {n_classes} classes, expected a multiple of {4 * len(COLOURS)}")
     self._keys = render.image_keys(seed, _STREAMS[split], np.arange(n_scenes))
-    parts = {"base": base_per_ground, "novel": novel_per_ground}
+    parts = {"base": 3 * novel_per_ground, "novel": novel_per_ground}
     picked = {group: _classes(group, n) for group, n in parts.items()}
     self.names = tuple(class_names(g)[c] for g, classes in picked.items() for c in classes)
     self.groups = tuple(g for g, classes in picked.items() for _ in classes)
@@ -75,18 +74,17 @@ class Scenes:
     return len(self._keys)
 
   def scene(self, index: int) -> Scene:
-    """Renders one scene.
-
-    Raises:
-      IndexError: no such scene.
-    """
+    """Renders one scene; IndexError if there is no such one."""
     key = self._keys[index : index + 1]
     classes = self._of_ground[_integers(key, 0, len(COLOURS))[0]]
     objects, x, y, scale, angle = _places(key)
     labels = classes[_integers(objects, 4, len(classes))]
     image, masks, visible = _draw(key, objects, self._attributes_NxA[labels], x, y, scale, angle)
     masks, labels = masks[visible], labels[visible].astype(np.int32)
-    return Scene(image, masks, _boxes(masks), labels)
+    columns, rows = masks.any(1), masks.any(2)
+    ends = [(line.argmax(1), SIZE - line[:, ::-1].argmax(1)) for line in (columns, rows)]
+    boxes = np.stack([end for pair in zip(*ends, strict=True) for end in pair], axis=1)
+    return Scene(image, masks, boxes.astype(np.float32), labels)
 
   def annotations(self) -> dict[str, Any]:
     """All scenes in the form of a COCO JSON file, with RLE; ids count from 1."""
@@ -97,40 +95,11 @@ class Scenes:
       number = index + 1
       images.append({"id": number, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE})
       for mask, box, label in zip(scene.masks, scene.boxes, scene.labels.tolist(), strict=True):
-        rle = mask_api.encode(np.asfortranarray(mask, np.uint8))
-        rle = {"size": [SIZE, SIZE], "counts": rle["counts"].decode()}
-        row = {"id": len(rows) + 1, "image_id": number, "category_id": label + 1}
-        row |= {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "iscrowd": 0}
-        rows.append(row | {"area": int(mask.sum()), "segmentation": rle})
+        counts = mask_api.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+        row = {"id": len(rows) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
+        row |= {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "area": int(mask.sum())}
+        rows.append(row | {"segmentation": {"size": [SIZE, SIZE], "counts": counts}})
     return {"images": images, "annotations": rows, "categories": categories}
-
-
-def open_scenes(
-  split: str,
-  n_scenes: int,
-  n_classes: int = 2400,
-  seed: int = 0,
-) -> Scenes:
-  """Opens scenes.
-
-  Args:
-    split: "train" and "validation" (base classes only), or "test".
-    n_scenes: number of scenes.
-    n_classes: classes, as many of each of the 12 grounds, three quarters of them base; the classes
-      of a smaller number are among those of a larger one.
-    seed: random seed of the scenes; the classes are the same for all seeds.
-
-  Raises:
-    ValueError: unknown split, no scene, or more classes than a ground has.
-  """
-  if split not in _STREAMS:
-    raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_STREAMS)}")
-  if n_scenes < 1:
-    raise ValueError(f"got {n_scenes} scenes, expected at least 1")
-  novel_per_ground, rest = divmod(n_classes, 4 * len(COLOURS))
-  if rest:
-    raise ValueError(f"got {n_classes} classes, expected a multiple of {4 * len(COLOURS)}")
-  return Scenes(split, n_scenes, 3 * novel_per_ground, novel_per_ground, seed)
 
 
 def _classes(group: str, per_ground: int) -> np.ndarray:
@@ -162,9 +131,8 @@ def _places(key: np.ndarray):
   count = 3 + _integers(key, 1, _MAX_OBJECTS - 2)[0]
   placed: list[int] = []
   for i in range(_ATTEMPTS):
-    apart = np.hypot(x[placed] - x[i], y[placed] - y[i]) > _MIN_DISTANCE * (
-      scale[placed] + scale[i]
-    )
+    distance = np.hypot(x[placed] - x[i], y[placed] - y[i])
+    apart = distance > _MIN_DISTANCE * (scale[placed] + scale[i])
     if len(placed) < count and apart.all():
       placed.append(i)
   keep = np.array(placed)
@@ -194,11 +162,3 @@ def _draw(key, objects, attributes_RxA, x_R, y_R, scale_R, angle_R):
   visible = masks.sum((1, 2)) >= _MIN_VISIBLE * (distance < 0).sum(1)
   pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
   return pixels.reshape(SIZE, SIZE, 3), masks, visible
-
-
-def _boxes(masks_RxSxS: np.ndarray) -> np.ndarray:
-  """Tight boxes around masks that are not empty."""
-  columns, rows = masks_RxSxS.any(1), masks_RxSxS.any(2)
-  ends = [(line.argmax(1), SIZE - line[:, ::-1].argmax(1)) for line in (columns, rows)]
-  (x0, x1), (y0, y1) = ends
-  return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)

@@ -24,16 +24,13 @@ class Scores(NamedTuple):
 class Fusion(NamedTuple):
   """Exponents of CLIP's scores, and what becomes of the probability of no class.
 
-  Attributes:
-    e_base: exponent e for classes that the network was trained on, 0..1.
-    e_novel: exponent e for the others.
-    null: `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the
-      network's own joins the fused classes, and all are normalised. `gate`: the network's softmax
-      is over the classes alone; the fused classes are normalised and multiplied by 1 - null.
+  `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the network's
+  own joins the fused classes, and all are normalised. `gate`: the network's softmax is over the
+  classes alone; the fused classes are normalised and multiplied by 1 - null.
   """
 
-  e_base: float
-  e_novel: float
+  e_base: float  # exponent e for classes that the network was trained on, 0..1
+  e_novel: float  # exponent e for the others
   null: str = "drop"
 
 
@@ -87,11 +84,11 @@ def fuse(
   trained_C: Bool[_Array, " C"],
   valid_R: Bool[_Array, " R"],
 ) -> Float[_Array, "R C"]:
-  """Fuses a network's scores with CLIP's: net^(1-e) clip^e, with e by class.
+  """Fuses a network's scores with CLIP's: net^(1-e) clip^e, with e by class; one may be None.
 
   Args:
-    net: scores of the network that found the regions; None where it has none: CLIP's alone.
-    clip: CLIP's scores of the regions' crops; None for the network's alone.
+    net: scores of the network that found the regions.
+    clip: CLIP's scores of the regions' crops.
     fusion: exponents, and the treatment of no class.
     trained_C: classes that the network was trained on.
     valid_R: regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask);

@@ -1,13 +1,8 @@
 """A class for every pixel under prompts side by side: IoU, label images, pictures.
 
 Without regions the classes of patches, by a training-free recipe; with regions the classes of
-crops and of a network's embeddings, added up over the regions of a pixel.
-
-Leaves in the run's folder `results.json` with every figure, `results.md`, `report.html`,
-`plots/segmentation.png` and `labels/<number of the prompt>/<image>.png`. A restart resumes after
-the last block of images.
-
-With several processes all of them work on each block together, and the first writes.
+crops and of a network's embeddings, added up over the regions of a pixel. All processes work on
+each block of images together, and the first writes. A restart resumes after the last block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,22 +19,14 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
-from pomp_jax.rooms.regions.harness import (
-  Blocks,
-  Comparison,
-  check_masks,
-  check_prompts,
-  start,
-  store_of,
-)
-from pomp_jax.rooms.regions.opened import check_alone
+from pomp_jax.rooms.regions.harness import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.pictures import segmentation_sheet
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
-from pomp_jax.rooms.regions.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.pixels import IGNORED, read_values, write_labels
+from pomp_jax.rooms.regions.region_scorer import check_patches, open_label_maps
+from pomp_jax.rooms.regions.region_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.region_sources import check_region_source
 from pomp_jax.rooms.regions.segmentation import PixelMap
-from pomp_jax.rooms.regions.segmenter import check_patches, open_label_maps
 
 # Images between two saves.
 _BLOCK = 16
@@ -49,20 +36,15 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens images, labels, regions and prompts; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  check_alone(config.regions)
   pixels = open_pixel_set(config.segment)
-  check_prompts(config, config.segment, pixels.classes)
+  check_prompts(config, pixels.classes)
   if config.regions.source == "none":
     check_patches(config.segment, inputs.clip_config(config.clip.model))
   with waiting("reading all labels"):
     pixels.check()
-  check_masks(config, "segment", check_region_source(config, pixels.images(_BLOCK)))
+  check_region_source(config, "segment", pixels.images(_BLOCK))
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -74,14 +56,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     InputError: an image or its regions can't be read; a network with another CLIP inside.
   """
   folder, pixels = RunFolder(workdir), open_pixel_set(config.segment)
-  ours = Comparison(config, config.segment, pixels.classes, pixels.keys, pixels.files, _VERSION)
+  ours = Comparison(config, pixels.classes, pixels.keys, pixels.files, _VERSION)
   if (finished := folder.finished(key=ours.key)) is not None:
     return finished
   find = open_label_maps(
     config, ours.encoder, pixels.images(_BLOCK), pixels.classes, ours.matrices()
   )
-  start(folder, config)
-  store = store_of(folder, ours.key)
+  store = start(folder, config, ours.key)
   blocks = Blocks(len(pixels.keys), _BLOCK, store)
   blocks.run(find, _LabelMaps(config, folder, pixels, len(ours.prompts)), "segmentation")
   if not hosts.is_first():
@@ -92,7 +73,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   for named, tally in zip(ours.prompts, tallies, strict=True):
     iou_C, accuracy_C = tally.per_class()
     per_class = {"iou": iou_C, "accuracy": accuracy_C}
-    figures[named.label] = {**tally.figures(ours.groups()), "per_class": per_class}
+    figures[named.label] = {**tally.figures(ours.groups), "per_class": per_class}
   results = {
     "recipe": config.segment.recipe if config.regions.source == "none" else None,
     "prompts": [
@@ -110,13 +91,10 @@ class _LabelMaps:
   """Sink: pixel counts under each prompt, and label images."""
 
   def __init__(self, config: Settings, folder: RunFolder, pixels: PixelSet, n_prompts: int):
-    self._folder, self._pixels, self._n_prompts = folder, pixels, n_prompts
+    self._folder, self._pixels = folder, pixels
     n_images = len(pixels.keys)
-    self._written = range(n_images) if config.segment.output else _shown(n_images)
-    self._tallies = self._zeros()
-
-  def _zeros(self) -> list[PixelTally]:
-    return [PixelTally(len(self._pixels.classes)) for _ in range(self._n_prompts)]
+    self._written = range(n_images) if config.segment.output else spread_evenly(_SHOWN, n_images)
+    self._tallies = [PixelTally(len(pixels.classes)) for _ in range(n_prompts)]
 
   def take(self, row: int, found: Sequence[PixelMap]) -> None:
     labels_HxW = self._pixels.labels(row)
@@ -130,13 +108,9 @@ class _LabelMaps:
 
   def piece(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     counts = np.stack([tally.counts for tally in self._tallies])
-    self._tallies = self._zeros()
+    for tally in self._tallies:
+      tally.counts[:] = 0
     return {}, {"counts": counts}
-
-
-def _shown(n_images: int) -> list[int]:
-  """Images in the plot, evenly over all."""
-  return spread_evenly(_SHOWN, n_images).tolist()
 
 
 def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int) -> Path:
@@ -144,8 +118,8 @@ def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int) -
 
 
 def _draw(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> None:
-  """Draws some of the images with their label maps."""
-  shown = _shown(results["images"])
+  """Draws some of the images, evenly over all, with their label maps."""
+  shown = spread_evenly(_SHOWN, results["images"]).tolist()
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
   maps = [[labels] if titles else [] for labels in truth]

@@ -1,25 +1,25 @@
 """Label maps without regions: dense CLIP features of windows under class matrices.
 
 Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of an image in
-pixels, S names of all classes, C classes, E embedding.
+pixels, S names of all classes, C classes, E embedding, Q neighbours of a pixel.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Int, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.prompt.mesh import split_rows
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
-from pomp_jax.rooms.regions.pamr import pamr
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
@@ -28,6 +28,8 @@ _BUCKET = 128
 _MAX_PIXELS = 2**21
 # Largest number of scores in memory, names times pixels. More names are computed in chunks.
 _MAX_SCORES = 2**28
+# Distances of the neighbours in PAMR, pixels.
+_DILATIONS = (8, 16)
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
 _LONGEST = 2048
 
@@ -116,7 +118,11 @@ class DenseSegmenter:
         image = resize(image, axis, taps(side, image.shape[axis]))
       image = np.rint(image).astype(np.uint8)
     sides = tuple(min(settings.window or side, side) for side in image.shape[:2])
-    return _Windows(image, windows(image.shape[:2], sides, settings.stride), sides)
+    # Windows cover the image; the last of a line ends at the border.
+    stride, rest = settings.stride, np.subtract(image.shape[:2], sides)
+    y, x = (np.minimum(np.arange(-(-length // stride) + 1) * stride, length) for length in rest)
+    corners_Nx2 = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    return _Windows(image, corners_Nx2, sides)
 
   def _patch_features(self, cut: Sequence[_Windows]) -> list[Float[np.ndarray, "N h w E"]]:
     """Unit patch features; windows of the same sides share chunks."""
@@ -132,36 +138,16 @@ class DenseSegmenter:
           for y, x in cut[number].corners_Nx2
         ]
       )
-      features = self._features(pixels)
-      counts = [len(cut[number].corners_Nx2) for number in members]
-      for number, part in zip(members, np.split(features, np.cumsum(counts)[:-1]), strict=True):
+      features = []
+      for start in range(0, len(pixels), self._chunk):
+        rows = np.arange(start, start + self._chunk) % len(pixels)
+        placed = split_rows(pixels[rows], self._encoder.mesh)
+        features.append(self._tower(self._encoder.vision_params, placed))
+      ends = np.cumsum([len(cut[number].corners_Nx2) for number in members])
+      parts = np.split(np.concatenate([*map(np.asarray, features)])[: ends[-1]], ends[:-1])
+      for number, part in zip(members, parts, strict=True):
         results[number] = part
     return results
-
-  def _features(self, pixels_NxHxWx3: np.ndarray) -> np.ndarray:
-    """The tower in chunks of one size."""
-    n_windows = len(pixels_NxHxWx3)
-    results = []
-    for start in range(0, n_windows, self._chunk):
-      rows = np.arange(start, start + self._chunk) % n_windows
-      placed = split_rows(pixels_NxHxWx3[rows], self._encoder.mesh)
-      results.append(self._tower(self._encoder.vision_params, placed))
-    return np.concatenate([np.asarray(part) for part in results])[:n_windows]
-
-
-def windows(shape: tuple[int, ...], sides: tuple[int, ...], stride: int) -> Int[np.ndarray, "N 2"]:
-  """Corners y0, x0 of windows that cover an image; the last of a line ends at the border.
-
-  Args:
-    shape: height and width of the image.
-    sides: height and width of a window, at most the image's.
-    stride: distance of windows in pixels.
-  """
-  y, x = (
-    np.minimum(np.arange(-(-(length - side) // stride) + 1) * stride, length - side)
-    for length, side in zip(shape, sides, strict=True)
-  )
-  return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 class Taps(NamedTuple):
@@ -175,12 +161,8 @@ class Taps(NamedTuple):
 def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
   """Bilinear samples of a line, as torch's `interpolate` without align_corners and antialias.
 
-  Args:
-    n_out: number of new pixels.
-    n_in: number of old pixels; may be traced.
-    length: number of new pixels that n_in are spread over, n_out if None; may be traced. New pixels
-      beyond repeat the last.
-    xp: numpy or jax.numpy.
+  The n_in old pixels are spread over the first `length` of the n_out new ones, over all if None.
+  The others repeat the last. n_in and length may be traced if xp is jax.numpy.
   """
   length = n_out if length is None else length
   position = xp.maximum((xp.arange(n_out) + 0.5) * (n_in / length) - 0.5, 0)
@@ -226,15 +208,14 @@ def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> _Cut:
   padding = (1 << (n_windows - 1).bit_length()) - n_windows
   patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
   corners_Nx2 = np.pad(cut.corners_Nx2, ((0, padding), (0, 0)))
-  height, width = cut.image_HxWx3.shape[:2]
-  padded = padded_sides(height, width)
-  image = np.zeros((*padded, 3), np.uint8)
-  image[:height, :width] = cut.image_HxWx3
+  shape = cut.image_HxWx3.shape[:2]
+  padded = padded_sides(*shape)
+  margins = [(0, new - old) for new, old in zip(padded, shape, strict=True)]
+  image = np.pad(cut.image_HxWx3, (*margins, (0, 0)))
   covered = np.zeros(padded, np.float32)
   for y, x in cut.corners_Nx2:
     covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
-  shape_2 = np.array([height, width])
-  return _Cut(patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), shape_2)
+  return _Cut(patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array(shape))
 
 
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
@@ -282,3 +263,53 @@ def _label_map(
   (_, labels, total), _ = jax.lax.scan(join, start, (text_nxKxE, class_nxK))
   probability = 1 / total
   return jnp.where(probability < below, 0, labels).astype(jnp.int32), probability
+
+
+def pamr(
+  scores_SxHxW: Float[Array, "S H W"],
+  image_HxWx3: Float[Array, "H W 3"],
+  shape_2: Int[Array, "2"],
+  steps,
+) -> Float[Array, "S H W"]:
+  """Pixel-adaptive mask refinement (PAMR; Araslanov & Roth, 2020): fits scores to edges.
+
+  Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the eight of each
+  dilation. Their weights are the softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean
+  over the channels. The deviation is that of the neighbours, with the pixel once a dilation. Beyond
+  the border the border repeats.
+
+  Args:
+    scores_SxHxW: score maps.
+    image_HxWx3: colours on any scale.
+    shape_2: height and width without the padding below and to the right.
+    steps: number of steps; may be traced.
+  """
+  _, n_rows, n_columns = scores_SxHxW.shape
+  margin = max(_DILATIONS)
+  steps_of = [
+    (dilation * y, dilation * x)
+    for dilation, y, x in itertools.product(_DILATIONS, (-1, 0, 1), (-1, 0, 1))
+    if (y, x) != (0, 0)
+  ]
+  rows, columns = (
+    jnp.clip(jnp.arange(-margin, n + margin), 0, length - 1)
+    for n, length in zip((n_rows, n_columns), shape_2, strict=True)
+  )
+
+  def neighbours(maps):
+    """Maps [.., H, W] moved by each offset, without a copy of each."""
+    around = maps[..., rows, :][..., columns]
+    for y, x in steps_of:
+      yield around[..., margin + y : margin + y + n_rows, margin + x : margin + x + n_columns]
+
+  image_3xHxW = jnp.moveaxis(image_HxWx3, -1, 0)
+  around_Qx3xHxW = jnp.stack([*neighbours(image_3xHxW)])
+  own = jnp.broadcast_to(image_3xHxW, (len(_DILATIONS), *image_3xHxW.shape))
+  deviation = jnp.std(jnp.concatenate([around_Qx3xHxW, own]), axis=0, ddof=1)
+  difference = jnp.abs(around_Qx3xHxW - image_3xHxW) / (1e-8 + 0.1 * deviation)
+  weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
+
+  def step(_, maps):
+    return sum(w * moved for w, moved in zip(weights_QxHxW, neighbours(maps), strict=True))
+
+  return jax.lax.fori_loop(0, steps, step, scores_SxHxW)

@@ -5,35 +5,48 @@ The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `resu
 `plots/training.png` and `masks.safetensors`, which the job `propose` reads, in the run's folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import check_prompt, key_parts
-from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.class_matrix import check_prompt, class_matrix, key_parts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, only_prompt, read_prompts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.prompt.mesh import DATA, make_mesh
+from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
+from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
-from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
-from pomp_jax.rooms.regions.mask_sets import open_mask_set
-from pomp_jax.rooms.regions.mask_training import (
-  MaskTraining,
-  network_sizes,
-  prepare,
-  prompt_of_classes,
+from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.mask_former.losses import LossWeights
+from pomp_jax.rooms.regions.mask_former.model import VARIANTS, MaskFormer, MaskFormerConfig
+from pomp_jax.rooms.regions.mask_former.step import (
+  MaskLearner,
+  adamw,
+  make_mask_step,
+  poly_schedule,
 )
+from pomp_jax.rooms.regions.mask_former.weights import (
+  MaskFormerFile,
+  read_mask_former,
+  write_mask_former,
+)
+from pomp_jax.rooms.regions.mask_views import MaskAugmentation, MaskViews
+from pomp_jax.rooms.regions.region_sets import open_mask_set
 from pomp_jax.train import batches, loop
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
+from pomp_jax.train.setup import Training
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +55,14 @@ _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens images, classes, prompt and network; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens images, classes, prompt and network; writes nothing. InputError: one line."""
   folder, own = RunFolder(workdir), config.train_masks
   folder.check(config.job)
   source = open_mask_set(own, config.seed)
   clip_config = inputs.clip_config(config.clip.model)
-  network_sizes(own, clip_config.projection_dim)
-  named = prompt_of_classes(own)
-  check_prompt(named, [(name,) for name in source.names], clip_config, config.clip.model)
+  _network_sizes(own, clip_config.projection_dim)
+  named = _prompt_of_classes(own)
+  check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
   mesh = make_mesh()
   if config.batch_size % mesh.shape[DATA]:
     accepted = f"a multiple of the {mesh.shape[DATA]} devices"
@@ -66,16 +75,6 @@ def check(config: Settings, workdir: str) -> None:
   if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
     accepted = f"the prompt and the classes with which {folder.path} was started"
     raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
-
-
-def _may_change(field: str) -> bool:
-  return may_change(field) and not field.startswith("train_masks.")
-
-
-def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
-  """The store of `classes.json`; its key is of what the class matrix depends on beside the CLIP."""
-  parts = key_parts(named, [(name,) for name in names])
-  return Pieces(folder.path, fingerprint([str(part) for part in parts]))
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -95,7 +94,11 @@ def run(config: Settings, workdir: str) -> dict:
     _classes(folder, training.prompt, training.source.names).save("classes", {})
   done = loop.train(training)
   if hosts.is_first():
-    _save(training, done)
+    context, params = _stored_context(training.prompt.prompt), jax.device_get(done.state.params)
+    content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
+    path = folder.path / "masks.safetensors"
+    with writing(path), replacing(path) as file:
+      write_mask_former(file, content, context)
     plots.training_curves(
       folder.plots / "training.png",
       folder.scalars(),
@@ -108,13 +111,96 @@ def run(config: Settings, workdir: str) -> dict:
   return hosts.from_first(folder.read_results() if hosts.is_first() else None, "the results")
 
 
-def _save(training: MaskTraining, done: Checkpoint) -> None:
-  context = _stored_context(training.prompt.prompt)
-  params = jax.device_get(done.state.params)
-  content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
-  path = training.folder.path / "masks.safetensors"
-  with writing(path), replacing(path) as file:
-    write_mask_former(file, content, context)
+@dataclasses.dataclass(frozen=True)
+class MaskTraining(Training):
+  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes under `prompt`."""
+
+  sizes: MaskFormerConfig
+  prompt: NamedPrompt
+
+  @property
+  def n_groups(self) -> int:
+    """One: dropout has a stream for the whole batch, on any number of devices."""
+    return 1
+
+  def learner(self) -> MaskLearner:
+    """Parameters of `train_masks.init`, or random ones."""
+    path = self.config.train_masks.init
+    start = read_mask_former(path).params if path else None
+    return MaskLearner(MaskFormer(self.sizes), start)
+
+  def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `mask_former.step.make_mask_step` in `clip.dtype`."""
+    own = self.config.train_masks
+    dtype, products = precision_of(self.config.clip.dtype)
+    step = make_mask_step(
+      mesh=self.encoder.mesh,
+      model=MaskFormer(self.sizes, dtype),
+      optimizer=self.optimizer,
+      weights=LossWeights(own.classes, own.focal, own.dice, own.no_object),
+    )
+    return with_products(products, step)
+
+
+def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
+  """Opens everything that a training needs, and writes nothing; errors are one line each."""
+  own = config.train_masks
+  encoder = inputs.open_encoder(config)
+  source = open_mask_set(own, config.seed)
+  sizes = _network_sizes(own, encoder.clip.config.projection_dim)
+  prompt = _prompt_of_classes(own)
+  classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
+  steps_per_epoch = max(1, len(source) // config.batch_size)
+  total_steps = config.steps or config.epochs * steps_per_epoch
+  rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
+  augmentation = MaskAugmentation(own.augment, config.seed, (own.min_scale, own.max_scale))
+  return MaskTraining(
+    config=config,
+    folder=folder,
+    encoder=encoder,
+    source=source,
+    fetch=MaskViews(source, own.size, own.targets, augmentation),
+    frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
+    optimizer=adamw(
+      rate, weight_decay=own.weight_decay, backbone=own.backbone, clip_norm=own.clip_norm
+    ),
+    rate=rate,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    sizes=sizes,
+    prompt=prompt,
+  )
+
+
+def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
+  """Sizes of the network for a CLIP of this E; ConfigError if they or the targets do not fit."""
+  sizes = dataclasses.replace(VARIANTS[own.network], embedding=embedding)
+  if own.init:
+    sizes = read_mask_former(own.init).config
+    if sizes.embedding != embedding:
+      found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
+      raise ConfigError("train_masks.init", own.init, found)
+  if own.targets > sizes.n_queries:
+    raise ConfigError("train_masks.targets", own.targets, f"at most {sizes.n_queries}, the queries")
+  return sizes
+
+
+def _prompt_of_classes(own: TrainMasks) -> NamedPrompt:
+  return only_prompt(read_prompts([own.prompt], "train_masks.prompt"), "train_masks.prompt")
+
+
+def _synonyms(names: Sequence[str]) -> list[tuple[str, ...]]:
+  """The first name of each class alone."""
+  return [(name,) for name in names]
+
+
+def _may_change(field: str) -> bool:
+  return may_change(field) and not field.startswith("train_masks.")
+
+
+def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
+  """The store of `classes.json`; its key is of what the class matrix depends on beside the CLIP."""
+  return Pieces(folder.path, fingerprint(map(str, key_parts(named, _synonyms(names)))))
 
 
 def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:

@@ -5,6 +5,7 @@ classes of patches, by a training-free recipe.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import os
 import posixpath
@@ -27,12 +28,16 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import printable
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
 from pomp_jax.rooms.regions.pictures import OTHER, Boxes, boxes_picture, label_colours, overlay
-from pomp_jax.rooms.regions.pixel_sets import with_background
 from pomp_jax.rooms.regions.pixels import write_labels
-from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
+from pomp_jax.rooms.regions.region_scorer import (
+  RegionScorer,
+  Scored,
+  detections_of,
+  open_label_maps,
+)
+from pomp_jax.rooms.regions.region_sets import with_background
 from pomp_jax.rooms.regions.region_sources import Images, check_region_source
 from pomp_jax.rooms.regions.segmentation import PixelMap
-from pomp_jax.rooms.regions.segmenter import open_label_maps
 
 # Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
@@ -129,15 +134,16 @@ class _Whole(Task):
     # Batches are padded, so never ask for more than there are pictures.
     most = min(self._config.propose.batch_size, len(self._keys))
     config = self._config = self._config.replace({"propose.batch_size": most})
-    self._classes, self._output = classes_of(config), _outputs(self._keys)
+    self._classes, keys = classes_of(config), self._keys
+    # Names of the pictures' files without a suffix; with theirs, if two would become equal.
+    stems = [os.path.splitext(key)[0] for key in keys]
+    self._output = dict(zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True))
     source, named = config.regions.source, config.predict.prompt
-    self.facts = {"n_classes": len(self._classes), "regions": source}
-    if source == "network":
-      self.facts["network"] = config.propose.network
-    if source == "none":
-      self.facts["recipe"] = config.segment.recipe
+    more = {"network": {"network": config.propose.network}}
+    more |= {"none": {"recipe": config.segment.recipe}}
+    self.facts = {"n_classes": len(self._classes), "regions": source} | more.get(source, {})
     pixels = lambda row: self._picture(row).image
-    images = Images([_stem(key) for key in self._keys], lambda row: pixels(row).shape[:2], pixels)
+    images = Images([_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels)
     prompt = NamedPrompt(named, open_prompt(named))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
     return self._open_regions(config, encoder, images, self._classes, [matrix])
@@ -164,21 +170,21 @@ class Segment(_Whole):
   """A name for every pixel: `labels/` and `pictures/`."""
 
   columns = ("name", "value", "share", "probability")
-
-  def _open_regions(self, *given):
-    return open_label_maps(*given)
+  _open_regions = staticmethod(open_label_maps)
 
   def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
     (labels, probability), names = found[0], self._classes.names
-    whole = _enlarged(labels, picture.sides)
+    # Values of the nearest pixels, at the size of the file.
+    sides = zip(picture.sides, labels.shape, strict=True)
+    whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in sides))]
     with writing(self._folder.path):
       write_labels(self._path("labels", key), whole, len(names), _table(labels))
       overlay(self._path("pictures", key), picture.image, labels, names, key)
     values, counts = np.unique(whole[whole >= 0], return_counts=True)
     rows = []
     for place in np.argsort(-counts, kind="stable"):
-      value = int(values[place])
-      row = {"name": names[value], "value": value, "share": float(counts[place] / whole.size)}
+      value, share = int(values[place]), float(counts[place] / whole.size)
+      row = {"name": names[value], "value": value, "share": share}
       if probability is not None:
         row["probability"] = float(probability[whole == value].mean())
       rows.append(row)
@@ -194,21 +200,18 @@ class Detect(_Whole):
   columns = ("name", "score", "x", "y", "width", "height")
 
   def _open_regions(self, *given):
-    self._ids, self._results = _image_ids(self._keys), []
+    # Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, ..
+    stems = map(_stem, self._keys)
+    ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+    numbers = ids if len(set(ids)) == len(self._keys) else range(1, len(self._keys) + 1)
+    self._ids, self._results = dict(zip(self._keys, numbers, strict=True)), []
     scorer = RegionScorer(*given, logit_scale=self._config.detect.logit_scale)
     return lambda block: ((one.row, one) for one in scorer.scored(block))
 
   def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
     config, names = self._config, self._classes.names
-    (scores_RxN,) = found.scores
-    kept = detections_of(
-      found.regions,
-      scores_RxN,
-      picture.sides,
-      detect=config.detect,
-      mask_threshold=config.regions.mask_threshold,
-      most=MAX_DETECTIONS["coco"],
-    )
+    sides, most = picture.sides, MAX_DETECTIONS["coco"]
+    kept = detections_of(found.regions, *found.scores, sides, config, most)
     boxes = Boxes(kept.boxes, kept.classes, kept.scores)
     with writing(self._folder.path):
       path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
@@ -221,11 +224,8 @@ class Detect(_Whole):
       for row in result_rows(self._ids[key], np.arange(1, len(names) + 1), kept)
     ]
     self._results += rows
-    return [
-      {"name": row["name"], "score": row["score"]}
-      | dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True))
-      for row in rows
-    ]
+    values = [(row["name"], row["score"], *row["bbox"]) for row in rows]
+    return [dict(zip(self.columns, own, strict=True)) for own in values]
 
   def _text(self, row):
     return f"{row['name']} {row['score']:.2f}"
@@ -245,11 +245,8 @@ def classes_of(config: Settings) -> ClassSplit:
   return with_background(classes, background)
 
 
-def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | int | None:
+def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> None:
   """Checks the network, or the file of regions; pictures whose header can't be read are skipped.
-
-  Returns:
-    The first picture that has boxes without masks; None if there is none.
 
   Raises:
     InputError: as `check_region_source`; pictures of one stem, by which files name them.
@@ -259,44 +256,19 @@ def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | 
   for name, path in files.items() if config.regions.source == "file" else ():
     if (other := first.setdefault(_stem(name), name)) != name:
       raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
-    try:
+    with contextlib.suppress(ImageError):
       shapes[_stem(name)] = image_size(path, config.data.upright)
-    except ImageError:
-      continue
   sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
-  return check_region_source(config, Images(list(shapes), sides.__getitem__, no_pixels))
+  images = Images(list(shapes), sides.__getitem__, no_pixels)
+  check_region_source(config, config.predict.task, images)
 
 
 def _stem(name: str) -> str:
   return os.path.splitext(posixpath.basename(name))[0]
 
 
-def _outputs(keys: Sequence[str]) -> dict[str, str]:
-  """Names of the pictures' files without a suffix; with theirs, if two would become equal."""
-  stems = {key: os.path.splitext(key)[0] for key in keys}
-  return stems if len(set(stems.values())) == len(stems) else {key: key for key in keys}
-
-
-def _image_ids(keys: Sequence[str]) -> dict[str, int]:
-  """Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, .."""
-  ids = [int(stem) for stem in map(_stem, keys) if stem.isascii() and stem.isdigit()]
-  numbers = ids if len(set(ids)) == len(keys) else range(1, len(keys) + 1)
-  return dict(zip(keys, numbers, strict=True))
-
-
 def _table(labels_HxW: np.ndarray) -> np.ndarray:
   """Colours of a label image's values: those of the picture, white for no class, else grey."""
-  table = np.tile(np.array(to_rgb(OTHER)), (256, 1))
-  for label, colour in label_colours(labels_HxW).items():
-    if label < len(table):
-      table[label] = to_rgb(colour)
-  table[-1] = 1
-  return np.rint(255 * table).astype(np.uint8)
-
-
-def _enlarged(array: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-  """Values of the nearest pixels in an array whose last axes become `sides`."""
-  rows, columns = (
-    np.arange(new) * old // new for new, old in zip(sides, array.shape[-2:], strict=True)
-  )
-  return array[..., rows[:, None], columns]
+  colours = label_colours(labels_HxW)
+  table = [to_rgb(colours.get(label, OTHER)) for label in range(255)]
+  return np.rint(255 * np.array([*table, (1, 1, 1)])).astype(np.uint8)

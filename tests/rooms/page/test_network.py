@@ -16,9 +16,8 @@ from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.networks import open_network
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
-from pomp_jax.rooms.regions.region_sources import Images
+from pomp_jax.rooms.regions.region_sources import Images, open_network
 from tests.support.region_jobs import write_network
 from tests.support.small_run import changed, settings
 
@@ -61,9 +60,8 @@ def test_objects_are_those_of_predict(case):
   config, comparison, image = case
   picture, objects = comparison.find_objects(image, NAMES)
   assert picture.startswith(b"\x89PNG")
-  limits = {"mask_threshold": config.regions.mask_threshold, "most": MAX_DETECTIONS["coco"]}
   for rows, (regions, scores) in zip(objects, scored(case), strict=True):
-    expected = detections_of(regions, scores, image.size[::-1], detect=config.detect, **limits)
+    expected = detections_of(regions, scores, image.size[::-1], config, MAX_DETECTIONS["coco"])
     found = zip(expected.classes, expected.scores, strict=True)
     pairs = {(NAMES[c], round(float(score), 4)) for c, score in found}
     assert 0 < len(rows) <= 8

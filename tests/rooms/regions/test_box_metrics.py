@@ -3,22 +3,13 @@
 import json
 
 import numpy as np
-from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.rooms.regions import box_metrics
 from pomp_jax.rooms.regions.annotations import annotations_of
-from pomp_jax.rooms.regions.box_metrics import (
-  MAX_DETECTIONS,
-  Detections,
-  average_precision,
-  result_rows,
-)
-from pomp_jax.rooms.regions.masks import run_lengths_of
+from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision
 from tests.support.detection_cases import (
-  HEIGHT,
   IOU_TYPES,
-  WIDTH,
   only,
   pycoco,
   random_annotations,
@@ -112,25 +103,6 @@ def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
   figures = average_precision(annotations_of(value), results)
   monkeypatch.setattr(box_metrics, "_CATEGORIES", 4)
   assert average_precision(annotations_of(value), results) == figures
-
-
-def test_results_are_rows_that_pycocotools_reads():
-  value = random_annotations(3)
-  annotations = annotations_of(value, names=[*(f"thing {i}" for i in range(6)), "unicorn"])
-  mask = np.zeros((2, HEIGHT, WIDTH), bool)
-  mask[0, 3:10, 5:25] = True
-  masks = [run_lengths_of(own) for own in mask]
-  boxes = np.array([[5, 3, 25, 10], [0, 0, 4, 4]], np.float32)
-  scores, classes = np.array([0.5, 0.25], np.float32), np.array([2, 6], np.int32)
-  found = Detections(boxes, scores, classes, masks)
-  rows = result_rows(annotations.images[1].id, annotations.category_ids, found)
-  # The unicorn has no category in the file.
-  assert len(rows) == 1
-  assert json.loads(json.dumps(rows)) == rows
-  assert rows[0]["bbox"] == [5, 3, 20, 7] and rows[0]["score"] == 0.5
-  assert rows[0]["image_id"] == value["images"][1]["id"]
-  assert rows[0]["category_id"] == value["categories"][2]["id"]
-  np.testing.assert_array_equal(pycoco_mask.decode(rows[0]["segmentation"]), mask[0])
 
 
 def test_nothing_to_measure():

@@ -2,17 +2,14 @@
 
 import types
 
-from faster_coco_eval.core import mask as mask_api
 import numpy as np
-from PIL import Image
 import pytest
 import torch
 from torch.nn import functional
 from torchvision import ops
 
 from pomp_jax.rooms.regions.boxes import boxes_of_masks, iou, select_detections
-from pomp_jax.rooms.regions.masks import hard_masks, run_lengths_of
-from pomp_jax.rooms.regions.resize import resized_image, resized_sides
+from pomp_jax.rooms.regions.masks import hard_masks, resized_sides
 
 RNG = np.random.default_rng(0)
 
@@ -88,40 +85,22 @@ def test_masks_are_torchs(sides, threshold):
     assert sure.mean() > 0.9
 
 
-def test_run_lengths_are_the_librarys():
-  mask = RNG.random((7, 9)) < 0.5
-  found = run_lengths_of(mask)
-  assert found["size"] == [7, 9] and isinstance(found["counts"], str)
-  decoded = mask_api.decode(found | {"counts": found["counts"].encode()})
-  np.testing.assert_array_equal(decoded.astype(bool), mask)
-
-
 @pytest.mark.parametrize(
-  ("sides", "size", "expected"),
+  ("given", "expected"),
   [
-    ((480, 640), 640, (640, 853)),
-    ((427, 640), 640, (640, 959)),
-    ((640, 428), 640, (957, 640)),
-    ((500, 334), 512, (766, 512)),
-    ((100, 640), 640, (400, 2560)),  # 4,096 would be too long
-    ((2048, 300), 512, (2048, 300)),
-    ((48, 31), 0, (48, 31)),
+    ((480, 640, 640), (640, 853)),
+    ((427, 640, 640), (640, 959)),
+    ((640, 428, 640), (957, 640)),
+    ((500, 334, 512), (766, 512)),
+    ((100, 640, 640), (400, 2560)),  # 4,096 would be too long
+    ((2048, 300, 512), (2048, 300)),
+    ((48, 31, 0), (48, 31)),
+    # Multiples of 4.
+    ((30, 64, 0, 4), (32, 64)),
+    ((40, 56, 64, 4), (64, 88)),
+    ((1, 9, 0, 4), (4, 8)),
   ],
 )
-def test_sides_are_detectron2s(sides, size, expected):
+def test_sides_are_detectron2s(given, expected):
   """Shorter side of `size`, longer one of 4 times that at most, halves rounded upwards."""
-  assert resized_sides(*sides, size) == expected
-
-
-def test_sides_are_multiples():
-  assert resized_sides(30, 64, 0, 4) == (32, 64)
-  assert resized_sides(40, 56, 64, 4) == (64, 88)
-  assert resized_sides(1, 9, 0, 4) == (4, 8)
-
-
-def test_an_image_is_pils():
-  image = RNG.integers(0, 256, (30, 41, 3), np.uint8)
-  for size, sides in ((60, (82, 60)), (20, (27, 20))):
-    expected = np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(resized_image(image, size), expected)
-  assert resized_image(image, 0) is image
+  assert resized_sides(*given) == expected

@@ -1,7 +1,4 @@
-"""Dense recipes against a re-statement on HuggingFace's torch modules holding the same weights.
-
-And the matrices that resize against torch's own interpolation.
-"""
+"""Dense recipes against a re-statement on HuggingFace's torch modules holding the same weights."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.clip import Clip, ClipError, image_tower
+from pomp_jax.clip import Clip, ClipError
 from pomp_jax.clip.synthetic import synthetic_config
-from pomp_jax.clip.torch_bicubic import bicubic_matrix
-from pomp_jax.rooms.regions.dense import RECIPES, dense_tower, token_tower
-from tests.support.checks import assert_close
-from tests.support.clips import pooled
+from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
 
 PATCH = 8
 
@@ -96,29 +90,13 @@ def test_recipes_equal_torch(quick, name, size):
   np.testing.assert_allclose(found.reshape(2, -1, 24), expected.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
-def test_the_class_token_of_the_clip_recipe_is_huggingfaces_image_feature(legacy, size):
-  images = _images(size)
-  mean, std = np.float32(legacy.clip.mean), np.float32(legacy.clip.std)
-  pixels = torch.as_tensor(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
-  with torch.no_grad():
-    expected = pooled(legacy.torch_model.get_image_features(pixels, interpolate_pos_encoding=True))
-  found = jax.jit(token_tower(legacy.clip, RECIPES["clip"]))(legacy.clip.vision_params, images)
-  assert_close(found[:, 0], expected)
-  if size == (32, 32):
-    ours = jax.jit(image_tower(legacy.clip))(legacy.clip.vision_params, images)
-    assert_close(found[:, 0], ours)
-
-
-def test_chunks_have_the_same_features_and_bfloat16_those_within_its_error(quick):
-  images = _images((40, 24))[[0, 1, 0]]
-  exact, chunked, rounded = (
-    jax.jit(dense_tower(quick.clip, RECIPES["naclip"], dtype, chunk=chunk))(
-      quick.clip.vision_params, images
+def test_bfloat16_has_the_features_within_its_error(quick):
+  exact, rounded = (
+    jax.jit(dense_tower(quick.clip, RECIPES["naclip"], dtype))(
+      quick.clip.vision_params, _images((40, 24))
     )
-    for dtype, chunk in ((jnp.float32, 0), (jnp.float32, 2), (jnp.bfloat16, 0))
+    for dtype in (jnp.float32, jnp.bfloat16)
   )
-  assert_close(chunked, exact)
   assert rounded.dtype == jnp.float32
   assert 0 < np.abs(rounded - exact).max() < 0.03
 
@@ -132,36 +110,3 @@ def test_other_sides_and_other_backbones_are_named(quick):
       "RN50", synthetic_config("RN50.safetensors"), quick.clip.params, quick.clip.tokenizer
     )
     dense_tower(resnet, RECIPES["naclip"])
-
-
-def _interpolated(image, **settings):
-  pixels = torch.as_tensor(image)[None, None]
-  return functional.interpolate(pixels, mode="bicubic", **settings)[0, 0].numpy()
-
-
-@pytest.mark.parametrize("size", [(9, 31), (1, 5), (14, 14), (40, 2)])
-def test_two_matrices_resize_as_interpolated(size):
-  image = np.random.default_rng(0).standard_normal((14, 17), np.float32)
-  found = bicubic_matrix(size[0], 14) @ image @ bicubic_matrix(size[1], 17).T
-  assert_close(found, _interpolated(image, size=size))
-
-
-@pytest.mark.parametrize("sides", [(7, 7), (28, 21), (14, 20)])
-def test_a_scale_factor_moves_the_samples_as_in_interpolated(sides):
-  # Grids of position embeddings in SCLIP and NACLIP.
-  image = np.random.default_rng(0).standard_normal((14, 14), np.float32)
-  scales = [(side + 0.1) / 14 for side in sides]
-  rows, columns = (bicubic_matrix(n, 14, scale=s) for n, s in zip(sides, scales, strict=True))
-  expected = _interpolated(image, scale_factor=scales, recompute_scale_factor=False)
-  assert_close(rows @ image @ columns.T, expected)
-  by_size = bicubic_matrix(sides[0], 14) @ image @ bicubic_matrix(sides[1], 14).T
-  assert np.abs(by_size - expected).max() > 1e-2
-
-
-@pytest.mark.parametrize("low, high", [(0, 14), (3, 4), (5, 14), (-3, 19)])
-def test_a_range_resizes_as_torch_resizes_the_crop(low, high):
-  """Pixels beyond the line count as zeros."""
-  line = np.random.default_rng(0).standard_normal((14, 1), np.float32)
-  found = jax.jit(bicubic_matrix, static_argnums=(0, 1))(8, 14, low, high) @ line
-  padded = np.pad(line, ((5, 5), (0, 0)))
-  assert_close(found, _interpolated(padded[5 + low : 5 + high], size=(8, 1)))

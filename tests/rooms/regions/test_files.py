@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from pomp_jax.rooms.regions.files import (
   Regions,
   RegionWriter,
 )
-from tests.support.fuzzing import allowed_errors, damaged, edited_json
+from tests.support.fuzzing import allowed_errors, edited_json
 
 HEIGHT, WIDTH = 30, 40
 RNG = np.random.default_rng(0)
@@ -78,10 +77,7 @@ def test_boxes_alone_and_no_region(tmp_path):
 
 
 def test_arrays_of_other_writers(folder, tmp_path):
-  """NumPy's own savez, uncompressed, float64, one box that ends beyond the image by rounding.
-
-  Embeddings may have any norm, beyond what half precision holds.
-  """
+  """NumPy's savez, float64, a box beyond the image by rounding, embeddings of any norm."""
   RegionWriter(tmp_path, HEADER)
   boxes = REGIONS.boxes.astype(float)
   boxes[0, 2] = 40.6
@@ -164,18 +160,11 @@ def test_an_unusable_header(tmp_path, files, field, bad):
 
 
 def test_a_flipped_bit_of_the_header_is_noticed(tmp_path, files):
-  data, path = files["regions.json"], tmp_path / "regions.json"
-  noticed = 0
-  for place in range(len(data)):
-    changed = bytearray(data)
-    changed[place] ^= 1 << place % 8
-    path.write_bytes(changed)
-    try:
-      assert RegionFolder(tmp_path).header == HEADER, data[place - 9 : place + 9]
-    except (RegionFileError, CategoryFileError) as error:
-      assert "regions.json" in str(error)
-      noticed += 1
-  assert noticed > 0.8 * len(data)
+  changed = bytearray(files["regions.json"])
+  changed[changed.index(b"100.0")] ^= 8  # 900
+  (tmp_path / "regions.json").write_bytes(changed)
+  with pytest.raises(RegionFileError, match=r"regions\.json"):
+    RegionFolder(tmp_path)
 
 
 def test_embeddings_of_another_clip():
@@ -188,28 +177,18 @@ def test_embeddings_of_another_clip():
   dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
 
 
-@pytest.mark.parametrize("kind", ["damaged", "edited header"])
-def test_fuzzed_files(tmp_path, files, kind):
+def test_fuzzed_headers(tmp_path, files):
+  """tests/files/test_fuzz.py damages the arrays."""
   header = json.loads(files["regions.json"])
   del header["checksum"]
-  changes = {
-    "damaged": st.sampled_from(sorted(files)).flatmap(
-      lambda name: st.tuples(st.just(name), damaged([files[name]]))
-    ),
-    "edited header": st.tuples(
-      st.just("regions.json"),
-      edited_json(header, *header["embeddings"], "sigmoid", "format_version"),
-    ),
-  }
+  (tmp_path / "7.npz").write_bytes(files["7.npz"])
 
-  @given(changes[kind])
-  def check(change):
-    for name, data in (files | dict([change])).items():
-      (tmp_path / name).write_bytes(data)
+  @given(edited_json(header, *header["embeddings"], "sigmoid", "format_version"))
+  def check(data):
+    (tmp_path / "regions.json").write_bytes(data)
     with allowed_errors(RegionFileError, CategoryFileError, within=[tmp_path]):
       source = RegionFolder(tmp_path)
       found = source.read(7, HEIGHT, WIDTH)
-      assert (found.boxes >= 0).all() and (found.boxes <= [WIDTH, HEIGHT] * 2).all()
       if source.header.stages:
         sizes = (len(found.boxes), source.header.stages, source.header.width)
         assert found.embeddings.shape == sizes

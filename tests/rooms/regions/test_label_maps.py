@@ -49,20 +49,6 @@ def test_the_class_of_the_highest_sum(grid, sides, kind):
     assert (found == -1).any() and sure.any()
 
 
-def test_regions_that_do_not_overlap():
-  """Those of a label image: the class of the pixel's own region."""
-  owners = RNG.integers(-1, 5, (30, 41))
-  masks = owners == np.arange(5)[:, None, None]
-  scores = [RNG.random((5, 9)).astype(np.float32) for _ in range(2)]
-  for own, found in zip(scores, label_maps_of_regions(scores, masks, 30, 41), strict=True):
-    assert found.dtype == np.int32
-    expected = np.where(owners < 0, -1, own.argmax(1)[owners])
-    np.testing.assert_array_equal(found, expected)
-    # As their sums say.
-    summed = label_maps_of_regions([own], (255 * masks).astype(np.uint8), 30, 41)
-    np.testing.assert_array_equal(summed[0], expected)
-
-
 def test_many_small_blocks(monkeypatch):
   """Several in both directions, the last of which reach beyond the image."""
   monkeypatch.setattr(label_maps, "_MAX_NUMBERS", 128 * 2 * 16)

@@ -9,17 +9,10 @@ import pytest
 import torch
 
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.rooms.regions.boxes import boxes_of_masks
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
-from pomp_jax.rooms.regions.proposals import (
-  Proposer,
-  decisive_masks,
-  found_objects,
-  header_of,
-  mask_boxes,
-)
+from pomp_jax.rooms.regions.proposals import Proposer, decisive_masks, found_objects, mask_boxes
 from tests.support.checks import assert_close
 from tests.support.region_jobs import TINY, random_params
 
@@ -74,31 +67,9 @@ def test_regions_are_the_networks_masks_and_embeddings(network, classes):
       assert box.tolist() == tight
 
 
-def test_masks_at_full_size_are_those_of_interpolated_logits(network):
-  """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed.
-
-  Images of other sizes in the same batch change nothing.
-  """
-  images = [IMAGES[0][:37, :50], IMAGES[0][:33, :61], IMAGES[0][4:, 8:]]
-  proposer = Proposer(network, make_mesh(), CLASSES, batch_size=4, stride=1)
-  for image, regions in zip(images, proposer.regions(images), strict=True):
-    height, width = image.shape[:2]
-    output = output_of(network.params, normalized_pixels(image[None]))
-    logits = torch.tensor(np.asarray(output.masks_JxBxQxhxw[-1]))
-    whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
-    expected = whole[0, :, :height, :width].sigmoid().numpy()
-    assert regions.masks.shape == expected.shape
-    assert np.abs(regions.masks / 2.0**15 - expected).max() < 2**-11
-    assert_close(regions.embeddings[:, 0], output.embeddings_JxBxQxE[-1, 0], 2e-3)
-    np.testing.assert_array_equal(regions.boxes, boxes_of_masks(regions.masks > 2**14))
-
-
 @pytest.mark.parametrize("deviation", [3.0, 40.0])
 def test_masks_decide_every_pixel_as_the_published_fusion_does(deviation):
-  """Random masks, below 1/510 in half of the image: einsum of sigmoids, then the argmax.
-
-  In float64, since float32 has no sigmoid of -110.
-  """
+  """Random masks, below 1/510 in half of the image; float32 has no sigmoid of -110."""
   logits = RNG.normal(-deviation / 2, deviation, (20, 61, 83)).astype(np.float32)
   logits[:, :, 40:] -= 3.5 * deviation
   scores = torch.tensor(RNG.normal(0, 5, (20, 30))).softmax(-1)
@@ -115,13 +86,6 @@ def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():
   masks[0, 2:5, 3:9] = 200
   assert mask_boxes(masks, 4, 4, 0.5).tolist() == [[1.0, 1.0, 3.0, 2.5], [0.0] * 4]
   assert not mask_boxes(masks, 4, 4, 0.8).any()
-
-
-def test_the_header_names_what_the_embeddings_are_compared_with(network):
-  header = header_of(network, "a/clip")
-  assert (header.stages, header.width, header.activation, header.scale) == (1, 12, "softmax", 100)
-  np.testing.assert_allclose(header.null, network.params["non_object"][0])
-  assert header.trained_classes == ("a", "b", "c")
 
 
 def test_found_objects():

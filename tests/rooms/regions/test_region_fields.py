@@ -1,11 +1,4 @@
-"""What `segment`, `detect` and `propose` are given: each field, and bad input.
-
-Every field of `regions` and `segment`, and some of `detect`, reach what they name: a row says which
-argument of which function becomes what. Figures, label maps or detections change with it.
-
-Bad input is one line, and nothing is written. Each check that a job makes has a case here; the
-rooms of the readers have all that can be wrong.
-"""
+"""Each field of `segment`, `detect` and `propose` reaches what it names; bad input is one line."""
 
 import json
 import shutil
@@ -19,15 +12,7 @@ import torch
 from pomp_jax.config import FIELDS
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.rooms.regions import (
-  detect,
-  opened,
-  pixel_sets,
-  region_scorer,
-  region_sources,
-  segment,
-  segmenter,
-)
+from pomp_jax.rooms.regions import detect, region_scorer, region_sets, region_sources, segment
 from pomp_jax.rooms.regions import harness as region_harness
 from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
 from pomp_jax.rooms.regions.scores import Fusion
@@ -66,14 +51,14 @@ SEGMENT = {
   "regions.null": ("gate", FILE, "region_scores.fusion", Fusion(0.2, 0.8, "gate")),
   "regions.objectness": (True, FILE, "region_scores.objectness"),
   "regions.alone": (True, FILE, "results.labels", 6),
-  "segment.source": (WORLD, ONE, "open_scenes.n_scenes", 1),
+  "segment.source": (WORLD, ONE, "Scenes.n_scenes", 1),
   "segment.images": ("OTHER/images", {}, "open_pixels.images"),
   "segment.labels": ("OTHER/labels", FILE, "open_pixels.labels"),
   "segment.names": ("OTHER/names.txt", {}, "results.classes", ("tree", "road", "lake", "star")),
   "segment.label_values": ("reduce_zero_label", {}, "open_pixels.values"),
   "segment.ignore": (254, {}, "open_pixels.ignore"),
   "segment.n_images": (2, {}, "results.images"),
-  "segment.scene_classes": (480, WORLD | ONE, "open_scenes.n_classes"),
+  "segment.scene_classes": (480, WORLD | ONE, "Scenes.n_classes"),
   "segment.prompts": ("the {}", {}, "class_matrix.prompt"),
   "segment.recipe": ("clip", PATCHES, "DenseSettings.recipe"),
   "segment.logit_scale": (1.0, FILE, "region_scores.logit_scale"),
@@ -99,11 +84,11 @@ ROWS += [("segment", "regions.expand", 1.7, FILE, "CropSettings.expand")]
 ROWS += [("segment", "segment.logit_scale", 100.0, UNSURE, "DenseSettings.logit_scale")]
 ROWS += [("detect", field, *row) for field, row in DETECT.items()]
 SPIED = (
-  *((region_sources, "open_regions"), (opened, "CropSettings")),
+  *((region_sources, "open_regions"), (region_scorer, "CropSettings")),
   *((region_scorer, name) for name in ("region_scores", "select_detections", "hard_masks")),
-  *((pixel_sets, name) for name in ("open_pixels", "open_scenes")),
+  *((region_sets, name) for name in ("open_pixels", "Scenes")),
   (region_harness, "class_matrix"),
-  (segmenter, "DenseSettings"),
+  (region_scorer, "DenseSettings"),
   (RegionFolder, "read"),
 )
 

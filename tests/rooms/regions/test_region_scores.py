@@ -9,7 +9,7 @@ from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.regions.files import RegionHeader, Regions
-from pomp_jax.rooms.regions.region_scores import region_scores
+from pomp_jax.rooms.regions.region_scorer import region_scores
 from pomp_jax.rooms.regions.scores import FUSIONS
 from tests.support.checks import assert_close
 

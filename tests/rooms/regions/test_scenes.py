@@ -5,26 +5,26 @@ from pycocotools import mask as pycoco_mask
 import pytest
 from scipy import ndimage
 
-from pomp_jax.rooms.regions.scenes import SIZE, open_scenes
+from pomp_jax.rooms.regions.scenes import SIZE, Scenes
 from pomp_jax.world import class_names, render
 from pomp_jax.world.names import COLOURS
 
 
 @pytest.fixture(scope="module")
 def drawn():
-  scenes = open_scenes("test", 40)
+  scenes = Scenes("test", 40)
   return scenes, [scenes.scene(i) for i in range(40)]
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone(drawn):
-  again = open_scenes("test", 8).scene(7)
+  again = Scenes("test", 8).scene(7)
   for own, other in zip(drawn[1][7], again, strict=True):
     np.testing.assert_array_equal(own, other)
-  others = [open_scenes("test", 8, seed=1), open_scenes("validation", 8), open_scenes("train", 8)]
+  others = [Scenes("test", 8, seed=1), Scenes("validation", 8), Scenes("train", 8)]
   images = [scene.image for scene in drawn[1][:8]] + [o.scene(7).image for o in others]
   assert len({image.tobytes() for image in images}) == 11
   with pytest.raises(IndexError):
-    open_scenes("test", 2).scene(2)
+    Scenes("test", 2).scene(2)
 
 
 def test_masks_are_disjoint_and_boxes_tight(drawn):
@@ -69,7 +69,7 @@ def test_classes(drawn):
   seen = {scenes.groups[c] for scene in shown for c in scene.labels}
   assert seen == {"base", "novel"}
 
-  fewer = open_scenes("test", 1, 48)
+  fewer = Scenes("test", 1, 48)
   assert len(fewer.names) == 48 and fewer.groups.count("novel") == 12
   one, other = (set(zip(some.names, some.groups, strict=True)) for some in (fewer, scenes))
   assert one < other
@@ -77,7 +77,7 @@ def test_classes(drawn):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_no_novel_class_in_training(split):
-  scenes = open_scenes(split, 60)
+  scenes = Scenes(split, 60)
   labels = np.concatenate([scenes.scene(i).labels for i in range(60)])
   assert all(scenes.groups[c] == "base" for c in labels)
   assert len(set(labels.tolist())) > 150
@@ -85,7 +85,7 @@ def test_no_novel_class_in_training(split):
 
 def test_label_map_and_annotations_hold_the_masks(drawn):
   scenes, shown = drawn
-  value = open_scenes("test", 5).annotations()
+  value = Scenes("test", 5).annotations()
   assert [category["name"] for category in value["categories"]] == list(scenes.names)
   for row in value["annotations"]:
     scene = shown[row["image_id"] - 1]
@@ -99,4 +99,4 @@ def test_label_map_and_annotations_hold_the_masks(drawn):
 @pytest.mark.parametrize("sizes", [("a", 1), ("test", 0), ("test", 1, 96_000), ("test", 1, 100)])
 def test_scenes_that_there_are_not(sizes):
   with pytest.raises(ValueError, match="'a'|scenes|6000 base classes|100 classes"):
-    open_scenes(*sizes)
+    Scenes(*sizes)

@@ -1,7 +1,4 @@
-"""The segment job: label maps and figures against torch and torchmetrics, resumption.
-
-Also `segment` and `detect` on scenes, and in two processes.
-"""
+"""The segment job against torch and torchmetrics, resumption; scenes, two processes."""
 
 import shutil
 
@@ -11,7 +8,6 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from pomp_jax.data.images import ImageError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import region_scorer, segment
 from tests.support.processes import run_in_processes
@@ -58,28 +54,18 @@ def truth_of(root):
   return [np.asarray(Image.open(file)).astype(int) for file in files]
 
 
-def images_of(root):
-  return [np.asarray(Image.open(file)) for file in sorted((root / "images").glob("*.png"))]
-
-
-def torch_text(template):
-  return torch_texts([template.replace("{}", name) for names in TEXTS for name in names])
-
-
-def over_names(scores):
-  parts = scores.split([len(names) for names in TEXTS], -1)
-  return torch.stack([part.amax(-1) for part in parts], -1)
-
-
 def test_true_regions_get_the_class_of_their_crop(region_set, segmented):
-  text = torch_text(PROMPTS[1])
-  for image, labels, found in zip(
-    images_of(region_set), truth_of(region_set), label_maps(segmented, 1), strict=True
+  text = torch_texts([PROMPTS[1].replace("{}", name) for names in TEXTS for name in names])
+  counts, files = [len(names) for names in TEXTS], sorted((region_set / "images").glob("*.png"))
+  for file, labels, found in zip(
+    files, truth_of(region_set), label_maps(segmented, 1), strict=True
   ):
+    image = np.asarray(Image.open(file))
     expected = np.full(labels.shape, -1)
     for label in set(np.unique(labels)) - {255}:
       mask = labels == label
-      expected[mask] = int(over_names(text @ torch_crop(image, mask)).argmax())
+      scores = (text @ torch_crop(image, mask)).split(counts)
+      expected[mask] = np.argmax([own.max() for own in scores])
     np.testing.assert_array_equal(found, expected)
 
 
@@ -115,73 +101,38 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(
 ):
   """A start with other prompts comes between, and dies before its first block ends."""
   monkeypatch.setattr(segment, "_BLOCK", 2)
-  seen, opened, lost = [], segment.open_pixel_set, [None]
+  take, taken, last = segment._LabelMaps.take, [], [None]
 
-  def spied(settings):
-    pixels = opened(settings)
+  def killed(sink, row, found):
+    if row == last[0]:
+      raise KeyboardInterrupt
+    taken.append(row)
+    take(sink, row, found)
 
-    def image(index, decode=pixels.image):
-      if index == lost[0]:
-        raise OSError("gone")
-      seen.append(index)
-      return decode(index)
+  monkeypatch.setattr(segment._LabelMaps, "take", killed)
 
-    pixels.image = image
-    return pixels
-
-  monkeypatch.setattr(segment, "open_pixel_set", spied)
-
-  def run(lost_image=None, **changes):
-    lost[0] = lost_image
-    seen.clear()
-    # Without label images of all: those of the plot are all that there are.
-    return run_job(config_for(region_set, **{"segment.output": False} | changes), tmp_path)
-
-  def interrupted(lost_image, **changes):
-    with pytest.raises(OSError, match="gone"):
-      run(lost_image, **changes)
+  def interrupted(row, **changes):
+    taken.clear()
+    last[0] = row
+    with pytest.raises(KeyboardInterrupt):
+      run_job(config_for(region_set, **changes), tmp_path)
 
   interrupted(3)
   interrupted(1, **{"segment.prompts": ("the {}", "{}")})
   interrupted(3)
-  assert seen == [0, 1, 2]  # the other start may have replaced label images
-  (piece,) = (tmp_path / "progress").iterdir()
-  piece.write_bytes(piece.read_bytes()[:-40])
-  interrupted(3)
-  assert seen == [0, 1, 2]
-  # `segment.output` is part of the key.
+  assert taken == [0, 1, 2]  # the other start may have replaced label images
+  taken.clear()
+  last[0] = None
   expected = RunFolder(segmented).read_results()
-  expected["key"] = run()["key"]
-  assert RunFolder(tmp_path).read_results() == expected
-  assert not (tmp_path / "progress").exists()
-  assert seen[:3] == [2, 3, 4]  # then the pictures of the plot
+  assert run_job(config_for(region_set), tmp_path) == expected
+  assert taken == [2, 3, 4] and not (tmp_path / "progress").exists()
   for prompt in (0, 1):
-    for one, two in zip(label_maps(tmp_path, prompt), label_maps(segmented, prompt), strict=True):
-      np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(label_maps(tmp_path, prompt)[3], label_maps(segmented, prompt)[3])
   plot = tmp_path / "plots" / "segmentation.png"
   assert plot.read_bytes() == (segmented / "plots" / "segmentation.png").read_bytes()
   before = plot.stat().st_mtime_ns
-  assert run() == expected
-  assert not seen and plot.stat().st_mtime_ns == before
-
-
-def test_counts_of_other_prompts_are_not_used(region_set, segmented, copy_of, without_report):
-  workdir, expected = copy_of(segmented), RunFolder(segmented).read_results()
-  found = run_job(config_for(region_set, **{"segment.prompts": PROMPTS[1:]}), workdir)
-  assert found["figures"] == {PROMPTS[1]: expected["figures"][PROMPTS[1]]}
-
-
-def test_a_damaged_label_image_of_an_earlier_start_is_named(region_set, tmp_path):
-  def killed(*given):
-    raise KeyboardInterrupt
-
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(segment, "_draw", killed)
-    run_job(config_for(region_set), tmp_path)
-  path = sorted((tmp_path / "labels" / "0").glob("*.png"))[0]
-  path.write_bytes(path.read_bytes()[:60])
-  with pytest.raises(ImageError, match=f"^{path}: not a readable image"):
-    run_job(config_for(region_set), tmp_path)
+  assert run_job(config_for(region_set), tmp_path) == expected
+  assert taken == [2, 3, 4] and plot.stat().st_mtime_ns == before
 
 
 def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report):

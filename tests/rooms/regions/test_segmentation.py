@@ -10,8 +10,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions import segmentation
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
-from pomp_jax.rooms.regions.pamr import pamr
-from pomp_jax.rooms.regions.segmentation import DenseSegmenter, DenseSettings, resize, taps
+from pomp_jax.rooms.regions.segmentation import DenseSegmenter, DenseSettings
 
 WINDOW, STRIDE, PATCH = 32, 16, 8
 
@@ -149,33 +148,3 @@ def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatc
   enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]
   np.testing.assert_array_equal(found, enlarged.numpy().astype(int))
   assert 0.9 < (found == whole).mean() < 1
-
-
-@pytest.mark.parametrize("n_out", [3, 9, 10, 31])
-def test_resizing_equals_torchs(n_out):
-  image = np.random.default_rng(0).random((10, 4, 2), np.float32)
-  channels = torch.as_tensor(image).permute(2, 0, 1)[None]
-  resized = functional.interpolate(channels, size=(n_out, 4), mode="bilinear")
-  expected = resized[0].permute(1, 2, 0).numpy()
-  np.testing.assert_allclose(resize(image, 0, taps(n_out, 10)), expected, rtol=0, atol=1e-6)
-  # The same in a longer line, traced.
-  padded = np.pad(image, ((0, 5), (0, 0), (0, 0)))
-  lines = jax.jit(lambda n_in, n: taps(40, n_in, n, xp=jax.numpy))(10, n_out)
-  found = resize(padded, 0, jax.tree.map(np.asarray, lines))[:n_out]
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-def test_pamr_equals_torchs_with_padding():
-  height, width = 37, 50
-  rng = np.random.default_rng(0)
-  scores = rng.random((3, height, width), np.float32)
-  image = _image(height, width).astype(np.float32)
-  expected = _torch_pamr(torch.as_tensor(scores), torch.as_tensor(image).permute(2, 0, 1), 10)
-  padding = ((0, 20), (0, 9))
-  found = jax.jit(pamr)(
-    np.pad(scores, ((0, 0), *padding), constant_values=9),
-    np.pad(image, (*padding, (0, 0)), constant_values=255),
-    np.array([height, width]),
-    10,
-  )
-  np.testing.assert_allclose(found[:, :height, :width], expected, rtol=0, atol=1e-5)

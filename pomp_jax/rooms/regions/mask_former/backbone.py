@@ -1,9 +1,7 @@
 """Backbones of MaskFormer: DeepLab's ResNet (R101c), and a small network to train from scratch.
 
 R101c is ResNet-101 with a stem of three convolutions, strides in the 3x3 convolutions, frozen batch
-norm, and dilations 1, 2, 4 in the last stage (Chen et al., 2017, arXiv:1706.05587). Modules have
-detectron2's names.
-
+norm, and dilations 1, 2, 4 in the last stage (arXiv:1706.05587). Modules have detectron2's names.
 Shapes: B images of H x W pixels, D channels. A backbone returns four maps at strides 4, 8, 16, 32.
 """
 
@@ -20,7 +18,6 @@ from pomp_jax.clip.resnet import FrozenBatchNorm
 
 STRIDE = 32  # of the last map; sides of images are multiples of it
 _EXPANSION = 4  # of a bottleneck's channels by its last convolution
-_GROUP_NORM_EPSILON = 1e-5  # torch's
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -70,13 +67,8 @@ class NormConv(nn.Module):
     )(x)
     if not self.groups:
       return FrozenBatchNorm(self.dtype, name="norm")(x)
-    return nn.GroupNorm(
-      self.groups,
-      epsilon=_GROUP_NORM_EPSILON,
-      dtype=self.dtype,
-      use_fast_variance=False,
-      name="norm",
-    )(x)
+    norm = {"epsilon": 1e-5, "use_fast_variance": False}  # as torch's
+    return nn.GroupNorm(self.groups, **norm, dtype=self.dtype, name="norm")(x)
 
 
 class DeepLabResNet(nn.Module):

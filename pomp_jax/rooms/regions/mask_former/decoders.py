@@ -1,9 +1,7 @@
 """MaskFormer's pixel decoder and transformer decoder (Cheng et al., 2021, arXiv:2107.06278).
 
-The pixel decoder is a feature pyramid with group norm. The transformer decoder is DETR's: post-norm
-layers in which learned queries attend to each other and to the backbone's last map. Modules have
-the names of MaskFormer's published code.
-
+The first is a feature pyramid with group norm; the second DETR's post-norm layers, in which learned
+queries attend to each other and to the backbone's last map. Modules have the published names.
 Shapes: B images, h x w the pixels of a map, Q queries, J decoder layers, D width, T source tokens.
 """
 

@@ -1,7 +1,6 @@
 """Losses of MaskFormer: each target mask is matched with one query (Cheng et al., NeurIPS 2021).
 
-All decoder layers have the same losses, each with a matching of its own. They are divided by counts
-of the whole batch: under `jax.jit`, of all devices that hold a part of it.
+Each decoder layer has a matching of its own. Losses are divided by counts of the whole batch.
 Shapes: J decoder layers, B images, Q queries, T target masks of an image with padding, N classes,
 H, W sides of a target mask, h, w sides of a predicted one.
 """
@@ -71,7 +70,7 @@ def mask_losses(
   - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
 
   Predicted masks are enlarged to the size of the targets (bilinear). Layers are rematerialised in
-  the backward pass. `queries_JxBxT` is the result of `match`.
+  the backward pass. `queries_JxBxT` comes from `match`.
   """
   losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
   layers = jax.lax.map(lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT))
@@ -100,11 +99,21 @@ def match(
 def _match_layer(layer: Predictions, targets: Targets, weights: LossWeights) -> jax.Array:
   probability_BxQxN = jax.nn.softmax(layer.classes)
   of_class_BxQxT = jnp.take_along_axis(probability_BxQxN, targets.labels[:, None], axis=2)
-  logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(_nearest(targets, layer))
+  # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
+  masks = targets.masks
+  for axis in (-2, -1):
+    size, full = layer.masks.shape[axis], masks.shape[axis]
+    masks = jnp.take(masks, jnp.arange(size) * full // size, axis=axis)
+  logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(masks)
+  inside, outside = _focal_terms(logits_BxQxP)
+  # inside t + outside (1 - t)
+  sums = _products(inside - outside, masks_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
+  focal_BxQxT = sums / logits_BxQxP.shape[-1]
+  p = jax.nn.sigmoid(logits_BxQxP)
+  sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
+  dice_BxQxT = 1 - (2 * _products(p, masks_BxTxP) + 1) / (sums_BxQxT + 1)
   cost_BxQxT = (
-    weights.focal * _pairwise_focal(logits_BxQxP, masks_BxTxP)
-    + weights.dice * _pairwise_dice(logits_BxQxP, masks_BxTxP)
-    - weights.classes * of_class_BxQxT
+    weights.focal * focal_BxQxT + weights.dice * dice_BxQxT - weights.classes * of_class_BxQxT
   )
   cost_BxQxT = jnp.nan_to_num(cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST)
   cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
@@ -130,11 +139,17 @@ def _losses_of_layer(
   classes /= n_valid + weights.no_object * (log_p_BxQxN[..., -1].size - n_valid)
   right_BxT = jnp.argmax(of_queries_BxTxN, axis=2) == targets.labels
   masks_BxTxhxw = jnp.take_along_axis(layer.masks, queries_BxT[..., None, None], axis=1)
-  logits_BxTxP = _pixels(_enlarged(masks_BxTxhxw, targets.masks.shape))
-  inside_BxTxP = _pixels(targets.masks)
-  focal_BxT = jnp.mean(_focal(logits_BxTxP, inside_BxTxP), axis=-1)
+  # As torch's F.interpolate(mode="bilinear", align_corners=False).
+  masks_BxTxhxw, shape = masks_BxTxhxw.astype(jnp.float32), targets.masks.shape
+  logits_BxTxP = _pixels(jax.image.resize(masks_BxTxhxw, shape, "bilinear", antialias=False))
+  t_BxTxP = _pixels(targets.masks)
+  inside, outside = _focal_terms(logits_BxTxP)
+  focal_BxT = jnp.mean(t_BxTxP * inside + (1 - t_BxTxP) * outside, axis=-1)
+  p = jax.nn.sigmoid(logits_BxTxP)
+  both_BxT = jnp.sum(p * t_BxTxP, axis=-1)
+  dice_BxT = 1 - (2 * both_BxT + 1) / (jnp.sum(p, axis=-1) + jnp.sum(t_BxTxP, axis=-1) + 1)
   sum_of = lambda values_BxT: jnp.sum(jnp.where(valid_BxT, values_BxT, 0.0)) / n_masks
-  focal, dice = sum_of(focal_BxT), sum_of(_dice(logits_BxTxP, inside_BxTxP))
+  focal, dice = sum_of(focal_BxT), sum_of(dice_BxT)
   total = weights.classes * classes + weights.focal * focal + weights.dice * dice
   return MaskLosses(total, classes, focal, dice, sum_of(right_BxT))
 
@@ -144,50 +159,12 @@ def _pixels(masks: jax.Array) -> jax.Array:
   return masks.reshape(*masks.shape[:-2], -1).astype(jnp.float32)
 
 
-def _enlarged(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  # As torch's F.interpolate(mode="bilinear", align_corners=False).
-  return jax.image.resize(masks.astype(jnp.float32), shape, "bilinear", antialias=False)
-
-
-def _nearest(targets: Targets, layer: Predictions) -> jax.Array:
-  """Target masks at the size of the predicted ones, as F.interpolate(mode="nearest")."""
-  for axis in (-2, -1):
-    size, full = layer.masks.shape[axis], targets.masks.shape[axis]
-    masks = jnp.take(targets.masks, jnp.arange(size) * full // size, axis=axis)
-    targets = targets._replace(masks=masks)
-  return targets.masks
-
-
 def _focal_terms(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Focal loss of each pixel if it is inside, and if it is outside."""
   p = jax.nn.sigmoid(logits)
   inside = _ALPHA * (1 - p) ** _GAMMA * jax.nn.softplus(-logits)
   outside = (1 - _ALPHA) * p**_GAMMA * jax.nn.softplus(logits)
   return inside, outside
-
-
-def _focal(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  inside, outside = _focal_terms(logits)
-  return targets * inside + (1 - targets) * outside
-
-
-def _dice(logits_BxTxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
-  p = jax.nn.sigmoid(logits_BxTxP)
-  both = jnp.sum(p * targets_BxTxP, axis=-1)
-  return 1 - (2 * both + 1) / (jnp.sum(p, axis=-1) + jnp.sum(targets_BxTxP, axis=-1) + 1)
-
-
-def _pairwise_focal(logits_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
-  inside, outside = _focal_terms(logits_BxQxP)
-  # inside t + outside (1 - t)
-  sums = _products(inside - outside, targets_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
-  return sums / logits_BxQxP.shape[-1]
-
-
-def _pairwise_dice(logits_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
-  p = jax.nn.sigmoid(logits_BxQxP)
-  sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(targets_BxTxP, axis=-1)[:, None]
-  return 1 - (2 * _products(p, targets_BxTxP) + 1) / (sums_BxQxT + 1)
 
 
 def _products(rows_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:

@@ -2,11 +2,11 @@
 
 ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row of a class
 matrix by cosine, or a learned vector of no object, so that any names can be its classes.
-
-Shapes: B images of H x W pixels, h x w the same at stride 4, Q queries, J decoder layers, E
-embedding, N classes, D width.
+Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J decoder layers, E embedding, N
+classes, D width.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.rooms.regions.mask_former.backbone import (
   STRIDE,
   DeepLabResNet,
@@ -31,6 +32,7 @@ from pomp_jax.rooms.regions.mask_former.decoders import Mlp, PixelDecoder, Trans
 Params = dict[str, Any]
 
 LOGIT_SCALE = 100.0  # ZSSeg's factor on cosines
+MASK_STRIDE = 4  # pixels of an image along a side of a pixel of its masks
 # Mean and deviation of ImageNet's channels, 0..255, RGB, as detectron2 has them.
 _MEAN = (123.675, 116.280, 103.530)
 _DEVIATION = (58.395, 57.120, 57.375)
@@ -72,15 +74,9 @@ VARIANTS = {
 
 
 class MaskFormerOutput(NamedTuple):
-  """What the network returns, in float32.
+  """What the network returns, in float32; vectors are not normalised."""
 
-  Attributes:
-    masks_JxBxQxhxw: logits of each query's mask at stride 4.
-    embeddings_JxBxQxE: each query's vector, not normalised.
-    non_object_E: the vector of no object, not normalised.
-  """
-
-  masks_JxBxQxhxw: Float[Array, "J B Q h w"]
+  masks_JxBxQxhxw: Float[Array, "J B Q h w"]  # logits of each query's mask at stride 4
   embeddings_JxBxQxE: Float[Array, "J B Q E"]
   non_object_E: Float[Array, " E"]
 
@@ -107,7 +103,8 @@ class MaskFormer(nn.Module):
     if any(side % STRIDE for side in pixels_BxHxWx3.shape[1:3]):
       found = " x ".join(map(str, pixels_BxHxWx3.shape[1:3]))
       raise ValueError(f"pixels: got sides {found}, expected multiples of {STRIDE}")
-    maps = _backbone(config.backbone, self.dtype)(pixels_BxHxWx3)
+    backbone = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
+    maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
     pixel_decoder = PixelDecoder(
       config.width, config.mask_width, config.groups, self.dtype, name="pixel_decoder"
     )
@@ -128,22 +125,34 @@ class MaskFormer(nn.Module):
     return MaskFormerOutput(masks, embeddings.astype(jnp.float32), non_object_E)
 
 
-def _backbone(sizes: ResNetSizes | SmallSizes, dtype: DTypeLike) -> nn.Module:
-  if isinstance(sizes, ResNetSizes):
-    return DeepLabResNet(sizes, dtype, name="backbone")
-  return SmallBackbone(sizes, dtype, name="backbone")
+def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
+  """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last layer, for jit.
+
+  The images are uint8 and fill their upper left corners. What is beyond an image's size is padding,
+  and so are the pixels up to the next multiples of 32. The network sees padding as detectron2's
+  does: positions are relative to the padded sides. Results are therefore the published ones if H
+  and W are an image's own sides, rounded up to multiples of 32.
+  """
+  dtype, products = precision_of(dtype)
+  model = MaskFormer(config, dtype)
+
+  def predict(params, images_BxHxWx3, sizes_Bx2):
+    pixels = normalized_pixels(images_BxHxWx3, sizes_Bx2)
+    masks_JxBxQxhxw, embeddings_JxBxQxE, _ = model.apply({"params": params}, pixels)
+    return masks_JxBxQxhxw[-1], embeddings_JxBxQxE[-1]
+
+  return with_products(products, predict)
 
 
 def class_logits(
   embeddings: Float[Array, "... Q E"],
   classes_NxE: Float[Array, "N E"],
   non_object_E: Float[Array, " E"],
-  scale: float = LOGIT_SCALE,
 ) -> Float[Array, "... Q N+1"]:
   """Scaled cosines to each class and, in the last column, to no object; rows of any norm."""
   rows = jnp.concatenate([classes_NxE, non_object_E[None]])
   with jax.default_matmul_precision("highest"):
-    return scale * _unit(embeddings) @ _unit(rows).T
+    return LOGIT_SCALE * _unit(embeddings) @ _unit(rows).T
 
 
 def normalized_pixels(

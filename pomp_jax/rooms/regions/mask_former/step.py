@@ -1,15 +1,15 @@
-"""One training step of a MaskFormer over a mesh: forward, matching, losses, update.
+"""Training of a MaskFormer over a mesh: its AdamW, and a step of forward, matching, losses, update.
 
 The batch is split over the axis `data`. Matching runs on each device alone; sums of the losses are
 over the whole batch, so any number of devices computes the same.
 Shapes: G images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -30,7 +30,11 @@ from pomp_jax.rooms.regions.mask_former.model import (
   MaskFormer,
   class_logits,
   normalized_pixels,
+  parameter_groups,
 )
+
+# Parameters of torch's nn.Embedding: like norms, they have no weight decay.
+_EMBEDDINGS = ("query_embed", "non_object")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +48,11 @@ class MaskLearner:
     """Returns the initial parameters, a function of the key."""
     if self.start is not None:
       return self.start
-    pixels = jnp.zeros((1, STRIDE, STRIDE, 3))
-    return jax.jit(self.model.init)(key, pixels)["params"]
+    return jax.jit(self.model.init)(key, jnp.zeros((1, STRIDE, STRIDE, 3)))["params"]
 
 
 def make_mask_step(
-  *,
-  mesh: Mesh,
-  model: MaskFormer,
-  optimizer: optax.GradientTransformation,
-  weights: LossWeights,
+  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: LossWeights
 ) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
 
@@ -61,7 +60,16 @@ def make_mask_step(
   Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`, `dice_loss`, `accuracy`,
   `grad_norm`, and `param_norm` before the update.
   """
-  match_on_devices = _match_on_devices(mesh, weights)
+  of_layers = P(None, DATA)
+  # The loops of a matching take different numbers of turns, so devices do not communicate.
+  matched = jax.shard_map(
+    lambda predictions, targets: match(predictions, targets, weights),
+    mesh=mesh,
+    in_specs=(of_layers, P(DATA)),
+    out_specs=of_layers,
+    # The loops of optax start from values that are equal on all devices.
+    check_vma=False,
+  )
 
   def loss_of(params, classes_NxE, batch, key):
     pixels = normalized_pixels(batch["image"], batch["sides"])
@@ -71,7 +79,8 @@ def make_mask_step(
     logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(batch["owners"], batch["labels"])
-    losses = mask_losses(predictions, targets, match_on_devices(predictions, targets), weights)
+    queries_JxBxT = matched(jax.lax.stop_gradient(predictions), targets)
+    losses = mask_losses(predictions, targets, queries_JxBxT, weights)
     return losses.total, losses
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -104,15 +113,44 @@ def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Target
   return Targets(jnp.maximum(labels, 0), masks, labels >= 0)
 
 
-def _match_on_devices(mesh: Mesh, weights: LossWeights) -> Callable:
-  """`losses.match`, whose loops take different numbers of turns, without communication."""
-  of_layers = P(None, DATA)
-  matched = jax.shard_map(
-    lambda predictions, targets: match(predictions, targets, weights),
-    mesh=mesh,
-    in_specs=(of_layers, P(DATA)),
-    out_specs=of_layers,
-    # The loops of optax start from values that are equal on all devices.
-    check_vma=False,
-  )
-  return lambda predictions, targets: matched(jax.lax.stop_gradient(predictions), targets)
+def poly_schedule(base: float, power: float, steps: int, warmup: int = 0) -> optax.Schedule:
+  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR; rises linearly over `warmup` steps."""
+
+  def rate(step):
+    decay = (1 - jnp.minimum(step / steps, 1.0)) ** power
+    rise = jnp.minimum((step + 1) / (warmup + 1), 1.0)
+    return base * rise * decay
+
+  return rate
+
+
+def adamw(
+  rate: optax.Schedule, *, weight_decay: float, backbone: float, clip_norm: float
+) -> optax.GradientTransformation:
+  """AdamW as MaskFormer configures it, by the groups of `model.parameter_groups`.
+
+  Frozen parameters stay as they are. Norms and learned embeddings have no weight decay.
+
+  Args:
+    rate: learning rate of the heads.
+    weight_decay: decoupled decay, a factor of the rate.
+    backbone: factor on the rate of the backbone.
+    clip_norm: norm over all gradients above which they are scaled down to it; 0: never.
+  """
+  own = optax.adamw(rate, weight_decay=weight_decay, mask=_decayed)
+  groups = {
+    "heads": own,
+    "backbone": optax.chain(own, optax.scale(backbone)),
+    "frozen": optax.set_to_zero(),
+  }
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  # Other transformations pass trees with placeholders, whose paths are the same.
+  multi = optax.multi_transform(groups, lambda params: parameter_groups(params))
+  frozen = lambda params: jax.tree.map("frozen".__eq__, parameter_groups(params))
+  return optax.chain(optax.masked(optax.set_to_zero(), frozen), clip, multi)
+
+
+def _decayed(params: Any) -> Any:
+  """Whether each parameter has weight decay, as a tree."""
+  undecayed = lambda path: path[-1] in _EMBEDDINGS or any(p.startswith("norm") for p in path)
+  return unflatten_dict({path: not undecayed(path) for path in flatten_dict(params)})

@@ -1,10 +1,8 @@
 """Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names are written.
 
 A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`. ZSSeg's has the
-network under `backbone` and `sem_seg_head`, and under `clip_adapter` the vector of no object, the
-prompt (see `files.prompt_file`) and the whole CLIP. `_PREFIXES` names the tensors of all
-parameters, for both directions. The metadata `mask_former` of a file that is written here tells
-what the shapes do not; other files are taken to be as published.
+network, the prompt (see `files.prompt_file`) and the whole CLIP. The metadata `mask_former` of a
+file that is written here tells what shapes do not; other files are taken to be as published.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -90,13 +88,9 @@ ZSSEG = Layout(_source, (), "MaskFormer of ZSSeg")
 
 
 def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
-  """Reads a network; nothing in the file is run.
+  """Reads a checkpoint of ZSSeg with the backbone R101c, or a file of `write_mask_former`.
 
-  Args:
-    path: checkpoint of ZSSeg's models with the backbone R101c, or a file of `write_mask_former`.
-
-  Raises:
-    MaskFormerError: missing, damaged, or another network.
+  Nothing in the file is run. MaskFormerError: missing, damaged, or another network.
   """
   with _errors(), open_weights(path) as weights:
     facts = _read_facts(weights)
@@ -119,19 +113,26 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   """Writes a safetensors file; equal content makes equal bytes.
 
   ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c after
-  `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
-
-  Args:
-    file: where to.
-    content: the network.
-    context: prompt [M,D] that the network was trained with, read by `load_prompt`.
+  `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`. `context` is the prompt
+  [M,D] that the network was trained with, read by `load_prompt`.
   """
   model = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
     model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
   # The library writes an array's memory, whatever its strides.
   model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
-  facts = dataclasses.asdict(_facts_of(content))
+  config, backbone = content.config, content.config.backbone
+  small = isinstance(backbone, SmallSizes)
+  facts = dataclasses.asdict(
+    _Facts(
+      config.n_heads,
+      config.groups,
+      backbone.groups if small else 0,
+      _Facts.dilations if small else backbone.dilations,
+      config.dropout,
+      tuple(content.trained_classes),
+    )
+  )
   checksum = _checksum(facts, model, model.__getitem__)
   # One item: the library writes several in any order.
   metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
@@ -150,11 +151,8 @@ def _checksum(
   return found
 
 
-def check_clip(path: str | os.PathLike, clip: Clip) -> bool:
-  """Compares the CLIP in a checkpoint with the one configured.
-
-  Returns:
-    Whether the file has one. The networks written here have none.
+def check_clip(path: str | os.PathLike, clip: Clip) -> None:
+  """Compares the CLIP in a checkpoint with the one configured; networks written here have none.
 
   Raises:
     MaskFormerError: another CLIP, or embeddings of another width.
@@ -164,28 +162,17 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> bool:
     expected = (1, clip.config.projection_dim)
     if weights.shapes.get(null) != expected:
       _refuse(path, null, f"of shape {weights.shapes.get(null)}", f"{expected}, of {clip.name}")
-    inside = {
-      name.removeprefix(_CLIP): shape
-      for name, shape in weights.shapes.items()
-      if name.startswith(_CLIP)
-    }
-    if not inside:
-      return False
-    found = Weights(weights.path, inside, lambda name: weights.read(_CLIP + name))
-    _compare(found, stored_tensors(clip.params, OPENAI), clip.name)
-  return True
-
-
-def _compare(found: Weights, expected: Mapping[str, np.ndarray], name: str) -> None:
-  """Raises for the first tensor of a CLIP that differs."""
-  for key, values in sorted(expected.items()):
-    accepted = f"as in {name}, config.clip.model"
-    if found.shapes.get(key) != values.shape:
-      _refuse(found.path, _CLIP + key, f"of shape {found.shapes.get(key)}", accepted)
-    difference = np.abs(found.read(key) - values).max(initial=0)
-    # Not <=, so that NaN differs.
-    if not difference <= _TOLERANCE * max(np.abs(values).max(initial=0), 1e-6):
-      _refuse(found.path, _CLIP + key, f"other by up to {difference:.3g}", accepted)
+    if not any(name.startswith(_CLIP) for name in weights.shapes):
+      return
+    accepted = f"as in {clip.name}, config.clip.model"
+    for key, values in sorted(stored_tensors(clip.params, OPENAI).items()):
+      name = _CLIP + key
+      if weights.shapes.get(name) != values.shape:
+        _refuse(path, name, f"of shape {weights.shapes.get(name)}", accepted)
+      difference = np.abs(weights.read(name) - values).max(initial=0)
+      # Not <=, so that NaN differs.
+      if not difference <= _TOLERANCE * max(np.abs(values).max(initial=0), 1e-6):
+        _refuse(path, name, f"other by up to {difference:.3g}", accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,14 +185,6 @@ class _Facts:
   dilations: tuple[int, ...] = (1, 2, 4)
   dropout: float = 0.1
   trained_classes: tuple[str, ...] = ()
-
-
-def _facts_of(content: MaskFormerFile) -> _Facts:
-  config, names = content.config, tuple(content.trained_classes)
-  own = {"n_heads": config.n_heads, "groups": config.groups, "dropout": config.dropout}
-  if isinstance(config.backbone, SmallSizes):
-    return _Facts(**own, backbone_groups=config.backbone.groups, trained_classes=names)
-  return _Facts(**own, dilations=config.backbone.dilations, trained_classes=names)
 
 
 def _read_facts(weights: Weights) -> _Facts:
@@ -240,37 +219,35 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
       _refuse(where, name, f"of shape {shapes.get(name)}", accepted)
     return shapes[name][axis]
 
-  decoder, layer = _PREFIXES["transformer_decoder"], "layers.{}.linear1.weight"
+  def count(name: str) -> int:
+    """Number of tensors of a name with {} for 0, 1, .."""
+    return next(i for i in itertools.count() if name.format(i) not in shapes)
+
+  stages = [f"backbone.res{i}" for i in range(2, 6)]
+  if facts.backbone_groups:
+    channels = tuple(size(f"{stage}.weight") for stage in stages)
+    backbone = SmallSizes(channels, facts.backbone_groups)
+  else:
+    backbone = ResNetSizes(
+      layers=tuple(count(stage + ".{}.conv1.weight") for stage in stages),
+      width=size("backbone.res2.0.conv1.weight"),
+      stem=size("backbone.stem.conv3.weight"),
+      dilations=facts.dilations,
+    )
+  layer = _PREFIXES["transformer_decoder"] + ".layers.{}.linear1.weight"
   return MaskFormerConfig(
     embedding=size(_PREFIXES["non_object"], 1),
-    backbone=_backbone_of(shapes, facts, size),
+    backbone=backbone,
     width=size(f"{_PREDICTOR}.input_proj.weight"),
     mask_width=size("sem_seg_head.pixel_decoder.mask_features.weight"),
     groups=facts.groups,
     n_queries=size(f"{_PREDICTOR}.query_embed.weight"),
-    n_layers=_count(shapes, f"{decoder}.{layer}"),
+    n_layers=count(layer),
     n_heads=facts.n_heads,
-    mlp=size(f"{decoder}.{layer.format(0)}"),
+    mlp=size(layer.format(0)),
     embedding_mlp=size(f"{_PREDICTOR}.class_embed.layers.0.weight"),
     dropout=facts.dropout,
   )
-
-
-def _backbone_of(shapes, facts, size) -> ResNetSizes | SmallSizes:
-  stages = [f"backbone.res{i}" for i in range(2, 6)]
-  if facts.backbone_groups:
-    return SmallSizes(tuple(size(f"{stage}.weight") for stage in stages), facts.backbone_groups)
-  return ResNetSizes(
-    layers=tuple(_count(shapes, stage + ".{}.conv1.weight") for stage in stages),
-    width=size("backbone.res2.0.conv1.weight"),
-    stem=size("backbone.stem.conv3.weight"),
-    dilations=facts.dilations,
-  )
-
-
-def _count(shapes: Shapes, name: str) -> int:
-  """How many tensors of a name with {} for a number there are, from 0 on."""
-  return next(i for i in itertools.count() if name.format(i) not in shapes)
 
 
 @contextlib.contextmanager

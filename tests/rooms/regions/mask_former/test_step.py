@@ -1,4 +1,4 @@
-"""The training step of masks: any number of devices, and the gradient of a restated loss."""
+"""The training step of masks, and its optimizer against torch's with detectron2's groups."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import pytest
+import torch
 
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
@@ -18,7 +19,14 @@ from pomp_jax.rooms.regions.mask_former.model import (
   class_logits,
   normalized_pixels,
 )
-from pomp_jax.rooms.regions.mask_former.step import MaskLearner, make_mask_step, targets_of
+from pomp_jax.rooms.regions.mask_former.step import (
+  MaskLearner,
+  adamw,
+  make_mask_step,
+  poly_schedule,
+  targets_of,
+)
+from tests.support.checks import assert_close
 from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
@@ -126,3 +134,76 @@ def test_targets_are_padded_as_the_network_pads_its_input(batch):
     expected = batch["owners"][image] == target
     np.testing.assert_array_equal(targets.masks[image, target, :SIZE, :SIZE], expected)
   assert not targets.valid[0].any() and targets.valid[1].tolist() == [True, True, False]
+
+
+RNG = np.random.default_rng(0)
+STEPS, RATE, DECAY, FACTOR, NORM = 12, 0.01, 0.3, 0.1, 1.5
+
+
+def _array(*shape):
+  return RNG.standard_normal(shape, np.float32)
+
+
+PARAMS = {
+  "backbone": {
+    "stem": {"conv": {"kernel": _array(3, 4)}, "norm": {"scale": _array(4), "bias": _array(4)}},
+    "res2": {"norm": {"scale": _array(4), "bias": _array(4), "mean": _array(4), "var": _array(4)}},
+  },
+  "transformer_decoder": {
+    "query_embed": _array(5, 4),
+    "layers": {"0": {"norm1": {"scale": _array(4)}, "linear1": {"bias": _array(6)}}},
+  },
+  "non_object": _array(1, 4),
+}
+# By hand: the groups in torch, (backbone, decayed).
+GROUPS = {
+  "backbone.stem.conv.kernel": (True, True),
+  "backbone.stem.norm.scale": (True, False),
+  "backbone.stem.norm.bias": (True, False),
+  "transformer_decoder.query_embed": (False, False),
+  "transformer_decoder.layers.0.norm1.scale": (False, False),
+  "transformer_decoder.layers.0.linear1.bias": (False, True),
+  "non_object": (False, False),
+}
+
+
+def test_updates_equal_torchs():
+  """Gradients above and below the largest norm; the frozen ones do not count for it."""
+  rate = poly_schedule(RATE, 0.9, STEPS, warmup=2)
+  gradients = [
+    jax.tree.map(lambda leaf, s=scale: s * _array(*leaf.shape), PARAMS)
+    for scale in (1.0, 0.1, 3.0, 0.05)
+  ]
+  optimizer = adamw(rate, weight_decay=DECAY, backbone=FACTOR, clip_norm=NORM)
+  params, state = PARAMS, optimizer.init(PARAMS)
+  for gradient in gradients:
+    updates, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+
+  theirs = {name: torch.nn.Parameter(torch.tensor(_flat(PARAMS)[name])) for name in GROUPS}
+  groups = [
+    {
+      "params": [theirs[name]],
+      "lr": FACTOR if backbone else 1.0,
+      "weight_decay": DECAY if decay else 0.0,
+    }
+    for name, (backbone, decay) in GROUPS.items()
+  ]
+  adam = torch.optim.AdamW(groups)
+  for step, gradient in enumerate(gradients):
+    lr = RATE * (1 - step / STEPS) ** 0.9 * min((step + 1) / 3, 1)
+    for group, (backbone, _) in zip(adam.param_groups, GROUPS.values(), strict=True):
+      group["lr"] = lr * (FACTOR if backbone else 1.0)
+    for name, parameter in theirs.items():
+      parameter.grad = torch.tensor(_flat(gradient)[name])
+    torch.nn.utils.clip_grad_norm_(theirs.values(), NORM)
+    adam.step()
+  found = _flat(params)
+  for name, parameter in theirs.items():
+    assert_close(found[name], parameter.detach(), 1e-5)
+  for name in found.keys() - GROUPS.keys():
+    np.testing.assert_array_equal(found[name], _flat(PARAMS)[name])
+
+
+def _flat(tree):
+  return {".".join(path): leaf for path, leaf in flatten_dict(tree).items()}

@@ -1,4 +1,4 @@
-"""Regions from COCO results, annotations and label images.
+"""Regions from COCO results.
 
 Shapes: R regions of an image of H x W pixels.
 """
@@ -10,14 +10,12 @@ import os
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_json
-from pomp_jax.rooms.regions.annotations import Annotations, is_number, run_lengths
-from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.annotations import is_number, run_lengths
 from pomp_jax.rooms.regions.files import (
   HEADER,
   MAX_SCORE,
@@ -41,11 +39,10 @@ class RegionResults:
   header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the file.
+    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`.
 
     Raises:
-      RegionFileError, CategoryFileError: not a JSON list of results, each with `image_id`, `score`,
-        and `bbox` or `segmentation` (RLE).
+      RegionFileError, CategoryFileError: another file.
     """
     self._path = str(path)
     rows = read_json(path, CategoryFileError)
@@ -62,33 +59,29 @@ class RegionResults:
   def check(self, images: Iterable[ImageSize], most: int | None = None) -> int | None:
     """Checks the regions of all images as `read`, and that the file names one of the images.
 
-    Returns:
-      Key of the first image of which a region has no mask; None if there is none.
+    Returns the key of the first image of which a region has no mask, or None.
     """
-    boxes_alone, missing, known = None, [], 0
+    images, boxes_alone = list(images), None
     for image in images:
-      known += image.key in self._rows
-      if image.key not in self._rows:
-        missing.append(image.key)
       *_, rles = self._best(*image, most)
       if boxes_alone is None and None in rles:
         boxes_alone = image.key
+    missing = [image.key for image in images if image.key not in self._rows]
+    known = len(images) - len(missing)
     if self._rows and not known:
       found = f"about other images, such as {next(iter(self._rows))}"
       refuse(self._path, "the file", found, "results of the data set")
     if missing:
       log.warning(
         "%s: results of %d of %d images; %d have none, such as %s",
-        *(self._path, known, known + len(missing), len(missing), missing[0]),
+        *(self._path, known, len(images), len(missing), missing[0]),
       )
     return boxes_alone
 
   def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
     """Regions of an image, `most` at most, by falling score; masks if all of them have one.
 
-    Raises:
-      RegionFileError: boxes outside the image.
-      AnnotationError: a mask that does not fit it.
+    RegionFileError: boxes outside the image. AnnotationError: a mask that does not fit it.
     """
     boxes, scores, rles = self._best(key, height, width, most)
     masks = None
@@ -100,12 +93,8 @@ class RegionResults:
     """Boxes, scores, and masks as RLE or None each."""
     rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[:most]
     where = f"a segmentation of image {key}"
-    rles = [
-      run_lengths(self._path, where, row["segmentation"], height, width)
-      if row.get("segmentation")
-      else None
-      for row in rows
-    ]
+    own = lambda mask: run_lengths(self._path, where, mask, height, width) if mask else None
+    rles = [own(row.get("segmentation")) for row in rows]
     boxes = np.zeros((len(rows), 4), np.float64)
     for i, row in enumerate(rows):
       boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
@@ -124,30 +113,6 @@ def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str
   if not is_dir(path):
     return [path]
   return [os.path.join(path, HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
-
-
-def truth_regions(
-  annotations: Annotations, index: int, masks: bool = False
-) -> tuple[Regions, Int32[np.ndarray, " R"]]:
-  """Annotated objects as regions, and their classes; crowds are left out.
-
-  Raises:
-    AnnotationError: an object without a mask, where masks are asked for.
-  """
-  truth = annotations.truth(index)
-  single = ~truth.crowd
-  found = annotations.masks(index)[single] if masks else None
-  return Regions(truth.boxes[single], masks=found), truth.classes[single]
-
-
-def label_regions(
-  labels_HxW: Int32[np.ndarray, "H W"],
-) -> tuple[Regions, Int32[np.ndarray, " R"]]:
-  """One region for each class of a label image, and these classes; negative labels have none."""
-  classes = np.unique(labels_HxW)
-  classes = classes[classes >= 0]
-  masks = labels_HxW == classes[:, None, None]
-  return Regions(boxes_of_masks(masks), masks=masks), classes
 
 
 def _key(path: str | os.PathLike, where: str, row: Any) -> Any:

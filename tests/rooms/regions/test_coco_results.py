@@ -1,4 +1,4 @@
-"""Regions from COCO results, annotations and label images."""
+"""Regions from COCO results."""
 
 import json
 
@@ -8,9 +8,9 @@ from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.files.class_features import CategoryFileError
-from pomp_jax.rooms.regions.annotations import AnnotationError, annotations_of
+from pomp_jax.rooms.regions.annotations import AnnotationError
+from pomp_jax.rooms.regions.coco_results import open_regions
 from pomp_jax.rooms.regions.files import ImageSize, RegionFileError
-from pomp_jax.rooms.regions.sources import label_regions, open_regions, truth_regions
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations, random_detections
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
@@ -82,24 +82,16 @@ def test_boxes_and_masks_of_different_rows(tmp_path):
   np.testing.assert_array_equal(found.masks, [MASK, ~MASK])
 
 
+NONE = {"image_id": 4, "score": 0.5, "segmentation": {}}
+CHANGES = ({"score": -3.5}, {"image_id": "4"}, {"bbox": None}, {"bbox": [1, 2, 3]})
+NAN = {"bbox": [1, 2, 3, float("nan")]}
+
+
 @pytest.mark.parametrize(
-  ("key", "bad"),
-  [
-    ("score", -3.5),
-    ("bbox", [1, 2, 3]),
-    ("bbox", [1, 2, 3, float("nan")]),
-    ("image_id", "4"),
-    ("bbox", None),
-  ],
+  "bad", [{}, [3], [NONE], *([RESULTS[0] | change] for change in (*CHANGES, NAN))]
 )
-def test_an_unusable_result(tmp_path, key, bad):
-  with pytest.raises(RegionFileError, match=f"{key} of result 1|result 1"):
-    opened(tmp_path, [RESULTS[0], RESULTS[1] | {key: bad}])
-
-
-@pytest.mark.parametrize("bad", [{}, [3], [{"image_id": 4, "score": 0.5, "segmentation": {}}]])
-def test_no_results(tmp_path, bad):
-  with pytest.raises(RegionFileError, match=r"results\.json"):
+def test_unusable_results(tmp_path, bad):
+  with pytest.raises(RegionFileError, match=r"results\.json: .*(file|result 0)"):
     opened(tmp_path, bad)
 
 
@@ -113,31 +105,6 @@ def test_a_region_outside_its_image(tmp_path):
       regions.read(key, height, 8)
     with pytest.raises(error, match=part):
       regions.check([ImageSize(key, height, 8)])
-
-
-def test_annotations_as_regions_without_crowds():
-  value = random_annotations(1)
-  annotations = annotations_of(value)
-  assert sum(row["iscrowd"] for row in value["annotations"]) > 0
-  for index, image in enumerate(annotations.images):
-    rows = [r for r in value["annotations"] if r["image_id"] == image.id and not r["iscrowd"]]
-    regions, classes = truth_regions(annotations, index, masks=True)
-    assert annotations.category_ids[classes].tolist() == [row["category_id"] for row in rows]
-    np.testing.assert_allclose(regions.boxes[:, :2], [row["bbox"][:2] for row in rows], rtol=1e-6)
-    assert regions.masks.shape == (len(rows), HEIGHT, WIDTH)
-    assert truth_regions(annotations, index)[0].masks is None
-
-
-def test_label_images_as_regions():
-  labels = np.full((6, 8), -1, np.int32)
-  labels[2:4, 1:5] = 9
-  labels[5, 7] = 3
-  regions, classes = label_regions(labels)
-  assert classes.tolist() == [3, 9]
-  np.testing.assert_array_equal(regions.boxes, [[7, 5, 8, 6], [1, 2, 5, 4]])
-  np.testing.assert_array_equal(regions.masks[1], MASK)
-  regions, classes = label_regions(np.full((6, 8), -1, np.int32))
-  assert regions.boxes.shape == (0, 4) and classes.size == 0
 
 
 @given(

@@ -1,0 +1,293 @@
+"""Images with boxes, labels or region maps, as `detect`, `segment` and `train_masks` name them.
+
+Shapes: H, W sides of an image in pixels, R regions.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from jaxtyping import Int32, UInt8
+import numpy as np
+
+from pomp_jax.data.class_splits import ClassSplit, read_class_split
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.files.paths import Path
+from pomp_jax.rooms.regions.annotations import (
+  AnnotationError,
+  Annotations,
+  annotations_of,
+  read_annotations,
+)
+from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.fields import Detect, Segment, TrainMasks
+from pomp_jax.rooms.regions.files import Regions
+from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
+from pomp_jax.rooms.regions.panoptic import read_panoptic
+from pomp_jax.rooms.regions.pixels import PixelFolder, open_pixels
+from pomp_jax.rooms.regions.region_sources import Images
+from pomp_jax.rooms.regions.scenes import SIZE, Scenes
+
+# Groups of LVIS's frequencies.
+_GROUPS = {"r": "novel", "c": "base", "f": "base", "": "-"}
+# Name of the class that `segment.background` adds.
+_BACKGROUND = "background"
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxSet:
+  """Annotated images with the names and halves of the classes of their annotations."""
+
+  annotations: Annotations
+  classes: ClassSplit
+  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]  # pixels by the number of the image
+  root: str = ""  # folder of the images; empty: the world's, or none
+
+  def __len__(self) -> int:
+    return len(self.annotations)
+
+  @property
+  def keys(self) -> tuple[int, ...]:
+    """Id of each image."""
+    return tuple(image.id for image in self.annotations.images)
+
+  def shape(self, index: int) -> tuple[int, int]:
+    """Height and width of an image."""
+    entry = self.annotations.images[index]
+    return entry.height, entry.width
+
+  def files(self, settings: Detect) -> list[str | Path]:
+    """Annotations and images on the disk."""
+    rows = range(len(self) if self.root else 0)
+    images = [self.annotations.image_path(row, self.root) for row in rows]
+    return [path for path in (settings.annotations, *images) if path]
+
+  def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+    """True regions, perhaps with masks, and their classes; crowds are left out."""
+    truth = self.annotations.truth(index)
+    single = ~truth.crowd
+    found = self.annotations.masks(index)[single] if masks else None
+    return Regions(truth.boxes[single], masks=found), truth.classes[single]
+
+  def images(self, held: int, masks: bool) -> Images:
+    """The images, the last `held` of which stay decoded; true regions perhaps have masks."""
+    decoded = functools.lru_cache(held)(self.image)
+    return Images(self.keys, self.shape, decoded, lambda index: self.regions(index, masks)[0])
+
+
+def open_box_set(settings: Detect) -> BoxSet:
+  """Opens the images and annotations of `config.detect`.
+
+  LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
+
+  Raises:
+    AnnotationError, CategoryFileError, VocabularyError: one line each.
+  """
+  if settings.source == "world":
+    scenes = Scenes("test", settings.n_images, settings.scene_classes)
+    annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
+    return BoxSet(annotations, _classes_of(scenes), lambda index: scenes.scene(index).image)
+  classes = read_class_split(settings.names) if settings.names else None
+  annotations = read_annotations(settings.annotations, classes and classes.names)
+  kept = spread_evenly(settings.n_images, len(annotations)).tolist()
+  annotations = dataclasses.replace(
+    annotations,
+    images=tuple(annotations.images[index] for index in kept),
+    rows=tuple(annotations.rows[index] for index in kept),
+  )
+  if classes is None:
+    names = annotations.names
+    synonyms = annotations.synonyms if settings.synonyms else tuple((name,) for name in names)
+    frequencies = annotations.frequencies or ("",) * len(names)
+    classes = ClassSplit(synonyms, tuple(_GROUPS[own] for own in frequencies))
+  root = settings.images
+  return BoxSet(annotations, classes, lambda index: annotations.image(index, root), root)
+
+
+@dataclasses.dataclass
+class PixelSet:
+  """Images with label maps; functions take the number of an image."""
+
+  keys: Sequence[str]  # distinct name of each image
+  classes: ClassSplit
+  files: Sequence[Path]  # of images and labels
+  shape: Callable[[int], tuple[int, int]]  # height and width
+  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
+  labels: Callable[[int], Int32[np.ndarray, "H W"]]  # class of each pixel, or -1
+  regions: Callable[[int], Regions]  # true regions, with masks
+
+  def check(self) -> None:
+    """Reads all label images, and raises the first error."""
+    for index in range(len(self.keys) if self.files else 0):
+      self.labels(index)
+
+  def images(self, held: int) -> Images:
+    """The images, the last `held` of which stay decoded."""
+    return Images(self.keys, self.shape, functools.lru_cache(held)(self.image), self.regions)
+
+
+def open_pixel_set(settings: Segment) -> PixelSet:
+  """Opens the images and labels of `config.segment`.
+
+  Raises:
+    VocabularyError, ImageError, PixelError: one line each.
+  """
+  if settings.source == "world":
+    scenes = Scenes("test", settings.n_images, settings.scene_classes)
+
+    def regions(index):
+      scene = scenes.scene(index)
+      return Regions(scene.boxes, masks=scene.masks)
+
+    return PixelSet(
+      tuple(f"{index:05d}" for index in range(len(scenes))),
+      _classes_of(scenes),
+      (),
+      lambda index: (SIZE, SIZE),
+      lambda index: scenes.scene(index).image,
+      lambda index: scenes.scene(index).label_map(),
+      regions,
+    )
+  classes = with_background(read_class_split(settings.names), settings.background)
+  folder = _pixel_folder(settings, classes)
+  rows = spread_evenly(settings.n_images, len(folder)).tolist()
+
+  def regions_of_labels(index):
+    """One region for each class; negative labels have none."""
+    labels_HxW = folder.labels(rows[index])
+    classes = np.unique(labels_HxW[labels_HxW >= 0])
+    masks = labels_HxW == classes[:, None, None]
+    return Regions(boxes_of_masks(masks), masks=masks)
+
+  return PixelSet(
+    tuple(folder.keys[row] for row in rows),
+    classes,
+    [path for row in rows for path in folder.files[row] if path is not None],
+    lambda index: folder.shape(rows[index]),
+    lambda index: folder.image(rows[index]),
+    lambda index: folder.labels(rows[index]),
+    regions_of_labels,
+  )
+
+
+def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
+  """Puts a class of background before the others, which has all these names."""
+  if not names:
+    return classes
+  return ClassSplit(
+    ((_BACKGROUND, *names), *classes.synonyms),
+    ("-", *classes.groups),
+    classes.values and ((0,), *classes.values),
+  )
+
+
+def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
+  """Opens the training images of `config.train_masks`; `seed` is that of the world's scenes.
+
+  The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
+  has a region for each class, and annotated objects and segments are regions of their own; crowds
+  are left out.
+
+  Raises:
+    SourceError, VocabularyError, AnnotationError, CategoryFileError, ImageError, PixelError: one
+      line each.
+  """
+  if settings.source == "world":
+    scenes = Scenes("train", settings.n_images, settings.scene_classes, seed=seed)
+    read = functools.partial(_of_scene, scenes)
+    return _Maps(_classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format)
+  classes = read_class_split(settings.names) if settings.names else None
+  if settings.source == "folder":
+    if classes is None:
+      raise SourceError("train_masks.names is empty; accepted: the classes of the label images")
+    folder = _pixel_folder(settings, classes)
+    rows = spread_evenly(settings.n_images, len(folder))
+    images = [image for image, _ in folder.files]
+    return _Maps(classes, rows, functools.partial(_of_labels, folder), images.__getitem__)
+  names = classes and classes.names
+  if settings.source == "panoptic":
+    panoptic = read_panoptic(settings.annotations, names)
+    panoptic.check_files(settings.labels)
+    # Segments do not overlap; their masks are in PNGs.
+    annotations = panoptic.annotations
+    owners = functools.partial(panoptic.owners, root=settings.labels)
+  else:
+    annotations = read_annotations(settings.annotations, names)
+    for row in (row for rows in annotations.rows for row in rows):
+      if "segmentation" not in row:
+        found = f"annotation {row.get('id')} has no segmentation"
+        raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
+    owners = functools.partial(_owners, annotations)
+  annotations.check_images(settings.images)
+  if classes is None:
+    names = annotations.names
+    classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
+  rows = spread_evenly(settings.n_images, len(annotations))
+  read = functools.partial(_of_objects, annotations, owners, settings.images)
+  return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=settings.images))
+
+
+class _Maps:
+  """`RegionMaps` of a set, without the novel classes."""
+
+  def __init__(
+    self,
+    classes: ClassSplit,
+    rows: np.ndarray,
+    read: Callable[[int], RegionMap],
+    where: Callable[[int], Any],
+  ):
+    """Takes functions that read an image by its row, with labels of all classes, and name it."""
+    kept = np.flatnonzero(np.array(classes.groups) != "novel")
+    self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
+    self.labels = np.zeros(len(rows), np.int32)
+    self._rows, self._read, self._where = rows, read, where
+    # Number of each class of the list among those that are kept; the last entry is that of -1.
+    self._number = np.full(len(classes) + 1, -1, np.int32)
+    self._number[kept] = np.arange(len(kept))
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def region_map(self, index: int) -> RegionMap:
+    found = self._read(int(self._rows[index]))
+    return found._replace(labels=self._number[found.labels])
+
+  def where(self, index: int) -> str:
+    return str(self._where(int(self._rows[index])))
+
+
+def _of_scene(scenes: Scenes, row: int) -> RegionMap:
+  scene = scenes.scene(row)
+  return RegionMap(scene.image, map_of_masks(scene.masks, SIZE, SIZE), scene.labels)
+
+
+def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
+  labels_HxW = folder.labels(row)
+  found, owners = np.unique(labels_HxW, return_inverse=True)
+  owners = owners.reshape(labels_HxW.shape).astype(np.int16)
+  return RegionMap(folder.image(row), owners, found.astype(np.int32))
+
+
+def _of_objects(
+  annotations: Annotations, owners: Callable[[int], np.ndarray], root: str, row: int
+) -> RegionMap:
+  """Objects or segments of a JSON; `owners` computes the map of an image's."""
+  truth = annotations.truth(row)
+  labels = np.where(truth.crowd, -1, truth.classes).astype(np.int32)
+  return RegionMap(annotations.image(row, root), owners(row), labels)
+
+
+def _owners(annotations: Annotations, row: int) -> np.ndarray:
+  entry = annotations.images[row]
+  return map_of_masks(annotations.masks(row), entry.height, entry.width)
+
+
+def _classes_of(scenes: Scenes) -> ClassSplit:
+  return ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
+
+
+def _pixel_folder(own: Segment | TrainMasks, classes: ClassSplit) -> PixelFolder:
+  return open_pixels(own.images, own.labels, classes, own.label_values, own.ignore)
