@@ -86,18 +86,18 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   found = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
   if not found:
     return []
-  rows = []
+  rows, figures = [], dict.fromkeys(name for course in found for name in course.group.figures)
+  names = [name for name in figures if name not in COSTS]
   for one in time_to_accuracy.arrivals(found):
-    course, figures = one.course, one.course.group.figures
-    splits = [_spread(course.group, name) for name in figures if name not in COSTS]
+    course = one.course
+    splits = [_spread(course.group, name) for name in names]
     cost = [f"{1000 * course.step_seconds:.1f}", f"{course.start_seconds:.2f}"]
     when = ["not reached", "", "", ""]
     if one.step is not None:
       ratios = ["-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)]
       when = [str(one.step), f"{one.seconds:.1f}", *ratios]
     rows.append([course.label, *splits, *cost, *when])
-  names = [_heading(name) for name in found[0].group.figures if name not in COSTS]
-  columns = ["cells", *names, "step (ms)", "first bank (s)", "steps", "seconds"]
+  columns = ["cells", *map(_heading, names), "step (ms)", "first bank (s)", "steps", "seconds"]
   columns += ["faster than exact", "than the fastest uniform draw"]
   threshold = time_to_accuracy.threshold_of(found)
   text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")

@@ -110,7 +110,7 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
   Colour tells the first swept field, marker the second, dashes the third. Error bars: standard
   deviation over the seeds after the last step. `images` are the numbers of images of each split.
   """
-  splits = list(found[0].top1)
+  splits = list(dict.fromkeys(split for course in found for split in course.top1))
   seeds = max(len(course.top1[CRITERION]) for course in found)
   title = (
     "Accuracy against seconds of training (steps x seconds of a step),"
@@ -118,10 +118,12 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
   )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
   styles = _styles(found)
-  threshold = threshold_of(found)
+  threshold, legend = threshold_of(found), []
   for axes, split in zip(axes_of, splits, strict=True):
     drawn = []
     for course, style in zip(found, styles, strict=True):
+      if split not in course.top1:
+        continue  # a class-specific context knows no other classes
       seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
       mean_T = values_SxT.mean(axis=0)
       drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
@@ -132,7 +134,8 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
       drawing.reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
     drawing.label_panel(axes, top1_heading(split, images), "seconds of training", grid="both")
-  drawing.legend_below(figure, drawn, [course.label for course in found])
+    legend = legend or drawn  # the first panel has all courses
+  drawing.legend_below(figure, legend, [course.label for course in found])
   drawing.save(path, figure)
 
 

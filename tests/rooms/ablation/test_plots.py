@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.rooms.ablation.plots import groups, sweep, swept
-from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, threshold_of
+from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, plot, threshold_of
 
 
 def synthetic_cells():
@@ -96,3 +96,14 @@ def test_when_each_kind_arrives():
   # Twenty steps and the first bank.
   assert found["posterior, k=64"].step == 20
   assert found["posterior, k=64"][2:] == pytest.approx((5.5, 60 / 5.5, 6 / 5.5))
+
+
+def test_kinds_that_know_no_novel_class_are_in_the_other_panels(tmp_path, drawn):
+  cells, times = synthetic()
+  for cell in cells[:2]:
+    cell |= {"top1": {}, "curve": {"steps": STEPS, "top1": {"validation": [0.5, 0.6, 0.7]}}}
+  found = courses(cells, times)
+  plot(tmp_path / "plot.png", found, {})
+  assert [len(axes.containers) for axes in drawn[0].axes] == [4, 3]
+  legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+  assert legend == [course.label for course in found]
