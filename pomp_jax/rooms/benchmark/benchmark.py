@@ -52,7 +52,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder.create()
   wanted = _available(settings.implementations.split("+"))
   rows: list[dict[str, Any]] = []
-  results = {"job": "benchmark", "settings": dataclasses.asdict(settings)}
+  results: dict[str, Any] = {"job": "benchmark", "settings": dataclasses.asdict(settings)}
   results |= {"device": jax.devices()[0].device_kind, "rows": rows}
   # Write after every K; the largest may run out of memory.
   wanted_steps = numbers("steps", settings.steps, 2)
