@@ -64,11 +64,3 @@ def shown_devices(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
   # Fuzzing takes more examples where both tiers run.
   hypothesis.settings.load_profile("pomp" if config.option.markexpr else "many")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Holds that a test of the second tier says why it is there."""
-  for item in items:
-    for marker in item.iter_markers("slow"):
-      if len(marker.args) != 1 or not isinstance(marker.args[0], str):
-        raise pytest.UsageError(f"{item.nodeid}: pytest.mark.slow takes the reason, a string")

@@ -42,5 +42,4 @@ def region_set(shared: Shared) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def one_layer(shared: Shared) -> str:
   """Path of the world's CLIP with one layer, the cheapest to train with."""
-  folder = shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1))
-  return str(folder / "clip")
+  return str(shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip")

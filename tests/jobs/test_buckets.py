@@ -1,7 +1,4 @@
-"""Jobs with every path in a bucket leave what they leave in a local folder, and nothing local.
-
-In the first tier `predict` and `detect` hold this in each store; their files are in tests/files.
-"""
+"""Jobs with every path in a bucket leave what they leave in a local folder, and nothing local."""
 
 import json
 import os
@@ -33,7 +30,7 @@ set = [{name = "animals", root = "images", names = "names.txt", base = ["beaver"
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-  """A folder with a CLIP, images, label images, regions, and lists of names."""
+  """A folder with a CLIP, images, label images, boxes, regions, and lists of names."""
   root = tmp_path_factory.mktemp("local") / "base"
   write_pixel_set(root / "pixels", "CLIP")
   # CLIP's scores alone.
@@ -45,21 +42,17 @@ def local(tmp_path_factory):
   (root / "sets.toml").write_text(SETS_FILE)
   context = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
   save_prompt(root / "prompt.npz", Prompt(context, "world"))
-  write_boxes(root / "boxes")
-  return root
-
-
-def write_boxes(root):
-  """Annotations of boxes, and a folder of regions with embeddings."""
-  root.mkdir()
+  boxes = root / "boxes"
+  boxes.mkdir()
   rng, annotations = np.random.default_rng(0), random_annotations(0)
-  (root / "coco.json").write_text(json.dumps(annotations))
-  writer = RegionWriter(root / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0))
+  (boxes / "coco.json").write_text(json.dumps(annotations))
+  writer = RegionWriter(boxes / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0))
   for image in annotations["images"]:
-    boxes = np.float32([[4, 5, 60, 70], [30, 20, 110, 90]])
+    corners = np.float32([[4, 5, 60, 70], [30, 20, 110, 90]])
     embeddings = rng.normal(size=(2, 1, 128)).astype(np.float16)
-    writer.write(image["id"], Regions(boxes, np.float32([0.9, 0.5]), None, embeddings))
-  np.save(root / "classes.npy", rng.normal(size=(6, 128)).astype(np.float16))
+    writer.write(image["id"], Regions(corners, np.float32([0.9, 0.5]), None, embeddings))
+  np.save(boxes / "classes.npy", rng.normal(size=(6, 128)).astype(np.float16))
+  return root
 
 
 @pytest.fixture(scope="module", params=stores.SCHEMES)
@@ -67,8 +60,8 @@ def pair(request, local, tmp_path_factory):
   """The local folder and its copy in a bucket; the current folder stays empty."""
   before, empty = os.getcwd(), tmp_path_factory.mktemp("current")
   os.chdir(empty)
-  # A copy: what a job writes there is not read by the jobs beside another store.
-  # In a folder that is called like the bucket, since reports name prompts by their last folders.
+  # A copy, so that no job reads what another store's wrote; in a folder that is called like the
+  # bucket, since reports name prompts by their last folders.
   local = shutil.copytree(local, tmp_path_factory.mktemp(request.param) / stores.BUCKET / "base")
   with stores.running(request.param) as found, pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -101,19 +94,10 @@ def without_times(value):
 
 
 def training(**changes):
-  settings = {
-    "clip.model": "BASE/clip",
-    "data.source": "folder",
-    "data.root": "BASE/images",
-    "data.n_classes": 0,
-    "data.augment": "recipe",
-    "data.views": 2,
-    "data.view_epochs": 2,
-    "data.feature_store": "BASE/features",
-    "data.features": "stored",
-    "k": 4,
-    "batch_size": 8,
-  }
+  settings = {"clip.model": "BASE/clip", "data.source": "folder", "data.root": "BASE/images"}
+  settings |= {"data.n_classes": 0, "data.augment": "recipe", "data.views": 2}
+  settings |= {"data.view_epochs": 2, "data.feature_store": "BASE/features"}
+  settings |= {"data.features": "stored", "k": 4, "batch_size": 8}
   return small_config(**settings | changes)
 
 
@@ -130,24 +114,14 @@ PIXELS = regions_config(pathlib.PurePosixPath("BASE/pixels"), "segment", **{"cli
 NAMED = {"images": "BASE/images/test/owl", "names": "BASE/names.txt", "prompt": "BASE/prompt.npz"}
 NAMED = {"clip.model": "BASE/clip"} | {f"predict.{name}": value for name, value in NAMED.items()}
 # The scores of the detector alone: no image is read.
-DUMP = {
-  "detect.source": "coco",
-  "detect.annotations": "BASE/boxes/coco.json",
-  "detect.prompts": ("BASE/boxes/classes.npy",),
-  "detect.output": True,
-  "regions.source": "file",
-  "regions.path": "BASE/boxes/dump",
-  "regions.e_base": 0.0,
-  "regions.e_novel": 0.0,
-}
+DUMP = {"detect.source": "coco", "detect.annotations": "BASE/boxes/coco.json"}
+DUMP |= {"detect.prompts": ("BASE/boxes/classes.npy",), "detect.output": True}
+DUMP |= {"regions.source": "file", "regions.path": "BASE/boxes/dump"}
+DUMP |= {"regions.e_base": 0.0, "regions.e_novel": 0.0}
 REGIONS = {"regions.source": "file", "regions.path": "BASE/pixels/regions"}
 # A prompt of a file, that of a folder, and a template.
-SETS = {
-  "data.source": "world",
-  "data.root": "",
-  "evaluate.sets_file": "BASE/sets.toml",
-  "evaluate.prompts": ("BASE/prompt.npz", "BASE", "{}."),
-}
+SETS = {"data.source": "world", "data.root": "", "evaluate.sets_file": "BASE/sets.toml"}
+SETS |= {"evaluate.prompts": ("BASE/prompt.npz", "BASE", "{}.")}
 CELLS = {"ablate.grid": "k=2|all", "steps": 2}
 
 
@@ -179,14 +153,14 @@ def exported(kind):
 def test_files_hold_the_same(pair, config, file):
   name = f"{config.job}_{config.export.format}"
   results = both(pair, config, name)
-  paths_of = [sorted(paths.to_path(f"{base}/runs/{name}").glob(file)) for base in pair]
+  files = [sorted(paths.to_path(f"{base}/runs/{name}").glob(file)) for base in pair]
   local, bucket = (
-    [content(path, base) for path in found] for found, base in zip(paths_of, pair, strict=True)
+    [content(path, base) for path in found] for found, base in zip(files, pair, strict=True)
   )
   assert local == bucket and all(len(one) > 50 for one in local)
   assert len(local) == (2 if config.job == "ablate" else 1)
   if config.job == "export":
-    assert results[1]["bytes"] == len(paths_of[1][0].read_bytes())
+    assert results[1]["bytes"] == len(files[1][0].read_bytes())
 
 
 def content(path, base):

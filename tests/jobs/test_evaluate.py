@@ -1,7 +1,6 @@
-"""The evaluate job: figures against torch's CLIP, resumption, two processes, tables, bad input.
+"""The evaluate job: figures against torch's CLIP, resumption, tables, bad input.
 
-One evaluation of packaged and of own sets, under words and under learned prompts, is shared by most
-tests.
+One evaluation, of packaged and own sets, under words and learned prompts, is shared by most tests.
 """
 
 import csv
@@ -22,13 +21,9 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import evaluate
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
+from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner
-from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import create_state
 from tests.support.clips import write_random_clip
 from tests.support.data_files import write_set
 from tests.support.small_run import changed, run_job, small_config
@@ -79,20 +74,16 @@ class Case:
   @property
   def shared_config(self):
     """The config of `run/`."""
-    return self.config(
-      sets=";".join(SIZES),
-      sets_file=str(self.own / "sets.toml"),
-      prompts=f"hand_written;{self.own}/0.npz;{self.own}/1.npz",
-    )
+    prompts = f"hand_written;{self.own}/0.npz;{self.own}/1.npz"
+    return self.config(sets=";".join(SIZES), sets_file=f"{self.own}/sets.toml", prompts=prompts)
 
   def cosines(self, name, template="", kept=None):
     """By torch, of a set's pictures of `kept` classes with these classes; and the labels."""
     listed = load_class_list(name)
     kept = np.arange(len(listed)) if kept is None else kept
-    mine = np.isin(self.labels[name], kept)
-    names = [listed.names[c] for c in kept]
-    pictures, template = self.pictures[name][mine], template or listed.template
-    cosines = torch_cosines(self.clip, self.model, pictures, names, template)
+    mine, names = np.isin(self.labels[name], kept), [listed.names[c] for c in kept]
+    shown = self.pictures[name][mine], names, template or listed.template
+    cosines = torch_cosines(self.clip, self.model, *shown)
     return cosines, np.searchsorted(kept, self.labels[name][mine])
 
   def top1(self, *which):
@@ -171,9 +162,8 @@ def test_figures_equal_torch(case, results):
     assert 0.3 < right.mean() < 0.9
     assert figures["top1"] == pytest.approx(right.mean())
     assert figures["top5"] == pytest.approx(np.mean(rank < 5))
-    assert figures["macro_top1"] == pytest.approx(
-      np.mean([right[labels == c].mean() for c in np.unique(labels)])
-    )
+    recalls = [right[labels == c].mean() for c in np.unique(labels)]
+    assert figures["macro_top1"] == pytest.approx(np.mean(recalls))
     confidence = scipy.special.softmax(case.clip.logit_scale * cosines, axis=-1).max(-1)
     assert figures["mean_confidence"] == pytest.approx(confidence.mean(), abs=1e-5)
     assert figures["images"] == len(labels)
@@ -195,14 +185,10 @@ def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
   """Folders and CoOp's layout, named in one file, beside named sets."""
   accuracy, images = (results[key]["own"] for key in ("accuracy", "images"))
   columns = ("satellite", "my textures", "archive")
-  texts = {
-    **{f"{case.own}/{i}.npz": dict.fromkeys(columns, f"{w} {{}}.") for i, w in enumerate(WORDS)},
-    "hand_written": {
-      "satellite": "a photo of a {}.",
-      "my textures": "one {}.",
-      "archive": load_class_list("eurosat").template,
-    },
-  }
+  by_hand = "a photo of a {}.", "one {}.", load_class_list("eurosat").template
+  texts = {"hand_written": dict(zip(columns, by_hand, strict=True))}
+  for i, words in enumerate(WORDS):
+    texts[f"{case.own}/{i}.npz"] = dict.fromkeys(columns, f"{words} {{}}.")
   parts = {"base": np.arange(1, 10, 2), "novel": np.arange(0, 5, 2)}
   for label, text in texts.items():
     for column, name in (("my textures", "dtd"), ("archive", "eurosat")):
@@ -221,42 +207,39 @@ def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
   assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
 
 
-def test_the_folder_holds_every_figure_and_tables(case, results):
-  workdir = case.workdir
-  stored = json.loads((workdir / "sets" / "dtd.json").read_text())
-  figures = stored["prompts"]["hand_written"]
-  images, top1 = (np.array(figures["per_class"][key], float) for key in ("images", "top1"))
-  assert np.nansum(images * top1) == pytest.approx(SIZES["dtd"] * figures["top1"])
-  assert np.nanmean(top1) == pytest.approx(figures["macro_top1"])
-  # Each class and each error, and the differences to the first prompt, by torch.
-  rows_of = lambda name: list(csv.DictReader((workdir / name).open()))
-  names, first = load_class_list("dtd").names, "hand_written"
-  texts = {first: "", f"{case.own}/1.npz": f"{WORDS[1]} {{}}."}
-  answers = {label: case.cosines("dtd", text)[0].argmax(-1) for label, text in texts.items()}
-  labels = case.cosines("dtd")[1]
-  for label, answer in answers.items():
-    is_this = lambda row, label=label: (row["set"], row["prompt"]) == ("dtd", label)
-    classes = {row["class"]: row for row in filter(is_this, rows_of("classes.csv"))}
-    assert [int(classes[name]["images"]) for name in names] == np.bincount(
-      labels, minlength=47
-    ).tolist()
-    for c in np.unique(labels):
-      assert float(classes[names[c]]["top1"]) == pytest.approx(np.mean(answer[labels == c] == c))
-    expected = np.zeros((47, 47), int)
-    for row in filter(is_this, rows_of("confusions.csv")):
-      expected[names.index(row["class"]), names.index(row["answer"])] = row["images"]
-    np.testing.assert_array_equal(
-      expected,
-      sklearn.metrics.confusion_matrix(labels, answer, labels=range(47)) * (1 - np.eye(47)),
+def test_the_tables_hold_each_class_error_and_difference(case, results):
+  """Those of two prompts on a set, by torch."""
+  workdir, names, first = case.workdir, load_class_list("dtd").names, "hand_written"
+  labels, answers = case.cosines("dtd")[1], {}
+  for label, text in {first: "", f"{case.own}/1.npz": f"{WORDS[1]} {{}}."}.items():
+    answer = answers[label] = case.cosines("dtd", text)[0].argmax(-1)
+    mine = {"set": "dtd", "prompt": label}.items()
+    classes, errors, [line] = (
+      [row for row in csv.DictReader((workdir / file).open()) if mine <= row.items()]
+      for file in ("classes.csv", "confusions.csv", "results.csv")
     )
-    [line] = filter(is_this, rows_of("results.csv"))
-    found = stored["prompts"][label]
+    matrix = sklearn.metrics.confusion_matrix(labels, answer, labels=range(len(names)))
+    counts, classes = matrix.sum(axis=1), {row["class"]: row for row in classes}
+    assert [int(classes[name]["images"]) for name in names] == counts.tolist()
+    for c in np.flatnonzero(counts):
+      assert float(classes[names[c]]["top1"]) == pytest.approx(matrix[c, c] / counts[c])
+    wrong = np.argwhere(matrix * (1 - np.eye(len(names))))
+    assert {(row["class"], row["answer"]): int(row["images"]) for row in errors} == {
+      (names[label], names[other]): matrix[label, other] for label, other in wrong
+    }
     assert float(line["top1"]) == pytest.approx(np.mean(answer == labels))
-    assert [float(line[f"top1_{end}"]) for end in ("low", "high")] == found["top1_interval"]
-    assert float(line["ece"]) == found["ece"] and float(line["macro_top1"]) == found["macro_top1"]
+    figures = results["sets"]["dtd"]["prompts"][label]
+    assert [float(line[f"top1_{end}"]) for end in ("low", "high")] == figures["top1_interval"]
+    assert [float(line[name]) for name in ("ece", "macro_top1")] == [
+      figures[name] for name in ("ece", "macro_top1")
+    ]
     difference = np.mean((answer == labels) * 1.0 - (answers[first] == labels))
     assert float(line["difference"] or 0) == pytest.approx(difference)
     assert (line["reference"] == first) == (label != first)
+
+
+def test_the_folder_holds_a_report_plots_and_records(case, results):
+  workdir = case.workdir
   pairs = results["sets"]["dtd"]["by_class"]["confused"]
   assert pairs[0][2] == max(pair[2] for pair in pairs)
   assert (workdir / "plots/confusions_dtd.png").exists()
@@ -265,15 +248,8 @@ def test_the_folder_holds_every_figure_and_tables(case, results):
   assert "Most confused names" in report and "Accuracy of classes" in report
   # Images that were not held out are marked in every table.
   assert "satellite (all)" in (workdir / "results.md").read_text()
-  # A record for each prompt of each set, in both files.
-  records = {file.name for file in (workdir / "clip_benchmark").iterdir()}
-  assert len(records) == 3 * len(results["sets"])
-  record = json.loads((workdir / "clip_benchmark" / "dtd_hand_written.json").read_text())
-  assert record["metrics"] == {
-    "acc1": figures["top1"],
-    "acc5": figures["top5"],
-    "mean_per_class_recall": figures["macro_top1"],
-  }
+  # One for each prompt of each set.
+  assert len(list((workdir / "clip_benchmark").iterdir())) == 3 * len(results["sets"])
 
 
 @pytest.fixture
@@ -286,13 +262,9 @@ def computed(case, monkeypatch, no_drawings):
 
   def counted(config, encoder, labelled, prompts):
     found.append((len(labelled.classes), len(labelled.source)))
-    return {
-      "seconds": stored["seconds"],
-      "split": labelled.split,
-      "unreadable": 0,
-      "classes": labelled.classes.names,
-      "prompts": {named.label: figures for named in prompts},
-    }
+    prompts = {named.label: figures for named in prompts}
+    of_set = {"split": labelled.split, "classes": labelled.classes.names, "prompts": prompts}
+    return {"seconds": stored["seconds"], "unreadable": 0} | of_set
 
   monkeypatch.setattr(evaluate, "_evaluate", counted)
   return found
@@ -337,87 +309,52 @@ def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, 
     assert len(computed) == count
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  """A run's folder with two checkpoints, the second one's context as a prompt file."""
-  folder = tmp_path_factory.mktemp("trained")
-  learner = ContextLearner(PromptContext(4, 64, "end"), lambda *inputs: inputs)
-  state = create_state(learner, sgd(lambda step: 0.1, 0.9, 0.0), seed=0)
-  context = np.asarray(state.params["context"])
-  with Checkpoints(folder / "checkpoints") as checkpoints:
-    for step in (4, 8):
-      saved = state.replace(params={"context": context * (1 + step)})
-      checkpoints.save(step, saved, {"config": small_config().to_dict()}, metric=0.5)
-  save_prompt(folder / "prompt.npz", Prompt(context * 9, "world"))
-  return folder
-
-
-def test_a_run_is_a_row_and_on_request_each_checkpoint(trained, no_drawings, tmp_path):
+def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, tmp_path):
   """On the embedded world."""
-  before = sorted(str(path) for path in trained.rglob("*"))
-  prompts = f"a photo of a {{}}.;{trained};{trained}/checkpoints"
+  prompts = f"a photo of a {{}}.;{pretrained};{pretrained}/checkpoints"
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
   assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
   results = run_job(changed(config, {"evaluate.sets": "novel"}), tmp_path)
-  assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
+  assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8, 12]
   rows = results["sets"]["novel"]["prompts"]
-  file, first, last = (rows[f"{trained.name}{end}"] for end in ("", "@4", "@8"))
+  file, first, last = (rows[f"{pretrained.name}{end}"] for end in ("", "@4", "@12"))
   assert {**file, "difference": 0} == {**last, "difference": 0}
   assert file["mean_confidence"] != first["mean_confidence"]
-  # Read, and not touched.
-  assert sorted(str(path) for path in trained.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-  ("prompts", "error", "message"),
+  ("changes", "error", "message"),
   [
-    ("{}.;{}.", ConfigError, "none twice"),
-    ("EMPTY", ConfigError, "a run's folder with prompt.npz"),
-    ("narrow.npz", PromptFileError, r"narrow\.npz, set base: context \[4, 7\] has width 7"),
-    ("damaged/checkpoints", (ConfigError, CheckpointError), "damaged"),
+    ({"prompts": "{}.;{}."}, ConfigError, "none twice"),
+    ({"prompts": "EMPTY"}, ConfigError, "a run's folder with prompt.npz"),
+    ({"prompts": "narrow.npz"}, PromptFileError, r"narrow\.npz, set dtd: context \[4, 7\] has "),
+    ({"prompts": "damaged/checkpoints"}, (ConfigError, CheckpointError), "damaged"),
+    ({"sets": "dtt"}, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
+    ({"sets": "food101"}, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
+    ({"root": "/no/such"}, ConfigError, "evaluate.root: got '/no/such'"),
+    ({"suite": "imagenet21k", "sets": ""}, ConfigError, "evaluate.source: .* expected tfds or fol"),
+    ({"sets": "eurosat", "root": "."}, SourceError, "label 1 is 'Woods', but 'Forest' in its cl"),
+    ({"own_sets": ({"name": "dtd", "root": "x"},)}, SourceError, "'dtd'"),
   ],
 )
-def test_bad_prompts(tmp_path, monkeypatch, prompts, error, message):
+def test_bad_input_is_found_before_anything_is_written(
+  case, tmp_path, monkeypatch, changes, error, message
+):
   monkeypatch.chdir(tmp_path)
   save_prompt("narrow.npz", Prompt(np.zeros((4, 7), np.float32), "other"))
   (tmp_path / "damaged" / "checkpoints" / "4").mkdir(parents=True)
   (tmp_path / "EMPTY").mkdir()
-  config = small_config(job="evaluate", **{"evaluate.prompts": prompts})
+  file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
+  shutil.copytree(case.folder / "data" / "eurosat", file.parent)
+  file.write_text(file.read_text().replace('"Forest"', '"Woods"'))
   with pytest.raises(error, match=message):
-    evaluate.check(config, "run")
-  assert not (tmp_path / "run").exists()
-
-
-def _rename(items):
-  return [[file, label, name.replace("Forest", "Woods")] for file, label, name in items]
-
-
-@pytest.mark.parametrize(
-  ("changes", "damage", "error", "message"),
-  [
-    ({"sets": "dtt"}, None, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
-    ({"sets": "food101"}, None, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
-    ({"sets": "dtd", "root": "/no/such"}, None, ConfigError, "evaluate.root: got '/no/such'"),
-    ({"suite": "imagenet21k"}, None, ConfigError, "evaluate.source: .* expected tfds or folder"),
-    ({"sets": "eurosat"}, _rename, SourceError, "label 1 is 'Woods', but 'Forest' in its class"),
-  ],
-)
-def test_bad_sets(case, tmp_path, changes, damage, error, message):
-  if damage:
-    file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
-    shutil.copytree(case.folder / "data" / "eurosat", file.parent)
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({part: damage(items) for part, items in content.items()}))
-    changes = changes | {"root": str(tmp_path)}
-  config = case.config(**{"suite": "cross_dataset"} | changes)
-  with pytest.raises(error, match=message):
-    evaluate.check(config, str(tmp_path / "run"))
+    evaluate.check(case.config(**{"sets": "dtd"} | changes), "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_own_sets_beside_named_sets(case):
-  def names(suite="none", sets="", **more):
-    config = case.config(suite=suite, sets=sets, sets_file=str(case.own / "sets.toml"), **more)
+  def names(suite="none", sets=""):
+    config = case.config(suite=suite, sets=sets, sets_file=str(case.own / "sets.toml"))
     return [(item.name, item.group) for item in evaluation_sets(config, 32)]
 
   assert names(sets="imagenet_a;dtd")[:3] == [
@@ -428,10 +365,6 @@ def test_own_sets_beside_named_sets(case):
   # A suite's name stands for its sets; a suite brings all of its own.
   assert len(names(sets="cross_domain;dtd")) == 4 + 1 + 4
   assert len(names("fourteen")) == 14 + 4
-  config = case.config(suite="fourteen")
-  config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
-  with pytest.raises(SourceError, match="'dtd'"):
-    evaluation_sets(config, 32)
 
 
 def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
@@ -439,8 +372,9 @@ def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
   own, workdir = copy_of(case.own, "own"), copy_of(case.workdir, "run")
   file = own / "sets.toml"
   file.write_text(file.read_text().replace('"dtd"', '"gone"', 1))
-  config = changed(case.shared_config, {"evaluate.suite": "fourteen", "evaluate.sets": ""})
-  config = changed(config, {"evaluate.sets_file": str(file)})
+  changes = {"suite": "fourteen", "sets": "", "sets_file": str(file)}
+  changes = {f"evaluate.{field}": value for field, value in changes.items()}
+  config = changed(case.shared_config, changes)
   with pytest.raises(SourceError, match="12 of 18 sets can't be opened: caltech101, ") as error:
     evaluate.check(config, str(workdir))
   assert "evaluate.skip_missing=true" in str(error.value)

@@ -1,4 +1,4 @@
-"""The export job: files for other programs, from the embedded world's CLIP."""
+"""The export job, and prompts that a folder or the hub holds instead of a file."""
 
 import json
 import sys
@@ -6,15 +6,21 @@ import sys
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
 
 from pomp_jax import world
 from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.class_lists import VocabularyError, load_categories, load_class_list
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
+from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.named_prompts import read_prompts
+from pomp_jax.files.hub import HubError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_hub import results_of
+from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.rooms.analysis import gradient_bias
+from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts
 from tests.support.small_run import small_config
 
@@ -42,15 +48,10 @@ def files(tmp_path, encoder):
   return tmp_path
 
 
-def settings(files, **changes):
+def checked(files, **changes):
   changes = {"prompt": str(files / "prompt.npz"), "names": str(files / "names.json")} | changes
   fields = {f"export.{name}": value for name, value in changes.items()}
-  return small_config(job="export", **fields)
-
-
-def checked(files, **changes):
-  config = settings(files, **changes)
-  before = sorted(files.rglob("*"))
+  config, before = small_config(job="export", **fields), sorted(files.rglob("*"))
   validate(config)
   export.check(config, str(files / "run"))
   assert sorted(files.rglob("*")) == before
@@ -60,27 +61,23 @@ def checked(files, **changes):
 def run(files, **changes):
   """The written file, and the results."""
   export.run(checked(files, **changes), str(files / "run"))
-  results = json.loads((files / "run" / "results.json").read_text())
+  results = RunFolder(files / "run").read_results()
   path = files / "run" / results["output"]
   assert path.stat().st_size == results["bytes"]
   return path, results
 
 
 @pytest.mark.parametrize(
-  ("kind", "name"),
-  [("npz", "prompt.npz"), ("safetensors", "prompt.safetensors"), ("pth", "prompt.pth.tar")],
+  ("kind", "end"), [("npz", "npz"), ("safetensors", "safetensors"), ("pth", "pth.tar")]
 )
-def test_prompts(files, kind, name, capsys):
+def test_prompts(files, kind, end, capsys):
   path, results = run(files, format=kind, names="")
   before, after = load_prompt(files / "prompt.npz"), load_prompt(path)
-  assert path.name == name
+  assert path.name == f"prompt.{end}"
   assert (results["clip_model"], results["shape"]) == ("world", list(before.context.shape))
   np.testing.assert_array_equal(after.context, before.context)
   assert (after.clip_model, after.position) == (before.clip_model, before.position)
   assert str(path) in capsys.readouterr().out
-  if kind == "pth":
-    checkpoint = torch.load(path, weights_only=True)
-    np.testing.assert_array_equal(checkpoint["state_dict"]["ctx"].numpy(), before.context)
 
 
 def test_a_torch_checkpoint_needs_torch(files, monkeypatch):
@@ -90,7 +87,7 @@ def test_a_torch_checkpoint_needs_torch(files, monkeypatch):
 
 
 def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):
-  path, results = run(files, format="detic", names=str(files / "names.json"))
+  path, results = run(files, format="detic")
   found = np.load(path, allow_pickle=False)
   expected = encoder.class_features(NAMES, load_prompt(files / "prompt.npz"))
   assert (path.name, found.dtype) == ("class_features.npy", np.float16)
@@ -98,24 +95,6 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):
   norms = np.linalg.norm(found.astype(np.float32), axis=-1, keepdims=True)
   np.testing.assert_allclose(found / norms, expected, atol=1e-3)
   assert np.all(np.abs(norms - 1) > 0.05)
-
-
-@pytest.mark.parametrize(
-  ("file", "content"),
-  [
-    ("list.json", NAMES),
-    ("annotations.json", {"categories": CATEGORIES}),
-    ("names", {"categories": CATEGORIES}),
-  ],
-)
-def test_names_are_read_as_predict_reads_them(files, file, content):
-  """But a file of annotations without a suffix, which only export takes."""
-  path = files / file
-  path.write_text(json.dumps(content))
-  checked(files, format="detic", names=str(path))
-  assert tuple(category.name for category in load_categories(path)) == tuple(NAMES)
-  if path.suffix:
-    assert load_class_list(path).names == tuple(NAMES)
 
 
 def test_detic_with_synonyms_under_a_template(files, encoder):
@@ -132,19 +111,10 @@ def test_open_clip_has_a_column_a_class(files, encoder):
   path, results = run(files, format="open_clip")
   np.testing.assert_allclose(np.load(path), expected, atol=1e-6)
   assert results["shape"] == list(expected.shape)
-  path, _ = run(files, format="open_clip", output="weights.safetensors")
+  names = str(files / "names.txt")
+  path, _ = run(files, format="open_clip", output="weights.safetensors", names=names)
   found = safetensors.torch.load_file(path)["classifier"].numpy()
   np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-@pytest.fixture
-def bad_files(files):
-  """Names and prompts beside `files` that can't be exported as they are."""
-  (files / "twice.json").write_text('["star", "star"]')
-  save_prompt(files / "wide.pth", Prompt(np.zeros((4, 7), np.float32), "other"))
-  width = load_prompt(files / "prompt.npz").context.shape[-1]
-  save_prompt(files / "each.safetensors", Prompt(np.zeros((2, 4, width), np.float32), "world"))
-  return files
 
 
 @pytest.mark.parametrize(
@@ -165,9 +135,62 @@ def bad_files(files):
     ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),
   ],
 )
-def test_bad_input_is_one_line(bad_files, changes, error, part):
-  here = lambda value: value.replace("HERE", str(bad_files)) if isinstance(value, str) else value
+def test_bad_input_is_one_line(files, changes, error, part):
+  (files / "twice.json").write_text('["star", "star"]')
+  save_prompt(files / "wide.pth", Prompt(np.zeros((4, 7), np.float32), "other"))
+  save_prompt(files / "each.safetensors", Prompt(np.zeros((2, 4, 64), np.float32), "world"))
+  here = lambda value: value.replace("HERE", str(files)) if isinstance(value, str) else value
   changes = {field: here(value) for field, value in changes.items()}
   with pytest.raises(error, match=r"^[^\n]*$") as caught:
-    checked(bad_files, **{"format": "detic"} | changes)
+    checked(files, **{"format": "detic"} | changes)
   assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_every_reader_of_prompt_files(hub, files, place):
+  hub.files["me/a"] = {"prompt.npz": (files / "prompt.npz").read_bytes()}
+  name, label = ("hf:me/a", "hf:me/a") if place == "hub" else (str(files), files.name)
+  (named,) = read_prompts((name,), "evaluate.prompts")
+  assert named.label == label
+  of_bias, bank = gradient_bias._load(name)
+  assert bank is None
+  expected = load_prompt(files / "prompt.npz").context
+  for found in (load_prompt(name), open_prompt(name), named.prompt, of_bias):
+    np.testing.assert_array_equal(found.context, expected)
+  config = small_config(**{"prompt.init": name, "prompt.m": 4})
+  np.testing.assert_array_equal(initial_context(config, load_clip("world"), 300), expected)
+  for job in ("export", "predict"):
+    fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(files)}
+    validate(small_config(job=job, **fields))
+
+
+def test_a_folder_without_a_prompt_is_an_error_and_no_words(tmp_path):
+  config = small_config(**{"prompt.init": str(tmp_path), "prompt.m": 4})
+  with pytest.raises(PromptFileError, match=r"prompt\.npz"):
+    initial_context(config, load_clip("world"), 300)
+
+
+def test_the_prompt_is_uploaded_with_the_figures_of_its_run(hub, pretrained, files, capsys):
+  results, prompt = read_json(pretrained / "results.json"), load_prompt(pretrained)
+  # Of the folder as of the file in it.
+  for path in (pretrained, pretrained / "prompt.npz"):
+    assert results_of(str(path), prompt) == results
+  config = checked(files, **_UPLOAD, prompt=str(path), names="", private=True)
+  assert not hub.files
+  written = export.run(config, str(files / "run"))
+  assert hub.private == {"me/a"}
+  for name, content in hub.files["me/a"].items():
+    assert (files / "run" / name).read_bytes() == content
+  card = hub.files["me/a"]["README.md"].decode()
+  top1 = results["eval"]["novel"]["prompt"]["top1"]
+  assert f"| {100 * top1:.1f} |" in card and "license: mit" in card
+  assert written["url"] in capsys.readouterr().out
+  np.testing.assert_array_equal(load_prompt("hf:me/a").context, prompt.context)
+
+
+@pytest.mark.parametrize("changes", [{}, {"prompt": "hf:me/a"}, {"hub": "hf:me/a@v1"}])
+def test_what_the_hub_refuses_is_found_before_anything_is_written(hub, files, changes):
+  hub.down = True
+  with pytest.raises(HubError, match=r"^hf:me/a[^\n]*$"):
+    checked(files, **_UPLOAD | {"names": ""} | changes)
+  assert not (files / "run").exists()

@@ -1,7 +1,4 @@
-"""`clip.dtype` in the program: every product and convolution of a step has the precision asked for.
-
-What an accelerator then does with it, no CPU can show; what XLA is told, the jaxpr does.
-"""
+"""`clip.dtype` in the jaxpr: each product and convolution of a step has the precision asked for."""
 
 import jax
 import numpy as np

@@ -1,9 +1,5 @@
-"""Every job tells how far it is: with no time between two lines, each of its loops has some.
+"""Every job tells how far it is, in lines with the local time, and mentions each compilation."""
 
-Each line has the local time, and each compilation is mentioned.
-"""
-
-import logging
 import re
 
 import numpy as np
@@ -11,12 +7,12 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
-from pomp_jax.config import load_job
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.inputs import open_encoder as open_anew
 from pomp_jax.files import compilation, terminal
 from pomp_jax.train import methods
-from tests.support.small_run import small_config
+from tests.support.command_line import handlers_kept
+from tests.support.small_run import run_job, small_config
 
 SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 2, "checkpoint.every": 2}
 SMALL |= {"eval.images": 40, "epochs": 1, "probe.iterations": 5}
@@ -24,8 +20,8 @@ SMALL |= {"tip.beta_steps": 3, "tip.alpha_steps": 3}
 # By name: the changes to the config, and what the lines begin with.
 JOBS = {
   "pretrain": (
-    {},
-    ("loading ", "step ", "features of images", "class features", "scoring")
+    {"data.features": "stored"},
+    ("loading ", "features  ", "step ", "features of images", "class features", "scoring")
     + ("compiling train step", "compiled train step in ", "what was learned, results and plots"),
   ),
   "evaluate": (
@@ -46,10 +42,6 @@ JOBS = {
   "segment": (
     {"segment.n_images": 2, "regions.source": "truth", "regions.crop": "context"},
     ("segmentation", "class features", "compiling", "compiled"),
-  ),
-  "stored": (
-    {"job": "pretrain", "data.features": "stored", "data.images_per_class": 1},
-    ("features", "compiling"),
   ),
   "tip_adapter_f": (
     {"job": "pretrain", "method": "tip_adapter_f"},
@@ -85,17 +77,11 @@ def clip(one_layer, tmp_path, monkeypatch):
 
 def lines_of(config, tmp_path, capsys):
   """Lines of the log without their times; what a job prints as its result has none."""
-  module, folder = load_job(config.job), tmp_path / "run"
-  ours = logging.getLogger("pomp_jax")
-  before = ours.handlers, ours.propagate, ours.level
-  try:
+  folder = tmp_path / "run"
+  with handlers_kept():
     terminal.set_up_logging()
-    module.check(config, str(folder))
     with compilation.shown_compilations():
-      module.run(config, str(folder))
-  finally:
-    ours.handlers, ours.propagate = before[:2]
-    ours.setLevel(before[2])
+      run_job(config, folder)
   assert not terminal._open
   assert not (folder / "plots").exists() or any((folder / "plots").iterdir())
   out, err = capsys.readouterr()
@@ -112,18 +98,15 @@ def lines_of(config, tmp_path, capsys):
 def test_a_job(name, clip, tmp_path, capsys):
   changes, descriptions = JOBS[name]
   if name == "predict":
-    (tmp_path / "images").mkdir()
     pixels = world.source("novel", n_images=1).images(np.arange(1))[0]
-    Image.fromarray(pixels).save(tmp_path / "images" / "one.png")
+    Image.fromarray(pixels).save(tmp_path / "one.png")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    changes = changes | {"predict.images": str(tmp_path / "images")}
-    changes |= {"predict.names": str(tmp_path / "names.txt")}
-  changes = {field: str(tmp_path / "F") if v == "FOLDER" else v for field, v in changes.items()}
-  changes = {"job": name} | changes
-  config = small_config(**SMALL | clip | changes)
+    images = {"predict.images": str(tmp_path / "one.png")}
+    changes = changes | images | {"predict.names": str(tmp_path / "names.txt")}
+  config = small_config(**SMALL | clip | {"job": name} | changes)
   lines = lines_of(config, tmp_path, capsys)
   assert [text for text in descriptions if not any(line.startswith(text) for line in lines)] == []
   steps = [line for line in lines if re.match(r"step [1-9]", line)]
-  assert bool(steps) == (name in ("pretrain", "stored"))
+  assert bool(steps) == (name == "pretrain")
   for line in steps:
     assert re.fullmatch(STEP, line), line

@@ -1,6 +1,5 @@
 """Files that can't be read, in every job that evaluates: counted, left out, told once."""
 
-import logging
 import shutil
 
 import numpy as np
@@ -19,34 +18,23 @@ NAMES = load_class_list("eurosat").names
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(shared):
   """A folder a class; of the images for validation one is damaged, of those for testing two."""
-  root = tmp_path_factory.mktemp("images") / "eurosat"
-  write_unreadable_set(root)
-  return root
+  return shared("unreadable", lambda folder: write_unreadable_set(folder / "eurosat")) / "eurosat"
 
 
 @pytest.fixture(scope="module")
 def config_of(one_layer):
   """A function: folder of the images, changes -> config of four steps."""
-
-  def config(images, **changes):
-    settings = {"clip.model": one_layer, "data.source": "folder", "data.root": str(images)}
-    settings |= {"data.n_classes": 0, "data.max_corrupt": 0.05, "k": 4, "batch_size": 8, "steps": 4}
-    return small_config(**settings | changes)
-
-  return config
+  settings = {"clip.model": one_layer, "data.source": "folder", "data.n_classes": 0}
+  settings |= {"data.max_corrupt": 0.05, "k": 4, "batch_size": 8, "steps": 4}
+  return lambda images, **more: small_config(**settings | {"data.root": str(images)} | more)
 
 
 def test_the_prompt_is_there_when_the_evaluation_fails(
   config_of, images, tmp_path, caplog, monkeypatch
 ):
-  """With more unreadable test images than allowed; when they are repaired, nothing is trained.
-
-  Validated and tested on the readable ones alone.
-  """
-  monkeypatch.setattr(logging.getLogger("pomp_jax"), "propagate", True)
-  caplog.set_level(logging.WARNING)
+  """With more unreadable test images than allowed; when they are repaired, nothing is trained."""
   run, broken = tmp_path / "run", shutil.copytree(images, tmp_path / "eurosat")
   config = config_of(broken, **{"data.max_corrupt": 0.02})
   with pytest.raises(CorruptDataError, match=r"2 of 50 images can't be read, 1 are allowed"):
@@ -56,11 +44,12 @@ def test_the_prompt_is_there_when_the_evaluation_fails(
   shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
   monkeypatch.setattr(setup.Run, "build_step", lambda job: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
+  # Validated and tested on the readable ones alone.
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4
   top1 = results["top1"]["test"]
   assert top1 * 49 == pytest.approx(round(top1 * 49))
   np.testing.assert_array_equal(load_prompt(run / "prompt.npz").context, prompt.context)
-  told = [r.getMessage() for r in caplog.records if "can't be read" in r.getMessage()]
+  told = [message for message in caplog.messages if "can't be read" in message]
   assert [line.split(" images")[0] for line in told[:2]] == ["1 of 30", "1 of 50"]
   assert results["unreadable"]["test"][0] in told[2]
   assert (run / "plots/predictions.png").exists()
@@ -88,15 +77,12 @@ def test_methods_on_features(config_of, images, tmp_path, method):
 def test_analyse(config_of, images, tmp_path):
   settings = {"evaluate.suite": "base_to_new", "evaluate.source": "folder"}
   settings |= {"evaluate.root": str(images.parent), "evaluate.sets": "eurosat"}
-  settings |= {"analyse.prompts": "{}."}
-  results = analyse.run(config_of(images, job="analyse", **settings), str(tmp_path / "run"))
-  sets = results["sets"]
-  assert [(s["images"], s["unreadable"]) for s in sets.values()] == [(24, 1), (24, 1)]
+  config = config_of(images, job="analyse", **settings, **{"analyse.prompts": "{}."})
+  sets = analyse.run(config, str(tmp_path))["sets"].values()
+  assert [(found["images"], found["unreadable"]) for found in sets] == [(24, 1), (24, 1)]
 
 
-def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog, monkeypatch):
-  monkeypatch.setattr(logging.getLogger("pomp_jax"), "propagate", True)
-  caplog.set_level(logging.WARNING)
+def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog):
   folder = shutil.copytree(images / "test" / NAMES[3], tmp_path / "images")
   (folder / "a\x1b[2Jb.png").write_bytes((folder / "1.png").read_bytes())
   (tmp_path / "names.txt").write_text("\n".join(NAMES))
@@ -107,8 +93,8 @@ def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog, m
   assert list(results["images"]) == ["1.png", "2.png", "3.png", "4.png", "a\x1b[2Jb.png"]
   assert list(results["unreadable"]) == ["0.png"]
   assert results["unreadable"]["0.png"].startswith("not a readable image (none of BMP, ")
-  (record,) = caplog.records
-  assert "1 of 6 images can't be read; the first: 0.png: " in record.getMessage()
+  (message,) = caplog.messages
+  assert "1 of 6 images can't be read; the first: 0.png: " in message
   printed = capsys.readouterr().out
   assert "a?[2Jb.png: " in printed and "\x1b" not in printed
   for file in folder.iterdir():

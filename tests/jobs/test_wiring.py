@@ -1,8 +1,7 @@
 """From config to training: each field does what it says, the updates are torch's, splits are own.
 
-Each field of the base config has one row below. It says which pieces of what reaches the training
-another value changes, all others staying the same to the bit, and what it becomes. The step is
-lowered for that and not compiled; only what rounds differently is computed.
+Each field has one row: which pieces of what reaches the training another value changes, all others
+staying the same to the bit, and what it becomes. The step is lowered, not compiled, for that.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from pomp_jax.train import batches, loop, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close
-from tests.support.clips import HAS_FLAX_CLIP, with_logit_scale, write_fewer_layers
+from tests.support.clips import HAS_FLAX_CLIP, write_fewer_layers
 from tests.support.data_files import write_set
 from tests.support.oracles import dassl_scheduler
 from tests.support.small_run import small_config
@@ -46,6 +45,7 @@ ONLINE = {"data.features": "online"}
 # Words in capitals stand for folders and files that a fixture writes.
 STORED = ONLINE | {"data.source": "folder", "data.root": "PICTURES"}
 STORED |= {"data.n_classes": 9, "data.shots": 4}
+DRAWN = STORED | {"data.source": "world"}
 FLAT = STORED | {"data.root": "FLAT", "data.shots": 0}
 BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
@@ -76,12 +76,7 @@ CHANGES = {
   "clip.model": ("CLIP", ONLINE, "program frozen", {}),
   "clip.activation": ("gelu", ONLINE, "program", {}),
   "clip.dtype": ("bfloat16", ONLINE, "program", {}),
-  "data.source": (
-    "folder",
-    STORED | {"data.source": "world"},
-    OTHERS_SHOWN,
-    _shown(30, 3, [9], [9]),
-  ),
+  "data.source": ("folder", DRAWN, OTHERS_SHOWN, _shown(30, 3, [9], [9])),
   "data.dataset": ("dtd", IN_COOP, "program frozen splits", {}),
   "data.annotations": ("SMALLER", REGIONS, "batches", {}),
   "data.names": ("NAMES", STORED, OTHERS_SHOWN, CLASSES_7),
@@ -130,14 +125,9 @@ CHANGES = {
 UPDATES = {"epochs": 5, "optim.lr": 0.04, "optim.momentum": 0.5, "optim.weight_decay": 0.3}
 UPDATES |= {"optim.schedule": "step", "optim.warmup": 2.0, "optim.warmup_lr": 0.01}
 UPDATES |= {"optim.clip_norm": 0.05}
-# The same computation in another order: equal but for rounding.
-ROUNDING = {
-  "clip.text_tower": "reference",
-  "clip.remat": "layers",
-  "clip.n_chunks": 2,
-  "clip.image_chunk": 3,
-  "data.features": "online",
-}
+# The same computation in another order: equal but for rounding; of pixels, and of names.
+ROUNDING_OF_IMAGES = {"clip.image_chunk": 3, "data.features": "stored"}
+ROUNDING = {"clip.text_tower": "reference", "clip.remat": "layers", "clip.n_chunks": 2}
 # Read by the training, and of no effect on what it learns.
 SAME = {
   **{"clip.memory_gib": 5.0, "clip.chunk": 5, "compilation_cache": ""},
@@ -160,8 +150,8 @@ OTHERS = (
 def test_each_field_has_one_row():
   known = set(FIELDS)
   of_others = {field for field in known if field.startswith(OTHERS)}
-  rows = [*CHANGES, *UPDATES, *ROUNDING, *SAME, *CHOOSE, *of_others, "mesh.class_size"]
-  assert sorted(rows) == sorted(known)
+  rows = [*CHANGES, *UPDATES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE, *of_others]
+  assert sorted([*rows, "mesh.class_size"]) == sorted(known)
 
 
 def test_a_run_that_goes_on_may_change_what_does_not_matter():
@@ -223,7 +213,6 @@ def folders(tmp_path_factory):
   return {
     "ONE": str(root / "one"),
     "CLIP": write_fewer_layers(root / "two", 2),
-    "SCALED": str(with_logit_scale(pathlib.Path(write_fewer_layers(root / "scaled", 1)), 20.0)),
     "PICTURES": str(root / "pictures"),
     "COOP": str(root / "coop"),
     "OBJECTS": str(root / "objects.json"),
@@ -305,7 +294,6 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "parameters": [np.shape(leaf) for leaf in jax.tree.leaves(state.params)],
     "tested": [len(labels) for _, labels, _ in tested],
     "validated": [len(labels) for _, labels, _ in splits[len(tested) :]],
-    "loss_scale": contrast.pop("logit_scale"),
   }
   # Of the contrast, its sampler, and the views.
   figures |= contrast.pop("sampling") | contrast
@@ -340,13 +328,6 @@ def test_all_negatives_are_k_equal_to_n(reached):
   assert _difference(reached({"k": 16}), reached({"negatives": "all"})) == ([], {})
 
 
-def test_loss_and_sampler_have_the_scale_of_the_clip(reached):
-  pieces, becomes = _difference(reached(ONLINE), reached(ONLINE | {"clip.model": "SCALED"}))
-  assert pieces == ["program"]
-  scale = pytest.approx(20.0)
-  assert becomes == {"logit_scale": scale, "loss_scale": scale}
-
-
 def _learned(config, folder) -> np.ndarray:
   """All parameters after three steps, as one vector."""
   job = setup.prepare(config, folder)
@@ -358,37 +339,27 @@ def _learned(config, folder) -> np.ndarray:
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
-@pytest.mark.parametrize("beside", [ONLINE, {}], ids=["pixels", "features"])
-def test_another_order_of_the_sums_learns_the_same(folders, tmp_path, beside):
-  def learned(changes):
-    return _learned(_config(beside | changes, folders), RunFolder(tmp_path))
-
+@pytest.mark.parametrize(("beside", "rounding"), [(ONLINE, ROUNDING_OF_IMAGES), ({}, ROUNDING)])
+def test_another_order_of_the_sums_learns_the_same(folders, tmp_path, beside, rounding):
+  learned = lambda changes: _learned(_config(beside | changes, folders), RunFolder(tmp_path))
   expected = learned({})
-  # The image tower's fields, and those of the text tower.
-  of_images = ("clip.image_chunk", "data.features")
-  fields = [field for field in ROUNDING if (field in of_images) == (beside == ONLINE)]
-  for field in fields:
-    if field == "clip.text_tower" and not HAS_FLAX_CLIP:
-      continue
-    value = "stored" if field == "data.features" else ROUNDING[field]
-    assert_close(learned({field: value}), expected, 1e-4)
+  for field, value in rounding.items():
+    if field != "clip.text_tower" or HAS_FLAX_CLIP:
+      assert_close(learned({field: value}), expected, 1e-4)
 
 
 def test_fields_that_do_not_matter_leave_every_bit(reached, folders, tmp_path):
   expected = reached({})
   shutil.copytree(folders["FEATURES"], tmp_path / "features")
-  changed = SAME | {
-    "data.root": "",
-    "data.cache": str(tmp_path / "labels"),
-    "data.feature_store": str(tmp_path / "features"),
-  }
+  changed = SAME | {"data.root": "", "data.cache": str(tmp_path / "labels")}
+  changed |= {"data.feature_store": str(tmp_path / "features")}
   assert _difference(expected, reached(changed)) == ([], {})
   # A set of images that has moved.
   moved = {"data.root": folders["PICTURES"].replace("pictures", "copy of pictures")}
   assert _difference(reached(STORED), reached(STORED | moved)) == ([], {})
 
 
-def _torch_path(config, steps_per_epoch, start, gradients):
+def _torch_path(config, start, gradients, steps_per_epoch=2):
   """The parameters after each step of torch's SGD, and its rates, given all gradients."""
   optim, n_steps = config.optim, len(gradients)
   leaf = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
@@ -444,7 +415,7 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
   monkeypatch.setattr(setup.Run, "validation", lambda job: lambda state: 0.0)
   path.append(np.asarray(loop.train(job).state.params["context"]))
   assert (job.steps_per_epoch, len(gradients)) == (2, 10)
-  expected, rates = _torch_path(config, 2, path[0], gradients)
+  expected, rates = _torch_path(config, path[0], gradients)
   assert_close(path[1:], expected, 1e-5)
   # What is logged of each step is what it used.
   steps, logged = job.folder.scalars()["learning_rate"]
@@ -454,7 +425,7 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
   known = BASE | {"optim.schedule": {"epoch": "step", "step": "epoch"}[schedule]}
   for field in UPDATES:
     one = _config(UPDATES | {"optim.schedule": schedule, field: known.get(field, 0.9)}, folders)
-    other, _ = _torch_path(one, 2, path[0], gradients)
+    other, _ = _torch_path(one, path[0], gradients)
     if (field, schedule) != ("epochs", "step"):  # there the steps given are the run
       assert np.abs(other - expected).max() > 1e-3 * np.abs(expected).max(), field
 
@@ -466,12 +437,10 @@ def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path
   _write_pictures(root / "val", "validation", (2,) * 9, shift=1)
   _write_pictures(root / "test", "base", (2,) * 9)
   _write_pictures(root / "test", "base", (2,) * 9, shift=1)
-  settings = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0}
-  settings |= {"k": 9, "eval.images": 0, "probe.iterations": 20}
-  config = small_config(**settings)
+  data = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0}
+  config = small_config(k=9, **data, **{"eval.images": 0, "probe.iterations": 20})
   job = setup.prepare(config, RunFolder(tmp_path / "run"))
   assert job.validation()(setup.first_state(job)) == 0.0
-  config = config.replace({"method": "linear_probe"})
-  results = pretrain.run(config, str(tmp_path / "probe"))
+  results = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
   assert list(results["top1"]) == ["test"] and 0.4 < results["top1"]["test"] < 0.6
   assert set(results["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

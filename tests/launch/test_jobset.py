@@ -1,7 +1,4 @@
-"""The JobSet manifests, against the schemas of JobSet and Kubernetes, and against our own start-up.
-
-No cluster runs here: what a controller would do with them is not tested.
-"""
+"""The JobSet manifests, against the schemas of JobSet and Kubernetes, and our own start-up."""
 
 import json
 import os
@@ -14,23 +11,21 @@ import pytest
 import yaml
 
 from pomp_jax.hosts import Cluster, detect
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-MANIFESTS = ["gke_jobset.yaml", "gke_jobset_gpu.yaml"]
+from tests.support.processes import ROOT
 
 
-@pytest.fixture(params=MANIFESTS)
-def manifest(request):
-  return yaml.safe_load((ROOT / "launch" / request.param).read_text())
-
-
-def job_of(manifest):
-  return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-
-
-def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
-  job = job_of(manifest)
+@pytest.fixture(params=["gke_jobset.yaml", "gke_jobset_gpu.yaml"])
+def parts(request):
+  """A manifest, its only replicated job, the job in that, and the container of it."""
+  manifest = yaml.safe_load((ROOT / "launch" / request.param).read_text())
+  (replicated,) = manifest["spec"]["replicatedJobs"]
+  job = replicated["template"]["spec"]
   (container,) = job["template"]["spec"]["containers"]
+  return manifest, replicated, job, container
+
+
+def test_its_numbers_of_hosts_agree_and_ours_are_found(parts):
+  manifest, replicated, job, container = parts
   environ = {variable["name"]: variable.get("value") for variable in container["env"]}
   count = job["parallelism"]
   assert job["completions"] == count == int(environ["JOBSET_NUM_PROCESSES"])
@@ -42,17 +37,16 @@ def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
   with mock.patch.dict(os.environ, environ, clear=True):
     found = detect()
   assert found == Cluster("jobset", f"{host}:{port}", count, 1)
-  assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
+  assert coordinator["replicatedJob"] == replicated["name"]
 
 
-def test_it_fits_the_schemas_and_what_fails_by_itself_is_not_tried_again(manifest):
+def test_it_fits_the_schemas_and_what_fails_by_itself_is_not_tried_again(parts):
   """The JobSet by its own schema, the job in it by Kubernetes'."""
+  manifest, replicated, spec, container = parts
   schema = json.loads((pathlib.Path(__file__).parent / "jobset_v1alpha2.json").read_text())
   jsonschema.Draft202012Validator(schema).validate(manifest)
-  (replicated,) = manifest["spec"]["replicatedJobs"]
   job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}}
   kubernetes_validate.validate(job | replicated["template"], "1.33", strict=True)
-  (container,) = job_of(manifest)["template"]["spec"]["containers"]
-  (rule,) = job_of(manifest)["podFailurePolicy"]["rules"]
+  (rule,) = spec["podFailurePolicy"]["rules"]
   assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
   assert rule["onExitCodes"]["containerName"] == container["name"]

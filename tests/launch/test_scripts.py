@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,26 +16,26 @@ import pytest
 from pomp_jax import __version__
 from pomp_jax.config.command_line import packaged_configs
 from pomp_jax.files.paths import LIBRARIES
+from tests.support.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
 BIN = pathlib.Path(sys.executable).parent
-SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def ran(*command, cwd=ROOT, **options):
+  """A command that has ended, with its output."""
+  return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
 
 
 def test_shellcheck_and_hadolint_find_nothing():
-  scripts = [*SCRIPTS, ROOT / ".ci" / "run", *(ROOT / "tests" / "launch").glob("*.sh")]
-  names = [str(script.relative_to(ROOT)) for script in scripts]
-  assert len(names) >= 6
-  done = subprocess.run(
-    [BIN / "shellcheck", "-x", *names], cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stdout
-  # It reads the file; no image is built here.
-  done = subprocess.run(
-    [BIN / "hadolint", LAUNCH / "Dockerfile"], capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stdout
+  scripts = [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"]
+  scripts += (ROOT / "tests" / "launch").glob("*.sh")
+  assert len(scripts) >= 6
+  # The second reads the file; no image is built here.
+  for command in (["shellcheck", "-x", *scripts], ["hadolint", LAUNCH / "Dockerfile"]):
+    done = ran(BIN / command[0], *command[1:])
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_image_runs_as_nobody_special_and_copies_what_exists():
@@ -47,15 +48,24 @@ def test_the_image_runs_as_nobody_special_and_copies_what_exists():
   assert all((ROOT / name).exists() for name in copied)
 
 
-def requirements(path):
-  """What a requirement file asks of this Python."""
-  lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-  found = [Requirement(line) for line in lines if line]
+def parsed(lines):
+  """Specifiers by package, for this Python."""
+  found = [Requirement(line) for line in lines]
   return {
     canonicalize_name(one.name): one.specifier
     for one in found
     if one.marker is None or one.marker.evaluate()
   }
+
+
+def requirements(path):
+  lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+  return parsed(filter(None, lines))
+
+
+def extras(*names):
+  found = TOML["project"]["optional-dependencies"]
+  return parsed(line for name in names for line in found[name])
 
 
 def test_the_image_pins_one_allowed_release_of_each_package():
@@ -71,23 +81,15 @@ def test_an_installation_has_flax_clip_for_the_reference_tower():
   """By launch/demo.sh and by `pip install .`; transformers 5 has none."""
   allowed = requirements(ROOT / "requirements.txt")["transformers"]
   assert "4.57.6" in allowed and "5.0.0" not in allowed
-  dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+  dynamic = TOML["tool"]["setuptools"]["dynamic"]
   assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
-
-
-def extras(*names):
-  """What extras of the package ask for."""
-  found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-  needed = [Requirement(line) for name in names for line in found[name]]
-  return {canonicalize_name(one.name): one.specifier for one in needed}
 
 
 def test_the_wheel_takes_every_kind_of_file_of_the_package():
   """Without building it, as the tests of the second tier do."""
-  tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
   files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
   kinds = {path.name if path.name == "py.typed" else f"*{path.suffix}" for path in files}
-  assert kinds - {"*.py", "*.pyc"} <= set(tool["package-data"]["*"])
+  assert kinds - {"*.py", "*.pyc"} <= set(TOML["tool"]["setuptools"]["package-data"]["*"])
 
 
 def lower_bounds(required):
@@ -117,36 +119,26 @@ def wheel(tmp_path_factory):
   command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
   files = subprocess.check_output(command, cwd=ROOT, text=True).split("\0")
   for name in filter(None, files):
-    target = copy / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if (ROOT / name).is_symlink():
-      target.symlink_to(os.readlink(ROOT / name))
-    elif (ROOT / name).exists():
-      target.write_bytes((ROOT / name).read_bytes())
-  pip(["wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(copy)])
+    if os.path.lexists(ROOT / name):
+      (copy / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+  pip("wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(copy))
   (built,) = folder.glob("*.whl")
   return built
 
 
-def pip(arguments):
-  command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+def pip(*arguments):
+  done = ran(sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index")
   assert done.returncode == 0, done.stderr
 
 
 @_SLOW
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
-  assert {name.split("/")[0] for name in names} == {
-    "pomp_jax",
-    f"pomp_jax-{__version__}.dist-info",
-  }
-  package = ROOT / "pomp_jax"
-  expected = {
-    str(path.relative_to(ROOT))
-    for path in package.rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
-  }
+  folders = {name.split("/")[0] for name in names}
+  assert folders == {"pomp_jax", f"pomp_jax-{__version__}.dist-info"}
+  files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
+  expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
   expected |= {f"pomp_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
   assert {name for name in names if name.startswith("pomp_jax/")} == expected
   assert "pomp_jax/py.typed" in names
@@ -156,12 +148,11 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel):
 def test_the_installed_command_runs_outside_of_the_repository(wheel, tmp_path):
   site, here = tmp_path / "site", tmp_path / "here"
   here.mkdir()
-  pip(["install", "--target", str(site), str(wheel)])
+  pip("install", "--target", str(site), str(wheel))
   environ = os.environ | {"PYTHONPATH": str(site)}
 
   def pomp(*arguments):
-    command = [sys.executable, site / "bin" / "pomp", *arguments]
-    done = subprocess.run(command, cwd=here, env=environ, capture_output=True, text=True)
+    done = ran(sys.executable, site / "bin" / "pomp", *arguments, cwd=here, env=environ)
     assert str(ROOT) not in done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
 

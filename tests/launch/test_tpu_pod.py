@@ -65,22 +65,13 @@ def runs(cloud):
 
 
 class Case(NamedTuple):
-  """A whole run of the launcher.
+  """A whole run of the launcher."""
 
-  Attributes:
-    files: answers of the cloud: name of a file -> its lines, separated by blanks.
-    status: exit status of the launcher.
-    runs: number of starts of the program.
-    machines: first letters of the calls that create and delete them, and k if they are kept.
-    says: part of standard error.
-    more: a further option.
-  """
-
-  files: dict[str, str]
+  files: dict[str, str]  # answers of the cloud: name of a file -> its lines, separated by blanks
   status: int = 0
-  runs: int = 1
-  machines: str = "cd"
-  says: str = ""
+  runs: int = 1  # starts of the program
+  machines: str = "cd"  # first letters of the calls that create and delete them; k: kept
+  says: str = ""  # on standard error
   more: str = "--mount=true"
 
 
@@ -161,10 +152,8 @@ def test_a_kept_run_is_followed_again_and_not_started_twice(cloud):
   assert (cloud / "state").read_text() == "ACTIVE\n"
 
   other = pod(cloud, *POD, "--", "--config=y")
-  assert (other.returncode, other.stderr) == (
-    2,
-    "error: pomp is busy with another run; stop that first\n",
-  )
+  assert other.returncode == 2
+  assert other.stderr == "error: pomp is busy with another run; stop that first\n"
   again = start(cloud, *POD, "--", "--config=x", "--workdir=a b")
   assert again.stdout.readline() == "a line of the log\n"
   (cloud / "hold").unlink()

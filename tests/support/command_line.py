@@ -24,9 +24,11 @@ def handlers_kept() -> Iterator[None]:
   signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
   handlers, level, propagate = ours.handlers, ours.level, ours.propagate
   hook = sys.unraisablehook
-  yield
-  ours.handlers, ours.propagate = handlers, propagate
-  ours.setLevel(level)
-  for number, handler in signals.items():
-    signal.signal(number, handler)
-  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    ours.handlers, ours.propagate = handlers, propagate
+    ours.setLevel(level)
+    for number, handler in signals.items():
+      signal.signal(number, handler)
+    sys.unraisablehook = hook

@@ -1,17 +1,20 @@
-"""The analyse job: figures against NumPy on the tower's features, its files, bad input."""
+"""The analyse job: figures against NumPy on the tower's features, bad input, texts too long."""
 
 import numpy as np
+from PIL import Image
 import pytest
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip import TokenizeError, load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import evaluate, inputs
+from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.files.class_features import write_detic
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
-from tests.support.small_run import changed, run_job, small_config
+from tests.support.small_run import changed, run_job, settings, small_config
 
 WORLD = load_clip("world")
 # Four words of the vocabulary as a prompt: each is its own nearest token.
@@ -96,11 +99,50 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
 @pytest.mark.parametrize(
   ("field", "value"),
   [("analyse.top", 2), ("eval.images", 9), ("evaluate.sets", "base"), ("data.root", "others")]
-  + [("data.shots", 4), ("data.shots_seed", 2)]
-  + [("data.test_share", 0.3), ("data.validation_share", 0.3)],
+  + [(f"data.{name}", 4) for name in ("shots", "shots_seed")]
+  + [(f"data.{name}", 0.3) for name in ("test_share", "validation_share")],
 )
 def test_what_is_analysed_is_not_replaced(analysed, field, value):
   workdir, config, _ = analysed
   analyse.check(changed(config, {"k": 7}), str(workdir))
   with pytest.raises(ConfigError, match=rf"config\.{field}: got .* was started"):
     analyse.check(changed(config, {field: value}), str(workdir))
+
+
+@pytest.mark.parametrize("kind", ["template", "ensemble", "prompt"])
+def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
+  """Two sets of two classes, of which the last name and the set's own template are the longest."""
+  longest = "the last name"
+  n_tokens = lambda text: len(WORLD.tokenizer(text.format(longest))["input_ids"]) - 1  # with EOT
+  for folder in ("short/star", "short/ring", "long/star", f"long/{longest}"):
+    (tmp_path / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / folder / "0.png")
+
+  def config_with(excess):
+    """Of a text of as many tokens as the tower takes, and some more."""
+    n_all, prompt = WORLD.positions - 1 + excess, kind
+    template = "red " * (n_all - n_tokens("{}")) + "{}"
+    assert n_tokens(template) == n_all
+    if kind == "prompt":
+      prompt = str(tmp_path / f"{excess}.npz")
+      shape = n_all - n_tokens("{}."), WORLD.text_width
+      save_prompt(prompt, Prompt(np.zeros(shape, np.float32), "world"))
+    own = [{"name": name, "root": str(tmp_path / name)} for name in ("short", "long")]
+    if kind == "ensemble":
+      own[1]["templates"] = ["a {}.", template]
+    prompts = (template if kind == "template" else prompt,)
+    config = settings(job="evaluate", **{"clip.model": "world", "clip.chunk": 16})
+    fields = {"evaluate.own_sets": tuple(own), "evaluate.prompts": prompts}
+    return config.replace(fields | {"analyse.prompts": prompts})
+
+  fits, too_long = config_with(0), config_with(1)
+  evaluate.check(fits, str(tmp_path / "run"))
+  # What `check` takes, the text tower takes.
+  [named] = read_prompts(fits.evaluate.prompts, "evaluate.prompts")
+  for item in evaluation_sets(fits, WORLD.image_size):
+    features_under(Encoder(WORLD, chunk=16), item.open().classes, named.prompt)
+  for job in (evaluate, analyse):
+    with pytest.raises(TokenizeError, match=r"^[^\n]*set long: .* tokens with EOT") as error:
+      job.check(too_long, str(tmp_path / "run"))
+    assert error.value.status == 2 and "\n" not in str(error.value)
+  assert not (tmp_path / "run").exists()

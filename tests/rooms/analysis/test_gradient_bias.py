@@ -1,7 +1,7 @@
 """The job of the gradient's bias on a small world: its figures, its plot, its refusals."""
 
-import json
 import pathlib
+from unittest import mock
 
 from matplotlib.image import imread
 import numpy as np
@@ -30,13 +30,12 @@ def _config(**changes):
 def finished(shared, one_layer):
   """The folder of a finished run, and its config."""
   config = _config(**{"clip.model": one_layer})
-
-  return shared("gradient_bias", lambda folder: run_job(config, folder / "run")) / "run", config
+  return shared("gradient_bias", lambda folder: run_job(config, folder)), config
 
 
 def test_it_leaves_figures_and_a_plot(finished):
   folder, _ = finished
-  results = json.loads((folder / "results.json").read_text())
+  results = RunFolder(folder).read_results()
   assert (results["n_classes"], results["images"], results["prompt"]) == (_N, 12, "initial")
   cells = {(cell["sampler"], cell["correction"], cell["k"]): cell for cell in results["cells"]}
   assert len(cells) == 2 * 2 * 3
@@ -47,36 +46,30 @@ def test_it_leaves_figures_and_a_plot(finished):
     assert cells[sampler, "log", 50]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
   assert imread(folder / "plots" / "gradient_bias.png").std() > 0.05
   page = Page((folder / "report.html").read_text())
-  assert [row[:3] for row in page.table("sampler", "correction", "K")] == [
-    [cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]
-  ]
+  expected = [[cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]]
+  assert [row[:3] for row in page.table("sampler", "correction", "K")] == expected
   assert len(page.images) == 1
 
 
 def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypatch):
   folder, config = copy_of(finished[0]), finished[1]
-  results = json.loads((folder / "results.json").read_text())
+  results = RunFolder(folder).read_results()
   (folder / "cells" / "uniform_50.json").unlink()
   (folder / "results.json").unlink()
-  computed, summarise = [], gradient_bias.summarise
-
-  def told(gradients, exact):
-    computed.append(len(gradients))
-    return summarise(gradients, exact)
-
-  monkeypatch.setattr(gradient_bias, "summarise", told)
+  summarised = mock.Mock(wraps=gradient_bias.summarise)
+  monkeypatch.setattr(gradient_bias, "summarise", summarised)
   again = gradient_bias.run(config, str(folder))
   assert again["cells"] == results["cells"]
   # Of one K, for both corrections: 800 rows of 50 classes and 12 images.
-  assert computed == [12, 12]
+  assert [len(call.args[0]) for call in summarised.mock_calls] == [12, 12]
 
 
 def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_path):
   """After two steps the rows of the second step's classes, and three more, are not the first."""
   checkpoint = tmp_path / "run" / "checkpoints" / "2"
-  changes = {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2, "batch_size": 8, "k": 8}
   shared = {"clip.model": one_layer, "data.n_classes": _N}
-  training = small_config(**changes | shared)
+  bank = {"sampling.name": "posterior", "sampling.renew": 3}
+  training = small_config(steps=2, batch_size=8, k=8, **bank, **shared)
   trained(training, tmp_path / "run")
   stored = gradient_bias.read_checkpoint(checkpoint).state
   first_NxE = setup.first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
@@ -100,7 +93,7 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
   monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
-  gradient_bias.run(_config(**changes | {"clip.model": str(clip)}), str(tmp_path / "run"))
+  gradient_bias.run(_config(**changes, **{"clip.model": str(clip)}), str(tmp_path / "run"))
   exact, drawn = asked
   assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")
   scales = exact.logit_scale, drawn.logit_scale, drawn.sampling.logit_scale
@@ -108,9 +101,7 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
 
 
 def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
-  def key(**changes):
-    return gradient_bias._open(_config(**{"clip.model": one_layer} | changes)).key
-
+  key = lambda **more: gradient_bias._open(_config(**{"clip.model": one_layer} | more)).key
   first = key()
   assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
   assert key(seed=1) != first
@@ -118,14 +109,12 @@ def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
 
 def test_no_more_images_than_there_are(tmp_path):
   """Two classes of three images, of which a training without other splits holds one out."""
-  for name in ("cat", "dog"):
-    (tmp_path / "data" / "train" / name).mkdir(parents=True)
-    for number in range(3):
-      Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / f"{number}.png")
-  data = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
-  config = _config(**data, **{"gradient_bias.k": (2,), "gradient_bias.images": 4})
-  gradient_bias.check(config, str(tmp_path / "run"))
-  config = config.replace({"gradient_bias.images": 7})
+  for number in range(6):
+    file = tmp_path / "data" / ("cat", "dog")[number % 2] / f"{number}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(file)
+  fields = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  config = _config(**fields, **{"gradient_bias.k": (2,), "gradient_bias.images": 7})
   with pytest.raises(ConfigError, match=r"images: got 7, expected at most 4, the training's"):
     gradient_bias.check(config, str(tmp_path / "run"))
 

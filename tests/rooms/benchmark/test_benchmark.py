@@ -19,16 +19,8 @@ from tests.support.small_run import settings
 
 
 def _config(**changes):
-  return settings(
-    **{
-      f"benchmark.{k}": v
-      for k, v in ({"model": "tiny", "repeats": 1, "bank_steps": ""} | changes).items()
-    }
-  )
-
-
-def _here(function, *arguments):
-  return function(*arguments)
+  changes = {"model": "tiny", "repeats": 1, "bank_steps": ""} | changes
+  return settings(**{f"benchmark.{name}": value for name, value in changes.items()})
 
 
 _ALL = "shared+reference+torch_77"
@@ -41,17 +33,10 @@ _ALL = "shared+reference+torch_77"
 )
 def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations):
   if implementations != _ALL:
-    monkeypatch.setattr(towers, "in_own_process", _here)
+    monkeypatch.setattr(towers, "in_own_process", lambda function, *given: function(*given))
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
-  config = _config(
-    k="12",
-    baseline_k="12",
-    rows_at_a_time=8,
-    m=4,
-    repeats=2,
-    steps="",
-    implementations=implementations,
-  )
+  sizes = {"k": "12", "baseline_k": "12", "rows_at_a_time": 8, "m": 4, "repeats": 2, "steps": ""}
+  config = _config(implementations=implementations, **sizes)
   results = benchmark.run(config, str(tmp_path))
   benchmark.check(config, str(tmp_path))  # it may be measured again there
   assert results == RunFolder(tmp_path).read_results()
@@ -82,9 +67,8 @@ def test_all_classes_run_in_chunks():
 
 
 def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, capsys):
-  steps = {"k": "", "steps": "16/21841+16/65523"}
-  config = _config(**steps, bank_steps="16/21841/24", bank_dtype="bfloat16")
-  rows = benchmark.run(config, str(tmp_path))["rows"]
+  steps = {"k": "", "steps": "16/21841+16/65523", "bank_steps": "16/21841/24"}
+  rows = benchmark.run(_config(**steps, bank_dtype="bfloat16"), str(tmp_path))["rows"]
   fields = ("implementation", "k", "n_classes", "renew")
   assert [tuple(row[field] for field in fields) for row in rows] == [
     ("train_step", 16, 21_841, None),
@@ -102,8 +86,7 @@ def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, cap
 
 def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
   """The bank of a compiled step is read by one product and written in place."""
-  n_classes, n_images = 65_523, 32
-  settings = _config(m=4).benchmark
+  n_classes, n_images, settings = 65_523, 32, _config(m=4).benchmark
   compiled, state, *_ = compile_step(settings, 16, n_classes, 24)
   made = re.findall(rf"= f32\[{n_classes},32\]\S* ([\w-]+)\(", compiled.as_text())
   assert state.bank.shape == (n_classes, 32)
