@@ -27,15 +27,7 @@ from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 
 class Encoder:
-  """A CLIP with its weights on the devices, shared by training and evaluation.
-
-  Attributes:
-    clip: the CLIP.
-    mesh: the devices.
-    image_tower: function of the vision tower.
-    text_params: parameters on the mesh, replicated.
-    vision_params: likewise.
-  """
+  """A CLIP with its weights on the devices, replicated; shared by training and evaluation."""
 
   def __init__(
     self,
@@ -62,7 +54,7 @@ class Encoder:
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
     self._tower, self._dtype = tower, dtype
-    self._programs: dict[tuple[PromptContext, int, bool], Callable] = {}
+    self._compiled = functools.cache(self._compile)
     self.image_tower = image_tower(clip, dtype, image_chunk)
     self._cache = ArrayCache() if cache is None else cache
     self.text_params = replicate(clip.text_params, self.mesh)
@@ -88,13 +80,12 @@ class Encoder:
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
     """Tokenizes "{name}." for every class, with room for a context of M vectors.
 
-    VocabularyError or TokenizeError if a name is unusable or too long, or if there is none.
+    VocabularyError or TokenizeError: no names, or one that is unusable or too long.
     """
     ids_NxL, lengths_N = self._tokenize(
       [f"{name}." for name in normalized_names(names)], budget=self.clip.positions - 1 - n_vectors
     )
-    # The last two tokens are "." and EOT. (The tokenizer may join punctuation at a name's end with
-    # the ".". Then one token stands for both, behind the context.)
+    # The last two tokens are "." and EOT. (Punctuation at a name's end may share the token of ".".)
     return ClassTokens(ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
 
   def frozen(self, tokens: ClassTokens) -> Frozen:
@@ -106,12 +97,8 @@ class Encoder:
   ) -> Float[np.ndarray, "N E"]:
     """Text features of class names, normalised if `unit`; computed once for a prompt and names.
 
-    The prompt is a learned one, or a template such as "a photo of a {}.".
-
-    Raises:
-      PromptFileError: the prompt does not fit the CLIP or the number of names, or is a template
-        without {}.
-      VocabularyError, TokenizeError: unusable names.
+    The prompt is a learned one, or a template such as "a photo of a {}.". PromptFileError: it does
+    not fit the CLIP or the number of names, or has no {}. Errors of names are `vocabulary`'s.
     """
     if isinstance(prompt, str):
       if prompt.count("{}") != 1:
@@ -129,9 +116,11 @@ class Encoder:
     of_tower = () if unit else ("of the tower",)
     key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
     found = self._cache.find(key)
-    # All hosts compute together, or none.
-    on_every_host = _on_every_host(found is not None)
-    if found is None or not on_every_host:
+    missing = found is None
+    if jax.process_count() > 1:
+      # All hosts compute together, or none.
+      missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
+    if found is None or missing:
       params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
       features_NxE = self.features_of_tokens(params, tokens, position, unit=unit)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
@@ -157,19 +146,15 @@ class Encoder:
   ) -> Float[np.ndarray, "N E"]:
     """Text features of tokenized classes; `params` (the context) and tokens on the mesh."""
     shape = params["context"].shape
-    module = PromptContext(
-      shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
-    )
+    n_classes = shape[0] if len(shape) == 3 else None
+    module = PromptContext(shape[-2], shape[-1], position, n_classes)
     lengths_N = np.asarray(tokens.lengths) + module.n_own
-    compute = self._compiled(module, self._token_budget(lengths_N), unit)
+    # Tokens of the fullest device of the fullest chunk, rounded for fewer compilations.
+    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
+    compute = self._compiled(module, 64 * -(-int(np.max(shares)) // 64), unit)
     frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
     return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
-
-  def _token_budget(self, lengths_N: np.ndarray) -> int:
-    """Tokens of the fullest device of the fullest chunk, rounded for fewer compilations."""
-    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
-    return 64 * -(-int(np.max(shares)) // 64)
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
     """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
@@ -191,24 +176,21 @@ class Encoder:
     """
     compiled = map_rows(self.mesh, function, n_replicated)
     return lambda *inputs: self._in_chunks(
-      lambda rows: compiled(*inputs[:-1], rows), inputs[-1], "features"
+      functools.partial(compiled, *inputs[:-1]), inputs[-1], "features"
     )
 
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 
-  def _compiled(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
-    """Returns the compiled function of a layout and budget."""
-    key = module, token_budget, unit
-    if key not in self._programs:
-      tower = self.text_tower(token_budget)
+  def _compile(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
+    """Compiles the class features of a layout and budget."""
+    tower = self.text_tower(token_budget)
 
-      def class_features(params, frozen, ids_C):
-        features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
-        return normalize(features_CxE) if unit else features_CxE
+    def class_features(params, frozen, ids_C):
+      features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
+      return normalize(features_CxE) if unit else features_CxE
 
-      self._programs[key] = map_rows(self.mesh, class_features, 2)
-    return self._programs[key]
+    return map_rows(self.mesh, class_features, 2)
 
   def _chunks(self, rows: Any) -> Iterator[tuple[Any, int]]:
     """Chunks of one static size, padded with their first row, and their numbers of real rows."""
@@ -227,28 +209,14 @@ class Encoder:
     return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
 
   def _in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
-    results: list = []
-    sizes: list[int] = []
     n_chunks = -(-_n_rows(rows) // self._chunk_size(_n_rows(rows)))
-    for full, n_real in steps_of(self._chunks(rows), what, "chunks", n_chunks):
-      results.append(compute(split_rows(full, self.mesh)))
-      sizes.append(n_real)
-      # Fetched one chunk late, so that the device computes the next one meanwhile.
-      results[-2:-1] = map(np.asarray, results[-2:-1])
-    return np.concatenate(
-      [np.asarray(chunk)[:n_real] for chunk, n_real in zip(results, sizes, strict=True)]
-    )
+    chunks = steps_of(self._chunks(rows), what, "chunks", n_chunks)
+    results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in chunks)
+    return np.concatenate([found[:n_real] for found, n_real in fetched(results)])
 
 
 def _n_rows(rows: Any) -> int:
   return len(jax.tree.leaves(rows)[0])
-
-
-def _on_every_host(here: bool) -> bool:
-  """Whether a condition holds on all hosts."""
-  if jax.process_count() == 1:
-    return here
-  return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:

@@ -17,8 +17,6 @@ _MODULE_OF = {
   "tokenize": "tokens",
 }
 
-__all__ = sorted(_MODULE_OF)
-
 
 def __getattr__(name: str):
   if name not in _MODULE_OF:

@@ -116,16 +116,11 @@ def config_from_huggingface(config: CLIPConfig, activation: str) -> ClipConfig:
 def config_from_shapes(
   shapes: Shapes, where: str, activation: str, open_clip: Mapping[str, Any] | None = None
 ) -> ClipConfig:
-  """Infers the sizes of weights in OpenAI's and open_clip's layout.
+  """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
-  Args:
-    shapes: shapes of the weights, by name.
-    where: the file, for messages.
-    activation: `quick_gelu`, `gelu`, or `auto` for that of `open_clip`, or the assumed one.
-    open_clip: content of open_clip_config.json.
-
-  Raises:
-    ClipError: no such CLIP, or one that `open_clip` contradicts.
+  `where` is the file, for messages. The activation `auto` is that of `open_clip`, the content of
+  open_clip_config.json, or else the assumed one. ClipError: no such CLIP, or one that `open_clip`
+  contradicts.
   """
   model = _model_settings(open_clip, where) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
@@ -279,11 +274,11 @@ def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tu
   if any(name in shapes for name in OPENAI_FACTS):
     return "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
   width = shapes.get("visual.conv1.weight", (0,))[0]
-  remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
+  found, why = "quick_gelu", "as in OpenAI's CLIPs; most that open_clip trained have gelu"
   if width > _WIDEST_OF_OPENAI:
-    return "gelu", f"gelu ASSUMED: OpenAI has no image tower of width {width}; {remedy}"
-  why = f"as in OpenAI's CLIPs; most that open_clip trained have gelu: {remedy}"
-  return "quick_gelu", f"quick_gelu ASSUMED, {why}"
+    found, why = "gelu", f"OpenAI has no image tower of width {width}"
+  remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
+  return found, f"{found} ASSUMED, {why}; {remedy}"
 
 
 def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -310,24 +305,18 @@ def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
   """Compares open_clip_config.json with the shapes."""
   text, vision = config.text_config, config.vision_config
-  found: dict[tuple[str, str], Any] = {
-    ("model_cfg", "embed_dim"): config.projection_dim,
-    ("text_cfg", "context_length"): text.max_position_embeddings,
-    ("text_cfg", "vocab_size"): text.vocab_size,
-    ("text_cfg", "width"): text.hidden_size,
-    ("text_cfg", "layers"): text.num_hidden_layers,
-    ("vision_cfg", "image_size"): vision.image_size,
-  }
+  sizes: dict[str, Any] = {"image_size": vision.image_size}
   if isinstance(vision, ResNetConfig):
-    sizes = {"width": vision.width, "layers": list(vision.layers)}
+    sizes |= {"width": vision.width, "layers": list(vision.layers)}
   else:
-    sizes = {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
     sizes["patch_size"] = vision.patch_size
-  found |= {("vision_cfg", item): size for item, size in sizes.items()}
-  for (part, item), value in found.items():
-    stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
-    if stored != value:
-      raise ClipError(
-        f"{where}: open_clip_config.json: {part}.{item}: got {stored!r}, expected {value!r} by the"
-        " weights"
-      )
+  text_sizes = {"width": text.hidden_size, "layers": text.num_hidden_layers}
+  text_sizes |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
+  found = {"model_cfg": {"embed_dim": config.projection_dim}}
+  for part, items in (found | {"text_cfg": text_sizes, "vision_cfg": sizes}).items():
+    for item, value in items.items():
+      stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
+      if stored != value:
+        file = f"{where}: open_clip_config.json"
+        raise ClipError(f"{file}: {part}.{item}: got {stored!r}, expected {value!r} by the weights")

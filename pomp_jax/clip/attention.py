@@ -41,8 +41,7 @@ def packed_attention(
 ) -> Float[Array, "R D"]:
   """Attention between its projections: of the prefix on itself, and of the packed tokens.
 
-  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights in their
-  layout of use.
+  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights.
   """
   # The backward pass is traced later, outside of this context's precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time

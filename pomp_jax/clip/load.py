@@ -48,12 +48,8 @@ Params = dict[str, Any]
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _TOKENIZER_FILES = (
-  "tokenizer.json",
-  "vocab.json",
-  "merges.txt",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
+  *("tokenizer.json", "vocab.json", "merges.txt"),
+  *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
@@ -71,10 +67,9 @@ _OPEN_CLIP_WEIGHTS = (
   "open_clip_pytorch_model.bin",
 )
 _ACCEPTED = (
-  f"{', '.join(_CLIPS)}, a folder or hub id with {_HUGGINGFACE_CONFIG} and"
-  f" {', '.join(_HUGGINGFACE_WEIGHTS[:-1])} or"
-  f" {_HUGGINGFACE_WEIGHTS[-1]}, or with {', '.join(_OPEN_CLIP_WEIGHTS[:-1])} or"
-  f" {_OPEN_CLIP_WEIGHTS[-1]}, or a .safetensors, .pt or .bin file of OpenAI's or open_clip's"
+  f"{', '.join(_CLIPS)}, a folder or hub id with {_HUGGINGFACE_CONFIG} and one of"
+  f" {', '.join(_HUGGINGFACE_WEIGHTS)}, or with one of {', '.join(_OPEN_CLIP_WEIGHTS)}, or a"
+  " .safetensors, .pt or .bin file of OpenAI's or open_clip's"
 )
 # Seconds to wait for the hub. Its own library retries each file for 23 s.
 _TIMEOUT = 5.0
@@ -84,24 +79,17 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A frozen CLIP, as loaded.
+  """A frozen CLIP, as loaded."""
 
-  Attributes:
-    name: source it was loaded from (recorded in prompt files).
-    config: sizes of each tower, under HuggingFace's names.
-    params: HuggingFace FlaxCLIP's parameter tree, float32, on the host; that of `clip.resnet` for
-      a ResNet image tower.
-    tokenizer: the checkpoint's own tokenizer.
-    mean: per-channel mean of the preprocessing, for pixels in [0, 1].
-    std: per-channel standard deviation, likewise.
-  """
-
-  name: str
-  config: ClipConfig
+  name: str  # source it was loaded from (recorded in prompt files)
+  config: ClipConfig  # sizes of each tower, under HuggingFace's names
+  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; that of `clip.resnet` for a ResNet
+  # image tower.
   params: Params
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer  # the checkpoint's own tokenizer
+  # Per-channel mean of the preprocessing, for pixels in [0, 1].
   mean: tuple[float, ...] = _CLIP_MEAN
-  std: tuple[float, ...] = _CLIP_STD
+  std: tuple[float, ...] = _CLIP_STD  # per-channel standard deviation, likewise
 
   @property
   def text_width(self) -> int:
@@ -146,11 +134,6 @@ class Clip:
     return json.dumps([self.config.settings(), self.mean, self.std])
 
 
-def read_clip_config(source: str) -> ClipConfig:
-  """Reads the configuration; see `read_config_and_tokenizer`."""
-  return read_config_and_tokenizer(source)[0]
-
-
 def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
   """Reads a CLIP without its weights, for validation; arguments and errors as `load_clip`'s.
 
@@ -174,12 +157,10 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
   Args:
     source: `world`, or a folder, a file or a hub id that `docs/weights.md` describes.
     name: name in prompt files; the source if None.
-    activation: activation of the MLPs: `quick_gelu`, `gelu`, or `auto` for that of the checkpoint,
-      or the usual one of its publisher.
+    activation: `quick_gelu`, `gelu`, or `auto`: the checkpoint's, or its publisher's usual one.
 
   Raises:
-    ClipError: nothing there, a hub that does not answer, another architecture, damage, or no
-      tokenizer.
+    ClipError: nothing there, no answer of a hub, another architecture, damage, no tokenizer.
   """
   with _open_checkpoint(source, activation) as checkpoint:
     tokenizer = _tokenizer(checkpoint)
@@ -202,7 +183,7 @@ class _Place:
     self.file = path if is_file(path) else None
     self._folder = path.parent if self.file else path
     self._on_hub = not exists(path)
-    self._trouble = ""
+    self.trouble = ""
     if self._on_hub and not _HUB_ID.fullmatch(source):
       raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
 
@@ -218,7 +199,7 @@ class _Place:
       return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
     except Exception as error:  # the hub's client and its version choose the class
       # Without a network, a missing file looks like an unreachable one.
-      self._trouble = self._trouble or one_line(error, 200)
+      self.trouble = self.trouble or one_line(error, 200)
       return None
 
   @functools.cached_property
@@ -228,28 +209,22 @@ class _Place:
       files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
       return frozenset(file.rfilename for file in files or ())
     except Exception as error:  # likewise
-      self._trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
+      self.trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
       return None
 
   def find_first(self, names: tuple[str, ...]) -> Path | None:
     """Returns the first of these files that exists."""
     return next(filter(None, map(self.find, names)), None)
 
-  def nothing(self) -> ClipError:
-    """The error of a source without a CLIP."""
-    because = f" ({self._trouble})" if self._trouble else ""
-    return ClipError(f"{self.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
-
 
 class _Checkpoint(NamedTuple):
-  """A CLIP's files, checked against one another; `settings` is open_clip's, if used."""
+  """A CLIP's files, checked against one another."""
 
   place: _Place
   config: ClipConfig
   weights: Weights
   layout: Layout
   shapes: dict[str, Any]
-  settings: dict[str, Any] | None
 
 
 @contextlib.contextmanager
@@ -263,35 +238,25 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
     if file is None:
       config_file, file = None, place.find_first(_OPEN_CLIP_WEIGHTS)
     if file is None:
-      raise place.nothing()
+      because = f" ({place.trouble})" if place.trouble else ""
+      raise ClipError(f"{source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
   with open_weights(file) as weights:
-    yield _checked(place, weights, config_file, activation)
+    if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
+      layout = FLAX if weights.path.endswith(FLAX_SUFFIX) else HUGGINGFACE
+      config = config_from_huggingface(_huggingface_config(place), activation)
+    else:
+      layout, settings = OPENAI, _read_json(place.find(_OPEN_CLIP_CONFIG))
+      config = config_from_shapes(weights.shapes, weights.path, activation, settings)
+    try:
+      shapes = parameter_shapes(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+      raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
+    check_weights(weights.shapes, shapes, layout, weights.path)
+    yield _Checkpoint(place, config, weights, layout, shapes)
 
 
-def _checked(
-  place: _Place,
-  weights: Weights,
-  config_file: Path | None,
-  activation: str,
-) -> _Checkpoint:
-  settings = None
-  if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
-    layout = FLAX if weights.path.endswith(FLAX_SUFFIX) else HUGGINGFACE
-    config = config_from_huggingface(_huggingface_config(place, config_file), activation)
-  else:
-    layout = OPENAI
-    settings = _open_clip_settings(place)
-    config = config_from_shapes(weights.shapes, weights.path, activation, settings)
-  try:
-    shapes = parameter_shapes(config)
-  except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
-  check_weights(weights.shapes, shapes, layout, weights.path)
-  return _Checkpoint(place, config, weights, layout, shapes, settings)
-
-
-def _huggingface_config(place: _Place, file: Path | None) -> CLIPConfig:
-  file = file or place.find(_HUGGINGFACE_CONFIG)
+def _huggingface_config(place: _Place) -> CLIPConfig:
+  file = place.find(_HUGGINGFACE_CONFIG)
   if file is None:
     raise ClipError(
       f"{place.source}: no {_HUGGINGFACE_CONFIG}, expected beside weights in HuggingFace's layout"
@@ -305,15 +270,11 @@ def _huggingface_config(place: _Place, file: Path | None) -> CLIPConfig:
   return config
 
 
-def _open_clip_settings(place: _Place) -> dict[str, Any] | None:
-  file = place.find(_OPEN_CLIP_CONFIG)
-  if file is None:
-    return None
+def _read_json(file: Path | None) -> Any:
   try:
-    settings = json.loads(read_bytes(file).decode())
+    return None if file is None else json.loads(read_bytes(file).decode())
   except (OSError, ValueError) as error:
     raise ClipError(f"{file}: not JSON ({one_line(error)})") from error
-  return settings if isinstance(settings, dict) else {}
 
 
 def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
@@ -334,18 +295,19 @@ def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
 
 def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and deviation by open_clip_config.json, or by HuggingFace's preprocessor."""
-  file, prefix = checkpoint.place.find("preprocessor_config.json"), "image_"
-  if checkpoint.settings is not None:
-    file, prefix = checkpoint.place.find(_OPEN_CLIP_CONFIG), ""
-  if file is None or (prefix and checkpoint.layout is OPENAI):
+  name, prefix = "preprocessor_config.json", "image_"
+  if checkpoint.layout is OPENAI:
+    name, prefix = _OPEN_CLIP_CONFIG, ""
+  file = checkpoint.place.find(name)
+  if file is None:
     return _CLIP_MEAN, _CLIP_STD
+  settings = _read_json(file)
   try:
-    settings = json.loads(read_bytes(file).decode())
     settings = settings if prefix else settings.get("preprocess_cfg", {})
     mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
     std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
     if len(mean) != 3 or len(std) != 3:
       raise ValueError("mean and std take three channels")
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError) as error:
     raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
   return mean, std

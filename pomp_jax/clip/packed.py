@@ -2,15 +2,13 @@
 
 CLIP's text tower is causal and the prompt comes first, so the keys and values of the prefix are
 equal for all classes, and no token after EOT influences EOT. One row of R = P + T tokens, the
-prefix and then the classes' own tokens without padding, passes through every dense layer. Only
-attention separates classes: a token attends to the prefix and to a window of the tokens before it,
-masked to its own class. The window covers the longest class, so it is exact. The last layer
-computes its MLP at the EOT tokens alone.
+prefix and then the classes' own tokens, passes through every dense layer. Only attention separates
+classes: a token attends to the prefix and to a window of the tokens before it, masked to its own
+class. The window covers the longest class, so it is exact. The last layer computes its MLP at the
+EOT tokens alone. T is static, the token budget; rows beyond it are dropped, see `kept_rows`.
 
-T is static, the token budget. Rows beyond it are dropped, see `kept_rows`.
-
-The weights are frozen, so the backward pass needs no input of any dense layer. Layer norm,
-activation and attention have custom VJPs with few residuals. REMAT lists further recomputation.
+The weights are frozen, so the backward pass needs no input of any dense layer: layer norm,
+activation and attention have custom VJPs with few residuals.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
 F width of the MLP, E embedding. Imports jax and numpy only.
@@ -56,13 +54,13 @@ def shared_text_tower(
   prefix's last M tokens before layer j, for j = 1..J-1.
 
   Args:
-    config: the text tower's configuration, HuggingFace's or an object with its fields.
+    config: HuggingFace's configuration of the text tower, or an object with its fields.
     dtype: compute type of the dense layers and of attention, see `clip.precision`; layer norm,
       softmax and the sum of the layers stay float32.
-    token_budget: T, the most own tokens of all rows together; C * L if None, which always fits.
-      Features of rows beyond it (see `kept_rows`) are 1, without gradient.
+    token_budget: T, the most own tokens of all rows; C * L if None. Features of rows beyond it (see
+      `kept_rows`) are 1, without gradient.
     n_chunks: number of parts that the rows are computed in, one after the other.
-    remat: rematerialisation, one of REMAT.
+    remat: one of REMAT.
 
   Raises:
     ValueError: an unknown `remat` or `hidden_act`; in a call, a prompt that does not fit.
@@ -100,33 +98,19 @@ def shared_text_tower(
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
-  """The rows that a tower with budget T computes: those from the first on that fit.
-
-  A step puts the positives first.
-  """
+  """The rows that a tower with budget T computes: those from the first on that fit."""
   return jnp.cumsum(lengths_C) <= token_budget
 
 
 def token_budget(
-  lengths_N: Int32[np.ndarray, " N"],
-  n_drawn: int,
-  n_given: int = 0,
-  sigmas: float = 4.0,
+  lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0, sigmas: float = 4.0
 ) -> int:
   """T for a step: enough for uniform draws except with negligible probability.
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance
-  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations. Given rows
-  (the positives) count as further draws, but always fit, even if all are of the longest class.
-
-  Args:
-    lengths_N: own tokens of every class, EOT included.
-    n_drawn: number of rows drawn uniformly without replacement.
-    n_given: number of arbitrary rows before them, which must be kept.
-    sigmas: standard deviations above the mean.
-
-  Returns:
-    T, a multiple of 16, at most the tokens of the longest names.
+  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations (`sigmas`).
+  `n_given` arbitrary rows before them (the positives) count as further draws, but always fit, even
+  if all are of the longest class. T is a multiple of 16, at most the tokens of the longest names.
   """
   lengths_N = np.asarray(lengths_N, np.int64)
   n, longest = lengths_N.size, int(lengths_N.max())
@@ -139,23 +123,14 @@ def token_budget(
 
 
 class _Packing(NamedTuple):
-  """Indices between packed tokens and classes; -1 for none.
+  """Indices between packed tokens and classes; -1 for none."""
 
-  Attributes:
-    source_T: row * L + position of each packed token in the suffix [C * L].
-    target_CL: packed token of each suffix token; the inverse.
-    row_T: class of each packed token; the number of classes for none.
-    position_T: position among the class's own tokens.
-    eot_C: packed token of each class's EOT.
-    eot_T: class of which a packed token is the EOT; the inverse.
-  """
-
-  source_T: Int32[Array, " T"]
-  target_CL: Int32[Array, " C*L"]
-  row_T: Int32[Array, " T"]
-  position_T: Int32[Array, " T"]
-  eot_C: Int32[Array, " C"]
-  eot_T: Int32[Array, " T"]
+  source_T: Int32[Array, " T"]  # row * L + position of each packed token in the suffix [C * L]
+  target_CL: Int32[Array, " C*L"]  # packed token of each suffix token; the inverse
+  row_T: Int32[Array, " T"]  # class of each packed token; the number of classes for none
+  position_T: Int32[Array, " T"]  # position among the class's own tokens
+  eot_C: Int32[Array, " C"]  # packed token of each class's EOT
+  eot_T: Int32[Array, " T"]  # class of which a packed token is the EOT; the inverse
 
 
 def _pack(lengths_C, n_suffix: int, budget: int) -> _Packing:
@@ -191,16 +166,10 @@ def _select(rows_IxD, index_O, inverse_I):
   return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
 
 
-def _select_forward(rows_IxD, index_O, inverse_I):
-  return _select(rows_IxD, index_O, inverse_I), (index_O, inverse_I)
-
-
-def _select_backward(indices, gradient_OxD):
-  index_O, inverse_I = indices
-  return _select(gradient_OxD, inverse_I, index_O), None, None
-
-
-_select.defvjp(_select_forward, _select_backward)
+_select.defvjp(
+  lambda rows_IxD, *indices: (_select(rows_IxD, *indices), indices),
+  lambda indices, gradient_OxD: (_select(gradient_OxD, *reversed(indices)), None, None),
+)
 
 
 def _packed_features(
@@ -220,12 +189,9 @@ def _packed_features(
   suffix_TxD = _select(
     suffix_CxLxD.reshape(n_classes * n_suffix, width), packing.source_T, packing.target_CL
   )
-  hidden_RxD = jnp.concatenate(
-    [
-      prefix_PxD + positions_SxD[:n_prefix],
-      suffix_TxD + positions_SxD[n_prefix + packing.position_T],
-    ]
-  ).astype(jnp.float32)
+  prefix_PxD = prefix_PxD + positions_SxD[:n_prefix]
+  suffix_TxD = suffix_TxD + positions_SxD[n_prefix + packing.position_T]
+  hidden_RxD = jnp.concatenate([prefix_PxD, suffix_TxD]).astype(jnp.float32)
 
   def select_eot(rows_RxD):
     return _select(rows_RxD[n_prefix:], packing.eot_C, packing.eot_T)
@@ -290,13 +256,10 @@ def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float
   def projected(name):
     return _project(attention[name], normed_RxD) + attention[name]["bias"].astype(dtype)
 
+  query_RxD = projected("q_proj") * scale
+  key_RxD, value_RxD = projected("k_proj"), projected("v_proj")
   attended_RxD = packed_attention(
-    config.num_attention_heads,
-    n_prefix,
-    projected("q_proj") * scale,
-    projected("k_proj"),
-    projected("v_proj"),
-    masks,
+    config.num_attention_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
   )
   hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
   hidden_RxD += _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
@@ -311,17 +274,13 @@ def _activation(name, rows_RxF, bias_F):
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
 
-def _activation_forward(name, rows_RxF, bias_F):
-  return _activation(name, rows_RxF, bias_F), (rows_RxF, bias_F)
-
-
 def _activation_backward(name, kept, gradient_RxF):
   # The barrier stops the compiler from storing intermediates of the forward pass.
   kept, gradient_RxF = jax.lax.optimization_barrier((kept, gradient_RxF))
   return jax.vjp(functools.partial(_activation.__wrapped__, name), *kept)[1](gradient_RxF)
 
 
-_activation.defvjp(_activation_forward, _activation_backward)
+_activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _activation_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,10 +1,8 @@
 """CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section 2.4).
 
-A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling before or
-after the convolution (antialiased, Zhang 2019), and attention pooling: one query, the mean of all
-positions, attends to them and to itself. Parameters have the names of OpenAI's modules. Batch norm
-is frozen, so its statistics are parameters.
-
+A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling
+(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules.
+Batch norm is frozen, so its statistics are parameters.
 Shapes: B images of height H and width W, D channels, T positions and their mean, E embedding.
 """
 
@@ -22,21 +20,14 @@ _EXPANSION = 4  # of a bottleneck's channels by its last convolution
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-  """Sizes of the tower.
+  """Sizes of the tower."""
 
-  Attributes:
-    layers: bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for RN101.
-    width: channels of the first stage's bottlenecks, 64 for both.
-    num_attention_heads: heads of the attention pooling.
-    image_size: height and width of the images, pixels.
-    projection_dim: E.
-  """
-
+  # Bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for RN101.
   layers: tuple[int, ...]
-  width: int
-  num_attention_heads: int
-  image_size: int
-  projection_dim: int
+  width: int  # channels of the first stage's bottlenecks, 64 for both
+  num_attention_heads: int  # heads of the attention pooling
+  image_size: int  # height and width of the images, pixels
+  projection_dim: int  # E
 
 
 class ModifiedResNet(nn.Module):

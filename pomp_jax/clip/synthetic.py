@@ -1,7 +1,6 @@
 """A CLIP of a published architecture with random weights, for measurements of cost."""
 
 from collections.abc import Mapping, Sequence
-import functools
 from typing import Any
 import zlib
 
@@ -14,6 +13,17 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.resnet import ResNetConfig
 
 _BOS, _EOT = 49406, 49407
+# By hub id: width of the text tower; layers, width, patch size and image size of the ViT.
+_VITS = {
+  "openai/clip-vit-base-patch32": (512, 12, 768, 32, 224),
+  "openai/clip-vit-base-patch16": (512, 12, 768, 16, 224),
+  "openai/clip-vit-large-patch14": (768, 24, 1024, 14, 224),
+  "openai/clip-vit-large-patch14-336": (768, 24, 1024, 14, 336),
+  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": (1024, 32, 1280, 14, 224),
+}
+# By the usual name of the file: bottlenecks in each stage, and embedding.
+_RESNETS = {"RN50.safetensors": ((3, 4, 6, 3), 1024), "RN101.safetensors": ((3, 4, 23, 3), 512)}
+SYNTHETIC_CLIPS = (*_VITS, *_RESNETS)
 
 
 def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
@@ -27,11 +37,19 @@ def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
   }
 
 
-def _clip(
-  vision: CLIPVisionConfig | ResNetConfig, text_width: int, embedding: int, activation: str
-) -> ClipConfig:
+def synthetic_config(name: str) -> ClipConfig:
+  """Returns the architecture of a name in SYNTHETIC_CLIPS."""
+  activation = "gelu" if name.startswith("laion/") else "quick_gelu"
+  vision: CLIPVisionConfig | ResNetConfig
+  if name in _RESNETS:
+    layers, embedding = _RESNETS[name]
+    width, vision = 512, ResNetConfig(layers, 64, 32, 224, embedding)
+  else:
+    width, n_layers, image_width, patch, side = _VITS[name]
+    sizes, embedding = _transformer(image_width, n_layers, activation), width
+    vision = CLIPVisionConfig(**sizes, image_size=side, patch_size=patch)
   text = CLIPTextConfig(
-    **_transformer(text_width, 24 if text_width == 1024 else 12, activation),
+    **_transformer(width, 24 if width == 1024 else 12, activation),
     vocab_size=49408,
     max_position_embeddings=77,
     bos_token_id=_BOS,
@@ -41,41 +59,11 @@ def _clip(
   return ClipConfig(text, vision, embedding)
 
 
-def _vit(text_width, layers, width, patch, side, activation="quick_gelu") -> ClipConfig:
-  sizes = _transformer(width, layers, activation)
-  vision = CLIPVisionConfig(**sizes, image_size=side, patch_size=patch)
-  return _clip(vision, text_width, text_width, activation)
-
-
-def _resnet(layers, embedding) -> ClipConfig:
-  return _clip(ResNetConfig(layers, 64, 32, 224, embedding), 512, embedding, "quick_gelu")
-
-
-# By hub id, or by the usual name of the file.
-SYNTHETIC_CLIPS = {
-  "openai/clip-vit-base-patch32": functools.partial(_vit, 512, 12, 768, 32, 224),
-  "openai/clip-vit-base-patch16": functools.partial(_vit, 512, 12, 768, 16, 224),
-  "openai/clip-vit-large-patch14": functools.partial(_vit, 768, 24, 1024, 14, 224),
-  "openai/clip-vit-large-patch14-336": functools.partial(_vit, 768, 24, 1024, 14, 336),
-  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": functools.partial(_vit, 1024, 32, 1280, 14, 224, "gelu"),
-  "RN50.safetensors": functools.partial(_resnet, (3, 4, 6, 3), 1024),
-  "RN101.safetensors": functools.partial(_resnet, (3, 4, 23, 3), 512),
-}
-
-
-def synthetic_config(name: str) -> ClipConfig:
-  """Returns the architecture of a name in SYNTHETIC_CLIPS."""
-  return SYNTHETIC_CLIPS[name]()
-
-
 def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
-  """Builds a published architecture with random weights.
+  """Builds one of SYNTHETIC_CLIPS with random weights.
 
-  Args:
-    name: one of SYNTHETIC_CLIPS.
-    token_counts: number of tokens of texts, EOT included, under CLIP's own tokenizer, which is not
-      available. Other texts are estimated from their letters.
-    seed: random seed of the weights.
+  `token_counts` are the tokens of texts, EOT included, under CLIP's own tokenizer, which is not
+  available. Other texts are estimated from their letters.
   """
   config = synthetic_config(name)
   params = random_params(parameter_shapes(config), seed)

@@ -66,7 +66,7 @@ def text_tower(
 
   Raises:
     ValueError: an unknown kind.
-    InputError: `reference` where transformers has no FlaxCLIP, which is 5 and newer.
+    InputError: `reference` where transformers has no FlaxCLIP, from 5 on.
   """
   if kind == "shared":
     n_chunks, remat = memory or MemoryPlan()
@@ -95,10 +95,7 @@ def token_embeddings(
 
 
 def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
-  """The fastest plan whose activations stay below a limit, by a rough estimate for one device.
-
-  Above the limit the rows are computed in chunks, each rematerialised in the backward pass.
-  """
+  """The fastest plan whose activations stay below a limit, by a rough estimate for one device."""
   needed = activation_bytes(config, n_prefix, n_tokens)
   if needed <= limit_bytes:
     return MemoryPlan()

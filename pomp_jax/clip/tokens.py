@@ -2,10 +2,8 @@
 
 As in OpenAI's code, a text is cleaned first: ftfy repairs it (mojibake, ligatures, curly quotes,
 full width), HTML entities are resolved twice, white space becomes single spaces, letters lowercase.
-It is then cut into words: runs of letters, single digits, runs of other characters, English
-contractions. HuggingFace's tokenizer of the same merges skips the repair and the entities, and
-equals this one on text that has neither. Unlike both, no text is read as SOS or EOT here.
-Shapes: N texts, L the longest of them in tokens.
+HuggingFace's tokenizer of the same merges skips the repair and the entities. Unlike in both, no
+text is read as SOS or EOT here. Shapes: N texts, L the longest of them in tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +22,7 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, local_copy
+from pomp_jax.files.paths import Path, read_bytes
 from pomp_jax.files.terminal import quoted
 
 ZIPPED_MERGES, MERGES = "bpe_simple_vocab_16e6.txt.gz", "merges.txt"
@@ -63,10 +61,7 @@ class BytePairTokenizer:
   """
 
   def __init__(self, merges: Sequence[tuple[str, str]]):
-    """Builds the vocabulary from pairs of tokens, the first to be joined first.
-
-    The library raises an Exception where a part of a pair is no token before it.
-    """
+    """Builds the vocabulary from pairs of tokens, the first to be joined first."""
     # CLIP's order of the bytes: visible ones in Latin-1 first, then stand-ins from U+0100 on.
     letters = sorted(ByteLevel.alphabet())
     self._tokens = [*letters, *(letter + _END for letter in letters), *map("".join, merges)]
@@ -99,22 +94,14 @@ def clean(text: str) -> str:
 
 
 def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> BytePairTokenizer:
-  """Reads the tokenizer from the merges beside a checkpoint.
+  """Reads the tokenizer from the merges beside a checkpoint, for an embedding of `n_tokens` rows.
 
-  Args:
-    find: function from a file's name to its path, or None if there is none.
-    n_tokens: rows of the checkpoint's token embedding.
-    where: the checkpoint, for messages.
-
-  Raises:
-    ClipError: no such file, a damaged one, or another number of tokens.
+  `find` maps a file's name to its path, or None; `where` is the checkpoint, for messages.
+  ClipError: no such file, a damaged one, or another number of tokens.
   """
-  for name in (ZIPPED_MERGES, MERGES):
-    file = find(name)
-    if file is None:
-      continue
+  for file in filter(None, map(find, (ZIPPED_MERGES, MERGES))):
     try:
-      merges = [_pair(line) for line in _merge_lines(file)]
+      merges = _merges(file)
       tokenizer = BytePairTokenizer(merges)
     except Exception as error:  # the tokenizers' library raises bare Exceptions
       raise ClipError(f"{file}: not the merges of a CLIP's tokenizer ({error})") from error
@@ -127,27 +114,22 @@ def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> B
   raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
 
 
-def _merge_lines(file: Path) -> list[str]:
+def _merges(file: Path) -> list[tuple[str, str]]:
+  content = read_bytes(file)
   if file.suffix == ".gz":
-    with gzip.open(local_copy(file)) as stream:
-      return stream.read().decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
-  with open(local_copy(file), encoding="utf-8", newline="\n") as stream:
-    lines = stream.read().split("\n")
-  return [line for line in lines[lines[0].startswith("#version") :] if line]
-
-
-def _pair(line: str) -> tuple[str, str]:
-  first, *others = line.split() or [""]
-  if len(others) != 1:
-    raise ValueError(f"{line[:40]!r} is no pair of tokens")
-  return first, others[0]
+    lines = gzip.decompress(content).decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
+  else:
+    lines = content.decode().split("\n")
+    lines = [line for line in lines[lines[0].startswith("#version") :] if line]
+  pairs: Any = [tuple(line.split()) for line in lines]
+  for line, pair in zip(lines, pairs, strict=True):
+    if len(pair) != 2:
+      raise ValueError(f"{line[:40]!r} is no pair of tokens")
+  return pairs
 
 
 def tokenize(
-  texts: Sequence[str],
-  tokenizer: Tokenizer,
-  config: CLIPTextConfig,
-  budget: int | None = None,
+  texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int | None = None
 ) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"]]:
   """Token ids of each text without SOS, up to and with EOT, zero-padded.
 
@@ -155,7 +137,7 @@ def tokenize(
     texts: one string a row.
     tokenizer: the checkpoint's own.
     config: the text tower's; its `eos_token_id` selects HuggingFace's rule for EOT.
-    budget: the most tokens a text may take, EOT included; all positions but SOS's if None.
+    budget: the most tokens of a text, EOT included; all positions but SOS's if None.
 
   Returns:
     ids [N, L] and lengths [N]: the feature of text i is read at ids[i, lengths[i] - 1].
@@ -181,16 +163,9 @@ def tokenize(
 
 
 def check_token_counts(
-  texts: Sequence[str],
-  tokenizer: Tokenizer,
-  config: CLIPTextConfig,
-  budget: int | None = None,
+  texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int | None = None
 ) -> None:
-  """Checks that `tokenize` takes the texts; tokenizes only those that may be too long.
-
-  Raises:
-    TokenizeError: as `tokenize`.
-  """
+  """Raises what `tokenize` would; tokenizes only the texts that may be too long."""
   limit = config.max_position_embeddings - 1 if budget is None else budget
   # A token is at least a byte, and cleaning lengthens no ASCII text without HTML entities.
   long = [text for text in texts if not text.isascii() or "&" in text or len(text) >= limit]
@@ -199,11 +174,9 @@ def check_token_counts(
 
 
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
-  """The position whose feature HuggingFace pools.
-
-  Configurations older than transformers' pull request 24773 have eos_token_id=2 and mean the
-  highest id of the row. Newer ones have the true id and mean its first occurrence.
-  """
+  """The position whose feature HuggingFace pools."""
+  # Configurations older than transformers' pull request 24773 have eos_token_id=2 and mean the
+  # highest id of the row. Newer ones have the true id and mean its first occurrence.
   if eos_token_id == 2:
     return int(np.argmax(row))
   if eos_token_id not in row:

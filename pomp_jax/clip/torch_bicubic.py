@@ -22,30 +22,22 @@ def bicubic_matrix(
     n_out: number of new pixels.
     n_in: number of pixels, the columns of the matrix.
     low: first pixel of the range; may be traced.
-    high: end of the range, n_in if None; may be traced. A range beyond [0, n_in) has no columns for
-      pixels outside, so their weight is missing from the row's sum of 1.
-    scale: torch's `scale_factor` (recompute_scale_factor False); n_out over the range's length if
-      None.
+    high: end of the range, n_in if None; may be traced. Pixels outside of [0, n_in) have no
+      columns, so their weight is missing from the row's sum of 1.
+    scale: torch's `scale_factor` (recompute_scale_factor False); n_out / (high - low) if None.
   """
   high = n_in if high is None else high
   step = 1 / scale if scale else (high - low) / n_out
   position = (jnp.arange(n_out) + 0.5) * step - 0.5
   first = jnp.floor(position)
   t = position - first
-  weights = [_far(t + 1), _near(t), _near(1 - t), _far(2 - t)]
+  # The kernel (Keys, 1981) at distances 0 to 1, and 1 to 2.
+  near = lambda x: ((_A + 2) * x - (_A + 3)) * x * x + 1
+  far = lambda x: _A * (((x - 5) * x + 8) * x - 4)
+  weights = [far(t + 1), near(t), near(1 - t), far(2 - t)]
   matrix = jnp.zeros((n_out, n_in))
   for k, weight in enumerate(weights):
     # Taps outside the range repeat its border.
     tap = jnp.clip(first.astype(jnp.int32) + (k - 1) + low, low, high - 1)
     matrix += jnp.where(tap[:, None] == jnp.arange(n_in), weight[:, None], 0)
   return matrix
-
-
-def _near(x):
-  """The kernel at distances 0 to 1 (Keys, 1981)."""
-  return ((_A + 2) * x - (_A + 3)) * x * x + 1
-
-
-def _far(x):
-  """The kernel at distances 1 to 2."""
-  return _A * (((x - 5) * x + 8) * x - 4)

@@ -26,26 +26,18 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
   The images, values 0..255 of any type, are already resized and cropped. Channel statistics are
-  applied on the device, so that bytes and not floats are transferred.
-
-  Args:
-    clip: the CLIP of the vision tower.
-    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
-    chunk: the most images in memory together. More are computed in chunks of nearly equal size, one
-      after the other. 0 for all.
+  applied on the device, so that bytes and not floats are transferred. `dtype` is the compute type
+  of the layers, see `clip.precision`; parameters stay float32. See `in_chunks` for `chunk`.
   """
   dtype, products = precision_of(dtype)
-  config = clip.config.vision_config
-  if isinstance(config, ResNetConfig):
-    resnet = ModifiedResNet(config, dtype)
-  else:
-    vit = VisionTransformer(config, dtype)
+  config: Any = clip.config.vision_config
+  is_resnet = isinstance(config, ResNetConfig)
+  module: Any = (ModifiedResNet if is_resnet else VisionTransformer)(config, dtype)
 
   def features(params, images_BxHxWx3):
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    if isinstance(config, ResNetConfig):
-      return resnet.apply(variables, pixels).astype(jnp.float32)
-    return project(params, vit.apply(variables, pixels)[:, 0])
+    found = module.apply(variables, pixels)
+    return found.astype(jnp.float32) if is_resnet else project(params, found[:, 0])
 
   return in_chunks(with_products(products, features), chunk)
 
@@ -60,8 +52,8 @@ def prompted_image_tower(
   before the tower's first layer norm. Learned tokens have no positions.
 
   Args:
-    clip: the CLIP of the vision tower, a ViT.
-    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
+    clip: a CLIP with a ViT.
+    dtype: see `image_tower`.
     chunk: the most images in memory together in the forward pass; 0 for all.
     limit_bytes: memory for activations. Above it, by a rough estimate, each chunk is rematerialised
       in the backward pass, where the limit of `chunk` then holds too.
@@ -88,15 +80,10 @@ def prompted_image_tower(
 
 
 def prompted_activation_bytes(config: Any, n_images: int, n_learned: int) -> float:
-  """Rough size of all residuals of a prompted ViT without rematerialisation.
+  """Rough size of all residuals of a prompted ViT without rematerialisation, for B images.
 
   For each token and layer about nine vectors of width D (inputs and outputs of the norms, query,
   key, value, the result of attention), three of the MLP's, and the attention weights twice.
-
-  Args:
-    config: configuration of the vision tower.
-    n_images: B.
-    n_learned: V.
   """
   n_tokens = 1 + (config.image_size // config.patch_size) ** 2 + n_learned
   floats = 9 * config.hidden_size + 3 * config.intermediate_size
@@ -117,11 +104,9 @@ def project(params: Params, tokens: Float[Array, "... D"]) -> Float[Array, "... 
 
 
 def in_chunks(tower: Callable, chunk: int) -> Callable:
-  """Computes at most `chunk` images at once (0: all); arguments after the images are shared.
+  """Wraps `(params, images, *others) -> features [B,..]` to compute at most `chunk` images at once.
 
-  Args:
-    tower: `(params, images, *others) -> features [B,..]`.
-    chunk: the most images in memory together.
+  More are computed in chunks of nearly equal size, one after the other; 0 for all at once.
   """
 
   def features(params, images_BxHxWx3, *others):

@@ -21,20 +21,16 @@ from pomp_jax.clip.torch_bicubic import bicubic_matrix
 
 
 class Recipe(NamedTuple):
-  """The last layer, and the positions of other grids; CLIP's own by default.
+  """The last layer, and the positions of other grids; CLIP's own by default."""
 
-  Attributes:
-    pairs: factors of the attention's scores, of q(uery) and k(ey): the softmax of each pair, added
-      up. Without one each token attends to itself alone.
-    whole_layer: whether the residual connection and the MLP are kept.
-    nearness: standard deviation, in patches, of a Gaussian of the distance between two patches that
-      is added to the scores; 0 for none.
-    offset: patches added to the grid's sides where positions are resampled; 0 as HuggingFace's.
-  """
-
+  # Factors of the attention's scores, of q(uery) and k(ey): the softmax of each pair, added up.
+  # Without one each token attends to itself alone.
   pairs: tuple[str, ...] = ("qk",)
-  whole_layer: bool = True
+  whole_layer: bool = True  # whether the residual connection and the MLP are kept
+  # Standard deviation, in patches, of a Gaussian of the distance between two patches that is added
+  # to the scores; 0 for none.
   nearness: float = 0.0
+  # Patches added to the grid's sides where positions are resampled; 0 as HuggingFace's.
   offset: float = 0.0
 
 
@@ -56,11 +52,8 @@ class VisionTransformer(nn.Module):
   ) -> Float[Array, "B t D"]:
     """Output tokens in the compute type: t = T under a recipe, without one t = 1, the class token.
 
-    Args:
-      pixels_BxHxWx3: images whose sides are multiples of the patch size.
-      learned_JxVxD: tokens without positions. The first enter before the first norm; layer j
-        replaces those of the layer before by its own.
-      recipe: the last layer; CLIP's, at the class token alone, if None.
+    The images' sides are multiples of the patch size. Learned tokens have no positions: the first
+    enter before the first norm, and layer j replaces those of the layer before by its own.
     """
     norm = functools.partial(nn.LayerNorm, epsilon=self.config.layer_norm_eps, dtype=self.dtype)
     hidden, grid = _Embeddings(self.config, self.dtype, name="embeddings")(

@@ -1,8 +1,5 @@
 """Files of a CLIP's weights: their formats, without torch, and their layouts.
 
-A torch archive may be a state dict, a training checkpoint with an item `state_dict` or `model`, or
-a TorchScript module, whose tensors are the attributes of its modules and whose code is ignored.
-
 A layout names the tensor of each parameter of FlaxCLIP's tree: HuggingFace's of its torch models,
 that of its Flax models, and OpenAI's, which open_clip kept. torch stores a dense layer's kernel as
 [out, in] and a convolution's as [out, in, height, width].
@@ -39,47 +36,30 @@ Path = tuple[str, ...]
 
 
 class Weights(NamedTuple):
-  """Tensors of an open file, or of all its shards.
+  """Tensors of an open file, or of all its shards."""
 
-  Attributes:
-    path: file, for messages.
-    shapes: shapes by name.
-    read: function from a name to the tensor as float32, stored in any float type.
-    text: strings beside the tensors: the metadata of safetensors, items of a torch checkpoint.
-  """
-
-  path: str
-  shapes: dict[str, tuple[int, ...]]
+  path: str  # file, for messages
+  shapes: dict[str, tuple[int, ...]]  # shapes by name
+  # Function from a name to the tensor as float32, stored in any float type.
   read: Callable[[str], np.ndarray]
+  # Strings beside the tensors: the metadata of safetensors, items of a torch checkpoint.
   text: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Source(NamedTuple):
-  """The tensor of a parameter.
+  """The tensor of a parameter."""
 
-  Attributes:
-    key: the tensor's name.
-    part: index of a third of its first axis; None for all of it.
-    as_is: whether its axes are the parameter's.
-  """
-
-  key: str
-  part: int | None = None
-  as_is: bool = False
+  key: str  # the tensor's name
+  part: int | None = None  # index of a third of its first axis; None for all of it
+  as_is: bool = False  # whether its axes are the parameter's
 
 
 class Layout(NamedTuple):
-  """A project's names of the weights.
+  """A project's names of the weights."""
 
-  Attributes:
-    source: function from a parameter's path in the tree to its source.
-    other: endings of the names of tensors that are no weights.
-    model: what has these weights, for messages.
-  """
-
-  source: Callable[[Path], Source]
-  other: tuple[str, ...]
-  model: str = "CLIP"
+  source: Callable[[Path], Source]  # function from a parameter's path in the tree to its source
+  other: tuple[str, ...]  # endings of the names of tensors that are no weights
+  model: str = "CLIP"  # what has these weights, for messages
 
 
 def _huggingface_source(path: Path) -> Source:
@@ -146,7 +126,8 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
   needed = {}
   for path, shape in flatten_dict(shapes).items():
     source = layout.source(path)
-    needed[source.key] = _stored_shape(tuple(shape), source)
+    shape = tuple(shape[i] for i in np.argsort(_axes(len(shape), source)))
+    needed[source.key] = shape if source.part is None else (3 * shape[0], *shape[1:])
   missing = needed.keys() - found
   if missing:
     raise ClipError(f"{where}: {_some(missing)} missing, expected in such a {layout.model}")
@@ -160,9 +141,14 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
 
 def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
   """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32."""
-  return unflatten_dict(
-    {path: _arranged(weights, layout.source(path)) for path in flatten_dict(shapes)}
-  )
+  params = {}
+  for path in flatten_dict(shapes):
+    source = layout.source(path)
+    stored = weights.read(source.key)
+    if source.part is not None:
+      stored = np.split(stored, 3)[source.part]
+    params[path] = np.asarray(stored.transpose(_axes(stored.ndim, source)), order="C")
+  return unflatten_dict(params)
 
 
 def stored_tensors(params: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
@@ -177,19 +163,6 @@ def stored_tensors(params: dict[str, Any], layout: Layout) -> dict[str, np.ndarr
     else:
       parts.setdefault(source.key, {})[source.part] = stored
   return tensors | {key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()}
-
-
-def _arranged(weights: Weights, source: Source) -> np.ndarray:
-  stored = weights.read(source.key)
-  if source.part is not None:
-    stored = np.split(stored, 3)[source.part]
-  return np.asarray(stored.transpose(_axes(stored.ndim, source)), order="C")
-
-
-def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
-  """A parameter's shape in the file: the inverse of `_arranged`."""
-  shape = tuple(shape[i] for i in np.argsort(_axes(len(shape), source)))
-  return (3 * shape[0], *shape[1:]) if source.part is not None else shape
 
 
 def _axes(n_axes: int, source: Source) -> tuple[int, ...]:
@@ -208,8 +181,9 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
   """Opens a file; its content decides the format. No code in it is run.
 
   Args:
-    path: safetensors file, torch archive, Flax's `.msgpack`, or the `.index.json` of a safetensors
-      file whose shards are in the same folder.
+    path: safetensors file, Flax's `.msgpack`, the `.index.json` of a safetensors file whose shards
+      are in the same folder, or a torch archive: a state dict, a training checkpoint with an item
+      `state_dict` or `model`, or a TorchScript module.
 
   Raises:
     ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
@@ -246,9 +220,8 @@ def _flax(path: FilePath) -> Weights:
     }
   except Exception as error:  # the libraries' errors share no base
     _refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
-  return Weights(
-    str(path), {name: leaf.shape for name, leaf in tensors.items()}, tensors.__getitem__
-  )
+  shapes = {name: leaf.shape for name, leaf in tensors.items()}
+  return Weights(str(path), shapes, tensors.__getitem__)
 
 
 def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:

@@ -25,16 +25,11 @@ SHARDED = P((DATA, CLASS))
 
 
 class Bank(struct.PyTreeNode):
-  """Unit text features of all classes.
+  """Unit text features of all classes."""
 
-  Attributes:
-    rows: [N,E]; sharded, the device's own [R,E].
-    n_classes: N, static.
-    sharded: whether `rows` are a device's own, inside a `shard_map` over the mesh.
-  """
-
-  rows: Any
-  n_classes: int = struct.field(pytree_node=False)
+  rows: Any  # [N,E]; sharded, the device's own [R,E]
+  n_classes: int = struct.field(pytree_node=False)  # N, static
+  # Whether `rows` are a device's own, inside a `shard_map` over the mesh.
   sharded: bool = struct.field(pytree_node=False, default=False)
 
   def of_classes(self, ids_C: Int32[Array, " C"]) -> Float[Array, "C E"]:
@@ -58,12 +53,9 @@ class Bank(struct.PyTreeNode):
   ) -> Float[Array, " N"]:
     """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own class.
 
-    Args:
-      anchors_BxE: a_i, unit features.
-      labels_B: y.
-      temperature: T, a cosine; negative for the classes far from the anchors.
-      own_class: whether an image's own class takes part in its denominator; an image that is
-        certain of its class then proposes next to nothing, and the sum is below 1.
+    The anchors a_i are unit features; a negative T is for the classes far from them. With
+    `own_class` an image's own class takes part in its denominator: an image that is certain of its
+    class then proposes next to nothing, and the sum is below 1.
     """
     shares_BxR, _ = self._shares(anchors_BxE, labels_B, temperature, own_class)
     q_DxR = jnp.mean(shares_BxR.reshape(-1, len(labels_B), len(self.rows)), axis=1)
@@ -83,17 +75,9 @@ class Bank(struct.PyTreeNode):
   ) -> tuple[Int32[Array, "B S"], Float[Array, "B S"]]:
     """Draws classes for each image by itself, with replacement and never the image's own.
 
-    q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(x_i . g_c / T) over c != y_i.
-
-    Args:
-      positions_BxS: uniform random numbers in [0, 1), one a draw.
-      images_BxE: x_i, unit features.
-      labels_B: y.
-      temperature: T, a cosine.
-      mix: share of the uniform draw, above 0.
-
-    Returns:
-      The classes, and q_i of each.
+    q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(x_i . g_c / T) over c != y_i, with mix > 0 and unit
+    features x_i. A draw takes a uniform random number in [0, 1) of `positions_BxS`. Returns the
+    classes, and q_i of each.
     """
     shares_BxR, other_BxR = self._shares(images_BxE, labels_B, temperature, own_class=False)
     q_BxR = jnp.where(other_BxR, mix / (self.n_classes - 1) + (1.0 - mix) * shares_BxR, 0.0)
@@ -183,14 +167,10 @@ def write_rows(
   ids_X: Int32[Array, " X"],
   features_XxE: Float[Array, "X E"],
 ) -> Float[Array, "rows E"]:
-  """Writes features into a sharded bank; to be called under `jit`.
+  """Writes features, of any length, into a sharded bank; to be called under `jit`.
 
-  Args:
-    rows: the bank, sharded; donated by the caller's `jit`, it is written in place.
-    mesh: the devices.
-    ids_X: their classes; an id beyond the rows writes nothing. Of equal ids the first counts, so
-      that the result does not depend on the order in which a device writes.
-    features_XxE: of any length.
+  `rows` that the caller's `jit` donates are written in place. An id beyond the rows writes nothing.
+  Of equal ids the first counts, so that the result does not depend on the order of the writes.
   """
 
   def write(rows_RxE, ids_X, features_XxE):

@@ -19,18 +19,13 @@ INIT_STDDEV = 0.02
 
 
 class ClassTokens(NamedTuple):
-  """Own tokens of the classes, one row a class.
-
-  Attributes:
-    ids: token ids of name, ".", EOT, zero-padded, int32 [C,L].
-    name_lengths: tokens of the name alone, before the context of `middle` and `front`, int32 [C].
-    lengths: tokens of the whole, EOT included, int32 [C].
-  """
+  """Own tokens of the classes, one row a class."""
 
   # Arrays of JAX or NumPy.
-  ids: Any
+  ids: Any  # token ids of name, ".", EOT, zero-padded, int32 [C,L]
+  # Tokens of the name alone, before the context of `middle` and `front`, int32 [C].
   name_lengths: Any
-  lengths: Any
+  lengths: Any  # tokens of the whole, EOT included, int32 [C]
 
 
 class Sequences(NamedTuple):
@@ -46,20 +41,14 @@ class PromptContext(nn.Module):
 
   `end`: SOS, v_1..v_M, name, ".", EOT. `middle`: SOS, v_1..v_h, name, v_h+1..v_M, ".", EOT with
   h = M // 2. `front`: SOS, name, v_1..v_M, ".", EOT.
-
-  Attributes:
-    n_vectors: M; 0 is the bare name.
-    width: D.
-    position: one of POSITIONS.
-    n_classes: N for class-specific contexts; None for a shared one.
-    init_value: initial context, [M,D] (such as the embeddings of "a photo of a") or [N,M,D]; drawn
-      from N(0, 0.02^2) if None.
   """
 
-  n_vectors: int
-  width: int
-  position: str = "end"
-  n_classes: int | None = None
+  n_vectors: int  # M; 0 is the bare name
+  width: int  # D
+  position: str = "end"  # one of POSITIONS
+  n_classes: int | None = None  # N for class-specific contexts; None for a shared one
+  # Initial context, [M,D] (such as the embeddings of "a photo of a") or [N,M,D]; if None, drawn
+  # from N(0, 0.02^2).
   init_value: Any = None
 
   def setup(self):
@@ -96,17 +85,10 @@ class PromptContext(nn.Module):
     lengths_C: Int32[Array, " C"],
     class_ids_C: Int32[Array, " C"] | None = None,
   ) -> Sequences:
-    """Lays out the context and the classes' own tokens.
+    """Lays out the context and the embeddings of the classes' own tokens, see `ClassTokens`.
 
-    Args:
-      sos_D: embedding of the start token.
-      tokens_CxLxD: embeddings of the classes' own tokens (name, ".", EOT), padded.
-      name_lengths_C: tokens of the name alone.
-      lengths_C: tokens of the whole, EOT included.
-      class_ids_C: ids of the classes, for class-specific contexts.
-
-    Returns:
-      The shared prefix (SOS, and the context where it precedes the name), and each class's suffix.
+    Returns the shared prefix (SOS, and the context where it precedes the name), and each class's
+    suffix. Only class-specific contexts need `class_ids_C`.
     """
     n_before = self.n_before
     if self.n_classes is None:
@@ -127,13 +109,7 @@ def insert_after_name(
   vectors_CxIxD: Float[Array, "C I D"],
   name_lengths_C: Int32[Array, " C"],
 ) -> Float[Array, "C L+I D"]:
-  """Inserts vectors after each class's name, for all classes at once.
-
-  Args:
-    tokens_CxLxD: own tokens of each class.
-    vectors_CxIxD: vectors to insert.
-    name_lengths_C: number of tokens before them.
-  """
+  """Inserts vectors after each class's name, for all classes at once."""
   n_tokens, n_inside = tokens_CxLxD.shape[1], vectors_CxIxD.shape[1]
   if n_inside == 0:
     return tokens_CxLxD

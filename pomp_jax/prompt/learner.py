@@ -19,35 +19,23 @@ from pomp_jax.prompt.sampling import SamplingArrays
 
 
 class Frozen(NamedTuple):
-  """The arrays that a step reads and no gradient moves; placed on the devices once.
+  """The arrays that a step reads and no gradient moves; placed on the devices once."""
 
-  Attributes:
-    text: parameters of the text tower.
-    image: parameters of the image tower; empty when batches bring features.
-    sos: embedding of the start token [D].
-    tokens: own tokens of all N classes.
-    classes: text features of all N classes [N,E], for learners whose text side is fixed.
-    sampling: facts about the classes for the sampler. Its bank is recomputed between steps.
-  """
-
-  text: Any
-  image: Any
-  sos: Any
-  tokens: ClassTokens
-  classes: Any = None
+  text: Any  # parameters of the text tower
+  image: Any  # parameters of the image tower; empty when batches bring features
+  sos: Any  # embedding of the start token [D]
+  tokens: ClassTokens  # own tokens of all N classes
+  classes: Any = None  # text features of all N classes [N,E], for learners whose text side is fixed
+  # Facts about the classes for the sampler. Its bank is recomputed between steps.
   sampling: SamplingArrays = SamplingArrays()
 
 
 class TextFeatures(NamedTuple):
-  """Text features of some classes.
+  """Text features of some classes."""
 
-  Attributes:
-    features: of any length, [R,E], or [R,B,E] where they depend on the image.
-    available: rows that were computed; None for all.
-  """
-
+  # Of any length, [R,E], or [R,B,E] where they depend on the image.
   features: Float[Array, "R ... E"]
-  available: Bool[Array, " R"] | None = None
+  available: Bool[Array, " R"] | None = None  # rows that were computed; None for all
 
 
 @runtime_checkable
@@ -83,17 +71,11 @@ class ImageLearner(Learner, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ContextLearner:
-  """POMP's and CoOp's learner: the context alone, {"context": [M,D] or [N,M,D]}.
+  """POMP's and CoOp's learner: the context alone, {"context": [M,D] or [N,M,D]}."""
 
-  Attributes:
-    module: the context and its layout.
-    text_tower: result of `clip.text.text_tower`, with the same budget.
-    token_budget: result of `step.step_token_budget`; rows beyond it are not available. None for no
-      limit.
-  """
-
-  module: PromptContext
-  text_tower: TextTower
+  module: PromptContext  # the context and its layout
+  text_tower: TextTower  # result of `clip.text.text_tower`, with the same budget
+  # Result of `step.step_token_budget`; rows beyond it are not available. None for no limit.
   token_budget: int | None = None
 
   def init(self, key: jax.Array) -> Any:
@@ -106,25 +88,18 @@ class ContextLearner:
     """See `Learner`; the same for all images."""
     del image_features_BxE
     sequences = class_sequences(self.module, params, frozen, class_ids_R)
-    return TextFeatures(
-      self.text_tower(frozen.text, *sequences),
-      available_rows(sequences.lengths, self.token_budget),
-    )
+    features_RxE = self.text_tower(frozen.text, *sequences)
+    return TextFeatures(features_RxE, self.available(sequences.lengths))
+
+  def available(self, lengths_R: Int32[Array, " R"]) -> Bool[Array, " R"] | None:
+    """The rows that the text tower computes, by their own tokens; None for all."""
+    return None if self.token_budget is None else kept_rows(lengths_R, self.token_budget)
 
 
-def make_learner(
-  config: Any,
-  encoder: Any,
-  module: PromptContext,
-  text_tower: TextTower,
-  token_budget: int | None,
-) -> ContextLearner:
-  """Builds the learner of a run, as the module of each row of `config.METHODS` does.
-
-  `token_budget` bounds the own tokens of the classes that a device computes; None: no limit.
-  """
+def make_learner(config: Any, encoder: Any, plain: ContextLearner) -> ContextLearner:
+  """Builds a run's learner from CoOp's, as the module of each row of `config.METHODS` does."""
   del config, encoder
-  return ContextLearner(module, text_tower, token_budget)
+  return plain
 
 
 def class_sequences(
@@ -141,10 +116,3 @@ def class_sequences(
     class_ids_C,
   )
   return sequences
-
-
-def available_rows(
-  lengths_C: Int32[Array, " C"], token_budget: int | None
-) -> Bool[Array, " C"] | None:
-  """The rows that a text tower with this budget computes, by their own tokens; None for all."""
-  return None if token_budget is None else kept_rows(lengths_C, token_budget)

@@ -22,34 +22,21 @@ SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
 @dataclasses.dataclass(frozen=True)
 class ContrastSettings:
-  """The numbers of the method.
+  """The numbers of the method."""
 
-  Attributes:
-    k: K, 2..N; N is the full softmax.
-    n_classes: N.
-    correction: one of CORRECTIONS, or its factor in SCALES as a traced number.
-    logit_scale: factor on the cosine.
-    sampling: the sampler of negatives.
-    ancestors_weight: weight of the loss over kinds of classes; 0 for none.
-  """
-
-  k: int
-  n_classes: int
-  correction: str | jax.Array
-  logit_scale: float
-  sampling: SamplingSettings = SamplingSettings()
-  ancestors_weight: float = 0.0
+  k: int  # K, 2..N; N is the full softmax
+  n_classes: int  # N
+  correction: str | jax.Array  # one of CORRECTIONS, or its factor in SCALES as a traced number
+  logit_scale: float  # factor on the cosine
+  sampling: SamplingSettings = SamplingSettings()  # the sampler of negatives
+  ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
 
 
 class Contrast(NamedTuple):
-  """Loss, and accuracy on the sampled set.
+  """Loss, and accuracy on the sampled set."""
 
-  Attributes:
-    loss: mean cross-entropy over the images, nats.
-    accuracy: share of the images whose own class has the highest similarity in their set.
-  """
-
-  loss: Float[Array, ""]
+  loss: Float[Array, ""]  # mean cross-entropy over the images, nats
+  # Share of the images whose own class has the highest similarity in their set.
   accuracy: Float[Array, ""]
 
 
@@ -65,15 +52,9 @@ def margin(
 
   `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full one;
   `refined` and `logq` have the same. `log10`: log10((N-1) / n_i), as in the published code. `none`:
-  0.
+  0. A traced number is a factor as in SCALES.
 
-  Args:
-    n_kept_B: n_i, negatives of each image that were not rejected; 0 gives 0.
-    n_classes: N.
-    correction: one of CORRECTIONS, or its factor in SCALES as a traced number.
-
-  Raises:
-    ValueError: an unknown correction.
+  n_i are the negatives of each image that were not rejected (`n_kept_B`); without one, 0.
   """
   if isinstance(correction, str) and correction not in CORRECTIONS:
     raise ValueError(f"correction: got {correction!r}, expected {', '.join(CORRECTIONS)}")

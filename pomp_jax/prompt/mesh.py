@@ -11,14 +11,9 @@ DATA, CLASS = "data", "class"
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
-  """Builds a mesh [data, class].
+  """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's classes.
 
-  Args:
-    class_size: number of devices that split one draw's classes.
-    devices: devices to use; all if None.
-
-  Raises:
-    ValueError: the devices do not divide by `class_size`.
+  ValueError: the devices do not divide by `class_size`.
   """
   if devices is None:
     # Grouped by process, so that its images are on neighbouring rows.
@@ -33,20 +28,14 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Copies a tree, equal on all hosts, to every device of the mesh."""
-  sharding = NamedSharding(mesh, P())
-
-  def place(leaf):
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-  return jax.tree.map(place, tree)
+  return _placed(jax.tree.map(np.asarray, tree), NamedSharding(mesh, P()))
 
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
   """Splits the first axis of a tree's arrays, equal on all hosts, over the devices of the mesh."""
-  sharding = NamedSharding(mesh, P((DATA, CLASS)))
+  return _placed(tree, NamedSharding(mesh, P((DATA, CLASS))))
 
-  def place(leaf):
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
 
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+  place = lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
   return jax.tree.map(place, tree)

@@ -24,29 +24,15 @@ def learning_rate(
 ) -> optax.Schedule:
   """Cosine decay from `base` after a constant warmup.
 
-  With t the time in epochs, w the warmup and T the epochs of the run, the rate after the warmup
-  is base * (1 + cos(pi * progress)) / 2.
+  With t the time in epochs, w the warmup and T the epochs of the run (any fraction), the rate after
+  the warmup is base * (1 + cos(pi * progress)) / 2.
 
   - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) / T. This is
     torch's CosineAnnealingLR with T_max = T, which Dassl's ConstantWarmupScheduler starts after
     the warmup. The last epoch's rate is not 0: at T = 5 and w = 1 the rates are warmup_rate, base,
     .905 base, .655 base and .345 base.
   - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate reaches 0
-    at the end of the run.
-
-  Args:
-    schedule: `epoch` or `step`.
-    base: the rate at the start of the cosine.
-    epochs: T, epochs of the run; may be fractional.
-    steps_per_epoch: steps in each epoch.
-    warmup: w, epochs at the constant `warmup_rate`; whole for `epoch`, any fraction for `step`.
-    warmup_rate: the rate during the warmup.
-
-  Returns:
-    step -> rate.
-
-  Raises:
-    ValueError: an unknown schedule.
+    at the end of the run. w may be a fraction.
   """
   if schedule not in SCHEDULES:
     raise ValueError(f"schedule: got {schedule!r}, expected {', '.join(SCHEDULES)}")

@@ -29,22 +29,15 @@ from pomp_jax.prompt.mesh import CLASS, DATA
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything that a step changes, and the seed of its draws.
-
-  Attributes:
-    step: steps taken.
-    params: the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP.
-    opt_state: optax's state for these.
-    seed_key: key data of the seed, from which a step derives its draws.
-    bank: text features of all classes under recent prompts, sharded, see `prompt.bank`; None where
-      the sampler reads none.
-  """
+  """Everything that a step changes, and the seed of its draws."""
 
   # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
-  step: Any
-  params: Any
-  opt_state: Any
-  seed_key: Any
+  step: Any  # steps taken
+  params: Any  # the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP
+  opt_state: Any  # optax's state for these
+  seed_key: Any  # key data of the seed, from which a step derives its draws
+  # Text features of all classes under recent prompts, sharded, see `prompt.bank`; None where the
+  # sampler reads none.
   bank: Any = None
 
 
@@ -62,15 +55,10 @@ def create_state(
 
 
 class Renewal(NamedTuple):
-  """The rows of the bank that a step computes beside its own classes, in turn.
+  """The rows of the bank that a step computes beside its own classes, in turn."""
 
-  Attributes:
-    learner: learner with the token budget of `renewal_token_budget`.
-    rows: classes of a device and a micro-step.
-  """
-
-  learner: Learner
-  rows: int
+  learner: Learner  # learner with the token budget of `renewal_token_budget`
+  rows: int  # classes of a device and a micro-step
 
 
 def renewal_token_budget(lengths_N: np.ndarray, n_own: int, n_parts: int, rows: int) -> int:
@@ -86,16 +74,10 @@ def renewed_classes(
 ) -> Int32[Array, " rows"]:
   """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps renew all N.
 
-  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)). Names that
-  follow one another in a list are of similar lengths, so neighbours need a larger token budget: 912
-  tokens beside 582 for 128 of ImageNet-21K's classes.
-
-  Args:
-    step: steps taken.
-    part: index of the device and micro-step, below `n_parts`.
-    n_parts: devices times micro-steps.
-    rows: classes of a part.
-    n_classes: N.
+  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of which each
+  part, a device and micro-step, computes `rows`. Names that follow one another in a list are of
+  similar lengths, so neighbours need a larger token budget: 912 tokens beside 582 for 128 of
+  ImageNet-21K's classes.
   """
   # The remainder first, so that no number exceeds N + n_parts * rows.
   turn = -(-n_classes // (n_parts * rows))
@@ -116,12 +98,8 @@ def step_token_budget(
   draw of classes. Draws of the other samplers have about the same mean length; where names are
   longer, the last few classes of a draw are dropped, and the weights of the others grow.
 
-  Args:
-    module: the prompt; vectors that classes do not share count as their own tokens.
-    lengths_N: own tokens of every class.
-    settings: K, N and the sampler.
-    group_size: B, images of a draw.
-    class_size: devices that split a draw's rows.
+  `lengths_N` are own tokens of the names; vectors that classes do not share are added to them. A
+  draw of `group_size` images is split over `class_size` devices.
   """
   lengths_N = np.asarray(lengths_N) + module.n_own
   size = sampling.n_negatives(settings.k, settings.n_classes)
@@ -158,7 +136,7 @@ def make_train_step(
     image_tower: result of `clip.image_tower`; None when batches bring features, or when the
       learner has image features of its own.
     optimizer: update rule of the learner's parameters.
-    settings: the numbers of the method.
+    settings: K, N, the loss and the sampler.
     accumulate: groups that a data index computes one after the other.
     renewal: rows of the bank to compute beside those of the draw; without it the bank gets the
       latter alone. Not read without a bank in the state.
@@ -230,12 +208,7 @@ def make_train_step(
 def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
   """Splits the image tower's rows over all devices, those of the class axis too.
 
-  Args:
-    mesh: result of `make_mesh`.
-    image_tower: result of `clip.image_tower`.
-
-  Returns:
-    A function (params, images [G,H,W,3] sharded over `data`) -> features [G,E], not yet compiled.
+  Returns a function (params, images [G,H,W,3] sharded over `data`) -> features [G,E], not compiled.
   """
 
   def local(params, images):
@@ -269,23 +242,20 @@ def _make_group_loss(mesh, learner, settings, accumulate, renewal):
   """
   n_devices, n_classes = mesh.size, settings.n_classes
 
-  def learned_images(params, frozen, images):
-    share = learner.image_features(params, frozen, _own_share(mesh, images))
-    return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
-
   def renewed(params, frozen, features_BxE, step, group):
     """The next classes in turn, and their features."""
     part = group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)
     ids_R = renewed_classes(step, part, n_devices * accumulate, renewal.rows, n_classes)
-    found = renewal.learner.text_features(params, frozen, ids_R, features_BxE)
-    return ids_R, found
+    return ids_R, renewal.learner.text_features(params, frozen, ids_R, features_BxE)
 
   def local_loss(params, frozen, bank, images, labels_B, step, seed_key, micro):
     # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
     # must see both as varying.
     frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
-    learns_images = isinstance(learner, ImageLearner)
-    features_BxE = learned_images(params, frozen, images) if learns_images else images
+    features_BxE = images
+    if isinstance(learner, ImageLearner):
+      share = learner.image_features(params, frozen, _own_share(mesh, images))
+      features_BxE = jax.lax.all_gather(share, CLASS, tiled=True)[: labels_B.size]
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
     arrays = frozen.sampling

@@ -134,9 +134,7 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
       left = jnp.matmul(left, right, precision=products)
     return left
 
-  def call():
-    return jax.block_until_ready(chain(left, right))
-
+  call = lambda: jax.block_until_ready(chain(left, right))
   call()
   return call, 2.0 * size**3 * times
 
@@ -144,10 +142,9 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
 def peak_mib() -> float:
   """Peak resident memory of this process, MiB."""
   # A process inherits `ru_maxrss` from a larger parent.
-  status = pathlib.Path("/proc/self/status")
   with contextlib.suppress(OSError):
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-    if found:
+    status = pathlib.Path("/proc/self/status").read_text()
+    if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
       return int(found[1]) / 2**10
   unit = 1 if sys.platform == "darwin" else 2**10
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -157,10 +154,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   """Calls a function in a new process, for a peak memory of its own; raises its errors.
 
   An exception during the wait terminates the process by SIGTERM, so that a training saves.
-
-  Raises:
-    ProcessError: the process ended without a result.
-    Preempted: the process got SIGTERM.
+  ProcessError: the process ended without a result. Preempted: it got SIGTERM.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)

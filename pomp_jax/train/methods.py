@@ -40,7 +40,7 @@ from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.train.batches import open_fetch, readable_features, view_features
@@ -145,7 +145,8 @@ def accuracy_of_learner(
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
   method = METHODS[config.method]
-  learner = method.load().make_learner(config, encoder, module, encoder.text_tower(), None)
+  plain = ContextLearner(module, encoder.text_tower())
+  learner = method.load().make_learner(config, encoder, plain)
   compiled = compiled_accuracy(encoder, learner, method.per_image_text, config.data)
   frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
   return lambda params, split, source: compiled(params, frozen(split.names), split, source)

@@ -25,7 +25,7 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Initialised, Learner
+from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Initialised, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
@@ -144,8 +144,8 @@ class Run(Training):
 
   def _learner(self, token_budget: int, memory: MemoryPlan) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
-    make = METHODS[self.config.method].load().make_learner
-    return make(self.config, self.encoder, self.module, text_tower, token_budget)
+    plain = ContextLearner(self.module, text_tower, token_budget)
+    return METHODS[self.config.method].load().make_learner(self.config, self.encoder, plain)
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
     """Builds the step, with `correction` if it is given."""

@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from pomp_jax import world
 from pomp_jax.clip import ClipError, load_clip
-from pomp_jax.clip.load import Clip, read_clip_config
+from pomp_jax.clip.load import Clip, read_config_and_tokenizer
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
 
@@ -158,7 +158,7 @@ def pooled(output):
   return getattr(output, "pooler_output", output)
 
 
-def error_of(source, readers=(load_clip, read_clip_config)) -> str:
+def error_of(source, readers=(load_clip, read_config_and_tokenizer)) -> str:
   """Asserts that every reader raises ClipError, and returns its one line, the same for all."""
   for read in readers:
     with pytest.raises(ClipError) as error:

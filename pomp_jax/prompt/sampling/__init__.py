@@ -11,17 +11,3 @@ from pomp_jax.prompt.sampling.samplers import (
   SamplingSettings,
   draw_negatives,
 )
-
-__all__ = [
-  "ANCHORS",
-  "EXCLUSIONS",
-  "SAMPLERS",
-  "Negatives",
-  "SamplingArrays",
-  "SamplingSettings",
-  "complete_negatives",
-  "draw_key",
-  "draw_negatives",
-  "n_negatives",
-  "sample_uniform",
-]

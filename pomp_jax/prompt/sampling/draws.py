@@ -48,12 +48,7 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
   The cost does not depend on N when K is a small part of it: more ids than needed are drawn with
   replacement and the first K-1 distinct ones are kept, in order of drawing. If too few are distinct
   (rare), all are drawn again. That condition is symmetric in the classes, so the draw stays
-  uniform.
-
-  Args:
-    key: result of `draw_key`.
-    k: K of the method, static.
-    n_classes: N, static.
+  uniform. K and N are static.
   """
   size = n_negatives(k, n_classes)
   if size == n_classes:
@@ -82,11 +77,9 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
 
 def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, " N"]:
-  """pi_c = min(1, t q_c), with t such that they add up to the size of the draw.
+  """pi_c = min(1, t q_c), with t such that they add up to the size of the draw, static.
 
-  Args:
-    q_N: relative probability of each class; not negative, at least `size` of them above 0.
-    size: S, static.
+  `q_N` are relative probabilities: not negative, at least `size` of them above 0.
   """
   ordered_N = jnp.sort(q_N, descending=True)
   # t_j if the j most likely are certain; it is the right one once the next is below 1.
@@ -112,14 +105,9 @@ def most_likely(
 def sample_weighted(
   key: jax.Array, q_N: Float[Array, " N"], size: int
 ) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
-  """Draws distinct classes, each with its inclusion probability.
+  """Draws distinct classes, fewer than all, each with its inclusion probability.
 
   Every place of the draw holds class c with the same probability, pi_c / S.
-
-  Args:
-    key: random key.
-    q_N: see `inclusion_probabilities`.
-    size: S, static, below N.
 
   Returns:
     The classes [S], and log pi_c of all classes [N], exactly those of the draw.

@@ -18,14 +18,10 @@ def complete_negatives(
   labels_B: Int32[Array, " B"],
   available_S: Bool[Array, " S"] | None = None,
 ) -> Negatives:
-  """Adds availability, the batch's positives, exclusions and kinds to a draw.
+  """Adds availability, the batch's positives, exclusions and kinds to a result of `draw_negatives`.
 
-  Args:
-    settings: exclusion and batch positives.
-    arrays: facts about the classes; with `levels`, the negatives get kinds.
-    drawn: result of `draw_negatives`.
-    labels_B: the images' classes.
-    available_S: drawn classes whose features were computed; all if None.
+  `labels_B` are the images' classes, `available_S` the drawn classes whose features were computed
+  (all if None). With `arrays.levels`, the negatives get kinds.
   """
   negatives = drawn._replace(available=available_S)
   log_weights_S = drawn.log_weights

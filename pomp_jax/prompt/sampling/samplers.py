@@ -26,50 +26,32 @@ EXCLUSIONS: dict[str, tuple[str, ...]] = {"none": (), "similar": ("bank",), "kin
 
 
 class SamplingArrays(NamedTuple):
-  """Facts about the classes that samplers read; None where no sampler of the run reads them.
-
-  Attributes:
-    bank: text features of all classes under recent prompts, a `prompt.bank.Bank`.
-    frequency: q of `frequency`, float32 [N]; adds up to 1.
-    groups: sibling groups of each class, distinct, padded with -1, int32 [N,G].
-    group_sizes: classes in each group, 2 or more, int32 [A].
-    kin: classes that are as right as each class, padded with -1, int32 [N,D].
-    levels: kind of each class on each level of a hierarchy, -1 for none, int32 [N,H].
-  """
+  """Facts about the classes that samplers read; None where no sampler of the run reads them."""
 
   # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
-  bank: Any = None
-  frequency: Any = None
-  groups: Any = None
-  group_sizes: Any = None
-  kin: Any = None
-  levels: Any = None
+  bank: Any = None  # text features of all classes under recent prompts, a `prompt.bank.Bank`
+  frequency: Any = None  # q of `frequency`, float32 [N]; adds up to 1
+  groups: Any = None  # sibling groups of each class, distinct, padded with -1, int32 [N,G]
+  group_sizes: Any = None  # classes in each group, 2 or more, int32 [A]
+  kin: Any = None  # classes that are as right as each class, padded with -1, int32 [N,D]
+  levels: Any = None  # kind of each class on each level of a hierarchy, -1 for none, int32 [N,H]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
-  """How negatives are chosen; static for a run.
+  """How negatives are chosen; static for a run."""
 
-  Attributes:
-    name: one of SAMPLERS.
-    mix: share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
-      drawn, and no weight exceeds N / (mix S). `top` draws nothing.
-    logit_scale: the loss's factor of the cosine, for `posterior`, `top` and `independent`.
-    temperature: T of `hard` and `easy`, a cosine.
-    anchors: anchors of `hard` and `easy`, one of ANCHORS.
-    exclude: one of EXCLUSIONS, with any sampler.
-    exclude_threshold: cosine above which `similar` excludes.
-    batch_positives: whether the other images' classes are negatives too.
-  """
-
-  name: str = "uniform"
+  name: str = "uniform"  # one of SAMPLERS
+  # Share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
+  # drawn, and no weight exceeds N / (mix S). `top` draws nothing.
   mix: float = 0.1
+  # The loss's factor of the cosine, for `posterior`, `top` and `independent`.
   logit_scale: float = 100.0
-  temperature: float = 0.05
-  anchors: str = "classes"
-  exclude: str = "none"
-  exclude_threshold: float = 0.95
-  batch_positives: bool = False
+  temperature: float = 0.05  # T of `hard` and `easy`, a cosine
+  anchors: str = "classes"  # anchors of `hard` and `easy`, one of ANCHORS
+  exclude: str = "none"  # one of EXCLUSIONS, with any sampler
+  exclude_threshold: float = 0.95  # cosine above which `similar` excludes
+  batch_positives: bool = False  # whether the other images' classes are negatives too
 
   def __post_init__(self):
     for field, accepted in (("name", SAMPLERS), ("anchors", ANCHORS), ("exclude", EXCLUSIONS)):
@@ -154,45 +136,35 @@ def propose_frequent(
 
 
 class Negatives(NamedTuple):
-  """The classes that a group's images are contrasted with.
+  """The classes that a group's images are contrasted with."""
 
-  Attributes:
-    ids: distinct classes; with `image` one for each image's draw.
-    available: classes whose features were computed; None for all.
-    log_weights: log importance weights -log pi_c, with pi_c the probability that the draw holds c.
-      None after the plain uniform draw, which `loss.margin` corrects.
-    own_log_weights: log importance weight of each image's own class, drawn or not.
-    image: the image that each of `ids` is drawn by and for; None where all images share the draw.
-    rejected: classes that are no negatives of an image, beside its own; None for no others.
-    own_kinds: kind of each image's class on each level of a hierarchy, -1 for none.
-    kinds: kinds of the negatives.
-  """
-
-  ids: Int32[Array, " S"]
-  available: Bool[Array, " S"] | None = None
+  ids: Int32[Array, " S"]  # distinct classes; with `image` one for each image's draw
+  available: Bool[Array, " S"] | None = None  # classes whose features were computed; None for all
+  # Log importance weights -log pi_c, with pi_c the probability that the draw holds c. None after
+  # the plain uniform draw, which `loss.margin` corrects.
   log_weights: Float[Array, " S"] | None = None
+  # Log importance weight of each image's own class, drawn or not.
   own_log_weights: Float[Array, " B"] | None = None
+  # The image that each of `ids` is drawn by and for; None where all images share the draw.
   image: Int32[Array, " S"] | None = None
+  # Classes that are no negatives of an image, beside its own; None for no others.
   rejected: Bool[Array, "B S"] | None = None
+  # Kind of each image's class on each level of a hierarchy, -1 for none.
   own_kinds: Int32[Array, "B H"] | None = None
-  kinds: Int32[Array, "S H"] | None = None
+  kinds: Int32[Array, "S H"] | None = None  # kinds of the negatives
 
 
 class Sampler(NamedTuple):
-  """A row of the registry.
+  """A row of the registry."""
 
-  Attributes:
-    propose: function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds
-      up to 1; an image gives nothing to its own class. None for the uniform draw, and for
-      `independent`, whose images have a q each.
-    needs: fields of SamplingArrays that it reads.
-    draw: function (key, q [N], S) -> classes [S], log pi [N], such as `sample_weighted`.
-    reads: fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
-  """
-
+  # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds up to 1;
+  # an image gives nothing to its own class. None for the uniform draw, and for `independent`, whose
+  # images have a q each.
   propose: Callable[[SamplingSettings, SamplingArrays, Any, Any], Any] | None
-  needs: tuple[str, ...] = ()
+  needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
+  # Function (key, q [N], S) -> classes [S], log pi [N], such as `sample_weighted`.
   draw: Callable[[jax.Array, Any, int], Any] = sample_weighted
+  # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   reads: tuple[str, ...] = ("mix",)
 
 
@@ -221,19 +193,9 @@ def draw_negatives(
 ) -> Negatives:
   """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
 
-  `independent` draws K-1 classes for each image.
-
-  Args:
-    key: result of `draw_key`.
-    settings: the sampler.
-    k: K of the method, static.
-    n_classes: N, static.
-    labels_B: the images' classes.
-    images_BxE: their unit features.
-    arrays: facts about the classes.
-
-  Returns:
-    Classes and weights; `complete_negatives` adds the rest.
+  `independent` draws K-1 classes for each image. K and N are static, `labels_B` the images'
+  classes, `images_BxE` their unit features. Returns classes and weights; `complete_negatives` adds
+  the rest.
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
   if settings.is_independent and size < n_classes:

@@ -37,10 +37,9 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Runs what has not finished yet, and sums up: returns what `results.json` holds.
+  """Runs what has not finished yet, and returns what `results.json` holds.
 
-  Raises:
-    TrainingError: methods have failed; everything is written nevertheless.
+  TrainingError: methods have failed; everything is written nevertheless.
   """
   folder, configs = RunFolder(workdir), method_configs(config)
   folder.create()
@@ -143,8 +142,7 @@ def _share_programs(folder: str) -> None:
 
 def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   """Rows of the table: one of a method, or one of each text of zero-shot CLIP."""
-  runs = outcome["runs"]
-  first = runs[0]
+  runs, first = outcome["runs"], outcome["runs"][0]
   row = {
     "method": method,
     "n_runs": len(runs),

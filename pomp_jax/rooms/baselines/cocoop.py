@@ -3,7 +3,6 @@
 A small net maps the unit image feature to one vector, which is added to every context vector:
 v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). Each image has its own class
 features: the text tower does B times the work, and batches must be small.
-
 Shapes: B images of a draw, R classes of a device, M context vectors, D width, E embedding, I and O
 widths of a linear layer.
 """
@@ -15,11 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
-from pomp_jax.clip.text import TextTower
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
-from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
+from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import normalize
 
 # Embedding width divided by hidden width.
@@ -30,20 +27,18 @@ _BOTTLENECK = 16
 class CoCoOpLearner:
   """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}."""
 
-  module: PromptContext
-  text_tower: TextTower  # with the same budget
+  plain: ContextLearner  # the context, and the token budget of one image
   embedding: int
-  token_budget: int | None = None  # of one image; see `prompt.learner.ContextLearner`
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
     context_key, hidden_key, shift_key = jax.random.split(key, 3)
     n_hidden = max(self.embedding // _BOTTLENECK, 1)
     return {
-      **self.module.init(context_key, method=lambda m: m.context)["params"],
+      **self.plain.init(context_key),
       "meta_net": {
         "hidden": init_dense(hidden_key, self.embedding, n_hidden),
-        "shift": init_dense(shift_key, n_hidden, self.module.width),
+        "shift": init_dense(shift_key, n_hidden, self.plain.module.width),
       },
     }
 
@@ -57,11 +52,11 @@ class CoCoOpLearner:
 
     def of_one_image(shift_D):
       own = {"context": params["context"] + shift_D}
-      sequences = class_sequences(self.module, own, frozen, class_ids_R)
-      return self.text_tower(frozen.text, *sequences), sequences.lengths
+      sequences = class_sequences(self.plain.module, own, frozen, class_ids_R)
+      return self.plain.text_tower(frozen.text, *sequences), sequences.lengths
 
     features_RxBxE, lengths_BxR = jax.vmap(of_one_image, out_axes=(1, 0))(shift_BxD)
-    return TextFeatures(features_RxBxE, available_rows(lengths_BxR[0], self.token_budget))
+    return TextFeatures(features_RxBxE, self.plain.available(lengths_BxR[0]))
 
 
 def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
@@ -80,13 +75,6 @@ def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array
   return product + params["bias"]
 
 
-def make_learner(
-  config: Settings,
-  encoder: Encoder,
-  module: PromptContext,
-  text_tower: TextTower,
-  token_budget: int | None,
-) -> CoCoOpLearner:
+def make_learner(config: Settings, encoder: Encoder, plain: ContextLearner) -> CoCoOpLearner:
   """Builds the learner of a run; see `prompt.learner.make_learner`."""
-  embedding = encoder.clip.config.projection_dim
-  return CoCoOpLearner(module, text_tower, embedding, token_budget)
+  return CoCoOpLearner(plain, encoder.clip.config.projection_dim)

@@ -1,8 +1,6 @@
 """Linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
 
-Multinomial logistic regression on image features by L-BFGS. The L2 strength is swept over decades,
-then refined by bisection around the best, by accuracy on validation images.
-
+Multinomial logistic regression on image features by L-BFGS; `search` finds the L2 strength.
 Shapes: n images, N classes, E features.
 """
 
@@ -96,8 +94,7 @@ def search(
 
   Bisection tries the two neighbours of the best strength, and halves their distance down to an
   eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
-  never the best, and never an initial probe; if none of the sweep is finite, that is a
-  FloatingPointError.
+  never the best, and never an initial probe; FloatingPointError if none of the sweep is finite.
 
   Args:
     fit_with: function that fits a probe for a strength from an initial probe.
@@ -144,16 +141,9 @@ def fit_classifier(
 ) -> tuple[LinearProbe, dict[str, Any]]:
   """Fits probes on the features of the training images, and keeps the best on validation images.
 
-  Args:
-    config: settings of the run.
-    encoder: CLIP on the devices.
-    source: training images.
-    validation: features of validation images.
-    view_epochs: function from a number of epochs to the features that each shows.
-    text_features: function from a text of `evaluate.named_prompts` to class features [N,E].
-
-  Returns:
-    The classifier, and what the search found, as JSON.
+  `view_epochs` maps a number of epochs to the features that each shows; `text_features` maps a
+  text of `evaluate.named_prompts` to class features [N,E]. Returns the classifier, and what the
+  search found, as JSON.
   """
   del view_epochs, text_features
   train = split_features(

@@ -1,11 +1,9 @@
 """Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
 
 logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
-on the unit sphere, s the logit scale, W the text features. In Tip-Adapter (training-free) a key is
-the mean feature of a training image over augmented views. Tip-Adapter-F trains these keys by AdamW
-on new views, with alpha and beta fixed. Both search for alpha and beta on validation images at the
-end. Settings depend on the data set: `published`.
-
+on the unit sphere, s the logit scale, W the text features. A key is the mean feature of a training
+image over augmented views. Tip-Adapter-F trains these keys by AdamW on new views, with alpha and
+beta fixed. Both search for alpha and beta on validation images at the end.
 Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
 """
 
@@ -96,11 +94,8 @@ class TipAdapter(NamedTuple):
     """Computes text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
-    # Sparse: one entry a key.
-    ones = np.ones(n_keys, gap_nxB.dtype)
-    onehot_Nxn = scipy.sparse.csr_matrix(
-      (ones, (self.labels, np.arange(n_keys))), (len(self.text_features), n_keys)
-    )
+    entries = np.ones(n_keys, gap_nxB.dtype), (self.labels, np.arange(n_keys))
+    onehot_Nxn = scipy.sparse.csr_matrix(entries, (len(self.text_features), n_keys))
     text_BxN = self.scale * features_BxE @ self.text_features.T
     return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
 
@@ -142,7 +137,7 @@ def tune(
     labels_n: class of each image.
     n_epochs: training epochs, under one cosine schedule.
     batch_size: images a step; the last step of an epoch may be smaller.
-    rate: initial learning rate of AdamW.
+    rate: initial learning rate of AdamW, under a cosine schedule.
     seed: random seed of the order.
     validate: function from an adapter to its validation accuracy.
   """

@@ -1,13 +1,10 @@
 """Learned tokens in the vision tower: VPT (Jia et al., 2022) and MaPLe (Khattak et al., 2023).
 
-Both train on pixels: they can't use features of a frozen image tower. VPT-shallow adds tokens
-before the first layer, VPT-deep new ones before each of J layers; its text features are fixed.
-
-MaPLe's text tower has M vectors before the name, and replaces them before each of its layers
-1..J-1. The vision tower has M tokens at the same depths, each a linear map of the text's: p_j =
-Linear_j(t_j), D to W. As released, the context starts from the first M = 2 tokens of "a photo of
-a", and "of a" precedes each name unchanged (`train.methods.initial_words`).
-
+Both train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones before each
+of J layers; its text features are fixed. MaPLe's text tower has M vectors before the name, and
+replaces them before each of its layers 1..J-1. The vision tower has M tokens at the same depths,
+each a linear map of the text's: p_j = Linear_j(t_j), D to W. As released, the context starts from
+the first M = 2 tokens of "a photo of a", and "of a" precedes each name (`initial_words`).
 Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens in each, D
 width of the text tower, W of the vision tower, E embedding.
 """
@@ -19,13 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
-from pomp_jax.clip import TextTower
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.memory import activation_memory
-from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
-from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
+from pomp_jax.prompt.context import INIT_STDDEV
+from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
 
 
@@ -62,27 +58,25 @@ class MaPLeLearner:
   No "deep" where J = 1: checkpoints hold no empty arrays.
   """
 
-  module: PromptContext  # shared context before the name
-  text_tower: TextTower  # shared tower with the same budget
+  plain: ContextLearner  # a context before the name, and the shared tower
   image_tower: PromptedImageTower
   vision_width: int
   depth: int  # J, in both towers
-  token_budget: int | None = None  # see `prompt.learner.ContextLearner`
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`; as published, the maps of the deeper layers start equal."""
     context_key, deep_key, first_key, other_key = jax.random.split(key, 4)
-    width = self.module.width
+    width = self.plain.module.width
     first = init_dense(first_key, width, self.vision_width)
     other = init_dense(other_key, width, self.vision_width)
     params = {
-      **self.module.init(context_key, method=lambda m: m.context)["params"],
+      **self.plain.init(context_key),
       "coupling": jax.tree.map(
         lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
       ),
     }
     if self.depth > 1:
-      shape = (self.depth - 1, self.module.n_vectors, width)
+      shape = (self.depth - 1, self.plain.module.n_vectors, width)
       params["deep"] = INIT_STDDEV * jax.random.normal(deep_key, shape)
     return params
 
@@ -101,19 +95,13 @@ class MaPLeLearner:
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> TextFeatures:
     """See `Learner`; the same for all images."""
-    del image_features_BxE
-    context = {"context": params["context"]}
-    sequences = class_sequences(self.module, context, frozen, class_ids_R)
-    features_RxE = self.text_tower(frozen.text, *sequences, params.get("deep"))
-    return TextFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))
+    tower = lambda *inputs: self.plain.text_tower(*inputs, params.get("deep"))
+    plain = dataclasses.replace(self.plain, text_tower=tower)
+    return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
 
 
 def make_learner(
-  config: Settings,
-  encoder: Encoder,
-  module: PromptContext,
-  text_tower: TextTower,
-  token_budget: int | None,
+  config: Settings, encoder: Encoder, plain: ContextLearner
 ) -> VPTLearner | MaPLeLearner:
   """Builds the learner of a run; see `prompt.learner.make_learner`."""
   # The text tower gets the other half.
@@ -121,5 +109,5 @@ def make_learner(
   tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)
   width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
   if config.method == "maple":
-    return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)
+    return MaPLeLearner(plain, tower, width, depth)
   return VPTLearner(tower, width, config.prompt.visual_tokens, depth)

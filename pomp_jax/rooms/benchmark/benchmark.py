@@ -1,9 +1,8 @@
 """What the text tower of a step costs: forward and backward to the context, random weights.
 
-Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored token lengths;
-ids do not change the cost): ours, HuggingFace Flax and torch over 77 tokens, and the whole training
-step against the number of classes. The yardstick is this machine's rate at a large matrix product,
-measured in every round.
+Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored token lengths):
+ours, HuggingFace Flax and torch over 77 tokens, and the whole training step. The yardstick is this
+machine's rate at a large matrix product, measured in every round.
 """
 
 import dataclasses
@@ -30,9 +29,8 @@ def check(config: Settings, workdir: str) -> None:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
   for name in settings.implementations.split("+"):
     if name not in IMPLEMENTATIONS:
-      raise BenchmarkError(
-        f"unknown implementation {name!r}; accepted: {', '.join(IMPLEMENTATIONS)}"
-      )
+      accepted = ", ".join(IMPLEMENTATIONS)
+      raise BenchmarkError(f"unknown implementation {name!r}; accepted: {accepted}")
   n_classes = load_synsets().lengths.size
   numbers("baseline_k", settings.baseline_k)
   for (k,) in numbers("k", settings.k):
@@ -54,9 +52,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   rows: list[dict[str, Any]] = []
   results: dict[str, Any] = {"job": "benchmark", "settings": dataclasses.asdict(settings)}
   results |= {"device": jax.devices()[0].device_kind, "rows": rows}
-  # Write after every K; the largest may run out of memory.
   wanted_steps = numbers("steps", settings.steps, 2)
   wanted_steps += numbers("bank_steps", settings.bank_steps, 3)
+  # Write after every K; the largest may run out of memory.
   if wanted_steps:
     rows += measure_in_turn([whole_step(settings, *one) for one in wanted_steps], settings)
     folder.write_results(results)

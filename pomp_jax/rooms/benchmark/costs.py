@@ -52,8 +52,7 @@ class Cost(NamedTuple):
 def measure(run: setup.Run) -> dict[str, Any]:
   """Measures every part of a run on available data, and writes to its folder.
 
-  Returns:
-    Figures by name: a `Cost` of each part, and numbers.
+  Returns figures by name: a `Cost` of each part, and numbers.
   """
   figures: dict[str, Any] = {"devices": jax.device_count(), "steps": run.total_steps}
   state = _noise_state(run)
@@ -91,9 +90,10 @@ def _reading(run: setup.Run, state: TrainState) -> dict[str, Any]:
 
 def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
+  batch = _random_batch(run)
   with waiting("compiling the training step"):
     start = time.monotonic()
-    program = run.build_step().lower(state, run.frozen, _batch_shapes(run)).compile()
+    program = run.build_step().lower(state, run.frozen, batch).compile()
     found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
   if memory := program.memory_analysis():
     found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
@@ -104,7 +104,7 @@ def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
   seconds = images.seconds + classes.seconds
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
-  step = _stepping(program, _noise_state(run), run.frozen, _random_batch(run))
+  step = _stepping(program, _noise_state(run), run.frozen, batch)
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -161,7 +161,7 @@ def _class_cost(run: setup.Run) -> Cost:
 
 
 def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
-  """Returns a function that takes one step after another and donates the state."""
+  """Takes one step after another and donates the state."""
 
   def step():
     nonlocal state
@@ -171,34 +171,17 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
   return step
 
 
-def _batch_shapes(run: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of a batch of the step."""
-  config, encoder = run.config, run.encoder
-  rows = NamedSharding(encoder.mesh, P(DATA))
-  size, clip = encoder.clip.image_size, encoder.clip.config
-  online = config.data.features == "online"
-  shape = (size, size, 3) if online else (clip.projection_dim,)
-  dtype = np.uint8 if online else np.float32
-  return {
-    "image": jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows),
-    "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=rows),
-  }
-
-
 def _random_batch(run: setup.Run) -> dict[str, jax.Array]:
   """Places a batch of noise on the devices, with labels of existing classes."""
-  rng, n_classes = np.random.default_rng(0), len(run.source.names)
-
-  def place(name, shape):
-    if name == "label":
-      whole = rng.integers(0, n_classes, shape.shape, np.int32)
-    elif shape.dtype == np.uint8:
-      whole = rng.integers(0, 256, shape.shape, np.uint8)
-    else:
-      whole = rng.standard_normal(shape.shape, np.float32)
-    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: whole[index])
-
-  return {name: place(name, shape) for name, shape in _batch_shapes(run).items()}
+  rng, n_images, clip = np.random.default_rng(0), run.config.batch_size, run.encoder.clip
+  if run.config.data.features == "online":
+    images = rng.integers(0, 256, (n_images, clip.image_size, clip.image_size, 3), np.uint8)
+  else:
+    images = rng.standard_normal((n_images, clip.config.projection_dim), np.float32)
+  labels = rng.integers(0, len(run.source.names), n_images, np.int32)
+  rows = NamedSharding(run.encoder.mesh, P(DATA))
+  place = lambda whole: jax.make_array_from_callback(whole.shape, rows, lambda index: whole[index])
+  return {"image": place(images), "label": place(labels)}
 
 
 def _all_classes(run: setup.Run, state: TrainState) -> dict[str, Any]:
@@ -230,13 +213,9 @@ def _test_images(run: setup.Run, state: TrainState) -> dict[str, Any]:
 def _saving(run: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures a checkpoint and a prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
-    (seconds,) = _seconds(
-      lambda: checkpoints.save(
-        1, setup.gather_bank(run, state), {"config": run.config.to_dict()}, metric=0.5
-      ),
-      1,
-      0,
-    )
+    config = {"config": run.config.to_dict()}
+    save = lambda: checkpoints.save(1, setup.gather_bank(run, state), config, metric=0.5)
+    (seconds,) = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, setup.prompt_of(run, state))
   return {
     "checkpoint_seconds": seconds,

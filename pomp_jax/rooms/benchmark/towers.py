@@ -119,9 +119,9 @@ def torch_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement,
   """Builds the step of HuggingFace torch, `rows_at_a_time` rows after one another, on the CPU."""
   k, config, n_classes = lengths_K.size, MODELS[settings.model], load_synsets().lengths.size
   n_rows, tokens = min(settings.rows_at_a_time, k), config.max_position_embeddings * k
-  grown, peak = in_own_process(_torch_peaks_mib, settings, n_rows)
+  peaks = in_own_process(_torch_peaks_mib, settings, n_rows)
   flops = dense_flops(config, tokens)
-  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, grown, peak)
+  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, *peaks)
   return measurement, _torch_step(settings, k, n_rows)
 
 
