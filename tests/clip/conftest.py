@@ -24,17 +24,10 @@ class Stored(NamedTuple):
   def padded(self, texts):
     """Ids and mask as HuggingFace's processor hands them to a model, all positions filled."""
     return self.clip.tokenizer(
-      texts, padding="max_length", max_length=self.clip.positions, return_tensors="np"
+      texts, padding="max_length", max_length=self.clip.positions, return_tensors="pt"
     )
 
-  def torch_text_features(self, ids, mask=None):
-    """HuggingFace's torch `get_text_features`."""
-    mask = None if mask is None else torch.as_tensor(mask)
-    with torch.no_grad():
-      return pooled(self.torch_model.get_text_features(torch.as_tensor(ids), mask)).numpy()
-
   def torch_image_features(self, pixels):
-    """HuggingFace's torch `get_image_features`."""
     with torch.no_grad():
       return pooled(self.torch_model.get_image_features(torch.as_tensor(pixels))).numpy()
 

@@ -63,13 +63,8 @@ def test_shards_and_torchs_own_file(written, folder):
   _assert_params(folder, params)
   (folder / "pytorch_model.bin").unlink()
   model.save_pretrained(folder, max_shard_size="200KB")
-  shards = sorted(folder.glob("model-*-of-*.safetensors"))
-  assert len(shards) > 2
+  assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
   _assert_params(folder, params)
-  shutil.copy(shards[0], shards[1])
-  assert f"is not in {shards[1].name}" in error_of(folder)
-  shards[1].unlink()
-  assert f"the shard {shards[1].name} is missing" in error_of(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -105,26 +100,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
     with pytest.raises(ClipError, match=r"^wrold: no CLIP's weights there \(the hub can't be"):
       load_clip("wrold")
   assert hub.requests == [("GET", "/api/models/wrold")]
-
-
-_KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
-
-
-@pytest.mark.parametrize(
-  "key, change, found",
-  [
-    (_KEY, lambda tensor: tensor.T.contiguous(), f"{_KEY}: got shape [48, 96], expected [96, 48]"),
-    ("logit_scale", None, "logit_scale is missing"),
-    ("logit_bias", lambda _: torch.zeros(1), "logit_bias is unexpected"),
-  ],
-)
-def test_weights_that_do_not_fit_the_configuration(written, folder, key, change, found):
-  state = dict(written[1].state_dict())
-  old = state.pop(key, None)
-  if change:
-    state[key] = change(old)
-  safetensors.torch.save_file(state, folder / "model.safetensors")
-  assert found in error_of(folder)
 
 
 def test_no_configuration_beside_huggingfaces_weights(written, tmp_path):

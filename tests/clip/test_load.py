@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 
 from pomp_jax.clip import ClipError, load_clip
-from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.weights import open_weights
 from tests.support.clips import error_of
 
@@ -120,12 +119,6 @@ def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, v
 def test_damaged_folders(folder, damage, found):
   damage(folder)
   assert found in error_of(folder, [load_clip])
-
-
-def test_a_model_that_is_not_a_clip_is_known_by_its_config(folder):
-  _config(model_type="bert")(folder)
-  with pytest.raises(ClipError, match="'bert'"):
-    read_clip_config(str(folder))
 
 
 # Weights by name against what torch and safetensors saved.

@@ -52,11 +52,9 @@ def _assert_equal(clip: Clip, model, towers=("shared",)):
   assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-6)
 
 
-def _save(model, path, **facts):
-  return _save_state(model.state_dict() | facts, path)
-
-
-def _save_state(state, path):
+def _save(model, path):
+  """Of a model, or of a state dict."""
+  state = model if isinstance(model, dict) else model.state_dict()
   state = {name: tensor.contiguous() for name, tensor in state.items()}
   if path.suffix == ".safetensors":
     safetensors.torch.save_file(state, path)
@@ -113,17 +111,6 @@ def test_the_activation_asked_for_overrules(folder, caplog):
   assert clip.settings != load_clip(str(path)).settings
 
 
-def test_openais_facts_beside_the_weights_say_quick_gelu(folder, caplog):
-  model = small_open_clip(VIT)
-  facts = {"input_resolution": 32, "context_length": 32, "vocab_size": 524}
-  path = _save(
-    model, folder / "a.safetensors", **{key: torch.tensor(n) for key, n in facts.items()}
-  )
-  with caplog.at_level("INFO"):
-    _assert_same_weights(load_clip(str(path)), model, folder)
-  assert "quick_gelu, as in all of OpenAI's own" in caplog.text
-
-
 def test_a_training_checkpoint_of_open_clips(folder):
   model = small_open_clip(VIT, quick_gelu=False)
   write_settings(folder, VIT, quick_gelu=False)
@@ -139,7 +126,7 @@ def test_a_torchscript_archive_is_read_without_its_code(folder, vision):
   """As OpenAI's own files are: the module traced, stored in float16, its sizes as buffers."""
   model = small_open_clip(vision).half().float()
   size = vision["image_size"]
-  for name, value in {"input_resolution": size, "vocab_size": 524}.items():
+  for name, value in {"input_resolution": size, "context_length": 32, "vocab_size": 524}.items():
     delattr(model, name) if hasattr(model, name) else None
     model.register_buffer(name, torch.tensor(value))
   inputs = (torch.zeros(1, 3, size, size), torch.zeros(1, 32, dtype=torch.int64))
@@ -151,8 +138,7 @@ def test_a_torchscript_archive_is_read_without_its_code(folder, vision):
 
 
 @pytest.mark.parametrize(
-  "name",
-  ["RN50", "RN50x64", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"],
+  "name", ["RN50", "RN50x64", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
 )
 def test_names_and_shapes_of_the_true_sizes(name):
   """From open_clip's own settings of them; no weight is allocated."""
@@ -201,11 +187,11 @@ def state(vision):
 
 def test_a_model_that_is_no_clip(folder, state):
   expected = "no token_embedding.weight, expected a CLIP in OpenAI's or open_clip's layout (found "
-  path = _save_state(torch.nn.Linear(3, 2).state_dict(), folder / "clip.safetensors")
+  path = _save(torch.nn.Linear(3, 2).state_dict(), folder / "clip.safetensors")
   assert f"{expected}2 tensors" in error_of(path)
   # CoCa and SigLIP have their text tower's names behind a prefix.
   coca = {name if name.startswith("visual.") else f"text.{name}": state[name] for name in state}
-  assert expected in error_of(_save_state(coca, folder / "clip.safetensors"))
+  assert expected in error_of(_save(coca, folder / "clip.safetensors"))
 
 
 _KEY = "transformer.resblocks.1.attn.in_proj_weight"
@@ -227,7 +213,7 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, chan
   old = state.pop(key, None)
   if change:
     state[key] = change(old)
-  message = error_of(_save_state(state, folder / "clip.safetensors"))
+  message = error_of(_save(state, folder / "clip.safetensors"))
   assert key in message and found in message
 
 
@@ -248,7 +234,7 @@ def test_settings_that_the_weights_contradict_or_nobody_here_does(
   folder, vision, state, changes, found
 ):
   write_settings(folder, vision, quick_gelu=True, **changes)
-  assert found in error_of(_save_state(state, folder / "clip.safetensors"))
+  assert found in error_of(_save(state, folder / "clip.safetensors"))
 
 
 @pytest.mark.parametrize("changes", [None, {"model_cfg": 3}, {"preprocess_cfg": {"mean": [0.5]}}])
@@ -264,7 +250,7 @@ def test_settings_that_are_none(folder, changes):
 
 def test_weights_of_another_vocabulary(folder, state):
   (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
-  path = _save_state(state, folder / "clip.safetensors")
+  path = _save(state, folder / "clip.safetensors")
   with pytest.raises(ClipError, match="merges.txt: .* 515 tokens, expected 524"):
     load_clip(str(path))
 
@@ -275,4 +261,4 @@ def test_weights_of_another_vocabulary(folder, state):
 def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
   settings = open_clip.get_model_config(name)
   (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-  assert "expected a CLIP without it" in error_of(_save_state(state, folder / "clip.safetensors"))
+  assert "expected a CLIP without it" in error_of(_save(state, folder / "clip.safetensors"))

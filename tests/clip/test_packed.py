@@ -55,52 +55,33 @@ def _text_config(stored):
 
 
 @pytest.mark.parametrize(
-  "which, m, position, class_specific",
+  "which, m, position, class_specific, n_chunks, remat",
   [
-    ("quick", 16, "end", False),
-    ("legacy", 7, "middle", False),  # gelu
-    ("quick", 4, "front", False),
-    ("quick", 5, "middle", True),
+    ("quick", 16, "end", False, 1, "none"),
+    ("legacy", 7, "middle", False, 1, "none"),  # gelu
+    ("quick", 4, "front", False, 1, "layers"),
+    ("quick", 5, "middle", True, 5, "layers"),
+    ("quick", 4, "middle", False, 2, "none"),
+    ("quick", 4, "middle", False, 3, "chunks"),
   ],
 )
-def test_equals_the_reference_to_1e_5(request, which, m, position, class_specific):
+def test_equals_the_reference_to_1e_5(request, which, m, position, class_specific, n_chunks, remat):
   stored = request.getfixturevalue(which)
   names = _names(stored)
   module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
   reference = reference_tower(_text_config(stored))
   expected = _features_and_gradient(stored, reference, module, names)
   budget = int(names[2].sum()) + module.n_own * N_CLASSES
-  tower = shared_text_tower(_text_config(stored), token_budget=budget)
+  tower = shared_text_tower(
+    _text_config(stored), token_budget=budget, n_chunks=n_chunks, remat=remat
+  )
   found = _features_and_gradient(stored, tower, module, names)
   assert_close(found[0], expected[0])
   assert_close(found[1], expected[1])
 
 
-@pytest.fixture(scope="module")
-def in_one_piece(quick, names):
-  """A layout, and what the tower computes of it without a budget."""
-  module = PromptContext(4, quick.clip.text_width, "middle")
-  tower = shared_text_tower(_text_config(quick))
-  return module, _features_and_gradient(quick, tower, module, names)
-
-
-@pytest.mark.parametrize("n_chunks, remat", [(2, "none"), (3, "chunks"), (5, "layers")])
-def test_chunks_and_remat_change_nothing(quick, names, in_one_piece, n_chunks, remat):
-  module, expected = in_one_piece
-  budget = int(names[2].sum()) + 2 * N_CLASSES
-  tower = shared_text_tower(
-    _text_config(quick), token_budget=budget, n_chunks=n_chunks, remat=remat
-  )
-  found = _features_and_gradient(quick, tower, module, names)
-  assert_close(found[0], expected[0])
-  assert_close(found[1], expected[1])
-
-
 def test_gradients_to_the_names_and_to_the_weights(quick, names):
-  """Class-specific contexts learn through the suffix; padding gets none.
-
-  Nobody trains the weights here; a wrong zero would be a trap.
-  """
+  """Class-specific contexts learn through the suffix; padding gets none."""
   tokens, _, lengths = names
   prefix = jnp.asarray(token_embeddings(quick.clip.params, np.arange(3, dtype=np.int32)))
   weights = jax.tree.map(jnp.asarray, quick.clip.text_params)

@@ -12,7 +12,7 @@ import pytest
 from transformers import CLIPTextConfig
 
 from pomp_jax.clip import ClipError, TokenizeError, tokenize, tokens
-from pomp_jax.clip.tokens import ACCEPTED_FILES, BytePairTokenizer, check_token_counts, read_bpe
+from pomp_jax.clip.tokens import ACCEPTED_FILES, check_token_counts, read_bpe
 from pomp_jax.data.class_lists import load_synsets
 from tests.support.clips import MERGES, clip_tokenizer
 
@@ -41,6 +41,9 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
   letters = "a b c d e f g h i j k l m n"  # 14 tokens and EOT; SOS is the sixteenth
   _, lengths = _tokenize(small, [letters])
   assert lengths.tolist() == [small.clip.positions - 1]
+  assert _tokenize(small, ["the cat."], budget=4)[1].tolist() == [4]
+  with pytest.raises(TokenizeError, match="'the cat.': 4 tokens with EOT, expected at most 3"):
+    _tokenize(small, ["cat.", "the cat."], budget=3)
   with pytest.raises(TokenizeError) as error:
     _tokenize(small, ["cat", f"{letters}\no"])
   message = str(error.value)
@@ -78,12 +81,6 @@ def test_the_check_of_lengths_tokenizes_only_what_may_be_too_long(small, monkeyp
   for texts in (["cat", "the star", "dog"], ["cat", "dog"]):
     check_token_counts(texts, small.clip.tokenizer, small.clip.config.text_config, 8)
   assert seen == ["the star", "cat"]
-
-
-def test_a_context_shrinks_the_budget(small):
-  assert _tokenize(small, ["the cat."], budget=4)[1].tolist() == [4]
-  with pytest.raises(TokenizeError, match="'the cat.': 4 tokens with EOT, expected at most 3"):
-    _tokenize(small, ["cat.", "the cat."], budget=3)
 
 
 def test_no_texts_and_a_tokenizer_of_another_checkpoint_are_refused(small):
@@ -202,11 +199,3 @@ def test_damaged_and_other_files(tmp_path, files, n_tokens, found):
     read_bpe(_find(tmp_path), n_tokens, "some/clip")
   assert "\n" not in str(error.value)
   assert found in str(error.value)
-
-
-def test_merges_apply_in_their_order():
-  tokenizer = BytePairTokenizer([("b", "c</w>"), ("a", "b"), ("a", "bc</w>")])
-  ids = tokenizer(["abc", "ab", "abab"], add_special_tokens=False)["input_ids"]
-  b_end = 256 + ord("b") - 0x21
-  assert ids == [[514], [ord("a") - 0x21, b_end], [513, ord("a") - 0x21, b_end]]
-  assert tokenizer.eos_token_id == 516

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip, prompted_image_tower
@@ -16,7 +15,7 @@ from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.synthetic import synthetic_config
 from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
-from tests.support.clips import flax_clip, pooled, write_random_clip
+from tests.support.clips import flax_clip
 
 
 @pytest.fixture(scope="module")
@@ -104,21 +103,6 @@ def test_the_estimate_of_a_prompted_towers_activations(quick):
   loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
   measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
   assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5
-
-
-@pytest.mark.parametrize(
-  "heads, patch, activation", [(12, 16, "gelu"), (16, 14, "quick_gelu")], ids=["B/16", "L/14"]
-)
-def test_features_equal_torchs(tmp_path, heads, patch, activation):
-  """Of towers with the published number of heads, each of width 4, and grids."""
-  sizes = {"hidden_size": 4 * heads, "num_attention_heads": heads}
-  sizes |= {"patch_size": patch, "image_size": 224}
-  model = write_random_clip(tmp_path, hidden_act=activation, vision=sizes)
-  clip = load_clip(str(tmp_path))
-  images = np.random.default_rng(2).integers(0, 256, (2, 224, 224, 3), np.uint8)
-  with torch.no_grad():
-    expected = pooled(model.get_image_features(torch.tensor(_pixels(images))))
-  assert_close(_features(clip, images), expected)
 
 
 def test_the_tree_is_flax_clips():

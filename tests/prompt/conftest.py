@@ -14,7 +14,6 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images():
-  """Sixteen images of noise."""
   return np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
 
 

@@ -1,21 +1,17 @@
 """Local contrast and its correction against torch; `test_step_mesh` has the path to it."""
 
 import functools
-import itertools
 import math
 
-import hypothesis
-from hypothesis import strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from pomp_jax.prompt.loss import ContrastSettings, local_contrast, margin
+from pomp_jax.prompt.loss import ContrastSettings, local_contrast
 from pomp_jax.prompt.sampling import Negatives
 from tests.support.checks import assert_close
-from tests.support.oracles import torch_losses
+from tests.support.oracles import torch_losses, unit
 
 N_CLASSES = 12
 # The corrections that a margin says all of.
@@ -97,78 +93,6 @@ def test_an_image_with_no_negative_left_adds_nothing(correction):
   assert np.isfinite(gradients[2]).all()
 
 
-def _cosine_logits(features, scale):
-  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
-  return scale * unit[0] @ unit[2].T
-
-
-@pytest.mark.parametrize("correction", PLAIN)
-def test_all_classes_as_negatives_are_the_plain_softmax(correction):
-  features = _features(n_negatives=N_CLASSES)
-  features[1] = features[2][LABELS]
-  every = Negatives(np.arange(N_CLASSES, dtype=np.int32))
-  contrast, gradients = _evaluate(features, LABELS, every, correction=correction)
-  leaves = [torch.tensor(rows, requires_grad=True) for rows in (features[0], features[2])]
-  unit = [torch.nn.functional.normalize(rows, dim=1) for rows in leaves]
-  expected = torch.nn.functional.cross_entropy(
-    10.0 * unit[0] @ unit[1].T, torch.as_tensor(LABELS).long()
-  )
-  expected.backward()
-  assert_close(contrast.loss, expected.item())
-  assert_close(gradients[0], leaves[0].grad)
-  # The positives are rows of the same matrix: their share is added to it.
-  class_gradient = np.array(gradients[2])
-  np.add.at(class_gradient, LABELS, gradients[1])
-  assert_close(class_gradient, leaves[1].grad)
-
-
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_the_log_correction_is_unbiased(size):
-  """E over draws of exp(m) * sum over the drawn of exp(s) is the sum over all negatives.
-
-  Exactly, by enumeration of all draws; the image's own class is among the classes drawn from.
-  (Draws of a single class, K = 2, can leave no negative: there the estimate is 0, not unbiased.)
-  """
-  n_classes, label, scale = 6, 2, 3.0
-  features = _features(n_images=1, n_negatives=n_classes)
-  features[1] = features[2][[label]]
-  logits = _cosine_logits(features, scale)[0]
-  full = sum(math.exp(s) for c, s in enumerate(logits) if c != label)
-  estimates = []
-  for subset in itertools.combinations(range(n_classes), size):
-    rows = [features[0], features[1], features[2][list(subset)]]
-    contrast, _ = _evaluate(
-      rows,
-      np.array([label], np.int32),
-      Negatives(np.array(subset, np.int32)),
-      scale=scale,
-      n_classes=n_classes,
-      correction="log",
-    )
-    # loss = log(1 + denominator / exp(s+))
-    estimates.append(math.expm1(float(contrast.loss)) * math.exp(logits[label]))
-  assert len(estimates) == math.comb(n_classes, size)
-  assert_close(np.mean(estimates), full)
-  assert np.std(estimates) > 0.01 * full or size == n_classes - 1
-
-
-def _margin(n_kept, n_classes, correction):
-  return float(margin(jnp.array([n_kept], jnp.int32), n_classes, correction)[0])
-
-
-@hypothesis.given(n_classes=st.integers(2, 10**6), data=st.data())
-def test_the_margin_and_its_properties(n_classes, data):
-  n_kept = data.draw(st.integers(1, n_classes - 1))
-  natural, published = (_margin(n_kept, n_classes, kind) for kind in ("log", "log10"))
-  assert natural == pytest.approx(math.log((n_classes - 1) / n_kept), rel=1e-5, abs=1e-6)
-  assert natural == pytest.approx(math.log(10) * published, rel=1e-5, abs=1e-6)
-  assert (natural > 0) == (published > 0) == (n_kept < n_classes - 1)
-  assert _margin(n_classes - 1, n_classes, "log") == 0
-  assert _margin(n_classes - 1, n_classes, "log10") == 0
-  assert _margin(n_kept, n_classes, "none") == 0
-  assert _margin(0, n_classes, "log") == _margin(0, n_classes, "log10") == 0
-
-
 def test_the_refined_loss_has_the_gradient_of_log():
   """And its value is (1 - P) log((1 - P) / P), P held fixed in the gradient."""
   features = _features()
@@ -216,11 +140,11 @@ def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
   settings = {"scale": 5.0, "correction": correction, "ancestors": 0.5}
   contrast, _ = _evaluate(features, KIND_LABELS, negatives, **settings)
   factor = {"log": 1.0, "logq": 1.0, "log10": 1 / math.log(10), "none": 0.0}[correction]
-  logits = _cosine_logits(features, 5.0)
-  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
+  images, positives, classes = map(unit, features)
+  logits = 5.0 * images @ classes.T
   total = 0.0
   for i, label in enumerate(KIND_LABELS):
-    own = 5.0 * unit[0][i] @ unit[1][i] + (OWN[i] if correction == "logq" else 0.0)
+    own = 5.0 * images[i] @ positives[i] + (OWN[i] if correction == "logq" else 0.0)
     masses = [(label, math.exp(own))]
     masses += [
       (c, math.exp(logits[i, k] + factor * WEIGHTS[k]))

@@ -1,5 +1,6 @@
 """The step on one device against torch, which rows of the bank it renews, and its optimizer."""
 
+import itertools
 import math
 
 import jax
@@ -64,17 +65,12 @@ def test_a_turn_renews_every_class(n_classes, n_parts, rows, first_step):
 def test_the_budget_of_a_renewal_holds_its_longest_part():
   n_classes, n_parts, rows, n_own = 23, 2, 3, 4
   lengths_N = np.random.default_rng(0).integers(2, 9, n_classes)
-  parts = [
-    (
-      lengths_N[
-        np.asarray(renewed_classes(jnp.int32(step), jnp.int32(part), n_parts, rows, n_classes))
-      ]
-      + n_own
-    ).sum()
-    for step in range(4)
-    for part in range(n_parts)
+  renewed = [
+    renewed_classes(jnp.int32(step), jnp.int32(part), n_parts, rows, n_classes)
+    for step, part in itertools.product(range(4), range(n_parts))
   ]
-  assert renewal_token_budget(lengths_N, n_own, n_parts, rows) == max(parts)
+  longest = max((lengths_N[np.asarray(ids)] + n_own).sum() for ids in renewed)
+  assert renewal_token_budget(lengths_N, n_own, n_parts, rows) == longest
 
 
 def test_names_of_one_length_that_follow_one_another_are_renewed_apart():

@@ -18,15 +18,7 @@ from pomp_jax.prompt.step import Renewal, renewal_token_budget, step_token_budge
 from tests.support.checks import assert_close, equations
 from tests.support.clips import PLAIN_TOWER
 from tests.support.oracles import unit
-from tests.support.small_step import (
-  LABELS,
-  N_CLASSES,
-  K,
-  batch_of,
-  draw_of,
-  make_step,
-  settings_of,
-)
+from tests.support.small_step import LABELS, N_CLASSES, K, batch_of, draw_of, make_step, settings_of
 
 pytestmark = pytest.mark.mesh
 
@@ -39,18 +31,6 @@ SAMPLERS = {
 }
 
 
-def _groups(world, module, leaf, features, labels, step):
-  """Mean loss and accuracy of two data indices by torch."""
-  size = len(labels) // 2
-  parts = []
-  for group in range(2):
-    rows = slice(size * group, size * (group + 1))
-    parts.append(
-      world.loss(leaf, module.position, features[rows], labels[rows], draw_of(step, group))
-    )
-  return (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
-
-
 @pytest.mark.parametrize(
   ("position", "n_classes", "class_size", "n_images", "together"),
   [("end", None, 1, 8, 2), ("middle", N_CLASSES, 2, 8, 2), ("front", None, 4, 6, 1)],
@@ -58,10 +38,7 @@ def _groups(world, module, leaf, features, labels, step):
 def test_steps_equal_torch(
   world, images, image_features, position, n_classes, class_size, n_images, together
 ):
-  """Two steps of two data indices: images to the moved context, and all metrics.
-
-  Every image is computed once, however classes are split.
-  """
+  """Two steps of two data indices; every image is computed once, however classes are split."""
   module = PromptContext(3, world.clip.text_width, position, n_classes)
   mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
   vision = image_tower(world.clip, chunk=3)
@@ -76,9 +53,11 @@ def test_steps_equal_torch(
   assert {e.invars[0].aval.shape[0] for e in patches} == {together}
   assert draw_of(0, 0) != draw_of(0, 1) != draw_of(1, 1)
   for number in range(2):
-    loss, accuracy = _groups(
-      world, module, leaf, image_features[:n_images], LABELS[:n_images], number
-    )
+    groups = [
+      world.loss(leaf, position, image_features[rows], LABELS[rows], draw_of(number, group))
+      for group, rows in enumerate((slice(n_images // 2), slice(n_images // 2, n_images)))
+    ]
+    loss, accuracy = ((one + other) / 2 for one, other in zip(*groups, strict=True))
     param_norm = leaf.norm().item()
     optimizer.zero_grad()
     loss.backward()
@@ -203,21 +182,8 @@ def test_every_mesh_computes_the_same(steps_of, alone, sampler, kind, class_size
   assert found.step._cache_size() == expected.step._cache_size() == 1
 
 
-def test_each_sampler_moves_the_context_its_own_way(alone):
-  """Without which the meshes would agree on steps that stand still."""
-  contexts = [alone(name).context for name in SAMPLERS]
-  assert np.abs(contexts[0] - alone("uniform").start).max() > 0.1
-  for i, one in enumerate(contexts):
-    for other in contexts[:i]:
-      assert np.abs(one - other).max() > 1e-3 * np.abs(other).max()
-
-
 def test_a_turn_of_renewals_computes_every_row_of_the_bank(world, image_features):
-  """Draws hold classes 0 and 11 alone, so that other rows are the renewal's.
-
-  Class 11 is beyond the token budget of a draw. What the tower returns in its place is not written,
-  though it comes before the class's renewal.
-  """
+  """Draws hold classes 0 and 11 alone, and 11 is beyond their token budget: it is not written."""
   module = PromptContext(3, world.clip.text_width)
   mesh = make_mesh(2, jax.devices()[:4])
   lengths = np.asarray(world.tokens.lengths)

@@ -1,7 +1,4 @@
-"""CoCoOp, VPT and MaPLe: loss and every gradient against torch, on HuggingFace's CLIPModel.
-
-All classes are negatives, so that the loss is torch's plain cross-entropy.
-"""
+"""CoCoOp, VPT and MaPLe: loss and every gradient against torch, on HuggingFace's CLIPModel."""
 
 import contextlib
 import copy
@@ -65,22 +62,19 @@ def learner_of(tiny, name):
   tower = text_tower("shared", tiny.world.clip.config.text_config)
   vision = prompted_image_tower(tiny.world.clip, chunk=1 if name == "vpt_deep" else 0)
   width, vision_width = tiny.world.clip.text_width, tiny.world.clip.config.vision_config.hidden_size
+  plain = lambda m, position="end": ContextLearner(PromptContext(m, width, position), tower)
   return {
-    "cocoop": lambda: CoCoOpLearner(PromptContext(3, width, "middle"), tower, 24),
+    "cocoop": lambda: CoCoOpLearner(plain(3, "middle"), 24),
     "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
     "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
-    "maple": lambda: MaPLeLearner(PromptContext(2, width), tower, vision, vision_width, N_LAYERS),
-    "maple_one": lambda: MaPLeLearner(PromptContext(3, width), tower, vision, vision_width, 1),
+    "maple": lambda: MaPLeLearner(plain(2), vision, vision_width, N_LAYERS),
+    "maple_one": lambda: MaPLeLearner(plain(3), vision, vision_width, 1),
   }[name]()
 
 
 @contextlib.contextmanager
 def tokens_put_in(first, layers, tokens, place):
-  """Inserts learned tokens [J,V,D] into HuggingFace's forward pass.
-
-  The input of the module `first` gets tokens[0] appended; None if it has them already. For j >= 1,
-  tokens[j] replace the positions `place` in the input of layers[j].
-  """
+  """Appends tokens[0] to the input of `first`, if any; tokens[j] replace `place` in layer j's."""
   hooks = []
 
   def rows(hidden, j):
@@ -125,7 +119,6 @@ def torch_class_features(tiny, context, position="end", deep=()):
 
 
 def torch_logits(tiny, learner, params):
-  """Computes the logits of a method in torch."""
   if isinstance(learner, CoCoOpLearner):
     images = functional.normalize(tiny.world.image_features(tiny.images))
     net = params["meta_net"]
@@ -150,13 +143,12 @@ def torch_logits(tiny, learner, params):
 
 
 def to_torch(tree):
-  """Converts parameters to torch float64."""
   return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf, np.float64)), tree)
 
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one"])
 def test_loss_and_gradients_equal_torch(tiny, name):
-  """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient."""
+  """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient; K = N."""
   learner = learner_of(tiny, name)
   n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
   optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
@@ -239,7 +231,8 @@ class Noise:
 def test_cocoop_without_its_net_is_the_plain_context(tiny):
   module = PromptContext(3, tiny.world.clip.text_width)
   tower = text_tower("shared", tiny.world.clip.config.text_config)
-  cocoop, plain = CoCoOpLearner(module, tower, 24, 30), ContextLearner(module, tower, 30)
+  plain = ContextLearner(module, tower, 30)
+  cocoop = CoCoOpLearner(plain, 24)
   params = cocoop.init(jax.random.key(0))
   params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
   ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
@@ -279,7 +272,8 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
 
   start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
-  learner = visual_tokens.make_learner(config, encoder, module, encoder.text_tower(), None)
+  plain = ContextLearner(module, encoder.text_tower())
+  learner = visual_tokens.make_learner(config, encoder, plain)
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features

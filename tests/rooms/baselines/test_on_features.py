@@ -1,7 +1,6 @@
 """Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
 
 import functools
-import itertools
 import math
 
 import jax
@@ -20,7 +19,6 @@ N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
 
 
 def unit_rows(rng, n):
-  """Random unit rows."""
   return unit(rng.standard_normal((n, WIDTH))).astype(np.float32)
 
 
@@ -36,7 +34,6 @@ def adapter():
 
 @pytest.fixture(scope="module")
 def images():
-  """Forty unit features and labels."""
   rng = np.random.default_rng(1)
   return unit_rows(rng, 40), rng.integers(0, N_CLASSES, 40)
 
@@ -93,7 +90,7 @@ def test_keys_are_the_mean_over_views_before_it_is_normalised():
 def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
   """With new features in every epoch, and a smaller last batch."""
   rng = np.random.default_rng(2)
-  n_epochs, rate, batch_size, seed = 3, 0.01, 16, 7
+  n_epochs, rate, seed = 3, 0.01, 7
   epochs = [unit_rows(rng, 40) for _ in range(n_epochs)]
   labels = rng.integers(0, N_CLASSES, 40)
   alpha, beta = adapter.alpha, adapter.beta
@@ -127,59 +124,44 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
   assert_close(ours[0], losses[0], 1e-6)
   assert_close(ours[1], gradient, 1e-5)
 
-  seen = []
-
-  def validate(tuned):
-    seen.append(tuned.keys)
-    return float(len(seen))
-
-  settings = {"n_epochs": n_epochs, "batch_size": batch_size, "rate": rate, "seed": seed}
-  tuned = tune(adapter, iter(epochs), labels, validate=validate, **settings)
-  np.testing.assert_array_equal(tuned.keys, seen[-1])
+  tuned, seen = tuned_of(adapter, epochs, labels, [1, 2, 3], rate=rate, seed=seed)
+  np.testing.assert_array_equal(tuned, seen[-1])
   for found, expected in zip(seen, after, strict=True):
     assert_close(found - adapter.keys, expected - adapter.keys, 1e-3)
 
 
-def tuned(adapter, images, validate, rate=0.01):
-  """Four epochs of the same images."""
-  features, labels = images
-  settings = {"n_epochs": 4, "batch_size": 16, "rate": rate, "seed": 0}
-  return tune(adapter, itertools.repeat(features), labels, validate=validate, **settings)
+def tuned_of(adapter, epochs, labels, accuracies, rate=0.01, seed=0):
+  """The keys returned, and those of each epoch, which validation gives these accuracies."""
+  seen = []
+
+  def validate(tuned):
+    seen.append(tuned.keys)
+    return accuracies[len(seen) - 1]
+
+  settings = {"n_epochs": len(epochs), "batch_size": 16, "rate": rate, "seed": seed}
+  return tune(adapter, iter(epochs), labels, validate=validate, **settings).keys, seen
 
 
 def test_the_best_epoch_by_validation_is_kept(adapter, images):
   """The training-free adapter is not a candidate."""
-  seen = []
-
-  def validate(found):
-    seen.append(found.keys)
-    return [0.1, 0.9, 0.9, 0.2][len(seen) - 1]
-
-  found = tuned(adapter, images, validate)
-  np.testing.assert_array_equal(found.keys, seen[1])
+  features, labels = images
+  found, seen = tuned_of(adapter, [features] * 4, labels, [0.1, 0.9, 0.9, 0.2])
+  np.testing.assert_array_equal(found, seen[1])
   assert len(seen) == 4 and not np.array_equal(seen[0], adapter.keys)
-  assert not np.array_equal(tuned(adapter, images, lambda _: 0.0).keys, adapter.keys)
+  found, _ = tuned_of(adapter, [features], labels, [0.0])
+  assert not np.array_equal(found, adapter.keys)
 
 
 def test_an_epoch_that_is_not_finite_is_not_kept(adapter, images, caplog):
   """Even if validation prefers broken keys."""
-  with pytest.raises(FloatingPointError, match="epoch 1 of 4.*1e"):
-    tuned(adapter, images, lambda _: 1.0, rate=1e6)
-
-  # The second epoch breaks: the first is returned, and the third is not tried.
   features, labels = images
-  broken = np.full_like(features, np.nan)
-  seen = []
-
-  def validate(found):
-    seen.append(found.keys)
-    return float(len(seen))
-
-  epochs = iter([features, broken, features])
-  settings = {"n_epochs": 3, "batch_size": 16, "rate": 0.01, "seed": 0}
-  found = tune(adapter, epochs, labels, validate=validate, **settings)
+  with pytest.raises(FloatingPointError, match="epoch 1 of 4.*1e"):
+    tuned_of(adapter, [features] * 4, labels, [1.0] * 4, rate=1e6)
+  # The second epoch breaks: the first is returned, and the third is not tried.
+  epochs = [features, np.full_like(features, np.nan), features]
+  found, seen = tuned_of(adapter, epochs, labels, [1, 2, 3])
   assert len(seen) == 1
-  np.testing.assert_array_equal(found.keys, seen[0])
+  np.testing.assert_array_equal(found, seen[0])
   assert "epoch 2 of 3" in caplog.text
 
 
@@ -223,7 +205,7 @@ def test_the_search_finds_the_best_eighth_of_a_decade(best_power):
 
   def fit_with(strength, start):
     starts.append(start)
-    return LinearProbe(np.zeros((1, 1), np.float32), np.zeros(1, np.float32), strength)
+    return _probe(0.0, strength)
 
   def accuracy(probe):
     return 1 / (1 + abs(math.log10(probe.strength) - best_power))
