@@ -21,8 +21,9 @@ _STEPS = 2
 _QUICK = ("sampled", "views", "evaluate")
 _MORE = pytest.mark.slow("all jobs, and layouts beyond two processes of one device: minutes each")
 _LAYOUTS = [pytest.param(layout, marks=_MORE) for layout in ((2, 2), (4, 1), (2, 4))]
-larger = pytest.mark.parametrize("both", _LAYOUTS, ids=str, indirect=True)
-all_layouts = pytest.mark.parametrize("both", [(2, 1), *_LAYOUTS], ids=str, indirect=True)
+_OPTIONS = {"ids": lambda layout: "{}x{}".format(*layout), "indirect": True}
+larger = pytest.mark.parametrize("both", _LAYOUTS, **_OPTIONS)
+all_layouts = pytest.mark.parametrize("both", [(2, 1), *_LAYOUTS], **_OPTIONS)
 
 
 def jobs(folder, images, clip, size, *, one_device=False):
