@@ -95,15 +95,7 @@ class Files:
 
 
 class StoredImages:
-  """Labelled encoded images (JPEG files, records) with random access; a `Source`.
-
-  Attributes:
-    names, labels: see `Labelled`.
-    keys: n distinct strings (NumPy's StringDType), relative paths or record ids. They are the same
-      wherever the data lies, on every host.
-    image_size: S.
-    upright: whether images are turned as their EXIF orientation says.
-  """
+  """Labelled encoded images (JPEG files, records) with random access; a `Source`."""
 
   def __init__(
     self,
@@ -118,11 +110,13 @@ class StoredImages:
     """Combines the attributes with a storage; `rows` are the images' numbers in it, or 0..n-1."""
     self.names = tuple(names)
     self.labels = np.asarray(labels, np.int32)
+    # Distinct relative paths or record ids: the same wherever the data lies, on every host.
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
       raise SourceError(f"the file name {error.object!r} is not Unicode text") from error
-    self.image_size, self.upright = image_size, False
+    self.image_size = image_size  # S
+    self.upright = False  # whether images are turned as their EXIF orientation says
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
     if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):

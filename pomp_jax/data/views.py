@@ -57,19 +57,15 @@ class Augmentation:
     return (epochs % self.n_epochs)[:, None] * self.n_views + np.arange(self.n_views)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredViews:
-  """Fetches stored features of views for `data.loader`: of all that the augmentation shows."""
-
-  features: Features
-  augmentation: Augmentation
-
-  def __call__(
-    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
-  ) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
-    """Features of the images' views in their epochs, and which images were readable."""
-    found = self.features.read(indices, self.augmentation.versions(epochs))
-    return found, ~np.isnan(found[:, 0, 0])
+def stored_views(
+  features: Features,
+  augmentation: Augmentation,
+  indices: Int[np.ndarray, " B"],
+  epochs: Int[np.ndarray, " B"],
+) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
+  """Stored features of the images' views in their epochs, and which images were readable."""
+  found = features.read(indices, augmentation.versions(epochs))
+  return found, ~np.isnan(found[:, 0, 0])
 
 
 def views(

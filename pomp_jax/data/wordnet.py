@@ -40,30 +40,20 @@ class Ragged:
 
 
 class Tree:
-  """An acyclic is-a graph with one root.
-
-  Attributes:
-    ids: n WordNet ids, sorted.
-    names: first lemma of each node.
-    parents: Ragged, n rows: parents of each node.
-    root: the node without parents.
-    depth: int32 [n], edges on the shortest path to the root.
-    longest_depth: int32 [n], edges on the longest path to the root.
-    ancestors: Ragged, n rows: sorted ancestors of each node, itself included.
-    ancestor_distance: int32 [A], edges on the shortest path to each of `ancestors.values`.
-  """
+  """An acyclic is-a graph with one root."""
 
   def __init__(self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]):
-    """Builds the graph from n sorted WordNet ids, names, and ids of each node's parents."""
-    self.ids = tuple(ids)
-    self.names = tuple(names)
+    """Builds the graph from n sorted WordNet ids, first lemmas, and ids of each node's parents."""
+    self.ids, self.names = tuple(ids), tuple(names)
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     lengths = np.array([len(row) for row in parents], np.int64)
     self.parents = _ragged(lengths, self.nodes(list(itertools.chain(*parents))))
-    self.root = int(np.argmin(lengths))
-    self.longest_depth = np.zeros(len(self), np.int32)
+    self.root = int(np.argmin(lengths))  # the node without parents
+    self.longest_depth = np.zeros(len(self), np.int32)  # edges on the longest path to the root
+    # int32 [A], edges on the shortest path to each of `ancestors.values`.
     self._keys, self.ancestor_distance = self._closure()
-    self.ancestors = _grouped(self._keys, len(self.ids))
+    self.ancestors = _grouped(self._keys, len(self.ids))  # sorted, each node itself included
+    # int32 [n], edges on the shortest path to the root.
     self.depth = self.ancestor_distance[self.ancestors.values == self.root]
 
   def __len__(self) -> int:

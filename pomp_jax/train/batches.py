@@ -26,7 +26,7 @@ from pomp_jax.data.images import RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
 from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, StoredImages
-from pomp_jax.data.views import Augmentation, StoredViews, views
+from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.predictions import SplitFeatures, split_features
 from pomp_jax.evaluate.stored_features import images_key
@@ -83,7 +83,8 @@ def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) 
   `train.fill_features` completes them before the function is called.
   """
   if data.features == "stored":
-    return StoredViews(open_features(data, source, encoder, folder), augmentation(data))
+    features = open_features(data, source, encoder, folder)
+    return functools.partial(stored_views, features, augmentation(data))
   size = encoder.clip.image_size
   return functools.partial(views, source, augmentation=augmentation(data), size=size)
 
