@@ -49,9 +49,6 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   """Reads a packaged list by name (`CLASS_SPLITS`), or a user's file.
 
   Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg scores it.
-
-  Raises:
-    VocabularyError: no such list or file, or a line that is not of the form above.
   """
   whole = os.fspath(name_or_path).endswith(_LINES)
   name_or_path = os.fspath(name_or_path).removesuffix(_LINES)

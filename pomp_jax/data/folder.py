@@ -101,8 +101,7 @@ def open_folder(
       warning. None: the folders' sorted names, or ImageNet-21K's names if all are WordNet ids.
     all_classes: whether a class of the list without a folder is an error.
 
-  Returns:
-    Images in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
+  Images are in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
   """
   where, found = str(folder), list_folder(folder).folders
   if not found:
@@ -150,10 +149,8 @@ def match_classes(
 ) -> dict[str, int]:
   """Index of the class for each name, of a folder or label, that matches one of a class list.
 
-  Names match by WordNet id or as words: underscores match spaces.
-
-  Raises:
-    SourceError: a class is matched twice or (if `all_classes`) missing, or nothing matches.
+  Names match by WordNet id or as words: underscores match spaces. SourceError if a class is matched
+  twice or (if `all_classes`) missing, or nothing matches.
   """
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
@@ -220,8 +217,7 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
 def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Path]:
   """Finds the image files of a folder and, if `nested`, of all folders within.
 
-  Returns:
-    Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
+  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name.
   """
   root = to_path(path)
   single = is_file(root)

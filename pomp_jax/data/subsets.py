@@ -48,10 +48,8 @@ def held_out(
   """Divides each class's images into held-out shares and the rest, for training.
 
   Images are ranked by a hash of the key, and the first share (0 to 1) takes the first of them. A
-  share is rounded to whole images, and one image of each class is left for training.
-
-  Returns:
-    Ascending indices of the rest, and of each share's images.
+  share is rounded to whole images, and one image of each class is left for training. Returns
+  ascending indices of the rest, and of each share's images.
   """
   order, rank = ranked(labels, keys, _HELD_OUT_SEED)
   ordered = np.asarray(labels)[order]

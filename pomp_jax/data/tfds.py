@@ -187,8 +187,7 @@ def open_tfds(
       else TFDS's label names.
     cache: folder for the labels, which are scattered over the records; "": none.
 
-  Returns:
-    Images in TFDS's order, without those of classes outside the list.
+  Images are in TFDS's order, without those of classes outside the list.
   """
   builder = _builder(tfds_name(dataset), root)
   label_names = builder.info.features[_key(builder, "label")].names

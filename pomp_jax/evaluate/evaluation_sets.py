@@ -60,9 +60,7 @@ class EvaluationSet:
 def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
   """Data sets of `config.evaluate`, unopened, for images of S pixels.
 
-  Raises:
-    ConfigError: an unknown set, or no folder for it.
-    SourceError: an unusable file of sets.
+  ConfigError for an unknown set, or no folder for it; SourceError for an unusable file of sets.
   """
   settings = config.evaluate
   own = read_sets_file(settings.sets_file) if settings.sets_file else []
@@ -85,9 +83,7 @@ def open_each(
 
   Returns:
     The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
-
-  Raises:
-    SourceError, VocabularyError: the reason, or of several the names, after a log line for each.
+    Otherwise raises the reason, or of several the names, after a log line for each.
   """
   opened, missing = {}, {}
   for item in items:

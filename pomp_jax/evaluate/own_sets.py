@@ -89,8 +89,7 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
 def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
   """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other arguments.
 
-  Raises:
-    SourceError: an unknown key, an invalid value, or a repeated name.
+  SourceError for an unknown key, an invalid value, or a repeated name.
   """
   sets = [_parse(one, number, where, os.fspath(folder)) for number, one in enumerate(entries, 1)]
   for index in repeats(one.name for one in sets):

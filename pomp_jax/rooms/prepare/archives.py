@@ -127,9 +127,6 @@ def open_input(
       its `data` folder; for the others CoOp's `$DATA`.
     names: class list whose classes of imagenet21k to store; "": all of ImageNet-21K's.
     images_per_class: images of each class that will be stored, for the size of the shards; 0: all.
-
-  Raises:
-    SourceError: the files don't match the data set.
   """
   path = pathlib.Path(path)
   if dataset == "imagenet21k":

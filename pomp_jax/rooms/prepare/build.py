@@ -58,11 +58,8 @@ def build(
 ) -> dict[str, Any]:
   """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it, in worker processes.
 
-  Returns:
-    Content of `report.json` in the data set's folder: counts, and the unreadable images.
-
-  Raises:
-    PrepareError: another data set of this name exists, or no image is readable.
+  Returns its `report.json`: counts, and the unreadable images. PrepareError if another data set of
+  this name exists, or no image is readable.
   """
   final = pathlib.Path(data_dir) / source.dataset / VERSION
   identity = {"input": source.identity} | dataclasses.asdict(selection)
@@ -114,9 +111,7 @@ def _in_processes(
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
   """Writes a task's shards unless they exist.
 
-  Returns:
-    Facts: `bytes` of each split's shard, and the `unreadable` images. Arrays: labels and keys of
-    each split's images.
+  The piece has `bytes` of each split's shard, the `unreadable` images, and labels and keys.
   """
   name = _part(task.split, task.index)
   if piece := parts.load(name):
