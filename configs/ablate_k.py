@@ -10,14 +10,13 @@ Another grid, other steps:
     --config="configs/ablate_k.py:steps=50,grid=prompt.m=2|4|16;seed=0|1"
 """
 
-from pomp_jax.config import with_argument
+from pomp_jax.config import with_argument, with_jobs
 from pomp_jax.configs import demo
 
 
 def get_config(argument: str = ""):
   """The demo's set-up with fewer classes and steps: the whole grid takes less than ten minutes."""
-  config = demo.get_config()
-  config.job = "ablate"
+  config = with_jobs(demo.get_config(), "ablate")
   config.data.n_classes = 4096
   config.steps = 100
   # What a processor's cache holds: beyond it the exact contrast over all classes takes longer.

@@ -13,7 +13,6 @@ from pomp_jax.config import base, with_argument
 
 def get_config(argument: str = ""):
   """The base config with the job; the prompts beside the hand-written one remain to be given."""
-  config = base()
-  config.job = "analyse"
+  config = base("analyse")
   config.eval.images = 4096
   return with_argument(config, argument, **{name: f"analyse.{name}" for name in config.analyse})

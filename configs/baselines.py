@@ -28,8 +28,7 @@ METHODS = {
 
 def get_config(argument: str = ""):
   """Returns the job with the embedded-world config of every method."""
-  config = base()
-  config.job = "baselines"
+  config = base("baselines")
   config.update_from_flattened_dict(SMALL)
   # Values that equal SMALL are left out, so that overrides apply to all methods.
   config.baselines.methods = tuple(

@@ -22,12 +22,11 @@ of ViT-B/16 are in docs/performance.md. Steps with the bank of `sampling.name=po
 import dataclasses
 
 from pomp_jax.config import base, with_argument
-from pomp_jax.config.fields import Benchmark
+from pomp_jax.rooms.benchmark.fields import Benchmark
 
 
 def get_config(argument: str = ""):
   """The published sizes of ViT-B/16, the paper's M and K, and all classes."""
-  config = base()
-  config.job = "benchmark"
+  config = base("benchmark")
   short = {field.name: f"benchmark.{field.name}" for field in dataclasses.fields(Benchmark)}
   return with_argument(config, argument, **short)

@@ -47,8 +47,7 @@ def recipe(size: int):
   Args:
     size: shorter side of an image, pixels (INPUT.MIN_SIZE_TEST; MAX_SIZE_TEST is 4 times that).
   """
-  config = base()
-  config.job = "segment"
+  config = base("segment")
   config.clip.model = "openai/clip-vit-base-patch16"
   config.segment.source = "folder"
   config.segment.prompts = ("network", "a photo of a {}.")

@@ -3,12 +3,11 @@
 python -m pomp_jax.main --config=configs/demo_seeds.py --workdir=runs/demo_seeds
 """
 
-from pomp_jax.config import with_argument
+from pomp_jax.config import with_argument, with_jobs
 from pomp_jax.configs import demo
 
 
 def get_config(argument: str = ""):
   """The demo's config as the `repeat` job."""
-  config = demo.get_config()
-  config.job = "repeat"
+  config = with_jobs(demo.get_config(), "repeat")
   return with_argument(config, argument, m="prompt.m", lr="optim.lr")

@@ -25,8 +25,7 @@ from pomp_jax.files.prompt_file import PUBLISHED_CLIP
 
 def get_config(argument: str = ""):
   """The base config with the job; the prompts beside the hand-written one remain to be given."""
-  config = base()
-  config.job = "evaluate"
+  config = base("evaluate")
   config.eval.images = 4096
   short = {name: f"evaluate.{name}" for name in config.evaluate} | {"clip": "clip.model"}
   with_argument(config, argument, **short)

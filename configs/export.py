@@ -29,8 +29,7 @@ _SHORT = {
 
 def get_config(argument: str = ""):
   """The base config with the job; `prompt`, and for features `names`, remain to be given."""
-  config = base()
-  config.job = "export"
+  config = base("export")
   with_argument(config, argument, **_SHORT)
   config.clip.model = recorded_clip(config.export.prompt) or PUBLISHED_CLIP
   return with_argument(config, argument, **_SHORT)

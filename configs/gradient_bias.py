@@ -21,7 +21,6 @@ from pomp_jax.config import base, with_argument
 
 def get_config(argument: str = ""):
   """The base config with the job, on the embedded world."""
-  config = base()
-  config.job = "gradient_bias"
+  config = base("gradient_bias")
   short = {name: f"gradient_bias.{name}" for name in config.gradient_bias}
   return with_argument(config, argument, **short)

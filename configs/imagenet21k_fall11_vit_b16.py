@@ -24,6 +24,7 @@ def get_config(argument: str = ""):
   config.data.names = "imagenet21k"
   config.eval.images = 109_205  # five a class
   config.checkpoint.every = 455  # three an epoch
-  config.prepare.names = ""
-  config.prepare.held_out = 5
+  if "prepare" in config:
+    config.prepare.names = ""
+    config.prepare.held_out = 5
   return with_argument(config, argument, names="data.names", **imagenet21k_vit_b16.SHORT)

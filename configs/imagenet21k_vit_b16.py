@@ -53,7 +53,7 @@ def get_config(argument: str = ""):
 
 def recipe():
   """The numbers of the recipe that are not the base's; `with_argument` may still change them."""
-  config = base()
+  config = base("pretrain", "prepare")
   config.clip.model = "openai/clip-vit-base-patch16"
   config.clip.dtype = "bfloat16"  # float16 in the paper
   config.data.source = "tfds"
@@ -72,8 +72,9 @@ def recipe():
   config.checkpoint.every = 218  # three an epoch
   config.checkpoint.keep = 2
   config.checkpoint.select = "best"
-  config.prepare.dataset = "imagenet21k"
-  config.prepare.names = "imagenet21k_p_w21"
-  config.prepare.shots = 16
-  config.prepare.held_out = 50
+  if "prepare" in config:
+    config.prepare.dataset = "imagenet21k"
+    config.prepare.names = "imagenet21k_p_w21"
+    config.prepare.shots = 16
+    config.prepare.held_out = 50
   return config

@@ -39,8 +39,7 @@ def get_config(argument: str = ""):
 
 def recipe():
   """What all sets share: Detic's selection, the detector's scores alone, POMP's CLIP."""
-  config = base()
-  config.job = "detect"
+  config = base("detect")
   config.clip.model = "openai/clip-vit-base-patch16"
   config.detect.source = "coco"
   config.detect.min_score = 0.02

@@ -24,12 +24,13 @@ def get_config(argument: str = ""):
   given = [item for item in (argument or "").split(",") if item]
   learned = [item.removeprefix("prompt=") for item in given if item.startswith("prompt=")]
   items = ",".join(item for item in given if not item.startswith("prompt="))
-  config = base()
-  config.job = "page"
-  # Boxes that a visitor gives are cropped with their surroundings.
-  config.regions.crop, config.regions.expand = "context", 1.4
-  # Of a network's regions those that are objects count most.
-  config.regions.objectness = True
+  config = base("page")
+  with_regions = "regions" in config
+  if with_regions:
+    # Boxes that a visitor gives are cropped with their surroundings.
+    config.regions.crop, config.regions.expand = "context", 1.4
+    # Of a network's regions those that are objects count most.
+    config.regions.objectness = True
   if learned:
     config.clip.model = recorded_clip(learned[0]) or PUBLISHED_CLIP
     learned = [os.fspath(prompt_path(name)) for name in learned]
@@ -38,8 +39,9 @@ def get_config(argument: str = ""):
   }
   with_argument(config, items, **short)
   if config.clip.model == WORLD:
-    # Windows of the size of its pictures.
-    config.segment.size, config.segment.window, config.segment.stride = 0, 40, 20
+    if with_regions:
+      # Windows of the size of its pictures.
+      config.segment.size, config.segment.window, config.segment.stride = 0, 40, 20
     if not learned and "prompts=" not in items and os.path.isfile(_DEMO):
       learned = [_DEMO]
   # What is given counts more than what follows.

@@ -29,11 +29,11 @@ from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_clip
 
 def get_config(argument: str = ""):
   """The base config with the job; `images` and `names` remain to be given."""
-  config = base()
-  config.job = "predict"
+  config = base("predict")
   config.data.upright = True
   # Of a network's regions those that are objects count most.
-  config.regions.objectness = True
+  if "regions" in config:
+    config.regions.objectness = True
   short = {name: f"predict.{name}" for name in config.predict}
   short |= {"network": "propose.network", "clip": "clip.model"}
   with_argument(config, argument, **short)

@@ -44,7 +44,7 @@ Features of the views of all five epochs are stored. Two processes of one device
 
 import os
 
-from pomp_jax.config import ConfigError, with_argument
+from pomp_jax.config import ConfigError, with_argument, with_jobs
 from pomp_jax.configs import imagenet21k_fall11_vit_b16
 from pomp_jax.configs.imagenet21k_vit_b16 import SHORT
 
@@ -61,8 +61,9 @@ def get_config(argument: str = ""):
   own = {"folder": FOLDER, "classes": str(CLASSES)}
   own |= dict(item.split("=", 1) for item in items if item.partition("=")[0] in own)
   folder, n_classes = own["folder"], _number_of_classes(own["classes"])
+  job = "pretrain" if phase == "train" else phase
   config = imagenet21k_fall11_vit_b16.get_config()
-  config.job = "pretrain" if phase == "train" else phase
+  config = with_jobs(config, job, "pretrain", "prepare", "evaluate", "export")
   config.clip.model = "world"
   config.clip.dtype = "float32"
   config.data.names = os.path.join(folder, "names.json")

@@ -19,8 +19,7 @@ from pomp_jax.config import base, with_argument
 
 def get_config(argument: str = ""):
   """The published values; a learned prompt goes beside the ensemble in `segment.prompts`."""
-  config = base()
-  config.job = "segment"
+  config = base("segment")
   config.clip.model = "openai/clip-vit-base-patch16"
   config.segment.source = "folder"
   config.segment.prompts = ("ensemble:imagenet",)

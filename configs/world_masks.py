@@ -38,8 +38,7 @@ SHORT = {"lr": "train_masks.lr", "prompt": "train_masks.prompt", "network": "pro
 
 def get_config(argument: str = ""):
   """Training; the variants are the other jobs."""
-  config = base()
-  config.job = "train_masks"
+  config = base("train_masks", "propose", "segment", "detect")
   config.batch_size = 8
   config.steps = 4000
   config.log.every = 100
@@ -61,6 +60,6 @@ def get_config(argument: str = ""):
   for section in (config.train_masks, config.segment, config.detect):
     section.scene_classes = 240
   config = with_argument(config, argument, variants=VARIANTS, **SHORT)
-  if config.propose.prompt == base().propose.prompt:
+  if config.propose.prompt == base("propose").propose.prompt:
     config.propose.prompt = config.train_masks.prompt
   return config

@@ -11,8 +11,7 @@ from pomp_jax.config import base, with_argument
 
 def get_config(argument: str = ""):
   """Learned prompts beside two hand-written ones on 400 scenes."""
-  config = base()
-  config.job = "segment"
+  config = base("segment")
   learned = (f"runs/demo_seeds/seed_{seed}/prompt.npz" for seed in range(3))
   config.segment.prompts = ("a photo of a {}.", "{}.", *learned)
   config.segment.n_images = 400

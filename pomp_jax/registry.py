@@ -8,13 +8,17 @@ import importlib
 import types
 from typing import Any, NamedTuple
 
+from pomp_jax.errors import InputError
+
 WORLD = "world"
 SYNTHETIC = "synthetic"
 
 
-def load(module: str) -> types.ModuleType:
-  """Imports a module by its path below `pomp_jax`."""
-  return importlib.import_module(f"pomp_jax.{module}")
+def load(path: str) -> Any:
+  """Imports a module by its path below `pomp_jax`, or its function behind a colon."""
+  module, _, function = path.partition(":")
+  found = importlib.import_module(f"pomp_jax.{module}")
+  return getattr(found, function) if function else found
 
 
 class Method(NamedTuple):
@@ -30,6 +34,7 @@ class Method(NamedTuple):
   fixed_words: bool = False  # whether words of `prompt.init` beyond `prompt.m` tokens stay fixed
   saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
   seeded: bool = True  # whether the seed changes the result
+  group: str = ""  # group of fields that it alone reads
 
   @property
   def by_steps(self) -> bool:
@@ -59,9 +64,11 @@ METHODS = {
     fixed_words=True,
   ),
   "zero_shot": Method("nothing", "", _NOT_AUGMENTED, seeded=False),
-  "linear_probe": Method("features", "rooms.baselines.linear_probe", _NOT_AUGMENTED, seeded=False),
-  "tip_adapter": Method("features", "rooms.baselines.tip_adapter", seeded=False),
-  "tip_adapter_f": Method("features", "rooms.baselines.tip_adapter"),
+  "linear_probe": Method(
+    "features", "rooms.baselines.linear_probe", _NOT_AUGMENTED, seeded=False, group="probe"
+  ),
+  "tip_adapter": Method("features", "rooms.baselines.tip_adapter", seeded=False, group="tip"),
+  "tip_adapter_f": Method("features", "rooms.baselines.tip_adapter", group="tip"),
 }
 
 
@@ -113,37 +120,147 @@ class Job(NamedTuple):
   """
 
   module: str  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
+  groups: tuple[str, ...]  # groups of fields that it reads, beside those of every job
   report: str = ""  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
   trains: bool = False  # whether it trains by steps, so that all can stop after the same step
   processes: bool = True  # whether it runs with several processes
   devices: bool = True  # whether it computes on JAX's devices
+  check: str = ""  # "module:function", which checks the values of its own fields together
 
 
+# Groups of a training of a prompt; those of methods come with them.
+_TRAINING = ("training", "data", "prompt", "sampling", "optim", "eval", "checkpoint", "log")
 JOBS = {
-  "pretrain": Job("train.pretrain", "report.reports:training_report", trains=True),
-  "evaluate": Job("evaluate.evaluate", "report.evaluation_report:evaluation_report"),
-  "predict": Job("evaluate.predict", "report.reports:predictions_report"),
-  "repeat": Job("train.repeat", "report.reports:seeds_report", trains=True),
-  "benchmark": Job("rooms.benchmark.benchmark", processes=False),
-  "export": Job("evaluate.export"),
-  "prepare": Job("rooms.prepare.prepare", processes=False, devices=False),
-  "analyse": Job("rooms.analysis.analyse", "report.reports:geometry_report"),
-  "baselines": Job("rooms.baselines.baselines", "report.reports:baselines_report", processes=False),
-  "ablate": Job("rooms.ablation.ablate", "rooms.ablation.ablation_report:ablation_report"),
-  "detect": Job("rooms.regions.detect", "rooms.regions.reports:regions_report"),
-  "segment": Job("rooms.regions.segment", "rooms.regions.reports:regions_report"),
-  "propose": Job("rooms.regions.propose", processes=False),
-  "train_masks": Job("rooms.regions.train_masks", trains=True),
-  "page": Job("rooms.page.page", processes=False),
+  "pretrain": Job("train.pretrain", _TRAINING, "report.reports:training_report", trains=True),
+  "evaluate": Job(
+    "evaluate.evaluate", ("data", "eval", "evaluate"), "report.evaluation_report:evaluation_report"
+  ),
+  "predict": Job(
+    "evaluate.predict",
+    ("data", "predict"),
+    "report.reports:predictions_report",
+    check="config.checks:check_predict",
+  ),
+  "repeat": Job(
+    "train.repeat",
+    (*_TRAINING, "repeat"),
+    "report.reports:seeds_report",
+    trains=True,
+    check="train.repeat:check_method",
+  ),
+  "benchmark": Job("rooms.benchmark.benchmark", ("benchmark",), processes=False),
+  "export": Job("evaluate.export", ("data", "export"), check="config.checks:check_export"),
+  "prepare": Job(
+    "rooms.prepare.prepare",
+    ("prepare",),
+    processes=False,
+    devices=False,
+    check="rooms.prepare.fields:check_prepare",
+  ),
+  "analyse": Job(
+    "rooms.analysis.analyse",
+    ("data", "eval", "evaluate", "analyse"),
+    "report.reports:geometry_report",
+  ),
+  "baselines": Job(
+    "rooms.baselines.baselines",
+    (*_TRAINING, "repeat", "baselines"),
+    "report.reports:baselines_report",
+    processes=False,
+  ),
+  "ablate": Job(
+    "rooms.ablation.ablate",
+    (*_TRAINING, "ablate"),
+    "rooms.ablation.ablation_report:ablation_report",
+  ),
+  "detect": Job(
+    "rooms.regions.detect",
+    ("data", "regions", "detect", "propose"),
+    "rooms.regions.reports:regions_report",
+    check="rooms.regions.checks:check_detect",
+  ),
+  "segment": Job(
+    "rooms.regions.segment",
+    ("data", "regions", "segment", "propose"),
+    "rooms.regions.reports:regions_report",
+    check="rooms.regions.checks:check_segment",
+  ),
+  "propose": Job(
+    "rooms.regions.propose",
+    ("data", "regions", "segment", "detect", "propose"),
+    processes=False,
+    check="rooms.regions.checks:check_propose",
+  ),
+  "train_masks": Job(
+    "rooms.regions.train_masks",
+    ("training", "data", "checkpoint", "log", "train_masks"),
+    trains=True,
+    check="rooms.regions.checks:check_train_masks",
+  ),
+  "page": Job("rooms.page.page", ("data", "page"), processes=False),
   "gradient_bias": Job(
-    "rooms.analysis.gradient_bias", "rooms.analysis.bias:gradient_bias_report", processes=False
+    "rooms.analysis.gradient_bias",
+    (*_TRAINING, "gradient_bias"),
+    "rooms.analysis.bias:gradient_bias_report",
+    processes=False,
   ),
 }
+
+
+# Modules with groups of fields that one room reads; all other groups are in `config.fields`.
+FIELD_GROUPS = {
+  **dict.fromkeys(("probe", "tip", "baselines"), "rooms.baselines.fields"),
+  **dict.fromkeys(("regions", "segment", "detect", "propose"), "rooms.regions.fields"),
+  "train_masks": "rooms.regions.fields",
+  "ablate": "rooms.ablation.fields",
+  **dict.fromkeys(("analyse", "gradient_bias"), "rooms.analysis.fields"),
+  "benchmark": "rooms.benchmark.fields",
+  "page": "rooms.page.fields",
+  "prepare": "rooms.prepare.fields",
+}
+
+
+class Task(NamedTuple):
+  """One value of `config.predict.task`."""
+
+  open: str  # "module:function" below `pomp_jax`; see `evaluate.predict.Task`
+  groups: tuple[str, ...] = ()  # groups of fields that it reads
+  check: str = ""  # "module:function", which checks its fields together
+
+
+_REGIONS = ("regions", "segment", "detect", "propose")
+TASKS = {
+  "classify": Task("evaluate.predict:Classify"),
+  "segment": Task(
+    "rooms.regions.whole_pictures:Segment", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+  ),
+  "detect": Task(
+    "rooms.regions.whole_pictures:Detect", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+  ),
+}
+
+
+# Module of what the page shows of regions; empty: it shows none.
+REGIONS_ON_PAGE = "rooms.regions.on_page"
+
+
+def groups_of(job: str) -> tuple[str, ...]:
+  """Groups of fields that a job reads, with those of methods and tasks."""
+  groups = list(JOBS[job].groups)
+  if "prompt" in groups:
+    groups += filter(None, (method.group for method in METHODS.values()))
+  if job in ("predict", "page"):
+    groups += (group for task in TASKS.values() for group in task.groups)
+  return tuple(dict.fromkeys(groups))
+
+
 _DRY_RUN = "rooms.benchmark.dry_run"
 
 
 def load_job(name: str) -> types.ModuleType:
   """Imports the module of a job, or of "dry_run", which `config.dry_run` runs instead of it."""
+  if name == "dry_run" and not _DRY_RUN:
+    raise InputError("dry_run: the benchmark, which measures, is not installed")
   return load(_DRY_RUN if name == "dry_run" else JOBS[name].module)
 
 

@@ -64,3 +64,12 @@ def shown_devices(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
   # Fuzzing takes more examples where both tiers run.
   hypothesis.settings.load_profile("pomp" if config.option.markexpr else "many")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """A test of the second tier says why it is there."""
+  for item in items:
+    for marker in item.iter_markers("slow"):
+      assert marker.args and isinstance(marker.args[0], str), (
+        f"{item.nodeid}: slow without a reason"
+      )

@@ -66,7 +66,7 @@ def play(monkeypatch):
     ("k=1", "config.k: got 1, expected 2 or more"),
     ("k=999999", "config.k: got 999999, expected at most the number of classes"),
     ("batch_size=12", "config.batch_size: got 12, expected a multiple of 8"),
-    ("accumulate=3", "config.batch_size"),
+    ("accumulate=3", "a multiple of 24 (data axis 8 x accumulate 3)"),
     ("batch_size=1000000000", "config.batch_size: got 1000000000, expected 1 to 1048576"),
     (f"steps={10**21}", f"config.steps: got {10**21}, expected 0 to 2147483647"),
     ("data.root=a\0b", r"config.data.root: got 'a\x00b', expected a path without the character"),
@@ -136,8 +136,7 @@ def test_a_mistake_in_a_config_file_is_named_with_its_line(refused, tmp_path, te
     "--workdir=https://bucket/run",
     "--config.data.cache=gs://",
     "--config.data.feature_store=s3:///features",
-    "--config.evaluate.prompts=a.npz;hdfs://bucket/b.npz",
-    "--config.gradient_bias.prompt=x-new+1.0://prompt.npz",
+    "--config.prompt.init=x-new+1.0://prompt.npz",
   ],
 )
 def test_a_path_of_another_scheme_is_refused(refused, argument):

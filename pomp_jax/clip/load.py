@@ -245,7 +245,8 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
       layout = FLAX if weights.path.endswith(FLAX_SUFFIX) else HUGGINGFACE
       config = config_from_huggingface(_huggingface_config(place), activation)
     else:
-      layout, settings = OPENAI, _read_json(place.find(_OPEN_CLIP_CONFIG))
+      layout, found = OPENAI, place.find(_OPEN_CLIP_CONFIG)
+      settings = None if found is None else _read_json(found) or {}  # `null` has no model_cfg
       config = config_from_shapes(weights.shapes, weights.path, activation, settings)
     try:
       shapes = parameter_shapes(config)

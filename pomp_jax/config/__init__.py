@@ -1,7 +1,8 @@
 """The config: a table of fields, registries, checks.
 
-A file in `configs/` starts from `base()` and changes a few fields; the command line overrides any
-(`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed `Settings`.
+A file in `configs/` starts from `base(job)`, the fields that the job reads, and changes a few; the
+command line overrides them (`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed
+`Settings`.
 """
 
 from pomp_jax.config.checks import (
@@ -13,7 +14,8 @@ from pomp_jax.config.checks import (
   validate,
   value_of_text,
   with_argument,
+  with_jobs,
 )
 from pomp_jax.config.declare import ConfigError, near_match
-from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
+from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings, defaults, fields_of
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job

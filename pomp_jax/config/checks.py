@@ -3,7 +3,7 @@
 Nothing is opened here.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 import os
 import re
 import types
@@ -13,7 +13,18 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
-from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Settings, flatten
+from pomp_jax.config.fields import (
+  EXPORT_FORMATS,
+  FIELDS,
+  Clip,
+  Data,
+  Optim,
+  Settings,
+  check_read,
+  defaults,
+  fields_of,
+  flatten,
+)
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
@@ -23,8 +34,7 @@ from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
-from pomp_jax.registry import METHODS, SOURCES, SYNTHETIC
-from pomp_jax.rooms.regions import checks as regions
+from pomp_jax.registry import JOBS, METHODS, SOURCES, SYNTHETIC, TASKS, groups_of, load
 
 # Prefix of a published architecture with random weights.
 SYNTHETIC_CLIP = "synthetic:"
@@ -40,9 +50,26 @@ _CLIPS = (
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
-def base() -> ConfigDict:
-  """The defaults, for a config file to change; locked, so that a typo adds no field."""
-  return ConfigDict(Settings().to_dict()).lock()
+def base(job: str = "pretrain", *others: str) -> ConfigDict:
+  """The fields that a job reads, for a config file to change; locked, so that a typo adds none.
+
+  Args:
+    job: job of the config.
+    *others: jobs that the file is for too, by `--config.job=JOB`; their fields are there as well,
+      unless their room is not installed.
+  """
+  return with_jobs(ConfigDict(), job, *others)
+
+
+def with_jobs(config: ConfigDict, job: str, *others: str) -> ConfigDict:
+  """A config as that of another job: with the fields that it and `others` read, too."""
+  found: dict[str, Any] = {}
+  for name in (*(other for other in others if other in JOBS), job):
+    for group, values in defaults(name).to_dict().items():
+      found[group] = found.get(group, {}) | values if isinstance(values, dict) else values
+  of_all = ConfigDict(found)
+  of_all.update({name: value for name, value in config.items() if name != "job"})
+  return of_all.lock()
 
 
 def with_argument(
@@ -63,15 +90,23 @@ def with_argument(
   """
   begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
   for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):
-    if item in variants:
-      config.update_from_flattened_dict(dict(variants[item]))
+    if item.rstrip(",") in variants:
+      config.update_from_flattened_dict(dict(variants[item.rstrip(",")]))
       continue
     name, equals, text = item.partition("=")
     if variants and not equals:
       raise ConfigError(name, "nothing", f"a value, or one of the variants {', '.join(variants)}")
     field = short.get(name, name)
     check_name(field, {*FIELDS, *short})
-    config.update_from_flattened_dict({field: value_of_text(field, text)})
+    known = flatten(config.to_dict())
+    check_read(field, config.job, known)
+    if FIELDS[field].type not in (str, tuple[str, ...]):
+      text = text.rstrip(",")  # of an empty item
+    value = value_of_text(field, text)
+    if field == "job" and value in JOBS and not fields_of(value).keys() <= known.keys():
+      expected = f"{config.job!r}, whose fields this config has; --config.job={value} changes it"
+      raise ConfigError("job", value, expected)
+    config.update_from_flattened_dict({field: value})
   return config
 
 
@@ -81,9 +116,16 @@ def value_of_text(field: str, text: str) -> Any:
   return from_text(field, FIELDS[field].type, text)
 
 
-def unpack(config: ConfigDict) -> Settings:
-  """Typed settings; an unknown field or another type is a ConfigError, `validate` checks values."""
-  return Settings().replace(flatten(config.to_dict()))
+def unpack(config: ConfigDict, job: str = "") -> Settings:
+  """Typed settings of the config's job, or of another one for which the file has fields too.
+
+  Fields that only other jobs read are dropped. ConfigError for an unknown field or another type;
+  `validate` checks the values.
+  """
+  values = flatten(config.to_dict()) | ({"job": job} if job else {})
+  settings = defaults(values.get("job", "pretrain"))
+  others = FIELDS.keys() - fields_of(settings.job).keys()
+  return settings.replace({field: v for field, v in values.items() if field not in others})
 
 
 def validate(settings: Settings) -> None:
@@ -100,43 +142,30 @@ def validate(settings: Settings) -> None:
 def _validate(settings: Settings) -> None:
   for field, value in settings.flat().items():
     check_value(field, FIELDS[field].metadata["check"], value)
-  _check_method(settings)
-  optim, tracker = settings.optim, settings.log.tracker
-  fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
-  expected = "whole epochs where optim.schedule='epoch'"
-  require(fits, "optim.warmup", optim.warmup, expected)
-  if tracker != "none":
-    expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
-    require(is_installed(tracker), "log.tracker", tracker, expected)
+  groups = groups_of(settings.job)
+  if "prompt" in groups:
+    _check_method(settings)
+    _check_warmup(settings.optim)
+  if "log" in groups:
+    _check_tracker(settings.log.tracker)
   _check_model(settings.clip, settings.dry_run)
-  # A dry run needs no data, and measures a folder of images that is there.
-  if not settings.dry_run or has_folder(settings.data):
-    _check_data(settings)
-  elif not settings.eval.images:
-    expected = "in a dry run the number of test images, which it does not open"
-    raise ConfigError("eval.images", 0, expected)
-  _check_views(settings)
-  # Some cache folders are first written to after hours.
-  data = settings.data
-  caches = {"data.feature_store": data.feature_store, "data.cache": data.cache}
-  if settings.compilation_cache != AUTO:
-    caches["compilation_cache"] = settings.compilation_cache
-  for field, folder in caches.items():
-    problem = folder and why_unwritable(folder)
-    require(not problem, field, folder, f"a folder that can be written to; {problem}")
-  if settings.job == "prepare":
-    path = settings.prepare.input
-    require(exists(path), "prepare.input", path, "a file or folder that exists")
-  if settings.job in _JOB_CHECKS:
-    _JOB_CHECKS[settings.job](settings)
+  if "eval" in groups:
+    # A dry run needs no data, and measures a folder of images that is there.
+    if not settings.dry_run or has_folder(settings.data):
+      _check_data(settings)
+    elif not settings.eval.images:
+      expected = "in a dry run the number of test images, which it does not open"
+      raise ConfigError("eval.images", 0, expected)
+  if "prompt" in groups:
+    _check_views(settings)
+  _check_caches(settings)
+  if check := JOBS[settings.job].check:
+    load(check)(settings)
 
 
 def _check_method(settings: Settings) -> None:
   """Fields that a baseline fixes."""
   name, method = settings.method, METHODS[settings.method]
-  if settings.job == "repeat" and not method.by_steps:
-    by_steps = ", ".join(name for name, row in METHODS.items() if row.by_steps)
-    raise ConfigError("method", name, f"one of {by_steps} where job='repeat'; see job='baselines'")
   fixed = dict(method.fixes)
   if not method.saves_prompt:
     fixed |= {"prompt.class_specific": False, "dry_run": False}
@@ -152,6 +181,16 @@ def _check_method(settings: Settings) -> None:
   values = settings.flat()
   for field, value in fixed.items():
     require(values[field] == value, field, values[field], f"{value!r} where method={name!r}")
+
+
+def _check_warmup(optim: Optim) -> None:
+  fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
+  require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
+
+
+def _check_tracker(tracker: str) -> None:
+  expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
+  require(tracker == "none" or is_installed(tracker), "log.tracker", tracker, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
@@ -237,17 +276,31 @@ def _check_views(settings: Settings) -> None:
   require(repeats, "data.features", data.features, expected)
 
 
-def _check_predict(settings: Settings) -> None:
+def _check_caches(settings: Settings) -> None:
+  """Cache folders, some of which are first written to after hours."""
+  folders = {}
+  if "data" in groups_of(settings.job):
+    folders = {f"data.{name}": getattr(settings.data, name) for name in ("feature_store", "cache")}
+  if settings.compilation_cache != AUTO:
+    folders["compilation_cache"] = settings.compilation_cache
+  for field, folder in folders.items():
+    problem = folder and why_unwritable(folder)
+    require(not problem, field, folder, f"a folder that can be written to; {problem}")
+
+
+def check_predict(settings: Settings) -> None:
+  """Checks the fields of `predict`, and those of its task."""
   images, prompt = settings.predict.images, settings.predict.prompt
   require(exists(images), "predict.images", images, "a file or a folder that exists")
   _check_names("predict.names", settings.predict.names)
   expected = f"{_PROMPTS}, or a text with {{}}"
   require("{}" in prompt or is_prompt_file(prompt), "predict.prompt", prompt, expected)
-  if settings.predict.task != "classify":
-    regions.check_predicted_regions(settings)
+  if check := TASKS[settings.predict.task].check:
+    load(check)(settings)
 
 
-def _check_export(settings: Settings) -> None:
+def check_export(settings: Settings) -> None:
+  """Checks the fields of `export`."""
   export = settings.export
   name, prompt, suffixes = export.output, export.prompt, EXPORT_FORMATS[export.format]
   if export.format in FEATURE_FORMATS:
@@ -266,13 +319,3 @@ def _check_export(settings: Settings) -> None:
     require(known, "export.license", export.license, f"{accepted}, {where}")
   fits = not name or (os.path.basename(name) == name and name.endswith(suffixes))
   require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
-
-
-_JOB_CHECKS: Mapping[str, Callable[[Settings], None]] = {
-  "predict": _check_predict,
-  "export": _check_export,
-  "segment": regions.check_segment,
-  "detect": regions.check_detect,
-  "propose": regions.check_propose,
-  "train_masks": regions.check_train_masks,
-}

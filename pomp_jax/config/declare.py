@@ -41,6 +41,11 @@ class Check(NamedTuple):
 
 
 anything = Check(lambda value: True, "")
+MAX_SEED = 2**32 - 1
+pair = Check(
+  lambda pair: not pair or (len(pair) == 2 and 1 <= pair[0] <= pair[1]),
+  "two integers from 1 on, the first not above the second, or nothing",
+)
 template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 
 

@@ -1,26 +1,31 @@
 """The table of fields: one row each with type, default, check and help.
 
-The base config, validation, `--help` and docs/config.md come from it. Checks of several fields
+The base config, validation, `--help` and docs/config.md come from it. Groups that one room reads
+are in its `fields.py`, and `registry.JOBS` has the groups of each job. Checks of several fields
 together are in `checks.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.config.declare import (
+  MAX_SEED,
   Check,
+  UnknownFieldError,
   above,
   at_least,
   below,
   between,
   check_name,
+  check_value,
   one_of,
+  pair,
   row,
-  some_of,
   template,
   typed,
 )
@@ -32,12 +37,20 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
-from pomp_jax.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
-from pomp_jax.rooms.page.fields import Page
-from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment, TrainMasks
+from pomp_jax.registry import (
+  FIELD_GROUPS,
+  JOBS,
+  METHODS,
+  NO_SUITE,
+  READERS,
+  SOURCES,
+  SUITES,
+  TASKS,
+  WORLD,
+  groups_of,
+  load,
+)
 
-# Tasks of `predict`.
-TASKS = ("classify", "segment", "detect")
 # Formats of `export`, with the suffixes that a file may have; first the usual one.
 EXPORT_FORMATS = {
   "npz": (".npz",),
@@ -46,18 +59,13 @@ EXPORT_FORMATS = {
   "detic": (".npy",),
   "open_clip": (".npy", ".safetensors"),
 }
-_MAX_SEED = 2**32 - 1
 _seeds = Check(
   lambda seeds: (
-    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= _MAX_SEED
+    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
   ),
-  f"one or more different integers from 0 to {_MAX_SEED}",
+  f"one or more different integers from 0 to {MAX_SEED}",
 )
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
-_pair = Check(
-  lambda pair: not pair or (len(pair) == 2 and 1 <= pair[0] <= pair[1]),
-  "two integers from 1 on, the first not above the second, or nothing",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,27 +147,6 @@ class Prompt:
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
   visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*", at_least(1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-  """The linear probe."""
-
-  iterations: int = row(1000, "L-BFGS iterations for each strength of the penalty", at_least(1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Tip:
-  """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for ImageNet's."""
-
-  views: int = row(10, "augmented views of an image whose mean feature is its key", at_least(1))
-  epochs: int = row(0, "epochs in which tip_adapter_f learns the keys", at_least(0))
-  alpha: float = row(0.0, "weight of the cache while the keys are learned", at_least(0))
-  alpha_max: float = row(0.0, "upper end of the search for alpha, from 0.1", at_least(0))
-  beta_max: float = row(0.0, "upper end of the search for beta, from 0.1", at_least(0))
-  beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
-  alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
-  beta_steps: int = row(200, "steps of the search for beta", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,14 +236,6 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Analyse:
-  """The job analyse: class features under prompts, on the sets of `evaluate`."""
-
-  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
-  top: int = row(5, "nearest tokens of each learned vector", at_least(1))
-
-
-@dataclasses.dataclass(frozen=True)
 class Predict:
   """The job predict: names for pictures, their pixels or their objects; see docs/evaluation.md."""
 
@@ -282,26 +261,6 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
-  """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
-
-  dataset: str = row("", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, ..")
-  input: str = row("", "archive or folder that it is made from")
-  names: str = row("", "for imagenet21k: a class list with synsets; empty: all classes")
-  shots: int = row(0, "stored training images per class; 0: all", at_least(0))
-  shots_seed: int = row(1, "random seed of the choice", at_least(0))
-  held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
-  workers: int = row(0, "worker processes; 0: one a core", at_least(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Baselines:
-  """The job baselines: methods side by side, each over the seeds of `repeat`."""
-
-  methods: tuple[tuple[str, Mapping], ...] = row((), "methods: (label, {field: value}), ..")
-
-
-@dataclasses.dataclass(frozen=True)
 class Repeat:
   """The job repeat: a training once per seed."""
 
@@ -309,114 +268,28 @@ class Repeat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablate:
-  """The job ablate: a training for every combination of values; see docs/ablations.md."""
-
-  grid: str = row("", 'grid, such as "k=16|64|all;correction=log|none;seed=0|1|2"')
-  lanes: int = row(0, "cells in one program, at most; 0: chosen by memory", at_least(0))
-  curve_every: int = row(
-    0, "steps between validations of a cell, for time to accuracy; 0: none", at_least(0)
-  )
-  part: tuple[int, ...] = row((), "part of the cells: (2, 5) is the second of five", _pair)
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientBias:
-  """The job gradient_bias: the sampled gradient against the exact one."""
-
-  prompt: str = row(
-    "",
-    "prompt file, run's folder, or RUN/checkpoints/STEP: its prompt and bank as they were in"
-    " training; empty: N(0, 0.02^2), the start of a training",
-  )
-  k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
-  samplers: tuple[str, ...] = row(
-    ("uniform", "posterior", "hard", "easy", "hierarchical"),
-    "samplers; the first is shown for each correction",
-    some_of(*SAMPLERS),
-  )
-  corrections: tuple[str, ...] = row(
-    ("log", "log10", "none", "logq"),
-    "corrections; the first is shown for each sampler",
-    some_of(*CORRECTIONS),
-  )
-  images: int = row(64, "images of a gradient", at_least(1))
-  rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-  """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
-
-  model: str = row("vit_b_16", "published architecture, or tiny")
-  m: int = row(16, "context vectors M", at_least(1))
-  k: str = row("128+256+512+1000+2000+21841", 'rows of a step, separated by "+"')
-  baseline_k: str = row("128+1000", "rows that the implementations of 77 tokens run too")
-  implementations: str = row("shared+reference+torch_77", 'implementations, separated by "+"')
-  steps: str = row(
-    "128/21841+128/1000000+1000/21841+21841/21841", "K/N of whole training steps; K = N: exact"
-  )
-  bank_steps: str = row(
-    "128/21841/64+128/21841/128", "K/N/renew of whole steps of `posterior` with its bank"
-  )
-  bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
-  dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))
-  repeats: int = row(5, "rounds of each K", at_least(1))
-  seconds: int = row(300, "seconds after which no round starts", at_least(0))
-  rows_at_a_time: int = row(128, "rows in memory of the implementations of 77 tokens", at_least(1))
-  chunk: int = row(2048, "rows per chunk of shared, with remat of layers", at_least(1))
-  seed: int = row(0, "random seed of weights and rows", between(0, _MAX_SEED))
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
-  """All fields of a run, typed and frozen."""
+  """The fields of every job.
+
+  Typed and frozen. `defaults` makes the subclass of a job, with the groups that it reads.
+  """
 
   job: str = row("pretrain", "job to run", one_of(*JOBS))
   dry_run: bool = row(False, "measurement of the run on synthetic data, with its cost as a result")
-  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
-  seed: int = row(0, "random seed of context, draws and shuffling", between(0, _MAX_SEED))
-  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
-  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
-  correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
-  batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
-  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
-  epochs: int = row(5, "epochs", between(1, 2**20))
-  steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
-  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
-  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
-  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _pair)
+  seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
   compilation_cache: str = row(
     "auto", "folder of compiled programs; auto: the user's cache folder; empty: none"
   )
   clip: Clip = Clip()
-  data: Data = Data()
-  prompt: Prompt = Prompt()
-  probe: Probe = Probe()
-  tip: Tip = Tip()
-  sampling: Sampling = Sampling()
-  optim: Optim = Optim()
   mesh: Mesh = Mesh()
-  eval: Eval = Eval()
-  checkpoint: Checkpoint = Checkpoint()
-  log: Log = Log()
-  evaluate: Evaluate = Evaluate()
-  analyse: Analyse = Analyse()
-  predict: Predict = Predict()
-  export: Export = Export()
-  prepare: Prepare = Prepare()
-  baselines: Baselines = Baselines()
-  repeat: Repeat = Repeat()
-  ablate: Ablate = Ablate()
-  gradient_bias: GradientBias = GradientBias()
-  benchmark: Benchmark = Benchmark()
-  regions: Regions = Regions()
-  segment: Segment = Segment()
-  detect: Detect = Detect()
-  train_masks: TrainMasks = TrainMasks()
-  propose: Propose = Propose()
-  page: Page = Page()
+
+  def __getattr__(self, name: str) -> Any:
+    """Groups of one job are added when it is known; here are those that it does not read."""
+    raise AttributeError(f"job {self.job!r} reads no config.{name}")
+
+  def __reduce__(self):
+    """Pickles the values: the class is made anew, and is no module's."""
+    return _restored, (self.job, self.flat())
 
   def to_dict(self) -> dict[str, Any]:
     """Nested dict of plain values, for config.json, checkpoints and prompt files."""
@@ -427,15 +300,57 @@ class Settings:
     return flatten(self.to_dict())
 
   def replace(self, changes: Mapping[str, Any]) -> "Settings":
-    """A copy with other values, by dotted names."""
+    """A copy with other values, by dotted names; another `job` keeps the fields that it reads too.
+
+    Raises:
+      ConfigError: a field that does not exist or that the job does not read, or a value of another
+        type.
+    """
+    job = changes.get("job", self.job)
+    known = fields_of(job)
+    if job != self.job:
+      kept = {field: value for field, value in self.flat().items() if field in known}
+      return defaults(job).replace(kept | changes)
     groups: dict[str, dict[str, Any]] = {}
     for field, value in changes.items():
-      check_name(field, FIELDS)
+      check_read(field, job, known)
       group, _, leaf = field.rpartition(".")
-      groups.setdefault(group, {})[leaf] = typed(field, FIELDS[field].type, value)
+      groups.setdefault(group, {})[leaf] = typed(field, known[field].type, value)
     own = groups.pop("", {})
     nested = {name: dataclasses.replace(getattr(self, name), **of) for name, of in groups.items()}
     return dataclasses.replace(self, **own, **nested)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Settings):
+  """The fields of a training."""
+
+  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
+  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
+  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
+  correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
+  batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
+  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
+  epochs: int = row(5, "epochs", between(1, 2**20))
+  steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
+  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
+  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
+  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
+  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
+
+
+@functools.cache
+def defaults(job: str = "pretrain") -> Settings:
+  """The fields that a job reads, with their defaults; ConfigError if there is no such job."""
+  check_value("job", one_of(*JOBS), job)
+  kind = Training if "training" in JOBS[job].groups else Settings
+  groups = {name: _group(name) for name in groups_of(job) if name != "training"}
+  fields = [(name, group, group()) for name, group in groups.items()]
+  return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)(job=job)
+
+
+def _restored(job: str, values: Mapping[str, Any]) -> Settings:
+  return defaults(job).replace(values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -456,5 +371,27 @@ def _rows(group: type, prefix: str = "") -> dict[str, dataclasses.Field]:
   return found
 
 
-# Dotted name -> row.
-FIELDS = _rows(Settings)
+def _group(name: str) -> type:
+  """The class of a group: of `train_masks` it is `TrainMasks`."""
+  class_name = name.title().replace("_", "")
+  return (
+    getattr(load(FIELD_GROUPS[name]), class_name) if name in FIELD_GROUPS else globals()[class_name]
+  )
+
+
+@functools.cache
+def fields_of(job: str) -> Mapping[str, dataclasses.Field]:
+  """Dotted name -> row of the fields that a job reads."""
+  return _rows(type(defaults(job)))
+
+
+def check_read(field: str, job: str, known: Collection[str]) -> None:
+  """Raises UnknownFieldError for a field that does not exist, or that only other jobs read."""
+  check_name(field, FIELDS)
+  if field not in known:
+    readers = ", ".join(name for name in JOBS if field in fields_of(name))
+    raise UnknownFieldError(field, f" of job {job!r}: it is a field of {readers}")
+
+
+# Dotted name -> row, of all jobs.
+FIELDS = {field: row for job in JOBS for field, row in fields_of(job).items()}

@@ -5,66 +5,165 @@ the likeliest or largest first, and the files that can't be read with the reason
 label image and a picture of each file, `detect` a picture of each and `detections.json`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
+import functools
 import io
 import logging
+from typing import Any
 
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import check_names, load_class_list
+from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.folder import find_images
+from pomp_jax.data.images import ImageError, read_image
 from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.class_matrix import check_prompt
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.classify import Classifier, open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
-from pomp_jax.rooms.regions.harness import Blocks
-from pomp_jax.rooms.regions.region_scorer import check_patches
-from pomp_jax.rooms.regions.whole_pictures import TASKS, Rows, check_picture_regions, classes_of
+from pomp_jax.files.terminal import printable, steps_of
+from pomp_jax.registry import TASKS, load
 
 log = logging.getLogger(__name__)
 
-# Names that a label image can number.
-_MAX_NAMES = 2**16 - 1
+Rows = list[dict[str, Any]]
+
 # A spreadsheet takes a field that begins so as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+class Task:
+  """One value of `predict.task`: what it finds in pictures, and the files that it writes."""
+
+  batch = 8  # pictures that are read and computed together
+  columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
+
+  def __init__(
+    self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ):
+    """Opens what is computed with; reads no picture."""
+    self._config, self._files, self._keys, self._folder = config, files, list(files), folder
+    self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
+    self.rows: dict[str, Rows] = {}  # what is found in each picture
+    self.unreadable: dict[str, str] = {}  # why a picture can't be read
+    self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
+    self._find = self._open(encoder)
+
+  @classmethod
+  def settings(cls, config: Settings) -> Settings:
+    """The config as the task reads it."""
+    return config
+
+  @classmethod
+  def classes(cls, config: Settings) -> ClassSplit:
+    """The names as classes."""
+    names = load_class_list(config.predict.names).names
+    return ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+
+  @classmethod
+  def check(cls, config: Settings, files: Mapping[str, Path], clip_config: ClipConfig) -> None:
+    """Raises InputError for what it can't do; opens no picture."""
+
+  def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each picture that can be read, and what is found in it."""
+    readable = []
+    for row in block:
+      key = self._keys[row]
+      try:
+        self._picture(row)
+        readable.append(row)
+      except ImageError as error:
+        self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
+    return self._find(readable) if readable else iter(())
+
+  def take(self, row: int, found: Any) -> None:
+    """Writes the files of a picture, and prints a line."""
+    if not self.rows:
+      self._folder.create()
+    key = self._keys[row]
+    self.rows[key] = self._take(key, self._picture(row), found)
+    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._config.predict.top]))
+    print(printable(line, len(line)))
+
+  def finish(self) -> None:
+    """Writes files of all pictures together."""
+
+  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row as text.
+  _read: Callable[[Path], Any]
+  _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
+  _take: Callable[[str, Any, Any], Rows]
+  _text: Callable[[Mapping[str, Any]], str]
+
+
+class Classify(Task):
+  """The likeliest names of a picture."""
+
+  batch = 256
+  columns = ("name", "probability")
+
+  def _open(self, encoder):
+    names, predict = load_class_list(self._config.predict.names).names, self._config.predict
+    self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
+    classifier = Classifier(encoder, predict.prompt, names)
+    return lambda block: zip(
+      block, classifier.predict([self._picture(row) for row in block], predict.top), strict=True
+    )
+
+  def _read(self, path):
+    return read_image(path, self._size, self._config.data.upright)
+
+  def _take(self, key, picture, found):
+    return [{"name": name, "probability": p} for name, p in found]
+
+  def _text(self, row):
+    return f"{row['name']} {100 * row['probability']:.1f}%"
+
+
 def check(config: Settings, workdir: str) -> None:
-  """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
+  """Opens names, prompt, regions or network, and lists the pictures; writes nothing.
+
+  Raises:
+    InputError: one line.
+  """
   RunFolder(workdir).check(config.job)
-  config = _with_network(config)
+  task = load(TASKS[config.predict.task].open)
+  config = task.settings(config)
   settings = config.predict
-  names = load_class_list(settings.names).names
-  check_names(names, settings.names)
+  check_names(load_class_list(settings.names).names, settings.names)
   files = find_images(settings.images)
   named = NamedPrompt(settings.prompt, open_prompt(settings.prompt))
   clip_config = inputs.clip_config(config.clip.model)
-  check_prompt(named, classes_of(config).synonyms, clip_config, config.clip.model)
-  if settings.task == "classify":
-    return
-  if settings.task == "segment" and len(names) > _MAX_NAMES:
-    raise ConfigError("predict.names", f"{len(names)} names", f"at most {_MAX_NAMES}")
-  if config.regions.source == "none":
-    check_patches(config.segment, clip_config)
-    return
-  check_picture_regions(config, files)
+  check_prompt(named, task.classes(config).synonyms, clip_config, config.clip.model)
+  task.check(config, files, clip_config)
 
 
 def run(config: Settings, workdir: str) -> dict:
   """Prints and writes the names that are found in each picture; returns what `results.json` holds.
 
-  Processes other than the first return an empty dict. CorruptDataError if no image can be read.
+  Processes other than the first return an empty dict.
+
+  Raises:
+    CorruptDataError: none of the images can be read.
+    MaskFormerError: a network of another CLIP.
   """
-  config = _with_network(config)
-  settings, folder = config.predict, RunFolder(workdir)
+  kind = load(TASKS[config.predict.task].open)
+  config, folder = kind.settings(config), RunFolder(workdir)
+  settings = config.predict
   encoder = inputs.open_encoder(config)
   files = find_images(settings.images)
-  task = TASKS[settings.task](config, encoder, files, folder)
-  Blocks(len(files), task.batch).run(task.find, task, "predicting")
+  task = kind(config, encoder, files, folder)
+  blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]
+  for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
+    for row, found in task.find(block):
+      if hosts.is_first():
+        task.take(row, found)
   if task.unreadable:
     name, reason = next(iter(task.unreadable.items()))
     told = f"{len(task.unreadable)} of {len(files)} images can't be read"
@@ -89,13 +188,6 @@ def run(config: Settings, workdir: str) -> dict:
     file.write(_csv(task.rows, task.columns).encode())
   folder.write_results(results)
   return results
-
-
-def _with_network(config: Settings) -> Settings:
-  """The config, in which a `propose.network` without other regions is their source."""
-  if config.regions.source == "none" and config.propose.network:
-    return config.replace({"regions.source": "network"})
-  return config
 
 
 def _csv(images: Mapping[str, Rows], columns: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import json
 from typing import Any
 
-from pomp_jax.config.fields import Settings, flatten
+from pomp_jax.config.fields import Settings, defaults
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
@@ -43,8 +43,7 @@ def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
     results: the figures; `results["job"]` has a report (`JOBS`).
     fields: fields of the config by dotted name.
   """
-  module, function = JOBS[results["job"]].report.split(":")
-  return getattr(load(module), function)(results, fields)
+  return load(JOBS[results["job"]].report)(results, fields)
 
 
 def finish_run(
@@ -79,11 +78,11 @@ def _page(folder: RunFolder, config: Settings, report: Report, origin: Mapping[s
     "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
   }
   short = run | {"commit": f"commit {commit[:10]}" if commit else ""}
-  defaults = flatten(Settings().to_dict())
+  unchanged = defaults(config.job).flat() | {"job": defaults().job}
   changed = [
     (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
     for field, value in config.flat().items()
-    if value != defaults.get(field)
+    if value != unchanged[field]
   ]
   # results.json is written after the report, so that a folder with results is complete.
   files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.special
 
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 
 # Results that all seeds share.
 _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
+
+
+def check_method(settings: Settings) -> None:
+  """Raises ConfigError for a method whose result has no seeds to repeat."""
+  if not METHODS[settings.method].by_steps:
+    by_steps = ", ".join(name for name, row in METHODS.items() if row.by_steps)
+    expected = f"one of {by_steps} where job='repeat'; see job='baselines'"
+    raise ConfigError("method", settings.method, expected)
 
 
 def check(config: Settings, workdir: str) -> None:

@@ -4,7 +4,7 @@ A run resumes if its folder holds a checkpoint. A start with another config is a
 fields that leave the result as it is or follow the devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import logging
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import FIELDS, JOBS, ConfigError, Settings
+from pomp_jax.config import FIELDS, ConfigError, Settings
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
@@ -36,8 +36,6 @@ _FREE_FIELDS = (
 # Fields that follow the number and the kind of devices, which may change. A change of the draws is
 # a warning.
 _DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
-# Fields of other jobs than a training of a prompt; `train_masks` compares its own.
-_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
 
 
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
@@ -51,8 +49,11 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
     return
   now = config.flat()
   before = flatten(read_json(folder.config))
+  # Early versions had the groups of all jobs in each config.
+  others = _groups(FIELDS) - _groups(now)
   for field in before:
-    if field not in FIELDS and not may_change(field):
+    known = field in FIELDS or field.partition(".")[0] in others
+    if not known and not may_change(field):
       hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
       raise UnknownFieldError(field, hint)
   for field, value in now.items():
@@ -64,9 +65,13 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
       )
 
 
+def _groups(fields: Iterable[str]) -> set[str]:
+  return {field.partition(".")[0] for field in fields if "." in field}
+
+
 def leaves_result_as_it_is(field: str) -> bool:
   """Whether the result of a run is the same for all values of the field."""
-  return field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
+  return field in _FREE_FIELDS
 
 
 def may_change(field: str) -> bool:

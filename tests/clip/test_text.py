@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pomp_jax.clip import text, text_tower
-from pomp_jax.config import Settings, checks, validate
+from pomp_jax.config import checks, defaults, validate
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.benchmark import benchmark
@@ -36,7 +36,7 @@ def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
     text_tower("fancy", small.clip.config.text_config)
   for module in (text, checks, benchmark):
     monkeypatch.setattr(module, "has_flax_clip", lambda: False)
-  config = Settings().replace({"clip.text_tower": "reference"})
+  config = defaults().replace({"clip.text_tower": "reference"})
   with pytest.raises(ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"):
     validate(config)
   validate(config.replace({"clip.text_tower": "shared"}))

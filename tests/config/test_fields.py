@@ -1,30 +1,74 @@
 """The table of fields: typed and frozen."""
 
 import pathlib
+import pickle
 import re
 
 from ml_collections import ConfigDict
 import pytest
 
-from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate, with_argument
+from pomp_jax.config import (
+  FIELDS,
+  JOBS,
+  ConfigError,
+  base,
+  defaults,
+  fields_of,
+  unpack,
+  validate,
+  with_argument,
+  with_jobs,
+)
 from pomp_jax.config.command_line import help_text, page
+from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import flatten
 
 
 def test_defaults_are_valid_and_survive_the_config_file():
-  validate(Settings())
-  assert unpack(base()) == Settings()
-  assert flatten(Settings().to_dict()) == Settings().flat()
-  assert list(Settings().flat()) == list(FIELDS)
+  validate(defaults())
+  for job in JOBS:
+    assert unpack(base(job)) == pickle.loads(pickle.dumps(defaults(job))) == defaults(job)
+    assert list(flatten(defaults(job).to_dict())) == list(defaults(job).flat())
+    assert {*defaults(job).flat()} == {*fields_of(job)} <= {*FIELDS}
+
+
+def test_a_job_has_its_own_fields_alone():
+  assert "tip.beta_max" in fields_of("pretrain") and "tip.beta_max" not in fields_of("segment")
+  named = "unknown field config.tip.beta_max of job 'segment': it is a field of pretrain, repeat"
+  for change in (
+    lambda: defaults("segment").replace({"tip.beta_max": 1.0}),
+    lambda: with_argument(base("segment"), "tip.beta_max=1"),
+    lambda: defaults().replace({"job": "segment", "tip.beta_max": 1.0}),
+  ):
+    with pytest.raises(UnknownFieldError, match=named):
+      change()
+  with pytest.raises(AttributeError, match="job 'segment' reads no config.tip"):
+    getattr(defaults("segment"), "tip")  # noqa: B009
+
+
+def test_another_job_keeps_the_fields_that_it_reads_too():
+  changes = {"data.upright": True, "k": 5, "clip.chunk": 7}
+  found = defaults().replace(changes).replace({"job": "segment", "segment.pamr": 2})
+  kept = {"data.upright": True, "clip.chunk": 7, "segment.pamr": 2}
+  assert found == defaults("segment").replace(kept)
+  config = with_jobs(base(), "repeat", "evaluate")
+  assert config.job == "repeat" and config.evaluate.suite == "none"
+  assert unpack(config) == defaults("repeat")
 
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("optim.lrr", 1), ("seed", 1.0), ("seed", True), ("optim", 3), ("repeat.seeds", ("a",))],
+  [("optim.lrr", 1), ("seed", 1.0), ("seed", True), ("optim", 3), ("profile_steps", ("a",))],
 )
 def test_unknown_fields_and_other_types_are_refused(field, value):
   with pytest.raises(ConfigError, match=rf"config\.{field}"):
-    Settings().replace({field: value})
+    defaults().replace({field: value})
+
+
+def test_each_text_of_a_tuple_may_be_a_path():
+  prompts = ("a.npz", "hdfs://bucket/b.npz")
+  with pytest.raises(ConfigError, match=r"evaluate\.prompts: got 'hdfs:.* gs://BUCKET/"):
+    validate(defaults("evaluate").replace({"evaluate.prompts": prompts}))
 
 
 def test_the_page_is_generated_from_the_table():
@@ -36,22 +80,24 @@ def test_the_page_is_generated_from_the_table():
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
-    ("t=a photo of a {}, a pet,k=3", {"eval.template": "a photo of a {}, a pet", "k": 3}),
-    ("p=a {}, so;{}, b,fast", {"evaluate.prompts": ("a {}, so", "{}, b"), "k": 5}),
-    ("a,k=3", "config.a: got 'nothing', expected a value, or one of the variants fast"),
-    ("k=3,a", "config.k: got '3,a', expected a value of type int"),
+    ("t=a photo of a {}, a pet,seed=3", {"eval.template": "a photo of a {}, a pet", "seed": 3}),
+    ("p=a {}, so;{}, b,fast", {"evaluate.prompts": ("a {}, so", "{}, b"), "seed": 5}),
+    ("a,seed=3", "config.a: got 'nothing', expected a value, or one of the variants fast"),
+    ("seed=3,,fast,", {"seed": 5}),
+    ("job=page", "config.job: got 'page', expected 'evaluate', whose fields this config has"),
+    ("seed=3,a", "config.seed: got '3,a', expected a value of type int"),
     ("t={}, a=b", {"eval.template": "{}, a=b"}),
     ("t={},a=b", "unknown field config.a"),
   ],
 )
 def test_a_comma_behind_the_colon_stays_in_a_text(argument, expected):
-  options = {"variants": {"fast": {"k": 5}}, "t": "eval.template", "p": "evaluate.prompts"}
+  options = {"variants": {"fast": {"seed": 5}}, "t": "eval.template", "p": "evaluate.prompts"}
   if isinstance(expected, str):
     with pytest.raises(ConfigError, match=re.escape(expected)):
-      with_argument(base(), argument, **options)
+      with_argument(base("evaluate"), argument, **options)
     return
-  found = unpack(with_argument(base(), argument, **options)).flat()
-  assert found == Settings().flat() | expected
+  found = unpack(with_argument(base("evaluate"), argument, **options)).flat()
+  assert found == defaults("evaluate").flat() | expected
 
 
 def test_no_name_hides_a_method_of_the_config():

@@ -6,7 +6,15 @@ import pathlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate, with_argument
+from pomp_jax.config import (
+  FIELDS,
+  ConfigError,
+  base,
+  defaults,
+  unpack,
+  validate,
+  with_argument,
+)
 from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.ablation.grid import make_cells
@@ -15,7 +23,7 @@ from tests.support.fuzzing import allowed_errors, awkward_text
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
 
-DEFAULTS = Settings().flat()
+DEFAULTS = defaults().flat()
 NAMES = list(FIELDS)
 KINDS = {name: type(value) for name, value in DEFAULTS.items()}
 # Also such as stand for another field's values.
@@ -67,7 +75,7 @@ _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 @given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
 @example("k=16|64|all;correction=log|none;seed=0|1")
 def test_an_ablations_grid(grid):
-  config = Settings().replace({"ablate.grid": grid})
+  config = defaults("ablate").replace({"ablate.grid": grid})
   with allowed_errors(ConfigError, within=[ROOT]):
     cells = make_cells(config)
     assert len({cell.key for cell in cells}) == len(cells) > 0

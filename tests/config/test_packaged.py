@@ -9,6 +9,7 @@ import pytest
 
 from pomp_jax import __version__
 from pomp_jax.config.command_line import FOLDER, packaged_configs, parse, summary
+from tests.support.processes import environment
 
 DEMO, ROOT = str(FOLDER / "demo.py"), FOLDER.parent.parent
 
@@ -44,9 +45,11 @@ def test_overrides_in_their_three_forms():
     (["-c", "from pomp_jax.command import run; run()", "--help"], "Runs the job"),  # `pomp`
   ],
 )
-def test_version_and_help_of_a_process(command, expected):
-  done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+def test_version_and_help_of_a_process(command, expected, tmp_path):
+  options = {"cwd": tmp_path, "env": environment(1), "capture_output": True, "text": True}
+  done = subprocess.run([sys.executable, *command], **options)
   assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(expected)
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_version_needs_no_jax():

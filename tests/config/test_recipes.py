@@ -12,7 +12,7 @@ import re
 
 import pytest
 
-from pomp_jax.config import Settings, unpack, validate, value_of_text
+from pomp_jax.config import defaults, unpack, validate, value_of_text
 from pomp_jax.configs import world_masks
 from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.data.coop import COOP_SETS
@@ -97,8 +97,8 @@ def test_no_field_differs_from_the_default_without_a_row(name):
   told = {row.field for row in RECIPES[name]}
   if any(row.key == "the others" for row in RECIPES[name]):
     told |= {row.field for row in RECIPES[name.removesuffix("-F")]}
-  defaults = Settings().flat()
-  changed = {field for field, value in config_of(name).flat().items() if value != defaults[field]}
+  unchanged = defaults().flat()
+  changed = {field for field, value in config_of(name).flat().items() if value != unchanged[field]}
   # Which data set is the user's choice, in CoOp's layout.
   assert changed - told <= {"data.source", "clip.model", "data.shots"}
 
@@ -186,6 +186,6 @@ def test_the_worlds_network(variant, job, tmp_path):
   settings = unpack(config)
   validate(settings)
   assert settings.job == job
-  assert settings.segment.prompts == settings.detect.prompts
-  assert settings.train_masks.prompt in settings.segment.prompts
-  assert settings.segment.n_images == settings.detect.n_images == 400
+  assert config.segment.prompts == config.detect.prompts
+  assert config.train_masks.prompt in config.segment.prompts
+  assert config.segment.n_images == config.detect.n_images == 400

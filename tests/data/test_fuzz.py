@@ -16,7 +16,7 @@ from pomp_jax.data.class_lists import VocabularyError, load_class_list, normaliz
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
-from pomp_jax.rooms.prepare import open_input
+from pomp_jax.rooms.prepare.archives import open_input
 from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
 
 

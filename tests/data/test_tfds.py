@@ -18,8 +18,8 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.paths import store_of, to_path
-from pomp_jax.rooms.prepare import Selection, build, open_input
-from pomp_jax.rooms.prepare.build import Shard, shard_name, write_metadata
+from pomp_jax.rooms.prepare.archives import open_input
+from pomp_jax.rooms.prepare.build import Selection, Shard, build, shard_name, write_metadata
 from tests.support import stores
 from tests.support.data_files import write_folder
 

@@ -9,7 +9,7 @@ import pytest
 
 from docs.generators import write_class_names
 from pomp_jax.data import class_lists
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import VocabularyError, load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 
 
@@ -113,6 +113,11 @@ def test_siblings(tree, name):
     nodes = tree.nodes(load_class_list(name).synsets)
   rows = [row.tolist() for row in tree.siblings(nodes)]
   assert rows == plain_siblings(tree, nodes.tolist())
+
+
+def test_an_unknown_synset(tree):
+  with pytest.raises(VocabularyError, match="synset n99999999 is unknown"):
+    tree.nodes(["n02084071", "n99999999"])
 
 
 WORDNET = pathlib.Path("/usr/share/wordnet/data.noun")

@@ -117,6 +117,20 @@ def test_other_names_are_refused(tmp_path, name):
   assert f"the name {name.replace(' ', '.')};" in refusal(path)
 
 
+@pytest.mark.parametrize(
+  ("body", "reason"),
+  [
+    (b"(ios\nsystem\n.", "the name os.system"),
+    (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "the name os.system"),
+    (b"ccollections\nOrderedDict\n)R)R.", "damaged"),  # the result is not called in turn
+    *((body, "damaged") for body in (b"", b".", b"N)R.", b"h\x05.", b"}(Nu.", b"]")),
+  ],
+)
+def test_other_programs_are_refused(tmp_path, body, reason):
+  path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=b"\x80\x02" + body)
+  assert reason in refusal(path)
+
+
 def test_damaged_archives(tmp_path):
   whole = saved({"t": TENSOR})
   source = io.BytesIO(whole)

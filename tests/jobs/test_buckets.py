@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pomp_jax import world
-from pomp_jax.config import Settings
+from pomp_jax.config import defaults
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
@@ -77,7 +77,7 @@ def both(pair, config, name):
   found = []
   for base in pair:
     fields = json.loads(json.dumps(config.flat()).replace("BASE", base))
-    found.append(run_job(Settings().replace(fields), f"{base}/runs/{name}"))
+    found.append(run_job(defaults().replace(fields), f"{base}/runs/{name}"))
   # An ablation's figures are its cells'.
   plain = [json.loads(json.dumps(one.get("cells", one))) for one in found]
   local, url = (json.dumps(without_times(one)) for one in plain)
@@ -151,7 +151,7 @@ def exported(kind):
   ],
 )
 def test_files_hold_the_same(pair, config, file):
-  name = f"{config.job}_{config.export.format}"
+  name = f"export_{config.export.format}" if config.job == "export" else config.job
   results = both(pair, config, name)
   files = [sorted(paths.to_path(f"{base}/runs/{name}").glob(file)) for base in pair]
   local, bucket = (

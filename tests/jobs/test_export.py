@@ -10,7 +10,7 @@ import safetensors.torch
 from pomp_jax import world
 from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.class_lists import VocabularyError, load_categories
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
 from pomp_jax.evaluate.classify import open_prompt
@@ -162,6 +162,12 @@ def test_every_reader_of_prompt_files(hub, files, place):
   for job in ("export", "predict"):
     fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(files)}
     validate(small_config(job=job, **fields))
+
+
+def test_annotations_need_no_suffix(files):
+  path = files / "names"
+  path.write_text(json.dumps({"categories": CATEGORIES}))
+  assert [category.name for category in load_categories(path)] == NAMES
 
 
 def test_a_folder_without_a_prompt_is_an_error_and_no_words(tmp_path):

@@ -49,7 +49,7 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
 def test_labels_of_prompts(names, labels):
   assert prompt_labels(names) == labels
   # The same under `regions.alone`.
-  suffixes = [*shares_of(settings(**{"regions.alone": True}).regions)]
+  suffixes = [*shares_of(settings(job="detect", **{"regions.alone": True}).regions)]
   assert len(suffixes) == 3
   expected = [label + suffix for label in labels for suffix in suffixes]
   assert prompt_labels([name + suffix for name in names for suffix in suffixes]) == expected

@@ -184,10 +184,10 @@ def _main() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
   assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
-  from pomp_jax.config import Settings, load_job, validate
+  from pomp_jax.config import defaults, load_job, validate
 
   for values, workdirs in json.loads(arguments.file.read_text()):
-    config = Settings().replace(values)
+    config = defaults().replace(values)
     validate(config)
     module = load_job(config.job)
     module.check(config, workdirs[arguments.process_id])

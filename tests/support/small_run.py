@@ -7,24 +7,29 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pomp_jax.config import Settings, load_job, validate, value_of_text
+from pomp_jax.config import FIELDS, Settings, defaults, fields_of, load_job, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
 
 def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
-  """Returns a copy with other values by full field name; a text stands for any type."""
+  """Returns a copy with other values by full field name; a text stands for any type.
+
+  Fields that only other jobs read are dropped, so that tests can share `changes`.
+  """
+  others = FIELDS.keys() - fields_of(changes.get("job", config.job)).keys()
   return config.replace(
     {
       field: value_of_text(field, value) if isinstance(value, str) else value
       for field, value in changes.items()
+      if field not in others
     }
   )
 
 
 def settings(**changes) -> Settings:
   """Returns the defaults with `changes`; see `changed`."""
-  return changed(Settings(), changes)
+  return changed(defaults(), changes)
 
 
 def small_config(**changes) -> Settings:
@@ -42,7 +47,7 @@ def small_config(**changes) -> Settings:
     "checkpoint.every": 4,
     "log.every": 2,
   }
-  return settings(**small | changes)
+  return changed(settings(**small), changes)
 
 
 def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import ConfigError, defaults
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
@@ -91,15 +91,18 @@ def test_another_layout_and_a_missing_file_are_refused(
 
 def test_the_config_of_another_version(tmp_path):
   """Fields that it has or lacks are errors where they matter to a training."""
-  folder, stored = RunFolder(tmp_path), Settings().to_dict()
+  folder, stored = RunFolder(tmp_path), defaults().to_dict()
 
   def check():
     folder.config.write_text(json.dumps(stored))
-    check_same_run(Settings(), folder, may_change)
+    check_same_run(defaults(), folder, may_change)
 
-  del stored["train_masks"]
-  stored["evaluate"]["reader"] = "coop"
+  stored["evaluate"] = {"reader": "coop"}
   check()
+  stored["distill"] = {"weight": 1.0}
+  with pytest.raises(ConfigError, match=r"unknown field config\.distill\.weight in "):
+    check()
+  del stored["distill"]
   share = stored["data"].pop("test_share")
   with pytest.raises(ConfigError, match=r"data\.test_share"):
     check()

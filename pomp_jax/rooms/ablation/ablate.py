@@ -129,7 +129,7 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
   try:
     run = shared.prepare(group[0].config, folder)
     streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
-    size = lanes_at_a_time(len(group), _most_lanes(run))
+    size = lanes_at_a_time(len(group), group[0].lanes or _most_lanes(run))
     trained = train_lanes(run, group, streams, size)
     for cell, one in zip(group, trained, strict=True):
       _finish(shared, folder, cell, one, size)
@@ -148,13 +148,10 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
 
 
 def _most_lanes(run: setup.Run) -> int:
-  """As many as `ablate.lanes` says, or as their activations leave room for."""
-  config = run.config
-  if config.ablate.lanes:
-    return config.ablate.lanes
+  """As many as their activations leave room for."""
   text_config = run.encoder.clip.config.text_config
   of_step = activation_bytes(text_config, run.n_prefix, run.token_budget)
-  return int(activation_memory(config.clip) // of_step)
+  return int(activation_memory(run.config.clip) // of_step)
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
@@ -268,7 +265,7 @@ def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[C
   def fits(facts: dict[str, Any]) -> bool:
     if facts["error"]:
       return False
-    shown = curve_steps(cells[0].config.ablate.curve_every, facts["steps"])
+    shown = curve_steps(cells[0].curve_every, facts["steps"])
     return not shown or facts.get("curve", {}).get("steps") == shown
 
   todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))

@@ -11,8 +11,16 @@ import itertools
 import re
 from typing import Any
 
-from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_text
-from pomp_jax.config.declare import check_name
+from pomp_jax.config import (
+  FIELDS,
+  METHODS,
+  ConfigError,
+  Settings,
+  fields_of,
+  validate,
+  value_of_text,
+)
+from pomp_jax.config.fields import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
@@ -28,8 +36,7 @@ _TAKES = (
 # Fields that only runs with a bank read, and those that only a sampled contrast reads.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
-# Fields of other methods than POMP.
-_OTHERS = tuple(f for f in FIELDS if f.startswith(("probe.", "tip.", "prompt.visual_tokens")))
+_METHOD_GROUPS = {method.group for method in METHODS.values() if method.group}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Cell:
   values: Mapping[str, Any]  # swept field -> its value here; None where the field is not read
   config: Settings  # of the cell's pretrain job
   key: str  # fingerprint of all that the cell's result depends on
+  curve_every: int = 0  # steps between its validations; 0: none
+  lanes: int = 0  # cells in one program, at most; 0: chosen by memory
 
   @property
   def name(self) -> str:
@@ -60,7 +69,7 @@ def read_grid(text: str) -> dict[str, list[str]]:
     field, found = field.strip(), [value.strip() for value in values.split(VALUES)]
     if not equals or not all(found) or len(set(found)) < len(found):
       raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
-    check_name(field, FIELDS)
+    check_read(field, "pretrain", fields_of("pretrain"))
     if field in ("job", "dry_run") or leaves_result_as_it_is(field):
       raise ConfigError(_FIELD, field, "a field that a training depends on")
     if field in grid:
@@ -100,7 +109,8 @@ def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> 
   # Equal runs get equal configs: fields without effect have their defaults.
   one = one.replace({field: FIELDS[field].default for field in moot})
   kept = [item for item in sorted(one.flat().items()) if not leaves_result_as_it_is(item[0])]
-  return Cell(values, one, fingerprint([repr(kept)]))
+  own = config.ablate
+  return Cell(values, one, fingerprint([repr(kept)]), own.curve_every, own.lanes)
 
 
 def _moot(config: Settings) -> tuple[str, ...]:
@@ -116,5 +126,7 @@ def _moot(config: Settings) -> tuple[str, ...]:
     *(_DRAW if exact else ()),
     *(("epochs",) if config.steps else ()),
     *(() if config.optim.warmup else ("optim.warmup_lr",)),
-    *_OTHERS,
+    # Of other methods than POMP.
+    *(field for field in config.flat() if field.partition(".")[0] in _METHOD_GROUPS),
+    "prompt.visual_tokens",
   )

@@ -86,7 +86,7 @@ def train_lanes(
   """
   program, total = None, run.total_steps
   rows = NamedSharding(run.encoder.mesh, P(None, DATA))
-  shown = curve_steps(run.config.ablate.curve_every, total)
+  shown = curve_steps(cells[0].curve_every, total)
   for first in range(0, len(cells), size):
     some = slice(first, first + size)
     state, numbers = _first_states(run, cells[some]), _numbers(run, cells[some])

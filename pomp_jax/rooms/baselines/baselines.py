@@ -16,10 +16,10 @@ import jax
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report import plots
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import pretrain
-from pomp_jax.train.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.train.repeat import of_seeds, run_of_seed, summary
 from pomp_jax.train.watch import TrainingError
 
@@ -83,12 +83,13 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
-    one = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
+    # With its seeds; each is a pretrain job (`run_of_seed`).
+    one = config.replace({"job": "repeat"} | changes)
     method = METHODS.get(one.method)
     if method and method.pixels and one.data.features == "stored":
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
-    validate(one)
+    validate(one.replace({"job": "pretrain"}))
     found[label] = one
   if not found:
     raise ConfigError("baselines.methods", config.baselines.methods, _EXPECTED)

@@ -14,12 +14,18 @@ import numpy as np
 
 from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import Settings
-from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.benchmark.fields import Benchmark
+from pomp_jax.rooms.benchmark.measurement import (
+  BenchmarkError,
+  measure_in_turn,
+  numbers,
+  plot,
+  table,
+)
 from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.rooms.benchmark.whole_step import whole_step
-from pomp_jax.train.measurement import BenchmarkError, measure_in_turn, numbers, plot, table
 
 
 def check(config: Settings, workdir: str) -> None:

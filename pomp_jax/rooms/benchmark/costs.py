@@ -22,10 +22,10 @@ from pomp_jax.evaluate.predictions import split_features
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting
+from pomp_jax.hosts.own_process import peak_mib
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup
-from pomp_jax.train.measurement import peak_mib
 
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0

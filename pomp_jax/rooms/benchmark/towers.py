@@ -17,9 +17,10 @@ from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.synthetic import random_params, synthetic_config
 from pomp_jax.clip.text import text_tower
-from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
-from pomp_jax.train.measurement import BenchmarkError, Measurement, Step, in_own_process, peak_mib
+from pomp_jax.hosts.own_process import in_own_process, peak_mib
+from pomp_jax.rooms.benchmark.fields import Benchmark
+from pomp_jax.rooms.benchmark.measurement import BenchmarkError, Measurement, Step
 
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {

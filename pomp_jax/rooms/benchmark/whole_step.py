@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.clip.text import plan_memory, text_tower
-from pomp_jax.config.fields import Benchmark, Sampling
+from pomp_jax.config.fields import Sampling
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.bank import place_rows
@@ -26,8 +26,9 @@ from pomp_jax.prompt.step import (
   renewal_token_budget,
   step_token_budget,
 )
+from pomp_jax.rooms.benchmark.fields import Benchmark
+from pomp_jax.rooms.benchmark.measurement import Measurement, Step
 from pomp_jax.rooms.benchmark.towers import MODELS, dense_flops, random_inputs, temporaries_mib
-from pomp_jax.train.measurement import Measurement, Step
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
 _GROUP = 32

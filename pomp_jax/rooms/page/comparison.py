@@ -4,21 +4,18 @@ Shapes: N names, R regions, E embedding.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import copy
 import os
 import pathlib
-import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32
 import numpy as np
 from PIL import Image
 import scipy.special
 
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import WORLD, Settings
-from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.class_matrix import ClassMatrix, class_matrix, key_parts
@@ -30,24 +27,9 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.rooms.page.form import FormError
-from pomp_jax.rooms.regions.boxes import select_detections
-from pomp_jax.rooms.regions.files import RegionHeader, Regions
-from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet, segmentation_sheet, strongest
-from pomp_jax.rooms.regions.proposals import Proposer
-from pomp_jax.rooms.regions.region_scorer import (
-  open_region_encoder,
-  open_segmenter,
-  region_scores,
-  trained_classes,
-)
-from pomp_jax.rooms.regions.scores import Fusion
 
 # Class matrices in memory, one for each prompt and list of names.
 _MATRICES = 32
-# A label map has the scores of all names at each pixel in memory.
-MAX_SEGMENT_NAMES = 100
-_SEGMENT_SIDE = 384
 
 
 class Answer(NamedTuple):
@@ -70,20 +52,17 @@ class Comparison:
     encoder: Encoder,
     prompts: Sequence[NamedPrompt],
     config: Settings,
-    network: Proposer | None = None,
+    regions: Any = None,
   ):
-    """Compiles on first use. The prompts fit any names; the network finds regions."""
-    self._encoder, self._config, self._network = encoder, config, network
+    """Compiles on first use. The prompts fit any names; `regions` is a `RegionsOfPictures`."""
+    self._encoder, self._config, self._regions = encoder, config, regions
     self.prompts = list(prompts)
     self.is_toy = config.clip.model == WORLD
     names = [name for name in config.page.prompts if not is_bucket(name)]
     self.files = {os.path.realpath(prompt_path(name)) for name in names}
     self._matrices: OrderedDict[str, ClassMatrix] = OrderedDict()
-    self.finds = network is not None
-    self.segments = self.finds or not isinstance(encoder.clip.config.vision_config, ResNetConfig)
-    dense = self.segments and not self.finds
-    self._segmenter = open_segmenter(config, encoder) if dense else None
-    self._crops = open_region_encoder(config.regions, encoder)
+    self.finds, self.segments = bool(regions and regions.finds), bool(regions and regions.segments)
+    self.most_names = regions.most_names if regions else 0
 
   @property
   def has_learned(self) -> bool:
@@ -114,109 +93,35 @@ class Comparison:
     return self._answers(names, list(map(scipy.special.softmax, logits)))
 
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
-    """Draws a class for every pixel under each prompt; a PNG.
-
-    The regions are the network's. Without one the classes of patches are drawn, by
-    `segment.recipe`. FormError: more than MAX_SEGMENT_NAMES names, or neither a network nor a ViT.
-    """
+    """Draws a class for every pixel under each prompt; a PNG."""
     if not self.segments:
       raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
-    if len(names) > MAX_SEGMENT_NAMES:
-      expected = f"expected at most {MAX_SEGMENT_NAMES} for a segmentation"
+    if len(names) > self.most_names:
+      expected = f"expected at most {self.most_names} for a segmentation"
       raise FormError(f"names: got {len(names):,}, {expected}")
-    if self.finds:
-      pixels = np.asarray(image)
-      regions, scores = self._regions(pixels, names, self._config.segment.logit_scale)
-      maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
-    else:
-      image = image.copy()
-      image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
-      pixels = np.asarray(image)
-      assert self._segmenter is not None
-      [found] = self._segmenter.label_maps([pixels], self._class_matrices(names))
-      # Rows beyond the names repeat the first one.
-      maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
-    return self._drawn(segmentation_sheet, pixels, maps, names)
+    return self._regions.segment(image, names, self._class_matrices(names), self._labels)
 
   def find_objects(
     self, image: Image.Image, names: Sequence[str]
   ) -> tuple[bytes, list[list[tuple[str, float]]]]:
-    """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
-
-    Of boxes that overlap by half only the best counts, and eight in all. FormError: no network.
-    """
+    """Objects that the network finds: a PNG, and names with scores under each prompt."""
     if not self.finds:
       raise FormError("finding objects needs a network; this page has none (propose.network)")
-    pixels, detect = np.asarray(image), self._config.detect
-    regions, scores = self._regions(pixels, names, detect.logit_scale)
-    limits = {"min_score": detect.min_score, "max_iou": detect.nms}
-    drawn, rows = [], []
-    for scores_RxN in scores:
-      found = select_detections(regions.boxes, scores_RxN, **limits)
-      boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
-      drawn.append(best := strongest(boxes))
-      pairs = zip(best.classes, best.scores, strict=True)
-      rows.append([(names[c], float(score)) for c, score in pairs])
-    return self._drawn(detection_sheet, pixels, drawn, names), rows
-
-  def _regions(
-    self, pixels_HxWx3: UInt8[np.ndarray, "H W 3"], names: Sequence[str], logit_scale: float
-  ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
-    """Regions that the network finds, and their fused scores under each prompt."""
-    assert self._network is not None
-    [regions] = self._network.regions([pixels_HxWx3])
-    regions = regions.top(self._config.regions.max_regions)
-    header = self._network.header
-    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
-    trained_C = trained_classes(header, classes)
-    return regions, self._scores(pixels_HxWx3, regions, names, logit_scale, trained_C, header)
-
-  def _scores(
-    self,
-    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
-    regions: Regions,
-    names: Sequence[str],
-    logit_scale: float,
-    trained_C: Bool[np.ndarray, " N"],
-    header: RegionHeader | None = None,
-  ) -> list[Float[np.ndarray, "R N"]]:
-    """Scores of regions under each prompt; `trained_C`: whether the network knows a name."""
-    own = self._config.regions
-    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
-    return [
-      region_scores(
-        regions,
-        header,
-        features_RxE,
-        ClassMatrix(matrix.features[: len(names)], np.arange(len(names))),
-        logit_scale=logit_scale or self._encoder.clip.logit_scale,
-        fusion=Fusion(own.e_base, own.e_novel, own.null),
-        trained_C=trained_C,
-        objectness=own.objectness,
-      )
-      for matrix in self._class_matrices(names)
-    ]
+    return self._regions.find_objects(image, names, self._class_matrices(names), self._labels)
 
   def name_boxes(
     self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, list[list[Answer]]]:
     """Names given boxes: a PNG with each in the colour of its name, and the answers of each."""
-    pixels, scale = np.asarray(image), self._config.detect.logit_scale
-    untrained_C = np.zeros(len(names), bool)
-    scores = self._scores(pixels, Regions(boxes_Rx4), names, scale, untrained_C)
-    drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
-    picture = self._drawn(detection_sheet, pixels, drawn, names)
+    if self._regions is None:
+      raise FormError("this page has no regions")
+    given = image, names, self._class_matrices(names), self._labels
+    picture, scores = self._regions.name_boxes(*given, boxes_Rx4)
     return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
 
-  def _drawn(
-    self, sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, names: Sequence[str]
-  ) -> bytes:
-    """The PNG that a function of `analysis.pictures` writes of what each prompt has found."""
-    labels = [named.label for named in self.prompts]
-    with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
-      path = pathlib.Path(folder) / "plot.png"
-      sheet(path, [pixels], [found], labels, names)
-      return path.read_bytes()
+  @property
+  def _labels(self) -> list[str]:
+    return [named.label for named in self.prompts]
 
   def _answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
     """Best names of probabilities under each prompt."""

@@ -1,4 +1,4 @@
-"""Fields of the page in the browser; part of the table in `fields.py`."""
+"""Fields of the page in the browser; part of the table of `config.fields`."""
 
 import dataclasses
 import re

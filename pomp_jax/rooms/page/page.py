@@ -23,8 +23,7 @@ from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.regions import scenes
-from pomp_jax.rooms.regions.region_sources import check_network, open_network
+from pomp_jax.registry import REGIONS_ON_PAGE, load
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names
 
@@ -32,8 +31,8 @@ log = logging.getLogger(__name__)
 
 _LIBRARIES = ("flask", "waitress")
 _EXAMPLES = 4
-# Names that an example lists and its picture does not show: of a picture, and of a scene.
-_NEAR, _OTHERS = 7, 4
+# Names that an example lists and its picture does not show.
+_NEAR = 7
 _SECONDS = 0.2
 
 
@@ -46,8 +45,8 @@ def check(config: Settings, workdir: str) -> None:
   page, model = config.page, config.clip.model
   if is_bucket(page.runs):
     raise ConfigError("page.runs", page.runs, "a local folder")
-  if config.regions.crop != "context":
-    raise ConfigError("regions.crop", config.regions.crop, "'context': boxes have no masks")
+  if REGIONS_ON_PAGE:
+    load(REGIONS_ON_PAGE).check(config)
   prompts = read_prompts(page.prompts, "page.prompts")
   width = inputs.clip_config(model).text_config.hidden_size
   for label, prompt, _ in prompts:
@@ -56,8 +55,6 @@ def check(config: Settings, workdir: str) -> None:
       raise ConfigError("page.prompts", label, "a prompt that fits any names")
     if isinstance(prompt, Prompt):
       check_fits(prompt, width, model, path=label)
-  if config.propose.network:
-    check_network(config)
   _listen(config).close()
 
 
@@ -71,8 +68,9 @@ def run(config: Settings, workdir: str) -> None:
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
   encoder = inputs.open_encoder(config)
-  network = open_network(config, encoder, batch_size=1) if config.propose.network else None
-  comparison = Comparison(encoder, prompts, config, network)
+  regions = load(REGIONS_ON_PAGE) if REGIONS_ON_PAGE else None
+  opened = regions and regions.RegionsOfPictures(config, encoder)
+  comparison = Comparison(encoder, prompts, config, opened)
   of_world = config.clip.model == WORLD
   app = server.make_app(
     comparison,
@@ -81,7 +79,7 @@ def run(config: Settings, workdir: str) -> None:
     host=page.host,
     hosts=page.hosts,
     pictures=_pictures() if of_world else (),
-    scenes=_scenes() if of_world else (),
+    scenes=_scenes() if of_world and regions else (),
     turns=turns,
   )
   listener = _listen(config)
@@ -138,12 +136,5 @@ def _scenes():
   from pomp_jax.rooms.page.form import text_of_boxes
   from pomp_jax.rooms.page.server import Example
 
-  found = scenes.Scenes("test", 2)
-  examples = []
-  for index in range(len(found)):
-    scene = found.scene(index)
-    others = range(index, len(found.names), len(found.names) // _OTHERS)
-    classes = dict.fromkeys([*scene.labels.tolist(), *others])
-    names = "\n".join(found.names[c] for c in classes)
-    examples.append(Example(Image.fromarray(scene.image), names, text_of_boxes(scene.boxes)))
-  return tuple(examples)
+  found = load(REGIONS_ON_PAGE).examples()
+  return tuple(Example(image, names, text_of_boxes(boxes)) for image, names, boxes in found)

@@ -25,7 +25,7 @@ from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.terminal import printable, quoted
 from pomp_jax.rooms.page import runs
-from pomp_jax.rooms.page.comparison import MAX_SEGMENT_NAMES, Comparison
+from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.page.form import (
   LONGEST,
   MAX_PROMPTS,
@@ -250,7 +250,7 @@ class _Page:
     fields = {"tab": tab, "error": error, "entered": entered, "examples": examples}
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
     fields |= {"found": found, "limits": self._limits, "offered": offered}
-    fields |= {"longest": LONGEST, "max_segment_names": MAX_SEGMENT_NAMES}
+    fields |= {"longest": LONGEST, "max_segment_names": comparison.most_names}
     return render_template(f"{tab}.html", **fields), status
 
   def _chosen(

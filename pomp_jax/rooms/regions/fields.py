@@ -1,4 +1,4 @@
-"""Fields of the jobs that give classes to regions and pixels; part of the table in `fields.py`."""
+"""Fields of the jobs on regions and pixels; part of the table of `config.fields`."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What `detect`, `segment`, `propose` and `predict` share: images in blocks, handed to a sink.
+"""What `detect`, `segment` and `propose` share: images in blocks, handed to a sink.
 
 A job finds something in each image of a block, on all processes together, and its sink takes it on
 the first process. Finished blocks are pieces of `files.pieces`, so a restart does only the others.

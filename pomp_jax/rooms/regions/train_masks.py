@@ -69,7 +69,7 @@ def check(config: Settings, workdir: str) -> None:
     raise ConfigError("batch_size", config.batch_size, accepted)
   if jax.process_index() not in batches.process_shards(mesh):
     raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
-  check_same_run(config, folder, _may_change)
+  check_same_run(config, folder, may_change)
   classes = _classes(folder, named, source.names)
   # A resumed run has the classes and the prompt of its start, also under the same paths.
   if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
@@ -192,10 +192,6 @@ def _prompt_of_classes(own: TrainMasks) -> NamedPrompt:
 def _synonyms(names: Sequence[str]) -> list[tuple[str, ...]]:
   """The first name of each class alone."""
   return [(name,) for name in names]
-
-
-def _may_change(field: str) -> bool:
-  return may_change(field) and not field.startswith("train_masks.")
 
 
 def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:

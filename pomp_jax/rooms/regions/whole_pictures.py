@@ -1,12 +1,11 @@
-"""Names for pictures, their pixels or their objects: the tasks of `predict`, each a sink.
+"""Names for the pixels or the objects of pictures: two tasks of `predict`.
 
 With `propose.network` or a file of regions, regions are scored. Otherwise `segment` takes the
 classes of patches, by a training-free recipe.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
-import functools
 import os
 import posixpath
 from typing import Any, NamedTuple
@@ -15,23 +14,21 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.config import Settings
-from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.data.images import ImageError, image_size, read_image, read_rgb
-from pomp_jax.encoder import Encoder
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.images import ImageError, image_size, read_rgb
 from pomp_jax.evaluate.class_matrix import class_matrix
-from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
 from pomp_jax.rooms.regions.pictures import OTHER, Boxes, boxes_picture, label_colours, overlay
 from pomp_jax.rooms.regions.pixels import write_labels
 from pomp_jax.rooms.regions.region_scorer import (
   RegionScorer,
   Scored,
+  check_patches,
   detections_of,
   open_label_maps,
 )
@@ -41,7 +38,8 @@ from pomp_jax.rooms.regions.segmentation import PixelMap
 
 # Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
-Rows = list[dict[str, Any]]
+# Names that a label image can number.
+_MAX_NAMES = 2**16 - 1
 
 
 class Picture(NamedTuple):
@@ -51,90 +49,31 @@ class Picture(NamedTuple):
   sides: tuple[int, ...]
 
 
-class Task:
-  """One value of `predict.task`: finds something in pictures, and is the sink of what is found."""
-
-  batch = 8  # pictures that are read and computed together
-  columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
-
-  def __init__(
-    self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
-  ):
-    """Opens what is computed with; reads no picture."""
-    self._config, self._files, self._keys, self._folder = config, files, list(files), folder
-    self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
-    self.rows: dict[str, Rows] = {}  # what is found in each picture
-    self.unreadable: dict[str, str] = {}  # why a picture can't be read
-    self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
-    self._find = self._open(encoder)
-
-  def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each picture that can be read, and what is found in it."""
-    readable = []
-    for row in block:
-      key = self._keys[row]
-      try:
-        self._picture(row)
-        readable.append(row)
-      except ImageError as error:
-        self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
-    return self._find(readable) if readable else iter(())
-
-  def take(self, row: int, found: Any) -> None:
-    """Writes the files of a picture, and prints a line."""
-    if not self.rows:
-      self._folder.create()
-    key = self._keys[row]
-    self.rows[key] = self._take(key, self._picture(row), found)
-    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._config.predict.top]))
-    print(printable(line, len(line)))
-
-  def piece(self) -> tuple[dict[str, Any], None]:
-    """Nothing, since no block is stored."""
-    return {}, None
-
-  def finish(self) -> None:
-    """Writes files of all pictures together."""
-
-  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row as text.
-  _read: Callable[[Path], Any]
-  _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
-  _take: Callable[[str, Any, Any], Rows]
-  _text: Callable[[Mapping[str, Any]], str]
-
-
-class Classify(Task):
-  """The likeliest names of a picture."""
-
-  batch = 256
-  columns = ("name", "probability")
-
-  def _open(self, encoder):
-    names, predict = load_class_list(self._config.predict.names).names, self._config.predict
-    self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
-    classifier = Classifier(encoder, predict.prompt, names)
-    return lambda block: zip(
-      block, classifier.predict([self._picture(row) for row in block], predict.top), strict=True
-    )
-
-  def _read(self, path):
-    return read_image(path, self._size, self._config.data.upright)
-
-  def _take(self, key, picture, found):
-    return [{"name": name, "probability": p} for name, p in found]
-
-  def _text(self, row):
-    return f"{row['name']} {100 * row['probability']:.1f}%"
-
-
 class _Whole(Task):
   """A task on whole pictures: their regions or patches, and its files."""
+
+  @classmethod
+  def settings(cls, config):
+    # A `propose.network` without other regions is their source.
+    if config.regions.source == "none" and config.propose.network:
+      return config.replace({"regions.source": "network"})
+    return config
+
+  @classmethod
+  def check(cls, config, files, clip_config):
+    n_names = len(cls.classes(config))
+    if config.predict.task == "segment" and n_names > _MAX_NAMES:
+      raise ConfigError("predict.names", f"{n_names} names", f"at most {_MAX_NAMES}")
+    if config.regions.source == "none":
+      check_patches(config.segment, clip_config)
+    else:
+      check_picture_regions(config, files)
 
   def _open(self, encoder):
     # Batches are padded, so never ask for more than there are pictures.
     most = min(self._config.propose.batch_size, len(self._keys))
     config = self._config = self._config.replace({"propose.batch_size": most})
-    self._classes, keys = classes_of(config), self._keys
+    self._classes, keys = self.classes(config), self._keys
     # Names of the pictures' files without a suffix; with theirs, if two would become equal.
     stems = [os.path.splitext(key)[0] for key in keys]
     self._output = dict(zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True))
@@ -170,6 +109,11 @@ class Segment(_Whole):
   """A name for every pixel: `labels/` and `pictures/`."""
 
   columns = ("name", "value", "share", "probability")
+
+  @classmethod
+  def classes(cls, config):
+    return with_background(super().classes(config), config.segment.background)
+
   _open_regions = staticmethod(open_label_maps)
 
   def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
@@ -232,17 +176,6 @@ class Detect(_Whole):
 
   def finish(self):
     write_json(self._folder.path / "detections.json", self._results)
-
-
-TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment, "detect": Detect}
-
-
-def classes_of(config: Settings) -> ClassSplit:
-  """The names as classes; `segment` puts a background before them."""
-  names = load_class_list(config.predict.names).names
-  classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
-  background = config.segment.background if config.predict.task == "segment" else ()
-  return with_background(classes, background)
 
 
 def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> None:

@@ -104,7 +104,7 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
 )
 def test_what_is_analysed_is_not_replaced(analysed, field, value):
   workdir, config, _ = analysed
-  analyse.check(changed(config, {"k": 7}), str(workdir))
+  analyse.check(changed(config, {"data.threads": 7}), str(workdir))
   with pytest.raises(ConfigError, match=rf"config\.{field}: got .* was started"):
     analyse.check(changed(config, {field: value}), str(workdir))
 
@@ -133,7 +133,7 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
     prompts = (template if kind == "template" else prompt,)
     config = settings(job="evaluate", **{"clip.model": "world", "clip.chunk": 16})
     fields = {"evaluate.own_sets": tuple(own), "evaluate.prompts": prompts}
-    return config.replace(fields | {"analyse.prompts": prompts})
+    return config.replace(fields)
 
   fits, too_long = config_with(0), config_with(1)
   evaluate.check(fits, str(tmp_path / "run"))
@@ -141,8 +141,9 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
   [named] = read_prompts(fits.evaluate.prompts, "evaluate.prompts")
   for item in evaluation_sets(fits, WORLD.image_size):
     features_under(Encoder(WORLD, chunk=16), item.open().classes, named.prompt)
-  for job in (evaluate, analyse):
+  of_analyse = too_long.replace({"job": "analyse", "analyse.prompts": too_long.evaluate.prompts})
+  for job, config in ((evaluate, too_long), (analyse, of_analyse)):
     with pytest.raises(TokenizeError, match=r"^[^\n]*set long: .* tokens with EOT") as error:
-      job.check(too_long, str(tmp_path / "run"))
+      job.check(config, str(tmp_path / "run"))
     assert error.value.status == 2 and "\n" not in str(error.value)
   assert not (tmp_path / "run").exists()

@@ -54,7 +54,7 @@ def test_cosines():
 @pytest.fixture(scope="module")
 def case():
   """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
-  config = small_config(**{"gradient_bias.images": 16, "data.n_classes": 300})
+  config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
   clip = inputs.open_encoder(config).clip
   clip = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.float32(np.log(7))})
   encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)

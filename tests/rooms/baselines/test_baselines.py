@@ -76,7 +76,7 @@ def assert_left_when_written(told):
   assert told[-1] == ("the run's results", True)
 
 
-# Several depths are held in tests/baselines, and for one method here. At depth 1 `maple` has no
+# Several depths are held in `test_learners`, and for one method here. At depth 1 `maple` has no
 # array for deeper layers: orbax saves no empty ones.
 PROMPTS = {
   "cocoop": {},

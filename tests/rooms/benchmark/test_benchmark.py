@@ -10,17 +10,19 @@ from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
+from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.rooms.benchmark import benchmark, towers
 from pomp_jax.rooms.benchmark.towers import temporaries_mib
 from pomp_jax.rooms.benchmark.whole_step import compile_step
-from pomp_jax.train.measurement import ProcessError, in_own_process, peak_mib
 from tests.support.clips import needs_flax_clip
 from tests.support.small_run import settings
 
 
 def _config(**changes):
   changes = {"model": "tiny", "repeats": 1, "bank_steps": ""} | changes
-  return settings(**{f"benchmark.{name}": value for name, value in changes.items()})
+  return settings(
+    job="benchmark", **{f"benchmark.{name}": value for name, value in changes.items()}
+  )
 
 
 _ALL = "shared+reference+torch_77"

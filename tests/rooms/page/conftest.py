@@ -9,6 +9,7 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
+from pomp_jax.rooms.regions.on_page import RegionsOfPictures
 from tests.rooms.page.test_runs import write_run
 from tests.support.small_run import settings
 
@@ -35,7 +36,9 @@ def made(tmp_path_factory):
     **{"regions.crop": "context", "segment.size": 0, "segment.window": 40, "segment.stride": 20},
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(inputs.open_encoder(config), shown_prompts(prompts), config)
+  encoder = inputs.open_encoder(config)
+  regions = RegionsOfPictures(config, encoder)
+  comparison = Comparison(encoder, shown_prompts(prompts), config, regions)
   limits = server.Limits(max_names=MAX_NAMES, max_upload=1.0)
   app = server.make_app(comparison, folder / "runs", limits, scenes=job._scenes())
   return app, comparison, folder

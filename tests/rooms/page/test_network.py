@@ -10,14 +10,15 @@ from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.class_matrix import class_matrix
 from pomp_jax.evaluate.named_prompts import read_prompts
-from pomp_jax.rooms.page import comparison as module
 from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
+from pomp_jax.rooms.regions import on_page as module
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
+from pomp_jax.rooms.regions.on_page import RegionsOfPictures
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
-from pomp_jax.rooms.regions.region_sources import Images, open_network
+from pomp_jax.rooms.regions.region_sources import Images
 from tests.support.region_jobs import write_network
 from tests.support.small_run import changed, settings
 
@@ -39,7 +40,7 @@ def case(tmp_path_factory):
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(encoder, prompts, config, open_network(config, encoder, 1))
+  comparison = Comparison(encoder, prompts, config, RegionsOfPictures(config, encoder))
   return config, comparison, job._scenes()[0].image
 
 

@@ -18,7 +18,9 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_tfds, tfds_splits
 from pomp_jax.files.run_folder import read_json
-from pomp_jax.rooms.prepare import DATASETS, PrepareError, Selection, archives, build, open_input
+from pomp_jax.rooms.prepare import archives
+from pomp_jax.rooms.prepare.archives import DATASETS, open_input
+from pomp_jax.rooms.prepare.build import PrepareError, Selection, build
 from tests.support.data_files import tar_bytes
 
 # The package exports the function of this name.

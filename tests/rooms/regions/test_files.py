@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from pomp_jax.rooms.regions.files import (
   Regions,
   RegionWriter,
 )
-from tests.support.fuzzing import allowed_errors, edited_json
+from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
 HEIGHT, WIDTH = 30, 40
 RNG = np.random.default_rng(0)
@@ -177,18 +178,28 @@ def test_embeddings_of_another_clip():
   dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
 
 
-def test_fuzzed_headers(tmp_path, files):
-  """tests/files/test_fuzz.py damages the arrays."""
+@pytest.mark.parametrize("kind", ["damaged", "edited header"])
+def test_fuzzed_files(tmp_path, files, kind):
   header = json.loads(files["regions.json"])
   del header["checksum"]
-  (tmp_path / "7.npz").write_bytes(files["7.npz"])
+  changes = {
+    "damaged": st.sampled_from(sorted(files)).flatmap(
+      lambda name: st.tuples(st.just(name), damaged([files[name]]))
+    ),
+    "edited header": st.tuples(
+      st.just("regions.json"),
+      edited_json(header, *header["embeddings"], "sigmoid", "format_version"),
+    ),
+  }
 
-  @given(edited_json(header, *header["embeddings"], "sigmoid", "format_version"))
-  def check(data):
-    (tmp_path / "regions.json").write_bytes(data)
+  @given(changes[kind])
+  def check(change):
+    for name, data in (files | dict([change])).items():
+      (tmp_path / name).write_bytes(data)
     with allowed_errors(RegionFileError, CategoryFileError, within=[tmp_path]):
       source = RegionFolder(tmp_path)
       found = source.read(7, HEIGHT, WIDTH)
+      assert (found.boxes >= 0).all() and (found.boxes <= [WIDTH, HEIGHT] * 2).all()
       if source.header.stages:
         sizes = (len(found.boxes), source.header.stages, source.header.width)
         assert found.embeddings.shape == sizes

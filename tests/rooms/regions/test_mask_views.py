@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.config.fields import TrainMasks
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.regions.annotations import AnnotationError
+from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.mask_views import (
   MaskAugmentation,
   MaskViews,

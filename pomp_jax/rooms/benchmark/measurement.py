@@ -1,15 +1,9 @@
 """Interleaved measurements of steps, relative to a large matrix product; their table and plot."""
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import pathlib
 import re
-import resource
-import signal
-import sys
 import time
 from typing import Any
 
@@ -17,21 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
-from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report import drawing
+from pomp_jax.rooms.benchmark.fields import Benchmark
 
 
 class BenchmarkError(InputError, ValueError):
   """A benchmark that cannot be run as asked; the message is one line."""
-
-
-class ProcessError(RuntimeError):
-  """A process that ended without a result; the message is one line."""
 
 
 def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
@@ -137,53 +126,6 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
   call = lambda: jax.block_until_ready(chain(left, right))
   call()
   return call, 2.0 * size**3 * times
-
-
-def peak_mib() -> float:
-  """Peak resident memory of this process, MiB."""
-  # A process inherits `ru_maxrss` from a larger parent.
-  with contextlib.suppress(OSError):
-    status = pathlib.Path("/proc/self/status").read_text()
-    if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
-      return int(found[1]) / 2**10
-  unit = 1 if sys.platform == "darwin" else 2**10
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function in a new process, for a peak memory of its own; raises its errors.
-
-  An exception during the wait terminates the process by SIGTERM, so that a training saves.
-  ProcessError: the process ended without a result. Preempted: it got SIGTERM.
-  """
-  context = multiprocessing.get_context("spawn")
-  receiver, sender = context.Pipe(duplex=False)
-  process = context.Process(target=_answer, args=(sender, function, arguments))
-  process.start()
-  sender.close()
-  try:
-    succeeded, answer = receiver.recv()
-  except EOFError:
-    process.join()
-    if process.exitcode == -signal.SIGTERM:
-      raise hosts.Preempted("stopped by SIGTERM; the same command resumes") from None
-    raise ProcessError(f"its process ended with status {process.exitcode}") from None
-  except BaseException:
-    process.terminate()
-    raise
-  finally:
-    process.join()
-  if not succeeded:
-    raise answer
-  return answer
-
-
-def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-  try:
-    answer = True, function(*arguments)
-  except (Exception, hosts.Preempted) as error:
-    answer = False, error
-  sender.send(answer)
 
 
 _COLUMNS = ["implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate"]

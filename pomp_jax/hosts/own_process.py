@@ -1,0 +1,64 @@
+"""A function in a process of its own, and the memory that a process has used."""
+
+from collections.abc import Callable
+import contextlib
+import multiprocessing
+import pathlib
+import re
+import resource
+import signal
+import sys
+from typing import Any
+
+from pomp_jax.hosts.stop import Preempted
+
+
+class ProcessError(RuntimeError):
+  """A process that ended without a result; the message is one line."""
+
+
+def peak_mib() -> float:
+  """Peak resident memory of this process, MiB."""
+  # A process inherits `ru_maxrss` from a larger parent.
+  with contextlib.suppress(OSError):
+    status = pathlib.Path("/proc/self/status").read_text()
+    if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+      return int(found[1]) / 2**10
+  unit = 1 if sys.platform == "darwin" else 2**10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function in a new process, for a peak memory of its own; raises its errors.
+
+  An exception during the wait terminates the process by SIGTERM, so that a training saves.
+  ProcessError: the process ended without a result. Preempted: it got SIGTERM.
+  """
+  context = multiprocessing.get_context("spawn")
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(target=_answer, args=(sender, function, arguments))
+  process.start()
+  sender.close()
+  try:
+    succeeded, answer = receiver.recv()
+  except EOFError:
+    process.join()
+    if process.exitcode == -signal.SIGTERM:
+      raise Preempted("stopped by SIGTERM; the same command resumes") from None
+    raise ProcessError(f"its process ended with status {process.exitcode}") from None
+  except BaseException:
+    process.terminate()
+    raise
+  finally:
+    process.join()
+  if not succeeded:
+    raise answer
+  return answer
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+  try:
+    answer = True, function(*arguments)
+  except (Exception, Preempted) as error:
+    answer = False, error
+  sender.send(answer)

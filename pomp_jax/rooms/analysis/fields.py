@@ -1,0 +1,39 @@
+"""Fields of the jobs analyse and gradient_bias."""
+
+import dataclasses
+
+from pomp_jax.config.declare import at_least, row, some_of
+from pomp_jax.prompt.loss import CORRECTIONS
+from pomp_jax.prompt.sampling import SAMPLERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Analyse:
+  """The job analyse: class features under prompts, on the sets of `evaluate`."""
+
+  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
+  top: int = row(5, "nearest tokens of each learned vector", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientBias:
+  """The job gradient_bias: the sampled gradient against the exact one."""
+
+  prompt: str = row(
+    "",
+    "prompt file, run's folder, or RUN/checkpoints/STEP: its prompt and bank as they were in"
+    " training; empty: N(0, 0.02^2), the start of a training",
+  )
+  k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
+  samplers: tuple[str, ...] = row(
+    ("uniform", "posterior", "hard", "easy", "hierarchical"),
+    "samplers; the first is shown for each correction",
+    some_of(*SAMPLERS),
+  )
+  corrections: tuple[str, ...] = row(
+    ("log", "log10", "none", "logq"),
+    "corrections; the first is shown for each sampler",
+    some_of(*CORRECTIONS),
+  )
+  images: int = row(64, "images of a gradient", at_least(1))
+  rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))

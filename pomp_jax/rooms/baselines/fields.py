@@ -1,0 +1,34 @@
+"""Fields of the baselines, and of the job that compares them."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from pomp_jax.config.declare import at_least, row
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """The linear probe."""
+
+  iterations: int = row(1000, "L-BFGS iterations for each strength of the penalty", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tip:
+  """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for ImageNet's."""
+
+  views: int = row(10, "augmented views of an image whose mean feature is its key", at_least(1))
+  epochs: int = row(0, "epochs in which tip_adapter_f learns the keys", at_least(0))
+  alpha: float = row(0.0, "weight of the cache while the keys are learned", at_least(0))
+  alpha_max: float = row(0.0, "upper end of the search for alpha, from 0.1", at_least(0))
+  beta_max: float = row(0.0, "upper end of the search for beta, from 0.1", at_least(0))
+  beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
+  alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
+  beta_steps: int = row(200, "steps of the search for beta", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+  """The job baselines: methods side by side, each over the seeds of `repeat`."""
+
+  methods: tuple[tuple[str, Mapping], ...] = row((), "methods: (label, {field: value}), ..")

@@ -1,0 +1,26 @@
+"""Fields of the job prepare."""
+
+import dataclasses
+from typing import Any
+
+from pomp_jax.config.declare import at_least, require, row
+from pomp_jax.files.paths import exists
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
+
+  dataset: str = row("", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, ..")
+  input: str = row("", "archive or folder that it is made from")
+  names: str = row("", "for imagenet21k: a class list with synsets; empty: all classes")
+  shots: int = row(0, "stored training images per class; 0: all", at_least(0))
+  shots_seed: int = row(1, "random seed of the choice", at_least(0))
+  held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
+  workers: int = row(0, "worker processes; 0: one a core", at_least(0))
+
+
+def check_prepare(settings: Any) -> None:
+  """Raises ConfigError for an input that does not exist."""
+  path = settings.prepare.input
+  require(exists(path), "prepare.input", path, "a file or folder that exists")

@@ -1,0 +1,197 @@
+"""What the page shows of regions: label maps, objects, and the scores of given boxes.
+
+Shapes: N names, R regions, E embedding.
+"""
+
+from collections.abc import Callable, Sequence
+import pathlib
+import tempfile
+
+from jaxtyping import Bool, Float, Float32, UInt8
+import numpy as np
+from PIL import Image
+
+from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.class_matrix import ClassMatrix
+from pomp_jax.rooms.regions.boxes import select_detections
+from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
+from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet, segmentation_sheet, strongest
+from pomp_jax.rooms.regions.region_scorer import (
+  open_region_encoder,
+  open_segmenter,
+  region_scores,
+  trained_classes,
+)
+from pomp_jax.rooms.regions.region_sources import check_network, open_network
+from pomp_jax.rooms.regions.scenes import Scenes
+from pomp_jax.rooms.regions.scores import Fusion
+
+_SEGMENT_SIDE = 384
+# Names that the example of a scene lists and its picture does not show.
+_OTHERS = 4
+
+
+def check(config: Settings) -> None:
+  """Raises InputError for masked crops, which boxes have not, and for a network that misfits."""
+  if config.regions.crop != "context":
+    raise ConfigError("regions.crop", config.regions.crop, "'context': boxes have no masks")
+  if config.propose.network:
+    check_network(config)
+
+
+def examples() -> list[tuple[Image.Image, str, np.ndarray]]:
+  """Scenes of several objects of the world: picture, names with some others', boxes [R,4]."""
+  found = Scenes("test", 2)
+  scenes = []
+  for index in range(len(found)):
+    scene = found.scene(index)
+    others = range(index, len(found.names), len(found.names) // _OTHERS)
+    classes = dict.fromkeys([*scene.labels.tolist(), *others])
+    names = "\n".join(found.names[c] for c in classes)
+    scenes.append((Image.fromarray(scene.image), names, scene.boxes))
+  return scenes
+
+
+class RegionsOfPictures:
+  """Regions of one picture under class matrices, whose first rows are the names'.
+
+  `finds`: whether a network can find objects; `segments`: whether it or a ViT can compute label
+  maps, of at most `most_names` names.
+  """
+
+  most_names = 100  # a label map has the scores of all names at each pixel in memory
+
+  def __init__(self, config: Settings, encoder: Encoder):
+    """Opens the network of the config, if there is one; compiles on first use."""
+    self._config, self._encoder = config, encoder
+    network = config.propose.network
+    self._network = open_network(config, encoder, batch_size=1) if network else None
+    self.finds = self._network is not None
+    self.segments = self.finds or not isinstance(encoder.clip.config.vision_config, ResNetConfig)
+    dense = self.segments and not self.finds
+    self._segmenter = open_segmenter(config, encoder) if dense else None
+    self._crops = open_region_encoder(config.regions, encoder)
+
+  def segment(
+    self,
+    image: Image.Image,
+    names: Sequence[str],
+    matrices: Sequence[ClassMatrix],
+    labels: Sequence[str],
+  ) -> bytes:
+    """Draws a class for every pixel under each matrix, titled by `labels`; a PNG.
+
+    The regions are the network's. Without one the classes of patches are drawn, by
+    `segment.recipe`.
+    """
+    if self.finds:
+      pixels = np.asarray(image)
+      regions, scores = self._regions(pixels, names, matrices, self._config.segment.logit_scale)
+      maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
+    else:
+      image = image.copy()
+      image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
+      pixels = np.asarray(image)
+      assert self._segmenter is not None
+      [found] = self._segmenter.label_maps([pixels], matrices)
+      # Rows beyond the names repeat the first one.
+      maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
+    return _drawn(segmentation_sheet, pixels, maps, labels, names)
+
+  def find_objects(
+    self,
+    image: Image.Image,
+    names: Sequence[str],
+    matrices: Sequence[ClassMatrix],
+    labels: Sequence[str],
+  ) -> tuple[bytes, list[list[tuple[str, float]]]]:
+    """Objects that the network finds: a PNG, and names with scores under each matrix, best first.
+
+    Of boxes that overlap by half only the best counts, and eight in all.
+    """
+    pixels, detect = np.asarray(image), self._config.detect
+    regions, scores = self._regions(pixels, names, matrices, detect.logit_scale)
+    limits = {"min_score": detect.min_score, "max_iou": detect.nms}
+    drawn, rows = [], []
+    for scores_RxN in scores:
+      found = select_detections(regions.boxes, scores_RxN, **limits)
+      boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
+      drawn.append(best := strongest(boxes))
+      pairs = zip(best.classes, best.scores, strict=True)
+      rows.append([(names[c], float(score)) for c, score in pairs])
+    return _drawn(detection_sheet, pixels, drawn, labels, names), rows
+
+  def _regions(
+    self,
+    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
+    names: Sequence[str],
+    matrices: Sequence[ClassMatrix],
+    logit_scale: float,
+  ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
+    """Regions that the network finds, and their fused scores under each matrix."""
+    assert self._network is not None
+    [regions] = self._network.regions([pixels_HxWx3])
+    regions = regions.top(self._config.regions.max_regions)
+    header = self._network.header
+    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+    trained_C = trained_classes(header, classes)
+    return regions, self._scores(pixels_HxWx3, regions, matrices, logit_scale, trained_C, header)
+
+  def _scores(
+    self,
+    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
+    regions: Regions,
+    matrices: Sequence[ClassMatrix],
+    logit_scale: float,
+    trained_C: Bool[np.ndarray, " N"],
+    header: RegionHeader | None = None,
+  ) -> list[Float[np.ndarray, "R N"]]:
+    """Scores of regions under each matrix; `trained_C`: whether the network knows a name."""
+    own = self._config.regions
+    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
+    return [
+      region_scores(
+        regions,
+        header,
+        features_RxE,
+        ClassMatrix(matrix.features[: len(trained_C)], np.arange(len(trained_C))),
+        logit_scale=logit_scale or self._encoder.clip.logit_scale,
+        fusion=Fusion(own.e_base, own.e_novel, own.null),
+        trained_C=trained_C,
+        objectness=own.objectness,
+      )
+      for matrix in matrices
+    ]
+
+  def name_boxes(
+    self,
+    image: Image.Image,
+    names: Sequence[str],
+    matrices: Sequence[ClassMatrix],
+    labels: Sequence[str],
+    boxes_Rx4: Float32[np.ndarray, "R 4"],
+  ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
+    """Names given boxes: a PNG with each in the colour of its name, and scores of each matrix."""
+    pixels, scale = np.asarray(image), self._config.detect.logit_scale
+    untrained_C = np.zeros(len(names), bool)
+    scores = self._scores(pixels, Regions(boxes_Rx4), matrices, scale, untrained_C)
+    drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
+    return _drawn(detection_sheet, pixels, drawn, labels, names), scores
+
+
+def _drawn(
+  sheet: Callable[..., None],
+  pixels: np.ndarray,
+  found: Sequence,
+  labels: Sequence[str],
+  names: Sequence[str],
+) -> bytes:
+  """The PNG that a function of `pictures` writes of what is found under each matrix."""
+  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+    path = pathlib.Path(folder) / "plot.png"
+    sheet(path, [pixels], [found], labels, names)
+    return path.read_bytes()
