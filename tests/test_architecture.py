@@ -71,3 +71,17 @@ def test_modules_are_imported_without(group):
 def test_modules_are_named_for_what_they_hold():
   drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
   assert not drawers & {path.stem for path in MODULES}
+
+
+def test_the_fields_of_a_room_may_be_imported_first():
+  """As by a process that unpickles a room's function."""
+  rooms = [path.parent.name for path in MODULES if path.parts[-3:][0] == "rooms"]
+  rooms = sorted({room for room in rooms if (PACKAGE / "rooms" / room / "fields.py").exists()})
+  code = "import importlib, sys\n"
+  for room in rooms:
+    code += f"importlib.import_module('pomp_jax.rooms.{room}.fields')\n"
+    code += (
+      "for name in [n for n in sys.modules if n.startswith('pomp_jax')]: del sys.modules[name]\n"
+    )
+  done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True)
+  assert len(rooms) == 7 and done.returncode == 0, done.stderr.decode()

@@ -5,7 +5,7 @@ are in its `fields.py`, and `registry.JOBS` has the groups of each job. Checks o
 together are in `checks.py`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -393,5 +393,22 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
     raise UnknownFieldError(field, f" of job {job!r}: it is a field of {readers}")
 
 
+class _Fields(Mapping[str, dataclasses.Field]):
+  """Rows of all jobs, read when first asked for: a room's `fields.py` imports this package."""
+
+  @functools.cached_property
+  def _rows(self) -> dict[str, dataclasses.Field]:
+    return {field: row for job in JOBS for field, row in fields_of(job).items()}
+
+  def __getitem__(self, field: str) -> dataclasses.Field:
+    return self._rows[field]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._rows)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+
 # Dotted name -> row, of all jobs.
-FIELDS = {field: row for job in JOBS for field, row in fields_of(job).items()}
+FIELDS = _Fields()

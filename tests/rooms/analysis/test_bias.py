@@ -56,7 +56,9 @@ def case():
   """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
   config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
   clip = inputs.open_encoder(config).clip
-  clip = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.float32(np.log(7))})
+  clip = dataclasses.replace(
+    clip, params=clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
+  )
   encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(inputs, "open_encoder", lambda _: encoder)
