@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 
 
 class Masks(NamedTuple):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.attention import masks_of, packed_attention
 from pomp_jax.clip.precision import precision_of, with_products
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
-from pomp_jax.annotations import Array, Float
+from pomp_jax.array_types import Array, Float
 from pomp_jax.clip.precision import precision_of, with_products
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.packed import shared_text_tower
 from pomp_jax.errors import InputError
 

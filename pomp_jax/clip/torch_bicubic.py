@@ -5,7 +5,7 @@
 
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Float
+from pomp_jax.array_types import Array, Float
 
 _A = -0.75
 

@@ -199,7 +199,7 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   # A dry run gives a published architecture random weights.
   if dry_run or clip.model != name:
     # Imported here, because it imports transformers, which takes seconds.
-    from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS as published
+    from pomp_jax.clip.synthetic_clip import SYNTHETIC_CLIPS as published
   if clip.model != name:
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     require(name in published, "clip.model", clip.model, expected)

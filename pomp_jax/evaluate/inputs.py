@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_config_and_tokenizer
-from pomp_jax.clip.synthetic import SyntheticTokenizer, synthetic_clip, synthetic_config
+from pomp_jax.clip.synthetic_clip import SyntheticTokenizer, synthetic_clip, synthetic_config
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
 from pomp_jax.config.fields import Data

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.array_types import Array, Float, Int32
 
 POSITIONS = ("end", "middle", "front")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences

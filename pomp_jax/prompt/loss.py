@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.prompt.sampling import Negatives, SamplingSettings
 
 # `log`: the unbiased one. `log10`: as published. `refined`: of Khrylchenko et al. (2025), with the

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import optax
 
-from pomp_jax.annotations import Array, Float
+from pomp_jax.array_types import Array, Float
 
 SCHEDULES = ("epoch", "step")
 

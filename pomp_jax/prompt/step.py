@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from pomp_jax.annotations import Array, Int32
+from pomp_jax.array_types import Array, Int32
 from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt import sampling

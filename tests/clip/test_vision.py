@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip, prompted_image_tower
 from pomp_jax.clip.architecture import parameter_shapes
-from pomp_jax.clip.synthetic import synthetic_config
+from pomp_jax.clip.synthetic_clip import synthetic_config
 from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
 from tests.support.clips import flax_clip

@@ -10,7 +10,7 @@ from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
+from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer
 from tests.evaluate.test_classify import NAMES
 from tests.support.oracles import unit

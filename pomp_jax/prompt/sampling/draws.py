@@ -12,7 +12,7 @@ Shapes: N classes, S sampled negatives (K-1 of the method's K, or all N when K =
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.array_types import Array, Float, Int32
 
 # Lengths along the line are multiples of 2^-32 and positions are unsigned integers modulo 1, so
 # that no rounding accumulates over thousands of classes.

@@ -7,7 +7,7 @@ levels of a hierarchy.
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Bool, Int32
+from pomp_jax.array_types import Array, Bool, Int32
 from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays, SamplingSettings
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.prompt.sampling.draws import most_likely, n_negatives, sample_uniform, sample_weighted
 
 # What `hard` and `easy` compare the bank with: features of the images' classes, or of the images.

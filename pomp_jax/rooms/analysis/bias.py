@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize

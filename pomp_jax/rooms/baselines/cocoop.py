@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.annotations import Array, Float
+from pomp_jax.array_types import Array, Float
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences

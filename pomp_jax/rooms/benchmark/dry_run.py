@@ -17,7 +17,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.load import is_here
-from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
+from pomp_jax.clip.synthetic_clip import SYNTHETIC_CLIPS
 from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs

@@ -24,7 +24,7 @@ from pomp_jax.rooms.regions.mask_former.model import (
   class_logits,
   mask_predictor,
 )
-from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
+from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.masks import ONE, hard_masks, resized_image
 
 

@@ -30,14 +30,14 @@ from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
-from pomp_jax.rooms.regions.mask_former.model import VARIANTS, MaskFormer, MaskFormerConfig
-from pomp_jax.rooms.regions.mask_former.step import (
+from pomp_jax.rooms.regions.mask_former.mask_step import (
   MaskLearner,
   adamw,
   make_mask_step,
   poly_schedule,
 )
-from pomp_jax.rooms.regions.mask_former.weights import (
+from pomp_jax.rooms.regions.mask_former.model import VARIANTS, MaskFormer, MaskFormerConfig
+from pomp_jax.rooms.regions.mask_former.published_weights import (
   MaskFormerFile,
   read_mask_former,
   write_mask_former,
@@ -130,7 +130,7 @@ class MaskTraining(Training):
     return MaskLearner(MaskFormer(self.sizes), start)
 
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `mask_former.step.make_mask_step` in `clip.dtype`."""
+    """Builds `mask_former.mask_step.make_mask_step` in `clip.dtype`."""
     own = self.config.train_masks
     dtype, products = precision_of(self.config.clip.dtype)
     step = make_mask_step(

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.clip import load, synthetic, tokenize
+from pomp_jax.clip import load, synthetic_clip, tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.configs import imagenet21k_rn50
 from pomp_jax.data.class_lists import load_class_list
@@ -179,8 +179,8 @@ def test_synthetic_images_are_of_true_size(tmp_path):
 
 def test_the_stand_in_tokenizer_has_the_right_lengths():
   names = load_class_list("imagenet21k").names[:2000]
-  tokenizer = synthetic.SyntheticTokenizer({f"{names[0]}.": 9})
-  config = synthetic.synthetic_config("openai/clip-vit-base-patch16").text_config
+  tokenizer = synthetic_clip.SyntheticTokenizer({f"{names[0]}.": 9})
+  config = synthetic_clip.synthetic_config("openai/clip-vit-base-patch16").text_config
   ids, lengths = tokenize([f"{name}." for name in names], tokenizer, config)
   assert lengths[0] == 9
   # 4.3 tokens is the mean of all, with CLIP's own.

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.clip import Clip, ClipError
-from pomp_jax.clip.synthetic import synthetic_config
+from pomp_jax.clip.synthetic_clip import synthetic_config
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
 
 PATCH = 8

@@ -11,7 +11,7 @@ import torch
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
-from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
+from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer, decisive_masks, found_objects, mask_boxes
 from tests.support.checks import assert_close
 from tests.support.region_jobs import TINY, random_params

@@ -13,7 +13,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect, propose, region_sources, segment
 from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
-from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
+from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_sets import open_box_set
 from tests.support.region_jobs import (
   NETWORK,

@@ -18,7 +18,7 @@ from pomp_jax.prompt.mesh import DATA
 from pomp_jax.rooms.regions import region_sets, train_masks
 from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.mask_former.model import VARIANTS
-from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
+from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.scenes import Scenes
 from pomp_jax.train import loop
 from pomp_jax.train.resume import may_change

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.array_types import Array, Bool, Float, Int32
 
 # Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and exponent.
 _ALPHA, _GAMMA = 0.25, 2

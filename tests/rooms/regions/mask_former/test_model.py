@@ -16,7 +16,7 @@ from pomp_jax.rooms.regions.mask_former.model import (
   normalized_pixels,
   parameter_groups,
 )
-from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
+from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from tests.support.checks import assert_close, equations
 from tests.support.region_jobs import TINY, random_params
 from tests.support.torch_mask_former import layer_outputs, predictions, zsseg_state

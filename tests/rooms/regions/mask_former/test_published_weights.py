@@ -12,7 +12,7 @@ import torch
 from pomp_jax.clip import load_clip
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.rooms.regions.mask_former.model import VARIANTS, parameter_shapes
-from pomp_jax.rooms.regions.mask_former.weights import (
+from pomp_jax.rooms.regions.mask_former.published_weights import (
   ZSSEG,
   MaskFormerError,
   MaskFormerFile,

@@ -14,17 +14,17 @@ import torch
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights, Predictions, mask_losses, match
-from pomp_jax.rooms.regions.mask_former.model import (
-  MaskFormer,
-  class_logits,
-  normalized_pixels,
-)
-from pomp_jax.rooms.regions.mask_former.step import (
+from pomp_jax.rooms.regions.mask_former.mask_step import (
   MaskLearner,
   adamw,
   make_mask_step,
   poly_schedule,
   targets_of,
+)
+from pomp_jax.rooms.regions.mask_former.model import (
+  MaskFormer,
+  class_logits,
+  normalized_pixels,
 )
 from tests.support.checks import assert_close
 from tests.support.region_jobs import TINY, random_params

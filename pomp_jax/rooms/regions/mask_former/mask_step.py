@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 import optax
 
-from pomp_jax.annotations import Array, Int
+from pomp_jax.array_types import Array, Int
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.rooms.regions.mask_former.losses import (
   LossWeights,
