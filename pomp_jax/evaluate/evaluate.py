@@ -92,7 +92,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   EvaluationError if features are not finite, CorruptDataError if too many images can't be read.
   """
   folder, first = RunFolder(workdir), hosts.is_first()
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
   sets = evaluation_sets(config, encoder.clip.image_size)
   opened, missing = open_everywhere(sets, config.evaluate.skip_missing)

@@ -52,7 +52,7 @@ def run(config: Settings, workdir: str) -> dict:
   results = {"job": config.job, "prompt": settings.prompt, "format": settings.format}
   if settings.format in FEATURE_FORMATS:
     categories = load_categories(settings.names)
-    encoder = inputs.open_encoder(config)
+    encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
     # Detic normalises the features itself.
     unit = settings.format != "detic"
     features_CxE = category_features(encoder, categories, prompt, settings.synonyms, unit=unit)

@@ -5,15 +5,14 @@ What can't be opened is an error of one line: ClipError, SourceError, Vocabulary
 
 import dataclasses
 from types import ModuleType
-
-from jax.sharding import Mesh
+from typing import Any
 
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_config_and_tokenizer
 from pomp_jax.clip.synthetic_clip import SyntheticTokenizer, synthetic_clip, synthetic_config
 from pomp_jax.clip.tokens import Tokenizer
-from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
+from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import Source, StoredImages
@@ -54,19 +53,20 @@ def _token_counts() -> dict[str, int]:
   return {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
 
 
-def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
-  """Opens the CLIP on the devices of `mesh`, or on all in a mesh by `config.mesh`."""
-  store = config.data.feature_store
-  with waiting(f"loading {config.clip.model}"):
-    clip = open_clip(config.clip)
+def open_encoder(
+  settings: fields.Clip, class_size: int = 1, feature_store: str = "", devices: Any = None
+) -> Encoder:
+  """Opens the CLIP on a mesh of these devices, or all; class features are cached in the store."""
+  with waiting(f"loading {settings.model}"):
+    clip = open_clip(settings)
   return Encoder(
     clip,
-    mesh=make_mesh(config.mesh.class_size) if mesh is None else mesh,
-    tower=config.clip.text_tower,
-    dtype=config.clip.dtype,
-    chunk=config.clip.chunk,
-    image_chunk=config.clip.image_chunk,
-    cache=ArrayCache(join(store, "classes") if store else None),
+    mesh=make_mesh(class_size, devices),
+    tower=settings.text_tower,
+    dtype=settings.dtype,
+    chunk=settings.chunk,
+    image_chunk=settings.image_chunk,
+    cache=ArrayCache(join(feature_store, "classes") if feature_store else None),
   )
 
 

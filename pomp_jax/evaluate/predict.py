@@ -156,7 +156,7 @@ def run(config: Settings, workdir: str) -> dict:
   kind = load(TASKS[config.predict.task].open)
   config, folder = kind.settings(config), RunFolder(workdir)
   settings = config.predict
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   files = find_images(settings.images)
   task = kind(config, encoder, files, folder)
   blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]

@@ -23,7 +23,6 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.files.terminal import Progress, printable
-from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: 
   start = time.monotonic()
   if missing and hosts.n_processes() > 1:
     # Each process works at its own pace, which no collective allows.
-    encoder = inputs.open_encoder(config, make_mesh(devices=jax.local_devices()))
+    encoder = inputs.open_encoder(config.clip, devices=jax.local_devices())
   _fill(data, features, mine, source, encoder)
   for _ in range(len(mine), -(-len(missing) // jax.process_count())):
     # As often as the process with the most blocks.

@@ -164,7 +164,7 @@ def _train_prepared(run: Run, tracker: Tracker) -> dict:
 
 def _fit(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt."""
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   start, fits = time.monotonic(), METHODS[config.method].learns == "features"
   try:
     fitted = methods.fit(config, encoder, folder) if fits else None

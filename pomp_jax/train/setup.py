@@ -206,7 +206,9 @@ def prepare(
 
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
-  encoder = encoder or inputs.open_encoder(config)
+  encoder = encoder or inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
   fetch = batches.open_fetch(config.data, source, encoder, folder)
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)

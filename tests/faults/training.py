@@ -26,7 +26,6 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, setup
 from tests.support.processes import ROOT, environment
 from tests.support.small_run import small_config
@@ -60,7 +59,7 @@ class Attempt:
 
 class Training:
   def __init__(self, config: Settings, folder: pathlib.Path):
-    encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
+    encoder = inputs.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
     self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context
 

@@ -17,15 +17,13 @@ def encoders_opened_once() -> Iterator[None]:
   """Gives each job the encoder that an earlier one opened with the same fields and weights."""
   opened, encoders = inputs.open_encoder, {}
 
-  def open_once(config, mesh=None):
-    model = pathlib.Path(config.clip.model)
+  def open_once(clip, class_size=1, feature_store="", devices=None):
+    model = pathlib.Path(clip.model)
     files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
     weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = repr(
-      (config.clip, config.mesh, config.data.feature_store, jax.device_count(), mesh, weights)
-    )
+    key = repr((clip, class_size, feature_store, jax.device_count(), devices, weights))
     if key not in encoders:
-      encoders[key] = opened(config, mesh)
+      encoders[key] = opened(clip, class_size, feature_store, devices)
     return encoders[key]
 
   with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,6 @@ import pytest
 
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, setup
 from tests.support.small_run import small_config, trained
 
@@ -33,7 +32,7 @@ def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   for step in (4, 6):
     shutil.rmtree(tmp_path / "checkpoints" / str(step))
-  half = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:4]))
+  half = inputs.open_encoder(config.clip, devices=jax.devices()[:4])
   job = setup.prepare(config, RunFolder(tmp_path), encoder=half)
   with caplog.at_level("INFO", "pomp_jax"):
     done = loop.train(job)

@@ -156,7 +156,7 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
 
 
 def test_a_classifier_reads_stored_features(config_of, shown, tmp_path):
-  keys, encoder = {}, inputs.open_encoder(config_of())
+  keys, encoder = {}, inputs.open_encoder(config_of().clip)
   for features in ("online", "stored", "stored"):
     shown.clear()
     config = config_of(method="tip_adapter", **PLAIN | {"data.features": features})

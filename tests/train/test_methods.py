@@ -19,7 +19,7 @@ from tests.support.small_run import small_config
 
 @pytest.fixture(scope="module")
 def encoder():
-  return inputs.open_encoder(small_config())
+  return inputs.open_encoder(small_config().clip)
 
 
 @pytest.fixture

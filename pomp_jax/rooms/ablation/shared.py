@@ -71,7 +71,7 @@ class Shared:
   @_once("clip", "mesh")
   def encoder(self, config: Settings) -> Encoder:
     """The CLIP that a config names."""
-    return inputs.open_encoder(config)
+    return inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
 
   def prepare(self, config: Settings, folder: RunFolder) -> setup.Run:
     """A run made ready, its CLIP and its images shared with the others."""

@@ -64,7 +64,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not finite."""
   folder, first = RunFolder(workdir), hosts.is_first()
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
     folder.create()

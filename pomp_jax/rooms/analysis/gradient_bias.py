@@ -148,7 +148,7 @@ def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
 
 def _open(config: Settings) -> _Setting:
   settings = config.gradient_bias
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   source = inputs.open_source(config.data, "train", n_images=settings.images)
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)

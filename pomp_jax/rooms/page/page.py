@@ -67,7 +67,7 @@ def run(config: Settings, workdir: str) -> None:
 
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   regions = load(REGIONS_ON_PAGE) if REGIONS_ON_PAGE else None
   opened = regions and regions.RegionsOfPictures(config, encoder)
   comparison = Comparison(encoder, prompts, config, opened)

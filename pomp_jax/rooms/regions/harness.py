@@ -124,7 +124,9 @@ class Comparison:
     self._config, self._classes = config, classes
     halves = [name for name in ("base", "novel") if name in classes.groups]
     self.groups = {name: classes.indices(name) for name in halves}
-    self.encoder = inputs.open_encoder(config)
+    self.encoder = inputs.open_encoder(
+      config.clip, config.mesh.class_size, config.data.feature_store
+    )
     self._plain = _prompts(config)
     self.prompts = compared(config.regions, self._plain)
     parts = [version, self.encoder.image_fingerprint, self.encoder.clip.name]

@@ -55,7 +55,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     InputError: an image can't be read; a network with another CLIP inside.
   """
   folder, boxes = RunFolder(workdir), None
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   proposer = open_network(config, encoder, config.propose.batch_size)
   if config.propose.images == "segment":
     images = open_pixel_set(config.segment)

@@ -145,7 +145,7 @@ class MaskTraining(Training):
 def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
   """Opens everything that a training needs, and writes nothing; errors are one line each."""
   own = config.train_masks
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   source = open_mask_set(own, config.seed)
   sizes = _network_sizes(own, encoder.clip.config.projection_dim)
   prompt = _prompt_of_classes(own)

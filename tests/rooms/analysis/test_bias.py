@@ -55,13 +55,13 @@ def test_cosines():
 def case():
   """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
   config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
-  clip = inputs.open_encoder(config).clip
+  clip = inputs.open_encoder(config.clip).clip
   clip = dataclasses.replace(
     clip, params=clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
   )
   encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inputs, "open_encoder", lambda _: encoder)
+    patch.setattr(inputs, "open_encoder", lambda *_: encoder)
     setting = job._open(config)
   module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
   drawn = np.random.default_rng(config.seed).permutation(len(source))

@@ -118,7 +118,7 @@ def test_zero_shot(monkeypatch, tmp_path, told):
   config = tiny_config(method="zero_shot", **{"eval.images": 200})
   results = pretrain.run(config, str(tmp_path / "run"))
   assert_left_when_written(told)
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip)
   for split in SPLITS:
     source = inputs.open_source(config.data, split, n_images=200)
     images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
@@ -277,7 +277,7 @@ def tip_config(**changes):
 
 @pytest.fixture(scope="module")
 def encoder():
-  return inputs.open_encoder(tip_config())
+  return inputs.open_encoder(tip_config().clip)
 
 
 def learned(config, encoder, folder, monkeypatch):

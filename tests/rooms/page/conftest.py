@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     **{"regions.crop": "context", "segment.size": 0, "segment.window": 40, "segment.stride": 20},
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip)
   regions = RegionsOfPictures(config, encoder)
   comparison = Comparison(encoder, shown_prompts(prompts), config, regions)
   limits = server.Limits(max_names=MAX_NAMES, max_upload=1.0)

@@ -38,7 +38,7 @@ def case(tmp_path_factory):
     **{"detect.min_score": 0.01},
   )
   job.check(config, str(root / "run"))
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
   comparison = Comparison(encoder, prompts, config, RegionsOfPictures(config, encoder))
   return config, comparison, job._scenes()[0].image

@@ -58,7 +58,7 @@ def _check_answers(made, answer, prompts):
   assert answer.status_code == 200
   line = r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>'
   names, percents = zip(*re.findall(line, answer.data.decode()), strict=True)
-  encoder, expected = inputs.open_encoder(made[1]._config), []
+  encoder, expected = inputs.open_encoder(made[1]._config.clip), []
   for prompt in prompts:
     classifier = Classifier(encoder, prompt, NAMES.split("\n"))
     expected += classifier.predict(np.asarray(noise(50, 40)), top=2)

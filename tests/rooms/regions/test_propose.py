@@ -214,7 +214,7 @@ def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
 
   seen = {}
   usual = arguments()
-  classes = inputs.open_encoder(config_of(region_set)).class_features(TRAINED, "the {}!")
+  classes = inputs.open_encoder(config_of(region_set).clip).class_features(TRAINED, "the {}!")
   network = read_mask_former(region_set / "other.pth").params["non_object"]
   become = {"propose.network": network, "propose.prompt": classes, "propose.images": 2}
   for field, value in CHANGES.items():
