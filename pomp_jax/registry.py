@@ -102,7 +102,7 @@ SOURCES = {
   "folder": Source("data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True),
   "coop": Source("data.coop", ("annotations",), test_sets=True, draws_shots=True),
   "tfds": Source("data.tfds", ("annotations",), root=False, test_sets=True),
-  "regions": Source("rooms.regions.region_crops", ("dataset",), holds_out=True),
+  "regions": Source("rooms.regions.training_crops", ("dataset",), holds_out=True),
   SYNTHETIC: Source("data.synthetic", root=False),
 }
 
@@ -232,10 +232,10 @@ _REGIONS = ("regions", "segment", "detect", "propose")
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task(
-    "rooms.regions.whole_pictures:Segment", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+    "rooms.regions.predict_tasks:Segment", _REGIONS, "rooms.regions.checks:check_predicted_regions"
   ),
   "detect": Task(
-    "rooms.regions.whole_pictures:Detect", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+    "rooms.regions.predict_tasks:Detect", _REGIONS, "rooms.regions.checks:check_predicted_regions"
   ),
 }
 

@@ -17,8 +17,8 @@ from pomp_jax.configs import world_masks
 from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.rooms.baselines import tip_adapter
+from pomp_jax.rooms.regions.fusion import FUSIONS
 from pomp_jax.rooms.regions.masks import resized_sides
-from pomp_jax.rooms.regions.scores import FUSIONS
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
 BASELINES = DOCS.read_text().partition("\n## Baselines\n")[2].partition("\n## ")[0]

@@ -14,7 +14,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
 from tests.support import stores
 from tests.support.data_files import NAMES, write_folder
 from tests.support.detection_cases import random_annotations

@@ -16,7 +16,7 @@ from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths
-from pomp_jax.rooms.regions.files import (
+from pomp_jax.rooms.regions.region_folder import (
   HEADER,
   MAX_SCORE,
   ImageSize,

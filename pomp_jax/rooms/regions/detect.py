@@ -18,11 +18,11 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision, result_rows
-from pomp_jax.rooms.regions.harness import Blocks, Comparison, check_prompts, start
-from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet
+from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
+from pomp_jax.rooms.regions.plots import Boxes, detection_sheet
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
-from pomp_jax.rooms.regions.region_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.region_sources import check_region_source, needs_crops
 
 # Images between two saves.

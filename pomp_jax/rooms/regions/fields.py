@@ -4,8 +4,8 @@ import dataclasses
 import functools
 
 from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, row
+from pomp_jax.rooms.regions.label_images import VALUES
 from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
-from pomp_jax.rooms.regions.pixels import VALUES
 
 # Image of a region: its mask on CLIP's mean colour, or the box with its surroundings.
 _CROPS = ("masked", "context")

@@ -15,7 +15,7 @@ from PIL import Image
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Labelled
 from pomp_jax.rooms.regions.annotations import AnnotationError
-from pomp_jax.rooms.regions.pixels import PixelError
+from pomp_jax.rooms.regions.label_images import PixelError
 
 # Augmentations: the whole image; random scale, crop and flip.
 MASK_AUGMENTS = ("none", "crop_flip")

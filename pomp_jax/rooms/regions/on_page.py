@@ -17,9 +17,10 @@ from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.boxes import select_detections
-from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet, segmentation_sheet, strongest
+from pomp_jax.rooms.regions.plots import Boxes, detection_sheet, segmentation_sheet, strongest
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import (
   open_region_encoder,
   open_segmenter,
@@ -28,7 +29,6 @@ from pomp_jax.rooms.regions.region_scorer import (
 )
 from pomp_jax.rooms.regions.region_sources import check_network, open_network
 from pomp_jax.rooms.regions.scenes import Scenes
-from pomp_jax.rooms.regions.scores import Fusion
 
 _SEGMENT_SIDE = 384
 # Names that the example of a scene lists and its picture does not show.
@@ -190,7 +190,7 @@ def _drawn(
   labels: Sequence[str],
   names: Sequence[str],
 ) -> bytes:
-  """The PNG that a function of `pictures` writes of what is found under each matrix."""
+  """The PNG that a function of `plots` writes of what is found under each matrix."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
     sheet(path, [pixels], [found], labels, names)

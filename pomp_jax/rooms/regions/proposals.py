@@ -16,7 +16,6 @@ import numpy as np
 from pomp_jax.encoder import map_rows
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions.boxes import boxes_of_masks
-from pomp_jax.rooms.regions.files import RegionHeader, Regions
 from pomp_jax.rooms.regions.mask_former.model import (
   LOGIT_SCALE,
   MASK_STRIDE,
@@ -26,6 +25,7 @@ from pomp_jax.rooms.regions.mask_former.model import (
 )
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.masks import ONE, hard_masks, resized_image
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 
 
 class Proposer:

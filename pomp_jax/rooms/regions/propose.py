@@ -18,12 +18,12 @@ from pomp_jax.files.paths import is_file
 from pomp_jax.files.pieces import file_stamps, fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.rooms.regions.blocks import Blocks, start
 from pomp_jax.rooms.regions.fields import Detect, Segment
-from pomp_jax.rooms.regions.files import RegionFolder, Regions, RegionWriter
-from pomp_jax.rooms.regions.harness import Blocks, start
+from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
 from pomp_jax.rooms.regions.proposals import found_objects
-from pomp_jax.rooms.regions.region_sets import BoxSet, open_box_set, open_pixel_set
+from pomp_jax.rooms.regions.region_folder import RegionFolder, Regions, RegionWriter
 from pomp_jax.rooms.regions.region_sources import check_network, network_key_parts, open_network
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.box_metrics import Detections
 from pomp_jax.rooms.regions.boxes import boxes_of_masks, select_detections
-from pomp_jax.rooms.regions.crops import CropSettings, RegionEncoder
-from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.crop_features import CropSettings, RegionEncoder
+from pomp_jax.rooms.regions.fusion import Fusion, Scores, class_scores, fuse, with_objectness
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.masks import hard_masks, resized_image, run_lengths_of
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_sources import Images, needs_crops, open_region_source
-from pomp_jax.rooms.regions.scores import Fusion, Scores, class_scores, fuse, with_objectness
 from pomp_jax.rooms.regions.segmentation import DenseSegmenter, DenseSettings, PixelMap
 
 # Masks of images whose crops are made together: one image, and more up to this.

@@ -17,13 +17,13 @@ from pomp_jax.files.pieces import file_stamps
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.coco_results import RegionResults, open_regions, region_files
-from pomp_jax.rooms.regions.files import ImageSize, RegionFolder, RegionHeader, Regions
 from pomp_jax.rooms.regions.mask_former.published_weights import (
   MaskFormerFile,
   check_clip,
   read_mask_former,
 )
 from pomp_jax.rooms.regions.proposals import Proposer
+from pomp_jax.rooms.regions.region_folder import ImageSize, RegionFolder, RegionHeader, Regions
 
 # Name of a prompt: the one inside the file of `propose.network`.
 _NETWORK_PROMPT = "network"

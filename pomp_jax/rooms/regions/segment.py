@@ -19,12 +19,12 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
-from pomp_jax.rooms.regions.harness import Blocks, Comparison, check_prompts, start
-from pomp_jax.rooms.regions.pictures import segmentation_sheet
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
+from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
+from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
-from pomp_jax.rooms.regions.pixels import IGNORED, read_values, write_labels
+from pomp_jax.rooms.regions.plots import segmentation_sheet
 from pomp_jax.rooms.regions.region_scorer import check_patches, open_label_maps
-from pomp_jax.rooms.regions.region_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.region_sources import check_region_source
 from pomp_jax.rooms.regions.segmentation import PixelMap
 

@@ -29,6 +29,7 @@ from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
 from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
 from pomp_jax.rooms.regions.mask_former.mask_step import (
   MaskLearner,
@@ -43,7 +44,6 @@ from pomp_jax.rooms.regions.mask_former.published_weights import (
   write_mask_former,
 )
 from pomp_jax.rooms.regions.mask_views import MaskAugmentation, MaskViews
-from pomp_jax.rooms.regions.region_sets import open_mask_set
 from pomp_jax.train import batches, loop
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
 from pomp_jax.train.setup import Training

@@ -10,7 +10,7 @@ import pytest
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.coco_results import open_regions
-from pomp_jax.rooms.regions.files import ImageSize, RegionFileError
+from pomp_jax.rooms.regions.region_folder import ImageSize, RegionFileError
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations, random_detections
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from pomp_jax.clip import load_clip
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
-from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
 from tests.support.detection_cases import pycoco, random_annotations, random_detections
 from tests.support.region_jobs import (
   assert_same_detections,

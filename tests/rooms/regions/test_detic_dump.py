@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pomp_jax.rooms.regions.files import RegionFolder
-from pomp_jax.rooms.regions.scores import class_scores, with_objectness
+from pomp_jax.rooms.regions.fusion import class_scores, with_objectness
+from pomp_jax.rooms.regions.region_folder import RegionFolder
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "docs" / "dump_detic.py"
 SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}  # of the network's input, and of the file

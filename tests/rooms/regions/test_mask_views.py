@@ -10,6 +10,8 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.image_sets import open_mask_set
+from pomp_jax.rooms.regions.label_images import PixelError
 from pomp_jax.rooms.regions.mask_views import (
   MaskAugmentation,
   MaskViews,
@@ -22,8 +24,6 @@ from pomp_jax.rooms.regions.mask_views import (
   map_of_masks,
 )
 from pomp_jax.rooms.regions.panoptic import read_panoptic
-from pomp_jax.rooms.regions.pixels import PixelError
-from pomp_jax.rooms.regions.region_sets import open_mask_set
 
 LABELS = np.array([4, -1, 2], np.int32)
 CROPS = MaskAugmentation("crop_flip", seed=5, scales=(0.5, 2.0))

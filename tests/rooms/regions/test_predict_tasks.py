@@ -12,7 +12,7 @@ import pytest
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.rooms.regions import whole_pictures
+from pomp_jax.rooms.regions import predict_tasks
 from tests.support.region_jobs import in_place, write_network, write_region_set
 from tests.support.small_run import changed, run_job, small_config
 
@@ -180,7 +180,7 @@ def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch)
   Image.fromarray(np.kron(np.asarray(small), np.ones((2, 2, 1), np.uint8))).save(
     tmp_path / "large.png"
   )
-  monkeypatch.setattr(whole_pictures, "_MAX_PIXELS", 64 * 48)
+  monkeypatch.setattr(predict_tasks, "_MAX_PIXELS", 64 * 48)
   found = {}
   own = {"segment.logit_scale": 100.0, "regions.crop": "context"}
   for name in ("small", "large"):
@@ -268,7 +268,7 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
   config = config_of(root, DETECT, FILE)
   files = {"a/3.png": root / "3.png", "b/3.jpg": root / "3.jpg"}
   with pytest.raises(ImageError, match=r"3\.jpg: has the stem of a/3\.png"):
-    whole_pictures.check_picture_regions(config, files)
+    predict_tasks.check_picture_regions(config, files)
 
 
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):

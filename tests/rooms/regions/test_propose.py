@@ -12,9 +12,9 @@ from pomp_jax.config import FIELDS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect, propose, region_sources, segment
-from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
+from pomp_jax.rooms.regions.image_sets import open_box_set
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
-from pomp_jax.rooms.regions.region_sets import open_box_set
+from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
 from tests.support.region_jobs import (
   NETWORK,
   SIZES,

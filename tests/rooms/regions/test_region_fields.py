@@ -12,10 +12,16 @@ import torch
 from pomp_jax.config import FIELDS
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.rooms.regions import detect, region_scorer, region_sets, region_sources, segment
-from pomp_jax.rooms.regions import harness as region_harness
-from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
-from pomp_jax.rooms.regions.scores import Fusion
+from pomp_jax.rooms.regions import (
+  blocks,
+  detect,
+  image_sets,
+  region_scorer,
+  region_sources,
+  segment,
+)
+from pomp_jax.rooms.regions.fusion import Fusion
+from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
 from tests.support.checks import spy
 from tests.support.region_jobs import (
   SIZES,
@@ -86,8 +92,8 @@ ROWS += [("detect", field, *row) for field, row in DETECT.items()]
 SPIED = (
   *((region_sources, "open_regions"), (region_scorer, "CropSettings")),
   *((region_scorer, name) for name in ("region_scores", "select_detections", "hard_masks")),
-  *((region_sets, name) for name in ("open_pixels", "Scenes")),
-  (region_harness, "class_matrix"),
+  *((image_sets, name) for name in ("open_pixels", "Scenes")),
+  (blocks, "class_matrix"),
   (region_scorer, "DenseSettings"),
   (RegionFolder, "read"),
 )
@@ -128,7 +134,7 @@ def outcome(region_set, tmp_path_factory):
     for job in (segment, detect):
       patch.setattr(job, "_SHOWN", 1)
       patch.setattr(job, "_draw", lambda *given: None)
-    patch.setattr(region_harness, "finish_run", lambda *given: None)
+    patch.setattr(blocks, "finish_run", lambda *given: None)
     yield run
 
 

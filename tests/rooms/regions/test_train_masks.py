@@ -15,7 +15,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.mesh import DATA
-from pomp_jax.rooms.regions import region_sets, train_masks
+from pomp_jax.rooms.regions import image_sets, train_masks
 from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.mask_former.model import VARIANTS
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
@@ -158,7 +158,7 @@ CHANGES = {
   "no_object": (0.7, {}, "LossWeights.no_object"),
 }
 SPIED = (
-  *((region_sets, name) for name in ("open_pixels", "read_annotations", "Scenes")),
+  *((image_sets, name) for name in ("open_pixels", "read_annotations", "Scenes")),
   *((train_masks, name) for name in ("MaskAugmentation", "MaskViews", "poly_schedule", "adamw")),
   *((train_masks, name) for name in ("LossWeights", "class_matrix")),
 )
@@ -212,7 +212,7 @@ def test_a_field_changes_what_it_names(prepared, region_set, name):
 
 
 def test_label_images_have_a_region_for_each_base_class(region_set):
-  source = region_sets.open_mask_set(regions_config(region_set, "train_masks").train_masks, 0)
+  source = image_sets.open_mask_set(regions_config(region_set, "train_masks").train_masks, 0)
   assert tuple(source.names) == ("the cat", "sky") and len(source) == 5
   for index, file in enumerate(sorted((region_set / "labels").glob("*.png"))):
     labels, whole = np.asarray(Image.open(file)), source.region_map(index)
@@ -224,7 +224,7 @@ def test_label_images_have_a_region_for_each_base_class(region_set):
 def open_objects(root, annotations):
   changes = {"source": "coco", "annotations": str(annotations), "names": ""}
   own = {f"train_masks.{name}": text for name, text in changes.items()}
-  return region_sets.open_mask_set(regions_config(root, "train_masks", **own).train_masks, 0)
+  return image_sets.open_mask_set(regions_config(root, "train_masks", **own).train_masks, 0)
 
 
 def test_objects_lie_over_larger_ones_and_crowds_are_dropped(region_set):
@@ -246,7 +246,7 @@ def test_objects_without_masks_are_refused_at_once(region_set, tmp_path):
 def test_scenes_of_the_world_show_base_classes_alone():
   changes = WORLD | {"train_masks.n_images": 3, "train_masks.scene_classes": 480}
   config = regions_config(pathlib.Path("nowhere"), "train_masks", **changes)
-  source = region_sets.open_mask_set(config.train_masks, 5)
+  source = image_sets.open_mask_set(config.train_masks, 5)
   scenes = Scenes("train", 3, 480, seed=5)
   names = np.array(scenes.names)
   assert set(source.names) == set(names[np.array(scenes.groups) == "base"])

@@ -23,10 +23,10 @@ from pomp_jax.rooms.regions.annotations import (
 )
 from pomp_jax.rooms.regions.boxes import boxes_of_masks
 from pomp_jax.rooms.regions.fields import Detect, Segment, TrainMasks
-from pomp_jax.rooms.regions.files import Regions
+from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
 from pomp_jax.rooms.regions.panoptic import read_panoptic
-from pomp_jax.rooms.regions.pixels import PixelFolder, open_pixels
+from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_sources import Images
 from pomp_jax.rooms.regions.scenes import SIZE, Scenes
 

@@ -23,8 +23,9 @@ from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
-from pomp_jax.rooms.regions.pictures import OTHER, Boxes, boxes_picture, label_colours, overlay
-from pomp_jax.rooms.regions.pixels import write_labels
+from pomp_jax.rooms.regions.image_sets import with_background
+from pomp_jax.rooms.regions.label_images import write_labels
+from pomp_jax.rooms.regions.plots import OTHER, Boxes, boxes_picture, label_colours, overlay
 from pomp_jax.rooms.regions.region_scorer import (
   RegionScorer,
   Scored,
@@ -32,7 +33,6 @@ from pomp_jax.rooms.regions.region_scorer import (
   detections_of,
   open_label_maps,
 )
-from pomp_jax.rooms.regions.region_sets import with_background
 from pomp_jax.rooms.regions.region_sources import Images, check_region_source
 from pomp_jax.rooms.regions.segmentation import PixelMap
 

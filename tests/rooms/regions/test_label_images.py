@@ -16,8 +16,8 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs, stored
-from pomp_jax.rooms.regions import region_crops
-from pomp_jax.rooms.regions.pixels import IGNORED, PixelError, open_pixels, write_labels
+from pomp_jax.rooms.regions import training_crops
+from pomp_jax.rooms.regions.label_images import IGNORED, PixelError, open_pixels, write_labels
 from tests.support.detection_cases import random_annotations
 from tests.support.small_run import small_config
 
@@ -238,7 +238,7 @@ def expected_crop(image, mask):
 
 
 def test_each_class_of_a_label_image_is_an_image(labelled):
-  source = region_crops.open_split(of_labels(labelled), "train")
+  source = training_crops.open_split(of_labels(labelled), "train")
   assert isinstance(source, Source)
   # The novel class is left out.
   assert source.names == ("cat", "star", "house")
@@ -262,15 +262,15 @@ def test_each_class_of_a_label_image_is_an_image(labelled):
 def test_classes_of_label_images_are_remembered(labelled, monkeypatch):
   """Until a label image changes."""
   data = of_labels(labelled, cache=str(labelled / "cache"))
-  first = region_crops.open_split(data, "train")
+  first = training_crops.open_split(data, "train")
   with monkeypatch.context() as patch:
-    patch.setattr(region_crops.PixelFolder, "labels", None)
-    again = region_crops.open_split(data, "train")
+    patch.setattr(training_crops.PixelFolder, "labels", None)
+    again = training_crops.open_split(data, "train")
   assert again.keys.tolist() == first.keys.tolist()
   np.testing.assert_array_equal(again.labels, first.labels)
   Image.new("L", (40, 24), 9).save(labelled / "labels" / "2.png")
   keys = [key for key in first.keys.tolist() if not key.startswith("2:")]
-  changed = region_crops.open_split(data, "train").keys.tolist()
+  changed = training_crops.open_split(data, "train").keys.tolist()
   assert sorted(changed) == sorted([*keys, "2:2"])
 
 
@@ -285,7 +285,7 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
     pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / image["file_name"])
   data = fields.Data(source="regions", root=str(tmp_path), annotations=str(objects))
-  source = region_crops.open_split(data, "train")
+  source = training_crops.open_split(data, "train")
   name_of = {category["id"]: category["name"] for category in value["categories"]}
   crops = iter(range(len(source)))
   for entry in value["images"]:

@@ -5,7 +5,7 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.rooms.regions.pictures import (
+from pomp_jax.rooms.regions.plots import (
   OTHER,
   Boxes,
   boxes_picture,

@@ -22,8 +22,8 @@ from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
+from pomp_jax.rooms.regions.fusion import ACTIVATIONS
 from pomp_jax.rooms.regions.masks import ONE
-from pomp_jax.rooms.regions.scores import ACTIVATIONS
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"

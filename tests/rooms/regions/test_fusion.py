@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.rooms.regions.scores import FUSIONS, class_scores, fuse
+from pomp_jax.rooms.regions.fusion import FUSIONS, class_scores, fuse
 from tests.support.checks import assert_close
 
 R, C, E = 7, 5, 16

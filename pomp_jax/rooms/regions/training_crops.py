@@ -18,7 +18,7 @@ from pomp_jax.data.source import DataFields, SourceError, StoredImages
 from pomp_jax.files.pieces import file_stamps, fingerprint, stored_array
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations, run_lengths
-from pomp_jax.rooms.regions.pixels import PixelFolder, open_pixels
+from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 
 # CLIP's mean colour, in 8 bits.
 _FILL = (123, 117, 104)

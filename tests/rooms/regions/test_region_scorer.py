@@ -8,9 +8,9 @@ from pomp_jax.evaluate.class_matrix import ClassMatrix, check_prompt, class_matr
 from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
-from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.fusion import FUSIONS
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import region_scores
-from pomp_jax.rooms.regions.scores import FUSIONS
 from tests.support.checks import assert_close
 
 R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.class_features import CategoryFileError
-from pomp_jax.rooms.regions.files import (
+from pomp_jax.rooms.regions.region_folder import (
   ImageSize,
   RegionFileError,
   RegionFolder,

@@ -10,7 +10,12 @@ from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.rooms.regions.crops import CropSettings, RegionEncoder, crop_region, pixel_ranges
+from pomp_jax.rooms.regions.crop_features import (
+  CropSettings,
+  RegionEncoder,
+  crop_region,
+  pixel_ranges,
+)
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 
