@@ -142,11 +142,11 @@ JOBS = {
     check="config.checks:check_predict",
   ),
   "repeat": Job(
-    "train.repeat",
+    "rooms.baselines.repeat",
     (*_TRAINING, "repeat"),
-    "report.reports:seeds_report",
+    "rooms.baselines.reports:seeds_report",
     trains=True,
-    check="train.repeat:check_method",
+    check="rooms.baselines.repeat:check_method",
   ),
   "benchmark": Job("rooms.benchmark.benchmark", ("benchmark",), processes=False),
   "export": Job("evaluate.export", ("data", "export"), check="config.checks:check_export"),
@@ -165,7 +165,7 @@ JOBS = {
   "baselines": Job(
     "rooms.baselines.baselines",
     (*_TRAINING, "repeat", "baselines"),
-    "report.reports:baselines_report",
+    "rooms.baselines.reports:baselines_report",
     processes=False,
   ),
   "ablate": Job(
@@ -209,7 +209,7 @@ JOBS = {
 
 # Modules with groups of fields that one room reads; all other groups are in `config.fields`.
 FIELD_GROUPS = {
-  **dict.fromkeys(("probe", "tip", "baselines"), "rooms.baselines.fields"),
+  **dict.fromkeys(("probe", "tip", "repeat", "baselines"), "rooms.baselines.fields"),
   **dict.fromkeys(("regions", "segment", "detect", "propose"), "rooms.regions.fields"),
   "train_masks": "rooms.regions.fields",
   "ablate": "rooms.ablation.fields",

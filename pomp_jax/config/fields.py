@@ -59,12 +59,6 @@ EXPORT_FORMATS = {
   "detic": (".npy",),
   "open_clip": (".npy", ".safetensors"),
 }
-_seeds = Check(
-  lambda seeds: (
-    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
-  ),
-  f"one or more different integers from 0 to {MAX_SEED}",
-)
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 
 
@@ -258,13 +252,6 @@ class Export:
   hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")
   license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
   private: bool = row(False, "private repository, where it is created; a public one is refused")
-
-
-@dataclasses.dataclass(frozen=True)
-class Repeat:
-  """The job repeat: a training once per seed."""
-
-  seeds: tuple[int, ...] = row((0, 1, 2), "random seeds", _seeds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Reports of trainings, of methods and seeds side by side, and of class features."""
+"""Reports of trainings, of class features and of predictions; figures of any results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pomp_jax.report.class_tables import class_sections
 from pomp_jax.report.evaluation_report import remarks
-from pomp_jax.report.labels import counted, method_label, method_labels, with_counts
+from pomp_jax.report.labels import counted, method_label, with_counts
 from pomp_jax.report.report import (
   INTERVAL,
   Report,
@@ -19,7 +19,6 @@ from pomp_jax.report.report import (
   short_labels,
 )
 
-_SEEDS = "Mean ± sample standard deviation over the seeds."
 _MOST_ROWS = 200  # of files or figures without a limit of their own
 
 
@@ -86,118 +85,10 @@ def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   return [Section("Difference to the hand-written prompt", text, table)] if rows else []
 
 
-def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of methods side by side: accuracy, cost, intervals, failures."""
-  methods = results["methods"]
-  labels = dict(zip(methods, method_labels(list(methods)), strict=True))
-  top1 = {labels[name]: row["top1"] for name, row in methods.items()}
-  columns = _split_columns(top1)
-  accuracy = []
-  for name, row in methods.items():
-    cost = [f"{row['seconds']['median']:.1f}", cell(row["peak_mib"])]
-    means = [_mean(row["top1"].get(split)) for split in columns]
-    accuracy.append([labels[name], str(row["n_runs"]), *means, *cost])
-  settings = [
-    (label, ", ".join(f"{field}={value}" for field, value in values.items()))
-    for label, values in results["settings"]
-  ]
-  text = f"{_SEEDS} Seconds are the median of a run's training; the peak is that of its process."
-  heads = ("method", "seeds", *columns.values(), "training (s)", "peak (MiB)")
-  sections = [
-    Section("Top-1 accuracy (%) and cost of a run", text, Table(heads, accuracy), brief=True),
-    *pictures({"accuracy.png": "Accuracy of each method"}),
-    _intervals_section("method", top1, columns),
-    failures("Failed methods", "method", list(results["failed"].items())),
-    Section("Settings", table=Table(("method", "fields"), settings)),
-  ]
-  seeds = max((row["n_runs"] for row in methods.values()), default=0)
-  title = counted(len(methods), "method")
-  text = (
-    f"{title}, {counted(seeds, 'seed')} each; one run where the seed does not change the result."
-  )
-  return Report(f"{title} side by side", text, sections)
-
-
 def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:
   """A section with the errors of what has failed."""
   table = Table((corner, "error"), rows, ["failed"] * len(rows))
   return Section(title, table=table) if rows else Section(title, "None.")
-
-
-def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `repeat`: mean and spread of each prompt, gain, and every seed."""
-  gains, seeds = results["gain"], results["seeds"]
-  top1: dict[str, dict[str, Any]] = {}
-  for split, prompts in results["eval"].items():
-    for name, of_split in prompts.items():
-      counts = {"images": of_split["images"], "classes": results["eval_classes"][split]}
-      found = of_split["top1"] | counts | {"interval": of_split["top1_interval"]}
-      top1.setdefault(method_label(name), {})[split] = found
-  columns = _split_columns(top1)
-  means = [[label, *(_mean(of.get(split)) for split in columns)] for label, of in top1.items()]
-  gained = []
-  for split, gain in gains.items():
-    over, spread = method_label(gain["best_hand_written"]), f"{100 * gain['top1']['spread']:.1f}"
-    gained.append([columns[split], f"{100 * gain['gain']:+.1f}", over, spread])
-  runs = [
-    [str(seed), *(percent(gain["top1"]["values"][row]) for gain in gains.values())]
-    for row, seed in enumerate(seeds)
-  ]
-  seconds = ", ".join(map("{:.1f}".format, results["seconds"]["values"]))
-  training = {name: results[name] for name in ("method", "steps", "k", "correction")}
-  sections = [
-    Section("Top-1 accuracy (%)", _SEEDS, Table(("prompt", *columns.values()), means)),
-    *pictures({"accuracy.png": "Accuracy"}),
-    Section(
-      "Gain of the learned prompt",
-      "Mean of the learned prompt less that of the best hand-written one.",
-      Table(("split", "gain (points)", "over", "best seed less worst (points)"), gained),
-    ),
-    _intervals_section("prompt", top1, columns),
-    Section(
-      "Top-1 accuracy (%) of the learned prompt",
-      table=Table(("seed", *(columns[split] for split in gains)), runs),
-      links={f"report of seed {seed}": f"seed_{seed}/report.html" for seed in seeds},
-    ),
-    Section("Training", table=facts(training | {"training of a seed (s)": seconds})),
-  ]
-  counts = f"{counted(len(seeds), 'seed')}, {counted(results['n_classes'], 'class')}"
-  text = f"{method_label(results['method'])} on {counts}, CLIP {results['clip_model']}."
-  return Report(f"Training: {counts}", text, sections)
-
-
-def _split_columns(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
-  """Heading of each split that a method or prompt has, with numbers of images and classes."""
-  splits: dict[str, Mapping[str, Any]] = {}
-  for of_splits in top1.values():
-    splits = {**of_splits, **splits}
-  return {
-    name: with_counts(name, found["images"], found.get("classes")) for name, found in splits.items()
-  }
-
-
-def _intervals_section(
-  corner: str, top1: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Mapping[str, str]
-) -> Section:
-  rows = [[name, *(_intervals(of.get(split)) for split in columns)] for name, of in top1.items()]
-  text = "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs."
-  table = Table((corner, *columns.values()), rows)
-  return Section("95% intervals (%)", text, table, brief=True)
-
-
-def _mean(found: Mapping[str, Any] | None) -> str:
-  if found is None:
-    return cell(None)
-  spread = f" ± {100 * found['std']:.1f}" if len(found["values"]) > 1 else ""
-  return percent(found["mean"]) + spread
-
-
-def _intervals(found: Mapping[str, Any] | None) -> str:
-  if found is None:
-    return cell(None)
-  kinds = {"images": found["interval"], "seeds": found.get("t_interval")}
-  parts = [f"{kind} {100 * e[0]:.1f} to {100 * e[1]:.1f}" for kind, e in kinds.items() if e]
-  return "; ".join(parts)
 
 
 def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:

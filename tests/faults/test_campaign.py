@@ -2,8 +2,8 @@
 
 Each case interrupts a training of 12 steps, resumes it, and finds the context of the uninterrupted
 training, bit for bit. One run of each kind is in the first tier, the others are in the second.
-Images that can't be read: tests/data/test_loader.py and tests/jobs/test_unreadable.py. Another
-number of devices: tests/jobs/test_pretrain_mesh.py.
+Images that can't be read: tests/data/test_loader.py and tests/train/test_unreadable.py. Another
+number of devices: tests/train/test_pretrain_mesh.py.
 """
 
 from collections.abc import Callable, Iterator

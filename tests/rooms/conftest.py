@@ -2,5 +2,5 @@
 
 from tests.clip.conftest import quick  # noqa: F401
 from tests.evaluate.conftest import encoder  # noqa: F401
-from tests.jobs.conftest import encoders_opened_once, one_layer, region_set  # noqa: F401
 from tests.report.conftest import drawn  # noqa: F401
+from tests.train.conftest import encoders_opened_once  # noqa: F401

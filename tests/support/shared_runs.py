@@ -85,3 +85,19 @@ def pretrained(shared: Shared) -> pathlib.Path:
   from tests.support.small_run import run_job, small_config
 
   return shared("pretrain", lambda folder: run_job(small_config(), folder))
+
+
+@pytest.fixture(scope="session")
+def region_set(shared: Shared) -> pathlib.Path:
+  """The folder of `region_jobs.write_region_set`."""
+  from tests.support.region_jobs import write_region_set
+
+  return shared("region_set", write_region_set)
+
+
+@pytest.fixture(scope="session")
+def one_layer(shared: Shared) -> str:
+  """Path of the world's CLIP with one layer, the cheapest to train with."""
+  from tests.support.clips import write_fewer_layers
+
+  return str(shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip")

@@ -19,8 +19,8 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report import plots
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines.repeat import of_seeds, run_of_seed, summary
 from pomp_jax.train import pretrain
-from pomp_jax.train.repeat import of_seeds, run_of_seed, summary
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,16 @@
-"""Fields of the baselines, and of the job that compares them."""
+"""Fields of the baselines, and of the jobs over seeds and methods."""
 
 from collections.abc import Mapping
 import dataclasses
 
-from pomp_jax.config.declare import at_least, row
+from pomp_jax.config.declare import MAX_SEED, Check, at_least, row
+
+_seeds = Check(
+  lambda seeds: (
+    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
+  ),
+  f"one or more different integers from 0 to {MAX_SEED}",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,13 @@ class Tip:
   beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
   alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
   beta_steps: int = row(200, "steps of the search for beta", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+  """The job repeat: a training once per seed."""
+
+  seeds: tuple[int, ...] = row((0, 1, 2), "random seeds", _seeds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _exact(sampling):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_row_names_the_fields_that_the_sampler_reads(name):
-  """By the program of a draw; tests/jobs/test_wiring.py has the power of `frequency`."""
+  """By the program of a draw; tests/train/test_wiring.py has the power of `frequency`."""
 
   def program(**field):
     sampling = SamplingSettings(name, **field)

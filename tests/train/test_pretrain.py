@@ -1,26 +1,21 @@
 """The main job: what it leaves, and that it resumes exactly; see tests/faults for real kills."""
 
-import os
 import random
 import shutil
-import signal
 
 import jax
 import numpy as np
 from PIL import Image
 import pytest
-import scipy.stats
 import torch
 
 from pomp_jax.config import JOBS, ConfigError, load_job, validate
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.hosts import Preempted
-from pomp_jax.train import loop, methods, pretrain, repeat, resume, setup
+from pomp_jax.train import methods, pretrain, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.data_files import damage
 from tests.support.openai_clip import (
@@ -212,46 +207,6 @@ def test_class_specific_contexts_are_evaluated_on_their_classes_alone(one_layer,
   results = pretrain.run(small_config(steps=2, **changes), str(tmp_path))
   assert load_prompt(tmp_path).context.shape[:2] == (300, 4)
   assert set(results["eval"]) == {"base"}
-
-
-@pytest.mark.parametrize("values", [[0.3, 0.5], [0.61, 0.58, 0.6, 0.62, 0.55]])
-def test_the_interval_over_seeds_is_students(values):
-  expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-  assert repeat.summary(values)["t_interval"] == pytest.approx(list(expected))
-  assert repeat.summary(values[:1])["t_interval"] is None
-
-
-def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
-  fields = {"repeat.seeds": (3, 4), "clip.model": one_layer}
-  config, starts = small_config(job="repeat", steps=2, **fields), []
-  repeat.check(config, str(tmp_path))
-
-  def step(watch, number, metrics, real=loop.Watch.step):
-    starts.append(number)
-    if starts == [1, 2, 1]:
-      os.kill(os.getpid(), signal.SIGTERM)
-    real(watch, number, metrics)
-
-  monkeypatch.setattr(loop.Watch, "step", step)
-  with pytest.raises(Preempted, match="everything is saved at step 1 of 2"):
-    repeat.run(config, str(tmp_path))
-  assert not (tmp_path / "seed_4" / "results.json").exists()
-  results = repeat.run(config, str(tmp_path))
-  # What had finished, and the step that was saved, are not done again.
-  assert starts == [1, 2, 1, 2]
-  runs = [RunFolder(tmp_path / f"seed_{seed}").read_results()["eval"] for seed in (3, 4)]
-  values = [run["novel"]["prompt"]["top1"] for run in runs]
-  novel = results["eval"]["novel"]
-  summary, n_images = novel["prompt"]["top1"], novel["prompt"]["images"]
-  assert summary["values"] == values
-  assert summary["mean"] == pytest.approx(np.mean(values))
-  assert summary["std"] == pytest.approx(np.std(values, ddof=1))
-  assert n_images == runs[0]["novel"]["prompt"]["images"]
-  expected = wilson_interval(summary["mean"], n_images)
-  assert novel["prompt"]["top1_interval"] == pytest.approx(expected)
-  by_hand = max(novel[prompt]["top1"]["mean"] for prompt in ("hand_written", "class_name"))
-  assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
-  assert f"{100 * summary['mean']:.1f} ± " in (tmp_path / "report.html").read_text()
 
 
 def test_a_resnet_in_a_file_of_openais_layout(tmp_path):

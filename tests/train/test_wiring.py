@@ -137,7 +137,7 @@ SAME = {
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
 }
-# What is run, which of its checkpoints is the prompt (tests/jobs/test_pretrain.py), and fields of
+# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), and fields of
 # other jobs and of methods that don't learn by steps.
 CHOOSE = ("job", "dry_run", "checkpoint.select")
 OTHERS = (

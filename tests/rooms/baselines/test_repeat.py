@@ -1,0 +1,55 @@
+"""The job repeat: what it sums up of the seeds, and that it resumes."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from pomp_jax.evaluate.metrics import wilson_interval
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.hosts import Preempted
+from pomp_jax.rooms.baselines import repeat
+from pomp_jax.train import loop
+from tests.support.small_run import small_config
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.5], [0.61, 0.58, 0.6, 0.62, 0.55]])
+def test_the_interval_over_seeds_is_students(values):
+  expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+  assert repeat.summary(values)["t_interval"] == pytest.approx(list(expected))
+  assert repeat.summary(values[:1])["t_interval"] is None
+
+
+def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
+  fields = {"repeat.seeds": (3, 4), "clip.model": one_layer}
+  config, starts = small_config(job="repeat", steps=2, **fields), []
+  repeat.check(config, str(tmp_path))
+
+  def step(watch, number, metrics, real=loop.Watch.step):
+    starts.append(number)
+    if starts == [1, 2, 1]:
+      os.kill(os.getpid(), signal.SIGTERM)
+    real(watch, number, metrics)
+
+  monkeypatch.setattr(loop.Watch, "step", step)
+  with pytest.raises(Preempted, match="everything is saved at step 1 of 2"):
+    repeat.run(config, str(tmp_path))
+  assert not (tmp_path / "seed_4" / "results.json").exists()
+  results = repeat.run(config, str(tmp_path))
+  # What had finished, and the step that was saved, are not done again.
+  assert starts == [1, 2, 1, 2]
+  runs = [RunFolder(tmp_path / f"seed_{seed}").read_results()["eval"] for seed in (3, 4)]
+  values = [run["novel"]["prompt"]["top1"] for run in runs]
+  novel = results["eval"]["novel"]
+  summary, n_images = novel["prompt"]["top1"], novel["prompt"]["images"]
+  assert summary["values"] == values
+  assert summary["mean"] == pytest.approx(np.mean(values))
+  assert summary["std"] == pytest.approx(np.std(values, ddof=1))
+  assert n_images == runs[0]["novel"]["prompt"]["images"]
+  expected = wilson_interval(summary["mean"], n_images)
+  assert novel["prompt"]["top1_interval"] == pytest.approx(expected)
+  by_hand = max(novel[prompt]["top1"]["mean"] for prompt in ("hand_written", "class_name"))
+  assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
+  assert f"{100 * summary['mean']:.1f} ± " in (tmp_path / "report.html").read_text()
