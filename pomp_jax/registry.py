@@ -86,10 +86,15 @@ class Source(NamedTuple):
   test_sets: bool = False  # whether it has `open_test_set`, for `evaluate.source`
   holds_out: bool = False  # whether images for missing splits are held out of the training images
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
+  dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead
 
   def load(self) -> types.ModuleType:
     """Imports the module."""
     return load(self.module)
+
+  def expected_dataset(self, name: str) -> str:
+    """What is expected instead of this name of a data set; "" if it is accepted."""
+    return load(self.dataset)(name) if self.dataset else ""
 
 
 SOURCES = {
@@ -99,14 +104,26 @@ SOURCES = {
     stored=False,
     root=False,
   ),
+  "coop": Source(
+    "rooms.data_sets.coop",
+    ("annotations",),
+    test_sets=True,
+    draws_shots=True,
+    dataset="rooms.data_sets.fields:expected_by_coop",
+  ),
+  "tfds": Source(
+    "rooms.data_sets.tfds",
+    ("annotations",),
+    root=False,
+    test_sets=True,
+    dataset="rooms.data_sets.fields:expected_by_tfds",
+  ),
   "folder": Source("data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True),
-  "coop": Source("data.coop", ("annotations",), test_sets=True, draws_shots=True),
-  "tfds": Source("data.tfds", ("annotations",), root=False, test_sets=True),
   "regions": Source("rooms.regions.training_crops", ("dataset",), holds_out=True),
   SYNTHETIC: Source("data.synthetic", root=False),
 }
 
-# Values of `evaluate.source`.
+# Values of `evaluate.source`; the first is the default.
 READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 
 
@@ -151,11 +168,11 @@ JOBS = {
   "benchmark": Job("rooms.benchmark.benchmark", ("benchmark",), processes=False),
   "export": Job("evaluate.export", ("data", "export"), check="config.checks:check_export"),
   "prepare": Job(
-    "rooms.prepare.prepare",
+    "rooms.data_sets.prepare",
     ("prepare",),
     processes=False,
     devices=False,
-    check="rooms.prepare.fields:check_prepare",
+    check="rooms.data_sets.fields:check_prepare",
   ),
   "analyse": Job(
     "rooms.analysis.analyse",
@@ -216,7 +233,7 @@ FIELD_GROUPS = {
   **dict.fromkeys(("analyse", "gradient_bias"), "rooms.analysis.fields"),
   "benchmark": "rooms.benchmark.fields",
   "page": "rooms.page.fields",
-  "prepare": "rooms.prepare.fields",
+  "prepare": "rooms.data_sets.fields",
 }
 
 

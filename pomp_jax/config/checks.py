@@ -27,7 +27,6 @@ from pomp_jax.config.fields import (
 )
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
-from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.hub import is_hub, is_prompt_file
@@ -234,11 +233,8 @@ def _check_data(settings: Settings) -> None:
     return
   if data.root or source.root:
     require(is_dir(data.root), "data.root", data.root, "a folder that exists")
-  if data.source == "coop":
-    expected = f"one of {', '.join(COOP_SETS)}"
-    require(data.dataset in COOP_SETS, "data.dataset", data.dataset, expected)
-  if data.source == "tfds":
-    require(data.dataset, "data.dataset", data.dataset, "a data set of TFDS, such as food101")
+  expected = source.expected_dataset(data.dataset)
+  require(not expected, "data.dataset", data.dataset, expected)
   if data.source == "regions":
     expected = "a JSON file or a folder of label images that exists"
     require(exists(data.annotations), "data.annotations", data.annotations, expected)

@@ -219,7 +219,7 @@ class Evaluate:
 
   suite: str = row(NO_SUITE, "suite of data sets", one_of(NO_SUITE, *SUITES))
   sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
-  source: str = row("coop", "layout of the stored sets", one_of(*READERS))
+  source: str = row(READERS[0], "layout of the stored sets", one_of(*READERS))
   root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
   sets_file: str = row("", "TOML file of one's own sets")
   own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")

@@ -9,10 +9,9 @@ import os
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import SOURCES, ConfigError, Settings, near_match
+from pomp_jax.config import READERS, SOURCES, ConfigError, Settings, near_match
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
-from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.evaluate import inputs
@@ -162,9 +161,10 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
     return [EvaluationSet(name, group, name, "all", config, whole)]
   if not settings.root or not is_dir(settings.root):
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
-  if settings.source == "coop" and name not in COOP_SETS:
-    takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
-    raise ConfigError("evaluate.source", "coop", takes)
+  if expected := SOURCES[settings.source].expected_dataset(name):
+    others = " or ".join(reader for reader in READERS if reader != settings.source)
+    takes = f"{others} for {name}; {settings.source} has {expected}"
+    raise ConfigError("evaluate.source", settings.source, takes)
   n_listed, sets = 0 if halves else len(load_class_list(name)), []
   for part in ("base", "new") if halves else ("all",):
     whole = functools.partial(_stored, settings, name, part, image_size)

@@ -24,7 +24,6 @@ from pomp_jax.data.class_lists import (
   read_names,
   repeats,
 )
-from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
@@ -147,15 +146,16 @@ def _value(value: Any, key: str, of: str) -> Any:
 
 def _check(own: OwnSet) -> None:
   """Checks what needs no file."""
-  reader, dataset, all_of_coop = own.reader, own.dataset, ", ".join(COOP_SETS)
+  reader, dataset, source = own.reader, own.dataset, SOURCES.get(own.reader)
+  named = source is not None and "dataset" not in source.unread
+  expected = source.expected_dataset(dataset) if named else ""
   halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
   # Whether a key is wrong, the key, and what it should be.
   rules = [
     (reader not in READERS, "reader", f"one of {', '.join(READERS)}{near_match(reader, READERS)}"),
     (not own.root, "root", "the folder of the images"),
-    (reader == "folder" and dataset, "dataset", "nothing with reader = 'folder'"),
-    (reader == "coop" and dataset not in COOP_SETS, "dataset", f"one of {all_of_coop}"),
-    (reader == "tfds" and not dataset, "dataset", "a data set of TFDS, such as food101"),
+    (dataset and not named, "dataset", f"nothing with reader = {reader!r}"),
+    (expected, "dataset", expected),
     (any(one.count("{}") != 1 for one in own.templates), "templates", "texts with one {} each"),
     (own.novel and not own.base, "base", "a list of names beside 'novel'"),
     (own.novel and own.base == FIRST_HALF, "novel", halves),

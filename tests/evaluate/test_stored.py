@@ -8,9 +8,9 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data import coop
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs, stored
+from pomp_jax.rooms.data_sets import coop
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 

@@ -11,8 +11,8 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
-from pomp_jax.rooms.prepare.archives import DATASETS, open_input
-from pomp_jax.rooms.prepare.build import Selection, build
+from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
+from pomp_jax.rooms.data_sets.build import Selection, build
 
 log = logging.getLogger(__name__)
 

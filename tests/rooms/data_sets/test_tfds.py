@@ -16,10 +16,10 @@ from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode
-from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.paths import store_of, to_path
-from pomp_jax.rooms.prepare.archives import open_input
-from pomp_jax.rooms.prepare.build import Selection, Shard, build, shard_name, write_metadata
+from pomp_jax.rooms.data_sets.archives import open_input
+from pomp_jax.rooms.data_sets.build import Selection, Shard, build, shard_name, write_metadata
+from pomp_jax.rooms.data_sets.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from tests.support import stores
 from tests.support.data_files import write_folder
 
@@ -189,7 +189,8 @@ def test_records_and_files_of_a_bucket(scheme, tmp_path, monkeypatch):
       source = open_tfds("imagenet21k", "train", root=f"{url}/records", cache=f"{url}/labels")
       np.testing.assert_array_equal(source.labels, local.labels)
       # They are read once.
-      monkeypatch.setattr("pomp_jax.data.tfds.Records.labels", lambda self: pytest.fail("again"))
+      again = lambda self: pytest.fail("again")
+      monkeypatch.setattr("pomp_jax.rooms.data_sets.tfds.Records.labels", again)
     folder, there = open_folder(f"{url}/images"), open_folder(images)
     assert folder.keys.tolist() == there.keys.tolist()
     assert folder.encoded(3) == there.encoded(3)

@@ -16,15 +16,15 @@ import tensorflow_datasets as tfds
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode
-from pomp_jax.data.tfds import open_tfds, tfds_splits
 from pomp_jax.files.run_folder import read_json
-from pomp_jax.rooms.prepare import archives
-from pomp_jax.rooms.prepare.archives import DATASETS, open_input
-from pomp_jax.rooms.prepare.build import PrepareError, Selection, build
+from pomp_jax.rooms.data_sets import archives
+from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
+from pomp_jax.rooms.data_sets.build import PrepareError, Selection, build
+from pomp_jax.rooms.data_sets.tfds import open_tfds, tfds_splits
 from tests.support.data_files import tar_bytes
 
 # The package exports the function of this name.
-build_module = sys.modules["pomp_jax.rooms.prepare.build"]
+build_module = sys.modules["pomp_jax.rooms.data_sets.build"]
 SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
-from pomp_jax.data.coop import COOP_SETS, open_aircraft, open_coop
 from pomp_jax.data.folder import list_folder, open_folder, split_folders
 from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.rooms.data_sets.coop import COOP_SETS, open_aircraft, open_coop
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.pieces import Piece, Pieces
 from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.rooms.prepare.archives import Input, Tar, Task
+from pomp_jax.rooms.data_sets.archives import Input, Tar, Task
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
-"""Fields of the job prepare."""
+"""Fields of the job prepare, and names of data sets."""
 
 import dataclasses
 from typing import Any
 
 from pomp_jax.config.declare import at_least, require, row
 from pomp_jax.files.paths import exists
+from pomp_jax.rooms.data_sets.coop import COOP_SETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +25,13 @@ def check_prepare(settings: Any) -> None:
   """Raises ConfigError for an input that does not exist."""
   path = settings.prepare.input
   require(exists(path), "prepare.input", path, "a file or folder that exists")
+
+
+def expected_by_coop(dataset: str) -> str:
+  """What `coop` expects instead of a name of a data set; "" if it has that one."""
+  return "" if dataset in COOP_SETS else f"one of {', '.join(COOP_SETS)}"
+
+
+def expected_by_tfds(dataset: str) -> str:
+  """What `tfds` expects instead of no name of a data set; "" if there is one."""
+  return "" if dataset else "a data set of TFDS, such as food101"

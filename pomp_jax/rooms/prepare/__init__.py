@@ -1,1 +1,0 @@
-"""Data sets that TFDS lacks, written as ArrayRecord with TFDS's metadata, without TensorFlow."""
