@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from pomp_jax.encoder import Encoder
+from tests.train.conftest import encoders_opened_once  # noqa: F401
 
 
 def with_kernel(clip, part, kernel):
