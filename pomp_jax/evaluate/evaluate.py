@@ -139,7 +139,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   with writing(folder.path):
     write_class_tables(folder, done)
     _write(folder, results)
-  finish_run(folder, config, results, "results.md", "results.tex")
+  finish_run(folder, config.to_dict(), results, "results.md", "results.tex")
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

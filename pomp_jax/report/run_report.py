@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import json
 from typing import Any
 
-from pomp_jax.config.fields import Settings, defaults
+from pomp_jax.config.fields import defaults, flatten
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
@@ -47,15 +47,15 @@ def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
 
 
 def finish_run(
-  folder: RunFolder, config: Settings, results: Mapping[str, Any], *names: str
+  folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any], *names: str
 ) -> None:
   """Writes a run's report and, last, its results: a folder with results is a finished run.
 
-  The plots are in the folder already. `results` are without their provenance; `names` are
-  "results.md" and "results.tex", as the job leaves them.
+  The plots are in the folder already. `config` is that of config.json; `results` are without their
+  provenance; `names` are "results.md" and "results.tex", as the job leaves them.
   """
   stored = with_provenance(results)
-  report = report_of(stored, config.flat())
+  report = report_of(stored, flatten(config))
   drawn = {section.picture for section in report.sections} - {""}
   report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
   with writing(folder.path):
@@ -68,20 +68,22 @@ def finish_run(
   folder.write_results(stored)
 
 
-def _page(folder: RunFolder, config: Settings, report: Report, origin: Mapping[str, Any]) -> str:
+def _page(
+  folder: RunFolder, config: Mapping[str, Any], report: Report, origin: Mapping[str, Any]
+) -> str:
   """The report as HTML, with what every run says: origin, command, config, files, versions."""
   devices, commit = origin.get("devices"), origin.get("commit") or ""
   run = {
-    "job": config.job,
+    "job": config["job"],
     "date": (origin.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
     "commit": commit,
     "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
   }
   short = run | {"commit": f"commit {commit[:10]}" if commit else ""}
-  unchanged = defaults(config.job).flat() | {"job": defaults().job}
+  unchanged = defaults(config["job"]).flat() | {"job": defaults().job}
   changed = [
     (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
-    for field, value in config.flat().items()
+    for field, value in flatten(config).items()
     if value != unchanged[field]
   ]
   # results.json is written after the report, so that a folder with results is complete.
@@ -96,7 +98,7 @@ def _page(folder: RunFolder, config: Settings, report: Report, origin: Mapping[s
       "" if changed else "None.",
       Table(("field", "value"), changed) if changed else None,
     ),
-    Section("Config", code=json.dumps(config.to_dict(), indent=2), folded=True),
+    Section("Config", code=json.dumps(config, indent=2), folded=True),
     Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
     Section("Versions", table=facts(versions)),
   ]

@@ -234,7 +234,7 @@ def _write(config: Settings, folder: RunFolder, results: dict, sets: Mapping[str
     title=f"{method_label(config.method)}, seed {config.seed}",
     classes=results["eval_classes"],
   )
-  finish_run(folder, config, results)
+  finish_run(folder, config.to_dict(), results)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     counts = results["eval_images"][split], results["eval_classes"][split]

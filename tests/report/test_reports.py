@@ -128,7 +128,7 @@ def ablation_results():
 def page_of(job, path, results, **changes):
   """Page of a run, with the plots that are in its folder."""
   config = small_config(job=job, **changes)
-  finish_run(RunFolder(path), config, {"job": job} | results, "results.md", "results.tex")
+  finish_run(RunFolder(path), config.to_dict(), {"job": job} | results, "results.md", "results.tex")
   return Page((path / "report.html").read_text())
 
 

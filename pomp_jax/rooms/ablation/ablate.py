@@ -250,7 +250,7 @@ def _write_results(
     if found:
       with writing(folder.path):
         write_cells(folder, results)
-      finish_run(folder, config, results)
+      finish_run(folder, config.to_dict(), results)
     else:
       folder.write_results(results)
     if len(found) == len(stored()):

@@ -134,7 +134,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   with writing(path := folder.plots / "gradient_bias.png"):
     gradient_bias_panels(path, cells, images=setting.n_images, classes=n_classes)
-  finish_run(folder, config, results)
+  finish_run(folder, config.to_dict(), results)
   return results
 
 

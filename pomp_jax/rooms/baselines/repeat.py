@@ -75,7 +75,7 @@ def run(config: Settings, workdir: str) -> dict:
       title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
       classes=results["eval_classes"],
     )
-  finish_run(folder, config, results)
+  finish_run(folder, config.to_dict(), results)
   for split, gain in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"

@@ -162,7 +162,7 @@ class Comparison:
     plain = json.loads(to_json(of_all | results))
     with writing(folder.path):
       draw(plain)
-    finish_run(folder, config, plain, "results.md")
+    finish_run(folder, config.to_dict(), plain, "results.md")
     with contextlib.suppress(OSError):
       store.remove()
     log.info("figures and pictures are in %s", folder.path)
