@@ -87,6 +87,7 @@ class Source(NamedTuple):
   holds_out: bool = False  # whether images for missing splits are held out of the training images
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
   dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead
+  lists: str = ""  # "module:names" of the class lists that it reads itself
 
   def load(self) -> types.ModuleType:
     """Imports the module."""
@@ -95,6 +96,10 @@ class Source(NamedTuple):
   def expected_dataset(self, name: str) -> str:
     """What is expected instead of this name of a data set; "" if it is accepted."""
     return load(self.dataset)(name) if self.dataset else ""
+
+  def class_lists(self) -> tuple[str, ...]:
+    """Names of the class lists that it reads itself, beside the packaged ones."""
+    return load(self.lists) if self.lists else ()
 
 
 SOURCES = {
@@ -119,7 +124,12 @@ SOURCES = {
     dataset="rooms.data_sets.fields:expected_by_tfds",
   ),
   "folder": Source("data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True),
-  "regions": Source("rooms.regions.training_crops", ("dataset",), holds_out=True),
+  "regions": Source(
+    "rooms.regions.training_crops",
+    ("dataset",),
+    holds_out=True,
+    lists="rooms.regions.class_splits:CLASS_SPLITS",
+  ),
   SYNTHETIC: Source("data.synthetic", root=False),
 }
 

@@ -1,4 +1,4 @@
-"""Makes the tables in `pomp_jax/data/class_names` from published packages.
+"""Makes the tables in `pomp_jax/data/class_names`, and TFDS's labels, from published packages.
 
 Run by hand when a list is added or a package's lists have changed. Only text files of the packages
 are read and none of their code is run, so their own requirements are not needed:
@@ -262,7 +262,7 @@ def make_downstream() -> dict[str, str]:
   files = {}
   for dataset in _TFDS:
     labels, coop_name = tfds_labels(dataset), _COOP_NAMES.get(dataset, str)
-    files[f"tfds_labels/{dataset}.tsv"] = _table(
+    files[f"../../rooms/data_sets/tfds_labels/{dataset}.tsv"] = _table(
       "label name", ((label, coop_name(label)) for label in labels)
     )
     # CoOp numbers the classes of these two by their sorted folders.

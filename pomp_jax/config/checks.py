@@ -26,7 +26,6 @@ from pomp_jax.config.fields import (
   flatten,
 )
 from pomp_jax.data.class_lists import CLASS_LISTS
-from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.hub import is_hub, is_prompt_file
@@ -235,7 +234,7 @@ def _check_data(settings: Settings) -> None:
     require(is_dir(data.root), "data.root", data.root, "a folder that exists")
   expected = source.expected_dataset(data.dataset)
   require(not expected, "data.dataset", data.dataset, expected)
-  if data.source == "regions":
+  if "annotations" not in source.unread:
     expected = "a JSON file or a folder of label images that exists"
     require(exists(data.annotations), "data.annotations", data.annotations, expected)
   _check_groups(data)
@@ -251,8 +250,7 @@ def _check_groups(data: Data) -> None:
   require(data.base or not data.novel, "data.novel", data.novel, "'' where data.base is empty")
   for field in ("names", "base", "novel"):
     names = getattr(data, field)
-    # The list of regions has halves, and is read by `class_splits`.
-    if names and not (data.source == "regions" and names in CLASS_SPLITS):
+    if names and names not in SOURCES[data.source].class_lists():
       _check_names(f"data.{field}", names)
 
 

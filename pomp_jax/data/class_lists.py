@@ -2,7 +2,7 @@
 
 A file is text, one name a line, or JSON: a list of names, an object whose keys are the names, a
 list of objects with `name` and, in all or none, `synset`, or annotations as COCO and LVIS store
-them, whose `categories` are read in order of their ids. Shapes: N classes, T labels in TFDS.
+them, whose `categories` are read in order of their ids. N classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -113,29 +113,6 @@ def load_templates(name: str) -> tuple[str, ...]:
   if name not in TEMPLATES:
     raise VocabularyError(f"unknown templates {name!r}; expected one of {', '.join(TEMPLATES)}")
   return read_names(_FOLDER / "templates" / f"{name}.txt")
-
-
-def tfds_builder(name: str) -> str | None:
-  """Name in TFDS of a class list's data set; None for other names and if TFDS lacks it."""
-  return _SETS.get(name, {}).get("tfds")
-
-
-@functools.cache
-def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
-  """TFDS's label names in its order, and the class of each in a packaged list, or -1.
-
-  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
-  and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
-  """
-  classes = load_class_list(name)
-  if classes.synsets is not None:
-    labels = owns = load_class_list("imagenet1k").synsets
-  else:
-    labels, owns = read_table(_FOLDER / "tfds_labels" / f"{name}.tsv")
-  class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
-  indices = np.array([class_of.get(own, -1) for own in owns], np.int32)
-  indices.flags.writeable = False  # shared by all callers
-  return labels, indices
 
 
 class Synsets(NamedTuple):

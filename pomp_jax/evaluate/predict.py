@@ -16,7 +16,6 @@ from pomp_jax import hosts
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import check_names, load_class_list
-from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, read_image
 from pomp_jax.data.loader import CorruptDataError
@@ -62,10 +61,9 @@ class Task:
     return config
 
   @classmethod
-  def classes(cls, config: Settings) -> ClassSplit:
-    """The names as classes."""
-    names = load_class_list(config.predict.names).names
-    return ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+  def synonyms(cls, config: Settings) -> Sequence[Sequence[str]]:
+    """The names, as rows of synonyms of the classes."""
+    return [(name,) for name in load_class_list(config.predict.names).names]
 
   @classmethod
   def check(cls, config: Settings, files: Mapping[str, Path], clip_config: ClipConfig) -> None:
@@ -140,7 +138,7 @@ def check(config: Settings, workdir: str) -> None:
   files = find_images(settings.images)
   named = NamedPrompt(settings.prompt, open_prompt(settings.prompt))
   clip_config = inputs.clip_config(config.clip.model)
-  check_prompt(named, task.classes(config).synonyms, clip_config, config.clip.model)
+  check_prompt(named, task.synonyms(config), clip_config, config.clip.model)
   task.check(config, files, clip_config)
 
 

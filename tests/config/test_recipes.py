@@ -14,9 +14,9 @@ import pytest
 
 from pomp_jax.config import defaults, unpack, validate, value_of_text
 from pomp_jax.configs import world_masks
-from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.rooms.baselines import tip_adapter
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
+from pomp_jax.rooms.regions.class_splits import read_class_split
 from pomp_jax.rooms.regions.fusion import FUSIONS
 from pomp_jax.rooms.regions.masks import resized_sides
 

@@ -1,4 +1,4 @@
-"""Class lists, packaged ones and a user's, TFDS's labels, and the synsets of ImageNet-21K."""
+"""Class lists, packaged ones and a user's, and the synsets of ImageNet-21K."""
 
 import dataclasses
 import hashlib
@@ -16,10 +16,8 @@ from pomp_jax.data.class_lists import (
   load_class_list,
   load_synsets,
   load_templates,
-  load_tfds_labels,
   normalized_names,
   read_names,
-  tfds_builder,
 )
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import Classifier, topk_accuracy
@@ -44,17 +42,13 @@ def tokenizer(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_packaged_lists(name, tokenizer):
-  """Names and TFDS's labels one to one, which CLIP's tokenizer distinguishes and has room for."""
+  """Names that CLIP's tokenizer distinguishes and has room for."""
   classes = load_class_list(name)
   assert list(SIZES) == list(CLASS_LISTS)
   assert len(classes) == len(classes.names) == SIZES[name]
   assert classes.source and all(template.count("{}") == 1 for template in classes.ensemble)
   synsets = None if name in TEN else tuple(sorted(set(classes.synsets)))
   assert classes.synsets == synsets and len(synsets or classes) == SIZES[name]
-  if tfds_builder(name):
-    labels, class_of_label = load_tfds_labels(name)
-    assert len(labels) == len(class_of_label)
-    assert sorted(class_of_label[class_of_label >= 0]) == list(range(len(classes)))
   words = normalized_names(classes.names)
   rows = tokenizer([f"{name}." for name in words])["input_ids"]
   assert len(set(map(tuple, rows))) == len(rows)

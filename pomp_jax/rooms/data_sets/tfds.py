@@ -9,11 +9,13 @@ import concurrent.futures
 import functools
 import logging
 import os
+import pathlib
 import threading
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
+from jaxtyping import Int32
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
@@ -25,8 +27,7 @@ from pomp_jax.data.class_lists import (
   VocabularyError,
   class_list_of,
   load_class_list,
-  load_tfds_labels,
-  tfds_builder,
+  read_table,
 )
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
@@ -38,6 +39,14 @@ log = logging.getLogger(__name__)
 
 # Class lists whose images are among those of a data set that the job `prepare` makes.
 _PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
+# Class list -> TFDS's name of its data set.
+BUILDERS = {
+  **{"imagenet1k": "imagenet2012", "imagenet_v2": "imagenet_v2"},
+  **{name: name for name in ("imagenet_sketch", "imagenet_a", "imagenet_r", "caltech101")},
+  **{"oxford_pets": "oxford_iiit_pet", "stanford_cars": "cars196"},
+  **{"flowers102": "oxford_flowers102"},
+  **{name: name for name in ("food101", "sun397", "dtd", "eurosat", "ucf101")},
+}
 _KINDS = {
   "image": (tfds.features.Image, tfds.features.Video),
   "label": (tfds.features.ClassLabel,),
@@ -204,17 +213,35 @@ def open_tfds(
 
 def tfds_name(dataset: str) -> str:
   """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as they are."""
-  return _PREPARED.get(dataset) or tfds_builder(dataset) or dataset
+  return _PREPARED.get(dataset) or BUILDERS.get(dataset, dataset)
+
+
+@functools.cache
+def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
+  """The T label names of one of BUILDERS in TFDS's order, and the class of each, or -1.
+
+  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
+  and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
+  """
+  classes = load_class_list(name)
+  if classes.synsets is not None:
+    labels = owns = load_class_list("imagenet1k").synsets
+  else:
+    labels, owns = read_table(pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv")
+  class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
+  indices = np.array([class_of.get(own, -1) for own in owns], np.int32)
+  indices.flags.writeable = False  # shared by all callers
+  return labels, indices
 
 
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
   """Class names, and class of each of TFDS's labels; -1 for a label outside the list."""
-  known = [name for name in CLASS_LISTS if tfds_builder(name) == builder]
+  known = [name for name, own in BUILDERS.items() if own == builder]
   known.sort(key=lambda name: name != dataset)  # the named one first
   if classes is None and known:
-    labels, class_of_label = load_tfds_labels(known[0])
+    labels, class_of_label = load_labels(known[0])
     # A later release of TFDS may have other labels.
     if tuple(label_names) != labels:
       differing = sorted(set(labels) ^ set(label_names)) or ["their order"]

@@ -11,7 +11,6 @@ from typing import Any
 from jaxtyping import Int32, UInt8
 import numpy as np
 
-from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
@@ -22,6 +21,7 @@ from pomp_jax.rooms.regions.annotations import (
   read_annotations,
 )
 from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split, undivided
 from pomp_jax.rooms.regions.fields import Detect, Segment, TrainMasks
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
@@ -223,7 +223,7 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   annotations.check_images(settings.images)
   if classes is None:
     names = annotations.names
-    classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
+    classes = undivided(names, "base")
   rows = spread_evenly(settings.n_images, len(annotations))
   read = functools.partial(_of_objects, annotations, owners, settings.images)
   return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=settings.images))

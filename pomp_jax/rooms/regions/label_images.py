@@ -12,12 +12,12 @@ from jaxtyping import Int32, UInt8
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, image_size, load_rgb, open_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, read_bytes
+from pomp_jax.rooms.regions.class_splits import ClassSplit
 
 # Label of a pixel that is not evaluated.
 IGNORED = -1

@@ -13,10 +13,10 @@ from PIL import Image
 
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.boxes import select_detections
+from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.plots import Boxes, detection_sheet, segmentation_sheet, strongest
@@ -137,7 +137,7 @@ class RegionsOfPictures:
     [regions] = self._network.regions([pixels_HxWx3])
     regions = regions.top(self._config.regions.max_regions)
     header = self._network.header
-    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+    classes = undivided(names)
     trained_C = trained_classes(header, classes)
     return regions, self._scores(pixels_HxWx3, regions, matrices, logit_scale, trained_C, header)
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import ImageError, image_size, read_rgb
 from pomp_jax.evaluate.class_matrix import class_matrix
 from pomp_jax.evaluate.classify import open_prompt
@@ -23,6 +24,7 @@ from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
+from pomp_jax.rooms.regions.class_splits import ClassSplit, undivided
 from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import write_labels
 from pomp_jax.rooms.regions.plots import OTHER, Boxes, boxes_picture, label_colours, overlay
@@ -58,6 +60,15 @@ class _Whole(Task):
     if config.regions.source == "none" and config.propose.network:
       return config.replace({"regions.source": "network"})
     return config
+
+  @classmethod
+  def classes(cls, config) -> ClassSplit:
+    """The names as classes."""
+    return undivided(load_class_list(config.predict.names).names)
+
+  @classmethod
+  def synonyms(cls, config):
+    return cls.classes(config).synonyms
 
   @classmethod
   def check(cls, config, files, clip_config):

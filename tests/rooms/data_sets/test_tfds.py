@@ -19,7 +19,14 @@ from pomp_jax.data.synthetic import encode
 from pomp_jax.files.paths import store_of, to_path
 from pomp_jax.rooms.data_sets.archives import open_input
 from pomp_jax.rooms.data_sets.build import Selection, Shard, build, shard_name, write_metadata
-from pomp_jax.rooms.data_sets.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
+from pomp_jax.rooms.data_sets.tfds import (
+  BUILDERS,
+  load_labels,
+  open_test_set,
+  open_tfds,
+  tfds_name,
+  tfds_splits,
+)
 from tests.support import stores
 from tests.support.data_files import write_folder
 
@@ -73,6 +80,13 @@ def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, nam
     assert own[row] not in known
   assert source.encoded(0)[:4] == b"\x89PNG"
   assert source.images(np.arange(2)).shape == (2, 4, 4, 3)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_each_class_has_one_label(name):
+  labels, class_of_label = load_labels(name)
+  assert len(labels) == len(class_of_label)
+  assert sorted(class_of_label[class_of_label >= 0]) == list(range(len(load_class_list(name))))
 
 
 def test_any_other_set_has_tfds_names(mocked):

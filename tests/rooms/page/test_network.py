@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.class_matrix import class_matrix
 from pomp_jax.evaluate.named_prompts import read_prompts
@@ -15,6 +14,7 @@ from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.regions import on_page as module
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
+from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.on_page import RegionsOfPictures
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
@@ -47,7 +47,7 @@ def case(tmp_path_factory):
 def scored(case):
   """Regions and scores as `predict` has them, under each prompt."""
   config, comparison, image = case
-  classes = ClassSplit(tuple((name,) for name in NAMES), ("-",) * len(NAMES))
+  classes = undivided(NAMES)
   config, pixels = changed(config, {"regions.source": "network"}), np.asarray(image)
   images = Images(["it"], lambda row: pixels.shape[:2], lambda row: pixels)
   for named in comparison.prompts:

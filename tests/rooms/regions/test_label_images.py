@@ -11,12 +11,12 @@ import pytest
 
 from pomp_jax.config import ConfigError, fields, validate
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.data.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs, stored
 from pomp_jax.rooms.regions import training_crops
+from pomp_jax.rooms.regions.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.rooms.regions.label_images import IGNORED, PixelError, open_pixels, write_labels
 from tests.support.detection_cases import random_annotations
 from tests.support.small_run import small_config

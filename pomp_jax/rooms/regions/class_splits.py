@@ -6,6 +6,7 @@ Prompts are learned on base classes; "-" is in neither half. The values are thos
 pixels in label images, for data sets that do not number their classes 0, 1, ..
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
@@ -16,7 +17,7 @@ from pomp_jax.data.class_lists import VocabularyError, check_names, read_lines
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import quoted
 
-_FOLDER = pathlib.Path(__file__).with_name("class_names") / "splits"
+_FOLDER = pathlib.Path(__file__).with_name("splits")
 CLASS_SPLITS = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 GROUPS = ("base", "novel", "-")
 _MAX_VALUE = 2**16  # label images have 8 or 16 bits
@@ -43,6 +44,11 @@ class ClassSplit:
   def indices(self, group: str) -> np.ndarray:
     """Classes of a group: int64 [n]."""
     return np.flatnonzero(np.array(self.groups) == group)
+
+
+def undivided(names: Sequence[str], group: str = "-") -> ClassSplit:
+  """Classes of one name each, all of one group."""
+  return ClassSplit(tuple((name,) for name in names), (group,) * len(names))
 
 
 def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
