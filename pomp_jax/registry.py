@@ -267,6 +267,9 @@ TASKS = {
 }
 
 
+# Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
+OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
+
 # Module of what the page shows of regions; empty: it shows none.
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 

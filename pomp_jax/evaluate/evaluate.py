@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
+from pomp_jax.config import Settings, fields
+from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.data.wordnet import load_tree
@@ -68,20 +69,28 @@ _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes"
 def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   RunFolder(workdir).check(config.job)
-  check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
+  settings, field = config.evaluate, "evaluate.prompts"
+  check_prompts(settings.prompts, field, config.clip.model, settings, config.data, config.eval)
 
 
-def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
+def check_prompts(
+  names: Sequence[str],
+  field: str,
+  clip_model: str,
+  settings: Evaluate,
+  data: Data,
+  evaluation: Eval,
+) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
-  clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+  clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip_model)
   prompts = read_prompts(names, field)
-  sets = evaluation_sets(config, clip_config.vision_config.image_size)
-  opened, _ = open_each(sets, config.evaluate.skip_missing)
+  sets = evaluation_sets(settings, data, evaluation, clip_config.vision_config.image_size)
+  opened, _ = open_each(sets, settings.skip_missing)
   for name, (_, classes, _) in opened.items():
     for named in prompts:
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]
-      check_prompt(named._replace(label=where), single, clip_config, config.clip.model)
+      check_prompt(named._replace(label=where), single, clip_config, clip_model)
       check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
 
 
@@ -91,27 +100,25 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   Processes other than the first return an empty dict unless the run had finished before.
   EvaluationError if features are not finite, CorruptDataError if too many images can't be read.
   """
-  folder, first = RunFolder(workdir), hosts.is_first()
+  folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
-  sets = evaluation_sets(config, encoder.clip.image_size)
-  opened, missing = open_everywhere(sets, config.evaluate.skip_missing)
+  prompts = read_prompts(settings.prompts, "evaluate.prompts")
+  sets = evaluation_sets(settings, config.data, config.eval, encoder.clip.image_size)
+  opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
-  counts = {
-    item.name: item.count_classes(opened[item.name], sampled=config.evaluate.images > 0)
-    for item in sets
-  }
-  keys = _keys(config, encoder, opened, prompts)
+  keys = _keys(config.clip, encoder, opened, prompts)
   run = {
     "job": config.job,
-    "suite": config.evaluate.suite,
+    "suite": settings.suite,
     "clip_model": encoder.clip.name,
     "logit_scale": encoder.clip.logit_scale,
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],
     "missing": missing,
   }
   tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
-  key = fingerprint([*keys.values(), json.dumps(run), repr((tables, config.evaluate.images))])
+  key = fingerprint([*keys.values(), json.dumps(run), repr((tables, settings.images))])
+  sampled = settings.images > 0
+  counts = {item.name: _count_classes(item, opened[item.name], sampled) for item in sets}
   pieces = Pieces(folder.sets, keys)
   # A damaged set is evaluated again, also of a finished run.
   todo = pieces.missing(keys)
@@ -129,13 +136,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
   for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
-    figures = _evaluate(config, encoder, opened[name], prompts)
+    figures = _evaluate(encoder, opened[name], prompts, settings.batch_size, config.data)
     if first:
       _log_set(name, pieces.save(file_name(name), {"set": name, **figures}).facts)
   if not first:
     return {}
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
-  results = {"key": key, **run, **_sums(config, sets, done)}
+  results = {"key": key, **run, **_sums(sets, done, sampled)}
   with writing(folder.path):
     write_class_tables(folder, done)
     _write(folder, results)
@@ -145,7 +152,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _evaluate(
-  config: Settings, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
+  encoder: Encoder,
+  labelled: LabelledSet,
+  prompts: Sequence[NamedPrompt],
+  batch_size: int,
+  data: Data,
 ) -> dict[str, Any]:
   """Computes every figure of a set under every prompt."""
   start, hierarchy = time.monotonic(), None
@@ -158,9 +169,9 @@ def _evaluate(
     {named.label: features_under(encoder, classes, named.prompt) for named in prompts},
     hierarchy=hierarchy,
     reference=prompts[0].label,
-    batch_size=config.evaluate.batch_size,
-    threads=config.data.threads,
-    max_corrupt=config.data.max_corrupt,
+    batch_size=batch_size,
+    threads=data.threads,
+    max_corrupt=data.max_corrupt,
   )
   figures = {label: one.figures() | one.by_class() for label, one in tallies.items()}
   return {
@@ -173,9 +184,7 @@ def _evaluate(
   }
 
 
-def _sums(
-  config: Settings, items: Sequence[EvaluationSet], done: Mapping[str, Any]
-) -> dict[str, Any]:
+def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool) -> dict[str, Any]:
   """Figures of the sets by their groups, with published ones beside them, and set by set."""
   sets = {
     name: {key: of_set[key] for key in _OF_SET}
@@ -197,7 +206,7 @@ def _sums(
   other = {
     item.group
     for item in items
-    if config.evaluate.images
+    if sampled
     or item.reader not in GROUPS[item.group].readers
     or sets[item.name]["split"] not in ("test", "validation")
     or sets[item.name]["unreadable"]
@@ -245,14 +254,14 @@ def _write(folder: RunFolder, results: Mapping[str, Any]) -> None:
 
 
 def _keys(
-  config: Settings,
+  own: fields.Clip,
   encoder: Encoder,
   opened: Mapping[str, LabelledSet],
   prompts: Sequence[NamedPrompt],
 ) -> dict[str, str]:
   """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
   clip = encoder.clip
-  settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
+  settings = (_VERSION, own.text_tower, own.dtype, clip.settings)
   clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
   keys = {}
   for name, (source, classes, split) in opened.items():
@@ -267,6 +276,15 @@ def _keys(
       parts += ["prompt", label, *describe(prompt, classes)]
     keys[file_name(name)] = fingerprint(parts)
   return keys
+
+
+def _count_classes(
+  item: EvaluationSet, labelled: LabelledSet, sampled: bool
+) -> dict[str, int | None]:
+  """Counts the listed classes, and those without an image; None if the images are a sample."""
+  listed = item.n_listed or len(labelled.classes)
+  missing = listed - len(np.unique(labelled.source.labels)) if item.reader else None
+  return {"listed_classes": listed, "missing_classes": None if sampled else missing}
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

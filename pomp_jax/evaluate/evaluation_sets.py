@@ -5,19 +5,17 @@ import dataclasses
 import functools
 import logging
 import os
-
-import numpy as np
+from typing import NamedTuple
 
 from pomp_jax import hosts
-from pomp_jax.config import READERS, SOURCES, ConfigError, Settings, near_match
-from pomp_jax.config.fields import Evaluate
+from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
+from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.own_sets import open_own_set, parse_sets, read_sets_file
 from pomp_jax.files.paths import is_dir
-from pomp_jax.registry import GROUP_OF, NO_SUITE, OWN, SUITES
+from pomp_jax.registry import GROUP_OF, NO_SUITE, OWN, OWN_SETS, SUITES, load
 
 log = logging.getLogger(__name__)
 
@@ -26,53 +24,51 @@ _PARTS = ("base", "new", "novel")
 _MISSING = (SourceError, VocabularyError)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
+class EvaluationSet(NamedTuple):
   """A data set, or a part of its classes, to evaluate."""
 
   name: str  # such as "dtd", or "dtd/base" for a part of its classes
   group: str  # table of the set, one of `registry.GROUPS`
   column: str  # heading in that table
   part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
-  config: Settings
-  whole: Callable[[], LabelledSet]  # opens all images of the part
+  open: Callable[[], LabelledSet]  # opens the class list and the images; reads none
   reader: str = ""  # one of `config.READERS`; "" for the embedded world
   n_listed: int = 0  # classes of its packaged list, of which it may hold some; 0: those of the set
 
-  def open(self) -> LabelledSet:
-    """Opens the class list and up to `evaluate.images` images by `data.upright`; reads none."""
-    labelled, n_images = self.whole(), self.config.evaluate.images
-    source = labelled.source
-    if not isinstance(source, StoredImages):
-      return labelled
-    if n_images:
-      source = source.subset(even_sample(source.labels, source.keys, n_images))
-    return labelled._replace(source=source.turned(self.config.data.upright))
 
-  def count_classes(self, labelled: LabelledSet, sampled: bool) -> dict[str, int | None]:
-    """Counts the listed classes, and those without an image; None if the images are a sample."""
-    listed = self.n_listed or len(labelled.classes)
-    missing = listed - len(np.unique(labelled.source.labels)) if self.reader else None
-    return {"listed_classes": listed, "missing_classes": None if sampled else missing}
-
-
-def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
+def evaluation_sets(
+  settings: Evaluate, data: Data, evaluation: Eval, image_size: int
+) -> list[EvaluationSet]:
   """Data sets of `config.evaluate`, unopened, for images of S pixels.
 
   ConfigError for an unknown set, or no folder for it; SourceError for an unusable file of sets.
   """
-  settings = config.evaluate
-  own = read_sets_file(settings.sets_file) if settings.sets_file else []
-  own += parse_sets(settings.own_sets, "config.evaluate.own_sets") if settings.own_sets else []
-  sets = [item for name in _named(config) for item in _of_named(config, name, image_size)]
-  for one, part in ((each, part) for each in own for part in each.parts):
-    name, whole = _joined(one.name, part), functools.partial(open_own_set, one, part, image_size)
-    sets.append(EvaluationSet(name, OWN, one.name, part, config, whole, one.reader))
-  sets = sets or _of_data(config, image_size)
+  n_images = settings.images or evaluation.images
+  of_split = functools.partial(_open_split, data, evaluation.template, n_images)
+  sets, where = [], "config.evaluate.sets"
+  for name in _named(settings):
+    sets += _of_named(settings, data.source, name, of_split)
+  if settings.sets_file or settings.own_sets:
+    where = settings.sets_file or "config.evaluate.own_sets"
+    if not OWN_SETS:
+      field = "sets_file" if settings.sets_file else "own_sets"
+      takes = "none: the room data_sets, which reads one's own sets, is not installed"
+      raise ConfigError(f"evaluate.{field}", getattr(settings, field), takes)
+    sets += load(OWN_SETS)(settings.sets_file, settings.own_sets)
+  sets = sets or _of_data(settings, data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
-    where = own[0].where if own else "config.evaluate.sets"
     raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
-  return sets
+
+  def opened(item: EvaluationSet) -> LabelledSet:
+    labelled = item.open()
+    source = labelled.source
+    if not isinstance(source, StoredImages):
+      return labelled
+    if settings.images:
+      source = source.subset(even_sample(source.labels, source.keys, settings.images))
+    return labelled._replace(source=source.sized(image_size).turned(data.upright))
+
+  return [item._replace(open=functools.partial(opened, item)) for item in sets]
 
 
 def open_each(
@@ -127,9 +123,8 @@ def file_name(name: str) -> str:
   return name.replace("/", "-")
 
 
-def _named(config: Settings) -> list[str]:
+def _named(settings: Evaluate) -> list[str]:
   """Named sets: those of `sets`, or else the suite's."""
-  settings = config.evaluate
   suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
   known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
   found: list[str] = []
@@ -145,43 +140,46 @@ def _named(config: Settings) -> list[str]:
   return found or list(suite.sets if suite else ())
 
 
-def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSet]:
-  settings = config.evaluate
+def _of_named(
+  settings: Evaluate, source: str, name: str, of_split: Callable[[str, str], LabelledSet]
+) -> list[EvaluationSet]:
+  """A named set, or its halves; `of_split` opens a split of the images of `data.source`."""
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
   if group in SOURCES:  # the sets of an image source, which has no files
-    if config.data.source != group:
+    if source != group:
       field, got = ("suite", group) if settings.suite == group else ("sets", name)
       takes = (
-        f"a set of its own where data.source={config.data.source!r}: evaluate.suite={NO_SUITE!r}"
+        f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
         " without sets evaluates what config.data names, evaluate.sets_file any sets"
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
-    whole = functools.partial(_of_config, config, group, name, "test", image_size)
-    return [EvaluationSet(name, group, name, "all", config, whole)]
+    return [EvaluationSet(name, group, name, "all", functools.partial(of_split, name, "test"))]
   if not settings.root or not is_dir(settings.root):
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
-  if expected := SOURCES[settings.source].expected_dataset(name):
-    others = " or ".join(reader for reader in READERS if reader != settings.source)
-    takes = f"{others} for {name}; {settings.source} has {expected}"
-    raise ConfigError("evaluate.source", settings.source, takes)
+  reader = settings.source
+  if expected := SOURCES[reader].expected_dataset(name):
+    others = " or ".join(other for other in READERS if other != reader)
+    raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} has {expected}")
   n_listed, sets = 0 if halves else len(load_class_list(name)), []
   for part in ("base", "new") if halves else ("all",):
-    whole = functools.partial(_stored, settings, name, part, image_size)
-    of_part = _joined(name, part), group, name, part, config, whole
-    sets.append(EvaluationSet(*of_part, settings.source, n_listed))
+    opened = functools.partial(_open_named, reader, settings.root, name, part)
+    sets.append(EvaluationSet(part_name(name, part), group, name, part, opened, reader, n_listed))
   return sets
 
 
-def _joined(name: str, part: str) -> str:
+def part_name(name: str, part: str) -> str:
+  """Name of a part of a set's classes, such as "dtd/base"; of all of them the set's."""
   return name if part == "all" else f"{name}/{part}"
 
 
-def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
+def _of_data(
+  settings: Evaluate, data: Data, of_split: Callable[[str, str], LabelledSet]
+) -> list[EvaluationSet]:
   """Splits on which a training with this config evaluates its prompt."""
-  data, splits = config.data, inputs.evaluation_splits(config.data)
+  splits = inputs.evaluation_splits(data)
   if not SOURCES[data.source].stored:
-    return [item for name in splits for item in _of_named(config, name, image_size)]
+    return [item for name in splits for item in _of_named(settings, data.source, name, of_split)]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name, sets = name.replace("/", "-"), []
@@ -189,30 +187,24 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
     # "test", "base", or "validation/base": images, and part of the classes.
     images, _, part = split.rpartition("/")
     images, part = (images or "test", part) if part in _PARTS else (split, "all")
-    whole = functools.partial(_of_config, config, name, split, images, image_size)
-    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, config, whole, data.source))
+    opened = functools.partial(of_split, split, images)
+    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, opened, data.source))
   return sets
 
 
-def _of_config(
-  config: Settings, name: str, split: str, images: str, image_size: int
-) -> LabelledSet:
-  """Opens a split of `config.data`, under the template of `config.eval`."""
-  stored, template = SOURCES[config.data.source].stored, config.eval.template
-  n_images = 0 if stored else config.evaluate.images or config.eval.images
-  source = inputs.open_source(config.data, split, n_images=n_images)
-  classes = ClassList(tuple(source.names), None, template, (template,), name)
-  return LabelledSet(source.sized(image_size) if stored else source, classes, images)
+def _open_split(data: Data, template: str, n_images: int, split: str, images: str) -> LabelledSet:
+  """Opens a split of `config.data`, stored images whole; `images` are those that it is made of."""
+  stored = SOURCES[data.source].stored
+  source = inputs.open_source(data, split, n_images=0 if stored else n_images)
+  return LabelledSet(source, ClassList(tuple(source.names), None, template, (template,)), images)
 
 
-def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
-  classes, where = load_class_list(name), f"{settings.root}: {name}"
-  module = SOURCES[settings.source].load()
-  source, _, split = module.open_test_set(settings.root, name, classes)
-  classes = _matched(classes, source.names, where)
-  labelled = LabelledSet(source.sized(image_size), classes, split)
+def _open_named(reader: str, root: str, name: str, part: str) -> LabelledSet:
+  classes, where = load_class_list(name), f"{root}: {name}"
+  source, _, split = SOURCES[reader].load().open_test_set(root, name, classes)
+  labelled = LabelledSet(source, _matched(classes, source.names, where), split)
   if part != "all":
-    labelled = labelled.of_classes(half_of_classes(len(classes), part))
+    labelled = labelled.of_classes(half_of_classes(len(labelled.classes), part))
   if not len(labelled.source):
     raise SourceError(f"{where} has no test image of the classes asked for")
   return labelled

@@ -52,6 +52,10 @@ root = {root}
 """
 
 
+def sets_of(config):
+  return evaluation_sets(config.evaluate, config.data, config.eval, 32)
+
+
 class Case:
   """The folder with `clip/`, `data/` for $DATA, a user's `own/` and the finished `run/`."""
 
@@ -260,7 +264,7 @@ def computed(case, monkeypatch, no_drawings):
   figures = {key: figures[key] for key in figures if key not in ("per_class", "confusions")}
   found = []
 
-  def counted(config, encoder, labelled, prompts):
+  def counted(encoder, labelled, prompts, *more):
     found.append((len(labelled.classes), len(labelled.source)))
     prompts = {named.label: figures for named in prompts}
     of_set = {"split": labelled.split, "classes": labelled.classes.names, "prompts": prompts}
@@ -313,7 +317,7 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, 
   """On the embedded world."""
   prompts = f"a photo of a {{}}.;{pretrained};{pretrained}/checkpoints"
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
-  assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
+  assert [item.name for item in sets_of(config)] == ["base", "novel", "shifted"]
   results = run_job(changed(config, {"evaluate.sets": "novel"}), tmp_path)
   assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8, 12]
   rows = results["sets"]["novel"]["prompts"]
@@ -355,7 +359,7 @@ def test_bad_input_is_found_before_anything_is_written(
 def test_own_sets_beside_named_sets(case):
   def names(suite="none", sets=""):
     config = case.config(suite=suite, sets=sets, sets_file=str(case.own / "sets.toml"))
-    return [(item.name, item.group) for item in evaluation_sets(config, 32)]
+    return [(item.name, item.group) for item in sets_of(config)]
 
   assert names(sets="imagenet_a;dtd")[:3] == [
     ("imagenet_a", "cross_domain"),
@@ -397,14 +401,14 @@ def test_the_folder_that_data_names_is_one_set(case, tmp_path):
   config = case.config().replace(
     {"data.source": "folder", "data.root": str(case.own / "eurosat"), "data.n_classes": 0}
   )
-  (item,) = evaluation_sets(config, 32)
+  (item,) = sets_of(config)
   source, classes, split = item.open()
   assert item.name == f"eurosat/{split}"
   names = load_class_list("eurosat").names
   assert sorted(classes.names) == sorted(names[c] for c in np.unique(case.labels["eurosat"]))
   assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
   halves = config.replace({"data.classes": "base", "data.shots": 1})
-  parts = {item.part: item.open() for item in evaluation_sets(halves, 32)}
+  parts = {item.part: item.open() for item in sets_of(halves)}
   assert list(parts) == ["base", "new"]
   assert parts["base"].classes.names + parts["new"].classes.names == classes.names
   for field, value in (("suite", "world"), ("sets", "base")):

@@ -8,7 +8,7 @@ import pytest
 
 from docs.generators import example_sets
 from pomp_jax import world
-from pomp_jax.evaluate.own_sets import open_own_set, read_sets_file
+from pomp_jax.rooms.data_sets.own_sets import open_own_set, read_sets_file
 from pomp_jax.world import IMAGE_SIZE, class_names, names, render
 
 
@@ -109,7 +109,7 @@ def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
   known, mixed, shifted = sets
   rows = [(known, "all", "base"), (mixed, "base", "base"), (mixed, "novel", "novel")]
   for own, part, split in [*rows, (shifted, "all", "shifted")]:
-    source, classes, found = open_own_set(own, part, world.IMAGE_SIZE)
+    source, classes, found = open_own_set(own, part)
     assert found == "test"
     n_classes, n_images = (12, 1) if own.name == "known" else (3, 2)
     assert np.bincount(source.labels).tolist() == [n_images] * n_classes
@@ -118,7 +118,7 @@ def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
     numbers = [int(key.rpartition("/")[2].removesuffix(".png")) for key in source.keys]
     indices = [n_images * labels[c] + n for c, n in zip(source.labels, numbers, strict=True)]
     # CLIP's preprocessing leaves pictures of its own size as they are.
-    images = source.images(np.arange(len(source)))
+    images = source.sized(world.IMAGE_SIZE).images(np.arange(len(source)))
     np.testing.assert_array_equal(images, drawn.images(np.array(indices)))
   with pytest.raises(ValueError, match="expected 1 to"):
     example_sets.write_pictures(tmp_path, "novel", 99_999, 1)

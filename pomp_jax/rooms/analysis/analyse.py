@@ -58,7 +58,8 @@ def check(config: Settings, workdir: str) -> None:
   folder.check(config.job)
   if folder.results.exists():
     check_same_run(config, folder, lambda field: not field.startswith(_READ))
-  check_prompts(config, config.analyse.prompts, _FIELD)
+  given = config.clip.model, config.evaluate, config.data, config.eval
+  check_prompts(config.analyse.prompts, _FIELD, *given)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-  sets, wanted = {}, evaluation_sets(config, encoder.clip.image_size)
+  given = config.evaluate, config.data, config.eval
+  sets, wanted = {}, evaluation_sets(*given, encoder.clip.image_size)
   opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)

@@ -139,7 +139,7 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
   evaluate.check(fits, str(tmp_path / "run"))
   # What `check` takes, the text tower takes.
   [named] = read_prompts(fits.evaluate.prompts, "evaluate.prompts")
-  for item in evaluation_sets(fits, WORLD.image_size):
+  for item in evaluation_sets(fits.evaluate, fits.data, fits.eval, WORLD.image_size):
     features_under(Encoder(WORLD, chunk=16), item.open().classes, named.prompt)
   of_analyse = too_long.replace({"job": "analyse", "analyse.prompts": too_long.evaluate.prompts})
   for job, config in ((evaluate, too_long), (analyse, of_analyse)):

@@ -5,6 +5,7 @@ Parsing checks keys and values. Files and folders are read when a set is opened.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -27,9 +28,11 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, part_name
 from pomp_jax.files.paths import join, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.texts import read_text
+from pomp_jax.registry import OWN
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,17 @@ _LISTS = ("names", "base", "novel", "synsets", "templates")
 _KEYS = (*_TEXTS, "templates")
 
 
+def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
+  """Sets of a file, if one is named, and of `evaluate.own_sets`; errors as of `parse_sets`."""
+  found = read_sets_file(sets_file) if sets_file else []
+  found += parse_sets(own_sets, "config.evaluate.own_sets") if own_sets else []
+  sets = []
+  for own, part in ((one, part) for one in found for part in one.parts):
+    name, opened = part_name(own.name, part), functools.partial(open_own_set, own, part)
+    sets.append(EvaluationSet(name, OWN, own.name, part, opened, own.reader))
+  return sets
+
+
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   """Reads the sets of a TOML file, with paths relative to its folder; raises as `parse_sets`."""
   path = to_path(path)
@@ -98,10 +112,10 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
   return sets
 
 
-def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
-  """Opens one of a set's `parts` with images of S pixels; SourceError names the set and the key."""
+def open_own_set(own: OwnSet, part: str) -> LabelledSet:
+  """Opens one of a set's `parts`; SourceError names the set and the key."""
   try:
-    labelled = _open_whole(own, image_size)
+    labelled = _open_whole(own)
     if part != "all":
       labelled = labelled.of_classes(_kept_classes(own, labelled.classes, part))
   except (SourceError, VocabularyError) as error:
@@ -167,7 +181,7 @@ def _check(own: OwnSet) -> None:
       raise _wrong(own, key, f"got {got}, expected {expected}")
 
 
-def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
+def _open_whole(own: OwnSet) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
   module, root = SOURCES[own.reader].load(), join(own.folder, own.root)
   labelled = module.open_test_set(root, own.dataset, listed, all_classes=False)
@@ -177,7 +191,7 @@ def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   n_without = len(classes) - len(np.unique(source.labels))
   if listed and n_without:
     log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
-  source = source.relabelled(classes.names, source.labels).sized(image_size)
+  source = source.relabelled(classes.names, source.labels)
   if own.templates:
     classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)
   if own.synsets:

@@ -11,7 +11,7 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate.own_sets import open_own_set, parse_sets, read_sets_file
+from pomp_jax.rooms.data_sets.own_sets import open_own_set, parse_sets, read_sets_file
 from tests.support.fuzzing import allowed_errors, awkward_text
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -38,7 +38,7 @@ def opened(folder, text):
   """Parts of the last set of a file."""
   (folder / "sets.toml").write_text(text)
   for own in read_sets_file(folder / "sets.toml"):
-    parts = {part: open_own_set(own, part, 8) for part in own.parts}
+    parts = {part: open_own_set(own, part) for part in own.parts}
   return parts
 
 
