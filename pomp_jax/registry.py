@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from pomp_jax.errors import InputError
 
 WORLD = "world"
-SYNTHETIC = "synthetic"
 
 
 def load(path: str) -> Any:
@@ -83,6 +82,7 @@ class Source(NamedTuple):
   unread: tuple[str, ...] = ()  # fields of `config.data` that must have their defaults
   stored: bool = True  # whether its images are files on a disk
   root: bool = True  # whether `data.root` must be a folder that exists
+  generated: bool = False  # whether `data.names` alone describes its images
   test_sets: bool = False  # whether it has `open_test_set`, for `evaluate.source`
   holds_out: bool = False  # whether images for missing splits are held out of the training images
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
@@ -130,7 +130,7 @@ SOURCES = {
     holds_out=True,
     lists="rooms.regions.class_splits:CLASS_SPLITS",
   ),
-  SYNTHETIC: Source("data.synthetic", root=False),
+  "synthetic": Source("rooms.benchmark.synthetic_images", root=False, generated=True),
 }
 
 # Values of `evaluate.source`; the first is the default.

@@ -26,8 +26,8 @@ from PIL import Image
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.loader import Loader
 from pomp_jax.data.source import StoredImages
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 _SIZE = 224
 _N_IMAGES = 24

@@ -27,7 +27,7 @@ from PIL import Image
 from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.data.synthetic import encode
+from pomp_jax.rooms.benchmark.synthetic_images import encode
 from tests.support.data_files import tar_bytes
 
 # Classes that a worker renders at a time.

@@ -18,4 +18,4 @@ from pomp_jax.config.checks import (
 )
 from pomp_jax.config.declare import ConfigError, near_match
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings, defaults, fields_of
-from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job
+from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

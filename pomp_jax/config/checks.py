@@ -32,7 +32,7 @@ from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
-from pomp_jax.registry import JOBS, METHODS, SOURCES, SYNTHETIC, TASKS, groups_of, load
+from pomp_jax.registry import JOBS, METHODS, SOURCES, TASKS, groups_of, load
 
 # Prefix of a published architecture with random weights.
 SYNTHETIC_CLIP = "synthetic:"
@@ -226,9 +226,9 @@ def _check_data(settings: Settings) -> None:
   for field in (f"data.{name}" for name in source.unread):
     default = FIELDS[field].default
     require(values[field] == default, field, values[field], f"{default!r} {where}")
-  if data.source == SYNTHETIC:
+  if source.generated:
     _check_names("data.names", data.names)
-  if data.source == SYNTHETIC or not source.stored:
+  if source.generated or not source.stored:
     return
   if data.root or source.root:
     require(is_dir(data.root), "data.root", data.root, "a folder that exists")

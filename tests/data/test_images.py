@@ -14,8 +14,8 @@ import transformers
 from pomp_jax.data import images
 from pomp_jax.data.images import ImageError, decode_image, prepare, read_image, resized_crop
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 # Its name from transformers 5 on, where the other is torchvision's.
 PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)

@@ -20,8 +20,8 @@ from pomp_jax.data import readers
 from pomp_jax.data.loader import CorruptDataError, Loader, _close_together
 from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 
 class Numbers:

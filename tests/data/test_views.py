@@ -16,7 +16,6 @@ from torchvision.transforms import functional as F
 from pomp_jax import world
 from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import (
   CROP_AREA,
   OPERATIONS,
@@ -27,6 +26,7 @@ from pomp_jax.data.views import (
   make_view,
   views,
 )
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 RECIPE = Augmentation("recipe", n_views=3, seed=5)
 IMAGE = natural_image(0, 60, 80)

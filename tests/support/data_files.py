@@ -13,7 +13,7 @@ from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 _PLACES = {

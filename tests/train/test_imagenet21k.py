@@ -10,10 +10,10 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.evaluate import Classifier, inputs
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
 from tests.support.small_run import run_job, settings

@@ -18,7 +18,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.load import is_here
 from pomp_jax.clip.synthetic_clip import SYNTHETIC_CLIPS
-from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
+from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_file
@@ -73,7 +73,7 @@ def _trial(config: Settings) -> Settings:
     if names not in CLASS_LISTS and not is_file(names):
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
       raise ConfigError("data.names", config.data.names, takes)
-    changes |= {"data.source": SYNTHETIC, "data.names": names, "data.shots": 0}
+    changes |= {"data.source": "synthetic", "data.names": names, "data.shots": 0}
     for field in ("root", "dataset", "base", "novel", "feature_store"):
       changes[f"data.{field}"] = ""
     if config.data.shots:

@@ -12,7 +12,6 @@ import pytest
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import draw_view, make_view
 from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.metrics import wilson_interval
@@ -20,6 +19,7 @@ from pomp_jax.evaluate.predictions import split_features
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, tip_adapter
+from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from pomp_jax.train import methods, pretrain
 from pomp_jax.train.batches import open_fetch, view_features
 from pomp_jax.train.watch import TrainingError

@@ -8,10 +8,10 @@ from pomp_jax.clip import load, synthetic_clip, tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.configs import imagenet21k_rn50
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.synthetic import open_split
 from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
 from pomp_jax.rooms.benchmark import costs, dry_run
+from pomp_jax.rooms.benchmark.synthetic_images import open_split
 from tests.support.small_run import small_config
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.synthetic import encode
+from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import coop
 from pomp_jax.rooms.data_sets.coop import COOP_SETS, open_coop
 

@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.synthetic import encode
 from pomp_jax.files.run_folder import read_json
+from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import archives
 from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
 from pomp_jax.rooms.data_sets.build import PrepareError, Selection, build

@@ -15,8 +15,8 @@ from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.synthetic import encode
 from pomp_jax.files.paths import store_of, to_path
+from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets.archives import open_input
 from pomp_jax.rooms.data_sets.build import Selection, Shard, build, shard_name, write_metadata
 from pomp_jax.rooms.data_sets.tfds import (
