@@ -22,7 +22,6 @@ from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import check_prompt
 from pomp_jax.evaluate.evaluation_sets import (
   EvaluationSet,
   evaluation_sets,
@@ -34,6 +33,7 @@ from pomp_jax.evaluate.metrics import Hierarchy
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_lengths,
+  check_prompt,
   describe,
   features_under,
   read_prompts,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import CLIPTextConfig
 
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
@@ -16,7 +17,7 @@ from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoin
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir, to_path
-from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
+from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, validate
 from pomp_jax.files.terminal import steps_of
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble.
@@ -99,6 +100,21 @@ def features_under(
     for text in steps_of(texts, "class features of texts", "texts")
   )
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+
+
+def check_prompt(
+  named: NamedPrompt, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
+) -> None:
+  """Raises PromptFileError if a prompt does not fit a CLIP or the classes; needs no weights.
+
+  `synonyms` are the names of each class. A file of class features has one row a class.
+  """
+  label, prompt, _ = named
+  if isinstance(prompt, Prompt):
+    n_names = sum(map(len, synonyms))
+    check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
+  elif isinstance(prompt, ClassFeatures):
+    prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
 
 
 def check_lengths(

@@ -21,9 +21,8 @@ from pomp_jax.data.images import ImageError, read_image
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import check_prompt
 from pomp_jax.evaluate.classify import Classifier, open_prompt
-from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing

@@ -1,6 +1,6 @@
 """One picture under prompts side by side: names, label maps, names of boxes, objects.
 
-Shapes: N names, R regions, E embedding.
+Shapes: N names, S rows of names and padding, R regions, E embedding.
 """
 
 from collections import OrderedDict
@@ -16,11 +16,11 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.config import WORLD, Settings
+from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
@@ -28,8 +28,8 @@ from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.rooms.page.form import FormError
 
-# Class matrices in memory, one for each prompt and list of names.
-_MATRICES = 32
+# Features of names in memory, one array for each prompt and list of names.
+_MOST_FEATURES = 32
 
 
 class Answer(NamedTuple):
@@ -60,7 +60,7 @@ class Comparison:
     self.is_toy = config.clip.model == WORLD
     names = [name for name in config.page.prompts if not is_bucket(name)]
     self.files = {os.path.realpath(prompt_path(name)) for name in names}
-    self._matrices: OrderedDict[str, ClassMatrix] = OrderedDict()
+    self._features: OrderedDict[str, np.ndarray] = OrderedDict()
     self.finds, self.segments = bool(regions and regions.finds), bool(regions and regions.segments)
     self.most_names = regions.most_names if regions else 0
 
@@ -86,10 +86,10 @@ class Comparison:
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
     """The likeliest names of a picture under each prompt; TokenizeError, EvaluationError."""
-    clip, matrices = self._encoder.clip, self._class_matrices(names)
+    clip, features = self._encoder.clip, self._class_features(names)
     features_1xE = self._encoder.image_features(prepare(image, clip.image_size)[None])
     check_finite(features_1xE, "images")
-    logits = [clip.logit_scale * features_1xE[0] @ one.features[: len(names)].T for one in matrices]
+    logits = [clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features]
     return self._answers(names, list(map(scipy.special.softmax, logits)))
 
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
@@ -99,7 +99,7 @@ class Comparison:
     if len(names) > self.most_names:
       expected = f"expected at most {self.most_names} for a segmentation"
       raise FormError(f"names: got {len(names):,}, {expected}")
-    return self._regions.segment(image, names, self._class_matrices(names), self._labels)
+    return self._regions.segment(image, names, self._class_features(names), self._labels)
 
   def find_objects(
     self, image: Image.Image, names: Sequence[str]
@@ -107,7 +107,7 @@ class Comparison:
     """Objects that the network finds: a PNG, and names with scores under each prompt."""
     if not self.finds:
       raise FormError("finding objects needs a network; this page has none (propose.network)")
-    return self._regions.find_objects(image, names, self._class_matrices(names), self._labels)
+    return self._regions.find_objects(image, names, self._class_features(names), self._labels)
 
   def name_boxes(
     self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
@@ -115,7 +115,7 @@ class Comparison:
     """Names given boxes: a PNG with each in the colour of its name, and the answers of each."""
     if self._regions is None:
       raise FormError("this page has no regions")
-    given = image, names, self._class_matrices(names), self._labels
+    given = image, names, self._class_features(names), self._labels
     picture, scores = self._regions.name_boxes(*given, boxes_Rx4)
     return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
 
@@ -132,22 +132,22 @@ class Comparison:
       answers.append(Answer(named.label, isinstance(named.prompt, Prompt), pairs))
     return answers
 
-  def _class_matrices(self, names: Sequence[str]) -> list[ClassMatrix]:
+  def _class_features(self, names: Sequence[str]) -> list[Float[np.ndarray, "S E"]]:
     """Features of the names under each prompt, computed once."""
     # Padded to a power of two, so that few shapes are compiled.
     padding = max(8, 1 << (len(names) - 1).bit_length()) - len(names)
-    synonyms = [[name] for name in (*names, *[names[0]] * padding)]
+    classes = ClassList((*names, *[names[0]] * padding), ensemble=load_templates("imagenet"))
     found = []
     for named in self.prompts:
-      key = fingerprint(key_parts(named, synonyms))
-      if key not in self._matrices:
-        matrix = class_matrix(self._encoder, synonyms, named)
-        check_finite(matrix.features, "classes")
-        self._matrices[key] = matrix
-        while len(self._matrices) > _MATRICES:
-          self._matrices.popitem(last=False)
-      self._matrices.move_to_end(key)
-      found.append(self._matrices[key])
+      key = fingerprint([named.label, str(classes.names), *describe(named.prompt, classes)])
+      if key not in self._features:
+        features_SxE = features_under(self._encoder, classes, named.prompt)
+        check_finite(features_SxE, "classes")
+        self._features[key] = features_SxE
+        while len(self._features) > _MOST_FEATURES:
+          self._features.popitem(last=False)
+      self._features.move_to_end(key)
+      found.append(self._features[key])
     return found
 
 

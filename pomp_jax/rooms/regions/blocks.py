@@ -15,13 +15,13 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import Settings
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
-from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Piece, Pieces, file_stamps, fingerprint
 from pomp_jax.files.run_folder import DamagedFileError, RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.region_scorer import compared
 from pomp_jax.rooms.regions.region_sources import read_prompts_of, region_key_parts

@@ -1,6 +1,6 @@
 """What the page shows of regions: label maps, objects, and the scores of given boxes.
 
-Shapes: N names, R regions, E embedding.
+Shapes: N names, S rows of names and padding, R regions, E embedding.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from PIL import Image
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.boxes import select_detections
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
@@ -57,7 +57,7 @@ def examples() -> list[tuple[Image.Image, str, np.ndarray]]:
 
 
 class RegionsOfPictures:
-  """Regions of one picture under class matrices, whose first rows are the names'.
+  """Regions of one picture under the features of names; rows beyond the names are padding.
 
   `finds`: whether a network can find objects; `segments`: whether it or a ViT can compute label
   maps, of at most `most_names` names.
@@ -80,24 +80,24 @@ class RegionsOfPictures:
     self,
     image: Image.Image,
     names: Sequence[str],
-    matrices: Sequence[ClassMatrix],
+    features: Sequence[Float[np.ndarray, "S E"]],
     labels: Sequence[str],
   ) -> bytes:
-    """Draws a class for every pixel under each matrix, titled by `labels`; a PNG.
+    """Draws a class for every pixel under each prompt, titled by `labels`; a PNG.
 
     The regions are the network's. Without one the classes of patches are drawn, by
     `segment.recipe`.
     """
     if self.finds:
       pixels = np.asarray(image)
-      regions, scores = self._regions(pixels, names, matrices, self._config.segment.logit_scale)
+      regions, scores = self._regions(pixels, names, features, self._config.segment.logit_scale)
       maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
     else:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
       assert self._segmenter is not None
-      [found] = self._segmenter.label_maps([pixels], matrices)
+      [found] = self._segmenter.label_maps([pixels], [_matrix(rows) for rows in features])
       # Rows beyond the names repeat the first one.
       maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
@@ -106,15 +106,15 @@ class RegionsOfPictures:
     self,
     image: Image.Image,
     names: Sequence[str],
-    matrices: Sequence[ClassMatrix],
+    features: Sequence[Float[np.ndarray, "S E"]],
     labels: Sequence[str],
   ) -> tuple[bytes, list[list[tuple[str, float]]]]:
-    """Objects that the network finds: a PNG, and names with scores under each matrix, best first.
+    """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
 
     Of boxes that overlap by half only the best counts, and eight in all.
     """
     pixels, detect = np.asarray(image), self._config.detect
-    regions, scores = self._regions(pixels, names, matrices, detect.logit_scale)
+    regions, scores = self._regions(pixels, names, features, detect.logit_scale)
     limits = {"min_score": detect.min_score, "max_iou": detect.nms}
     drawn, rows = [], []
     for scores_RxN in scores:
@@ -129,28 +129,28 @@ class RegionsOfPictures:
     self,
     pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
     names: Sequence[str],
-    matrices: Sequence[ClassMatrix],
+    features: Sequence[Float[np.ndarray, "S E"]],
     logit_scale: float,
   ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
-    """Regions that the network finds, and their fused scores under each matrix."""
+    """Regions that the network finds, and their fused scores under each prompt."""
     assert self._network is not None
     [regions] = self._network.regions([pixels_HxWx3])
     regions = regions.top(self._config.regions.max_regions)
     header = self._network.header
     classes = undivided(names)
     trained_C = trained_classes(header, classes)
-    return regions, self._scores(pixels_HxWx3, regions, matrices, logit_scale, trained_C, header)
+    return regions, self._scores(pixels_HxWx3, regions, features, logit_scale, trained_C, header)
 
   def _scores(
     self,
     pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
     regions: Regions,
-    matrices: Sequence[ClassMatrix],
+    features: Sequence[Float[np.ndarray, "S E"]],
     logit_scale: float,
     trained_C: Bool[np.ndarray, " N"],
     header: RegionHeader | None = None,
   ) -> list[Float[np.ndarray, "R N"]]:
-    """Scores of regions under each matrix; `trained_C`: whether the network knows a name."""
+    """Scores of regions under each prompt; `trained_C`: whether the network knows a name."""
     own = self._config.regions
     [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
     return [
@@ -158,29 +158,33 @@ class RegionsOfPictures:
         regions,
         header,
         features_RxE,
-        ClassMatrix(matrix.features[: len(trained_C)], np.arange(len(trained_C))),
+        _matrix(rows[: len(trained_C)]),
         logit_scale=logit_scale or self._encoder.clip.logit_scale,
         fusion=Fusion(own.e_base, own.e_novel, own.null),
         trained_C=trained_C,
         objectness=own.objectness,
       )
-      for matrix in matrices
+      for rows in features
     ]
 
   def name_boxes(
     self,
     image: Image.Image,
     names: Sequence[str],
-    matrices: Sequence[ClassMatrix],
+    features: Sequence[Float[np.ndarray, "S E"]],
     labels: Sequence[str],
     boxes_Rx4: Float32[np.ndarray, "R 4"],
   ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
-    """Names given boxes: a PNG with each in the colour of its name, and scores of each matrix."""
+    """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
     pixels, scale = np.asarray(image), self._config.detect.logit_scale
     untrained_C = np.zeros(len(names), bool)
-    scores = self._scores(pixels, Regions(boxes_Rx4), matrices, scale, untrained_C)
+    scores = self._scores(pixels, Regions(boxes_Rx4), features, scale, untrained_C)
     drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
     return _drawn(detection_sheet, pixels, drawn, labels, names), scores
+
+
+def _matrix(features_SxE: Float[np.ndarray, "S E"]) -> ClassMatrix:
+  return ClassMatrix(features_SxE, np.arange(len(features_SxE)))
 
 
 def _drawn(
@@ -190,7 +194,7 @@ def _drawn(
   labels: Sequence[str],
   names: Sequence[str],
 ) -> bytes:
-  """The PNG that a function of `plots` writes of what is found under each matrix."""
+  """The PNG that a function of `plots` writes of what is found under each prompt."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
     sheet(path, [pixels], [found], labels, names)

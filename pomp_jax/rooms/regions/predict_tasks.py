@@ -17,13 +17,13 @@ from PIL import Image
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import ImageError, image_size, read_rgb
-from pomp_jax.evaluate.class_matrix import class_matrix
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
+from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit, undivided
 from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import write_labels

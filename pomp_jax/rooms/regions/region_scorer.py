@@ -15,12 +15,12 @@ from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.box_metrics import Detections
 from pomp_jax.rooms.regions.boxes import boxes_of_masks, select_detections
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.crop_features import CropSettings, RegionEncoder
 from pomp_jax.rooms.regions.fusion import Fusion, Scores, class_scores, fuse, with_objectness

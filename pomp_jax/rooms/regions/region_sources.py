@@ -10,12 +10,12 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import check_prompt, class_matrix, key_parts
-from pomp_jax.evaluate.named_prompts import NamedPrompt, only_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, only_prompt, read_prompts
 from pomp_jax.files.paths import Path, is_dir, to_path
 from pomp_jax.files.pieces import file_stamps
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
+from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
 from pomp_jax.rooms.regions.coco_results import RegionResults, open_regions, region_files
 from pomp_jax.rooms.regions.mask_former.published_weights import (
   MaskFormerFile,

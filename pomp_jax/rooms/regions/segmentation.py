@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.encoder import Encoder, map_rows
-from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.prompt.mesh import split_rows
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
 
 # Images are padded to multiples of this many pixels, for fewer compilations.

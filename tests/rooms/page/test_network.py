@@ -7,13 +7,13 @@ import pytest
 
 from pomp_jax.config import ConfigError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.class_matrix import class_matrix
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.regions import on_page as module
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
+from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.on_page import RegionsOfPictures

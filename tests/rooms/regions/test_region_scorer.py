@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.evaluate.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.evaluate.metrics import EvaluationError
-from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.fusion import FUSIONS
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import region_scores

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions import segmentation
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
 from pomp_jax.rooms.regions.segmentation import DenseSegmenter, DenseSettings
 

@@ -9,12 +9,10 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
 from pomp_jax.files.class_features import ClassFeatures
-from pomp_jax.files.prompt_file import Prompt, check_fits
 
 
 class ClassMatrix(NamedTuple):
@@ -42,18 +40,6 @@ def class_matrix(
     synonyms = [names[:1] for names in synonyms]  # a file has one row a class
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
   return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))
-
-
-def check_prompt(
-  named: NamedPrompt, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
-) -> None:
-  """Raises PromptFileError if `class_matrix` would not take a prompt; needs no weights."""
-  label, prompt, _ = named
-  if isinstance(prompt, Prompt):
-    n_names = sum(map(len, synonyms))
-    check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
-  elif isinstance(prompt, ClassFeatures):
-    prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
 
 
 def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
