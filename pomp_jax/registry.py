@@ -3,7 +3,7 @@
 To add one is a file and a row here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import importlib
 import types
 from typing import Any, NamedTuple
@@ -24,7 +24,9 @@ class Method(NamedTuple):
   """One value of `config.method`."""
 
   learns: str  # by "steps" on the contrast with classes, a classifier of "features", or "nothing"
-  module: str  # path; has `make_learner` as `prompt.learner`, or `fit_classifier` as a linear probe
+  # Path of a function: as `cocoop.make_learner` (CoOp's own learner if empty), or as
+  # `linear_probe.fit_classifier`.
+  path: str
   fixes: Mapping[str, Any] = types.MappingProxyType({})  # field -> the value that it accepts
   pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
   per_image_text: bool = False  # whether each image has class features of its own
@@ -40,23 +42,23 @@ class Method(NamedTuple):
     """Whether it learns by gradient steps."""
     return self.learns == "steps"
 
-  def load(self) -> types.ModuleType:
-    """Imports the module."""
-    return load(self.module)
+  def load(self) -> Callable[..., Any]:
+    """Imports the function."""
+    return load(self.path)
 
 
 _NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
 # CoOp is pomp with negatives="all".
 METHODS = {
-  "pomp": Method("steps", "prompt.learner", saves_prompt=True),
-  "cocoop": Method("steps", "rooms.baselines.cocoop", per_image_text=True),
-  "vpt_shallow": Method("steps", "rooms.baselines.visual_tokens", pixels=True, fixed_text=True),
+  "pomp": Method("steps", "", saves_prompt=True),
+  "cocoop": Method("steps", "rooms.baselines.cocoop:make_learner", per_image_text=True),
+  "vpt_shallow": Method("steps", "rooms.baselines.visual_tokens:vpt", pixels=True, fixed_text=True),
   "vpt_deep": Method(
-    "steps", "rooms.baselines.visual_tokens", pixels=True, fixed_text=True, deep=("vision",)
+    "steps", "rooms.baselines.visual_tokens:vpt", pixels=True, fixed_text=True, deep=("vision",)
   ),
   "maple": Method(
     "steps",
-    "rooms.baselines.visual_tokens",
+    "rooms.baselines.visual_tokens:maple",
     {"prompt.position": "end", "clip.text_tower": "shared"},
     pixels=True,
     deep=("vision", "text"),
@@ -64,10 +66,16 @@ METHODS = {
   ),
   "zero_shot": Method("nothing", "", _NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
-    "features", "rooms.baselines.linear_probe", _NOT_AUGMENTED, seeded=False, group="probe"
+    "features",
+    "rooms.baselines.linear_probe:fit_classifier",
+    _NOT_AUGMENTED,
+    seeded=False,
+    group="probe",
   ),
-  "tip_adapter": Method("features", "rooms.baselines.tip_adapter", seeded=False, group="tip"),
-  "tip_adapter_f": Method("features", "rooms.baselines.tip_adapter", group="tip"),
+  "tip_adapter": Method(
+    "features", "rooms.baselines.tip_adapter:fit_classifier", seeded=False, group="tip"
+  ),
+  "tip_adapter_f": Method("features", "rooms.baselines.tip_adapter:fit_classifier", group="tip"),
 }
 
 

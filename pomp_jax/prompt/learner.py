@@ -96,12 +96,6 @@ class ContextLearner:
     return None if self.token_budget is None else kept_rows(lengths_R, self.token_budget)
 
 
-def make_learner(config: Any, encoder: Any, plain: ContextLearner) -> ContextLearner:
-  """Builds a run's learner from CoOp's, as the module of each row of `config.METHODS` does."""
-  del config, encoder
-  return plain
-
-
 def class_sequences(
   module: PromptContext, params: Any, frozen: Frozen, class_ids_C: Int32[Array, " C"]
 ) -> Sequences:

@@ -19,7 +19,7 @@ from pomp_jax.clip import Clip, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config import METHODS, ConfigError, Settings, fields
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.loader import SkippedImages
@@ -140,13 +140,21 @@ def frozen_arrays(config: Settings, encoder: Encoder, names: Sequence[str]) -> F
   return frozen
 
 
+def make_learner(
+  method: str, plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip
+) -> Learner:
+  """Builds a method's learner from CoOp's; `own` is `config.clip`."""
+  row = METHODS[method]
+  return row.load()(plain, clip, prompt, own) if row.path else plain
+
+
 def accuracy_of_learner(
   config: Settings, encoder: Encoder, module: PromptContext
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
   method = METHODS[config.method]
   plain = ContextLearner(module, encoder.text_tower())
-  learner = method.load().make_learner(config, encoder, plain)
+  learner = make_learner(config.method, plain, encoder.clip, config.prompt, config.clip)
   compiled = compiled_accuracy(encoder, learner, method.per_image_text, config.data)
   frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
   return lambda params, split, source: compiled(params, frozen(split.names), split, source)
@@ -239,8 +247,7 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
   fill_features(config, folder, source, encoder)
   fetch = open_fetch(config.data, source, encoder, folder)
   validation = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  method = METHODS[config.method].load()
-  classifier, found = method.fit_classifier(
+  classifier, found = METHODS[config.method].load()(
     config,
     encoder,
     source,

@@ -145,7 +145,9 @@ class Run(Training):
   def _learner(self, token_budget: int, memory: MemoryPlan) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
     plain = ContextLearner(self.module, text_tower, token_budget)
-    return METHODS[self.config.method].load().make_learner(self.config, self.encoder, plain)
+    return methods.make_learner(
+      self.config.method, plain, self.encoder.clip, self.config.prompt, self.config.clip
+    )
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
     """Builds the step, with `correction` if it is given."""

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.config import Settings
-from pomp_jax.encoder import Encoder
+from pomp_jax.clip import Clip
+from pomp_jax.config import fields
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import normalize
 
@@ -75,6 +75,9 @@ def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array
   return product + params["bias"]
 
 
-def make_learner(config: Settings, encoder: Encoder, plain: ContextLearner) -> CoCoOpLearner:
-  """Builds the learner of a run; see `prompt.learner.make_learner`."""
-  return CoCoOpLearner(plain, encoder.clip.config.projection_dim)
+def make_learner(
+  plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip
+) -> CoCoOpLearner:
+  """Builds CoCoOp's learner; see `train.methods.make_learner`."""
+  del prompt, own
+  return CoCoOpLearner(plain, clip.config.projection_dim)

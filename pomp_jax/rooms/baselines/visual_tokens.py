@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
+from pomp_jax.clip import Clip
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
-from pomp_jax.config import Settings
-from pomp_jax.encoder import Encoder
+from pomp_jax.config import fields
 from pomp_jax.evaluate.memory import activation_memory
 from pomp_jax.prompt.context import INIT_STDDEV
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
@@ -100,14 +100,21 @@ class MaPLeLearner:
     return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
 
 
-def make_learner(
-  config: Settings, encoder: Encoder, plain: ContextLearner
-) -> VPTLearner | MaPLeLearner:
-  """Builds the learner of a run; see `prompt.learner.make_learner`."""
-  # The text tower gets the other half.
-  memory = activation_memory(config.clip) / 2
-  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)
-  width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
-  if config.method == "maple":
-    return MaPLeLearner(plain, tower, width, depth)
-  return VPTLearner(tower, width, config.prompt.visual_tokens, depth)
+def vpt(plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip) -> VPTLearner:
+  """Builds VPT's learner; see `train.methods.make_learner`."""
+  del plain
+  width = clip.config.vision_config.hidden_size
+  return VPTLearner(_image_tower(clip, own), width, prompt.visual_tokens, prompt.depth)
+
+
+def maple(
+  plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip
+) -> MaPLeLearner:
+  """Builds MaPLe's learner; see `train.methods.make_learner`."""
+  width = clip.config.vision_config.hidden_size
+  return MaPLeLearner(plain, _image_tower(clip, own), width, prompt.depth)
+
+
+def _image_tower(clip: Clip, own: fields.Clip) -> PromptedImageTower:
+  # The text tower gets the other half of the memory.
+  return prompted_image_tower(clip, own.dtype, own.image_chunk, activation_memory(own) / 2)

@@ -273,7 +273,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
   plain = ContextLearner(module, encoder.text_tower())
-  learner = visual_tokens.make_learner(config, encoder, plain)
+  learner = visual_tokens.maple(plain, encoder.clip, config.prompt, config.clip)
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
