@@ -1,4 +1,4 @@
-"""The registries of methods, image sources, jobs and suites: rows only, imported when used.
+"""The registries: rows only, whose modules are imported when used.
 
 To add one is a file and a row here.
 """
@@ -274,6 +274,59 @@ TASKS = {
   ),
 }
 
+
+class Format(NamedTuple):
+  """One value of `config.export.format`: a file with a prompt, or with features of names."""
+
+  suffixes: tuple[str, ...]  # that a file may have; first the usual one
+  names: str = ""  # regular expression of the end of a prompt file's name
+  # "module:function" that reads a prompt's fields and one that writes them, as
+  # `files.prompt_formats`.
+  read: str = ""
+  write: str = ""
+  features: str = ""  # module that exports features with `check` and `compute`
+  stem: str = "prompt"  # of the usual name of a file
+
+  @property
+  def usual_name(self) -> str:
+    """Name of a file, unless `config.export.output` has another."""
+    return self.stem + self.suffixes[0]
+
+
+FORMATS = {
+  "npz": Format(
+    (".npz",), r"\.npz", "files.prompt_formats:read_npz", "files.prompt_formats:write_npz"
+  ),
+  "safetensors": Format(
+    (".safetensors",),
+    r"\.safetensors",
+    "files.prompt_formats:read_safetensors",
+    "files.prompt_formats:write_safetensors",
+  ),
+  # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
+  "pth": Format(
+    (".pth.tar", ".pth", ".pt"),
+    r"\.(pt|pth)(\.tar)?(-\d+)?",
+    "rooms.interchange.torch_prompts:read",
+    "rooms.interchange.torch_prompts:write",
+  ),
+  "detic": Format((".npy",), features="rooms.interchange.class_features", stem="class_features"),
+  "open_clip": Format(
+    (".npy", ".safetensors"),
+    features="rooms.interchange.class_features",
+    stem="zero_shot_weights",
+  ),
+}
+
+# What else the room interchange reads and writes; empty: it is not installed.
+CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
+DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
+HUB_UPLOAD = "rooms.interchange.prompt_hub"
+
+# Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
+TRACKERS = {
+  "wandb": "rooms.interchange.tracker:Wandb",
+}
 
 # Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"

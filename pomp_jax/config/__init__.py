@@ -6,7 +6,6 @@ command line overrides them (`--config.optim.lr=0.01`). `main` unpacks it once, 
 """
 
 from pomp_jax.config.checks import (
-  FEATURE_FORMATS,
   SYNTHETIC_CLIP,
   base,
   has_folder,
@@ -17,5 +16,5 @@ from pomp_jax.config.checks import (
   with_jobs,
 )
 from pomp_jax.config.declare import ConfigError, near_match
-from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings, defaults, fields_of
+from pomp_jax.config.fields import FIELDS, Settings, defaults, fields_of
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

@@ -4,6 +4,7 @@ Nothing is opened here.
 """
 
 from collections.abc import Collection, Mapping
+import importlib.util
 import os
 import re
 import types
@@ -14,7 +15,6 @@ from ml_collections import ConfigDict
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
 from pomp_jax.config.fields import (
-  EXPORT_FORMATS,
   FIELDS,
   Clip,
   Data,
@@ -28,16 +28,22 @@ from pomp_jax.config.fields import (
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
-from pomp_jax.files.hub import is_hub, is_prompt_file
+from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
-from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
-from pomp_jax.registry import JOBS, METHODS, SOURCES, TASKS, groups_of, load
+from pomp_jax.registry import (
+  FORMATS,
+  HUB_UPLOAD,
+  JOBS,
+  METHODS,
+  SOURCES,
+  TASKS,
+  groups_of,
+  load,
+)
 
 # Prefix of a published architecture with random weights.
 SYNTHETIC_CLIP = "synthetic:"
-# Formats of `export` that hold features of names.
-FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
@@ -188,7 +194,9 @@ def _check_warmup(optim: Optim) -> None:
 
 def _check_tracker(tracker: str) -> None:
   expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
-  require(tracker == "none" or is_installed(tracker), "log.tracker", tracker, expected)
+  package = importlib.util.find_spec(tracker) if tracker != "none" else None
+  # A folder of that name has no origin.
+  require(tracker == "none" or (package and package.origin), "log.tracker", tracker, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
@@ -296,20 +304,15 @@ def check_predict(settings: Settings) -> None:
 def check_export(settings: Settings) -> None:
   """Checks the fields of `export`."""
   export = settings.export
-  name, prompt, suffixes = export.output, export.prompt, EXPORT_FORMATS[export.format]
-  if export.format in FEATURE_FORMATS:
+  name, prompt, suffixes = export.output, export.prompt, FORMATS[export.format].suffixes
+  if FORMATS[export.format].features:
     expected = f"{_PROMPTS}, or a template with {{}}"
     require("{}" in prompt or is_prompt_file(prompt), "export.prompt", prompt, expected)
     _check_names("export.names", export.names)
   else:
     require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)
   if export.hub:
-    where = "where export.hub is given"
-    require(is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
-    require(export.format == "npz", "export.format", export.format, f"npz {where}")
-    require(not name, "export.output", name, f"'' {where}")
-    accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
-    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license)
-    require(known, "export.license", export.license, f"{accepted}, {where}")
+    require(HUB_UPLOAD, "export.hub", export.hub, "'' without the room interchange")
+    load(f"{HUB_UPLOAD}:check_fields")(export)
   fits = not name or (os.path.basename(name) == name and name.endswith(suffixes))
   require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")

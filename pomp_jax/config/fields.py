@@ -31,7 +31,6 @@ from pomp_jax.config.declare import (
 )
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
-from pomp_jax.files.tracker import TRACKERS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
@@ -39,6 +38,7 @@ from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import (
   FIELD_GROUPS,
+  FORMATS,
   JOBS,
   METHODS,
   NO_SUITE,
@@ -46,19 +46,12 @@ from pomp_jax.registry import (
   SOURCES,
   SUITES,
   TASKS,
+  TRACKERS,
   WORLD,
   groups_of,
   load,
 )
 
-# Formats of `export`, with the suffixes that a file may have; first the usual one.
-EXPORT_FORMATS = {
-  "npz": (".npz",),
-  "safetensors": (".safetensors",),
-  "pth": (".pth.tar", ".pth", ".pt"),
-  "detic": (".npy",),
-  "open_clip": (".npy", ".safetensors"),
-}
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 
 
@@ -245,7 +238,7 @@ class Export:
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
   prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME; for features also a template")
-  format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
+  format: str = row("npz", "format; detic, open_clip: features", one_of(*FORMATS))
   names: str = row("", "for features: class list or file of names, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: see docs/formats.md")

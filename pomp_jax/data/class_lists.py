@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.errors import InputError
-from pomp_jax.files.class_features import (
+from pomp_jax.data.categories import (
   Category,
   CategoryFileError,
   categories_by_id,
   is_annotation_file,
 )
+from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
 from pomp_jax.files.texts import read_json, read_text

@@ -14,12 +14,12 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip import Clip, load_clip
+from pomp_jax.data.categories import Category
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.files.class_features import Category
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
 

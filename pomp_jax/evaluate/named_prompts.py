@@ -14,11 +14,11 @@ from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
-from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir, to_path
-from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, validate
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits, load_prompt, validate
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.registry import CLASS_FEATURES, load
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
@@ -52,7 +52,10 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
       expected = "a run's folder of complete checkpoints"
       require(len(found) > n_before, field, item, expected)
     elif is_prompt_file(item):
-      read = read_class_features if item.endswith(".npy") else load_prompt
+      is_features = item.endswith(".npy")
+      expected = "no .npy file of class features without the room interchange"
+      require(CLASS_FEATURES or not is_features, field, item, expected)
+      read = load(CLASS_FEATURES) if is_features else load_prompt
       found.append(NamedPrompt(item, read(item)))
     else:
       raise ConfigError(field, item, _TAKES)

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 
-from pomp_jax.errors import InputError, RunError
+from pomp_jax.errors import InputError
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.terminal import one_line, printable
@@ -29,18 +29,12 @@ ACCEPTED = (
 # No part begins with a dot, so that no path leads out of the repository.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NAME = re.compile(rf"{PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
-_TIMEOUT = 5.0  # seconds to wait for an answer
-_LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
+TIMEOUT = 5.0  # seconds to wait for an answer
+LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 
 
 class HubError(InputError, RuntimeError):
   """A repository or file on the hub that can't be used; one line that names it."""
-
-
-class HubWriteError(HubError):
-  """A failed upload."""
-
-  status = RunError.status
 
 
 def is_hub(name: str | os.PathLike) -> bool:
@@ -78,9 +72,9 @@ def download(name: str | os.PathLike) -> pathlib.Path:
 
   repository, revision, file = parse(name)
   api = HfApi()
-  with _as_hub_error(name, HubError):
+  with as_hub_error(name, HubError):
     try:
-      info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
+      info = api.model_info(repository, revision=revision, timeout=TIMEOUT)
     except Exception as error:  # those of requests and of httpx share no base
       if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
         raise  # the hub itself refuses
@@ -98,55 +92,12 @@ def download(name: str | os.PathLike) -> pathlib.Path:
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
     # By the revision's name, under which it is found without a network.
     return pathlib.Path(
-      api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
+      api.hf_hub_download(repository, file, revision=revision, etag_timeout=TIMEOUT)
     )
 
 
-def check_upload(name: str | os.PathLike, private: bool = False) -> str:
-  """Checks that `upload` to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
-
-  HubError for another form of name, no token, no answer of the hub, or a public repository where a
-  private one is wanted.
-  """
-  from huggingface_hub import HfApi, get_token
-  from huggingface_hub.errors import RepositoryNotFoundError
-
-  repository, *_ = parse(name)
-  if os.fspath(name) != f"{PREFIX}{repository}":
-    raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
-  if not get_token():
-    raise HubError(f"{name}: an upload needs {_LOG_IN}")
-  with _as_hub_error(name, HubError):
-    try:
-      is_private = HfApi().model_info(repository, timeout=_TIMEOUT).private
-    except RepositoryNotFoundError as error:
-      if error.response.status_code == 401:  # with a token that the hub knows it is 404
-        raise
-      return repository
-    if private and not is_private:
-      raise HubError(f"{name}: the repository is public, expected a private or a new one")
-  return repository
-
-
-def upload(
-  name: str | os.PathLike, folder: str | os.PathLike, message: str, private: bool = False
-) -> str:
-  """Uploads a local folder in one commit to `hf:OWNER/NAME`, and returns the commit's URL.
-
-  Creates the repository if necessary, a private one if `private`. Replaces files of the same names.
-  HubError as `check_upload`; HubWriteError if the hub refuses the repository, metadata or a file.
-  """
-  from huggingface_hub import HfApi
-
-  repository, api = check_upload(name, private), HfApi()
-  with _as_hub_error(name, HubWriteError):
-    api.create_repo(repository, private=private or None, exist_ok=True)
-    commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-    return commit.commit_url
-
-
 @contextlib.contextmanager
-def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
+def as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
   """Turns any error of the library's or the network's into one line."""
   from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -155,7 +106,7 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
   except HubError:
     raise
   except RepositoryNotFoundError as error:
-    told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
+    told = f"no such repository, or a private or gated one, which needs {LOG_IN}"
     raise kind(f"{name}: {told} ({error.response.status_code})") from error
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error

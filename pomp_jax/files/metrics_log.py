@@ -1,6 +1,6 @@
 """Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import logging
@@ -18,12 +18,24 @@ from tensorboardX.proto.summary_pb2 import Summary
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 # Between two uploads to a bucket, and after one that failed.
 _UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
+
+
+class Tracker(contextlib.AbstractContextManager):
+  """The experiment tracker "none", which gets a training and keeps nothing; others extend it."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Takes the scalars of one step."""
+
+  def finish(self, results: Mapping[str, Any]) -> None:
+    """Takes the results of the whole run."""
+
+  def __exit__(self, *exception: object) -> None:
+    """Ends the run there, of a training that failed or was asked to stop as such."""
 
 
 class MetricsWriter(contextlib.AbstractContextManager):

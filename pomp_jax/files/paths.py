@@ -6,6 +6,7 @@ begins with it. fsspec's clients, `google_store` and `amazon_store`, retry answe
 for about half a minute, and raise an OSError with errno, reason and URL for others.
 """
 
+from collections.abc import Mapping
 import contextlib
 import errno
 import functools
@@ -34,6 +35,8 @@ Path = pathlib.Path | epath.Path
 LIBRARIES = {"gs": ("gcsfs", "2026.2"), "s3": ("s3fs", "2026.2")}
 ACCEPTED = "a local path, gs://BUCKET/.. or s3://BUCKET/.."
 
+# Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
+_FOLDERS = re.compile(r"(^|[=:;,'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # By name, so that a client is imported with the first URL.
@@ -181,6 +184,15 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
     os.replace(fetched, copy)
   record.write_text(json.dumps([version, digest]))
   return copy
+
+
+def without_folders(value: Any) -> Any:
+  """The value, in whose strings absolute paths and URLs are cut to their last name."""
+  if isinstance(value, Mapping):
+    return {key: without_folders(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [without_folders(item) for item in value]
+  return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def cache_folder() -> pathlib.Path:

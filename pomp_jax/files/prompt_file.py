@@ -1,19 +1,21 @@
-"""Files of learned prompts: `.npz`, `.safetensors`, and torch checkpoints of CoOp and POMP.
+"""Files of learned prompts: `.npz`, `.safetensors`, and other formats of `registry.FORMATS`.
 
-`hf:OWNER/NAME` stands for one of the first two on the hub, a folder for the prompt of a run or of a
+`hf:OWNER/NAME` stands for one of these two on the hub, a folder for the prompt of a run or of a
 Dassl trainer; docs/formats.md describes them.
 
-Shapes: M context vectors, D width of the CLIP's text tower, N classes.
+Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E embedding.
 """
 
 import dataclasses
+import io
 import json
 import logging
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 import zipfile
 
+from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.files import hub
@@ -24,6 +26,7 @@ from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.torch_archive import is_torch_archive
+from pomp_jax.registry import FORMATS, load
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +36,10 @@ _TEMPLATE = "{}."
 # CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
-# Suffixes, reader and writer by format. Dassl, on which CoOp and POMP are built, writes
-# model.pth.tar-5 and model-best.pth.tar.
-_FORMATS = {
-  "npz": (r"\.npz", formats.read_npz, formats.write_npz),
-  "safetensors": (r"\.safetensors", formats.read_safetensors, formats.write_safetensors),
-  "pth": (r"\.(pt|pth)(\.tar)?(-\d+)?", formats.read_torch, formats.write_torch),
-}
-_WRITTEN = ".npz, .safetensors, .pth.tar, .pth, .pt; for hf:OWNER/NAME `push_prompt`"
+_WRITTEN = (
+  ".npz, .safetensors; with the room interchange .pth.tar, .pth, .pt, and for hf:OWNER/NAME"
+  " `push_prompt`"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,18 @@ class Prompt:
   position: str = "end"
   template: str = _TEMPLATE  # text of a class; `{}` stands for the name
   config: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the run, as JSON
+
+
+class ClassFeatures(NamedTuple):
+  """Class features that stand in for a prompt: unit rows in the order of the class list."""
+
+  features: Float[np.ndarray, "C E"]
+
+  def check_fits(self, n_classes: int, width: int, where: str) -> None:
+    """Raises PromptFileError, which names `where`, for another shape than [n_classes, width]."""
+    if self.features.shape != (n_classes, width):
+      accepted = f"{[n_classes, width]}, one row for each of the {n_classes} classes"
+      refuse(where, "the array's shape", str(list(self.features.shape)), accepted)
 
 
 def check_fits(
@@ -114,12 +125,21 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
 
 def format_of_name(path: str | os.PathLike) -> str | None:
   """Returns the format of a file name: npz, safetensors, pth, or None."""
-  names = (name for name, (suffix, *_) in _FORMATS.items() if re.search(f"{suffix}$", str(path)))
+  names = (
+    name for name, row in FORMATS.items() if row.names and re.search(f"({row.names})$", str(path))
+  )
   return next(names, "npz" if hub.is_hub(path) else None)
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Writes a prompt file atomically, in the format of its name.
+  """Writes a prompt file atomically, in the format of its name; errors as `encode`'s."""
+  content = encode(path, prompt)
+  with replacing(path) as file:
+    file.write(content)
+
+
+def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
+  """Content of a prompt file, in the format of its name.
 
   A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0. PromptFileError if the
   format does not take a field's value, a NaN for example, or if the name has no known suffix.
@@ -135,11 +155,12 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
   text = {field: getattr(prompt, field) for field in formats.TEXTS} | {"config": config}
   epoch = prompt.config.get("epochs", 0)
   epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
+  file = io.BytesIO()
   try:
-    with replacing(path) as file:
-      _FORMATS[kind][2](file, prompt.context, text, epoch)
+    load(FORMATS[kind].write)(file, prompt.context, text, epoch)
   except UnicodeEncodeError as error:
     refuse(path, "a string", f"not Unicode ({error})", "text that UTF-8 can hold")
+  return file.getvalue()
 
 
 def load_prompt(path: str | os.PathLike) -> Prompt:
@@ -164,8 +185,11 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   if (file := prompt_path(path)) != path:
     log.info("%s: its prompt is %s", path, file)
   path = file
-  _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
-  fields = read(path)
+  kind = _format_of_content(path) or format_of_name(path) or "npz"
+  if kind not in FORMATS:
+    accepted = f"{' or '.join(hub.SUFFIXES)}, without the room interchange"
+    refuse(path, "the file", "a torch checkpoint", accepted)
+  fields = load(FORMATS[kind].read)(path)
   version = fields.get("format_version")
   if type(version) is not int or version != FORMAT_VERSION:
     found = "missing" if version is None else repr(version)

@@ -1,6 +1,6 @@
-"""The formats of prompt files: NumPy archives, safetensors files, and torch checkpoints.
+"""The formats of prompt files that are ours: NumPy archives and safetensors files.
 
-Every reader returns the fields that a file has, unchecked. Nothing is ever unpickled or run.
+A reader returns the fields that a file has, unchecked. Nothing is ever unpickled or run.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -19,9 +19,7 @@ import safetensors.numpy
 from pomp_jax.errors import InputError
 from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import local_copy
-from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
 
 FORMAT_VERSION = 1
 # Type of each field beside `format_version`, whatever the format.
@@ -32,10 +30,9 @@ FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # models), and that of ZSSeg's own, which may also have vectors after the name.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
 _SUFFIX = "suffix_prompt"
-# Item of a torch checkpoint with our text fields; published code ignores it.
-_OURS = "pomp_jax"
 UNKNOWN_CLIP = "unknown"
-_OF_OTHERS = {
+# Fields of a file that other code has written.
+OF_OTHERS = {
   "format_version": FORMAT_VERSION,
   "clip_model": UNKNOWN_CLIP,
   "position": "end",
@@ -88,7 +85,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
       fields: dict[str, Any] = dict(file.metadata() or {})
       names = file.keys()
-      name = "context" if "context" in names else _context_name(path, names, "the file")
+      name = "context" if "context" in names else context_name(path, names, "the file")
       if name is not None:
         header = file.get_slice(name)
         if header.get_dtype() != "F32":
@@ -96,7 +93,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
           refuse(path, name, found, "F32 [M, D] or [N, M, D], no axis empty")
         fields["context"] = file.get_tensor(name)
         if name != "context":
-          fields = _OF_OTHERS | fields
+          fields = OF_OTHERS | fields
   except PromptFileError:
     raise
   except FileNotFoundError:
@@ -119,71 +116,7 @@ def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
 
 
-def import_torch() -> Any:
-  """Imports torch, with which a torch checkpoint is written; PromptFileError without it."""
-  try:
-    import torch
-  except ImportError as error:
-    told = "writing .pth needs torch: pip install 'pomp-jax[torch]'"
-    raise PromptFileError(f"{told} ({error})") from error
-  return torch
-
-
-def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
-  """Writes the layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
-
-  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, without the published
-  buffers `token_prefix` and `token_suffix`, the embeddings of the training's class names.
-  """
-  torch = import_torch()
-  "".join(text.values()).encode()  # raises UnicodeEncodeError, which a pickle does not
-  ours = {**text, "format_version": FORMAT_VERSION}
-  state = {"ctx": torch.tensor(context)}
-  torch.save({"state_dict": state, "epoch": epoch, _OURS: ours}, file)
-
-
-def read_torch(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the context of a checkpoint, of any float type, as float32, and our fields beside it."""
-  try:
-    with TorchArchive(path) as archive:
-      field, tensor = _torch_context(path, archive.value)
-      if not isinstance(tensor, StoredTensor):
-        refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
-      context = archive.array(tensor, field)
-      ours = archive.value.get(_OURS, _OF_OTHERS)
-  except TorchArchiveError as error:
-    raise PromptFileError(str(error)) from error
-  if context.dtype.kind != "f":
-    refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
-  with np.errstate(over="ignore"):  # infinities are refused later
-    context = context.astype(np.float32, order="C")
-  if not isinstance(ours, dict):
-    refuse(path, _OURS, _kind(ours), "a dict")
-  return {**ours, "context": context}
-
-
-def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
-  """Name and value of the context, in a checkpoint's state dict or in a state dict alone."""
-  whole = value if isinstance(value, dict) else {}
-  places = {"model": whole.get("model"), "state_dict": whole.get("state_dict"), "": whole}
-  for place, state in places.items():
-    items = state if isinstance(state, dict) else {}
-    name = _context_name(path, items, place or "the file")
-    if name is not None:
-      return f"{place}[{name!r}]", items[name]
-  field, item = "the checkpoint", value
-  for key in ("state_dict", "ctx"):
-    if not isinstance(item, dict):
-      refuse(path, field, _kind(item), f"a dict with {key!r}")
-    if key not in item:
-      names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
-      found = f"missing (there are: {names})"
-      refuse(path, f"{field}[{key!r}]", found, "an item of that name")
-    field, item = key, item[key]
-  return "state_dict['ctx']", item
-
-
-def _context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
+def context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
   """Name of the context among those of a state dict's tensors."""
   names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
   if len(names) > 1:
@@ -193,8 +126,3 @@ def _context_name(path: str | os.PathLike, items: Collection[Any], place: str) -
       refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
     return name
   return None
-
-
-def _kind(value: Any) -> str:
-  kind = type(value).__name__
-  return f"an object {value.name}" if isinstance(value, PickledObject) else f"a {kind}"

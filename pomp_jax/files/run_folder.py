@@ -14,10 +14,11 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.paths import Path, exists, is_dir, is_file, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import one_line
 from pomp_jax.files.texts import read_file
+from pomp_jax.registry import DASSL_PROMPT, load
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ class RunFolder:
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in ("last", "best")}
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
-    self.tracker = self.path / "tracker.json"
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
     self.features = self.path / "features"
@@ -147,20 +147,9 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
   if not is_dir(path):
     return path
   own = RunFolder(path).prompt
-  return own if exists(own) else _dassl_prompt(to_path(path)) or own
-
-
-def _dassl_prompt(output: Path) -> Path | None:
-  """The best checkpoint in a trainer's folder, as Dassl loads it, else the one last saved."""
-  for folder in (output / "prompt_learner", output):
-    files = {path.name: path for path in folder.glob("model*.pth.tar*")} if is_dir(folder) else {}
-    last = folder / "checkpoint"
-    name = last.read_text(errors="replace").strip() if files and is_file(last) else ""
-    newest = sorted(files, key=lambda name: (len(name), name))[-1:]
-    for known in ("model-best.pth.tar", name, *newest):
-      if known in files:
-        return files[known]
-  return None
+  if exists(own) or not DASSL_PROMPT:
+    return own
+  return load(DASSL_PROMPT)(to_path(path)) or own
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import jax
 
 from pomp_jax import hosts
 from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.files.tracker import Tracker
+from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches

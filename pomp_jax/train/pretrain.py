@@ -24,13 +24,13 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.predictions import SplitFeatures, evaluate
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.tracker import Tracker
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.registry import TRACKERS, load
 from pomp_jax.report import plots
 from pomp_jax.report.class_tables import class_summary, write_class_tables
 from pomp_jax.report.labels import counted, method_label
@@ -116,8 +116,12 @@ def _train(config: Settings, folder: RunFolder) -> dict:
     if hosts.is_first():
       check_same_images(folder, batches.open_features(config.data, run.source, run.encoder, folder))
     fill_features(config, folder, run.source, run.encoder)
-  with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
+  with _open_tracker(config.log.tracker, folder, config.to_dict()) as tracker:
     return _train_prepared(run, tracker)
+
+
+def _open_tracker(name: str, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
+  return load(TRACKERS[name])(folder, config) if name in TRACKERS else Tracker()
 
 
 def _train_prepared(run: Run, tracker: Tracker) -> dict:
@@ -196,7 +200,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     write_json(folder.config, config.to_dict())
     with writing(folder.plots):
       _write(config, folder, results, _sets(splits, scores))
-    with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
+    with _open_tracker(config.log.tracker, folder, config.to_dict()) as tracker:
       tracker.finish(results)
   return results
 

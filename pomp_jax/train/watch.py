@@ -20,11 +20,10 @@ import optax
 from pomp_jax import hosts
 from pomp_jax.config import Settings
 from pomp_jax.errors import RunError
-from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import Path, is_bucket, store_of
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
-from pomp_jax.files.tracker import Tracker
 from pomp_jax.train.batches import input_remedy
 
 log = logging.getLogger(__name__)

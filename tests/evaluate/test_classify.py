@@ -9,13 +9,13 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
+from pomp_jax.data.categories import Category
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.classify import Classifier, category_features
 from pomp_jax.evaluate.metrics import EvaluationError
-from pomp_jax.files.class_features import Category
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from tests.evaluate.conftest import with_kernel

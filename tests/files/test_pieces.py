@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.class_features import read_class_features, write_detic
 from pomp_jax.files.pieces import ArrayCache, Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json, write_json
+from pomp_jax.rooms.interchange.class_features import read_class_features, write_detic
 
 FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
 ARRAYS = {"counts": np.arange(12).reshape(3, 4), "empty": np.zeros((0, 2), np.float32)}

@@ -21,10 +21,9 @@ from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
-from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.paths import is_bucket, without_folders
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
-from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.rooms.page.form import FormError
 

@@ -19,9 +19,8 @@ from pomp_jax.config import WORLD, ConfigError, Settings
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
-from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import is_bucket
-from pomp_jax.files.prompt_file import Prompt, check_fits
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.registry import REGIONS_ON_PAGE, load
 from pomp_jax.world import source

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from pomp_jax.config.fields import flatten
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.files.paths import without_folders
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_json
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS

@@ -16,10 +16,10 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 import numpy as np
 
+from pomp_jax.data.categories import CategoryFileError, categories_by_id
 from pomp_jax.data.class_lists import normalized_name
 from pomp_jax.data.images import MAX_PIXELS, image_size, read_rgb
 from pomp_jax.errors import InputError
-from pomp_jax.files.class_features import CategoryFileError, categories_by_id
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
@@ -127,7 +127,7 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
   category are kept. Without a list they are the file's categories in ascending order of their ids.
 
   Raises:
-    CategoryFileError: not JSON, or unusable categories; see `files.class_features`.
+    CategoryFileError: not JSON, or unusable categories; see `data.categories`.
     AnnotationError: an image or annotation that is not as COCO describes it; a box or polygon
       outside its image; an unknown image or category; a category that `names` lacks.
   """

@@ -12,7 +12,7 @@ from typing import Any
 from faster_coco_eval.core import mask as mask_api
 import numpy as np
 
-from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths

@@ -12,9 +12,9 @@ import os
 from jaxtyping import Int16
 import numpy as np
 
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
-from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_file, join
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.annotations import (

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, NoReturn
 from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path

@@ -19,10 +19,9 @@ from pomp_jax.config import ConfigError, Settings
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, only_prompt, read_prompts
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
-from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.step import TrainState

@@ -10,10 +10,10 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, inputs
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import features_under, read_prompts
-from pomp_jax.files.class_features import write_detic
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
+from pomp_jax.rooms.interchange.class_features import write_detic
 from tests.support.small_run import changed, run_job, settings, small_config
 
 WORLD = load_clip("world")

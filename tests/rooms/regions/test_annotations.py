@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.rooms.regions.annotations import AnnotationError, annotations_of, read_annotations
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations
 from tests.support.fuzzing import allowed_errors, damaged, edited_json

@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.coco_results import open_regions
 from pomp_jax.rooms.regions.region_folder import ImageSize, RegionFileError

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.rooms.regions.region_folder import (
   ImageSize,
   RegionFileError,

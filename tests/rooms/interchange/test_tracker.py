@@ -15,7 +15,7 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
-from pomp_jax.files.tracker import Tracker
+from pomp_jax.rooms.interchange.tracker import Wandb
 from pomp_jax.train import methods, pretrain
 from pomp_jax.train.watch import Watch
 from tests.support.processes import environment
@@ -114,7 +114,7 @@ _CALLS = ("init", "define_metric", "log", "log", "summary", "finish")
 def test_an_error_of_the_tracker_is_one_warning(installed, caplog, tmp_path, broken):
   """Nothing more is sent after it."""
   stand_in = installed(broken)
-  with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+  with Wandb(RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     with MetricsWriter(tmp_path, tracker=tracker) as metrics:
       metrics.write(1, loss=2.0)
       metrics.write(2, loss=1.0)
@@ -130,7 +130,7 @@ def test_a_failed_training_is_told_as_such(installed, tmp_path, monkeypatch):
   stand_in = installed()
   for name, value in {"PROJECT": "mine", "NAME": "this", "DIR": "elsewhere"}.items():
     monkeypatch.setenv(f"WANDB_{name}", value)
-  with pytest.raises(ValueError), Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}):
+  with pytest.raises(ValueError), Wandb(RunFolder(tmp_path), {"job": "pretrain"}):
     raise ValueError
   assert stand_in.calls[-1] == ("finish", {"exit_code": 1})
   assert not stand_in.of("mark_preempting")
@@ -142,16 +142,16 @@ def test_a_failed_training_is_told_as_such(installed, tmp_path, monkeypatch):
 def test_a_damaged_id(installed, tmp_path, caplog, content):
   """JSON without an id is replaced; anything else is a warning."""
   stand_in = installed()
-  RunFolder(tmp_path).tracker.write_text(content)
-  Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"})
+  (tmp_path / "tracker.json").write_text(content)
+  Wandb(RunFolder(tmp_path), {"job": "pretrain"})
   assert len(stand_in.of("init")) + len(caplog.messages) == 1
 
 
-@pytest.mark.parametrize(("name", "is_first"), [("none", True), ("wandb", False)])
-def test_no_tracker_and_other_processes(installed, tmp_path, monkeypatch, name, is_first):
+@pytest.mark.parametrize("name", ["none", "wandb"])
+def test_no_tracker_and_other_processes(installed, tmp_path, monkeypatch, name):
   stand_in = installed()
-  monkeypatch.setattr(hosts, "is_first", lambda: is_first)
-  with Tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+  monkeypatch.setattr(hosts, "is_first", lambda: name == "none")
+  with pretrain._open_tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     tracker.write(1, {"loss": 1.0})
     tracker.finish({})
   assert not stand_in.calls and not list(tmp_path.iterdir())
@@ -171,8 +171,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
 _PROGRAM = """
 import os, sys, time
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.tracker import Tracker
-with Tracker("wandb", RunFolder(sys.argv[1]), {"job": "pretrain", "k": 3}) as tracker:
+from pomp_jax.rooms.interchange.tracker import Wandb
+with Wandb(RunFolder(sys.argv[1]), {"job": "pretrain", "k": 3}) as tracker:
   for step in range(1, 21):
     tracker.write(step, {"loss": 1 / step})
   if sys.argv[2] == "killed":

@@ -1,55 +1,62 @@
-"""Class features as Detic and open_clip store them, and the annotation categories of their rows.
+"""Class features as Detic and open_clip store them.
 
 Shapes: C classes, E embedding.
 """
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import json
 import os
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 import safetensors.numpy
 
-from pomp_jax.errors import InputError, RunError
+from pomp_jax.config.declare import ConfigError
+from pomp_jax.config.fields import Clip, Export
+from pomp_jax.data.class_lists import load_categories
+from pomp_jax.encoder import Encoder
+from pomp_jax.errors import RunError
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.classify import category_features, open_prompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import is_intact, npy_with_checksum
-from pomp_jax.files.paths import local_copy, to_path
+from pomp_jax.files.paths import Path, local_copy
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
-from pomp_jax.files.terminal import control_character, is_unicode, one_line, printable
+from pomp_jax.files.terminal import one_line
 
 
 class ClassFeatureError(RunError, ValueError):
   """Class features that can't be written; the message is one line."""
 
 
-class CategoryFileError(InputError, ValueError):
-  """An annotation file whose categories can't be used; the message is one line."""
+def check(export: Export, clip: Clip) -> None:
+  """Checks names and prompt of an export of features; needs no weights."""
+  prompt, categories = open_prompt(export.prompt), load_categories(export.names)
+  if export.synonyms and not any(category.synonyms for category in categories):
+    raise ConfigError("export.synonyms", True, f"False, as {export.names} has no synonyms")
+  if isinstance(prompt, Prompt):
+    if export.synonyms and prompt.context.ndim == 3:
+      raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
+    width = inputs.clip_config(clip.model).text_config.hidden_size
+    check_fits(prompt, width, clip.model, len(categories), export.prompt)
 
 
-@dataclasses.dataclass(frozen=True)
-class Category:
-  """Category of an annotation file: its name, and synonyms that differ from it and each other.
-
-  Both have spaces instead of underscores; a qualifier stays, "bow (weapon)".
-  """
-
-  name: str
-  synonyms: tuple[str, ...] = ()
-
-
-class ClassFeatures(NamedTuple):
-  """Class features that stand in for a prompt: unit rows in the order of the class list."""
-
-  features: Float[np.ndarray, "C E"]
-
-  def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Raises PromptFileError, which names `where`, for another shape than [n_classes, width]."""
-    if self.features.shape != (n_classes, width):
-      accepted = f"{[n_classes, width]}, one row for each of the {n_classes} classes"
-      refuse(where, "the array's shape", str(list(self.features.shape)), accepted)
+def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[[Path], None]]:
+  """Facts of the results, and a function that writes the file."""
+  categories, is_detic = load_categories(export.names), export.format == "detic"
+  # Detic normalises the features itself.
+  features_CxE = category_features(
+    encoder, categories, open_prompt(export.prompt), export.synonyms, unit=not is_detic
+  )
+  names = [category.name for category in categories]
+  facts = {"clip_model": encoder.clip.name, "names": export.names}
+  if is_detic:
+    return facts | {"shape": features_CxE.shape}, lambda path: write_detic(path, features_CxE)
+  return facts | {"shape": features_CxE.shape[::-1]}, lambda path: write_open_clip(
+    path, features_CxE, names, encoder.clip.name
+  )
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
@@ -128,67 +135,3 @@ def _check(
   if not nonzero_C.all():
     zero = int(np.argmin(nonzero_C))
     raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
-
-
-def is_annotation_file(path: str | os.PathLike) -> bool:
-  """Whether a file is JSON annotations: its suffix is .json or its first character is {."""
-  if os.fspath(path).lower().endswith(".json"):
-    return True
-  try:
-    with to_path(path).open("rb") as file:
-      return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-  except (OSError, ValueError):  # ValueError: a name with a NUL in it
-    return False
-
-
-def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
-
-  Each has `id`, `name` and optionally `synonyms` (LVIS). CategoryFileError for one without integer
-  `id` or name, and for a control character or a repeated id or name ("a_b" equals "a b").
-  """
-  if not isinstance(value, dict) or "categories" not in value:
-    found = f"the keys {', '.join(value) or 'none'}" if isinstance(value, dict) else "no object"
-    _refuse(path, "the file", f"without categories ({found})", "COCO or LVIS annotations")
-  rows = value["categories"]
-  if not isinstance(rows, list) or not rows:
-    _refuse(path, "categories", _shown(rows), "a list of at least one category")
-  by_id: dict[int, Category] = {}
-  names: set[str] = set()
-  for index, row in enumerate(rows):
-    where = f"categories[{index}]"
-    if not isinstance(row, dict):
-      _refuse(path, where, f"a {type(row).__name__}", "an object with id and name")
-    number = row.get("id")
-    if type(number) is not int:
-      _refuse(path, f"{where}.id", _shown(number), "an integer")
-    if number in by_id:
-      _refuse(path, f"{where}.id", f"{number}, which is repeated", "different ids")
-    name = _words(path, f"{where}.name", row.get("name"))
-    if name in names:
-      _refuse(path, f"{where}.name", f"{name!r}, which is repeated", "different names")
-    synonyms = row.get("synonyms", [])
-    if not isinstance(synonyms, list):
-      _refuse(path, f"{where}.synonyms", _shown(synonyms), "a list of strings")
-    others = dict.fromkeys(_words(path, f"{where}.synonyms", synonym) for synonym in synonyms)
-    others.pop(name, None)
-    by_id[number] = Category(name, tuple(others))
-    names.add(name)
-  return by_id
-
-
-def _words(path: str | os.PathLike, field: str, text: Any) -> str:
-  words = " ".join(text.replace("_", " ").split()) if isinstance(text, str) else ""
-  if not words or not is_unicode(words) or control_character(words):
-    _refuse(path, field, _shown(text), "a name")
-  return words
-
-
-def _shown(value: Any) -> str:
-  if isinstance(value, list | dict):
-    return f"a {type(value).__name__} of {len(value)}"
-  return "missing" if value is None else repr(value)
-
-
-def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  raise CategoryFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

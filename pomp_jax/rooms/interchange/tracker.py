@@ -1,12 +1,11 @@
-"""Experiment trackers: they get the config, the scalars and the results of a training.
+"""Weights & Biases gets the config, the scalars and the results of a training.
 
-Weights & Biases (`wandb`, an extra of the package) is set up by its own environment variables. A
-resumed run continues there: `tracker.json` in the run's folder holds its id.
+`wandb`, an extra of the package, is set up by its own environment variables. A resumed run
+continues there: `tracker.json` in the run's folder holds its id.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -15,36 +14,30 @@ import sys
 from typing import Any
 
 from pomp_jax import hosts
+from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.paths import exists, is_bucket
 from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json
 from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
 
-TRACKERS = ("wandb",)
 _SECONDS = 30.0  # for the tracker's server at the start, and for what is left at the end
 _PROJECT = "pomp-jax"
 # Its service, another process, ends with ours. What it has not written by then is lost offline.
 _FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
 
 
-def is_installed(name: str) -> bool:
-  """Whether a tracker's package can be imported; a folder of that name is none."""
-  spec = importlib.util.find_spec(name)
-  return spec is not None and spec.origin is not None
+class Wandb(Tracker):
+  """Sends a training from process 0.
 
-
-class Tracker(contextlib.AbstractContextManager):
-  """Sends a training to a tracker from process 0, or does nothing.
-
-  An error of the tracker is one warning, after which nothing is sent: it must not end a training.
+  An error of wandb's is one warning, after which nothing is sent: it must not end a training.
   A training that is asked to stop is marked as preempted, and continues at the next start.
   """
 
-  def __init__(self, name: str, folder: RunFolder, config: Mapping[str, Any]):
-    """Starts or resumes the run of the tracker `name`; "none": no tracker."""
+  def __init__(self, folder: RunFolder, config: Mapping[str, Any]):
+    """Starts the run whose id is in the folder again, or a new one."""
     self._run: Any = None
-    if name != "none" and hosts.is_first():
+    if hosts.is_first():
       with self._stop_on_error():
         self._run = _start_wandb(folder, json.loads(to_json(config)))
 
@@ -86,10 +79,11 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
   """Starts the run whose id is in the folder, or a new one."""
   import wandb
 
-  stored = read_json(folder.tracker) if exists(folder.tracker) else {}
+  path = folder.path / "tracker.json"
+  stored = read_json(path) if exists(path) else {}
   if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):
     stored = {"wandb": secrets.token_hex(4)}
-    write_json(folder.tracker, stored)
+    write_json(path, stored)
   os.environ.update(_FLUSH | os.environ)
   inside = not is_bucket(folder.path) and "WANDB_DIR" not in os.environ
   run = wandb.init(

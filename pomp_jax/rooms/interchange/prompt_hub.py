@@ -12,22 +12,53 @@ import re
 import tempfile
 from typing import Any
 
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import Export
+from pomp_jax.errors import RunError
 from pomp_jax.files import hub
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, exists, to_path
+from pomp_jax.files.hub import HubError
+from pomp_jax.files.paths import Path, exists, to_path, without_folders
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import printable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
-_FOLDERS = re.compile(r"(^|[=:;,'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
 _TASK = "zero-shot-image-classification"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
 # Columns of the table, by their names in `results.json`.
 _COLUMNS = {"prompt": "this prompt", "hand_written": None, "class_name": "the bare name"}
 _PLACES = {"end": "before", "middle": "on both sides of", "front": "after"}
+
+
+class HubWriteError(HubError):
+  """A failed upload."""
+
+  status = RunError.status
+
+
+def check_fields(export: Export) -> None:
+  """Raises ConfigError for a field of an upload that does not fit."""
+  where = "where export.hub is given"
+  require(hub.is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
+  require(export.format == "npz", "export.format", export.format, f"npz {where}")
+  require(not export.output, "export.output", export.output, f"'' {where}")
+  accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
+  known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license)
+  require(known, "export.license", export.license, f"{accepted}, {where}")
+
+
+def check(export: Export, prompt: Prompt) -> None:
+  """Checks that `push` may succeed; errors as `results_of`'s and `check_upload`'s."""
+  results_of(export.prompt, prompt)
+  check_upload(export.hub, export.private)
+
+
+def push(export: Export, prompt: Prompt, folder: Path) -> str:
+  """Writes a prompt and its card to the folder, uploads both, and returns the commit's URL."""
+  results = results_of(export.prompt, prompt)
+  return push_prompt(export.hub, prompt, export.license, results, export.private, keep_in=folder)
 
 
 def push_prompt(
@@ -41,7 +72,7 @@ def push_prompt(
   """Uploads `prompt.npz` and a model card to `hf:OWNER/NAME`; returns the commit's URL.
 
   Folders in the prompt's config are cut to their last name: they belong to the machine. Errors are
-  those of `save_prompt` and `hub.upload`.
+  those of `save_prompt` and `upload`.
 
   Args:
     name: repository, created if necessary.
@@ -60,7 +91,7 @@ def push_prompt(
     for file in local.iterdir() if keep_in else ():
       with replacing(keep_in / file.name) as copy:
         copy.write(file.read_bytes())
-    return hub.upload(name, folder, f"Prompt for {clip_model}", private)
+    return upload(name, folder, f"Prompt for {clip_model}", private)
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
@@ -81,13 +112,47 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   return results if is_training and "eval" in results else {}
 
 
-def without_folders(value: Any) -> Any:
-  """The value, in whose strings absolute paths and URLs are cut to their last name."""
-  if isinstance(value, Mapping):
-    return {key: without_folders(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [without_folders(item) for item in value]
-  return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
+def check_upload(name: str | os.PathLike, private: bool = False) -> str:
+  """Checks that `upload` to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
+
+  HubError for another form of name, no token, no answer of the hub, or a public repository where a
+  private one is wanted.
+  """
+  from huggingface_hub import HfApi, get_token
+  from huggingface_hub.errors import RepositoryNotFoundError
+
+  repository, *_ = hub.parse(name)
+  if os.fspath(name) != f"{hub.PREFIX}{repository}":
+    raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
+  if not get_token():
+    raise HubError(f"{name}: an upload needs {hub.LOG_IN}")
+  with hub.as_hub_error(name, HubError):
+    try:
+      is_private = HfApi().model_info(repository, timeout=hub.TIMEOUT).private
+    except RepositoryNotFoundError as error:
+      if error.response.status_code == 401:  # with a token that the hub knows it is 404
+        raise
+      return repository
+    if private and not is_private:
+      raise HubError(f"{name}: the repository is public, expected a private or a new one")
+  return repository
+
+
+def upload(
+  name: str | os.PathLike, folder: str | os.PathLike, message: str, private: bool = False
+) -> str:
+  """Uploads a local folder in one commit to `hf:OWNER/NAME`, and returns the commit's URL.
+
+  Creates the repository if necessary, a private one if `private`. Replaces files of the same names.
+  HubError as `check_upload`; HubWriteError if the hub refuses the repository, metadata or a file.
+  """
+  from huggingface_hub import HfApi
+
+  repository, api = check_upload(name, private), HfApi()
+  with hub.as_hub_error(name, HubWriteError):
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    return commit.commit_url
 
 
 def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:

@@ -7,16 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
+from pomp_jax.data.categories import Category, is_annotation_file
 from pomp_jax.data.class_lists import VocabularyError, load_categories
-from pomp_jax.files.class_features import (
-  Category,
+from pomp_jax.files.prompt_file import PromptFileError
+from pomp_jax.rooms.interchange.class_features import (
   ClassFeatureError,
-  is_annotation_file,
   read_class_features,
   write_detic,
   write_open_clip,
 )
-from pomp_jax.files.prompt_file import PromptFileError
 from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
