@@ -13,8 +13,8 @@ import logging
 from typing import Any
 
 from pomp_jax import hosts
-from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.config import Settings
+from pomp_jax.config import Settings, fields
+from pomp_jax.config.fields import Data, Predict
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, read_image
@@ -43,30 +43,27 @@ class Task:
   batch = 8  # pictures that are read and computed together
   columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
 
-  def __init__(
-    self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
-  ):
-    """Opens what is computed with; reads no picture."""
-    self._config, self._files, self._keys, self._folder = config, files, list(files), folder
+  def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
+    """Reads the names. A task gets the groups that its row of the registry has as keywords too."""
+    self._settings, self._upright, self._clip = settings, data.upright, clip
+    names = load_class_list(settings.names).names
+    check_names(names, settings.names)
+    self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]  # of each class
     self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
     self.rows: dict[str, Rows] = {}  # what is found in each picture
     self.unreadable: dict[str, str] = {}  # why a picture can't be read
+
+  def check(self, files: Mapping[str, Path]) -> None:
+    """Raises InputError for what it can't do; opens no picture."""
+    named = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
+    clip_config = inputs.clip_config(self._clip.model)
+    check_prompt(named, self._synonyms, clip_config, self._clip.model)
+
+  def open(self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder) -> None:
+    """Opens what is computed with; reads no picture."""
+    self._files, self._keys, self._folder = files, list(files), folder
     self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
     self._find = self._open(encoder)
-
-  @classmethod
-  def settings(cls, config: Settings) -> Settings:
-    """The config as the task reads it."""
-    return config
-
-  @classmethod
-  def synonyms(cls, config: Settings) -> Sequence[Sequence[str]]:
-    """The names, as rows of synonyms of the classes."""
-    return [(name,) for name in load_class_list(config.predict.names).names]
-
-  @classmethod
-  def check(cls, config: Settings, files: Mapping[str, Path], clip_config: ClipConfig) -> None:
-    """Raises InputError for what it can't do; opens no picture."""
 
   def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """Yields the number of each picture that can be read, and what is found in it."""
@@ -86,7 +83,7 @@ class Task:
       self._folder.create()
     key = self._keys[row]
     self.rows[key] = self._take(key, self._picture(row), found)
-    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._config.predict.top]))
+    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._settings.top]))
     print(printable(line, len(line)))
 
   def finish(self) -> None:
@@ -106,15 +103,15 @@ class Classify(Task):
   columns = ("name", "probability")
 
   def _open(self, encoder):
-    names, predict = load_class_list(self._config.predict.names).names, self._config.predict
+    names, top = [name for (name,) in self._synonyms], self._settings.top
     self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
-    classifier = Classifier(encoder, predict.prompt, names)
+    classifier = Classifier(encoder, self._settings.prompt, names)
     return lambda block: zip(
-      block, classifier.predict([self._picture(row) for row in block], predict.top), strict=True
+      block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )
 
   def _read(self, path):
-    return read_image(path, self._size, self._config.data.upright)
+    return read_image(path, self._size, self._upright)
 
   def _take(self, key, picture, found):
     return [{"name": name, "probability": p} for name, p in found]
@@ -124,38 +121,25 @@ class Classify(Task):
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens names, prompt, regions or network, and lists the pictures; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
   RunFolder(workdir).check(config.job)
-  task = load(TASKS[config.predict.task].open)
-  config = task.settings(config)
-  settings = config.predict
-  check_names(load_class_list(settings.names).names, settings.names)
-  files = find_images(settings.images)
-  named = NamedPrompt(settings.prompt, open_prompt(settings.prompt))
-  clip_config = inputs.clip_config(config.clip.model)
-  check_prompt(named, task.synonyms(config), clip_config, config.clip.model)
-  task.check(config, files, clip_config)
+  row = TASKS[config.predict.task]
+  groups = {name: getattr(config, name) for name in row.groups}
+  task = load(row.open)(config.predict, config.data, config.clip, **groups)
+  task.check(find_images(config.predict.images))
 
 
 def run(config: Settings, workdir: str) -> dict:
   """Prints and writes the names that are found in each picture; returns what `results.json` holds.
 
-  Processes other than the first return an empty dict.
-
-  Raises:
-    CorruptDataError: none of the images can be read.
-    MaskFormerError: a network of another CLIP.
+  Processes other than the first return an empty dict. CorruptDataError if no image can be read.
   """
-  kind = load(TASKS[config.predict.task].open)
-  config, folder = kind.settings(config), RunFolder(workdir)
-  settings = config.predict
+  settings, folder, row = config.predict, RunFolder(workdir), TASKS[config.predict.task]
+  groups = {name: getattr(config, name) for name in row.groups}
+  task = load(row.open)(settings, config.data, config.clip, **groups)
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   files = find_images(settings.images)
-  task = kind(config, encoder, files, folder)
+  task.open(encoder, files, folder)
   blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]
   for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
     for row, found in task.find(block):

@@ -6,6 +6,7 @@ classes of patches, by a training-free recipe.
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import dataclasses
 import os
 import posixpath
 from typing import Any, NamedTuple
@@ -14,17 +15,19 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.config import ConfigError, Settings
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.config import ConfigError, Settings, defaults
+from pomp_jax.config.fields import Clip, Data, Predict
 from pomp_jax.data.images import ImageError, image_size, read_rgb
+from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
 from pomp_jax.rooms.regions.class_matrix import class_matrix
-from pomp_jax.rooms.regions.class_splits import ClassSplit, undivided
+from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import write_labels
 from pomp_jax.rooms.regions.plots import OTHER, Boxes, boxes_picture, label_colours, overlay
@@ -54,57 +57,62 @@ class Picture(NamedTuple):
 class _Whole(Task):
   """A task on whole pictures: their regions or patches, and its files."""
 
-  @classmethod
-  def settings(cls, config):
+  def __init__(
+    self,
+    settings: Predict,
+    data: Data,
+    clip: Clip,
+    *,
+    regions: fields.Regions,
+    segment: fields.Segment,
+    detect: fields.Detect,
+    propose: fields.Propose,
+  ):
+    super().__init__(settings, data, clip)
     # A `propose.network` without other regions is their source.
-    if config.regions.source == "none" and config.propose.network:
-      return config.replace({"regions.source": "network"})
-    return config
+    if regions.source == "none" and propose.network:
+      regions = dataclasses.replace(regions, source="network")
+    self._regions, self._segment, self._detect, self._propose = regions, segment, detect, propose
+    self._classes = undivided([name for (name,) in self._synonyms])
 
-  @classmethod
-  def classes(cls, config) -> ClassSplit:
-    """The names as classes."""
-    return undivided(load_class_list(config.predict.names).names)
+  @property
+  def _config(self) -> Settings:
+    groups = {"regions": self._regions, "segment": self._segment, "propose": self._propose}
+    groups |= {"detect": self._detect, "clip": self._clip, "predict": self._settings}
+    return dataclasses.replace(defaults("predict"), **groups)
 
-  @classmethod
-  def synonyms(cls, config):
-    return cls.classes(config).synonyms
-
-  @classmethod
-  def check(cls, config, files, clip_config):
-    n_names = len(cls.classes(config))
-    if config.predict.task == "segment" and n_names > _MAX_NAMES:
-      raise ConfigError("predict.names", f"{n_names} names", f"at most {_MAX_NAMES}")
-    if config.regions.source == "none":
-      check_patches(config.segment, clip_config)
+  def check(self, files):
+    super().check(files)
+    if self._regions.source == "none":
+      check_patches(self._segment, inputs.clip_config(self._clip.model))
     else:
-      check_picture_regions(config, files)
+      check_picture_regions(self._config, self._upright, files)
 
   def _open(self, encoder):
+    keys, regions = self._keys, self._regions
     # Batches are padded, so never ask for more than there are pictures.
-    most = min(self._config.propose.batch_size, len(self._keys))
-    config = self._config = self._config.replace({"propose.batch_size": most})
-    self._classes, keys = self.classes(config), self._keys
+    most = min(self._propose.batch_size, len(keys))
+    self._propose = dataclasses.replace(self._propose, batch_size=most)
     # Names of the pictures' files without a suffix; with theirs, if two would become equal.
     stems = [os.path.splitext(key)[0] for key in keys]
     self._output = dict(zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True))
-    source, named = config.regions.source, config.predict.prompt
-    more = {"network": {"network": config.propose.network}}
-    more |= {"none": {"recipe": config.segment.recipe}}
-    self.facts = {"n_classes": len(self._classes), "regions": source} | more.get(source, {})
+    more = {"network": {"network": self._propose.network}}
+    more |= {"none": {"recipe": self._segment.recipe}}
+    self.facts = {"n_classes": len(self._classes), "regions": regions.source}
+    self.facts |= more.get(regions.source, {})
     pixels = lambda row: self._picture(row).image
     images = Images([_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels)
-    prompt = NamedPrompt(named, open_prompt(named))
+    prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
-    return self._open_regions(config, encoder, images, self._classes, [matrix])
+    return self._open_regions(self._config, encoder, images, self._classes, [matrix])
 
   _open_regions: Callable[..., Any]
 
   def _read(self, path):
-    image = read_rgb(path, self._config.data.upright)
+    image = read_rgb(path, self._upright)
     sides = image.shape[:2]
     factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
-    if self._config.regions.source == "network" and factor < 1:
+    if self._regions.source == "network" and factor < 1:
       reduced = tuple(max(round(factor * side), 1) for side in sides)
       image = np.asarray(Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC))
     return Picture(image, sides)
@@ -121,9 +129,16 @@ class Segment(_Whole):
 
   columns = ("name", "value", "share", "probability")
 
-  @classmethod
-  def classes(cls, config):
-    return with_background(super().classes(config), config.segment.background)
+  def __init__(self, *given, **groups):
+    super().__init__(*given, **groups)
+    self._classes = with_background(self._classes, self._segment.background)
+    self._synonyms = self._classes.synonyms
+
+  def check(self, files):
+    if len(self._classes) > _MAX_NAMES:
+      found = f"{len(self._classes)} names"
+      raise ConfigError("predict.names", found, f"at most {_MAX_NAMES}")
+    super().check(files)
 
   _open_regions = staticmethod(open_label_maps)
 
@@ -160,7 +175,7 @@ class Detect(_Whole):
     ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     numbers = ids if len(set(ids)) == len(self._keys) else range(1, len(self._keys) + 1)
     self._ids, self._results = dict(zip(self._keys, numbers, strict=True)), []
-    scorer = RegionScorer(*given, logit_scale=self._config.detect.logit_scale)
+    scorer = RegionScorer(*given, logit_scale=self._detect.logit_scale)
     return lambda block: ((one.row, one) for one in scorer.scored(block))
 
   def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
@@ -189,7 +204,7 @@ class Detect(_Whole):
     write_json(self._folder.path / "detections.json", self._results)
 
 
-def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> None:
+def check_picture_regions(config: Settings, upright: bool, files: Mapping[str, Path]) -> None:
   """Checks the network, or the file of regions; pictures whose header can't be read are skipped.
 
   Raises:
@@ -201,7 +216,7 @@ def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> None:
     if (other := first.setdefault(_stem(name), name)) != name:
       raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
     with contextlib.suppress(ImageError):
-      shapes[_stem(name)] = image_size(path, config.data.upright)
+      shapes[_stem(name)] = image_size(path, upright)
   sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
   images = Images(list(shapes), sides.__getitem__, no_pixels)
   check_region_source(config, config.predict.task, images)
