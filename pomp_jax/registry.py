@@ -331,6 +331,9 @@ TRACKERS = {
 # Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
 
+# Function WordNet ids -> function that makes a tally of errors on WordNet's tree; empty: none.
+TREE_ERRORS = "rooms.analysis.tree_errors:tallies"
+
 # Module of what the page shows of regions; empty: it shows none.
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 

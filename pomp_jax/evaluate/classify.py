@@ -14,7 +14,6 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip import Clip, load_clip
-from pomp_jax.data.categories import Category
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
@@ -130,33 +129,6 @@ def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:
 def _check_at_least_1(name: str, value: int) -> None:
   if value < 1:
     raise InputError(f"{name}: got {value}, expected at least 1")
-
-
-def category_features(
-  encoder: Encoder,
-  categories: Sequence[Category],
-  prompt: Prompt | str,
-  synonyms: bool = False,
-  *,
-  unit: bool = True,
-) -> Float[np.ndarray, "C E"]:
-  """Computes text features of a data set's categories.
-
-  With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
-  before and after if `unit`.
-  """
-  if not synonyms:
-    return encoder.class_features([category.name for category in categories], prompt, unit=unit)
-  if isinstance(prompt, Prompt) and prompt.context.ndim == 3:
-    raise PromptFileError(
-      f"the prompt: context {list(prompt.context.shape)} is class-specific, which leaves none for"
-      " synonyms; a shared context [M, D] is needed"
-    )
-  names = [[category.name, *category.synonyms] for category in categories]
-  row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
-  features_NxE = encoder.class_features(list(row), prompt, unit=unit)
-  means_CxE = np.stack([features_NxE[[row[name] for name in own]].mean(axis=0) for own in names])
-  return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:

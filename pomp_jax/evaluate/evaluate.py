@@ -19,7 +19,6 @@ from pomp_jax.config import Settings, fields
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
-from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluation_sets import (
@@ -29,7 +28,6 @@ from pomp_jax.evaluate.evaluation_sets import (
   open_each,
   open_everywhere,
 )
-from pomp_jax.evaluate.metrics import Hierarchy
 from pomp_jax.evaluate.named_prompts import (
   NamedPrompt,
   check_lengths,
@@ -44,7 +42,7 @@ from pomp_jax.files.paths import remove_folder
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import GROUPS
+from pomp_jax.registry import GROUPS, TREE_ERRORS, load
 from pomp_jax.report import plots
 from pomp_jax.report.class_tables import class_summary, write_class_tables
 from pomp_jax.report.clip_benchmark import benchmark_csv, benchmark_records
@@ -159,15 +157,15 @@ def _evaluate(
   data: Data,
 ) -> dict[str, Any]:
   """Computes every figure of a set under every prompt."""
-  start, hierarchy = time.monotonic(), None
+  start, more = time.monotonic(), None
   source, classes, split = labelled
-  if classes.synsets is not None:
-    hierarchy = Hierarchy(load_tree(), load_tree().nodes(classes.synsets))
+  if classes.synsets is not None and TREE_ERRORS:
+    more = load(TREE_ERRORS)(classes.synsets)
   tallies = tally(
     encoder,
     source,
     {named.label: features_under(encoder, classes, named.prompt) for named in prompts},
-    hierarchy=hierarchy,
+    more=more,
     reference=prompts[0].label,
     batch_size=batch_size,
     threads=data.threads,

@@ -24,7 +24,6 @@ from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.metrics import (
   Accuracy,
   Answers,
-  Hierarchy,
   Tally,
   accuracy_of_ranks,
   check_finite,
@@ -203,7 +202,7 @@ def tally(
   source: Source,
   text_features: Mapping[str, Float[np.ndarray, "N E"]],
   *,
-  hierarchy: Hierarchy | None = None,
+  more: Callable[[], Any] | None = None,
   reference: str | None = None,
   batch_size: int = 512,
   threads: int = 2,
@@ -215,7 +214,7 @@ def tally(
     encoder: CLIP on the devices of all processes.
     source: images; the same list in every process.
     text_features: unit features of the source's classes by prompt.
-    hierarchy: WordNet relations of these classes, for errors on the tree.
+    more: makes what counts other figures of a prompt, see `Tally`.
     reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
@@ -224,7 +223,7 @@ def tally(
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
   batches = ((encoder.features_of_images(x.images), x.labels, x.n_images) for x in images)
-  tallies = _count(encoder, batches, text_features, hierarchy, reference)
+  tallies = _count(encoder, batches, text_features, more, reference)
   skipped.gather()
   return tallies
 
@@ -233,13 +232,13 @@ def _count(
   encoder: Encoder,
   batches: Iterable[tuple[jax.Array, jax.Array, int]],
   text_features: Mapping[str, Float[np.ndarray, "N E"]],
-  hierarchy: Hierarchy | None,
+  more: Callable[[], Any] | None,
   reference: str | None,
 ) -> dict[str, Tally]:
   """Scores batches (unit features, labels, number of images) under all prompts."""
   text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
   score = _score(encoder.mesh, encoder.clip.logit_scale)
-  tallies = {label: Tally(text_PxNxE.shape[1], hierarchy) for label in text_features}
+  tallies = {label: Tally(text_PxNxE.shape[1], more and more()) for label in text_features}
   scored = ((n, *score(features, text_PxNxE, labels)) for features, labels, n in batches)
   for n_images, labels_B, *answers in fetched(scored):
     counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)

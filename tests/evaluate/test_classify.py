@@ -1,7 +1,5 @@
 """Features and probabilities against HuggingFace's torch CLIP."""
 
-import dataclasses
-
 import numpy as np
 from PIL import Image
 import pytest
@@ -9,17 +7,15 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.data.categories import Category
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate.classify import Classifier, category_features
+from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from tests.evaluate.conftest import with_kernel
-from tests.support.oracles import unit
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 
@@ -192,7 +188,7 @@ def test_refused_prompts_and_names(encoder, tmp_path):
     Classifier(encoder, tmp_path / "prompt.npz", NAMES)
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
-  other = dataclasses.replace(context(encoder, 4), template="a {}.")
+  other = Prompt(np.zeros((4, encoder.clip.text_width), np.float32), "a/clip", template="a {}.")
   for prompt, message in (
     (other, r"template is 'a \{\}\.'; accepted: '\{\}\.'"),
     *((text, r"one \{\}$") for text in ("prompt.npz", "a photo of", "{} or {}", "")),
@@ -213,31 +209,3 @@ def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, pa
   broken = with_kernel(clip, part, np.nan * clip.params[part]["kernel"])
   with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
     Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
-
-
-CATEGORIES = (
-  Category("red star", ("scarlet star", "star")),
-  Category("blue ring"),
-  Category("star", ("red star",)),
-)
-
-
-def context(encoder, *shape):
-  scale = np.random.default_rng(0).normal(0, 0.02, (*shape, encoder.clip.text_width))
-  return Prompt(scale.astype(np.float32), "a/clip")
-
-
-@pytest.mark.parametrize("learned", [False, True])
-def test_synonyms_are_means_of_unit_features(encoder, learned):
-  prompt = context(encoder, 4) if learned else "a {}"
-  names = ["red star", "scarlet star", "star", "blue ring"]
-  one, two, three, four = encoder.class_features(names, prompt)
-  expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))
-  found = category_features(encoder, CATEGORIES, prompt, synonyms=True)
-  np.testing.assert_allclose(found, expected, atol=1e-6)
-  plain = category_features(encoder, CATEGORIES, prompt)
-  np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
-  assert np.abs(found - plain).max() > 1e-3
-  # One context a class leaves none for synonyms.
-  with pytest.raises(PromptFileError, match="class-specific"):
-    category_features(encoder, CATEGORIES, context(encoder, 3, 4), synonyms=True)

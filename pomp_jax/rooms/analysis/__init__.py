@@ -1,1 +1,1 @@
-"""Geometry of class features under prompts, and bias of the sampled gradient."""
+"""Geometry of class features, errors on WordNet, and bias of the sampled gradient."""

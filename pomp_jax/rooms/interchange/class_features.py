@@ -4,6 +4,7 @@ Shapes: C classes, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 import json
 import os
 from typing import Any
@@ -14,11 +15,12 @@ import safetensors.numpy
 
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.config.fields import Clip, Export
+from pomp_jax.data.categories import Category
 from pomp_jax.data.class_lists import load_categories
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import category_features, open_prompt
+from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import is_intact, npy_with_checksum
 from pomp_jax.files.paths import Path, local_copy
@@ -57,6 +59,33 @@ def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[
   return facts | {"shape": features_CxE.shape[::-1]}, lambda path: write_open_clip(
     path, features_CxE, names, encoder.clip.name
   )
+
+
+def category_features(
+  encoder: Encoder,
+  categories: Sequence[Category],
+  prompt: Prompt | str,
+  synonyms: bool = False,
+  *,
+  unit: bool = True,
+) -> Float[np.ndarray, "C E"]:
+  """Computes text features of a data set's categories.
+
+  With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
+  before and after if `unit`.
+  """
+  if not synonyms:
+    return encoder.class_features([category.name for category in categories], prompt, unit=unit)
+  if isinstance(prompt, Prompt) and prompt.context.ndim == 3:
+    raise PromptFileError(
+      f"the prompt: context {list(prompt.context.shape)} is class-specific, which leaves none for"
+      " synonyms; a shared context [M, D] is needed"
+    )
+  names = [[category.name, *category.synonyms] for category in categories]
+  row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
+  features_NxE = encoder.class_features(list(row), prompt, unit=unit)
+  means_CxE = np.stack([features_NxE[[row[name] for name in own]].mean(axis=0) for own in names])
+  return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:

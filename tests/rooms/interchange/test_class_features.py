@@ -9,13 +9,15 @@ import torch
 
 from pomp_jax.data.categories import Category, is_annotation_file
 from pomp_jax.data.class_lists import VocabularyError, load_categories
-from pomp_jax.files.prompt_file import PromptFileError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.interchange.class_features import (
   ClassFeatureError,
+  category_features,
   read_class_features,
   write_detic,
   write_open_clip,
 )
+from tests.support.oracles import unit
 from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
@@ -163,3 +165,31 @@ def test_which_files_are_annotations(tmp_path):
   for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
     (tmp_path / "names.txt").write_text(content)
     assert is_annotation_file(tmp_path / "names.txt") == expected
+
+
+CATEGORIES = (
+  Category("red star", ("scarlet star", "star")),
+  Category("blue ring"),
+  Category("star", ("red star",)),
+)
+
+
+def context(encoder, *shape):
+  scale = np.random.default_rng(0).normal(0, 0.02, (*shape, encoder.clip.text_width))
+  return Prompt(scale.astype(np.float32), "a/clip")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_synonyms_are_means_of_unit_features(encoder, learned):
+  prompt = context(encoder, 4) if learned else "a {}"
+  names = ["red star", "scarlet star", "star", "blue ring"]
+  one, two, three, four = encoder.class_features(names, prompt)
+  expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))
+  found = category_features(encoder, CATEGORIES, prompt, synonyms=True)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  plain = category_features(encoder, CATEGORIES, prompt)
+  np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
+  assert np.abs(found - plain).max() > 1e-3
+  # One context a class leaves none for synonyms.
+  with pytest.raises(PromptFileError, match="class-specific"):
+    category_features(encoder, CATEGORIES, context(encoder, 3, 4), synonyms=True)

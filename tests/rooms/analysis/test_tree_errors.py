@@ -6,7 +6,8 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.evaluate.metrics import Answers, Hierarchy, Tally
+from pomp_jax.evaluate.metrics import Answers, Tally
+from pomp_jax.rooms.analysis.tree_errors import Hierarchy, TreeTally, tallies
 
 PAIRS = 400
 
@@ -81,7 +82,7 @@ def test_relations_and_figures_equal_networkx(pairs, expected):
     # Of several common ancestors as deep any may be the lowest.
     assert one == possible or (possible and one in possible)
   right = labels == answers
-  tally = Tally(len(synsets), hierarchy)
+  tally = Tally(len(synsets), TreeTally(hierarchy))
   for part in (slice(0, 150), slice(150, PAIRS)):
     rank = np.where(right, 0, 7)[part]
     tally.add(labels[part], Answers(rank, answers[part], np.full(len(rank), 0.5)))
@@ -105,12 +106,11 @@ def test_relations_and_figures_equal_networkx(pairs, expected):
 
 def test_chance_of_a_sibling_is_what_random_errors_do():
   """Uniformly over all wrong answers to each class of ImageNet-A."""
-  tree = load_tree()
-  nodes = tree.nodes(load_class_list("imagenet_a").synsets)
-  n = len(nodes)
+  synsets = load_class_list("imagenet_a").synsets
+  n = len(synsets)
   labels, answers = (x.ravel() for x in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
   wrong = labels != answers
-  tally = Tally(n, Hierarchy(tree, nodes))
+  tally = Tally(n, tallies(synsets)())
   rank = np.ones(wrong.sum(), int)
   tally.add(labels[wrong], Answers(rank, answers[wrong], np.full(len(rank), 0.5)))
   errors = tally.figures()["errors"]
