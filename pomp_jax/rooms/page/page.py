@@ -45,7 +45,7 @@ def check(config: Settings, workdir: str) -> None:
   if is_bucket(page.runs):
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
-    load(REGIONS_ON_PAGE).check(config)
+    load(REGIONS_ON_PAGE).check(config.regions, config.propose, model)
   prompts = read_prompts(page.prompts, "page.prompts")
   width = inputs.clip_config(model).text_config.hidden_size
   for label, prompt, _ in prompts:
@@ -68,7 +68,9 @@ def run(config: Settings, workdir: str) -> None:
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   regions = load(REGIONS_ON_PAGE) if REGIONS_ON_PAGE else None
-  opened = regions and regions.RegionsOfPictures(config, encoder)
+  opened = regions and regions.RegionsOfPictures(
+    encoder, config.clip, config.regions, config.segment, config.detect, config.propose
+  )
   comparison = Comparison(encoder, prompts, config, opened)
   of_world = config.clip.model == WORLD
   app = server.make_app(

@@ -1,53 +1,22 @@
 """Average precision of detections, as COCO and LVIS define it, by faster-coco-eval.
 
-Shapes: D detections of an image, C classes.
+Shapes: C classes.
 """
 
 from collections.abc import Mapping, Sequence
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 from faster_coco_eval import COCO, COCOeval_faster
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Int
 import numpy as np
 
 from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
-# Detections of an image that count: of each class for COCO, of all classes together for LVIS.
-MAX_DETECTIONS = {"coco": 100, "lvis": 300}
 _CATEGORIES = 100  # evaluated at a time
 _KINDS = {"box": "bbox", "mask": "segm"}
 _AREAS = ("all", "small", "medium", "large")
-
-
-class Detections(NamedTuple):
-  """Detections of one image."""
-
-  boxes: Float32[np.ndarray, "D 4"]  # x0, y0, x1, y1 in pixels, ends exclusive
-  scores: Float32[np.ndarray, " D"]
-  classes: Int32[np.ndarray, " D"]
-  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
-
-
-def result_rows(
-  image_id: int, category_ids: Int[np.ndarray, " C"], detections: Detections
-) -> list[dict[str, Any]]:
-  """Detections of an image as rows of a COCO results file.
-
-  `category_ids` has the id of each class's category; detections of a class with -1 are dropped.
-  """
-  rows = []
-  for d, box in enumerate(detections.boxes.astype(float)):
-    category = int(category_ids[detections.classes[d]])
-    if category < 0:
-      continue
-    corner, size = box[:2], box[2:] - box[:2]
-    row = {"image_id": image_id, "category_id": category}
-    row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
-    if detections.masks is not None:
-      row["segmentation"] = detections.masks[d]
-    rows.append(row)
-  return rows
 
 
 def average_precision(

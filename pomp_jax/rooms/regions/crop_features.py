@@ -23,7 +23,7 @@ _CROPS_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class CropSettings:
+class Cropping:
   """How a region becomes an image."""
 
   size: int  # S
@@ -33,7 +33,7 @@ class CropSettings:
 
 
 def pixel_ranges(
-  boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, settings: CropSettings
+  boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, cropping: Cropping
 ) -> Int[np.ndarray, "R 4"]:
   """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way, inside the image.
 
@@ -41,8 +41,8 @@ def pixel_ranges(
   """
   limits = np.array([width, height])
   low, high = (np.clip(corner, 0, limits) for corner in (boxes_Rx4[:, :2], boxes_Rx4[:, 2:]))
-  center, sides = (low + high) / 2, (high - low) * settings.expand
-  if settings.square:
+  center, sides = (low + high) / 2, (high - low) * cropping.expand
+  if cropping.square:
     sides = np.maximum(np.rint(sides.max(1, keepdims=True)), 1)
     low = np.rint(center - sides / 2)
     high = low + sides
@@ -57,7 +57,7 @@ def crop_region(
   shape_2: Int[Array, "2"],
   range_4: Int[Array, "4"],
   mask_HxW: Bool[Array, "H W"] | None,
-  settings: CropSettings,
+  cropping: Cropping,
 ) -> Float[Array, "S S 3"]:
   """Crops one region and resizes it as torch's bicubic `interpolate` does, values not clipped.
 
@@ -66,18 +66,18 @@ def crop_region(
     shape_2: height and width of the image without its padding.
     range_4: row of `pixel_ranges`.
     mask_HxW: pixels of the region; the others are filled. None: all are of the region.
-    settings: how to crop.
+    cropping: how to crop.
   """
   n_rows, n_columns, _ = image_HxWx3.shape
-  fill = jnp.array(settings.fill)
+  fill = jnp.array(cropping.fill)
   inside = (jnp.arange(n_rows) < shape_2[0])[:, None] & (jnp.arange(n_columns) < shape_2[1])
   if mask_HxW is not None:
     inside &= mask_HxW
   # The weights of a new pixel add up to 1: what is zero here becomes the fill.
   image_HxWx3 = jnp.where(inside[..., None], image_HxWx3 - fill, 0)
   x0, y0, x1, y1 = range_4
-  rows_SxH = bicubic_matrix(settings.size, n_rows, y0, y1)
-  columns_SxW = bicubic_matrix(settings.size, n_columns, x0, x1)
+  rows_SxH = bicubic_matrix(cropping.size, n_rows, y0, y1)
+  columns_SxW = bicubic_matrix(cropping.size, n_columns, x0, x1)
   # TF32 would lose a quarter of a grey value.
   with jax.default_matmul_precision("highest"):
     return jnp.einsum("sh,hwc,tw->stc", rows_SxH, image_HxWx3, columns_SxW) + fill
@@ -89,7 +89,7 @@ class RegionEncoder:
   def __init__(
     self,
     encoder: Encoder,
-    settings: CropSettings,
+    cropping: Cropping,
     *,
     chunk: int = 64,
     n_images: int = 16,
@@ -100,11 +100,11 @@ class RegionEncoder:
     A chunk of regions, of at most `n_images` images, is computed at a time over all devices; the
     last one of a call is padded. Images are padded to multiples of `bucket` pixels.
     """
-    self._encoder, self._settings = encoder, settings
+    self._encoder, self._cropping = encoder, cropping
     self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
     self._n_images, self._bucket = n_images, bucket
     self._crops = map_rows(
-      encoder.mesh, functools.partial(_crops, settings=settings), 2, gather=False
+      encoder.mesh, functools.partial(_crops, cropping=cropping), 2, gather=False
     )
 
   def features(
@@ -164,7 +164,7 @@ class RegionEncoder:
       height, width = images[image].shape[:2]
       slot_R[number] = slots[image]
       box = boxes[image][region : region + 1]
-      ranges_Rx4[number] = pixel_ranges(box, height, width, self._settings)[0]
+      ranges_Rx4[number] = pixel_ranges(box, height, width, self._cropping)[0]
       if mask_RxHxW is not None:
         mask_RxHxW[number, :height, :width] = masks[image][region]
     mesh = self._encoder.mesh
@@ -172,11 +172,11 @@ class RegionEncoder:
     return *replicate((pixels, sizes), mesh), split_rows(rows, mesh)
 
 
-def _crops(images_NxHxWx3, sizes_Nx2, rows, settings: CropSettings):
+def _crops(images_NxHxWx3, sizes_Nx2, rows, cropping: Cropping):
   """Crops of a device's rows [R,S,S,3]; a row is number of the image, pixel range, mask or None."""
 
   def crop(row):
     slot, range_4, mask_HxW = row
-    return crop_region(images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, settings)
+    return crop_region(images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, cropping)
 
   return jax.lax.map(crop, rows, batch_size=_CROPS_AT_A_TIME)

@@ -15,15 +15,23 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
-from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision, result_rows
+from pomp_jax.rooms.regions.box_metrics import average_precision
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import Boxes, detection_sheet
-from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
-from pomp_jax.rooms.regions.region_sources import check_region_source, needs_crops
+from pomp_jax.rooms.regions.proposals import read_prompts_of
+from pomp_jax.rooms.regions.region_scorer import RegionScorer
+from pomp_jax.rooms.regions.region_sources import (
+  check_region_source,
+  needs_crops,
+  open_region_source,
+  region_key_parts,
+)
 
 # Images between two saves.
 _BLOCK = 32
@@ -35,19 +43,26 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 def check(config: Settings, workdir: str) -> None:
   """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
-  boxes = open_box_set(config.detect)
-  network = config.regions.source == "network"
-  if config.detect.source == "coco" and (crops or network or boxes.root):
+  regions, detect, propose, clip_model = (
+    config.regions,
+    config.detect,
+    config.propose,
+    config.clip.model,
+  )
+  crops, masked = needs_crops(regions), regions.crop == "masked"
+  boxes = open_box_set(detect)
+  network = regions.source == "network"
+  if detect.source == "coco" and (crops or network or boxes.root):
     if not boxes.root:
       accepted = f"the folder of the images, which {'the network' if network else 'crops'} need"
       raise ConfigError("detect.images", "", accepted + "s" * network)
     with waiting("checking all images"):
       boxes.annotations.check_images(boxes.root, sizes=True)
-  check_prompts(config, boxes.classes)
-  check_region_source(config, "detect", boxes.images(_BLOCK, masked))
-  if masked and config.regions.source == "truth":
-    for index in range(len(boxes)):
+  prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
+  check_prompts(prompts, boxes.classes.synonyms, clip_model)
+  check_region_source(regions, propose, clip_model, boxes.images(masked), "detect")
+  if masked and regions.source == "truth":
+    for index in range(len(boxes.keys)):
       boxes.regions(index, masks=True)
 
 
@@ -60,22 +75,41 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     InputError: an image or its regions can't be read; a network with another CLIP inside.
   """
   folder, boxes = RunFolder(workdir), open_box_set(config.detect)
-  files = boxes.files(config.detect)
-  ours = Comparison(config, boxes.classes, boxes.keys, files, _VERSION)
-  if (finished := folder.finished(key=ours.key)) is not None:
+  regions, detect, propose, clip = config.regions, config.detect, config.propose, config.clip
+  encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
+  prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
+  ours = Comparison(encoder, boxes, prompts, regions.alone)
+  of_regions = region_key_parts(regions, propose, clip.dtype, boxes.keys)
+  key = ours.key(_VERSION, detect, clip.text_tower, of_regions)
+  if (finished := folder.finished(key=key)) is not None:
     return finished
+  images = boxes.images(masks=regions.crop == "masked")
+  source = open_region_source(regions, propose, clip, encoder, images)
   scorer = RegionScorer(
-    config,
-    ours.encoder,
-    boxes.images(_BLOCK, masks=config.regions.crop == "masked"),
-    boxes.classes,
-    ours.matrices(),
-    logit_scale=config.detect.logit_scale,
+    regions, source, encoder, boxes.classes, ours.matrices(), logit_scale=detect.logit_scale
   )
-  store = start(folder, config, ours.key)
-  blocks = Blocks(len(boxes), _BLOCK, store)
-  find = lambda block: ((one.row, one) for one in scorer.scored(block))
-  blocks.run(find, _Detections(config, boxes), "detection")
+  of_truth = regions.source == "truth"
+  annotations = boxes.annotations
+  most = MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"]
+
+  def take(found):
+    """Of each image `rows` of COCO results under each prompt, and classes of true regions.
+
+    These are `labels`, and `best`, under each prompt the class of the highest score.
+    """
+    taken = []
+    for index, one in found:
+      limits = boxes.shape(index), detect, regions.mask_threshold, most
+      kept = [detections_of(one.regions, scores_RxC, *limits) for scores_RxC in one.scores]
+      rows = [result_rows(boxes.keys[index], annotations.category_ids, own) for own in kept]
+      labels = boxes.regions(index, masks=False)[1].tolist() if of_truth else []
+      best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in one.scores]
+      taken.append({"rows": rows, "labels": labels, "best": best})
+    return {"images": taken}, None
+
+  store = start(folder, config.to_dict(), key)
+  blocks = Blocks(len(boxes.keys), _BLOCK, store)
+  blocks.run(scorer.scored, take, "detection")
   if not hosts.is_first():
     return {}
   figures = {}
@@ -86,51 +120,26 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       rows += image["rows"][number]
       labels += image["labels"]
       best += image["best"][number]
-    figures[named.label] = _figures(config, boxes, ours.groups, rows)
-    if config.regions.source == "truth":
+    figures[named.label] = _figures(boxes, ours.groups, rows, of_truth)
+    if of_truth:
       figures[named.label]["top1"] = _top1(np.array(labels, int), np.array(best, int), ours.groups)
-    if config.detect.output:
+    if detect.output:
       path = folder.path / "detections" / f"{number}.json"
       with writing(path):
         path.parent.mkdir(exist_ok=True)
       write_json(path, rows)
   results = {
     "prompts": [{"label": named.label, "step": named.step} for named in ours.prompts],
-    "images": len(boxes),
-    "objects": sum(map(len, boxes.annotations.rows)),
+    "images": len(boxes.keys),
+    "objects": sum(map(len, annotations.rows)),
     "figures": figures,
   }
-  return ours.write(
-    folder, store, results, lambda stored: _draw(config, folder, boxes, blocks, stored)
-  )
 
+  def draw(results):
+    if detect.source == "world" or detect.images:
+      _draw(folder, boxes, blocks, results)
 
-class _Detections:
-  """Sink: of each image `rows` of COCO results under each prompt, and classes of true regions.
-
-  These are `labels`, and `best`, under each prompt the class of the highest score.
-  """
-
-  def __init__(self, config: Settings, boxes: BoxSet):
-    self._config, self._boxes = config, boxes
-    self._images: list[dict[str, Any]] = []
-
-  def take(self, row: int, found: Scored) -> None:
-    config, boxes, labels = self._config, self._boxes, []
-    if config.regions.source == "truth":
-      labels = boxes.regions(row, masks=False)[1].tolist()
-    rows, kind = [], "coco" if boxes.annotations.frequencies is None else "lvis"
-    for scores_RxC in found.scores:
-      detections = detections_of(
-        found.regions, scores_RxC, boxes.shape(row), config, MAX_DETECTIONS[kind]
-      )
-      rows.append(result_rows(boxes.keys[row], boxes.annotations.category_ids, detections))
-    best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in found.scores]
-    self._images.append({"rows": rows, "labels": labels, "best": best})
-
-  def piece(self) -> tuple[dict[str, Any], None]:
-    images, self._images = self._images, []
-    return {"images": images}, None
+  return ours.write(folder, store, config.to_dict(), key, results, draw)
 
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
@@ -138,15 +147,17 @@ def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
 
 
 def _figures(
-  config: Settings, boxes: BoxSet, groups: Mapping[str, np.ndarray], rows: list[dict[str, Any]]
+  boxes: BoxSet, groups: Mapping[str, np.ndarray], rows: list[dict[str, Any]], of_truth: bool
 ) -> dict[str, Any]:
   """Average precision of the rows under one prompt."""
   annotations = boxes.annotations
-  box = average_precision(annotations, rows, "box", groups)
-  figures: dict[str, Any] = {"detections": len(rows), "box": box}
+  figures: dict[str, Any] = {
+    "detections": len(rows),
+    "box": average_precision(annotations, rows, "box", groups),
+  }
   annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
   # Masks of annotated regions are the true ones, so their AP says nothing.
-  if config.regions.source != "truth" and annotated and all("segmentation" in row for row in rows):
+  if not of_truth and annotated and all("segmentation" in row for row in rows):
     figures["mask"] = average_precision(annotations, rows, "mask", groups)
   return figures
 
@@ -161,13 +172,9 @@ def _top1(labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]
   }
 
 
-def _draw(
-  config: Settings, folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str, Any]
-) -> None:
-  """Draws some of the images with their boxes; none if there are no images."""
-  if config.detect.source == "coco" and not config.detect.images:
-    return
-  shown = spread_evenly(_SHOWN, len(boxes)).tolist()
+def _draw(folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str, Any]) -> None:
+  """Draws some of the images with their boxes."""
+  shown = spread_evenly(_SHOWN, len(boxes.keys)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
   for index, image in ((n, image) for n, image in enumerate(_images(blocks)) if n in shown):
@@ -180,7 +187,11 @@ def _draw(
       pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
     drawn.append(pictures)
   titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
-  counts = (len(boxes), "image"), (results["objects"], "object"), (len(results["classes"]), "class")
+  counts = (
+    (len(boxes.keys), "image"),
+    (results["objects"], "object"),
+    (len(results["classes"]), "class"),
+  )
   title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
   path, images = folder.plots / "detections.png", [boxes.image(index) for index in shown]
   detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

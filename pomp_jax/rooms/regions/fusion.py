@@ -1,4 +1,4 @@
-"""Class scores of regions: of their embeddings under a class matrix, and fused with CLIP's.
+"""Class scores of regions: of their embeddings under a class matrix, fused with CLIP's of crops.
 
 Shapes: R regions, T stages of a detector, C classes, E embedding.
 """
@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-ACTIVATIONS = ("softmax", "sigmoid")
+from pomp_jax.data.class_lists import normalized_names
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.rooms.regions.class_matrix import ClassMatrix
+from pomp_jax.rooms.regions.class_splits import ClassSplit
+from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
+
 _Array = Array | np.ndarray
 
 
@@ -112,11 +117,58 @@ def fuse(
   return fused_RxC
 
 
-def with_objectness(
-  scores_RxC: Float[_Array, "R C"], objectness_R: Float[_Array, " R"]
-) -> Float[_Array, "R C"]:
-  """Geometric mean of class scores and objectness: sqrt(score * objectness) (Detic, ViLD)."""
-  return jnp.sqrt(scores_RxC * objectness_R[:, None])
+def region_scores(
+  found: Regions,
+  header: RegionHeader | None,
+  clip_RxE: Float[np.ndarray, "R E"] | None,
+  matrix: ClassMatrix,
+  *,
+  logit_scale: float,
+  fusion: Fusion,
+  trained_C: Bool[np.ndarray, " C"],
+  objectness: bool = False,
+) -> Float[np.ndarray, "R C"]:
+  """Scores of an image's regions; the highest among a class's names counts, as in SCLIP.
+
+  Without embeddings, or a header by which they are compared, CLIP's scores are returned; without
+  `clip_RxE` the network's. These are unit features of the crops, a row of zeros where there is
+  none. `trained_C` are the classes that the network was trained on. With `objectness` a score
+  becomes sqrt(score * objectness), as in Detic and ViLD.
+
+  Raises:
+    EvaluationError: scores are not finite.
+  """
+  n_regions = len(found.boxes)
+  # A power of two, for fewer compilations.
+  n_rows = 1 << max(n_regions - 1, 1).bit_length()
+
+  def scores_of(rows, *activation):
+    padded = np.zeros((n_rows, *rows.shape[1:]), np.float32)
+    padded[:n_regions] = rows
+    classes, null = class_scores(padded, matrix.features, *activation)
+    return Scores(matrix.over_names(np.asarray(classes)), null)
+
+  net = clip = None
+  if found.embeddings is not None and header is not None:
+    null_E = None if header.null is None else np.array(header.null, np.float32)
+    net = scores_of(found.embeddings, header.activation, header.scale, null_E)
+  valid_R = np.ones(n_rows, bool)
+  if clip_RxE is not None:
+    clip = scores_of(clip_RxE, "softmax", logit_scale)
+    valid_R[:n_regions] = clip_RxE.any(axis=1)
+  scores_RxC = np.asarray(fuse(net, clip, fusion, trained_C, valid_R))[:n_regions]
+  check_finite(scores_RxC, "regions")
+  if objectness and found.objectness is not None:
+    return np.asarray(jnp.sqrt(scores_RxC * found.objectness[:, None]))
+  return scores_RxC
+
+
+def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np.ndarray, " C"]:
+  """Classes that a network was trained on: those that its file names, else the base classes."""
+  if header is None or not header.trained_classes:
+    return np.array(classes.groups) == "base"
+  trained = set(normalized_names(header.trained_classes))
+  return np.array([name in trained for name in normalized_names(classes.names)])
 
 
 def _unit(rows):

@@ -20,11 +20,11 @@ from pomp_jax.rooms.regions.annotations import (
   annotations_of,
   read_annotations,
 )
-from pomp_jax.rooms.regions.boxes import boxes_of_masks
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split, undivided
 from pomp_jax.rooms.regions.fields import Detect, Segment, TrainMasks
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
+from pomp_jax.rooms.regions.masks import boxes_of_masks
 from pomp_jax.rooms.regions.panoptic import read_panoptic
 from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_sources import Images
@@ -34,6 +34,8 @@ from pomp_jax.rooms.regions.scenes import SIZE, Scenes
 _GROUPS = {"r": "novel", "c": "base", "f": "base", "": "-"}
 # Name of the class that `segment.background` adds.
 _BACKGROUND = "background"
+# Decoded images in memory: those of the largest block.
+_DECODED = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,8 @@ class BoxSet:
   annotations: Annotations
   classes: ClassSplit
   image: Callable[[int], UInt8[np.ndarray, "H W 3"]]  # pixels by the number of the image
+  files: Sequence[str | Path] = ()  # of annotations and images
   root: str = ""  # folder of the images; empty: the world's, or none
-
-  def __len__(self) -> int:
-    return len(self.annotations)
 
   @property
   def keys(self) -> tuple[int, ...]:
@@ -58,12 +58,6 @@ class BoxSet:
     entry = self.annotations.images[index]
     return entry.height, entry.width
 
-  def files(self, settings: Detect) -> list[str | Path]:
-    """Annotations and images on the disk."""
-    rows = range(len(self) if self.root else 0)
-    images = [self.annotations.image_path(row, self.root) for row in rows]
-    return [path for path in (settings.annotations, *images) if path]
-
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
     """True regions, perhaps with masks, and their classes; crowds are left out."""
     truth = self.annotations.truth(index)
@@ -71,13 +65,13 @@ class BoxSet:
     found = self.annotations.masks(index)[single] if masks else None
     return Regions(truth.boxes[single], masks=found), truth.classes[single]
 
-  def images(self, held: int, masks: bool) -> Images:
-    """The images, the last `held` of which stay decoded; true regions perhaps have masks."""
-    decoded = functools.lru_cache(held)(self.image)
+  def images(self, masks: bool) -> Images:
+    """The images, the last of which stay decoded; true regions perhaps have masks."""
+    decoded = functools.lru_cache(_DECODED)(self.image)
     return Images(self.keys, self.shape, decoded, lambda index: self.regions(index, masks)[0])
 
 
-def open_box_set(settings: Detect) -> BoxSet:
+def open_box_set(detect: Detect) -> BoxSet:
   """Opens the images and annotations of `config.detect`.
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
@@ -85,13 +79,13 @@ def open_box_set(settings: Detect) -> BoxSet:
   Raises:
     AnnotationError, CategoryFileError, VocabularyError: one line each.
   """
-  if settings.source == "world":
-    scenes = Scenes("test", settings.n_images, settings.scene_classes)
+  if detect.source == "world":
+    scenes = Scenes("test", detect.n_images, detect.scene_classes)
     annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
     return BoxSet(annotations, _classes_of(scenes), lambda index: scenes.scene(index).image)
-  classes = read_class_split(settings.names) if settings.names else None
-  annotations = read_annotations(settings.annotations, classes and classes.names)
-  kept = spread_evenly(settings.n_images, len(annotations)).tolist()
+  classes = read_class_split(detect.names) if detect.names else None
+  annotations = read_annotations(detect.annotations, classes and classes.names)
+  kept = spread_evenly(detect.n_images, len(annotations)).tolist()
   annotations = dataclasses.replace(
     annotations,
     images=tuple(annotations.images[index] for index in kept),
@@ -99,14 +93,16 @@ def open_box_set(settings: Detect) -> BoxSet:
   )
   if classes is None:
     names = annotations.names
-    synonyms = annotations.synonyms if settings.synonyms else tuple((name,) for name in names)
+    synonyms = annotations.synonyms if detect.synonyms else tuple((name,) for name in names)
     frequencies = annotations.frequencies or ("",) * len(names)
     classes = ClassSplit(synonyms, tuple(_GROUPS[own] for own in frequencies))
-  root = settings.images
-  return BoxSet(annotations, classes, lambda index: annotations.image(index, root), root)
+  root = detect.images
+  read = functools.partial(annotations.image, root=root)
+  paths = [annotations.image_path(index, root) for index in range(len(kept) if root else 0)]
+  return BoxSet(annotations, classes, read, [detect.annotations, *paths], root)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class PixelSet:
   """Images with label maps; functions take the number of an image."""
 
@@ -118,24 +114,20 @@ class PixelSet:
   labels: Callable[[int], Int32[np.ndarray, "H W"]]  # class of each pixel, or -1
   regions: Callable[[int], Regions]  # true regions, with masks
 
-  def check(self) -> None:
-    """Reads all label images, and raises the first error."""
-    for index in range(len(self.keys) if self.files else 0):
-      self.labels(index)
-
-  def images(self, held: int) -> Images:
-    """The images, the last `held` of which stay decoded."""
-    return Images(self.keys, self.shape, functools.lru_cache(held)(self.image), self.regions)
+  def images(self) -> Images:
+    """The images, the last of which stay decoded."""
+    decoded = functools.lru_cache(_DECODED)(self.image)
+    return Images(self.keys, self.shape, decoded, self.regions)
 
 
-def open_pixel_set(settings: Segment) -> PixelSet:
+def open_pixel_set(segment: Segment) -> PixelSet:
   """Opens the images and labels of `config.segment`.
 
   Raises:
     VocabularyError, ImageError, PixelError: one line each.
   """
-  if settings.source == "world":
-    scenes = Scenes("test", settings.n_images, settings.scene_classes)
+  if segment.source == "world":
+    scenes = Scenes("test", segment.n_images, segment.scene_classes)
 
     def regions(index):
       scene = scenes.scene(index)
@@ -150,25 +142,19 @@ def open_pixel_set(settings: Segment) -> PixelSet:
       lambda index: scenes.scene(index).label_map(),
       regions,
     )
-  classes = with_background(read_class_split(settings.names), settings.background)
-  folder = _pixel_folder(settings, classes)
-  rows = spread_evenly(settings.n_images, len(folder)).tolist()
+  classes = with_background(read_class_split(segment.names), segment.background)
+  folder = _pixel_folder(segment, classes)
 
   def regions_of_labels(index):
     """One region for each class; negative labels have none."""
-    labels_HxW = folder.labels(rows[index])
+    labels_HxW = folder.labels(index)
     classes = np.unique(labels_HxW[labels_HxW >= 0])
     masks = labels_HxW == classes[:, None, None]
     return Regions(boxes_of_masks(masks), masks=masks)
 
+  files = [path for pair in folder.files for path in pair if path is not None]
   return PixelSet(
-    tuple(folder.keys[row] for row in rows),
-    classes,
-    [path for row in rows for path in folder.files[row] if path is not None],
-    lambda index: folder.shape(rows[index]),
-    lambda index: folder.image(rows[index]),
-    lambda index: folder.labels(rows[index]),
-    regions_of_labels,
+    folder.keys, classes, files, folder.shape, folder.image, folder.labels, regions_of_labels
   )
 
 
@@ -183,7 +169,7 @@ def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
   )
 
 
-def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
+def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
   """Opens the training images of `config.train_masks`; `seed` is that of the world's scenes.
 
   The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
@@ -194,39 +180,37 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     SourceError, VocabularyError, AnnotationError, CategoryFileError, ImageError, PixelError: one
       line each.
   """
-  if settings.source == "world":
-    scenes = Scenes("train", settings.n_images, settings.scene_classes, seed=seed)
+  if own.source == "world":
+    scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
     read = functools.partial(_of_scene, scenes)
     return _Maps(_classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format)
-  classes = read_class_split(settings.names) if settings.names else None
-  if settings.source == "folder":
+  classes = read_class_split(own.names) if own.names else None
+  if own.source == "folder":
     if classes is None:
       raise SourceError("train_masks.names is empty; accepted: the classes of the label images")
-    folder = _pixel_folder(settings, classes)
-    rows = spread_evenly(settings.n_images, len(folder))
-    images = [image for image, _ in folder.files]
-    return _Maps(classes, rows, functools.partial(_of_labels, folder), images.__getitem__)
+    folder = _pixel_folder(own, classes)
+    images, read = [image for image, _ in folder.files], functools.partial(_of_labels, folder)
+    return _Maps(classes, np.arange(len(images)), read, images.__getitem__)
   names = classes and classes.names
-  if settings.source == "panoptic":
-    panoptic = read_panoptic(settings.annotations, names)
-    panoptic.check_files(settings.labels)
+  if own.source == "panoptic":
+    panoptic = read_panoptic(own.annotations, names)
+    panoptic.check_files(own.labels)
     # Segments do not overlap; their masks are in PNGs.
     annotations = panoptic.annotations
-    owners = functools.partial(panoptic.owners, root=settings.labels)
+    owners = functools.partial(panoptic.owners, root=own.labels)
   else:
-    annotations = read_annotations(settings.annotations, names)
+    annotations = read_annotations(own.annotations, names)
     for row in (row for rows in annotations.rows for row in rows):
       if "segmentation" not in row:
         found = f"annotation {row.get('id')} has no segmentation"
         raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
     owners = functools.partial(_owners, annotations)
-  annotations.check_images(settings.images)
+  annotations.check_images(own.images)
   if classes is None:
-    names = annotations.names
-    classes = undivided(names, "base")
-  rows = spread_evenly(settings.n_images, len(annotations))
-  read = functools.partial(_of_objects, annotations, owners, settings.images)
-  return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=settings.images))
+    classes = undivided(annotations.names, "base")
+  rows = spread_evenly(own.n_images, len(annotations))
+  read = functools.partial(_of_objects, annotations, owners, own.images)
+  return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=own.images))
 
 
 class _Maps:
@@ -290,4 +274,5 @@ def _classes_of(scenes: Scenes) -> ClassSplit:
 
 
 def _pixel_folder(own: Segment | TrainMasks, classes: ClassSplit) -> PixelFolder:
-  return open_pixels(own.images, own.labels, classes, own.label_values, own.ignore)
+  values = own.label_values, own.ignore
+  return open_pixels(own.images, own.labels, classes, *values, n_images=own.n_images)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, image_size, load_rgb, open_image
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, read_bytes
@@ -83,12 +84,14 @@ def open_pixels(
   classes: ClassSplit,
   values: str = "index",
   ignore: int = 255,
+  n_images: int = 0,
 ) -> PixelFolder:
   """Pairs the images of a folder with label images; without a folder of these, all are taken.
 
-  `values` is the meaning of a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0
-  is ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background); `listed`:
-  those of the class list (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated.
+  Of the pairs `n_images` are kept, evenly over all; 0: all. `values` is the meaning of a label
+  image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is ignored, and class c is c + 1
+  (ADE20K, and VOC and PASCAL Context with background); `listed`: those of the class list
+  (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated.
 
   Raises:
     SourceError: a folder that is missing or empty.
@@ -101,12 +104,13 @@ def open_pixels(
     if path.stem in image_of:
       raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
-  if not labels:
-    return PixelFolder([(path, None) for path in image_of.values()], table)
-  files = find_images(labels, nested=False).values()
-  if strange := [path for path in files if path.stem not in image_of]:
-    raise PixelError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
-  return PixelFolder([(image_of[path.stem], path) for path in files], table)
+  pairs: list[tuple[Path, Path | None]] = [(path, None) for path in image_of.values()]
+  if labels:
+    files = find_images(labels, nested=False).values()
+    if strange := [path for path in files if path.stem not in image_of]:
+      raise PixelError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
+    pairs = [(image_of[path.stem], path) for path in files]
+  return PixelFolder([pairs[row] for row in spread_evenly(n_images, len(pairs))], table)
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32, Num
 import numpy as np
 
-from pomp_jax.rooms.regions.segmentation import Taps, padded_sides, resize, taps
+from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
 
 # Numbers of a block of pixels in memory together, under one prompt: a score of each class, or a
 # weight of each region.

@@ -1,15 +1,15 @@
-"""Masks of regions and images at other sizes; masks as COCO's run lengths.
+"""Masks of regions and images at other sizes; boxes and COCO's run lengths of masks.
 
 A hundred masks of a large picture would be gigabytes, so they are yielded one at a time.
 Shapes: R regions of an image, H, W its sides in pixels, h, w sides of a mask's grid.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import math
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 import numpy as np
 from PIL import Image
 
@@ -44,6 +44,16 @@ def hard_masks(
       yield mask > math.floor(threshold)  # compared as integers
     else:
       yield mask > threshold
+
+
+def boxes_of_masks(masks: Iterable[Bool[np.ndarray, "H W"]]) -> Float[np.ndarray, "R 4"]:
+  """The tight box x0, y0, x1, y1 of each of R masks, ends exclusive; zeros for an empty one."""
+  boxes = []
+  for mask_HxW in masks:
+    rows, columns = (np.flatnonzero(mask_HxW.any(axis=axis)) for axis in (1, 0))
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if rows.size else [0] * 4
+    boxes.append(box)
+  return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Shapes: N names, S rows of names and padding, R regions, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import pathlib
 import tempfile
 
@@ -12,22 +13,20 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import ConfigError
+from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
-from pomp_jax.rooms.regions.boxes import select_detections
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import undivided
-from pomp_jax.rooms.regions.fusion import Fusion
+from pomp_jax.rooms.regions.dense import DenseSegmenter
+from pomp_jax.rooms.regions.detections import select_detections
+from pomp_jax.rooms.regions.fusion import Fusion, region_scores, trained_classes
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.plots import Boxes, detection_sheet, segmentation_sheet, strongest
+from pomp_jax.rooms.regions.proposals import check_network, open_network
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
-from pomp_jax.rooms.regions.region_scorer import (
-  open_region_encoder,
-  open_segmenter,
-  region_scores,
-  trained_classes,
-)
-from pomp_jax.rooms.regions.region_sources import check_network, open_network
+from pomp_jax.rooms.regions.region_scorer import open_region_encoder
 from pomp_jax.rooms.regions.scenes import Scenes
 
 _SEGMENT_SIDE = 384
@@ -35,12 +34,12 @@ _SEGMENT_SIDE = 384
 _OTHERS = 4
 
 
-def check(config: Settings) -> None:
+def check(regions: fields.Regions, propose: fields.Propose, clip_model: str) -> None:
   """Raises InputError for masked crops, which boxes have not, and for a network that misfits."""
-  if config.regions.crop != "context":
-    raise ConfigError("regions.crop", config.regions.crop, "'context': boxes have no masks")
-  if config.propose.network:
-    check_network(config)
+  if regions.crop != "context":
+    raise ConfigError("regions.crop", regions.crop, "'context': boxes have no masks")
+  if propose.network:
+    check_network(propose, clip_model)
 
 
 def examples() -> list[tuple[Image.Image, str, np.ndarray]]:
@@ -65,16 +64,27 @@ class RegionsOfPictures:
 
   most_names = 100  # a label map has the scores of all names at each pixel in memory
 
-  def __init__(self, config: Settings, encoder: Encoder):
-    """Opens the network of the config, if there is one; compiles on first use."""
-    self._config, self._encoder = config, encoder
-    network = config.propose.network
-    self._network = open_network(config, encoder, batch_size=1) if network else None
+  def __init__(
+    self,
+    encoder: Encoder,
+    clip: Clip,
+    regions: fields.Regions,
+    segment: fields.Segment,
+    detect: fields.Detect,
+    propose: fields.Propose,
+  ):
+    """Opens the network of `config.propose`, if there is one; compiles on first use."""
+    self._encoder, self._fields = encoder, regions
+    self._segment, self._detect = segment, detect
+    self._network = self._segmenter = None
+    if propose.network:
+      one = dataclasses.replace(propose, batch_size=1)
+      self._network = open_network(one, clip, regions.mask_threshold, encoder)
+    elif not isinstance(encoder.clip.config.vision_config, ResNetConfig):
+      self._segmenter = DenseSegmenter(encoder, segment, dtype=clip.dtype)
     self.finds = self._network is not None
-    self.segments = self.finds or not isinstance(encoder.clip.config.vision_config, ResNetConfig)
-    dense = self.segments and not self.finds
-    self._segmenter = open_segmenter(config, encoder) if dense else None
-    self._crops = open_region_encoder(config.regions, encoder)
+    self.segments = self.finds or self._segmenter is not None
+    self._crops = open_region_encoder(regions, encoder)
 
   def segment(
     self,
@@ -90,7 +100,7 @@ class RegionsOfPictures:
     """
     if self.finds:
       pixels = np.asarray(image)
-      regions, scores = self._regions(pixels, names, features, self._config.segment.logit_scale)
+      regions, scores = self._regions(pixels, names, features, self._segment.logit_scale)
       maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
     else:
       image = image.copy()
@@ -113,7 +123,7 @@ class RegionsOfPictures:
 
     Of boxes that overlap by half only the best counts, and eight in all.
     """
-    pixels, detect = np.asarray(image), self._config.detect
+    pixels, detect = np.asarray(image), self._detect
     regions, scores = self._regions(pixels, names, features, detect.logit_scale)
     limits = {"min_score": detect.min_score, "max_iou": detect.nms}
     drawn, rows = [], []
@@ -135,10 +145,9 @@ class RegionsOfPictures:
     """Regions that the network finds, and their fused scores under each prompt."""
     assert self._network is not None
     [regions] = self._network.regions([pixels_HxWx3])
-    regions = regions.top(self._config.regions.max_regions)
+    regions = regions.top(self._fields.max_regions)
     header = self._network.header
-    classes = undivided(names)
-    trained_C = trained_classes(header, classes)
+    trained_C = trained_classes(header, undivided(names))
     return regions, self._scores(pixels_HxWx3, regions, features, logit_scale, trained_C, header)
 
   def _scores(
@@ -151,7 +160,7 @@ class RegionsOfPictures:
     header: RegionHeader | None = None,
   ) -> list[Float[np.ndarray, "R N"]]:
     """Scores of regions under each prompt; `trained_C`: whether the network knows a name."""
-    own = self._config.regions
+    own = self._fields
     [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
     return [
       region_scores(
@@ -176,7 +185,7 @@ class RegionsOfPictures:
     boxes_Rx4: Float32[np.ndarray, "R 4"],
   ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
     """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
-    pixels, scale = np.asarray(image), self._config.detect.logit_scale
+    pixels, scale = np.asarray(image), self._detect.logit_scale
     untrained_C = np.zeros(len(names), bool)
     scores = self._scores(pixels, Regions(boxes_Rx4), features, scale, untrained_C)
     drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import shorten
-from pomp_jax.rooms.regions.boxes import iou
+from pomp_jax.rooms.regions.detections import iou
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
 _COLOURS = (

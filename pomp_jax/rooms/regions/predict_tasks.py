@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.config import ConfigError, Settings, defaults
+from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip, Data, Predict
 from pomp_jax.data.images import ImageError, image_size, read_rgb
 from pomp_jax.evaluate import inputs
@@ -25,21 +25,15 @@ from pomp_jax.evaluate.predict import Rows, Task
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import write_json, writing
 from pomp_jax.rooms.regions import fields
-from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
 from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
+from pomp_jax.rooms.regions.dense import DenseSegmenter, PixelMap, check_patches
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import write_labels
 from pomp_jax.rooms.regions.plots import OTHER, Boxes, boxes_picture, label_colours, overlay
-from pomp_jax.rooms.regions.region_scorer import (
-  RegionScorer,
-  Scored,
-  check_patches,
-  detections_of,
-  open_label_maps,
-)
-from pomp_jax.rooms.regions.region_sources import Images, check_region_source
-from pomp_jax.rooms.regions.segmentation import PixelMap
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
+from pomp_jax.rooms.regions.region_sources import Images, check_region_source, open_region_source
 
 # Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
@@ -75,18 +69,14 @@ class _Whole(Task):
     self._regions, self._segment, self._detect, self._propose = regions, segment, detect, propose
     self._classes = undivided([name for (name,) in self._synonyms])
 
-  @property
-  def _config(self) -> Settings:
-    groups = {"regions": self._regions, "segment": self._segment, "propose": self._propose}
-    groups |= {"detect": self._detect, "clip": self._clip, "predict": self._settings}
-    return dataclasses.replace(defaults("predict"), **groups)
-
   def check(self, files):
     super().check(files)
     if self._regions.source == "none":
       check_patches(self._segment, inputs.clip_config(self._clip.model))
     else:
-      check_picture_regions(self._config, self._upright, files)
+      images = sized_images(files if self._regions.source == "file" else {}, self._upright)
+      task = self._settings.task
+      check_region_source(self._regions, self._propose, self._clip.model, images, task)
 
   def _open(self, encoder):
     keys, regions = self._keys, self._regions
@@ -104,9 +94,16 @@ class _Whole(Task):
     images = Images([_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels)
     prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
-    return self._open_regions(self._config, encoder, images, self._classes, [matrix])
+    return self._finder(encoder, images, [matrix])
 
-  _open_regions: Callable[..., Any]
+  _finder: Callable[..., Any]
+
+  def _scorer(self, encoder, images, matrices, scale, tight=False):
+    regions = self._regions
+    source = open_region_source(regions, self._propose, self._clip, encoder, images)
+    return RegionScorer(
+      regions, source, encoder, self._classes, matrices, logit_scale=scale, tight=tight
+    )
 
   def _read(self, path):
     image = read_rgb(path, self._upright)
@@ -140,7 +137,12 @@ class Segment(_Whole):
       raise ConfigError("predict.names", found, f"at most {_MAX_NAMES}")
     super().check(files)
 
-  _open_regions = staticmethod(open_label_maps)
+  def _finder(self, encoder, images, matrices):
+    segment = self._segment
+    if self._regions.source != "none":
+      return self._scorer(encoder, images, matrices, segment.logit_scale, tight=True).label_maps
+    segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
+    return segmenter.finder(images.pixels, matrices)
 
   def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
     (labels, probability), names = found[0], self._classes.names
@@ -169,19 +171,18 @@ class Detect(_Whole):
 
   columns = ("name", "score", "x", "y", "width", "height")
 
-  def _open_regions(self, *given):
+  def _finder(self, encoder, images, matrices):
     # Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, ..
     stems = map(_stem, self._keys)
     ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     numbers = ids if len(set(ids)) == len(self._keys) else range(1, len(self._keys) + 1)
     self._ids, self._results = dict(zip(self._keys, numbers, strict=True)), []
-    scorer = RegionScorer(*given, logit_scale=self._detect.logit_scale)
-    return lambda block: ((one.row, one) for one in scorer.scored(block))
+    return self._scorer(encoder, images, matrices, self._detect.logit_scale).scored
 
   def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
-    config, names = self._config, self._classes.names
-    sides, most = picture.sides, MAX_DETECTIONS["coco"]
-    kept = detections_of(found.regions, *found.scores, sides, config, most)
+    names, threshold = self._classes.names, self._regions.mask_threshold
+    limits = picture.sides, self._detect, threshold, MAX_DETECTIONS["coco"]
+    kept = detections_of(found.regions, *found.scores, *limits)
     boxes = Boxes(kept.boxes, kept.classes, kept.scores)
     with writing(self._folder.path):
       path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
@@ -204,22 +205,20 @@ class Detect(_Whole):
     write_json(self._folder.path / "detections.json", self._results)
 
 
-def check_picture_regions(config: Settings, upright: bool, files: Mapping[str, Path]) -> None:
-  """Checks the network, or the file of regions; pictures whose header can't be read are skipped.
+def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
+  """Names and sizes of the pictures, but for those whose header can't be read.
 
-  Raises:
-    InputError: as `check_region_source`; pictures of one stem, by which files name them.
+  ImageError: two pictures of one stem, by which a file of regions names them.
   """
   shapes: dict[str, tuple[int, int]] = {}
   first: dict[str, str] = {}
-  for name, path in files.items() if config.regions.source == "file" else ():
+  for name, path in files.items():
     if (other := first.setdefault(_stem(name), name)) != name:
       raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
     with contextlib.suppress(ImageError):
       shapes[_stem(name)] = image_size(path, upright)
   sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
-  images = Images(list(shapes), sides.__getitem__, no_pixels)
-  check_region_source(config, config.predict.task, images)
+  return Images(list(shapes), sides.__getitem__, no_pixels)
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Regions that a MaskFormer finds, as `segment` and `detect` read them.
+"""The network of `config.propose`, a MaskFormer, and the regions that it finds.
 
 Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N classes.
 """
@@ -13,9 +13,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
 import numpy as np
 
-from pomp_jax.encoder import map_rows
+from pomp_jax.config import ConfigError
+from pomp_jax.config.fields import Clip
+from pomp_jax.encoder import Encoder, map_rows
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, only_prompt, read_prompts
+from pomp_jax.files.paths import Path, is_dir, to_path
+from pomp_jax.files.pieces import file_stamps
 from pomp_jax.prompt.mesh import replicate, split_rows
-from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
+from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.mask_former.model import (
   LOGIT_SCALE,
   MASK_STRIDE,
@@ -23,16 +30,88 @@ from pomp_jax.rooms.regions.mask_former.model import (
   class_logits,
   mask_predictor,
 )
-from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
-from pomp_jax.rooms.regions.masks import ONE, hard_masks, resized_image
+from pomp_jax.rooms.regions.mask_former.published_weights import (
+  MaskFormerFile,
+  check_clip,
+  read_mask_former,
+)
+from pomp_jax.rooms.regions.masks import ONE, boxes_of_masks, hard_masks, resized_image
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
+
+# Name of a prompt: the one inside the file of `propose.network`.
+_NETWORK_PROMPT = "network"
+
+
+def network_path(path: str) -> Path:
+  """File of a network; a run's folder stands for the network that it has trained."""
+  return to_path(path) / "masks.safetensors" if is_dir(path) else to_path(path)
+
+
+def check_network(propose: Propose, clip_model: str) -> None:
+  """Reads the network; checks its width, and the prompt of its classes."""
+  clip_config = inputs.clip_config(clip_model)
+  network = read_mask_former(network_path(propose.network))
+  if network.config.embedding != clip_config.projection_dim:
+    accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
+    raise ConfigError("clip.model", clip_model, accepted)
+  named = _prompt_of_classes(propose)
+  if network.trained_classes:
+    check_prompt(named, [(name,) for name in network.trained_classes], clip_config, clip_model)
+
+
+def open_network(
+  propose: Propose, clip: Clip, mask_threshold: float, encoder: Encoder
+) -> "Proposer":
+  """Opens the network, for `propose.batch_size` images of one padded size at a time.
+
+  Raises:
+    MaskFormerError: unusable, or a checkpoint with another CLIP inside than the encoder's.
+    ConfigError, PromptFileError, VocabularyError: an unusable `propose.prompt`.
+  """
+  path = network_path(propose.network)
+  check_clip(path, encoder.clip)
+  network, classes_NxE = read_mask_former(path), None
+  if network.trained_classes:
+    synonyms = [(name,) for name in network.trained_classes]
+    classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
+  return Proposer(
+    network,
+    encoder.mesh,
+    classes_NxE,
+    clip_model=clip.model,
+    dtype=clip.dtype,
+    size=propose.size,
+    stride=propose.stride,
+    threshold=mask_threshold,
+    batch_size=propose.batch_size,
+  )
+
+
+def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[str]:
+  """Cache key parts of a network's regions, beside those of the CLIP and the images."""
+  parts = [str(propose), str(mask_threshold), dtype, file_stamps([network_path(propose.network)])]
+  # The names of its classes are in the file.
+  return parts + key_parts(_prompt_of_classes(propose), [])
+
+
+def read_prompts_of(names: Sequence[str], field: str, network: str) -> list[NamedPrompt]:
+  """`read_prompts`, where `network` stands for the prompt inside the file of `propose.network`."""
+  if _NETWORK_PROMPT in names and not network:
+    raise ConfigError("propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
+  path = str(network_path(network))
+  return read_prompts([path if name == _NETWORK_PROMPT else name for name in names], field)
+
+
+def _prompt_of_classes(propose: Propose) -> NamedPrompt:
+  field = "propose.prompt"
+  return only_prompt(read_prompts_of([propose.prompt], field, propose.network), field)
 
 
 class Proposer:
   """A network on the devices; every query is a region.
 
   Attributes:
-    network: the network.
+    network: content of its file.
     header: how embeddings of its regions are compared with a class matrix.
   """
 
@@ -49,19 +128,12 @@ class Proposer:
     threshold: float = 0.5,
     batch_size: int = 8,
   ):
-    """Copies the parameters to the devices.
+    """Copies the parameters to the devices of `mesh`, which split a batch.
 
-    Args:
-      network: content of its file.
-      mesh: devices, which split a batch.
-      classes_NxE: classes that it was trained on, for the objectness; None: by the masks alone.
-      clip_model: name of the CLIP, for the header.
-      dtype: compute type, one of `clip.precision.DTYPES`.
-      size: shorter side of an image in the network, pixels, see `resized_sides`; 0: as it is.
-      stride: 4: masks as the network computes them, and the sides of an image become multiples of 4
-        pixels. 1: masks at the size of the image in the network, whose logits are interpolated.
-      threshold: probability above which a pixel is inside a mask, for boxes and objectness.
-      batch_size: images of the same padded size that are computed together.
+    The objectness is by the classes that the network was trained on; None: by the masks alone. For
+    the other arguments see `fields.Propose`. With a `stride` of 4 the sides of an image become
+    multiples of 4 pixels; with 1 the logits of the masks are interpolated to the image in the
+    network. A pixel is inside a mask, for boxes and objectness, above the `threshold`.
     """
     null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
     names, width = tuple(network.trained_classes), network.config.embedding
@@ -109,26 +181,23 @@ class Proposer:
       frame = tuple(STRIDE * -(-side // STRIDE) for side in image.shape[:2])
       rows_of.setdefault(frame, []).append(row)
     most = self._batch_size
-    parts = [
-      (frame, rows[start : start + most])
-      for frame, rows in rows_of.items()
-      for start in range(0, len(rows), most)
-    ]
-    for frame, rows in parts:
-      batch, sizes = np.zeros((most, *frame, 3), np.uint8), np.ones((most, 2), np.int32)
-      # Batches are padded with their last image.
-      for slot in range(most):
-        image = resized[rows[min(slot, len(rows) - 1)]]
-        height, width = sizes[slot] = image.shape[:2]
-        batch[slot, :height, :width] = image
-      placed = split_rows((batch, sizes), self._mesh)
-      results = jax.device_get(self._of_batch(self._params, placed))
-      for slot, row in enumerate(rows):
-        masks, embeddings, objectness = (part[slot] for part in results)
-        height, width = sizes[slot] // self._stride
-        masks = np.ascontiguousarray(masks[:, :height, :width])
-        boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
-        found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
+    for frame, of_frame in rows_of.items():
+      for start in range(0, len(of_frame), most):
+        rows = of_frame[start : start + most]
+        batch, sizes = np.zeros((most, *frame, 3), np.uint8), np.ones((most, 2), np.int32)
+        # Batches are padded with their last image.
+        for slot in range(most):
+          image = resized[rows[min(slot, len(rows) - 1)]]
+          height, width = sizes[slot] = image.shape[:2]
+          batch[slot, :height, :width] = image
+        placed = split_rows((batch, sizes), self._mesh)
+        results = jax.device_get(self._of_batch(self._params, placed))
+        for slot, row in enumerate(rows):
+          masks, embeddings, objectness = (part[slot] for part in results)
+          height, width = sizes[slot] // self._stride
+          masks = np.ascontiguousarray(masks[:, :height, :width])
+          boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
+          found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
     return found
 
 

@@ -22,9 +22,13 @@ from pomp_jax.rooms.regions.blocks import Blocks, start
 from pomp_jax.rooms.regions.fields import Detect, Segment
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
-from pomp_jax.rooms.regions.proposals import found_objects
-from pomp_jax.rooms.regions.region_folder import RegionFolder, Regions, RegionWriter
-from pomp_jax.rooms.regions.region_sources import check_network, network_key_parts, open_network
+from pomp_jax.rooms.regions.proposals import (
+  check_network,
+  found_objects,
+  network_key_parts,
+  open_network,
+)
+from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionWriter
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 def check(config: Settings, workdir: str) -> None:
   """Opens network and images; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  check_network(config)
+  check_network(config.propose, config.clip.model)
   if config.propose.images == "segment":
     open_pixel_set(config.segment)
     return
@@ -54,30 +58,35 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   Raises:
     InputError: an image can't be read; a network with another CLIP inside.
   """
-  folder, boxes = RunFolder(workdir), None
+  folder, threshold = RunFolder(workdir), config.regions.mask_threshold
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  proposer = open_network(config, encoder, config.propose.batch_size)
-  if config.propose.images == "segment":
-    images = open_pixel_set(config.segment)
-    files = images.files
-  else:
-    images = boxes = open_box_set(config.detect)
-    files = boxes.files(config.detect)
+  proposer = open_network(config.propose, config.clip, threshold, encoder)
+  boxes = open_box_set(config.detect) if config.propose.images == "detect" else None
+  images = boxes or open_pixel_set(config.segment)
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
   # Leave out their prompts, which a network does not see.
   parts += [str(part) for part in (_data(config.segment), _data(config.detect), images.keys)]
-  key = fingerprint([*parts, file_stamps(files), *network_key_parts(config)])
+  parts.append(file_stamps(images.files))
+  key = fingerprint([*parts, *network_key_parts(config.propose, threshold, config.clip.dtype)])
   if (finished := folder.finished(key=key)) is not None:
     return finished
-  store = start(folder, config, key)
+  store = start(folder, config.to_dict(), key)
   regions = folder.path / "regions"
+
+  def take(found):
+    written = []
+    for index, of_image in found:
+      writer.write(images.keys[index], of_image)
+      written.append(images.keys[index])
+    return {"images": written}, None
+
   with writing(regions):
-    sink = _Folder(RegionWriter(regions, proposer.header), images.keys)
+    writer = RegionWriter(regions, proposer.header)
     find = lambda block: zip(
       block, proposer.regions([images.image(row) for row in block]), strict=True
     )
     fits = lambda facts: all(is_file(regions / f"{own}.npz") for own in facts["images"])
-    Blocks(len(images.keys), _BLOCK, store).run(find, sink, "regions", fits)
+    Blocks(len(images.keys), _BLOCK, store).run(find, take, "regions", fits)
   results = {
     "job": config.job,
     "key": key,
@@ -85,7 +94,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "images": len(images.keys),
     "regions_per_image": proposer.network.config.n_queries,
     "trained_classes": len(proposer.network.trained_classes),
-    "recall": boxes and _recall(boxes, RegionFolder(regions), config.regions.mask_threshold),
+    "recall": boxes and _recall(boxes, RegionFolder(regions), threshold),
   }
   folder.write_results(results)
   store.remove()
@@ -93,26 +102,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return json.loads(to_json(results))
 
 
-class _Folder:
-  """Sink: files of regions."""
-
-  def __init__(self, writer: RegionWriter, keys):
-    self._writer, self._keys = writer, keys
-    self._written: list[str | int] = []
-
-  def take(self, row: int, found: Regions) -> None:
-    self._writer.write(self._keys[row], found)
-    self._written.append(self._keys[row])
-
-  def piece(self) -> tuple[dict[str, Any], None]:
-    written, self._written = self._written, []
-    return {"images": written}, None
-
-
-def _data(settings: Segment | Detect) -> dict[str, Any]:
+def _data(group: Segment | Detect) -> dict[str, Any]:
   """The fields that say which images there are."""
   names = ("source", "images", "labels", "annotations", "names", "n_images", "scene_classes")
-  return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+  return {name: getattr(group, name) for name in names if hasattr(group, name)}
 
 
 def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, Any] | None:
@@ -121,7 +114,7 @@ def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, 
   if any("segmentation" not in row for rows in annotations.rows for row in rows):
     return None
   covered, classes = [], []
-  for index in steps_of(range(len(boxes)), "recall", "images"):
+  for index in steps_of(range(len(boxes.keys)), "recall", "images"):
     key, sides, truth = boxes.keys[index], boxes.shape(index), annotations.truth(index)
     masks = hard_masks(folder.read(key, *sides).drawn(str(key)), *sides, threshold)
     objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)

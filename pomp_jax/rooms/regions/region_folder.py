@@ -22,11 +22,11 @@ from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
-from pomp_jax.rooms.regions.fusion import ACTIVATIONS
 from pomp_jax.rooms.regions.masks import ONE
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
+ACTIVATIONS = ("softmax", "sigmoid")
 MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 _MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image

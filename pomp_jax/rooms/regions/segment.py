@@ -5,7 +5,7 @@ crops and of a network's embeddings, added up over the regions of a pixel. All p
 each block of images together, and the first writes. A restart resumes after the last block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,18 @@ from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
+from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
 from pomp_jax.rooms.regions.plots import segmentation_sheet
-from pomp_jax.rooms.regions.region_scorer import check_patches, open_label_maps
-from pomp_jax.rooms.regions.region_sources import check_region_source
-from pomp_jax.rooms.regions.segmentation import PixelMap
+from pomp_jax.rooms.regions.proposals import read_prompts_of
+from pomp_jax.rooms.regions.region_scorer import RegionScorer
+from pomp_jax.rooms.regions.region_sources import (
+  check_region_source,
+  open_region_source,
+  region_key_parts,
+)
 
 # Images between two saves.
 _BLOCK = 16
@@ -38,13 +43,16 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 def check(config: Settings, workdir: str) -> None:
   """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  pixels = open_pixel_set(config.segment)
-  check_prompts(config, pixels.classes)
+  segment, propose, clip_model = config.segment, config.propose, config.clip.model
+  pixels = open_pixel_set(segment)
+  prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
+  check_prompts(prompts, pixels.classes.synonyms, clip_model)
   if config.regions.source == "none":
-    check_patches(config.segment, inputs.clip_config(config.clip.model))
+    check_patches(segment, inputs.clip_config(clip_model))
   with waiting("reading all labels"):
-    pixels.check()
-  check_region_source(config, "segment", pixels.images(_BLOCK))
+    for index in range(len(pixels.keys) if segment.source == "folder" else 0):
+      pixels.labels(index)
+  check_region_source(config.regions, propose, clip_model, pixels.images(), "segment")
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -56,15 +64,42 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     InputError: an image or its regions can't be read; a network with another CLIP inside.
   """
   folder, pixels = RunFolder(workdir), open_pixel_set(config.segment)
-  ours = Comparison(config, pixels.classes, pixels.keys, pixels.files, _VERSION)
-  if (finished := folder.finished(key=ours.key)) is not None:
+  regions, segment, propose, clip = config.regions, config.segment, config.propose, config.clip
+  encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
+  prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
+  ours = Comparison(encoder, pixels, prompts, regions.alone)
+  of_regions = region_key_parts(regions, propose, clip.dtype, pixels.keys)
+  key = ours.key(_VERSION, segment, clip.text_tower, of_regions)
+  if (finished := folder.finished(key=key)) is not None:
     return finished
-  find = open_label_maps(
-    config, ours.encoder, pixels.images(_BLOCK), pixels.classes, ours.matrices()
-  )
-  store = start(folder, config, ours.key)
-  blocks = Blocks(len(pixels.keys), _BLOCK, store)
-  blocks.run(find, _LabelMaps(config, folder, pixels, len(ours.prompts)), "segmentation")
+  matrices, images, n_images = ours.matrices(), pixels.images(), len(pixels.keys)
+  if regions.source == "none":
+    find = DenseSegmenter(encoder, segment, dtype=clip.dtype).finder(images.pixels, matrices)
+  else:
+    source = open_region_source(regions, propose, clip, encoder, images)
+    scale = segment.logit_scale
+    find = RegionScorer(
+      regions, source, encoder, pixels.classes, matrices, logit_scale=scale, tight=True
+    ).label_maps
+  written = range(n_images) if segment.output else spread_evenly(_SHOWN, n_images)
+
+  def take(found):
+    """Counts pixels under each prompt, and writes label images."""
+    tallies = [PixelTally(len(pixels.classes)) for _ in ours.prompts]
+    for index, maps in found:
+      labels_HxW = pixels.labels(index)
+      for number, (tally, one) in enumerate(zip(tallies, maps, strict=True)):
+        tally.add(labels_HxW, one.labels_HxW)
+        if index in written:
+          path = _labels_path(folder, pixels, index, number)
+          with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_labels(path, one.labels_HxW, len(pixels.classes))
+    return {}, {"counts": np.stack([tally.counts for tally in tallies])}
+
+  store = start(folder, config.to_dict(), key)
+  blocks = Blocks(n_images, _BLOCK, store)
+  blocks.run(find, take, "segmentation")
   if not hosts.is_first():
     return {}
   counts_Px3xC = sum(piece.arrays["counts"] for piece in blocks.pieces())
@@ -75,42 +110,17 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     per_class = {"iou": iou_C, "accuracy": accuracy_C}
     figures[named.label] = {**tally.figures(ours.groups), "per_class": per_class}
   results = {
-    "recipe": config.segment.recipe if config.regions.source == "none" else None,
+    "recipe": segment.recipe if regions.source == "none" else None,
     "prompts": [
       {"label": named.label, "step": named.step, "labels": f"labels/{number}"}
       for number, named in enumerate(ours.prompts)
     ],
-    "images": len(pixels.keys),
+    "images": n_images,
     "pixels": tallies[0].counts[0],
     "figures": figures,
   }
-  return ours.write(folder, store, results, lambda stored: _draw(folder, pixels, stored))
-
-
-class _LabelMaps:
-  """Sink: pixel counts under each prompt, and label images."""
-
-  def __init__(self, config: Settings, folder: RunFolder, pixels: PixelSet, n_prompts: int):
-    self._folder, self._pixels = folder, pixels
-    n_images = len(pixels.keys)
-    self._written = range(n_images) if config.segment.output else spread_evenly(_SHOWN, n_images)
-    self._tallies = [PixelTally(len(pixels.classes)) for _ in range(n_prompts)]
-
-  def take(self, row: int, found: Sequence[PixelMap]) -> None:
-    labels_HxW = self._pixels.labels(row)
-    for number, (tally, one) in enumerate(zip(self._tallies, found, strict=True)):
-      tally.add(labels_HxW, one.labels_HxW)
-      if row in self._written:
-        path = _labels_path(self._folder, self._pixels, row, number)
-        with writing(path):
-          path.parent.mkdir(parents=True, exist_ok=True)
-          write_labels(path, one.labels_HxW, len(self._pixels.classes))
-
-  def piece(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    counts = np.stack([tally.counts for tally in self._tallies])
-    for tally in self._tallies:
-      tally.counts[:] = 0
-    return {}, {"counts": counts}
+  draw = lambda results: _draw(folder, pixels, results)
+  return ours.write(folder, store, config.to_dict(), key, results, draw)
 
 
 def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int) -> Path:

@@ -37,7 +37,8 @@ def made(tmp_path_factory):
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
   encoder = inputs.open_encoder(config.clip)
-  regions = RegionsOfPictures(config, encoder)
+  groups = config.clip, config.regions, config.segment, config.detect, config.propose
+  regions = RegionsOfPictures(encoder, *groups)
   comparison = Comparison(encoder, shown_prompts(prompts), config, regions)
   limits = server.Limits(max_names=MAX_NAMES, max_upload=1.0)
   app = server.make_app(comparison, folder / "runs", limits, scenes=job._scenes())

@@ -12,18 +12,24 @@ from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.regions import on_page as module
-from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
 from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.on_page import RegionsOfPictures
-from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
-from pomp_jax.rooms.regions.region_sources import Images
+from pomp_jax.rooms.regions.region_scorer import RegionScorer
+from pomp_jax.rooms.regions.region_sources import Images, open_region_source
 from tests.support.region_jobs import write_network
 from tests.support.small_run import changed, settings
 
 NAMES = ("red star", "blue ring", "green cross")
 PROMPTS = ("a photo of a {}.", "{}.")
+
+
+def _opened(config, encoder):
+  return RegionsOfPictures(
+    encoder, config.clip, config.regions, config.segment, config.detect, config.propose
+  )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,7 @@ def case(tmp_path_factory):
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(encoder, prompts, config, RegionsOfPictures(config, encoder))
+  comparison = Comparison(encoder, prompts, config, _opened(config, encoder))
   return config, comparison, job._scenes()[0].image
 
 
@@ -53,7 +59,9 @@ def scored(case):
   for named in comparison.prompts:
     encoder = comparison._encoder
     matrix = class_matrix(encoder, classes.synonyms, named)
-    [found] = RegionScorer(config, encoder, images, classes, [matrix], logit_scale=0.0).scored([0])
+    source = open_region_source(config.regions, config.propose, config.clip, encoder, images)
+    scorer = RegionScorer(config.regions, source, encoder, classes, [matrix], logit_scale=0.0)
+    [(_, found)] = scorer.scored([0])
     yield found.regions, found.scores[0]
 
 
@@ -62,7 +70,8 @@ def test_objects_are_those_of_predict(case):
   picture, objects = comparison.find_objects(image, NAMES)
   assert picture.startswith(b"\x89PNG")
   for rows, (regions, scores) in zip(objects, scored(case), strict=True):
-    expected = detections_of(regions, scores, image.size[::-1], config, MAX_DETECTIONS["coco"])
+    limits = config.detect, config.regions.mask_threshold, MAX_DETECTIONS["coco"]
+    expected = detections_of(regions, scores, image.size[::-1], *limits)
     found = zip(expected.classes, expected.scores, strict=True)
     pairs = {(NAMES[c], round(float(score), 4)) for c, score in found}
     assert 0 < len(rows) <= 8

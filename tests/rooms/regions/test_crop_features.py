@@ -11,7 +11,7 @@ from torch.nn import functional
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions.crop_features import (
-  CropSettings,
+  Cropping,
   RegionEncoder,
   crop_region,
   pixel_ranges,
@@ -70,7 +70,7 @@ def test_crops_equal_torchs_resize(image, box, expand, masked):
   if masked:
     mask = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.6
     seen = np.where(mask[..., None], image, np.float32(FILL))
-  found = _crop(image, box, CropSettings(SIZE, FILL, expand), mask)
+  found = _crop(image, box, Cropping(SIZE, FILL, expand), mask)
   np.testing.assert_allclose(found, _torch(seen[rows, columns]), rtol=0, atol=0.02)
 
 
@@ -82,7 +82,7 @@ def test_a_square_with_context_is_cut_at_the_border(image, box):
   side = round(1.4 * max(x1 - x0, y1 - y0))
   left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
   rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
-  settings = CropSettings(SIZE, FILL, expand=1.4, square=True)
+  settings = Cropping(SIZE, FILL, expand=1.4, square=True)
   found, expected = _crop(image, box, settings), _torch(image[rows, columns])
   np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)
 
@@ -91,7 +91,7 @@ def test_ranges_hold_whole_pixels_inside_the_image():
   boxes = np.array(
     [[3.2, 4.9, 10.1, 11], [-5, -5, 200, 200], [20, 20, 20, 20], [95, 70, 99, 80]], np.float32
   )
-  found = pixel_ranges(boxes, HEIGHT, WIDTH, CropSettings(SIZE))
+  found = pixel_ranges(boxes, HEIGHT, WIDTH, Cropping(SIZE))
   expected = [[3, 4, 11, 11], [0, 0, 90, 61], [20, 20, 21, 21], [89, 60, 90, 61]]
   np.testing.assert_array_equal(found, expected)
 
@@ -141,7 +141,7 @@ def test_features_equal_torchs(clip_and_torch, images, masks, n_devices, chunk, 
   mesh = make_mesh(1, jax.devices()[:n_devices])
   regions = RegionEncoder(
     Encoder(clip_and_torch[0], mesh=mesh),
-    CropSettings(32, FILL),
+    Cropping(32, FILL),
     chunk=chunk,
     n_images=n_images,
     bucket=32,
@@ -153,7 +153,7 @@ def test_features_equal_torchs(clip_and_torch, images, masks, n_devices, chunk, 
 
 
 def test_regions_without_pixels_have_rows_of_zeros(clip_and_torch, images, masks):
-  regions = RegionEncoder(Encoder(clip_and_torch[0]), CropSettings(32, FILL))
+  regions = RegionEncoder(Encoder(clip_and_torch[0]), Cropping(32, FILL))
   boxes, empty = [*FLOAT_BOXES], [mask.copy() for mask in masks]
   boxes[0] = boxes[0].copy()
   boxes[0][1] = [60, 0, 70, 10]

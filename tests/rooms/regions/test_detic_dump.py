@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pomp_jax.rooms.regions.fusion import class_scores, with_objectness
+from pomp_jax.rooms.regions.fusion import class_scores
 from pomp_jax.rooms.regions.region_folder import RegionFolder
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "docs" / "dump_detic.py"
@@ -139,6 +139,6 @@ def test_scores_of_a_dump_equal_detics(script, tmp_path):
     np.testing.assert_allclose(found.boxes, [[0, 1, 25, 15], [2, 2.5, 10, 30], [0, 0, 40, 30]])
     own = class_scores(found.embeddings, vectors.numpy(), header.activation, header.scale)
     # Half-precision embeddings: 50 * 2^-11 in a logit.
-    rooted = with_objectness(own.classes, found.objectness)
+    rooted = np.sqrt(own.classes * found.objectness[:, None])
     np.testing.assert_allclose(rooted, scores, atol=0.02, rtol=0.02)
     assert np.ptp(scores) > 0.3

@@ -265,10 +265,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(root, bad_files, tmp_path,
 
 
 def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
-  config = config_of(root, DETECT, FILE)
   files = {"a/3.png": root / "3.png", "b/3.jpg": root / "3.jpg"}
   with pytest.raises(ImageError, match=r"3\.jpg: has the stem of a/3\.png"):
-    predict_tasks.check_picture_regions(config, False, files)
+    predict_tasks.sized_images(files, upright=False)
 
 
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):

@@ -20,6 +20,7 @@ from pomp_jax.rooms.regions import (
   region_sources,
   segment,
 )
+from pomp_jax.rooms.regions import detections as detections_module
 from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
 from tests.support.checks import spy
@@ -49,9 +50,9 @@ SEGMENT = {
   "regions.path": ("OTHER/regions", FILE, "open_regions.path"),
   "regions.max_regions": (2, FILE, "read.most"),
   "regions.mask_threshold": (0.8, FILE, "hard_masks.threshold"),
-  "regions.crop": ("context", {}, "CropSettings.square", True),
+  "regions.crop": ("context", {}, "Cropping.square", True),
   "regions.size": (64, FILE | {"regions.mask_threshold": 0.45}, "hard_masks.height", 64),
-  "regions.expand": (1.7, CONTEXT, "CropSettings.expand"),
+  "regions.expand": (1.7, CONTEXT, "Cropping.expand"),
   "regions.e_base": (1.0, FILE, "region_scores.fusion", Fusion(1.0, 0.8, "drop")),
   "regions.e_novel": (0.0, FILE, "region_scores.fusion", Fusion(0.2, 0.0, "drop")),
   "regions.null": ("gate", FILE, "region_scores.fusion", Fusion(0.2, 0.8, "gate")),
@@ -66,35 +67,36 @@ SEGMENT = {
   "segment.n_images": (2, {}, "results.images"),
   "segment.scene_classes": (480, WORLD | ONE, "Scenes.n_classes"),
   "segment.prompts": ("the {}", {}, "class_matrix.prompt"),
-  "segment.recipe": ("clip", PATCHES, "DenseSettings.recipe"),
+  "segment.recipe": ("clip", PATCHES, "patches.recipe"),
   "segment.logit_scale": (1.0, FILE, "region_scores.logit_scale"),
-  "segment.size": (64, PATCHES, "DenseSettings.size"),
-  "segment.window": (16, PATCHES, "DenseSettings.window"),
-  "segment.stride": (8, PATCHES, "DenseSettings.stride"),
-  "segment.pamr": (3, PATCHES, "DenseSettings.pamr"),
+  "segment.size": (64, PATCHES, "patches.size"),
+  "segment.window": (16, PATCHES, "patches.window"),
+  "segment.stride": (8, PATCHES, "patches.stride"),
+  "segment.pamr": (3, PATCHES, "patches.pamr"),
   "segment.background": ("ground", PATCHES, "class_matrix.first", ("background", "ground")),
-  "segment.background_below": (0.9, BACKGROUND, "DenseSettings.background_below"),
+  "segment.background_below": (0.9, BACKGROUND, "patches.background_below"),
   "segment.output": (False, {}, "results.label_images", 2),
 }
 # With masked crops of true regions.
 DETECT = {
-  "regions.expand": (1.7, {}, "CropSettings.expand"),
-  "regions.crop": ("context", {}, "CropSettings.square", True),
+  "regions.expand": (1.7, {}, "Cropping.expand"),
+  "regions.crop": ("context", {}, "Cropping.square", True),
   "detect.logit_scale": (1.0, {}, "region_scores.logit_scale"),
   "detect.min_score": (0.6, {}, "select_detections.min_score"),
   "detect.nms": (0.1, {}, "select_detections.max_iou"),
   "detect.top": (1, {}, "select_detections.top"),
 }
 ROWS = [("segment", field, *row) for field, row in SEGMENT.items()]
-ROWS += [("segment", "regions.expand", 1.7, FILE, "CropSettings.expand")]
-ROWS += [("segment", "segment.logit_scale", 100.0, UNSURE, "DenseSettings.logit_scale")]
+ROWS += [("segment", "regions.expand", 1.7, FILE, "Cropping.expand")]
+ROWS += [("segment", "segment.logit_scale", 100.0, UNSURE, "patches.logit_scale")]
 ROWS += [("detect", field, *row) for field, row in DETECT.items()]
 SPIED = (
-  *((region_sources, "open_regions"), (region_scorer, "CropSettings")),
-  *((region_scorer, name) for name in ("region_scores", "select_detections", "hard_masks")),
+  *((region_sources, "open_regions"), (region_scorer, "Cropping")),
+  *((region_scorer, name) for name in ("region_scores", "hard_masks")),
+  (detections_module, "select_detections"),
   *((image_sets, name) for name in ("open_pixels", "Scenes")),
   (blocks, "class_matrix"),
-  (region_scorer, "DenseSettings"),
+  (segment, "DenseSegmenter"),
   (RegionFolder, "read"),
 )
 
@@ -119,6 +121,9 @@ def outcome(region_set, tmp_path_factory):
       except InputError as error:
         return dict(seen), str(error)
       maps = [[labels.tolist() for labels in label_maps(workdir, number)] for number in range(6)]
+      if "DenseSegmenter.segment" in seen:
+        fields = vars(seen["DenseSegmenter.segment"])
+        seen.update({f"patches.{name}": value for name, value in fields.items()})
       if "class_matrix.named" in seen:
         seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
         seen["class_matrix.first"] = seen["class_matrix.synonyms"][0]

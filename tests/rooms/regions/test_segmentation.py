@@ -7,12 +7,16 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
-from pomp_jax.rooms.regions import segmentation
+from pomp_jax.rooms.regions import dense
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
-from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
-from pomp_jax.rooms.regions.segmentation import DenseSegmenter, DenseSettings
+from pomp_jax.rooms.regions.dense import RECIPES, DenseSegmenter, dense_tower
+from pomp_jax.rooms.regions.fields import Segment
 
 WINDOW, STRIDE, PATCH = 32, 16, 8
+
+
+def _settings(**own):
+  return Segment(**{"logit_scale": 40.0} | own)
 
 
 def _image(height, width, seed=0):
@@ -94,15 +98,20 @@ def _expected(clip, image, matrix, settings):
 @pytest.mark.parametrize(
   "shape, settings",
   [
-    ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE)),
-    ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE, pamr=3)),
-    ((131, 40), DenseSettings("sclip", 0, WINDOW, 24, logit_scale=4.0, background_below=0.3)),
-    ((45, 92), DenseSettings("clearclip", 0, 0, STRIDE)),
-    ((20, 45), DenseSettings("maskclip", 0, WINDOW, STRIDE)),
-    ((1, 1), DenseSettings(size=0, window=WINDOW, stride=WINDOW)),
-    ((60, 7), DenseSettings(size=0, window=WINDOW, stride=WINDOW)),
-    ((3, 50), DenseSettings(size=40, window=WINDOW, stride=WINDOW)),
-    ((2, 3000), DenseSettings(size=40, window=WINDOW, stride=WINDOW)),
+    ((50, 75), _settings(size=40, window=WINDOW, stride=STRIDE)),
+    ((50, 75), _settings(size=40, window=WINDOW, stride=STRIDE, pamr=3)),
+    (
+      (131, 40),
+      _settings(
+        recipe="sclip", size=0, window=WINDOW, stride=24, logit_scale=4.0, background_below=0.3
+      ),
+    ),
+    ((45, 92), _settings(recipe="clearclip", size=0, window=0, stride=STRIDE)),
+    ((20, 45), _settings(recipe="maskclip", size=0, window=WINDOW, stride=STRIDE)),
+    ((1, 1), _settings(size=0, window=WINDOW, stride=WINDOW)),
+    ((60, 7), _settings(size=0, window=WINDOW, stride=WINDOW)),
+    ((3, 50), _settings(size=40, window=WINDOW, stride=WINDOW)),
+    ((2, 3000), _settings(size=40, window=WINDOW, stride=WINDOW)),
   ],
   ids=["resized", "refined", "background", "whole image", "lower than a window"]
   + ["a pixel", "narrower than a patch", "lower than a patch", "very long"],
@@ -125,12 +134,12 @@ def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settin
 
 def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
   """Seven names in chunks of three, the last of which is filled, and one by one."""
-  settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2)
+  settings = _settings(size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2)
   image, encoder = _image(50, 75), Encoder(clip_and_torch[0])
   ((whole,),) = DenseSegmenter(encoder, settings).label_maps([image], [matrix])
   assert len(np.unique(whole.labels_HxW)) > 2
   for most in (3, 1):
-    monkeypatch.setattr(segmentation, "_MAX_SCORES", most * 128 * 128)
+    monkeypatch.setattr(dense, "_MAX_SCORES", most * 128 * 128)
     ((found,),) = DenseSegmenter(encoder, settings).label_maps([image], [matrix])
     np.testing.assert_array_equal(found.labels_HxW, whole.labels_HxW)
     np.testing.assert_allclose(found.probability_HxW, whole.probability_HxW, rtol=1e-4)
@@ -138,11 +147,11 @@ def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
 
 def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatch):
   """Within a limit of pixels the scores are resized to fewer, as torch would, then the labels."""
-  settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE)
+  settings = _settings(size=40, window=WINDOW, stride=STRIDE)
   segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
   image = _image(90, 120)
   (((whole, _),),) = segmenter.label_maps([image], [matrix])
-  monkeypatch.setattr(segmentation, "_MAX_PIXELS", 45 * 60)
+  monkeypatch.setattr(dense, "_MAX_PIXELS", 45 * 60)
   (((found, _),),) = segmenter.label_maps([image], [matrix])
   small = torch.as_tensor(found[::2, ::2])[None, None].float()
   enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 from torchvision import ops
 
-from pomp_jax.rooms.regions.boxes import boxes_of_masks, iou, select_detections
-from pomp_jax.rooms.regions.masks import hard_masks, resized_sides
+from pomp_jax.rooms.regions.detections import iou, select_detections
+from pomp_jax.rooms.regions.masks import boxes_of_masks, hard_masks, resized_sides
 
 RNG = np.random.default_rng(0)
 
