@@ -43,6 +43,7 @@ from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import noting_failure
 from pomp_jax.files.terminal import Output, one_line, set_up_logging
+from pomp_jax.registry import groups_of
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,9 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
 
 
 def _stops_together(config: Settings) -> bool:
-  trains = JOBS[config.job].trains and METHODS[config.method].by_steps
-  return trains and not config.dry_run
+  if config.dry_run or not JOBS[config.job].trains:
+    return False
+  return "contrast" not in groups_of(config.job) or METHODS[config.method].by_steps
 
 
 def _end(message: object, status: int) -> int:

@@ -164,7 +164,7 @@ class Job(NamedTuple):
 
 
 # Groups of a training of a prompt; those of methods come with them.
-_TRAINING = ("training", "data", "prompt", "sampling", "optim", "eval", "checkpoint", "log")
+_TRAINING = ("contrast", "loop", "data", "prompt", "sampling", "optim", "eval", "checkpoint", "log")
 JOBS = {
   "pretrain": Job("train.pretrain", _TRAINING, "report.reports:training_report", trains=True),
   "evaluate": Job(
@@ -228,7 +228,7 @@ JOBS = {
   ),
   "train_masks": Job(
     "rooms.regions.train_masks",
-    ("training", "data", "checkpoint", "log", "train_masks"),
+    ("loop", "data", "checkpoint", "log", "train_masks"),
     trains=True,
     check="rooms.regions.checks:check_train_masks",
   ),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax.config.checks import unpack, value_of_text
 from pomp_jax.config.declare import name_of_type
-from pomp_jax.config.fields import FIELDS, Settings, Training, defaults
+from pomp_jax.config.fields import FIELDS, UNNAMED, Clip, Mesh, Settings, groups_with_fields
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line
@@ -209,18 +209,18 @@ def _columns(texts: Mapping[str, str]) -> list[str]:
 
 def _groups() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
   """Title, first line of the docstring with the jobs, and rows of each group of fields."""
-  groups: dict[str, tuple[type, list[str]]] = {"every job": (Settings, list(JOBS))}
+  groups: dict[str, tuple[type, list[str]]] = {
+    "every job": (Settings, list(JOBS)),
+    "clip": (Clip, list(JOBS)),
+    "mesh": (Mesh, list(JOBS)),
+  }
   for job in JOBS:
-    of_job = {"training": Training} if "training" in groups_of(job) else {}
-    of_job |= {field.name: field.type for field in dataclasses.fields(defaults(job))}
-    for name, group in of_job.items():
-      if dataclasses.is_dataclass(group):
-        groups.setdefault(name, (group, []))[1].append(job)
+    for name, group in groups_with_fields(job).items():
+      groups.setdefault(name, (group, []))[1].append(job)
   for name, (group, jobs) in groups.items():
-    prefix = "" if issubclass(group, Settings) else f"{name}."
-    inherited = {field.name for field in dataclasses.fields(Settings)} if name == "training" else ()
+    prefix = "" if group in (Settings, *UNNAMED) else f"{name}."
     fields = [field for field in dataclasses.fields(group) if "help" in field.metadata]
-    rows = {f"{prefix}{field.name}": field for field in fields if field.name not in inherited}
+    rows = {f"{prefix}{field.name}": field for field in fields}
     text = group.__doc__.partition("\n")[0]
     yield name, text if len(jobs) == len(JOBS) else f"{text} Jobs: {', '.join(jobs)}.", rows
 

@@ -8,7 +8,7 @@ together are in `checks.py`.
 from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
@@ -248,6 +248,36 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Contrast:
+  """A training of a prompt or a baseline: the method, and the classes of its loss."""
+
+  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
+  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
+  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
+  correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """Any training by steps: its batches and length, and what a bad loss does."""
+
+  batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
+  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
+  epochs: int = row(5, "epochs", between(1, 2**20))
+  steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
+  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
+  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
+  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
+  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
+
+
+# Groups whose fields have no prefix: config.k is one of `Contrast`.
+UNNAMED = (Contrast, Loop)
+
+_Group = TypeVar("_Group", Contrast, Loop)
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """The fields of every job.
 
@@ -263,8 +293,18 @@ class Settings:
   clip: Clip = Clip()
   mesh: Mesh = Mesh()
 
+  @property
+  def contrast(self) -> Contrast:
+    """The fields of `Contrast` alone."""
+    return _part(self, Contrast)
+
+  @property
+  def loop(self) -> Loop:
+    """The fields of `Loop` alone."""
+    return _part(self, Loop)
+
   def __getattr__(self, name: str) -> Any:
-    """Groups of one job are added when it is known; here are those that it does not read."""
+    """Raises AttributeError for a group or field that the job does not read."""
     raise AttributeError(f"job {self.job!r} reads no config.{name}")
 
   def __reduce__(self):
@@ -301,32 +341,29 @@ class Settings:
     return dataclasses.replace(self, **own, **nested)
 
 
-@dataclasses.dataclass(frozen=True)
-class Training(Settings):
-  """The fields of a training."""
-
-  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
-  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
-  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
-  correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
-  batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
-  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
-  epochs: int = row(5, "epochs", between(1, 2**20))
-  steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
-  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
-  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
-  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
-
-
 @functools.cache
 def defaults(job: str = "pretrain") -> Settings:
   """The fields that a job reads, with their defaults; ConfigError if there is no such job."""
   check_value("job", one_of(*JOBS), job)
-  kind = Training if "training" in JOBS[job].groups else Settings
-  groups = {name: _group(name) for name in groups_of(job) if name != "training"}
-  fields = [(name, group, group()) for name, group in groups.items()]
-  return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)(job=job)
+  groups = groups_with_fields(job)
+  unnamed = [group for group in UNNAMED if group in groups.values()]
+  fields = [(name, group, group()) for name, group in groups.items() if group not in unnamed]
+  bases = (*reversed(unnamed), Settings)  # a dataclass has the fields of its last base first
+  return dataclasses.make_dataclass("Settings", fields, bases=bases, frozen=True)(job=job)
+
+
+def groups_with_fields(job: str) -> dict[str, type]:
+  """Class of each group of fields that a job reads; of `train_masks` it is `TrainMasks`."""
+  found = {}
+  for name in groups_of(job):
+    class_name = name.title().replace("_", "")
+    room = FIELD_GROUPS.get(name)
+    found[name] = getattr(load(room), class_name) if room else globals()[class_name]
+  return found
+
+
+def _part(settings: Settings, group: type[_Group]) -> _Group:
+  return group(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(group)})
 
 
 def _restored(job: str, values: Mapping[str, Any]) -> Settings:
@@ -349,14 +386,6 @@ def _rows(group: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     name = f"{prefix}{field.name}"
     found |= _rows(field.type, f"{name}.") if nested else {name: field}
   return found
-
-
-def _group(name: str) -> type:
-  """The class of a group: of `train_masks` it is `TrainMasks`."""
-  class_name = name.title().replace("_", "")
-  return (
-    getattr(load(FIELD_GROUPS[name]), class_name) if name in FIELD_GROUPS else globals()[class_name]
-  )
 
 
 @functools.cache

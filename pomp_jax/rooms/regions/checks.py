@@ -69,7 +69,7 @@ def check_propose(settings: Settings) -> None:
 def check_train_masks(settings: Settings) -> None:
   """Checks the fields of `train_masks`."""
   own, values = settings.train_masks, settings.flat()
-  fixed = {"method": "pomp", "data.views": 1, "data.features": "online", "accumulate": 1}
+  fixed = {"data.views": 1, "data.features": "online", "accumulate": 1}
   fixed |= {"mesh.class_size": 1, "checkpoint.select": "last"}
   for field, value in fixed.items():
     require(values[field] == value, field, values[field], f"{value!r} where job='train_masks'")
