@@ -23,9 +23,8 @@ from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files import checkpoint_folders
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checksums import with_checksum
 from pomp_jax.files.paths import Path, exists, is_dir, to_path
-from pomp_jax.files.run_folder import DamagedFileError, parse_json
+from pomp_jax.files.run_folder import DamagedFileError, parse_json, with_checksum
 from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,8 @@ class Checkpoints(contextlib.AbstractContextManager):
   folder belongs to the process that opened it last (`owner.txt`); an earlier one that still runs
   saves nothing more.
 
-  With several processes all make the same calls to `save` and to restore, and only process 0
-  touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
+  All processes make the same calls to `save` and to restore, and process 0 alone touches the
+  folder. `steps` is for process 0.
 
   With `retry` a failed save is only a warning, whose error is `failure`, and the next save tries
   again. A run that ends with a failed save raises all the same.
@@ -83,17 +82,14 @@ class Checkpoints(contextlib.AbstractContextManager):
   ) -> bool:
     """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
 
-    It is not, on other processes than the first, if this step or a newer one is stored already, and
-    with `retry` after a failure.
+    It is not written if this step or a newer one is stored already. CheckpointError if that fails
+    without `retry`, or if a later start has taken the folder over.
 
     Args:
       step: number of steps done.
       state: pytree of arrays and numbers, the same on all processes; keys as `jax.random.key_data`.
       meta: any JSON object, such as the config and the position in the data.
       metric: validation metric, higher is better; None or NaN when there is none.
-
-    Raises:
-      CheckpointError: the save failed without `retry`, or a later start has taken the folder over.
     """
     if not hosts.is_first():
       return False
@@ -121,7 +117,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     except Exception as error:
       with contextlib.suppress(OSError):
         checkpoint_folders.remove_incomplete(self.folder)
-      failure = self._save_error(step, error)
+      others: list[int] = []
+      with contextlib.suppress(OSError):
+        others = [other for other in self.steps() if other != step]
+      last = f"the last good one is of step {max(others)}" if others else "there is no other"
+      what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
+      failure = CheckpointError(f"{self.folder}: {what}")
       if not self._retry:
         raise failure from error
       log.warning("%s; the next save tries again", failure)
@@ -137,12 +138,9 @@ class Checkpoints(contextlib.AbstractContextManager):
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
     """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
 
-    Args:
-      abstract_state: structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX
-        array with its sharding (the first local device without one), anything else a NumPy array.
-
-    Raises:
-      CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.
+    `abstract_state` has the structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives
+    a JAX array with its sharding (the first local device without one), anything else a NumPy array.
+    CheckpointError if all checkpoints are damaged, or a field has another shape or dtype.
     """
     return self._restore(abstract_state, lambda: self.steps()[::-1])
 
@@ -195,12 +193,12 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _first_intact(self, steps: list[int]) -> Restored | None:
     """The first checkpoint that can be read, its state by name; sets those before it aside."""
-    damaged = {}
+    damaged: dict[int, DamagedFileError] = {}
     for step in steps:
       try:
         found = _twice(_read, self._path(step))
-      except DamagedFileError as damage:
-        damaged[step] = damage
+      except DamagedFileError as error:
+        damaged[step] = error
         continue
       for other, damage in damaged.items():
         self._set_aside(other, damage)
@@ -224,14 +222,6 @@ class Checkpoints(contextlib.AbstractContextManager):
       found = f"damaged, and can't be renamed ({error.strerror})"
       raise CheckpointError(f"{self._path(step)}: {found}") from error
     log.warning("moved to %s", target)
-
-  def _save_error(self, step: int, error: Exception) -> CheckpointError:
-    others: list[int] = []
-    with contextlib.suppress(OSError):
-      others = [other for other in self.steps() if other != step]
-    last = f"the last good one is of step {max(others)}" if others else "there is no other"
-    what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
-    return CheckpointError(f"{self.folder}: {what}")
 
 
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:

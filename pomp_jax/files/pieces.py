@@ -7,7 +7,6 @@ in a bucket. A piece that is missing, damaged (a warning) or of another key coun
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-import concurrent.futures
 import hashlib
 import io
 import json
@@ -20,24 +19,27 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checksums import with_checksum
 from pomp_jax.files.paths import (
   Path,
   exists,
-  is_bucket,
   read_bytes,
   remove_folder,
   to_path,
-  version_of,
 )
-from pomp_jax.files.run_folder import DamagedFileError, RunFolderError, parse_json, to_json, writing
+from pomp_jax.files.run_folder import (
+  DamagedFileError,
+  RunFolderError,
+  parse_json,
+  to_json,
+  with_checksum,
+  writing,
+)
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 
 _FACTS, _ARRAY = "facts", "array"
-_STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
 
 
 def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
@@ -53,22 +55,6 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
     digest.update(head.encode())
     digest.update(content)
   return digest.hexdigest()
-
-
-def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
-  """Cache key part of files: sizes and modification times, or versions of objects in a bucket."""
-
-  def stamp(path: str | os.PathLike) -> str:
-    try:
-      if is_bucket(path):
-        return f"{path} {version_of(path)}"
-      found = os.stat(path)
-      return f"{path} {found.st_size} {found.st_mtime_ns}"
-    except OSError:
-      return f"{path} missing"
-
-  with concurrent.futures.ThreadPoolExecutor(_STAMPS) as pool:
-    return "\n".join(pool.map(stamp, paths))
 
 
 class Piece(NamedTuple):

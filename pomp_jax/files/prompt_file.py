@@ -21,7 +21,6 @@ import numpy as np
 from pomp_jax.files import hub
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
@@ -102,6 +101,15 @@ def check_fits(
       " same width",
       *(path, prompt.clip_model, clip_model),
     )
+
+
+def architecture(clip_model: str) -> str | None:
+  """Architecture that a CLIP's name tells, such as vit-b-16 or rn50x4, or None."""
+  name = clip_model.lower()
+  if vit := re.search(r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name):
+    return f"vit-{vit[1]}-{vit[2]}"
+  resnet = re.search(r"(?:rn|resnet)[-_]?(\d+(?:x\d+)?)", name)
+  return f"rn{resnet[1]}" if resnet else None
 
 
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:

@@ -7,13 +7,13 @@ import logging
 import math
 import os
 from typing import Any
+import zlib
 
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
-from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
 from pomp_jax.files.paths import Path, exists, is_dir, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import one_line
@@ -22,7 +22,7 @@ from pomp_jax.registry import DASSL_PROMPT, load
 
 log = logging.getLogger(__name__)
 
-_PROVENANCE = "provenance"
+_CHECKSUM, _PROVENANCE = "checksum", "provenance"
 # In a run's folder: why its last start failed, one line.
 ERROR = "error.txt"
 
@@ -203,11 +203,36 @@ def read_json(path: str | os.PathLike) -> Any:
 def parse_json(content: bytes, path: str | os.PathLike) -> Any:
   """As `read_json`, of a file's content; `path` is for the message."""
   try:
-    return without_checksum(json.loads(content.decode()))
-  except ChecksumError as error:
-    raise DamagedFileError(f"{path}: {error}") from error
+    return without_checksum(json.loads(content.decode()), path)
   except (ValueError, RecursionError) as error:
     raise DamagedFileError(f"{path}: not JSON ({error}); remove or repair it") from error
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a JSON object with its checksum as the last member."""
+  rest = {key: item for key, item in value.items() if key != _CHECKSUM}
+  return {**rest, _CHECKSUM: _checksum(rest)}
+
+
+def without_checksum(value: Any, path: str | os.PathLike) -> Any:
+  """Returns the JSON value of a file without its checksum, which others' files do not have.
+
+  DamagedFileError if the checksum is that of another content.
+  """
+  if not isinstance(value, dict) or _CHECKSUM not in value:
+    return value
+  rest = {key: item for key, item in value.items() if key != _CHECKSUM}
+  if value[_CHECKSUM] != _checksum(rest):
+    raise DamagedFileError(
+      f"{path}: changed after it was written: {_CHECKSUM!r} is that of another content; without"
+      " that line the file is taken as it is"
+    )
+  return rest
+
+
+def _checksum(value: Any) -> str:
+  """CRC-32 of a JSON value, whatever the order of its keys and its spaces."""
+  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 @contextlib.contextmanager

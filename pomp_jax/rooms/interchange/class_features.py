@@ -4,10 +4,12 @@ Shapes: C classes, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import io
 import itertools
 import json
 import os
 from typing import Any
+import zlib
 
 from jaxtyping import Float
 import numpy as np
@@ -22,7 +24,6 @@ from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checksums import is_intact, npy_with_checksum
 from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
@@ -106,7 +107,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
     refuse(path, "the array", found, "floats [C,E], one row a class")
   if os.path.getsize(file) > stored.offset + stored.nbytes:
     content = np.memmap(file, np.uint8, mode="r")
-    if not is_intact(content):
+    if not _is_intact(content):
       refuse(path, "the checksum at its end", "that of another content", "an undamaged file")
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
@@ -125,7 +126,7 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
   _check(path, half_CxE)
   with replacing(path) as file:
-    file.write(npy_with_checksum(half_CxE))
+    file.write(_npy_with_checksum(half_CxE))
 
 
 def write_open_clip(
@@ -164,3 +165,16 @@ def _check(
   if not nonzero_C.all():
     zero = int(np.argmin(nonzero_C))
     raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
+
+
+def _npy_with_checksum(array: np.ndarray) -> bytes:
+  """Content of an array's `.npy`, and its checksum."""
+  buffer = io.BytesIO()
+  np.save(buffer, array, allow_pickle=False)
+  return buffer.getvalue() + zlib.crc32(buffer.getvalue()).to_bytes(4, "little")
+
+
+def _is_intact(content: Any) -> bool:
+  """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
+  checksum = zlib.crc32(content[:-4]).to_bytes(4, "little")
+  return len(content) > 4 and checksum == bytes(content[-4:])

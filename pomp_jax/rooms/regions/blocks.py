@@ -17,11 +17,12 @@ from pomp_jax import hosts
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
-from pomp_jax.files.pieces import Piece, Pieces, file_stamps, fingerprint
+from pomp_jax.files.pieces import Piece, Pieces, fingerprint
 from pomp_jax.files.run_folder import DamagedFileError, RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
+from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, PixelSet
 from pomp_jax.rooms.regions.region_scorer import compared
 

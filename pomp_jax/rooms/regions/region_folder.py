@@ -16,13 +16,13 @@ import numpy as np
 from pomp_jax.data.categories import CategoryFileError
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.clip_names import architecture
-from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
+from pomp_jax.files.prompt_file import architecture
+from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.masks import ONE
+from pomp_jax.rooms.regions.npz_archive import NpzArchive
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
@@ -191,9 +191,9 @@ class RegionWriter:
 
 def _read_header(path: Path) -> RegionHeader:
   try:
-    value = without_checksum(read_json(path, CategoryFileError))
-  except ChecksumError as error:
-    raise RegionFileError(f"{path}: {error}") from None
+    value = without_checksum(read_json(path, CategoryFileError), path)
+  except DamagedFileError as error:
+    raise RegionFileError(str(error)) from None
   if not isinstance(value, dict):
     refuse(path, "the file", f"a {type(value).__name__}", "an object")
   known = {"format_version", "made_by", "embeddings"}

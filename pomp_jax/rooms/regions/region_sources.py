@@ -11,10 +11,10 @@ from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_dir
-from pomp_jax.files.pieces import file_stamps
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.coco_results import RegionResults, open_regions, region_files
+from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.proposals import check_network, network_key_parts, open_network
 from pomp_jax.rooms.regions.region_folder import ImageSize, RegionFolder, RegionHeader, Regions
 

@@ -14,10 +14,11 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 
 from pomp_jax.data.source import DataFields, SourceError, StoredImages
-from pomp_jax.files.pieces import file_stamps, fingerprint, stored_array
+from pomp_jax.files.pieces import fingerprint, stored_array
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations, run_lengths
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split
+from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 
 # CLIP's mean colour, in 8 bits.
