@@ -160,7 +160,8 @@ class Job(NamedTuple):
   trains: bool = False  # whether it trains by steps, so that all can stop after the same step
   processes: bool = True  # whether it runs with several processes
   devices: bool = True  # whether it computes on JAX's devices
-  check: str = ""  # "module:function", which checks the values of its own fields together
+  # "module:function" that checks its fields together; its parameters are names of groups or fields.
+  check: str = ""
 
 
 # Groups of a training of a prompt; those of methods come with them.
@@ -260,7 +261,7 @@ class Task(NamedTuple):
 
   open: str  # "module:function" below `pomp_jax`; see `evaluate.predict.Task`
   groups: tuple[str, ...] = ()  # groups of fields that it reads
-  check: str = ""  # "module:function", which checks its fields together
+  check: str = ""  # "module:function", as that of a job
 
 
 _REGIONS = ("regions", "segment", "detect", "propose")

@@ -5,6 +5,7 @@ Nothing is opened here.
 
 from collections.abc import Collection, Mapping
 import importlib.util
+import inspect
 import os
 import re
 import types
@@ -18,7 +19,10 @@ from pomp_jax.config.fields import (
   FIELDS,
   Clip,
   Data,
+  Export,
   Optim,
+  Predict,
+  Sampling,
   Settings,
   check_read,
   defaults,
@@ -38,6 +42,7 @@ from pomp_jax.registry import (
   METHODS,
   SOURCES,
   TASKS,
+  Method,
   groups_of,
   load,
 )
@@ -133,58 +138,56 @@ def unpack(config: ConfigDict, job: str = "") -> Settings:
 
 
 def validate(settings: Settings) -> None:
-  """Raises ConfigError for the first wrong field, without opening data; jobs check the rest."""
+  """Raises ConfigError for the first wrong field, without opening data; jobs check the rest.
+
+  A check of the registry gets the groups and fields that its parameters are named for.
+  """
+  values = settings.flat()
+  for field, value in values.items():
+    check_value(field, FIELDS[field].metadata["check"], value)
+  groups = groups_of(settings.job)
   try:
-    _validate(settings)
+    if "contrast" in groups:
+      fixed = _fixed_by_method(METHODS[settings.method], settings.sampling)
+      for field, value in fixed.items():
+        accepted = f"{value!r} where method={settings.method!r}"
+        require(values[field] == value, field, values[field], accepted)
+      _check_warmup(settings.optim)
+    if "log" in groups:
+      _check_tracker(settings.log.tracker)
+    _check_model(settings.clip, settings.dry_run)
+    if "eval" in groups:
+      _check_data(settings.data, settings.eval.images, settings.dry_run)
+    if "contrast" in groups:
+      _check_views(settings.data, settings.batch_size)
+    for field in ("data.feature_store", "data.cache", "compilation_cache"):
+      _check_cache(field, values.get(field, ""))
+    checks = [JOBS[settings.job].check]
+    if "predict" in groups:
+      checks.append(TASKS[settings.predict.task].check)
+    for check in map(load, filter(None, checks)):
+      check(**{name: getattr(settings, name) for name in inspect.signature(check).parameters})
   except OSError as error:  # of a bucket
-    values = settings.flat()
     field = next((field for field, value in values.items() if value == error.filename), "")
     expected = f"a bucket that can be read ({error.strerror})"
     raise ConfigError(field, error.filename, expected) from error
 
 
-def _validate(settings: Settings) -> None:
-  for field, value in settings.flat().items():
-    check_value(field, FIELDS[field].metadata["check"], value)
-  groups = groups_of(settings.job)
-  if "prompt" in groups:
-    _check_method(settings)
-    _check_warmup(settings.optim)
-  if "log" in groups:
-    _check_tracker(settings.log.tracker)
-  _check_model(settings.clip, settings.dry_run)
-  if "eval" in groups:
-    # A dry run needs no data, and measures a folder of images that is there.
-    if not settings.dry_run or has_folder(settings.data):
-      _check_data(settings)
-    elif not settings.eval.images:
-      expected = "in a dry run the number of test images, which it does not open"
-      raise ConfigError("eval.images", 0, expected)
-  if "prompt" in groups:
-    _check_views(settings)
-  _check_caches(settings)
-  if check := JOBS[settings.job].check:
-    load(check)(settings)
-
-
-def _check_method(settings: Settings) -> None:
-  """Fields that a baseline fixes."""
-  name, method = settings.method, METHODS[settings.method]
+def _fixed_by_method(method: Method, sampling: Sampling) -> dict[str, Any]:
+  """The only value that a method accepts, of each field that it does not read."""
   fixed = dict(method.fixes)
   if not method.saves_prompt:
     fixed |= {"prompt.class_specific": False, "dry_run": False}
     # The bank holds class features under a context.
-    if "bank" in SAMPLERS[settings.sampling.name].needs:
+    if "bank" in SAMPLERS[sampling.name].needs:
       fixed["sampling.name"] = "uniform"
-    if settings.sampling.exclude == "similar":
+    if sampling.exclude == "similar":
       fixed["sampling.exclude"] = "none"
   if method.pixels:
     fixed["data.features"] = "online"
   if not method.deep:
     fixed["prompt.depth"] = 1
-  values = settings.flat()
-  for field, value in fixed.items():
-    require(values[field] == value, field, values[field], f"{value!r} where method={name!r}")
+  return fixed
 
 
 def _check_warmup(optim: Optim) -> None:
@@ -225,15 +228,18 @@ def has_folder(data: Data) -> bool:
   return data.source == "folder" and bool(data.root) and is_dir(data.root)
 
 
-def _check_data(settings: Settings) -> None:
-  data, source = settings.data, SOURCES[settings.data.source]
-  where = f"where data.source={data.source!r}"
-  images = settings.eval.images
+def _check_data(data: Data, images: int, dry_run: bool) -> None:
+  """Checks the data, and the number of images of an evaluation."""
+  # A dry run needs no data, and measures a folder of images that is there.
+  if dry_run and not has_folder(data):
+    expected = "in a dry run the number of test images, which it does not open"
+    require(images, "eval.images", 0, expected)
+    return
+  source, where = SOURCES[data.source], f"where data.source={data.source!r}"
   require(source.stored or images, "eval.images", images, f"1 or more {where}: it is endless")
-  values = settings.flat()
-  for field in (f"data.{name}" for name in source.unread):
-    default = FIELDS[field].default
-    require(values[field] == default, field, values[field], f"{default!r} {where}")
+  for name in source.unread:
+    value, default = getattr(data, name), getattr(Data, name)
+    require(value == default, f"data.{name}", value, f"{default!r} {where}")
   if source.generated:
     _check_names("data.names", data.names)
   if source.generated or not source.stored:
@@ -266,44 +272,35 @@ def _check_names(field: str, names: str) -> None:
   require(names in CLASS_LISTS or is_file(names), field, names, _NAMES)
 
 
-def _check_views(settings: Settings) -> None:
-  data = settings.data
+def _check_views(data: Data, batch_size: int) -> None:
   unchanged = data.augment == "none"
   expected = "1 where data.augment='none': all views are equal"
   require(not unchanged or data.views == 1, "data.views", data.views, expected)
   expected = f"a multiple of data.views = {data.views}"
-  require(settings.batch_size % data.views == 0, "batch_size", settings.batch_size, expected)
+  require(batch_size % data.views == 0, "batch_size", batch_size, expected)
   repeats = data.features != "stored" or unchanged or data.view_epochs
   expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0: no view repeats"
   require(repeats, "data.features", data.features, expected)
 
 
-def _check_caches(settings: Settings) -> None:
-  """Cache folders, some of which are first written to after hours."""
-  folders = {}
-  if "data" in groups_of(settings.job):
-    folders = {f"data.{name}": getattr(settings.data, name) for name in ("feature_store", "cache")}
-  if settings.compilation_cache != AUTO:
-    folders["compilation_cache"] = settings.compilation_cache
-  for field, folder in folders.items():
-    problem = folder and why_unwritable(folder)
+def _check_cache(field: str, folder: str) -> None:
+  """Checks a cache folder, which may first be written to after hours."""
+  if folder and (field, folder) != ("compilation_cache", AUTO):
+    problem = why_unwritable(folder)
     require(not problem, field, folder, f"a folder that can be written to; {problem}")
 
 
-def check_predict(settings: Settings) -> None:
-  """Checks the fields of `predict`, and those of its task."""
-  images, prompt = settings.predict.images, settings.predict.prompt
+def check_predict(predict: Predict) -> None:
+  """Checks the fields of `predict`."""
+  images, prompt = predict.images, predict.prompt
   require(exists(images), "predict.images", images, "a file or a folder that exists")
-  _check_names("predict.names", settings.predict.names)
+  _check_names("predict.names", predict.names)
   expected = f"{_PROMPTS}, or a text with {{}}"
   require("{}" in prompt or is_prompt_file(prompt), "predict.prompt", prompt, expected)
-  if check := TASKS[settings.predict.task].check:
-    load(check)(settings)
 
 
-def check_export(settings: Settings) -> None:
+def check_export(export: Export) -> None:
   """Checks the fields of `export`."""
-  export = settings.export
   name, prompt, suffixes = export.output, export.prompt, FORMATS[export.format].suffixes
   if FORMATS[export.format].features:
     expected = f"{_PROMPTS}, or a template with {{}}"

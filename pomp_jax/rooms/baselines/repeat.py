@@ -8,6 +8,7 @@ import scipy.special
 
 from pomp_jax import hosts
 from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config.declare import require
 from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
@@ -22,12 +23,11 @@ log = logging.getLogger(__name__)
 _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
 
 
-def check_method(settings: Settings) -> None:
+def check_method(method: str) -> None:
   """Raises ConfigError for a method whose result has no seeds to repeat."""
-  if not METHODS[settings.method].by_steps:
-    by_steps = ", ".join(name for name, row in METHODS.items() if row.by_steps)
-    expected = f"one of {by_steps} where job='repeat'; see job='baselines'"
-    raise ConfigError("method", settings.method, expected)
+  by_steps = [name for name, row in METHODS.items() if row.by_steps]
+  expected = f"one of {', '.join(by_steps)} where job='repeat'; see job='baselines'"
+  require(method in by_steps, "method", method, expected)
 
 
 def check(config: Settings, workdir: str) -> None:

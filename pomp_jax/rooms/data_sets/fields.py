@@ -1,7 +1,6 @@
 """Fields of the job prepare, and names of data sets."""
 
 import dataclasses
-from typing import Any
 
 from pomp_jax.config.declare import at_least, require, row
 from pomp_jax.files.paths import exists
@@ -21,10 +20,9 @@ class Prepare:
   workers: int = row(0, "worker processes; 0: one a core", at_least(0))
 
 
-def check_prepare(settings: Any) -> None:
+def check_prepare(prepare: Prepare) -> None:
   """Raises ConfigError for an input that does not exist."""
-  path = settings.prepare.input
-  require(exists(path), "prepare.input", path, "a file or folder that exists")
+  require(exists(prepare.input), "prepare.input", prepare.input, "a file or folder that exists")
 
 
 def expected_by_coop(dataset: str) -> str:
