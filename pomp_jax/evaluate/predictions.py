@@ -1,95 +1,35 @@
-"""Evaluation of images: each is read by the process of its device and scored there.
+"""Accuracy and `Tally` of classes by cosine: scores are computed on the devices, and ranked there.
 
 The results for a batch, a few numbers an image, are gathered on every host, so that all processes
 count the same.
-Shapes: P prompts, N classes of a data set, n images of it, B images of a batch over all processes,
-E embedding, S image side.
+Shapes: P prompts, N classes of a data set, B images of a batch over all processes, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax import hosts
-from pomp_jax.data.loader import SkippedImages, ordered_batches
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.loader import SkippedImages
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder, fetched, map_rows
-from pomp_jax.evaluate.metrics import (
-  Accuracy,
-  Answers,
-  Tally,
-  accuracy_of_ranks,
-  check_finite,
-  ranks,
-)
-from pomp_jax.evaluate.stored_features import StoredFeatures
-from pomp_jax.files.paths import Path
+from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
+from pomp_jax.evaluate.metrics import Accuracy, Answers, Tally, accuracy_of_ranks, ranks
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
-# Images rendered or decoded at a time, over all processes.
-_BATCH = 256
 # Scores that a device computes at a time: 64 MB.
 _SCORES = 2**24
-# The label of a row that does not count: padding, or an image that can't be read.
-NO_LABEL = -1
-
-
-class SplitFeatures(NamedTuple):
-  """Features of the n readable images of a split."""
-
-  names: tuple[str, ...]  # of the N classes
-  labels: Int[np.ndarray, " n"]
-  features: Float[np.ndarray, "n E"]  # unit rows
-  indices: Int[np.ndarray, " n"]  # of the images in their source, ascending
-
-
-def split_features(
-  encoder: Encoder,
-  source: Source,
-  *,
-  threads: int = 2,
-  max_corrupt: float = 0.0,
-  store: Path | None = None,
-) -> SplitFeatures:
-  """Computes the features of the readable images of a split; all processes call it together.
-
-  Args:
-    encoder: CLIP on the devices of all processes.
-    source: images; the same list in every process.
-    threads: number of prefetching threads in each process.
-    max_corrupt: share of the images that may be unreadable; above 0, one image always may. They
-      are dropped, with one warning for all of them.
-    store: folder of features of earlier starts, which gets those computed now.
-
-  CorruptDataError if too many images are unreadable, EvaluationError if features are not finite.
-  """
-  if isinstance(source, StoredImages):
-    source = source.sized(encoder.clip.image_size)
-  skipped, stored = SkippedImages(source, max_corrupt), StoredFeatures(store, encoder, source)
-  mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
-
-  def computed():
-    task = "features of images"
-    for batch in image_batches(encoder, source, skipped, _BATCH, threads, task, stored.missing):
-      yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
-      hosts.raise_if_preempted()
-
-  for features_BxE, n_images in fetched(computed()):
-    stored.add(features_BxE[:n_images])
-  skipped.gather()
-  readable = np.delete(np.arange(len(source)), list(skipped.reasons))
-  features = stored.features[readable]
-  check_finite(features, "images")
-  return SplitFeatures(tuple(source.names), np.asarray(source.labels)[readable], features, readable)
+# Images that a classifier of features scores at a time.
+_ROWS = 512
 
 
 def evaluate(
@@ -122,7 +62,6 @@ def topk_accuracy(
   ks: Sequence[int] = (1, 5),
   *,
   mesh: Mesh | None = None,
-  chunk: int = 0,
 ) -> Accuracy:
   """Computes the share of images whose class is among the k most similar, on the devices.
 
@@ -134,11 +73,10 @@ def topk_accuracy(
     labels_B: right classes.
     ks: values of k.
     mesh: devices, each of which scores its share of the images; this process's if None.
-    chunk: images scored at a time, over all devices; 0: 64 MB of scores on each device.
   """
   mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
   classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
-  batches = row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh, chunk)
+  batches = row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
   found = fetched((compute(classes, rows), n) for *rows, n in batches)
   rank_B = np.concatenate([ranks_B[:n] for ranks_B, n in found])
   return accuracy_of_ranks(rank_B, len(class_features_NxE), ks)
@@ -166,14 +104,13 @@ def row_batches(
   labels_B: Int[np.ndarray, " B"],
   n_classes: int,
   mesh: Mesh,
-  chunk: int = 0,
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
   """Yields features and labels in parts of one size, split over the devices, and their number.
 
   Arguments as `topk_accuracy`'s. The last part is padded with rows that have `NO_LABEL`.
   """
   n_images = len(labels_B)
-  at_a_time = min(chunk or mesh.size * max(_SCORES // n_classes, 1), n_images)
+  at_a_time = min(mesh.size * max(_SCORES // n_classes, 1), n_images)
   size = mesh.size * -(-at_a_time // mesh.size)
   for start in steps_of(range(0, n_images, size), "scoring", "parts"):
     features, labels = (rows[start : start + size] for rows in (features_BxE, labels_B))
@@ -183,18 +120,16 @@ def row_batches(
     yield *split_rows((features, labels), mesh), size - missing
 
 
-def classifier_accuracy(
-  classifier: Any, split: SplitFeatures, ks: Sequence[int] = (1, 5), chunk: int = 512
-) -> Accuracy:
-  """Accuracy of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
+def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
+  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
 
   An image with a score that is not finite counts as wrong for every k.
   """
   rank_n = []
-  for start in steps_of(range(0, len(split.labels), chunk), "scoring", "parts"):
-    part = slice(start, start + chunk)
+  for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
+    part = slice(start, start + _ROWS)
     rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
-  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names), ks)
+  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names))
 
 
 def tally(
@@ -273,53 +208,3 @@ def _score(mesh: Mesh, logit_scale: float) -> Callable[..., tuple[jax.Array, ...
     return labels_B, *jax.lax.map(of_prompt, text_PxNxE)
 
   return jax.jit(answers, out_shardings=NamedSharding(mesh, P()))
-
-
-class Batch(NamedTuple):
-  """Images of a batch and their labels, the rows split over all devices."""
-
-  images: UInt8[jax.Array, "B S S 3"]
-  labels: Int[jax.Array, " B"]  # NO_LABEL for unreadable images, which are black
-  n_images: int  # without those that pad the batch
-
-
-def image_batches(
-  encoder: Encoder,
-  source: Source,
-  skipped: SkippedImages,
-  batch_size: int,
-  threads: int,
-  task: str,
-  indices: Int[np.ndarray, " n"] | None = None,
-) -> Iterator[Batch]:
-  """Yields images by index, or all, in batches of one size; each process reads its devices' rows.
-
-  The last batch is padded with the last image. Adds unreadable images to `skipped`.
-  """
-  indices = np.arange(len(source)) if indices is None else indices
-  n_devices = encoder.mesh.size
-  # A part of the images has the same size, so that features do not depend on which part it is.
-  size = n_devices * -(-min(batch_size, len(source)) // n_devices)
-  sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
-  shards = sharding.addressable_devices_indices_map((size,)).values()
-  own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
-
-  def over_devices(part: np.ndarray) -> jax.Array:
-    """Assembles the global array from this process's rows."""
-    return jax.make_array_from_callback(
-      (size, *part.shape[1:]),
-      sharding,
-      lambda index: part[np.searchsorted(own, np.arange(size)[index[0]])],
-    )
-
-  batches = ordered_batches(source, indices, batch_size=size, rows=own, threads=threads)
-  n_batches = -(-len(indices) // size)
-  for number, (shown, images, reasons) in enumerate(steps_of(batches, task, "batches", n_batches)):
-    skipped.add(reasons)
-    labels = np.where(np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown])
-    n_images = min(size, len(indices) - number * size)
-    yield Batch(over_devices(images), over_devices(labels), n_images)
-
-
-def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
-  return jnp.where((labels_B == NO_LABEL)[:, None], jnp.nan, features_BxE)

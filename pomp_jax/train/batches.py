@@ -28,8 +28,7 @@ from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, StoredImages
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.predictions import SplitFeatures, split_features
-from pomp_jax.evaluate.stored_features import images_key
+from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features
 from pomp_jax.files.features import Features
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import fingerprint

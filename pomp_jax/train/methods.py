@@ -26,15 +26,11 @@ from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
-from pomp_jax.evaluate.predictions import (
-  SplitFeatures,
-  classifier_accuracy,
-  image_batches,
-  rank_rows,
-  topk_accuracy,
-)
+from pomp_jax.evaluate.predictions import classifier_accuracy, rank_rows, topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path

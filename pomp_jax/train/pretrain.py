@@ -22,7 +22,8 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier
-from pomp_jax.evaluate.predictions import SplitFeatures, evaluate
+from pomp_jax.evaluate.predictions import evaluate
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import predictions
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
@@ -41,13 +42,15 @@ def test_features(encoders):
   np.testing.assert_allclose(eight.image_features(IMAGES), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [0, 63])
+@pytest.mark.parametrize("at_a_time", [None, 9])
 @pytest.mark.parametrize("n_devices", [1, 8])
-def test_topk_equals_scikit_learn(n_devices, chunk):
+def test_topk_equals_scikit_learn(n_devices, at_a_time, monkeypatch):
+  if at_a_time:
+    monkeypatch.setattr(predictions, "_SCORES", 30 * at_a_time)
   images, classes = unit(RNG.normal(size=(200, 8))), unit(RNG.normal(size=(30, 8)))
   labels = RNG.integers(0, 30, 200)
   mesh = make_mesh(devices=jax.devices()[:n_devices])
-  found = topk_accuracy(images, classes, labels, ks=(1, 2, 5), mesh=mesh, chunk=chunk)
+  found = topk_accuracy(images, classes, labels, ks=(1, 2, 5), mesh=mesh)
   for k in (1, 2, 5):
     expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
     assert found[f"top{k}"] == pytest.approx(expected)

@@ -8,10 +8,11 @@ import pytest
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
-from pomp_jax.evaluate.predictions import evaluate, split_features, tally
+from pomp_jax.evaluate.predictions import evaluate, tally
+from pomp_jax.evaluate.split_features import split_features
 from tests.evaluate.conftest import with_kernel
 from tests.evaluate.test_metrics import answers
-from tests.evaluate.test_stored_features import BAD, GOOD, pictures
+from tests.evaluate.test_split_features import BAD, GOOD, pictures
 from tests.support.oracles import unit
 
 IMAGES, CLASSES = 83, 200

@@ -23,7 +23,7 @@ import torch
 
 from pomp_jax import world
 from pomp_jax.config import FIELDS
-from pomp_jax.evaluate.predictions import SplitFeatures
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import batches, loop, pretrain, setup

@@ -16,7 +16,8 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.metrics import Accuracy
-from pomp_jax.evaluate.predictions import SplitFeatures, evaluate, topk_accuracy
+from pomp_jax.evaluate.predictions import evaluate, topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of

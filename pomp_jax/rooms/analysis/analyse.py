@@ -21,7 +21,8 @@ from pomp_jax.evaluate.evaluate import check_prompts
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, features_under, read_prompts
-from pomp_jax.evaluate.predictions import split_features, topk_accuracy
+from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of

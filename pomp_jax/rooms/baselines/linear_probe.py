@@ -17,7 +17,8 @@ import scipy.optimize
 from pomp_jax.config import Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy, split_features
+from pomp_jax.evaluate.predictions import classifier_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.terminal import waiting
 
 # Strengths of the sweep, and the resolution of the search in decades.

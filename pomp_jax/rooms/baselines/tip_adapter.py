@@ -27,7 +27,8 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
-from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy
+from pomp_jax.evaluate.predictions import classifier_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)

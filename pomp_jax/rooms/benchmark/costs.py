@@ -18,7 +18,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting

@@ -15,7 +15,7 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import draw_view, make_view
 from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.metrics import wilson_interval
-from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, tip_adapter

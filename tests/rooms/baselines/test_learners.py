@@ -17,7 +17,7 @@ from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate.predictions import SplitFeatures
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate

@@ -9,8 +9,8 @@ import pytest
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import predictions as evaluate
-from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.evaluate import split_features as module
+from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files import features
 from pomp_jax.files.features import Features
 from pomp_jax.files.run_folder import RunFolderWriteError
@@ -25,7 +25,7 @@ GOOD = np.setdiff1d(np.arange(IMAGES), BAD)
 def small_files(monkeypatch):
   """Three blocks, and a batch for each."""
   monkeypatch.setattr(features, "_BLOCK", BLOCK)
-  monkeypatch.setattr(evaluate, "_BATCH", BATCH)
+  monkeypatch.setattr(module, "_BATCH", BATCH)
 
 
 def pictures(folder, seed=0, bad=()):

@@ -1,0 +1,171 @@
+"""Features of the images of a split, in a folder, so that a restart computes only what is missing.
+
+Process 0 reads and writes the folder. Images that could not be read are computed again at each
+start, and so are damaged blocks.
+
+Shapes: n images of a split, N classes, B images of a batch, E embedding.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
+from pomp_jax.data.loader import SkippedImages
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder, fetched
+from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.files.features import DamagedFeaturesError, Features
+from pomp_jax.files.paths import Path
+from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.run_folder import RunFolderWriteError
+
+log = logging.getLogger(__name__)
+
+# Images rendered or decoded at a time, over all processes.
+_BATCH = 256
+_NO_END = 7 * 86_400.0  # s
+
+
+class SplitFeatures(NamedTuple):
+  """Features of the n readable images of a split."""
+
+  names: tuple[str, ...]  # of the N classes
+  labels: Int[np.ndarray, " n"]
+  features: Float[np.ndarray, "n E"]  # unit rows
+  indices: Int[np.ndarray, " n"]  # of the images in their source, ascending
+
+
+def split_features(
+  encoder: Encoder,
+  source: Source,
+  *,
+  threads: int = 2,
+  max_corrupt: float = 0.0,
+  store: Path | None = None,
+) -> SplitFeatures:
+  """Computes the features of the readable images of a split; all processes call it together.
+
+  Args:
+    encoder: CLIP on the devices of all processes.
+    source: images; the same list in every process.
+    threads: number of prefetching threads in each process.
+    max_corrupt: share of the images that may be unreadable; above 0, one image always may. They
+      are dropped, with one warning for all of them.
+    store: folder of features of earlier starts, which gets those computed now.
+
+  CorruptDataError if too many images are unreadable, EvaluationError if features are not finite.
+  """
+  if isinstance(source, StoredImages):
+    source = source.sized(encoder.clip.image_size)
+  skipped, stored = SkippedImages(source, max_corrupt), None
+  features_nxE = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
+  if store is not None and hasattr(source, "keys"):
+    if hosts.is_first():
+      stored = _read(store, encoder, source, features_nxE)
+    features_nxE = _from_first(features_nxE)
+  missing = np.flatnonzero(~np.isfinite(features_nxE).all(axis=1))
+  mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
+
+  def computed():
+    task = "features of images"
+    for batch in image_batches(encoder, source, skipped, _BATCH, threads, task, missing):
+      yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
+      hosts.raise_if_preempted()
+
+  n_done = n_written = 0
+  for features_BxE, n_images in fetched(computed()):
+    features_nxE[missing[n_done : n_done + n_images]] = features_BxE[:n_images]
+    n_done = end = n_done + n_images
+    if stored is not None:
+      if n_done < len(missing):
+        # Without the block of the next image, which is not complete yet.
+        next_block = stored.rows(int(missing[n_done]) // stored.block_size)
+        end = int(np.searchsorted(missing, next_block.start))
+      stored = _write(stored, features_nxE, missing[n_written:end])
+      n_written = end
+  skipped.gather()
+  readable = np.delete(np.arange(len(source)), list(skipped.reasons))
+  features = features_nxE[readable]
+  check_finite(features, "images")
+  return SplitFeatures(tuple(source.names), np.asarray(source.labels)[readable], features, readable)
+
+
+def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
+  return jnp.where((labels_B == NO_LABEL)[:, None], jnp.nan, features_BxE)
+
+
+def _read(
+  store: Path, encoder: Encoder, source: Source, features_nxE: Float[np.ndarray, "n E"]
+) -> Features | None:
+  """Fills in the features that the folder has; None, after a warning, if it can't be used."""
+  made_from = {"image_tower": encoder.image_fingerprint} | images_key(source, encoder)
+  folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
+  n_images, width = features_nxE.shape
+  features = Features(folder, (n_images, 1, width), made_from, together=(n_images, 1))
+  stored: Features | None = features
+  try:
+    features.create()
+    for block in features.stored():
+      if (found := features.find(block)) is not None:
+        features_nxE[features.rows(block)] = found[:, 0]
+  except (RunFolderWriteError, DamagedFeaturesError) as error:
+    log.warning("%s; features of images are not stored", error)
+    stored = None
+  if n_found := np.isfinite(features_nxE[:, 0]).sum():
+    log.info("%s: features of %d of %d images", folder, n_found, n_images)
+  return stored
+
+
+def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+  """The features that process 0 has read, in every process."""
+  found = bool(np.isfinite(features_nxE).any())
+  # Process 0 may read for long.
+  found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
+  if not found or hosts.n_processes() == 1:
+    return features_nxE
+  bits_nxE = features_nxE.view(np.uint32) * np.uint32(hosts.is_first())
+  return np.array(hosts.merged(bits_nxE)).view(np.float32)
+
+
+def _write(
+  stored: Features, features_nxE: Float[np.ndarray, "n E"], added: Int[np.ndarray, " m"]
+) -> Features | None:
+  """Writes the blocks of the images that were added; None, after a warning, if it fails."""
+  # A block whose images are unreadable still would be the same again.
+  read = added[np.isfinite(features_nxE[added, 0])]
+  try:
+    for block in np.unique(read // stored.block_size).tolist():
+      stored.write(block, features_nxE[stored.rows(block)][:, None])
+  except RunFolderWriteError as error:
+    log.warning("%s; the next start computes these features again", error)
+    return None
+  return stored
+
+
+def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
+  """What features of a source depend on beside the image tower and the augmentation."""
+  keys = "\0".join(map(str, np.asarray(getattr(source, "keys", ())).tolist()))
+  preparation: str | int = PREPROCESSING_VERSION
+  # The content of the first image tells data sets with the same keys apart.
+  try:
+    if isinstance(source, StoredImages):
+      preparation = source.preparation
+      first = np.frombuffer(source.encoded(0), np.uint8)
+    else:
+      first = source.images(np.arange(1))
+  except ImageError:
+    first = np.zeros(0, np.uint8)
+  return {
+    "images": fingerprint(["\0".join(source.names), keys, np.asarray(source.labels), first]),
+    "preparation": preparation,
+    "image_size": encoder.clip.image_size,
+  }
