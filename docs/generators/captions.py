@@ -27,6 +27,7 @@ Shape suffixes: B images, A = 4 attributes in the order of `names.ATTRIBUTES`.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -187,7 +188,7 @@ def write(
   slips_BxA = draw(_RIGHT) < noise * wrong_BxA
   said_BxA = np.where(slips_BxA, _other(attributes_BxA, draw(_OTHER)), attributes_BxA)
   # Only base classes are named completely. (Equal colours are no class.)
-  named_BxA[:, 3] &= names.base_table()[tuple(said_BxA.T)] | ~named_BxA.all(1)
+  named_BxA[:, 3] &= base_table()[tuple(said_BxA.T)] | ~named_BxA.all(1)
   choice_B = _numbers(key_B, _TEMPLATE)
   captions = []
   for said, named, register, choice in zip(
@@ -197,6 +198,14 @@ def write(
     templates = rows[register].templates
     captions.append(templates[int(choice * len(templates))].format(phrase))
   return captions
+
+
+@functools.cache
+def base_table() -> np.ndarray:
+  """Whether combinations are base classes: bool [colours, textures, shapes, grounds]."""
+  table = np.zeros([len(words) for words in names.WORDS], bool)
+  table[tuple(names.class_attributes("base").T)] = True
+  return table
 
 
 def training_classes(seed: int, indices: np.ndarray) -> np.ndarray:
@@ -211,7 +220,7 @@ def training_classes(seed: int, indices: np.ndarray) -> np.ndarray:
   changes_BxA = (which_B[:, None] == np.arange(4)) & (indices % SET_SIZE > 0)[:, None]
   changed_BxA = np.where(changes_BxA, _other(attributes_BxA, number_BxA), attributes_BxA)
   # Changes to other than base classes are dropped.
-  is_base_B = names.base_table()[tuple(changed_BxA.T)]
+  is_base_B = base_table()[tuple(changed_BxA.T)]
   return np.where(is_base_B[:, None], changed_BxA, attributes_BxA)
 
 

@@ -4,6 +4,7 @@ It stands in for ImageNet-21K without data or network. Names are compositions (`
 are rendered on demand (`render`). The CLIP learned web-like captions (`docs/generators`).
 """
 
+import dataclasses
 import pathlib
 from typing import Protocol, runtime_checkable
 
@@ -35,36 +36,28 @@ class DataFields(Protocol):
   n_classes: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class WorldSource:
-  """Images of one split, a `data.source.Source`; `keys` uint64 [n] are the images' random keys."""
+  """Images of one split, a `data.source.Source`."""
 
-  def __init__(
-    self, split: str, classes: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int
-  ):
-    """Creates images of classes of the split's group, at `positions` [n] of its random stream."""
-    group, stream = _SPLITS[split]
-    every = class_names(group)
-    self.names = every if len(classes) == len(every) else tuple(every[c] for c in classes)
-    self.labels = labels.astype(np.int32)
-    self.keys = render.image_keys(seed, stream, positions)
-    self._attributes_NxA = class_attributes(group)[classes]
-    self._style = render.STYLES.index("shifted" if split == "shifted" else "photo")
+  names: tuple[str, ...]
+  labels: np.ndarray  # int32 [n]
+  keys: np.ndarray  # uint64 [n], random keys of the images
+  attributes_NxA: np.ndarray  # int32
+  style: int  # index into `render.STYLES`
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Images by index: int [B] -> uint8 [B, S, S, 3]."""
-    attributes_BxA = self._attributes_NxA[self.labels[indices]]
-    return render.render(self.keys[indices], attributes_BxA, np.full(len(indices), self._style))
+    attributes_BxA = self.attributes_NxA[self.labels[indices]]
+    return render.render(self.keys[indices], attributes_BxA, np.full(len(indices), self.style))
 
 
-def open_source(
-  data: DataFields, split: str, *, images_per_class: int = 0, n_images: int = 0
-) -> WorldSource:
-  """Opens a split with `data.n_classes` of its classes; see `source`."""
-  n_classes = min(data.n_classes, len(class_names(_SPLITS[split][0])))
-  return source(split, images_per_class=images_per_class, n_images=n_images, n_classes=n_classes)
+def open_source(data: DataFields, split: str, **sizes: int) -> WorldSource:
+  """Opens a split with `data.n_classes` of its classes; see `source` for the sizes."""
+  return source(split, **sizes, n_classes=data.n_classes)
 
 
 def n_training_classes(data: DataFields) -> int:
@@ -96,7 +89,7 @@ def source(
     images_per_class: images of every class, in the order of the classes.
     n_images: alternatively, images in all, of random classes as evenly as possible; of n_classes,
       the same number of each, rounded up.
-    n_classes: classes, spread evenly over the split's list; 0: all.
+    n_classes: classes, spread evenly over the split's list; 0 or too many: all.
     seed: random seed of the images and of the choice of classes.
   """
   if split not in _SPLITS:
@@ -105,15 +98,22 @@ def source(
     found = f"got images_per_class={images_per_class} and n_images={n_images}"
     raise ValueError(f"{found}, expected one above 0")
   group, stream = _SPLITS[split]
-  n_all = len(class_names(group))
-  classes = np.arange(n_classes or n_all) * n_all // (n_classes or n_all)
+  every = class_names(group)
+  n_kept = min(n_classes or len(every), len(every))
+  classes = np.arange(n_kept) * len(every) // n_kept
   if n_images and not n_classes:
     # Passes over all classes, each in its own random order.
-    turns = range(stream << 32, (stream << 32) - (-n_images // n_all))
-    keys = [render.image_keys(seed, turn, classes) for turn in turns]
-    labels = np.argsort(keys, kind="stable").ravel()[:n_images]
-    return WorldSource(split, classes, labels, np.arange(n_images), seed)
-  images_per_class = images_per_class or -(-n_images // n_classes)
-  numbers_NxI = classes[:, None] * images_per_class + np.arange(images_per_class)
-  labels = np.repeat(np.arange(len(classes)), images_per_class)
-  return WorldSource(split, classes, labels, numbers_NxI.ravel(), seed)
+    turns = range(stream << 32, (stream << 32) - (-n_images // n_kept))
+    order = np.argsort([render.image_keys(seed, turn, classes) for turn in turns], kind="stable")
+    labels, positions = order.ravel()[:n_images], np.arange(n_images)
+  else:
+    of_each = images_per_class or -(-n_images // n_kept)
+    labels = np.repeat(np.arange(n_kept), of_each)
+    positions = (classes[:, None] * of_each + np.arange(of_each)).ravel()
+  return WorldSource(
+    tuple(every[c] for c in classes),
+    labels.astype(np.int32),
+    render.image_keys(seed, stream, positions),
+    class_attributes(group)[classes],
+    render.STYLES.index("shifted" if split == "shifted" else "photo"),
+  )

@@ -12,33 +12,22 @@ import numpy as np
 
 ATTRIBUTES = ("colour", "texture", "shape", "ground")
 
-# Each inner tuple is a family of values that are easily confused, as often as the table in
+
+def _families(text: str) -> tuple[tuple[str, ...], ...]:
+  return tuple(tuple(family.split(", ")) for family in text.split("; "))
+
+
+# Each family has values that are easily confused, as often as the table in
 # docs/generators/captions.py says.
-_COLOUR_FAMILIES = (
-  ("red", "maroon"),
-  ("orange", "yellow"),
-  ("green", "olive"),
-  ("teal", "sky blue"),
-  ("navy", "purple"),
-  ("gray", "white"),
+_COLOUR_FAMILIES = _families(
+  "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
 )
-_TEXTURE_FAMILIES = (
-  ("plain", "shaded"),
-  ("striped", "ribbed"),
-  ("dotted", "spotted"),
-  ("checkered", "plaid"),
-  ("ringed", "swirled"),
-  ("wavy", "zigzag"),
+_TEXTURE_FAMILIES = _families(
+  "plain, shaded; striped, ribbed; dotted, spotted; checkered, plaid; ringed, swirled; wavy, zigzag"
 )
-_SHAPE_FAMILIES = (
-  ("disc", "hexagon"),
-  ("ring", "crescent moon"),
-  ("square", "house", "bell"),
-  ("star", "flower"),
-  ("cross", "lightning bolt"),
-  ("heart", "leaf"),
-  ("triangle", "arrow"),
-  ("fish", "mushroom"),
+_SHAPE_FAMILIES = _families(
+  "disc, hexagon; ring, crescent moon; square, house, bell; star, flower; cross, lightning bolt;"
+  " heart, leaf; triangle, arrow; fish, mushroom"
 )
 
 COLOURS = sum(_COLOUR_FAMILIES, ())
@@ -91,11 +80,3 @@ def class_attributes(group: str) -> np.ndarray:
 def class_names(group: str) -> tuple[str, ...]:
   """Names of a group's classes; see `class_attributes`."""
   return tuple(phrase(*attributes) for attributes in class_attributes(group).tolist())
-
-
-@functools.cache
-def base_table() -> np.ndarray:
-  """Whether combinations are base classes: bool [colours, textures, shapes, grounds]."""
-  table = np.zeros([len(words) for words in WORDS], bool)
-  table[tuple(class_attributes("base").T)] = True
-  return table

@@ -18,17 +18,26 @@ from pomp_jax.world.names import SHAPES, TEXTURES, mix
 _Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 IMAGE_SIZE = 40  # S, pixels
-STYLES = (
-  "photo",  # one inked object under a lighting gradient, soft clutter behind it, sensor noise
-  "plate",  # upright, centred, evenly lit, without clutter, as in a catalogue
-  "close-up",  # the object fills the frame
-  "sketch",  # an outline in the object's colour on paper faintly washed with the ground's
-  "blurry",  # a photo out of focus
-  "pile",  # three to five small instances
-  # Only for tests: warm or cold light with a steep gradient, other sizes and angles, blur, strong
-  # noise, low contrast, half of the time without the dark outline.
-  "shifted",
-)
+# Least scale and range of scales, largest offset and angle, strength of the light's gradient,
+# least noise and range of noise.
+_STYLES = {
+  # One inked object under a lighting gradient, soft clutter behind it, sensor noise.
+  "photo": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),
+  # Upright, centred, evenly lit, without clutter, as in a catalogue.
+  "plate": (0.62, 0.7 - 0.62, 0.05, 0.03, 0.03, 0.008, 0),
+  "close-up": (0.95, 1.25 - 0.95, 0.15, 0.2, 0.22, 0.035, 0),  # the object fills the frame
+  # An outline in the object's colour on paper faintly washed with the ground's.
+  "sketch": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.05, 0.008, 0),
+  "blurry": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),  # a photo out of focus
+  "pile": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),  # three to five small instances
+  # Only for tests: warm or cold light, also blur and low contrast, half of the time without the
+  # dark outline.
+  "shifted": (0.5, 0.9 - 0.5, 0.1, 0.35, 0.4, 0.02, 0.1 - 0.02),
+}
+STYLES = tuple(_STYLES)
+_SCALE, _SCALES, _OFFSET, _ANGLE, _STRENGTH, _SIGMA, _SIGMAS = np.array(
+  list(_STYLES.values()), np.float32
+).T
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
 _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
@@ -228,15 +237,10 @@ def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int)
 
 def _place(key_B: np.ndarray, style_B: np.ndarray):
   """Centres x, y, scales and angles [B, I] of instances; missing ones repeat the first."""
-  pick = lambda name: style_B == STYLES.index(name)
-  close = [pick("plate"), pick("close-up")]
-  jitter = np.select(close, [0.05, 0.15], 0.1).astype(np.float32)
-  ranges = [_uniform(key_B, 0, *r) for r in ((0.62, 0.7), (0.95, 1.25), (0.5, 0.9), (0.6, 0.78))]
-  scale = np.select([*close, pick("shifted")], ranges[:3], ranges[3])
-  swing = np.select([pick("plate"), pick("shifted")], [0.03, 0.35], 0.2).astype(np.float32)
-  angle = _uniform(key_B, 1, -1, 1) * swing
-  x, y = _uniform(key_B, 2, -1, 1) * jitter, _uniform(key_B, 3, -1, 1) * jitter
-  pile_B = pick("pile")
+  scale = _SCALE[style_B] + _SCALES[style_B] * _uniform(key_B, 0)
+  angle = _uniform(key_B, 1, -1, 1) * _ANGLE[style_B]
+  x, y = (_uniform(key_B, channel, -1, 1) * _OFFSET[style_B] for channel in (2, 3))
+  pile_B = style_B == STYLES.index("pile")
   n = _MAX_INSTANCES if pile_B.any() else 1
   x, y, scale, angle = (np.repeat(a[:, None], n, axis=1) for a in (x, y, scale, angle))
   count_B = np.floor(_uniform(key_B, 4, 3, 6))
@@ -300,9 +304,7 @@ def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
 def _light(key_B, style_B, size: int) -> np.ndarray:
   """Brightness of each pixel: float32 [B, P]."""
   x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
-  strength = np.select(
-    [style_B == STYLES.index(s) for s in ("plate", "sketch", "shifted")], [0.03, 0.05, 0.4], 0.22
-  ).astype(np.float32)
+  strength = _STRENGTH[style_B]
   direction = _uniform(key_B, 7, 0, 2 * np.pi)
   level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
   slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
@@ -337,13 +339,11 @@ def _draw(key_B, attributes_BxA, style_B):
   if soft.size:
     image[soft] = _blur(image[soft], blur_B[soft].astype(np.float32))
     image[soft] = _blur(image[soft], is_style("blurry")[soft].astype(np.float32))
-  sigma_B = np.select(
-    [plate_B | sketch_B, shifted_B], [0.008, _uniform(key_B, 13, 0.02, 0.1)], 0.035
-  )
+  sigma_B = _SIGMA[style_B] + _SIGMAS[style_B] * _uniform(key_B, 13)
   start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
   for i, start in enumerate(start_B):
     noise = _NOISE[start : start + image[i].size].reshape(image[i].shape)
-    image[i] += np.float32(sigma_B[i]) * noise
+    image[i] += sigma_B[i] * noise
   return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -53,7 +53,7 @@ def test_training_batches_are_repeatable_item_by_item():
 
 def test_training_images_are_of_base_classes_in_sets_that_differ_by_one_attribute():
   attributes = captions.training_classes(0, np.arange(8_000))
-  assert names.base_table()[tuple(attributes.T)].all()
+  assert captions.base_table()[tuple(attributes.T)].all()
   sets = attributes.reshape(-1, captions.SET_SIZE, 4)
   # Each differs in one attribute at most from a common class, hence in two from each other.
   assert ((sets[:, :1] != sets).sum(-1) <= 2).all()

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from docs.generators import example_sets
+from docs.generators import captions, example_sets
 from pomp_jax import world
 from pomp_jax.rooms.data_sets.own_sets import open_own_set, read_sets_file
 from pomp_jax.world import IMAGE_SIZE, class_names, names, render
@@ -25,7 +25,7 @@ def test_sizes_and_names_and_that_the_split_is_fixed():
 
 
 def test_table_and_attributes_agree_with_the_names():
-  table = names.base_table()
+  table = captions.base_table()
   assert table.sum() == len(class_names("base"))
   base, novel = (names.class_attributes(group) for group in ("base", "novel"))
   assert not table[tuple(novel.T)].any()
