@@ -81,7 +81,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       shard: (index, count) of this process, which gets its contiguous part of each batch.
       threads, workers: threads that read ahead, in each of the processes; 0 workers: in this one.
       prefetch: batches to hold ready, over all workers.
-      max_corrupt: share of the source's images that may be unreadable; see `n_allowed`.
+      max_corrupt: share of the source's images that may be unreadable; see `check_unreadable`.
       unreadable: unreadable images known already.
     """
     if batch_size % n_views:
@@ -184,20 +184,20 @@ def _begin_worker(index: int, count: int) -> None:
   threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def n_allowed(max_corrupt: float, n_images: int) -> int:
-  """Number of images that may be unreadable: one may always be, unless `max_corrupt` is 0."""
-  return max(1, int(max_corrupt * n_images)) if max_corrupt else 0
+def check_unreadable(
+  source: Labelled, found: Sequence[int], max_corrupt: float, example: str = ""
+) -> None:
+  """Raises CorruptDataError if more images are unreadable than allowed, or all.
 
-
-def check_unreadable(source: Labelled, found: Sequence[int], max_corrupt: float) -> None:
-  """Raises CorruptDataError, which names the last, if more images are unreadable than allowed."""
-  if len(set(found)) > n_allowed(max_corrupt, len(source)):
-    raise _too_many(len(set(found)), source, max_corrupt, f"the last: {name_of(source, found[-1])}")
-
-
-def _too_many(n_found: int, source: Labelled, max_corrupt: float, one: str) -> CorruptDataError:
-  allowed = f"{n_allowed(max_corrupt, len(source))} are allowed by data.max_corrupt"
-  return CorruptDataError(f"{n_found} of {len(source)} images can't be read, {allowed}; {one}")
+  A share `max_corrupt` may be, and one in any case unless it is 0. The error names the last found,
+  or has the `example`.
+  """
+  n_found, n_images = len(set(found)), len(source)
+  n_allowed = max(1, int(max_corrupt * n_images)) if max_corrupt else 0
+  if n_found > n_allowed or n_found == n_images > 0:
+    counts = f"{n_found} of {n_images} images can't be read, {n_allowed} are allowed"
+    example = example or f"the last: {name_of(source, found[-1])}"
+    raise CorruptDataError(f"{counts} by data.max_corrupt; {example}")
 
 
 def name_of(source: Labelled, index: int) -> str:
@@ -265,7 +265,7 @@ def ordered_batches(
 
 @dataclasses.dataclass
 class SkippedImages:
-  """Unreadable images that an evaluation skips, bounded by `max_corrupt` as in `n_allowed`.
+  """Unreadable images that an evaluation skips, bounded by `max_corrupt` (`check_unreadable`).
 
   `reasons` has the reason, which names the file, for the index of each.
   """
@@ -277,17 +277,15 @@ class SkippedImages:
   def add(self, reasons: Mapping[int, str]) -> None:
     """Adds unreadable images; CorruptDataError if more than allowed, or none is left."""
     self.reasons |= reasons
-    n_found, n_images = len(self.reasons), len(self.source)
-    if n_found > n_allowed(self.max_corrupt, n_images) or n_found == n_images > 0:
-      first = f"the first: {self.reasons[min(self.reasons)]}"
-      raise _too_many(n_found, self.source, self.max_corrupt, first)
+    check_unreadable(self.source, list(self.reasons), self.max_corrupt, self._first())
 
   def gather(self) -> None:
     """Adds the other processes' images and warns once; all processes call it together."""
     for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
       self.add(dict(found))
     if self.reasons:
-      log.warning(
-        "%d of %d images can't be read and are SKIPPED; the first: %s",
-        *(len(self.reasons), len(self.source), self.reasons[min(self.reasons)]),
-      )
+      counts = len(self.reasons), len(self.source)
+      log.warning("%d of %d images can't be read and are SKIPPED; %s", *counts, self._first())
+
+  def _first(self) -> str:
+    return f"the first: {self.reasons[min(self.reasons)]}" if self.reasons else ""

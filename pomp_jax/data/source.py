@@ -61,11 +61,7 @@ class Storage(Protocol):
 
 @runtime_checkable
 class DataFields(Protocol):
-  """Fields of `config.data` that a module of stored images may read.
-
-  Such a module has `splits(data)`, `open_split(data, split)` and, for `evaluate.source`,
-  `open_test_set(root, dataset, classes, all_classes)`.
-  """
+  """Fields of `config.data` that the module of an image source may read."""
 
   root: str
   dataset: str
@@ -103,20 +99,25 @@ class StoredImages:
     labels: Sequence[int] | np.ndarray,
     keys: Sequence[str] | np.ndarray,
     storage: Storage,
-    *,
     rows: np.ndarray | None = None,
     image_size: int = 224,
+    upright: bool = False,
   ):
-    """Combines the attributes with a storage; `rows` are the images' numbers in it, or 0..n-1."""
-    self.names = tuple(names)
+    """Combines a storage with the classes of its images.
+
+    Args:
+      names, labels: class names, and the class of each image.
+      keys: distinct relative paths or record ids, the same on every host, wherever the data lies.
+      rows: the images' numbers in the storage; None: 0..n-1.
+      image_size: S.
+      upright: whether images are turned as their EXIF orientation says.
+    """
+    self.names, self.image_size, self.upright = tuple(names), image_size, upright
     self.labels = np.asarray(labels, np.int32)
-    # Distinct relative paths or record ids: the same wherever the data lies, on every host.
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
       raise SourceError(f"the file name {error.object!r} is not Unicode text") from error
-    self.image_size = image_size  # S
-    self.upright = False  # whether images are turned as their EXIF orientation says
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
     if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
@@ -127,7 +128,7 @@ class StoredImages:
 
   @property
   def preparation(self) -> str | int:
-    """What becomes of the pixels, for cache keys."""
+    """Version of the preprocessing, for cache keys."""
     return f"{PREPROCESSING_VERSION}, upright" if self.upright else PREPROCESSING_VERSION
 
   def encoded(self, index: int) -> bytes:
@@ -154,7 +155,8 @@ class StoredImages:
     """Images by index; see `image`."""
     return np.stack([self.image(index) for index in map(int, indices)])
 
-  def _with(self, **attributes: Any) -> "StoredImages":
+  def replace(self, **attributes: Any) -> "StoredImages":
+    """The same images with another `image_size` or `upright`."""
     other = copy.copy(self)
     vars(other).update(attributes)
     return other
@@ -162,24 +164,13 @@ class StoredImages:
   def subset(self, indices: np.ndarray) -> "StoredImages":
     """Some of the images, in the order of `indices`, with the same class names."""
     keys, rows = self.keys[indices], self._rows[indices]
-    return self._with(labels=self.labels[indices], keys=keys, _rows=rows)
+    return self.replace(labels=self.labels[indices], keys=keys, _rows=rows)
 
-  def sized(self, image_size: int) -> "StoredImages":
-    """The same images with another `image_size`."""
-    return self._with(image_size=image_size)
-
-  def turned(self, upright: bool) -> "StoredImages":
-    """The same images with another `upright`."""
-    return self._with(upright=upright)
-
-  def relabelled(self, names: Sequence[str], labels: np.ndarray) -> "StoredImages":
-    """The same images under other class names, by int [n] labels; -1 drops the image."""
-    if len(labels) != len(self):
-      raise ValueError(f"{len(labels)} labels for {len(self)} images")
-    kept = np.flatnonzero(np.asarray(labels) != -1)
-    rows, keys = self._rows[kept], self.keys[kept]
-    renamed = StoredImages(names, np.asarray(labels)[kept], keys, self._storage, rows=rows)
-    return renamed.sized(self.image_size).turned(self.upright)
+  def relabelled(self, names: Sequence[str], labels: Int[np.ndarray, " n"]) -> "StoredImages":
+    """The same images under other class names; label -1 drops the image."""
+    part = self.subset(np.flatnonzero(labels != -1))
+    rows, pixels = part._rows, (self.image_size, self.upright)
+    return StoredImages(names, labels[labels != -1], part.keys, self._storage, rows, *pixels)
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""
@@ -197,6 +188,7 @@ class LabelledSet(NamedTuple):
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "LabelledSet":
     """C of the classes and their images, which must be `StoredImages`."""
+    assert isinstance(self.source, StoredImages)
     source = self.source.of_classes(classes)
     return self._replace(source=source, classes=self.classes.subset(classes))
 

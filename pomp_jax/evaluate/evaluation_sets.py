@@ -66,7 +66,7 @@ def evaluation_sets(
       return labelled
     if settings.images:
       source = source.subset(even_sample(source.labels, source.keys, settings.images))
-    return labelled._replace(source=source.sized(image_size).turned(data.upright))
+    return labelled._replace(source=source.replace(image_size=image_size, upright=data.upright))
 
   return [item._replace(open=functools.partial(opened, item)) for item in sets]
 

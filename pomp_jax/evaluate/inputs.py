@@ -90,7 +90,7 @@ def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: 
 def open_training_source(data: Data, image_size: int) -> Source:
   """Opens the training images at the CLIP's image size; see `open_source`."""
   source = open_source(data, "train", images_per_class=data.images_per_class)
-  return source.sized(image_size) if isinstance(source, StoredImages) else source
+  return source.replace(image_size=image_size) if isinstance(source, StoredImages) else source
 
 
 def n_training_classes(data: Data) -> int:

@@ -234,7 +234,7 @@ def _splits(data: Data) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _open_split(data: Data, split: str) -> StoredImages:
-  return SOURCES[data.source].load().open_split(data, split).turned(data.upright)
+  return SOURCES[data.source].load().open_split(data, split).replace(upright=data.upright)
 
 
 def _name(data: Data) -> str:

@@ -41,7 +41,7 @@ def root(tmp_path):
 
 
 def test_folders_are_classes_in_order_of_name(root):
-  source = open_folder(root).sized(8)
+  source = open_folder(root).replace(image_size=8)
   assert isinstance(source, Source)
   assert source.names == ("axe", "cat", "teddy_bear")
   assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]
@@ -161,9 +161,8 @@ def test_subset_and_relabelled_keep_images_and_labels_together(stored):
   assert (other.names, other.labels.tolist()) == (("x", "y"), [1, 0])
   assert other.images(np.arange(2))[:, 0, 0, 0].tolist() == [200, 120]
   assert stored.labels.tolist() == [0, 1, 2, 0, 1, 2]
-  for labels, message in (([0, 1], "2 labels for 3"), ([0, 1, 2], "outside 0..1")):
-    with pytest.raises(ValueError, match=message):
-      part.relabelled("xy", np.array(labels))
+  with pytest.raises(ValueError, match="outside 0..1"):
+    part.relabelled("xy", np.array([0, 1, 2]))
 
 
 def test_unreadable_images_are_named(stored, tmp_path):

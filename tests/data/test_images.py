@@ -83,7 +83,7 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     assert images.image_size(tmp_path / "image", True) == expected.size[::-1]
     np.testing.assert_array_equal(images.read_rgb(tmp_path / "image", True), expected)
     # Crops are drawn in the upright picture.
-    source = StoredImages("a", [0], ["image"], Files(tmp_path)).turned(True)
+    source = StoredImages("a", [0], ["image"], Files(tmp_path)).replace(upright=True)
     expected.save(tmp_path / "turned.png")
     turned = StoredImages("a", [0], ["turned.png"], Files(tmp_path))
     shown = Augmentation("crop_flip", 2, crop_area=0.8)

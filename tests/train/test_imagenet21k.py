@@ -72,7 +72,7 @@ def whole(shared):
 def check_top1(figures, records, names, template):
   """By the classifier, on the validation images of these classes; returns their number."""
   data = Data(source="tfds", root=str(records), dataset="imagenet21k")
-  source = inputs.open_source(data, "validation").sized(load_clip("world").image_size)
+  source = inputs.open_source(data, "validation").replace(image_size=load_clip("world").image_size)
   truth = np.array(source.names)[source.labels]
   kept = np.flatnonzero(np.isin(truth, names))
   found = Classifier("world", template, names).predict(source.images(kept), top=1)

@@ -229,7 +229,7 @@ def test_a_resnet_in_a_file_of_openais_layout(tmp_path):
   assert prompt.context.shape == (4, 64)
 
   clip = inputs.open_clip(config.clip)
-  source = inputs.open_source(config.data, "test").sized(clip.image_size)
+  source = inputs.open_source(config.data, "test").replace(image_size=clip.image_size)
   images = source.images(np.arange(len(source)))
   assert images.shape[1:] == (64, 64, 3)
   rows = clip.tokenizer([f"a {name}." for name in source.names])["input_ids"]

@@ -118,7 +118,7 @@ def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
     numbers = [int(key.rpartition("/")[2].removesuffix(".png")) for key in source.keys]
     indices = [n_images * labels[c] + n for c, n in zip(source.labels, numbers, strict=True)]
     # CLIP's preprocessing leaves pictures of its own size as they are.
-    images = source.sized(world.IMAGE_SIZE).images(np.arange(len(source)))
+    images = source.replace(image_size=world.IMAGE_SIZE).images(np.arange(len(source)))
     np.testing.assert_array_equal(images, drawn.images(np.array(indices)))
   with pytest.raises(ValueError, match="expected 1 to"):
     example_sets.write_pictures(tmp_path, "novel", 99_999, 1)

@@ -151,7 +151,7 @@ def _open(config: Settings) -> _Setting:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   source = inputs.open_source(config.data, "train", n_images=settings.images)
   if isinstance(source, StoredImages):
-    source = source.sized(encoder.clip.image_size)
+    source = source.replace(image_size=encoder.clip.image_size)
   chosen = np.sort(np.random.default_rng(config.seed).permutation(len(source))[: settings.images])
   context, position, bank_NxE = None, config.prompt.position, None
   if settings.prompt:

@@ -170,7 +170,7 @@ def test_random_weights_are_recorded_as_such(one_layer, monkeypatch):
 def test_synthetic_images_are_of_true_size(tmp_path):
   (tmp_path / "names.txt").write_text("a\nb\n")
   data = fields.Data(source="synthetic", names=str(tmp_path / "names.txt"), images_per_class=3)
-  source = open_split(data, "train").sized(32)
+  source = open_split(data, "train").replace(image_size=32)
   assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
   images = source.images(np.arange(6))
   assert images.shape == (6, 32, 32, 3) and len({image.tobytes() for image in images}) == 6

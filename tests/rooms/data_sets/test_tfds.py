@@ -62,7 +62,7 @@ def words(name):
 @pytest.mark.parametrize("name", SETS)
 def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, name):
   split, classes = SPLITS.get(name, "test"), load_class_list(name)
-  source = open_tfds(name, split).sized(4)
+  source = open_tfds(name, split).replace(image_size=4)
   assert source.names == classes.names
   # The labels that TFDS gives the same records, in its own words.
   builder = tfds.builder(tfds_name(name))
@@ -90,7 +90,7 @@ def test_each_class_has_one_label(name):
 
 
 def test_any_other_set_has_tfds_names(mocked):
-  source = open_tfds("rock_paper_scissors", "test").sized(4)
+  source = open_tfds("rock_paper_scissors", "test").replace(image_size=4)
   assert source.names == ("rock", "paper", "scissors")
   turned = open_tfds("rock_paper_scissors", "test", classes=ClassList(source.names[::-1]))
   np.testing.assert_array_equal(turned.labels, 2 - source.labels)
@@ -125,7 +125,7 @@ def prepared(tmp_path):
 
 
 def test_images_come_from_their_records(prepared):
-  source = open_tfds("shades", "train", root=prepared).sized(6)
+  source = open_tfds("shades", "train", root=prepared).replace(image_size=6)
   assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
   assert source.images(np.arange(7))[:, 3, 3, 0].tolist() == [0, 30, 60, 90, 120, 150, 180]
   part = pickle.loads(pickle.dumps(source.subset(np.array([6, 1]))))

@@ -307,7 +307,7 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
   assert next(crops, None) is None
   (tmp_path / "0.png").write_bytes(b"no image")
   with pytest.raises(InputError, match=r"0\.png"):
-    source.sized(8).image(0)
+    source.replace(image_size=8).image(0)
 
 
 @pytest.mark.parametrize(
