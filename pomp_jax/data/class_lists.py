@@ -13,17 +13,11 @@ import logging
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.data.categories import (
-  Category,
-  CategoryFileError,
-  categories_by_id,
-  is_annotation_file,
-)
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
@@ -83,18 +77,6 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
     names, synsets = read_names(path, distinct=False), None
   _warn_of_repeats(names, str(path))
   return ClassList(names, synsets, source=str(path))
-
-
-def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
-  """Loads distinct names as `load_class_list`, or annotations of any suffix with their synonyms."""
-  if name_or_path not in _SETS and is_annotation_file(name_or_path):
-    path = to_path(name_or_path)
-    content = read_json(path, VocabularyError)
-    if path.suffix.lower() != ".json" or _has_categories(content):
-      return _categories(path, content)
-  names = load_class_list(name_or_path).names
-  check_names(names, os.fspath(name_or_path))
-  return tuple(map(Category, names))
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
@@ -220,8 +202,9 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   content = read_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
-  if _has_categories(content):
-    return tuple(category.name for category in _categories(path, content)), None
+  if has_categories(content):
+    by_id = categories_by_id(path, content)
+    return tuple(by_id[number].name for number in sorted(by_id)), None
   if isinstance(content, list):
     return _from_list(content, path)
   if not isinstance(content, dict):
@@ -230,26 +213,6 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     raise VocabularyError(f"{path}: the object's keys are numbers, expected class names")
   check_names(tuple(content), str(path))
   return tuple(content), None
-
-
-def _has_categories(content: Any) -> bool:
-  """Whether it is an object of COCO's or LVIS's, and not one whose keys are names."""
-  if not isinstance(content, dict):
-    return False
-  if "categories" not in content:
-    # Annotations whose categories are missing.
-    return any(isinstance(content.get(key), list) for key in ("images", "annotations"))
-  rows = content["categories"]
-  return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-
-
-def _categories(path: Path, content: Any) -> tuple[Category, ...]:
-  """Categories of annotations in ascending order of their ids, the order of Detic's rows."""
-  try:
-    by_id = categories_by_id(path, content)
-  except CategoryFileError as error:
-    raise VocabularyError(str(error)) from error
-  return tuple(by_id[number] for number in sorted(by_id))
 
 
 def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -279,8 +242,74 @@ def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[s
 def _shown(value: Any) -> str:
   """A JSON value for an error line."""
   if isinstance(value, list | dict):
-    return "a list" if isinstance(value, list) else "an object"
+    return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
   return quoted(value) if isinstance(value, str) else json.dumps(value)[:80]
+
+
+class Category(NamedTuple):
+  """Category of COCO's or LVIS's annotations.
+
+  Names have spaces instead of underscores; a qualifier stays, "bow (weapon)".
+  """
+
+  name: str
+  synonyms: tuple[str, ...] = ()  # differ from the name and each other
+
+
+def has_categories(content: Any) -> bool:
+  """Whether a JSON value is annotations of COCO's or LVIS's, and not an object of names."""
+  if not isinstance(content, dict):
+    return False
+  if "categories" not in content:
+    # Annotations whose categories are missing.
+    return any(isinstance(content.get(key), list) for key in ("images", "annotations"))
+  rows = content["categories"]
+  return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+
+
+def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
+  """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
+
+  Each has `id`, `name` and optionally `synonyms` (LVIS). VocabularyError for one without integer
+  `id` or name, and for a control character or a repeated id or name ("a_b" equals "a b").
+  """
+
+  def refuse(field: str, found: str, accepted: str) -> NoReturn:
+    raise VocabularyError(f"{path}: {field} is {found}; accepted: {accepted}")
+
+  def words_of(field: str, text: Any) -> str:
+    words = normalized_name(text) if isinstance(text, str) else ""
+    if not words or not is_unicode(words) or control_character(words):
+      refuse(field, "missing" if text is None else _shown(text), "a name")
+    return words
+
+  if not isinstance(value, dict) or "categories" not in value:
+    found = f"the keys {quoted(', '.join(value))}" if isinstance(value, dict) else "no object"
+    refuse("the file", f"without categories ({found})", "COCO or LVIS annotations")
+  rows = value["categories"]
+  if not isinstance(rows, list) or not rows:
+    refuse("categories", _shown(rows), "a list of at least one category")
+  by_id: dict[int, Category] = {}
+  names: set[str] = set()
+  for index, row in enumerate(rows):
+    where = f"categories[{index}]"
+    if not isinstance(row, dict):
+      refuse(where, _shown(row), "an object with id and name")
+    number, synonyms = row.get("id"), row.get("synonyms", [])
+    if type(number) is not int:
+      refuse(f"{where}.id", "missing" if number is None else _shown(number), "an integer")
+    if number in by_id:
+      refuse(f"{where}.id", f"{number}, which is repeated", "different ids")
+    name = words_of(f"{where}.name", row.get("name"))
+    if name in names:
+      refuse(f"{where}.name", f"{quoted(name)}, which is repeated", "different names")
+    if not isinstance(synonyms, list):
+      refuse(f"{where}.synonyms", _shown(synonyms), "a list of strings")
+    others = dict.fromkeys(words_of(f"{where}.synonyms", synonym) for synonym in synonyms)
+    others.pop(name, None)
+    by_id[number] = Category(name, tuple(others))
+    names.add(name)
+  return by_id
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import safetensors.torch
 from pomp_jax import world
 from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.class_lists import VocabularyError, load_categories
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
 from pomp_jax.evaluate.classify import open_prompt
@@ -19,6 +19,7 @@ from pomp_jax.files.hub import HubError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.analysis import gradient_bias
+from pomp_jax.rooms.interchange.class_features import load_categories
 from pomp_jax.rooms.interchange.prompt_hub import results_of
 from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts

@@ -17,17 +17,25 @@ import safetensors.numpy
 
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.config.fields import Clip, Export
-from pomp_jax.data.categories import Category
-from pomp_jax.data.class_lists import load_categories
+from pomp_jax.data.class_lists import (
+  CLASS_LISTS,
+  Category,
+  VocabularyError,
+  categories_by_id,
+  check_names,
+  has_categories,
+  load_class_list,
+)
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, local_copy
+from pomp_jax.files.paths import Path, local_copy, to_path
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import one_line
+from pomp_jax.files.texts import read_json
 
 
 class ClassFeatureError(RunError, ValueError):
@@ -44,6 +52,30 @@ def check(export: Export, clip: Clip) -> None:
       raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
     width = inputs.clip_config(clip.model).text_config.hidden_size
     check_fits(prompt, width, clip.model, len(categories), export.prompt)
+
+
+def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
+  """Loads distinct names as `load_class_list`, or annotations of any suffix with their synonyms."""
+  if name_or_path not in CLASS_LISTS and is_annotation_file(name_or_path):
+    path = to_path(name_or_path)
+    content = read_json(path, VocabularyError)
+    if path.suffix.lower() != ".json" or has_categories(content):
+      by_id = categories_by_id(path, content)
+      return tuple(by_id[number] for number in sorted(by_id))
+  names = load_class_list(name_or_path).names
+  check_names(names, os.fspath(name_or_path))
+  return tuple(map(Category, names))
+
+
+def is_annotation_file(path: str | os.PathLike) -> bool:
+  """Whether a file is JSON annotations: its suffix is .json or its first character is {."""
+  if os.fspath(path).lower().endswith(".json"):
+    return True
+  try:
+    with to_path(path).open("rb") as file:
+      return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+  except (OSError, ValueError):  # ValueError: a name with a NUL in it
+    return False
 
 
 def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[[Path], None]]:

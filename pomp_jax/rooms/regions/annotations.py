@@ -16,8 +16,7 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 import numpy as np
 
-from pomp_jax.data.categories import CategoryFileError, categories_by_id
-from pomp_jax.data.class_lists import normalized_name
+from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
 from pomp_jax.data.images import MAX_PIXELS, image_size, read_rgb
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
@@ -127,11 +126,11 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
   category are kept. Without a list they are the file's categories in ascending order of their ids.
 
   Raises:
-    CategoryFileError: not JSON, or unusable categories; see `data.categories`.
+    VocabularyError: not JSON, or unusable categories; see `data.class_lists`.
     AnnotationError: an image or annotation that is not as COCO describes it; a box or polygon
       outside its image; an unknown image or category; a category that `names` lacks.
   """
-  return annotations_of(read_json(path, CategoryFileError), str(path), names)
+  return annotations_of(read_json(path, VocabularyError), str(path), names)
 
 
 def annotations_of(

@@ -12,7 +12,7 @@ from typing import Any
 from faster_coco_eval.core import mask as mask_api
 import numpy as np
 
-from pomp_jax.data.categories import CategoryFileError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths
@@ -42,10 +42,10 @@ class RegionResults:
     """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`.
 
     Raises:
-      RegionFileError, CategoryFileError: another file.
+      RegionFileError, VocabularyError: another file.
     """
     self._path = str(path)
-    rows = read_json(path, CategoryFileError)
+    rows = read_json(path, VocabularyError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
     self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}

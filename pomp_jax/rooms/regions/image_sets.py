@@ -77,7 +77,7 @@ def open_box_set(detect: Detect) -> BoxSet:
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
 
   Raises:
-    AnnotationError, CategoryFileError, VocabularyError: one line each.
+    AnnotationError, VocabularyError: one line each.
   """
   if detect.source == "world":
     scenes = Scenes("test", detect.n_images, detect.scene_classes)
@@ -177,8 +177,7 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
   are left out.
 
   Raises:
-    SourceError, VocabularyError, AnnotationError, CategoryFileError, ImageError, PixelError: one
-      line each.
+    SourceError, VocabularyError, AnnotationError, ImageError, PixelError: one line each.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)

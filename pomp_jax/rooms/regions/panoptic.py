@@ -12,7 +12,7 @@ import os
 from jaxtyping import Int16
 import numpy as np
 
-from pomp_jax.data.categories import CategoryFileError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
 from pomp_jax.files.paths import is_file, join
@@ -70,10 +70,10 @@ def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -
   """Reads a panoptic JSON, `names` as `read_annotations`; images without annotation are left out.
 
   Raises:
-    CategoryFileError, AnnotationError: as `read_annotations`; no `segments_info` or PNG; ids that
+    VocabularyError, AnnotationError: as `read_annotations`; no `segments_info` or PNG; ids that
       are repeated in an image or beyond 24 bits.
   """
-  path, value = str(path), read_json(path, CategoryFileError)
+  path, value = str(path), read_json(path, VocabularyError)
   file_of: dict[int, str] = {}
   rows = []
   for where, row in objects_of(path, value, "annotations"):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
-from pomp_jax.data.categories import CategoryFileError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, to_path
@@ -97,7 +97,7 @@ class RegionFolder:
   """Folder of `regions.json`, read as `header`, and of `KEY.npz` for each image."""
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the header; RegionFileError or CategoryFileError if it is unusable."""
+    """Reads the header; RegionFileError or VocabularyError if it is unusable."""
     self._path = to_path(path)
     self.header = _read_header(self._path / HEADER)
 
@@ -191,7 +191,7 @@ class RegionWriter:
 
 def _read_header(path: Path) -> RegionHeader:
   try:
-    value = without_checksum(read_json(path, CategoryFileError), path)
+    value = without_checksum(read_json(path, VocabularyError), path)
   except DamagedFileError as error:
     raise RegionFileError(str(error)) from None
   if not isinstance(value, dict):

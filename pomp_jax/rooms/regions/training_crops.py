@@ -35,7 +35,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
 
   Raises:
     SourceError: no region of the classes.
-    AnnotationError, CategoryFileError, PixelError, ImageError, VocabularyError: unusable files.
+    AnnotationError, PixelError, ImageError, VocabularyError: unusable files.
   """
   classes = read_class_split(data.names) if data.names else None
   if data.annotations.lower().endswith(".json"):

@@ -7,12 +7,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.data.categories import Category, is_annotation_file
-from pomp_jax.data.class_lists import VocabularyError, load_categories
+from pomp_jax.data.class_lists import Category, VocabularyError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.interchange.class_features import (
   ClassFeatureError,
   category_features,
+  is_annotation_file,
+  load_categories,
   read_class_features,
   write_detic,
   write_open_clip,
@@ -139,14 +140,14 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
   ("content", "part"),
   [
     ([], "categories is a list of 0"),
-    ([*GOOD, {"id": True, "name": "d"}], "categories[2].id is True"),
+    ([*GOOD, {"id": True, "name": "d"}], "categories[2].id is true"),
     ([*GOOD, {"id": 2, "name": "d"}], "categories[2].id is 2, which is repeated"),
     ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], "categories[2].name is 'd\\x1b[2J'"),
     ([*GOOD, {"id": 3, "name": "a b"}], "categories[2].name is 'a b'"),
     ([*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}], "categories[2].synonyms is ''"),
     (b"[" * 100_000, "not JSON"),
     (b"1" * 5000, "not JSON"),
-    (b'{"images": [], "info": {}}', "without categories (the keys images, info)"),
+    (b'{"images": [], "info": {}}', "without categories (the keys 'images, info')"),
     (None, "can't be read (No such file"),
   ],
 )

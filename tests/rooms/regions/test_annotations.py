@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.data.categories import CategoryFileError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.rooms.regions.annotations import AnnotationError, annotations_of, read_annotations
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
@@ -143,7 +143,7 @@ def test_image_files(tmp_path):
 def test_an_unusable_field(field, row, key, bad):
   value = small()
   value[field][row][key] = bad
-  with pytest.raises((AnnotationError, CategoryFileError)) as error:
+  with pytest.raises((AnnotationError, VocabularyError)) as error:
     annotations_of(value, "a.json")
   message = str(error.value)
   assert message.startswith("a.json: ") and "\n" not in message
@@ -153,7 +153,7 @@ def test_an_unusable_field(field, row, key, bad):
 
 @pytest.mark.parametrize("change", [{"images": [], "annotations": []}, {"annotations": None}])
 def test_a_missing_list(change):
-  with pytest.raises((AnnotationError, CategoryFileError), match=next(iter(change))):
+  with pytest.raises((AnnotationError, VocabularyError), match=next(iter(change))):
     annotations_of(small() | change)
 
 
@@ -180,7 +180,7 @@ _LVIS["categories"][0]["frequency"] = _LVIS["categories"][1]["frequency"] = "c"
 def test_fuzzed(tmp_path_factory, data, names):
   path = tmp_path_factory.getbasetemp() / "fuzzed.json"
   path.write_bytes(data)
-  with allowed_errors(AnnotationError, CategoryFileError, within=[path]):
+  with allowed_errors(AnnotationError, VocabularyError, within=[path]):
     annotations = read_annotations(path, names)
     for index, image in enumerate(annotations.images):
       boxes = annotations.truth(index).boxes

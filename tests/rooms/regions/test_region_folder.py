@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.data.categories import CategoryFileError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.rooms.regions.region_folder import (
   ImageSize,
   RegionFileError,
@@ -136,7 +136,7 @@ def test_missing_and_impossible_keys(folder):
   for key in ("../7", "a/b", "a\0"):
     with pytest.raises(RegionFileError, match="file name"):
       regions.read(key, HEIGHT, WIDTH)
-  with pytest.raises(CategoryFileError, match=r"regions\.json"):
+  with pytest.raises(VocabularyError, match=r"regions\.json"):
     RegionFolder(folder / "missing")
 
 
@@ -196,7 +196,7 @@ def test_fuzzed_files(tmp_path, files, kind):
   def check(change):
     for name, data in (files | dict([change])).items():
       (tmp_path / name).write_bytes(data)
-    with allowed_errors(RegionFileError, CategoryFileError, within=[tmp_path]):
+    with allowed_errors(RegionFileError, VocabularyError, within=[tmp_path]):
       source = RegionFolder(tmp_path)
       found = source.read(7, HEIGHT, WIDTH)
       assert (found.boxes >= 0).all() and (found.boxes <= [WIDTH, HEIGHT] * 2).all()
