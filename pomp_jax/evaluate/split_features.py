@@ -65,7 +65,7 @@ def split_features(
   CorruptDataError if too many images are unreadable, EvaluationError if features are not finite.
   """
   if isinstance(source, StoredImages):
-    source = source.sized(encoder.clip.image_size)
+    source = source.replace(image_size=encoder.clip.image_size)
   skipped, stored = SkippedImages(source, max_corrupt), None
   features_nxE = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
   if store is not None and hasattr(source, "keys"):
