@@ -329,6 +329,9 @@ TRACKERS = {
   "wandb": "rooms.interchange.tracker:Wandb",
 }
 
+# Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
+CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
+
 # Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
 

@@ -37,15 +37,13 @@ from pomp_jax.evaluate.named_prompts import (
   read_prompts,
 )
 from pomp_jax.evaluate.predictions import tally
-from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import remove_folder
+from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import GROUPS, TREE_ERRORS, load
+from pomp_jax.registry import CLIP_BENCHMARK, GROUPS, TREE_ERRORS, load
 from pomp_jax.report import plots
 from pomp_jax.report.class_tables import class_summary, write_class_tables
-from pomp_jax.report.clip_benchmark import benchmark_csv, benchmark_records
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.report.set_accuracy import (
   SetFigures,
@@ -143,7 +141,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   results = {"key": key, **run, **_sums(sets, done, sampled)}
   with writing(folder.path):
     write_class_tables(folder, done)
-    _write(folder, results)
+    _draw(folder.plots, results)
+    if CLIP_BENCHMARK:
+      load(CLIP_BENCHMARK)(folder.path, results)
   finish_run(folder, config.to_dict(), results, "results.md", "results.tex")
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -226,13 +226,13 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
   }
 
 
-def _write(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Writes the plots, and the results in CLIP_benchmark's format."""
+def _draw(folder: Path, results: Mapping[str, Any]) -> None:
+  """Plots the accuracies of each group of sets, and the calibration on each set."""
   for group, kinds in results["accuracy"].items():
     for kind, rows in kinds.items():
       others = results["published"].get(group, {}).get(kind, {})
       plots.accuracy_panels(
-        folder.plots / f"accuracy_{group}_{kind}.png",
+        folder / f"accuracy_{group}_{kind}.png",
         rows,
         {name: method["figures"] for name, method in others.items()},
         title_of(group, kind),
@@ -241,14 +241,7 @@ def _write(folder: RunFolder, results: Mapping[str, Any]) -> None:
         results["classes"][group][kind],
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
-  plots.calibration_panels(folder.plots / "calibration.png", figures)
-  records, files = benchmark_records(results), folder.path / "clip_benchmark"
-  remove_folder(files)  # records of other prompts
-  files.mkdir()
-  for name, record in records.items():
-    write_json(files / f"{name}.json", record, checksum=False)
-  with replacing(folder.path / "clip_benchmark.csv") as file:
-    file.write(benchmark_csv(records.values()).encode())
+  plots.calibration_panels(folder / "calibration.png", figures)
 
 
 def _keys(

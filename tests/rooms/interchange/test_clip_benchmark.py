@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pomp_jax.files.run_folder import to_json
-from pomp_jax.report.clip_benchmark import benchmark_csv, benchmark_records
+from pomp_jax.rooms.interchange.clip_benchmark import benchmark_csv, benchmark_records
 
 
 def results_of(labels, classes=9):

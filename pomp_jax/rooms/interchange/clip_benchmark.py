@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path, remove_folder
+from pomp_jax.files.run_folder import write_json
 from pomp_jax.report.report_files import csv_text
 
 _COLUMNS = ("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task")
@@ -14,6 +17,17 @@ _COLUMNS += ("language", "model_fullname")
 # acc5 is not a number there for fewer classes.
 _ACC5_CLASSES = 5
 _PART_CHARACTERS = 80  # of a file name
+
+
+def write(folder: Path, results: Mapping[str, Any]) -> None:
+  """Writes `clip_benchmark/`, a file for each set and prompt, and `clip_benchmark.csv`."""
+  records, files = benchmark_records(results), folder / "clip_benchmark"
+  remove_folder(files)  # records of other prompts
+  files.mkdir()
+  for name, record in records.items():
+    write_json(files / f"{name}.json", record, checksum=False)
+  with replacing(folder / "clip_benchmark.csv") as file:
+    file.write(benchmark_csv(records.values()).encode())
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
