@@ -281,10 +281,8 @@ class Format(NamedTuple):
 
   suffixes: tuple[str, ...]  # that a file may have; first the usual one
   names: str = ""  # regular expression of the end of a prompt file's name
-  # "module:function" that reads a prompt's fields and one that writes them, as
-  # `files.prompt_formats`.
-  read: str = ""
-  write: str = ""
+  read: str = ""  # "module:function": path -> a prompt's fields, as `files.prompt_formats`
+  encode: str = ""  # "module:function": context and texts -> content of a file
   features: str = ""  # module that exports features with `check` and `compute`
   stem: str = "prompt"  # of the usual name of a file
 
@@ -296,20 +294,20 @@ class Format(NamedTuple):
 
 FORMATS = {
   "npz": Format(
-    (".npz",), r"\.npz", "files.prompt_formats:read_npz", "files.prompt_formats:write_npz"
+    (".npz",), r"\.npz", "files.prompt_formats:read_npz", "files.prompt_formats:encode_npz"
   ),
   "safetensors": Format(
     (".safetensors",),
     r"\.safetensors",
     "files.prompt_formats:read_safetensors",
-    "files.prompt_formats:write_safetensors",
+    "files.prompt_formats:encode_safetensors",
   ),
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
   "pth": Format(
     (".pth.tar", ".pth", ".pt"),
     r"\.(pt|pth)(\.tar)?(-\d+)?",
     "rooms.interchange.torch_prompts:read",
-    "rooms.interchange.torch_prompts:write",
+    "rooms.interchange.torch_prompts:encode",
   ),
   "detic": Format((".npy",), features="rooms.interchange.class_features", stem="class_features"),
   "open_clip": Format(

@@ -4,7 +4,7 @@ JAX's key covers the program, the devices, the flags and the version of the comp
 warns where an entry can't be read or written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import hashlib
 import logging
@@ -29,7 +29,6 @@ AUTO = "auto"
 _MIN_SECONDS = 0.1
 # The oldest programs above this size are removed, in bytes.
 _MAX_BYTES = 2**30
-_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 # JAX's reports of each phase.
 _PHASES = tuple(
@@ -47,7 +46,7 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
   `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a run's folder in a bucket, else
   `pomp_jax` in the user's cache folder. An empty one is for no cache.
   """
-  if folder == AUTO and os.environ.get(_VARIABLES[0]):
+  if folder == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
   path = None
   if folder:
@@ -58,13 +57,13 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
   jax.config.update("jax_compilation_cache_dir", path and str(path))
   if path is None:
     return
-  if _VARIABLES[1] not in os.environ:
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
   if is_bucket(path):
     # These files are XLA's own, which knows no bucket.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   elif folder == AUTO and hosts.is_first():
-    _remove_oldest(path)
+    _remove_oldest(pathlib.Path(path))
 
 
 def _default_folder(workdir: str) -> Path:
@@ -125,30 +124,30 @@ def shown_compilations() -> Iterator[None]:
 class _Compilations(threading.local):
   """The programs that a thread compiles; a program can need another one while it is traced."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._open: list[Progress] = []  # the innermost last
     self._seconds: dict[str, float] = {}  # in earlier phases, by the program's name
 
-  def begin(self, event: str, value: float, fun_name: str = "", **others: Any) -> None:
+  def begin(self, event: str, value: float, **facts: Any) -> None:
     if event in _PHASES:
-      name = _program(fun_name)
+      name = _program(facts)
       seconds = self._seconds.get(name, 0.0)
       self._open.append(waiting(f"compiling {name}", seconds, _SHOWN_SECONDS))
 
-  def end(self, event: str, seconds: float, fun_name: str = "", **others: Any) -> None:
+  def end(self, event: str, duration_secs: float, **facts: Any) -> None:
     if event not in _PHASES:
       return
     if self._open:
       self._open.pop().close()
-    name = _program(fun_name)
-    self._seconds[name] = seconds = self._seconds.get(name, 0.0) + seconds
+    name = _program(facts)
+    self._seconds[name] = seconds = self._seconds.get(name, 0.0) + duration_secs
     if event == _PHASES[-1]:
       del self._seconds[name]
       if seconds >= _SHOWN_SECONDS:
         log.info("compiled %s in %.1f s", name, seconds)
 
 
-def _program(function: str) -> str:
+def _program(facts: Mapping[str, Any]) -> str:
   """A function's name in words: "train step" of "jit(train_step)" and "jit_train_step"."""
-  name = function.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
+  name = facts.get("fun_name", "").removeprefix("jit_").removeprefix("jit(").removesuffix(")")
   return " ".join(name.replace("<lambda>", "").split("_")).strip() or "a program"

@@ -157,7 +157,8 @@ class Features:
     with self._writing():
       if self.size(block) < self.block_size:
         # It would be read before it is written: its file has room for more images.
-        del self._opened().kvstore[f"c.{block}.0.0"]
+        files: Any = self._opened().kvstore
+        del files[f"c.{block}.0.0"]
       self._opened()[self.rows(block)].write(features).result()
 
   def _read(self, where: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import re
+from typing import Any
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import is_file
@@ -54,8 +55,7 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   form, or a file of another kind.
   """
   match = _NAME.fullmatch(os.fspath(name))
-  file = match and (match[3] or DEFAULT_FILE)
-  if not file or not file.endswith(SUFFIXES):
+  if match is None or not (file := match[3] or DEFAULT_FILE).endswith(SUFFIXES):
     raise HubError(f"{printable(os.fspath(name))}: expected {ACCEPTED}")
   return match[1], match[2], file
 
@@ -63,9 +63,7 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
 def download(name: str | os.PathLike) -> pathlib.Path:
   """Downloads a file that `parse` names, or finds it in the cache if the hub does not answer.
 
-  Raises:
-    HubError: no such repository, revision or file, none that may be read, or neither an answer of
-      the hub nor a file in the cache.
+  HubError if it is in neither, or may not be read.
   """
   from huggingface_hub import HfApi
   from huggingface_hub.errors import HfHubHTTPError
@@ -76,7 +74,7 @@ def download(name: str | os.PathLike) -> pathlib.Path:
     try:
       info = api.model_info(repository, revision=revision, timeout=TIMEOUT)
     except Exception as error:  # those of requests and of httpx share no base
-      if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+      if isinstance(error, HfHubHTTPError) and status_of(error) < 500:
         raise  # the hub itself refuses
       try:
         cached = api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
@@ -96,6 +94,11 @@ def download(name: str | os.PathLike) -> pathlib.Path:
     )
 
 
+def status_of(error: Any) -> int:
+  """HTTP status of an error of the library's."""
+  return error.response.status_code
+
+
 @contextlib.contextmanager
 def as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
   """Turns any error of the library's or the network's into one line."""
@@ -107,7 +110,7 @@ def as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None
     raise
   except RepositoryNotFoundError as error:
     told = f"no such repository, or a private or gated one, which needs {LOG_IN}"
-    raise kind(f"{name}: {told} ({error.response.status_code})") from error
+    raise kind(f"{name}: {told} ({status_of(error)})") from error
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
   except Exception as error:  # those of requests and of httpx share no base

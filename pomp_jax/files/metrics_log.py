@@ -61,7 +61,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
       earlier = [record for record in self._target.records() if record["step"] < first_step]
       with replacing(self._folder.metrics) as file:
         file.writelines(map(_line, earlier))
-      self._open_events(first_step)
+      # TensorBoard drops what earlier files have from this step on.
+      self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
     """Writes the scalars of one step; NaN and infinities become null in `metrics.jsonl`."""
@@ -70,11 +71,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
       with open(self._folder.metrics, "ab") as file:
         # After a failed write the last line may be incomplete.
         file.write(b"\n" * self._warned + _line({"step": step} | values))
-      if self._events is None:
-        self._open_events(step)
       summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
-      self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-      self._events.flush()
+      self._write_event(step, summary=summary)
     if self._tracker is not None:
       self._tracker.write(step, values)
     if time.monotonic() >= self._next_upload:
@@ -110,13 +108,12 @@ class MetricsWriter(contextlib.AbstractContextManager):
       with contextlib.suppress(OSError):  # it tries to write again what failed
         events.close()
 
-  def _open_events(self, first_step: int) -> None:
-    # The name has the time in seconds: the number makes it unique.
-    number = len(list(self._target.path.glob("events.out.tfevents.*")))
-    self._events = EventsWriter(str(self._folder.path / "events"), filename_suffix=f".{number}")
-    # TensorBoard drops what earlier files have from this step on.
-    restart = SessionLog(status=SessionLog.START)
-    self._events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restart))
+  def _write_event(self, step: int, **content: Any) -> None:
+    if self._events is None:
+      # The name has the time in seconds: the number makes it unique.
+      number = len(list(self._target.path.glob("events.out.tfevents.*")))
+      self._events = EventsWriter(str(self._folder.path / "events"), filename_suffix=f".{number}")
+    self._events.write_event(Event(wall_time=time.time(), step=step, **content))
     self._events.flush()
 
   @contextlib.contextmanager

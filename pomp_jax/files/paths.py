@@ -19,7 +19,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, TypeAlias
 
 # Read when epath looks for TensorFlow, whose file system it would use.
 os.environ["EPATH_USE_TF"] = "0"
@@ -29,7 +29,7 @@ import fsspec
 
 from pomp_jax.errors import InputError
 
-Path = pathlib.Path | epath.Path
+Path: TypeAlias = pathlib.Path | epath.Path
 
 # Client library of each scheme, and the oldest release that was tested: the bounds of the extras.
 LIBRARIES = {"gs": ("gcsfs", "2026.2"), "s3": ("s3fs", "2026.2")}
@@ -140,7 +140,8 @@ def file_size(path: str | os.PathLike) -> int:
 
 def store_of(path: str | os.PathLike) -> Any:
   """Client of a URL's object store, an `fsspec.AbstractFileSystem`."""
-  return fsspec.filesystem({"gs": "gcs"}.get(scheme := scheme_of(path), scheme))
+  scheme = scheme_of(path)
+  return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
 
 
 def remove_folder(path: str | os.PathLike) -> None:
@@ -158,11 +159,11 @@ def version_of(path: str | os.PathLike) -> str:
 
 
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
-  """Returns a local file with an object's content, for libraries that take no other.
+  """Returns a local file with an object's content, or a local path as it is.
 
-  A local path is returned as it is. Copies are kept in `~/.cache/pomp_jax/buckets`, each with its
-  SHA-256. A copy serves as long as the object is the same version; a damaged one is fetched again.
-  OSError if the object can't be read, or the copy not written.
+  Copies are kept in `~/.cache/pomp_jax/buckets`, each with its SHA-256. A copy serves as long as
+  the object is the same version; a damaged one is fetched again. OSError if the object can't be
+  read, or the copy not written.
   """
   if not is_bucket(path):
     return pathlib.Path(path)
@@ -208,7 +209,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 def _is_folder(path: str | os.PathLike) -> bool | None:
   try:
-    return to_path(path).stat().is_directory
+    return epath.Path(path).stat().is_directory
   except FileNotFoundError:
     return None
 

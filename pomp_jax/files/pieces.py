@@ -19,19 +19,14 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import (
-  Path,
-  exists,
-  read_bytes,
-  remove_folder,
-  to_path,
-)
+from pomp_jax.files.paths import Path, exists, read_bytes, remove_folder, to_path
 from pomp_jax.files.run_folder import (
   DamagedFileError,
   RunFolderError,
   parse_json,
   to_json,
   with_checksum,
+  write_json,
   writing,
 )
 from pomp_jax.files.terminal import printable
@@ -46,12 +41,11 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
   """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in hexadecimal."""
   digest = hashlib.sha256()
   for part in parts:
+    content: Any = part.encode() if isinstance(part, str) else np.ascontiguousarray(part)
     if isinstance(part, str):
-      content = part.encode()
       head = f"text {len(content)}\n"
     else:
-      part = np.asarray(part)
-      head, content = f"{part.dtype.str} {part.shape}\n", np.ascontiguousarray(part)
+      head = f"{content.dtype.str} {np.shape(part)}\n"
     digest.update(head.encode())
     digest.update(content)
   return digest.hexdigest()
@@ -119,15 +113,14 @@ class Pieces:
     plain = json.loads(to_json({"key": self._key(name), **facts}))
     with writing(path):
       self.folder.mkdir(parents=True, exist_ok=True)
+      if arrays is None:
+        write_json(path, plain)
+        return Piece(plain, {})
+      stored = to_json(with_checksum({**plain, "arrays": _checksums(arrays)}))
+      contents: dict[str, Any] = {_FACTS: np.frombuffer(stored.encode(), np.uint8), **arrays}
       with replacing(path) as file:
-        if arrays is None:
-          file.write(to_json(with_checksum(plain)).encode())
-        else:
-          stored = with_checksum({**plain, "arrays": _checksums(arrays)})
-          text = np.frombuffer(to_json(stored).encode(), np.uint8)
-          contents: dict[str, Any] = {_FACTS: text, **arrays}
-          np.savez(file, **contents)
-    return Piece(plain, dict(arrays or {}))
+        np.savez(file, **contents)
+    return Piece(plain, dict(arrays))
 
   def remove(self) -> None:
     """Removes the folder and all its pieces."""

@@ -7,7 +7,6 @@ Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E e
 """
 
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -75,9 +74,8 @@ def check_fits(
 ) -> None:
   """Checks that a prompt can be used with a CLIP and N classes; warns if it is another CLIP's.
 
-  Raises:
-    PromptFileError: the context's width is not that of the CLIP's text tower, a class-specific
-      context has another number of classes, or the template is none that a context is trained with.
+  PromptFileError for another width than that of the CLIP's text tower, a class-specific context of
+  another number of classes, and a template that no context is trained with.
   """
   if prompt.template != _TEMPLATE:
     # With more words it would not be known which of them the context goes around.
@@ -115,11 +113,11 @@ def architecture(clip_model: str) -> str | None:
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
   """Raises PromptFileError for the first field of a prompt, written or read, that breaks a rule."""
   context = prompt.context
-  accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
-  if not isinstance(context, np.ndarray):
-    refuse(path, "context", f"a {type(context).__name__}", accepted)
-  if context.dtype != np.float32 or context.ndim not in (2, 3) or context.size == 0:
-    refuse(path, "context", f"{context.dtype} {list(context.shape)}", accepted)
+  is_array = isinstance(context, np.ndarray) and context.dtype == np.float32
+  if not is_array or context.ndim not in (2, 3) or context.size == 0:
+    kind = getattr(context, "dtype", type(context).__name__)
+    accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
+    refuse(path, "context", f"{kind} {list(getattr(context, 'shape', ()))}", accepted)
   if not np.isfinite(context).all():
     bad = int(context.size - np.isfinite(context).sum())
     refuse(path, "context", f"not finite in {bad} of {context.size} values", "finite values")
@@ -149,8 +147,8 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
 def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   """Content of a prompt file, in the format of its name.
 
-  A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0. PromptFileError if the
-  format does not take a field's value, a NaN for example, or if the name has no known suffix.
+  PromptFileError if the format does not take a field's value, a NaN for example, or if the name has
+  no known suffix.
   """
   kind = format_of_name(path)
   if kind is None or hub.is_hub(path):
@@ -161,14 +159,10 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   except (TypeError, ValueError) as error:
     refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
   text = {field: getattr(prompt, field) for field in formats.TEXTS} | {"config": config}
-  epoch = prompt.config.get("epochs", 0)
-  epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
-  file = io.BytesIO()
   try:
-    load(FORMATS[kind].write)(file, prompt.context, text, epoch)
+    return load(FORMATS[kind].encode)(prompt.context, text)
   except UnicodeEncodeError as error:
     refuse(path, "a string", f"not Unicode ({error})", "text that UTF-8 can hold")
-  return file.getvalue()
 
 
 def load_prompt(path: str | os.PathLike) -> Prompt:
@@ -176,11 +170,8 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
 
   The content decides the format, or the name where the content is damaged. A file of other code
   holds the context alone: its position is assumed to be `end` (the published default;
-  `dataclasses.replace` sets another), and its CLIP is "unknown".
-
-  Raises:
-    PromptFileError: no such file, damaged, or a field that is missing or has a bad value.
-    HubError: a name on the hub that can't be downloaded.
+  `dataclasses.replace` sets another), and its CLIP is "unknown". PromptFileError if the file can't
+  be used, HubError if it can't be downloaded.
   """
   if hub.is_hub(path):
     file = hub.download(path)
@@ -190,18 +181,18 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
       return load_prompt(file)
     except PromptFileError as error:
       raise PromptFileError(f"{path}: {str(error).removeprefix(f'{file}: ')}") from error
-  if (file := prompt_path(path)) != path:
-    log.info("%s: its prompt is %s", path, file)
-  path = file
-  kind = _format_of_content(path) or format_of_name(path) or "npz"
-  if kind not in FORMATS:
+  if (found := prompt_path(path)) != path:
+    log.info("%s: its prompt is %s", path, found)
+  path = found
+  row = FORMATS.get(_format_of_content(path) or format_of_name(path) or "npz")
+  if row is None:
     accepted = f"{' or '.join(hub.SUFFIXES)}, without the room interchange"
     refuse(path, "the file", "a torch checkpoint", accepted)
-  fields = load(FORMATS[kind].read)(path)
+  fields = load(row.read)(path)
   version = fields.get("format_version")
   if type(version) is not int or version != FORMAT_VERSION:
-    found = "missing" if version is None else repr(version)
-    refuse(path, "format_version", found, f"{FORMAT_VERSION} (the only known version)")
+    told = "missing" if version is None else repr(version)
+    refuse(path, "format_version", told, f"{FORMAT_VERSION} (the only known version)")
   for field, kind in FIELDS.items():
     if field not in fields:
       names = ", ".join(sorted(map(str, fields))) or "nothing"

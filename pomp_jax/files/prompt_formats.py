@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 import zipfile
 import zlib
 
@@ -51,10 +51,13 @@ def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> No
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
-def write_npz(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
-  """Writes the arrays `context`, `format_version` and the text fields."""
-  arrays = {"context": np.ascontiguousarray(context), "format_version": np.int64(FORMAT_VERSION)}
+def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
+  """The arrays `context`, `format_version` and the text fields."""
+  arrays: dict[str, Any] = {"context": np.ascontiguousarray(context)}
+  arrays["format_version"] = np.int64(FORMAT_VERSION)
+  file = io.BytesIO()
   np.savez(file, allow_pickle=False, **arrays, **{k: np.array(value) for k, value in text.items()})
+  return file.getvalue()
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
@@ -85,14 +88,11 @@ def is_safetensors(head: bytes) -> bool:
   return head[8:9] == b"{"
 
 
-def write_safetensors(
-  file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int
-) -> None:
-  """Writes the tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
+def encode_safetensors(context: np.ndarray, text: Mapping[str, str]) -> bytes:
+  """The tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
   metadata = {**text, "format_version": str(FORMAT_VERSION), "crc32": _crc32(context, text)}
   "".join(text.values()).encode()  # raises UnicodeEncodeError, which the library does not
-  tensors = {"context": np.ascontiguousarray(context)}
-  file.write(safetensors.numpy.save(tensors, metadata))
+  return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
   except Exception as error:  # the library's own errors share no base
     found = f"not a whole safetensors file ({error})"
     refuse(path, "the file", found, "an undamaged safetensors file")
-  found = fields.get("crc32")  # files of other writers have none
-  if found is not None and found != _crc32(fields.get("context", np.empty(0)), fields):
-    refuse(path, "crc32", f"{found}, which is not that of the rest", "an undamaged file")
+  crc32 = fields.get("crc32")  # files of other writers have none
+  if crc32 is not None and crc32 != _crc32(fields.get("context", np.empty(0)), fields):
+    refuse(path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file")
   if fields.get("format_version") == str(FORMAT_VERSION):
     fields["format_version"] = FORMAT_VERSION
   return fields

@@ -60,8 +60,7 @@ class RunFolder:
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.
 
-    RunFolderError if the path can't be a folder that is written to, or if it holds the run of
-    another job than `job`, whose results would be replaced.
+    RunFolderError if the path can't be a folder that is written to, or holds another job's run.
     """
     if not hosts.is_first():
       return
@@ -86,9 +85,9 @@ class RunFolder:
     write_json(self.results, results if _PROVENANCE in results else with_provenance(results))
 
   def read_results(self) -> dict[str, Any] | None:
-    """Reads `results.json` without its provenance, which differs from start to start.
+    """Reads `results.json` without its provenance; None if there is no such file.
 
-    None if there is no such file; RunFolderError if it can't be read, or is no JSON object.
+    RunFolderError if it can't be read, or is no JSON object.
     """
     if not exists(self.results):
       return None
@@ -101,8 +100,8 @@ class RunFolder:
     """Results of a finished run, as process 0 sees them; None if the job still has work to do.
 
     A job writes `results.json` last, so a folder with results is a finished run, if they hold the
-    facts, such as `key=` all that the figures depend on. All processes call this together: those of
-    other hosts may not see the folder. RunFolderError if the file can't be read.
+    facts, such as `key=` all that the figures depend on. All processes call this together.
+    RunFolderError if the file can't be read.
     """
     stored = (self.read_results() if hosts.is_first() else None) or {}
     same = bool(stored) and all(stored.get(name) == value for name, value in facts.items())
@@ -159,8 +158,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     yield
   except OSError as error:
     # NumPy's error for an array that is cut short has no errno.
-    reason = error.strerror or error
-    raise RunFolderWriteError(f"{path}: can't be written ({reason})") from error
+    raise RunFolderWriteError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
 def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) -> None:
@@ -182,11 +180,9 @@ def to_json(value: Any) -> str:
   """
 
   def plain_value(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-      return os.fspath(value)
     if hasattr(value, "__array__"):
       return np.asarray(value).tolist()
-    raise TypeError(f"a {type(value).__name__} can't be written as JSON")
+    return os.fspath(value)  # TypeError for anything but a path
 
   plain = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda _: None)
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
@@ -247,7 +243,7 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
   except Exception as error:
     named = isinstance(error, InputError | RunError | TryAgain)
     reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
-    if named and error.status == InputError.status:
+    if getattr(error, "status", None) == InputError.status:
       reason = ""
     raise
   finally:

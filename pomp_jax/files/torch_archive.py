@@ -94,7 +94,7 @@ class TorchUnpickler(RestrictedUnpickler):
       numbers = (offset, *shape, *strides)
       if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         raise PickleError("a tensor without a storage, a shape or strides")
-      return StoredTensor(*storage, offset, tuple(shape), tuple(strides))
+      return StoredTensor(storage.key, storage.kind, offset, tuple(shape), tuple(strides))
     if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], StoredTensor):
       return arguments[0]
     return PickledObject(name)

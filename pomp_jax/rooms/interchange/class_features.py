@@ -134,7 +134,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     found = f"not a NumPy array ({one_line(error, 200)})"
     refuse(path, "the file", found, ".npy of class features [C,E]")
-  if not isinstance(stored, np.ndarray) or stored.dtype.kind != "f" or stored.ndim != 2:
+  if not isinstance(stored, np.memmap) or stored.dtype.kind != "f" or stored.ndim != 2:
     found = f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
     refuse(path, "the array", found, "floats [C,E], one row a class")
   if os.path.getsize(file) > stored.offset + stored.nbytes:

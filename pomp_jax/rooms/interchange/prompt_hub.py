@@ -71,8 +71,8 @@ def push_prompt(
 ) -> str:
   """Uploads `prompt.npz` and a model card to `hf:OWNER/NAME`; returns the commit's URL.
 
-  Folders in the prompt's config are cut to their last name: they belong to the machine. Errors are
-  those of `save_prompt` and `upload`.
+  Folders in the prompt's config are cut to their last name: they belong to the machine. Errors as
+  `save_prompt`'s and `check_upload`'s; HubWriteError if the hub refuses repository or metadata.
 
   Args:
     name: repository, created if necessary.
@@ -82,16 +82,24 @@ def push_prompt(
     private: whether a new repository is private, and a public one is an error.
     keep_in: folder that gets a copy of both files, before the upload.
   """
+  from huggingface_hub import HfApi
+
   config, clip_model = without_folders(prompt.config), without_folders(prompt.clip_model)
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
     save_prompt(local / hub.DEFAULT_FILE, prompt)
     model_card(name, prompt, license, results or {}).save(local / "README.md")
-    for file in local.iterdir() if keep_in else ():
-      with replacing(keep_in / file.name) as copy:
-        copy.write(file.read_bytes())
-    return upload(name, folder, f"Prompt for {clip_model}", private)
+    if keep_in is not None:
+      for file in local.iterdir():
+        with replacing(keep_in / file.name) as copy:
+          copy.write(file.read_bytes())
+    repository, api = check_upload(name, private), HfApi()
+    with hub.as_hub_error(name, HubWriteError):
+      api.create_repo(repository, private=private or None, exist_ok=True)
+      told = f"Prompt for {clip_model}"
+      commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=told)
+      return commit.commit_url
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
 
 
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
-  """Checks that `upload` to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
+  """Checks that an upload to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
 
   HubError for another form of name, no token, no answer of the hub, or a public repository where a
   private one is wanted.
@@ -130,29 +138,12 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
     try:
       is_private = HfApi().model_info(repository, timeout=hub.TIMEOUT).private
     except RepositoryNotFoundError as error:
-      if error.response.status_code == 401:  # with a token that the hub knows it is 404
+      if hub.status_of(error) == 401:  # with a token that the hub knows it is 404
         raise
       return repository
     if private and not is_private:
       raise HubError(f"{name}: the repository is public, expected a private or a new one")
   return repository
-
-
-def upload(
-  name: str | os.PathLike, folder: str | os.PathLike, message: str, private: bool = False
-) -> str:
-  """Uploads a local folder in one commit to `hf:OWNER/NAME`, and returns the commit's URL.
-
-  Creates the repository if necessary, a private one if `private`. Replaces files of the same names.
-  HubError as `check_upload`; HubWriteError if the hub refuses the repository, metadata or a file.
-  """
-  from huggingface_hub import HfApi
-
-  repository, api = check_upload(name, private), HfApi()
-  with hub.as_hub_error(name, HubWriteError):
-    api.create_repo(repository, private=private or None, exist_ok=True)
-    commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-    return commit.commit_url
 
 
 def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:

@@ -6,8 +6,10 @@ Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
 from collections.abc import Mapping
+import io
+import json
 import os
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +28,12 @@ from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiv
 _OURS = "pomp_jax"
 
 
-def write(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
-  """Writes the layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
+def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
+  """The layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
 
-  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, without the published
-  buffers `token_prefix` and `token_suffix`, the embeddings of the training's class names.
-  PromptFileError without torch.
+  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, with `epochs` of the
+  config, else 0, and without the published buffers `token_prefix` and `token_suffix`, the
+  embeddings of the training's class names. PromptFileError without torch.
   """
   try:
     import torch
@@ -41,7 +43,11 @@ def write(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: i
   "".join(text.values()).encode()  # raises UnicodeEncodeError, which a pickle does not
   ours = {**text, "format_version": FORMAT_VERSION}
   state = {"ctx": torch.tensor(context)}
+  epoch = json.loads(text["config"]).get("epochs", 0)
+  epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
+  file = io.BytesIO()
   torch.save({"state_dict": state, "epoch": epoch, _OURS: ours}, file)
+  return file.getvalue()
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:

@@ -54,8 +54,9 @@ class Wandb(Tracker):
       with self._stop_on_error():
         self._run.summary.update({"results": json.loads(to_json(results))})
 
-  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+  def __exit__(self, *exception: Any) -> None:
     run, self._run = self._run, None
+    error = exception[1]
     if run is None:
       return
     with self._stop_on_error():
