@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
+from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import predictions
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer
 from tests.evaluate.test_classify import NAMES
@@ -61,7 +63,10 @@ def test_regions():
   network = MaskFormerFile(TINY, random_params(), ())
   images = [IMAGES[0], IMAGES[1][:28], IMAGES[2]]
   found = [
-    Proposer(network, make_mesh(devices=jax.devices()[:n]), None).regions(images) for n in (1, 8)
+    Proposer(network, make_mesh(devices=jax.devices()[:n]), None, Propose(), Clip(), 0.5).regions(
+      images
+    )
+    for n in (1, 8)
   ]
   for ours, theirs in zip(*found, strict=True):
     for one, other in zip(ours, theirs, strict=True):

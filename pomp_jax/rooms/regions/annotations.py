@@ -85,12 +85,12 @@ class Annotations:
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
     """The same masks as RLE; AnnotationError if an object has none, or one of another size."""
-    sides = self.images[index].height, self.images[index].width
-    where = "segmentation of annotation {}"
-    return [
-      run_lengths(self.path, where.format(row.get("id")), row.get("segmentation"), *sides)
-      for row in self.rows[index]
-    ]
+    return [self.run_lengths_of(index, row) for row in self.rows[index]]
+
+  def run_lengths_of(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The mask of one of an image's `rows`."""
+    where, image = f"segmentation of annotation {row.get('id')}", self.images[index]
+    return run_lengths(self.path, where, row.get("segmentation"), image.height, image.width)
 
   def image_path(self, index: int, root: str | os.PathLike) -> Path:
     """File of an image below a folder."""
@@ -113,10 +113,10 @@ class Annotations:
 
   def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
     """Raises AnnotationError unless the file of an image has the height and width named here."""
-    image = self.images[index]
-    if shape != (image.height, image.width):
-      accepted = f"{image.width} x {image.height}, as {self.path} says"
-      raise AnnotationError(f"{path}: has {shape[1]} x {shape[0]} pixels; accepted: {accepted}")
+    _, _, height, width, *_ = self.images[index]
+    if shape != (height, width):
+      found, accepted = f"{shape[1]} x {shape[0]}", f"{width} x {height}, as {self.path} says"
+      raise AnnotationError(f"{path}: has {found} pixels; accepted: {accepted}")
 
 
 def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None) -> Annotations:
@@ -178,13 +178,10 @@ def annotations_of(
 def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> dict[str, Any]:
-  """RLE as `faster_coco_eval.core.mask` takes it.
+  """RLE as `faster_coco_eval.core.mask` takes it; AnnotationError unless it is a mask of H x W.
 
   `segmentation` is a list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as
   a list of run lengths or as a string. Polygons of fewer than three points are empty.
-
-  Raises:
-    AnnotationError: neither of them, or not of H x W; names the path and where.
   """
   _check_segmentation(path, where, segmentation, height, width)
   if isinstance(segmentation, list):
@@ -228,20 +225,18 @@ def _check_segmentation(
 
 
 def _runs(counts: bytes) -> list[int]:
-  """Run lengths of COCO's string, whose characters hold five bits each, the lowest first.
-
-  32 says that more follow, and 16 of the last is the sign. The fourth run and later ones are
-  differences to the run two before.
-  """
+  """Run lengths of COCO's string, whose characters hold five bits each, the lowest first."""
   runs, value, shift = [], 0, 0
   for character in counts:
     bits = character - 48
     value |= (bits & 31) << shift
     shift += 5
+    # 32 says that more follow, and 16 of the last is the sign.
     if shift > 60:
       raise ValueError("a run without an end")
     if not bits & 32:
       value -= (bits & 16) << (shift - 4)
+      # From the fourth on differences to the run two before.
       runs.append(value + (runs[-2] if len(runs) > 2 else 0))
       value = shift = 0
   return runs

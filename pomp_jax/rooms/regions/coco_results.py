@@ -41,8 +41,7 @@ class RegionResults:
   def __init__(self, path: str | os.PathLike):
     """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`.
 
-    Raises:
-      RegionFileError, VocabularyError: another file.
+    RegionFileError or VocabularyError for another file.
     """
     self._path = str(path)
     rows = read_json(path, VocabularyError)

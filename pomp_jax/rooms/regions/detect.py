@@ -21,9 +21,9 @@ from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.box_metrics import average_precision
-from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
-from pomp_jax.rooms.regions.plots import Boxes, detection_sheet
+from pomp_jax.rooms.regions.plots import detection_sheet
 from pomp_jax.rooms.regions.proposals import read_prompts_of
 from pomp_jax.rooms.regions.region_scorer import RegionScorer
 from pomp_jax.rooms.regions.region_sources import (
@@ -69,10 +69,8 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Detects on the images that are missing, and sums up: returns what `results.json` holds.
 
-  Processes other than the first may return an empty dict.
-
-  Raises:
-    InputError: an image or its regions can't be read; a network with another CLIP inside.
+  Processes other than the first may return an empty dict. InputError for an image or regions that
+  can't be read, and for a network with another CLIP inside.
   """
   folder, boxes = RunFolder(workdir), open_box_set(config.detect)
   regions, detect, propose, clip = config.regions, config.detect, config.propose, config.clip
@@ -179,12 +177,13 @@ def _draw(folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str
   drawn = []
   for index, image in ((n, image) for n, image in enumerate(_images(blocks)) if n in shown):
     regions, classes = boxes.regions(index, masks=False)
-    pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
+    pictures = [Detections(regions.boxes, np.ones(len(classes), np.float32), classes)]
     for rows in image["rows"]:
       corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
       corners[:, 2:] += corners[:, :2]
       own = np.array([class_of[row["category_id"]] for row in rows], int)
-      pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
+      scores = np.array([row["score"] for row in rows], np.float32)
+      pictures.append(Detections(corners, scores, own))
     drawn.append(pictures)
   titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
   counts = (

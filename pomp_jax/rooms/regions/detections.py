@@ -7,7 +7,7 @@ Shapes: R regions of an image, C classes, D detections.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int
 import numpy as np
 
 from pomp_jax.rooms.regions import fields
@@ -19,20 +19,12 @@ MAX_DETECTIONS = {"coco": 100, "lvis": 300}
 
 
 class Detections(NamedTuple):
-  """Detections of one image, the highest score first."""
+  """Boxes of one image with a score and a class each."""
 
   boxes: Float32[np.ndarray, "D 4"]
   scores: Float32[np.ndarray, " D"]
-  classes: Int32[np.ndarray, " D"]
-  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
-
-
-class Selected(NamedTuple):
-  """Numbers of the regions that are detections with class and score, the highest score first."""
-
-  regions: Int[np.ndarray, " D"]
   classes: Int[np.ndarray, " D"]
-  scores: Float[np.ndarray, " D"]
+  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
 
 
 def iou(
@@ -54,8 +46,10 @@ def select_detections(
   min_score: float = 0.02,
   max_iou: float = 0.5,
   top: int = 300,
-) -> Selected:
-  """Selects an image's detections, `top` at most; the defaults are Detic's on LVIS.
+) -> tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]]:
+  """Regions, classes and scores of an image's detections, the `top` highest scores in their order.
+
+  The defaults are Detic's on LVIS.
 
   For each class greedy non-maximum suppression: from the highest score above `min_score` down, a
   region is dropped that overlaps a kept one by a larger IoU than `max_iou`. A region may be
@@ -75,7 +69,7 @@ def select_detections(
     left_CxR[np.arange(len(best)), best] = -np.inf  # a box without area overlaps nothing
   regions, classes = np.nonzero(kept_RxC)
   order = np.argsort(-scores_RxC[kept_RxC], kind="stable")[:top]
-  return Selected(regions[order], classes[order], scores_RxC[kept_RxC][order])
+  return regions[order], classes[order], scores_RxC[kept_RxC][order]
 
 
 def detections_of(

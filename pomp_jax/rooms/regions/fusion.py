@@ -14,6 +14,7 @@ from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
+from pomp_jax.rooms.regions.mask_former.model import unit
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 
 _Array = Array | np.ndarray
@@ -73,7 +74,7 @@ def class_scores(
   """
   rows = classes_CxE if null_E is None else jnp.concatenate([classes_CxE, null_E[None]])
   with jax.default_matmul_precision("highest"):
-    logits = scale * _unit(embeddings) @ _unit(rows).T
+    logits = scale * unit(embeddings) @ unit(rows).T
   probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(logits)
   if probabilities.ndim == 3:
     probabilities = probabilities.mean(axis=1)
@@ -169,9 +170,3 @@ def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np
     return np.array(classes.groups) == "base"
   trained = set(normalized_names(header.trained_classes))
   return np.array([name in trained for name in normalized_names(classes.names)])
-
-
-def _unit(rows):
-  """Unit rows; zeros stay zeros."""
-  norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
-  return rows / jnp.maximum(norms, 1e-12)

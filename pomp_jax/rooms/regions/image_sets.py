@@ -6,7 +6,6 @@ Shapes: H, W sides of an image in pixels, R regions.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 from jaxtyping import Int32, UInt8
 import numpy as np
@@ -75,9 +74,7 @@ def open_box_set(detect: Detect) -> BoxSet:
   """Opens the images and annotations of `config.detect`.
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
-
-  Raises:
-    AnnotationError, VocabularyError: one line each.
+  AnnotationError or VocabularyError for unusable files.
   """
   if detect.source == "world":
     scenes = Scenes("test", detect.n_images, detect.scene_classes)
@@ -121,11 +118,7 @@ class PixelSet:
 
 
 def open_pixel_set(segment: Segment) -> PixelSet:
-  """Opens the images and labels of `config.segment`.
-
-  Raises:
-    VocabularyError, ImageError, PixelError: one line each.
-  """
+  """Opens the images and labels of `config.segment`; VocabularyError, ImageError or PixelError."""
   if segment.source == "world":
     scenes = Scenes("test", segment.n_images, segment.scene_classes)
 
@@ -174,23 +167,20 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
 
   The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
   has a region for each class, and annotated objects and segments are regions of their own; crowds
-  are left out.
-
-  Raises:
-    SourceError, VocabularyError, AnnotationError, ImageError, PixelError: one line each.
+  are left out. InputError for unusable files.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
     read = functools.partial(_of_scene, scenes)
-    return _Maps(_classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format)
+    return RegionMaps(_classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format)
   classes = read_class_split(own.names) if own.names else None
   if own.source == "folder":
     if classes is None:
       raise SourceError("train_masks.names is empty; accepted: the classes of the label images")
     folder = _pixel_folder(own, classes)
     images, read = [image for image, _ in folder.files], functools.partial(_of_labels, folder)
-    return _Maps(classes, np.arange(len(images)), read, images.__getitem__)
-  names = classes and classes.names
+    return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
+  names, owners = classes and classes.names, None
   if own.source == "panoptic":
     panoptic = read_panoptic(own.annotations, names)
     panoptic.check_files(own.labels)
@@ -203,48 +193,17 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
       if "segmentation" not in row:
         found = f"annotation {row.get('id')} has no segmentation"
         raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
-    owners = functools.partial(_owners, annotations)
   annotations.check_images(own.images)
   if classes is None:
     classes = undivided(annotations.names, "base")
   rows = spread_evenly(own.n_images, len(annotations))
   read = functools.partial(_of_objects, annotations, owners, own.images)
-  return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=own.images))
-
-
-class _Maps:
-  """`RegionMaps` of a set, without the novel classes."""
-
-  def __init__(
-    self,
-    classes: ClassSplit,
-    rows: np.ndarray,
-    read: Callable[[int], RegionMap],
-    where: Callable[[int], Any],
-  ):
-    """Takes functions that read an image by its row, with labels of all classes, and name it."""
-    kept = np.flatnonzero(np.array(classes.groups) != "novel")
-    self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
-    self.labels = np.zeros(len(rows), np.int32)
-    self._rows, self._read, self._where = rows, read, where
-    # Number of each class of the list among those that are kept; the last entry is that of -1.
-    self._number = np.full(len(classes) + 1, -1, np.int32)
-    self._number[kept] = np.arange(len(kept))
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-  def region_map(self, index: int) -> RegionMap:
-    found = self._read(int(self._rows[index]))
-    return found._replace(labels=self._number[found.labels])
-
-  def where(self, index: int) -> str:
-    return str(self._where(int(self._rows[index])))
+  return RegionMaps(classes, rows, read, functools.partial(annotations.image_path, root=own.images))
 
 
 def _of_scene(scenes: Scenes, row: int) -> RegionMap:
   scene = scenes.scene(row)
-  return RegionMap(scene.image, map_of_masks(scene.masks, SIZE, SIZE), scene.labels)
+  return RegionMap(scene.image, map_of_masks(scene.masks), scene.labels)
 
 
 def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
@@ -255,17 +214,13 @@ def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
 
 
 def _of_objects(
-  annotations: Annotations, owners: Callable[[int], np.ndarray], root: str, row: int
+  annotations: Annotations, owners: Callable[[int], np.ndarray] | None, root: str, row: int
 ) -> RegionMap:
-  """Objects or segments of a JSON; `owners` computes the map of an image's."""
+  """Segments, of which `owners` computes the map, or else objects by their masks."""
   truth = annotations.truth(row)
   labels = np.where(truth.crowd, -1, truth.classes).astype(np.int32)
-  return RegionMap(annotations.image(row, root), owners(row), labels)
-
-
-def _owners(annotations: Annotations, row: int) -> np.ndarray:
-  entry = annotations.images[row]
-  return map_of_masks(annotations.masks(row), entry.height, entry.width)
+  found = owners(row) if owners else map_of_masks(annotations.masks(row))
+  return RegionMap(annotations.image(row, root), found, labels)
 
 
 def _classes_of(scenes: Scenes) -> ClassSplit:

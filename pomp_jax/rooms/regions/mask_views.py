@@ -5,16 +5,17 @@ overlap; where annotated objects do, the smaller one is in front.
 Shapes: H, W sides of an image, S side of a view, R regions, T targets of a view, B images.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Int, Int16, Int32, UInt8
 import numpy as np
 from PIL import Image
 
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import Labelled
 from pomp_jax.rooms.regions.annotations import AnnotationError
+from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.label_images import PixelError
 
 # Augmentations: the whole image; random scale, crop and flip.
@@ -31,20 +32,39 @@ class RegionMap(NamedTuple):
   labels: Int32[np.ndarray, " R"]  # class of each region; a negative one drops the region
 
 
-@runtime_checkable
-class RegionMaps(Labelled, Protocol):
-  """Images with region maps, for `data.loader`; pickled for its workers.
+class RegionMaps:
+  """Images with region maps, without the novel classes, for `data.loader`; pickled for its workers.
 
-  Labels are zeros, since an image has no class of its own.
+  `names` are those of the classes. `labels` are zeros, since an image has no class of its own.
   """
+
+  def __init__(
+    self,
+    classes: ClassSplit,
+    rows: np.ndarray,
+    read: Callable[[int], RegionMap],
+    where: Callable[[int], Any],
+  ):
+    """Takes functions that read an image by its row, with labels of all classes, and name it."""
+    kept = np.flatnonzero(np.array(classes.groups) != "novel")
+    self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
+    self.labels = np.zeros(len(rows), np.int32)
+    self._rows, self._read, self._where = rows, read, where
+    # Number of each class of the list among those that are kept; the last entry is that of -1.
+    self._number = np.full(len(classes) + 1, -1, np.int32)
+    self._number[kept] = np.arange(len(kept))
+
+  def __len__(self) -> int:
+    return len(self.labels)
 
   def region_map(self, index: int) -> RegionMap:
     """Reads one image; ImageError, AnnotationError or PixelError if it or its labels can't be."""
-    ...
+    found = self._read(int(self._rows[index]))
+    return found._replace(labels=self._number[found.labels])
 
   def where(self, index: int) -> str:
     """Name of an image for messages."""
-    ...
+    return str(self._where(int(self._rows[index])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +190,9 @@ def largest_regions(
   return number[owners], labels[order]
 
 
-def map_of_masks(
-  masks: Bool[np.ndarray, "R H W"], height: int, width: int
-) -> Int16[np.ndarray, "H W"]:
+def map_of_masks(masks: Bool[np.ndarray, "R H W"]) -> Int16[np.ndarray, "H W"]:
   """Owners by masks that may overlap; the smaller ones are in front."""
-  owners = np.full((height, width), -1, np.int16)
+  owners = np.full(masks.shape[1:], -1, np.int16)
   for region in np.argsort(-masks.sum((1, 2)), kind="stable"):
     owners[masks[region]] = region
   return owners

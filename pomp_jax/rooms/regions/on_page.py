@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 from PIL import Image
 
@@ -20,13 +20,13 @@ from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.dense import DenseSegmenter
-from pomp_jax.rooms.regions.detections import select_detections
-from pomp_jax.rooms.regions.fusion import Fusion, region_scores, trained_classes
+from pomp_jax.rooms.regions.detections import Detections, select_detections
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.plots import Boxes, detection_sheet, segmentation_sheet, strongest
+from pomp_jax.rooms.regions.plots import detection_sheet, segmentation_sheet, strongest
 from pomp_jax.rooms.regions.proposals import check_network, open_network
-from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
-from pomp_jax.rooms.regions.region_scorer import open_region_encoder
+from pomp_jax.rooms.regions.region_folder import Regions
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, open_region_encoder
+from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
 _SEGMENT_SIDE = 384
@@ -74,7 +74,8 @@ class RegionsOfPictures:
     propose: fields.Propose,
   ):
     """Opens the network of `config.propose`, if there is one; compiles on first use."""
-    self._encoder, self._fields = encoder, regions
+    # Crops are of the picture as it is, under one fusion.
+    self._encoder, self._fields = encoder, dataclasses.replace(regions, size=0, alone=False)
     self._segment, self._detect = segment, detect
     self._network = self._segmenter = None
     if propose.network:
@@ -100,7 +101,7 @@ class RegionsOfPictures:
     """
     if self.finds:
       pixels = np.asarray(image)
-      regions, scores = self._regions(pixels, names, features, self._segment.logit_scale)
+      regions, scores = self._scored(pixels, names, features, self._segment.logit_scale)
       maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
     else:
       image = image.copy()
@@ -124,57 +125,45 @@ class RegionsOfPictures:
     Of boxes that overlap by half only the best counts, and eight in all.
     """
     pixels, detect = np.asarray(image), self._detect
-    regions, scores = self._regions(pixels, names, features, detect.logit_scale)
+    regions, scores = self._scored(pixels, names, features, detect.logit_scale)
     limits = {"min_score": detect.min_score, "max_iou": detect.nms}
     drawn, rows = [], []
     for scores_RxN in scores:
-      found = select_detections(regions.boxes, scores_RxN, **limits)
-      boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
+      found, classes, best_D = select_detections(regions.boxes, scores_RxN, **limits)
+      boxes = Detections(regions.boxes[found], best_D.astype(np.float32), classes)
       drawn.append(best := strongest(boxes))
       pairs = zip(best.classes, best.scores, strict=True)
       rows.append([(names[c], float(score)) for c, score in pairs])
     return _drawn(detection_sheet, pixels, drawn, labels, names), rows
 
-  def _regions(
+  def _scored(
     self,
     pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
     names: Sequence[str],
     features: Sequence[Float[np.ndarray, "S E"]],
     logit_scale: float,
-  ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
-    """Regions that the network finds, and their fused scores under each prompt."""
-    assert self._network is not None
-    [regions] = self._network.regions([pixels_HxWx3])
-    regions = regions.top(self._fields.max_regions)
-    header = self._network.header
-    trained_C = trained_classes(header, undivided(names))
-    return regions, self._scores(pixels_HxWx3, regions, features, logit_scale, trained_C, header)
-
-  def _scores(
-    self,
-    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
-    regions: Regions,
-    features: Sequence[Float[np.ndarray, "S E"]],
-    logit_scale: float,
-    trained_C: Bool[np.ndarray, " N"],
-    header: RegionHeader | None = None,
-  ) -> list[Float[np.ndarray, "R N"]]:
-    """Scores of regions under each prompt; `trained_C`: whether the network knows a name."""
-    own = self._fields
-    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
-    return [
-      region_scores(
-        regions,
-        header,
-        features_RxE,
-        _matrix(rows[: len(trained_C)]),
-        logit_scale=logit_scale or self._encoder.clip.logit_scale,
-        fusion=Fusion(own.e_base, own.e_novel, own.null),
-        trained_C=trained_C,
-        objectness=own.objectness,
-      )
-      for rows in features
-    ]
+    given: Regions | None = None,
+  ) -> Scored:
+    """The network's regions, or the given ones, and their scores under each prompt."""
+    images = Images(["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3)
+    source = RegionSource(images, None, lambda block: [given])
+    if given is None:
+      network, most = self._network, self._fields.max_regions
+      find = lambda block: [one.top(most) for one in network.regions([pixels_HxWx3])]
+      source = RegionSource(images, network.header, find)
+    # Rows beyond the names repeat the first one.
+    matrices = [_matrix(rows[: len(names)]) for rows in features]
+    scorer = RegionScorer(
+      self._fields,
+      source,
+      self._encoder,
+      undivided(names),
+      matrices,
+      logit_scale=logit_scale,
+      crops=self._crops,
+    )
+    [(_, found)] = scorer.scored([0])
+    return found
 
   def name_boxes(
     self,
@@ -186,9 +175,10 @@ class RegionsOfPictures:
   ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
     """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
     pixels, scale = np.asarray(image), self._detect.logit_scale
-    untrained_C = np.zeros(len(names), bool)
-    scores = self._scores(pixels, Regions(boxes_Rx4), features, scale, untrained_C)
-    drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
+    _, scores = self._scored(pixels, names, features, scale, Regions(boxes_Rx4))
+    drawn = [
+      Detections(boxes_Rx4, rows.max(1).astype(np.float32), rows.argmax(1)) for rows in scores
+    ]
     return _drawn(detection_sheet, pixels, drawn, labels, names), scores
 
 

@@ -6,9 +6,8 @@ one picture. Shapes: H, W sides of a picture in pixels, D boxes.
 
 from collections.abc import Iterable, Mapping, Sequence
 import os
-from typing import NamedTuple
 
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from PIL import Image
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import shorten
-from pomp_jax.rooms.regions.detections import iou
+from pomp_jax.rooms.regions.detections import Detections, iou
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
 _COLOURS = (
@@ -42,22 +41,14 @@ _LEAST_LETTERS = 22  # where fewer fit, they are smaller
 _NAME = 40  # letters of a name in a legend
 
 
-class Boxes(NamedTuple):
-  """Boxes of one image to draw, with a class and a score each."""
-
-  boxes: Float32[np.ndarray, "D 4"]  # x0, y0, x1, y1 in pixels
-  classes: Int[np.ndarray, " D"]
-  scores: Float32[np.ndarray, " D"]  # higher is drawn first
-
-
-def strongest(boxes: Boxes, most: int = _OF_SHEET) -> Boxes:
+def strongest(boxes: Detections, most: int = _OF_SHEET) -> Detections:
   """The boxes of the highest scores, `most` at most, none of which overlap by more than half."""
   overlap = iou(boxes.boxes, boxes.boxes)
   kept: list[int] = []
   for row in np.argsort(-boxes.scores, kind="stable"):
     if len(kept) < most and not (overlap[row, kept] > _OVERLAP).any():
       kept.append(row)
-  return Boxes(*(part[np.array(kept, int)] for part in boxes))
+  return Detections(*(part[np.array(kept, int)] for part in boxes[:3]))
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:
@@ -98,7 +89,7 @@ def segmentation_sheet(
 def detection_sheet(
   path: str | os.PathLike,
   images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
-  boxes: Sequence[Sequence[Boxes]],
+  boxes: Sequence[Sequence[Detections]],
   titles: Sequence[str],
   names: Sequence[str],
   title: str = "",
@@ -147,7 +138,7 @@ def overlay(
 def boxes_picture(
   path: str | os.PathLike,
   image: UInt8[np.ndarray, "H W 3"],
-  boxes: Boxes,
+  boxes: Detections,
   names: Sequence[str],
   title: str,
 ) -> None:

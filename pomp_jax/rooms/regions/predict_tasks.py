@@ -31,7 +31,7 @@ from pomp_jax.rooms.regions.dense import DenseSegmenter, PixelMap, check_patches
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import write_labels
-from pomp_jax.rooms.regions.plots import OTHER, Boxes, boxes_picture, label_colours, overlay
+from pomp_jax.rooms.regions.plots import OTHER, boxes_picture, label_colours, overlay
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, check_region_source, open_region_source
 
@@ -183,10 +183,9 @@ class Detect(_Whole):
     names, threshold = self._classes.names, self._regions.mask_threshold
     limits = picture.sides, self._detect, threshold, MAX_DETECTIONS["coco"]
     kept = detections_of(found.regions, *found.scores, *limits)
-    boxes = Boxes(kept.boxes, kept.classes, kept.scores)
     with writing(self._folder.path):
       path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
-      boxes_picture(path, picture.image, boxes, names, title)
+      boxes_picture(path, picture.image, kept, names, title)
     # COCO results in pixels of the file.
     height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
     kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))

@@ -74,17 +74,7 @@ def open_network(
   if network.trained_classes:
     synonyms = [(name,) for name in network.trained_classes]
     classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
-  return Proposer(
-    network,
-    encoder.mesh,
-    classes_NxE,
-    clip_model=clip.model,
-    dtype=clip.dtype,
-    size=propose.size,
-    stride=propose.stride,
-    threshold=mask_threshold,
-    batch_size=propose.batch_size,
-  )
+  return Proposer(network, encoder.mesh, classes_NxE, propose, clip, mask_threshold)
 
 
 def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[str]:
@@ -120,31 +110,27 @@ class Proposer:
     network: MaskFormerFile,
     mesh: Mesh,
     classes_NxE: Float[Array | np.ndarray, "N E"] | None,
-    *,
-    clip_model: str = "",
-    dtype: str = "float32",
-    size: int = 0,
-    stride: int = MASK_STRIDE,
-    threshold: float = 0.5,
-    batch_size: int = 8,
+    propose: Propose,
+    clip: Clip,
+    threshold: float,
   ):
     """Copies the parameters to the devices of `mesh`, which split a batch.
 
-    The objectness is by the classes that the network was trained on; None: by the masks alone. For
-    the other arguments see `fields.Propose`. With a `stride` of 4 the sides of an image become
-    multiples of 4 pixels; with 1 the logits of the masks are interpolated to the image in the
-    network. A pixel is inside a mask, for boxes and objectness, above the `threshold`.
+    The objectness is by the classes that the network was trained on; None: by the masks alone. A
+    pixel is inside a mask, for boxes and objectness, above the `threshold`. With `propose.stride`
+    of 4 the sides of an image become multiples of 4 pixels; with 1 the logits of the masks are
+    interpolated to the size of the image in the network.
     """
     null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
     names, width = tuple(network.trained_classes), network.config.embedding
-    self.network = network
+    self.network, stride = network, propose.stride
     self.header = RegionHeader(
-      "MaskFormer", clip_model, 1, width, "softmax", LOGIT_SCALE, null, names
+      "MaskFormer", clip.model, 1, width, "softmax", LOGIT_SCALE, null, names
     )
     self._params = replicate((network.params, classes_NxE), mesh)
-    self._mesh, self._size, self._stride, self._threshold = mesh, size, stride, threshold
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    predict = mask_predictor(network.config, dtype)
+    self._mesh, self._size, self._stride, self._threshold = mesh, propose.size, stride, threshold
+    self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
+    predict = mask_predictor(network.config, clip.dtype)
 
     def of_batch(params, batch):
       (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch

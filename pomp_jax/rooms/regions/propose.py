@@ -56,8 +56,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Writes the regions of all images; returns what `results.json` holds.
 
-  Raises:
-    InputError: an image can't be read; a network with another CLIP inside.
+  InputError for an image that can't be read, and for a network with another CLIP inside.
   """
   folder, threshold = RunFolder(workdir), config.regions.mask_threshold
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)

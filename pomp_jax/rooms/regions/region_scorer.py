@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import itertools
 from typing import NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.encoder import Encoder
@@ -30,12 +30,10 @@ _SHARES = {", fused": (True, True), ", network alone": (True, False), ", CLIP al
 
 
 class Scored(NamedTuple):
-  """An image with its regions and their scores."""
+  """Regions of an image with their scores."""
 
-  row: int  # number of the image
-  image: UInt8[np.ndarray, "_ _ 3"] | None  # None where no crops are made
   regions: Regions
-  scores: Sequence[Float[np.ndarray, "R C"]] = ()  # by each of `shares_of` under each class matrix
+  scores: Sequence[Float[np.ndarray, "R C"]]  # by each of `shares_of` under each class matrix
 
 
 class RegionScorer:
@@ -51,20 +49,18 @@ class RegionScorer:
     *,
     logit_scale: float,
     tight: bool = False,
+    crops: RegionEncoder | None = None,
   ):
-    """Compiles on first use.
+    """Compiles on first use; takes crops that are open already.
 
-    Args:
-      regions: crops and fusion.
-      source: images, and regions of them.
-      encoder: the CLIP.
-      classes: names and halves of the classes.
-      matrices: the classes under each prompt.
-      logit_scale: factor on the cosines of crops; 0: CLIP's.
-      tight: whether crops with context are of the boxes of the masks, not of the regions' own.
+    `matrices` are the classes under each prompt, `logit_scale` the factor on the cosines of crops
+    (0: CLIP's). With `tight` crops with context are of the boxes of the masks, not of the regions'
+    own.
     """
     self._settings, self._source, self._matrices = regions, source, matrices
-    self._crops = open_region_encoder(regions, encoder) if needs_crops(regions) else None
+    if crops is None and needs_crops(regions):
+      crops = open_region_encoder(regions, encoder)
+    self._crops = crops
     self._by_masks = tight or regions.crop == "masked"
     self._fused = {
       "logit_scale": logit_scale or encoder.clip.logit_scale,
@@ -79,11 +75,11 @@ class RegionScorer:
     Raises:
       InputError: an image or its regions can't be read, or masks are missing that are cropped.
     """
-    part: list[Scored] = []
+    part: list[tuple[int, np.ndarray | None, Regions]] = []
     n_bytes = 0
     for row, regions in zip(block, self._source.find(block), strict=True):
       image = None if self._crops is None else self._source.images.pixels(row)
-      part.append(Scored(row, image, regions))
+      part.append((row, image, regions))
       if image is not None:
         n_bytes += len(regions.boxes) * image[..., 0].size
       if n_bytes > _MASK_BYTES:
@@ -94,42 +90,35 @@ class RegionScorer:
   def label_maps(self, block: Sequence[int]) -> Iterator[tuple[int, list[PixelMap]]]:
     """Yields the number of each image of a block, and its label map under each prompt."""
     images = self._source.images
-    for row, (_, _, regions, scores) in self.scored(block):
+    for row, (regions, scores) in self.scored(block):
       masks = regions.drawn(f"image {images.keys[row]}")
       maps = label_maps_of_regions(scores, masks, *images.shape(row))
       yield row, [PixelMap(labels_HxW) for labels_HxW in maps]
 
-  def _of_part(self, part: Sequence[Scored]) -> Iterator[tuple[int, Scored]]:
+  def _of_part(self, part: Sequence[tuple]) -> Iterator[tuple[int, Scored]]:
     features: Sequence[np.ndarray | None] = [None] * len(part)
     if self._crops is not None and part:
-      images, boxes, masks = zip(*map(self._cropped, part), strict=True)
+      images, boxes, masks = zip(*itertools.starmap(self._cropped, part), strict=True)
       masked = self._settings.crop == "masked"
       features = self._crops.features(images, boxes, masks if masked else None)
-    pairs = list(itertools.product(self._matrices, shares_of(self._settings.alone).values()))
-    for one, clip_RxE in zip(part, features, strict=True):
-      header = self._source.header
+    header, shares = self._source.header, shares_of(self._settings.alone).values()
+    for (row, _, regions), clip_RxE in zip(part, features, strict=True):
+      pairs = [(header if net else None, clip_RxE if clip else None) for net, clip in shares]
       scores = [
-        region_scores(
-          one.regions,
-          header if network else None,
-          clip_RxE if crops else None,
-          matrix,
-          **self._fused,
-        )
-        for matrix, (network, crops) in pairs
+        region_scores(regions, *pair, matrix, **self._fused)
+        for matrix, pair in itertools.product(self._matrices, pairs)
       ]
-      yield one.row, one._replace(scores=scores)
+      yield row, Scored(regions, scores)
 
-  def _cropped(self, one: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  def _cropped(self, row: int, pixels: np.ndarray, regions: Regions) -> tuple:
     """Image at the size of `regions.size`; boxes, and masks if they are cropped, in its pixels."""
-    assert one.image is not None
-    image = resized_image(one.image, self._settings.size)
+    image = resized_image(pixels, self._settings.size)
     height, width = image.shape[:2]
     if not self._by_masks:
-      old_height, old_width = one.image.shape[:2]
+      old_height, old_width = pixels.shape[:2]
       factors = np.float32([width / old_width, height / old_height] * 2)
-      return image, one.regions.boxes * factors, None
-    soft = one.regions.drawn(f"image {self._source.images.keys[one.row]}")
+      return image, regions.boxes * factors, None
+    soft = regions.drawn(f"image {self._source.images.keys[row]}")
     hard = hard_masks(soft, height, width, self._settings.mask_threshold)
     if self._settings.crop != "masked":
       return image, boxes_of_masks(hard), None

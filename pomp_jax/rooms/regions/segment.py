@@ -58,10 +58,8 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Segments the images that are missing, and sums up: returns what `results.json` holds.
 
-  Processes other than the first may return an empty dict.
-
-  Raises:
-    InputError: an image or its regions can't be read; a network with another CLIP inside.
+  Processes other than the first may return an empty dict. InputError for an image or regions that
+  can't be read, and for a network with another CLIP inside.
   """
   folder, pixels = RunFolder(workdir), open_pixel_set(config.segment)
   regions, segment, propose, clip = config.regions, config.segment, config.propose, config.clip

@@ -16,7 +16,7 @@ import numpy as np
 from pomp_jax.data.source import DataFields, SourceError, StoredImages
 from pomp_jax.files.pieces import fingerprint, stored_array
 from pomp_jax.files.terminal import waiting
-from pomp_jax.rooms.regions.annotations import Annotations, read_annotations, run_lengths
+from pomp_jax.rooms.regions.annotations import Annotations, read_annotations
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
@@ -103,9 +103,8 @@ def _object_of(annotations: Annotations, root: str, index: int, number: int) -> 
   image, own = annotations.image(index, root), annotations.rows[index][number]
   height, width = image.shape[:2]
   if own.get("segmentation"):
-    where = f"segmentation of annotation {own.get('id')}"
-    rle = run_lengths(annotations.path, where, own["segmentation"], height, width)
-    if (mask := mask_api.decode(rle).astype(bool)).any():
+    mask = mask_api.decode(annotations.run_lengths_of(index, own)).astype(bool)
+    if mask.any():
       return image, mask
   x, y, w, h = own["bbox"]
   mask = np.zeros((height, width), bool)

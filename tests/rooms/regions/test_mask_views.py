@@ -9,6 +9,7 @@ import pytest
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.regions.annotations import AnnotationError
+from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.label_images import PixelError
@@ -29,40 +30,28 @@ LABELS = np.array([4, -1, 2], np.int32)
 CROPS = MaskAugmentation("crop_flip", seed=5, scales=(0.5, 2.0))
 
 
-class Maps:
+def maps(error=ImageError):
   """Three images, the last of which can't be read."""
 
-  error: Exception = ImageError("image 2: broken")
-  names = ("a", "b")
-  labels = np.zeros(3, np.int32)
-
-  def __len__(self):
-    return 3
-
-  def region_map(self, index):
+  def read(index):
     if index == 2:
-      raise self.error
+      raise error("image 2: broken")
     rng = np.random.default_rng(index)
     shape = (24, 36) if index else (30, 20)
-    return RegionMap(
-      rng.integers(0, 256, (*shape, 3), np.uint8),
-      rng.integers(-1, 3, shape).astype(np.int16),
-      LABELS,
-    )
+    pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+    return RegionMap(pixels, rng.integers(-1, 3, shape).astype(np.int16), LABELS)
 
-  def where(self, index):
-    return f"image {index}"
+  return RegionMaps(undivided("abcde"), np.arange(3), read, "image {}".format)
 
 
 def test_the_whole_image_fits_and_begins_in_the_corner():
-  assert isinstance(Maps(), RegionMaps) and not isinstance(object(), RegionMaps)
-  views = MaskViews(Maps(), 48, 4)
+  views = MaskViews(maps(), 48, 4)
   records, readable = views(np.array([0, 1]), np.array([0, 3]))
   assert records.shape == (2, 1) and readable.all()
   assert records["sides"][:, 0].tolist() == [[48, 32], [32, 48]]
   for record, index in zip(records[:, 0], (0, 1), strict=True):
     rows, columns = record["sides"]
-    whole = Maps().region_map(index)
+    whole = maps().region_map(index)
     image = Image.fromarray(whole.image).resize((columns, rows), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(record["image"][:rows, :columns], image)
     assert not record["image"][rows:].any() and not record["image"][:, columns:].any()
@@ -71,7 +60,7 @@ def test_the_whole_image_fits_and_begins_in_the_corner():
 
 def test_a_view_is_cut_out_of_the_scaled_image():
   """Scales of height and width differ where sides are rounded; here 3 and 2 times."""
-  whole = Maps().region_map(0)
+  whole = maps().region_map(0)
   place = Place(90, 40, 7, 11, 40, 25, False)
   part = cut(whole, place)
   rows = ((np.arange(40) + 7 + 0.5) / 3).astype(int)
@@ -117,15 +106,13 @@ def test_regions_without_pixel_or_class_are_dropped_and_the_largest_are_first():
 def test_smaller_masks_are_in_front():
   masks = np.zeros((3, 2, 4), bool)
   masks[0, :, :2], masks[1], masks[2, 0, 1:] = True, True, True
-  assert map_of_masks(masks, 2, 4).tolist() == [[0, 2, 2, 2], [0, 0, 1, 1]]
-  assert (map_of_masks(masks[:0], 2, 4) == -1).all()
+  assert map_of_masks(masks).tolist() == [[0, 2, 2, 2], [0, 0, 1, 1]]
+  assert (map_of_masks(masks[:0]) == -1).all()
 
 
 @pytest.mark.parametrize("error", [ImageError, AnnotationError, PixelError])
 def test_an_unreadable_image_or_label_is_told(error):
-  maps = Maps()
-  maps.error = error("image 2: broken")
-  records, readable = MaskViews(maps, 32, 2, CROPS)(np.array([2, 0]), np.array([0, 0]))
+  records, readable = MaskViews(maps(error), 32, 2, CROPS)(np.array([2, 0]), np.array([0, 0]))
   assert readable.tolist() == [False, True]
   assert not records["image"][0].any() and records["image"][1].any()
 

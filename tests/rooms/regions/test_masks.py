@@ -49,10 +49,10 @@ def test_detections_equal_torchvisions(seed, top):
     torch.as_tensor(classes),
     0.4,
   ).numpy()[:top]
-  found = select_detections(boxes, scores, min_score=0.1, max_iou=0.4, top=top)
-  np.testing.assert_array_equal(found.regions, regions[kept])
-  np.testing.assert_array_equal(found.classes, classes[kept])
-  np.testing.assert_array_equal(found.scores, scores[found.regions, found.classes])
+  found, own, best = select_detections(boxes, scores, min_score=0.1, max_iou=0.4, top=top)
+  np.testing.assert_array_equal(found, regions[kept])
+  np.testing.assert_array_equal(own, classes[kept])
+  np.testing.assert_array_equal(best, scores[found, own])
 
 
 def test_nothing_above_the_threshold_and_equal_boxes():
@@ -61,9 +61,9 @@ def test_nothing_above_the_threshold_and_equal_boxes():
     found = select_detections(_boxes(0, n_regions), np.full((n_regions, 4), 0.02, np.float32))
     assert [len(part) for part in found] == [0, 0, 0]
   boxes = np.tile(np.array([[0, 0, 5, 5]], np.float32), (4, 1))
-  found = select_detections(boxes, np.full((4, 2), 0.5, np.float32))
-  np.testing.assert_array_equal(found.regions, [0, 0])
-  np.testing.assert_array_equal(found.classes, [0, 1])
+  found, classes, _ = select_detections(boxes, np.full((4, 2), 0.5, np.float32))
+  np.testing.assert_array_equal(found, [0, 0])
+  np.testing.assert_array_equal(classes, [0, 1])
 
 
 @pytest.mark.parametrize("sides", [(40, 52), (25, 90), (9, 13), (10, 12)])

@@ -5,9 +5,9 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
+from pomp_jax.rooms.regions.detections import Detections
 from pomp_jax.rooms.regions.plots import (
   OTHER,
-  Boxes,
   boxes_picture,
   colours_of,
   label_colours,
@@ -50,7 +50,7 @@ def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
 
 def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp_path):
   boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 50, 40]], np.float32)
-  found = Boxes(boxes, np.array([2, 5, 2]), np.array([0.5, 0.9, 0.25], np.float32))
+  found = Detections(boxes, np.array([0.5, 0.9, 0.25], np.float32), np.array([2, 5, 2]))
   image = np.full((50, 75, 3), (10, 120, 240), np.uint8)
   boxes_picture(tmp_path / "a.png", image, found, NAMES, "a.png")
   # The first overlaps the second, which has the higher score.
@@ -61,7 +61,7 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
   assert [text.get_position() for text in axes.texts] == [(10, 0), (200, 200)]
   frames = [(frame.get_width(), frame.get_height()) for frame in axes.patches]
   assert frames == [(90, 100)] * 2 + [(300, 200)] * 2
-  nothing = Boxes(boxes[:0], found.classes[:0], found.scores[:0])
+  nothing = Detections(boxes[:0], found.scores[:0], found.classes[:0])
   boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
   assert legend_of(drawn[1]) == []
 

@@ -8,7 +8,9 @@ from PIL import Image
 import pytest
 import torch
 
+from pomp_jax.config.fields import Clip
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
@@ -52,7 +54,7 @@ def expected_of(network, image, classes):
 @pytest.mark.parametrize("classes", [CLASSES, None])
 def test_regions_are_the_networks_masks_and_embeddings(network, classes):
   """Of images of two sizes together, one of which no multiple of 4."""
-  proposer = Proposer(network, make_mesh(), classes, batch_size=2)
+  proposer = Proposer(network, make_mesh(), classes, Propose(batch_size=2), Clip(), 0.5)
   for image, regions in zip(IMAGES, proposer.regions(IMAGES), strict=True):
     height, width = image.shape[:2]
     seen = Image.fromarray(image).resize((width, 4 * round(height / 4)), Image.Resampling.BILINEAR)

@@ -152,7 +152,7 @@ def class_logits(
   """Scaled cosines to each class and, in the last column, to no object; rows of any norm."""
   rows = jnp.concatenate([classes_NxE, non_object_E[None]])
   with jax.default_matmul_precision("highest"):
-    return LOGIT_SCALE * _unit(embeddings) @ _unit(rows).T
+    return LOGIT_SCALE * unit(embeddings) @ unit(rows).T
 
 
 def normalized_pixels(
@@ -195,6 +195,7 @@ def parameter_groups(params: Params) -> Params:
   return unflatten_dict({path: group(path) for path in flat})
 
 
-def _unit(rows):
+def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array, "*X E"]:
+  """Unit rows; zeros stay zeros."""
   norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
   return rows / jnp.maximum(norms, 1e-12)
