@@ -52,9 +52,10 @@ class Classifier:
     InputError for what can't be used, EvaluationError if features are not finite.
     """
     _check_at_least_1("batch_size", batch_size)
-    self._batch_size, where = batch_size, "the class list"
+    self._batch_size = batch_size
+    where = "the class list"
     if isinstance(names, str | os.PathLike):
-      names, where = load_class_list(names).names, os.fspath(names)
+      names, where = load_class_list(names).names, str(names)
     self.names = tuple(names)
     check_names(self.names, where)
     # Open the files first: computing takes longer.
@@ -70,10 +71,10 @@ class Classifier:
 
     ImageError if an image can't be read, EvaluationError if features are not finite.
     """
-    if _is_one(images):
-      return self.probabilities([images])[0]
-    batches = [np.zeros((0, len(self.names)), np.float32), *self._batches(images)]
-    return np.concatenate(batches)
+    several, is_one = _listed(images)
+    empty = np.zeros((0, len(self.names)), np.float32)
+    found = np.concatenate([empty, *self._batches(several)])
+    return found[0] if is_one else found
 
   def predict(
     self, images: ImageLike | Iterable[ImageLike], top: int = 5
@@ -83,18 +84,17 @@ class Classifier:
     Several images give a list of such lists. Errors as of `probabilities`.
     """
     _check_at_least_1("top", top)
-    if _is_one(images):
-      return self.predict([images], top)[0]
-    found = []
-    for probabilities_BxN in self._batches(images):
+    several, is_one = _listed(images)
+    found: list[list[tuple[str, float]]] = []
+    for probabilities_BxN in self._batches(several):
       best_BxT = np.argsort(-probabilities_BxN, axis=-1, kind="stable")[:, :top]
       found += [
         [(self.names[c], float(row[c])) for c in best]
         for row, best in zip(probabilities_BxN, best_BxT, strict=True)
       ]
-    return found
+    return found[0] if is_one else found
 
-  def _batches(self, images: Iterable[ImageLike]) -> Iterator[Float[np.ndarray, "B N"]]:
+  def _batches(self, images: Iterable[Any]) -> Iterator[Float[np.ndarray, "B N"]]:
     """Yields the probabilities of `batch_size` images at a time; the last batch may be smaller."""
     clip, remaining, first = self._encoder.clip, iter(images), 0
     while part := list(itertools.islice(remaining, self._batch_size)):
@@ -109,11 +109,11 @@ class Classifier:
       first += len(part)
 
 
-def _is_one(images: Any) -> bool:
-  """Whether this is one image; of arrays only [B,H,W,3] are several."""
-  if hasattr(images, "ndim"):
-    return images.ndim != 4
-  return isinstance(images, Image.Image | str | os.PathLike)
+def _listed(images: Any) -> tuple[Iterable[Any], bool]:
+  """The images, and whether it is one; of arrays only [B,H,W,3] are several."""
+  is_path = isinstance(images, Image.Image | str | os.PathLike)
+  is_one = images.ndim != 4 if hasattr(images, "ndim") else is_path
+  return ([images] if is_one else images), is_one
 
 
 def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:

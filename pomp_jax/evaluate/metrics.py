@@ -58,9 +58,10 @@ def accuracy_of_ranks(
   figures: Accuracy = {"images": len(rank_B)}
   for k in ks:
     # Rank N (not finite) is wrong even where k > N.
-    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
+    share = float(np.mean(rank_B < min(k, n_classes)))
+    figures[f"top{k}"] = share
     if k == 1:
-      figures["top1_interval"] = wilson_interval(figures["top1"], len(rank_B))
+      figures["top1_interval"] = wilson_interval(share, len(rank_B))
   return figures
 
 
@@ -187,19 +188,17 @@ class Tally:
     return {name: found[name] for name in ("images", "top1", "top1_interval", "top5")}
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Counts of each class, and the most frequent errors: [class, answer, images]."""
-    images_N, top1_N = self.per_class()
+    """Images and accuracy of each class, and the most frequent errors: [class, answer, images].
+
+    The accuracy of a class without images is NaN.
+    """
+    images_N = self._images_N
+    top1_N = np.where(images_N > 0, self._top1_N / np.maximum(images_N, 1), np.nan)
     pairs, counts = np.unique(np.concatenate(self._wrong), return_counts=True)
     kept = np.argsort(-counts, kind="stable")[:most]
     classes, answers = np.divmod(pairs[kept], len(images_N))
     confusions = np.stack([classes, answers, counts[kept]], axis=1).tolist()
     return {"per_class": {"images": images_N, "top1": top1_N}, "confusions": confusions}
-
-  def per_class(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Images and accuracy of each class; NaN for a class without images."""
-    images_N = self._images_N
-    top1_N = np.where(images_N > 0, self._top1_N / np.maximum(images_N, 1), np.nan)
-    return images_N, top1_N
 
 
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:

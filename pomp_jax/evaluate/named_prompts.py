@@ -15,7 +15,7 @@ from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, norm
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.paths import is_dir, to_path
+from pomp_jax.files.paths import is_dir, join
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits, load_prompt, validate
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import CLASS_FEATURES, load
@@ -47,7 +47,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
       run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
       for checkpoint in read_checkpoints(item):
-        prompt = prompt_of_checkpoint(checkpoint, to_path(item) / f"{checkpoint.step}")
+        prompt = prompt_of_checkpoint(checkpoint, join(item, str(checkpoint.step)))
         found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
       expected = "a run's folder of complete checkpoints"
       require(len(found) > n_before, field, item, expected)
@@ -75,14 +75,6 @@ def _folder_name(label: str) -> str:
   if at and step.isdigit():
     return f"{_folder_name(folder)}@{step}"
   return os.path.basename(os.path.abspath(label)) if is_dir(label) else label
-
-
-def only_prompt(found: Sequence[NamedPrompt], field: str) -> NamedPrompt:
-  """Returns the prompt of a field that takes one; ConfigError for the checkpoints of a run."""
-  if len(found) > 1:
-    labels = ", ".join(named.label for named in found)
-    raise ConfigError(field, labels, "one prompt, such as the prompt.npz of a run's folder")
-  return found[0]
 
 
 def features_under(
@@ -130,9 +122,11 @@ def check_lengths(
   """Raises TokenizeError if a text of the classes under a prompt is too long for the tower."""
   if isinstance(prompt, ClassFeatures):
     return
-  learned = isinstance(prompt, Prompt)
-  templates = ("{}.",) if learned else _texts(prompt, classes)
-  budget = config.max_position_embeddings - 1 - (prompt.context.shape[-2] if learned else 0)
+  templates, budget = ["{}."], config.max_position_embeddings - 1
+  if isinstance(prompt, Prompt):
+    budget -= prompt.context.shape[-2]
+  else:
+    templates = list(_texts(prompt, classes))
   names = normalized_names(classes.names)
   try:
     for template in templates:

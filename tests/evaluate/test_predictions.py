@@ -138,7 +138,7 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
     assert figures["images"] == len(GOOD) and figures["top1"] == expected["top1"]
     assert figures["mean_confidence"] == pytest.approx(expected["mean_confidence"])
     of_classes = np.bincount(stored.labels[GOOD], minlength=4)
-    np.testing.assert_array_equal(found.per_class()[0], of_classes)
+    np.testing.assert_array_equal(found.by_class()["per_class"]["images"], of_classes)
     assert len(caplog.records) == 1
 
 

@@ -130,13 +130,13 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
     raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
   name = entry.get("name")
-  named = isinstance(name, str) and _NAME.fullmatch(name)
+  named = name if isinstance(name, str) and _NAME.fullmatch(name) else ""
   of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
   for key in entry:
     if key not in _KEYS:
       shown = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
       raise SourceError(f"{of}: unknown key {shown}; known: {', '.join(_KEYS)}")
-  if not named or name.split()[0] == "mean":
+  if not named or named.split()[0] == "mean":
     raise SourceError(
       f"{of}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80, and not 'mean' first, which names means in tables"
@@ -162,7 +162,7 @@ def _check(own: OwnSet) -> None:
   """Checks what needs no file."""
   reader, dataset, source = own.reader, own.dataset, SOURCES.get(own.reader)
   named = source is not None and "dataset" not in source.unread
-  expected = source.expected_dataset(dataset) if named else ""
+  expected = source.expected_dataset(dataset) if source is not None and named else ""
   halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
   # Whether a key is wrong, the key, and what it should be.
   rules = [

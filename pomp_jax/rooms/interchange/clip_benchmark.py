@@ -12,8 +12,10 @@ from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import write_json
 from pomp_jax.report.report_files import csv_text
 
-_COLUMNS = ("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task")
-_COLUMNS += ("language", "model_fullname")
+_COLUMNS = (
+  *("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task"),
+  *("language", "model_fullname"),
+)
 # acc5 is not a number there for fewer classes.
 _ACC5_CLASSES = 5
 _PART_CHARACTERS = 80  # of a file name

@@ -17,7 +17,7 @@ from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, only_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
@@ -26,7 +26,7 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
-from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
+from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
