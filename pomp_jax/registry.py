@@ -330,6 +330,9 @@ TRACKERS = {
 # Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
 
+# Function that opens the data sets that `evaluate.sets` or a suite names; empty: nothing does.
+NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"
+
 # Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
 

@@ -1,21 +1,19 @@
 """Data sets of an evaluation: a suite's, named ones, a user's own, or that of `config.data`."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import functools
 import logging
 import os
 from typing import NamedTuple
 
 from pomp_jax import hosts
-from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
+from pomp_jax.config import SOURCES, ConfigError, near_match
 from pomp_jax.config.fields import Data, Eval, Evaluate
-from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
+from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
-from pomp_jax.data.subsets import even_sample, half_of_classes
+from pomp_jax.data.subsets import even_sample
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.paths import is_dir
-from pomp_jax.registry import GROUP_OF, NO_SUITE, OWN, OWN_SETS, SUITES, load
+from pomp_jax.registry import GROUP_OF, NAMED_SETS, NO_SUITE, OWN, OWN_SETS, SUITES, load
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +153,11 @@ def _of_named(
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
     return [EvaluationSet(name, group, name, "all", functools.partial(of_split, name, "test"))]
-  if not settings.root or not is_dir(settings.root):
-    raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
-  reader = settings.source
-  if expected := SOURCES[reader].expected_dataset(name):
-    others = " or ".join(other for other in READERS if other != reader)
-    raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} has {expected}")
-  n_listed, sets = 0 if halves else len(load_class_list(name)), []
-  for part in ("base", "new") if halves else ("all",):
-    opened = functools.partial(_open_named, reader, settings.root, name, part)
-    sets.append(EvaluationSet(part_name(name, part), group, name, part, opened, reader, n_listed))
-  return sets
+  if not NAMED_SETS:
+    field, got = ("sets", name) if settings.sets else ("suite", settings.suite)
+    takes = "no published data set: the room data_sets, which opens them, is not installed"
+    raise ConfigError(f"evaluate.{field}", got, takes)
+  return load(NAMED_SETS)(settings.source, settings.root, name, group, halves)
 
 
 def part_name(name: str, part: str) -> str:
@@ -197,32 +189,3 @@ def _open_split(data: Data, template: str, n_images: int, split: str, images: st
   stored = SOURCES[data.source].stored
   source = inputs.open_source(data, split, n_images=0 if stored else n_images)
   return LabelledSet(source, ClassList(tuple(source.names), None, template, (template,)), images)
-
-
-def _open_named(reader: str, root: str, name: str, part: str) -> LabelledSet:
-  classes, where = load_class_list(name), f"{root}: {name}"
-  source, _, split = SOURCES[reader].load().open_test_set(root, name, classes)
-  labelled = LabelledSet(source, _matched(classes, source.names, where), split)
-  if part != "all":
-    labelled = labelled.of_classes(half_of_classes(len(labelled.classes), part))
-  if not len(labelled.source):
-    raise SourceError(f"{where} has no test image of the classes asked for")
-  return labelled
-
-
-def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The class list under a data set's names; SourceError if the labels mean other classes."""
-  if classes.synsets is None:
-    if len(names) != len(classes):
-      raise SourceError(f"{where}: {len(names)} classes, but its class list has {len(classes)}")
-    for label, (own, listed) in enumerate(zip(names, classes.names, strict=True)):
-      if own != listed:
-        raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")
-  elif len(names) != len(classes):
-    label_of = {name: label for label, name in enumerate(classes.names)}
-    unknown = [name for name in names if name not in label_of]
-    if unknown:
-      raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
-    classes = classes.subset([label_of[name] for name in names])
-  # ImageNet's classes were matched by id, so the source may have other names for them.
-  return dataclasses.replace(classes, names=names)
