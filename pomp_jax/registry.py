@@ -196,7 +196,7 @@ JOBS = {
   "analyse": Job(
     "rooms.analysis.analyse",
     ("data", "eval", "evaluate", "analyse"),
-    "report.reports:geometry_report",
+    "rooms.analysis.reports:geometry_report",
   ),
   "baselines": Job(
     "rooms.baselines.baselines",

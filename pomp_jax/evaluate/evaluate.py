@@ -43,16 +43,17 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import CLIP_BENCHMARK, GROUPS, TREE_ERRORS, load
 from pomp_jax.report import plots
-from pomp_jax.report.class_tables import class_summary, write_class_tables
-from pomp_jax.report.run_report import finish_run
-from pomp_jax.report.set_accuracy import (
+from pomp_jax.report.evaluation_report import (
   SetFigures,
   accuracy_by_group,
+  class_summary,
   counts_by_group,
   figure_by_group,
   published,
   title_of,
+  write_class_tables,
 )
+from pomp_jax.report.run_report import finish_run
 
 log = logging.getLogger(__name__)
 

@@ -1,24 +1,57 @@
-"""Report of the job `evaluate`: accuracy of each group of sets, classes, and every figure."""
+"""An evaluation in figures: accuracy by group of sets, report, and CSV files by set and class.
+
+A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures of
+`metrics.Tally.figures` and `by_class`, the latter perhaps missing).
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import json
+import pathlib
+from statistics import harmonic_mean
+from typing import Any, NamedTuple
 
-from pomp_jax.report.class_tables import class_sections
-from pomp_jax.report.labels import counted
+import numpy as np
+
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.registry import GROUPS
+from pomp_jax.report import plots
+from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.report.report import (
   INTERVAL,
   Report,
   Section,
   Table,
   cell,
+  csv_text,
   highest_cells,
   percent,
   pictures,
   prompts_section,
   short_labels,
 )
-from pomp_jax.report.set_accuracy import title_of
 
+_PUBLISHED = pathlib.Path(__file__).with_name("published.json")
+_TITLES = {
+  "top1": "Top-1 accuracy (%)",
+  "base": "Top-1 accuracy on base classes (%)",
+  "new": "Top-1 accuracy on new classes (%)",
+  "novel": "Top-1 accuracy on novel classes (%)",
+  "harmonic": "Harmonic mean of base and the other classes (%)",
+}
+# Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's list.
+_OTHERS = ("new", "novel")
+_RESULTS = (
+  *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
+  *("macro_top1", "ece", "reference", "difference", "difference_low", "difference_high"),
+  *("p_value",),
+)
+_CLASS = ("set", "prompt", "class", "images", "top1")
+_CONFUSION = ("set", "prompt", "class", "answer", "images", "images_of_class")
+# Classes of a set whose confusion matrix is drawn.
+_MOST_DRAWN = 50
+# Pairs of names, and classes, that `results.json` and the report hold of a set.
+_PAIRS, _CLASSES = 20, 50
 # Figures of one prompt on one set: heading, path in the results, factor.
 _DETAILS = (
   ("images", ("images",), 1),
@@ -47,6 +80,107 @@ _REMARKS = {
   "train": "(train): training images of the set",
   "all": "(all): all images of a folder, none of which were held out",
 }
+
+
+class SetFigures(NamedTuple):
+  """Figures of one set under each prompt."""
+
+  group: str  # group of sets, a key of `registry.GROUPS`; a table each
+  column: str  # heading of the set's column
+  part: str  # part of its classes, "base", "new" or "novel"; "all"
+  prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
+  split: str = "test"  # of its images
+
+
+# Group -> kind -> prompt -> set, or the mean -> value.
+AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+
+def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
+  """Sorts top-1 by group and kind of accuracy, and adds means; fractions.
+
+  Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their `harmonic` mean
+  where a set has both. The harmonic mean of the means is that of the mean accuracies, as in CoCoOp.
+  The mean is called "mean" if it is over all sets of the group, else e.g. "mean of 3".
+  """
+  tables = figure_by_group(found, "top1")
+  for group, kinds in tables.items():
+    base, others = kinds.get("base", {}), next((kinds[p] for p in _OTHERS if p in kinds), {})
+    harmonic = {name: _harmonic(group, base[name], others[name]) for name in base if others}
+    for rows in kinds.values():
+      rows |= {label: row | _mean(group, row) for label, row in rows.items()}
+    if harmonic and all(harmonic.values()):  # some set has both parts
+      kinds["harmonic"] = harmonic
+  return tables
+
+
+def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
+  """Sorts one figure by group and kind; sets without it are skipped."""
+  tables: AccuracyTables = {}
+  for one in found:
+    kind = "top1" if one.part == "all" else one.part
+    rows = tables.setdefault(one.group, {}).setdefault(kind, {})
+    for label, figures in one.prompts.items():
+      if figure in figures:
+        rows.setdefault(label, {})[one.column] = figures[figure]
+  return tables
+
+
+def counts_by_group(
+  found: Sequence[SetFigures], figure: str
+) -> dict[str, dict[str, dict[str, int]]]:
+  """Counts the "images" or "classes" behind each accuracy; those of both parts of a harmonic."""
+  tables = {
+    group: {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
+    for group, kinds in figure_by_group(found, figure).items()
+  }
+  for kinds in tables.values():
+    others = next((kinds[part] for part in _OTHERS if part in kinds), {})
+    both = {c: n + others[c] for c, n in kinds.get("base", {}).items() if c in others}
+    if both:
+      kinds["harmonic"] = both
+  return tables
+
+
+def _harmonic(
+  group: str, base: Mapping[str, float], other: Mapping[str, float]
+) -> dict[str, float]:
+  # float: the mean of 0 and another number is the int 0.
+  row = {c: float(harmonic_mean((value, other[c]))) for c, value in base.items() if c in other}
+  if base.keys() == other.keys():  # else the means are over different sets
+    new = _mean(group, other)
+    means = _mean(group, base).items()
+    row |= {name: float(harmonic_mean((value, new[name]))) for name, value in means}
+  return row
+
+
+def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
+  """Returns the mean over a row's sets by its name; nothing for one set or a group without mean."""
+  if not GROUPS[group].mean or len(row) < 2:
+    return {}
+  name = "mean" if row.keys() == set(GROUPS[group].sets) else f"mean of {len(row)}"
+  return {name: float(np.mean(list(row.values())))}
+
+
+def title_of(group: str, kind: str) -> str:
+  """Returns the title of a table or plot of a group of sets."""
+  return f"{_TITLES[kind]}: {GROUPS[group].title}"
+
+
+def published(
+  group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
+  content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+  columns = {column for row in rows.values() for column in row}
+  return {
+    method["name"]: {
+      "source": content["sources"][method["source"]],
+      "figures": method["figures"][group][kind],
+    }
+    for method in content["methods"]
+    if columns & set(method["figures"].get(group, {}).get(kind, {}))
+  }
 
 
 def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
@@ -158,3 +292,102 @@ def _at(figures: Any, path: Sequence[str | int], factor: float | int) -> float |
   except (KeyError, IndexError):
     return None
   return factor * figures
+
+
+def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
+  """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets."""
+  rows, classes, confusions = [], [], []
+  for name, of_set in sets.items():
+    names = of_set["classes"]
+    for label, figures in of_set["prompts"].items():
+      row = [label, name, of_set["split"], figures["images"], len(names)]
+      row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
+      row += [figures.get("macro_top1"), figures.get("ece")]
+      if found := figures.get("difference"):
+        row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
+      rows.append(row + [None] * (len(_RESULTS) - len(row)))
+      if "per_class" in figures:
+        images_N, top1_N = _per_class(figures)
+        for one, images, top1 in zip(names, images_N, top1_N, strict=True):
+          classes.append((name, label, one, images, top1 if images else ""))
+        for c, answer, count in figures["confusions"]:
+          confusions.append((name, label, names[c], names[answer], count, images_N[c]))
+    label = _best_prompt(of_set)
+    if label and 1 < len(names) <= _MOST_DRAWN:
+      title = f"{name}: answers under {prompt_labels([label])[0]}"
+      images_N, top1_N = map(np.asarray, _per_class(of_set["prompts"][label]))
+      matrix_NxN = np.diag(np.rint(images_N * np.nan_to_num(top1_N)).astype(int))
+      for c, answer, count in of_set["prompts"][label]["confusions"]:
+        matrix_NxN[c, answer] = count
+      plots.confusion_matrix(folder.plots / _picture(name), matrix_NxN, names, title)
+  for file, columns, found in (
+    ("results.csv", _RESULTS, rows),
+    ("classes.csv", _CLASS, classes),
+    ("confusions.csv", _CONFUSION, confusions),
+  ):
+    with replacing(folder.path / file) as written:
+      written.write(csv_text(columns, found).encode())
+
+
+def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
+  """The prompt of the highest top-1, the first of several, whose answers are known by class."""
+  prompts = {label: one for label, one in of_set["prompts"].items() if "per_class" in one}
+  return max(prompts, key=lambda label: prompts[label]["top1"], default=None)
+
+
+def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
+  """What `results.json` holds of one prompt, the best one if None, as JSON values.
+
+  `confused` has [class, answer, images, images of the class], the most frequent first; `hardest`
+  [class, images, top1], the lowest first. Empty where answers are not known.
+  """
+  label = label or _best_prompt(of_set)
+  if label is None or "per_class" not in of_set["prompts"][label]:
+    return {}
+  figures, names = of_set["prompts"][label], of_set["classes"]
+  images_N, top1_N = _per_class(figures)
+  order = sorted((c for c in range(len(names)) if images_N[c]), key=lambda c: top1_N[c])
+  return {
+    "prompt": label,
+    "confused": [
+      [names[c], names[answer], count, images_N[c]]
+      for c, answer, count in figures["confusions"][:_PAIRS]
+    ],
+    "hardest": [[names[c], images_N[c], top1_N[c]] for c in order[:_CLASSES]],
+  }
+
+
+def class_sections(
+  summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
+) -> list[Section]:
+  """Sections of confused names, confusion matrices and accuracy of classes, by `class_summary`."""
+  confused, hardest = [], []
+  for name, of_set in summaries.items():
+    head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
+    for one, answer, count, images in of_set.get("confused", ()):
+      confused.append([*head, one, answer, f"{count} of {images}"])
+    for one, images, top1 in of_set.get("hardest", ()):
+      hardest.append([*head, one, str(images), f"{100 * top1:.1f}"])
+  columns = ("set", "prompt", "class")
+  sections = []
+  if confused:
+    text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
+    table = Table((*columns, "taken for", "images"), confused)
+    folded = len(confused) > _PAIRS
+    sections.append(Section("Most confused names", text, table, folded=folded))
+  sections += pictures({_picture(name): f"Confusions: {name}" for name in summaries})
+  if hardest:
+    text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
+    table = Table((*columns, "images", "top-1 (%)"), hardest)
+    sections.append(Section("Accuracy of classes", text, table, folded=True))
+  return sections
+
+
+def _picture(name: str) -> str:
+  return f"confusions_{name.replace('/', '-')}.png"
+
+
+def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+  """Images and accuracy of each class, as Python's numbers."""
+  images, top1 = (figures["per_class"][key] for key in ("images", "top1"))
+  return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()

@@ -1,22 +1,18 @@
 """Reports of trainings, of class features and of predictions; figures of any results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pomp_jax.report.class_tables import class_sections
-from pomp_jax.report.evaluation_report import remarks
+from pomp_jax.report.evaluation_report import class_sections, remarks
 from pomp_jax.report.labels import counted, method_label, with_counts
 from pomp_jax.report.report import (
   INTERVAL,
   Report,
   Section,
   Table,
-  cell,
   facts,
   percent,
   pictures,
-  prompts_section,
-  short_labels,
 )
 
 _MOST_ROWS = 200  # of files or figures without a limit of their own
@@ -83,51 +79,6 @@ def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
   table = Table(("split", "prompt", "difference", "p"), rows)
   return [Section("Difference to the hand-written prompt", text, table)] if rows else []
-
-
-def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:
-  """A section with the errors of what has failed."""
-  table = Table((corner, "error"), rows, ["failed"] * len(rows))
-  return Section(title, table=table) if rows else Section(title, "None.")
-
-
-def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `analyse`: figures, maps and similarities of each set, nearest tokens."""
-  labels, sets = short_labels(results["prompts"]), results["sets"]
-  counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
-  sections = [
-    prompts_section(results["prompts"], labels),
-    Section("Data sets", table=Table(("set", "images", "classes"), counts)),
-    *pictures({"alignment_uniformity.png": "Alignment and uniformity"}),
-  ]
-  for title, text, shown in (
-    ("Alignment (lower is better)", "", lambda of: cell(of["alignment"], 3)),
-    ("Uniformity (lower is better)", "", lambda of: cell(of["uniformity"], 3)),
-    ("Top-1 accuracy (%)", INTERVAL, lambda of: percent(of["top1"], of.get("top1_interval"))),
-  ):
-    rows = [
-      [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
-      for label, short in labels.items()
-    ]
-    sections.append(Section(title, text, Table(("prompt", *sets), rows), brief=True))
-  for name in sets:
-    file = name.replace("/", "-")
-    sections += pictures({f"map_{file}.png": f"Class features of {name}"})
-    sections += pictures({f"similarity_{file}.png": f"Cosines of classes of {name}"})
-  text = (
-    "Euclidean distances; half of the vocabulary's tokens have another within"
-    f" {results['tokens']['median_distance_between_tokens']:.3f}."
-  )
-  for label, vectors in results["tokens"]["vectors"].items():
-    rows = []
-    for number, one in enumerate(vectors, 1):
-      near = zip(one["tokens"], one["distances"], strict=True)
-      rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
-    table = Table(("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows)
-    sections.append(Section(f"Nearest tokens: {labels[label]}", text, table, brief=True))
-  prompts = counted(len(labels), "prompt")
-  text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
-  return Report(f"Class features under {prompts}", text, sections)
 
 
 def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:

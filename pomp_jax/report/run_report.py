@@ -9,8 +9,16 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
 from pomp_jax.registry import JOBS, load
-from pomp_jax.report.report import Report, Section, Table, facts, with_pictures
-from pomp_jax.report.report_files import html, latex, markdown
+from pomp_jax.report.report import (
+  Report,
+  Section,
+  Table,
+  facts,
+  html,
+  latex,
+  markdown,
+  with_pictures,
+)
 
 # Files of runs that a report links to, with what they hold.
 _FILES = {

@@ -33,7 +33,7 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.registry import TRACKERS, load
 from pomp_jax.report import plots
-from pomp_jax.report.class_tables import class_summary, write_class_tables
+from pomp_jax.report.evaluation_report import class_summary, write_class_tables
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches, loop, methods
@@ -219,7 +219,7 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 
 
 def _sets(splits: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
-  """The splits as sets of `report.class_tables`."""
+  """The splits as sets of `report.evaluation_report`."""
   return {
     name: {
       "split": name.split("/")[0] if name.split("/")[0] in ("train", "validation") else "test",

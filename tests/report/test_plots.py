@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pomp_jax.report import drawing, plots
-from pomp_jax.rooms.analysis import geometry as features
 
 STEPS = list(range(10, 2010, 10))
 VALUES = np.exp(-np.array(STEPS) / 500).tolist()
@@ -91,19 +90,6 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   assert axes.get_title() == "dtd, 1,692 images, 47 classes"
   assert [line.get_xydata().tolist() for line in axes.lines[1:]] == [[[0.5, 0.25]]] * 3
   assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
-
-
-def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
-  one, two = {"alignment": 1.0, "uniformity": None}, {"alignment": 1.2, "uniformity": -0.5}
-  sets = {
-    "pets/novel": {"images": 1, "classes": 1, "prompts": {"a {}": one}},
-    "pets/base": {"images": 2000, "classes": 2, "prompts": {"a {}": two}},
-  }
-  features.alignment_uniformity(tmp_path / "plot.png", sets)
-  points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
-  assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
-  titles = [axes.get_title() for axes in drawn[0].axes[:2]]
-  assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]
 
 
 @given(st.floats(-6, 6), st.floats(0.001, 9, exclude_min=True), st.sampled_from(["x", "y"]))

@@ -7,8 +7,7 @@ from typing import Any
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
-from pomp_jax.report.report import Report, Section, Table, pictures
-from pomp_jax.report.reports import failures
+from pomp_jax.report.report import Report, Section, Table, failures, pictures
 from pomp_jax.rooms.ablation import time_to_accuracy
 from pomp_jax.rooms.ablation.plots import (
   COSTS,

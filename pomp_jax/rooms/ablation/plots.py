@@ -9,7 +9,7 @@ import numpy as np
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.report.report_files import csv_text
+from pomp_jax.report.report import csv_text
 
 # Headings of the figures of a cell other than its accuracies.
 COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}

@@ -17,8 +17,8 @@ from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_t
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
-from pomp_jax.report import plots
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines.plots import method_dots
 from pomp_jax.rooms.baselines.repeat import of_seeds, run_of_seed, summary
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
@@ -63,7 +63,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if methods:
     top1 = {label: row["top1"] for label, row in methods.items()}
     with writing(folder.plots):
-      plots.method_dots(folder.plots / "accuracy.png", top1)
+      method_dots(folder.plots / "accuracy.png", top1)
   finish_run(folder, config.to_dict(), results, "results.md")
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pomp_jax.report.labels import counted, method_label, method_labels, with_counts
-from pomp_jax.report.report import Report, Section, Table, cell, facts, percent, pictures
-from pomp_jax.report.reports import failures
+from pomp_jax.report.report import Report, Section, Table, cell, facts, failures, percent, pictures
 
 _SEEDS = "Mean ± sample standard deviation over the seeds."
 

@@ -10,7 +10,7 @@ from typing import Any
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import write_json
-from pomp_jax.report.report_files import csv_text
+from pomp_jax.report.report import csv_text
 
 _COLUMNS = (
   *("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task"),

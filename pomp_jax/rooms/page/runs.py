@@ -26,8 +26,7 @@ from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS
 from pomp_jax.report import plots
-from pomp_jax.report.report import Report, Section, with_pictures
-from pomp_jax.report.report_files import html_section
+from pomp_jax.report.report import Report, Section, html_section, with_pictures
 from pomp_jax.report.reports import figures_report
 from pomp_jax.report.run_report import report_of
 

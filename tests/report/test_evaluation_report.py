@@ -3,7 +3,12 @@
 import pytest
 
 from pomp_jax.registry import FOUR, TEN
-from pomp_jax.report.set_accuracy import SetFigures, accuracy_by_group, counts_by_group, published
+from pomp_jax.report.evaluation_report import (
+  SetFigures,
+  accuracy_by_group,
+  counts_by_group,
+  published,
+)
 
 
 def test_published_harmonic_means_are_those_of_their_bases_and_news():
