@@ -30,6 +30,7 @@ from pomp_jax.config.declare import (
   typed,
 )
 from pomp_jax.data.subsets import HALVES
+from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
@@ -41,10 +42,8 @@ from pomp_jax.registry import (
   FORMATS,
   JOBS,
   METHODS,
-  NO_SUITE,
   READERS,
   SOURCES,
-  SUITES,
   TASKS,
   TRACKERS,
   WORLD,

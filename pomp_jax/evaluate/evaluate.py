@@ -19,6 +19,7 @@ from pomp_jax.config import Settings, fields
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
+from pomp_jax.data.suites import GROUPS
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluation_sets import (
@@ -41,7 +42,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import CLIP_BENCHMARK, GROUPS, TREE_ERRORS, load
+from pomp_jax.registry import CLIP_BENCHMARK, TREE_ERRORS, load
 from pomp_jax.report import plots
 from pomp_jax.report.evaluation_report import (
   SetFigures,

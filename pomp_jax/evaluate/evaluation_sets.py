@@ -12,8 +12,9 @@ from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
+from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
 from pomp_jax.evaluate import inputs
-from pomp_jax.registry import GROUP_OF, NAMED_SETS, NO_SUITE, OWN, OWN_SETS, SUITES, load
+from pomp_jax.registry import NAMED_SETS, OWN_SETS, load
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class EvaluationSet(NamedTuple):
   """A data set, or a part of its classes, to evaluate."""
 
   name: str  # such as "dtd", or "dtd/base" for a part of its classes
-  group: str  # table of the set, one of `registry.GROUPS`
+  group: str  # table of the set, one of `suites.GROUPS`
   column: str  # heading in that table
   part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
   open: Callable[[], LabelledSet]  # opens the class list and the images; reads none

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pomp_jax.data.suites import GROUPS
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.registry import GROUPS
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.report.report import (
@@ -85,7 +85,7 @@ _REMARKS = {
 class SetFigures(NamedTuple):
   """Figures of one set under each prompt."""
 
-  group: str  # group of sets, a key of `registry.GROUPS`; a table each
+  group: str  # group of sets, a key of `suites.GROUPS`; a table each
   column: str  # heading of the set's column
   part: str  # part of its classes, "base", "new" or "novel"; "all"
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`

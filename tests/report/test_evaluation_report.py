@@ -2,7 +2,7 @@
 
 import pytest
 
-from pomp_jax.registry import FOUR, TEN
+from pomp_jax.data.suites import FOUR, TEN
 from pomp_jax.report.evaluation_report import (
   SetFigures,
   accuracy_by_group,

@@ -1,0 +1,63 @@
+"""Suites of data sets that `evaluate` knows by name, and the tables that their figures stand in."""
+
+from typing import NamedTuple
+
+# CoOp's cross-dataset sets, in the order of its tables.
+TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
+  "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
+)  # fmt: skip
+FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
+NO_SUITE = "none"
+_IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
+
+
+class Suite(NamedTuple):
+  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the world."""
+
+  sets: tuple[str, ...]  # data sets to evaluate by default
+  more: tuple[str, ...] = ()  # data sets that `evaluate.sets` may name beside them
+  halves: bool = False  # whether every set is evaluated twice, over its base and its new classes
+
+
+SUITES = {
+  "world": Suite(("base", "novel", "shifted")),
+  "cross_dataset": Suite(TEN),
+  "cross_domain": Suite(FOUR),
+  # Both, each with its own table and mean.
+  "fourteen": Suite((*TEN, *FOUR), (_IMAGENET,)),
+  # CoCoOp's protocol (Zhou et al., CVPR 2022).
+  "base_to_new": Suite((_IMAGENET, *TEN), halves=True),
+  # The default is the list of the published figures.
+  "imagenet21k": Suite(("imagenet21k_p_w21",), ("imagenet21k_p", "imagenet21k")),
+}
+
+
+class Group(NamedTuple):
+  """Data sets of one table."""
+
+  title: str
+  sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
+  mean: bool = True  # whether to average over the sets
+  readers: tuple[str, ...] = ()  # readers whose images are those of the published figures
+
+
+GROUPS = {
+  "world": Group("embedded world", SUITES["world"].sets, mean=False),
+  # CoOp has its own splits of the ten. An ImageNet variant is the same data set everywhere.
+  "cross_dataset": Group("CoOp's ten cross-dataset sets", TEN, readers=("coop",)),
+  "cross_domain": Group("four variants of ImageNet", FOUR, readers=("coop", "tfds")),
+  "base_to_new": Group("base to new", SUITES["base_to_new"].sets, readers=("coop",)),
+  "imagenet21k": Group(
+    "ImageNet-21K", SUITES["imagenet21k"].sets, mean=False, readers=("tfds", "folder")
+  ),
+  _IMAGENET: Group("ImageNet-1K, the source", (_IMAGENET,), mean=False),
+  OWN: Group("own sets"),
+}
+
+# Group of every named set, unless its classes are halved.
+GROUP_OF = {
+  name: group
+  for group in ("world", "cross_dataset", "cross_domain", "imagenet21k")
+  for name in (*SUITES[group].sets, *SUITES[group].more)
+} | {_IMAGENET: _IMAGENET}
