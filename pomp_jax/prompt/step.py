@@ -18,14 +18,18 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from pomp_jax.array_types import Array, Int32
+from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ImageLearner, Initialised, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Initialised, Learner, TextFeatures
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import CLASS, DATA
+
+# Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
+ImageTower = Callable[[Any, jax.Array], jax.Array]
+Batch = dict[str, jax.Array]
 
 
 class TrainState(struct.PyTreeNode):
@@ -57,31 +61,8 @@ def create_state(
 class Renewal(NamedTuple):
   """The rows of the bank that a step computes beside its own classes, in turn."""
 
-  learner: Learner  # learner with the token budget of `renewal_token_budget`
-  rows: int  # classes of a device and a micro-step
-
-
-def renewal_token_budget(lengths_N: np.ndarray, n_own: int, n_parts: int, rows: int) -> int:
-  """Own tokens of the longest part of a renewal, see `renewed_classes`."""
-  lengths_N = np.asarray(lengths_N) + n_own
-  turn = -(-lengths_N.size // (n_parts * rows))
-  ids = (np.arange(turn)[:, None] + turn * np.arange(n_parts * rows)) % lengths_N.size
-  return int(lengths_N[ids].reshape(turn, n_parts, rows).sum(-1).max())
-
-
-def renewed_classes(
-  step: Int32[Array, ""], part: Int32[Array, ""], n_parts: int, rows: int, n_classes: int
-) -> Int32[Array, " rows"]:
-  """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps renew all N.
-
-  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of which each
-  part, a device and micro-step, computes `rows`. Names that follow one another in a list are of
-  similar lengths, so neighbours need a larger token budget: 912 tokens beside 582 for 128 of
-  ImageNet-21K's classes.
-  """
-  # The remainder first, so that no number exceeds N + n_parts * rows.
-  turn = -(-n_classes // (n_parts * rows))
-  return (step % turn + turn * (part * rows + jnp.arange(rows, dtype=jnp.int32))) % n_classes
+  learner: Learner  # learner with the token budget of `bank.renewal_token_budget`
+  rows: int  # classes of a device and a micro-step, see `bank.renewed_classes`
 
 
 def step_token_budget(
@@ -114,11 +95,37 @@ def step_token_budget(
   return token_budget(lengths_N, n_drawn, n_given)
 
 
+class _Static(NamedTuple):
+  """What a compiled step holds beside its arrays; `make_train_step` documents it."""
+
+  mesh: Mesh
+  learner: Learner
+  image_tower: ImageTower | None  # over all devices
+  optimizer: optax.GradientTransformation
+  settings: ContrastSettings
+  accumulate: int
+  renewal: Renewal | None
+
+
+class _Group(NamedTuple):
+  """One group of each data index, and what its draws are derived from."""
+
+  images: Any  # uint8 [data*B,H,W,3] or features [data*B,E]
+  labels: Any  # int32 [data*B]
+  step: Any
+  seed_key: Any
+  micro: Any  # number of the group among those that a data index accumulates
+
+
+# Classes whose features a device computed, [X], and these, [X,E]; None without a bank.
+_Computed = tuple[jax.Array, jax.Array] | None
+
+
 def make_train_step(
   *,
   mesh: Mesh,
   learner: Learner,
-  image_tower: Callable[[Any, jax.Array], jax.Array] | None,
+  image_tower: ImageTower | None,
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
@@ -151,73 +158,202 @@ def make_train_step(
   """
   if isinstance(learner, ImageLearner) and image_tower is not None:
     raise ValueError("image_tower: got a tower, expected None with an ImageLearner")
-  group_loss = _make_group_loss(mesh, learner, settings, accumulate, renewal)
-  # Outside of what is differentiated, so the image tower leaves no residuals.
-  image_features = image_tower and over_all_devices(mesh, image_tower)
-
-  def mean_gradient(state, frozen, batch):
-    def group_gradient(total, group):
-      features, labels, micro = group
-      (_, (contrast, computed)), gradient = jax.value_and_grad(group_loss, has_aux=True)(
-        state.params, frozen, state.bank, features, labels, state.step, state.seed_key, micro
-      )
-      return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
-
-    def split(rows):
-      # [data * accumulate * B, ..] -> [accumulate, data * B, ..]: group g of data index d is
-      # d * accumulate + g, a contiguous block of what that index holds.
-      rows = rows.reshape(mesh.shape[DATA], accumulate, -1, *rows.shape[1:])
-      rows = jnp.moveaxis(rows, 1, 0)
-      rows = rows.reshape(accumulate, -1, *rows.shape[3:])
-      return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, P(None, DATA)))
-
-    images = batch["image"]
-    features = image_features(frozen.image, images) if image_features else images
-    groups = (split(features), split(batch["label"]), jnp.arange(accumulate))
-    zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
-    total, computed = jax.lax.scan(group_gradient, zero, groups)
-    return jax.tree.map(lambda leaf: leaf / accumulate, total), computed
-
-  def updated_bank(rows, computed):
-    # [accumulate, data * X, ..] -> [data * accumulate * X, ..]: in the order of the groups.
-    def in_order(leaf):
-      leaf = leaf.reshape(accumulate, mesh.shape[DATA], -1, *leaf.shape[2:])
-      return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
-
-    rows = banks.write_rows(rows, mesh, *jax.tree.map(in_order, computed))
-    return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(mesh))
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def train_step(state, frozen, batch):
-    (contrast, gradient), computed = mean_gradient(state, frozen, batch)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    metrics = {
-      "loss": contrast.loss,
-      "accuracy": contrast.accuracy,
-      "grad_norm": optax.tree.norm(gradient),
-      "param_norm": optax.tree.norm(state.params),
-    }
-    params = optax.apply_updates(state.params, updates)
-    bank = None if state.bank is None else updated_bank(state.bank, computed)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, bank=bank)
-    return state, metrics
-
-  return train_step
+  tower = None if image_tower is None else over_all_devices(mesh, image_tower)
+  static = _Static(mesh, learner, tower, optimizer, settings, accumulate, renewal)
+  return jax.jit(functools.partial(train_step, static), donate_argnums=0)
 
 
-def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
+def train_step(
+  static: _Static, state: TrainState, frozen: Frozen, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Draws, contrasts and updates, see `make_train_step`; the log shows this name as compiled."""
+  contrast, gradient, computed = _mean_gradient(static, state, frozen, batch)
+  updates, opt_state = static.optimizer.update(gradient, state.opt_state, state.params)
+  metrics = {
+    "loss": contrast.loss,
+    "accuracy": contrast.accuracy,
+    "grad_norm": optax.tree.norm(gradient),
+    "param_norm": optax.tree.norm(state.params),
+  }
+  params = optax.apply_updates(state.params, updates)
+  bank = None if computed is None else _updated_bank(static, state.bank, computed)
+  return TrainState(state.step + 1, params, opt_state, state.seed_key, bank), metrics
+
+
+def _mean_gradient(
+  static: _Static, state: TrainState, frozen: Frozen, batch: Batch
+) -> tuple[Contrast, Any, _Computed]:
+  """Means over all groups, which a scan takes one after the other."""
+  features = batch["image"]
+  if static.image_tower is not None:
+    # Outside of what is differentiated, so the image tower leaves no residuals.
+    features = static.image_tower(frozen.image, features)
+  features, labels = _in_groups(static, features), _in_groups(static, batch["label"])
+  groups = features, labels, jnp.arange(static.accumulate)
+  zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+  add = functools.partial(_add_gradient, static, state, frozen)
+  total, computed = jax.lax.scan(add, zero, groups)
+  return *jax.tree.map(lambda leaf: leaf / static.accumulate, total), computed
+
+
+def _in_groups(static: _Static, rows: jax.Array) -> jax.Array:
+  """[data * accumulate * B, ..] to [accumulate, data * B, ..].
+
+  Group g of data index d is d * accumulate + g, a contiguous block of what that index holds.
+  """
+  rows = rows.reshape(static.mesh.shape[DATA], static.accumulate, -1, *rows.shape[1:])
+  rows = jnp.moveaxis(rows, 1, 0)
+  rows = rows.reshape(static.accumulate, -1, *rows.shape[3:])
+  return jax.lax.with_sharding_constraint(rows, NamedSharding(static.mesh, P(None, DATA)))
+
+
+def _add_gradient(
+  static: _Static, state: TrainState, frozen: Frozen, total: Any, rows: tuple[jax.Array, ...]
+) -> tuple[Any, _Computed]:
+  """Adds contrast and gradient of one group of each data index."""
+  images, labels, micro = rows
+  group = _Group(images, labels, state.step, state.seed_key, micro)
+  loss = jax.value_and_grad(functools.partial(_mean_loss, static), has_aux=True)
+  (_, (contrast, computed)), gradient = loss(state.params, frozen, state.bank, group)
+  return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
+
+
+def _mean_loss(
+  static: _Static, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
+) -> tuple[jax.Array, tuple[Contrast, _Computed]]:
+  """Mean loss over the data axis, each index with its own draw."""
+  contrast, computed = jax.shard_map(
+    functools.partial(_device_contrast, static),
+    mesh=static.mesh,
+    in_specs=(P(), P(), banks.SHARDED, _Group(P(DATA), P(DATA), P(), P(), P())),
+    out_specs=(P(), banks.SHARDED),
+  )(params, frozen, bank, group)
+  return contrast.loss, (contrast, computed)
+
+
+def _device_contrast(
+  static: _Static, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
+) -> tuple[Contrast, _Computed]:
+  """The mean contrast, and the features that this device computed, inside the `shard_map`."""
+  settings, learner = static.settings, static.learner
+  # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
+  # must see both as varying.
+  frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
+  if bank is not None:
+    rows = banks.Bank(bank, settings.n_classes, sharded=True)
+    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
+  features_BxE, labels_B = _image_features(learner, params, frozen, group.images), group.labels
+  number = jax.lax.axis_index(DATA) * static.accumulate + group.micro
+  drawn = sampling.draw_negatives(
+    sampling.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
+    settings.sampling,
+    k=settings.k,
+    n_classes=settings.n_classes,
+    labels_B=labels_B,
+    images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
+    arrays=frozen.sampling,
+  )
+  mine_R = _dealt(jnp.concatenate([labels_B, drawn.ids]))
+  classes = learner.text_features(params, frozen, mine_R, features_BxE)
+  contrast = _contrast(settings, frozen.sampling, features_BxE, labels_B, drawn, classes)
+  computed = None
+  if bank is not None:
+    found = [(mine_R, classes)]
+    if static.renewal is not None:
+      part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+      n_parts, (other, n_rows) = static.mesh.size * static.accumulate, static.renewal
+      ids_R = banks.renewed_classes(group.step, part, n_parts, n_rows, settings.n_classes)
+      fixed = jax.lax.stop_gradient(params)
+      found.append((ids_R, other.text_features(fixed, frozen, ids_R, features_BxE)))
+    computed = _known_rows(found, beyond=settings.n_classes + static.mesh.size)
+  return jax.lax.pmean(contrast, (DATA, CLASS)), computed
+
+
+def _image_features(
+  learner: Learner, params: Any, frozen: Frozen, images: jax.Array
+) -> Float[Array, "B E"]:
+  """Features of a group's images; given, or by an `ImageLearner` split over the class axis."""
+  if not isinstance(learner, ImageLearner):
+    return images
+  share = learner.image_features(params, frozen, _own_share(images))
+  return jax.lax.all_gather(share, CLASS, tiled=True)[: len(images)]
+
+
+def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
+  """This device's classes of a draw, dealt out in turn: each gets its share of the positives."""
+  class_size = jax.lax.axis_size(CLASS)
+  rows = -(-ids_C.size // class_size)
+  dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
+  return jax.lax.dynamic_index_in_dim(dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False)
+
+
+def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
+  """Rows of all classes of a draw, in its order, from those that `_dealt` gave each device."""
+  dealt = jax.lax.all_gather(mine, CLASS, axis=1)
+  return dealt.reshape(-1, *mine.shape[1:])[:n_classes]
+
+
+def _contrast(
+  settings: ContrastSettings,
+  arrays: sampling.SamplingArrays,
+  features_BxE: Float[Array, "B E"],
+  labels_B: Int32[Array, " B"],
+  drawn: sampling.Negatives,
+  mine: TextFeatures,
+) -> Contrast:
+  """The contrast of a group's images with its draw, gathered over the class axis."""
+  n_images, n_classes = labels_B.size, labels_B.size + drawn.ids.size
+  features_CxE = _gathered(mine.features, n_classes)
+  positives_BxE, available_S = features_CxE[:n_images], None
+  if features_CxE.ndim == 3:
+    # [C,B,E], one for each image: the diagonal pairs each image with its own class.
+    positives_BxE = jnp.diagonal(positives_BxE).T
+  if mine.available is not None:
+    available_S = _gathered(mine.available, n_classes)[n_images:]
+  negatives = sampling.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
+  negative_features = features_CxE[n_classes - negatives.ids.size :]
+  return local_contrast(
+    settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
+  )
+
+
+def _known_rows(
+  found: list[tuple[jax.Array, TextFeatures]], beyond: int
+) -> tuple[jax.Array, jax.Array]:
+  """Joins classes to ids [X] and features [X,E]; dropped rows get the id `beyond`."""
+  ids, features = [], []
+  for ids_R, rows in found:
+    ids.append(ids_R if rows.available is None else jnp.where(rows.available, ids_R, beyond))
+    features.append(jax.lax.stop_gradient(rows.features))
+  return jnp.concatenate(ids), jnp.concatenate(features)
+
+
+def _updated_bank(static: _Static, rows: jax.Array, computed: _Computed) -> jax.Array:
+  """Writes what all groups computed, in their order, into the bank."""
+
+  def in_order(leaf: jax.Array) -> jax.Array:
+    # [accumulate, data * X, ..] to [data * accumulate * X, ..].
+    leaf = leaf.reshape(static.accumulate, static.mesh.shape[DATA], -1, *leaf.shape[2:])
+    return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
+
+  rows = banks.write_rows(rows, static.mesh, *jax.tree.map(in_order, computed))
+  return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(static.mesh))
+
+
+def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
   """Splits the image tower's rows over all devices, those of the class axis too.
 
-  Returns a function (params, images [G,H,W,3] sharded over `data`) -> features [G,E], not compiled.
+  Its images are sharded over `data`, and it is not compiled.
   """
+  split = jax.shard_map(
+    lambda params, images: image_tower(params, _own_share(images)),
+    mesh=mesh,
+    in_specs=(P(), P(DATA)),
+    out_specs=P((DATA, CLASS)),
+  )
 
-  def local(params, images):
-    return image_tower(params, _own_share(mesh, images))
-
-  def features(params, images):
-    shares = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P((DATA, CLASS)))(
-      params, images
-    )
+  def features(params: Any, images: jax.Array) -> jax.Array:
+    shares = split(params, images)
     shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
     whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
     return whole.reshape(images.shape[0], -1)
@@ -225,102 +361,10 @@ def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
   return features
 
 
-def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
+def _own_share(images: jax.Array) -> jax.Array:
   """This device's share of a data index's images along the class axis, padded to equal sizes."""
-  class_size = mesh.shape[CLASS]
+  class_size = jax.lax.axis_size(CLASS)
   rows = -(-images.shape[0] // class_size)
   padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
   start = jax.lax.axis_index(CLASS) * rows
   return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
-
-
-def _make_group_loss(mesh, learner, settings, accumulate, renewal):
-  """Builds the mean loss over the data axis, each index with its own draw.
-
-  With a bank it also returns the classes whose features a step computed, and these: (ids [X],
-  features [X,E]).
-  """
-  n_devices, n_classes = mesh.size, settings.n_classes
-
-  def renewed(params, frozen, features_BxE, step, group):
-    """The next classes in turn, and their features."""
-    part = group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)
-    ids_R = renewed_classes(step, part, n_devices * accumulate, renewal.rows, n_classes)
-    return ids_R, renewal.learner.text_features(params, frozen, ids_R, features_BxE)
-
-  def local_loss(params, frozen, bank, images, labels_B, step, seed_key, micro):
-    # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
-    # must see both as varying.
-    frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
-    features_BxE = images
-    if isinstance(learner, ImageLearner):
-      share = learner.image_features(params, frozen, _own_share(mesh, images))
-      features_BxE = jax.lax.all_gather(share, CLASS, tiled=True)[: labels_B.size]
-    group = jax.lax.axis_index(DATA) * accumulate + micro
-    key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
-    arrays = frozen.sampling
-    if bank is not None:
-      arrays = arrays._replace(bank=banks.Bank(bank, n_classes, sharded=True))
-    drawn = sampling.draw_negatives(
-      key,
-      settings.sampling,
-      k=settings.k,
-      n_classes=settings.n_classes,
-      labels_B=labels_B,
-      images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
-      arrays=arrays,
-    )
-    ids_C = jnp.concatenate([labels_B, drawn.ids])
-    class_size = mesh.shape[CLASS]
-    rows = -(-ids_C.size // class_size)
-    # Dealt out in turn, so that each device gets its share of the positives first.
-    dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
-    mine_R = jax.lax.dynamic_index_in_dim(
-      dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False
-    )
-    classes = learner.text_features(params, frozen, mine_R, features_BxE)
-
-    def gather(mine):
-      dealt = jax.lax.all_gather(mine, CLASS, axis=1)
-      return dealt.reshape(-1, *mine.shape[1:])[: ids_C.size]
-
-    features_CxE = gather(classes.features)
-    positives_BxE, available_S = features_CxE[: labels_B.size], None
-    if features_CxE.ndim == 3:
-      # [C,B,E], one for each image: the diagonal pairs each image with its own class.
-      positives_BxE = jnp.diagonal(positives_BxE).T
-    if classes.available is not None:
-      available_S = gather(classes.available)[labels_B.size :]
-    negatives = sampling.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
-    negative_features = features_CxE[ids_C.size - negatives.ids.size :]
-    contrast = local_contrast(
-      settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
-    )
-    computed = None
-    if bank is not None:
-      computed = [(mine_R, classes)]
-      if renewal is not None:
-        fixed = jax.lax.stop_gradient(params)
-        computed.append(renewed(fixed, frozen, features_BxE, step, group))
-      computed = _known_rows(computed, beyond=n_classes + n_devices)
-    return jax.lax.pmean(contrast, (DATA, CLASS)), computed
-
-  def group_loss(params, frozen, bank, features, labels, step, seed_key, micro):
-    contrast, computed = jax.shard_map(
-      local_loss,
-      mesh=mesh,
-      in_specs=(P(), P(), banks.SHARDED, P(DATA), P(DATA), P(), P(), P()),
-      out_specs=(P(), banks.SHARDED),
-    )(params, frozen, bank, features, labels, step, seed_key, micro)
-    return contrast.loss, (contrast, computed)
-
-  return group_loss
-
-
-def _known_rows(computed, beyond: int) -> tuple[jax.Array, jax.Array]:
-  """Joins (ids, TextFeatures) to ids [X] and features [X,E]; dropped rows get the id `beyond`."""
-  ids, features = [], []
-  for ids_R, found in computed:
-    ids.append(ids_R if found.available is None else jnp.where(found.available, ids_R, beyond))
-    features.append(jax.lax.stop_gradient(found.features))
-  return jnp.concatenate(ids), jnp.concatenate(features)

@@ -23,7 +23,7 @@ from pomp_jax.evaluate.memory import activation_memory
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.prompt.bank import place_rows
+from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Initialised, Learner
 from pomp_jax.prompt.loss import ContrastSettings
@@ -34,7 +34,6 @@ from pomp_jax.prompt.step import (
   TrainState,
   create_state,
   make_train_step,
-  renewal_token_budget,
   step_token_budget,
 )
 from pomp_jax.train import batches, methods

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from pomp_jax.clip.packed import kept_rows
-from pomp_jax.prompt.bank import place_rows
+from pomp_jax.prompt.bank import place_rows, renewal_token_budget, renewed_classes
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from pomp_jax.prompt.step import renewal_token_budget, renewed_classes
 from tests.support.checks import assert_close
 from tests.support.oracles import dassl_scheduler, unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of

@@ -12,7 +12,7 @@ from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config.fields import Sampling
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
-from pomp_jax.prompt.bank import place_rows
+from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
@@ -23,7 +23,6 @@ from pomp_jax.prompt.step import (
   TrainState,
   create_state,
   make_train_step,
-  renewal_token_budget,
   step_token_budget,
 )
 from pomp_jax.rooms.benchmark.fields import Benchmark
