@@ -322,6 +322,20 @@ CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 
+
+class Store(NamedTuple):
+  """The object stores of one scheme of URLs."""
+
+  library: str
+  oldest: str  # release of the library that was tested: the bound of the extra
+  client: str  # path of its class of fsspec, behind a dot, below `pomp_jax`
+
+
+STORES = {
+  "gs": Store("gcsfs", "2026.2", "rooms.buckets.google_store.GoogleStore"),
+  "s3": Store("s3fs", "2026.2", "rooms.buckets.amazon_store.AmazonStore"),
+}
+
 # Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
 TRACKERS = {
   "wandb": "rooms.interchange.tracker:Wandb",

@@ -2,8 +2,8 @@
 
 A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects are written
 whole and replaced, never renamed, locked or appended to; a folder exists while an object's name
-begins with it. fsspec's clients, `google_store` and `amazon_store`, retry answers of 429 and 5xx
-for about half a minute, and raise an OSError with errno, reason and URL for others.
+begins with it. fsspec's clients, `registry.STORES`, retry answers of 429 and 5xx for about half a
+minute, and raise an OSError with errno, reason and URL for others.
 """
 
 from collections.abc import Mapping
@@ -28,28 +28,23 @@ from etils import epath
 import fsspec
 
 from pomp_jax.errors import InputError
+from pomp_jax.registry import STORES
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
-# Client library of each scheme, and the oldest release that was tested: the bounds of the extras.
-LIBRARIES = {"gs": ("gcsfs", "2026.2"), "s3": ("s3fs", "2026.2")}
-ACCEPTED = "a local path, gs://BUCKET/.. or s3://BUCKET/.."
+ACCEPTED = ", or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES)))
 
 # Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
 _FOLDERS = re.compile(r"(^|[=:;,'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# By name, so that a client is imported with the first URL.
-for _protocol, _client in {
-  "gs": "google_store.GoogleStore",
-  "gcs": "google_store.GoogleStore",
-  "s3": "amazon_store.AmazonStore",
-}.items():
-  fsspec.register_implementation(_protocol, f"pomp_jax.files.{_client}", clobber=True)
-  # Other hosts make a cached listing stale.
-  fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
-for _library, _ in LIBRARIES.values():
-  logging.getLogger(_library).setLevel(logging.CRITICAL)  # a traceback for each failed try
+for _scheme, _store in STORES.items():
+  for _protocol in ("gs", "gcs") if _scheme == "gs" else (_scheme,):
+    # By name, so that a client is imported with the first URL.
+    fsspec.register_implementation(_protocol, f"pomp_jax.{_store.client}", clobber=True)
+    # Other hosts make a cached listing stale.
+    fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
+  logging.getLogger(_store.library).setLevel(logging.CRITICAL)  # a traceback for each failed try
 
 
 class PathError(InputError, ValueError):
@@ -64,7 +59,7 @@ def scheme_of(path: str | os.PathLike) -> str | None:
 
 def is_bucket(path: str | os.PathLike) -> bool:
   """Whether a path is a URL of an object store."""
-  return scheme_of(path) in LIBRARIES
+  return scheme_of(path) in STORES
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
@@ -75,9 +70,9 @@ def problem_of(path: str | os.PathLike) -> str | None:
   if scheme is None:
     return None
   bucket = os.fspath(path).partition("://")[2].partition("/")[0]
-  if scheme not in LIBRARIES or not bucket:
+  if scheme not in STORES or not bucket:
     return ACCEPTED
-  library, oldest = LIBRARIES[scheme]
+  library, oldest, _ = STORES[scheme]
   release = _release_of(library)
   if release is None or _calendar(release) < _calendar(oldest):
     found = f"{release} is installed" if release else "it is not installed"

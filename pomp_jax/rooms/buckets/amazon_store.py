@@ -6,7 +6,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from s3fs import S3FileSystem
 from s3fs.core import set_custom_error_handler
 
-from pomp_jax.files.store_errors import translate
+from pomp_jax.rooms.buckets.store_errors import translate
 
 _RETRIED = {429, 500, 502, 503, 504}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from gcsfs.core import GCSFileSystem
 
-from pomp_jax.files.store_errors import translate
+from pomp_jax.rooms.buckets.store_errors import translate
 
 _SECONDS = 300  # of a request; without a limit a lost connection blocks for ever
 
