@@ -51,15 +51,18 @@ _TURNS = {
 }
 
 
+File = str | os.PathLike | bytes  # a path, or the content of a file
+
+
 class ImageError(InputError, ValueError):
   """Unreadable images; the message is one line that names the file."""
 
 
 def read_image(
-  path: str | os.PathLike, size: int, upright: bool = False
+  file: File, size: int, upright: bool = False, where: str = ""
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Reads one image file and prepares it (`prepare`); ImageError if it can't be decoded."""
-  with _as_image_error(str(path)), _open(path) as image:
+  """Prepares one image, of a path or the content at `where` (`prepare`); ImageError if it can't."""
+  with _as_image_error(where or str(file)), _open(file) as image:
     return prepare(image, size, upright)
 
 
@@ -67,14 +70,6 @@ def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray
   """Reads the pixels of one image file (`to_rgb`); ImageError if it can't be decoded."""
   with _as_image_error(str(path)), _open(path) as image:
     return np.asarray(to_rgb(image, upright))
-
-
-def decode_image(
-  encoded: bytes, where: str, size: int, upright: bool = False
-) -> UInt8[np.ndarray, "S S 3"]:
-  """Decodes one image from `where` and prepares it (`prepare`); ImageError if that fails."""
-  with _as_image_error(where), _open(io.BytesIO(encoded)) as image:
-    return prepare(image, size, upright)
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
@@ -93,7 +88,7 @@ def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
 def open_image(encoded: bytes, where: str) -> Image.Image:
   """Reads an image's header; ImageError if it is none of FORMATS, or above MAX_PIXELS."""
   with _as_image_error(where):
-    return _open(io.BytesIO(encoded))
+    return _open(encoded)
 
 
 def load_rgb(
@@ -173,11 +168,11 @@ def _grey_factor(image: Image.Image, bits: int) -> float:
   return 1 / 256 if image.format in ("PNG", "PPM") or high > 255 else 1.0
 
 
-def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:
-  if not isinstance(file, io.BytesIO) and is_bucket(file):
-    file = io.BytesIO(read_bytes(file))
+def _open(file: File) -> Image.Image:
+  if not isinstance(file, bytes) and is_bucket(file):
+    file = read_bytes(file)
   try:
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
   except UnidentifiedImageError as error:
     # Pillow's own message contains the object's address.
     raise ImageError(f"none of {', '.join(FORMATS)}") from error
@@ -223,18 +218,12 @@ def prepare(
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def decoding_error(image: bytes) -> str:
-  """Reason why an image can't be decoded to its last line; empty if it can be.
-
-  A JPEG is decoded at an eighth of its size: that reads all of its data.
-  """
-  try:
-    with _as_image_error("the image"), _open(io.BytesIO(image)) as opened:
-      opened.draft("RGB", (opened.width // 8, opened.height // 8))
-      opened.load()
-  except ImageError as error:
-    return str(error)[:200]
-  return ""
+def check_decodes(image: bytes) -> None:
+  """Raises ImageError if an image can't be decoded to its last line."""
+  with _as_image_error("the image"), _open(image) as opened:
+    # That reads all data of a JPEG.
+    opened.draft("RGB", (opened.width // 8, opened.height // 8))
+    opened.load()
 
 
 def resized_crop(

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, decode_image, decoding_error
+from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, check_decodes, read_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import to_path
 from pomp_jax.files.texts import read_file
@@ -137,11 +137,13 @@ class StoredImages:
 
   def checked(self, index: int) -> tuple[bytes, str]:
     """Content of one image file, and why it can't be decoded; "" if it can be."""
+    content = b""
     try:
       content = self.encoded(index)
+      check_decodes(content)
     except ImageError as error:
-      return b"", str(error)
-    return content, decoding_error(content)
+      return content, str(error)[:300]
+    return content, ""
 
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""
@@ -149,7 +151,7 @@ class StoredImages:
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
     """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""
-    return decode_image(self.encoded(index), self.where(index), self.image_size, self.upright)
+    return read_image(self.encoded(index), self.image_size, self.upright, self.where(index))
 
   def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
     """Images by index; see `image`."""

@@ -12,7 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 import transformers
 
 from pomp_jax.data import images
-from pomp_jax.data.images import ImageError, decode_image, prepare, read_image, resized_crop
+from pomp_jax.data.images import ImageError, prepare, read_image, resized_crop
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
@@ -58,7 +58,7 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   """And as OpenAI's code: transparency is dropped. transformers 5 puts white behind it instead."""
   settings = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
   settings |= {"do_normalize": False, "do_rescale": False}
-  found = decode_image(encoded, name, 32)
+  found = read_image(encoded, 32, where=name)
   image = Image.open(io.BytesIO(encoded))
   # Without the file's transparent colour, which `convert` leaves in the image's facts.
   rgb = Image.fromarray(np.asarray(image.convert("RGB")))
@@ -78,7 +78,7 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     opened = images.open_image(encoded, kind)
     assert images.sides(opened, True) == expected.size
     np.testing.assert_array_equal(images.load_rgb(opened, kind, upright=True)[0], expected)
-    np.testing.assert_array_equal(decode_image(encoded, kind, 32, True), prepare(expected, 32))
+    np.testing.assert_array_equal(read_image(encoded, 32, True, where=kind), prepare(expected, 32))
     (tmp_path / "image").write_bytes(encoded)
     assert images.image_size(tmp_path / "image", True) == expected.size[::-1]
     np.testing.assert_array_equal(images.read_rgb(tmp_path / "image", True), expected)
@@ -90,7 +90,8 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     found, again = (views(one, np.arange(1), np.arange(1), shown, 48) for one in (source, turned))
     np.testing.assert_array_equal(found[0], again[0])
   damaged = encode(natural_image(4, 75, 100), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
-  np.testing.assert_array_equal(decode_image(damaged, "", 32, True), decode_image(damaged, "", 32))
+  turned, unturned = (read_image(damaged, 32, upright, where="a") for upright in (True, False))
+  np.testing.assert_array_equal(turned, unturned)
 
 
 def test_unreadable_files_and_arrays(tmp_path):
@@ -151,7 +152,7 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, name, monkeypatch):
   # Readers prepare the same.
   small = prepare(Image.fromarray(expected), 16)
   np.testing.assert_array_equal(read_image(tmp_path / name, 16), small)
-  np.testing.assert_array_equal(decode_image((tmp_path / name).read_bytes(), name, 16), small)
+  np.testing.assert_array_equal(read_image((tmp_path / name).read_bytes(), 16, where=name), small)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from pomp_jax import world
-from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
+from pomp_jax.data.images import ImageError, load_rgb, open_image, read_image
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import (
   CROP_AREA,
@@ -140,7 +140,7 @@ def test_unreadable_images_are_reported_and_the_others_shown(source, tmp_path):
   assert not found[:7].any() and found[7].any()
   for content in bad:
     with pytest.raises(ImageError, match="^x.jpg: not a readable image"):
-      decode_image(content, "x.jpg", 32)
+      read_image(content, 32, where="x.jpg")
 
 
 def affine(image, shear=(0.0, 0.0), translate=(0.0, 0.0)):

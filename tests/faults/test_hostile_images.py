@@ -12,7 +12,7 @@ import warnings
 from PIL import Image, PngImagePlugin
 import pytest
 
-from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
+from pomp_jax.data.images import ImageError, load_rgb, open_image, read_image
 
 # The largest image takes 320 MiB in Pillow: as it is stored, and in RGB.
 PEAK_MIB = 350
@@ -44,7 +44,7 @@ def hostile_images() -> Iterator[tuple[str, bytes]]:
 
 
 READERS = {
-  "tests": lambda content: decode_image(content, "x.jpg", 64),
+  "tests": lambda content: read_image(content, 64, where="x.jpg"),
   "views": lambda content: load_rgb(open_image(content, "x.jpg"), "x.jpg"),
 }
 
