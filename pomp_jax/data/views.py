@@ -39,7 +39,7 @@ class Augmentation:
 
   kind: str = "none"  # one of AUGMENTS
   n_views: int = 1  # V; 1 under `none`, where all views are equal
-  seed: int = 0  # random seed of all augmentations
+  seed: int = 0  # random seed of all augmentations, 0 to 2^64 - 1
   view_epochs: int = 0  # epochs after which the same views repeat, to be stored; 0: never
   crop_area: float = CROP_AREA  # least area of a random crop, as a share of the image's
 
@@ -55,6 +55,11 @@ class Augmentation:
   def versions(self, epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B V"]:
     """Numbers, below n_epochs * V, of the views that an epoch shows."""
     return (epochs % self.n_epochs)[:, None] * self.n_views + np.arange(self.n_views)
+
+  def draw(self, width: int, height: int, index: int, epoch: int) -> list["View"]:
+    """Draws the views of an image of width x height pixels under `crop_flip` or `recipe`."""
+    epoch = epoch % self.view_epochs if self.view_epochs else epoch
+    return [draw_view(width, height, self, index, epoch, view) for view in range(self.n_views)]
 
 
 def stored_views(
@@ -79,40 +84,30 @@ def views(
 
   Stored images are decoded here. Another source's `images` are augmented as given.
   """
-  stored = isinstance(source, StoredImages)
-  upright = stored and source.upright
-  ready = None if stored else source.images(indices)
-  if ready is not None and augmentation.kind == "none" and ready.shape[1:3] == (size, size):
+  stored = source if isinstance(source, StoredImages) else None
+  ready = source.images(indices) if stored is None else np.zeros(0)
+  if augmentation.kind == "none" and ready.shape[1:3] == (size, size):
     return ready[:, None], np.ones(len(indices), bool)
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
   for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
     with contextlib.suppress(ImageError):
-      where = source.where(index) if stored else f"image {index}"
-      image = open_image(source.encoded(index), where) if stored else Image.fromarray(ready[row])
+      if stored is not None:
+        where, upright = stored.where(index), stored.upright
+        image = open_image(stored.encoded(index), where)
+      else:
+        where, upright, image = f"image {index}", False, Image.fromarray(ready[row])
       if augmentation.kind == "none":
         result[row] = prepare(load_rgb(image, where, upright=upright)[0], size)
       else:
-        result[row] = _decode(image, where, index, epoch, augmentation, size, upright)
+        drawn = augmentation.draw(*sides(image, upright), index, epoch)
+        # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
+        smallest = min(min(view.crop[2:]) for view in drawn)
+        shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
+        whole, shrink = load_rgb(image, where, shrink, upright)
+        result[row] = [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
       readable[row] = True
   return result, readable
-
-
-def _decode(
-  image: Image.Image, where: str, index: int, epoch: int, a: Augmentation, size: int, upright: bool
-) -> list[np.ndarray]:
-  """Decodes an image once for all of its views."""
-  epoch = epoch % a.view_epochs if a.view_epochs else epoch
-  of_all = {"augment": a.kind, "seed": a.seed, "index": index, "epoch": epoch}
-  drawn = [
-    draw_view(*sides(image, upright), **of_all, view=number, crop_area=a.crop_area)
-    for number in range(a.n_views)
-  ]
-  # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
-  smallest = min(min(view.crop[2:]) for view in drawn)
-  shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
-  whole, shrink = load_rgb(image, where, shrink, upright)
-  return [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
 
 
 class View(NamedTuple):
@@ -132,33 +127,25 @@ class Operation(NamedTuple):
 
 
 def draw_view(
-  width: int,
-  height: int,
-  *,
-  augment: str,
-  seed: int,
-  index: int,
-  epoch: int,
-  view: int,
-  crop_area: float = CROP_AREA,
+  width: int, height: int, augmentation: Augmentation, index: int, epoch: int, view: int
 ) -> View:
   """Draws one view of an image of width x height pixels under `crop_flip` or `recipe`.
 
-  It depends on the arguments alone; `seed` is 0 to 2^64 - 1. See `Augmentation`.
+  It depends on the arguments, and on kind, seed and crop area of the augmentation, alone.
   """
   # The generator's raw output, which NumPy guarantees never to change, unlike its distributions.
   # The lowest word of the counter counts the draws.
-  bits = np.random.Philox(key=[seed, _STREAM], counter=[0, view, epoch, index])
+  bits = np.random.Philox(key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index])
   uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
   of_crops, (flip, *rest) = np.split(uniforms, [4 * _CROP_TRIES])
   operations = []
-  if augment == "recipe":
+  if augmentation.kind == "recipe":
     for which, chance, magnitude in np.reshape(rest, (-1, 3)).tolist():
       if chance < PROBABILITY:
         name = _NAMES[int(which * len(_NAMES))]
         _, low, high = OPERATIONS[name]
         operations.append((name, low + (high - low) * magnitude))
-  crop = _crop(width, height, of_crops.reshape(-1, 4), crop_area)
+  crop = _crop(width, height, of_crops.reshape(-1, 4), augmentation.crop_area)
   return View(crop, bool(flip < 0.5), tuple(operations))
 
 
@@ -233,7 +220,7 @@ OPERATIONS = {
   "shear_x": Operation(lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), -0.3, 0.3),
   "shear_y": Operation(lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), -0.3, 0.3),
   # Inverts levels at or above the magnitude.
-  "solarize": Operation(lambda image, m: ImageOps.solarize(image, m), 0, 256),
+  "solarize": Operation(lambda image, m: ImageOps.solarize(image, math.ceil(m)), 0, 256),
   # As shares of the side.
   "translate_x": Operation(lambda i, m: _affine(i, 1, 0, m * i.width, 0, 1, 0), -0.3, 0.3),
   "translate_y": Operation(lambda i, m: _affine(i, 1, 0, 0, 0, 1, m * i.height), -0.3, 0.3),

@@ -56,11 +56,10 @@ def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypat
   augmentation = Augmentation("crop_flip", n_views=3, seed=5, crop_area=area)
   found, readable = views(source, np.arange(3), np.full(3, 7), augmentation, 32)
   assert readable.all()
-  of_all = {"augment": "crop_flip", "seed": 5, "epoch": 7, "crop_area": area}
   for index in range(3):
     image = Image.open(io.BytesIO(source.encoded(index))).convert("RGB")
     for number in range(3):
-      view = draw_view(*image.size, index=index, view=number, **of_all)
+      view = draw_view(*image.size, augmentation, index, 7, number)
       left, top, width, height = view.crop
       expected = F.resized_crop(image, top, left, height, width, [32, 32], BICUBIC)
       expected = F.hflip(expected) if view.flip else expected
@@ -72,8 +71,7 @@ def test_reduced_decoding_changes_little_and_only_where_it_may(source):
   augmentation, seen = Augmentation("crop_flip", n_views=3, seed=5), set()
   whole = Image.open(io.BytesIO(source.encoded(1)))
   for epoch in range(12):
-    of_all = {"augment": "crop_flip", "seed": 5, "index": 1, "epoch": epoch}
-    drawn = [draw_view(300, 400, view=view, **of_all) for view in range(3)]
+    drawn = [draw_view(300, 400, augmentation, 1, epoch, view) for view in range(3)]
     found, _ = views(source, np.array([1]), np.array([epoch]), augmentation, 32)
     exact = np.stack([make_view(whole, view, 32) for view in drawn])
     smallest = min(min(view.crop[2:]) for view in drawn)
@@ -91,7 +89,7 @@ def test_a_reduced_jpeg_lies_where_the_whole_one_does():
   whole, one = load_rgb(open_image(encoded, "a"), "a")
   half, two = load_rgb(open_image(encoded, "a"), "a", 2)
   assert (one, two, whole.size, half.size) == (1, 2, (750, 610), (375, 305))
-  view = draw_view(750, 610, augment="crop_flip", seed=0, index=0, epoch=0, view=0)
+  view = draw_view(750, 610, Augmentation("crop_flip"), 0, 0, 0)
   exact = np.asarray(make_view(whole, view, 64)).astype(int)
   assert np.abs(np.asarray(make_view(half, view, 64, 2)) - exact).mean() < 1
   left, top, width, height = view.crop
@@ -123,7 +121,7 @@ def test_sources_that_store_images_or_draw_them(source):
   np.testing.assert_array_equal(plain[:, 0], source.images(indices))
   found, _ = views(source, indices, np.array([0, 4]), RECIPE, 40)
   image = Image.fromarray(source.images(indices)[1])
-  drawn = draw_view(40, 40, augment="recipe", seed=5, index=900, epoch=4, view=2)
+  drawn = draw_view(40, 40, RECIPE, 900, 4, 2)
   np.testing.assert_array_equal(found[1, 2], make_view(image, drawn, 40))
 
 
@@ -205,9 +203,9 @@ def test_operations_follow_in_order():
   assert np.any(np.asarray(F.posterize(F.adjust_brightness(plain, 1.3), 4)) != expected)
 
 
-def draw(count, width=500, height=375, **changes):
-  arguments = {"augment": "recipe", "seed": 0, "epoch": 0, "view": 0} | changes
-  return [draw_view(width, height, index=index, **arguments) for index in range(count)]
+def draw(count, width=500, height=375, kind="recipe", **changes):
+  augmentation = Augmentation(kind, **changes)
+  return [draw_view(width, height, augmentation, index, 0, 0) for index in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -250,18 +248,18 @@ def test_flips_and_operations_are_drawn_as_the_recipe_says():
   for name, (low, high, _) in TORCHVISION.items():
     magnitudes = [(m - low) / (high - low) for found, m in every if found == name]
     assert stats.kstest(magnitudes, "uniform").pvalue > 0.001, name
-  assert all(not view.operations for view in draw(50, augment="crop_flip"))
+  assert all(not view.operations for view in draw(50, kind="crop_flip"))
 
 
 def test_a_view_is_a_function_of_seed_image_epoch_and_view():
-  base = {"augment": "recipe", "seed": 1, "index": 2, "epoch": 3, "view": 8}
+  augmentation = Augmentation("recipe", seed=1)
   # Another number each, and an exchange of two.
-  changes = [{name: base[name] + 1} for name in ("seed", "index", "epoch", "view")]
-  changes += [{"index": 3, "epoch": 2}]
-  drawn = [draw_view(500, 375, **base | change) for change in [{}, *changes]]
+  numbers = [(2, 3, 8), (3, 3, 8), (2, 4, 8), (2, 3, 9), (3, 2, 8)]
+  drawn = [draw_view(500, 375, augmentation, *own) for own in numbers]
+  drawn.append(draw_view(500, 375, dataclasses.replace(augmentation, seed=2), 2, 3, 8))
   assert len(set(drawn)) == len(drawn)
   # Caches of features depend on the draws: a release that draws otherwise makes these useless.
   operations = (("translate_y", -0.22585426698362165), ("color", 0.3535856250018684))
   assert drawn[0] == View((45, 61, 214, 272), True, operations)
-  crop_flip = draw_view(500, 375, **base | {"augment": "crop_flip"})
+  crop_flip = draw_view(500, 375, Augmentation("crop_flip", seed=1), 2, 3, 8)
   assert crop_flip == drawn[0]._replace(operations=())

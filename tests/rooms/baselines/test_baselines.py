@@ -12,7 +12,7 @@ import pytest
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.views import draw_view, make_view
+from pomp_jax.data.views import Augmentation, draw_view, make_view
 from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
@@ -296,8 +296,7 @@ def raw_features(encoder, source, epoch):
   """Each image's view of an epoch, drawn and made one by one."""
   views = []
   for index, pixels in enumerate(source.images(np.arange(len(source)))):
-    settings = {"augment": "crop_flip", "seed": 4, "view": 0, "crop_area": 0.3}
-    view = draw_view(40, 40, index=index, epoch=epoch, **settings)
+    view = draw_view(40, 40, Augmentation("crop_flip", seed=4, crop_area=0.3), index, epoch, 0)
     views.append(np.asarray(make_view(Image.fromarray(pixels), view, 40)))
   return encoder.image_features(np.stack(views), unit=False)
 
