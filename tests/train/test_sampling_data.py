@@ -9,6 +9,7 @@ import pytest
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.rooms.analysis.tree_relations import relations_of
 from pomp_jax.train.sampling_data import attribute_relations, sampling_arrays, wordnet_relations
 from pomp_jax.world import names as world_names
 from tests.support.small_run import small_config
@@ -58,13 +59,13 @@ def test_relations_in_wordnet():
   for c, group in _pairs(groups):
     of_group[group].add(c)
   found = {pair for members in of_group.values() for pair in itertools.permutations(members, 2)}
-  assert found == _pairs(tree.siblings(nodes))
+  assert found == _pairs(relations_of(tree).siblings(nodes))
   above = _pairs(kin)
   one, other = np.random.default_rng(0).integers(0, 3000, (2, 20_000))
   near_one, near_other = np.array(sorted(above)).T
   one, other = np.concatenate([one, near_one]), np.concatenate([other, near_other])
   # b above a: a is a kind of b.
-  expected = tree.is_ancestor(nodes[other], nodes[one]) & (one != other)
+  expected = relations_of(tree).is_ancestor(nodes[other], nodes[one]) & (one != other)
   assert [(a, b) in above for a, b in zip(one.tolist(), other.tolist(), strict=True)] == list(
     expected
   )
@@ -73,7 +74,7 @@ def test_relations_in_wordnet():
     has = levels[:, column] >= 0
     assert 0 < has.sum() <= 3000
     assert np.all(tree.depth[levels[has, column]] == depth)
-    assert np.all(tree.is_ancestor(levels[has, column], nodes[has]))
+    assert np.all(relations_of(tree).is_ancestor(levels[has, column], nodes[has]))
 
 
 def test_frequencies_are_the_counts_to_a_power():

@@ -17,6 +17,7 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted, prompt_labels, with_counts
+from pomp_jax.rooms.analysis.tree_relations import relations_of
 from pomp_jax.world.names import SHAPES
 
 # Rows of a similarity matrix at a time: 64 MB of cosines for 20,000 classes.
@@ -109,7 +110,8 @@ def wordnet_branches(
   parents belongs to the first by id.
   """
   branch_N = np.full(len(class_nodes_N), tree.root)
-  children = np.repeat(np.arange(len(tree)), tree.parents.lengths)
+  relations = relations_of(tree)
+  children = np.repeat(np.arange(len(tree)), relations.parents.lengths)
   split: set[int] = set()
   while True:
     found, counts = np.unique(branch_N, return_counts=True)
@@ -121,8 +123,8 @@ def wordnet_branches(
     largest = max(divisible, key=large.__getitem__)
     split.add(largest)
     members = np.flatnonzero(branch_N == largest)
-    for child in children[tree.parents.values == largest]:
-      below = members[tree.is_ancestor(child, class_nodes_N[members])]
+    for child in children[relations.parents.values == largest]:
+      below = members[relations.is_ancestor(child, class_nodes_N[members])]
       branch_N[below] = child
       members = np.setdiff1d(members, below)
   order = sorted(large, key=lambda b: -large[b])

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, Int32
 import numpy as np
 
 from pomp_jax.data.wordnet import Tree, load_tree
+from pomp_jax.rooms.analysis.tree_relations import TreeRelations, relations_of
 
 
 class Relations(NamedTuple):
@@ -31,10 +32,10 @@ class Hierarchy:
   """Relations between the classes of a list, given by their distinct nodes in the tree."""
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
-    self._tree, self._nodes = tree, class_nodes_N
-    self._heights = heights(tree)
-    self.depth: Int32[np.ndarray, " N"] = tree.longest_depth[class_nodes_N]
-    siblings = tree.siblings(class_nodes_N)
+    self._tree, self._nodes = relations_of(tree), class_nodes_N
+    self._heights = heights(self._tree)
+    self.depth: Int32[np.ndarray, " N"] = self._tree.longest_depth[class_nodes_N]
+    siblings = self._tree.siblings(class_nodes_N)
     self.n_siblings: Int[np.ndarray, " N"] = siblings.lengths
     rows = np.repeat(np.arange(len(class_nodes_N)), siblings.lengths)
     # Sorted, and followed by a sentinel that no pair has.
@@ -60,10 +61,10 @@ class Hierarchy:
     )
 
 
-def heights(tree: Tree) -> Int32[np.ndarray, " n"]:
+def heights(tree: TreeRelations) -> Int32[np.ndarray, " n"]:
   """Edges of the longest path from every node down to a leaf."""
-  child = np.repeat(np.arange(len(tree)), tree.parents.lengths)
-  height = np.zeros(len(tree), np.int32)
+  height = np.zeros_like(tree.longest_depth)
+  child = np.repeat(np.arange(len(height)), tree.parents.lengths)
   level = tree.longest_depth[child]
   # A parent is less deep than its child: from the deepest level up, each child is complete.
   for depth in range(int(tree.longest_depth.max()), 0, -1):

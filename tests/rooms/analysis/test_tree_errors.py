@@ -8,6 +8,7 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.evaluate.metrics import Answers, Tally
 from pomp_jax.rooms.analysis.tree_errors import Hierarchy, TreeTally, tallies
+from pomp_jax.rooms.analysis.tree_relations import relations_of
 
 PAIRS = 400
 
@@ -22,7 +23,7 @@ def pairs():
   labels = rng.integers(0, len(synsets), PAIRS)
   answers = rng.integers(0, len(synsets), PAIRS)
   answers[:60] = labels[:60]
-  siblings = tree.siblings(nodes)
+  siblings = relations_of(tree).siblings(nodes)
   class_of = {node: c for c, node in enumerate(nodes)}
   for i in range(60, 200):
     near = siblings[labels[i]]
