@@ -22,15 +22,13 @@ from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
 from pomp_jax.files.paths import Path as FilePath
 from pomp_jax.files.paths import is_file, local_copy, read_bytes, to_path
 from pomp_jax.files.prompt_formats import is_safetensors
-from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.torch_archive import TORCH_FILES, StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.registry import TORCH_WEIGHTS, load
 
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of number types
-# Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
-_STATE_DICTS = ("state_dict", "model")
+TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
 
 Path = tuple[str, ...]
 
@@ -198,18 +196,20 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       with open(local_copy(path), "rb") as file:
         head = file.read(32)
     except OSError as error:
-      _refuse(path, "the file", error.strerror or "unreadable", "a file of weights")
+      refuse(path, "the file", error.strerror or "unreadable", "a file of weights")
     if path.suffix == FLAX_SUFFIX:
       yield _flax(path)
     elif is_safetensors(head):
       yield _safetensors(path, stack)
     elif zipfile.is_zipfile(local_copy(path)):
-      stack.enter_context(_torch_errors())
-      yield _torch(path, stack.enter_context(TorchArchive(path)))
+      if not TORCH_WEIGHTS:
+        accepted = ".safetensors or .msgpack, without the room interchange"
+        refuse(path, "the file", "a torch archive", accepted)
+      yield stack.enter_context(load(TORCH_WEIGHTS)(path))
     else:
       found = f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})"
       accepted = f"an undamaged .safetensors, or {TORCH_FILES}"
-      _refuse(path, "the file", found, accepted)
+      refuse(path, "the file", found, accepted)
 
 
 def _flax(path: FilePath) -> Weights:
@@ -219,7 +219,7 @@ def _flax(path: FilePath) -> Weights:
       for key, leaf in flatten_dict(msgpack_restore(local_copy(path).read_bytes())).items()
     }
   except Exception as error:  # the libraries' errors share no base
-    _refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
+    refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
   shapes = {name: leaf.shape for name, leaf in tensors.items()}
   return Weights(str(path), shapes, tensors.__getitem__)
 
@@ -235,12 +235,12 @@ def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
     text = file.metadata() or {}
   except Exception as error:  # the library's own errors share no base
     found = f"not a whole safetensors file ({error})"
-    _refuse(path, "the file", found, "an undamaged safetensors file")
+    refuse(path, "the file", found, "an undamaged safetensors file")
 
   def read(name: str) -> np.ndarray:
     kind = headers[name].get_dtype()
     if kind not in _FLOATS:
-      _refuse(path, name, f"of type {kind}", ", ".join(_FLOATS))
+      refuse(path, name, f"of type {kind}", ", ".join(_FLOATS))
     return file.get_tensor(name).astype(np.float32)
 
   return Weights(str(path), shapes, read, text)
@@ -254,69 +254,20 @@ def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
       raise ValueError("a shard that is no file name")
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     accepted = '{"weight_map": {name: file beside it}}'
-    _refuse(path, "the file", f"no index of shards ({error})", accepted)
+    refuse(path, "the file", f"no index of shards ({error})", accepted)
   shards = {}
   for name in shard_names:
     file = path.with_name(name)
     if not is_file(file):
-      _refuse(path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it")
+      refuse(path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it")
     shards[name] = _safetensors(file, stack)
   for tensor, name in shard_of.items():
     if tensor not in shards[name].shapes:
-      _refuse(path, tensor, f"not in {name}", "the shards that belong to this index")
+      refuse(path, tensor, f"not in {name}", "the shards that belong to this index")
   shapes = {tensor: shards[name].shapes[tensor] for tensor, name in shard_of.items()}
   return Weights(str(path), shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
 
 
-def _torch(path: FilePath, archive: TorchArchive) -> Weights:
-  value = archive.value
-  items = value.items() if isinstance(value, dict) else ()
-  text = {name: item for name, item in items if isinstance(item, str)}
-  for item in _STATE_DICTS:
-    if isinstance(value, dict) and isinstance(value.get(item), dict):
-      value = value[item]
-  try:
-    tensors = dict(_named_tensors(value))
-  except RecursionError:
-    _refuse(path, "the checkpoint", "a module inside itself", "a state dict of weights")
-  if not tensors:
-    kind = value.name if isinstance(value, PickledObject) else type(value).__name__
-    _refuse(path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights")
-  # Distributed training wraps the model in another module.
-  if all(name.startswith("module.") for name in tensors):
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-
-  def read(name: str) -> np.ndarray:
-    with _torch_errors():
-      values = archive.array(tensors[name], name)
-    if values.dtype.kind != "f":
-      _refuse(path, name, f"of type {values.dtype}", "a float type")
-    return np.asarray(values, np.float32)
-
-  return Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, text)
-
-
-def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-  """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
-  children: dict[Any, Any] = {}
-  if isinstance(value, StoredTensor):
-    yield name, value
-  elif isinstance(value, PickledObject) and value.name.startswith("__torch__."):
-    children = value.attributes
-  elif isinstance(value, dict) and not name:
-    children = value
-  for key, child in children.items():
-    if isinstance(key, str):
-      yield from _named_tensors(child, f"{name}.{key}" if name else key)
-
-
-@contextlib.contextmanager
-def _torch_errors() -> Iterator[None]:
-  try:
-    yield
-  except TorchArchiveError as error:
-    raise ClipError(str(error)) from error
-
-
-def _refuse(path: FilePath, part: str, found: str, accepted: str) -> NoReturn:
+def refuse(path: FilePath, part: str, found: str, accepted: str) -> NoReturn:
+  """Raises the ClipError of a part of a file."""
   raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")

@@ -23,7 +23,6 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
-from pomp_jax.files.torch_archive import is_torch_archive
 from pomp_jax.registry import FORMATS, load
 
 log = logging.getLogger(__name__)
@@ -217,7 +216,8 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
     if formats.is_safetensors(head):
       return "safetensors"
     with zipfile.ZipFile(local_copy(path)) as archive:
-      return "pth" if is_torch_archive(archive) else "npz"
+      is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
+      return "pth" if is_torch else "npz"
   except Exception:  # the reader raises it in one line
     return None
 

@@ -18,12 +18,12 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError
 from pomp_jax.rooms.interchange.class_features import (
   is_annotation_file,
   load_categories,
   read_class_features,
 )
+from pomp_jax.rooms.interchange.torch_archive import TorchArchive, TorchArchiveError
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
 from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged, edited_json

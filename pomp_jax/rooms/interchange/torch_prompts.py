@@ -22,7 +22,7 @@ from pomp_jax.files.prompt_formats import (
   refuse,
 )
 from pomp_jax.files.restricted_pickle import PickledObject
-from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
 
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"

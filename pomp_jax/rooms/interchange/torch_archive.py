@@ -14,11 +14,10 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from pomp_jax.clip.weights import TORCH_FILES
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
-
-TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
 
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
 _TYPES = {
@@ -105,11 +104,6 @@ class TorchUnpickler(RestrictedUnpickler):
     if what != "storage" or not kind or not isinstance(key, str):
       raise PickleError("a reference to something that is no storage")
     return _Storage(key, kind[1])
-
-
-def is_torch_archive(archive: zipfile.ZipFile) -> bool:
-  """Whether a zip file has the names of a torch archive."""
-  return any(_PICKLE_NAME.fullmatch(name) for name in archive.namelist())
 
 
 class TorchArchive(contextlib.AbstractContextManager):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pomp_jax.files.restricted_pickle import PickledObject
-from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
 from tests.support.prompt_files import refusal as _refusal
 
 
