@@ -44,8 +44,7 @@ class Classifier:
 
     Args:
       clip: a CLIP, an encoder that holds one, or a name such as "world" or a hub id.
-      prompt: learned prompt, name of a file or of a run's folder that `load_prompt` reads, or a
-        template such as "a photo of a {}.".
+      prompt: learned prompt, a file or a run's folder, or a template such as "a photo of a {}.".
       names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
       batch_size: images that are decoded and computed at a time, at least 1.
 

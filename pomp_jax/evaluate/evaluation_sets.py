@@ -75,9 +75,8 @@ def open_each(
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
   """Opens every set, so that all missing ones are listed before anything is computed.
 
-  Returns:
-    The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
-    Otherwise raises the reason, or of several the names, after a log line for each.
+  Returns the sets by name, and the reason for each missing one if `skip_missing` and any set is
+  left. Otherwise raises the reason, or of several the names, after a log line for each.
   """
   opened, missing = {}, {}
   for item in items:
@@ -100,8 +99,7 @@ def open_everywhere(
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
   """Applies `open_each` in every process; all skip, and log, the sets that the first one misses.
 
-  Raises:
-    SourceError: as `open_each`, or this process misses a set that the first one has.
+  SourceError also if this process misses a set that the first one has.
   """
   opened, missing = open_each(items, skip_missing)
   of_first = hosts.from_first(missing, "which sets are missing")

@@ -81,10 +81,8 @@ def wilson_interval(share: float, n: int) -> list[float]:
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   """Compares two classifiers on n images; `gained` the first alone has right, `lost` the second.
 
-  Returns:
-    `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti & Min
-    (2005): Wald's, after half an image is added to each of the four cells; `p_value` of McNemar's
-    exact test; `gained` and `lost`.
+  `top1` is the first's accuracy less the second's; `interval` its 95% ends by Agresti & Min (2005):
+  Wald's, after half an image is added to each of the four cells; `p_value` McNemar's exact test.
   """
   b, c, total = gained + 0.5, lost + 0.5, n + 2
   centre = (b - c) / total

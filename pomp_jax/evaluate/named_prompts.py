@@ -46,11 +46,10 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
       found.append(NamedPrompt(item, item))
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
       run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
-      for checkpoint in read_checkpoints(item):
-        prompt = prompt_of_checkpoint(checkpoint, join(item, str(checkpoint.step)))
-        found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
-      expected = "a run's folder of complete checkpoints"
-      require(len(found) > n_before, field, item, expected)
+      for one in read_checkpoints(item):  # one at a time in memory
+        prompt = prompt_of_checkpoint(one, join(item, str(one.step)))
+        found.append(NamedPrompt(f"{run}@{one.step}", prompt, one.step))
+      require(len(found) > n_before, field, item, "a run's folder of complete checkpoints")
     elif is_prompt_file(item):
       is_features = item.endswith(".npy")
       expected = "no .npy file of class features without the room interchange"
@@ -89,11 +88,8 @@ def features_under(
   if isinstance(prompt, ClassFeatures):
     prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
     return prompt.features
-  texts = _texts(prompt, classes)
-  total_NxE = sum(
-    encoder.class_features(classes.names, text)
-    for text in steps_of(texts, "class features of texts", "texts")
-  )
+  texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
+  total_NxE = sum(encoder.class_features(classes.names, text) for text in texts)
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
 
@@ -130,9 +126,8 @@ def check_lengths(
   names = normalized_names(classes.names)
   try:
     for template in templates:
-      check_token_counts(
-        [template.replace("{}", name) for name in names], tokenizer, config, budget
-      )
+      texts = [template.replace("{}", name) for name in names]
+      check_token_counts(texts, tokenizer, config, budget)
   except TokenizeError as error:
     raise TokenizeError(f"{where}: {error}") from error
 
@@ -165,9 +160,8 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Promp
   try:
     if config.get("method", "pomp") != "pomp":
       raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
-    prompt = Prompt(
-      state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]
-    )
+    context, model = state["params"]["context"], config["clip"]["model"]
+    prompt = Prompt(context, model, config["prompt"]["position"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
   validate(path, prompt)

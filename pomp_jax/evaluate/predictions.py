@@ -66,13 +66,7 @@ def topk_accuracy(
   """Computes the share of images whose class is among the k most similar, on the devices.
 
   Ties count as wrong: a constant classifier scores 0. Features are unit rows, equal on all hosts.
-
-  Args:
-    image_features_BxE: features of the images.
-    class_features_NxE: features of the classes.
-    labels_B: right classes.
-    ks: values of k.
-    mesh: devices, each of which scores its share of the images; this process's if None.
+  Each device of `mesh` scores its share of the images; if it is None, this process's do.
   """
   mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
   classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
@@ -143,17 +137,11 @@ def tally(
   threads: int = 2,
   max_corrupt: float = 0.0,
 ) -> dict[str, Tally]:
-  """Counts right answers over a source, one tally a prompt; see `split_features`.
+  """Counts right answers over a source, one tally a prompt; arguments as of `split_features`.
 
-  Args:
-    encoder: CLIP on the devices of all processes.
-    source: images; the same list in every process.
-    text_features: unit features of the source's classes by prompt.
-    more: makes what counts other figures of a prompt, see `Tally`.
-    reference: prompt with which the others are compared; None: none.
-    batch_size: images per batch over all devices, rounded up to a multiple of their number.
-    threads: number of prefetching threads in each process.
-    max_corrupt: share of images that may be unreadable.
+  `text_features` are unit rows of the source's classes by prompt. All are compared with the prompt
+  `reference`. `more()` makes what counts other figures of a prompt, see `Tally`. A batch is rounded
+  up to a multiple of the number of devices.
   """
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")

@@ -54,15 +54,11 @@ def split_features(
 ) -> SplitFeatures:
   """Computes the features of the readable images of a split; all processes call it together.
 
-  Args:
-    encoder: CLIP on the devices of all processes.
-    source: images; the same list in every process.
-    threads: number of prefetching threads in each process.
-    max_corrupt: share of the images that may be unreadable; above 0, one image always may. They
-      are dropped, with one warning for all of them.
-    store: folder of features of earlier starts, which gets those computed now.
-
-  CorruptDataError if too many images are unreadable, EvaluationError if features are not finite.
+  The source is the same list in every process, each of which prefetches with `threads`, by the
+  cores if 0. A share `max_corrupt` of the images, above 0 always one, may be unreadable: they are
+  dropped, with one warning. `store` is a folder of features of earlier starts, which gets those
+  computed now. CorruptDataError: too many unreadable images. EvaluationError: features that are not
+  finite.
   """
   if isinstance(source, StoredImages):
     source = source.replace(image_size=encoder.clip.image_size)

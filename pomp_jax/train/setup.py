@@ -19,7 +19,6 @@ from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.memory import activation_memory
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -37,6 +36,7 @@ from pomp_jax.prompt.step import (
   step_token_budget,
 )
 from pomp_jax.train import batches, methods
+from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 

@@ -22,7 +22,6 @@ from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.memory import activation_memory
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
@@ -41,6 +40,7 @@ from pomp_jax.rooms.ablation.lanes import (
 from pomp_jax.rooms.ablation.plots import kind_of
 from pomp_jax.rooms.ablation.shared import Shared
 from pomp_jax.train import pretrain, setup
+from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.watch import LossMonitor, TrainingError
 
 log = logging.getLogger(__name__)

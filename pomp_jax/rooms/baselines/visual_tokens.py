@@ -19,10 +19,10 @@ from pomp_jax.array_types import Array, Float
 from pomp_jax.clip import Clip
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
 from pomp_jax.config import fields
-from pomp_jax.evaluate.memory import activation_memory
 from pomp_jax.prompt.context import INIT_STDDEV
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
+from pomp_jax.train.memory import activation_memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.evaluate import memory
-from pomp_jax.evaluate.memory import activation_memory
+from pomp_jax.train import memory
+from pomp_jax.train.memory import activation_memory
 from tests.support.small_run import settings
 
 
