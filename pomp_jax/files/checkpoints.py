@@ -142,15 +142,17 @@ class Checkpoints(contextlib.AbstractContextManager):
     a JAX array with its sharding (the first local device without one), anything else a NumPy array.
     CheckpointError if all checkpoints are damaged, or a field has another shape or dtype.
     """
-    return self._restore(abstract_state, lambda: self.steps()[::-1])
+    return self._restore(abstract_state, best=False)
 
   def restore_best(self, abstract_state: PyTree) -> Restored | None:
     """As `restore_latest`, but the one with the highest metric; None when none has a metric."""
-    return self._restore(abstract_state, self._best_first)
+    return self._restore(abstract_state, best=True)
 
-  def _restore(self, abstract_state: PyTree, order: Callable[[], list[int]]) -> Restored | None:
+  def _restore(self, abstract_state: PyTree, *, best: bool) -> Restored | None:
     expected = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
-    found = self._first_intact(order()) if hosts.is_first() else None
+    found = None
+    if hosts.is_first():
+      found = self._first_intact(self._best_first() if best else self.steps()[::-1])
     stored = dict(_leaves(found.state)) if found else {}
     if found:
       _check_leaves(self._path(found.step), stored, expected)
