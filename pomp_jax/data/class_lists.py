@@ -129,7 +129,7 @@ def _packaged(name: str) -> ClassList:
   fields = _SETS[name]
   file = _FOLDER / fields["names"]
   synsets, names = read_table(file) if file.suffix == ".tsv" else (None, read_names(file))
-  if "subset" in fields:
+  if synsets and "subset" in fields:
     name_of = dict(zip(synsets, names, strict=True))
     synsets = read_names(_FOLDER / fields["subset"])
     names = tuple(name_of[synset] for synset in synsets)

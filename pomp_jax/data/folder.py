@@ -176,7 +176,7 @@ def classes_of(found: Sequence[str], where: str) -> ClassList:
   if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
   every = load_class_list("imagenet21k")
-  names = dict(zip(every.synsets, every.names, strict=True))
+  names = dict(zip(every.synsets or (), every.names, strict=True))
   unknown = [synset for synset in found if synset not in names]
   if unknown:
     raise SourceError(f"{where}: {unknown[0]} is no class of ImageNet-21K")
@@ -197,7 +197,7 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
     if is_bucket(folder):
       found = entries(folder)
     else:
-      with os.scandir(folder) as inside:
+      with os.scandir(os.fspath(folder)) as inside:
         found = [
           (entry.name, is_folder)
           for entry in inside

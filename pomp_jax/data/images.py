@@ -25,11 +25,12 @@ except ImportError:
   Resizer = None
 
 # Pillow reads AVIF from 11.3 on, where it was built with it.
-_AVIF = "avif" in features.modules and features.check("avif")
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-EXTENSIONS += (".avif",) * _AVIF
+_AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp") + tuple(
+  f".{name.lower()}" for name in _AVIF
+)
 # Decoders to try, whatever the file's name. EPS is excluded because it starts another program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) * _AVIF))
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *_AVIF)
 # Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up to 320 MiB.
 MAX_PIXELS = 2**26
 # Version of `prepare`'s pixels, for cache keys.
@@ -160,7 +161,7 @@ def _grey_factor(image: Image.Image, bits: int) -> float:
   """Factor that scales a deep grey value to 0..255; `bits` is its size unless it has 32."""
   if image.mode.startswith("I;"):
     return 2.0 ** (8 - bits)
-  low, high = image.getextrema()
+  low, high = np.asarray(image.getextrema()).tolist()
   if not 0 <= low <= high <= 65535:
     raise ImageError(f"grey values from {low} to {high}, expected 0 to 65535")
   if image.mode == "F":

@@ -178,7 +178,9 @@ def _begin_worker(index: int, count: int) -> None:
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
   def exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
   threading.Thread(target=exit_with_parent, daemon=True).start()

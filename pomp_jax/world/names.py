@@ -39,7 +39,7 @@ FAMILIES = (_COLOUR_FAMILIES, _TEXTURE_FAMILIES, _SHAPE_FAMILIES, _COLOUR_FAMILI
 N_BASE = 21_841
 GROUPS = ("base", "novel", "all")  # all: base, then novel
 
-_SPLIT_SEED = np.uint64(0x504F4D50)  # "POMP"
+_SPLIT_SEED = np.array([0x504F4D50], np.uint64)  # "POMP"
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def _split() -> tuple[np.ndarray, np.ndarray]:
   attributes_NxA = grid[grid[:, 0] != grid[:, 3]].astype(np.int32)
   # Unlike a library's shuffle, a hash of the combination's number can't change with a version.
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
-  order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED[None])), kind="stable")
+  order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED)), kind="stable")
   # Sorted within each group, so that class lists are in order.
   return attributes_NxA[np.sort(order_N[:N_BASE])], attributes_NxA[np.sort(order_N[N_BASE:])]
 

@@ -49,8 +49,8 @@ class Tar:
   def open(self) -> StoredImages:
     """Lists its images, all with label 0."""
     places: dict[str, tuple[int, int]] = {}
-    for name, *place in _regular_members(self.path, self.offset, self.offset + self.size):
-      places.setdefault(name, tuple(place))
+    for name, offset, size in _regular_members(self.path, self.offset, self.offset + self.size):
+      places.setdefault(name, (offset, size))
     keys = [f"{self.synset}/{name}" for name in places]
     storage = _Members(self.path, list(places.values()))
     return StoredImages((self.synset,), np.zeros(len(keys), int), keys, storage)

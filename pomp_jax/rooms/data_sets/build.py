@@ -123,7 +123,7 @@ def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
       if split not in shards:
         shards[split] = Shard(parts.folder / _part(split, task.index))
       shards[split].write(image, label, key)
-  arrays = {}
+  arrays: dict[str, np.ndarray] = {}
   for split, shard in shards.items():
     shard.close()
     arrays[f"{split}_labels"] = np.array(shard.labels, np.int32)
@@ -146,11 +146,11 @@ def _chosen(
   for label, indices in itertools.groupby(ranks, key=lambda index: int(images.labels[index])):
     readable = _readable(images, indices, unreadable)
     chosen = next(readable, None)
-    # An image is held out only if another readable one follows, which is left to train on.
-    for _, following in zip(range(selection.held_out), readable, strict=False):
-      yield "validation", chosen[0], label + first, chosen[1]
-      chosen = following
     if chosen is not None:
+      # An image is held out only if another readable one follows, which is left to train on.
+      for _, following in zip(range(selection.held_out), readable, strict=False):
+        yield "validation", chosen[0], label + first, chosen[1]
+        chosen = following
       n_more = selection.shots - 1 if selection.shots else None
       for key, image in itertools.chain([chosen], itertools.islice(readable, n_more)):
         yield split, key, label + first, image

@@ -177,7 +177,7 @@ def _aircraft(folder: Path) -> _Listing:
 def _imagenet(root: Path, name: str) -> _Listing:
   folder, split_folders = _IMAGENETS[name]
   classes = load_class_list(name)
-  synsets = list(classes.synsets)
+  synsets = list(classes.synsets or ())
   # ImageNet-V2's folders are named by label.
   expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
   splits: dict[str, Items] = {}
@@ -210,7 +210,7 @@ def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple
 
 def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> dict[str, Items]:
   """Few-shot training subset, and validation subset if the data set has that split."""
-  whole = {part: listing.splits.get(_PARTS[part]) for part in ("train", "val")}
+  whole = {part: listing.splits.get(_PARTS[part], []) for part in ("train", "val")}
   for suffix in (".pkl", ".json"):
     path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
     if exists(path):

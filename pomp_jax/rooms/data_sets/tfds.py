@@ -72,7 +72,7 @@ def open_test_set(
   """Opens the test split, or else the validation split (ImageNet, Food-101); see `open_tfds`."""
   if dataset in CLASS_LISTS and dataset not in _PREPARED and classes == load_class_list(dataset):
     classes = None  # its own table maps TFDS's labels, which are spelled differently
-  found = tfds_splits(dataset, root)
+  found = tfds_splits(dataset, os.fspath(root))
   if set(found) <= {"train"}:
     raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
   split = found[-1]
@@ -165,7 +165,7 @@ class _CopiedShards:
 
 
 @functools.lru_cache(maxsize=4)
-def tfds_splits(dataset: str, root: str | os.PathLike = "") -> tuple[str, ...]:
+def tfds_splits(dataset: str, root: str = "") -> tuple[str, ...]:
   """Which of train, validation and test a data set has; SourceError if it is not prepared."""
   name = tfds_name(dataset)
   builder = _builder(name, root)
@@ -225,7 +225,7 @@ def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
   """
   classes = load_class_list(name)
   if classes.synsets is not None:
-    labels = owns = load_class_list("imagenet1k").synsets
+    labels = owns = load_class_list("imagenet1k").synsets or ()
   else:
     labels, owns = read_table(pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv")
   class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}

@@ -182,7 +182,7 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
     made(path, out)
   assert not (out / "imagenet21k").exists()
   with pytest.raises(SourceError, match="not prepared|unknown to TFDS"):
-    tfds_splits("imagenet21k", out)
+    tfds_splits("imagenet21k", str(out))
   # Two shards and what they say.
   assert len([*(out / "imagenet21k.incomplete").rglob("*-0000*")]) == 4
   with pytest.raises(PrepareError, match=r"incomplete: .*'shots': 0.*'shots': 1"):
@@ -200,7 +200,7 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
   assert {key: image for key, (_, image) in rows.items()} == GOOD
   assert all(key.startswith(f"{label}/") for key, (label, _) in rows.items())
   # Our own reader agrees with TFDS's.
-  assert tfds_splits("imagenet21k", out) == ("train",)
+  assert tfds_splits("imagenet21k", str(out)) == ("train",)
   source = open_tfds("imagenet21k", "train", root=out)
   assert source.names == load_class_list("imagenet21k").names[1000:1012]
   for index in range(len(source)):

@@ -150,7 +150,7 @@ def test_what_is_not_there(prepared, name, split, message):
   with pytest.raises(SourceError, match=message) as error:
     if split:
       open_tfds(name, split, root=prepared)
-    tfds_splits(name, prepared)
+    tfds_splits(name, str(prepared))
   assert "\n" not in str(error.value)
 
 
