@@ -3,7 +3,7 @@
 To add one is a file and a row here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import importlib
 import types
 from typing import Any, NamedTuple
@@ -21,61 +21,64 @@ def load(path: str) -> Any:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`."""
+  """One value of `config.method`: it learns by gradient steps, unless it has a `run` of its own.
 
-  learns: str  # by "steps" on the contrast with classes, a classifier of "features", or "nothing"
-  # Path of a function: as `cocoop.make_learner` (CoOp's own learner if empty), or as
-  # `linear_probe.fit_classifier`.
-  path: str
+  Paths are "module:function" below `pomp_jax`.
+  """
+
+  learner: str = ""  # makes the learner of the steps of `train.methods.Parts`; empty: POMP's
+  accuracy: str = ""  # as `rooms.baselines.learner_accuracy`, of a method that learns no prompt
+  run: str = ""  # (config, the run's folder) -> results; without steps
   fixes: Mapping[str, Any] = types.MappingProxyType({})  # field -> the value that it accepts
   pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
   per_image_text: bool = False  # whether each image has class features of its own
   fixed_text: bool = False  # whether class features are those of the hand-written prompt
   deep: tuple[str, ...] = ()  # towers whose layers have tokens of their own, `prompt.depth` of them
   fixed_words: bool = False  # whether words of `prompt.init` beyond `prompt.m` tokens stay fixed
-  saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
   seeded: bool = True  # whether the seed changes the result
   group: str = ""  # group of fields that it alone reads
 
   @property
   def by_steps(self) -> bool:
     """Whether it learns by gradient steps."""
-    return self.learns == "steps"
+    return not self.run
 
-  def load(self) -> Callable[..., Any]:
-    """Imports the function."""
-    return load(self.path)
+  @property
+  def saves_prompt(self) -> bool:
+    """Whether it learns a prompt, which `prompt.npz` can hold."""
+    return not (self.run or self.accuracy)
 
 
+_ACCURACY = "rooms.baselines.learner_accuracy:learner_accuracy"
 _NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
 # CoOp is pomp with negatives="all".
 METHODS = {
-  "pomp": Method("steps", "", saves_prompt=True),
-  "cocoop": Method("steps", "rooms.baselines.cocoop:make_learner", per_image_text=True),
-  "vpt_shallow": Method("steps", "rooms.baselines.visual_tokens:vpt", pixels=True, fixed_text=True),
+  "pomp": Method(),
+  "cocoop": Method("rooms.baselines.cocoop:make_cocoop", _ACCURACY, per_image_text=True),
+  "vpt_shallow": Method(
+    "rooms.baselines.visual_tokens:make_vpt", _ACCURACY, pixels=True, fixed_text=True
+  ),
   "vpt_deep": Method(
-    "steps", "rooms.baselines.visual_tokens:vpt", pixels=True, fixed_text=True, deep=("vision",)
+    "rooms.baselines.visual_tokens:make_vpt",
+    _ACCURACY,
+    pixels=True,
+    fixed_text=True,
+    deep=("vision",),
   ),
   "maple": Method(
-    "steps",
-    "rooms.baselines.visual_tokens:maple",
-    {"prompt.position": "end", "clip.text_tower": "shared"},
+    "rooms.baselines.visual_tokens:make_maple",
+    _ACCURACY,
+    fixes={"prompt.position": "end", "clip.text_tower": "shared"},
     pixels=True,
     deep=("vision", "text"),
     fixed_words=True,
   ),
-  "zero_shot": Method("nothing", "", _NOT_AUGMENTED, seeded=False),
+  "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
-    "features",
-    "rooms.baselines.linear_probe:fit_classifier",
-    _NOT_AUGMENTED,
-    seeded=False,
-    group="probe",
+    run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
   ),
-  "tip_adapter": Method(
-    "features", "rooms.baselines.tip_adapter:fit_classifier", seeded=False, group="tip"
-  ),
-  "tip_adapter_f": Method("features", "rooms.baselines.tip_adapter:fit_classifier", group="tip"),
+  "tip_adapter": Method(run="rooms.baselines.classifiers:run", seeded=False, group="tip"),
+  "tip_adapter_f": Method(run="rooms.baselines.classifiers:run", group="tip"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a training reads: views of images, or their features, in batches or epochs.
+"""What a training reads: views of images, or their features, and which process reads which.
 
 Views that are rendered or decoded, and stored features, have the same order.
 
@@ -8,24 +8,22 @@ Shapes: n images, B of them in a batch, V views of each, E embedding.
 import collections
 from collections.abc import Callable, Iterator
 import functools
-import itertools
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import METHODS, SOURCES, Settings
+from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
-from pomp_jax.data.readers import Readers, choose_readers
-from pomp_jax.data.source import Labelled, Source, StoredImages
+from pomp_jax.data.loader import Fetch, in_workers
+from pomp_jax.data.readers import choose_readers
+from pomp_jax.data.source import Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features
@@ -33,7 +31,6 @@ from pomp_jax.files.features import Features
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
@@ -41,13 +38,6 @@ VIEWS = 256
 _DECODED_AHEAD = 4
 # Images whose stored features are read together: of all, quickly, and of one, hardly more slowly.
 _TOGETHER = 8
-
-
-class Epoch(NamedTuple):
-  """Features of all training images in one epoch; those of unreadable images are undefined."""
-
-  features: Float[np.ndarray, "n V E"]  # of the views of each image, not normalised
-  readable: Bool[np.ndarray, " n"]
 
 
 def augmentation(data: Data) -> Augmentation:
@@ -88,91 +78,10 @@ def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) 
   return functools.partial(views, source, augmentation=augmentation(data), size=size)
 
 
-def open_batches(
-  config: Settings,
-  source: Labelled,
-  fetch: Fetch,
-  mesh: Mesh,
-  *,
-  start: int = 0,
-  unreadable: frozenset[int] = frozenset(),
-) -> Loader:
-  """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
-  readers = readers_of(config, source, fetch, mesh)
-  return Loader(
-    source,
-    fetch,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    n_views=config.data.views,
-    start=start,
-    shard=own_shard(mesh),
-    threads=readers.threads,
-    workers=readers.workers,
-    max_corrupt=config.data.max_corrupt,
-    unreadable=unreadable,
-  )
-
-
-def readers_of(config: Settings, source: Labelled, fetch: Fetch, mesh: Mesh) -> Readers:
-  """Threads and worker processes that read the batches; see `choose_readers`."""
-  data = config.data
-  return choose_readers(
-    data.threads,
-    data.workers,
-    # Only images in files have names.
-    decodes=hasattr(source, "where") and data.features == "online",
-    n_batches=len(source) * data.views // config.batch_size,
-    batch_bytes=config.batch_size // own_shard(mesh)[1] * _bytes_of_view(fetch),
-  )
-
-
-def _bytes_of_view(fetch: Fetch) -> int:
+def bytes_of_view(fetch: Fetch) -> int:
   """Bytes of a view: the function's `view_bytes`, or those of `open_fetch`; 0 for features."""
   pixels = 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
   return getattr(fetch, "view_bytes", pixels)
-
-
-def view_features(
-  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
-) -> Iterator[Epoch]:
-  """Yields the features of all training images, epoch by epoch, on each process.
-
-  Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
-  than `data.max_corrupt` allows can't be read.
-  """
-  n_different = n_epochs if data.augment != "none" else 1
-  size = max(1, VIEWS // data.views)
-  parts = np.split(np.arange(len(source)), range(size, len(source), size))
-
-  def read(number: int):
-    indices = parts[number % len(parts)]
-    return fetch(indices, np.full(len(indices), number // len(parts)))
-
-  total = n_different * len(parts)
-  stored = isinstance(source, StoredImages)
-  part_bytes = size * data.views * _bytes_of_view(fetch) if stored else 0
-  shown = steps_of(
-    read_ahead(data, total, read, part_bytes=part_bytes),
-    *("features of the training's views", "batches", total),
-  )
-  skipped = SkippedImages(source, data.max_corrupt)
-  for number in range(n_different):
-    features, readable = [], []
-    for indices, (found, could_be_read) in zip(parts, shown, strict=False):
-      if found.ndim > 3:  # pixels [B,V,S,S,3], not stored features [B,V,E]
-        flat = found.reshape(-1, *found.shape[2:])
-        found = encoder.image_features(flat, unit=False).reshape(*found.shape[:2], -1)
-      features.append(found)
-      readable.append(could_be_read)
-      unreadable = indices[~could_be_read].tolist()
-      skipped.add({index: name_of(source, index) for index in unreadable})
-      hosts.raise_if_preempted()
-    if not number:
-      skipped.gather()
-    epoch = Epoch(np.concatenate(features), np.concatenate(readable))
-    yield epoch
-  yield from itertools.repeat(epoch, n_epochs - n_different)
 
 
 def read_ahead(
@@ -193,19 +102,18 @@ def read_ahead(
 
 
 def readable_features(
-  config: Settings, encoder: Encoder, source: Source, folder: RunFolder
+  data: Data, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
   """`split_features` with the limits of `config.data`, stored for the next start."""
-  data, store = config.data, join(config.data.feature_store or folder.features, "evaluation")
+  store = join(data.feature_store or folder.features, "evaluation")
   return split_features(
     encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, store=store
   )
 
 
-def input_remedy(config: Settings, n_cores: int | None = None) -> str:
+def input_remedy(data: Data, learns_pixels: bool, n_cores: int | None = None) -> str:
   """Advice for a run whose devices wait for images on a machine of n cores, counted if None."""
-  data, n_cores = config.data, n_cores or hosts.own_cores()
-  remedies = []
+  n_cores, remedies = n_cores or hosts.own_cores(), []
   now = choose_readers(
     data.threads,
     data.workers,
@@ -219,7 +127,6 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
       f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
       f" use more of the {n_cores} cores"
     )
-  learns_pixels = config.job == "train_masks" or METHODS[config.method].pixels
   if data.features == "online" and not learns_pixels:
     bounded = data.augment == "none" or data.view_epochs
     more = "" if bounded else " and config.data.view_epochs above 0"

@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
-from pomp_jax.config.fields import Data
+from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.loader import check_unreadable, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
@@ -30,15 +29,17 @@ log = logging.getLogger(__name__)
 _NO_END = 7 * 86_400.0  # s
 
 
-def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: Encoder) -> None:
-  """Computes what the stored features lack, if there are any; all processes call it together.
+def fill_features(
+  data: Data, clip: Clip, folder: RunFolder, source: Source, encoder: Encoder
+) -> None:
+  """Computes what the stored features lack, if `data` has any; all processes call it together.
 
   CorruptDataError if too many images can't be read, over all processes and starts;
   DamagedFeaturesError or RunFolderWriteError for a file.
   """
-  if config.data.features != "stored":
+  if data.features != "stored":
     return
-  data, features = config.data, batches.open_features(config.data, source, encoder, folder)
+  features = batches.open_features(data, source, encoder, folder)
   # All processes have opened what is there before one of them adds to it.
   hosts.gather(None, "the folder of features")
   missing = None
@@ -51,7 +52,7 @@ def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: 
   start = time.monotonic()
   if missing and hosts.n_processes() > 1:
     # Each process works at its own pace, which no collective allows.
-    encoder = inputs.open_encoder(config.clip, devices=jax.local_devices())
+    encoder = inputs.open_encoder(clip, devices=jax.local_devices())
   _fill(data, features, mine, source, encoder)
   for _ in range(len(mine), -(-len(missing) // jax.process_count())):
     # As often as the process with the most blocks.

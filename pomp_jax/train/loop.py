@@ -17,20 +17,22 @@ from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint, RollBacks, resume
-from pomp_jax.train.setup import Training, gather_bank
+from pomp_jax.train.setup import Run
+from pomp_jax.train.state import gather_bank
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
+def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
   Preempted when asked to stop: everything is saved. TrainingError for a bad loss, CheckpointError
   for a failed save, as `on_bad_loss` and `checkpoint.on_failure` say.
   """
-  keep, retry = run.config.checkpoint.keep, run.config.checkpoint.on_failure == "retry"
-  with Checkpoints(run.folder.checkpoints, keep, retry=retry) as checkpoints:
+  settings = run.checkpoint
+  retry = settings.on_failure == "retry"
+  with Checkpoints(run.folder.checkpoints, settings.keep, retry=retry) as checkpoints:
     last = resume(run, checkpoints)
     if last.step >= run.total_steps:
       return last
@@ -47,7 +49,7 @@ def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
 
 def _train_from(
   last: Checkpoint,
-  run: Training,
+  run: Run,
   take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
   validate: Callable[[TrainState], float | None],
   stop: hosts.StopRequest,
@@ -55,35 +57,17 @@ def _train_from(
   tracker: Tracker | None,
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
-  config, mesh, state = run.config, run.encoder.mesh, last.state
-  monitor = LossMonitor(config.loss_spike, last.statistics)
-  loader = batches.open_batches(
-    config,
-    run.source,
-    run.fetch,
-    mesh,
-    start=last.step + last.roll_backs.skipped_batches,
-    unreadable=frozenset(last.unreadable),
-  )
-  with (
-    contextlib.closing(loader),
-    Watch(
-      config,
-      run.folder,
-      monitor,
-      first=last.step,
-      total=run.total_steps,
-      rate=run.rate,
-      tracker=tracker,
-    ) as watch,
-  ):
-    on_devices = batches.on_devices(watch.timed(loader), mesh)
+  state, monitor = last.state, LossMonitor(run.loop.loss_spike, last.statistics)
+  skipped = last.step + last.roll_backs.skipped_batches
+  loader = run.open_batches(skipped, frozenset(last.unreadable))
+  with contextlib.closing(loader), Watch(run, monitor, first=last.step, tracker=tracker) as watch:
+    on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
     start = time.monotonic() - last.seconds
     for step in range(last.step + 1, run.total_steps + 1):
       state, metrics = take_step(state, run.frozen, next(on_devices))
       watch.step(step, metrics)
       asked = stop.after_step()
-      if asked or step % config.checkpoint.every == 0 or step == run.total_steps:
+      if asked or step % run.checkpoint.every == 0 or step == run.total_steps:
         # Checks all metrics, so only good states are saved.
         watch.flush()
         # No validation after a stop request, which may leave seconds only.
@@ -113,11 +97,10 @@ def _train_from(
 
 
 def _roll_back(
-  run: Training, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
+  run: Run, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
 ) -> Checkpoint:
   """Returns the last good checkpoint with other draws; TrainingError if no roll-back is left."""
-  config = run.config
-  if config.on_bad_loss == "stop" or roll_backs.count >= config.max_roll_backs:
+  if run.loop.on_bad_loss == "stop" or roll_backs.count >= run.loop.max_roll_backs:
     again = f" after {roll_backs.count} roll-backs" if roll_backs.count else ""
     raise TrainingError(
       f"{error}: training stops{again}. The last good checkpoint is in {run.folder.checkpoints};"
@@ -128,7 +111,7 @@ def _roll_back(
   log.warning(
     "%s: ROLLED BACK to step %d, with other draws and other images from there on (%d of at most %d"
     " times)",
-    *(error, last.step, roll_backs.count, config.max_roll_backs),
+    *(error, last.step, roll_backs.count, run.loop.max_roll_backs),
   )
-  seed_key = replicate(roll_backs.seed_key(config.seed), run.encoder.mesh)
+  seed_key = replicate(roll_backs.seed_key(run.seed), run.encoder.mesh)
   return last._replace(state=last.state.replace(seed_key=seed_key), roll_backs=roll_backs)

@@ -4,7 +4,7 @@ A run resumes if its folder holds a checkpoint. A start with another config is a
 fields that leave the result as it is or follow the devices.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import logging
 from typing import Any, NamedTuple
@@ -13,14 +13,15 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import FIELDS, ConfigError, Settings
+from pomp_jax.config import FIELDS, ConfigError
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.setup import Training, blank_state, first_state, place_bank
+from pomp_jax.train.setup import Run
+from pomp_jax.train.state import blank_state, first_state, place_bank
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ _FREE_FIELDS = (
 _DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
 
 
-def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
-  """Compares the config of this start with that of the run in a folder, if there is one.
+def check_same_run(
+  now: Mapping[str, Any], folder: RunFolder, may_change: Callable[[str], bool]
+) -> None:
+  """Compares a start's fields by dotted name with those of the run in a folder, if there is one.
 
   ConfigError for the first field with another value, or that this version lacks, unless it
   `may_change`; RunFolderError if `config.json` can't be read.
@@ -47,7 +50,6 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
-  now = config.flat()
   before = flatten(read_json(folder.config))
   # Early versions had the groups of all jobs in each config.
   others = _groups(FIELDS) - _groups(now)
@@ -109,23 +111,23 @@ class Checkpoint(NamedTuple):
   roll_backs: RollBacks = RollBacks()
   statistics: dict[str, Any] | None = None  # of the `LossMonitor`
 
-  def meta(self, run: Training) -> dict[str, Any]:
+  def meta(self, run: Run) -> dict[str, Any]:
     """JSON that a checkpoint holds beside the state."""
     skipped = self.roll_backs.skipped_batches
     return {
       "seconds": self.seconds,
-      "position": (self.step + skipped) * run.config.batch_size,
+      "position": (self.step + skipped) * run.loop.batch_size,
       "unreadable": self.unreadable,
       # Names of the first versions.
       "detour": {"roll_backs": self.roll_backs.count, "batches": skipped},
       "judge": self.statistics,
       "devices": jax.device_count(),
       "groups": run.n_groups,
-      "config": run.config.to_dict(),
+      "config": run.config,
     }
 
 
-def resume(run: Training, checkpoints: Checkpoints) -> Checkpoint:
+def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
   """Returns the last checkpoint of a run, or its start if there is none."""
   restored = checkpoints.restore_latest(blank_state(run))
   if restored is None:
@@ -135,14 +137,14 @@ def resume(run: Training, checkpoints: Checkpoints) -> Checkpoint:
   return _checkpoint(run, restored)
 
 
-def best(run: Training) -> Checkpoint | None:
+def best(run: Run) -> Checkpoint | None:
   """Returns the best checkpoint of a finished run by validation; None if none was validated."""
-  with Checkpoints(run.folder.checkpoints, run.config.checkpoint.keep) as checkpoints:
+  with Checkpoints(run.folder.checkpoints, run.checkpoint.keep) as checkpoints:
     restored = checkpoints.restore_best(blank_state(run))
   return None if restored is None else _checkpoint(run, restored)
 
 
-def _checkpoint(run: Training, restored: Restored) -> Checkpoint:
+def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
   meta = restored.meta
   skipped = meta.get("detour", {})
   return Checkpoint(
@@ -155,7 +157,7 @@ def _checkpoint(run: Training, restored: Restored) -> Checkpoint:
   )
 
 
-def _warn_of_other_devices(run: Training, step: int, meta: dict[str, Any]) -> None:
+def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
   before, now = meta.get("devices"), jax.device_count()
   groups, n_data = meta.get("groups"), run.encoder.mesh.shape[DATA]
   if groups is not None and groups != run.n_groups:

@@ -12,7 +12,8 @@ import dataclasses
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.config import WORLD, ConfigError, Settings, fields
+from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.config.fields import Data, Sampling
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.sampling import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
@@ -26,18 +27,20 @@ TREE_LEVELS = (4, 6, 8)
 RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
 
 
-def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray) -> SamplingArrays:
+def sampling_arrays(
+  sampling: Sampling, data: Data, names: Sequence[str], labels_n: np.ndarray
+) -> SamplingArrays:
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
   ConfigError if a sampler needs relations that these classes do not have.
   """
-  sampling, arrays = config.sampling, SamplingArrays()
+  arrays = SamplingArrays()
   needs = {
-    "sampling.name": SAMPLERS[sampling.name].needs,
-    "sampling.exclude": EXCLUSIONS[sampling.exclude],
-    "sampling.ancestors_weight": ("levels",) if sampling.ancestors_weight > 0 else (),
+    "name": SAMPLERS[sampling.name].needs,
+    "exclude": EXCLUSIONS[sampling.exclude],
+    "ancestors_weight": ("levels",) if sampling.ancestors_weight > 0 else (),
   }
-  if "frequency" in needs["sampling.name"]:
+  if "frequency" in needs["name"]:
     counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64)
     # Relative to the largest count, so that no power overflows.
     counts_N = (counts_N / counts_N.max()) ** sampling.power
@@ -45,29 +48,29 @@ def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray
   needed = {field: parts for field, parts in needs.items() if RELATIONS & set(parts)}
   if not needed:
     return arrays
-  relations = _relations(config, names)
+  relations = _relations(data, names)
   if relations is None:
     field = next(iter(needed))
     expected = "a value that needs no relations between classes, or data.names with synsets"
-    raise ConfigError(field, config.flat()[field], expected)
+    raise ConfigError(f"sampling.{field}", getattr(sampling, field), expected)
   parts = RELATIONS.intersection(part for parts in needed.values() for part in parts)
   return arrays._replace(**{part: getattr(relations, part) for part in parts})
 
 
-def sampling_of(sampling: fields.Sampling, logit_scale: float) -> SamplingSettings:
+def sampling_of(sampling: Sampling, logit_scale: float) -> SamplingSettings:
   """Converts `config.sampling` for the step of a CLIP with this logit scale."""
   values = vars(sampling) | {"logit_scale": logit_scale}
   rows = dataclasses.fields(SamplingSettings)
   return SamplingSettings(**{row.name: values[row.name] for row in rows})
 
 
-def _relations(config: Settings, names: Sequence[str]) -> SamplingArrays | None:
-  if config.data.source == WORLD:
+def _relations(data: Data, names: Sequence[str]) -> SamplingArrays | None:
+  if data.source == WORLD:
     row = {name: i for i, name in enumerate(world_names.class_names("base"))}
     kept_N = np.array([row[name] for name in names])
     return attribute_relations(world_names.class_attributes("base")[kept_N])
   try:
-    classes = load_class_list(config.data.names or config.data.dataset)
+    classes = load_class_list(data.names or data.dataset)
   except ValueError:
     return None
   if classes.synsets is None:

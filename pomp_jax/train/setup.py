@@ -7,44 +7,47 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
 from pomp_jax.clip.text import MemoryPlan, plan_memory
-from pomp_jax.config import METHODS, Settings
-from pomp_jax.config.fields import Clip
-from pomp_jax.data.loader import Fetch
+from pomp_jax.config import METHODS, Settings, fields
+from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
+from pomp_jax.data.loader import Fetch, Loader
+from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.prompt.bank import place_rows, renewal_token_budget
+from pomp_jax.prompt.bank import renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Initialised, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from pomp_jax.prompt.step import (
-  Renewal,
-  TrainState,
-  create_state,
-  make_train_step,
-  step_token_budget,
-)
+from pomp_jax.prompt.step import Renewal, TrainState, make_train_step, step_token_budget
+from pomp_jax.registry import Method, load
 from pomp_jax.train import batches, methods
+from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(abc.ABC):
+class Run(abc.ABC):
   """Everything that stays the same during a training by steps, and what the loop asks of it."""
 
-  config: Settings
+  config: dict[str, Any]  # all fields, as config.json, checkpoints and prompt files record them
+  seed: int
+  data: Data
+  loop: Loop
+  checkpoint: Checkpoint
+  log_every: int
+  clip: Clip
   folder: RunFolder
   encoder: Encoder
   source: Labelled  # training images
@@ -61,9 +64,9 @@ class Training(abc.ABC):
     """Number of groups of a batch that draw random numbers of their own."""
 
   @property
-  def needs_bank(self) -> bool:
-    """Whether the state holds features of all classes."""
-    return False
+  def learns_pixels(self) -> bool:
+    """Whether a step needs the pixels, since the image tower changes with what is learned."""
+    return True
 
   @abc.abstractmethod
   def learner(self) -> Initialised:
@@ -80,27 +83,67 @@ class Training(abc.ABC):
     """Returns a function from state to a figure by which checkpoints are kept, or to None."""
     return lambda state: None
 
+  @property
+  def readers(self) -> Readers:
+    """Threads and worker processes that read the batches; see `choose_readers`."""
+    data, size, (_, n_shards) = self.data, self.loop.batch_size, own_shard(self.encoder.mesh)
+    return choose_readers(
+      data.threads,
+      data.workers,
+      # Only images in files have names.
+      decodes=hasattr(self.source, "where") and data.features == "online",
+      n_batches=len(self.source) * data.views // size,
+      batch_bytes=size // n_shards * bytes_of_view(self.fetch),
+    )
+
+  def open_batches(self, start: int = 0, unreadable: frozenset[int] = frozenset()) -> Loader:
+    """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
+    threads, workers = self.readers
+    return Loader(
+      self.source,
+      self.fetch,
+      batch_size=self.loop.batch_size,
+      seed=self.seed,
+      n_views=self.data.views,
+      start=start,
+      shard=own_shard(self.encoder.mesh),
+      threads=threads,
+      workers=workers,
+      max_corrupt=self.data.max_corrupt,
+      unreadable=unreadable,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
-class Run(Training):
+class PromptRun(Run):
   """Training of a prompt, or of another method that learns from the contrast with classes."""
 
+  source: Source
+  contrast: Contrast
+  prompt: fields.Prompt
+  sampling: Sampling
+  eval: Eval
   module: PromptContext
+
+  @property
+  def method(self) -> Method:
+    """The row of the method."""
+    return METHODS[self.contrast.method]
 
   @property
   def k(self) -> int:
     """K, the number of classes per image in the contrast; N with all negatives."""
-    return len(self.source.names) if self.config.negatives == "all" else self.config.k
+    return len(self.source.names) if self.contrast.negatives == "all" else self.contrast.k
 
   @property
   def n_groups(self) -> int:
     """Number of groups of a batch that draw their own negatives."""
-    return self.encoder.mesh.shape[DATA] * self.config.accumulate
+    return self.encoder.mesh.shape[DATA] * self.loop.accumulate
 
   @property
   def group_size(self) -> int:
     """B, images per group."""
-    return self.config.batch_size // self.n_groups
+    return self.loop.batch_size // self.n_groups
 
   @property
   def n_prefix(self) -> int:
@@ -108,18 +151,21 @@ class Run(Training):
     return 1 + self.module.n_vectors - self.module.n_own
 
   @property
-  def contrast(self) -> ContrastSettings:
-    """Settings of the contrast."""
-    config, scale = self.config, self.encoder.clip.logit_scale
-    drawing, weight = sampling_of(config.sampling, scale), config.sampling.ancestors_weight
-    return ContrastSettings(
-      self.k, len(self.source.names), config.correction, scale, drawing, weight
-    )
+  def loss(self) -> ContrastSettings:
+    """Numbers of the loss."""
+    scale, weight = self.encoder.clip.logit_scale, self.sampling.ancestors_weight
+    drawing, correction = sampling_of(self.sampling, scale), self.contrast.correction
+    return ContrastSettings(self.k, len(self.source.names), correction, scale, drawing, weight)
 
   @property
   def needs_bank(self) -> bool:
     """Whether the sampler compares features of all classes under recent prompts."""
-    return "bank" in self.contrast.sampling.needs
+    return "bank" in self.loss.sampling.needs
+
+  @property
+  def learns_pixels(self) -> bool:
+    """Whether the method learns tokens of the image tower."""
+    return self.method.pixels
 
   @property
   def step_tokens(self) -> int:
@@ -132,67 +178,93 @@ class Run(Training):
     return step_token_budget(
       self.module,
       np.asarray(self.frozen.tokens.lengths),
-      settings=self.contrast,
+      settings=self.loss,
       group_size=self.group_size,
       class_size=self.encoder.mesh.shape[CLASS],
     )
 
   def learner(self) -> Learner:
-    """Learner of `config.method` with the run's token budget."""
+    """Learner of the method with the run's token budget."""
     return self._learner(self.token_budget, step_memory(self))
 
-  def _learner(self, token_budget: int, memory: MemoryPlan) -> Learner:
+  def _learner(self, token_budget: int | None = None, memory: MemoryPlan | None = None) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
     plain = ContextLearner(self.module, text_tower, token_budget)
-    return methods.make_learner(
-      self.config.method, plain, self.encoder.clip, self.config.prompt, self.config.clip
-    )
+    parts = methods.Parts(plain, self.encoder, self.prompt, self.clip)
+    return methods.make_learner(self.contrast.method, parts)
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
     """Builds the step, with `correction` if it is given."""
-    config, contrast, learner = self.config, self.contrast, self.learner()
+    loss, learner = self.loss, self.learner()
     if correction is not None:
-      contrast = dataclasses.replace(contrast, correction=correction)
-    frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
+      loss = dataclasses.replace(loss, correction=correction)
+    frozen_images = self.data.features == "online" and not isinstance(learner, ImageLearner)
     return make_train_step(
       mesh=self.encoder.mesh,
       learner=learner,
       image_tower=self.encoder.image_tower if frozen_images else None,
       optimizer=self.optimizer,
-      settings=contrast,
-      accumulate=config.accumulate,
+      settings=loss,
+      accumulate=self.loop.accumulate,
       renewal=self._renewal(),
     )
 
   def _renewal(self) -> Renewal | None:
     """The share of `sampling.renew` of each device and micro-step, rounded up."""
-    n_parts = self.encoder.mesh.size * self.config.accumulate
-    rows = -(-min(self.config.sampling.renew, len(self.source.names)) // n_parts)
+    n_parts = self.encoder.mesh.size * self.loop.accumulate
+    rows = -(-min(self.sampling.renew, len(self.source.names)) // n_parts)
     if not self.needs_bank or not rows:
       return None
     lengths_N = np.asarray(self.frozen.tokens.lengths)
     budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows)
     text_config = self.encoder.clip.config.text_config
-    memory = memory_plan(self.config.clip, text_config, self.n_prefix, budget)
+    memory = memory_plan(self.clip, text_config, self.n_prefix, budget)
     return Renewal(self._learner(budget, memory), rows)
 
   def validation(self) -> Callable[[TrainState], float | None]:
     """Returns state -> top-1 on validation images over all training classes; None without any."""
-    config = self.config
-    if not inputs.has_validation(config.data):
+    if not inputs.has_validation(self.data):
       return lambda state: None
-    source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-    split = batches.readable_features(config, self.encoder, source, self.folder)
-    if not METHODS[config.method].saves_prompt:
-      accuracy = methods.accuracy_of_learner(config, self.encoder, self.module)
+    source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
+    split = batches.readable_features(self.data, self.encoder, source, self.folder)
+    if not self.method.saves_prompt:
+      accuracy = self.accuracy()
       return lambda state: accuracy(state.params, split, source)["top1"]
 
     def top1(state: TrainState) -> float:
-      features_NxE = training_class_features(self, state.params)
-      mesh = self.encoder.mesh
+      features_NxE, mesh = self.class_features(state.params), self.encoder.mesh
       return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
 
     return top1
+
+  def class_features(self, params: Any) -> np.ndarray:
+    """Unit features of all training classes under a prompt [N,E]."""
+    return self.encoder.features_of_tokens(params, self.frozen.tokens, self.module.position)
+
+  def prompt_of(self, state: TrainState) -> Prompt:
+    """The learned prompt, as it is saved."""
+    context, position = np.asarray(state.params["context"]), self.module.position
+    return Prompt(context, self.encoder.clip.name, position, config=self.config)
+
+  def accuracy(self) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
+    """Returns (parameters, features of a split, its images) -> top-1 and top-5.
+
+    Of a method that learns no prompt, whose row says how.
+    """
+    name, template, row = self.contrast.method, self.eval.template, self.method
+    compiled = load(row.accuracy)(self.encoder, self._learner(), row.per_image_text, self.data)
+
+    @functools.lru_cache(maxsize=1)
+    def frozen(names: tuple[str, ...]) -> Frozen:
+      return methods.frozen_arrays(name, self.prompt, template, self.encoder, names)
+
+    return lambda params, split, source: compiled(params, frozen(split.names), split, source)
+
+
+def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
+  """Steps of an epoch, at least 1, and of the whole training."""
+  steps_per_epoch = max(1, len(source) * data.views // loop.batch_size)
+  return steps_per_epoch, loop.steps or loop.epochs * steps_per_epoch
 
 
 def prepare(
@@ -202,40 +274,49 @@ def prepare(
   encoder: Encoder | None = None,
   source: Source | None = None,
   frozen: Frozen | None = None,
-) -> Run:
+) -> PromptRun:
   """Opens everything that a run needs, and writes nothing.
 
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
-  encoder = encoder or inputs.open_encoder(
-    config.clip, config.mesh.class_size, config.data.feature_store
-  )
-  source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
-  fetch = batches.open_fetch(config.data, source, encoder, folder)
-  steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
-  total_steps = config.steps or config.epochs * steps_per_epoch
+  data, prompt, method, loop = config.data, config.prompt, config.method, config.loop
+  encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
+  source = source or inputs.open_training_source(data, encoder.clip.image_size)
+  steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   module = PromptContext(
-    config.prompt.m,
+    prompt.m,
     encoder.clip.text_width,
-    config.prompt.position,
-    n_classes=len(source.names) if config.prompt.class_specific else None,
-    init_value=methods.initial_context(config, encoder.clip, len(source.names)),
+    prompt.position,
+    n_classes=len(source.names) if prompt.class_specific else None,
+    init_value=methods.initial_context(method, prompt, encoder.clip, len(source.names)),
   )
-  frozen = frozen or methods.frozen_arrays(config, encoder, source.names)
-  sampling = sampling_arrays(config, source.names, source.labels)
-  return Run(
-    config=config,
+  frozen = frozen or methods.frozen_arrays(
+    method, prompt, config.eval.template, encoder, source.names
+  )
+  sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
+  return PromptRun(
+    config=config.to_dict(),
+    seed=config.seed,
+    data=data,
+    loop=loop,
+    checkpoint=config.checkpoint,
+    log_every=config.log.every,
+    clip=config.clip,
     folder=folder,
     encoder=encoder,
     source=source,
-    fetch=fetch,
-    module=module,
+    fetch=batches.open_fetch(data, source, encoder, folder),
     frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh)),
     optimizer=optimizer,
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
+    contrast=config.contrast,
+    prompt=prompt,
+    sampling=config.sampling,
+    eval=config.eval,
+    module=module,
   )
 
 
@@ -257,50 +338,12 @@ def optimizer_of(
   return sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm), rate
 
 
-def first_state(run: Training) -> TrainState:
-  """State of step 0, on the devices; with a bank, this computes the features of all classes."""
-  state = blank_state(run)
-  if state.bank is None:
-    return state
-  return place_bank(run, state.replace(bank=training_class_features(run, state.params)))
-
-
-def blank_state(run: Training) -> TrainState:
-  """State of step 0 as it is stored, but for the bank's rows, which are zero."""
-  state = replicate(create_state(run.learner(), run.optimizer, run.config.seed), run.encoder.mesh)
-  if not run.needs_bank:
-    return state
-  shape = (len(run.source.names), run.encoder.clip.config.projection_dim)
-  return state.replace(bank=np.zeros(shape, np.float32))
-
-
-def place_bank(run: Training, state: TrainState) -> TrainState:
-  """Shards the bank of a stored state, [N,E] on every host, over the mesh."""
-  if state.bank is None:
-    return state
-  rows = place_rows(np.asarray(state.bank), run.encoder.mesh, run.config.sampling.bank_dtype)
-  return state.replace(bank=rows)
-
-
-def gather_bank(run: Training, state: TrainState) -> TrainState:
-  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every host."""
-  if state.bank is None:
-    return state
-  n_classes = len(run.source.names)
-  whole = jax.jit(
-    lambda rows: rows[:n_classes].astype(jnp.float32),
-    out_shardings=NamedSharding(run.encoder.mesh, PartitionSpec()),
-  )
-  return state.replace(bank=whole(state.bank))
-
-
-def step_memory(run: Run) -> MemoryPlan:
+def step_memory(run: PromptRun) -> MemoryPlan:
   """Remat and chunks of a step of the run."""
   # Images with class features of their own share the memory, and so do two trained towers.
-  method = METHODS[run.config.method]
-  n_times = (run.group_size if method.per_image_text else 1) * (2 if method.pixels else 1)
+  n_times = (run.group_size if run.method.per_image_text else 1) * (2 if run.method.pixels else 1)
   text_config = run.encoder.clip.config.text_config
-  return memory_plan(run.config.clip, text_config, run.n_prefix, run.token_budget, n_times)
+  return memory_plan(run.clip, text_config, run.n_prefix, run.token_budget, n_times)
 
 
 def memory_plan(
@@ -313,18 +356,3 @@ def memory_plan(
   plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
-
-
-def training_class_features(run: Run, params: Any) -> np.ndarray:
-  """Unit features of all training classes under a prompt [N,E]."""
-  return run.encoder.features_of_tokens(params, run.frozen.tokens, run.module.position)
-
-
-def prompt_of(run: Run, state: TrainState) -> Prompt:
-  """The learned prompt, as it is saved."""
-  return Prompt(
-    context=np.asarray(state.params["context"]),
-    clip_model=run.encoder.clip.name,
-    position=run.module.position,
-    config=run.config.to_dict(),
-  )

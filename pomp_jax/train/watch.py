@@ -15,16 +15,14 @@ import time
 from typing import Any, TypeVar
 
 import jax
-import optax
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
 from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import Path, is_bucket, store_of
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
 from pomp_jax.train.batches import input_remedy
+from pomp_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
 
@@ -198,23 +196,20 @@ class Watch(contextlib.AbstractContextManager):
 
   def __init__(
     self,
-    config: Settings,
-    folder: RunFolder,
+    run: Run,
     check: Callable[[int, dict[str, Any]], None],
     *,
-    first: int,
-    total: int,
-    rate: optax.Schedule,
+    first: int = 0,
     tracker: Tracker | None = None,
   ):
-    """Opens the scalars and the progress bar of `total` steps, `first` of which are done.
+    """Opens the scalars and the progress bar of a run, `first` steps of which are done.
 
     `check` is called with each step and its metrics, in order, and may raise BadLossError.
     """
-    self._config, self._check, self._rate = config, check, rate
-    self._metrics = MetricsWriter(folder.path, first + 1, tracker) if hosts.is_first() else None
-    self._progress = Progress(total, first, "step")
-    self._trace = Trace(folder.path / "profile", config.profile_steps or None, first)
+    self._run, self._check = run, check
+    self._metrics = MetricsWriter(run.folder.path, first + 1, tracker) if hosts.is_first() else None
+    self._progress = Progress(run.total_steps, first, "step")
+    self._trace = Trace(run.folder.path / "profile", run.loop.profile_steps or None, first)
     self._pending: list[tuple[int, dict]] = []
     self._done_step = first
     self.meter, self._own, self._warned = Meter(), {}, False
@@ -229,7 +224,7 @@ class Watch(contextlib.AbstractContextManager):
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1])
     self._trace.after(step, metrics)
-    every = self._config.log.every
+    every = self._run.log_every
     if step % every == 0 and len(self._pending) > every:
       self._read(len(self._pending) - every)
 
@@ -266,14 +261,14 @@ class Watch(contextlib.AbstractContextManager):
       self._check(step, found)
     step = window[-1][0]
     means = {name: sum(float(v[name]) for v in values) / len(values) for name in values[0]}
-    means["learning_rate"] = float(self._rate(step - 1))
+    means["learning_rate"] = float(self._run.rate(step - 1))
     # Some later steps are done as well.
     done = step + sum(_is_done(metrics) for _, metrics in self._pending)
     if done > self._done_step:
       self._own = self.meter.measure(done - self._done_step) | memory()
       self._done_step = done
       self._warn_if_input_bound(step)
-    means["images_per_second"] = self._config.batch_size / self._own["step_seconds"]
+    means["images_per_second"] = self._run.loop.batch_size / self._own["step_seconds"]
     self._write(step, means)
 
   def _write(self, step: int, means: dict[str, float]) -> None:
@@ -298,10 +293,11 @@ class Watch(contextlib.AbstractContextManager):
     if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
     self._warned = True
+    remedy = input_remedy(self._run.data, self._run.learns_pixels)
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
       " wait for images; %s",
-      *(step, jax.process_index(), wait, starved, input_remedy(self._config)),
+      *(step, jax.process_index(), wait, starved, remedy),
     )
 
 

@@ -207,10 +207,10 @@ def rolled_back(training, rng, folder):
 @contextlib.contextmanager
 def nan_after(step: int) -> Iterator[None]:
   """Makes the parameters NaN after a step, with the draws of the first seed key only."""
-  real = setup.Run.build_step
+  real = setup.PromptRun.build_step
 
   def build_step(job):
-    once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.config.seed)))
+    once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.seed)))
 
     def poisoned_step(state, frozen, batch):
       if int(state.step) == step and np.array_equal(state.seed_key, first_key):
@@ -219,7 +219,7 @@ def nan_after(step: int) -> Iterator[None]:
 
     return poisoned_step
 
-  with mock.patch.object(setup.Run, "build_step", build_step):
+  with mock.patch.object(setup.PromptRun, "build_step", build_step):
     yield
 
 

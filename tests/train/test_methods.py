@@ -40,7 +40,7 @@ def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
   params = encoder.clip.params | {"logit_scale": np.float32(np.log(7.0))}
   other = Encoder(dataclasses.replace(encoder.clip, params=params), mesh=encoder.mesh)
   config = small_config(**{"sampling.name": "posterior", "sampling.mix": 0.3})
-  contrast = setup.prepare(config, RunFolder(tmp_path), encoder=other).contrast
+  contrast = setup.prepare(config, RunFolder(tmp_path), encoder=other).loss
   assert contrast.logit_scale == contrast.sampling.logit_scale == pytest.approx(7.0)
   assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
 
@@ -95,7 +95,7 @@ def test_the_config_of_another_version(tmp_path):
 
   def check():
     folder.config.write_text(json.dumps(stored))
-    check_same_run(defaults(), folder, may_change)
+    check_same_run(defaults().flat(), folder, may_change)
 
   stored["evaluate"] = {"reader": "coop"}
   check()

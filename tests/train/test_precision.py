@@ -6,6 +6,7 @@ import pytest
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
+from pomp_jax.train.state import first_state
 from tests.support.checks import equations
 from tests.support.clips import needs_flax_clip
 from tests.support.small_run import small_config
@@ -20,7 +21,7 @@ def step_products(one_layer, tmp_path, **changes):
   job = setup.prepare(config, RunFolder(tmp_path))
   n, size = config.batch_size, job.encoder.clip.image_size
   batch = {"image": np.zeros((n, size, size, 3), np.uint8), "label": np.zeros(n, np.int32)}
-  step = jax.make_jaxpr(job.build_step())(setup.first_state(job), job.frozen, batch)
+  step = jax.make_jaxpr(job.build_step())(first_state(job), job.frozen, batch)
   found = []
   for equation in equations(step.jaxpr):
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):

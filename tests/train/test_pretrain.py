@@ -15,7 +15,8 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.train import methods, pretrain, resume, setup
+from pomp_jax.rooms.baselines import classifiers
+from pomp_jax.train import pretrain, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.data_files import damage
 from tests.support.openai_clip import (
@@ -60,7 +61,7 @@ def test_a_restart_has_its_features_and_the_selected_prompt(pretrained, copy_of,
   (folder / "results.json").unlink()
   shutil.rmtree(folder / "checkpoints" / "12")
   monkeypatch.setattr(Encoder, "features_of_images", None)
-  monkeypatch.setattr(setup.Run, "validation", lambda run: lambda state: 0.0)
+  monkeypatch.setattr(setup.PromptRun, "validation", lambda run: lambda state: 0.0)
   results = pretrain.run(small_config(**{"checkpoint.select": "best"}), str(folder))
   top1 = dict(zip(*scalars["validation_top1"], strict=True))
   best = max((4, 8), key=lambda step: (top1[step], step))
@@ -76,7 +77,9 @@ def test_a_restart_has_its_features_and_the_selected_prompt(pretrained, copy_of,
 
 def test_another_run_of_the_same_images_reads_their_features(pretrained, copy_of, monkeypatch):
   # The ensembles take most of the time.
-  monkeypatch.setattr(methods, "_ZERO_SHOT", dict.fromkeys(("hand_written", "class_name"), "{}."))
+  monkeypatch.setattr(
+    classifiers, "_ZERO_SHOT", dict.fromkeys(("hand_written", "class_name"), "{}.")
+  )
   monkeypatch.setattr(Encoder, "features_of_images", None)
   store = copy_of(pretrained / "features")
   config = small_config(method="zero_shot", **{"data.feature_store": str(store)})

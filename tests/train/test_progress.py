@@ -10,7 +10,7 @@ from pomp_jax import world
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.inputs import open_encoder as open_anew
 from pomp_jax.files import compilation, terminal
-from pomp_jax.train import methods
+from pomp_jax.rooms.baselines import classifiers
 from tests.support.command_line import handlers_kept
 from tests.support.small_run import run_job, small_config
 
@@ -63,8 +63,8 @@ def talkative(monkeypatch):
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
-  texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
+  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Arrays that samplers read, against the names and WordNet."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_relations_in_wordnet():
 
 def test_frequencies_are_the_counts_to_a_power():
   config = small_config(**{"sampling.name": "frequency", "sampling.power": 0.5})
-  arrays = sampling_arrays(config, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
+  arrays = sampling_arrays(config.sampling, config.data, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
   np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
   assert arrays.groups is None
 
@@ -96,7 +97,8 @@ def test_classes_without_known_relations(field, value):
   config = small_config(**{field: value, "data.source": "folder", "data.names": "food101"})
   names = load_class_list("food101").names
   with pytest.raises(ConfigError, match=rf"config\.{field}: got "):
-    sampling_arrays(config, names, np.zeros(1, int))
-  config = config.replace({"data.names": "imagenet1k"})
-  arrays = sampling_arrays(config, load_class_list("imagenet1k").names[:500], np.zeros(1, int))
+    sampling_arrays(config.sampling, config.data, names, np.zeros(1, int))
+  data = dataclasses.replace(config.data, names="imagenet1k")
+  names = load_class_list("imagenet1k").names[:500]
+  arrays = sampling_arrays(config.sampling, data, names, np.zeros(1, int))
   assert sum(part is not None for part in arrays) in (1, 2)

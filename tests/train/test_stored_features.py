@@ -14,8 +14,8 @@ from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.baselines import baselines
-from pomp_jax.train import batches, methods, pretrain, setup
+from pomp_jax.rooms.baselines import baselines, classifiers
+from pomp_jax.train import batches, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import spy
 from tests.support.data_files import NAMES, write_folder
@@ -151,7 +151,7 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
     shown.clear()
     config = config_of(**STORED | {"data.feature_store": str(folder)} | changes)
     job = setup.prepare(config, RunFolder(tmp_path / "run"))
-    fill_features(config, job.folder, job.source, job.encoder)
+    fill_features(job.data, job.clip, job.folder, job.source, job.encoder)
     assert sum(shown) == n_images, changes
 
 
@@ -161,7 +161,7 @@ def test_a_classifier_reads_stored_features(config_of, shown, tmp_path):
     shown.clear()
     config = config_of(method="tip_adapter", **PLAIN | {"data.features": features})
     expected = 0 if "stored" in keys else N_IMAGES
-    keys[features] = methods.fit(config, encoder, RunFolder(tmp_path)).classifier.keys
+    keys[features] = classifiers.fit(config, encoder, RunFolder(tmp_path)).classifier.keys
     assert sum(shown) == expected
   np.testing.assert_allclose(keys["stored"], keys["online"], rtol=0, atol=1e-6)
 

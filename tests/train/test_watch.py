@@ -1,5 +1,6 @@
 """Metrics of a running training: what is measured, the warning of an input-bound run, profiles."""
 
+import dataclasses
 import re
 import types
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomp_jax.config import ConfigError, validate
+from pomp_jax.config import METHODS, ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.train import setup
 from pomp_jax.train import watch as watch_module
 from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.watch import Meter, Watch, memory
@@ -78,9 +80,10 @@ def watch(tmp_path, monkeypatch):
 
 def opened(folder, **changes):
   """A watch of 100 steps, in windows of 5, that accepts all metrics; rates of 1, 1/2, 1/3, .."""
-  config = settings(**{"log.every": 5, "batch_size": 8} | changes)
-  accept, rate = lambda step, metrics: None, lambda step: 1 / (1 + step)
-  return Watch(config, RunFolder(folder), accept, first=0, total=100, rate=rate)
+  config = small_config(**{"log.every": 5, "batch_size": 8, "steps": 100} | changes)
+  run = setup.prepare(config, RunFolder(folder))
+  run = dataclasses.replace(run, rate=lambda step: 1 / (1 + step))
+  return Watch(run, lambda step, metrics: None)
 
 
 METRICS = [{"loss": jnp.float32(step), "accuracy": jnp.float32(0.5)} for step in range(31)]
@@ -117,7 +120,8 @@ def test_an_input_bound_run_warns_once(watch, caplog):
 )
 def test_the_remedy_names_fields_that_can_still_help(changes, n_cores, named):
   config = settings(**changes)
-  assert set(re.findall(r"config\.([\w.]+)", input_remedy(config, n_cores))) == named
+  remedy = input_remedy(config.data, METHODS[config.method].pixels, n_cores)
+  assert set(re.findall(r"config\.([\w.]+)", remedy)) == named
 
 
 @pytest.mark.parametrize(("wait", "idle"), [(1.0, False), (0.4, True)])

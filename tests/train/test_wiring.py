@@ -26,9 +26,10 @@ from pomp_jax.config import FIELDS
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.train import batches, loop, pretrain, setup
+from pomp_jax.train import batches, loop, pretrain, results, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import leaves_result_as_it_is
+from pomp_jax.train.state import first_state
 from tests.support.checks import assert_close
 from tests.support.clips import HAS_FLAX_CLIP, write_fewer_layers
 from tests.support.data_files import write_set
@@ -258,23 +259,23 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
   job = setup.prepare(config, folder)
-  fill_features(config, folder, job.source, job.encoder)
+  fill_features(job.data, job.clip, folder, job.source, job.encoder)
   step, given, splits = job.build_step(), [], []
 
   def take(state, frozen, batch):
     given.append((state, frozen, batch))
     return state, dict.fromkeys(("loss", "accuracy"), jnp.zeros(()))
 
-  def opened(config, encoder, source, folder):
+  def opened(data, encoder, source, folder):
     splits.append((source.names, source.labels, source.keys))
     return SplitFeatures(tuple(source.names), source.labels, None, np.arange(len(source)))
 
   patch.setattr(batches, "readable_features", opened)
-  pretrain._splits(config, job.encoder, folder, None)
+  results.open_splits(config.data, config.eval.images, job.encoder, folder, None)
   tested = list(splits)
   job.validation()
-  patch.setattr(setup.Run, "build_step", lambda job: take)
-  patch.setattr(setup.Run, "validation", lambda job: lambda state: 0.0)
+  patch.setattr(setup.PromptRun, "build_step", lambda job: take)
+  patch.setattr(setup.PromptRun, "validation", lambda job: lambda state: 0.0)
   loop.train(job)
   (state, frozen, batch), *_ = given
   pieces = {
@@ -284,7 +285,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "state": state,
     "splits": splits,
   }
-  contrast = dataclasses.asdict(job.contrast)
+  contrast = dataclasses.asdict(job.loss)
   figures = {
     "steps": len(given),
     "epoch": job.steps_per_epoch,
@@ -331,9 +332,8 @@ def test_all_negatives_are_k_equal_to_n(reached):
 def _learned(config, folder) -> np.ndarray:
   """All parameters after three steps, as one vector."""
   job = setup.prepare(config, folder)
-  state, step = setup.first_state(job), job.build_step()
-  opened = batches.open_batches(config, job.source, job.fetch, job.encoder.mesh)
-  with contextlib.closing(opened) as loader:
+  state, step = first_state(job), job.build_step()
+  with contextlib.closing(job.open_batches()) as loader:
     for batch in itertools.islice(loader, 3):
       state, _ = step(state, job.frozen, batch)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
@@ -399,7 +399,7 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
   gradient_step = dataclasses.replace(job, optimizer=_KEEP).build_step()
   path, gradients = [], []
 
-  def recorded(job, step=setup.Run.build_step):
+  def recorded(job, step=setup.PromptRun.build_step):
     update = step(job)
 
     def call(state, frozen, batch):
@@ -411,8 +411,8 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
 
     return call
 
-  monkeypatch.setattr(setup.Run, "build_step", recorded)
-  monkeypatch.setattr(setup.Run, "validation", lambda job: lambda state: 0.0)
+  monkeypatch.setattr(setup.PromptRun, "build_step", recorded)
+  monkeypatch.setattr(setup.PromptRun, "validation", lambda job: lambda state: 0.0)
   path.append(np.asarray(loop.train(job).state.params["context"]))
   assert (job.steps_per_epoch, len(gradients)) == (2, 10)
   expected, rates = _torch_path(config, path[0], gradients)
@@ -440,7 +440,7 @@ def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path
   data = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0}
   config = small_config(k=9, **data, **{"eval.images": 0, "probe.iterations": 20})
   job = setup.prepare(config, RunFolder(tmp_path / "run"))
-  assert job.validation()(setup.first_state(job)) == 0.0
-  results = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
-  assert list(results["top1"]) == ["test"] and 0.4 < results["top1"]["test"] < 0.6
-  assert set(results["found"]["validation_top1"].values()) <= {0.0, 1 / 9}
+  assert job.validation()(first_state(job)) == 0.0
+  found = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
+  assert list(found["top1"]) == ["test"] and 0.4 < found["top1"]["test"] < 0.6
+  assert set(found["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

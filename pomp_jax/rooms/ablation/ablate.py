@@ -147,11 +147,11 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
       _run_group(shared, folder, [cell])
 
 
-def _most_lanes(run: setup.Run) -> int:
+def _most_lanes(run: setup.PromptRun) -> int:
   """As many as their activations leave room for."""
   text_config = run.encoder.clip.config.text_config
   of_step = activation_bytes(text_config, run.n_prefix, run.token_budget)
-  return int(activation_memory(run.config.clip) // of_step)
+  return int(activation_memory(run.clip) // of_step)
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:

@@ -20,12 +20,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax.config.fields import Optim
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train import setup
+from pomp_jax.train.state import first_state
 
 # Numbers of a lane, and where they stand in a config.
 _NUMBERS = {
@@ -78,7 +80,7 @@ def curve_steps(every: int, total: int) -> list[int]:
 
 
 def train_lanes(
-  run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
+  run: setup.PromptRun, cells: Sequence[Cell], streams: Sequence[Stream], size: int
 ) -> Iterator[Trained]:
   """Trains the cells of a `lane_groups` group, in order, by one program that is compiled once.
 
@@ -97,7 +99,7 @@ def train_lanes(
       return state, numbers, run.frozen, _batch(rows, features, labels)
 
     if program is None:
-      step_of_lanes = _step(run, cells[0].config.correction)
+      step_of_lanes = _step(run, cells[0].config.optim, cells[0].config.correction)
       program = step_of_lanes.lower(*arguments(state, 1)).compile()
     start, losses, curve = time.monotonic(), [], {}
     for step in steps_of(range(1, total + 1), f"{size} cells", "steps"):
@@ -115,14 +117,11 @@ def train_lanes(
       yield Trained(contexts[i], losses_SxT[i], seconds, mib, own)
 
 
-def _first_states(run: setup.Run, cells: Sequence[Cell]) -> Any:
+def _first_states(run: setup.PromptRun, cells: Sequence[Cell]) -> Any:
   """The state of each cell, stacked along a new first axis that no device splits."""
   # It depends on the seed alone. With a bank it takes a pass over all classes.
-  of_seed = {cell.config.seed: cell.config for cell in cells}
-  first = {
-    seed: setup.first_state(dataclasses.replace(run, config=config))
-    for seed, config in of_seed.items()
-  }
+  seeds = {cell.config.seed for cell in cells}
+  first = {seed: first_state(dataclasses.replace(run, seed=seed)) for seed in seeds}
 
   def stacked(*leaves: jax.Array) -> jax.Array:
     sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
@@ -131,7 +130,7 @@ def _first_states(run: setup.Run, cells: Sequence[Cell]) -> Any:
   return jax.tree.map(stacked, *(first[cell.config.seed] for cell in cells))
 
 
-def _numbers(run: setup.Run, cells: Sequence[Cell]) -> dict[str, jax.Array]:
+def _numbers(run: setup.PromptRun, cells: Sequence[Cell]) -> dict[str, jax.Array]:
   configs = [cell.config.flat() for cell in cells]
   numbers = {name: [config[field] for config in configs] for name, field in _NUMBERS.items()}
   numbers["correction"] = [SCALES.get(config["correction"], math.nan) for config in configs]
@@ -145,21 +144,23 @@ def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dic
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
-def _step(run: setup.Run, correction: str):
+def _step(run: setup.PromptRun, optim: Optim, correction: str):
   """The step of all lanes; the state is donated."""
-  # Batches bring features.
-  config = run.config.replace({"data.features": "stored"})
+  on_features = _on_features(run)
 
   def step_of_cells(state, numbers, frozen, batch):
-    optim = types.SimpleNamespace(
-      **vars(run.config.optim) | {name: numbers[name] for name in _NUMBERS}
-    )
-    optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
-    own = dataclasses.replace(run, config=config, optimizer=optimizer)
+    own_optim = types.SimpleNamespace(**vars(optim) | {name: numbers[name] for name in _NUMBERS})
+    optimizer, _ = setup.optimizer_of(own_optim, run.steps_per_epoch, run.total_steps)
+    own = dataclasses.replace(on_features, optimizer=optimizer)
     scale = numbers["correction"] if correction in SCALES else None
     return own.build_step(scale)(state, frozen, batch)
 
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
+
+
+def _on_features(run: setup.PromptRun) -> setup.PromptRun:
+  """The run with batches that bring features."""
+  return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
 class StepTime(NamedTuple):
@@ -170,7 +171,9 @@ class StepTime(NamedTuple):
   first_bank_seconds: float  # median of the first bank, features of all classes; 0 without a bank
 
 
-def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> list[StepTime]:
+def measure_step_times(
+  runs: Sequence[setup.PromptRun], streams: Sequence[Stream]
+) -> list[StepTime]:
   """Measures kinds of cells, trained alone, by one run of each and what it is trained on.
 
   A lane's time is only its share of a program. So that kinds can be compared, each takes steps of
@@ -185,20 +188,19 @@ def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> 
       step()
       own += timeit.repeat(step, number=1, repeat=_STEPS)
       if run.needs_bank:
-        bank += timeit.repeat(lambda run=run: setup.first_state(run), number=1, repeat=1)
+        bank += timeit.repeat(lambda run=run: first_state(run), number=1, repeat=1)
   return [
     StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
     for own, bank in zip(times, banks, strict=True)
   ]
 
 
-def _step_of(run: setup.Run, stream: Stream) -> Callable[[], None]:
+def _step_of(run: setup.PromptRun, stream: Stream) -> Callable[[], None]:
   """The step of the pretrain job on the run's first batch, repeated; compiled."""
-  # Batches bring features.
-  run = dataclasses.replace(run, config=run.config.replace({"data.features": "stored"}))
+  run = _on_features(run)
   rows = NamedSharding(run.encoder.mesh, P(DATA))
   batch = _batch(rows, stream.features[0], stream.labels[0])
-  state = setup.first_state(run)
+  state = first_state(run)
   program = run.build_step().lower(state, run.frozen, batch).compile()
 
   def step():

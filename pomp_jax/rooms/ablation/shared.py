@@ -74,7 +74,7 @@ class Shared:
     """The CLIP that a config names."""
     return inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
 
-  def prepare(self, config: Settings, folder: RunFolder) -> setup.Run:
+  def prepare(self, config: Settings, folder: RunFolder) -> setup.PromptRun:
     """A run made ready, its CLIP and its images shared with the others."""
     shared = {"encoder": self.encoder(config), "source": self._source(config)}
     return setup.prepare(config, folder, frozen=self._frozen(config), **shared)
@@ -89,21 +89,23 @@ class Shared:
     encoder = self.encoder(config)
     return encoder.frozen(encoder.vocabulary(self._source(config).names, config.prompt.m))
 
-  def stream(self, run: setup.Run) -> Stream:
+  def stream(self, run: setup.PromptRun) -> Stream:
     """The features that a run is trained on, in order; all processes call it together."""
-    key = ("stream", _key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
+    mesh = dict(run.encoder.mesh.shape)
+    key = ("stream", repr((run.clip, mesh, run.data, run.loop.batch_size, run.seed)))
     # Runs of several lengths share the longest stream.
     if key not in self._held or len(self._held[key].labels) < run.total_steps:
-      fill_features(run.config, self._folder, run.source, run.encoder)
-      self._held[key] = _stream(run, self._image_features(run.config))
+      fill_features(run.data, run.clip, self._folder, run.source, run.encoder)
+      self._held[key] = _stream(run, self._image_features(run.encoder))
     return Stream(*(part[: run.total_steps] for part in self._held[key]))
 
-  @_once("clip", "mesh")
-  def _image_features(self, config: Settings) -> Callable:
+  def _image_features(self, encoder: Encoder) -> Callable:
     """Computes features as a training step does, but gathers them on all hosts."""
-    encoder = self.encoder(config)
-    tower = over_all_devices(encoder.mesh, encoder.image_tower)
-    return jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
+    key = ("image features", id(encoder))
+    if key not in self._held:
+      tower = over_all_devices(encoder.mesh, encoder.image_tower)
+      self._held[key] = jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
+    return self._held[key]
 
   def evaluate(self, config: Settings, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the job pretrain computes it."""
@@ -167,17 +169,17 @@ class Shared:
 
   def _split_features(self, config: Settings, name: str) -> SplitFeatures:
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
-    return batches.readable_features(config, self.encoder(config), source, self._folder)
+    return batches.readable_features(config.data, self.encoder(config), source, self._folder)
 
 
-def _stream(run: setup.Run, image_features: Callable) -> Stream:
+def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
   """Reads this process's rows of the batches that the pretrain job would read, as features."""
-  config, mesh = run.config, run.encoder.mesh
+  mesh = run.encoder.mesh
   rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
-  at_a_time = max(_IMAGES // config.batch_size, 1)
+  at_a_time = max(_IMAGES // run.loop.batch_size, 1)
   labels = []
   with (
-    contextlib.closing(batches.open_batches(config, run.source, run.fetch, mesh)) as loader,
+    contextlib.closing(run.open_batches()) as loader,
     # The file has no name, and ends with the process.
     tempfile.TemporaryFile() as file,
   ):
@@ -185,7 +187,7 @@ def _stream(run: setup.Run, image_features: Callable) -> Stream:
     for start in steps_of(starts, "features of training images", "parts"):
       some = [next(loader) for _ in range(min(at_a_time, run.total_steps - start))]
       images = np.concatenate([batch["image"] for batch in some])
-      if config.data.features == "online":
+      if run.data.features == "online":
         images = jax.make_array_from_process_local_data(rows, images)
         # Each part of the data axis has a block of rows, of all these batches.
         images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]

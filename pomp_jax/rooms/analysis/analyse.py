@@ -58,7 +58,7 @@ def check(config: Settings, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check(config.job)
   if folder.results.exists():
-    check_same_run(config, folder, lambda field: not field.startswith(_READ))
+    check_same_run(config.flat(), folder, lambda field: not field.startswith(_READ))
   given = config.clip.model, config.evaluate, config.data, config.eval
   check_prompts(config.analyse.prompts, _FIELD, *given)
 

@@ -206,7 +206,8 @@ def _arrays(config: Settings, names: Sequence[str], image_size: int) -> Sampling
     labels_n = inputs.open_training_source(config.data, image_size).labels
   for sampler in samplers:
     try:
-      more = sampling_arrays(config.replace({"sampling.name": sampler}), names, labels_n)
+      sampling = dataclasses.replace(config.sampling, name=sampler)
+      more = sampling_arrays(sampling, config.data, names, labels_n)
     except ConfigError as error:
       if error.field != "sampling.name":
         raise

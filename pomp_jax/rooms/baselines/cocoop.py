@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip import Clip
-from pomp_jax.config import fields
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import normalize
+from pomp_jax.train.methods import Parts
 
 # Embedding width divided by hidden width.
 _BOTTLENECK = 16
@@ -75,9 +74,6 @@ def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array
   return product + params["bias"]
 
 
-def make_learner(
-  plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip
-) -> CoCoOpLearner:
-  """Builds CoCoOp's learner; see `train.methods.make_learner`."""
-  del prompt, own
-  return CoCoOpLearner(plain, clip.config.projection_dim)
+def make_cocoop(parts: Parts) -> CoCoOpLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  return CoCoOpLearner(parts.plain, parts.encoder.clip.config.projection_dim)

@@ -4,7 +4,7 @@ Multinomial logistic regression on image features by L-BFGS; `search` finds the 
 Shapes: n images, N classes, E features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -14,11 +14,8 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-from pomp_jax.config import Settings
-from pomp_jax.data.source import Source
-from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.predictions import classifier_accuracy
-from pomp_jax.evaluate.split_features import SplitFeatures, split_features
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import waiting
 
 # Strengths of the sweep, and the resolution of the search in decades.
@@ -132,29 +129,17 @@ def search(
 
 
 def fit_classifier(
-  config: Settings,
-  encoder: Encoder,
-  source: Source,
-  validation: SplitFeatures,
-  *,
-  view_epochs: Callable[[int], Iterator[Any]],
-  text_features: Callable[[str], np.ndarray],
+  train: SplitFeatures, validation: SplitFeatures, iterations: int
 ) -> tuple[LinearProbe, dict[str, Any]]:
-  """Fits probes on the features of the training images, and keeps the best on validation images.
+  """Fits probes on the training images, and keeps the best on validation images.
 
-  `view_epochs` maps a number of epochs to the features that each shows; `text_features` maps a
-  text of `evaluate.named_prompts` to class features [N,E]. Returns the classifier, and what the
-  search found, as JSON.
+  Returns the classifier, and what the search found, as JSON.
   """
-  del view_epochs, text_features
-  train = split_features(
-    encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
-  )
 
   def fit_with(strength, start):
     return fit(
       *(train.features, train.labels, len(train.names), strength),
-      iterations=config.probe.iterations,
+      iterations=iterations,
       start=start,
     )
 

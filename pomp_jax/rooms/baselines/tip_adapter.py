@@ -7,7 +7,7 @@ beta fixed. Both search for alpha and beta on validation images at the end.
 Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import functools
 import itertools
 import json
@@ -22,14 +22,14 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from pomp_jax.config import SOURCES, Settings
-from pomp_jax.data.source import Source
-from pomp_jax.encoder import Encoder
+from pomp_jax.config import SOURCES
+from pomp_jax.config.fields import Data
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
-from pomp_jax.evaluate.predictions import classifier_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.rooms.baselines.fields import Tip
+from pomp_jax.rooms.baselines.view_features import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -198,52 +198,31 @@ def cross_entropy(
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 
-def fit_classifier(
-  config: Settings,
-  encoder: Encoder,
-  source: Source,
-  validation: SplitFeatures,
+def fill_cache(
+  epochs: Iterable[Epoch],
+  labels_n: Int[np.ndarray, " n"],
+  text_features_NxE: Float[np.ndarray, "N E"],
   *,
-  view_epochs: Callable[[int], Iterator[Any]],
-  text_features: Callable[[str], np.ndarray],
-) -> tuple[TipAdapter, dict[str, Any]]:
-  """Fills the cache, tunes its keys for Tip-Adapter-F, and searches alpha and beta.
+  scale: float,
+  alpha: float,
+  beta: float,
+) -> tuple[TipAdapter, Int[np.ndarray, " r"]]:
+  """Returns the training-free adapter, and the indices of the images that all epochs could read."""
+  epochs = list(epochs)
+  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in epochs]))
+  keys_rxE = mean_keys(epoch.features[readable] for epoch in epochs)
+  return TipAdapter(keys_rxE, labels_n[readable], text_features_NxE, scale, alpha, beta), readable
 
-  Arguments and result are those of `linear_probe.fit_classifier`.
-  """
-  tip = tip_settings(config)
-  # Without augmentation all views are the same.
-  n_views = 1 if config.data.augment == "none" else config.tip.views
-  n_epochs = tip.epochs if config.method == "tip_adapter_f" else 0
-  epochs = view_epochs(n_views + n_epochs)
-  first = [next(epochs) for _ in range(n_views)]
-  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in first]))
-  labels_n = np.asarray(source.labels)[readable]
-  adapter = TipAdapter(
-    mean_keys(epoch.features[readable] for epoch in first),
-    labels_n,
-    text_features(tip.text),
-    encoder.clip.logit_scale,
-    tip.alpha,
-    config.tip.beta,
-  )
-  del first
-  if n_epochs:
-    adapter = tune(
-      adapter,
-      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
-      np.repeat(labels_n, config.data.views),
-      n_epochs=n_epochs,
-      batch_size=config.batch_size,
-      rate=config.optim.lr,
-      seed=config.seed,
-      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
-    )
+
+def search(
+  adapter: TipAdapter, validation: SplitFeatures, settings: Published, tip: Tip
+) -> tuple[TipAdapter, dict[str, Any]]:
+  """Searches alpha and beta on validation images; returns what was found as JSON, too."""
   adapter = adapter.searched(
     validation.features,
     validation.labels,
-    alphas=_grid(tip.alpha_max, config.tip.alpha_steps),
-    betas=_grid(tip.beta_max, config.tip.beta_steps),
+    alphas=_grid(settings.alpha_max, tip.alpha_steps),
+    betas=_grid(settings.beta_max, tip.beta_steps),
   )
   return adapter, {
     "alpha": adapter.alpha,
@@ -252,10 +231,9 @@ def fit_classifier(
   }
 
 
-def tip_settings(config: Settings) -> Published:
+def tip_settings(tip: Tip, data: Data) -> Published:
   """Returns `config.tip`; zeros stand for the published values of the data set, or ImageNet's."""
-  tip, dataset = config.tip, config.data.dataset
-  row = published(dataset) if SOURCES[config.data.source].stored else None
+  row = published(data.dataset) if SOURCES[data.source].stored else None
   if row is None:
     log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
     row = published("imagenet1k")._replace(text=HAND_WRITTEN)

@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip import Clip
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
-from pomp_jax.config import fields
 from pomp_jax.prompt.context import INIT_STDDEV
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
 from pomp_jax.train.memory import activation_memory
+from pomp_jax.train.methods import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +99,22 @@ class MaPLeLearner:
     return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
 
 
-def vpt(plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip) -> VPTLearner:
-  """Builds VPT's learner; see `train.methods.make_learner`."""
-  del plain
-  width = clip.config.vision_config.hidden_size
-  return VPTLearner(_image_tower(clip, own), width, prompt.visual_tokens, prompt.depth)
+def make_vpt(parts: Parts) -> VPTLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  prompt = parts.prompt
+  return VPTLearner(_image_tower(parts), _width(parts), prompt.visual_tokens, prompt.depth)
 
 
-def maple(
-  plain: ContextLearner, clip: Clip, prompt: fields.Prompt, own: fields.Clip
-) -> MaPLeLearner:
-  """Builds MaPLe's learner; see `train.methods.make_learner`."""
-  width = clip.config.vision_config.hidden_size
-  return MaPLeLearner(plain, _image_tower(clip, own), width, prompt.depth)
+def make_maple(parts: Parts) -> MaPLeLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  return MaPLeLearner(parts.plain, _image_tower(parts), _width(parts), parts.prompt.depth)
 
 
-def _image_tower(clip: Clip, own: fields.Clip) -> PromptedImageTower:
-  # The text tower gets the other half of the memory.
-  return prompted_image_tower(clip, own.dtype, own.image_chunk, activation_memory(own) / 2)
+def _image_tower(parts: Parts) -> PromptedImageTower:
+  # The text tower gets the other half.
+  memory, clip = activation_memory(parts.clip) / 2, parts.clip
+  return prompted_image_tower(parts.encoder.clip, clip.dtype, clip.image_chunk, memory)
+
+
+def _width(parts: Parts) -> int:
+  return parts.encoder.clip.config.vision_config.hidden_size

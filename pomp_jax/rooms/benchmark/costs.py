@@ -26,6 +26,7 @@ from pomp_jax.hosts.own_process import peak_mib
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup
+from pomp_jax.train.state import blank_state, gather_bank, place_bank
 
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0
@@ -49,7 +50,7 @@ class Cost(NamedTuple):
     return self.measured < self.total
 
 
-def measure(run: setup.Run) -> dict[str, Any]:
+def measure(run: setup.PromptRun) -> dict[str, Any]:
   """Measures every part of a run on available data, and writes to its folder.
 
   Returns figures by name: a `Cost` of each part, and numbers.
@@ -61,34 +62,37 @@ def measure(run: setup.Run) -> dict[str, Any]:
   return figures | {"process_peak_mib": peak_mib()}
 
 
-def _noise_state(run: setup.Run) -> TrainState:
+def _noise_state(run: setup.PromptRun) -> TrainState:
   """Returns a first state; a bank is noise, which costs a step as much as features."""
-  state = setup.blank_state(run)
+  state = blank_state(run)
   if state.bank is None:
     return state
   bank_NxE = np.random.default_rng(0).standard_normal(state.bank.shape, np.float32)
   bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
-  return setup.place_bank(run, state.replace(bank=bank_NxE))
+  return place_bank(run, state.replace(bank=bank_NxE))
 
 
-def _reading(run: setup.Run, state: TrainState) -> dict[str, Any]:
+def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Reads a smaller batch of this process; views are read one by one."""
-  config = run.config
   _, count = batches.own_shard(run.encoder.mesh)
-  n_images = config.batch_size // config.data.views
+  n_images = run.loop.batch_size // run.data.views
   smaller = min(n_images, _READ * count)
-  views = smaller * config.data.views
+  views = smaller * run.data.views
   # Take the readers of whole batches: each holds some that are ready.
-  threads, workers = readers = batches.readers_of(config, run.source, run.fetch, run.encoder.mesh)
-  small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
-  loader = batches.open_batches(small, run.source, run.fetch, run.encoder.mesh)
+  threads, workers = readers = run.readers
+  small = dataclasses.replace(
+    run,
+    loop=dataclasses.replace(run.loop, batch_size=views),
+    data=dataclasses.replace(run.data, threads=threads, workers=workers),
+  )
+  loader = small.open_batches()
   n_timed = max(_BATCHES, 4 * readers.n_at_once)
   seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
   loader.close()
-  return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
+  return {"read": Cost(seconds * n_images / smaller, views, run.loop.batch_size)}
 
 
-def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
+def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
   batch = _random_batch(run)
   with waiting("compiling the training step"):
@@ -98,7 +102,7 @@ def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
   if memory := program.memory_analysis():
     found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
     found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
-  online = run.config.data.features == "online"
+  online = run.data.features == "online"
   images = _image_cost(run) if online else Cost(0.0, 1, 1)
   classes = _class_cost(run)
   seconds = images.seconds + classes.seconds
@@ -108,7 +112,7 @@ def _step(run: setup.Run, state: TrainState) -> dict[str, Any]:
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
-def _image_cost(run: setup.Run) -> Cost:
+def _image_cost(run: setup.PromptRun) -> Cost:
   """Measures the image tower on the images of a step."""
   encoder, size = run.encoder, run.encoder.clip.image_size
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
@@ -122,28 +126,28 @@ def _image_cost(run: setup.Run) -> Cost:
     )
     return lambda: encoder.features_of_images(pixels).block_until_ready()
 
-  return _cost(of, run.config.batch_size, _IMAGES * encoder.mesh.size)
+  return _cost(of, run.loop.batch_size, _IMAGES * encoder.mesh.size)
 
 
-def _class_cost(run: setup.Run) -> Cost:
+def _class_cost(run: setup.PromptRun) -> Cost:
   """Measures a step on random image features: draw, text tower, loss, gradient, update."""
-  mesh, config = run.encoder.mesh, run.config
-  groups = mesh.shape[DATA] * config.accumulate
-  n_images, k = config.batch_size // groups, run.k
+  mesh, n_images, k = run.encoder.mesh, run.group_size, run.k
   plan = setup.step_memory(run)
 
-  def smaller(n_rows: int) -> setup.Run:
+  def smaller(n_rows: int) -> setup.PromptRun:
     part = min(1.0, n_rows / (n_images + k))
-    changes = {
-      "data.features": "stored",
-      "batch_size": groups * max(1, round(n_images * part)),
-      # Rematerialise as the whole step does.
-      "clip.remat": plan.remat,
-      "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
-    }
+    n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
+    contrast = run.contrast
     if part < 1:
-      changes |= {"negatives": "sampled", "k": max(2, round(k * part))}
-    return dataclasses.replace(run, config=config.replace(changes))
+      contrast = dataclasses.replace(contrast, negatives="sampled", k=max(2, round(k * part)))
+    return dataclasses.replace(
+      run,
+      data=dataclasses.replace(run.data, features="stored"),
+      loop=dataclasses.replace(run.loop, batch_size=run.n_groups * max(1, round(n_images * part))),
+      # Rematerialise as the whole step does.
+      clip=dataclasses.replace(run.clip, remat=plan.remat, n_chunks=n_chunks),
+      contrast=contrast,
+    )
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
@@ -171,10 +175,10 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
   return step
 
 
-def _random_batch(run: setup.Run) -> dict[str, jax.Array]:
+def _random_batch(run: setup.PromptRun) -> dict[str, jax.Array]:
   """Places a batch of noise on the devices, with labels of existing classes."""
-  rng, n_images, clip = np.random.default_rng(0), run.config.batch_size, run.encoder.clip
-  if run.config.data.features == "online":
+  rng, n_images, clip = np.random.default_rng(0), run.loop.batch_size, run.encoder.clip
+  if run.data.features == "online":
     images = rng.integers(0, 256, (n_images, clip.image_size, clip.image_size, 3), np.uint8)
   else:
     images = rng.standard_normal((n_images, clip.config.projection_dim), np.float32)
@@ -184,7 +188,7 @@ def _random_batch(run: setup.Run) -> dict[str, jax.Array]:
   return {"image": place(images), "label": place(labels)}
 
 
-def _all_classes(run: setup.Run, state: TrainState) -> dict[str, Any]:
+def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
   encoder, n_classes = run.encoder, len(run.source.names)
   tokens = jax.tree.map(np.asarray, run.frozen.tokens)
@@ -197,9 +201,9 @@ def _all_classes(run: setup.Run, state: TrainState) -> dict[str, Any]:
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 
 
-def _test_images(run: setup.Run, state: TrainState) -> dict[str, Any]:
+def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
-  data, encoder = run.config.data, run.encoder
+  data, encoder = run.data, run.encoder
   split = inputs.evaluation_splits(data)[0]
 
   def of(n):
@@ -210,13 +214,13 @@ def _test_images(run: setup.Run, state: TrainState) -> dict[str, Any]:
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
 
 
-def _saving(run: setup.Run, state: TrainState) -> dict[str, Any]:
+def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures a checkpoint and a prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
-    config = {"config": run.config.to_dict()}
-    save = lambda: checkpoints.save(1, setup.gather_bank(run, state), config, metric=0.5)
+    config = {"config": run.config}
+    save = lambda: checkpoints.save(1, gather_bank(run, state), config, metric=0.5)
     (seconds,) = _seconds(save, 1, warmup=0)
-  save_prompt(run.folder.prompt, setup.prompt_of(run, state))
+  save_prompt(run.folder.prompt, run.prompt_of(state))
   return {
     "checkpoint_seconds": seconds,
     "checkpoint_bytes": sum(file.stat().st_size for file in run.folder.checkpoints.iterdir()),

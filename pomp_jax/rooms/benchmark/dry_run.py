@@ -92,24 +92,24 @@ def _random_features(
   return rng.standard_normal((len(indices), *shape), np.float32), np.ones(len(indices), bool)
 
 
-def _whole_run(run: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
+def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   """The run's seconds and bytes, added up."""
-  config, shown = run.config, batches.augmentation(run.config.data)
+  shown = batches.augmentation(run.data)
   repeats = shown.kind == "none" or shown.view_epochs
   n_views = len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
   test, classes = figures["test_images"], figures["class_features"].seconds
-  images = config.eval.images * test.seconds / test.total
-  n_splits = len(inputs.evaluation_splits(config.data))
-  n_validations = -(-run.total_steps // config.checkpoint.every)
+  images = run.eval.images * test.seconds / test.total
+  n_splits = len(inputs.evaluation_splits(run.data))
+  n_validations = -(-run.total_steps // run.checkpoint.every)
   step = max(figures["step_seconds"], figures["read"].seconds)
   train = run.total_steps * step + (classes if run.needs_bank else 0)
-  views = n_views * test.seconds / test.total if config.data.features == "stored" else 0.0
+  views = n_views * test.seconds / test.total if run.data.features == "stored" else 0.0
   validation = images + n_validations * classes
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)
   total = views + train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
   # Beside `keep` checkpoints there are the best one and the one that is being written.
-  disk = (config.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+  disk = (run.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
   return {
     "training_features_seconds": views,
     "training_seconds": train,
@@ -121,9 +121,9 @@ def _whole_run(run: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _lines(run: setup.Run, figures: dict[str, Any]) -> list[str]:
+def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
   """The report."""
-  trial, step, read = run.config, figures["step_seconds"], figures["read"]
+  batch_size, step, read = run.loop.batch_size, figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"
   memory = "the backend does not say"
   if "device_temporaries_mib" in figures:
@@ -135,14 +135,14 @@ def _lines(run: setup.Run, figures: dict[str, Any]) -> list[str]:
   names = [name for name in ("images", "classes") if f"step_{name}" in figures]
   parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
   cache = figures["stored_features_bytes"]
-  origin = "" if has_folder(trial.data) else ", synthetic"
+  origin = "" if has_folder(run.data) else ", synthetic"
   test, classes = figures["test_images"], figures["class_features"]
-  rate = trial.batch_size / read.seconds / jax.process_count()
+  rate = batch_size / read.seconds / jax.process_count()
   return [
-    f"dry run of {trial.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
+    f"dry run of {run.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
     f" {len(run.source.names):,} classes, {len(run.source):,} training images{origin};"
-    f" {figures['steps']:,} steps of {trial.batch_size:,} views",
-    f"  step: {step:.3g} s ({trial.batch_size / step:,.3g} views/s)"
+    f" {figures['steps']:,} steps of {batch_size:,} views",
+    f"  step: {step:.3g} s ({batch_size / step:,.3g} views/s)"
     + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")
     + f"; compiled in {figures['compile_seconds']:.0f} s",
     f"  reading: {_of(read)} a batch ({rate:,.3g} views/s of this host); {bound} is slower",

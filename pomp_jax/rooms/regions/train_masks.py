@@ -45,7 +45,7 @@ from pomp_jax.rooms.regions.mask_former.published_weights import (
 from pomp_jax.rooms.regions.mask_views import MaskAugmentation, MaskViews
 from pomp_jax.train import batches, loop
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
-from pomp_jax.train.setup import Training
+from pomp_jax.train.setup import Run, length_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def check(config: Settings, workdir: str) -> None:
     raise ConfigError("batch_size", config.batch_size, accepted)
   if jax.process_index() not in batches.process_shards(mesh):
     raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
-  check_same_run(config, folder, may_change)
+  check_same_run(config.flat(), folder, may_change)
   classes = _classes(folder, named, source.names)
   # A resumed run has the classes and the prompt of its start, also under the same paths.
   if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
@@ -111,9 +111,10 @@ def run(config: Settings, workdir: str) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskTraining(Training):
+class MaskRun(Run):
   """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes under `prompt`."""
 
+  fields: TrainMasks
   sizes: MaskFormerConfig
   prompt: NamedPrompt
 
@@ -124,14 +125,14 @@ class MaskTraining(Training):
 
   def learner(self) -> MaskLearner:
     """Parameters of `train_masks.init`, or random ones."""
-    path = self.config.train_masks.init
+    path = self.fields.init
     start = read_mask_former(path).params if path else None
     return MaskLearner(MaskFormer(self.sizes), start)
 
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `mask_former.mask_step.make_mask_step` in `clip.dtype`."""
-    own = self.config.train_masks
-    dtype, products = precision_of(self.config.clip.dtype)
+    own = self.fields
+    dtype, products = precision_of(self.clip.dtype)
     step = make_mask_step(
       mesh=self.encoder.mesh,
       model=MaskFormer(self.sizes, dtype),
@@ -141,7 +142,7 @@ class MaskTraining(Training):
     return with_products(products, step)
 
 
-def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
+def prepare(config: Settings, folder: RunFolder) -> MaskRun:
   """Opens everything that a training needs, and writes nothing; errors are one line each."""
   own = config.train_masks
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
@@ -149,12 +150,17 @@ def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
   sizes = _network_sizes(own, encoder.clip.config.projection_dim)
   prompt = _prompt_of_classes(own)
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
-  steps_per_epoch = max(1, len(source) // config.batch_size)
-  total_steps = config.steps or config.epochs * steps_per_epoch
+  steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
   rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
   augmentation = MaskAugmentation(own.augment, config.seed, (own.min_scale, own.max_scale))
-  return MaskTraining(
-    config=config,
+  return MaskRun(
+    config=config.to_dict(),
+    seed=config.seed,
+    data=config.data,
+    loop=config.loop,
+    checkpoint=config.checkpoint,
+    log_every=config.log.every,
+    clip=config.clip,
     folder=folder,
     encoder=encoder,
     source=source,
@@ -166,6 +172,7 @@ def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
+    fields=own,
     sizes=sizes,
     prompt=prompt,
   )
@@ -205,11 +212,11 @@ def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
   return prompt.context
 
 
-def _results(training: MaskTraining, done: Checkpoint) -> dict:
-  config, scalars = training.config, training.folder.scalars()
+def _results(training: MaskRun, done: Checkpoint) -> dict:
+  scalars = training.folder.scalars()
   return {
-    "job": config.job,
-    "seed": config.seed,
+    "job": training.config["job"],
+    "seed": training.seed,
     "clip_model": training.encoder.clip.name,
     "network": "masks.safetensors",
     "images": len(training.source),
@@ -217,7 +224,7 @@ def _results(training: MaskTraining, done: Checkpoint) -> dict:
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.state.params)),
     "steps": training.total_steps,
     "seconds": round(done.seconds, 2),
-    "images_per_second": round(training.total_steps * config.batch_size / done.seconds, 1),
+    "images_per_second": round(training.total_steps * training.loop.batch_size / done.seconds, 1),
     "roll_backs": done.roll_backs.count,
     "unreadable_images": len(done.unreadable),
     "last": {name: scalars[name][1][-1] for name in _SCALARS},

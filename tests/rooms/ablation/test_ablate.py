@@ -97,13 +97,13 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
   """Computed once for each seed."""
-  computed, features = [], setup.training_class_features
+  computed, features = [], setup.PromptRun.class_features
 
   def counted(run, params):
-    computed.append(run.config.seed)
+    computed.append(run.seed)
     return features(run, params)
 
-  monkeypatch.setattr(setup, "training_class_features", counted)
+  monkeypatch.setattr(setup.PromptRun, "class_features", counted)
   grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
   # Under a CLIP of fewer layers rounding decides what is drawn.
   config = config_for(grid, steps=4, **{"sampling.renew": 8})

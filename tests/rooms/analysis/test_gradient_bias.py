@@ -12,6 +12,7 @@ from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train import setup
+from pomp_jax.train.state import first_state
 from tests.support.clips import with_logit_scale, write_fewer_layers
 from tests.support.report_page import Page
 from tests.support.small_run import run_job, small_config, trained
@@ -72,7 +73,7 @@ def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_pa
   training = small_config(steps=2, batch_size=8, k=8, **bank, **shared)
   trained(training, tmp_path / "run")
   stored = gradient_bias.read_checkpoint(checkpoint).state
-  first_NxE = setup.first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
+  first_NxE = first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
   written_N = np.abs(stored["bank"] - first_NxE).max(axis=1) > 1e-4
   assert 3 < written_N.sum() <= 8 + 7 + 3
   own = {"gradient_bias.prompt": str(checkpoint), "gradient_bias.samplers": "posterior"}

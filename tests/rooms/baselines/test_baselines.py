@@ -18,10 +18,11 @@ from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.baselines import baselines, tip_adapter
+from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
+from pomp_jax.rooms.baselines.view_features import view_features
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
-from pomp_jax.train import methods, pretrain
-from pomp_jax.train.batches import open_fetch, view_features
+from pomp_jax.train import pretrain
+from pomp_jax.train.batches import open_fetch
 from pomp_jax.train.watch import TrainingError
 from tests.support.oracles import unit
 from tests.support.small_run import changed, small_config
@@ -53,8 +54,8 @@ def tiny_config(**changes):
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch):
   """Without the ensembles of 7 and 80 texts, which `test_zero_shot` has."""
-  texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
+  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_zero_shot(monkeypatch, tmp_path, told):
   """The texts one by one, and the mean of their unit features on the sphere again."""
   texts = ("a {}.", "the {} in a photo", "{}")
   monkeypatch.setattr(
-    methods, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
+    classifiers, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
   )
   monkeypatch.setattr(named_prompts, "load_templates", lambda name: texts)
   config = tiny_config(method="zero_shot", **{"eval.images": 200})
@@ -289,7 +290,7 @@ def learned(config, encoder, folder, monkeypatch):
     return adapter
 
   monkeypatch.setattr(tip_adapter, "tune", tune)
-  return methods.fit(config, encoder, RunFolder(folder)).classifier, given
+  return classifiers.fit(config, encoder, RunFolder(folder)).classifier, given
 
 
 def raw_features(encoder, source, epoch):
@@ -354,9 +355,10 @@ def test_settings_are_those_of_the_data_set_unless_given(caplog):
   """The published ones themselves are held in tests/config."""
   caplog.set_level("INFO")
   coop = {"data.source": "coop", "data.dataset": "eurosat"}
-  found = tip_adapter.tip_settings(tip_config(**coop | {"tip.epochs": 0}))
+  found_of = lambda config: tip_adapter.tip_settings(config.tip, config.data)
+  found = found_of(tip_config(**coop | {"tip.epochs": 0}))
   assert found == (2.0, 10.0, 12.0, 100, "hand_written")
-  found = tip_adapter.tip_settings(tip_config(**coop | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
+  found = found_of(tip_config(**coop | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
   assert found == (9.0, 10.0, 3.0, 2, "hand_written") and not caplog.text
-  assert tip_adapter.tip_settings(tip_config())[:3] == (1.17, 3.0, 7.0)
+  assert found_of(tip_config())[:3] == (1.17, 3.0, 7.0)
   assert "no published settings" in caplog.text

@@ -25,8 +25,9 @@ from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
 from pomp_jax.rooms.baselines import visual_tokens
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
+from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner
-from pomp_jax.train.methods import compiled_accuracy, frozen_arrays, initial_words
+from pomp_jax.train.methods import Parts, frozen_arrays, initial_words
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
@@ -186,9 +187,9 @@ def test_loss_and_gradients_equal_torch(tiny, name):
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
 def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
-  monkeypatch.setattr("pomp_jax.train.methods._CLASSES", 4)
-  monkeypatch.setattr("pomp_jax.train.methods._IMAGES", 5)
-  monkeypatch.setattr("pomp_jax.train.methods._IMAGES_WITH_CLASSES", 3)
+  monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._CLASSES", 4)
+  monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._IMAGES", 5)
+  monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._IMAGES_WITH_CLASSES", 3)
   learner = learner_of(tiny, name)
   params = learner.init(jax.random.key(5))
   with torch.no_grad():
@@ -200,7 +201,7 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
   labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
   split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
-  accuracy = compiled_accuracy(encoder, learner, name == "cocoop", Data())
+  accuracy = learner_accuracy(encoder, learner, name == "cocoop", Data())
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
   source = Noise(tiny.images, labels, names)
   found = accuracy(params, frozen, split, source)
@@ -263,9 +264,9 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
     **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
   )
   encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
-  ids_M, fixed_F = initial_words(config, tiny.world.clip)
+  ids_M, fixed_F = initial_words("maple", config.prompt, tiny.world.clip)
   whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
-  frozen = frozen_arrays(config, encoder, names)
+  frozen = frozen_arrays("maple", config.prompt, "", encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2
@@ -273,7 +274,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
   plain = ContextLearner(module, encoder.text_tower())
-  learner = visual_tokens.maple(plain, encoder.clip, config.prompt, config.clip)
+  learner = visual_tokens.make_maple(Parts(plain, encoder, config.prompt, config.clip))
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
@@ -287,4 +288,5 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
 
   for changes in ({"method": "pomp"}, {"prompt.m": 5}):
     with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
-      initial_words(config.replace(changes), tiny.world.clip)
+      other = config.replace(changes)
+      initial_words(other.method, other.prompt, tiny.world.clip)

@@ -15,8 +15,9 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.rooms.baselines import classifiers
 from pomp_jax.rooms.interchange.tracker import Wandb
-from pomp_jax.train import methods, pretrain
+from pomp_jax.train import pretrain
 from pomp_jax.train.watch import Watch
 from tests.support.processes import environment
 from tests.support.small_run import small_config
@@ -100,7 +101,7 @@ def test_a_method_without_steps(one_layer, installed, tmp_path, monkeypatch):
   """Its results alone."""
   stand_in = installed()
   # The ensembles take most of the time.
-  monkeypatch.setattr(methods, "_ZERO_SHOT", {"hand_written": "{}."})
+  monkeypatch.setattr(classifiers, "_ZERO_SHOT", {"hand_written": "{}."})
   config = small_config(**SMALL | {"method": "zero_shot", "clip.model": one_layer})
   pretrain.run(config, str(tmp_path))
   assert stand_in.of("summary") == [{"results": RunFolder(tmp_path).read_results()}]

@@ -1,0 +1,162 @@
+"""Zero-shot CLIP, and classifiers of image features: fit, evaluation, results."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import itertools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import Settings
+from pomp_jax.config.fields import Data
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.metrics import Accuracy
+from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.evaluate.predictions import classifier_accuracy, topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures, split_features
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines import linear_probe, tip_adapter
+from pomp_jax.rooms.baselines.tip_adapter import unit
+from pomp_jax.rooms.baselines.view_features import view_features
+from pomp_jax.train import batches, results
+from pomp_jax.train.fill_features import fill_features
+from pomp_jax.train.watch import TrainingError
+
+# Hand-written prompts of a zero-shot CLIP: the template of the data set, the name alone, and CLIP's
+# ensembles of 7 and of 80 templates.
+_ZERO_SHOT = {
+  "hand_written": HAND_WRITTEN,
+  "class_name": "{}.",
+  "ensemble_7": f"{ENSEMBLE}:imagenet_7",
+  "ensemble_80": f"{ENSEMBLE}:imagenet",
+}
+
+
+class Fitted(NamedTuple):
+  """A fitted classifier."""
+
+  classifier: Any  # NamedTuple of arrays with a method `scores`: features [n,E] -> [n,N]
+  names: tuple[str, ...]
+  found: dict[str, Any]  # what the search for its settings found, as JSON
+
+
+def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
+  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP, and the results.
+
+  TrainingError if no setting gives a finite classifier.
+  """
+  data, method = config.data, config.method
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
+  start = time.monotonic()
+  try:
+    fitted = None if method == "zero_shot" else fit(config, encoder, folder)
+  except FloatingPointError as error:
+    raise TrainingError(f"{method}: {error}") from error
+  evaluation = time.monotonic()
+  if fitted and hosts.is_first():
+    # Saved before the evaluation, which may fail.
+    folder.create()
+    path = folder.path / "classifier.npz"
+    with writing(path), replacing(path) as file:
+      np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
+  # A classifier knows only the classes of its training.
+  known = fitted and fitted.names
+  splits, skipped = results.open_splits(data, config.eval.images, encoder, folder, known)
+  class_list = functools.partial(_class_list, data, config.eval.template)
+  scores = {
+    name: _scores(encoder, split, method, fitted, class_list(split.names))
+    for name, (_, split) in splits.items()
+  }
+  found = {
+    "job": config.job,
+    "method": method,
+    "seed": config.seed,
+    "clip_model": encoder.clip.name,
+    **results.figures_of_splits(splits, scores, method if fitted else "hand_written"),
+    "n_classes": inputs.n_training_classes(data),
+    "seconds": round(evaluation - start, 2),
+    "eval_seconds": round(time.monotonic() - evaluation, 2),
+    "not_evaluated": skipped,
+    **({"found": fitted.found} if fitted else {}),
+  }
+  if hosts.is_first():
+    folder.create()
+    fields = config.to_dict()
+    write_json(folder.config, fields)
+    with writing(folder.plots):
+      results.write_tables(folder, found, results.class_sets(splits, scores))
+      finish_run(folder, fields, found)
+    results.log_results(folder, found)
+    with results.open_tracker(config.log.tracker, folder, fields) as tracker:
+      tracker.finish(found)
+  return found
+
+
+def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
+  """Fits the classifier of `config.method`; the run's folder stores features of images.
+
+  FloatingPointError if no setting gives a finite classifier.
+  """
+  data, tip = config.data, config.tip
+  source = inputs.open_training_source(data, encoder.clip.image_size)
+  fill_features(data, config.clip, folder, source, encoder)
+  images = inputs.open_source(data, "validation", n_images=config.eval.images)
+  validation = batches.readable_features(data, encoder, images, folder)
+  if config.method == "linear_probe":
+    train = split_features(encoder, source, threads=data.threads, max_corrupt=data.max_corrupt)
+    probe, found = linear_probe.fit_classifier(train, validation, config.probe.iterations)
+    return Fitted(probe, tuple(source.names), found)
+  settings = tip_adapter.tip_settings(tip, data)
+  # Without augmentation all views are the same.
+  n_views = 1 if data.augment == "none" else tip.views
+  n_epochs = settings.epochs if config.method == "tip_adapter_f" else 0
+  fetch = batches.open_fetch(data, source, encoder, folder)
+  epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
+  adapter, readable = tip_adapter.fill_cache(
+    itertools.islice(epochs, n_views),
+    np.asarray(source.labels),
+    features_under(encoder, _class_list(data, config.eval.template, source.names), settings.text),
+    scale=encoder.clip.logit_scale,
+    alpha=settings.alpha,
+    beta=tip.beta,
+  )
+  if n_epochs:
+    adapter = tip_adapter.tune(
+      adapter,
+      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      np.repeat(adapter.labels, data.views),
+      n_epochs=n_epochs,
+      batch_size=config.batch_size,
+      rate=config.optim.lr,
+      seed=config.seed,
+      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
+    )
+  adapter, found = tip_adapter.search(adapter, validation, settings, tip)
+  return Fitted(adapter, tuple(source.names), found)
+
+
+def _scores(
+  encoder: Encoder, split: SplitFeatures, method: str, fitted: Fitted | None, classes: ClassList
+) -> dict[str, Accuracy]:
+  """Accuracy of a classifier by its method's name, and of hand-written prompts; all if None."""
+  scores = {method: classifier_accuracy(fitted.classifier, split)} if fitted else {}
+  for prompt, text in _ZERO_SHOT.items():
+    if not fitted or prompt in ("hand_written", "class_name"):
+      features_NxE = features_under(encoder, classes, text)
+      scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels, mesh=encoder.mesh)
+  return scores
+
+
+def _class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
+  """Classes with the templates of their data set, if it has any."""
+  known = ClassList((), None, template, (template,), data.source)
+  if data.dataset in CLASS_LISTS:
+    known = load_class_list(data.dataset)
+  return dataclasses.replace(known, names=tuple(names), synsets=None)

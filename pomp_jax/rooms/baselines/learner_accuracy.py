@@ -1,0 +1,101 @@
+"""Accuracy of learners without a prompt: features of their own, of images or of classes an image.
+
+Shapes: n images, N classes, B images of a shard, R classes of P chunks, E embedding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.config.fields import Data
+from pomp_jax.data.loader import SkippedImages
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder, fetched, map_rows
+from pomp_jax.evaluate.image_batches import image_batches
+from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
+from pomp_jax.evaluate.predictions import rank_rows, topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.loss import normalize
+from pomp_jax.prompt.mesh import replicate
+
+# Classes in a chunk, for per-image class features.
+_CLASSES = 256
+# Images decoded at a time over all processes, and images scored at a time with per-image class
+# features.
+_IMAGES = 512
+_IMAGES_WITH_CLASSES = 32
+
+
+def learner_accuracy(
+  encoder: Encoder, learner: Learner, per_image: bool, data: Data
+) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
+  """Returns the accuracy of any parameters on any split, compiled once for all.
+
+  The learner has no token budget; `per_image` is whether its class features depend on the image.
+  The function takes parameters on the mesh, frozen arrays with the split's classes, features of the
+  split, and its images, which only an `ImageLearner` reads.
+  """
+
+  def of_images(params, frozen, images_B):
+    return normalize(learner.image_features(params, frozen, images_B))
+
+  def of_classes(params, frozen, ids_R):
+    no_images = jnp.zeros((0, 1))
+    return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
+
+  def ranks_of_pairs(params, frozen, ids_N, rows):
+    features_BxE, labels_B = rows
+    unit_BxE = normalize(features_BxE)
+    # The last chunk is padded with the first class.
+    ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
+
+    def of_part(ids_R):
+      classes = learner.text_features(params, frozen, ids_R, features_BxE)
+      return jnp.einsum(
+        "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
+      )
+
+    scores_PxBxR = jax.lax.map(of_part, ids_PxR)
+    scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+    return ranks(scores_BxN[:, : ids_N.size], labels_B)
+
+  # Split over the devices, as `rank_rows` takes them.
+  mesh = encoder.mesh
+  images = map_rows(mesh, of_images, n_replicated=2, gather=False)
+  classes, pairs = encoder.over_rows(of_classes, 2), encoder.over_rows(ranks_of_pairs, 3)
+
+  def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
+    """Reads the images again; those that can't be read any more are dropped."""
+    if isinstance(source, StoredImages):
+      source = source.replace(image_size=encoder.clip.image_size)
+    skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
+    task = "features of images"
+    read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)
+    rows = ((images(params, frozen, x.images), x.labels, x.n_images) for x in read)
+    ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
+    ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
+    skipped.gather()
+    return ranks_n[~np.isin(split.indices, list(skipped.reasons))]
+
+  def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
+    ids_N = np.arange(len(split.names), dtype=np.int32)
+    if not per_image:
+      classes_NxE = classes(params, frozen, ids_N)
+      if not isinstance(learner, ImageLearner):
+        return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
+      rank_n = ranks_of_images(params, frozen, split, source, classes_NxE)
+      return accuracy_of_ranks(rank_n, ids_N.size)
+    found = []
+    starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
+    for start in steps_of(starts, "scoring", "parts"):
+      part = slice(start, start + _IMAGES_WITH_CLASSES)
+      rows = split.features[part], split.labels[part].astype(np.int32)
+      found.append(pairs(params, frozen, ids_N, rows))
+    return accuracy_of_ranks(np.concatenate(found), ids_N.size)
+
+  return accuracy

@@ -1,0 +1,206 @@
+"""A training's evaluation, and the files of its results."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.config.fields import Data
+from pomp_jax.data.loader import name_of
+from pomp_jax.data.source import Source, readable_images
+from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.evaluate.predictions import evaluate
+from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.files.metrics_log import Tracker
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.files.run_folder import RunFolder, RunFolderError
+from pomp_jax.files.terminal import printable
+from pomp_jax.registry import TRACKERS, load
+from pomp_jax.report import plots
+from pomp_jax.report.evaluation_report import class_summary, write_class_tables
+from pomp_jax.report.labels import counted, method_label
+from pomp_jax.train import batches
+from pomp_jax.train.resume import Checkpoint
+from pomp_jax.train.setup import PromptRun
+from pomp_jax.train.watch import TrainingError
+
+log = logging.getLogger(__name__)
+
+# Images and features of each split.
+Splits = Mapping[str, tuple[Source, SplitFeatures]]
+
+_SHEET_IMAGES = 12
+# The prompt that others are compared with, and what `results.json` has of each.
+_REFERENCE = "hand_written"
+_FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
+_MOST_NAMED = 1000  # unreadable images of a split in `results.json`
+
+
+@contextlib.contextmanager
+def writing_results(folder: RunFolder) -> Iterator[None]:
+  """What can't be written after the training is a TrainingError that says what is left."""
+  try:
+    yield
+  except (OSError, PromptFileError, RunFolderError) as error:
+    raise TrainingError(
+      f"{folder.path}: the results can't be written ({error}); the training is done, its last"
+      f" checkpoint is in {folder.checkpoints}, and the same command resumes from there"
+    ) from error
+
+
+def open_tracker(name: str, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
+  """Starts or resumes the run's record in an experiment tracker; "none" keeps nothing."""
+  return load(TRACKERS[name])(folder, config) if name in TRACKERS else Tracker()
+
+
+def open_splits(
+  data: Data, n_images: int, encoder: Encoder, folder: RunFolder, names: Sequence[str] | None
+) -> tuple[dict[str, tuple[Source, SplitFeatures]], list[str]]:
+  """Images and features of the test splits with these classes, or of all; and the other splits."""
+  splits, others = {}, []
+  for name in inputs.evaluation_splits(data):
+    source = inputs.open_source(data, name, n_images=n_images)
+    if names is None or tuple(source.names) == tuple(names):
+      splits[name] = source, batches.readable_features(data, encoder, source, folder)
+    else:
+      others.append(name)
+  return splits, others
+
+
+def evaluate_run(
+  run: PromptRun, learned: Prompt | Any, done: Checkpoint
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Evaluates a prompt, or the parameters of another method.
+
+  Returns what `results.json` holds, and the splits as sets of `report.evaluation_report`.
+  """
+  start = time.monotonic()
+  # A class-specific context knows no class but those it was trained on.
+  names = run.source.names if run.prompt.class_specific else None
+  splits, _ = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
+  features = {name: split for name, (_, split) in splits.items()}
+  prompts = {_REFERENCE: run.eval.template, "class_name": "{}."}
+  own = {"prompt": learned} if isinstance(learned, Prompt) else {}
+  tallies = evaluate(run.encoder, features, own | prompts, _REFERENCE)
+  scores: dict[str, dict[str, Any]] = {
+    name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
+    for name, of_split in tallies.items()
+  }
+  if not own:
+    accuracy = run.accuracy()
+    for name, (source, split) in splits.items():
+      scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
+  sets = class_sets(splits, scores)
+  scores = {
+    name: {
+      label: {key: value for key, value in one.items() if key in _FIGURES}
+      for label, one in of_split.items()
+    }
+    for name, of_split in scores.items()
+  }
+  results = figures_of_splits(splits, scores, "prompt")
+  if done.unreadable:
+    results["unreadable"]["train"] = _names(run.source, done.unreadable)
+  results |= {
+    "by_class": {name: class_summary(of_split, "prompt") for name, of_split in sets.items()},
+    "n_classes": len(run.source.names),
+    "seconds": round(done.seconds, 2),
+    "eval_seconds": round(time.monotonic() - start, 2),
+    "steps": run.total_steps,
+    "roll_backs": done.roll_backs.count,
+    "images_per_second": round(run.total_steps * run.loop.batch_size / done.seconds, 1),
+    "k": run.k,
+    "correction": run.contrast.correction,
+    "unreadable_images": len(done.unreadable),
+  }
+  return results, sets
+
+
+def figures_of_splits(splits: Splits, scores: Mapping[str, Any], learned: str) -> dict[str, Any]:
+  """The part of `results.json` that all methods have; `learned` names the method's own scores."""
+  unreadable = {
+    name: _names(source, np.setdiff1d(np.arange(len(source)), split.indices).tolist())
+    for name, (source, split) in splits.items()
+  }
+  return {
+    "eval_images": {name: len(split.labels) for name, (_, split) in splits.items()},
+    "eval_classes": {name: len(split.names) for name, (_, split) in splits.items()},
+    "eval": scores,
+    "eval_unreadable": {
+      name: len(source) - len(split.labels) for name, (source, split) in splits.items()
+    },
+    "unreadable": {name: files for name, files in unreadable.items() if files},
+    "top1": {split: of_split[learned]["top1"] for split, of_split in scores.items()},
+  }
+
+
+def _names(source: Source, indices: Sequence[int]) -> list[str]:
+  return [name_of(source, index) for index in indices[:_MOST_NAMED]]
+
+
+def class_sets(splits: Splits, scores: Mapping[str, Any]) -> dict[str, Any]:
+  """The splits as sets of `report.evaluation_report`."""
+  return {
+    name: {
+      "split": name.split("/")[0] if name.split("/")[0] in ("train", "validation") else "test",
+      "classes": split.names,
+      "reference": _REFERENCE,
+      "prompts": scores[name],
+    }
+    for name, (_, split) in splits.items()
+  }
+
+
+def write_tables(folder: RunFolder, results: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
+  """Writes the tables of all classes, and the plot of the accuracy."""
+  write_class_tables(folder, sets)
+  plots.accuracy_bars(
+    folder.plots / "accuracy.png",
+    results["eval"],
+    title=f"{method_label(results['method'])}, seed {results['seed']}",
+    classes=results["eval_classes"],
+  )
+
+
+def log_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  """Logs the accuracy on each split, and the files that were skipped."""
+  for split, scores in results["eval"].items():
+    line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
+    counts = results["eval_images"][split], results["eval_classes"][split]
+    name, score = next(iter(scores.items()))
+    log.info(
+      "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
+      *(split, *counts, line, name, *(100 * end for end in score["top1_interval"])),
+    )
+  for split, files in results["unreadable"].items():
+    log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
+  log.info("what was learned, results and plots are in %s", folder.path)
+
+
+def prediction_sheet(run: PromptRun, prompt: Prompt, results: Mapping[str, Any]) -> tuple | None:
+  """Arguments of `plots.prediction_sheet`; None if none of its images can be read."""
+  # Prefer classes that the training did not see.
+  splits = list(results["eval"])
+  split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
+  source = inputs.open_source(run.data, split, n_images=_SHEET_IMAGES)
+  shown = spread_evenly(_SHEET_IMAGES, len(source))
+  images, reasons = readable_images(source, shown)
+  read = ~np.isin(shown, list(reasons))
+  if not read.any():
+    return None
+  images, shown = images[read], shown[read]
+  top3 = Classifier(run.encoder, prompt, source.names).predict(list(images), top=3)
+  return (
+    images,
+    [source.names[label] for label in source.labels[shown]],
+    [[name for name, _ in row] for row in top3],
+    [[probability for _, probability in row] for row in top3],
+    f"{split}: {len(images)} of {counted(results['eval_images'][split], 'image')},"
+    f" {counted(len(source.names), 'class')}",
+  )
