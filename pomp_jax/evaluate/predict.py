@@ -6,9 +6,7 @@ label image and a picture of each file, `detect` a picture of each and `detectio
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import csv
 import functools
-import io
 import logging
 from typing import Any
 
@@ -28,6 +26,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.registry import TASKS, load
+from pomp_jax.report.report import csv_text
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +122,9 @@ class Classify(Task):
 def check(config: Settings, workdir: str) -> None:
   """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
   RunFolder(workdir).check(config.job)
-  row = TASKS[config.predict.task]
-  groups = {name: getattr(config, name) for name in row.groups}
-  task = load(row.open)(config.predict, config.data, config.clip, **groups)
+  kind = TASKS[config.predict.task]
+  groups = {name: getattr(config, name) for name in kind.groups}
+  task = load(kind.open)(config.predict, config.data, config.clip, **groups)
   task.check(find_images(config.predict.images))
 
 
@@ -134,9 +133,9 @@ def run(config: Settings, workdir: str) -> dict:
 
   Processes other than the first return an empty dict. CorruptDataError if no image can be read.
   """
-  settings, folder, row = config.predict, RunFolder(workdir), TASKS[config.predict.task]
-  groups = {name: getattr(config, name) for name in row.groups}
-  task = load(row.open)(settings, config.data, config.clip, **groups)
+  settings, folder, kind = config.predict, RunFolder(workdir), TASKS[config.predict.task]
+  groups = {name: getattr(config, name) for name in kind.groups}
+  task = load(kind.open)(settings, config.data, config.clip, **groups)
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   files = find_images(settings.images)
   task.open(encoder, files, folder)
@@ -147,37 +146,26 @@ def run(config: Settings, workdir: str) -> dict:
         task.take(row, found)
   if task.unreadable:
     name, reason = next(iter(task.unreadable.items()))
-    told = f"{len(task.unreadable)} of {len(files)} images can't be read"
-    told += f"; the first: {name}: {reason}"
+    told = (
+      f"{len(task.unreadable)} of {len(files)} images can't be read; the first: {name}: {reason}"
+    )
     if len(task.unreadable) == len(files):
       raise CorruptDataError(f"{settings.images}: {told}")
     log.warning("%s", told)
   if not hosts.is_first():
     return {}
-  results = {
-    "job": config.job,
-    "task": settings.task,
-    "clip_model": encoder.clip.name,
-    "prompt": settings.prompt,
-    **task.facts,
-    "images": task.rows,
-    "unreadable": task.unreadable,
-  }
+  results = {"job": config.job, "task": settings.task, "clip_model": encoder.clip.name}
+  results |= {"prompt": settings.prompt} | task.facts
+  results |= {"images": task.rows, "unreadable": task.unreadable}
   task.finish()
+  lines = [
+    # `=a.png` becomes `./=a.png`, which is no formula.
+    (f"./{key}" if key.startswith(_FORMULA) else key, rank, *map(found.get, task.columns))
+    for key, rows in task.rows.items()
+    for rank, found in enumerate(rows, 1)
+  ]
   path = folder.path / "results.csv"
   with writing(path), replacing(path) as file:
-    file.write(_csv(task.rows, task.columns).encode())
+    file.write(csv_text(("file", "rank", *task.columns), lines).encode())
   folder.write_results(results)
   return results
-
-
-def _csv(images: Mapping[str, Rows], columns: Sequence[str]) -> str:
-  """A line for each row of each file; `=a.png`, a formula of spreadsheets, becomes `./=a.png`."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(("file", "rank", *columns))
-  for key, rows in images.items():
-    file = f"./{key}" if key.startswith(_FORMULA) else key
-    for rank, row in enumerate(rows, 1):
-      writer.writerow((file, rank, *(row.get(column, "") for column in columns)))
-  return text.getvalue()
