@@ -27,9 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a file for an atomic write: it replaces `path` once it is complete.
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
-  `path`. A process killed at any moment leaves the old file or the new one, never half of either.
-  An object of a bucket is written to a temporary file here, and sent once it is complete. After an
-  OSError, of a full disk for example, `path` is unchanged.
+  `path`; an object of a bucket is sent once it is complete. A process that is killed, or an OSError
+  of a full disk for example, leaves the old file, never a part of the new one.
   """
   if is_bucket(path):
     with tempfile.TemporaryFile() as file:

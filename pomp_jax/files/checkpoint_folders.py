@@ -45,11 +45,9 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
   with _local(path) as local:
     _checkpointer().save(local, items)
     if is_bucket(path):
-      paths = {str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()}
-      files = sorted(paths - {_COMMITTED})
-      store_of(path).put(
-        [str(local / file) for file in files], [str(path / file) for file in files]
-      )
+      files = [file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED]
+      targets = [str(path / file.relative_to(local)) for file in files]
+      store_of(path).put([str(file) for file in files], targets)
       (path / _COMMITTED).write_text("")
 
 

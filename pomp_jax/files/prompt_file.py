@@ -33,11 +33,6 @@ _TEMPLATE = "{}."
 # CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
-_WRITTEN = (
-  ".npz, .safetensors; with the room interchange .pth.tar, .pth, .pt, and for hf:OWNER/NAME"
-  " `push_prompt`"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -151,7 +146,9 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   """
   kind = format_of_name(path)
   if kind is None or hub.is_hub(path):
-    refuse(path, "the file's name", "of no known kind", _WRITTEN)
+    written = ", ".join(suffix for row in FORMATS.values() if row.encode for suffix in row.suffixes)
+    accepted = f"{written}; for hf:OWNER/NAME `push_prompt`"
+    refuse(path, "the file's name", "of no known kind", accepted)
   validate(path, prompt)
   try:
     config = json.dumps(prompt.config, allow_nan=False)

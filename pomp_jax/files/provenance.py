@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -14,6 +13,8 @@ from typing import Any
 
 import jax
 
+from pomp_jax import __version__
+
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
 _GIT_SECONDS = 10.0
@@ -22,8 +23,7 @@ _GIT_SECONDS = 10.0
 def provenance() -> dict[str, Any]:
   """Describes this process and its devices, for results; a missing library's version is None."""
   devices = jax.devices()
-  package = getattr(importlib.import_module("pomp_jax"), "__version__", None)
-  versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": package}
+  versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": __version__}
   for name in _LIBRARIES:
     try:
       versions[name] = importlib.metadata.version(name)
