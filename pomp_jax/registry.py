@@ -372,6 +372,8 @@ def groups_of(job: str) -> tuple[str, ...]:
 
 
 _DRY_RUN = "rooms.benchmark.dry_run"
+# Opens `clip.model=synthetic:NAME`, a published architecture with random weights.
+SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"
 
 
 def load_job(name: str) -> types.ModuleType:

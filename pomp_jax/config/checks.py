@@ -41,6 +41,7 @@ from pomp_jax.registry import (
   JOBS,
   METHODS,
   SOURCES,
+  SYNTHETIC_CLIPS,
   TASKS,
   Method,
   groups_of,
@@ -206,9 +207,8 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
   published: Collection[str] = ()
   # A dry run gives a published architecture random weights.
-  if dry_run or clip.model != name:
-    # Imported here, because it imports transformers, which takes seconds.
-    from pomp_jax.clip.synthetic_clip import SYNTHETIC_CLIPS as published
+  if SYNTHETIC_CLIPS and (dry_run or clip.model != name):
+    published = load(SYNTHETIC_CLIPS).SYNTHETIC_CLIPS
   if clip.model != name:
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     require(name in published, "clip.model", clip.model, expected)

@@ -10,11 +10,9 @@ from typing import Any
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_config_and_tokenizer
-from pomp_jax.clip.synthetic_clip import SyntheticTokenizer, synthetic_clip, synthetic_config
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.fields import Data
-from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import stored
@@ -22,15 +20,14 @@ from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.terminal import waiting
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.registry import SYNTHETIC_CLIPS, load
 
 
 def open_clip(settings: fields.Clip) -> Clip:
   """Opens the CLIP of `config.clip`; ClipError if it can't be read."""
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
-    # Its whole name, so that no prompt or figure of random weights passes for the model's.
-    clip = synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), _token_counts())
-    return dataclasses.replace(clip, name=model)
+    return load(SYNTHETIC_CLIPS).open_clip(model)
   return load_clip(model, activation=settings.activation)
 
 
@@ -42,15 +39,8 @@ def clip_config(model: str) -> ClipConfig:
 def clip_config_and_tokenizer(model: str) -> tuple[ClipConfig, Tokenizer]:
   """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
-    config = synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
-    return config, SyntheticTokenizer(_token_counts())
+    return load(SYNTHETIC_CLIPS).config_and_tokenizer(model)
   return read_config_and_tokenizer(model)
-
-
-def _token_counts() -> dict[str, int]:
-  """Tokens of each name of ImageNet-21K in a sentence, EOT included."""
-  synsets = load_synsets()
-  return {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
 
 
 def open_encoder(

@@ -11,8 +11,7 @@ import pytest
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip, prompted_image_tower
-from pomp_jax.clip.architecture import parameter_shapes
-from pomp_jax.clip.synthetic_clip import synthetic_config
+from pomp_jax.clip.architecture import config_from_huggingface, parameter_shapes
 from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
 from tests.support.clips import flax_clip
@@ -106,14 +105,10 @@ def test_the_estimate_of_a_prompted_towers_activations(quick):
 
 
 def test_the_tree_is_flax_clips():
-  config = synthetic_config("openai/clip-vit-base-patch16")
-  whole = CLIPConfig(
-    text_config=config.text_config.to_dict(),
-    vision_config=config.vision_config.to_dict(),
-    projection_dim=config.projection_dim,
-  )
-  model = flax_clip().FlaxCLIPModel(whole, _do_init=False)
-  assert parameter_shapes(config) == jax.tree.map(jnp.shape, dict(model.params_shape_tree))
+  vit_b_32 = CLIPConfig()
+  model = flax_clip().FlaxCLIPModel(vit_b_32, _do_init=False)
+  found = parameter_shapes(config_from_huggingface(vit_b_32, "auto"))
+  assert found == jax.tree.map(jnp.shape, dict(model.params_shape_tree))
 
 
 def test_the_last_layer_is_computed_where_it_is_read(quick):

@@ -17,13 +17,13 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.load import is_here
-from pomp_jax.clip.synthetic_clip import SYNTHETIC_CLIPS
 from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs
+from pomp_jax.rooms.benchmark.synthetic_clip import SYNTHETIC_CLIPS
 from pomp_jax.train import batches, pretrain, setup
 
 log = logging.getLogger(__name__)

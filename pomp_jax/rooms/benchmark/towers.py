@@ -15,12 +15,12 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
-from pomp_jax.clip.synthetic_clip import random_params, synthetic_config
 from pomp_jax.clip.text import text_tower
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.hosts.own_process import in_own_process, peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import BenchmarkError, Measurement, Step
+from pomp_jax.rooms.benchmark.synthetic_clip import random_params, synthetic_config
 
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {

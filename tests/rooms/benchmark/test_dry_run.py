@@ -4,13 +4,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.clip import load, synthetic_clip, tokenize
+from pomp_jax.clip import load, tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.configs import imagenet21k_rn50
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
-from pomp_jax.rooms.benchmark import costs, dry_run
+from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
 from pomp_jax.rooms.benchmark.synthetic_images import open_split
 from tests.support.small_run import small_config
 
@@ -160,9 +160,8 @@ def test_what_a_dry_run_can_not_do(dry, tmp_path):
       dry_run.check(dry(**changes), str(tmp_path))
 
 
-def test_random_weights_are_recorded_as_such(one_layer, monkeypatch):
-  small = load.load_clip(one_layer)
-  monkeypatch.setattr(inputs, "synthetic_clip", lambda *_: small)
+def test_random_weights_are_recorded_as_such(monkeypatch):
+  monkeypatch.setattr(synthetic_clip, "random_params", lambda *_, **__: {})
   name = "synthetic:openai/clip-vit-base-patch16"
   assert inputs.open_clip(fields.Clip(model=name)).name == name
 

@@ -1,5 +1,7 @@
 """Dense recipes against a re-statement on HuggingFace's torch modules holding the same weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.clip import Clip, ClipError
-from pomp_jax.clip.synthetic_clip import synthetic_config
+from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
 
 PATCH = 8
@@ -106,7 +108,6 @@ def test_other_sides_and_other_backbones_are_named(quick):
   with pytest.raises(ClipError, match="multiples of 8"):
     tower(quick.clip.vision_params, _images((32, 36)))
   with pytest.raises(ClipError, match="RN50"):
-    resnet = Clip(
-      "RN50", synthetic_config("RN50.safetensors"), quick.clip.params, quick.clip.tokenizer
-    )
-    dense_tower(resnet, RECIPES["naclip"])
+    vision = ResNetConfig((3, 4, 6, 3), 64, 32, 224, 1024)
+    config = dataclasses.replace(quick.clip.config, vision_config=vision)
+    dense_tower(Clip("RN50", config, {}, quick.clip.tokenizer), RECIPES["naclip"])

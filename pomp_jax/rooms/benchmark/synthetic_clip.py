@@ -11,6 +11,8 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.config import SYNTHETIC_CLIP
+from pomp_jax.data.class_lists import load_synsets
 
 _BOS, _EOT = 49406, 49407
 # By hub id: width of the text tower; layers, width, patch size and image size of the ViT.
@@ -24,6 +26,30 @@ _VITS = {
 # By the usual name of the file: bottlenecks in each stage, and embedding.
 _RESNETS = {"RN50.safetensors": ((3, 4, 6, 3), 1024), "RN101.safetensors": ((3, 4, 23, 3), 512)}
 SYNTHETIC_CLIPS = (*_VITS, *_RESNETS)
+
+
+class SyntheticTokenizer:
+  """About the right number of tokens, with meaningless ids; estimated from a text's letters."""
+
+  bos_token_id = _BOS
+
+  def __init__(self, token_counts: Mapping[str, int]):
+    """Takes the known numbers of tokens, EOT included, by text."""
+    self._counts = token_counts
+
+  def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict:
+    """Returns {"input_ids": rows} with SOS and EOT, as HuggingFace's tokenizers."""
+    return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
+
+  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+    """Returns a string for each id."""
+    return [f"token {i}" for i in ids]
+
+  def _ids(self, text: str) -> list[int]:
+    count = self._counts.get(text)
+    # In ImageNet-21K's names a word of up to seven letters is one or two tokens.
+    count = count - 1 if count else 1 + sum(1 + len(word) // 7 for word in text.split())
+    return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]
 
 
 def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
@@ -59,16 +85,23 @@ def synthetic_config(name: str) -> ClipConfig:
   return ClipConfig(text, vision, embedding)
 
 
-def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
-  """Builds one of SYNTHETIC_CLIPS with random weights.
+def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
+  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with NAME in SYNTHETIC_CLIPS."""
+  synsets = load_synsets()
+  # Of the names of ImageNet-21K under CLIP's own tokenizer, which is not available.
+  counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
+  return synthetic_config(model.removeprefix(SYNTHETIC_CLIP)), SyntheticTokenizer(counts)
 
-  `token_counts` are the tokens of texts, EOT included, under CLIP's own tokenizer, which is not
-  available. Other texts are estimated from their letters.
+
+def open_clip(model: str) -> Clip:
+  """Builds the CLIP of `config_and_tokenizer` with random weights.
+
+  Its name is the whole one, so that no prompt or figure of random weights passes for the model's.
   """
-  config = synthetic_config(name)
-  params = random_params(parameter_shapes(config), seed)
+  config, tokenizer = config_and_tokenizer(model)
+  params = random_params(parameter_shapes(config), seed=0)
   params["logit_scale"] = np.float32(np.log(100))
-  return Clip(name, config, params, SyntheticTokenizer(token_counts))
+  return Clip(model, config, params, tokenizer)
 
 
 def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -85,27 +118,3 @@ def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
     return spread * rng.standard_normal(shape, np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
-
-
-class SyntheticTokenizer:
-  """A tokenizer with about the right number of tokens and meaningless ids."""
-
-  bos_token_id = _BOS
-
-  def __init__(self, token_counts: Mapping[str, int]):
-    """Takes the known counts, see `synthetic_clip`."""
-    self._counts = token_counts
-
-  def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict:
-    """Returns {"input_ids": rows} with SOS and EOT, as HuggingFace's tokenizers."""
-    return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
-
-  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-    """Returns a string for each id."""
-    return [f"token {i}" for i in ids]
-
-  def _ids(self, text: str) -> list[int]:
-    count = self._counts.get(text)
-    # In ImageNet-21K's names a word of up to seven letters is one or two tokens.
-    count = count - 1 if count else 1 + sum(1 + len(word) // 7 for word in text.split())
-    return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]
