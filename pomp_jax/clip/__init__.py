@@ -12,7 +12,6 @@ _MODULE_OF = {
   "TokenizeError": "tokens",
   "image_tower": "vision",
   "load_clip": "load",
-  "prompted_image_tower": "vision",
   "text_tower": "text",
   "tokenize": "tokens",
 }

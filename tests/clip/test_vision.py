@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from pomp_jax.clip import image_tower, load_clip, prompted_image_tower
+from pomp_jax.clip import image_tower, load_clip
 from pomp_jax.clip.architecture import config_from_huggingface, parameter_shapes
-from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
 from tests.support.clips import flax_clip
 
@@ -69,39 +68,6 @@ def test_bfloat16_is_the_type_of_every_product(small, images):
   assert len(products) == 1 + 3 * 8 + 1
   assert {variable.aval.dtype.name for e in products for variable in e.invars} == {"bfloat16"}
   assert program.out_avals[0].dtype == jnp.float32
-
-
-@pytest.mark.parametrize("share", [0.99, 1.01])
-def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(quick, images, share):
-  config = quick.clip.config.vision_config
-  tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
-  images = jnp.asarray(images)
-  needed = prompted_activation_bytes(config, len(images), tokens.shape[1])
-
-  def gradient(chunk, limit):
-    tower = prompted_image_tower(quick.clip, chunk=chunk, limit_bytes=limit)
-    return jax.jit(jax.grad(lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)))
-
-  def rematerialised(function):
-    program = jax.make_jaxpr(function)(tokens)
-    return any(e.primitive.name.startswith("remat") for e in equations(program.jaxpr))
-
-  chunked = gradient(2, share * needed)
-  assert rematerialised(chunked) == (share < 1)
-  # One chunk would need all of its activations at once in either case.
-  whole = gradient(3, share * needed)
-  assert not rematerialised(whole)
-  assert_close(chunked(tokens), whole(tokens), 1e-5)
-
-
-def test_the_estimate_of_a_prompted_towers_activations(quick):
-  config, n_images = quick.clip.config.vision_config, 64
-  images = jnp.zeros((n_images, 32, 32, 3), jnp.uint8)
-  tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
-  tower = prompted_image_tower(quick.clip)
-  loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
-  measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
-  assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5
 
 
 def test_the_tree_is_flax_clips():

@@ -9,6 +9,7 @@ Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M 
 width of the text tower, W of the vision tower, E embedding.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -16,12 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
+from pomp_jax.clip import Clip
+from pomp_jax.clip.load import Params
+from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.vision import in_chunks, normalized, project
+from pomp_jax.clip.vit import VisionTransformer
 from pomp_jax.prompt.context import INIT_STDDEV
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
 from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.methods import Parts
+
+# Function (params, images [B,H,W,3], tokens [J,V,W]) -> features [B,E].
+PromptedImageTower = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +126,52 @@ def _image_tower(parts: Parts) -> PromptedImageTower:
 
 def _width(parts: Parts) -> int:
   return parts.encoder.clip.config.vision_config.hidden_size
+
+
+def prompted_image_tower(
+  clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, limit_bytes: float = 0.0
+) -> PromptedImageTower:
+  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not normalised.
+
+  Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own tokens are
+  dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
+  before the tower's first layer norm. Learned tokens have no positions.
+
+  Args:
+    clip: a CLIP with a ViT.
+    dtype: see `clip.vision.image_tower`.
+    chunk: the most images in memory together in the forward pass; 0 for all.
+    limit_bytes: memory for activations. Above it, by a rough estimate, each chunk is rematerialised
+      in the backward pass, where the limit of `chunk` then holds too.
+  """
+  dtype, products = precision_of(dtype)
+  config: Any = clip.config.vision_config
+  vit = VisionTransformer(config, dtype)
+
+  def features(params, images_BxHxWx3, tokens_JxVxD):
+    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
+    return project(params, vit.apply(variables, pixels, tokens_JxVxD)[:, 0])
+
+  precise = with_products(products, features)
+  plain, remat = in_chunks(precise, chunk), in_chunks(jax.checkpoint(precise), chunk)
+
+  def tower(params, images_BxHxWx3, tokens_JxVxD):
+    n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]
+    # One chunk would need all of its activations at once in either case.
+    several = 0 < chunk < n_images
+    exceeds = prompted_activation_bytes(config, n_images, n_learned) > limit_bytes
+    return (remat if several and exceeds else plain)(params, images_BxHxWx3, tokens_JxVxD)
+
+  return tower
+
+
+def prompted_activation_bytes(config: Any, n_images: int, n_learned: int) -> float:
+  """Rough size of all residuals of a prompted ViT without rematerialisation, for B images.
+
+  For each token and layer about nine vectors of width D (inputs and outputs of the norms, query,
+  key, value, the result of attention), three of the MLP's, and the attention weights twice.
+  """
+  n_tokens = 1 + (config.image_size // config.patch_size) ** 2 + n_learned
+  floats = 9 * config.hidden_size + 3 * config.intermediate_size
+  floats += 2 * config.num_attention_heads * n_tokens
+  return 4.0 * floats * config.num_hidden_layers * n_tokens * n_images

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
+from pomp_jax.clip import image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
@@ -26,7 +26,11 @@ from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
 from pomp_jax.rooms.baselines import visual_tokens
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
-from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner
+from pomp_jax.rooms.baselines.visual_tokens import (
+  MaPLeLearner,
+  VPTLearner,
+  prompted_image_tower,
+)
 from pomp_jax.train.methods import Parts, frozen_arrays, initial_words
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
