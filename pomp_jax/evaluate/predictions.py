@@ -28,8 +28,6 @@ from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 # Scores that a device computes at a time: 64 MB.
 _SCORES = 2**24
-# Images that a classifier of features scores at a time.
-_ROWS = 512
 
 
 def evaluate(
@@ -112,18 +110,6 @@ def row_batches(
     features = np.pad(features.astype(np.float32), ((0, missing), (0, 0)))
     labels = np.pad(labels.astype(np.int32), (0, missing), constant_values=NO_LABEL)
     yield *split_rows((features, labels), mesh), size - missing
-
-
-def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
-  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
-
-  An image with a score that is not finite counts as wrong for every k.
-  """
-  rank_n = []
-  for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
-    part = slice(start, start + _ROWS)
-    rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
-  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names))
 
 
 def tally(

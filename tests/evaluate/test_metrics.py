@@ -1,7 +1,5 @@
 """Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,18 +9,16 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pomp_jax.evaluate import predictions
 from pomp_jax.evaluate.metrics import (
   Answers,
   EvaluationError,
   Tally,
+  accuracy_of_ranks,
   confidence_bins,
   paired_difference,
   ranks,
   wilson_interval,
 )
-from pomp_jax.evaluate.predictions import classifier_accuracy
-from pomp_jax.evaluate.split_features import SplitFeatures
 
 # The bins are those of Guo et al. (2017); a literal, so that another number shows.
 N, IMAGES, N_BINS = 30, 1000, 15
@@ -140,15 +136,12 @@ def test_what_is_not_finite_is_refused():
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("namespace", [np, jnp])
-def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace, monkeypatch):
+def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
   """Also where k is not below the number of classes, and where the broken score is another's."""
   labels = np.array([0, 1, 2, 2])
   scores = np.eye(3, dtype=np.float32)[labels]
   scores[0, 0] = scores[1, 0] = scores[2] = broken
   found = ranks(namespace.asarray(scores), namespace.asarray(labels))
   np.testing.assert_array_equal(found, [3, 3, 3, 0])
-  monkeypatch.setattr(predictions, "_ROWS", 3)
-  # The scores are the features of a classifier that returns them.
-  split = SplitFeatures(("a", "b", "c"), labels, scores, np.arange(4))
-  accuracy = classifier_accuracy(SimpleNamespace(scores=lambda rows: rows), split)
+  accuracy = accuracy_of_ranks(np.asarray(found), 3)
   assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)

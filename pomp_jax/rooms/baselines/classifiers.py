@@ -17,12 +17,13 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
-from pomp_jax.evaluate.predictions import classifier_accuracy, topk_accuracy
+from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines import linear_probe, tip_adapter
+from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 from pomp_jax.rooms.baselines.tip_adapter import unit
 from pomp_jax.rooms.baselines.view_features import view_features
 from pomp_jax.train import batches, results

@@ -29,6 +29,8 @@ _CLASSES = 256
 # features.
 _IMAGES = 512
 _IMAGES_WITH_CLASSES = 32
+# Images that a classifier of features scores at a time.
+_ROWS = 512
 
 
 def learner_accuracy(
@@ -99,3 +101,15 @@ def learner_accuracy(
     return accuracy_of_ranks(np.concatenate(found), ids_N.size)
 
   return accuracy
+
+
+def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
+  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
+
+  An image with a score that is not finite counts as wrong for every k.
+  """
+  rank_n = []
+  for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
+    part = slice(start, start + _ROWS)
+    rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
+  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names))

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-from pomp_jax.evaluate.predictions import classifier_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import waiting
+from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 
 # Strengths of the sweep, and the resolution of the search in decades.
 COARSE = tuple(10.0**power for power in range(-6, 7, 2))

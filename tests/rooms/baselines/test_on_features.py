@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 import torch
 
+from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.rooms.baselines import learner_accuracy
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
 from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, _grid, cross_entropy, mean_keys, tune
 from tests.support.checks import assert_close
@@ -233,3 +236,16 @@ def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
   assert all(start is None or np.isfinite(start.kernel).all() for start in starts)
   with pytest.raises(FloatingPointError, match="1e-06, .* finite"):
     search(lambda strength, start: _probe(np.nan, strength), lambda probe: 1.0)
+
+
+def test_a_classifier_scores_images_in_parts(monkeypatch):
+  """A score that is not finite is wrong, also where k is not below the number of classes."""
+  monkeypatch.setattr(learner_accuracy, "_ROWS", 3)
+  labels = np.array([0, 1, 2, 2])
+  scores = np.eye(3, dtype=np.float32)[labels]
+  scores[1, 0] = np.nan
+  # The scores are the features of a classifier that returns them.
+  split = SplitFeatures(("a", "b", "c"), labels, scores, np.arange(4))
+  classifier = SimpleNamespace(scores=lambda rows: rows)
+  accuracy = learner_accuracy.classifier_accuracy(classifier, split)
+  assert (accuracy["top1"], accuracy["top5"]) == (0.75, 0.75)
