@@ -79,13 +79,6 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   return ClassList(names, synsets, source=str(path))
 
 
-def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
-  """Class list of a data set under its own names; synsets are kept only for a complete list."""
-  known = load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
-  synsets = known.synsets if len(known) == len(names) else None
-  return dataclasses.replace(known, names=tuple(names), synsets=synsets)
-
-
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 
@@ -216,19 +209,16 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
 
 
 def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  names, synsets = [], []
-  for number, item in enumerate(content, 1):
-    where = f"{path}: item {number} of {len(content)}"
-    fields = item if isinstance(item, dict) else {"name": item}
-    name, synset = fields.get("name"), fields.get("synset")
-    if not isinstance(name, str):
-      raise VocabularyError(f"{where}: found {_shown(item)}, expected a name")
-    names.append(name.strip())
-    if synset is not None:
-      if not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
-        found = f"found synset {_shown(synset)}"
-        raise VocabularyError(f"{where}: {found}, expected a WordNet id such as n02084071")
-      synsets.append(synset)
+  rows = [item if isinstance(item, dict) else {"name": item} for item in content]
+  for number, row in enumerate(rows, 1):
+    where, synset = f"{path}: item {number} of {len(rows)}", row.get("synset")
+    if not isinstance(row.get("name"), str):
+      raise VocabularyError(f"{where}: found {_shown(content[number - 1])}, expected a name")
+    if synset is not None and not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
+      expected = "a WordNet id such as n02084071"
+      raise VocabularyError(f"{where}: found synset {_shown(synset)}, expected {expected}")
+  names = tuple(row["name"].strip() for row in rows)
+  synsets = tuple(row["synset"] for row in rows if row.get("synset") is not None)
   check_names(names, str(path), distinct=False)
   if synsets and len(synsets) < len(names):
     raise VocabularyError(
@@ -236,7 +226,7 @@ def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[s
     )
   for index in repeats(synsets):
     raise VocabularyError(f"{path}: synset {synsets[index]} is repeated")
-  return tuple(names), tuple(synsets) or None
+  return names, synsets or None
 
 
 def _shown(value: Any) -> str:

@@ -75,7 +75,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     Args:
       source, fetch: images, and the reader of their pixels or features, pickled for workers.
-      batch_size, n_views: G, over all processes, and V; else ValueError if G does not divide.
+      batch_size, n_views: G, over all processes, and V; ValueError if G does not divide.
       seed: random seed of the shuffles, 0 to 2^32 - 1.
       start: batches to skip.
       shard: (index, count) of this process, which gets its contiguous part of each batch.
@@ -84,16 +84,14 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       max_corrupt: share of the source's images that may be unreadable; see `check_unreadable`.
       unreadable: unreadable images known already.
     """
-    if batch_size % n_views:
-      raise ValueError(f"a batch of {batch_size} does not divide by {n_views} views")
-    n_images = batch_size // n_views
-    if n_images % shard[1]:
-      raise ValueError(f"a batch of {n_images} images does not divide by {shard[1]} processes")
+    if batch_size % (n_views * shard[1]):
+      parts = f"{n_views} views x {shard[1]} processes"
+      raise ValueError(f"a batch of {batch_size} does not divide by {parts}")
     self._source = source
     self._max_corrupt = max_corrupt
     self.unreadable = set(unreadable)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    read = _ReadBatch(source.labels, fetch, order, n_images, shard)
+    read = _ReadBatch(source.labels, fetch, order, batch_size // n_views, shard)
     # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
     prefetch = -(-prefetch // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))

@@ -102,9 +102,9 @@ def test_views_of_an_image_lie_side_by_side():
 
 
 def test_sizes_must_divide_the_batch():
-  with pytest.raises(ValueError, match="batch of 4 images does not divide by 3 processes"):
+  with pytest.raises(ValueError, match="batch of 4 does not divide by 1 views x 3 processes"):
     Loader(Numbers(), show, batch_size=4, seed=0, shard=(0, 3))
-  with pytest.raises(ValueError, match="batch of 4 does not divide by 3 views"):
+  with pytest.raises(ValueError, match="batch of 4 does not divide by 3 views x 1 processes"):
     Loader(Numbers(), show, batch_size=4, seed=0, n_views=3)
 
 

@@ -7,6 +7,7 @@ image.
 
 import collections
 from collections.abc import Sequence
+import dataclasses
 import functools
 import itertools
 import logging
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list, repeats
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, repeats
 from pomp_jax.data.folder import list_folder
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
@@ -88,6 +89,13 @@ def open_test_set(
   """Opens a data set's test images; class names are always CoOp's, whatever `classes`."""
   source = open_coop(root, dataset)["test"]
   return LabelledSet(source, class_list_of(dataset, source.names), "test")
+
+
+def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
+  """Class list of a data set under its own names; synsets are kept only for a complete list."""
+  known = load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
+  synsets = known.synsets if len(known) == len(names) else None
+  return dataclasses.replace(known, names=tuple(names), synsets=synsets)
 
 
 def open_coop(

@@ -25,7 +25,6 @@ from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   ClassList,
   VocabularyError,
-  class_list_of,
   load_class_list,
   read_table,
 )
@@ -34,6 +33,7 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
 from pomp_jax.files.pieces import fingerprint, stored_array
+from pomp_jax.rooms.data_sets.coop import class_list_of
 
 log = logging.getLogger(__name__)
 
