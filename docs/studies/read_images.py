@@ -25,6 +25,7 @@ from PIL import Image
 
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.loader import Loader
+from pomp_jax.data.readers import Readers
 from pomp_jax.data.source import StoredImages
 from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
@@ -121,8 +122,7 @@ def _read(
     batch_size=_READ_VIEWS,
     seed=0,
     n_views=_N_VIEWS,
-    threads=threads,
-    workers=workers,
+    readers=Readers(threads, workers),
   )
   # Batches that are ready when the clock starts would cost nothing.
   for _ in range(4 + 2 * threads * max(1, workers)):

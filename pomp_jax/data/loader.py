@@ -21,7 +21,7 @@ from jaxtyping import Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.readers import choose_readers
+from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, readable_images
 from pomp_jax.errors import RunError
 
@@ -34,7 +34,8 @@ Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Consecutive unreadable images to skip: more than random damage explains.
 _MAX_SKIPS = 100
 _N_BATCHES = 2**62  # endless
-_PREFETCH = 4  # batches to hold ready
+_AHEAD = 4  # batches to hold ready, over all workers
+_READERS = Readers(threads=2, workers=0)
 # Signals that a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -65,9 +66,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     n_views: int = 1,
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
-    threads: int = 2,
-    workers: int = 0,
-    prefetch: int = _PREFETCH,
+    readers: Readers = _READERS,
     max_corrupt: float = 0.0,
     unreadable: frozenset[int] = frozenset(),
   ):
@@ -79,8 +78,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       seed: random seed of the shuffles, 0 to 2^32 - 1.
       start: batches to skip.
       shard: (index, count) of this process, which gets its contiguous part of each batch.
-      threads, workers: threads that read ahead, in each of the processes; 0 workers: in this one.
-      prefetch: batches to hold ready, over all workers.
+      readers: threads and worker processes that read ahead.
       max_corrupt: share of the source's images that may be unreadable; see `check_unreadable`.
       unreadable: unreadable images known already.
     """
@@ -92,11 +90,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     self.unreadable = set(unreadable)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = _ReadBatch(source.labels, fetch, order, batch_size // n_views, shard)
-    # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
-    prefetch = -(-prefetch // max(1, workers))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    batches = grain.MapDataset.range(start, _N_BATCHES).map(read).to_iter_dataset(options)
-    self._batches = in_workers(batches, workers, prefetch)
+    self._batches = map_ahead(read, range(start, _N_BATCHES), readers)
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._batches)
@@ -114,18 +108,24 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       self._batches.close()
 
 
-def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> Iterator:
-  """Iterates over elements made by worker processes, `ahead` each; by this process for 0 workers.
+def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> Iterator:
+  """Iterates over `read(number)` in order, some of them ahead, from threads or worker processes.
 
   Workers start when the first element is requested. `close()` ends them.
   """
+  threads, workers = readers
+  # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
+  ahead = -(-_AHEAD // max(1, workers))
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+  order = grain.MapDataset.range(numbers.start, numbers.stop)
+  elements = order.map(read).to_iter_dataset(options)
   if not workers:
     return iter(elements)
   if not flags.FLAGS.is_parsed():
     # Grain reads flags of its own, which a program without a command line has not parsed.
     flags.FLAGS.mark_as_parsed()
-  options = grain.MultiprocessingOptions(workers, ahead)
-  return _spawned(iter(elements.mp_prefetch(options, _begin_worker)))
+  processes = grain.MultiprocessingOptions(workers, ahead)
+  return _spawned(iter(elements.mp_prefetch(processes, _begin_worker)))
 
 
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
@@ -257,10 +257,7 @@ def ordered_batches(
     shown_B = indices[np.minimum(batch * batch_size + rows, len(indices) - 1)]
     return shown_B, *readable_images(source, shown_B)
 
-  order = grain.MapDataset.range(-(-len(indices) // batch_size)).map(read)
-  threads = choose_readers(threads, 0).threads
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_PREFETCH, threads))
-  return iter(order.to_iter_dataset(options))
+  return map_ahead(read, range(-(-len(indices) // batch_size)), choose_readers(threads, 0))
 
 
 @dataclasses.dataclass

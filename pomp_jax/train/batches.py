@@ -11,7 +11,6 @@ import functools
 import sys
 from typing import Any
 
-import grain
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -21,7 +20,7 @@ from pomp_jax import hosts
 from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, in_workers
+from pomp_jax.data.loader import Fetch, map_ahead
 from pomp_jax.data.readers import choose_readers
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import Augmentation, stored_views, views
@@ -35,7 +34,6 @@ from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
 VIEWS = 256
-_DECODED_AHEAD = 4
 # Images whose stored features are read together: of all, quickly, and of one, hardly more slowly.
 _TOGETHER = 8
 
@@ -92,13 +90,10 @@ def read_ahead(
   `part_bytes` is the size of the pixels of a part, 0 if `read` decodes nothing.
   """
   decodes = part_bytes > 0
-  threads, workers = choose_readers(
+  readers = choose_readers(
     data.threads, data.workers, decodes=decodes, n_batches=n_parts, batch_bytes=part_bytes
   )
-  ahead = -(-_DECODED_AHEAD // max(1, workers))
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
-  dataset = grain.MapDataset.range(n_parts).map(read).to_iter_dataset(options)
-  return in_workers(dataset, workers, ahead)
+  return map_ahead(read, range(n_parts), readers)
 
 
 def readable_features(

@@ -98,7 +98,6 @@ class Run(abc.ABC):
 
   def open_batches(self, start: int = 0, unreadable: frozenset[int] = frozenset()) -> Loader:
     """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
-    threads, workers = self.readers
     return Loader(
       self.source,
       self.fetch,
@@ -107,8 +106,7 @@ class Run(abc.ABC):
       n_views=self.data.views,
       start=start,
       shard=own_shard(self.encoder.mesh),
-      threads=threads,
-      workers=workers,
+      readers=self.readers,
       max_corrupt=self.data.max_corrupt,
       unreadable=unreadable,
     )

@@ -84,7 +84,7 @@ def test_the_order_is_that_of_earlier_versions(batch_size, seed, start):
   order = grain.MapDataset.range(20).seed(seed).shuffle().repeat().batch(batch_size)
   expected = [np.asarray(order[batch]) for batch in range(start, start + 6)]
   options = {"batch_size": batch_size, "seed": seed, "start": start}
-  for ahead in ({}, {"threads": 1, "prefetch": 1}):
+  for ahead in ({}, {"readers": Readers(1, 0)}):
     rows = shown(6, **options, **ahead)
     np.testing.assert_array_equal(rows[..., 0], expected)
     # Epochs end within batches.
@@ -192,7 +192,7 @@ def test_worker_processes_decode_the_same_batches(stored):
   before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
   telling = threading.Thread(target=tell)
   telling.start()
-  workers, also = read(workers=2, threads=1)
+  workers, also = read(readers=Readers(1, 2))
   telling.join(10)
   assert len(told) == 2
   assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
