@@ -324,6 +324,7 @@ FORMATS = {
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 TORCH_WEIGHTS = "rooms.interchange.torch_weights:open_torch"
 DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
+HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 
 

@@ -32,8 +32,8 @@ from pomp_jax.config.fields import (
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
-from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
+from pomp_jax.files.prompt_file import is_prompt_file
 from pomp_jax.prompt.sampling import SAMPLERS
 from pomp_jax.registry import (
   FORMATS,

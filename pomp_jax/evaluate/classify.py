@@ -19,8 +19,7 @@ from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, is_prompt_file, load_prompt
 
 ImageLike = Image.Image | np.ndarray | str | os.PathLike
 

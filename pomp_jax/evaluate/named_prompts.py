@@ -14,9 +14,15 @@ from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
-from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir, join
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits, load_prompt, validate
+from pomp_jax.files.prompt_file import (
+  ClassFeatures,
+  Prompt,
+  check_fits,
+  is_prompt_file,
+  load_prompt,
+  validate,
+)
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import CLASS_FEATURES, load
 

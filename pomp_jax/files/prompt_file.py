@@ -17,16 +17,16 @@ import zipfile
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.files import hub
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import local_copy
+from pomp_jax.files.paths import is_file, local_copy
 from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
-from pomp_jax.registry import FORMATS, load
+from pomp_jax.registry import FORMATS, HUB_PROMPT, load
 
 log = logging.getLogger(__name__)
 
+HUB_PREFIX, DEFAULT_FILE = "hf:", "prompt.npz"
 POSITIONS = ("end", "middle", "front")
 _TEMPLATE = "{}."
 
@@ -123,12 +123,22 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "template", repr(prompt.template), "a text with one {} for the class name")
 
 
+def is_hub(name: str | os.PathLike) -> bool:
+  """Whether a name is one on HuggingFace's hub, `hf:OWNER/NAME`."""
+  return os.fspath(name).startswith(HUB_PREFIX)
+
+
+def is_prompt_file(name: str | os.PathLike) -> bool:
+  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps on the hub."""
+  return is_hub(name) or is_file(prompt_path(name))
+
+
 def format_of_name(path: str | os.PathLike) -> str | None:
   """Returns the format of a file name: npz, safetensors, pth, or None."""
   names = (
     name for name, row in FORMATS.items() if row.names and re.search(f"({row.names})$", str(path))
   )
-  return next(names, "npz" if hub.is_hub(path) else None)
+  return next(names, "npz" if is_hub(path) else None)
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
@@ -145,7 +155,7 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   no known suffix.
   """
   kind = format_of_name(path)
-  if kind is None or hub.is_hub(path):
+  if kind is None or is_hub(path):
     written = ", ".join(suffix for row in FORMATS.values() if row.encode for suffix in row.suffixes)
     accepted = f"{written}; for hf:OWNER/NAME `push_prompt`"
     refuse(path, "the file's name", "of no known kind", accepted)
@@ -169,20 +179,16 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   `dataclasses.replace` sets another), and its CLIP is "unknown". PromptFileError if the file can't
   be used, HubError if it can't be downloaded.
   """
-  if hub.is_hub(path):
-    file = hub.download(path)
-    if _format_of_content(file) == "pth":
-      refuse(path, "the file", "a torch checkpoint", " or ".join(hub.SUFFIXES))
-    try:
-      return load_prompt(file)
-    except PromptFileError as error:
-      raise PromptFileError(f"{path}: {str(error).removeprefix(f'{file}: ')}") from error
+  if is_hub(path):
+    if not HUB_PROMPT:
+      refuse(path, "the name", "one on a hub", "a file or folder, without the room interchange")
+    return load(HUB_PROMPT)(path)
   if (found := prompt_path(path)) != path:
     log.info("%s: its prompt is %s", path, found)
   path = found
-  row = FORMATS.get(_format_of_content(path) or format_of_name(path) or "npz")
+  row = FORMATS.get(format_of_content(path) or format_of_name(path) or "npz")
   if row is None:
-    accepted = f"{' or '.join(hub.SUFFIXES)}, without the room interchange"
+    accepted = ".npz or .safetensors, without the room interchange"
     refuse(path, "the file", "a torch checkpoint", accepted)
   fields = load(row.read)(path)
   version = fields.get("format_version")
@@ -206,7 +212,8 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   return prompt
 
 
-def _format_of_content(path: str | os.PathLike) -> str | None:
+def format_of_content(path: str | os.PathLike) -> str | None:
+  """Format that a file begins like: npz, safetensors or pth; None if it is none of them."""
   try:
     with open(local_copy(path), "rb") as file:
       head = file.read(32)

@@ -7,8 +7,8 @@ a text with one {}.
 from collections.abc import Sequence
 import os
 
-from pomp_jax.files.hub import DEFAULT_FILE, is_hub
 from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.prompt_file import DEFAULT_FILE, is_hub
 
 # Labels of prompts that results call by a key.
 _WORDS = {

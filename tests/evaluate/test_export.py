@@ -15,11 +15,11 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import export
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import read_prompts
-from pomp_jax.files.hub import HubError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.rooms.interchange.class_features import load_categories
+from pomp_jax.rooms.interchange.hub import HubError
 from pomp_jax.rooms.interchange.prompt_hub import results_of
 from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts

@@ -20,10 +20,9 @@ from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint
 from pomp_jax.files.checkpoints import read_checkpoint
-from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.pieces import Pieces, fingerprint
-from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
+from pomp_jax.files.prompt_file import Prompt, check_fits, is_prompt_file, load_prompt
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.bank import Bank

@@ -15,14 +15,14 @@ from typing import Any
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Export
 from pomp_jax.errors import RunError
-from pomp_jax.files import hub
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.hub import HubError
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
-from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.prompt_file import DEFAULT_FILE, HUB_PREFIX, Prompt, is_hub, save_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import printable
+from pomp_jax.rooms.interchange import hub
+from pomp_jax.rooms.interchange.hub import HubError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _TASK = "zero-shot-image-classification"
@@ -41,7 +41,7 @@ class HubWriteError(HubError):
 def check_fields(export: Export) -> None:
   """Raises ConfigError for a field of an upload that does not fit."""
   where = "where export.hub is given"
-  require(hub.is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
+  require(is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
   require(export.format == "npz", "export.format", export.format, f"npz {where}")
   require(not export.output, "export.output", export.output, f"'' {where}")
   accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
@@ -88,7 +88,7 @@ def push_prompt(
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
-    save_prompt(local / hub.DEFAULT_FILE, prompt)
+    save_prompt(local / DEFAULT_FILE, prompt)
     model_card(name, prompt, license, results or {}).save(local / "README.md")
     if keep_in is not None:
       for file in local.iterdir():
@@ -107,7 +107,7 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
 
   Empty unless the folder is of the run that learned the prompt.
   """
-  if hub.is_hub(path):
+  if is_hub(path):
     return {}
   file = to_path(prompt_path(path))
   run = RunFolder(file.parent)
@@ -130,7 +130,7 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   from huggingface_hub.errors import RepositoryNotFoundError
 
   repository, *_ = hub.parse(name)
-  if os.fspath(name) != f"{hub.PREFIX}{repository}":
+  if os.fspath(name) != f"{HUB_PREFIX}{repository}":
     raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
   if not get_token():
     raise HubError(f"{name}: an upload needs {hub.LOG_IN}")

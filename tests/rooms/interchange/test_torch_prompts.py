@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import (
+  Prompt,
+  PromptFileError,
+  is_prompt_file,
+  load_prompt,
+  save_prompt,
+)
 from tests.support.prompt_files import CONTEXT, refusal
 
 

@@ -13,14 +13,19 @@ import re
 from typing import Any
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import is_file
-from pomp_jax.files.run_folder import prompt_path
+from pomp_jax.files.prompt_file import (
+  DEFAULT_FILE,
+  HUB_PREFIX,
+  Prompt,
+  PromptFileError,
+  format_of_content,
+  load_prompt,
+  refuse,
+)
 from pomp_jax.files.terminal import one_line, printable
 
 log = logging.getLogger(__name__)
 
-PREFIX = "hf:"
-DEFAULT_FILE = "prompt.npz"
 # Neither kind of file can hold a pickle.
 SUFFIXES = (".npz", ".safetensors")
 ACCEPTED = (
@@ -29,23 +34,13 @@ ACCEPTED = (
 
 # No part begins with a dot, so that no path leads out of the repository.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_NAME = re.compile(rf"{PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
+_NAME = re.compile(rf"{HUB_PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
 TIMEOUT = 5.0  # seconds to wait for an answer
 LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 
 
 class HubError(InputError, RuntimeError):
   """A repository or file on the hub that can't be used; one line that names it."""
-
-
-def is_hub(name: str | os.PathLike) -> bool:
-  """Whether a name begins with `hf:`."""
-  return os.fspath(name).startswith(PREFIX)
-
-
-def is_prompt_file(name: str | os.PathLike) -> bool:
-  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps on the hub."""
-  return is_hub(name) or is_file(prompt_path(name))
 
 
 def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
@@ -58,6 +53,17 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   if match is None or not (file := match[3] or DEFAULT_FILE).endswith(SUFFIXES):
     raise HubError(f"{printable(os.fspath(name))}: expected {ACCEPTED}")
   return match[1], match[2], file
+
+
+def load_from_hub(name: str | os.PathLike) -> Prompt:
+  """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and `download`'s."""
+  file = download(name)
+  if format_of_content(file) == "pth":
+    refuse(name, "the file", "a torch checkpoint", " or ".join(SUFFIXES))
+  try:
+    return load_prompt(file)
+  except PromptFileError as error:
+    raise PromptFileError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 def download(name: str | os.PathLike) -> pathlib.Path:
