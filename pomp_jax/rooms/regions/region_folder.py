@@ -5,10 +5,12 @@ Shapes: R regions of an image of H x W pixels, S stages of a detector, E embeddi
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import io
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple, NoReturn
+import zipfile
 
 from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
@@ -16,13 +18,12 @@ import numpy as np
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, to_path
+from pomp_jax.files.paths import Path, local_copy, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
 from pomp_jax.rooms.regions.masks import ONE
-from pomp_jax.rooms.regions.npz_archive import NpzArchive
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
@@ -127,14 +128,15 @@ class RegionFolder:
     """All regions of an image; `header_only`: masks and embeddings are placeholders."""
     path, header = self.file(key), self.header
     objectness = masks = embeddings = None
-    with NpzArchive(path, refuse) as archive:
-      if strange := sorted({*archive.names} - {*Regions._fields}):
+    with _open(path) as archive:
+      names = _names(archive)
+      if strange := sorted({*names} - {*Regions._fields}):
         refuse(path, "an array", repr(strange[0]), ", ".join(Regions._fields))
       boxes = _array(archive, path, "boxes", ("R", 4))
       n = len(boxes)
-      if "objectness" in archive.names:
+      if "objectness" in names:
         objectness = _array(archive, path, "objectness", (n,))
-      if "masks" in archive.names:
+      if "masks" in names:
         masks = _array(archive, path, "masks", (n, "h", "w"), header_only)
       if header.stages:
         shape = (n, header.stages, header.width)
@@ -229,21 +231,51 @@ def _read_header(path: Path) -> RegionHeader:
   )
 
 
+def _open(path: Path) -> zipfile.ZipFile:
+  try:
+    return zipfile.ZipFile(local_copy(path))
+  except FileNotFoundError:
+    refuse(path, "the file", "missing", "an npz")
+  except Exception as error:  # a damaged archive fails in more ways than zipfile documents
+    refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+  return sorted(name.removesuffix(".npy") for name in archive.namelist())
+
+
 def _array(
-  archive: NpzArchive,
+  archive: zipfile.ZipFile,
   path: Path,
   field: str,
   shape: Sequence[int | str],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads floats, or masks, of a shape in which letters stand for any size."""
-
-  def check_shape(found: Sequence[int]) -> None:
+  """Reads floats, or masks, of a shape in which letters stand for any size; unpickles nothing."""
+  if field not in _names(archive):
+    found = f"missing (the file has: {', '.join(_names(archive)) or 'nothing'})"
+    refuse(path, field, found, "an array of that name")
+  try:
+    with archive.open(f"{field}.npy") as member:
+      read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+      }[np.lib.format.read_magic(member)]
+      found, _, dtype = read_header(member)
+    # Before any memory is taken.
     known = [n if isinstance(size, int) else size for n, size in zip(found, shape, strict=False)]
     if len(found) != len(shape) or known != list(shape):
       refuse(path, field, f"of shape {list(found)}", f"[{', '.join(map(str, shape))}]")
-
-  array = archive.read(field, check_shape, header_only)
+    if header_only and not dtype.hasobject:
+      array = np.broadcast_to(np.zeros((), dtype), found)
+    else:
+      # The whole member, whose CRC-32 is then compared: NumPy stops where its header says.
+      content = io.BytesIO(archive.read(f"{field}.npy"))
+      array = np.lib.format.read_array(content, allow_pickle=False)
+  except RegionFileError:
+    raise
+  except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
+    refuse(path, field, f"damaged, or not plain numbers ({error})", "an undamaged array")
   if field == "masks" and array.dtype not in _MASKS:
     refuse(path, field, str(array.dtype), "float16, uint8")
   if field != "masks" and array.dtype.kind != "f":

@@ -83,40 +83,53 @@ def run(config: Settings, workdir: str) -> dict:
     TrainingError, CheckpointError, Preempted: as `loop.train`.
     RunFolderWriteError: the network can't be written; the training is done.
   """
-  folder = RunFolder(workdir)
+  folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:
     return finished
-  training = prepare(config, folder)
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  source, prompt = open_mask_set(own, config.seed), _prompt_of_classes(own)
+  classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
+  steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
+  rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
+  augmentation = MaskAugmentation(own.augment, config.seed, (own.min_scale, own.max_scale))
+  training = MaskRun(
+    config=config.to_dict(),
+    seed=config.seed,
+    data=config.data,
+    loop=config.loop,
+    checkpoint=config.checkpoint,
+    log_every=config.log.every,
+    clip=config.clip,
+    folder=folder,
+    encoder=encoder,
+    source=source,
+    fetch=MaskViews(source, own.size, own.targets, augmentation),
+    frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
+    optimizer=adamw(
+      rate, weight_decay=own.weight_decay, backbone=own.backbone, clip_norm=own.clip_norm
+    ),
+    rate=rate,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    fields=own,
+    sizes=_network_sizes(own, encoder.clip.config.projection_dim),
+  )
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
-    _classes(folder, training.prompt, training.source.names).save("classes", {})
+    _classes(folder, prompt, source.names).save("classes", {})
   done = loop.train(training)
   if hosts.is_first():
-    context, params = _stored_context(training.prompt.prompt), jax.device_get(done.state.params)
-    content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
-    path = folder.path / "masks.safetensors"
-    with writing(path), replacing(path) as file:
-      write_mask_former(file, content, context)
-    plots.training_curves(
-      folder.plots / "training.png",
-      folder.scalars(),
-      loss_unit="weighted sum over all layers",
-      classes="classes of matched masks",
-    )
-    # Last: a folder with results is a finished run.
-    folder.write_results(_results(training, done))
-    log.info("the network and its curves are in %s", folder.path)
+    _write(training, done, prompt)
   return hosts.from_first(folder.read_results() if hosts.is_first() else None, "the results")
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskRun(Run):
-  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes under `prompt`."""
+  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes."""
 
   fields: TrainMasks
   sizes: MaskFormerConfig
-  prompt: NamedPrompt
 
   @property
   def n_groups(self) -> int:
@@ -140,42 +153,6 @@ class MaskRun(Run):
       weights=LossWeights(own.classes, own.focal, own.dice, own.no_object),
     )
     return with_products(products, step)
-
-
-def prepare(config: Settings, folder: RunFolder) -> MaskRun:
-  """Opens everything that a training needs, and writes nothing; errors are one line each."""
-  own = config.train_masks
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  source = open_mask_set(own, config.seed)
-  sizes = _network_sizes(own, encoder.clip.config.projection_dim)
-  prompt = _prompt_of_classes(own)
-  classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
-  steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
-  rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
-  augmentation = MaskAugmentation(own.augment, config.seed, (own.min_scale, own.max_scale))
-  return MaskRun(
-    config=config.to_dict(),
-    seed=config.seed,
-    data=config.data,
-    loop=config.loop,
-    checkpoint=config.checkpoint,
-    log_every=config.log.every,
-    clip=config.clip,
-    folder=folder,
-    encoder=encoder,
-    source=source,
-    fetch=MaskViews(source, own.size, own.targets, augmentation),
-    frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
-    optimizer=adamw(
-      rate, weight_decay=own.weight_decay, backbone=own.backbone, clip_norm=own.clip_norm
-    ),
-    rate=rate,
-    steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
-    fields=own,
-    sizes=sizes,
-    prompt=prompt,
-  )
 
 
 def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
@@ -212,20 +189,35 @@ def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
   return prompt.context
 
 
-def _results(training: MaskRun, done: Checkpoint) -> dict:
-  scalars = training.folder.scalars()
-  return {
+def _write(training: MaskRun, done: Checkpoint, prompt: NamedPrompt) -> None:
+  """Writes the network, the curves and the results."""
+  folder, names = training.folder, tuple(training.source.names)
+  content = MaskFormerFile(training.sizes, jax.device_get(done.state.params), names)
+  path, scalars = folder.path / "masks.safetensors", folder.scalars()
+  with writing(path), replacing(path) as file:
+    write_mask_former(file, content, _stored_context(prompt.prompt))
+  plots.training_curves(
+    folder.plots / "training.png",
+    scalars,
+    loss_unit="weighted sum over all layers",
+    classes="classes of matched masks",
+  )
+  n_images = training.total_steps * training.loop.batch_size
+  results = {
     "job": training.config["job"],
     "seed": training.seed,
     "clip_model": training.encoder.clip.name,
     "network": "masks.safetensors",
     "images": len(training.source),
-    "classes": len(training.source.names),
+    "classes": len(names),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.state.params)),
     "steps": training.total_steps,
     "seconds": round(done.seconds, 2),
-    "images_per_second": round(training.total_steps * training.loop.batch_size / done.seconds, 1),
+    "images_per_second": round(n_images / done.seconds, 1),
     "roll_backs": done.roll_backs.count,
     "unreadable_images": len(done.unreadable),
     "last": {name: scalars[name][1][-1] for name in _SCALARS},
   }
+  # Last: a folder with results is a finished run.
+  folder.write_results(results)
+  log.info("the network and its curves are in %s", folder.path)

@@ -170,10 +170,17 @@ def test_each_field_has_a_row_and_a_run_keeps_its_values():
   assert not any(map(may_change, fields))
 
 
+class Prepared(Exception):
+  """Stops a run before its first step."""
+
+
 @pytest.fixture(scope="module")
 def prepared(region_set, tmp_path_factory):
   """A function: changes -> arguments by `function.argument` of what a training is made of."""
   found = {}
+
+  def stop(training):
+    raise Prepared(training)
 
   def prepare(changes):
     key = repr(sorted(changes.items()))
@@ -181,7 +188,9 @@ def prepared(region_set, tmp_path_factory):
       seen.clear()
       config = regions_config(region_set, "train_masks", **changes)
       validate(config)
-      training = train_masks.prepare(config, RunFolder(tmp_path_factory.mktemp("run")))
+      with pytest.raises(Prepared) as stopped:
+        train_masks.run(config, str(tmp_path_factory.mktemp("run")))
+      (training,) = stopped.value.args
       given = training.build_step()()
       # What is prepared is what is used.
       assert given["optimizer"] is training.optimizer and given["weights"] is not None
@@ -194,6 +203,7 @@ def prepared(region_set, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     seen = spy(patch, SPIED)
+    patch.setattr(loop, "train", stop)
     patch.setattr(train_masks, "make_mask_step", lambda **given: lambda: given)
     yield prepare
 
