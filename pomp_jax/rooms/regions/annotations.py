@@ -125,10 +125,9 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
   The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names without a
   category are kept. Without a list they are the file's categories in ascending order of their ids.
 
-  Raises:
-    VocabularyError: not JSON, or unusable categories; see `data.class_lists`.
-    AnnotationError: an image or annotation that is not as COCO describes it; a box or polygon
-      outside its image; an unknown image or category; a category that `names` lacks.
+  VocabularyError for no JSON, or unusable categories (see `data.class_lists`). AnnotationError for
+  an image or annotation that is not as COCO describes it, a box or polygon outside its image, an
+  unknown image or category, or a category that `names` lacks.
   """
   return annotations_of(read_json(path, VocabularyError), str(path), names)
 

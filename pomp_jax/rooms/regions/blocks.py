@@ -47,13 +47,10 @@ class Blocks:
     description: str,
     fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> None:
-    """Finds what is missing, on all processes.
+    """Finds what is missing, on all processes; `take` gets it on the first.
 
-    Args:
-      find: numbers of images -> number of each image in turn, and what is found in it.
-      take: takes what is found in a block, on the first process.
-      description: name of the work, for the log.
-      fits: see `Pieces.missing`.
+    `find` yields the number of each image in turn, and what is found in it. `description` names the
+    work in the log. For `fits` see `Pieces.missing`.
     """
     store = self._store
     missing = store.missing(self._rows, fits)

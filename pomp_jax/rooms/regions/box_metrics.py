@@ -16,7 +16,6 @@ from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
 _CATEGORIES = 100  # evaluated at a time
 _KINDS = {"box": "bbox", "mask": "segm"}
-_AREAS = ("all", "small", "medium", "large")
 
 
 def average_precision(
@@ -34,25 +33,17 @@ def average_precision(
 
   Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions of 1, None
   where no object is annotated; `per_class`, the AP of each of the C classes; under the name of each
-  group of classes, such as base and novel, its AP and AP50.
-
-  Raises:
-    AnnotationError, ValueError: masks are compared, and an object or a detection has none.
+  group of classes, such as base and novel, its AP and AP50. To compare masks, each detection must
+  have one; AnnotationError if an object has none.
   """
-  if kind == "mask" and not all("segmentation" in row for row in results):
-    raise ValueError("a detection has no mask, expected one each to compare masks")
-  lvis = annotations.frequencies is not None
-  most = MAX_DETECTIONS["lvis" if lvis else "coco"]
-  rows = _best(results, most) if lvis else results
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
-  precision = _precision(annotations, rows, kind, [most] if lvis else [1, 10, most])
-  all_ids = annotations.category_ids.tolist()
-  row_of = {number: row for row, number in enumerate(sorted(n for n in all_ids if n >= 0))}
-  rows_C = np.array([row_of.get(number, -1) for number in all_ids])
-  figures = _averages(precision, np.arange(precision.shape[2]))
-  for area in range(1, len(_AREAS)):
-    figures[f"AP{_AREAS[area][0]}"] = _mean(precision[..., area])
-  for frequency in FREQUENCIES if lvis else ():
+  precision = _precision(annotations, results, kind)
+  ids = annotations.category_ids.tolist()
+  row_of = {number: row for row, number in enumerate(sorted(n for n in ids if n >= 0))}
+  rows_C = np.array([row_of.get(number, -1) for number in ids])
+  figures: dict[str, Any] = _averages(precision, np.arange(precision.shape[2]))
+  figures |= {f"AP{area}": _mean(precision[..., n]) for n, area in enumerate("sml", 1)}
+  for frequency in FREQUENCIES if annotations.frequencies else ():
     members = np.array([own == frequency for own in annotations.frequencies])
     figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
   for name, classes in (groups or {}).items():
@@ -65,18 +56,16 @@ def average_precision(
 
 
 def _precision(
-  annotations: Annotations,
-  results: Sequence[Mapping[str, Any]],
-  kind: str,
-  limits: list[int],
+  annotations: Annotations, results: Sequence[Mapping[str, Any]], kind: str
 ) -> np.ndarray:
-  """Precision under the last of the limits, categories in ascending order of their ids.
+  """Precision of the categories in ascending order of their ids, some at a time.
 
-  Evaluates some categories at a time, since the library holds an entry for each pair of an image
-  and a category.
+  The library holds an entry for each pair of an image and a category.
   """
+  lvis = annotations.frequencies is not None
+  most = MAX_DETECTIONS["lvis" if lvis else "coco"]
   of_category: dict[int, list[Mapping[str, Any]]] = {}
-  for row in results:
+  for row in _best(results, most) if lvis else results:
     of_category.setdefault(row["category_id"], []).append(row)
   value = _ground_truth(annotations, kind)
   ids = sorted(category["id"] for category in value["categories"])
@@ -89,12 +78,12 @@ def _precision(
     own = [row for number in part for row in of_category.get(number, ())]
     found = [{k: v for k, v in row.items() if k != unread} for row in own]
     detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
-    lvis = annotations.frequencies is not None
     silent = lambda *_: None  # takes the library's progress lines
     evaluation = COCOeval_faster(
       truth, detected, _KINDS[kind], lvis_style=lvis, print_function=silent
     )
-    evaluation.params.maxDets, evaluation.params.catIds = limits, part
+    evaluation.params.maxDets = [most] if lvis else [1, 10, most]
+    evaluation.params.catIds = part
     evaluation.evaluate()
     evaluation.accumulate()
     parts.append(np.asarray(evaluation.eval["precision"])[..., -1])
@@ -120,19 +109,24 @@ def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, 
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
   """The data set in the form that faster-coco-eval reads and writes to."""
-  images, rows = [], []
+  rows: list[dict[str, Any]] = []
+  images = [
+    {
+      "id": image.id,
+      "height": image.height,
+      "width": image.width,
+      "neg_category_ids": list(image.negative),
+      "not_exhaustive_category_ids": list(image.not_exhaustive),
+    }
+    for image in annotations.images
+  ]
   for index, image in enumerate(annotations.images):
-    own = {"id": image.id, "height": image.height, "width": image.width}
-    own |= {"neg_category_ids": list(image.negative)}
-    images.append(own | {"not_exhaustive_category_ids": list(image.not_exhaustive)})
-    own_rows = annotations.rows[index]
-    rles = annotations.run_lengths(index) if kind == "mask" else [None] * len(own_rows)
-    for row, rle in zip(own_rows, rles, strict=True):
+    for row in annotations.rows[index]:
       area = row.get("area", row["bbox"][2] * row["bbox"][3])
       own = {"id": len(rows) + 1, "image_id": image.id, "category_id": row["category_id"]}
       own |= {"bbox": row["bbox"], "area": area, "iscrowd": int(row.get("iscrowd", 0))}
-      if rle is not None:
-        own["segmentation"] = rle
+      if kind == "mask":
+        own["segmentation"] = annotations.run_lengths_of(index, row)
       rows.append(own)
   ids, names = annotations.category_ids.tolist(), annotations.names
   frequencies = annotations.frequencies or ("",) * len(names)

@@ -61,12 +61,8 @@ def crop_region(
 ) -> Float[Array, "S S 3"]:
   """Crops one region and resizes it as torch's bicubic `interpolate` does, values not clipped.
 
-  Args:
-    image_HxWx3: image, padded to any size below and to the right.
-    shape_2: height and width of the image without its padding.
-    range_4: row of `pixel_ranges`.
-    mask_HxW: pixels of the region; the others are filled. None: all are of the region.
-    cropping: how to crop.
+  `shape_2` has height and width of the image without its padding, which is below and to the right;
+  `range_4` is a row of `pixel_ranges`. Pixels outside the mask, if there is one, are filled.
   """
   n_rows, n_columns, _ = image_HxWx3.shape
   fill = jnp.array(cropping.fill)

@@ -67,11 +67,9 @@ class _Windows(NamedTuple):
 
 
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(clip.vision_params, images) -> unit features of patches`, float32 [B,h,w,E].
+  """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches [B,h,w,E]`.
 
-  Raises:
-    ClipError: the CLIP has a ResNet; or, when images are given, sides that are no multiples of the
-      patch size.
+  ClipError if the CLIP has a ResNet; the function's, if sides are no multiples of the patch size.
   """
   config: Any = clip.config.vision_config
   if isinstance(config, ResNetConfig):
@@ -325,13 +323,8 @@ def pamr(
   Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the eight of each
   dilation. Their weights are the softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean
   over the channels. The deviation is that of the neighbours, with the pixel once a dilation. Beyond
-  the border the border repeats.
-
-  Args:
-    scores_SxHxW: score maps.
-    image_HxWx3: colours on any scale.
-    shape_2: height and width without the padding below and to the right.
-    steps: number of steps; may be traced.
+  the border the border repeats. Colours are on any scale; `shape_2` has height and width without
+  the padding below and to the right; `steps` may be traced.
   """
   _, n_rows, n_columns = scores_SxHxW.shape
   margin = max(_DILATIONS)

@@ -43,12 +43,8 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 def check(config: Settings, workdir: str) -> None:
   """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  regions, detect, propose, clip_model = (
-    config.regions,
-    config.detect,
-    config.propose,
-    config.clip.model,
-  )
+  regions, detect, propose = config.regions, config.detect, config.propose
+  clip_model = config.clip.model
   crops, masked = needs_crops(regions), regions.crop == "masked"
   boxes = open_box_set(detect)
   network = regions.source == "network"

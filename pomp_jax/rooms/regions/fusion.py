@@ -64,13 +64,10 @@ def class_scores(
 ) -> Scores:
   """Scores of region embeddings by the scaled cosine to each class; rows of any norm.
 
-  Args:
-    embeddings: one embedding a region, or one a stage, whose probabilities are averaged (Detic).
-    classes_CxE: class matrix of any prompt.
-    activation: one of ACTIVATIONS. Under `sigmoid` (Detic) classes are independent.
-    scale: factor on the cosine: 100 of CLIP and ZSSeg, 50 of Detic.
-    null_E: the embedding of no class: ZSSeg's learned vector, F-VLM's text of background. Zeros
-      give the logit 0, Detic's background.
+  Probabilities of several stages are averaged (Detic). The activation is one of ACTIVATIONS; under
+  `sigmoid` (Detic) classes are independent. `scale` is 100 of CLIP and ZSSeg, 50 of Detic. `null_E`
+  is the embedding of no class: ZSSeg's learned vector, F-VLM's text of background; zeros give the
+  logit 0, Detic's background.
   """
   rows = classes_CxE if null_E is None else jnp.concatenate([classes_CxE, null_E[None]])
   with jax.default_matmul_precision("highest"):
@@ -90,18 +87,12 @@ def fuse(
   trained_C: Bool[_Array, " C"],
   valid_R: Bool[_Array, " R"],
 ) -> Float[_Array, "R C"]:
-  """Fuses a network's scores with CLIP's: net^(1-e) clip^e, with e by class; one may be None.
+  """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e, with e by class.
 
-  Args:
-    net: scores of the network that found the regions.
-    clip: CLIP's scores of the regions' crops.
-    fusion: exponents, and the treatment of no class.
-    trained_C: classes that the network was trained on.
-    valid_R: regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask);
-      without a network their scores are 0.
+  One of both may be None. `trained_C` are the classes that the network was trained on, `valid_R`
+  the regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask); without
+  a network their scores are 0.
   """
-  if net is None and clip is None:
-    raise ValueError("fuse: got neither the network's scores nor CLIP's, expected one of them")
   if clip is None:
     return net.classes
   if net is None:
@@ -134,10 +125,7 @@ def region_scores(
   Without embeddings, or a header by which they are compared, CLIP's scores are returned; without
   `clip_RxE` the network's. These are unit features of the crops, a row of zeros where there is
   none. `trained_C` are the classes that the network was trained on. With `objectness` a score
-  becomes sqrt(score * objectness), as in Detic and ViLD.
-
-  Raises:
-    EvaluationError: scores are not finite.
+  becomes sqrt(score * objectness), as in Detic and ViLD. EvaluationError for scores not finite.
   """
   n_regions = len(found.boxes)
   # A power of two, for fewer compilations.

@@ -22,7 +22,7 @@ from pomp_jax.rooms.regions.class_splits import ClassSplit
 
 # Label of a pixel that is not evaluated.
 IGNORED = -1
-# Meaning of the values in a label image; see `open_pixels`.
+# Meanings of the values in a label image; see `open_pixels`.
 VALUES = ("index", "reduce_zero_label", "listed")
 _MODES = ("L", "P", "I", "I;16", "I;16B")
 _UNKNOWN = -2
@@ -59,9 +59,8 @@ class PixelFolder:
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
     """Decodes a label image: class of each pixel, or IGNORED.
 
-    Raises:
-      ImageError: it can't be decoded.
-      PixelError: it has colours, a value outside the list, or another size than its image.
+    ImageError if it can't be decoded; PixelError for colours, a value outside the list, or another
+    size than its image's.
     """
     image, path = self.files[index]
     height, width = self.shape(index)
@@ -93,10 +92,8 @@ def open_pixels(
   (ADE20K, and VOC and PASCAL Context with background); `listed`: those of the class list
   (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated.
 
-  Raises:
-    SourceError: a folder that is missing or empty.
-    PixelError: a label image without an image; two images of one stem; unknown `values`; a list
-      without values; `ignore` is a class.
+  SourceError for a folder that is missing or empty. PixelError for a label image without an image,
+  two images of one stem, a list without values, or if `ignore` is a class.
   """
   table = _table(classes, values, ignore)
   image_of: dict[str, Path] = {}
@@ -114,8 +111,6 @@ def open_pixels(
 
 
 def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
-  if values not in VALUES:
-    raise PixelError(f"values of label images {values!r}; expected one of {', '.join(VALUES)}")
   table = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:

@@ -38,17 +38,15 @@ class Panoptic:
   def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
     """Number of each pixel's segment in `annotations.rows[index]`, or -1, by the PNG below `root`.
 
-    Raises:
-      ImageError: the PNG can't be read.
-      AnnotationError: no RGB image of H x W, or an id that the JSON lacks.
+    ImageError if it can't be read; AnnotationError unless it is an RGB image of H x W with ids that
+    the JSON has.
     """
     path = join(root, self.files[index])
     opened = open_image(Files(root).read(index, self.files[index]), str(path))
     if opened.mode != "RGB":
       raise AnnotationError(f"{path}: has pixels of mode {opened.mode}; accepted: RGB")
     self.annotations.check_size(path, index, opened.size[::-1])
-    pixels_HxWx3 = np.asarray(opened.convert("RGB")).astype(np.int32)
-    ids_HxW = pixels_HxWx3 @ np.array([1, 256, 256**2], np.int32)
+    ids_HxW = np.asarray(opened).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
     known = np.array([_VOID, *(row["id"] for row in self.annotations.rows[index])])
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, ids_HxW, sorter=order), len(known) - 1)
@@ -69,9 +67,8 @@ class Panoptic:
 def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -> Panoptic:
   """Reads a panoptic JSON, `names` as `read_annotations`; images without annotation are left out.
 
-  Raises:
-    VocabularyError, AnnotationError: as `read_annotations`; no `segments_info` or PNG; ids that
-      are repeated in an image or beyond 24 bits.
+  VocabularyError or AnnotationError as `read_annotations`, without `segments_info` or PNG, and for
+  ids that are repeated in an image or beyond 24 bits.
   """
   path, value = str(path), read_json(path, VocabularyError)
   file_of: dict[int, str] = {}

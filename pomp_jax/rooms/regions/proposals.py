@@ -64,9 +64,8 @@ def open_network(
 ) -> "Proposer":
   """Opens the network, for `propose.batch_size` images of one padded size at a time.
 
-  Raises:
-    MaskFormerError: unusable, or a checkpoint with another CLIP inside than the encoder's.
-    ConfigError, PromptFileError, VocabularyError: an unusable `propose.prompt`.
+  InputError for an unusable network or `propose.prompt`, and for another CLIP inside a checkpoint
+  than the encoder's.
   """
   path = network_path(propose.network)
   check_clip(path, encoder.clip)

@@ -117,9 +117,8 @@ class RegionFolder:
   def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
     """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
 
-    Raises:
-      RegionFileError: missing, damaged, pickled, of other types or shapes than the header says, not
-        finite, or boxes outside the image.
+    RegionFileError for a file that is missing, damaged, pickled, or of other types or shapes than
+    the header says, for values not finite, and for boxes outside the image.
     """
     regions = self._read(key, height, width)
     return regions if most is None else regions.top(most)
@@ -168,7 +167,7 @@ class RegionWriter:
 
   def __init__(self, path: str | os.PathLike, header: RegionHeader):
     """Creates the folder and its header; OSError if it can't be written."""
-    self._path, self._header = to_path(path), header
+    self._path = to_path(path)
     self._path.mkdir(parents=True, exist_ok=True)
     fields = {"made_by": header.made_by, "embeddings": None}
     if header.stages:
@@ -179,13 +178,7 @@ class RegionWriter:
       file.write(json.dumps(value, indent=2).encode())
 
   def write(self, key: str | int, regions: Regions) -> None:
-    """Writes the regions of an image; ValueError if they are not as the header says."""
-    header, embeddings = self._header, regions.embeddings
-    found = () if embeddings is None else embeddings.shape[1:]
-    if found != ((header.stages, header.width) if header.stages else ()):
-      raise ValueError(f"embeddings {found}, expected {(header.stages, header.width)}")
-    if regions.masks is not None and regions.masks.dtype not in _MASKS:
-      raise ValueError(f"masks of {regions.masks.dtype}, expected float16 or uint8")
+    """Writes the regions of an image, which are as the header says."""
     arrays = {name: part for name, part in regions._asdict().items() if part is not None}
     with replacing(self._path / f"{key}.npz") as file:
       np.savez_compressed(file, allow_pickle=False, **arrays)

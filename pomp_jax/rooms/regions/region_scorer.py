@@ -72,8 +72,7 @@ class RegionScorer:
   def scored(self, block: Sequence[int]) -> Iterator[tuple[int, Scored]]:
     """Yields the number of each image of a block, and the scores of its regions.
 
-    Raises:
-      InputError: an image or its regions can't be read, or masks are missing that are cropped.
+    InputError for an image or regions that can't be read, or missing masks that are cropped.
     """
     part: list[tuple[int, np.ndarray | None, Regions]] = []
     n_bytes = 0

@@ -61,9 +61,8 @@ def check_region_source(
 ) -> None:
   """Checks what `open_region_source` will open, except for the CLIP inside a network.
 
-  Raises:
-    InputError: an unusable file or network; boxes without masks where `task` needs masks: `segment`
-      always, `detect` for masked crops; `regions.alone` without embeddings.
+  InputError for an unusable file or network, for boxes without masks where `task` needs masks
+  (`segment` always, `detect` for masked crops), and for `regions.alone` without embeddings.
   """
   if regions.alone and not _embedded(regions):
     raise ConfigError("regions.alone", True, "False where regions have no embeddings of a network")

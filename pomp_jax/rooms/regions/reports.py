@@ -1,11 +1,11 @@
-"""Reports of `segment` and `detect`: what the figures are of, tables, classes.
+"""Reports of `segment` and `detect`: data and regions, tables of figures, classes.
 
 Shapes: C classes.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import (
@@ -31,22 +31,29 @@ _DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _DETECTIONS = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
 
 
-# Of each job: title; figure of a single class, and where a prompt's figures have it of each class;
-# file of the pictures, and what they have a class for.
+class _Kind(NamedTuple):
+  """How the report shows one of the two jobs."""
+
+  title: str
+  figure: str  # name of the figure of a single class
+  place: tuple[str, str]  # keys under which a prompt's figures have it, a list over the classes
+  plot: str  # file of the pictures
+  shown: str  # what has a class in the pictures
+
+
 _KINDS = {
-  "segment": ("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
-  "detect": ("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
+  "segment": _Kind("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
+  "detect": _Kind("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
 }
 
 
 def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
   """Report of `segment` or `detect`: figures of each prompt, pictures, classes that differ most."""
-  title, figure, place, plot, of_pictures = _KINDS[results["job"]]
-  figures = results["figures"]
+  kind, figures = _KINDS[results["job"]], results["figures"]
   names = list(figures)
   labels = short_labels([{"label": name} for name in names])
   counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
-  # Of each prompt `regions.alone` adds the network's scores and CLIP's after the fused ones.
+  # `regions.alone` adds the scores of the network and of CLIP alone after each prompt's fused ones.
   pair = list(dict.fromkeys([names[0], names[-3 if fields["regions.alone"] else -1]]))
   shown = {labels[name]: own for name, own in figures.items()}
   tables = _segmentation(shown) if results["job"] == "segment" else _detection(shown)
@@ -54,11 +61,11 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
     Section("Data and regions", table=facts(_facts(results, fields))),
     prompts_section(results["prompts"], labels),
     *tables,
-    *pictures({plot: f"Images, and the classes of their {of_pictures}"}),
-    *_classes(figure, place, results, pair, labels),
+    *pictures({kind.plot: f"Images, and the classes of their {kind.shown}"}),
+    *_classes(kind, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."
-  return Report(f"{title}: {counts}", text, sections)
+  return Report(f"{kind.title}: {counts}", text, sections)
 
 
 def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
@@ -103,7 +110,7 @@ def _table(
 
 
 def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
-  """What the figures are of: data, origin of the regions, CLIP's view of them, fusion."""
+  """Data, origin of the regions, CLIP's view of them and fusion, which the figures belong to."""
   groups, n_classes = Counter(results["groups"]), len(results["classes"])
   halves = ", ".join(f"{groups[name]:,} {name}" for name in _GROUPS if groups[name])
   return {
@@ -145,15 +152,11 @@ def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _classes(
-  figure: str,
-  place: tuple[str, str],
-  results: Mapping[str, Any],
-  pair: Sequence[str],
-  labels: Mapping[str, str],
+  kind: _Kind, results: Mapping[str, Any], pair: Sequence[str], labels: Mapping[str, str]
 ) -> list[Section]:
   """A table of the classes that differ most between two prompts; of one, the highest and lowest."""
   two, pixels_C = len(pair) > 1, results.get("pixels")
-  of_prompts = [results["figures"][name][place[0]][place[1]] for name in pair]
+  of_prompts = [results["figures"][name][kind.place[0]][kind.place[1]] for name in pair]
   ranked = {
     row: values[-1] - values[0] if two else values[0]
     for row, values in enumerate(zip(*of_prompts, strict=True))
@@ -178,4 +181,4 @@ def _classes(
     " objects varies by chance; results.json has all classes."
   )
   table = Table([*columns, "difference"] if two else columns, rows)
-  return [Section(f"{heading}: {figure} (%)", text, table)]
+  return [Section(f"{heading}: {kind.figure} (%)", text, table)]

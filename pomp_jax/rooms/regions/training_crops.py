@@ -33,9 +33,8 @@ def splits(data: DataFields) -> tuple[str, ...]:
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens all regions of `data.annotations`, of images below `data.root`.
 
-  Raises:
-    SourceError: no region of the classes.
-    AnnotationError, PixelError, ImageError, VocabularyError: unusable files.
+  SourceError if there is no region of the classes. AnnotationError, PixelError, ImageError or
+  VocabularyError for unusable files.
   """
   classes = read_class_split(data.names) if data.names else None
   if data.annotations.lower().endswith(".json"):

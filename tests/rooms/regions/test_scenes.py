@@ -94,9 +94,3 @@ def test_label_map_and_annotations_hold_the_masks(drawn):
     assert row["area"] == mask.sum()
     np.testing.assert_array_equal(pycoco_mask.toBbox(row["segmentation"]), row["bbox"])
   assert len(value["annotations"]) == sum(len(scene.labels) for scene in shown[:5])
-
-
-@pytest.mark.parametrize("sizes", [("a", 1), ("test", 0), ("test", 1, 96_000), ("test", 1, 100)])
-def test_scenes_that_there_are_not(sizes):
-  with pytest.raises(ValueError, match="'a'|scenes|6000 base classes|100 classes"):
-    Scenes(*sizes)

@@ -85,13 +85,7 @@ def match(
   The cost of a query and a target is that of the three losses with -p instead of -log p of the
   class, on masks of h x w pixels (nearest). All queries cost a padding mask the same. As there are
   no more masks than queries, padding takes none that a real mask would take. No gradient passes.
-
-  Raises:
-    ValueError: more targets than queries.
   """
-  n_queries, n_targets = predictions.masks.shape[2], targets.labels.shape[1]
-  if n_targets > n_queries:
-    raise ValueError(f"targets: got {n_targets} masks an image, expected at most {n_queries}")
   of_layer = lambda layer: _match_layer(layer, targets, weights)
   return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
 

@@ -129,13 +129,9 @@ def adamw(
 ) -> optax.GradientTransformation:
   """AdamW as MaskFormer configures it, by the groups of `model.parameter_groups`.
 
-  Frozen parameters stay as they are. Norms and learned embeddings have no weight decay.
-
-  Args:
-    rate: learning rate of the heads.
-    weight_decay: decoupled decay, a factor of the rate.
-    backbone: factor on the rate of the backbone.
-    clip_norm: norm over all gradients above which they are scaled down to it; 0: never.
+  `rate` is that of the heads; `backbone` is the factor on it of the backbone. Frozen parameters
+  stay as they are. Norms and learned embeddings have no weight decay, which is decoupled. Gradients
+  are scaled down to the norm `clip_norm` over all; 0: never.
   """
   own = optax.adamw(rate, weight_decay=weight_decay, mask=_decayed)
   groups = {

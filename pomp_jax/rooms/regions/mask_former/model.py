@@ -100,9 +100,6 @@ class MaskFormer(nn.Module):
     activations.
     """
     config = self.config
-    if any(side % STRIDE for side in pixels_BxHxWx3.shape[1:3]):
-      found = " x ".join(map(str, pixels_BxHxWx3.shape[1:3]))
-      raise ValueError(f"pixels: got sides {found}, expected multiples of {STRIDE}")
     backbone = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
     pixel_decoder = PixelDecoder(

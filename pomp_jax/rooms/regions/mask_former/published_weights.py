@@ -154,8 +154,7 @@ def _checksum(
 def check_clip(path: str | os.PathLike, clip: Clip) -> None:
   """Compares the CLIP in a checkpoint with the one configured; networks written here have none.
 
-  Raises:
-    MaskFormerError: another CLIP, or embeddings of another width.
+  MaskFormerError for another CLIP, or embeddings of another width.
   """
   with _errors(), open_weights(path) as weights:
     null = _PREFIXES["non_object"]

@@ -122,9 +122,3 @@ def test_class_logits_are_scaled_cosines():
   found = class_logits(jnp.asarray(queries), jnp.asarray(classes), jnp.asarray(null))
   unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)
   assert_close(found, 100 * unit(queries) @ unit(np.stack([*classes, null])).T)
-
-
-@pytest.mark.parametrize("side", [48, 100])
-def test_sides_that_do_not_fit(params, side):
-  with pytest.raises(ValueError, match=f"got sides 64 x {side}, expected multiples of 32"):
-    MaskFormer(TINY).apply({"params": params}, jnp.zeros((1, 64, side, 3)))
