@@ -271,10 +271,14 @@ _REGIONS = ("regions", "segment", "detect", "propose")
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task(
-    "rooms.regions.predict_tasks:Segment", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+    "rooms.regions.predict_tasks:SegmentPictures",
+    _REGIONS,
+    "rooms.regions.checks:check_predicted_regions",
   ),
   "detect": Task(
-    "rooms.regions.predict_tasks:Detect", _REGIONS, "rooms.regions.checks:check_predicted_regions"
+    "rooms.regions.predict_tasks:DetectPictures",
+    _REGIONS,
+    "rooms.regions.checks:check_predicted_regions",
   ),
 }
 

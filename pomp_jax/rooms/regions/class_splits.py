@@ -45,6 +45,10 @@ class ClassSplit:
     """Classes of a group: int64 [n]."""
     return np.flatnonzero(np.array(self.groups) == group)
 
+  def not_novel(self) -> np.ndarray:
+    """Classes that a training may see: int64 [n]."""
+    return np.flatnonzero(np.array(self.groups) != "novel")
+
 
 def undivided(names: Sequence[str], group: str = "-") -> ClassSplit:
   """Classes of one name each, all of one group."""

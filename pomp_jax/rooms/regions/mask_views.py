@@ -7,7 +7,7 @@ Shapes: H, W sides of an image, S side of a view, R regions, T targets of a view
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Bool, Int, Int16, Int32, UInt8
 import numpy as np
@@ -32,21 +32,18 @@ class RegionMap(NamedTuple):
   labels: Int32[np.ndarray, " R"]  # class of each region; a negative one drops the region
 
 
+Read = Callable[[int], RegionMap]
+
+
 class RegionMaps:
   """Images with region maps, without the novel classes, for `data.loader`; pickled for its workers.
 
   `names` are those of the classes. `labels` are zeros, since an image has no class of its own.
   """
 
-  def __init__(
-    self,
-    classes: ClassSplit,
-    rows: np.ndarray,
-    read: Callable[[int], RegionMap],
-    where: Callable[[int], Any],
-  ):
+  def __init__(self, classes: ClassSplit, rows: np.ndarray, read: Read, where: Callable):
     """Takes functions that read an image by its row, with labels of all classes, and name it."""
-    kept = np.flatnonzero(np.array(classes.groups) != "novel")
+    kept = classes.not_novel()
     self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
     self.labels = np.zeros(len(rows), np.int32)
     self._rows, self._read, self._where = rows, read, where

@@ -29,6 +29,8 @@ from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, open_regi
 from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
+Features = Sequence[Float[np.ndarray, "S E"]]  # of the names under each prompt
+
 _SEGMENT_SIDE = 384
 # Names that the example of a scene lists and its picture does not show.
 _OTHERS = 4
@@ -88,11 +90,7 @@ class RegionsOfPictures:
     self._crops = open_region_encoder(regions, encoder)
 
   def segment(
-    self,
-    image: Image.Image,
-    names: Sequence[str],
-    features: Sequence[Float[np.ndarray, "S E"]],
-    labels: Sequence[str],
+    self, image: Image.Image, names: Sequence[str], features: Features, labels: Sequence[str]
   ) -> bytes:
     """Draws a class for every pixel under each prompt, titled by `labels`; a PNG.
 
@@ -114,11 +112,7 @@ class RegionsOfPictures:
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
 
   def find_objects(
-    self,
-    image: Image.Image,
-    names: Sequence[str],
-    features: Sequence[Float[np.ndarray, "S E"]],
-    labels: Sequence[str],
+    self, image: Image.Image, names: Sequence[str], features: Features, labels: Sequence[str]
   ) -> tuple[bytes, list[list[tuple[str, float]]]]:
     """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
 
@@ -140,7 +134,7 @@ class RegionsOfPictures:
     self,
     pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
     names: Sequence[str],
-    features: Sequence[Float[np.ndarray, "S E"]],
+    features: Features,
     logit_scale: float,
     given: Regions | None = None,
   ) -> Scored:
@@ -169,7 +163,7 @@ class RegionsOfPictures:
     self,
     image: Image.Image,
     names: Sequence[str],
-    features: Sequence[Float[np.ndarray, "S E"]],
+    features: Features,
     labels: Sequence[str],
     boxes_Rx4: Float32[np.ndarray, "R 4"],
   ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
@@ -186,15 +180,9 @@ def _matrix(features_SxE: Float[np.ndarray, "S E"]) -> ClassMatrix:
   return ClassMatrix(features_SxE, np.arange(len(features_SxE)))
 
 
-def _drawn(
-  sheet: Callable[..., None],
-  pixels: np.ndarray,
-  found: Sequence,
-  labels: Sequence[str],
-  names: Sequence[str],
-) -> bytes:
+def _drawn(sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, *texts) -> bytes:
   """The PNG that a function of `plots` writes of what is found under each prompt."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
-    sheet(path, [pixels], [found], labels, names)
+    sheet(path, [pixels], [found], *texts)
     return path.read_bytes()

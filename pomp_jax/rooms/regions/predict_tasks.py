@@ -48,8 +48,8 @@ class Picture(NamedTuple):
   sides: tuple[int, ...]
 
 
-class _Whole(Task):
-  """A task on whole pictures: their regions or patches, and its files."""
+class _Pictures(Task):
+  """A task on whole pictures, by their regions or patches, and its files."""
 
   def __init__(
     self,
@@ -121,7 +121,7 @@ class _Whole(Task):
     return path
 
 
-class Segment(_Whole):
+class SegmentPictures(_Pictures):
   """A name for every pixel: `labels/` and `pictures/`."""
 
   columns = ("name", "value", "share", "probability")
@@ -166,7 +166,7 @@ class Segment(_Whole):
     return f"{row['name']} {100 * row['share']:.1f}% of pixels"
 
 
-class Detect(_Whole):
+class DetectPictures(_Pictures):
   """Boxes with names: `pictures/` and `detections.json`."""
 
   columns = ("name", "score", "x", "y", "width", "height")

@@ -44,7 +44,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   else:
     source = _labels(data, classes)
   if classes is not None:
-    source = source.of_classes(np.flatnonzero(np.array(classes.groups) != "novel"))
+    source = source.of_classes(classes.not_novel())
   if not len(source):
     raise SourceError(f"{data.annotations}: no region of the {len(source.names)} classes")
   return source
