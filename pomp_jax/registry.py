@@ -267,19 +267,11 @@ class Task(NamedTuple):
   check: str = ""  # "module:function", as that of a job
 
 
-_REGIONS = ("regions", "segment", "detect", "propose")
+_BY_REGIONS = ("regions", "segment", "detect", "propose"), "rooms.regions.checks:check_task"
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
-  "segment": Task(
-    "rooms.regions.predict_tasks:SegmentPictures",
-    _REGIONS,
-    "rooms.regions.checks:check_predicted_regions",
-  ),
-  "detect": Task(
-    "rooms.regions.predict_tasks:DetectPictures",
-    _REGIONS,
-    "rooms.regions.checks:check_predicted_regions",
-  ),
+  "segment": Task("rooms.regions.predict_tasks:SegmentPictures", *_BY_REGIONS),
+  "detect": Task("rooms.regions.predict_tasks:DetectPictures", *_BY_REGIONS),
 }
 
 

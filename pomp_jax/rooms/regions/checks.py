@@ -15,9 +15,7 @@ _NETWORK = "a .safetensors or .pth file, or a run's folder that exists"
 _ACCEPTED = {is_dir: "a folder that exists", is_file: "a JSON file that exists", exists: _NETWORK}
 
 
-def check_predicted_regions(
-  predict: Predict, regions: Regions, segment: Segment, propose: Propose
-) -> None:
+def check_task(predict: Predict, regions: Regions, segment: Segment, propose: Propose) -> None:
   """Checks the regions of `predict`."""
   network = propose.network
   if regions.source == "truth":
