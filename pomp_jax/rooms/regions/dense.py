@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 import numpy as np
 
-from pomp_jax.clip.architecture import ClipConfig, ClipError
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ResNetConfig
@@ -69,19 +69,15 @@ class _Windows(NamedTuple):
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
   """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches [B,h,w,E]`.
 
-  ClipError if the CLIP has a ResNet; the function's, if sides are no multiples of the patch size.
+  The CLIP has a ViT; sides of images are multiples of its patch size.
   """
   config: Any = clip.config.vision_config
-  if isinstance(config, ResNetConfig):
-    raise ClipError(f"{clip.name}: a ResNet; dense recipes need a ViT")
   dtype, products = precision_of(dtype)
   vit = VisionTransformer(config, dtype)
 
   def features(params, images_BxHxWx3):
     n_images, *sides, _ = images_BxHxWx3.shape
     patch = config.patch_size
-    if any(side % patch for side in sides):
-      raise ClipError(f"images: got {sides[0]} x {sides[1]}, expected multiples of {patch} pixels")
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     patches_BxPxE = project(params, vit.apply(variables, pixels, recipe=recipe))[:, 1:]
     patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
