@@ -1,4 +1,4 @@
-"""Batches of images: shuffled and endless for training, in order for evaluation.
+"""Batches of images for training, shuffled and endless; what reads ahead; unreadable images.
 
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
@@ -17,12 +17,11 @@ from typing import Any
 
 from absl import flags
 import grain
-from jaxtyping import Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.readers import Readers, choose_readers
-from pomp_jax.data.source import Labelled, Source, readable_images
+from pomp_jax.data.readers import Readers
+from pomp_jax.data.source import Labelled, Source
 from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -237,27 +236,6 @@ class _ReadBatch:
       views[again], readable_B[again] = self.fetch(shown_B[again], epochs_B[again])
     found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
     raise CorruptDataError(f"{found}, can't be read")
-
-
-def ordered_batches(
-  source: Source,
-  indices: Int[np.ndarray, " n"],
-  *,
-  batch_size: int,
-  rows: Int[np.ndarray, " B"],
-  threads: int = 2,
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-  """Iterates over images by index, in order, for evaluation; reads `rows` of each batch.
-
-  The last batch is padded with the last image. 0 threads: by the cores. Yields the indices of the
-  images that were read, int [B], and what `readable_images` returns for them.
-  """
-
-  def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    shown_B = indices[np.minimum(batch * batch_size + rows, len(indices) - 1)]
-    return shown_B, *readable_images(source, shown_B)
-
-  return map_ahead(read, range(-(-len(indices) // batch_size)), choose_readers(threads, 0))
 
 
 @dataclasses.dataclass

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, UInt8
 import numpy as np
 
-from pomp_jax.data.loader import SkippedImages, ordered_batches
-from pomp_jax.data.source import Source
+from pomp_jax.data.loader import SkippedImages, map_ahead
+from pomp_jax.data.readers import choose_readers
+from pomp_jax.data.source import Source, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import CLASS, DATA
@@ -55,8 +56,12 @@ def image_batches(
     """Assembles the global array from this process's rows."""
     return jax.make_array_from_process_local_data(sharding, part, (size, *part.shape[1:]))
 
-  batches = ordered_batches(source, indices, batch_size=size, rows=own, threads=threads)
+  def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    shown = indices[np.minimum(batch * size + own, len(indices) - 1)]
+    return shown, *readable_images(source, shown)
+
   n_batches = -(-len(indices) // size)
+  batches = map_ahead(read, range(n_batches), choose_readers(threads, 0))
   for number, (shown, images, reasons) in enumerate(steps_of(batches, task, "batches", n_batches)):
     skipped.add(reasons)
     labels = np.where(np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown])
