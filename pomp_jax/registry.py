@@ -194,7 +194,6 @@ JOBS = {
     ("prepare",),
     processes=False,
     devices=False,
-    check="rooms.data_sets.fields:check_prepare",
   ),
   "analyse": Job(
     "rooms.analysis.analyse",

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from pomp_jax.config.declare import at_least, require, row
-from pomp_jax.files.paths import exists
+from pomp_jax.config.declare import at_least, row
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
 
 
@@ -18,11 +17,6 @@ class Prepare:
   shots_seed: int = row(1, "random seed of the choice", at_least(0))
   held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
   workers: int = row(0, "worker processes; 0: one a core", at_least(0))
-
-
-def check_prepare(prepare: Prepare) -> None:
-  """Raises ConfigError for an input that does not exist."""
-  require(exists(prepare.input), "prepare.input", prepare.input, "a file or folder that exists")
 
 
 def expected_by_coop(dataset: str) -> str:

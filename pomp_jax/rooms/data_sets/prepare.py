@@ -8,8 +8,9 @@ TFDS's data_dir: the data set and its `report.json` are written to `WORKDIR/NAME
 import logging
 
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.paths import is_bucket
+from pomp_jax.config import Settings
+from pomp_jax.config.declare import require
+from pomp_jax.files.paths import exists, is_bucket
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
 from pomp_jax.rooms.data_sets.build import Selection, build
@@ -18,14 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses an unknown data set and a folder that can't be written; reads and writes nothing."""
-  for path in (config.prepare.input, workdir):
+  """Checks the fields, and that the folder can be written; reads and writes nothing."""
+  prepare = config.prepare
+  for path in (prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
-  if config.prepare.dataset not in DATASETS:
-    raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(DATASETS)}")
-  if config.prepare.names and config.prepare.dataset != "imagenet21k":
-    raise ConfigError("prepare.names", config.prepare.names, "'' for other sets than imagenet21k")
+  require(exists(prepare.input), "prepare.input", prepare.input, "a file or folder that exists")
+  expected = f"one of {', '.join(DATASETS)}"
+  require(prepare.dataset in DATASETS, "prepare.dataset", prepare.dataset, expected)
+  fits = not prepare.names or prepare.dataset == "imagenet21k"
+  require(fits, "prepare.names", prepare.names, "'' for other sets than imagenet21k")
   # This job leaves no run's files: where there are some, they are another job's.
   RunFolder(workdir).check(config.job)
 
