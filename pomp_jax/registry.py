@@ -189,12 +189,7 @@ JOBS = {
   ),
   "benchmark": Job("rooms.benchmark.benchmark", ("benchmark",), processes=False),
   "export": Job("evaluate.export", ("data", "export"), check="config.checks:check_export"),
-  "prepare": Job(
-    "rooms.data_sets.prepare",
-    ("prepare",),
-    processes=False,
-    devices=False,
-  ),
+  "prepare": Job("rooms.data_sets.prepare", ("prepare",), processes=False, devices=False),
   "analyse": Job(
     "rooms.analysis.analyse",
     ("data", "eval", "evaluate", "analyse"),
