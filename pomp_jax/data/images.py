@@ -86,10 +86,10 @@ def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
   return image.size[::-1] if on_its_side else image.size
 
 
-def open_image(encoded: bytes, where: str) -> Image.Image:
+def open_image(file: File, where: str = "") -> Image.Image:
   """Reads an image's header; ImageError if it is none of FORMATS, or above MAX_PIXELS."""
-  with _as_image_error(where):
-    return _open(encoded)
+  with _as_image_error(where or str(file)):
+    return _open(file)
 
 
 def load_rgb(

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.folder import find_images
-from pomp_jax.data.images import ImageError, image_size, load_rgb, open_image
+from pomp_jax.data.images import ImageError, image_size, open_image, read_rgb
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, read_bytes
+from pomp_jax.files.paths import Path
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 
 # Label of a pixel that is not evaluated.
@@ -49,8 +49,7 @@ class PixelFolder:
 
   def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image; ImageError if it can't be decoded."""
-    path = self.files[index][0]
-    return np.asarray(load_rgb(_opened(path), str(path))[0])
+    return read_rgb(self.files[index][0])
 
   def shape(self, index: int) -> tuple[int, int]:
     """Height and width of an image, by its header; ImageError if it can't be read."""
@@ -127,19 +126,12 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
   return table
 
 
-def _opened(path: Path) -> Image.Image:
-  try:
-    return open_image(read_bytes(path), str(path))
-  except OSError as error:
-    raise ImageError(f"{path}: can't be read ({error.strerror})") from error
-
-
 def read_values(path: Path) -> np.ndarray:
   """Values of a label image, uint8 or uint16 [H,W].
 
   ImageError if it can't be decoded, PixelError if it has colours or values beyond 16 bits.
   """
-  image = _opened(path)
+  image = open_image(path)
   if image.mode not in _MODES:
     raise PixelError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")
   try:
