@@ -1,5 +1,6 @@
-"""What import-linter can't see of the plan: what really gets imported, and modules' names."""
+"""What import-linter can't see of the plan: imports, names, the core's size, who has the config."""
 
+import ast
 from pathlib import Path
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+CORE_LINES, WITH_CONFIG = 18_400, 96
 
 _IMPORT_WITHOUT = """
 import importlib, sys
@@ -71,6 +73,37 @@ def test_modules_are_imported_without(group):
 def test_modules_are_named_for_what_they_hold():
   drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
   assert not drawers & {path.stem for path in MODULES}
+
+
+def test_the_core_can_be_held_in_mind():
+  """Lines of all modules but those of rooms. What makes it longer moves something out first."""
+  others = {*_in("rooms", "configs")}
+  core = [path for path in MODULES if path not in others]
+  assert sum(len(path.read_text().splitlines()) for path in core) <= CORE_LINES
+
+
+def _takes_the_config(function):
+  """Whether a parameter is the config of a whole job."""
+  arguments = function.args
+  for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+    nodes = ast.walk(argument.annotation) if argument.annotation else ()
+    names = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes} - {None}
+    if "Settings" in names or (argument.arg == "config" and names <= {"Any"}):
+      return True
+  return False
+
+
+def test_a_config_is_unpacked_once():
+  """By `check` and `run` of each job, `config.validate`, `main` and `train.setup.prepare`."""
+  of_clip = _in("clip")  # the config of a CLIP
+  found = [
+    f"{path.relative_to(PACKAGE)}: {node.name}"
+    for path in MODULES
+    if path not in of_clip
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef) and _takes_the_config(node)
+  ]
+  assert len(found) <= WITH_CONFIG, "\n".join(found)
 
 
 def test_the_fields_of_a_room_may_be_imported_first():

@@ -295,12 +295,15 @@ class Settings:
   @property
   def contrast(self) -> Contrast:
     """The fields of `Contrast` alone."""
-    return _part(self, Contrast)
+    return self._part(Contrast)
 
   @property
   def loop(self) -> Loop:
     """The fields of `Loop` alone."""
-    return _part(self, Loop)
+    return self._part(Loop)
+
+  def _part(self, group: type[_Group]) -> _Group:
+    return group(**{field.name: getattr(self, field.name) for field in dataclasses.fields(group)})
 
   def __getattr__(self, name: str) -> Any:
     """Raises AttributeError for a group or field that the job does not read."""
@@ -359,10 +362,6 @@ def groups_with_fields(job: str) -> dict[str, type]:
     room = FIELD_GROUPS.get(name)
     found[name] = getattr(load(room), class_name) if room else globals()[class_name]
   return found
-
-
-def _part(settings: Settings, group: type[_Group]) -> _Group:
-  return group(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(group)})
 
 
 def _restored(job: str, values: Mapping[str, Any]) -> Settings:

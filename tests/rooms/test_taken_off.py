@@ -14,6 +14,8 @@ from tests.support.processes import ROOT, environment
 ROOMS = sorted(path.parent.name for path in (ROOT / "pomp_jax/rooms").glob("*/__init__.py"))
 _SHORT = {"steps": 2, "data.n_classes": 64, "data.images_per_class": 1, "k": 8, "batch_size": 8}
 _SHORT |= {"eval.images": 16, "checkpoint.every": 2}
+# Fields of the prompt, the contrast, its sampler, the batches, the views and the method.
+_WIRED = ("prompt.m", "k", "sampling.name", "batch_size", "data.augment_seed", "method")
 # Imports every module that is left, shows the fields, and runs a short form of the demo.
 _USE = """
 import pkgutil, sys
@@ -62,22 +64,43 @@ def take_off(root: pathlib.Path, room: str) -> None:
     gone = [rf"pomp_jax.configs(\.| import .*\b){file.stem}\b" for file in found]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_others_work_without_a_room(room, tmp_path):
-  for name in ("pomp_jax", "configs"):
+@pytest.fixture(scope="module", params=ROOMS)
+def without(request, tmp_path_factory):
+  """A copy of the package and of tests without a room, and the name of the room."""
+  root = tmp_path_factory.mktemp("without")
+  for name in ("pomp_jax", "configs", "tests/support", "tests/train"):
     ignored = shutil.ignore_patterns("__pycache__", "configs" if name == "pomp_jax" else "")
-    shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-  shutil.copytree(ROOT / "configs", tmp_path / "pomp_jax/configs")
-  take_off(tmp_path, room)
-  fields = [f"--config.{field}={value}" for field, value in _SHORT.items()]
-  arguments = ["--config=demo", f"--workdir={tmp_path / 'run'}", *fields]
+    shutil.copytree(ROOT / name, root / name, ignore=ignored)
+  shutil.copytree(ROOT / "configs", root / "pomp_jax/configs")
+  for name in ("tests/conftest.py", "pyproject.toml"):
+    shutil.copy(ROOT / name, root / name)
+  take_off(root, request.param)
+  return root, request.param
+
+
+def _python(root: pathlib.Path, *arguments: str) -> str:
+  """What Python prints in the copy; a failure is an error with both streams."""
   done = subprocess.run(
-    [sys.executable, "-c", _USE, *arguments],
-    cwd=tmp_path,
-    env=environment(1, PYTHONPATH=str(tmp_path)),
+    [sys.executable, *arguments],
+    cwd=root,
+    env=environment(1, PYTHONPATH=str(root)),
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 0, done.stderr
-  assert f"rooms.{room}" not in done.stdout
-  assert (tmp_path / "run/prompt.npz").exists() and (tmp_path / "run/report.html").exists()
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+def test_the_others_work_without_a_room(without):
+  root, room = without
+  fields = [f"--config.{field}={value}" for field, value in _SHORT.items()]
+  text = _python(root, "-c", _USE, "--config=demo", f"--workdir={root / 'run'}", *fields)
+  assert f"rooms.{room}" not in text
+  assert (root / "run/prompt.npz").exists() and (root / "run/report.html").exists()
+
+
+def test_fields_reach_what_they_name_without_a_room(without):
+  root, _ = without
+  test = "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
+  plugins = ("-p", "no:xdist", "-p", "no:cacheprovider")
+  _python(root, "-m", "pytest", *plugins, *(f"{test}[{field}]" for field in _WIRED))

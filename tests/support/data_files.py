@@ -13,7 +13,6 @@ from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 _PLACES = {
@@ -60,6 +59,8 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
 
 def write_folder(root: pathlib.Path, names: Sequence[str], count: int, suffix=".jpg") -> None:
   """Writes JPEG files of each class, named 0, 1, .."""
+  from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
+
   for label, name in enumerate(names):
     (root / name).mkdir(parents=True)
     for number in range(count):

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from pomp_jax import world
-from pomp_jax.config import FIELDS
+from pomp_jax.config import FIELDS, METHODS, SOURCES
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
@@ -321,7 +321,10 @@ def _difference(before, after) -> tuple[list[str], dict[str, Any]]:
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_field_that_matters_changes_its_pieces_alone(reached, field):
   value, beside, pieces, becomes = CHANGES[field]
-  found = _difference(reached(beside), reached(beside | {field: value}))
+  after = beside | {field: value}
+  if after.get("method", "pomp") not in METHODS or after.get("data.source", "world") not in SOURCES:
+    pytest.skip("its room is taken off: tests/rooms/test_taken_off.py")
+  found = _difference(reached(beside), reached(after))
   assert found == (pieces.split(), becomes)
 
 
