@@ -158,6 +158,7 @@ def config_file(name: str) -> str:
 def load_config(name: str) -> ConfigDict:
   """Runs `get_config` of a config file, with the text behind a colon as its argument."""
   spec = importlib.util.spec_from_file_location("config", config_file(name))
+  assert spec and spec.loader, "config_file returns a file that ends in .py"
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   _, colon, argument = name.partition(":")
@@ -221,7 +222,7 @@ def _groups() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
     prefix = "" if group in (Settings, *UNNAMED) else f"{name}."
     fields = [field for field in dataclasses.fields(group) if "help" in field.metadata]
     rows = {f"{prefix}{field.name}": field for field in fields}
-    text = group.__doc__.partition("\n")[0]
+    text = str(group.__doc__).partition("\n")[0]
     yield name, text if len(jobs) == len(JOBS) else f"{text} Jobs: {', '.join(jobs)}.", rows
 
 

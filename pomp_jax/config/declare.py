@@ -126,8 +126,8 @@ def _labelled(text: str) -> tuple[str, dict[str, str]]:
   label, colon, items = text.partition(":")
   if not colon:
     raise ValueError(text)
-  pairs = (map(str.strip, item.split("=", 1)) for item in items.split(",") if item.strip())
-  return label.strip(), dict(pairs)
+  pairs = [item.split("=", 1) for item in items.split(",") if item.strip()]
+  return label.strip(), {name.strip(): value.strip() for name, value in pairs}
 
 
 def name_of_type(kind: Any) -> str:

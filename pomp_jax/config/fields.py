@@ -332,7 +332,7 @@ class Settings:
     known = fields_of(job)
     if job != self.job:
       kept = {field: value for field, value in self.flat().items() if field in known}
-      return defaults(job).replace(kept | changes)
+      return defaults(job).replace({**kept, **changes})
     groups: dict[str, dict[str, Any]] = {}
     for field, value in changes.items():
       check_read(field, job, known)
@@ -370,26 +370,23 @@ def _restored(job: str, values: Mapping[str, Any]) -> Settings:
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Dotted name -> value, of nested dicts."""
-  found = {}
+  found: dict[str, Any] = {}
   for name, value in values.items():
     inside = isinstance(value, Mapping)
     found |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
   return found
 
 
-def _rows(group: type, prefix: str = "") -> dict[str, dataclasses.Field]:
-  found = {}
-  for field in dataclasses.fields(group):
-    nested = dataclasses.is_dataclass(field.type)
-    name = f"{prefix}{field.name}"
-    found |= _rows(field.type, f"{name}.") if nested else {name: field}
-  return found
-
-
 @functools.cache
 def fields_of(job: str) -> Mapping[str, dataclasses.Field]:
   """Dotted name -> row of the fields that a job reads."""
-  return _rows(type(defaults(job)))
+  found = {}
+  for field in dataclasses.fields(defaults(job)):
+    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+      found |= {f"{field.name}.{own.name}": own for own in dataclasses.fields(field.type)}
+    else:
+      found[field.name] = field
+  return found
 
 
 def check_read(field: str, job: str, known: Collection[str]) -> None:

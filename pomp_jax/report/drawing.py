@@ -6,7 +6,7 @@ Figures are built without pyplot: there is no shared state, and no display is ne
 from collections.abc import Sequence
 import math
 import os
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,7 +54,14 @@ def panels(
   return figure, axes[:n]
 
 
-def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str = "") -> None:
+def label_panel(
+  axes: Axes,
+  title: str,
+  x: str = "",
+  y: str = "",
+  *,
+  grid: Literal["", "x", "y", "both"] = "",
+) -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 
   A title with a user's words is as `name` returns it. `grid` is the axis "x", "y" or "both".
@@ -90,6 +97,8 @@ def _plain_number(value: Any, _: Any) -> str:
 class _RoundNumbers(Locator):
   """Round numbers on a logarithmic axis, as many as can be read."""
 
+  axis: Any  # Matplotlib sets it before it asks for ticks
+
   def __call__(self) -> list[float]:
     """Ticks of the axis's present range."""
     low, high = sorted(self.axis.get_view_interval())
@@ -115,7 +124,12 @@ def reference_line(axes: Axes, value: float, label: str) -> None:
   """Draws a grey horizontal line, named on the right, where curves have left it."""
   axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
   box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-  place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
+  place: dict[str, Any] = {
+    "xycoords": ("axes fraction", "data"),
+    "va": "bottom",
+    "ha": "right",
+    "bbox": box,
+  }
   # Never over a mark.
   axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
 

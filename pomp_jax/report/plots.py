@@ -43,7 +43,7 @@ def training_curves(
   _smoothed_curve(accuracy, *series.get("accuracy", none), f"training, {classes}")
   steps, values = series.get("validation_top1", none)
   if len(steps):
-    options = {"color": drawing.RED, "markersize": 5}
+    options: dict[str, Any] = {"color": drawing.RED, "markersize": 5}
     accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
   accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
   if accuracy.has_data():
@@ -51,7 +51,7 @@ def training_curves(
   drawing.label_panel(loss, "Loss", "step", loss_unit, grid="both")
   drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
   for axes in (loss, accuracy):
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
   drawing.save(path, figure)
 
 
@@ -185,7 +185,7 @@ def confusion_matrix(
   size = drawing.TEXT if n <= 15 else 5.5
   for row, column in zip(*np.nonzero(matrix_NxN), strict=True):
     colour = "white" if shares[row, column] > 0.6 else "black"
-    font = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
+    font: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
     axes.text(column, row, str(matrix_NxN[row, column]), **font)
   shown = drawing.names(names, 26)
   drawing.label_panel(axes, "", "answer", "class of the image")
@@ -269,7 +269,8 @@ def _answers(
     right = name == true_name
     colour = drawing.GREEN if right else drawing.GREY
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
-    font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
+    font: dict[str, Any] = {"va": "center", "fontsize": 8.5}
+    font["weight"] = "bold" if right else "normal"
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
     axes.text(0.085, line + 0.52, shown[line], **font | {"fontsize": size})
     axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)
