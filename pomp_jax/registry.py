@@ -339,6 +339,9 @@ TRACKERS = {
 # Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
 
+# Function group of sets, kind, accuracies -> published figures of the same sets; empty: none.
+PUBLISHED = "rooms.data_sets.published:published"
+
 # Function that opens the data sets that `evaluate.sets` or a suite names; empty: nothing does.
 NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"
 

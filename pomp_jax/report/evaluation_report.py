@@ -5,8 +5,6 @@ A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import json
-import pathlib
 from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
@@ -31,7 +29,6 @@ from pomp_jax.report.report import (
   short_labels,
 )
 
-_PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 _TITLES = {
   "top1": "Top-1 accuracy (%)",
   "base": "Top-1 accuracy on base classes (%)",
@@ -167,22 +164,6 @@ def title_of(group: str, kind: str) -> str:
   return f"{_TITLES[kind]}: {GROUPS[group].title}"
 
 
-def published(
-  group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-  """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
-  content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-  columns = {column for row in rows.values() for column in row}
-  return {
-    method["name"]: {
-      "source": content["sources"][method["source"]],
-      "figures": method["figures"][group][kind],
-    }
-    for method in content["methods"]
-    if columns & set(method["figures"].get(group, {}).get(kind, {}))
-  }
-
-
 def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of an evaluation: a table and a plot for each group of sets, and every figure."""
   labels, sets = short_labels(results["prompts"]), results["sets"]
@@ -312,12 +293,12 @@ def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]])
           classes.append((name, label, one, images, top1 if images else ""))
         for c, answer, count in figures["confusions"]:
           confusions.append((name, label, names[c], names[answer], count, images_N[c]))
-    label = _best_prompt(of_set)
-    if label and 1 < len(names) <= _MOST_DRAWN:
-      title = f"{name}: answers under {prompt_labels([label])[0]}"
-      images_N, top1_N = map(np.asarray, _per_class(of_set["prompts"][label]))
-      matrix_NxN = np.diag(np.rint(images_N * np.nan_to_num(top1_N)).astype(int))
-      for c, answer, count in of_set["prompts"][label]["confusions"]:
+    best = _best_prompt(of_set)
+    if best and 1 < len(names) <= _MOST_DRAWN:
+      title = f"{name}: answers under {prompt_labels([best])[0]}"
+      images_N, top1_N = _per_class(of_set["prompts"][best])
+      matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))
+      for c, answer, count in of_set["prompts"][best]["confusions"]:
         matrix_NxN[c, answer] = count
       plots.confusion_matrix(folder.plots / _picture(name), matrix_NxN, names, title)
   for file, columns, found in (

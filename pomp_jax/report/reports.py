@@ -1,6 +1,6 @@
 """Reports of trainings, of class features and of predictions; figures of any results."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pomp_jax.report.evaluation_report import class_sections, remarks
@@ -15,7 +15,7 @@ from pomp_jax.report.report import (
   pictures,
 )
 
-_MOST_ROWS = 200  # of files or figures without a limit of their own
+MOST_ROWS = 200  # of files or figures without a limit of their own
 
 
 def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
@@ -87,29 +87,13 @@ def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Repo
   weight = lambda one: next(one[key] for key in ("share", "score", "probability") if key in one)
   rows = [
     [file, ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in found)]
-    for file, found in list(images.items())[:_MOST_ROWS]
+    for file, found in list(images.items())[:MOST_ROWS]
   ]
-  title = f"Predictions{_first_of(len(images))}"
+  title = f"Predictions{first_of(len(images))}"
   text = f"{counted(len(images), 'picture')}."
   return Report(title, text, [Section(title, table=Table(("file", "names"), rows))])
 
 
-def figures_report(results: Mapping[str, Any]) -> Report:
-  """Numbers and short texts of any results, by dotted names."""
-  rows = list(_figures(results))
-  section = Section(f"All figures{_first_of(len(rows))}", table=Table((), rows[:_MOST_ROWS]))
-  return Report(str(results.get("job")), "", [section] if rows else [])
-
-
-def _first_of(n: int) -> str:
-  return f", the first {_MOST_ROWS} of {n:,}" if n > _MOST_ROWS else ""
-
-
-def _figures(value: Any, name: str = "") -> Iterator[list[str]]:
-  if isinstance(value, Mapping):
-    for key, item in value.items():
-      yield from _figures(item, f"{name}.{key}".lstrip("."))
-  elif isinstance(value, float):
-    yield [name, f"{value:.5g}"]
-  elif isinstance(value, int | str) and len(str(value)) < 200:
-    yield [name, str(value)]
+def first_of(n: int) -> str:
+  """End of the title of a table with `MOST_ROWS` rows at most, of n."""
+  return f", the first {MOST_ROWS} of {n:,}" if n > MOST_ROWS else ""

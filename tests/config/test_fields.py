@@ -7,6 +7,7 @@ import re
 from ml_collections import ConfigDict
 import pytest
 
+from docs.generators.config_page import page
 from pomp_jax.config import (
   FIELDS,
   JOBS,
@@ -19,7 +20,7 @@ from pomp_jax.config import (
   with_argument,
   with_jobs,
 )
-from pomp_jax.config.command_line import help_text, page
+from pomp_jax.config.command_line import help_text
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import Contrast, Loop, flatten
 
@@ -84,7 +85,7 @@ def test_each_text_of_a_tuple_may_be_a_path():
 
 def test_the_page_is_generated_from_the_table():
   path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
-  assert path.read_text() == page(), "python -m pomp_jax.config.command_line > docs/config.md"
+  assert path.read_text() == page(), "python -m docs.generators.config_page > docs/config.md"
   assert all(f"--config.{field}=" in help_text() for field in FIELDS)
 
 

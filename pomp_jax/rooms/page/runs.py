@@ -5,7 +5,7 @@ Links are not followed, neither those of folders nor those of files. Files may h
 can't be shown is a line of its run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import datetime
 from html import escape
@@ -26,8 +26,8 @@ from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS
 from pomp_jax.report import plots
-from pomp_jax.report.report import Report, Section, html_section, with_pictures
-from pomp_jax.report.reports import figures_report
+from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
+from pomp_jax.report.reports import MOST_ROWS, first_of
 from pomp_jax.report.run_report import report_of
 
 # Levels of folders below the root, and runs in the list.
@@ -169,7 +169,24 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
     if results and run.job in JOBS and JOBS[run.job].report:
       fields = flatten(_json(run.path, "config.json"))
       text = _html(report_of(results, fields), files, address)
-  return text or _html(figures_report(results), files, address), problems
+  return text or _html(_figures_report(results), files, address), problems
+
+
+def _figures_report(results: Mapping[str, Any]) -> Report:
+  """Numbers and short texts of any results, by dotted names."""
+  rows = list(_figures(results))
+  section = Section(f"All figures{first_of(len(rows))}", table=Table((), rows[:MOST_ROWS]))
+  return Report(str(results.get("job")), "", [section] if rows else [])
+
+
+def _figures(value: Any, name: str = "") -> Iterator[list[str]]:
+  if isinstance(value, Mapping):
+    for key, item in value.items():
+      yield from _figures(item, f"{name}.{key}".lstrip("."))
+  elif isinstance(value, float):
+    yield [name, f"{value:.5g}"]
+  elif isinstance(value, int | str) and len(str(value)) < 200:
+    yield [name, str(value)]
 
 
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
