@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 import numpy as np
 
-from pomp_jax.clip.torch_bicubic import bicubic_matrix
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.prompt.mesh import replicate, split_rows
+from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 # Crops that a device makes together; more would hold more copies of an image.
 _CROPS_AT_A_TIME = 8

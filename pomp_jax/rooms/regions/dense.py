@@ -1,7 +1,5 @@
 """Label maps without regions: dense features of a frozen ViT in windows, under class matrices.
 
-Recipes change the last layer's attention, without training. Positions are interpolated to a
-window's grid of patches.
 Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of an image in
 pixels, S names of all classes, C classes, E embedding, Q neighbours of a pixel.
 """
@@ -18,25 +16,13 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.load import Clip
-from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.vision import normalized, project
-from pomp_jax.clip.vit import Recipe, VisionTransformer
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.prompt.mesh import split_rows
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
-
-RECIPES = {
-  "clip": Recipe(),
-  "maskclip": Recipe((), offset=0.1),  # Zhou et al. (2022)
-  "sclip": Recipe(("qq", "kk"), offset=0.1),  # Wang et al. (2024)
-  "clearclip": Recipe(("qq",), whole_layer=False, offset=0.1),  # Lan et al. (2024)
-  # Hajimiri et al. (2025)
-  "naclip": Recipe(("kk",), whole_layer=False, nearness=5.0, offset=0.1),
-}
+from pomp_jax.rooms.regions.dense_tower import RECIPES, dense_tower
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
@@ -64,26 +50,6 @@ class _Windows(NamedTuple):
   image_HxWx3: UInt8[np.ndarray, "H W 3"]
   corners_Nx2: Int[np.ndarray, "N 2"]
   sides: tuple[int, int]
-
-
-def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches [B,h,w,E]`.
-
-  The CLIP has a ViT; sides of images are multiples of its patch size.
-  """
-  config: Any = clip.config.vision_config
-  dtype, products = precision_of(dtype)
-  vit = VisionTransformer(config, dtype)
-
-  def features(params, images_BxHxWx3):
-    n_images, *sides, _ = images_BxHxWx3.shape
-    patch = config.patch_size
-    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    patches_BxPxE = project(params, vit.apply(variables, pixels, recipe=recipe))[:, 1:]
-    patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
-    return patches_BxPxE.reshape(n_images, *(side // patch for side in sides), -1)
-
-  return with_products(products, features)
 
 
 def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:

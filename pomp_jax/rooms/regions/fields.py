@@ -9,7 +9,7 @@ from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
 
 # Image of a region: its mask on CLIP's mean colour, or the box with its surroundings.
 _CROPS = ("masked", "context")
-# Recipes of `rooms.regions.dense`.
+# Recipes of `rooms.regions.dense_tower`.
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
 # Of the world's scenes: 12 grounds, and on each of them three base classes for a novel one.
 _scene_classes = functools.partial(

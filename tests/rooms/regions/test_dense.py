@@ -13,7 +13,8 @@ from torch.nn import functional
 from pomp_jax.encoder import Encoder
 from pomp_jax.rooms.regions import dense
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
-from pomp_jax.rooms.regions.dense import RECIPES, DenseSegmenter, dense_tower
+from pomp_jax.rooms.regions.dense import DenseSegmenter
+from pomp_jax.rooms.regions.dense_tower import RECIPES, dense_tower
 from pomp_jax.rooms.regions.fields import Segment
 
 WINDOW, STRIDE, PATCH = 32, 16, 8
