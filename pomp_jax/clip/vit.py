@@ -91,9 +91,8 @@ class _Layers(nn.Module):
   @nn.compact
   def __call__(self, hidden: Array, n_own: int, learned_JxVxD: Array | None) -> Array:
     n_layers = self.config.num_hidden_layers
-    n_learned = 0 if learned_JxVxD is None else learned_JxVxD.shape[0]
     for j in range(n_layers):
-      if 0 < j < n_learned:
+      if learned_JxVxD is not None and 0 < j < len(learned_JxVxD):
         hidden = _with_tokens(hidden, n_own, learned_JxVxD[j])
       how = self.last if j == n_layers - 1 else Last(n_read=None)
       hidden = _Layer(self.config, self.dtype, how, name=str(j))(hidden)
