@@ -70,6 +70,19 @@ def test_modules_are_imported_without(group):
   assert done.returncode == 0, done.stderr
 
 
+def test_no_string_names_another_framework():
+  """As `importlib.import_module("torch")`, which import-linter does not see."""
+  found = set()
+  for path in MODULES:
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    for call in calls:
+      given = [*call.args, *(keyword.value for keyword in call.keywords)]
+      roots = {str(value.value).split(".")[0] for value in given if isinstance(value, ast.Constant)}
+      if roots & {"tensorflow", "torch"} and not ast.unparse(call.func).endswith("find_spec"):
+        found.add(path.relative_to(PACKAGE).as_posix())
+  assert found == {"rooms/benchmark/towers.py"}
+
+
 def test_modules_are_named_for_what_they_hold():
   drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
   assert not drawers & {path.stem for path in MODULES}
