@@ -46,7 +46,7 @@ with open(f"{sys.argv[1]}-{hosts.own_index()}.json", "w") as file:
 def updates(monkeypatch):
   found = {}
   monkeypatch.setattr(jax.config, "update", found.__setitem__)
-  for name in compilation._VARIABLES:
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     monkeypatch.delenv(name, raising=False)
   return found
 

@@ -17,7 +17,7 @@ from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.baselines import classifiers
 from pomp_jax.rooms.interchange.tracker import Wandb
-from pomp_jax.train import pretrain
+from pomp_jax.train import pretrain, results
 from pomp_jax.train.watch import Watch
 from tests.support.processes import environment
 from tests.support.small_run import small_config
@@ -152,7 +152,7 @@ def test_a_damaged_id(installed, tmp_path, caplog, content):
 def test_no_tracker_and_other_processes(installed, tmp_path, monkeypatch, name):
   stand_in = installed()
   monkeypatch.setattr(hosts, "is_first", lambda: name == "none")
-  with pretrain._open_tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+  with results.open_tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     tracker.write(1, {"loss": 1.0})
     tracker.finish({})
   assert not stand_in.calls and not list(tmp_path.iterdir())
