@@ -21,57 +21,38 @@ def load(path: str) -> Any:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`: it learns by gradient steps, unless it has a `run` of its own.
+  """One value of `config.method`: it learns by gradient steps, or has a `run` of its own.
 
-  Paths are "module:function" below `pomp_jax`.
+  Paths are "module:name" below `pomp_jax`.
   """
 
-  learner: str = ""  # makes the learner of the steps of `train.methods.Parts`; empty: POMP's
-  accuracy: str = ""  # as `rooms.baselines.learner_accuracy`, of a method that learns no prompt
-  run: str = ""  # (config, the run's folder) -> results; without steps
+  steps: str = ""  # class as `train.methods.Pomp`, of a method that learns by gradient steps
+  run: str = ""  # function (config, the run's folder) -> results, of all others
   fixes: Mapping[str, Any] = types.MappingProxyType({})  # field -> the value that it accepts
+  saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
   pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
-  per_image_text: bool = False  # whether each image has class features of its own
-  fixed_text: bool = False  # whether class features are those of the hand-written prompt
-  deep: tuple[str, ...] = ()  # towers whose layers have tokens of their own, `prompt.depth` of them
-  fixed_words: bool = False  # whether words of `prompt.init` beyond `prompt.m` tokens stay fixed
+  deep: bool = False  # whether `prompt.depth` layers have tokens of their own
   seeded: bool = True  # whether the seed changes the result
   group: str = ""  # group of fields that it alone reads
 
   @property
   def by_steps(self) -> bool:
     """Whether it learns by gradient steps."""
-    return not self.run
-
-  @property
-  def saves_prompt(self) -> bool:
-    """Whether it learns a prompt, which `prompt.npz` can hold."""
-    return not (self.run or self.accuracy)
+    return bool(self.steps)
 
 
-_ACCURACY = "rooms.baselines.learner_accuracy:learner_accuracy"
 _NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
 # CoOp is pomp with negatives="all".
 METHODS = {
-  "pomp": Method(),
-  "cocoop": Method("rooms.baselines.cocoop:make_cocoop", _ACCURACY, per_image_text=True),
-  "vpt_shallow": Method(
-    "rooms.baselines.visual_tokens:make_vpt", _ACCURACY, pixels=True, fixed_text=True
-  ),
-  "vpt_deep": Method(
-    "rooms.baselines.visual_tokens:make_vpt",
-    _ACCURACY,
-    pixels=True,
-    fixed_text=True,
-    deep=("vision",),
-  ),
+  "pomp": Method("train.methods:Pomp", saves_prompt=True),
+  "cocoop": Method("rooms.baselines.cocoop:CoCoOp"),
+  "vpt_shallow": Method("rooms.baselines.visual_tokens:VPT", pixels=True),
+  "vpt_deep": Method("rooms.baselines.visual_tokens:VPT", pixels=True, deep=True),
   "maple": Method(
-    "rooms.baselines.visual_tokens:make_maple",
-    _ACCURACY,
+    "rooms.baselines.visual_tokens:MaPLe",
     fixes={"prompt.position": "end", "clip.text_tower": "shared"},
     pixels=True,
-    deep=("vision", "text"),
-    fixed_words=True,
+    deep=True,
   ),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(

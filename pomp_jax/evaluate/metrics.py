@@ -19,7 +19,7 @@ N_BINS = 15
 _QUANTILE = float(scipy.special.ndtri(0.975))
 
 # "images", their number; "top1", "top5", .. as fractions; "top1_interval", ends of 95%.
-Accuracy = dict[str, int | float | list[float]]
+Accuracy = dict[str, Any]
 
 
 class EvaluationError(RunError, RuntimeError):

@@ -1,12 +1,14 @@
-"""Memory of a device for activations."""
+"""Memory of a device for activations, and the remat and chunks of a text tower that fit it."""
 
 import functools
 import logging
+from typing import Any
 
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.config import fields
+from pomp_jax.clip.text import MemoryPlan, plan_memory
+from pomp_jax.config.fields import Clip
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +19,25 @@ _SHARE = 0.5
 _NO_LIMIT_GIB = 4.0
 
 
-def activation_memory(clip: fields.Clip) -> float:
+def activation_memory(clip: Clip) -> float:
   """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own limit.
 
   The limit is that of the first process, so that all compile the same program. All processes make
   their first call together.
   """
   return (clip.memory_gib or _of_device()) * 2**30
+
+
+def memory_plan(
+  clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
+) -> MemoryPlan:
+  """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
+
+  `n_times` text towers share the memory; see `plan_memory`.
+  """
+  plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
+  remat = plan.remat if clip.remat == "auto" else clip.remat
+  return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
 
 @functools.cache

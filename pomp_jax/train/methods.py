@@ -1,90 +1,103 @@
-"""What a method needs beside the step: checks, first context, frozen arrays, learner.
+"""What a method is beside its step, and the context that it starts from.
 
-What several methods share follows the flags of their rows in `config.METHODS`.
 Shapes: N classes, M context vectors, F fixed tokens, D width.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
 
-import jax
 from jaxtyping import Int
 import numpy as np
 
 from pomp_jax.clip import Clip, tokenize
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import METHODS, ConfigError, fields
-from pomp_jax.config.fields import Prompt
+from pomp_jax.config.fields import Data, Prompt
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.metrics import Accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import prompt_path
-from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
-from pomp_jax.prompt.mesh import replicate
 from pomp_jax.registry import load
 
 
-class Parts(NamedTuple):
-  """What the learner of a method may be made of."""
+@dataclasses.dataclass(frozen=True)
+class Pomp:
+  """POMP as a method that learns by steps; others override what differs."""
 
-  plain: ContextLearner  # POMP's own: context, text tower and token budget of a run
-  encoder: Encoder
-  prompt: Prompt
-  clip: fields.Clip
+  name: str  # value of `config.method`
+
+  # Whether words of `prompt.init` beyond `prompt.m` tokens stay fixed.
+  fixed_words = False
+  # Whether each image has class features of its own.
+  per_image_text = False
+
+  def check(self, prompt: Prompt, clip: ClipConfig) -> None:
+    """Checks that the method fits the CLIP; ConfigError if it does not."""
+
+  def frozen_arrays(
+    self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
+  ) -> Frozen:
+    """Arrays that the method's steps read, for a list of classes; errors as `vocabulary`'s."""
+    return encoder.frozen(encoder.vocabulary(names, prompt.m))
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> Learner:
+    """Builds what is learned; `plain` has the context, text tower and token budget of a run."""
+    return plain
+
+  def accuracy(
+    self, encoder: Encoder, learner: Learner, data: Data
+  ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
+    """Returns (parameters, arrays, features of a split, its images) -> top-1 and top-5.
+
+    Of methods that learn no prompt. The learner has no token budget.
+    """
+    raise NotImplementedError
 
 
-def make_learner(method: str, parts: Parts) -> Learner:
-  """Builds what a method learns, by the `learner` of its row."""
-  path = METHODS[method].learner
-  learner: Learner = load(path)(parts) if path else parts.plain
-  return learner
-
-
-def check(name: str, prompt: Prompt, clip: ClipConfig) -> None:
-  """Checks that the method fits the CLIP; ConfigError if it does not."""
-  method = METHODS[name]
-  if method.pixels and isinstance(clip.vision_config, ResNetConfig):
-    raise ConfigError("method", name, "a CLIP with a ViT; this one has a ResNet")
-  if method.deep:
-    towers = {"vision": clip.vision_config, "text": clip.text_config}
-    most = min(towers[tower].num_hidden_layers for tower in method.deep)
-    if prompt.depth > most:
-      limit = f"at most {most}, the layers of this CLIP's {' or '.join(method.deep)} tower"
-      raise ConfigError("prompt.depth", prompt.depth, limit)
+def method_of(name: str) -> Pomp:
+  """Returns a method that learns by steps."""
+  method: Pomp = load(METHODS[name].steps)(name)
+  return method
 
 
 def initial_words(
-  method: str, prompt: Prompt, clip: Clip
+  prompt: Prompt, clip: Clip, fixed_words: bool = False
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
   """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind them.
 
   Both are empty for a random start and a prompt file. ConfigError for words of fewer than M tokens,
-  or of more where the method has no `fixed_words`.
+  or of more without `fixed_words`.
   """
   words, n_vectors = prompt.init, prompt.m
   if not words or _is_prompt(words):
     return np.zeros(0, np.int32), np.zeros(0, np.int32)
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
   ids_T = ids_1xL[0, :-1]
-  may_be_longer = METHODS[method].fixed_words
-  if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not may_be_longer):
-    or_more = " or more" if may_be_longer else ""
+  if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not fixed_words):
+    or_more = " or more" if fixed_words else ""
     limit = f"words of prompt.m = {n_vectors} tokens{or_more}; these have {len(ids_T)}"
     raise ConfigError("prompt.init", words, limit)
   return ids_T[:n_vectors], ids_T[n_vectors:]
 
 
-def initial_context(method: str, prompt: Prompt, clip: Clip, n_classes: int) -> np.ndarray | None:
+def initial_context(
+  prompt: Prompt, clip: Clip, n_classes: int, fixed_words: bool = False
+) -> np.ndarray | None:
   """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random one.
 
   ConfigError for another M or position than the file's, PromptFileError for another D or N.
   """
   path = prompt.init
   if not _is_prompt(path):
-    ids_M, _ = initial_words(method, prompt, clip)
+    ids_M, _ = initial_words(prompt, clip, fixed_words)
     return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
   stored = load_prompt(path)
   check_fits(stored, clip.text_width, clip.name, n_classes, path)
@@ -101,23 +114,3 @@ def initial_context(method: str, prompt: Prompt, clip: Clip, n_classes: int) -> 
 def _is_prompt(text: str) -> bool:
   """Whether `prompt.init` names a prompt file or a folder; all other texts are words."""
   return format_of_name(prompt_path(text)) is not None
-
-
-def frozen_arrays(
-  method: str, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
-) -> Frozen:
-  """Arrays that the method's steps read, for a list of classes; errors as `vocabulary`'s."""
-  _, fixed_F = initial_words(method, prompt, encoder.clip)
-  frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + len(fixed_F)))
-  if len(fixed_F):
-    tokens = jax.tree.map(np.asarray, frozen.tokens)
-    tokens = ClassTokens(
-      np.concatenate([np.tile(fixed_F, (len(tokens.ids), 1)), tokens.ids], axis=1),
-      tokens.name_lengths + len(fixed_F),
-      tokens.lengths + len(fixed_F),
-    )
-    frozen = frozen._replace(tokens=replicate(tokens, encoder.mesh))
-  if METHODS[method].fixed_text:
-    classes_NxE = encoder.class_features(names, template)
-    frozen = frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
-  return frozen

@@ -40,7 +40,7 @@ def check(config: Settings, workdir: str) -> None:
     # SOS, a name of one token, "." and EOT need a place.
     most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
-    methods.check(config.method, config.prompt, clip)
+    methods.method_of(config.method).check(config.prompt, clip)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
   check_same_run(config.flat(), folder, may_change)
@@ -108,7 +108,7 @@ def _start_folder(run: PromptRun) -> None:
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   """Trains and evaluates; writes and returns the results."""
   folder, select = run.folder, run.checkpoint.select
-  done, saves_prompt = loop.train(run, tracker), run.method.saves_prompt
+  done, saves_prompt = loop.train(run, tracker), run.saves_prompt
   others = {"last": done, "best": best(run) if saves_prompt or select == "best" else None}
   chosen = others.pop(select) or done
   prompt = run.prompt_of(chosen.state) if saves_prompt else None

@@ -85,9 +85,9 @@ def evaluate_run(
   names = run.source.names if run.prompt.class_specific else None
   splits, _ = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
-  prompts = {_REFERENCE: run.eval.template, "class_name": "{}."}
-  own = {"prompt": learned} if isinstance(learned, Prompt) else {}
-  tallies = evaluate(run.encoder, features, own | prompts, _REFERENCE)
+  own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
+  prompts = own | {_REFERENCE: run.eval.template, "class_name": "{}."}
+  tallies = evaluate(run.encoder, features, prompts, _REFERENCE)
   scores: dict[str, dict[str, Any]] = {
     name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
     for name, of_split in tallies.items()
@@ -195,7 +195,8 @@ def prediction_sheet(run: PromptRun, prompt: Prompt, results: Mapping[str, Any])
   if not read.any():
     return None
   images, shown = images[read], shown[read]
-  top3 = Classifier(run.encoder, prompt, source.names).predict(list(images), top=3)
+  classifier = Classifier(run.encoder, prompt, source.names)
+  top3: list[Any] = classifier.predict(list(images), top=3)
   return (
     images,
     [source.names[label] for label in source.labels[shown]],

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from pomp_jax.clip.text import MemoryPlan, plan_memory
+from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.config import METHODS, Settings, fields
 from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
 from pomp_jax.data.loader import Fetch, Loader
@@ -30,10 +30,9 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.step import Renewal, TrainState, make_train_step, step_token_budget
-from pomp_jax.registry import Method, load
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
-from pomp_jax.train.memory import activation_memory
+from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 
@@ -121,12 +120,8 @@ class PromptRun(Run):
   prompt: fields.Prompt
   sampling: Sampling
   eval: Eval
+  method: methods.Pomp
   module: PromptContext
-
-  @property
-  def method(self) -> Method:
-    """The row of the method."""
-    return METHODS[self.contrast.method]
 
   @property
   def k(self) -> int:
@@ -163,7 +158,12 @@ class PromptRun(Run):
   @property
   def learns_pixels(self) -> bool:
     """Whether the method learns tokens of the image tower."""
-    return self.method.pixels
+    return METHODS[self.contrast.method].pixels
+
+  @property
+  def saves_prompt(self) -> bool:
+    """Whether what is learned is a prompt."""
+    return METHODS[self.contrast.method].saves_prompt
 
   @property
   def step_tokens(self) -> int:
@@ -183,13 +183,24 @@ class PromptRun(Run):
 
   def learner(self) -> Learner:
     """Learner of the method with the run's token budget."""
-    return self._learner(self.token_budget, step_memory(self))
+    return self._learner(self.token_budget, self.step_memory)
+
+  @property
+  def step_memory(self) -> MemoryPlan:
+    """Remat and chunks of a step."""
+    # Images with class features of their own share the memory, and so do two trained towers.
+    n_times = self.group_size if self.method.per_image_text else 1
+    n_times *= 2 if self.learns_pixels else 1
+    return self._memory_plan(self.token_budget, n_times)
+
+  def _memory_plan(self, token_budget: int, n_times: int = 1) -> MemoryPlan:
+    text_config = self.encoder.clip.config.text_config
+    return memory_plan(self.clip, text_config, self.n_prefix, token_budget, n_times)
 
   def _learner(self, token_budget: int | None = None, memory: MemoryPlan | None = None) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
     plain = ContextLearner(self.module, text_tower, token_budget)
-    parts = methods.Parts(plain, self.encoder, self.prompt, self.clip)
-    return methods.make_learner(self.contrast.method, parts)
+    return self.method.make_learner(plain, self.encoder, self.prompt, self.clip)
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
     """Builds the step, with `correction` if it is given."""
@@ -215,9 +226,7 @@ class PromptRun(Run):
       return None
     lengths_N = np.asarray(self.frozen.tokens.lengths)
     budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows)
-    text_config = self.encoder.clip.config.text_config
-    memory = memory_plan(self.clip, text_config, self.n_prefix, budget)
-    return Renewal(self._learner(budget, memory), rows)
+    return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
   def validation(self) -> Callable[[TrainState], float | None]:
     """Returns state -> top-1 on validation images over all training classes; None without any."""
@@ -225,7 +234,7 @@ class PromptRun(Run):
       return lambda state: None
     source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
-    if not self.method.saves_prompt:
+    if not self.saves_prompt:
       accuracy = self.accuracy()
       return lambda state: accuracy(state.params, split, source)["top1"]
 
@@ -247,15 +256,13 @@ class PromptRun(Run):
   def accuracy(self) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
     """Returns (parameters, features of a split, its images) -> top-1 and top-5.
 
-    Of a method that learns no prompt, whose row says how.
+    Of a method that learns no prompt.
     """
-    name, template, row = self.contrast.method, self.eval.template, self.method
-    compiled = load(row.accuracy)(self.encoder, self._learner(), row.per_image_text, self.data)
-
-    @functools.lru_cache(maxsize=1)
-    def frozen(names: tuple[str, ...]) -> Frozen:
-      return methods.frozen_arrays(name, self.prompt, template, self.encoder, names)
-
+    compiled = self.method.accuracy(self.encoder, self._learner(), self.data)
+    arrays = functools.partial(
+      self.method.frozen_arrays, self.prompt, self.eval.template, self.encoder
+    )
+    frozen = functools.lru_cache(maxsize=1)(arrays)
     return lambda params, split, source: compiled(params, frozen(split.names), split, source)
 
 
@@ -277,7 +284,8 @@ def prepare(
 
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
-  data, prompt, method, loop = config.data, config.prompt, config.method, config.loop
+  data, prompt, loop = config.data, config.prompt, config.loop
+  method = methods.method_of(config.method)
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   source = source or inputs.open_training_source(data, encoder.clip.image_size)
   steps_per_epoch, total_steps = length_of(loop, data, source)
@@ -287,11 +295,9 @@ def prepare(
     encoder.clip.text_width,
     prompt.position,
     n_classes=len(source.names) if prompt.class_specific else None,
-    init_value=methods.initial_context(method, prompt, encoder.clip, len(source.names)),
+    init_value=methods.initial_context(prompt, encoder.clip, len(source.names), method.fixed_words),
   )
-  frozen = frozen or methods.frozen_arrays(
-    method, prompt, config.eval.template, encoder, source.names
-  )
+  frozen = frozen or method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
   sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
   return PromptRun(
     config=config.to_dict(),
@@ -314,6 +320,7 @@ def prepare(
     prompt=prompt,
     sampling=config.sampling,
     eval=config.eval,
+    method=method,
     module=module,
   )
 
@@ -334,23 +341,3 @@ def optimizer_of(
     warmup_rate=optim.warmup_lr,
   )
   return sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm), rate
-
-
-def step_memory(run: PromptRun) -> MemoryPlan:
-  """Remat and chunks of a step of the run."""
-  # Images with class features of their own share the memory, and so do two trained towers.
-  n_times = (run.group_size if run.method.per_image_text else 1) * (2 if run.method.pixels else 1)
-  text_config = run.encoder.clip.config.text_config
-  return memory_plan(run.clip, text_config, run.n_prefix, run.token_budget, n_times)
-
-
-def memory_plan(
-  clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
-) -> MemoryPlan:
-  """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
-
-  `n_times` text towers share `memory.activation_memory`; see `plan_memory`.
-  """
-  plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
-  remat = plan.remat if clip.remat == "auto" else clip.remat
-  return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)

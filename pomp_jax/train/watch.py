@@ -42,8 +42,8 @@ _WEIGHT, _STEPS_BEFORE = 0.05, 20
 class Meter:
   """Times the steps, and the waits for the loader.
 
-  The host runs ahead of the device, so it may wait for the loader while the device is busy. Only a
-  batch that finds the device idle shows that the loader is too slow.
+  The host runs ahead of the device. Only a batch that finds the device idle shows that the loader
+  is too slow.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -103,21 +103,21 @@ class Trace:
   A profiler error is a warning and never ends a training.
   """
 
-  def __init__(self, path: Path, steps: tuple[int, int] | None, done: int):
-    """Starts at once if the next step is the first of the `steps` (first, last) to profile."""
+  def __init__(self, path: Path, steps: tuple[int, ...], done: int):
+    """Starts at once if the next step is the first of the `steps` to profile: (first, last)."""
     # JAX's profiler writes to this machine alone.
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
     self._path, self._local = path, self._temporary.name if self._temporary else path
-    self._steps = steps if hosts.is_first() else None
+    self._first, self._last = steps if steps and hosts.is_first() else (-1, -1)
     self._recording = False
     self.after(done, None)
 
   def after(self, step: int, result: Any) -> None:
     """Starts or stops the profile, if it is due, once the results of a step are ready."""
-    if self._steps is None or step not in (self._steps[0] - 1, self._steps[1]):
+    if step not in (self._first - 1, self._last):
       return
     jax.block_until_ready(result)
-    if step == self._steps[1]:
+    if step == self._last:
       self.close()
     else:
       self._recording = _succeeds(jax.profiler.start_trace, self._local)
@@ -129,7 +129,7 @@ class Trace:
       put = store_of(self._path).put
       stopped = _succeeds(put, f"{self._local}/", f"{self._path}/", recursive=True)
     if stopped:
-      log.info("profile from step %d on: %s", self._steps[0], self._path)
+      log.info("profile from step %d on: %s", self._first, self._path)
     self._recording = False
 
 
@@ -209,10 +209,11 @@ class Watch(contextlib.AbstractContextManager):
     self._run, self._check = run, check
     self._metrics = MetricsWriter(run.folder.path, first + 1, tracker) if hosts.is_first() else None
     self._progress = Progress(run.total_steps, first, "step")
-    self._trace = Trace(run.folder.path / "profile", run.loop.profile_steps or None, first)
-    self._pending: list[tuple[int, dict]] = []
+    self._trace = Trace(run.folder.path / "profile", run.loop.profile_steps, first)
+    self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
-    self.meter, self._own, self._warned = Meter(), {}, False
+    self.meter, self._warned = Meter(), False
+    self._own: dict[str, float] = {}
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
     """Passes the batches through and measures the time that the loop waits for them."""
@@ -301,5 +302,5 @@ class Watch(contextlib.AbstractContextManager):
     )
 
 
-def _is_done(metrics: dict[str, jax.Array]) -> bool:
+def _is_done(metrics: dict[str, Any]) -> bool:
   return all(leaf.is_ready() for leaf in metrics.values())

@@ -159,7 +159,7 @@ def test_every_reader_of_prompt_files(hub, files, place):
   for found in (load_prompt(name), open_prompt(name), named.prompt, of_bias):
     np.testing.assert_array_equal(found.context, expected)
   config = small_config(**{"prompt.init": name, "prompt.m": 4})
-  found = initial_context("pomp", config.prompt, load_clip("world"), 300)
+  found = initial_context(config.prompt, load_clip("world"), 300)
   np.testing.assert_array_equal(found, expected)
   for job in ("export", "predict"):
     fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(files)}
@@ -175,7 +175,7 @@ def test_annotations_need_no_suffix(files):
 def test_a_folder_without_a_prompt_is_an_error_and_no_words(tmp_path):
   config = small_config(**{"prompt.init": str(tmp_path), "prompt.m": 4})
   with pytest.raises(PromptFileError, match=r"prompt\.npz"):
-    initial_context("pomp", config.prompt, load_clip("world"), 300)
+    initial_context(config.prompt, load_clip("world"), 300)
 
 
 def test_the_prompt_is_uploaded_with_the_figures_of_its_run(hub, pretrained, files, capsys):

@@ -39,7 +39,7 @@ from pomp_jax.rooms.analysis.bias import (
   gradient_function,
   summarise,
 )
-from pomp_jax.train import setup
+from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _open(config: Settings) -> _Setting:
     contrast = ContrastSettings(k, len(source.names), "log", scale, sampling)
     budget = step_token_budget(module, lengths_N, settings=contrast, group_size=labels_B.size)
     n_prefix = 1 + module.n_vectors - module.n_own
-    memory = setup.memory_plan(config.clip, encoder.clip.config.text_config, n_prefix, budget)
+    memory = memory_plan(config.clip, encoder.clip.config.text_config, n_prefix, budget)
     learner = ContextLearner(module, encoder.text_tower(budget, memory), budget)
     drawn = gradient_function(learner, contrast, corrections)
     return draws_of(drawn, arguments, n_draws, config.seed)

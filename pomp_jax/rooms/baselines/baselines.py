@@ -43,7 +43,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, configs = RunFolder(workdir), method_configs(config)
   folder.create()
-  methods, failed = {}, {}
+  methods: dict[str, Any] = {}
+  failed: dict[str, str] = {}
   with tempfile.TemporaryDirectory() as programs:
     for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
       log.info("%s: %s", label, method.method)

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
+from pomp_jax.config.fields import Clip, Prompt
+from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import normalize
-from pomp_jax.train.methods import Parts
+from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 
 # Embedding width divided by hidden width.
 _BOTTLENECK = 16
@@ -74,6 +76,13 @@ def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array
   return product + params["bias"]
 
 
-def make_cocoop(parts: Parts) -> CoCoOpLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
-  return CoCoOpLearner(parts.plain, parts.encoder.clip.config.projection_dim)
+class CoCoOp(Baseline):
+  """CoCoOp as a method of a training."""
+
+  per_image_text = True
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: Clip
+  ) -> CoCoOpLearner:
+    """See `Pomp`."""
+    return CoCoOpLearner(plain, encoder.clip.config.projection_dim)

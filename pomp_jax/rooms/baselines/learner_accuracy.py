@@ -22,6 +22,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import replicate
+from pomp_jax.train.methods import Pomp
 
 # Classes in a chunk, for per-image class features.
 _CLASSES = 256
@@ -31,6 +32,16 @@ _IMAGES = 512
 _IMAGES_WITH_CLASSES = 32
 # Images that a classifier of features scores at a time.
 _ROWS = 512
+
+
+class Baseline(Pomp):
+  """A method by steps that learns no prompt."""
+
+  def accuracy(
+    self, encoder: Encoder, learner: Learner, data: Data
+  ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
+    """See `Pomp`."""
+    return learner_accuracy(encoder, learner, self.per_image_text, data)
 
 
 def learner_accuracy(

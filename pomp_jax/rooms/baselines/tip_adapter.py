@@ -149,8 +149,9 @@ def tune(
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
   data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
-  weights = {"scale": adapter.scale, "alpha": adapter.alpha, "beta": adapter.beta}
-  gradient = jax.grad(functools.partial(cross_entropy, **weights))
+  gradient = jax.grad(
+    functools.partial(cross_entropy, scale=adapter.scale, alpha=adapter.alpha, beta=adapter.beta)
+  )
 
   @jax.jit
   def step(keys, state, key_labels, text_features, features_BxE, labels_B):

@@ -9,24 +9,32 @@ Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M 
 width of the text tower, W of the vision tower, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pomp_jax.array_types import Array, Float
 from pomp_jax.clip import Clip
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Params
 from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.vision import in_chunks, normalized, project
 from pomp_jax.clip.vit import VisionTransformer
-from pomp_jax.prompt.context import INIT_STDDEV
-from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures
+from pomp_jax.config import ConfigError, fields
+from pomp_jax.config.fields import Prompt
+from pomp_jax.encoder import Encoder
+from pomp_jax.prompt.context import INIT_STDDEV, ClassTokens
+from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, TextFeatures
+from pomp_jax.prompt.mesh import replicate
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
+from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 from pomp_jax.train.memory import activation_memory
-from pomp_jax.train.methods import Parts
+from pomp_jax.train.methods import initial_words
 
 # Function (params, images [B,H,W,3], tokens [J,V,W]) -> features [B,E].
 PromptedImageTower = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -102,30 +110,77 @@ class MaPLeLearner:
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> TextFeatures:
     """See `Learner`; the same for all images."""
-    tower = lambda *inputs: self.plain.text_tower(*inputs, params.get("deep"))
+    shared: Any = self.plain.text_tower
+    tower = lambda *inputs: shared(*inputs, params.get("deep"))
     plain = dataclasses.replace(self.plain, text_tower=tower)
     return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
 
 
-def make_vpt(parts: Parts) -> VPTLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
-  prompt = parts.prompt
-  return VPTLearner(_image_tower(parts), _width(parts), prompt.visual_tokens, prompt.depth)
+class VPT(Baseline):
+  """VPT as a method of a training."""
+
+  # Towers whose layers have tokens.
+  towers: tuple[str, ...] = ("vision",)
+
+  def check(self, prompt: Prompt, clip: ClipConfig) -> None:
+    """Raises ConfigError for a ResNet, or fewer layers than `prompt.depth`."""
+    if isinstance(clip.vision_config, ResNetConfig):
+      raise ConfigError("method", self.name, "a CLIP with a ViT; this one has a ResNet")
+    layers = {"vision": clip.vision_config, "text": clip.text_config}
+    most = min(layers[tower].num_hidden_layers for tower in self.towers)
+    if prompt.depth > most:
+      limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
+      raise ConfigError("prompt.depth", prompt.depth, limit)
+
+  def frozen_arrays(
+    self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
+  ) -> Frozen:
+    """See `Pomp`; with the class features of the hand-written prompt."""
+    frozen = super().frozen_arrays(prompt, template, encoder, names)
+    classes_NxE = encoder.class_features(names, template)
+    return frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> Learner:
+    """See `Pomp`."""
+    width = encoder.clip.config.vision_config.hidden_size
+    return VPTLearner(_image_tower(encoder, clip), width, prompt.visual_tokens, prompt.depth)
 
 
-def make_maple(parts: Parts) -> MaPLeLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
-  return MaPLeLearner(parts.plain, _image_tower(parts), _width(parts), parts.prompt.depth)
+class MaPLe(VPT):
+  """MaPLe as a method of a training."""
+
+  towers = ("vision", "text")
+  fixed_words = True
+
+  def frozen_arrays(
+    self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
+  ) -> Frozen:
+    """See `Pomp`; the fixed words precede each name."""
+    _, fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)
+    n_fixed = len(fixed_F)
+    frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + n_fixed))
+    tokens = jax.tree.map(np.asarray, frozen.tokens)
+    tokens = ClassTokens(
+      np.concatenate([np.tile(fixed_F, (len(tokens.ids), 1)), tokens.ids], axis=1),
+      tokens.name_lengths + n_fixed,
+      tokens.lengths + n_fixed,
+    )
+    return frozen._replace(tokens=replicate(tokens, encoder.mesh))
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> Learner:
+    """See `Pomp`."""
+    width = encoder.clip.config.vision_config.hidden_size
+    return MaPLeLearner(plain, _image_tower(encoder, clip), width, prompt.depth)
 
 
-def _image_tower(parts: Parts) -> PromptedImageTower:
+def _image_tower(encoder: Encoder, clip: fields.Clip) -> PromptedImageTower:
   # The text tower gets the other half.
-  memory, clip = activation_memory(parts.clip) / 2, parts.clip
-  return prompted_image_tower(parts.encoder.clip, clip.dtype, clip.image_chunk, memory)
-
-
-def _width(parts: Parts) -> int:
-  return parts.encoder.clip.config.vision_config.hidden_size
+  memory = activation_memory(clip) / 2
+  return prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
 
 
 def prompted_image_tower(

@@ -132,7 +132,7 @@ def _image_cost(run: setup.PromptRun) -> Cost:
 def _class_cost(run: setup.PromptRun) -> Cost:
   """Measures a step on random image features: draw, text tower, loss, gradient, update."""
   mesh, n_images, k = run.encoder.mesh, run.group_size, run.k
-  plan = setup.step_memory(run)
+  plan = run.step_memory
 
   def smaller(n_rows: int) -> setup.PromptRun:
     part = min(1.0, n_rows / (n_images + k))

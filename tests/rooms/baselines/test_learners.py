@@ -23,7 +23,6 @@ from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
-from pomp_jax.rooms.baselines import visual_tokens
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import (
@@ -31,7 +30,7 @@ from pomp_jax.rooms.baselines.visual_tokens import (
   VPTLearner,
   prompted_image_tower,
 )
-from pomp_jax.train.methods import Parts, frozen_arrays, initial_words
+from pomp_jax.train.methods import initial_words, method_of
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
@@ -268,9 +267,10 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
     **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
   )
   encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
-  ids_M, fixed_F = initial_words("maple", config.prompt, tiny.world.clip)
+  method = method_of(config.method)
+  ids_M, fixed_F = initial_words(config.prompt, tiny.world.clip, fixed_words=True)
   whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
-  frozen = frozen_arrays("maple", config.prompt, "", encoder, names)
+  frozen = method.frozen_arrays(config.prompt, "", encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2
@@ -278,7 +278,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
   plain = ContextLearner(module, encoder.text_tower())
-  learner = visual_tokens.make_maple(Parts(plain, encoder, config.prompt, config.clip))
+  learner = method.make_learner(plain, encoder, config.prompt, config.clip)
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
@@ -293,4 +293,4 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   for changes in ({"method": "pomp"}, {"prompt.m": 5}):
     with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
       other = config.replace(changes)
-      initial_words(other.method, other.prompt, tiny.world.clip)
+      initial_words(other.prompt, tiny.world.clip, method_of(other.method).fixed_words)
