@@ -332,6 +332,9 @@ OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
 # Function WordNet ids -> function that makes a tally of errors on WordNet's tree; empty: none.
 TREE_ERRORS = "rooms.analysis.tree_errors:tallies"
 
+# Function (config.data, names of classes) -> what samplers read of their relations; empty: none.
+RELATIONS = "rooms.hierarchy.relations:relations"
+
 # Module of what the page shows of regions; empty: it shows none.
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 

@@ -14,6 +14,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from pomp_jax.train.resume import check_same_run, may_change
+from pomp_jax.train.sampling_data import sampling_arrays
 from tests.support.small_run import small_config
 
 
@@ -109,3 +110,10 @@ def test_the_config_of_another_version(tmp_path):
   stored["data"]["test_share"], stored["clip"]["keep"] = share, "activations"
   with pytest.raises(ConfigError, match=r"unknown field config\.clip\.keep in .*config\.json"):
     check()
+
+
+def test_frequencies_are_the_counts_to_a_power():
+  config = small_config(**{"sampling.name": "frequency", "sampling.power": 0.5})
+  arrays = sampling_arrays(config.sampling, config.data, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
+  np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
+  assert arrays.groups is None

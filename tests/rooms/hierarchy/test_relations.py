@@ -1,4 +1,4 @@
-"""Arrays that samplers read, against the names and WordNet."""
+"""Relations that samplers read, against the names and WordNet."""
 
 import collections
 import dataclasses
@@ -11,7 +11,8 @@ from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.rooms.analysis.tree_relations import relations_of
-from pomp_jax.train.sampling_data import attribute_relations, sampling_arrays, wordnet_relations
+from pomp_jax.rooms.hierarchy.relations import attribute_relations, wordnet_relations
+from pomp_jax.train.sampling_data import sampling_arrays
 from pomp_jax.world import names as world_names
 from tests.support.small_run import small_config
 
@@ -76,13 +77,6 @@ def test_relations_in_wordnet():
     assert 0 < has.sum() <= 3000
     assert np.all(tree.depth[levels[has, column]] == depth)
     assert np.all(relations_of(tree).is_ancestor(levels[has, column], nodes[has]))
-
-
-def test_frequencies_are_the_counts_to_a_power():
-  config = small_config(**{"sampling.name": "frequency", "sampling.power": 0.5})
-  arrays = sampling_arrays(config.sampling, config.data, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
-  np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
-  assert arrays.groups is None
 
 
 @pytest.mark.parametrize(
