@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+_REGISTRY = PACKAGE / "registry.py"
 CORE_LINES, WITH_CONFIG = 18_400, 96
 
 _IMPORT_WITHOUT = """
@@ -131,3 +133,29 @@ def test_the_fields_of_a_room_may_be_imported_first():
     )
   done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True)
   assert len(rooms) == 7 and done.returncode == 0, done.stderr.decode()
+
+
+def _imported(path):
+  """Modules that a file imports, and packages and names that it imports from."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom):
+      found |= {node.module, *(f"{node.module}.{one.name}" for one in node.names)}
+  return found
+
+
+def test_from_the_command_to_the_loss_are_nine_files():
+  """Those that CONTRIBUTING.md lists: each is imported by one before it, or is a job's row."""
+  text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+  rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", text, re.MULTILINE)
+  files = [PACKAGE / name for name, _ in rows]
+  lines = [len(path.read_text().splitlines()) for path in files]
+  assert files[0].name == "main.py" and files[-1].name == "loss.py"
+  assert len(files) <= 9 and sum(lines) <= 2000
+  for (name, told), count in zip(rows, lines, strict=True):
+    assert abs(int(told) - count) <= 0.15 * count, name
+  known = {f"pomp_jax.{job}" for job in re.findall(r'"([\w.]+)"', _REGISTRY.read_text())}
+  for path, following in zip(files, files[1:], strict=False):
+    known |= _imported(path)
+    module = ".".join(following.relative_to(PACKAGE.parent).with_suffix("").parts)
+    assert {module, module.rpartition(".")[0]} & known, module
