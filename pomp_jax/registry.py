@@ -335,6 +335,9 @@ TREE_ERRORS = "rooms.analysis.tree_errors:tallies"
 # Function (config.data, names of classes) -> what samplers read of their relations; empty: none.
 RELATIONS = "rooms.hierarchy.relations:relations"
 
+# Class that profiles steps of a training; empty: `config.profile_steps` must be empty.
+PROFILER = "rooms.benchmark.profiler:Profiler"
+
 # Module of what the page shows of regions; empty: it shows none.
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 

@@ -42,6 +42,7 @@ from pomp_jax.registry import (
   FORMATS,
   JOBS,
   METHODS,
+  PROFILER,
   READERS,
   SOURCES,
   TASKS,
@@ -51,6 +52,7 @@ from pomp_jax.registry import (
   load,
 )
 
+_steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 
 
@@ -267,7 +269,7 @@ class Loop:
   on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
   loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
+  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _steps)
 
 
 # Groups whose fields have no prefix: config.k is one of `Contrast`.

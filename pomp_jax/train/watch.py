@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import pathlib
-import tempfile
 import time
 from typing import Any, TypeVar
 
@@ -19,8 +18,8 @@ import jax
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
-from pomp_jax.files.paths import Path, is_bucket, store_of
 from pomp_jax.files.terminal import Progress
+from pomp_jax.registry import PROFILER, load
 from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.setup import Run
 
@@ -97,51 +96,6 @@ def memory() -> dict[str, float]:
   return {"process_memory_bytes": float(n_pages * os.sysconf("SC_PAGE_SIZE"))}
 
 
-class Trace:
-  """Profiles steps of process 0 with JAX's profiler; waits for the device at both ends.
-
-  A profiler error is a warning and never ends a training.
-  """
-
-  def __init__(self, path: Path, steps: tuple[int, ...], done: int):
-    """Starts at once if the next step is the first of the `steps` to profile: (first, last)."""
-    # JAX's profiler writes to this machine alone.
-    self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
-    self._path, self._local = path, self._temporary.name if self._temporary else path
-    self._first, self._last = steps if steps and hosts.is_first() else (-1, -1)
-    self._recording = False
-    self.after(done, None)
-
-  def after(self, step: int, result: Any) -> None:
-    """Starts or stops the profile, if it is due, once the results of a step are ready."""
-    if step not in (self._first - 1, self._last):
-      return
-    jax.block_until_ready(result)
-    if step == self._last:
-      self.close()
-    else:
-      self._recording = _succeeds(jax.profiler.start_trace, self._local)
-
-  def close(self) -> None:
-    """Stops the profile that is being recorded, if there is one."""
-    stopped = self._recording and _succeeds(jax.profiler.stop_trace)
-    if stopped and self._temporary is not None:
-      put = store_of(self._path).put
-      stopped = _succeeds(put, f"{self._local}/", f"{self._path}/", recursive=True)
-    if stopped:
-      log.info("profile from step %d on: %s", self._first, self._path)
-    self._recording = False
-
-
-def _succeeds(call: Callable[..., None], *arguments: Any, **options: Any) -> bool:
-  try:
-    call(*arguments, **options)
-  except (RuntimeError, OSError) as error:
-    log.warning("no profile: %s", " ".join(str(error).split()))
-    return False
-  return True
-
-
 class TrainingError(RunError, RuntimeError):
   """A training that failed; the message is one line."""
 
@@ -209,7 +163,9 @@ class Watch(contextlib.AbstractContextManager):
     self._run, self._check = run, check
     self._metrics = MetricsWriter(run.folder.path, first + 1, tracker) if hosts.is_first() else None
     self._progress = Progress(run.total_steps, first, "step")
-    self._trace = Trace(run.folder.path / "profile", run.loop.profile_steps, first)
+    self._profile = None
+    if steps := run.loop.profile_steps:
+      self._profile = load(PROFILER)(run.folder.path / "profile", steps, first)
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
     self.meter, self._warned = Meter(), False
@@ -224,7 +180,8 @@ class Watch(contextlib.AbstractContextManager):
     self._pending.append((step, metrics))
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1])
-    self._trace.after(step, metrics)
+    if self._profile is not None:
+      self._profile.after(step, metrics)
     every = self._run.log_every
     if step % every == 0 and len(self._pending) > every:
       self._read(len(self._pending) - every)
@@ -244,7 +201,8 @@ class Watch(contextlib.AbstractContextManager):
       self._metrics.write(step, **{name: value})
 
   def __exit__(self, *exception: object) -> None:
-    self._trace.close()
+    if self._profile is not None:
+      self._profile.close()
     self._progress.close()
     if self._metrics is not None:
       self._metrics.close()

@@ -1,4 +1,4 @@
-"""Metrics of a running training: what is measured, the warning of an input-bound run, profiles."""
+"""Metrics of a running training: what is measured, the warning of an input-bound run."""
 
 import dataclasses
 import re
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomp_jax.config import METHODS, ConfigError, validate
+from pomp_jax.config import METHODS
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from pomp_jax.train import watch as watch_module
 from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.watch import Meter, Watch, memory
-from tests.support.small_run import settings, small_config, trained
+from tests.support.small_run import settings, small_config
 
 
 class Clock:
@@ -146,28 +146,3 @@ def test_scalars_of_a_window(watch, tmp_path):
   # The rate of the window's last step: the schedule counts from 0.
   assert scalars["learning_rate"] == ([5, 10, 15], pytest.approx([1 / 5, 1 / 10, 1 / 15]))
   assert scalars["process_memory_bytes"][1][0] > 0
-
-
-def test_a_run_leaves_a_profile(tmp_path):
-  trained(small_config(steps=10, profile_steps="3+4", **{"checkpoint.every": 10}), tmp_path)
-  (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
-  assert trace.stat().st_size > 1000
-
-
-@pytest.mark.parametrize("text", ["20", "30+20", "0+1", "a+b", "1+2+3", "20-30", "+3"])
-def test_wrong_steps_of_a_profile(text):
-  with pytest.raises(ConfigError, match=r"config\.profile_steps: got"):
-    validate(small_config(profile_steps=text))
-
-
-def test_a_profiler_error_is_a_warning(tmp_path, caplog):
-  """Another profile is being recorded."""
-  jax.profiler.start_trace(tmp_path / "other")
-  try:
-    with opened(tmp_path, profile_steps="1+2") as watch:
-      for step in (1, 2, 3):
-        watch.step(step, METRICS[step])
-  finally:
-    jax.profiler.stop_trace()
-  (line,) = caplog.messages
-  assert line.startswith("no profile: ")
