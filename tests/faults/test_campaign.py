@@ -209,8 +209,8 @@ def nan_after(step: int) -> Iterator[None]:
   """Makes the parameters NaN after a step, with the draws of the first seed key only."""
   real = setup.PromptRun.build_step
 
-  def build_step(job):
-    once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.seed)))
+  def build_step(run):
+    once, first_key = real(run), np.asarray(jax.random.key_data(jax.random.key(run.seed)))
 
     def poisoned_step(state, frozen, batch):
       if int(state.step) == step and np.array_equal(state.seed_key, first_key):

@@ -60,18 +60,19 @@ class Attempt:
 class Training:
   def __init__(self, config: Settings, folder: pathlib.Path):
     encoder = inputs.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
-    self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
+    self.config, self.prepared = config, setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context
 
   def run(self, folder: Folder, hook: Hook = lambda step: None, **changes) -> Attempt:
     """Runs it from the last checkpoint in a folder, or from the start."""
-    config = self.job.config.replace(changes)
-    job = dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
-    job.folder.create()
+    config = self.config.replace(changes)
+    parts = {"loop": config.loop, "checkpoint": config.checkpoint, "config": config.to_dict()}
+    run = dataclasses.replace(self.prepared, folder=RunFolder(folder), **parts)
+    run.folder.create()
     context = error = None
     with watched(hook) as firsts, warnings() as lines:
       try:
-        context = np.asarray(loop.train(job).state.params["context"])
+        context = np.asarray(loop.train(run).state.params["context"])
       except (Exception, Preempted) as found:
         error = found
     return Attempt(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
@@ -148,8 +149,8 @@ def run_until_killed(folder: str, fault: dict) -> None:
   SIGKILL comes at `step`, or in the save of step `save` at that number `access` of a file operation
   in the checkpoints' folder.
   """
-  job = setup.prepare(config_of(), RunFolder(folder))
-  job.folder.create()
+  run = setup.prepare(config_of(), RunFolder(folder))
+  run.folder.create()
 
   def hook(step):
     print(step, flush=True)
@@ -164,7 +165,7 @@ def run_until_killed(folder: str, fault: dict) -> None:
     return real(self, step, *arguments, **more)
 
   with watched(hook), mock.patch.object(Checkpoints, "save", save):
-    loop.train(job)
+    loop.train(run)
 
 
 def die_at_access(folder: str, number: int) -> None:

@@ -61,9 +61,9 @@ def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:
 def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:
   """Trains without the evaluation that follows, and returns the context."""
   folder = RunFolder(workdir)
-  job = setup.prepare(config, folder)
+  run = setup.prepare(config, folder)
   folder.create()
-  return np.asarray(loop.train(job).state.params["context"])
+  return np.asarray(loop.train(run).state.params["context"])
 
 
 def training_features(store: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:

@@ -18,10 +18,10 @@ def step_products(one_layer, tmp_path, **changes):
   """(type of the inputs, precision) of each product and convolution of floats in a step."""
   small = {"data.n_classes": 30, "k": 10, "clip.model": one_layer, "prompt.depth": 1}
   config = small_config(**small | changes)
-  job = setup.prepare(config, RunFolder(tmp_path))
-  n, size = config.batch_size, job.encoder.clip.image_size
+  run = setup.prepare(config, RunFolder(tmp_path))
+  n, size = config.batch_size, run.encoder.clip.image_size
   batch = {"image": np.zeros((n, size, size, 3), np.uint8), "label": np.zeros(n, np.int32)}
-  step = jax.make_jaxpr(job.build_step())(first_state(job), job.frozen, batch)
+  step = jax.make_jaxpr(run.build_step())(first_state(run), run.frozen, batch)
   found = []
   for equation in equations(step.jaxpr):
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):

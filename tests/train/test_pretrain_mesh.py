@@ -33,9 +33,9 @@ def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
   for step in (4, 6):
     shutil.rmtree(tmp_path / "checkpoints" / str(step))
   half = inputs.open_encoder(config.clip, devices=jax.devices()[:4])
-  job = setup.prepare(config, RunFolder(tmp_path), encoder=half)
+  run = setup.prepare(config, RunFolder(tmp_path), encoder=half)
   with caplog.at_level("INFO", "pomp_jax"):
-    done = loop.train(job)
+    done = loop.train(run)
   found = np.asarray(done.state.params["context"])
   assert ("DRAWS DIFFER" in caplog.text) == differ
   assert np.allclose(found, expected, rtol=0, atol=1e-6) != differ

@@ -150,8 +150,8 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
   ):
     shown.clear()
     config = config_of(**STORED | {"data.feature_store": str(folder)} | changes)
-    job = setup.prepare(config, RunFolder(tmp_path / "run"))
-    fill_features(job.data, job.clip, job.folder, job.source, job.encoder)
+    run = setup.prepare(config, RunFolder(tmp_path / "run"))
+    fill_features(run.data, run.clip, run.folder, run.source, run.encoder)
     assert sum(shown) == n_images, changes
 
 

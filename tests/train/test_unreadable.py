@@ -42,7 +42,7 @@ def test_the_prompt_is_there_when_the_evaluation_fails(
   prompt = load_prompt(run / "prompt.npz")
   assert not (run / "results.json").exists()
   shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
-  monkeypatch.setattr(setup.PromptRun, "build_step", lambda job: pytest.fail("trains again"))
+  monkeypatch.setattr(setup.PromptRun, "build_step", lambda run: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
   # Validated and tested on the readable ones alone.
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4

@@ -258,9 +258,9 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
 
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
-  job = setup.prepare(config, folder)
-  fill_features(job.data, job.clip, folder, job.source, job.encoder)
-  step, given, splits = job.build_step(), [], []
+  run = setup.prepare(config, folder)
+  fill_features(run.data, run.clip, folder, run.source, run.encoder)
+  step, given, splits = run.build_step(), [], []
 
   def take(state, frozen, batch):
     given.append((state, frozen, batch))
@@ -271,12 +271,12 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     return SplitFeatures(tuple(source.names), source.labels, None, np.arange(len(source)))
 
   patch.setattr(batches, "readable_features", opened)
-  results.open_splits(config.data, config.eval.images, job.encoder, folder, None)
+  results.open_splits(config.data, config.eval.images, run.encoder, folder, None)
   tested = list(splits)
-  job.validation()
-  patch.setattr(setup.PromptRun, "build_step", lambda job: take)
-  patch.setattr(setup.PromptRun, "validation", lambda job: lambda state: 0.0)
-  loop.train(job)
+  run.validation()
+  patch.setattr(setup.PromptRun, "build_step", lambda run: take)
+  patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: 0.0)
+  loop.train(run)
   (state, frozen, batch), *_ = given
   pieces = {
     "program": step.lower(state, frozen, batch).as_text(),
@@ -285,13 +285,13 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "state": state,
     "splits": splits,
   }
-  contrast = dataclasses.asdict(job.loss)
+  contrast = dataclasses.asdict(run.loss)
   figures = {
     "steps": len(given),
-    "epoch": job.steps_per_epoch,
+    "epoch": run.steps_per_epoch,
     "batch": len(batch["label"]),
-    "images": len(job.source),
-    "position": job.module.position,
+    "images": len(run.source),
+    "position": run.module.position,
     "parameters": [np.shape(leaf) for leaf in jax.tree.leaves(state.params)],
     "tested": [len(labels) for _, labels, _ in tested],
     "validated": [len(labels) for _, labels, _ in splits[len(tested) :]],
@@ -334,11 +334,11 @@ def test_all_negatives_are_k_equal_to_n(reached):
 
 def _learned(config, folder) -> np.ndarray:
   """All parameters after three steps, as one vector."""
-  job = setup.prepare(config, folder)
-  state, step = first_state(job), job.build_step()
-  with contextlib.closing(job.open_batches()) as loader:
+  run = setup.prepare(config, folder)
+  state, step = first_state(run), run.build_step()
+  with contextlib.closing(run.open_batches()) as loader:
     for batch in itertools.islice(loader, 3):
-      state, _ = step(state, job.frozen, batch)
+      state, _ = step(state, run.frozen, batch)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
@@ -398,12 +398,12 @@ _KEEP = optax.GradientTransformation(
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
 def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, schedule):
   config = _config(UPDATES | {"optim.schedule": schedule, "log.every": 1}, folders)
-  job = setup.prepare(config, RunFolder(tmp_path))
-  gradient_step = dataclasses.replace(job, optimizer=_KEEP).build_step()
+  run = setup.prepare(config, RunFolder(tmp_path))
+  gradient_step = dataclasses.replace(run, optimizer=_KEEP).build_step()
   path, gradients = [], []
 
-  def recorded(job, step=setup.PromptRun.build_step):
-    update = step(job)
+  def recorded(run, step=setup.PromptRun.build_step):
+    update = step(run)
 
     def call(state, frozen, batch):
       copy = jax.tree.map(jnp.copy, state)
@@ -415,13 +415,13 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
     return call
 
   monkeypatch.setattr(setup.PromptRun, "build_step", recorded)
-  monkeypatch.setattr(setup.PromptRun, "validation", lambda job: lambda state: 0.0)
-  path.append(np.asarray(loop.train(job).state.params["context"]))
-  assert (job.steps_per_epoch, len(gradients)) == (2, 10)
+  monkeypatch.setattr(setup.PromptRun, "validation", lambda run: lambda state: 0.0)
+  path.append(np.asarray(loop.train(run).state.params["context"]))
+  assert (run.steps_per_epoch, len(gradients)) == (2, 10)
   expected, rates = _torch_path(config, path[0], gradients)
   assert_close(path[1:], expected, 1e-5)
   # What is logged of each step is what it used.
-  steps, logged = job.folder.scalars()["learning_rate"]
+  steps, logged = run.folder.scalars()["learning_rate"]
   assert steps == list(range(1, 11))
   assert_close(logged, rates, 1e-6)
   # And each field alone makes a difference that this comparison sees.
@@ -442,8 +442,8 @@ def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path
   _write_pictures(root / "test", "base", (2,) * 9, shift=1)
   data = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0}
   config = small_config(k=9, **data, **{"eval.images": 0, "probe.iterations": 20})
-  job = setup.prepare(config, RunFolder(tmp_path / "run"))
-  assert job.validation()(first_state(job)) == 0.0
+  run = setup.prepare(config, RunFolder(tmp_path / "run"))
+  assert run.validation()(first_state(run)) == 0.0
   found = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
   assert list(found["top1"]) == ["test"] and 0.4 < found["top1"]["test"] < 0.6
   assert set(found["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

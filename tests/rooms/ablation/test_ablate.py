@@ -159,12 +159,12 @@ def synthetic(monkeypatch):
   def install(losses_of=lambda cell: np.ones(3, np.float32), crashing=()):
     trained = []
 
-    def train(job, group, streams, size):
+    def train(run, group, streams, size):
       for cell in group:
         if cell.values in crashing:
           raise MemoryError("no room")
         trained.append(cell.name)
-        context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+        context = np.zeros((cell.config.prompt.m, run.encoder.clip.text_width), np.float32)
         yield Trained(context, losses_of(cell), 1.0, 1.0)
 
     monkeypatch.setattr(ablate, "train_lanes", train)
