@@ -317,6 +317,9 @@ TRACKERS = {
   "wandb": "rooms.interchange.tracker:Wandb",
 }
 
+# Function report -> its tables in LaTeX; empty: no results.tex is written.
+LATEX = "rooms.interchange.latex:latex"
+
 # Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
 

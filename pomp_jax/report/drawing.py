@@ -120,20 +120,6 @@ def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> Error
   return axes.errorbar(x, y, **base | options)
 
 
-def reference_line(axes: Axes, value: float, label: str) -> None:
-  """Draws a grey horizontal line, named on the right, where curves have left it."""
-  axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-  box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-  place: dict[str, Any] = {
-    "xycoords": ("axes fraction", "data"),
-    "va": "bottom",
-    "ha": "right",
-    "bbox": box,
-  }
-  # Never over a mark.
-  axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
-
-
 def colour_bar(figure: Figure, picture: Any, axes: Any, label: str, **options: Any) -> Any:
   """Adds a labelled colour bar; `options` are those of `Figure.colorbar`."""
   bar = figure.colorbar(picture, ax=axes, **options)

@@ -1,4 +1,4 @@
-"""The one model of a report, and how it is written: Markdown, LaTeX, self-contained HTML; CSV.
+"""The one model of a report, and how it is written: Markdown, self-contained HTML; CSV.
 
 Each job builds its sections of text, tables and pictures once, and the page in the browser shows
 them too. All cells are text here already, so that every writer has the same figures.
@@ -17,11 +17,6 @@ import urllib.parse
 from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
-_LATEX_ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
-  ord("\\"): r"\textbackslash{}",
-  ord("~"): r"\textasciitilde{}",
-  ord("^"): r"\textasciicircum{}",
-}
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 
 # Below a table of accuracies.
@@ -138,55 +133,25 @@ def markdown(report: Report) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
-  """The cells, escaped; `bold` formats the highlighted ones."""
+def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
+  """The cells of a table, escaped; `bold` formats the highlighted ones."""
   return [
     [bold.format(escaped(x)) if (r, c) in table.highest else escaped(x) for c, x in enumerate(row)]
     for r, row in enumerate(table.rows)
   ]
 
 
-def _headings(table: Table) -> Sequence[str]:
-  """The headings; empty ones where the table has none."""
+def headings(table: Table) -> Sequence[str]:
+  """The headings of a table; empty ones where it has none."""
   return table.columns or [""] * max(map(len, table.rows), default=1)
 
 
 def _markdown_table(table: Table) -> str:
   escaped = lambda text: text.translate(_MARKDOWN_ESCAPES)
-  columns = _headings(table)
+  columns = headings(table)
   rows = [map(escaped, columns), ["---"] * len(columns)]
-  rows += _cells(table, escaped, "**{}**")
+  rows += cells(table, escaped, "**{}**")
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def latex(report: Report) -> str:
-  r"""Formats the brief sections for a LaTeX document with `\usepackage{booktabs}`."""
-  parts = [f"% {report.title}\n% {report.text}"]
-  for section in report.sections:
-    if section.brief and section.table:
-      parts.append(_latex_table(section, section.table))
-    elif section.brief:
-      parts += [f"% {text}" for text in (section.title, section.text, *section.notes) if text]
-  return "\n\n".join(parts) + "\n"
-
-
-def _latex_table(section: Section, table: Table) -> str:
-  escaped = lambda text: text.translate(_LATEX_ESCAPES)
-  marks, columns = table.marks or [""] * len(table.rows), _headings(table)
-  rows = [map(escaped, columns), *_cells(table, escaped, r"\textbf{{{}}}")]
-  lines = [rf"{' & '.join(row)} \\" for row in rows]
-  for r in reversed(range(len(marks))):
-    if r == 0 or marks[r] != marks[r - 1]:
-      lines.insert(1 + r, r"\midrule")
-  caption = escaped(". ".join(filter(None, (section.title, section.text))))
-  before = rf"""\begin{{table}}
-\centering
-\caption{{{caption}}}
-\begin{{tabular}}{{l{"r" * (len(columns) - 1)}}}
-\toprule"""
-  notes = [rf"\par\footnotesize {escaped(note)}" for note in section.notes]
-  after = [r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]
-  return "\n".join([before, *lines, *after])
 
 
 def html(report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]) -> str:
@@ -251,11 +216,11 @@ def _html_table(table: Table) -> str:
   lines = [f"<thead><tr>{''.join(head)}</tr></thead>"] if head else []
   lines.append("<tbody>")
   marks = table.marks or [""] * len(table.rows)
-  shown = _cells(table, escape, "<strong>{}</strong>")
-  for row, cells, mark in zip(table.rows, shown, marks, strict=True):
+  shown = cells(table, escape, "<strong>{}</strong>")
+  for row, texts, mark in zip(table.rows, shown, marks, strict=True):
     # Sentences wrap, words stand on the left, and figures below one another on the right.
     kinds = ["text" if len(x) > 36 else "words" * w for x, w in zip(row, words, strict=True)]
-    of_row = [f"<td{_class(kind)}>{x}</td>" for kind, x in zip(kinds, cells, strict=True)]
+    of_row = [f"<td{_class(kind)}>{x}</td>" for kind, x in zip(kinds, texts, strict=True)]
     lines.append(f"<tr{_class(mark)}>{''.join(of_row)}</tr>")
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'

@@ -8,14 +8,13 @@ from pomp_jax.config.fields import defaults, flatten
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
-from pomp_jax.registry import JOBS, load
+from pomp_jax.registry import JOBS, LATEX, load
 from pomp_jax.report.report import (
   Report,
   Section,
   Table,
   facts,
   html,
-  latex,
   markdown,
   with_pictures,
 )
@@ -41,7 +40,6 @@ _FILES = {
   "labels": "label images of each prompt",
   "detections": "detections of each prompt in COCO's form",
 }
-_WRITERS = {"results.md": markdown, "results.tex": latex}
 
 
 def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
@@ -68,8 +66,9 @@ def finish_run(
   report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
   with writing(folder.path):
     for name in names:
-      with replacing(folder.path / name) as file:
-        file.write(_WRITERS[name](report).encode())
+      if write := markdown if name == "results.md" else LATEX and load(LATEX):
+        with replacing(folder.path / name) as file:
+          file.write(write(report).encode())
     page = _page(folder, config, report, stored["provenance"])  # links to the files above
     with replacing(folder.path / "report.html") as file:
       file.write(page.encode())

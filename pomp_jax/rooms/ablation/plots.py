@@ -122,7 +122,7 @@ def sweep(
       label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
       drawn.setdefault(label, _draw_line(axes, points, number, shift, scale_of(name)))
     for label, value in references.get(name, {}).items():
-      drawing.reference_line(axes, scale_of(name) * value, label)
+      reference_line(axes, scale_of(name) * value, label)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]
@@ -152,3 +152,17 @@ def _draw_line(
     dots = {"s": 9, "color": drawing.style(number)["color"], "alpha": 0.35, "linewidths": 0}
     axes.scatter(np.full(len(seeds), place), seeds, **dots)
   return drawing.error_bars(axes, x, means, number, yerr=stds)
+
+
+def reference_line(axes: Axes, value: float, label: str) -> None:
+  """Draws a grey horizontal line, named on the right, where curves have left it."""
+  axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
+  box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+  place: dict[str, Any] = {
+    "xycoords": ("axes fraction", "data"),
+    "va": "bottom",
+    "ha": "right",
+    "bbox": box,
+  }
+  # Never over a mark.
+  axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.rooms.ablation.plots import Group, groups, kind_of, top1_heading
+from pomp_jax.rooms.ablation.plots import Group, groups, kind_of, reference_line, top1_heading
 
 CRITERION = "validation"
 _SAMPLER = "sampling.name"
@@ -131,7 +131,7 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
         bar = {"color": style["color"], "capsize": 3, "linewidth": 1}
         axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
     if split == CRITERION and threshold is not None:
-      drawing.reference_line(axes, 100 * threshold, "exact contrast, less its spread")
+      reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
     drawing.label_panel(axes, top1_heading(split, images), "seconds of training", grid="both")
     legend = legend or drawn  # the first panel has all courses
