@@ -93,6 +93,18 @@ def test_the_pages_are_short():
   assert len(text_of("README.md").encode()) <= 9 * 1024
 
 
+def test_each_room_has_a_row_and_a_page():
+  """Its number of lines is that of its modules, give or take a fifth."""
+  found = re.findall(
+    r"^\| `(\w+)` \| .+\(docs/.+\) \| ([\d,]+) \|$", text_of("CONTRIBUTING.md"), re.M
+  )
+  rooms = {path.parent.name: path.parent for path in ROOT.glob("pomp_jax/rooms/*/__init__.py")}
+  assert sorted(name for name, _ in found) == sorted(rooms)
+  for name, shown in found:
+    lines = sum(len(path.read_text().splitlines()) for path in rooms[name].rglob("*.py"))
+    assert 0.8 <= int(shown.replace(",", "")) / lines <= 1.2, (name, lines)
+
+
 _BEFORE, *_PARTS = re.split(r"^## (.+)$", text_of("docs/gallery.md"), flags=re.MULTILINE)
 # Text of each section of the gallery by its title, in the order of the page.
 SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
