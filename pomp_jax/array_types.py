@@ -9,7 +9,8 @@ except ImportError:
     def __class_getitem__(cls, item: Any) -> Any:
       return Any
 
-  Array = Any
-  Bool = Float = Int = Int32 = _Anything
+  # Names that the import above binds to types for mypy.
+  Array = Any  # type: ignore[misc, assignment]
+  Bool = Float = Int = Int32 = _Anything  # type: ignore[assignment]
 
 __all__ = ["Array", "Bool", "Float", "Int", "Int32"]

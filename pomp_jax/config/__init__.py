@@ -16,5 +16,5 @@ from pomp_jax.config.checks import (
   with_jobs,
 )
 from pomp_jax.config.declare import ConfigError, near_match
-from pomp_jax.config.fields import FIELDS, Settings, defaults, fields_of
+from pomp_jax.config.settings import FIELDS, Settings, defaults, fields_of
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

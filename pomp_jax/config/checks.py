@@ -15,20 +15,8 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
-from pomp_jax.config.fields import (
-  FIELDS,
-  Clip,
-  Data,
-  Export,
-  Optim,
-  Predict,
-  Sampling,
-  Settings,
-  check_read,
-  defaults,
-  fields_of,
-  flatten,
-)
+from pomp_jax.config.fields import Clip, Data, Export, Optim, Predict, Sampling
+from pomp_jax.config.settings import FIELDS, Settings, check_read, defaults, fields_of, flatten
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO

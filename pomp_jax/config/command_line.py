@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from pomp_jax.config.checks import unpack, value_of_text
-from pomp_jax.config.fields import FIELDS, UNNAMED, Clip, Mesh, Settings, groups_with_fields
+from pomp_jax.config.fields import UNNAMED, Clip, Mesh
+from pomp_jax.config.settings import FIELDS, Settings, groups_with_fields
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line
@@ -106,14 +107,11 @@ def _explained(error: Exception) -> str:
   if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # a ConfigDict's
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
   group = re.fullmatch(r"\W*(\w+)\W*", message.partition(" Other fields present")[0])
-  if isinstance(error, AttributeError | KeyError) and group and group[1] in _group_names():
+  groups = {field.partition(".")[0] for field in FIELDS if "." in field}
+  if isinstance(error, AttributeError | KeyError) and group and group[1] in groups:
     jobs = " or ".join(f"base({job!r})" for job in JOBS if group[1] in groups_of(job))
     return f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
   return f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
-
-
-def _group_names() -> set[str]:
-  return {field.partition(".")[0] for field in FIELDS if "." in field}
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:

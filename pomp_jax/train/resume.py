@@ -15,7 +15,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import FIELDS, ConfigError
 from pomp_jax.config.declare import UnknownFieldError
-from pomp_jax.config.fields import flatten
+from pomp_jax.config.settings import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA

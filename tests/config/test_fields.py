@@ -22,7 +22,8 @@ from pomp_jax.config import (
 )
 from pomp_jax.config.command_line import help_text
 from pomp_jax.config.declare import UnknownFieldError
-from pomp_jax.config.fields import Contrast, Loop, flatten
+from pomp_jax.config.fields import Contrast, Loop
+from pomp_jax.config.settings import flatten
 
 
 def test_defaults_are_valid_and_survive_the_config_file():

@@ -20,7 +20,7 @@ from pomp_jax.config import (
   validate,
   value_of_text,
 )
-from pomp_jax.config.fields import check_read
+from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
