@@ -4,9 +4,8 @@ Shapes: N names, S rows of names and padding, R regions, E embedding.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import copy
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -15,16 +14,15 @@ import numpy as np
 from PIL import Image
 import scipy.special
 
-from pomp_jax.config import WORLD, Settings
+from pomp_jax.config import WORLD
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
-from pomp_jax.files.paths import is_bucket, without_folders
+from pomp_jax.files.paths import without_folders
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
-from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.rooms.page.form import FormError
 
 # Features of names in memory, one array for each prompt and list of names.
@@ -40,28 +38,29 @@ class Answer(NamedTuple):
 
 
 class Comparison:
-  """A CLIP and prompts, with labels to show. The caller makes sure that one thread computes.
-
-  `finds`: whether a network can find objects; `segments`: whether it or a ViT can compute label
-  maps; `is_toy`: whether the CLIP is the embedded world's; `files`: paths of the config's prompts.
-  """
+  """A CLIP and prompts, with labels to show. The caller makes sure that one thread computes."""
 
   def __init__(
     self,
     encoder: Encoder,
     prompts: Sequence[NamedPrompt],
-    config: Settings,
+    top: int,
     regions: Any = None,
+    files: Collection[str] = (),
   ):
-    """Compiles on first use. The prompts fit any names; `regions` is a `RegionsOfPictures`."""
-    self._encoder, self._config, self._regions = encoder, config, regions
-    self.prompts = list(prompts)
-    self.is_toy = config.clip.model == WORLD
-    names = [name for name in config.page.prompts if not is_bucket(name)]
-    self.files = {os.path.realpath(prompt_path(name)) for name in names}
+    """Compiles on first use.
+
+    Args:
+      encoder: CLIP on the devices.
+      prompts: prompts that fit any names.
+      top: number of names in an answer.
+      regions: `RegionsOfPictures`; None where the page has no regions.
+      files: real paths of the prompts' files.
+    """
+    self._encoder, self._top = encoder, top
+    self.prompts, self.regions, self.files = list(prompts), regions, files
+    self.is_toy = encoder.clip.name == WORLD
     self._features: OrderedDict[str, np.ndarray] = OrderedDict()
-    self.finds, self.segments = bool(regions and regions.finds), bool(regions and regions.segments)
-    self.most_names = regions.most_names if regions else 0
 
   @property
   def has_learned(self) -> bool:
@@ -70,13 +69,13 @@ class Comparison:
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
     """The same under other prompts, with what is computed by now; FormError if one can't be."""
-    width, model = self._encoder.clip.config.text_config.hidden_size, self._config.clip.model
+    clip = self._encoder.clip
     for label, prompt, _ in prompts:
       if isinstance(prompt, Prompt):
         if prompt.context.ndim == 3:
           raise FormError(f"{label}: is of one list of classes, expected one that fits any names")
         try:
-          check_fits(prompt, width, model, path=label)
+          check_fits(prompt, clip.text_width, clip.name, path=label)
         except PromptFileError as error:
           raise FormError(without_folders(str(error))) from error
     other = copy.copy(self)
@@ -93,29 +92,27 @@ class Comparison:
 
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
     """Draws a class for every pixel under each prompt; a PNG."""
-    if not self.segments:
+    if not self.regions.segments:
       raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
-    if len(names) > self.most_names:
-      expected = f"expected at most {self.most_names} for a segmentation"
+    if len(names) > self.regions.most_names:
+      expected = f"expected at most {self.regions.most_names} for a segmentation"
       raise FormError(f"names: got {len(names):,}, {expected}")
-    return self._regions.segment(image, names, self._class_features(names), self._labels)
+    return self.regions.segment(image, names, self._class_features(names), self._labels)
 
   def find_objects(
     self, image: Image.Image, names: Sequence[str]
   ) -> tuple[bytes, list[list[tuple[str, float]]]]:
     """Objects that the network finds: a PNG, and names with scores under each prompt."""
-    if not self.finds:
+    if not self.regions.finds:
       raise FormError("finding objects needs a network; this page has none (propose.network)")
-    return self._regions.find_objects(image, names, self._class_features(names), self._labels)
+    return self.regions.find_objects(image, names, self._class_features(names), self._labels)
 
   def name_boxes(
     self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, list[list[Answer]]]:
     """Names given boxes: a PNG with each in the colour of its name, and the answers of each."""
-    if self._regions is None:
-      raise FormError("this page has no regions")
     given = image, names, self._class_features(names), self._labels
-    picture, scores = self._regions.name_boxes(*given, boxes_Rx4)
+    picture, scores = self.regions.name_boxes(*given, boxes_Rx4)
     return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
 
   @property
@@ -126,7 +123,7 @@ class Comparison:
     """Best names of probabilities under each prompt."""
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
-      best = np.argsort(-row_N, kind="stable")[: self._config.page.top]
+      best = np.argsort(-row_N, kind="stable")[: self._top]
       pairs = [(names[c], float(row_N[c])) for c in best]
       answers.append(Answer(named.label, isinstance(named.prompt, Prompt), pairs))
     return answers

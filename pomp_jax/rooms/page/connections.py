@@ -1,4 +1,4 @@
-"""The port of the page and its connections: idle ones and slow uploads keep nobody out."""
+"""The page's connections: idle ones and slow uploads keep nobody out."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,12 +14,6 @@ from pomp_jax.rooms.page.server import FORM_BYTES
 _THREADS = 8
 # Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
-
-
-def listen(host: str, port: int) -> socket.socket:
-  """Opens a port; 0 is a free one. OSError: no such address, or the port is in use."""
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  return socket.create_server((host, port), family=family)
 
 
 @contextlib.contextmanager

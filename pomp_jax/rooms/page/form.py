@@ -6,6 +6,7 @@ Shapes: R boxes.
 
 import io
 import re
+from typing import NamedTuple
 
 from jaxtyping import Float32
 import numpy as np
@@ -24,6 +25,14 @@ MAX_PROMPTS = 8
 
 class FormError(InputError, ValueError):
   """Input that the page can't use; one line."""
+
+
+class Example(NamedTuple):
+  """A picture to begin with; names and boxes are one a line."""
+
+  image: Image.Image
+  names: str
+  boxes: str = ""
 
 
 def lines_of(text: str) -> list[str]:

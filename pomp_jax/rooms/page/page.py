@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import errno
 import importlib.util
 import logging
-import pathlib
+import os
+import socket
 import time
 
 import numpy as np
@@ -21,8 +22,10 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
+from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
+from pomp_jax.rooms.page.form import Example, text_of_boxes
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names
 
@@ -54,7 +57,7 @@ def check(config: Settings, workdir: str) -> None:
       raise ConfigError("page.prompts", label, "a prompt that fits any names")
     if isinstance(prompt, Prompt):
       check_fits(prompt, width, model, path=label)
-  _listen(config).close()
+  _listen(page.host, page.port).close()
 
 
 def run(config: Settings, workdir: str) -> None:
@@ -62,28 +65,20 @@ def run(config: Settings, workdir: str) -> None:
   del workdir
   # Import after `check`, which says what is missing.
   from pomp_jax.rooms.page import connections, server
-  from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
 
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  regions = load(REGIONS_ON_PAGE) if REGIONS_ON_PAGE else None
-  opened = regions and regions.RegionsOfPictures(
-    encoder, config.clip, config.regions, config.segment, config.detect, config.propose
-  )
-  comparison = Comparison(encoder, prompts, config, opened)
+  regions = None
+  if REGIONS_ON_PAGE:
+    groups = config.clip, config.regions, config.segment, config.detect, config.propose
+    regions = load(REGIONS_ON_PAGE).RegionsOfPictures(encoder, *groups)
+  files = {os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)}
+  comparison = Comparison(encoder, prompts, page.top, regions, files)
   of_world = config.clip.model == WORLD
-  app = server.make_app(
-    comparison,
-    pathlib.Path(page.runs) if page.runs else None,
-    server.Limits(page.max_names, page.max_upload),
-    host=page.host,
-    hosts=page.hosts,
-    pictures=_pictures() if of_world else (),
-    scenes=_scenes() if of_world and regions else (),
-    turns=turns,
-  )
-  listener = _listen(config)
+  pictures, scenes = _pictures() if of_world else (), _scenes() if of_world and regions else ()
+  app = server.make_app(comparison, page, turns, pictures=pictures, scenes=scenes)
+  listener = _listen(page.host, page.port)
   host, port = listener.getsockname()[:2]
   if page.host not in server.LOOPBACK:
     log.warning(
@@ -104,22 +99,21 @@ def _log_start(prompts: Sequence[NamedPrompt], url: str) -> None:
   log.info("the page is at %s (Ctrl-C ends it)", url)
 
 
-def _listen(config: Settings):
-  from pomp_jax.rooms.page.connections import listen
-
+def _listen(host: str, port: int) -> socket.socket:
+  """Opens a port, 0 for a free one; ConfigError: no such address, or the port is in use."""
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
-    return listen(config.page.host, config.page.port)
+    return socket.create_server((host, port), family=family)
   except OSError as error:
-    bad = "page.host", config.page.host, f"an address of this machine ({error.strerror})"
     if error.errno in (errno.EADDRINUSE, errno.EACCES):
-      bad = "page.port", config.page.port, f"a free port of {bad[1]} ({error.strerror})"
-    raise ConfigError(*bad) from error
+      expected = f"a free port of {host!r} ({error.strerror})"
+      raise ConfigError("page.port", port, expected) from error
+    expected = f"an address of this machine ({error.strerror})"
+    raise ConfigError("page.host", host, expected) from error
 
 
-def _pictures():
+def _pictures() -> tuple[Example, ...]:
   """Pictures of novel classes, each with its name and some that differ in one word's meaning."""
-  from pomp_jax.rooms.page.server import Example
-
   images = source("novel", n_images=_EXAMPLES)
   names, attributes_NxA = class_names("all"), class_attributes("all")
   examples = []
@@ -132,10 +126,7 @@ def _pictures():
   return tuple(examples)
 
 
-def _scenes():
+def _scenes() -> tuple[Example, ...]:
   """Scenes of several objects, with their boxes, their names and some others'."""
-  from pomp_jax.rooms.page.form import text_of_boxes
-  from pomp_jax.rooms.page.server import Example
-
   found = load(REGIONS_ON_PAGE).examples()
   return tuple(Example(image, names, text_of_boxes(boxes)) for image, names, boxes in found)

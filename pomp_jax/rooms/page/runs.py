@@ -62,8 +62,10 @@ class Run(NamedTuple):
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
   """The runs below a folder, or itself, by name, the newest first: folders with an `_OF_RUN`."""
+  if root is None:
+    return {}
   found = {}
-  for folder, below, _ in os.walk(root) if root else ():
+  for folder, below, _ in os.walk(root):
     path = pathlib.Path(folder)
     parts = path.relative_to(root).parts
     shown = [own for own in below if not own.startswith(".") and own.isprintable()]
@@ -145,7 +147,7 @@ def curves(run: Run) -> bytes | None:
 def _scalars(run: Run) -> dict[str, plots.Series]:
   """Logged scalars of a training, without the points that can't be drawn."""
   found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
-  drawable = {}
+  drawable: dict[str, plots.Series] = {}
   for name in filter(found.__contains__, _OF_TRAINING):
     points = zip(*found[name], strict=True)
     kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
@@ -160,7 +162,8 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
   no section follow. Absolute paths are cut to their last name. `address` is that of a plot; the
   plot CURVES is that of `curves`.
   """
-  files, problems, text = plot_files(run), [], ""
+  files, text = plot_files(run), ""
+  problems: list[str] = []
   if _scalars(run):
     files = sorted({*files, CURVES})
   results: dict[str, Any] = {}

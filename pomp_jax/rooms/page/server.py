@@ -14,7 +14,7 @@ import pathlib
 import secrets
 import socket
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, abort, render_template, request, url_for
@@ -26,9 +26,11 @@ from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.terminal import printable, quoted
 from pomp_jax.rooms.page import runs
 from pomp_jax.rooms.page.comparison import Comparison
+from pomp_jax.rooms.page.fields import Page
 from pomp_jax.rooms.page.form import (
   LONGEST,
   MAX_PROMPTS,
+  Example,
   FormError,
   lines_of,
   png_of,
@@ -60,21 +62,6 @@ _SECURITY = {
 _REPORT = (
   "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 )
-
-
-class Example(NamedTuple):
-  """A picture to begin with."""
-
-  image: Image.Image | None
-  names: str  # one a line
-  boxes: str = ""  # one a line
-
-
-class Limits(NamedTuple):
-  """Fields of `config.page` that bound a request."""
-
-  max_names: int
-  max_upload: float  # MiB
 
 
 class BusyError(InputError):
@@ -133,33 +120,28 @@ class Turns:
 
 def make_app(
   comparison: Comparison,
-  root: pathlib.Path | None,
-  limits: Limits,
+  fields: Page,
+  turns: Turns,
   *,
-  host: str = LOOPBACK[0],
-  hosts: Collection[str] = (),
   pictures: tuple[Example, ...] = (),
   scenes: tuple[Example, ...] = (),
-  turns: Turns | None = None,
 ) -> Flask:
-  """Makes the application.
-
-  `root` is the folder of the runs. `host` is the address that it will listen on, and `hosts` are
-  names that requests may be for, see `_check_origin`. `pictures` are examples of the tab Classify,
-  `scenes` those of the tab Regions.
-  """
+  """Makes the application, with `pictures` as examples to classify, and `scenes` of regions."""
   app = Flask(__name__, static_folder=None)
-  app.config["MAX_CONTENT_LENGTH"] = int(limits.max_upload * _MIB) + FORM_BYTES
+  app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + FORM_BYTES
   app.config["MAX_FORM_MEMORY_SIZE"] = FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
   app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-  examples = {"classify": pictures, "regions": scenes}
-  page = _Page(comparison, root, limits, turns or Turns(), examples)
-  app.before_request(functools.partial(_check_origin, host, hosts))
+  page = _Page(comparison, fields, turns, {"classify": pictures, "regions": scenes})
+  app.before_request(functools.partial(_check_origin, fields.host, fields.hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
-  for rule, view in (("/", page.classify), ("/regions", page.regions)):
-    app.add_url_rule(rule, view.__name__, view, methods=["GET", "POST"])
+  tabs = {"classify": "/", "regions": "/regions", "runs": "/runs", "reports": "/reports"}
+  if comparison.regions is None:
+    del tabs["regions"]
+  app.jinja_env.globals["tabs"] = tabs
+  for tab in tabs.keys() & {"classify", "regions"}:
+    app.add_url_rule(tabs[tab], tab, getattr(page, tab), methods=["GET", "POST"])
   for rule, view in (
     ("/picture/<key>", page.picture),
     ("/runs", page.run_list),
@@ -182,17 +164,20 @@ class _Page:
   def __init__(
     self,
     comparison: Comparison,
-    root: pathlib.Path | None,
-    limits: Limits,
+    limits: Page,
     turns: Turns,
     examples: Mapping[str, tuple[Example, ...]],
   ):
-    self._comparison, self._root, self._limits, self._turns = comparison, root, limits, turns
+    self._comparison, self._limits, self._turns = comparison, limits, turns
+    self._root = pathlib.Path(limits.runs) if limits.runs else None
     self._shelf = Shelf()
-    self._examples = {
-      tab: {self._shelf.add(png_of(one.image), keep=True): one for one in own}
-      for tab, own in examples.items()
-    }
+    self._examples: dict[str, dict[str, dict[str, str]]] = {}  # tab -> key -> entered fields
+    for tab, own in examples.items():
+      keys = [self._shelf.add(png_of(one.image), keep=True) for one in own]
+      self._examples[tab] = {
+        key: {"picture": key, "names": one.names, "boxes": one.boxes}
+        for key, one in zip(keys, own, strict=True)
+      }
 
   def classify(self) -> tuple[str, int]:
     """The tab Classify: a picture and names."""
@@ -221,13 +206,14 @@ class _Page:
 
   def _form(self, tab: str, compute: Callable[..., dict[str, Any]]) -> tuple[str, int]:
     """Reads the form, computes, and shows both; bad input is a line above what was entered."""
-    examples, found, error, status = self._examples[tab], {}, "", 200
+    examples, error, status = self._examples[tab], "", 200
+    found: dict[str, Any] = {}
     comparison = self._comparison
     # Runs whose prompts can be chosen: those that are not on the page anyway.
     known = ("", *comparison.files)
     offered = {name: run for name, run in self._runs().items() if run.prompt not in known}
-    first, shown = next(iter(examples.items()), ("", Example(None, "")))
-    entered = {"picture": first, "names": shown.names, "boxes": shown.boxes, "templates": ""}
+    entered = dict.fromkeys(("picture", "names", "boxes", "templates"), "")
+    entered |= next(iter(examples.values()), {})
     labels = [named.label for named in comparison.prompts]
     picked = {"prompt": labels, "run": []}
     if request.method == "POST":
@@ -237,8 +223,7 @@ class _Page:
         if not (any(picked.values()) or entered["templates"].strip()):
           picked["prompt"] = labels
         if (key := request.form.get("example", "")) in examples:
-          own = examples[key]
-          entered |= {"picture": key, "names": own.names, "boxes": own.boxes}
+          entered |= examples[key]
         else:
           image = self._image(entered)
           comparison = self._chosen(entered["templates"], offered, **picked)
@@ -247,10 +232,10 @@ class _Page:
             found = compute(comparison, image, names, entered)
       except (InputError, RunError) as refused:
         error, status = str(refused), _status_of(refused)
-    fields = {"tab": tab, "error": error, "entered": entered, "examples": examples}
+    fields: dict[str, Any] = {"tab": tab, "error": error, "entered": entered, "examples": examples}
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
     fields |= {"found": found, "limits": self._limits, "offered": offered}
-    fields |= {"longest": LONGEST, "max_segment_names": comparison.most_names}
+    fields |= {"longest": LONGEST, "regions": comparison.regions}
     return render_template(f"{tab}.html", **fields), status
 
   def _chosen(

@@ -1,5 +1,7 @@
 """The application on the embedded world, with a random prompt and a run that has a report."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ MAX_NAMES = 20
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-  """Application, comparison, and the folder around its runs."""
+  """Application, comparison, the folder around its runs, and the config."""
   folder = tmp_path_factory.mktemp("page")
   rng = np.random.default_rng(0)
   save_prompt(folder / "prompt.npz", Prompt(rng.normal(0, 0.5, (2, 64)).astype("f"), "world"))
@@ -39,7 +41,11 @@ def made(tmp_path_factory):
   encoder = inputs.open_encoder(config.clip)
   groups = config.clip, config.regions, config.segment, config.detect, config.propose
   regions = RegionsOfPictures(encoder, *groups)
-  comparison = Comparison(encoder, shown_prompts(prompts), config, regions)
-  limits = server.Limits(max_names=MAX_NAMES, max_upload=1.0)
-  app = server.make_app(comparison, folder / "runs", limits, scenes=job._scenes())
-  return app, comparison, folder
+  comparison = Comparison(
+    encoder, shown_prompts(prompts), config.page.top, regions, {f"{folder}/prompt.npz"}
+  )
+  page = dataclasses.replace(
+    config.page, runs=str(folder / "runs"), max_names=MAX_NAMES, max_upload=1.0
+  )
+  app = server.make_app(comparison, page, server.Turns(), scenes=job._scenes())
+  return app, comparison, folder, config

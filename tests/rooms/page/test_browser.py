@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 
 from PIL import Image
 import pytest
@@ -24,7 +25,7 @@ NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"
 @pytest.fixture
 def tab(made):
   """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a dialog."""
-  listener = connections.listen("127.0.0.1", 0)
+  listener = socket.create_server(("127.0.0.1", 0))
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
   asked, complaints = [], []
 

@@ -11,6 +11,8 @@ from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.rooms.page import page as job
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
+from pomp_jax.rooms.page.fields import Page
+from pomp_jax.rooms.page.form import Example
 from pomp_jax.rooms.regions import on_page as module
 from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
@@ -46,7 +48,7 @@ def case(tmp_path_factory):
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(encoder, prompts, config, _opened(config, encoder))
+  comparison = Comparison(encoder, prompts, 5, _opened(config, encoder))
   return config, comparison, job._scenes()[0].image
 
 
@@ -99,8 +101,8 @@ def test_label_maps_are_of_the_regions(case, monkeypatch):
 
 def test_the_page_offers_it(case):
   _, comparison, image = case
-  scenes = (server.Example(image, "\n".join(NAMES), "1 1 9 9"),)
-  app = server.make_app(comparison, None, server.Limits(20, 1.0), scenes=scenes)
+  scenes = (Example(image, "\n".join(NAMES), "1 1 9 9"),)
+  app = server.make_app(comparison, Page(runs=""), server.Turns(), scenes=scenes)
   client = app.test_client()
   key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
   fields = {"picture": key, "names": "\n".join(NAMES), "boxes": "", "action": "find"}

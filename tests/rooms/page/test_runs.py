@@ -10,13 +10,13 @@ from PIL import Image
 import pytest
 
 from pomp_jax.files.run_folder import noting_failure
-from pomp_jax.rooms.page import runs, server
+from pomp_jax.rooms.page import fields, runs, server
 from pomp_jax.rooms.page.comparison import Comparison
 from tests.report.test_reports import training_results
 from tests.support.report_page import Page
 
 # Enough for the pages of runs.
-NO_CLIP = mock.Mock(spec=Comparison, prompts=[], has_learned=False)
+NO_CLIP = mock.Mock(spec=Comparison, prompts=[], has_learned=False, regions=None)
 EVAL = {
   split: {name: {"top1": top1, "images": 64} for name in ("prompt", "hand_written")}
   for split, top1 in (("base", 0.25), ("novel", 0.5))
@@ -143,7 +143,7 @@ def _hostile(value):
 
 @pytest.mark.parametrize("name", _FILES)
 def test_a_damaged_file_is_a_line_of_its_run_alone(root, name):
-  client = server.make_app(NO_CLIP, root, server.Limits(9, 1.0)).test_client()
+  client = server.make_app(NO_CLIP, fields.Page(runs=str(root)), server.Turns()).test_client()
   whole, lines = (root / "demo" / name).exists(), 0
   for text in (*_TEXTS, *map(json.dumps, _hostile(_FILES[name]))):
     (root / "demo" / name).write_bytes(text.encode("latin-1"))

@@ -15,6 +15,7 @@ import pytest
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.rooms.page import connections, server
+from pomp_jax.rooms.page.fields import Page
 from tests.rooms.page.conftest import MAX_NAMES
 from tests.rooms.page.test_form import encoded, noise
 from tests.rooms.page.test_runs import NO_CLIP
@@ -45,7 +46,7 @@ def line_of(answer):
 
 def test_names_and_probabilities_are_the_classifiers(made, client):
   """Under the page's prompts, and under the ones chosen: a run's and a typed one."""
-  prompts = made[1]._config.page.prompts
+  prompts = made[3].page.prompts
   _check_answers(made, post(client), prompts)
   answer = post(client, prompt=prompts[2], run="demo <b>", templates="the {}!\n")
   _check_answers(made, answer, (prompts[2], f"{made[2]}/runs/demo <b>", "the {}!"))
@@ -58,7 +59,7 @@ def _check_answers(made, answer, prompts):
   assert answer.status_code == 200
   line = r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>'
   names, percents = zip(*re.findall(line, answer.data.decode()), strict=True)
-  encoder, expected = inputs.open_encoder(made[1]._config.clip), []
+  encoder, expected = inputs.open_encoder(made[3].clip), []
   for prompt in prompts:
     classifier = Classifier(encoder, prompt, NAMES.split("\n"))
     expected += classifier.predict(np.asarray(noise(50, 40)), top=2)
@@ -121,6 +122,16 @@ def test_regions_of_a_scene(client):
     assert rows == (boxes.split("\n") if action == "boxes" else [])
 
 
+def test_a_page_without_regions_has_no_tab_for_them():
+  client = server.make_app(NO_CLIP, Page(runs=""), server.Turns()).test_client()
+  assert re.findall('<a href="(/[a-z]*)"', client.get("/runs").data.decode()) == [
+    "/",
+    "/runs",
+    "/reports",
+  ]
+  assert client.get("/regions").status_code == 404
+
+
 ESCAPES = [
   *("../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt"),
   *("demo <b>/../../secret.txt", "..%252fsecret.txt", "//etc/passwd", "%2fetc%2fpasswd"),
@@ -178,8 +189,8 @@ def test_the_page_says_what_it_is_and_of_the_toy_alone_that_it_is_one(made, clie
   ],
 )
 def test_names_of_the_host_that_are_answered(host, name, status):
-  limits, hosts = server.Limits(9, 1.0), ("own.example",)
-  app = server.make_app(NO_CLIP, None, limits, host=host, hosts=hosts)
+  page = Page(host=host, hosts=("own.example",), runs="")
+  app = server.make_app(NO_CLIP, page, server.Turns())
   answer = app.test_client().get("/runs", headers={"Host": name})
   assert answer.status_code == status
   if status == 400 and "[" not in name:
@@ -236,7 +247,7 @@ def test_the_shelf_drops_the_oldest_and_keeps_what_it_must():
 def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
   """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it for 120 s."""
   upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nx"
-  listener = connections.listen("127.0.0.1", 0)
+  listener = socket.create_server(("127.0.0.1", 0))
   with connections.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
     address = listener.getsockname()
     for number in range(249):
