@@ -6,6 +6,7 @@ machine's rate at a large matrix product, measured in every round.
 """
 
 import dataclasses
+import functools
 import importlib.util
 from typing import Any
 
@@ -13,59 +14,42 @@ import jax
 import numpy as np
 
 from pomp_jax.clip.text import has_flax_clip
-from pomp_jax.config import Settings
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark.fields import Benchmark
-from pomp_jax.rooms.benchmark.measurement import (
-  BenchmarkError,
-  measure_in_turn,
-  numbers,
-  plot,
-  table,
-)
-from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
+from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
+from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot, table
+from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, process_peak_mib
 from pomp_jax.rooms.benchmark.whole_step import whole_step
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses an unknown model or implementation, a K that does not fit, and another job's folder."""
-  settings = config.benchmark
-  if settings.model not in MODELS:
-    raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
-  for name in settings.implementations.split("+"):
-    if name not in IMPLEMENTATIONS:
-      accepted = ", ".join(IMPLEMENTATIONS)
-      raise BenchmarkError(f"unknown implementation {name!r}; accepted: {accepted}")
+  """Refuses a K above the number of classes, and another job's folder."""
   n_classes = load_synsets().lengths.size
-  numbers("baseline_k", settings.baseline_k)
-  for (k,) in numbers("k", settings.k):
-    if k > n_classes:
-      raise BenchmarkError(f"k = {k} is not between 1 and the number of classes, {n_classes}")
-  for field, size in (("steps", 2), ("bank_steps", 3)):
-    text = getattr(settings, field)
-    for k, n, *_ in numbers(field, text, size):
-      if not 2 <= k <= n:
-        raise BenchmarkError(f"{field} = {text}: K = {k} is not between 2 and N = {n}")
-  RunFolder(workdir).check("benchmark")
+  if any(k > n_classes for (k,) in numbers(config.benchmark.k)):
+    expected = f"at most the number of classes, {n_classes}"
+    raise ConfigError("benchmark.k", config.benchmark.k, expected)
+  RunFolder(workdir).check(config.job)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
-  settings, folder = config.benchmark, RunFolder(workdir)
+  fields, folder = config.benchmark, RunFolder(workdir)
   folder.create()
-  wanted = _available(settings.implementations.split("+"))
+  names = _available(fields.implementations.split("+"))
+  measure = functools.partial(
+    measure_in_turn, dtype=fields.dtype, repeats=fields.repeats, seconds=fields.seconds
+  )
   rows: list[dict[str, Any]] = []
-  results: dict[str, Any] = {"job": "benchmark", "settings": dataclasses.asdict(settings)}
+  results: dict[str, Any] = {"job": config.job, "settings": dataclasses.asdict(fields)}
   results |= {"device": jax.devices()[0].device_kind, "rows": rows}
-  wanted_steps = numbers("steps", settings.steps, 2)
-  wanted_steps += numbers("bank_steps", settings.bank_steps, 3)
   # Write after every K; the largest may run out of memory.
-  if wanted_steps:
-    rows += measure_in_turn([whole_step(settings, *one) for one in wanted_steps], settings)
+  if steps := numbers(fields.steps) + numbers(fields.bank_steps):
+    rows += measure([whole_step(fields, *one) for one in steps])
     folder.write_results(results)
-  for (k,) in numbers("k", settings.k):
-    rows += _measure(settings, wanted, k)
+  for (k,) in numbers(fields.k):
+    if steps := _steps(fields, names, k):
+      rows += measure(steps)
     folder.write_results(results)
   print(table(rows), flush=True)
   plot(folder.plots / "text_tower.png", rows)
@@ -84,16 +68,16 @@ def _available(names: list[str]) -> list[str]:
   return [name for name in names if name not in missing]
 
 
-def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, Any]]:
-  """Measures the implementations at one K, in turn in every round; returns the rows."""
+def _steps(fields: Benchmark, names: list[str], k: int) -> list[tuple[Measurement, Step]]:
+  """Builds the steps of the implementations that run K rows."""
   lengths_N = load_synsets().lengths
-  rng = np.random.default_rng(settings.seed)
+  rng = np.random.default_rng(fields.seed)
   lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
   steps = []
   for name in names:
-    if name == "shared" or (k,) in numbers("baseline_k", settings.baseline_k):
-      measurement, step = IMPLEMENTATIONS[name](settings, lengths_K)
+    if name == "shared" or (k,) in numbers(fields.baseline_k):
+      measurement, step = IMPLEMENTATIONS[name](fields, lengths_K)
       if measurement.process_peak_mib is None:
-        measurement.process_peak_mib = process_peak_mib(name, settings, lengths_K)
+        measurement.process_peak_mib = process_peak_mib(name, fields, lengths_K)
       steps.append((measurement, step))
-  return measure_in_turn(steps, settings) if steps else []
+  return steps

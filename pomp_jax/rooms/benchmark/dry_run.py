@@ -18,6 +18,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.load import is_here
 from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_file
@@ -34,12 +35,14 @@ def check(config: Settings, workdir: str) -> None:
   if config.job != "pretrain":
     takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
     raise ConfigError("dry_run", True, takes)
-  pretrain.check(_trial(config), workdir)
+  pretrain.check(
+    config.replace(_changes(config.data, config.eval.images, config.clip.model)), workdir
+  )
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  trial = _trial(config)
+  trial = config.replace(_changes(config.data, config.eval.images, config.clip.model))
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
     run = setup.prepare(trial, folder)
@@ -60,28 +63,28 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return figures
 
 
-def _trial(config: Settings) -> Settings:
-  """The config on synthetic JPEGs, or on a folder that exists; nothing is downloaded."""
+def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:
+  """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
   changes: dict[str, Any] = {}
-  if has_folder(config.data):
-    if not config.eval.images:
-      splits = inputs.evaluation_splits(config.data)
-      n_images = sum(len(inputs.open_source(config.data, split)) for split in splits)
+  if has_folder(data):
+    if not n_images:
+      splits = inputs.evaluation_splits(data)
+      n_images = sum(len(inputs.open_source(data, split)) for split in splits)
       changes["eval.images"] = max(1, n_images // len(splits))
-  elif config.data.source != WORLD:
-    names = config.data.base or config.data.names or config.data.dataset
+  elif data.source != WORLD:
+    names = data.base or data.names or data.dataset
     if names not in CLASS_LISTS and not is_file(names):
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
-      raise ConfigError("data.names", config.data.names, takes)
+      raise ConfigError("data.names", data.names, takes)
     changes |= {"data.source": "synthetic", "data.names": names, "data.shots": 0}
     for field in ("root", "dataset", "base", "novel", "feature_store"):
       changes[f"data.{field}"] = ""
-    if config.data.shots:
-      changes["data.images_per_class"] = config.data.shots
+    if data.shots:
+      changes["data.images_per_class"] = data.shots
   # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
-  if config.clip.model in SYNTHETIC_CLIPS and not os.path.exists(config.clip.model):
-    changes["clip.model"] = SYNTHETIC_CLIP + config.clip.model
-  return config.replace(changes)
+  if model in SYNTHETIC_CLIPS and not os.path.exists(model):
+    changes["clip.model"] = SYNTHETIC_CLIP + model
+  return changes
 
 
 def _random_features(

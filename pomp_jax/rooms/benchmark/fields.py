@@ -1,26 +1,60 @@
 """Fields of the job benchmark."""
 
 import dataclasses
+import re
 
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.config.declare import MAX_SEED, at_least, between, one_of, row
+from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, row
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
+
+_IMPLEMENTATIONS = ("shared", "reference", "torch_77")
+
+
+def numbers(text: str) -> list[tuple[int, ...]]:
+  """Reads numbers separated by "+": K, K/N or K/N/renew."""
+  return [tuple(map(int, part.split("/"))) for part in text.split("+") if part]
+
+
+def _sizes(form: str) -> Check:
+  """Positive numbers in this form, separated by "+"; none is fine."""
+  number = re.sub("[A-Za-z]+", "[1-9][0-9]*", form)
+
+  def accepts(text: str) -> bool:
+    of_form = all(re.fullmatch(number, part) for part in text.split("+") if part)
+    return of_form and all(2 <= own[0] <= own[1] for own in numbers(text) if len(own) > 1)
+
+  limits = ", 2 <= K <= N" if "N" in form else ""
+  return Check(accepts, f'positive integers {form}{limits}, separated by "+"')
+
+
+_implementations = Check(
+  lambda text: set(text.split("+")) <= set(_IMPLEMENTATIONS),
+  f'names separated by "+" of {", ".join(_IMPLEMENTATIONS)}',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
   """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
 
-  model: str = row("vit_b_16", "published architecture, or tiny")
+  model: str = row(
+    "vit_b_16", "published architecture, or tiny", one_of("vit_b_16", "vit_l_14", "tiny")
+  )
   m: int = row(16, "context vectors M", at_least(1))
-  k: str = row("128+256+512+1000+2000+21841", 'rows of a step, separated by "+"')
-  baseline_k: str = row("128+1000", "rows that the implementations of 77 tokens run too")
-  implementations: str = row("shared+reference+torch_77", 'implementations, separated by "+"')
+  k: str = row("128+256+512+1000+2000+21841", "rows of a step", _sizes("K"))
+  baseline_k: str = row(
+    "128+1000", "rows that the implementations of 77 tokens run too", _sizes("K")
+  )
+  implementations: str = row("shared+reference+torch_77", "implementations", _implementations)
   steps: str = row(
-    "128/21841+128/1000000+1000/21841+21841/21841", "K/N of whole training steps; K = N: exact"
+    "128/21841+128/1000000+1000/21841+21841/21841",
+    "K/N of whole training steps; K = N: exact",
+    _sizes("K/N"),
   )
   bank_steps: str = row(
-    "128/21841/64+128/21841/128", "K/N/renew of whole steps of `posterior` with its bank"
+    "128/21841/64+128/21841/128",
+    "K/N/renew of whole steps of `posterior` with its bank",
+    _sizes("K/N/renew"),
   )
   bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))

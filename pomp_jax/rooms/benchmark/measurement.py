@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-import re
 import time
 from typing import Any
 
@@ -12,27 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.clip.precision import precision_of
-from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report import drawing
-from pomp_jax.rooms.benchmark.fields import Benchmark
-
-
-class BenchmarkError(InputError, ValueError):
-  """A benchmark that cannot be run as asked; the message is one line."""
-
-
-def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
-  """Parses a field of `config.benchmark`: integers separated by "+"; size 2: K/N, 3: K/N/renew."""
-  number = "[1-9][0-9]*"
-  parts = [part for part in text.split("+") if part]
-  if not all(re.fullmatch("/".join([number] * size), part) for part in parts):
-    expected = {1: "integers, such as 128+1000", 2: "pairs K/N, such as 128/21841"}.get(
-      size, "triples K/N/renew, such as 128/21841/64"
-    )
-    raise BenchmarkError(f"config.benchmark.{field}: got {text!r}, expected positive {expected}")
-  return [tuple(map(int, part.split("/"))) for part in parts]
 
 
 @dataclasses.dataclass
@@ -77,15 +58,18 @@ Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
-  steps: list[tuple[Measurement, Step]], settings: Benchmark
+  steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
-  """Measures rounds of all steps in turn, each between two large products; returns the rows."""
-  product, product_flops = _large_product(settings.dtype)
+  """Measures rounds of all steps in turn, each between two large products; returns the rows.
+
+  After `seconds` no round starts.
+  """
+  product, product_flops = _large_product(dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
     step(True)
   started = time.monotonic()
-  for round_index in steps_of(range(settings.repeats), "measuring", "rounds"):
-    if round_index and time.monotonic() - started > settings.seconds:
+  for round_index in steps_of(range(repeats), "measuring", "rounds"):
+    if round_index and time.monotonic() - started > seconds:
       break
     for measurement, step in steps:
       before = _seconds(product)

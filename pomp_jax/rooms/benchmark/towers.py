@@ -16,10 +16,11 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.text import text_tower
+from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.hosts.own_process import in_own_process, peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark
-from pomp_jax.rooms.benchmark.measurement import BenchmarkError, Measurement, Step
+from pomp_jax.rooms.benchmark.measurement import Measurement, Step
 from pomp_jax.rooms.benchmark.synthetic_clip import random_params, synthetic_config
 
 # By config.benchmark.model. `tiny` takes seconds on any machine.
@@ -42,35 +43,33 @@ def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
   return 4.0 * 12 * config.hidden_size**2 * config.num_hidden_layers * n_tokens
 
 
-def shared_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
   k = lengths_K.size
-  budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // settings.chunk)
+  budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // fields.chunk)
   remat = "none" if n_chunks == 1 else "layers"
   tower = packed.shared_text_tower(
-    *(MODELS[settings.model], settings.dtype), token_budget=budget, n_chunks=n_chunks, remat=remat
+    *(MODELS[fields.model], fields.dtype), token_budget=budget, n_chunks=n_chunks, remat=remat
   )
   if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
-    raise BenchmarkError(
-      f"config.benchmark.seed: got {settings.seed}, expected one whose names fit the token budget"
-    )
-  tokens = settings.m + 1 + int(lengths_K.sum())
-  return _jax_step("shared", settings, lengths_K, tower, tokens, k)
+    raise ConfigError("benchmark.seed", fields.seed, "one whose names fit the token budget")
+  tokens = fields.m + 1 + int(lengths_K.sum())
+  return _jax_step("shared", fields, lengths_K, tower, tokens, k)
 
 
-def reference_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def reference_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of HuggingFace Flax, `rows_at_a_time` rows after one another."""
-  config = MODELS[settings.model]
-  tower = text_tower("reference", config, settings.dtype)
+  config = MODELS[fields.model]
+  tower = text_tower("reference", config, fields.dtype)
   tokens = config.max_position_embeddings * lengths_K.size
-  return _jax_step("reference", settings, lengths_K, tower, tokens, settings.rows_at_a_time)
+  return _jax_step("reference", fields, lengths_K, tower, tokens, fields.rows_at_a_time)
 
 
-def _jax_step(name, settings, lengths_K, tower, tokens, rows_at_a_time):
-  config, lengths_N = MODELS[settings.model], load_synsets().lengths
+def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
+  config, lengths_N = MODELS[fields.model], load_synsets().lengths
   k, longest = lengths_K.size, int(lengths_N.max())
   rows_at_a_time = min(rows_at_a_time, k)
-  params, prefix_PxD = random_inputs(config, settings.m, settings.seed)
+  params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
 
   @jax.jit
   def gradient(params, prefix_PxD, suffix_KxLxD, lengths_K, cotangent_KxE):
@@ -80,7 +79,7 @@ def _jax_step(name, settings, lengths_K, tower, tokens, rows_at_a_time):
     return jax.value_and_grad(loss)(prefix_PxD)
 
   def inputs(start, n_rows):
-    key = jax.random.fold_in(jax.random.key(settings.seed), start)
+    key = jax.random.fold_in(jax.random.key(fields.seed), start)
     return (
       0.02 * jax.random.normal(key, (n_rows, longest, config.hidden_size)),
       jnp.asarray(lengths_K[start : start + n_rows], jnp.int32),
@@ -116,21 +115,21 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
   return jax.device_put((params, 0.02 * prefix))
 
 
-def torch_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of HuggingFace torch, `rows_at_a_time` rows after one another, on the CPU."""
-  k, config, n_classes = lengths_K.size, MODELS[settings.model], load_synsets().lengths.size
-  n_rows, tokens = min(settings.rows_at_a_time, k), config.max_position_embeddings * k
-  peaks = in_own_process(_torch_peaks_mib, settings, n_rows)
+  k, config, n_classes = lengths_K.size, MODELS[fields.model], load_synsets().lengths.size
+  n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
+  peaks = in_own_process(_torch_peaks_mib, fields, n_rows)
   flops = dense_flops(config, tokens)
   measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, *peaks)
-  return measurement, _torch_step(settings, k, n_rows)
+  return measurement, _torch_step(fields, k, n_rows)
 
 
-def _torch_step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:
+def _torch_step(fields: Benchmark, k: int, rows_at_a_time: int) -> Step:
   torch: Any = importlib.import_module("torch")
-  config, n_prefix = MODELS[settings.model], settings.m + 1
+  config, n_prefix = MODELS[fields.model], fields.m + 1
   model: Any = importlib.import_module("transformers").CLIPTextModelWithProjection(config)
-  model = model.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32).eval()
+  model = model.to(torch.bfloat16 if fields.dtype == "bfloat16" else torch.float32).eval()
   model.requires_grad_(False)
   n_positions, width = config.max_position_embeddings, config.hidden_size
   mask = torch.full((n_positions, n_positions), torch.finfo(model.dtype).min).triu_(1)
@@ -154,10 +153,10 @@ def _torch_step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:
   return step
 
 
-def _torch_peaks_mib(settings: Benchmark, n_rows: int) -> tuple[float, float]:
+def _torch_peaks_mib(fields: Benchmark, n_rows: int) -> tuple[float, float]:
   """Growth of the process by a step, after a step of one row, and its peak, MiB."""
-  _torch_step(settings, 1, 1)(True)
-  step = _torch_step(settings, n_rows, n_rows)
+  _torch_step(fields, 1, 1)(True)
+  step = _torch_step(fields, n_rows, n_rows)
   before = peak_mib()
   step(True)
   return peak_mib() - before, peak_mib()
@@ -167,13 +166,13 @@ def _torch_peaks_mib(settings: Benchmark, n_rows: int) -> tuple[float, float]:
 IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step, "torch_77": torch_step}
 
 
-def process_peak_mib(name: str, settings: Benchmark, lengths_K: np.ndarray) -> float | None:
+def process_peak_mib(name: str, fields: Benchmark, lengths_K: np.ndarray) -> float | None:
   """Measures the peak memory of a process with one step; None on accelerators."""
   if jax.default_backend() != "cpu":
     return None
-  return in_own_process(_run_once, name, settings, lengths_K)
+  return in_own_process(_run_once, name, fields, lengths_K)
 
 
-def _run_once(name: str, settings: Benchmark, lengths_K: np.ndarray) -> float:
-  IMPLEMENTATIONS[name](settings, lengths_K)[1](True)
+def _run_once(name: str, fields: Benchmark, lengths_K: np.ndarray) -> float:
+  IMPLEMENTATIONS[name](fields, lengths_K)[1](True)
   return peak_mib()

@@ -36,14 +36,14 @@ _ACTIVATION_BYTES = 4.0 * 2**30
 
 
 def whole_step(
-  settings: Benchmark, k: int, n_classes: int, renew: int | None = None
+  fields: Benchmark, k: int, n_classes: int, renew: int | None = None
 ) -> tuple[Measurement, Step]:
   """Builds the step of one device with one draw of K of N classes, one positive an image.
 
   `renew` is the number of rows of the bank that a step of the sampler `posterior` renews; None
   stands for a uniform draw without a bank.
   """
-  compiled, state, frozen, batch = compile_step(settings, k, n_classes, renew)
+  compiled, state, frozen, batch = compile_step(fields, k, n_classes, renew)
   lengths_N = np.asarray(frozen.tokens.lengths)
 
   def step(warm_up):
@@ -53,26 +53,26 @@ def whole_step(
     jax.block_until_ready((state, metrics))
 
   n_rows = _GROUP + sampling.n_negatives(k, n_classes)
-  n_tokens = settings.m + 1 + round(n_rows * float(lengths_N.mean()))
-  flops, peak = dense_flops(MODELS[settings.model], n_tokens), temporaries_mib(compiled)
+  n_tokens = fields.m + 1 + round(n_rows * float(lengths_N.mean()))
+  flops, peak = dense_flops(MODELS[fields.model], n_tokens), temporaries_mib(compiled)
   bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
   sizes = k, n_classes, n_tokens, n_rows, flops, peak
   return Measurement("train_step", *sizes, renew=renew, bank_mib=bank), step
 
 
 def compile_step(
-  settings: Benchmark, k: int, n_classes: int, renew: int | None
+  fields: Benchmark, k: int, n_classes: int, renew: int | None
 ) -> tuple[jax.stages.Compiled, TrainState, Frozen, dict[str, jax.Array]]:
   """Compiles the step of `whole_step`; returns it with its arguments, the state donated."""
-  config, rng = MODELS[settings.model], np.random.default_rng(settings.seed)
+  config, rng = MODELS[fields.model], np.random.default_rng(fields.seed)
   # Names repeat, so that the mean length of a draw does not depend on N.
   lengths_N = np.resize(load_synsets().lengths, n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
-  params, prefix = random_inputs(config, settings.m, settings.seed)
+  params, prefix = random_inputs(config, fields.m, fields.seed)
   mesh = make_mesh(devices=jax.devices()[:1])
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
   frozen = replicate(Frozen(params, {}, prefix[0], tokens), mesh)
-  module = PromptContext(settings.m, config.hidden_size)
+  module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
   name = "uniform" if renew is None else "posterior"
   drawing = sampling.SamplingSettings(name, mix=Sampling().mix)
@@ -80,8 +80,8 @@ def compile_step(
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
 
   def learner_of(budget):
-    memory = plan_memory(config, settings.m + 1, budget, _ACTIVATION_BYTES)
-    tower = text_tower("shared", config, settings.dtype, budget, memory)
+    memory = plan_memory(config, fields.m + 1, budget, _ACTIVATION_BYTES)
+    tower = text_tower("shared", config, fields.dtype, budget, memory)
     return ContextLearner(module, tower, budget)
 
   learner, renewal = learner_of(budget), None
@@ -95,11 +95,11 @@ def compile_step(
     settings=contrast,
     renewal=renewal,
   )
-  state = replicate(create_state(learner, optimizer, settings.seed), mesh)
+  state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)
     rows_NxE /= np.linalg.norm(rows_NxE, axis=-1, keepdims=True)
-    state = state.replace(bank=place_rows(rows_NxE, mesh, settings.bank_dtype))
+    state = state.replace(bank=place_rows(rows_NxE, mesh, fields.bank_dtype))
   batch = {
     "image": rng.standard_normal((_GROUP, config.projection_dim), np.float32),
     "label": rng.integers(0, n_classes, _GROUP, np.int32),
