@@ -35,9 +35,8 @@ def check(config: Settings, workdir: str) -> None:
   if config.job != "pretrain":
     takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
     raise ConfigError("dry_run", True, takes)
-  pretrain.check(
-    config.replace(_changes(config.data, config.eval.images, config.clip.model)), workdir
-  )
+  changes = _changes(config.data, config.eval.images, config.clip.model)
+  pretrain.check(config.replace(changes), workdir)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
