@@ -5,8 +5,9 @@ error, and the others continue. With several processes all of them train every c
 the first reads the folder and writes; runs of their own share the cells by `config.ablate.part`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -28,17 +29,18 @@ from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, wri
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.ablation.ablation_report import write_cells
+from pomp_jax.rooms.ablation.fields import Ablate
 from pomp_jax.rooms.ablation.grid import Cell, make_cells
-from pomp_jax.rooms.ablation.lanes import (
+from pomp_jax.rooms.ablation.plots import kind_of
+from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
+from pomp_jax.rooms.ablation.vmapped_training import (
   Trained,
   curve_steps,
-  lane_groups,
-  lanes_at_a_time,
+  lanes_of_program,
   measure_step_times,
+  program_groups,
   train_lanes,
 )
-from pomp_jax.rooms.ablation.plots import kind_of
-from pomp_jax.rooms.ablation.shared import Shared
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.watch import LossMonitor, TrainingError
@@ -56,15 +58,16 @@ def check(config: Settings, workdir: str) -> None:
   every = config.ablate.curve_every
   if every and not inputs.has_validation(config.data):
     raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
-  for cell in make_cells(config):
+  for cell in make_cells(config.ablate.grid, config.replace):
+    training = config.replace(cell.overrides)
     with _named(cell):
-      if not METHODS[cell.config.method].saves_prompt:
+      if not METHODS[training.method].saves_prompt:
         takes = "'pomp'; job='baselines' compares the others"
-        raise ConfigError("method", cell.config.method, takes)
+        raise ConfigError("method", training.method, takes)
       for field, value in {"on_bad_loss": "stop", "checkpoint.select": "last"}.items():
-        if (found := cell.config.flat()[field]) != value:
+        if (found := training.flat()[field]) != value:
           raise ConfigError(field, found, f"{value!r}: cells have no checkpoints")
-      pretrain.check(cell.config, os.path.join(workdir, _FOLDER, cell.key))
+      pretrain.check(training, os.path.join(workdir, _FOLDER, cell.key))
 
 
 @contextlib.contextmanager
@@ -84,17 +87,17 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     TrainingError: cells of this part have failed; everything is written nevertheless.
     One of `_REFUSED`: a cell that can't be, before anything is written.
   """
-  start = time.monotonic()
+  start, fields = time.monotonic(), config.ablate
   folder = RunFolder(workdir)
-  cells = make_cells(config)
-  index, count = config.ablate.part or (1, 1)
-  groups = lane_groups(cells)[index - 1 :: count]
-  missing, shared = list(filter(None, _missing(folder, groups))), Shared(folder)
+  cells, shared = make_cells(fields.grid, config.replace), SharedInputs(folder, config.replace)
+  index, count = fields.part or (1, 1)
+  groups = program_groups(cells)[index - 1 :: count]
+  missing = list(filter(None, _missing(folder, groups, fields.curve_every)))
   for group in missing:
     # CLIP and images stay open. Their checks read no field in which cells of a group differ.
     try:
       with _named(group[0]):
-        shared.prepare(group[0].config, folder)
+        shared.prepare(group[0])
     except _REFUSED:
       raise
     except Exception:  # met again in the cell's turn, and marked
@@ -105,10 +108,19 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     write_json(folder.config, config.to_dict())
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in steps_of(groups, "ablation", "programs"):
-    _run_group(shared, folder, group)
-  times = _step_times(shared, folder, cells) if config.ablate.curve_every else []
-  seconds = time.monotonic() - start
-  results = _write_results(config, folder, cells, times, seconds) if hosts.is_first() else None
+    _run_group(shared, fields, group)
+  times = _step_times(shared, cells, fields.curve_every) if fields.curve_every else []
+  results = None
+  if hosts.is_first():
+    results = {
+      "job": config.job,
+      "grid": fields.grid,
+      "cells": [],
+      "missing": [],
+      "step_times": times,
+      "seconds_of_last_start": round(time.monotonic() - start, 1),
+    }
+    results = _write_results(config.to_dict(), folder, cells, results)
   # Barrier: process 0 has written the results.
   results = hosts.from_first(results, "the ablation's results")
   own = {cell.key for group in groups for cell in group}
@@ -121,18 +133,21 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return results
 
 
-def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
+def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> None:
   """Trains and evaluates what is missing of some cells that can be lanes of one program."""
-  [group] = _missing(folder, [group])
+  [group] = _missing(shared.folder, [group], fields.curve_every)
   if not group:
     return
   try:
-    run = shared.prepare(group[0].config, folder)
-    streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
-    size = lanes_at_a_time(len(group), group[0].lanes or _most_lanes(run))
-    trained = train_lanes(run, group, streams, size)
-    for cell, one in zip(group, trained, strict=True):
-      _finish(shared, folder, cell, one, size)
+    runs = [shared.prepare(group[0])]
+    for cell in group[1:]:
+      # Their arrays are equal.
+      runs.append(dataclasses.replace(shared.prepare(cell), frozen=runs[0].frozen))
+    streams = [shared.stream(run) for run in runs]
+    size = lanes_of_program(len(group), fields.lanes or _most_lanes(runs[0]))
+    trained = train_lanes(runs, streams, size, fields.curve_every)
+    for cell, run, one in zip(group, runs, trained, strict=True):
+      _finish(shared, cell, run, one, size)
   except RunFolderError:  # not the cell's own
     raise
   except Exception as error:  # the other cells continue
@@ -140,11 +155,11 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
       # The other processes may be computing the cell, and would wait for this one.
       raise
     if len(group) == 1:
-      _fail(folder, group[0], error)
+      _fail(shared.folder, group[0], error)
       return
     log.warning("%s: %s; these cells one by one", type(error).__name__, error)
     for cell in group:
-      _run_group(shared, folder, [cell])
+      _run_group(shared, fields, [cell])
 
 
 def _most_lanes(run: setup.PromptRun) -> int:
@@ -154,22 +169,22 @@ def _most_lanes(run: setup.PromptRun) -> int:
   return int(activation_memory(run.clip) // of_step)
 
 
-def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
+def _finish(
+  shared: SharedInputs, cell: Cell, run: setup.PromptRun, trained: Trained, n_lanes: int
+) -> None:
   """Evaluates a lane, all processes together, and writes its cell."""
   try:
-    check = LossMonitor(cell.config.loss_spike)
+    check = LossMonitor(run.loop.loss_spike)
     for step, loss in enumerate(trained.losses.tolist(), 1):
       check(step, {"loss": loss})
     if not np.isfinite(trained.context).all():
       raise TrainingError("the prompt is not finite after the last step")
   except TrainingError as error:
-    _fail(folder, cell, error)
+    _fail(shared.folder, cell, error)
     return
-  config, start = cell.config, time.monotonic()
-  prompt = Prompt(
-    trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
-  )
-  scores, by_hand = shared.evaluate(config, prompt), shared.references(config)
+  start, clip = time.monotonic(), run.encoder.clip
+  prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
+  scores, by_hand = shared.evaluate(run, prompt), shared.references(run)
   outcome = {
     figure: {split: score["prompt"][figure] for split, score in scores.items()}
     for figure in ("top1", "top1_interval", "top5", "images")
@@ -189,10 +204,10 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     "error": None,
   }
   if trained.curve:
-    outcome["curve"] = shared.curve(config, trained.curve)
+    outcome["curve"] = shared.curve(run, trained.curve)
   if not hosts.is_first():
     return
-  store = _store(folder, cell)
+  store = _store(shared.folder, cell)
   with writing(store.folder):
     store.folder.mkdir(exist_ok=True)
   save_prompt(store.path(cell.stem, "npz"), prompt)
@@ -202,16 +217,18 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
 
 
-def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _step_times(
+  shared: SharedInputs, cells: Sequence[Cell], curve_every: int
+) -> list[dict[str, Any]]:
   """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
-  [missing] = _missing(folder, [cells])
-  kinds: dict[str, Cell] = {}
-  for cell in cells:
-    kinds.setdefault(repr(kind_of(cell.values)), cell)
+  [missing] = _missing(shared.folder, [cells], curve_every)
   if missing:
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
-  runs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
+  kinds: dict[str, Cell] = {}
+  for cell in cells:
+    kinds.setdefault(repr(kind_of(cell.values)), cell)
+  runs = [shared.prepare(cell) for cell in kinds.values()]
   times = measure_step_times(runs, [shared.stream(run) for run in runs])
   return [
     {"values": kind_of(cell.values), **time._asdict()}
@@ -228,29 +245,19 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
 
 
 def _write_results(
-  config: Settings,
-  folder: RunFolder,
-  cells: Sequence[Cell],
-  times: list[dict[str, Any]],
-  seconds: float,
+  config: Mapping[str, Any], folder: RunFolder, cells: Sequence[Cell], results: dict[str, Any]
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
   store = _store(folder, *cells)
   stored = lambda: {cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))}
   while True:
     found = stored()
-    results = {
-      "job": config.job,
-      "grid": config.ablate.grid,
-      "cells": list(found.values()),
-      "missing": [cell.name for cell in cells if cell.key not in found],
-      "step_times": times,
-      "seconds_of_last_start": round(seconds, 1),
-    }
+    results["cells"] = list(found.values())
+    results["missing"] = [cell.name for cell in cells if cell.key not in found]
     if found:
       with writing(folder.path):
         write_cells(folder, results)
-      finish_run(folder, config.to_dict(), results)
+      finish_run(folder, config, results)
     else:
       folder.write_results(results)
     if len(found) == len(stored()):
@@ -258,14 +265,16 @@ def _write_results(
       return results
 
 
-def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+def _missing(
+  folder: RunFolder, groups: Sequence[Sequence[Cell]], curve_every: int
+) -> list[list[Cell]]:
   """The cells that are missing or have failed; all processes call it together."""
   cells = [cell for group in groups for cell in group]
 
   def fits(facts: dict[str, Any]) -> bool:
     if facts["error"]:
       return False
-    shown = curve_steps(cells[0].curve_every, facts["steps"])
+    shown = curve_steps(curve_every, facts["steps"])
     return not shown or facts.get("curve", {}).get("steps") == shown
 
   todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))

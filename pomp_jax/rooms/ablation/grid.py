@@ -5,7 +5,7 @@ with these fields. `k=all` stands for `negatives=all`. Cells that would be the s
 Several grids are joined by "&": `k=all;seed=0|1 & k=16|64;steps=50|100;seed=0|1`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
 import re
@@ -38,16 +38,18 @@ _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
 _METHOD_GROUPS = {method.group for method in METHODS.values() if method.group}
 
+# From field -> value to the config with these values.
+Replace = Callable[[Mapping[str, Any]], Settings]
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One run of an ablation."""
+  """One training of an ablation."""
 
   values: Mapping[str, Any]  # swept field -> its value here; None where the field is not read
-  config: Settings  # of the cell's pretrain job
+  # Field -> value, over the ablation's config: the job pretrain, and the same fields in all cells.
+  overrides: Mapping[str, Any]
   key: str  # fingerprint of all that the cell's result depends on
-  curve_every: int = 0  # steps between its validations; 0: none
-  lanes: int = 0  # cells in one program, at most; 0: chosen by memory
 
   @property
   def name(self) -> str:
@@ -82,51 +84,53 @@ def read_grid(text: str) -> dict[str, list[str]]:
   return grid
 
 
-def make_cells(config: Settings) -> list[Cell]:
-  """The cells of `config.ablate.grid`, the first field varying slowest; ConfigError."""
-  grids = [read_grid(text) for text in config.ablate.grid.split(_GRIDS_BY)]
-  fields = list(dict.fromkeys(field for grid in grids for field in grid))
-  cells: dict[str, Cell] = {}
+def make_cells(text: str, replace: Replace) -> list[Cell]:
+  """The cells of `config.ablate.grid`, the first field varying slowest; ConfigError.
+
+  `replace` is that of the ablation's config, which has all other fields of the trainings.
+  """
+  grids = [read_grid(own) for own in text.split(_GRIDS_BY)]
+  fields = dict.fromkeys(field for grid in grids for field in grid)
+  found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # key -> swept values, all values
   for grid in grids:
     for texts in itertools.product(*grid.values()):
-      cell = _cell(config, dict(zip(grid, texts, strict=True)), fields)
-      cells.setdefault(cell.key, cell)
-  return list(cells.values())
+      changes: dict[str, Any] = {"job": "pretrain"}
+      for field, own in zip(grid, texts, strict=True):
+        is_all = (field, own) == ("k", ALL)
+        changes |= {"negatives": ALL} if is_all else {field: value_of_text(field, own)}
+      training = replace(changes)
+      validate(training)
+      of_training = training.flat()
+      moot = _moot(of_training)
+      values = {field: None if field in moot else of_training[field] for field in fields}
+      if training.negatives == ALL and "k" in values:
+        values["k"] = ALL
+      # Equal trainings get equal configs: fields without effect have their defaults.
+      of_training |= {field: FIELDS[field].default for field in moot}
+      kept = [item for item in sorted(of_training.items()) if not leaves_result_as_it_is(item[0])]
+      found.setdefault(fingerprint([repr(kept)]), (values, of_training))
+  base = replace({"job": "pretrain"}).flat() | {"job": ""}
+  changed = {f for _, own in found.values() for f, value in own.items() if value != base[f]}
+  return [
+    Cell(values, {f: value for f, value in own.items() if f in changed}, key)
+    for key, (values, own) in found.items()
+  ]
 
 
-def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> Cell:
-  """The cell of some values; `fields` are those of all grids."""
-  changes: dict[str, Any] = {"job": "pretrain"}
-  for field, text in texts.items():
-    is_all = (field, text) == ("k", ALL)
-    changes |= {"negatives": ALL} if is_all else {field: value_of_text(field, text)}
-  one = config.replace(changes)
-  validate(one)
-  moot = _moot(one)
-  values = {field: None if field in moot else one.flat()[field] for field in fields}
-  if one.negatives == ALL and "k" in values:
-    values["k"] = ALL
-  # Equal runs get equal configs: fields without effect have their defaults.
-  one = one.replace({field: FIELDS[field].default for field in moot})
-  kept = [item for item in sorted(one.flat().items()) if not leaves_result_as_it_is(item[0])]
-  own = config.ablate
-  return Cell(values, one, fingerprint([repr(kept)]), own.curve_every, own.lanes)
-
-
-def _moot(config: Settings) -> tuple[str, ...]:
-  """Fields that a run does not read."""
-  sampling, exact = config.sampling, config.negatives == ALL
-  row = SAMPLERS["uniform" if exact else sampling.name]
-  needs = row.needs + EXCLUSIONS[sampling.exclude]
+def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """Fields that a training with these values of its fields does not read."""
+  exact, exclude = values["negatives"] == ALL, values["sampling.exclude"]
+  row = SAMPLERS["uniform" if exact else values["sampling.name"]]
+  needs = row.needs + EXCLUSIONS[exclude]
   read = [name for sampler in SAMPLERS.values() for name in sampler.reads]
   return (
     *(f"sampling.{name}" for name in dict.fromkeys(read) if name not in row.reads),
     *(() if "bank" in needs else _BANK),
-    *(() if sampling.exclude == "similar" else ("sampling.exclude_threshold",)),
+    *(() if exclude == "similar" else ("sampling.exclude_threshold",)),
     *(_DRAW if exact else ()),
-    *(("epochs",) if config.steps else ()),
-    *(() if config.optim.warmup else ("optim.warmup_lr",)),
+    *(("epochs",) if values["steps"] else ()),
+    *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
     # Of other methods than POMP.
-    *(field for field in config.flat() if field.partition(".")[0] in _METHOD_GROUPS),
+    *(field for field in values if field.partition(".")[0] in _METHOD_GROUPS),
     "prompt.visual_tokens",
   )

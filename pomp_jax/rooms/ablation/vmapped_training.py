@@ -1,4 +1,4 @@
-"""Cells that one compiled program trains together, each a lane of a vmap; and single ones, timed.
+"""Trainings that one compiled program runs together, each a lane of a vmap; and single ones, timed.
 
 Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the optimizer.
 Cells that need another program, such as those of another K, are lanes of another program. Shapes: S
@@ -20,8 +20,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.config.fields import Optim
-from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
@@ -29,14 +27,9 @@ from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train import setup
 from pomp_jax.train.state import first_state
 
-# Numbers of a lane, and where they stand in a config.
-_NUMBERS = {
-  "lr": "optim.lr",
-  "momentum": "optim.momentum",
-  "weight_decay": "optim.weight_decay",
-  "warmup_lr": "optim.warmup_lr",
-}
-LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
+# Fields of `optim`, and of a training, in which lanes of a program may differ.
+_NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")
+_LANE_FIELDS = ("seed", "correction", *(f"optim.{name}" for name in _NUMBERS))
 _ROUNDS = 5
 _STEPS = 3  # timed steps of a round, after one that is not
 
@@ -59,17 +52,18 @@ class Trained(NamedTuple):
   curve: Mapping[int, Float[np.ndarray, "... M D"]] = types.MappingProxyType({})
 
 
-def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
   """Groups the cells that can be lanes of one program."""
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
-    same = sorted((f, v) for f, v in cell.config.flat().items() if f not in LANE_FIELDS)
-    kind = cell.config.correction if cell.config.correction not in SCALES else "scaled"
-    groups.setdefault(fingerprint([repr(same), kind]), []).append(cell)
+    same = sorted((f, v) for f, v in cell.overrides.items() if f not in _LANE_FIELDS)
+    correction = cell.overrides.get("correction")
+    kind = "scaled" if correction in SCALES else correction
+    groups.setdefault(repr((same, kind)), []).append(cell)
   return list(groups.values())
 
 
-def lanes_at_a_time(n_cells: int, most: int) -> int:
+def lanes_of_program(n_cells: int, most: int) -> int:
   """The largest divisor of the cells up to `most`, so that one program serves them all."""
   return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
 
@@ -80,18 +74,18 @@ def curve_steps(every: int, total: int) -> list[int]:
 
 
 def train_lanes(
-  run: setup.PromptRun, cells: Sequence[Cell], streams: Sequence[Stream], size: int
+  runs: Sequence[setup.PromptRun], streams: Sequence[Stream], size: int, curve_every: int
 ) -> Iterator[Trained]:
-  """Trains the cells of a `lane_groups` group, in order, by one program that is compiled once.
+  """Trains the runs of a `program_groups` group, in order, by one program that is compiled once.
 
-  `run` is any of the cells as a run. `size`, the lanes of the program, divides the number of cells.
+  `size`, the lanes of the program, divides the number of runs.
   """
-  program, total = None, run.total_steps
-  rows = NamedSharding(run.encoder.mesh, P(None, DATA))
-  shown = curve_steps(cells[0].curve_every, total)
-  for first in range(0, len(cells), size):
+  run, program = runs[0], None
+  total, rows = run.total_steps, NamedSharding(run.encoder.mesh, P(None, DATA))
+  shown = curve_steps(curve_every, total)
+  for first in range(0, len(runs), size):
     some = slice(first, first + size)
-    state, numbers = _first_states(run, cells[some]), _numbers(run, cells[some])
+    state, numbers = _first_states(runs[some]), _numbers(runs[some])
 
     def arguments(state, step, numbers=numbers, own=streams[some]):
       features = np.stack([stream.features[step - 1] for stream in own])
@@ -99,8 +93,7 @@ def train_lanes(
       return state, numbers, run.frozen, _batch(rows, features, labels)
 
     if program is None:
-      step_of_lanes = _step(run, cells[0].config.optim, cells[0].config.correction)
-      program = step_of_lanes.lower(*arguments(state, 1)).compile()
+      program = _step(run).lower(*arguments(state, 1)).compile()
     start, losses, curve = time.monotonic(), [], {}
     for step in steps_of(range(1, total + 1), f"{size} cells", "steps"):
       state, metrics = program(*arguments(state, step))
@@ -117,25 +110,23 @@ def train_lanes(
       yield Trained(contexts[i], losses_SxT[i], seconds, mib, own)
 
 
-def _first_states(run: setup.PromptRun, cells: Sequence[Cell]) -> Any:
-  """The state of each cell, stacked along a new first axis that no device splits."""
+def _first_states(runs: Sequence[setup.PromptRun]) -> Any:
+  """The state of each run, stacked along a new first axis that no device splits."""
   # It depends on the seed alone. With a bank it takes a pass over all classes.
-  seeds = {cell.config.seed for cell in cells}
-  first = {seed: first_state(dataclasses.replace(run, seed=seed)) for seed in seeds}
+  first = {seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()}
 
   def stacked(*leaves: jax.Array) -> jax.Array:
     sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
     return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
 
-  return jax.tree.map(stacked, *(first[cell.config.seed] for cell in cells))
+  return jax.tree.map(stacked, *(first[run.seed] for run in runs))
 
 
-def _numbers(run: setup.PromptRun, cells: Sequence[Cell]) -> dict[str, jax.Array]:
-  configs = [cell.config.flat() for cell in cells]
-  numbers = {name: [config[field] for config in configs] for name, field in _NUMBERS.items()}
-  numbers["correction"] = [SCALES.get(config["correction"], math.nan) for config in configs]
-  arrays = {name: np.array(of_cells, np.float32) for name, of_cells in numbers.items()}
-  return replicate(arrays, run.encoder.mesh)
+def _numbers(runs: Sequence[setup.PromptRun]) -> dict[str, jax.Array]:
+  numbers = {name: [run.config["optim"][name] for run in runs] for name in _NUMBERS}
+  numbers["correction"] = [SCALES.get(run.contrast.correction, math.nan) for run in runs]
+  arrays = {name: np.array(of_runs, np.float32) for name, of_runs in numbers.items()}
+  return replicate(arrays, runs[0].encoder.mesh)
 
 
 def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
@@ -144,22 +135,23 @@ def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dic
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
-def _step(run: setup.PromptRun, optim: Optim, correction: str):
+def _step(run: setup.PromptRun):
   """The step of all lanes; the state is donated."""
   on_features = _on_features(run)
 
-  def step_of_cells(state, numbers, frozen, batch):
-    own_optim = types.SimpleNamespace(**vars(optim) | {name: numbers[name] for name in _NUMBERS})
-    optimizer, _ = setup.optimizer_of(own_optim, run.steps_per_epoch, run.total_steps)
+  def step_of_lane(state, numbers, frozen, batch):
+    optim = run.config["optim"] | {name: numbers[name] for name in _NUMBERS}
+    optim = types.SimpleNamespace(**optim)
+    optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
     own = dataclasses.replace(on_features, optimizer=optimizer)
-    scale = numbers["correction"] if correction in SCALES else None
+    scale = numbers["correction"] if run.contrast.correction in SCALES else None
     return own.build_step(scale)(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  return jax.jit(jax.vmap(step_of_lane, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
 def _on_features(run: setup.PromptRun) -> setup.PromptRun:
-  """The run with batches that bring features."""
+  """The run on batches that bring features."""
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 

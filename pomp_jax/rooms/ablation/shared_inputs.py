@@ -1,0 +1,174 @@
+"""CLIPs, images and features that cells of an ablation share, each opened or computed once."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import functools
+import tempfile
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax.config.fields import Data, Eval
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.metrics import Accuracy
+from pomp_jax.evaluate.predictions import evaluate, topk_accuracy
+from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.prompt.mesh import DATA, replicate
+from pomp_jax.prompt.step import over_all_devices
+from pomp_jax.rooms.ablation.grid import Cell, Replace
+from pomp_jax.rooms.ablation.vmapped_training import Stream
+from pomp_jax.train import batches, setup
+from pomp_jax.train.fill_features import fill_features
+
+# Images rendered or decoded at a time over all processes, roughly.
+_IMAGES = 1024
+
+# Splits of a curve: images of the training classes that nothing else sees, and unseen classes.
+CURVE = ("validation", "novel", "new")
+
+# Split -> prompt -> figures.
+Scores = dict[str, dict[str, Accuracy]]
+
+
+class SharedInputs:
+  """Opens or computes each thing when it is first asked for, and holds it.
+
+  Streams are in temporary files, mapped into memory. Other features of images are stored in
+  `data.feature_store` or the ablation's folder.
+  """
+
+  def __init__(self, folder: RunFolder, replace: Replace):
+    """Opens nothing yet; `replace` is that of the ablation's config."""
+    self.folder, self._replace = folder, replace
+    self._streams: dict[Any, Stream] = {}
+    # Of equal arguments each is called once.
+    self._encoder = functools.cache(inputs.open_encoder)
+    self._source = functools.cache(inputs.open_training_source)
+    for name in ("_frozen", "_image_features", "_references", "_split", "_curve_splits"):
+      setattr(self, name, functools.cache(getattr(self, name)))
+
+  def prepare(self, cell: Cell) -> setup.PromptRun:
+    """Makes the training of a cell ready, its CLIP and its images shared with the others."""
+    config = self._replace(cell.overrides)
+    encoder = self._encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+    source = self._source(config.data, encoder.clip.image_size)
+    frozen = self._frozen(encoder, config.data, config.prompt.m)
+    return setup.prepare(config, self.folder, encoder=encoder, source=source, frozen=frozen)
+
+  def _frozen(self, encoder: Encoder, data: Data, m: int):
+    names = self._source(data, encoder.clip.image_size).names
+    return encoder.frozen(encoder.vocabulary(names, m))
+
+  def stream(self, run: setup.PromptRun) -> Stream:
+    """The features that a run is trained on, in order; all processes call it together."""
+    key = run.encoder, run.data, run.loop.batch_size, run.seed
+    # Runs of several lengths share the longest stream.
+    if key not in self._streams or len(self._streams[key].labels) < run.total_steps:
+      fill_features(run.data, run.clip, self.folder, run.source, run.encoder)
+      self._streams[key] = _stream(run, self._image_features(run.encoder))
+    return Stream(*(part[: run.total_steps] for part in self._streams[key]))
+
+  def _image_features(self, encoder: Encoder) -> Callable:
+    """Computes features as a training step does, but gathers them on all hosts."""
+    tower = over_all_devices(encoder.mesh, encoder.image_tower)
+    return jax.jit(tower, out_shardings=NamedSharding(encoder.mesh, P()))
+
+  def evaluate(self, run: setup.PromptRun, prompt: Prompt) -> Scores:
+    """A prompt's accuracy on every split, as the job pretrain computes it."""
+    splits = self._splits(run.encoder, run.data, run.eval.images)
+    if prompt.context.ndim == 3:
+      # A class-specific context knows no class but those it was trained on.
+      names = tuple(run.source.names)
+      splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
+    return _accuracy(run.encoder, splits, {"prompt": prompt})
+
+  def references(self, run: setup.PromptRun) -> Scores:
+    """Accuracy of the hand-written prompts."""
+    return self._references(run.encoder, run.data, run.eval)
+
+  def _references(self, encoder: Encoder, data: Data, evaluation: Eval) -> Scores:
+    by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
+    return _accuracy(encoder, self._splits(encoder, data, evaluation.images), by_hand)
+
+  def curve(self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
+    """Steps of a run's prompts, and top-1 and images of the available splits of `CURVE`."""
+    encoder, own = run.encoder, run.prompt
+    splits, rows_of, tokens = self._curve_splits(
+      encoder, run.data, run.eval.images, own.m, own.class_specific
+    )
+    top1: dict[str, list[float]] = {name: [] for name in splits}
+    # Bypass the encoder's cache of class features.
+    for context in contexts.values():
+      params = replicate({"context": context}, encoder.mesh)
+      features_NxE = encoder.features_of_tokens(params, tokens, own.position)
+      for name, split in splits.items():
+        rows = features_NxE[rows_of[name]]
+        scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
+        top1[name].append(scores["top1"])
+    images = {name: len(split.labels) for name, split in splits.items()}
+    return {"steps": list(contexts), "top1": top1, "images": images}
+
+  def _curve_splits(
+    self, encoder: Encoder, data: Data, n_images: int, m: int, class_specific: bool
+  ):
+    """Splits of a curve, the rows of their classes among all names, and the tokens of these."""
+    splits = {"validation": self._split(encoder, data, "validation", n_images)}
+    if not class_specific:  # such a context knows no class but those it was trained on
+      others = self._splits(encoder, data, n_images)
+      splits |= {name: split for name, split in others.items() if name in CURVE}
+    names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
+    row = {name: i for i, name in enumerate(names)}
+    rows_of = {name: [row[own] for own in split.names] for name, split in splits.items()}
+    return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m)).tokens
+
+  def _splits(self, encoder: Encoder, data: Data, n_images: int) -> dict[str, SplitFeatures]:
+    names = inputs.evaluation_splits(data)
+    return {name: self._split(encoder, data, name, n_images) for name in names}
+
+  def _split(self, encoder: Encoder, data: Data, name: str, n_images: int) -> SplitFeatures:
+    source = inputs.open_source(data, name, n_images=n_images)
+    return batches.readable_features(data, encoder, source, self.folder)
+
+
+def _accuracy(
+  encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
+) -> Scores:
+  return {
+    split: {name: one.accuracy() for name, one in tallies.items()}
+    for split, tallies in evaluate(encoder, splits, prompts).items()
+  }
+
+
+def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
+  """Reads this process's rows of the batches that the pretrain job would read, as features."""
+  mesh = run.encoder.mesh
+  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
+  at_a_time = max(_IMAGES // run.loop.batch_size, 1)
+  labels = []
+  with (
+    contextlib.closing(run.open_batches()) as loader,
+    # The file has no name, and ends with the process.
+    tempfile.TemporaryFile() as file,
+  ):
+    starts = range(0, run.total_steps, at_a_time)
+    for start in steps_of(starts, "features of training images", "parts"):
+      some = [next(loader) for _ in range(min(at_a_time, run.total_steps - start))]
+      images = np.concatenate([batch["image"] for batch in some])
+      if run.data.features == "online":
+        images = jax.make_array_from_process_local_data(rows, images)
+        # Each part of the data axis has a block of rows, of all these batches.
+        images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]
+      # Not through a memory map: a full disk would kill the process.
+      file.write(np.ascontiguousarray(images).data)
+      labels += [batch["label"] for batch in some]
+    file.flush()
+    labels_TxG = np.stack(labels)
+    shape = (*labels_TxG.shape, images.shape[-1])
+    return Stream(np.memmap(file, images.dtype, mode="r", shape=shape), labels_TxG)
