@@ -41,16 +41,11 @@ from pomp_jax.rooms.analysis.geometry import (
   uniformity,
   wordnet_branches,
 )
-from pomp_jax.train.resume import check_same_run
+from pomp_jax.train.resume import check_same_run, may_change
 
 log = logging.getLogger(__name__)
 
 _FIELD = "analyse.prompts"
-# Beginnings of the fields that results depend on.
-_DATA = ("annotations", "base", "classes", "dataset", "n_classes", "names", "novel", "root")
-_DATA += ("shots", "source", "test_share", "validation_share")
-_READ = ("analyse.", "clip.", "eval.images", "eval.template", "evaluate.")
-_READ += tuple(f"data.{field}" for field in _DATA)
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -58,7 +53,8 @@ def check(config: Settings, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check(config.job)
   if folder.results.exists():
-    check_same_run(config.flat(), folder, lambda field: not field.startswith(_READ))
+    # Images of another folder are others.
+    check_same_run(config.flat(), folder, lambda field: field != "data.root" and may_change(field))
   given = config.clip.model, config.evaluate, config.data, config.eval
   check_prompts(config.analyse.prompts, _FIELD, *given)
 

@@ -5,18 +5,22 @@ gradients of many draws. `cells/` has a file for each sampler and K. A restart c
 that are missing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import ConfigError, Settings, fields
+from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint
 from pomp_jax.files.checkpoints import read_checkpoint
@@ -39,6 +43,7 @@ from pomp_jax.rooms.analysis.bias import (
   gradient_function,
   summarise,
 )
+from pomp_jax.rooms.analysis.fields import GradientBias
 from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
@@ -50,16 +55,35 @@ _VERSION = "1"
 _IMAGES = 1024
 
 
-class _Setting(NamedTuple):
-  """Shared by all gradients."""
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+  """Gradients of the contrast at one prompt for the same images."""
 
-  key: str  # fingerprint of it all
-  n_images: int
+  encoder: Encoder
+  clip: Clip
+  module: PromptContext
   params: Any
-  frozen: Frozen
+  frozen: Frozen  # with the arrays of all samplers
   sampling: SamplingSettings
-  # (K, sampling, corrections, n draws) -> gradients [n, corrections, P]
-  gradients: Callable[[int, SamplingSettings, Sequence[str], int], np.ndarray]
+  features_BxE: Float[np.ndarray, "B E"]
+  labels_B: Int[np.ndarray, " B"]
+  seed: int
+
+  def of_draws(
+    self, k: int, sampler: str, corrections: Sequence[str], n_draws: int
+  ) -> Float[np.ndarray, "R corrections P"]:
+    """Computes R = `n_draws` independent draws of K classes under each correction."""
+    lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
+    sampling = dataclasses.replace(self.sampling, name=sampler)
+    contrast = ContrastSettings(k, len(lengths_N), "log", clip.logit_scale, sampling)
+    size = self.labels_B.size
+    budget = step_token_budget(self.module, lengths_N, settings=contrast, group_size=size)
+    n_prefix = 1 + self.module.n_vectors - self.module.n_own
+    memory = memory_plan(self.clip, clip.config.text_config, n_prefix, budget)
+    learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
+    images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)
+    gradients = gradient_function(learner, contrast, corrections)
+    return draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -90,51 +114,73 @@ def check(config: Settings, workdir: str) -> None:
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Computes the cells that are missing; returns what `results.json` holds."""
-  settings, start = config.gradient_bias, time.monotonic()
-  setting = _open(config)
+  own, seed, start = config.gradient_bias, config.seed, time.monotonic()
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  names, features_BxE, labels_B = _images(config.data, encoder, own.images, seed)
+  module, bank_NxE = _start(own.prompt, config.prompt, encoder.clip.text_width)
+  params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
+  params = replicate(params, encoder.mesh)
+  arrays = _arrays(config.sampling, config.data, own.samplers, names, encoder.clip.image_size)
+  parts = [f"{_VERSION} {seed} {module.position} {config.clip.text_tower} {config.clip.dtype}"]
+  parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
+  parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
+  parts += [np.asarray(params["context"]), features_BxE, labels_B]
+  parts += [np.asarray(array) for array in (bank_NxE, *arrays) if array is not None]
+  key = fingerprint(parts)
+  frozen = encoder.frozen(encoder.vocabulary(names, module.n_vectors))
+  if bank_NxE is None:
+    bank_NxE = encoder.features_of_tokens(params, frozen.tokens, module.position)
+  arrays = replicate(arrays._replace(bank=Bank(bank_NxE, len(names))), encoder.mesh)
+  frozen = frozen._replace(sampling=arrays)
+  gradients = Gradients(
+    *(encoder, config.clip, module, params, frozen),
+    *(sampling_of(config.sampling, encoder.clip.logit_scale), features_BxE, labels_B, seed),
+  )
   folder = RunFolder(workdir)
   folder.create()
-  n_classes = len(setting.frozen.tokens.lengths)
-  exact_P = setting.gradients(n_classes, SamplingSettings(), ("log",), 1)[0, 0]
-  log.info("exact gradient over %d classes: norm %.4g", n_classes, np.linalg.norm(exact_P))
-  cells, pairs = [], {f"{s}_{k}": (s, k) for s in settings.samplers for k in settings.k}
-  # The text tower computes about as many rows for each K.
-  n_draws = {k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k}
-  keys = {
-    name: fingerprint([setting.key, sampler, f"{k} {n_draws[k]}", *settings.corrections])
-    for name, (sampler, k) in pairs.items()
-  }
-  pieces = Pieces(folder.path / "cells", keys)
-  todo = pieces.missing(pairs)
-  for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
-    if name in todo:
-      sampling = dataclasses.replace(setting.sampling, name=sampler)
-      drawn = setting.gradients(k, sampling, settings.corrections, n_draws[k])
-      found = [
-        {"sampler": sampler, "correction": correction, "k": k} | summarise(drawn[:, i], exact_P)
-        for i, correction in enumerate(settings.corrections)
-      ]
-      pieces.save(name, {"cells": found})
-    cells += pieces.read(name).facts["cells"]
-    for cell in cells[-len(settings.corrections) :]:
-      log.info(
-        "%(sampler)s, %(correction)s, K = %(k)d: bias %(relative_bias).3f (%(bias_low).3f to"
-        " %(bias_high).3f), deviation %(relative_deviation).3f, cosine of a draw %(draw_cosine).3f",
-        cell,
-      )
+  exact_P = gradients.of_draws(len(names), "uniform", ("log",), 1)[0, 0]
+  log.info("exact gradient over %d classes: norm %.4g", len(names), np.linalg.norm(exact_P))
+  cells = _cells(own, gradients, exact_P, folder, key)
   results = {
     "job": config.job,
-    "n_classes": n_classes,
-    "images": setting.n_images,
-    "prompt": settings.prompt or "initial",
+    "n_classes": len(names),
+    "images": labels_B.size,
+    "prompt": own.prompt or "initial",
     "exact_norm": float(np.linalg.norm(exact_P)),
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
   with writing(path := folder.plots / "gradient_bias.png"):
-    gradient_bias_panels(path, cells, images=setting.n_images, classes=n_classes)
+    gradient_bias_panels(path, cells, images=labels_B.size, classes=len(names))
   finish_run(folder, config.to_dict(), results)
   return results
+
+
+def _images(
+  data: Data, encoder: Encoder, n_images: int, seed: int
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+  """Names of all classes; features [B,E] and labels [B] of readable training images."""
+  source = inputs.open_source(data, "train", n_images=n_images)
+  if isinstance(source, StoredImages):
+    source = source.replace(image_size=encoder.clip.image_size)
+  chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:n_images])
+  features, skipped = [], SkippedImages(source, data.max_corrupt)
+  for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
+    images, reasons = readable_images(source, part)
+    skipped.add(reasons)
+    features.append(encoder.image_features(images)[~np.isin(part, list(reasons))])
+  skipped.gather()
+  labels_B = source.labels[np.setdiff1d(chosen, list(skipped.reasons))]
+  return tuple(source.names), np.concatenate(features), labels_B
+
+
+def _start(path: str, prompt: fields.Prompt, width: int) -> tuple[PromptContext, np.ndarray | None]:
+  """The context of the prompt, or a random one; and the bank of its checkpoint, if it has one."""
+  if not path:
+    return PromptContext(prompt.m, width, prompt.position), None
+  stored, bank_NxE = _load(path)
+  context = stored.context
+  return PromptContext(len(context), width, stored.position, init_value=context), bank_NxE
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
@@ -145,72 +191,55 @@ def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")
 
 
-def _open(config: Settings) -> _Setting:
-  settings = config.gradient_bias
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  source = inputs.open_source(config.data, "train", n_images=settings.images)
-  if isinstance(source, StoredImages):
-    source = source.replace(image_size=encoder.clip.image_size)
-  chosen = np.sort(np.random.default_rng(config.seed).permutation(len(source))[: settings.images])
-  context, position, bank_NxE = None, config.prompt.position, None
-  if settings.prompt:
-    prompt, bank_NxE = _load(settings.prompt)
-    context, position = prompt.context, prompt.position
-  m = config.prompt.m if context is None else len(context)
-  module = PromptContext(m, encoder.clip.text_width, position, init_value=context)
-  params = module.init(jax.random.key(config.seed), method=lambda m: m.context)["params"]
-  params = replicate(params, encoder.mesh)
-  frozen = encoder.frozen(encoder.vocabulary(source.names, m))
-  arrays = _arrays(config, source.names, encoder.clip.image_size)
-  stale = () if bank_NxE is None else (bank_NxE,)
-  if bank_NxE is None:
-    bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
-  bank = Bank(bank_NxE, len(source.names))
-  sampling = replicate(arrays._replace(bank=bank), encoder.mesh)
-  features, skipped = [], SkippedImages(source, config.data.max_corrupt)
-  for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
-    images, reasons = readable_images(source, part)
-    skipped.add(reasons)
-    features.append(encoder.image_features(images)[~np.isin(part, list(reasons))])
-  skipped.gather()
-  features_BxE = np.concatenate(features)
-  labels_B = source.labels[np.setdiff1d(chosen, list(skipped.reasons))]
-  parts = [f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}"]
-  parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
-  parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(source.names)]
-  parts += [np.asarray(params["context"]), features_BxE, labels_B, *stale]
-  parts += [np.asarray(array) for array in arrays if array is not None]
-  frozen = frozen._replace(sampling=sampling)
-  arguments = (params, frozen, jax.numpy.asarray(features_BxE), jax.numpy.asarray(labels_B))
-  lengths_N, scale = np.asarray(frozen.tokens.lengths), encoder.clip.logit_scale
-
-  def gradients(k, sampling, corrections, n_draws):
-    contrast = ContrastSettings(k, len(source.names), "log", scale, sampling)
-    budget = step_token_budget(module, lengths_N, settings=contrast, group_size=labels_B.size)
-    n_prefix = 1 + module.n_vectors - module.n_own
-    memory = memory_plan(config.clip, encoder.clip.config.text_config, n_prefix, budget)
-    learner = ContextLearner(module, encoder.text_tower(budget, memory), budget)
-    drawn = gradient_function(learner, contrast, corrections)
-    return draws_of(drawn, arguments, n_draws, config.seed)
-
-  drawing = sampling_of(config.sampling, scale)
-  return _Setting(fingerprint(parts), labels_B.size, params, frozen, drawing, gradients)
-
-
-def _arrays(config: Settings, names: Sequence[str], image_size: int) -> SamplingArrays:
+def _arrays(
+  sampling: fields.Sampling,
+  data: Data,
+  samplers: Sequence[str],
+  names: Sequence[str],
+  image_size: int,
+) -> SamplingArrays:
   """Builds the arrays that the samplers read; class counts are those of a training."""
-  samplers = config.gradient_bias.samplers
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
-    labels_n = inputs.open_training_source(config.data, image_size).labels
-  for sampler in samplers:
+    labels_n = inputs.open_training_source(data, image_size).labels
+  for name in samplers:
     try:
-      sampling = dataclasses.replace(config.sampling, name=sampler)
-      more = sampling_arrays(sampling, config.data, names, labels_n)
+      more = sampling_arrays(dataclasses.replace(sampling, name=name), data, names, labels_n)
     except ConfigError as error:
       if error.field != "sampling.name":
         raise
-      takes = f"samplers that need no relations between classes, or others than {sampler!r}"
+      takes = f"samplers that need no relations between classes, or others than {name!r}"
       raise ConfigError("gradient_bias.samplers", samplers, takes) from error
     arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
   return arrays
+
+
+def _cells(
+  own: GradientBias, gradients: Gradients, exact_P: np.ndarray, folder: RunFolder, key: str
+) -> list[dict[str, Any]]:
+  """Figures of each sampler, K and correction; `key` is that of all but these."""
+  cells, pairs = [], {f"{s}_{k}": (s, k) for s in own.samplers for k in own.k}
+  # The text tower computes about as many rows for each K.
+  n_draws = {k: int(np.clip(own.rows // (k + own.images), 8, 512)) for k in own.k}
+  keys = {
+    name: fingerprint([key, sampler, f"{k} {n_draws[k]}", *own.corrections])
+    for name, (sampler, k) in pairs.items()
+  }
+  pieces = Pieces(folder.path / "cells", keys)
+  todo = pieces.missing(pairs)
+  for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
+    if name in todo:
+      drawn = gradients.of_draws(k, sampler, own.corrections, n_draws[k])
+      found = [
+        {"sampler": sampler, "correction": correction, "k": k} | summarise(drawn[:, i], exact_P)
+        for i, correction in enumerate(own.corrections)
+      ]
+      pieces.save(name, {"cells": found})
+    cells += pieces.read(name).facts["cells"]
+    for cell in cells[-len(own.corrections) :]:
+      log.info(
+        "%(sampler)s, %(correction)s, K = %(k)d: bias %(relative_bias).3f (%(bias_low).3f to"
+        " %(bias_high).3f), deviation %(relative_deviation).3f, cosine of a draw %(draw_cosine).3f",
+        cell,
+      )
+  return cells

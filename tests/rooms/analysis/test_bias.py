@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,9 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, normalize
-from pomp_jax.prompt.sampling import SamplingSettings
 from pomp_jax.rooms.analysis import gradient_bias as job
 from pomp_jax.rooms.analysis.bias import draws_of, gradient_function, summarise
+from tests.rooms.analysis.test_gradient_bias import asked
 from tests.support.checks import assert_close
 from tests.support.clips import PLAIN_TOWER
 from tests.support.small_run import small_config
@@ -52,7 +53,7 @@ def test_cosines():
 
 
 @pytest.fixture(scope="module")
-def case():
+def case(tmp_path_factory):
   """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
   config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
   clip = inputs.open_encoder(config.clip).clip
@@ -60,19 +61,18 @@ def case():
     clip, params=clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
   )
   encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inputs, "open_encoder", lambda *_: encoder)
-    setting = job._open(config)
+  with mock.patch.object(inputs, "open_encoder", lambda *_: encoder):
+    gradients, *_ = asked(config, tmp_path_factory.mktemp("bias"), job.Gradients, "of_draws")
   module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
   drawn = np.random.default_rng(config.seed).permutation(len(source))
   chosen = np.sort(drawn[:16])  # the job's images
   features = jnp.asarray(encoder.image_features(source.images(chosen)))
-  return setting, encoder, module, features, source.labels[chosen]
+  return gradients, encoder, module, features, source.labels[chosen]
 
 
 def test_all_classes_give_the_gradient_of_the_full_softmax(case):
-  setting, encoder, module, features, labels = case
-  frozen = setting.frozen
+  gradients, encoder, module, features, labels = case
+  frozen = gradients.frozen
   tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
 
   def loss(params):
@@ -80,8 +80,8 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(case):
     logits = 7 * normalize(features) @ normalize(tower(frozen.text, *sequences)).T
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-  expected = jax.jit(jax.grad(loss))(setting.params)["context"].ravel()
-  found = setting.gradients(300, SamplingSettings(), ("log", "none"), 1)[0]
+  expected = jax.jit(jax.grad(loss))(gradients.params)["context"].ravel()
+  found = gradients.of_draws(300, "uniform", ("log", "none"), 1)[0]
   assert_close(found[0], expected, 1e-4)
   assert_close(found[1], expected, 1e-4)
 

@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.config import ConfigError, validate
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train import setup
@@ -25,6 +26,21 @@ def _config(**changes):
   settings |= {"gradient_bias.images": 12, "gradient_bias.rows": 800}
   settings |= {"gradient_bias.samplers": "uniform;hard", "gradient_bias.corrections": "log;none"}
   return small_config(**(settings | changes))
+
+
+class _Asked(Exception):
+  """Ends the job where something is asked for; has the arguments."""
+
+
+def asked(config, folder, owner, name):
+  """Runs the job until it calls `name` of `owner`; returns the arguments of the call."""
+
+  def stop(*given):
+    raise _Asked(*given)
+
+  with mock.patch.object(owner, name, stop), pytest.raises(_Asked) as found:
+    gradient_bias.run(config, str(folder))
+  return found.value.args
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +95,9 @@ def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_pa
   own = {"gradient_bias.prompt": str(checkpoint), "gradient_bias.samplers": "posterior"}
   config = _config(**shared, **own)
   gradient_bias.check(config, str(tmp_path / "bias"))
-  setting = gradient_bias._open(config)
-  np.testing.assert_array_equal(setting.params["context"], stored["params"]["context"])
-  np.testing.assert_array_equal(setting.frozen.sampling.bank.rows, stored["bank"])
+  gradients, *_ = asked(config, tmp_path / "bias", gradient_bias.Gradients, "of_draws")
+  np.testing.assert_array_equal(gradients.params["context"], stored["params"]["context"])
+  np.testing.assert_array_equal(gradients.frozen.sampling.bank.rows, stored["bank"])
   other = config.replace({"data.n_classes": 50, "gradient_bias.k": (8,)})
   with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 60 .* 50 classes"):
     gradient_bias.check(other, str(tmp_path / "bias"))
@@ -101,8 +117,11 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   assert scales == pytest.approx((20, 20, 20))
 
 
-def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
-  key = lambda **more: gradient_bias._open(_config(**{"clip.model": one_layer} | more)).key
+def test_a_cell_is_found_by_all_that_it_depends_on(one_layer, tmp_path):
+  def key(**more):
+    config = _config(**{"clip.model": one_layer} | more)
+    return fingerprint(*asked(config, tmp_path, gradient_bias, "fingerprint"))
+
   first = key()
   assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
   assert key(seed=1) != first
