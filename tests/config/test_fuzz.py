@@ -77,7 +77,7 @@ _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 def test_an_ablations_grid(grid):
   config = defaults("ablate").replace({"ablate.grid": grid})
   with allowed_errors(ConfigError, within=[ROOT]):
-    cells = make_cells(config)
+    cells = make_cells(config.ablate.grid, config.replace)
     assert len({cell.key for cell in cells}) == len(cells) > 0
     assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))
     for cell in cells:

@@ -10,13 +10,14 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
+from pomp_jax.config.fields import flatten
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation import ablate
-from pomp_jax.rooms.ablation.grid import make_cells
-from pomp_jax.rooms.ablation.lanes import Trained, lane_groups, lanes_at_a_time
-from pomp_jax.rooms.ablation.shared import Shared
+from pomp_jax.rooms.ablation import grid as grids
+from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
+from pomp_jax.rooms.ablation.vmapped_training import Trained, lanes_of_program, program_groups
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import run_job, small_config, trained
@@ -35,6 +36,10 @@ def curved(one_layer):
   """A function: changes -> config of the grid above, with curves."""
   own = {"clip.model": one_layer, "ablate.curve_every": 4, "ablate.lanes": 2}
   return lambda **changes: config_for(**own | changes)
+
+
+def make_cells(config):
+  return grids.make_cells(config.ablate.grid, config.replace)
 
 
 def make_cells_of(grid=GRID, **changes):
@@ -60,7 +65,7 @@ def rows_of(workdir):
 def test_a_cell_equals_a_run_of_its_own(finished, curved, tmp_path, number):
   workdir, results = finished
   cell = make_cells(curved())[number]
-  alone = pretrain.run(cell.config, str(tmp_path))
+  alone = pretrain.run(curved().replace(cell.overrides), str(tmp_path))
   context = load_prompt(tmp_path / "prompt.npz").context
   np.testing.assert_allclose(prompt_of(workdir, cell).context, context, atol=2e-5)
   stored = results["cells"][number]
@@ -86,9 +91,9 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
   monkeypatch.setattr(tempfile, "tempdir", None)
   (tmp_path / "temporary").mkdir()
   folder = RunFolder(tmp_path / "run")
-  shared = Shared(folder)
-  cells = make_cells_of("optim.lr=0.1|0.2;seed=0|1", steps=4, **{"clip.model": one_layer})
-  runs = [shared.prepare(cell.config, folder) for cell in cells]
+  config = config_for("optim.lr=0.1|0.2;seed=0|1", steps=4, **{"clip.model": one_layer})
+  shared = SharedInputs(folder, config.replace)
+  runs = list(map(shared.prepare, make_cells(config)))
   one, other_seed, same, _ = (shared.stream(run) for run in runs)
   assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
   assert np.shares_memory(one.features, same.features)
@@ -110,7 +115,7 @@ def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
   run_job(config, tmp_path / "both")
   assert sorted(computed) == [0, 1]
   for cell in make_cells(config)[2:]:
-    context = trained(cell.config, tmp_path / f"alone_{cell.config.optim.lr}")
+    context = trained(config.replace(cell.overrides), tmp_path / f"alone_{cell.key}")
     np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
 
 
@@ -150,23 +155,24 @@ SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
 def synthetic(monkeypatch):
   """A function that replaces the training: contexts of zeros, and the losses that it is told.
 
-  Nothing is compiled. Cells whose values are among `crashing` raise; what was trained is returned.
+  Nothing is compiled. Cells with values among `crashing` raise. The swept values of what was
+  trained are returned.
   """
-  monkeypatch.setattr(Shared, "stream", lambda *_: None)
-  monkeypatch.setattr(Shared, "references", lambda *_: {"novel": {"hand_written": SCORE}})
-  monkeypatch.setattr(Shared, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
+  monkeypatch.setattr(SharedInputs, "references", lambda *_: {"novel": {"hand_written": SCORE}})
+  monkeypatch.setattr(SharedInputs, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
 
-  def install(losses_of=lambda cell: np.ones(3, np.float32), crashing=()):
+  def install(losses_of=lambda values: np.ones(3, np.float32), crashing=()):
     trained = []
 
-    def train(run, group, streams, size):
-      for cell in group:
-        if cell.values in crashing:
+    def train(runs, streams, *_):
+      for run, fields in zip(runs, streams, strict=True):
+        if any(values.items() <= fields.items() for values in crashing):
           raise MemoryError("no room")
-        trained.append(cell.name)
-        context = np.zeros((cell.config.prompt.m, run.encoder.clip.text_width), np.float32)
-        yield Trained(context, losses_of(cell), 1.0, 1.0)
+        trained.append(fields)
+        context = np.zeros((run.module.n_vectors, run.encoder.clip.text_width), np.float32)
+        yield Trained(context, losses_of(fields), 1.0, 1.0)
 
+    monkeypatch.setattr(SharedInputs, "stream", lambda _, run: flatten(run.config))
     monkeypatch.setattr(ablate, "train_lanes", train)
     return trained
 
@@ -182,7 +188,7 @@ def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synth
   (folder / "cells" / f"{cells[0].stem}.json").unlink()
   trained = synthetic()
   again = run_job(curved(), folder)
-  assert trained == [cells[0].name]
+  assert [fields["seed"] for fields in trained] == [cells[0].values["seed"]]
   assert again["cells"][1:] == finished[1]["cells"][1:]
   assert [file.stat().st_mtime_ns for file in files] == times
   # Nor without a curve, but for another one.
@@ -197,7 +203,7 @@ def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synth
 def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
   """The loss of some cells is not finite; another one crashes, in whatever program it is."""
   config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
-  losses = lambda cell: np.array([1, np.nan if cell.config.optim.lr == 1e30 else 1, 1], np.float32)
+  losses = lambda fields: np.array([1, np.nan if fields["optim.lr"] == 1e30 else 1, 1], "f")
   synthetic(losses, [{"k": 21, "optim.lr": 0.06}])
   with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
     run_job(config, tmp_path)
@@ -217,7 +223,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
 def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
   losses = np.ones(30, np.float32)
   losses[24] = 6.0
-  synthetic(lambda cell: np.minimum(losses, 2.0 if cell.values["seed"] else 9.0))
+  synthetic(lambda fields: np.minimum(losses, 2.0 if fields["seed"] else 9.0))
   line = "BadLossError: loss is 6 at step 25, "
   with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
     run_job(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
@@ -233,7 +239,7 @@ def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, syn
     part(1)
   results = part(2)
   assert [cell["error"] for cell in results["cells"]] == ["MemoryError: no room", None]
-  assert trained == ["k=21, seed=0"] and results["missing"] == []
+  assert [fields["k"] for fields in trained] == [21] and results["missing"] == []
   (tmp_path / "cells" / f"{make_cells_of('k=20|21;seed=0')[1].stem}.json").unlink()
   synthetic()
   assert part(1)["missing"] == ["k=21, seed=0"]
@@ -245,13 +251,12 @@ def test_what_breaks_a_cell_in_one_process_is_raised_where_there_are_several(
 ):
   """The others may be in the midst of the cell."""
   synthetic(crashing=[{"seed": 0}])
-  monkeypatch.setattr(ablate, "_missing", lambda folder, groups: list(groups))
+  monkeypatch.setattr(ablate, "_missing", lambda folder, groups, curve_every: list(groups))
   monkeypatch.setattr(ablate.jax, "process_count", lambda: 2)
-  shared = Shared(RunFolder(tmp_path))
-  monkeypatch.setattr(Shared, "prepare", lambda *_: None)
-  monkeypatch.setattr(ablate, "_most_lanes", lambda run: 1)
+  config = config_for("seed=0")
+  shared = SharedInputs(RunFolder(tmp_path), config.replace)
   with pytest.raises(MemoryError):
-    ablate._run_group(shared, RunFolder(tmp_path), make_cells_of("seed=0"))
+    ablate._run_group(shared, config.ablate, make_cells(config))
 
 
 def test_only_the_first_process_reads_the_folder(monkeypatch):
@@ -259,17 +264,17 @@ def test_only_the_first_process_reads_the_folder(monkeypatch):
   found = lambda value, _: given.append(value) or [cells[1].stem]
   monkeypatch.setattr(hosts, "is_first", lambda: False)
   monkeypatch.setattr(hosts, "from_first", found)
-  assert ablate._missing(RunFolder("/nowhere"), [cells]) == [[cells[1]]]
+  assert ablate._missing(RunFolder("/nowhere"), [cells], 0) == [[cells[1]]]
   assert given == [None]
 
 
 def test_which_cells_are_lanes():
   cells = make_cells_of("k=20|30;correction=log|log10|none;optim.lr=0.1|0.2;seed=0|1")
-  groups = lane_groups(cells)
+  groups = program_groups(cells)
   assert [len(group) for group in groups] == [12, 12]
-  assert {cell.config.k for cell in groups[0]} == {20}
-  assert len(lane_groups(make_cells_of("prompt.m=2|4;seed=0|1"))) == 2
-  assert [lanes_at_a_time(6, most) for most in (0, 1, 4, 100)] == [1, 1, 3, 6]
+  assert {cell.values["k"] for cell in groups[0]} == {20}
+  assert len(program_groups(make_cells_of("prompt.m=2|4;seed=0|1"))) == 2
+  assert [lanes_of_program(6, most) for most in (0, 1, 4, 100)] == [1, 1, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -310,8 +315,9 @@ def test_every_combination_is_a_cell():
   assert [tuple(cell.values.values()) for cell in found] == list(expected)
   assert len({cell.key for cell in found}) == len({cell.stem for cell in found}) == 12
   for cell in found:
-    assert cell.values.items() <= cell.config.flat().items()
-    assert (cell.config.job, cell.config.batch_size) == ("pretrain", 16)
+    training = config_for().replace(cell.overrides)
+    assert cell.values.items() <= training.flat().items()
+    assert (training.job, training.flat()["batch_size"]) == ("pretrain", 16)
   assert found[0].name == "k=16, correction=log, optim.lr=0.1"
 
 
