@@ -82,4 +82,4 @@ def test_an_ablations_grid(grid):
     assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))
     for cell in cells:
       assert pathlib.PurePath(cell.stem).name == cell.stem
-      assert well_typed(cell.config)
+      assert well_typed(config.replace(cell.overrides))
