@@ -94,7 +94,7 @@ def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
-  batch = _random_batch(run)
+  batch = _batch(run)
   with waiting("compiling the training step"):
     start = time.monotonic()
     program = run.build_step().lower(state, run.frozen, batch).compile()
@@ -108,7 +108,8 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   seconds = images.seconds + classes.seconds
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
-  step = _stepping(program, _noise_state(run), run.frozen, batch)
+  # Only now: a batch that is too large for the devices may be too long to run.
+  step = _stepping(program, _noise_state(run), run.frozen, _noise(run, batch))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -151,10 +152,10 @@ def _class_cost(run: setup.PromptRun) -> Cost:
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
-    state, batch = _noise_state(small), _random_batch(small)
+    state, batch = _noise_state(small), _batch(small)
     with waiting("compiling a part of the step"):
       program = small.build_step().lower(state, run.frozen, batch).compile()
-    return _stepping(program, state, run.frozen, batch)
+    return _stepping(program, state, run.frozen, _noise(run, batch))
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if not cost.scaled:
@@ -175,17 +176,35 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
   return step
 
 
-def _random_batch(run: setup.PromptRun) -> dict[str, jax.Array]:
-  """Places a batch of noise on the devices, with labels of existing classes."""
-  rng, n_images, clip = np.random.default_rng(0), run.loop.batch_size, run.encoder.clip
-  if run.data.features == "online":
-    images = rng.integers(0, 256, (n_images, clip.image_size, clip.image_size, 3), np.uint8)
-  else:
-    images = rng.standard_normal((n_images, clip.config.projection_dim), np.float32)
-  labels = rng.integers(0, len(run.source.names), n_images, np.int32)
+def _batch(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch, its rows split over the data axis."""
+  clip, size = run.encoder.clip, run.loop.batch_size
   rows = NamedSharding(run.encoder.mesh, P(DATA))
-  place = lambda whole: jax.make_array_from_callback(whole.shape, rows, lambda index: whole[index])
-  return {"image": place(images), "label": place(labels)}
+  image, dtype = (clip.config.projection_dim,), np.float32
+  if run.data.features == "online":
+    image, dtype = (clip.image_size, clip.image_size, 3), np.uint8
+  return {
+    "image": jax.ShapeDtypeStruct((size, *image), dtype, sharding=rows),
+    "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=rows),
+  }
+
+
+def _noise(run: setup.PromptRun, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """A batch of noise on the devices, with labels of existing classes."""
+
+  def place(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    most = 256 if leaf.dtype == np.uint8 else len(run.source.names)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      rng = np.random.default_rng(index[0].start or 0)
+      if leaf.dtype == np.float32:
+        return rng.standard_normal(shape, np.float32)
+      return rng.integers(0, most, shape, leaf.dtype)
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+  return jax.tree.map(place, batch)
 
 
 def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
