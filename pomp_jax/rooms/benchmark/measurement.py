@@ -58,7 +58,7 @@ Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
-  steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: float
+  steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: int
 ) -> list[dict[str, Any]]:
   """Measures rounds of all steps in turn, each between two large products; returns the rows.
 
