@@ -294,6 +294,7 @@ FORMATS = {
 # What else the room interchange reads and writes; empty: it is not installed.
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 TORCH_WEIGHTS = "rooms.interchange.torch_weights:open_torch"
+CONTEXT_NAME = "rooms.interchange.torch_prompts:context_name"
 DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"

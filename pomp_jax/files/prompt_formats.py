@@ -5,11 +5,10 @@ A reader returns the fields that a file has, unchecked. Nothing is ever unpickle
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import io
 import json
 import os
-import re
 from typing import Any, NoReturn
 import zipfile
 import zlib
@@ -21,16 +20,13 @@ import safetensors.numpy
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import printable
+from pomp_jax.registry import CONTEXT_NAME, load
 
 FORMAT_VERSION = 1
 # Type of each field beside `format_version`, whatever the format.
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 
-# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
-# models), and that of ZSSeg's own, which may also have vectors after the name.
-_CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
-_SUFFIX = "suffix_prompt"
 UNKNOWN_CLIP = "unknown"
 # Fields of a file that other code has written.
 OF_OTHERS = {
@@ -101,7 +97,9 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
       fields: dict[str, Any] = dict(file.metadata() or {})
       names = file.keys()
-      name = "context" if "context" in names else context_name(path, names, "the file")
+      name = "context" if "context" in names else None
+      if name is None and CONTEXT_NAME:
+        name = load(CONTEXT_NAME)(path, names, "the file")
       if name is not None:
         header = file.get_slice(name)
         if header.get_dtype() != "F32":
@@ -130,15 +128,3 @@ def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
   described = [list(context.shape), [text.get(field) for field in TEXTS]]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
-
-
-def context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
-  """Name of the context among those of a state dict's tensors."""
-  names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
-  if len(names) > 1:
-    refuse(path, place, f"a dict with {', '.join(names)}", "one context")
-  for name in names:
-    if (suffix := f"{name.rpartition('.')[0]}.{_SUFFIX}") in items:
-      refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
-    return name
-  return None

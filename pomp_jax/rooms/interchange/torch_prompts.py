@@ -5,10 +5,11 @@ Nothing is unpickled, and torch is imported to write a file alone.
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import io
 import json
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from pomp_jax.files.prompt_formats import (
   FORMAT_VERSION,
   OF_OTHERS,
   PromptFileError,
-  context_name,
   refuse,
 )
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
 
+# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
+# models), and that of ZSSeg's own, which may also have vectors after the name.
+_CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
+_SUFFIX = "suffix_prompt"
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
 
@@ -89,6 +93,18 @@ def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
       refuse(path, f"{field}[{key!r}]", found, "an item of that name")
     field, item = key, item[key]
   return "state_dict['ctx']", item
+
+
+def context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
+  """Name of the context among those of a state dict's tensors."""
+  names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
+  if len(names) > 1:
+    refuse(path, place, f"a dict with {', '.join(names)}", "one context")
+  for name in names:
+    if (suffix := f"{name.rpartition('.')[0]}.{_SUFFIX}") in items:
+      refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
+    return name
+  return None
 
 
 def prompt_of_trainer(output: Path) -> Path | None:
