@@ -54,14 +54,6 @@ def one_of(*choices: str) -> Check:
   return Check(choices.__contains__, f"one of {', '.join(choices)}", choices)
 
 
-def some_of(*choices: str) -> Check:
-  """A tuple of one or more different texts."""
-  return Check(
-    lambda value: 0 < len(value) == len(set(value)) == len(set(value) & set(choices)),
-    f"one or more different ones of {', '.join(choices)}",
-  )
-
-
 def at_least(least: float | int) -> Check:
   """A finite number from `least` on; NaN fails too."""
   return Check(lambda value: least <= value < math.inf, f"{least} or more")

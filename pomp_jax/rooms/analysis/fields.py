@@ -2,9 +2,17 @@
 
 import dataclasses
 
-from pomp_jax.config.declare import at_least, row, some_of
+from pomp_jax.config.declare import Check, at_least, row
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.sampling import SAMPLERS
+
+
+def _some_of(*choices: str) -> Check:
+  """A tuple of one or more different texts."""
+  return Check(
+    lambda value: 0 < len(value) == len(set(value)) == len(set(value) & set(choices)),
+    f"one or more different ones of {', '.join(choices)}",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +36,12 @@ class GradientBias:
   samplers: tuple[str, ...] = row(
     ("uniform", "posterior", "hard", "easy", "hierarchical"),
     "samplers; the first is shown for each correction",
-    some_of(*SAMPLERS),
+    _some_of(*SAMPLERS),
   )
   corrections: tuple[str, ...] = row(
     ("log", "log10", "none", "logq"),
     "corrections; the first is shown for each sampler",
-    some_of(*CORRECTIONS),
+    _some_of(*CORRECTIONS),
   )
   images: int = row(64, "images of a gradient", at_least(1))
   rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
