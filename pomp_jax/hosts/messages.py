@@ -75,7 +75,8 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
   After the timeout a LostHostError has the name of the value, `what`, and the missing processes.
   Process 0 collects and distributes the values, so n processes make 2n requests, not n^2.
   """
-  store, found, missing = client(), [[socket.gethostname(), value]], []
+  store, found = client(), [[socket.gethostname(), value]]
+  missing: list[int] = []
   if store is not None:
     key = f"pomp_jax/{next(_calls)}"
     if not is_first():
@@ -101,8 +102,10 @@ def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
     key = f"pomp_jax/{next(_calls)}"
     if is_first():
       store.key_value_set(key, text)
-    elif (text := _get(store, key, seconds)) is None:
+    elif (found := _get(store, key, seconds)) is None:
       raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
+    else:
+      text = found
   return json.loads(text)
 
 

@@ -67,8 +67,9 @@ def detect(
     uses_tpu = os.environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
     known = filter(_is_present, (*(_TPU if uses_tpu else ()), *_OTHER))
     counted = (name for name, (count, _) in _COUNTED.items() if count in os.environ)
-    launcher = next(itertools.chain(known, counted), None)
-    if launcher is not None:
+    found = next(itertools.chain(known, counted), None)
+    if found is not None:
+      launcher = found
       coordinator, num_processes, process_id = _read(launcher, coordinator, timeout)
     elif coordinator is None:
       return None
@@ -92,7 +93,9 @@ def _is_present(launcher: str) -> bool:
   return any(getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds)
 
 
-def _read(launcher: str, coordinator: str | None, timeout: int) -> tuple[str | None, int, int]:
+def _read(
+  launcher: str, coordinator: str | None, timeout: int
+) -> tuple[str | None, int | None, int | None]:
   """Address of process 0, number of processes and index of this one, from the environment."""
   try:
     if _is_present(launcher):
@@ -192,11 +195,11 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
       f" this is {who}. Look at the logs of the others, or raise --start_timeout",
       TryAgain.status,
     )
-  for error in errors:
-    if not isinstance(error, RuntimeError | ValueError):
-      raise error
-    kind = LostHostError if str(error).startswith(_OF_OTHERS) else HostError
-    raise kind(f"{who} can't start: {' '.join(str(error).split())}") from error
+  for failure in errors:
+    if not isinstance(failure, RuntimeError | ValueError):
+      raise failure
+    kind = LostHostError if str(failure).startswith(_OF_OTHERS) else HostError
+    raise kind(f"{who} can't start: {' '.join(str(failure).split())}") from failure
 
 
 def _check_port(cluster: Cluster) -> None:
