@@ -21,7 +21,7 @@ import numpy as np
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
-from pomp_jax.files.texts import read_json, read_text
+from pomp_jax.files.texts import read_text, read_user_json
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  content = read_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
+  content = read_user_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
   if has_categories(content):
     by_id = categories_by_id(path, content)
     return tuple(by_id[number].name for number in sorted(by_id)), None

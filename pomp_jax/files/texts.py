@@ -24,7 +24,7 @@ def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
     raise error(f"{path}: not UTF-8 text ({cause.reason})") from cause
 
 
-def read_json(path: str | os.PathLike, error: type[Exception], **options: Any) -> Any:
+def read_user_json(path: str | os.PathLike, error: type[Exception], **options: Any) -> Any:
   """Reads JSON, with options of `json.loads`; raises `error` if it can't be read or is not JSON."""
   content = read_file(path, error)
   try:

@@ -26,7 +26,7 @@ from pomp_jax.data.subsets import few_shot
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.texts import read_file, read_json, read_text
+from pomp_jax.files.texts import read_file, read_text, read_user_json
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
   path = root / folder / file
-  content = read_json(path, SourceError)
+  content = read_user_json(path, SourceError)
   names: dict[int, str] = {}
   splits = {}
   for part, split in _PARTS.items():
@@ -249,7 +249,7 @@ def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> di
 def _read_fixed(path: Path) -> dict[str, Items]:
   """Images in each part of a few-shot file, under their paths on its author's machine."""
   if path.suffix == ".json":
-    content = read_json(path, SourceError)
+    content = read_user_json(path, SourceError)
   else:
     try:
       # {"train": [Datum, ..], "val": [..]}; no code in it is run.

@@ -35,7 +35,7 @@ from pomp_jax.files.paths import Path, local_copy, to_path
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import one_line
-from pomp_jax.files.texts import read_json
+from pomp_jax.files.texts import read_user_json
 
 
 class ClassFeatureError(RunError, ValueError):
@@ -58,7 +58,7 @@ def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
   """Loads distinct names as `load_class_list`, or annotations of any suffix with their synonyms."""
   if name_or_path not in CLASS_LISTS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
-    content = read_json(path, VocabularyError)
+    content = read_user_json(path, VocabularyError)
     if path.suffix.lower() != ".json" or has_categories(content):
       by_id = categories_by_id(path, content)
       return tuple(by_id[number] for number in sorted(by_id))

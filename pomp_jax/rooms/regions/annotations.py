@@ -21,7 +21,7 @@ from pomp_jax.data.images import MAX_PIXELS, image_size, read_rgb
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
 from pomp_jax.files.terminal import is_unicode, printable
-from pomp_jax.files.texts import read_json
+from pomp_jax.files.texts import read_user_json
 
 FREQUENCIES = ("r", "c", "f")
 # Pixels by which a box or a polygon may leave its image, since COCO's are rounded.
@@ -129,7 +129,7 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
   an image or annotation that is not as COCO describes it, a box or polygon outside its image, an
   unknown image or category, or a category that `names` lacks.
   """
-  return annotations_of(read_json(path, VocabularyError), str(path), names)
+  return annotations_of(read_user_json(path, VocabularyError), str(path), names)
 
 
 def annotations_of(

@@ -14,7 +14,7 @@ import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.files.paths import is_dir
-from pomp_jax.files.texts import read_json
+from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths
 from pomp_jax.rooms.regions.region_folder import (
   HEADER,
@@ -44,7 +44,7 @@ class RegionResults:
     RegionFileError or VocabularyError for another file.
     """
     self._path = str(path)
-    rows = read_json(path, VocabularyError)
+    rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
     self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}

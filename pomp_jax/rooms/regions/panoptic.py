@@ -16,7 +16,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
 from pomp_jax.files.paths import is_file, join
-from pomp_jax.files.texts import read_json
+from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.annotations import (
   AnnotationError,
   Annotations,
@@ -70,7 +70,7 @@ def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -
   VocabularyError or AnnotationError as `read_annotations`, without `segments_info` or PNG, and for
   ids that are repeated in an image or beyond 24 bits.
   """
-  path, value = str(path), read_json(path, VocabularyError)
+  path, value = str(path), read_user_json(path, VocabularyError)
   file_of: dict[int, str] = {}
   rows = []
   for where, row in objects_of(path, value, "annotations"):

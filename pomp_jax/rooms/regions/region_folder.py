@@ -22,7 +22,7 @@ from pomp_jax.files.paths import Path, local_copy, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
 from pomp_jax.files.terminal import is_unicode, printable
-from pomp_jax.files.texts import read_json
+from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.masks import ONE
 
 FORMAT_VERSION = 1
@@ -186,7 +186,7 @@ class RegionWriter:
 
 def _read_header(path: Path) -> RegionHeader:
   try:
-    value = without_checksum(read_json(path, VocabularyError), path)
+    value = without_checksum(read_user_json(path, VocabularyError), path)
   except DamagedFileError as error:
     raise RegionFileError(str(error)) from None
   if not isinstance(value, dict):
