@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError, near_match
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
@@ -49,10 +50,8 @@ def evaluation_sets(
     sets += _of_named(settings, data.source, name, of_split)
   if settings.sets_file or settings.own_sets:
     where = settings.sets_file or "config.evaluate.own_sets"
-    if not OWN_SETS:
-      field = "sets_file" if settings.sets_file else "own_sets"
-      takes = "none: the room data_sets, which reads one's own sets, is not installed"
-      raise ConfigError(f"evaluate.{field}", getattr(settings, field), takes)
+    field = "evaluate.sets_file" if settings.sets_file else "evaluate.own_sets"
+    require(OWN_SETS, field, where, "no set of one's own without the room data_sets")
     sets += load(OWN_SETS)(settings.sets_file, settings.own_sets)
   sets = sets or _of_data(settings, data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
@@ -152,10 +151,8 @@ def _of_named(
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
     return [EvaluationSet(name, group, name, "all", functools.partial(of_split, name, "test"))]
-  if not NAMED_SETS:
-    field, got = ("sets", name) if settings.sets else ("suite", settings.suite)
-    takes = "no published data set: the room data_sets, which opens them, is not installed"
-    raise ConfigError(f"evaluate.{field}", got, takes)
+  field = "evaluate.sets" if settings.sets else "evaluate.suite"
+  require(NAMED_SETS, field, name, "no published data set without the room data_sets")
   return load(NAMED_SETS)(settings.source, settings.root, name, group, halves)
 
 

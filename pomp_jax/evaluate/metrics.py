@@ -4,7 +4,7 @@ Shapes: B images, N classes, E embedding, S confidence bins.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jaxtyping import Bool, Float, Int
@@ -97,14 +97,6 @@ def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   }
 
 
-class Answers(NamedTuple):
-  """Answers of a classifier to B images."""
-
-  rank: Int[np.ndarray, " B"]  # of the right class, see `ranks`
-  answer: Int[np.ndarray, " B"]  # the right class at rank 0, else the most similar other one
-  confidence: Float[np.ndarray, " B"]  # probability of the most similar class
-
-
 class Tally:
   """Counts over a data set, batch by batch; `more` counts other figures of the same answers.
 
@@ -123,32 +115,36 @@ class Tally:
   def add(
     self,
     labels_B: Int[np.ndarray, " B"],
-    answers: Answers,
+    rank_B: Int[np.ndarray, " B"],
+    answer_B: Int[np.ndarray, " B"],
+    confidence_B: Float[np.ndarray, " B"],
     reference_B: Bool[np.ndarray, " B"] | None = None,
   ) -> None:
     """Counts the answers to B images; EvaluationError for a confidence that is not finite.
 
-    `reference_B` tells which images another classifier has right, for the difference of the two.
+    An answer is the right class at rank 0 (see `ranks`), else the most similar other one; its
+    confidence is the probability of the most similar class. `reference_B` tells which images
+    another classifier has right, for the difference of the two.
     """
-    if broken := int(np.sum(~np.isfinite(answers.confidence))):
+    if broken := int(np.sum(~np.isfinite(confidence_B))):
       raise EvaluationError(
         f"{broken} of {len(labels_B)} images have similarities that are not finite"
       )
     n_classes = len(self._images_N)
-    right_B, wrong_B = answers.rank == 0, answers.rank != 0
+    right_B, wrong_B = rank_B == 0, rank_B != 0
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
-    self._top5 += int(np.sum(answers.rank < min(5, n_classes)))
-    self._wrong.append(labels_B[wrong_B].astype(np.int64) * n_classes + answers.answer[wrong_B])
+    self._top5 += int(np.sum(rank_B < min(5, n_classes)))
+    self._wrong.append(labels_B[wrong_B].astype(np.int64) * n_classes + answer_B[wrong_B])
     if reference_B is not None:
       gained, lost = np.sum(right_B & ~reference_B), np.sum(wrong_B & reference_B)
       before = self._pairs or (0, 0)
       self._pairs = before[0] + int(gained), before[1] + int(lost)
-    bin_B = confidence_bins(answers.confidence)
-    for row, weight_B in enumerate((None, right_B, answers.confidence.astype(np.float64))):
+    bin_B = confidence_bins(confidence_B)
+    for row, weight_B in enumerate((None, right_B, confidence_B.astype(np.float64))):
       self._bins[row] += np.bincount(bin_B, weight_B, N_BINS)
     if self._more is not None:
-      self._more.add(labels_B, answers.answer, right_B)
+      self._more.add(labels_B, answer_B, right_B)
 
   def figures(self) -> dict[str, Any]:
     """All figures as JSON values; shares are fractions of 1.

@@ -20,7 +20,7 @@ from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
-from pomp_jax.evaluate.metrics import Accuracy, Answers, Tally, accuracy_of_ranks, ranks
+from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
@@ -152,16 +152,18 @@ def _count(
   for n_images, labels_B, *answers in fetched(scored):
     counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)
     of_prompts = zip(*(one_PxB[:, counted_B] for one_PxB in answers), strict=True)
-    answered = dict(zip(tallies, map(Answers._make, of_prompts), strict=True))
-    right_b = answered[reference].rank == 0 if reference else None
+    answered = dict(zip(tallies, of_prompts, strict=True))
+    right_b = answered[reference][0] == 0 if reference else None
     for label, one in tallies.items():
-      one.add(labels_B[counted_B], answered[label], None if label == reference else right_b)
+      rank_b, answer_b, confidence_b = answered[label]
+      other_b = None if label == reference else right_b
+      one.add(labels_B[counted_B], rank_b, answer_b, confidence_b, other_b)
   return tallies
 
 
 @functools.cache
 def _score(mesh: Mesh, logit_scale: float) -> Callable[..., tuple[jax.Array, ...]]:
-  """Compiles (image features [B,E], text features [P,N,E], labels [B]) -> labels, `Answers`."""
+  """Compiles (image features [B,E], text features [P,N,E], labels [B]) -> what `Tally` adds."""
   rows = NamedSharding(mesh, P((DATA, CLASS)))
 
   def answers(features_BxE, text_PxNxE, labels_B):

@@ -10,7 +10,6 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pomp_jax.evaluate.metrics import (
-  Answers,
   EvaluationError,
   Tally,
   accuracy_of_ranks,
@@ -39,14 +38,14 @@ def answers(labels, logits):
   """By sorting: another way than counting."""
   order = np.argsort(-logits, axis=-1)
   rank = np.argmax(order == labels[:, None], axis=-1)
-  return Answers(rank, order[:, 0], scipy.special.softmax(logits, axis=-1).max(-1))
+  return rank, order[:, 0], scipy.special.softmax(logits, axis=-1).max(-1)
 
 
 def tallied(labels, logits, batch):
   tally = Tally(N)
   for start in range(0, IMAGES, batch):
     part = slice(start, start + batch)
-    tally.add(labels[part], answers(labels[part], logits[part]))
+    tally.add(labels[part], *answers(labels[part], logits[part]))
   return tally
 
 
@@ -54,7 +53,7 @@ def test_errors_and_the_difference_of_two_classifiers(scores):
   labels, logits = scores
   other = np.roll(logits, 3, axis=-1) + 4 * np.eye(N)[labels]
   tally, first = Tally(N), answers(labels, logits)
-  tally.add(labels, answers(labels, other), first.rank == 0)
+  tally.add(labels, *answers(labels, other), first[0] == 0)
   counts = np.zeros((N, N), int)
   for c, answer, count in tally.by_class()["confusions"]:
     counts[c, answer] = count
@@ -129,9 +128,9 @@ def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
 
 
 def test_what_is_not_finite_is_refused():
-  broken = Answers(np.zeros(2, int), np.zeros(2, int), np.array([0.5, np.nan]))
+  zeros = np.zeros(2, int)
   with pytest.raises(EvaluationError, match="1 of 2 images"):
-    Tally(3).add(np.zeros(2, int), broken)
+    Tally(3).add(zeros, zeros, zeros, np.array([0.5, np.nan]))
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

@@ -65,7 +65,7 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
   for prompt, one in tallies.items():
     expected = Tally(CLASSES)
     logits = encoder.clip.logit_scale * cosines[prompt]
-    expected.add(source.labels, answers(source.labels, logits))
+    expected.add(source.labels, *answers(source.labels, logits))
     for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
       assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9

@@ -6,7 +6,7 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.evaluate.metrics import Answers, Tally
+from pomp_jax.evaluate.metrics import Tally
 from pomp_jax.rooms.analysis.tree_errors import Hierarchy, TreeTally, tallies
 from pomp_jax.rooms.analysis.tree_relations import relations_of
 
@@ -86,7 +86,7 @@ def test_relations_and_figures_equal_networkx(pairs, expected):
   tally = Tally(len(synsets), TreeTally(hierarchy))
   for part in (slice(0, 150), slice(150, PAIRS)):
     rank = np.where(right, 0, 7)[part]
-    tally.add(labels[part], Answers(rank, answers[part], np.full(len(rank), 0.5)))
+    tally.add(labels[part], rank, answers[part], np.full(len(rank), 0.5))
   figures = tally.figures()
   errors, tree = figures["errors"], figures["hierarchy"]
   assert errors["images"] == np.sum(~right)
@@ -113,7 +113,7 @@ def test_chance_of_a_sibling_is_what_random_errors_do():
   wrong = labels != answers
   tally = Tally(n, tallies(synsets)())
   rank = np.ones(wrong.sum(), int)
-  tally.add(labels[wrong], Answers(rank, answers[wrong], np.full(len(rank), 0.5)))
+  tally.add(labels[wrong], rank, answers[wrong], np.full(len(rank), 0.5))
   errors = tally.figures()["errors"]
   assert errors["sibling"] == pytest.approx(errors["sibling_chance"])
   assert 0.001 < errors["sibling"] < 0.1
