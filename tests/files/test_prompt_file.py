@@ -7,6 +7,7 @@ import stat
 import numpy as np
 import pytest
 
+from pomp_jax.files import prompt_file
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
 from tests.support.prompt_files import CONTEXT, refusal
 
@@ -126,6 +127,14 @@ def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
     np.testing.assert_array_equal(prompt.context, CONTEXT)
     found = (prompt.clip_model, prompt.position, prompt.template, prompt.config)
     assert found == ("a/clip", "end", "{}.", {"seed": 1})
+
+
+def test_a_core_without_the_room_interchange_names_it(tmp_path, monkeypatch):
+  save_prompt(tmp_path / "a.pth", Prompt(CONTEXT, "a/clip"))
+  monkeypatch.setattr(prompt_file, "FORMATS", {"npz": prompt_file.FORMATS["npz"]})
+  monkeypatch.setattr(prompt_file, "HUB_PROMPT", "")
+  for name in (tmp_path / "a.pth", "hf:me/birds"):
+    assert "without the room interchange" in refusal(name)
 
 
 def test_check_fits():
