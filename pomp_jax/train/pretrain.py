@@ -108,7 +108,7 @@ def _start_folder(run: PromptRun) -> None:
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   """Trains and evaluates; writes and returns the results."""
   folder, select = run.folder, run.checkpoint.select
-  done, saves_prompt = loop.train(run, tracker), run.saves_prompt
+  done, saves_prompt = loop.train(run, tracker), METHODS[run.contrast.method].saves_prompt
   others = {"last": done, "best": best(run) if saves_prompt or select == "best" else None}
   chosen = others.pop(select) or done
   prompt = run.prompt_of(chosen.state) if saves_prompt else None

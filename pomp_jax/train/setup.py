@@ -160,16 +160,6 @@ class PromptRun(Run):
     """Whether the method learns tokens of the image tower."""
     return METHODS[self.contrast.method].pixels
 
-  @property
-  def saves_prompt(self) -> bool:
-    """Whether what is learned is a prompt."""
-    return METHODS[self.contrast.method].saves_prompt
-
-  @property
-  def step_tokens(self) -> int:
-    """Tokens that the text tower of one device computes in a step."""
-    return self.n_prefix + self.token_budget
-
   @functools.cached_property
   def token_budget(self) -> int:
     """Own tokens of the classes that one device computes in a step."""
@@ -234,7 +224,7 @@ class PromptRun(Run):
       return lambda state: None
     source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
-    if not self.saves_prompt:
+    if not METHODS[self.contrast.method].saves_prompt:
       accuracy = self.accuracy()
       return lambda state: accuracy(state.params, split, source)["top1"]
 

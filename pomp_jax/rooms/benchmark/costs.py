@@ -161,7 +161,8 @@ def _class_cost(run: setup.PromptRun) -> Cost:
   if not cost.scaled:
     return cost
   # Scale by tokens, not by rows: the budget of a few rows has more slack.
-  by_tokens = run.step_tokens / smaller(cost.measured).step_tokens
+  tokens = [one.n_prefix + one.token_budget for one in (run, smaller(cost.measured))]
+  by_tokens = tokens[0] / tokens[1]
   return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
 
 
