@@ -199,7 +199,8 @@ def test_fields_that_cannot_be_are_refused(field, value):
 def test_another_jobs_folder_is_left_alone(tmp_path, name, file):
   write_json(tmp_path / file, {"job": "another", "seed": 0})
   needed = {"ablate.grid": "seed=0|1", "baselines.methods": "a:k=5"}
-  config = small_config(job=name, **needed, **{"prepare.dataset": "imagenet21k"})
+  needed |= {"prepare.dataset": "imagenet21k", "prepare.input": str(tmp_path)}
+  config = small_config(job=name, **needed)
   with pytest.raises(RunFolderError, match=f"{file} is of job='another'"):
     load_job(name).check(config, str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [file]
