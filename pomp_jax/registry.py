@@ -151,14 +151,14 @@ class Job(NamedTuple):
 # Groups of a training of a prompt; those of methods come with them.
 _TRAINING = ("contrast", "loop", "data", "prompt", "sampling", "optim", "eval", "checkpoint", "log")
 JOBS = {
-  "pretrain": Job("train.pretrain", _TRAINING, "report.reports:training_report", trains=True),
+  "pretrain": Job("train.pretrain", _TRAINING, "report.run_report:training_report", trains=True),
   "evaluate": Job(
     "evaluate.evaluate", ("data", "eval", "evaluate"), "report.evaluation_report:evaluation_report"
   ),
   "predict": Job(
     "evaluate.predict",
     ("data", "predict"),
-    "report.reports:predictions_report",
+    "report.run_report:predictions_report",
     check="config.checks:check_predict",
   ),
   "repeat": Job(

@@ -30,16 +30,7 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
-from pomp_jax.registry import (
-  FORMATS,
-  METHODS,
-  PROFILER,
-  READERS,
-  SOURCES,
-  TASKS,
-  TRACKERS,
-  WORLD,
-)
+from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")

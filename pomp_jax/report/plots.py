@@ -11,11 +11,7 @@ from matplotlib.ticker import PercentFormatter
 import numpy as np
 
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import (
-  method_label,
-  prompt_labels,
-  with_counts,
-)
+from pomp_jax.report.labels import method_label, prompt_labels, with_counts
 
 _COLUMN = 22  # letters of a data set's or split's name
 # Steps and values of a scalar.

@@ -6,15 +6,7 @@ import pathlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomp_jax.config import (
-  FIELDS,
-  ConfigError,
-  base,
-  defaults,
-  unpack,
-  validate,
-  with_argument,
-)
+from pomp_jax.config import FIELDS, ConfigError, base, defaults, unpack, validate, with_argument
 from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.ablation.grid import make_cells

@@ -27,8 +27,7 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS
 from pomp_jax.report import plots
 from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
-from pomp_jax.report.reports import MOST_ROWS, first_of
-from pomp_jax.report.run_report import report_of
+from pomp_jax.report.run_report import MOST_ROWS, first_of, report_of
 
 # Levels of folders below the root, and runs in the list.
 _DEPTH = 3

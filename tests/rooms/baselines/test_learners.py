@@ -25,11 +25,7 @@ from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
-from pomp_jax.rooms.baselines.visual_tokens import (
-  MaPLeLearner,
-  VPTLearner,
-  prompted_image_tower,
-)
+from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner, prompted_image_tower
 from pomp_jax.train.methods import initial_words, method_of
 from tests.support.checks import assert_close
 from tests.support.clips import pooled

@@ -10,12 +10,7 @@ from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.rooms.regions.crop_features import (
-  Cropping,
-  RegionEncoder,
-  crop_region,
-  pixel_ranges,
-)
+from pomp_jax.rooms.regions.crop_features import Cropping, RegionEncoder, crop_region, pixel_ranges
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 

@@ -21,11 +21,7 @@ from pomp_jax.rooms.regions.mask_former.mask_step import (
   poly_schedule,
   targets_of,
 )
-from pomp_jax.rooms.regions.mask_former.model import (
-  MaskFormer,
-  class_logits,
-  normalized_pixels,
-)
+from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
 from tests.support.checks import assert_close
 from tests.support.region_jobs import TINY, random_params
 
