@@ -16,7 +16,8 @@ The published row is mask AP, which a dump with --masks gives; without them box 
 against another. Without a dump,
 `:source=truth` with --config.detect.images gives crops of the annotated boxes to CLIP.
 
-The uniformity of the published vectors, without an image:
+The uniformity of the published vectors, without an image (lower is more even): -1.233 of the first
+and -1.009 of the second (COCO: -1.091 and -0.790; Objects365: -1.176 and -0.919).
 
 python -m pomp_jax.main --config=configs/analyse.py --workdir=runs/vectors \
   --config.evaluate.suite=none --config.clip.model=openai/clip-vit-base-patch16 \
