@@ -327,7 +327,7 @@ CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
 # Function group of sets, kind, accuracies -> published figures of the same sets; empty: none.
 PUBLISHED = "rooms.data_sets.published:published"
 
-# Function that opens the data sets that `evaluate.sets` or a suite names; empty: nothing does.
+# Function that reads `evaluate.sets` and `evaluate.suite`; empty: nothing does.
 NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"
 
 # Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.

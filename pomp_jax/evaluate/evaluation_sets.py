@@ -7,13 +7,13 @@ import os
 from typing import NamedTuple
 
 from pomp_jax import hosts
-from pomp_jax.config import SOURCES, ConfigError, near_match
+from pomp_jax.config import SOURCES
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
-from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
+from pomp_jax.data.suites import NO_SUITE, OWN
 from pomp_jax.evaluate import inputs
 from pomp_jax.registry import NAMED_SETS, OWN_SETS, load
 
@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 _PARTS = ("base", "new", "novel")
 # Errors of sets that can't be opened; an invalid config raises ConfigError.
 _MISSING = (SourceError, VocabularyError)
+
+
+# Opens a split of the images of `config.data`, which the second argument names.
+OfSplit = Callable[[str, str], LabelledSet]
 
 
 class EvaluationSet(NamedTuple):
@@ -46,14 +50,16 @@ def evaluation_sets(
   n_images = settings.images or evaluation.images
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
   sets, where = [], "config.evaluate.sets"
-  for name in _named(settings):
-    sets += _of_named(settings, data.source, name, of_split)
+  if settings.sets or settings.suite != NO_SUITE:
+    field, got = ("sets", settings.sets) if settings.sets else ("suite", settings.suite)
+    require(NAMED_SETS, f"evaluate.{field}", got, "no set by name without the room data_sets")
+    sets += load(NAMED_SETS)(settings, data.source, of_split)
   if settings.sets_file or settings.own_sets:
     where = settings.sets_file or "config.evaluate.own_sets"
     field = "evaluate.sets_file" if settings.sets_file else "evaluate.own_sets"
     require(OWN_SETS, field, where, "no set of one's own without the room data_sets")
     sets += load(OWN_SETS)(settings.sets_file, settings.own_sets)
-  sets = sets or _of_data(settings, data, of_split)
+  sets = sets or _of_data(data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
     raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
 
@@ -119,55 +125,21 @@ def file_name(name: str) -> str:
   return name.replace("/", "-")
 
 
-def _named(settings: Evaluate) -> list[str]:
-  """Named sets: those of `sets`, or else the suite's."""
-  suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
-  known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
-  found: list[str] = []
-  for name in settings.sets:
-    # The name of a suite means its sets, unless a set has the same name.
-    is_suite = name in SUITES and name not in known and not SUITES[name].halves
-    whole = SUITES[name].sets if is_suite else ()
-    found += whole if whole and set(whole) <= set(known) else (name,)
-  wrong = [name for name in found if name not in known] + [found[i] for i in repeats(found)]
-  for name in wrong:
-    takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
-    raise ConfigError("evaluate.sets", name, takes)
-  return found or list(suite.sets if suite else ())
-
-
-def _of_named(
-  settings: Evaluate, source: str, name: str, of_split: Callable[[str, str], LabelledSet]
-) -> list[EvaluationSet]:
-  """A named set, or its halves; `of_split` opens a split of the images of `data.source`."""
-  halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
-  group = settings.suite if halves else GROUP_OF[name]
-  if group in SOURCES:  # the sets of an image source, which has no files
-    if source != group:
-      field, got = ("suite", group) if settings.suite == group else ("sets", name)
-      takes = (
-        f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
-        " without sets evaluates what config.data names, evaluate.sets_file any sets"
-      )
-      raise ConfigError(f"evaluate.{field}", got, takes)
-    return [EvaluationSet(name, group, name, "all", functools.partial(of_split, name, "test"))]
-  field = "evaluate.sets" if settings.sets else "evaluate.suite"
-  require(NAMED_SETS, field, name, "no published data set without the room data_sets")
-  return load(NAMED_SETS)(settings.source, settings.root, name, group, halves)
-
-
 def part_name(name: str, part: str) -> str:
   """Name of a part of a set's classes, such as "dtd/base"; of all of them the set's."""
   return name if part == "all" else f"{name}/{part}"
 
 
-def _of_data(
-  settings: Evaluate, data: Data, of_split: Callable[[str, str], LabelledSet]
-) -> list[EvaluationSet]:
+def split_of_source(source: str, split: str, of_split: OfSplit) -> EvaluationSet:
+  """A split of an image source without files."""
+  return EvaluationSet(split, source, split, "all", functools.partial(of_split, split, "test"))
+
+
+def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   """Splits on which a training with this config evaluates its prompt."""
   splits = inputs.evaluation_splits(data)
   if not SOURCES[data.source].stored:
-    return [item for name in splits for item in _of_named(settings, data.source, name, of_split)]
+    return [split_of_source(data.source, split, of_split) for split in splits]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name, sets = name.replace("/", "-"), []

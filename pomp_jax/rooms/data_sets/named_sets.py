@@ -1,20 +1,59 @@
-"""Published data sets by the names of their class lists, for an evaluation."""
+"""Sets of an evaluation by name: published data sets by their class lists, splits of the world."""
 
 import dataclasses
 import functools
 
-from pomp_jax.config import READERS, SOURCES, ConfigError
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
+from pomp_jax.config.fields import Evaluate
+from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, part_name
+from pomp_jax.data.suites import GROUP_OF, NO_SUITE, SUITES
+from pomp_jax.evaluate.evaluation_sets import (
+  EvaluationSet,
+  OfSplit,
+  part_name,
+  split_of_source,
+)
 from pomp_jax.files.paths import is_dir
 
 
-def evaluation_sets(
-  reader: str, root: str, name: str, group: str, halves: bool
-) -> list[EvaluationSet]:
-  """A data set below the folder of them all, or the halves of its classes."""
+def evaluation_sets(settings: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
+  """Sets that `evaluate.sets` or the suite names; `of_split` opens splits of `data.source`."""
+  return [item for name in _named(settings) for item in _of_named(settings, source, name, of_split)]
+
+
+def _named(settings: Evaluate) -> list[str]:
+  """Named sets: those of `sets`, or else the suite's."""
+  suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
+  known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
+  found: list[str] = []
+  for name in settings.sets:
+    # The name of a suite means its sets, unless a set has the same name.
+    is_suite = name in SUITES and name not in known and not SUITES[name].halves
+    whole = SUITES[name].sets if is_suite else ()
+    found += whole if whole and set(whole) <= set(known) else (name,)
+  wrong = [name for name in found if name not in known] + [found[i] for i in repeats(found)]
+  for name in wrong:
+    takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
+    raise ConfigError("evaluate.sets", name, takes)
+  return found or list(suite.sets if suite else ())
+
+
+def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> list[EvaluationSet]:
+  """A named set, or its halves; `source` is `data.source`, of whose splits some have names."""
+  halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
+  group = settings.suite if halves else GROUP_OF[name]
+  if group in SOURCES:  # the sets of an image source, which has no files
+    if source != group:
+      field, got = ("suite", group) if settings.suite == group else ("sets", name)
+      takes = (
+        f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
+        " without sets evaluates what config.data names, evaluate.sets_file any sets"
+      )
+      raise ConfigError(f"evaluate.{field}", got, takes)
+    return [split_of_source(source, name, of_split)]
+  reader, root = settings.source, settings.root
   if not root or not is_dir(root):
     raise ConfigError("evaluate.root", root, "a folder that exists, with the data sets")
   if expected := SOURCES[reader].expected_dataset(name):
