@@ -32,7 +32,7 @@ from pomp_jax.clip.precision import precision_of, with_products
 # `chunks`: each chunk, so that peak memory is that of one chunk.
 REMAT = ("none", "layers", "chunks")
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "gelu_new": functools.partial(jax.nn.gelu, approximate=True),

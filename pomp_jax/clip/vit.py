@@ -137,10 +137,10 @@ class _Attention(nn.Module):
       return projected.reshape(*rows.shape[:2], self.n_heads, width // self.n_heads)
 
     of = {name: heads(name) for name in sorted({"v", *"".join(pairs)})}
-    attended_BxTxnxe = of["v"]
+    attended_BxTxnxe: Any = of["v"]
     if pairs:
       attended_BxTxnxe = sum(
-        nn.dot_product_attention(of[one], of[two], of["v"], bias) for one, two in pairs
+        nn.dot_product_attention(of[pair[0]], of[pair[1]], of["v"], bias) for pair in pairs
       )
     return nn.Dense(width, dtype=self.dtype, name="out_proj")(
       attended_BxTxnxe.reshape(*attended_BxTxnxe.shape[:2], width)

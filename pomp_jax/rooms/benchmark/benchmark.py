@@ -44,8 +44,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   results: dict[str, Any] = {"job": config.job, "settings": dataclasses.asdict(fields)}
   results |= {"device": jax.devices()[0].device_kind, "rows": rows}
   # Write after every K; the largest may run out of memory.
-  if steps := numbers(fields.steps) + numbers(fields.bank_steps):
-    rows += measure([whole_step(fields, *one) for one in steps])
+  if sizes := numbers(fields.steps) + numbers(fields.bank_steps):
+    rows += measure([whole_step(fields, *one) for one in sizes])
     folder.write_results(results)
   for (k,) in numbers(fields.k):
     if steps := _steps(fields, names, k):

@@ -181,7 +181,8 @@ def _batch(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch, its rows split over the data axis."""
   clip, size = run.encoder.clip, run.loop.batch_size
   rows = NamedSharding(run.encoder.mesh, P(DATA))
-  image, dtype = (clip.config.projection_dim,), np.float32
+  image: tuple[int, ...] = (clip.config.projection_dim,)
+  dtype: Any = np.float32
   if run.data.features == "online":
     image, dtype = (clip.image_size, clip.image_size, 3), np.uint8
   return {
@@ -197,7 +198,7 @@ def _noise(run: setup.PromptRun, batch: dict[str, jax.ShapeDtypeStruct]) -> dict
     shape = leaf.sharding.shard_shape(leaf.shape)
     most = 256 if leaf.dtype == np.uint8 else len(run.source.names)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
       rng = np.random.default_rng(index[0].start or 0)
       if leaf.dtype == np.float32:
         return rng.standard_normal(shape, np.float32)
