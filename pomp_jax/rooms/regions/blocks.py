@@ -108,7 +108,7 @@ class Comparison:
     synonyms = self._data.classes.synonyms
     return [class_matrix(self._encoder, synonyms, named) for named in self._plain]
 
-  def key(self, version: str, group: Any, text_tower: str, of_regions: Sequence[str]) -> str:
+  def key(self, version: str, group: Any, text_tower: str, of_regions: Sequence[Any]) -> str:
     """Fingerprint of all that the results depend on; a file counts by its stamp.
 
     `version` is that of the job's computation, `group` the job's own fields.

@@ -76,7 +76,7 @@ def open_network(
   return Proposer(network, encoder.mesh, classes_NxE, propose, clip, mask_threshold)
 
 
-def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[str]:
+def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[Any]:
   """Cache key parts of a network's regions, beside those of the CLIP and the images."""
   parts = [str(propose), str(mask_threshold), dtype, file_stamps([network_path(propose.network)])]
   # The names of its classes are in the file.

@@ -1,7 +1,7 @@
 """Where regions of images come from, as `config.regions` says: annotations, files, a network."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
@@ -88,9 +88,9 @@ def check_region_source(
 
 def region_key_parts(
   regions: fields.Regions, propose: fields.Propose, dtype: str, keys: Sequence[str | int]
-) -> list[str]:
+) -> list[Any]:
   """Parts of a cache key of what depends on the regions; a file counts by its stamp."""
-  parts = [str(regions)]
+  parts: list[Any] = [str(regions)]
   if regions.source == "file":
     parts.append(file_stamps(region_files(regions.path, keys)))
   if regions.source == "network":

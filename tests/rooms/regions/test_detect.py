@@ -187,15 +187,16 @@ def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, config_for, tmp
 def test_an_interrupted_run_resumes(config_for, detected, tmp_path, monkeypatch):
   """In the second of three blocks."""
   monkeypatch.setattr(detect, "_BLOCK", 2)
-  take, taken = detect._Detections.take, []
+  scored, taken = detect.RegionScorer.scored, []
 
-  def killed(sink, row, found):
-    taken.append(row)
-    if taken == [0, 1, 2, 3]:
-      raise KeyboardInterrupt
-    take(sink, row, found)
+  def killed(scorer, block):
+    for row, found in scored(scorer, block):
+      taken.append(row)
+      if taken == [0, 1, 2, 3]:
+        raise KeyboardInterrupt
+      yield row, found
 
-  monkeypatch.setattr(detect._Detections, "take", killed)
+  monkeypatch.setattr(detect.RegionScorer, "scored", killed)
   with pytest.raises(KeyboardInterrupt):
     run_job(config_for(), tmp_path)
   assert run_job(config_for(), tmp_path) == RunFolder(detected).read_results()

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pomp_jax.config import FIELDS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.regions import detect, propose, region_sources, segment
+from pomp_jax.rooms.regions import detect, proposals, propose, segment
 from pomp_jax.rooms.regions.image_sets import open_box_set
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
@@ -73,7 +73,7 @@ def found_images(region_set, proposed, monkeypatch):
       raise KeyboardInterrupt
     return [known[image.tobytes()] for image in images]
 
-  monkeypatch.setattr(region_sources.Proposer, "regions", regions)
+  monkeypatch.setattr(proposals.Proposer, "regions", regions)
   return calls
 
 
@@ -105,7 +105,7 @@ def test_recall_is_that_of_the_stored_masks(region_set, proposed):
 def test_an_equal_start_does_nothing(region_set, proposed, monkeypatch):
   """The prompts of `segment` and `detect` are nothing to a network."""
   workdir = proposed("detect")
-  monkeypatch.setattr(region_sources.Proposer, "regions", None)
+  monkeypatch.setattr(proposals.Proposer, "regions", None)
   prompts = {"segment.prompts": ("the {}",), "detect.prompts": ("the {}",)}
   found = run_job(config_of(region_set, **prompts), workdir)
   assert found == RunFolder(workdir).read_results()
@@ -192,17 +192,20 @@ def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
     field for field in FIELDS if field.startswith("propose.")
   }
 
-  class Recorded(region_sources.Proposer):
+  class Recorded(proposals.Proposer):
     header = RegionHeader("a network")
 
-    def __init__(self, network, mesh, classes, **given):
-      self.given = {"network": network.params["non_object"], "prompt": classes} | given
+    def __init__(self, network, mesh, classes, propose, clip, threshold):
+      self.given = {"network": network.params["non_object"], "prompt": classes}
+      self.given |= {"threshold": threshold, "dtype": clip.dtype}
+      for name in ("size", "stride", "batch_size"):
+        self.given[name] = getattr(propose, name)
 
     def regions(self, images):
       seen.update(self.given, images=len(images))
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(region_sources, "Proposer", Recorded)
+  monkeypatch.setattr(proposals, "Proposer", Recorded)
 
   def arguments(**changes):
     seen.clear()

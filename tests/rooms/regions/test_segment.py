@@ -101,15 +101,16 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(
 ):
   """A start with other prompts comes between, and dies before its first block ends."""
   monkeypatch.setattr(segment, "_BLOCK", 2)
-  take, taken, last = segment._LabelMaps.take, [], [None]
+  label_maps_of, taken, last = segment.RegionScorer.label_maps, [], [None]
 
-  def killed(sink, row, found):
-    if row == last[0]:
-      raise KeyboardInterrupt
-    taken.append(row)
-    take(sink, row, found)
+  def killed(scorer, block):
+    for row, maps in label_maps_of(scorer, block):
+      if row == last[0]:
+        raise KeyboardInterrupt
+      taken.append(row)
+      yield row, maps
 
-  monkeypatch.setattr(segment._LabelMaps, "take", killed)
+  monkeypatch.setattr(segment.RegionScorer, "label_maps", killed)
 
   def interrupted(row, **changes):
     taken.clear()
