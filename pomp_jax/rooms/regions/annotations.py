@@ -225,7 +225,8 @@ def _check_segmentation(
 
 def _runs(counts: bytes) -> list[int]:
   """Run lengths of COCO's string, whose characters hold five bits each, the lowest first."""
-  runs, value, shift = [], 0, 0
+  runs: list[int] = []
+  value = shift = 0
   for character in counts:
     bits = character - 48
     value |= (bits & 31) << shift

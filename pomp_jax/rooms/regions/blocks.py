@@ -101,7 +101,7 @@ class Comparison:
     self._encoder, self._data, self._plain = encoder, data, prompts
     self.prompts = compared(alone, prompts)
     halves = [name for name in ("base", "novel") if name in data.classes.groups]
-    self.groups = {name: data.classes.indices(name) for name in halves}
+    self.groups: dict[str, np.ndarray] = {name: data.classes.indices(name) for name in halves}
 
   def matrices(self) -> list[ClassMatrix]:
     """Computes the classes under each prompt of the config."""

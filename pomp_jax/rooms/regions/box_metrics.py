@@ -43,8 +43,9 @@ def average_precision(
   rows_C = np.array([row_of.get(number, -1) for number in ids])
   figures: dict[str, Any] = _averages(precision, np.arange(precision.shape[2]))
   figures |= {f"AP{area}": _mean(precision[..., n]) for n, area in enumerate("sml", 1)}
-  for frequency in FREQUENCIES if annotations.frequencies else ():
-    members = np.array([own == frequency for own in annotations.frequencies])
+  frequencies = annotations.frequencies or ()
+  for frequency in FREQUENCIES if frequencies else ():
+    members = np.array([own == frequency for own in frequencies])
     figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
   for name, classes in (groups or {}).items():
     rows = rows_C[classes]

@@ -47,7 +47,7 @@ class RegionResults:
     rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
-    self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}
+    self._rows: dict[str | int, dict[Any, Mapping[str, Any]]] = {}
     for i, row in enumerate(rows):
       # The same region under another category has the same key.
       same = _key(path, f"result {i}", row)
@@ -55,7 +55,7 @@ class RegionResults:
       if same not in own or own[same]["score"] < row["score"]:
         own[same] = row
 
-  def check(self, images: Iterable[ImageSize], most: int | None = None) -> int | None:
+  def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
     """Checks the regions of all images as `read`, and that the file names one of the images.
 
     Returns the key of the first image of which a region has no mask, or None.

@@ -109,7 +109,7 @@ def result_rows(
     if category < 0:
       continue
     corner, size = box[:2], box[2:] - box[:2]
-    row = {"image_id": image_id, "category_id": category}
+    row: dict[str, Any] = {"image_id": image_id, "category_id": category}
     row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
     if detections.masks is not None:
       row["segmentation"] = detections.masks[d]

@@ -94,6 +94,7 @@ def fuse(
   a network their scores are 0.
   """
   if clip is None:
+    assert net is not None
     return net.classes
   if net is None:
     return jnp.where(valid_R[:, None], clip.classes, 0)

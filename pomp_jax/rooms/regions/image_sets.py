@@ -81,7 +81,7 @@ def open_box_set(detect: Detect) -> BoxSet:
     annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
     return BoxSet(annotations, _classes_of(scenes), lambda index: scenes.scene(index).image)
   classes = read_class_split(detect.names) if detect.names else None
-  annotations = read_annotations(detect.annotations, classes and classes.names)
+  annotations = read_annotations(detect.annotations, classes.names if classes else None)
   kept = spread_evenly(detect.n_images, len(annotations)).tolist()
   annotations = dataclasses.replace(
     annotations,
@@ -180,7 +180,7 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
     folder = _pixel_folder(own, classes)
     images, read = [image for image, _ in folder.files], functools.partial(_of_labels, folder)
     return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
-  names, owners = classes and classes.names, None
+  names, owners = classes.names if classes else None, None
   if own.source == "panoptic":
     panoptic = read_panoptic(own.annotations, names)
     panoptic.check_files(own.labels)

@@ -167,8 +167,8 @@ def cut(whole: RegionMap, place: Place) -> RegionMap:
   top, left, (rows, columns) = place.top, place.left, place[4:6]
   box, sides = (left * x, top * y, (left + columns) * x, (top + rows) * y), (columns, rows)
   image = np.asarray(Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box))
-  owners = Image.fromarray(whole.owners.astype(np.int32))
-  owners = np.asarray(owners.resize(sides, Image.Resampling.NEAREST, box)).astype(np.int16)
+  scaled = Image.fromarray(whole.owners.astype(np.int32))
+  owners = np.asarray(scaled.resize(sides, Image.Resampling.NEAREST, box)).astype(np.int16)
   turn = slice(None, None, -1 if place.flip else 1)
   return RegionMap(image[:, turn], owners[:, turn], whole.labels)
 

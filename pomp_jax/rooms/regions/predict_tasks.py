@@ -182,7 +182,8 @@ class DetectPictures(_Pictures):
   def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
     names, threshold = self._classes.names, self._regions.mask_threshold
     limits = picture.sides, self._detect, threshold, MAX_DETECTIONS["coco"]
-    kept = detections_of(found.regions, *found.scores, *limits)
+    [scores_RxC] = found.scores
+    kept = detections_of(found.regions, scores_RxC, *limits)
     with writing(self._folder.path):
       path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
       boxes_picture(path, picture.image, kept, names, title)

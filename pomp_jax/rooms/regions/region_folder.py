@@ -70,7 +70,8 @@ class Regions(NamedTuple):
     order = np.arange(len(self.boxes))
     if self.objectness is not None:
       order = np.argsort(-self.objectness, kind="stable")
-    return Regions(*(None if part is None else part[order[:k]] for part in self))
+    parts: Any = (None if part is None else part[order[:k]] for part in self)
+    return Regions(*parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ class RegionWriter:
     """Creates the folder and its header; OSError if it can't be written."""
     self._path = to_path(path)
     self._path.mkdir(parents=True, exist_ok=True)
-    fields = {"made_by": header.made_by, "embeddings": None}
+    fields: dict[str, Any] = {"made_by": header.made_by, "embeddings": None}
     if header.stages:
       own = dataclasses.asdict(header)
       fields["embeddings"] = {k: v for k, v in own.items() if k != "made_by"}
@@ -254,13 +255,13 @@ def _array(
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
       }[np.lib.format.read_magic(member)]
-      found, _, dtype = read_header(member)
+      sizes, _, dtype = read_header(member)
     # Before any memory is taken.
-    known = [n if isinstance(size, int) else size for n, size in zip(found, shape, strict=False)]
-    if len(found) != len(shape) or known != list(shape):
-      refuse(path, field, f"of shape {list(found)}", f"[{', '.join(map(str, shape))}]")
+    known = [n if isinstance(size, int) else size for n, size in zip(sizes, shape, strict=False)]
+    if len(sizes) != len(shape) or known != list(shape):
+      refuse(path, field, f"of shape {list(sizes)}", f"[{', '.join(map(str, shape))}]")
     if header_only and not dtype.hasobject:
-      array = np.broadcast_to(np.zeros((), dtype), found)
+      array = np.broadcast_to(np.zeros((), dtype), sizes)
     else:
       # The whole member, whose CRC-32 is then compared: NumPy stops where its header says.
       content = io.BytesIO(archive.read(f"{field}.npy"))

@@ -115,7 +115,7 @@ class RegionScorer:
     height, width = image.shape[:2]
     if not self._by_masks:
       old_height, old_width = pixels.shape[:2]
-      factors = np.float32([width / old_width, height / old_height] * 2)
+      factors = np.array([width / old_width, height / old_height] * 2, np.float32)
       return image, regions.boxes * factors, None
     soft = regions.drawn(f"image {self._source.images.keys[row]}")
     hard = hard_masks(soft, height, width, self._settings.mask_threshold)
@@ -132,9 +132,11 @@ def open_region_encoder(regions: fields.Regions, encoder: Encoder) -> RegionEnco
   colour, which becomes 0. A crop with context is cut as a square.
   """
   clip = encoder.clip
-  fill = tuple(255 * float(value) for value in clip.mean)
+  red, green, blue = (255 * float(value) for value in clip.mean)
   context = regions.crop == "context"
-  return RegionEncoder(encoder, Cropping(clip.image_size, fill, regions.expand, context))
+  return RegionEncoder(
+    encoder, Cropping(clip.image_size, (red, green, blue), regions.expand, context)
+  )
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:

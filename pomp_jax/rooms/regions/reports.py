@@ -71,7 +71,7 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
 def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   """The figures that all prompts have."""
   rows = {
-    label: own | {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
+    label: {**own} | {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
     for label, own in figures.items()
   }
   columns = [c for c in _SEGMENTATION if all(row.get(c) is not None for row in rows.values())]

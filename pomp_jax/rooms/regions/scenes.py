@@ -80,7 +80,8 @@ class Scenes:
   def annotations(self) -> dict[str, Any]:
     """All scenes in the form of a COCO JSON file, with RLE; ids count from 1."""
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(self.names)]
-    images, rows = [], []
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for index in range(len(self)):
       scene = self.scene(index)
       number = index + 1

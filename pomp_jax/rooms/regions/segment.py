@@ -100,7 +100,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   blocks.run(find, take, "segmentation")
   if not hosts.is_first():
     return {}
-  counts_Px3xC = sum(piece.arrays["counts"] for piece in blocks.pieces())
+  counts_Px3xC = np.sum([piece.arrays["counts"] for piece in blocks.pieces()], axis=0)
   tallies = [PixelTally(len(pixels.classes), counts_3xC) for counts_3xC in counts_Px3xC]
   figures = {}
   for named, tally in zip(ours.prompts, tallies, strict=True):

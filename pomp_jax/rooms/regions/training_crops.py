@@ -51,7 +51,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
 
 
 def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
-  annotations = read_annotations(data.annotations, classes and classes.names)
+  annotations = read_annotations(data.annotations, classes.names if classes else None)
   annotations.check_images(data.root)
   rows, labels, keys = [], [], []
   for index, image in enumerate(annotations.images):

@@ -100,7 +100,7 @@ class MaskFormer(nn.Module):
     activations.
     """
     config = self.config
-    backbone = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
+    backbone: Any = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
     pixel_decoder = PixelDecoder(
       config.width, config.mask_width, config.groups, self.dtype, name="pixel_decoder"
@@ -111,7 +111,7 @@ class MaskFormer(nn.Module):
     queries_JxBxQxD = decoder(maps[-1], train)
     if not all_layers:
       queries_JxBxQxD = queries_JxBxQxD[-1:]
-    widths = (config.width, config.width, config.mask_width)
+    widths: tuple[int, ...] = (config.width, config.width, config.mask_width)
     of_masks_JxBxQxD = Mlp(widths, self.dtype, name="mask_embed")(queries_JxBxQxD)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     masks = product("jbqd,bhwd->jbqhw", of_masks_JxBxQxD, features_BxhxwxD)
@@ -192,7 +192,7 @@ def parameter_groups(params: Params) -> Params:
   return unflatten_dict({path: group(path) for path in flat})
 
 
-def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array, "*X E"]:
+def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array | np.ndarray, "*X E"]:
   """Unit rows; zeros stay zeros."""
   norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
   return rows / jnp.maximum(norms, 1e-12)
