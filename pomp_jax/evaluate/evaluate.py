@@ -271,9 +271,7 @@ def _keys(
   return keys
 
 
-def _count_classes(
-  item: EvaluationSet, labelled: LabelledSet, sampled: bool
-) -> dict[str, int | None]:
+def _count_classes(item: EvaluationSet, labelled: LabelledSet, sampled: bool) -> dict[str, Any]:
   """Counts the listed classes, and those without an image; None if the images are a sample."""
   listed = item.n_listed or len(labelled.classes)
   missing = listed - len(np.unique(labelled.source.labels)) if item.reader else None

@@ -53,7 +53,6 @@ def image_batches(
   own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
 
   def over_devices(part: np.ndarray) -> jax.Array:
-    """Assembles the global array from this process's rows."""
     return jax.make_array_from_process_local_data(sharding, part, (size, *part.shape[1:]))
 
   def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

@@ -62,8 +62,7 @@ def open_encoder(
 
 def _module(data: Data) -> ModuleType:
   """Module of `data.source` with the four functions below; `stored` has them for stored images."""
-  row = SOURCES[data.source]
-  return row.load() if not row.stored else stored
+  return stored if SOURCES[data.source].stored else SOURCES[data.source].load()
 
 
 def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:

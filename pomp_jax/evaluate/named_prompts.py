@@ -68,8 +68,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   short = [_folder_name(named.label) for named in found]
   if len(set(short)) == len(found):
     found = [named._replace(label=name) for named, name in zip(found, short, strict=True)]
-  labels = [named.label for named in found]
-  if not labels or len(set(labels)) < len(labels):
+  if not found or len({named.label for named in found}) < len(found):
     raise ConfigError(field, names, _TAKES + "; none twice")
   return found
 

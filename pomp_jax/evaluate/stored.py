@@ -65,8 +65,7 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8)
 def check_readable(data: Data, n_images: int) -> None:
   """See `inputs.check_readable`; nothing is decoded of large sets and in buckets."""
-  evaluated = evaluation_splits(data)
-  sources = [open_source(data, split, n_images=n_images) for split in evaluated]
+  sources = [open_source(data, split, n_images=n_images) for split in evaluation_splits(data)]
   sources += [open_source(data, split) for split in ("train", "validation")]
   images = {one.where(index): (one, index) for one in sources for index in range(len(one))}
   if is_bucket(data.root) or len(images) > _MOST_DECODED:
@@ -78,8 +77,8 @@ def check_readable(data: Data, n_images: int) -> None:
   for where, why in list(unreadable.items())[:_MOST_NAMED]:
     log.warning("%s: can't be read and is skipped (%s)", where, why)
   for source in sources:
-    places = dict(enumerate(map(source.where, range(len(source)))))
-    bad = {index: where for index, where in places.items() if where in unreadable}
+    places = enumerate(map(source.where, range(len(source))))
+    bad = {index: where for index, where in places if where in unreadable}
     try:
       SkippedImages(source, data.max_corrupt).add(bad)
     except CorruptDataError as error:
@@ -133,14 +132,11 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
   base = _listed_labels(data, "base", names)
   if group == "base":
     return base
-  if data.novel:
-    novel = _listed_labels(data, "novel", names)
-  else:
-    novel = np.setdiff1d(np.arange(len(names)), base)
+  others = np.setdiff1d(np.arange(len(names)), base)
+  novel = _listed_labels(data, "novel", names) if data.novel else others
   if not len(novel):
     raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
-  both = np.intersect1d(base, novel)
-  if len(both):
+  if len(both := np.intersect1d(base, novel)):
     expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
     raise ConfigError("data.novel", data.novel, expected)
   return novel
@@ -166,9 +162,8 @@ def _replacement(data: Data, split: str) -> str:
     if split == "validation" and data.shots:
       share = "the training images that are not among the shots"
     held, source = _divided(data)[split], _open_part(data, _UNDIVIDED)
-    small = np.setdiff1d(source.labels, source.labels[held])
     few = ""
-    if len(small):
+    if len(small := np.setdiff1d(source.labels, source.labels[held])):
       few = f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
     _log_once(_name(data), split, f"held out {share}, {len(held)} images{few}")
   return used
