@@ -4,7 +4,6 @@ Each process computes its own blocks; a restart resumes with the block that was 
 holds the block that is being computed and the pixels of a few parts of it.
 """
 
-from collections.abc import Iterator
 import itertools
 import logging
 import time
@@ -93,15 +92,30 @@ def check_same_images(folder: RunFolder, features: Features) -> None:
 def _fill(
   data: Data, features: Features, mine: list[int], source: Source, encoder: Encoder
 ) -> None:
-  """Computes and writes blocks, one after the other."""
+  """Computes and writes blocks, one after the other, from parts of the views of their images."""
+  shown, size = batches.augmentation(data), encoder.clip.image_size
+  at_a_time = max(1, batches.VIEWS // shown.n_views)
+  parts = [
+    (block, epoch, np.arange(start, min(start + at_a_time, features.rows(block).stop)))
+    for block in mine
+    for epoch in range(shown.n_epochs)
+    for start in range(features.rows(block).start, features.rows(block).stop, at_a_time)
+  ]
+
+  def read(number: int):
+    _, epoch, indices = parts[number]
+    epochs = np.full(len(indices), epoch)
+    return *parts[number], shown.versions(epochs), *views(source, indices, epochs, shown, size)
+
+  n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
+  decoded = batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())
   unreadable: list[int] = []
   total, done = features.shape[1] * sum(map(features.size, mine)), 0
-  decoded = _decoded(data, features, mine, source, encoder.clip.image_size)
   with Progress(total, description="features", unit="features") as progress:
-    for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):
+    for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
       first = features.rows(block).start
       found_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
-      for _, rows, versions, pixels, readable in parts:
+      for _, _, rows, versions, pixels, readable in of_block:
         flat = pixels.reshape(-1, *pixels.shape[2:])
         found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
         found[~readable] = np.nan
@@ -116,27 +130,3 @@ def _fill(
       check_unreadable(source, unreadable, data.max_corrupt)
       features.write(block, found_bxRxE)
       hosts.raise_if_preempted()
-
-
-def _decoded(
-  data: Data, features: Features, mine: list[int], source: Source, size: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Block, images [B], their versions [B,V], views [B,V,S,S,3], readable [B]; in order."""
-  shown = batches.augmentation(data)
-  at_a_time = max(1, batches.VIEWS // shown.n_views)
-  parts = [
-    (block, epoch, part)
-    for block in mine
-    for epoch in range(shown.n_epochs)
-    for rows in [features.rows(block)]
-    for start in range(rows.start, rows.stop, at_a_time)
-    for part in [np.arange(start, min(start + at_a_time, rows.stop))]
-  ]
-
-  def read(number: int):
-    block, epoch, indices = parts[number]
-    epochs = np.full(len(indices), epoch)
-    return block, indices, shown.versions(epochs), *views(source, indices, epochs, shown, size)
-
-  n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
-  return batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())

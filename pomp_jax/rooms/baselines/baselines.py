@@ -19,12 +19,14 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines.plots import method_dots
-from pomp_jax.rooms.baselines.repeat import of_seeds, run_of_seed, summary
+from pomp_jax.rooms.baselines.repeat import of_seeds, runs_of_seeds, summary
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
+# Config and folder of the training with each seed.
+Runs = dict[int, tuple[Settings, str]]
 _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
@@ -32,8 +34,8 @@ def check(config: Settings, workdir: str) -> None:
   """Checks each method and seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
   for label, method in method_configs(config).items():
-    for seed in _seeds(method):
-      pretrain.check(*run_of_seed(method, os.path.join(workdir, label), seed))
+    for one in runs_of_seeds(method, os.path.join(workdir, label)).values():
+      pretrain.check(*one)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as programs:
     for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
       log.info("%s: %s", label, method.method)
-      outcome = _outcome(method, os.path.join(workdir, label), programs)
+      own = os.path.join(workdir, label)
+      outcome = _outcome(RunFolder(own), runs_of_seeds(method, own), programs)
       if "error" in outcome:
         failed[label] = outcome["error"]
         log.info("%s failed: %s", label, outcome["error"])
@@ -84,7 +87,7 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
-    # With its seeds; each is a pretrain job (`run_of_seed`).
+    # With its seeds; each is a pretrain job (`runs_of_seeds`).
     one = config.replace({"job": "repeat"} | changes)
     method = METHODS.get(one.method)
     if method and method.pixels and one.data.features == "stored":
@@ -97,27 +100,22 @@ def method_configs(config: Settings) -> dict[str, Settings]:
   return found
 
 
-def _seeds(config: Settings) -> tuple[int, ...]:
-  seeds = tuple(config.repeat.seeds) or (config.seed,)
-  return seeds if METHODS[config.method].seeded else seeds[:1]
-
-
-def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
+def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
   """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
-  folder, seeds = RunFolder(workdir), list(_seeds(config))
-  all_ran = all(RunFolder(run_of_seed(config, workdir, seed)[1]).results.exists() for seed in seeds)
-  if all_ran and (stored := folder.finished(seeds=seeds)) is not None:
+  all_ran = all(RunFolder(own).results.exists() for _, own in runs.values())
+  if all_ran and (stored := folder.finished(seeds=list(runs))) is not None:
     return stored
+  outcome: dict[str, Any]
   if jax.default_backend() == "cpu":
     try:
-      outcome = in_own_process(_run_seeds, config, workdir, programs)
+      outcome = in_own_process(_run_seeds, runs, programs)
     except ProcessError as error:
       outcome = {"error": str(error)}
   else:
     # A second process could not open the device.
-    outcome = _run_seeds(config, workdir, programs) | {"peak_mib": None}
+    outcome = _run_seeds(runs, programs) | {"peak_mib": None}
   if "error" not in outcome:
-    outcome["seeds"] = seeds
+    outcome["seeds"] = list(runs)
     if all_ran:
       # Every seed had finished: the peak would be that of reading files.
       outcome["peak_mib"] = None
@@ -125,15 +123,15 @@ def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   return outcome
 
 
-def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
+def _run_seeds(runs: Runs, programs: str) -> dict[str, Any]:
   """Runs all seeds of a method, on the CPU in a process of its own."""
   _share_programs(programs)
   try:
-    runs = [pretrain.run(*run_of_seed(config, workdir, seed)) for seed in _seeds(config)]
+    results = [pretrain.run(*one) for one in runs.values()]
   except Exception as error:  # the other methods continue
     return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
   # Through JSON, so that it equals what a restart reads from the file.
-  return {"runs": json.loads(json.dumps(runs, default=float)), "peak_mib": round(peak_mib(), 1)}
+  return {"runs": json.loads(json.dumps(results, default=float)), "peak_mib": round(peak_mib(), 1)}
 
 
 def _share_programs(folder: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.special
 
 from pomp_jax import hosts
-from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.declare import require
 from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -33,18 +33,17 @@ def check_method(method: str) -> None:
 def check(config: Settings, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
-  if not config.repeat.seeds:
-    raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
-  for seed in config.repeat.seeds:
-    pretrain.check(*run_of_seed(config, workdir, seed))
+  for one in runs_of_seeds(config, workdir).values():
+    pretrain.check(*one)
 
 
 def run(config: Settings, workdir: str) -> dict:
   """Runs the seeds that have not finished, and returns the contents of `results.json`."""
   runs = []
-  for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
-    log.info("seed %d of %s", seed, list(config.repeat.seeds))
-    runs.append(pretrain.run(*run_of_seed(config, workdir, seed)))
+  trainings = runs_of_seeds(config, workdir)
+  for seed, one in steps_of(trainings.items(), "seeds", "seeds", len(trainings)):
+    log.info("seed %d of %s", seed, list(trainings))
+    runs.append(pretrain.run(*one))
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
@@ -87,9 +86,13 @@ def run(config: Settings, workdir: str) -> dict:
   return results
 
 
-def run_of_seed(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
-  """Config and folder of the training with a seed."""
-  return config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}")
+def runs_of_seeds(config: Settings, workdir: str) -> dict[int, tuple[Settings, str]]:
+  """Seed -> config and folder of its training; one seed where it does not change the result."""
+  seeds = tuple(config.repeat.seeds) or (config.seed,)
+  return {
+    seed: (config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}"))
+    for seed in (seeds if METHODS[config.method].seeded else seeds[:1])
+  }
 
 
 def summary(values: list[float]) -> dict:

@@ -220,13 +220,13 @@ def prompted_image_tower(
   return tower
 
 
-def prompted_activation_bytes(config: Any, n_images: int, n_learned: int) -> float:
+def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
   """Rough size of all residuals of a prompted ViT without rematerialisation, for B images.
 
   For each token and layer about nine vectors of width D (inputs and outputs of the norms, query,
   key, value, the result of attention), three of the MLP's, and the attention weights twice.
   """
-  n_tokens = 1 + (config.image_size // config.patch_size) ** 2 + n_learned
-  floats = 9 * config.hidden_size + 3 * config.intermediate_size
-  floats += 2 * config.num_attention_heads * n_tokens
-  return 4.0 * floats * config.num_hidden_layers * n_tokens * n_images
+  n_tokens = 1 + (vit.image_size // vit.patch_size) ** 2 + n_learned
+  floats = 9 * vit.hidden_size + 3 * vit.intermediate_size
+  floats += 2 * vit.num_attention_heads * n_tokens
+  return 4.0 * floats * vit.num_hidden_layers * n_tokens * n_images
