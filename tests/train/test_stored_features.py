@@ -200,5 +200,6 @@ def test_settings_that_cannot_be(config_of, changes, message):
 
 def test_a_method_that_trains_on_pixels_has_no_other_choice(config_of):
   both = {"baselines.methods": "prompt: k=3; visual: method=vpt_shallow"}
-  found = baselines.method_configs(config_of(job="baselines", **PLAIN | STORED | both))
-  assert [one.data.features for one in found.values()] == ["stored", "online"]
+  config = config_of(job="baselines", **PLAIN | STORED | both)
+  found = baselines.method_runs(config.baselines.methods, config.replace, "runs")
+  assert [runs[0][0].data.features for runs in found.values()] == ["stored", "online"]

@@ -5,6 +5,7 @@ its own, so that its peak memory is measured alone. A method that fails is marke
 and the others continue. A restart skips what has finished.
 """
 
+from collections.abc import Mapping, Sequence
 import json
 import logging
 import os
@@ -19,22 +20,20 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines.plots import method_dots
-from pomp_jax.rooms.baselines.repeat import of_seeds, runs_of_seeds, summary
+from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
-# Config and folder of the training with each seed.
-Runs = dict[int, tuple[Settings, str]]
 _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
 def check(config: Settings, workdir: str) -> None:
   """Checks each method and seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
-  for label, method in method_configs(config).items():
-    for one in runs_of_seeds(method, os.path.join(workdir, label)).values():
+  for runs in method_runs(config.baselines.methods, config.replace, workdir).values():
+    for one in runs.values():
       pretrain.check(*one)
 
 
@@ -43,20 +42,21 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   TrainingError: methods have failed; everything is written nevertheless.
   """
-  folder, configs = RunFolder(workdir), method_configs(config)
+  folder = RunFolder(workdir)
+  of_methods = method_runs(config.baselines.methods, config.replace, workdir)
   folder.create()
   methods: dict[str, Any] = {}
   failed: dict[str, str] = {}
   with tempfile.TemporaryDirectory() as programs:
-    for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
-      log.info("%s: %s", label, method.method)
-      own = os.path.join(workdir, label)
-      outcome = _outcome(RunFolder(own), runs_of_seeds(method, own), programs)
+    for label, runs in steps_of(of_methods.items(), "baselines", "methods", len(of_methods)):
+      method = next(iter(runs.values()))[0].method
+      log.info("%s: %s", label, method)
+      outcome = _outcome(RunFolder(os.path.join(workdir, label)), runs, programs)
       if "error" in outcome:
         failed[label] = outcome["error"]
         log.info("%s failed: %s", label, outcome["error"])
       else:
-        methods |= _rows(label, method.method, outcome)
+        methods |= _rows(label, method, outcome)
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
@@ -80,23 +80,28 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return results
 
 
-def method_configs(config: Settings) -> dict[str, Settings]:
-  """The config of each method that `config.baselines.methods` names, by label; else ConfigError."""
-  found: dict[str, Settings] = {}
-  for label, values in config.baselines.methods:
+def method_runs(
+  methods: Sequence[tuple[str, Mapping[str, Any]]], replace: Replace, workdir: str
+) -> dict[str, Runs]:
+  """The trainings of each row of `config.baselines.methods`, by label; else ConfigError.
+
+  `replace` is that of the job's config.
+  """
+  found: dict[str, Runs] = {}
+  for label, values in methods:
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
     # With its seeds; each is a pretrain job (`runs_of_seeds`).
-    one = config.replace({"job": "repeat"} | changes)
+    one = replace({"job": "repeat"} | changes)
     method = METHODS.get(one.method)
     if method and method.pixels and one.data.features == "stored":
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
     validate(one.replace({"job": "pretrain"}))
-    found[label] = one
+    found[label] = runs_of_seeds(one.repeat.seeds, one.replace, os.path.join(workdir, label))
   if not found:
-    raise ConfigError("baselines.methods", config.baselines.methods, _EXPECTED)
+    raise ConfigError("baselines.methods", methods, _EXPECTED)
   return found
 
 

@@ -1,7 +1,9 @@
 """Runs pretrain once per seed, each in a folder `seed_<s>`, and reports mean and spread."""
 
+from collections.abc import Callable, Mapping, Sequence
 import logging
 import os
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -19,6 +21,10 @@ from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)
 
+# From field -> value to the config with these values.
+Replace = Callable[[Mapping[str, Any]], Settings]
+# Seed -> config and folder of its training.
+Runs = dict[int, tuple[Settings, str]]
 # Results that all seeds share.
 _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
 
@@ -33,14 +39,13 @@ def check_method(method: str) -> None:
 def check(config: Settings, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
-  for one in runs_of_seeds(config, workdir).values():
+  for one in runs_of_seeds(config.repeat.seeds, config.replace, workdir).values():
     pretrain.check(*one)
 
 
 def run(config: Settings, workdir: str) -> dict:
   """Runs the seeds that have not finished, and returns the contents of `results.json`."""
-  runs = []
-  trainings = runs_of_seeds(config, workdir)
+  runs, trainings = [], runs_of_seeds(config.repeat.seeds, config.replace, workdir)
   for seed, one in steps_of(trainings.items(), "seeds", "seeds", len(trainings)):
     log.info("seed %d of %s", seed, list(trainings))
     runs.append(pretrain.run(*one))
@@ -86,12 +91,16 @@ def run(config: Settings, workdir: str) -> dict:
   return results
 
 
-def runs_of_seeds(config: Settings, workdir: str) -> dict[int, tuple[Settings, str]]:
-  """Seed -> config and folder of its training; one seed where it does not change the result."""
-  seeds = tuple(config.repeat.seeds) or (config.seed,)
+def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
+  """The trainings with these seeds; with one where the seed does not change the result.
+
+  `replace` is that of a config, which has all other fields; without seeds its own counts.
+  """
+  training = replace({"job": "pretrain"})
+  seeds = tuple(seeds) or (training.seed,)
   return {
-    seed: (config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}"))
-    for seed in (seeds if METHODS[config.method].seeded else seeds[:1])
+    seed: (training.replace({"seed": seed}), os.path.join(workdir, f"seed_{seed}"))
+    for seed in (seeds if METHODS[training.method].seeded else seeds[:1])
   }
 
 

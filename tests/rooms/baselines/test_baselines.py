@@ -213,8 +213,9 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(one_layer, tmp_pat
 def test_values_keep_the_spaces_within_them():
   methods = "one : k = 5 , prompt.init = a photo of a; two: k=6"
   config = tiny_config(job="baselines", **{"baselines.methods": methods})
-  found = baselines.method_configs(config)
-  assert (found["one"].k, found["one"].prompt.init, found["two"].k) == (5, "a photo of a", 6)
+  found = baselines.method_runs(config.baselines.methods, config.replace, "runs")
+  (one, _), (two, _) = found["one"][0], found["two"][0]
+  assert (one.k, one.prompt.init, two.k) == (5, "a photo of a", 6)
 
 
 def of_methods(text):
