@@ -34,6 +34,8 @@ def view_features(
   Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
   than `data.max_corrupt` allows can't be read.
   """
+  if not n_epochs:
+    return
   n_different = n_epochs if data.augment != "none" else 1
   size = max(1, VIEWS // data.views)
   parts = np.split(np.arange(len(source)), range(size, len(source), size))
