@@ -185,7 +185,7 @@ def _finish(
   start, clip = time.monotonic(), run.encoder.clip
   prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
   scores, by_hand = shared.evaluate(run, prompt), shared.references(run)
-  outcome = {
+  outcome: dict[str, Any] = {
     figure: {split: score["prompt"][figure] for split, score in scores.items()}
     for figure in ("top1", "top1_interval", "top5", "images")
   }

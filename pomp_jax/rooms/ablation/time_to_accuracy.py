@@ -118,7 +118,8 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
   )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
   styles = _styles(found)
-  threshold, legend = threshold_of(found), []
+  threshold = threshold_of(found)
+  legend: list[Any] = []
   for axes, split in zip(axes_of, splits, strict=True):
     drawn = []
     for course, style in zip(found, styles, strict=True):
@@ -128,7 +129,7 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
       mean_T = values_SxT.mean(axis=0)
       drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
       if len(values_SxT) > 1:
-        bar = {"color": style["color"], "capsize": 3, "linewidth": 1}
+        bar: dict[str, Any] = {"color": style["color"], "capsize": 3, "linewidth": 1}
         axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
     if split == CRITERION and threshold is not None:
       reference_line(axes, 100 * threshold, "exact contrast, less its spread")
@@ -139,7 +140,7 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
   drawing.save(path, figure)
 
 
-def _styles(found: Sequence[Course]) -> list[dict[str, str]]:
+def _styles(found: Sequence[Course]) -> list[dict[str, Any]]:
   """Line styles of courses by the values of their swept fields; black for the exact contrast."""
   sampled = [course.group.values for course in found if not course.is_exact]
   values = {

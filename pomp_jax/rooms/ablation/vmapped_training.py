@@ -7,6 +7,7 @@ lanes, T steps, G rows of a batch that are this process's, E embedding, M contex
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import math
 import time
 import timeit
@@ -116,7 +117,8 @@ def _first_states(runs: Sequence[setup.PromptRun]) -> Any:
   first = {seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()}
 
   def stacked(*leaves: jax.Array) -> jax.Array:
-    sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
+    own: Any = leaves[0].sharding
+    sharding = NamedSharding(own.mesh, P(None, *own.spec))
     return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
 
   return jax.tree.map(stacked, *(first[run.seed] for run in runs))
@@ -180,7 +182,7 @@ def measure_step_times(
       step()
       own += timeit.repeat(step, number=1, repeat=_STEPS)
       if run.needs_bank:
-        bank += timeit.repeat(lambda run=run: first_state(run), number=1, repeat=1)
+        bank += timeit.repeat(functools.partial(first_state, run), number=1, repeat=1)
   return [
     StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
     for own, bank in zip(times, banks, strict=True)

@@ -194,8 +194,8 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
     error = own["draw_cosine_error"]
     cosine = f"{shown['draw_cosine']} ± {cell(None if error is None else 2 * error, 3)}"
     rows.append([*head, bias, shown["relative_deviation"], cosine, shown["cosine"]])
-  columns = ("sampler", "correction", "K", "draws", "bias", "deviation of a draw")
-  columns += ("cosine of a draw", "cosine of the mean")
+  columns = ["sampler", "correction", "K", "draws", "bias", "deviation of a draw"]
+  columns += ["cosine of a draw", "cosine of the mean"]
   text = (
     "Bias: distance of the mean gradient over the draws from the exact one; deviation: root mean"
     " square distance of a draw from their mean; both relative to the norm of the exact gradient."

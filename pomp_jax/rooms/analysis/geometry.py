@@ -230,11 +230,13 @@ def class_maps(
       # The marker changes after each round of colours.
       colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
       marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
-      axes.scatter(*own.T, s=size, color=colour, marker=marker, alpha=0.45, linewidths=0)
+      x, y = own.T
+      axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.45, linewidths=0)
       if len(names) > 1:
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2}
-        place = {"ha": "center", "va": "center", "bbox": box | {"linewidth": 0.8}}
-        axes.text(*np.median(own, axis=0), names[branch], fontsize=6.5, **place)
+        place: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box | {"linewidth": 0.8}}
+        x, y = np.median(own, axis=0)
+        axes.text(x, y, names[branch], fontsize=6.5, **place)
     drawing.label_panel(
       axes, heading, *(f"{100 * share:.0f}% of the variance" for share in explained)
     )

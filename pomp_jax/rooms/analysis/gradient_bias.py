@@ -121,7 +121,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
   arrays = _arrays(config.sampling, config.data, own.samplers, names, encoder.clip.image_size)
-  parts = [f"{_VERSION} {seed} {module.position} {config.clip.text_tower} {config.clip.dtype}"]
+  clip = config.clip
+  parts: list[Any] = [f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"]
   parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
   parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
   parts += [np.asarray(params["context"]), features_BxE, labels_B]

@@ -36,7 +36,7 @@ def method_dots(
       drawn = drawing.error_bars(axes, mean, number, number, xerr=reach, markersize=6)
       if not several:
         drawn.lines[2][0].set_linestyle(":")
-      place = {"textcoords": "offset points", "ha": "center"}
+      place: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
       axes.annotate(f"{mean:.1f}", (mean, number), (0, 5), fontsize=7, **place)
     axes.set_yticks(np.arange(len(methods)), [])
     axes.set_ylim(len(methods) - 0.4, -0.8)

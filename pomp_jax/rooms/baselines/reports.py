@@ -47,8 +47,8 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
     for name, of_split in prompts.items():
-      counts = {"images": of_split["images"], "classes": results["eval_classes"][split]}
-      found = of_split["top1"] | counts | {"interval": of_split["top1_interval"]}
+      sizes = {"images": of_split["images"], "classes": results["eval_classes"][split]}
+      found = of_split["top1"] | sizes | {"interval": of_split["top1_interval"]}
       top1.setdefault(method_label(name), {})[split] = found
   columns = _split_columns(top1)
   means = [[label, *(_mean(of.get(split)) for split in columns)] for label, of in top1.items()]

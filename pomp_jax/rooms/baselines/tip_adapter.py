@@ -237,7 +237,9 @@ def tip_settings(tip: Tip, data: Data) -> Published:
   row = published(data.dataset) if SOURCES[data.source].stored else None
   if row is None:
     log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
-    row = published("imagenet1k")._replace(text=HAND_WRITTEN)
+    row = published("imagenet1k")
+    assert row is not None
+    row = row._replace(text=HAND_WRITTEN)
   fields = ("alpha", "alpha_max", "beta_max", "epochs")
   return row._replace(**{field: value for field in fields if (value := getattr(tip, field))})
 

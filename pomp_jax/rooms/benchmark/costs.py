@@ -181,28 +181,26 @@ def _batch(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch, its rows split over the data axis."""
   clip, size = run.encoder.clip, run.loop.batch_size
   rows = NamedSharding(run.encoder.mesh, P(DATA))
-  image: tuple[int, ...] = (clip.config.projection_dim,)
-  dtype: Any = np.float32
+  image = jax.ShapeDtypeStruct((size, clip.config.projection_dim), np.float32, sharding=rows)
   if run.data.features == "online":
-    image, dtype = (clip.image_size, clip.image_size, 3), np.uint8
+    shape = (size, clip.image_size, clip.image_size, 3)
+    image = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
   return {
-    "image": jax.ShapeDtypeStruct((size, *image), dtype, sharding=rows),
+    "image": image,
     "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=rows),
   }
 
 
 def _noise(run: setup.PromptRun, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """A batch of noise on the devices, with labels of existing classes."""
+  most = {"uint8": 256, "int32": len(run.source.names), "float32": 1}
 
   def place(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     shape = leaf.sharding.shard_shape(leaf.shape)
-    most = 256 if leaf.dtype == np.uint8 else len(run.source.names)
 
     def part(index: Any) -> np.ndarray:
-      rng = np.random.default_rng(index[0].start or 0)
-      if leaf.dtype == np.float32:
-        return rng.standard_normal(shape, np.float32)
-      return rng.integers(0, most, shape, leaf.dtype)
+      noise = np.random.default_rng(index[0].start or 0).random(shape, np.float32)
+      return (most[leaf.dtype.name] * noise).astype(leaf.dtype)
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
