@@ -10,7 +10,7 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.config.fields import flatten
+from pomp_jax.config.settings import flatten
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
