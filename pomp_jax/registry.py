@@ -285,9 +285,7 @@ FORMATS = {
   ),
   "detic": Format((".npy",), features="rooms.interchange.class_features", stem="class_features"),
   "open_clip": Format(
-    (".npy", ".safetensors"),
-    features="rooms.interchange.class_features",
-    stem="zero_shot_weights",
+    (".npy", ".safetensors"), features="rooms.interchange.class_features", stem="zero_shot_weights"
   ),
 }
 
@@ -314,9 +312,7 @@ STORES = {
 }
 
 # Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
-TRACKERS = {
-  "wandb": "rooms.interchange.tracker:Wandb",
-}
+TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 
 # Function report -> its tables in LaTeX; empty: no results.tex is written.
 LATEX = "rooms.interchange.latex:latex"

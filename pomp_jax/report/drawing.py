@@ -55,12 +55,7 @@ def panels(
 
 
 def label_panel(
-  axes: Axes,
-  title: str,
-  x: str = "",
-  y: str = "",
-  *,
-  grid: Literal["", "x", "y", "both"] = "",
+  axes: Axes, title: str, x: str = "", y: str = "", *, grid: Literal["", "x", "y", "both"] = ""
 ) -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 

@@ -9,12 +9,7 @@ from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, SUITES
-from pomp_jax.evaluate.evaluation_sets import (
-  EvaluationSet,
-  OfSplit,
-  part_name,
-  split_of_source,
-)
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, part_name, split_of_source
 from pomp_jax.files.paths import is_dir
 
 
