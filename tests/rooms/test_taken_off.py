@@ -14,8 +14,8 @@ from tests.support.processes import ROOT, environment
 ROOMS = sorted(path.parent.name for path in (ROOT / "pomp_jax/rooms").glob("*/__init__.py"))
 _SHORT = {"steps": 2, "data.n_classes": 64, "data.images_per_class": 1, "k": 8, "batch_size": 8}
 _SHORT |= {"eval.images": 16, "checkpoint.every": 2}
-# Fields of the prompt and the contrast, and the method, which a room may have.
-_WIRED = ("prompt.m", "k", "method")
+# A field of the contrast, and the method, which a room may have.
+_WIRED = ("k", "method")
 # Imports every module that is left, shows the fields, and runs a short form of the demo.
 _USE = """
 import pkgutil, sys
