@@ -31,10 +31,10 @@ def _run_until_first_step() -> None:
   import jax
 
   from pomp_jax import main
-  from pomp_jax.train.setup import Run
+  from pomp_jax.train.setup import PromptRun
   from pomp_jax.train.watch import Watch
 
-  validation, step = Run.validation, Watch.step
+  validation, step = PromptRun.validation, Watch.step
 
   def timed_validation(run):
     report("before validation")
@@ -49,7 +49,7 @@ def _run_until_first_step() -> None:
     report(f"step {number}")
     os.kill(os.getpid(), signal.SIGTERM)
 
-  Run.validation, Watch.step = timed_validation, timed_step
+  PromptRun.validation, Watch.step = timed_validation, timed_step
   sys.exit(main.main(sys.argv[1:]))
 
 
