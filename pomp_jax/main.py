@@ -35,7 +35,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.config import JOBS, METHODS, Settings, load_job, validate
+from pomp_jax.config import JOBS, METHODS, load_job, validate
 from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
@@ -43,7 +43,6 @@ from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import noting_failure
 from pomp_jax.files.terminal import Output, one_line, set_up_logging
-from pomp_jax.registry import groups_of
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   if cluster is None:
     return
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout)
-  if not _stops_together(config):
+  # The job train_masks reads no method.
+  if not _stops_together(config.job, getattr(config, "method", "pomp"), config.dry_run):
     # Joining gave the signal to JAX, which only tells those who ask for it.
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):
@@ -147,10 +147,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
-def _stops_together(config: Settings) -> bool:
-  if config.dry_run or not JOBS[config.job].trains:
-    return False
-  return "contrast" not in groups_of(config.job) or METHODS[config.method].by_steps
+def _stops_together(job: str, method: str, dry_run: bool) -> bool:
+  return JOBS[job].trains and METHODS[method].by_steps and not dry_run
 
 
 def _end(message: object, status: int) -> int:

@@ -17,7 +17,6 @@ from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import RunError
 from tests.support.command_line import handlers_kept, run_main
-from tests.support.small_run import settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
@@ -162,11 +161,8 @@ def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
 
 
 def test_whose_loop_asks_for_the_signal():
-  for changes in ({}, {"job": "repeat"}, {"method": "vpt_deep"}):
-    assert main_module._stops_together(settings(**changes))
-  for changes in (
-    {"dry_run": True},
-    {"job": "evaluate"},
-    {"job": "repeat", "method": "linear_probe"},
-  ):
-    assert not main_module._stops_together(settings(**changes))
+  for job, method in (("pretrain", "pomp"), ("repeat", "pomp"), ("pretrain", "vpt_deep")):
+    assert main_module._stops_together(job, method, dry_run=False)
+    assert not main_module._stops_together(job, method, dry_run=True)
+  for job, method in (("evaluate", "pomp"), ("repeat", "linear_probe")):
+    assert not main_module._stops_together(job, method, dry_run=False)
