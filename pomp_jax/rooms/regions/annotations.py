@@ -263,7 +263,7 @@ def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
   height, width = row["height"], row["width"]
   if min(height, width) < 1 or height * width > MAX_PIXELS:
     refuse(path, where, f"of {width} x {height} pixels", f"1 to {MAX_PIXELS} pixels")
-  name = row.get("file_name")
+  name: Any = row.get("file_name")
   if name is None and isinstance(row.get("coco_url"), str):  # LVIS: .../val2017/000000397133.jpg
     name = "/".join(row["coco_url"].split("/")[-2:])
   shown = isinstance(name, str) and is_unicode(name) and name.isprintable() and name

@@ -12,7 +12,11 @@ from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment, TrainMasks
 
 _NETWORK = "a .safetensors or .pth file, or a run's folder that exists"
-_ACCEPTED = {is_dir: "a folder that exists", is_file: "a JSON file that exists", exists: _NETWORK}
+_ACCEPTED: dict[Callable[..., bool], str] = {
+  is_dir: "a folder that exists",
+  is_file: "a JSON file that exists",
+  exists: _NETWORK,
+}
 
 
 def check_task(predict: Predict, regions: Regions, segment: Segment, propose: Propose) -> None:
@@ -123,5 +127,5 @@ def _check_regions(regions: Regions, network: str) -> None:
     _check_path("propose.network", network, exists)
 
 
-def _check_path(field: str, path: str, fits: Callable[[str], bool]) -> None:
+def _check_path(field: str, path: str, fits: Callable[..., bool]) -> None:
   require(fits(path), field, path, _ACCEPTED[fits])

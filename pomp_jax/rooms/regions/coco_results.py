@@ -118,7 +118,8 @@ def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
   """Checks a result; returns its box and mask, or else the run lengths of its mask."""
   if not isinstance(row, dict):
     refuse(path, where, f"a {type(row).__name__}", "an object")
-  score, box, mask = (row.get(field) for field in ("score", "bbox", "segmentation"))
+  score: Any = row.get("score")
+  box, mask = row.get("bbox"), row.get("segmentation")
   if type(row.get("image_id")) is not int:
     refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
   if type(score) not in (int, float) or not 0 <= score <= MAX_SCORE:

@@ -75,7 +75,7 @@ def select_detections(
 def detections_of(
   found: Regions,
   scores_RxC: Float[np.ndarray, "R C"],
-  sides: tuple[int, ...],
+  sides: Sequence[int],
   detect: fields.Detect,
   mask_threshold: float,
   most: int,
@@ -84,13 +84,19 @@ def detections_of(
 
   `most` counts where `detect.top` is 0.
   """
-  limits = {"min_score": detect.min_score, "max_iou": detect.nms, "top": detect.top or most}
-  rows, classes, scores = select_detections(found.boxes, scores_RxC, **limits)
+  rows, classes, scores = select_detections(
+    found.boxes,
+    scores_RxC,
+    min_score=detect.min_score,
+    max_iou=detect.nms,
+    top=detect.top or most,
+  )
   masks = None
   if found.masks is not None:
     # Each region once, though it may be detected as several classes.
     used, number_D = np.unique(rows, return_inverse=True)
-    hard = hard_masks(found.masks[used], *sides, mask_threshold)
+    height, width = sides
+    hard = hard_masks(found.masks[used], height, width, mask_threshold)
     encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
     masks = [encoded[number] for number in number_D]
   return Detections(found.boxes[rows], scores.astype(np.float32), classes.astype(np.int32), masks)

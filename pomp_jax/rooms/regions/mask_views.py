@@ -120,8 +120,9 @@ class MaskViews:
       except (AnnotationError, ImageError, PixelError):
         # The loader counts the image as unreadable, and names it.
         continue
-      shape, own = whole.owners.shape, self.augmentation
-      part = cut(whole, draw_place(*shape, self.size, own, index=index, epoch=epoch))
+      rows, columns = whole.owners.shape
+      place = draw_place(rows, columns, self.size, self.augmentation, index=index, epoch=epoch)
+      part = cut(whole, place)
       owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
       view, (height, width) = views_Bx1[row, 0], owners.shape
       view["image"][:height, :width], view["sides"] = part.image, owners.shape

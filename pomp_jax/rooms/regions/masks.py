@@ -79,7 +79,8 @@ def resized_image(
   image_HxWx3: UInt8[np.ndarray, "H W 3"], size: int, multiple: int = 1
 ) -> UInt8[np.ndarray, "_ _ 3"]:
   """The image with the sides of `resized_sides`, bilinear with antialiasing, as in detectron2."""
-  height, width = resized_sides(*image_HxWx3.shape[:2], size, multiple)
-  if (height, width) == image_HxWx3.shape[:2]:
+  old_height, old_width, _ = image_HxWx3.shape
+  height, width = resized_sides(old_height, old_width, size, multiple)
+  if (height, width) == (old_height, old_width):
     return image_HxWx3
   return np.asarray(Image.fromarray(image_HxWx3).resize((width, height), Image.Resampling.BILINEAR))

@@ -120,10 +120,11 @@ class RegionsOfPictures:
     """
     pixels, detect = np.asarray(image), self._detect
     regions, scores = self._scored(pixels, names, features, detect.logit_scale)
-    limits = {"min_score": detect.min_score, "max_iou": detect.nms}
     drawn, rows = [], []
     for scores_RxN in scores:
-      found, classes, best_D = select_detections(regions.boxes, scores_RxN, **limits)
+      found, classes, best_D = select_detections(
+        regions.boxes, scores_RxN, min_score=detect.min_score, max_iou=detect.nms
+      )
       boxes = Detections(regions.boxes[found], best_D.astype(np.float32), classes)
       drawn.append(best := strongest(boxes))
       pairs = zip(best.classes, best.scores, strict=True)
@@ -140,11 +141,13 @@ class RegionsOfPictures:
   ) -> Scored:
     """The network's regions, or the given ones, and their scores under each prompt."""
     images = Images(["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3)
-    source = RegionSource(images, None, lambda block: [given])
     if given is None:
-      network, most = self._network, self._fields.max_regions
+      assert (network := self._network) is not None
+      most = self._fields.max_regions
       find = lambda block: [one.top(most) for one in network.regions([pixels_HxWx3])]
       source = RegionSource(images, network.header, find)
+    else:
+      source = RegionSource(images, None, lambda block: [given])
     # Rows beyond the names repeat the first one.
     matrices = [_matrix(rows[: len(names)]) for rows in features]
     scorer = RegionScorer(
@@ -166,7 +169,7 @@ class RegionsOfPictures:
     features: Features,
     labels: Sequence[str],
     boxes_Rx4: Float32[np.ndarray, "R 4"],
-  ) -> tuple[bytes, list[Float[np.ndarray, "R N"]]]:
+  ) -> tuple[bytes, Sequence[Float[np.ndarray, "R N"]]]:
     """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
     pixels, scale = np.asarray(image), self._detect.logit_scale
     _, scores = self._scored(pixels, names, features, scale, Regions(boxes_Rx4))

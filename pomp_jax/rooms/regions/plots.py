@@ -229,7 +229,8 @@ def sheet(
     axes_of.append([])
     for column, picture in enumerate(of_row):
       box = (column * wide + _MARGIN, y + _MARGIN, wide - 2 * _MARGIN, high - 2 * _MARGIN)
-      axes = figure.add_axes([v / s for v, s in zip(box, (width, height) * 2, strict=True)])
+      left, bottom, w, h = (v / s for v, s in zip(box, (width, height) * 2, strict=True))
+      axes = figure.add_axes((left, bottom, w, h))
       axes.axis("off")
       axes.set_anchor("NW")
       # Few pixels must stay pixels; many are reduced, where smoothing is right.

@@ -179,9 +179,10 @@ class Proposer:
         results = jax.device_get(self._of_batch(self._params, placed))
         for slot, row in enumerate(rows):
           masks, embeddings, objectness = (part[slot] for part in results)
-          height, width = sizes[slot] // self._stride
-          masks = np.ascontiguousarray(masks[:, :height, :width])
-          boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
+          rows_of_mask, columns = sizes[slot] // self._stride
+          masks = np.ascontiguousarray(masks[:, :rows_of_mask, :columns])
+          height, width, _ = images[row].shape
+          boxes = mask_boxes(masks, height, width, self._threshold)
           found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
     return found
 

@@ -5,7 +5,7 @@ Shapes: R regions of an image, C classes.
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 import numpy as np
@@ -62,7 +62,7 @@ class RegionScorer:
       crops = open_region_encoder(regions, encoder)
     self._crops = crops
     self._by_masks = tight or regions.crop == "masked"
-    self._fused = {
+    self._fused: dict[str, Any] = {
       "logit_scale": logit_scale or encoder.clip.logit_scale,
       "fusion": Fusion(regions.e_base, regions.e_novel, regions.null),
       "trained_C": trained_classes(source.header, classes),
@@ -104,8 +104,8 @@ class RegionScorer:
     for (row, _, regions), clip_RxE in zip(part, features, strict=True):
       pairs = [(header if net else None, clip_RxE if clip else None) for net, clip in shares]
       scores = [
-        region_scores(regions, *pair, matrix, **self._fused)
-        for matrix, pair in itertools.product(self._matrices, pairs)
+        region_scores(regions, own, clip_R, matrix, **self._fused)
+        for matrix, (own, clip_R) in itertools.product(self._matrices, pairs)
       ]
       yield row, Scored(regions, scores)
 

@@ -52,7 +52,11 @@ def open_region_source(
       images, proposer.header, lambda block: (found.top(most) for found in find(block))
     )
   file = _open_file(regions.path, clip.model)
-  read = lambda row: file.read(_name_in(file, images.keys[row]), *images.shape(row), most)
+
+  def read(row: int) -> Regions:
+    height, width = images.shape(row)
+    return file.read(_name_in(file, images.keys[row]), height, width, most)
+
   return RegionSource(images, file.header, lambda block: map(read, block))
 
 

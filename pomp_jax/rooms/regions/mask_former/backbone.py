@@ -67,8 +67,10 @@ class NormConv(nn.Module):
     )(x)
     if not self.groups:
       return FrozenBatchNorm(self.dtype, name="norm")(x)
-    norm = {"epsilon": 1e-5, "use_fast_variance": False}  # as torch's
-    return nn.GroupNorm(self.groups, **norm, dtype=self.dtype, name="norm")(x)
+    # As torch's.
+    return nn.GroupNorm(
+      self.groups, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm"
+    )(x)
 
 
 class DeepLabResNet(nn.Module):

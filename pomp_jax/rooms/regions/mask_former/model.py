@@ -192,7 +192,7 @@ def parameter_groups(params: Params) -> Params:
   return unflatten_dict({path: group(path) for path in flat})
 
 
-def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array | np.ndarray, "*X E"]:
+def unit(rows: Float[Array | np.ndarray, "*X E"]) -> Float[Array, "*X E"]:
   """Unit rows; zeros stay zeros."""
   norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
-  return rows / jnp.maximum(norms, 1e-12)
+  return jnp.divide(rows, jnp.maximum(norms, 1e-12))

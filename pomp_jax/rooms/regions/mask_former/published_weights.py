@@ -122,13 +122,12 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   # The library writes an array's memory, whatever its strides.
   model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
   config, backbone = content.config, content.config.backbone
-  small = isinstance(backbone, SmallSizes)
   facts = dataclasses.asdict(
     _Facts(
       config.n_heads,
       config.groups,
-      backbone.groups if small else 0,
-      _Facts.dilations if small else backbone.dilations,
+      backbone.groups if isinstance(backbone, SmallSizes) else 0,
+      backbone.dilations if isinstance(backbone, ResNetSizes) else _Facts.dilations,
       config.dropout,
       tuple(content.trained_classes),
     )
@@ -223,6 +222,7 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
     return next(i for i in itertools.count() if name.format(i) not in shapes)
 
   stages = [f"backbone.res{i}" for i in range(2, 6)]
+  backbone: SmallSizes | ResNetSizes
   if facts.backbone_groups:
     channels = tuple(size(f"{stage}.weight") for stage in stages)
     backbone = SmallSizes(channels, facts.backbone_groups)
