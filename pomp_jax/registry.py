@@ -338,6 +338,10 @@ RELATIONS = "rooms.hierarchy.relations:relations"
 # Class that profiles steps of a training; empty: `config.profile_steps` must be empty.
 PROFILER = "rooms.benchmark.profiler:Profiler"
 
+# Function run, prompt, results -> function that draws pictures with their likeliest classes; empty:
+# a training leaves no predictions.png.
+PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"
+
 # Module of what the page shows of regions; empty: it shows none.
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 

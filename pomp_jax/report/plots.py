@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import os
-import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -216,57 +215,3 @@ def calibration_panels(
     drawing.legend(axes, loc="upper left")
   drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
   drawing.save(path, figure)
-
-
-def prediction_sheet(
-  path: str | os.PathLike,
-  images: np.ndarray,
-  true_names: Sequence[str],
-  top3_names: Sequence[Sequence[str]],
-  top3_probabilities: Sequence[Sequence[float]] | np.ndarray,
-  title: str,
-) -> None:
-  """Draws test images with their true names and the most probable names; the right one is ticked.
-
-  Of each of the images, uint8 [n, H, W, 3], at most three names with their probabilities, the most
-  probable first.
-  """
-  n_images = len(images)
-  columns = min(n_images, 4 if n_images <= 16 else 6)
-  rows = -(-n_images // columns)
-  width, height = 2.9 * columns, 3.7 * rows + 0.3
-  figure = Figure(figsize=(width, height))
-  figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
-  for index, image in enumerate(images):
-    # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
-    x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
-    picture = figure.add_axes(((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height))
-    answers = figure.add_axes(((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height))
-    picture.axis("off")
-    answers.axis("off")
-    # Few pixels must stay pixels; many are reduced, where smoothing is right.
-    enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
-    picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-    heading = textwrap.fill(drawing.name(true_names[index], 60), 32)
-    picture.set_title(heading, fontsize=drawing.HEADING)
-    _answers(answers, true_names[index], top3_names[index], top3_probabilities[index])
-  drawing.save(path, figure)
-
-
-def _answers(
-  axes: Axes, true_name: str, names: Sequence[str], probabilities: Sequence[float] | np.ndarray
-) -> None:
-  """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
-  axes.set(xlim=(0, 1), ylim=(3, 0))
-  shown = drawing.names(names, 38)
-  # At 8.5 points 26 bold letters fit.
-  size = 8.5 * min(1.0, 26 / max(1, *map(len, shown)))
-  for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
-    right = name == true_name
-    colour = drawing.GREEN if right else drawing.GREY
-    axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
-    font: dict[str, Any] = {"va": "center", "fontsize": 8.5}
-    font["weight"] = "bold" if right else "normal"
-    axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
-    axes.text(0.085, line + 0.52, shown[line], **font | {"fontsize": size})
-    axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

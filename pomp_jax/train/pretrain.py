@@ -18,7 +18,7 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.registry import load
+from pomp_jax.registry import PREDICTION_SHEET, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.run_report import finish_run
@@ -129,7 +129,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     "evaluated_step": chosen.step,
   }
   # On the devices of all processes, so by all of them.
-  sheet = results.prediction_sheet(run, prompt, found) if prompt else None
+  sheet = load(PREDICTION_SHEET)(run, prompt, found) if prompt and PREDICTION_SHEET else None
   if hosts.is_first():
     top1 = {
       f"test_top1/{split}/{name}": score["top1"]
@@ -147,7 +147,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     with results.writing_results(folder):
       plots.training_curves(folder.plots / "training.png", folder.scalars(), title)
       if sheet:
-        plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
+        sheet(folder.plots / "predictions.png")
       results.write_tables(folder, found, sets)
       finish_run(folder, run.config, found)
     results.log_results(folder, found)

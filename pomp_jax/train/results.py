@@ -10,11 +10,9 @@ import numpy as np
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import name_of
-from pomp_jax.data.source import Source, readable_images
-from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.metrics_log import Tracker
@@ -24,7 +22,7 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.registry import TRACKERS, load
 from pomp_jax.report import plots
 from pomp_jax.report.evaluation_report import class_summary, write_class_tables
-from pomp_jax.report.labels import counted, method_label
+from pomp_jax.report.labels import method_label
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
 from pomp_jax.train.setup import PromptRun
@@ -35,7 +33,6 @@ log = logging.getLogger(__name__)
 # Images and features of each split.
 Splits = Mapping[str, tuple[Source, SplitFeatures]]
 
-_SHEET_IMAGES = 12
 # The prompt that others are compared with, and what `results.json` has of each.
 _REFERENCE = "hand_written"
 _FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
@@ -181,27 +178,3 @@ def log_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
   for split, files in results["unreadable"].items():
     log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
   log.info("what was learned, results and plots are in %s", folder.path)
-
-
-def prediction_sheet(run: PromptRun, prompt: Prompt, results: Mapping[str, Any]) -> tuple | None:
-  """Arguments of `plots.prediction_sheet`; None if none of its images can be read."""
-  # Prefer classes that the training did not see.
-  splits = list(results["eval"])
-  split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
-  source = inputs.open_source(run.data, split, n_images=_SHEET_IMAGES)
-  shown = spread_evenly(_SHEET_IMAGES, len(source))
-  images, reasons = readable_images(source, shown)
-  read = ~np.isin(shown, list(reasons))
-  if not read.any():
-    return None
-  images, shown = images[read], shown[read]
-  classifier = Classifier(run.encoder, prompt, source.names)
-  top3: list[Any] = classifier.predict(list(images), top=3)
-  return (
-    images,
-    [source.names[label] for label in source.labels[shown]],
-    [[name for name, _ in row] for row in top3],
-    [[probability for _, probability in row] for row in top3],
-    f"{split}: {len(images)} of {counted(results['eval_images'][split], 'image')},"
-    f" {counted(len(source.names), 'class')}",
-  )
