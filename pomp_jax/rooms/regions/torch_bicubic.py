@@ -16,15 +16,10 @@ def bicubic_matrix(
   """Weights of pixels [low, high) of a line of n_in in each of n_out new pixels.
 
   Equal to `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)`
-  of that range along one axis. Two of them resize an image: `rows @ image @ columns.T`.
-
-  Args:
-    n_out: number of new pixels.
-    n_in: number of pixels, the columns of the matrix.
-    low: first pixel of the range; may be traced.
-    high: end of the range, n_in if None; may be traced. Pixels outside of [0, n_in) have no
-      columns, so their weight is missing from the row's sum of 1.
-    scale: torch's `scale_factor` (recompute_scale_factor False); n_out / (high - low) if None.
+  of that range along one axis. Two of them resize an image: `rows @ image @ columns.T`. The ends,
+  0 and n_in by default, may be traced; pixels outside of [0, n_in) have no columns, so their weight
+  is missing from the row's sum of 1. `scale` is torch's `scale_factor` (recompute_scale_factor
+  False); n_out / (high - low) if None.
   """
   high = n_in if high is None else high
   step = 1 / scale if scale else (high - low) / n_out

@@ -79,9 +79,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict:
   """Trains and leaves the run's folder; returns what `results.json` holds.
 
-  Raises:
-    TrainingError, CheckpointError, Preempted: as `loop.train`.
-    RunFolderWriteError: the network can't be written; the training is done.
+  Errors of `loop.train`; RunFolderWriteError if the network can't be written after the training.
   """
   folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:
