@@ -75,7 +75,7 @@ class Source(NamedTuple):
   stored: bool = True  # whether its images are files on a disk
   root: bool = True  # whether `data.root` must be a folder that exists
   generated: bool = False  # whether `data.names` alone describes its images
-  test_sets: bool = False  # whether it has `open_test_set`, for `evaluate.source`
+  test_sets: bool = False  # whether `evaluate.source` may name it
   holds_out: bool = False  # whether images for missing splits are held out of the training images
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
   dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead

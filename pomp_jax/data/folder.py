@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS
-from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
-from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, is_file, to_path
+from pomp_jax.data.source import DataFields, Files, SourceError, StoredImages
+from pomp_jax.files.paths import Path, entries, is_bucket, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
@@ -43,31 +43,12 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   # `data.base` selects the training classes from those of all splits.
   folders = split_folders(data.root)
   every = folders.values() if data.base else [folders.get("train", folders[split])]
-  classes = load_class_list(data.names) if data.names else _classes_in(*every)
+  classes = load_class_list(data.names) if data.names else classes_in(*every)
   return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
 
 
-def open_test_set(
-  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
-) -> LabelledSet:
-  """Opens the test images below a folder, or else the validation or training images.
-
-  Args:
-    root: folder with split folders or class folders, or with such a folder for each data set.
-    dataset: name of the data set's folder below the root, if there is one.
-    classes: class list; None: the training folder's names, if there is one.
-    all_classes: whether a class of the list without a folder is an error.
-  """
-  if dataset and is_dir(to_path(root) / dataset):
-    root = to_path(root) / dataset
-  folders = split_folders(root)
-  split = next(split for split in ("test", "validation", "train") if split in folders)
-  classes = classes or _classes_in(folders.get("train", folders[split]))
-  source = open_folder(folders[split], classes, all_classes)
-  return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)
-
-
-def _classes_in(*folders: Path) -> ClassList:
+def classes_in(*folders: Path) -> ClassList:
+  """Classes of all class folders; see `classes_of`."""
   found = {name for folder in folders for name in list_folder(folder).folders}
   return classes_of(sorted(found), str(folders[0]))
 

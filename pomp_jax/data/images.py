@@ -67,18 +67,6 @@ def read_image(
     return prepare(image, size, upright)
 
 
-def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
-  """Reads the pixels of one image file (`to_rgb`); ImageError if it can't be decoded."""
-  with _as_image_error(str(path)), _open(path) as image:
-    return np.asarray(to_rgb(image, upright))
-
-
-def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
-  """Height and width of an image file, by its header; errors as `open_image`'s."""
-  with _as_image_error(str(path)), _open(path) as image:
-    return sides(image, upright)[::-1]
-
-
 def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
   """Width and height that an image from `open_image` has once it is decoded; see `to_rgb`."""
   # Pillow turns TIFFs itself, and their header's sides are those of the turned image.

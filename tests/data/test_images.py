@@ -16,6 +16,7 @@ from pomp_jax.data.images import ImageError, prepare, read_image, resized_crop
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
+from pomp_jax.rooms.regions import label_images
 
 # Its name from transformers 5 on, where the other is torchvision's.
 PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
@@ -80,8 +81,8 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     np.testing.assert_array_equal(images.load_rgb(opened, kind, upright=True)[0], expected)
     np.testing.assert_array_equal(read_image(encoded, 32, True, where=kind), prepare(expected, 32))
     (tmp_path / "image").write_bytes(encoded)
-    assert images.image_size(tmp_path / "image", True) == expected.size[::-1]
-    np.testing.assert_array_equal(images.read_rgb(tmp_path / "image", True), expected)
+    assert label_images.image_size(tmp_path / "image", True) == expected.size[::-1]
+    np.testing.assert_array_equal(label_images.read_rgb(tmp_path / "image", True), expected)
     # Crops are drawn in the upright picture.
     source = StoredImages("a", [0], ["image"], Files(tmp_path)).replace(upright=True)
     expected.save(tmp_path / "turned.png")
@@ -164,7 +165,7 @@ def test_a_file_starts_no_program(tmp_path, monkeypatch):
 
   monkeypatch.setattr(subprocess, "Popen", start)
   (tmp_path / "a.jpg").write_bytes(EPS)
-  for read in (lambda file: read_image(file, 16), images.read_rgb, images.image_size):
+  for read in (lambda file: read_image(file, 16), label_images.read_rgb, label_images.image_size):
     with pytest.raises(ImageError, match=r"a\.jpg"):
       read(tmp_path / "a.jpg")
   with pytest.raises(ImageError, match=r"a\.jpg"):

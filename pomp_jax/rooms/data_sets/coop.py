@@ -83,9 +83,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   return source.relabelled(names, source.labels)
 
 
-def open_test_set(
-  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
-) -> LabelledSet:
+def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | None) -> LabelledSet:
   """Opens a data set's test images; class names are always CoOp's, whatever `classes`."""
   source = open_coop(root, dataset)["test"]
   return LabelledSet(source, class_list_of(dataset, source.names), "test")

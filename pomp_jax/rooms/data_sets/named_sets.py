@@ -11,6 +11,7 @@ from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, SUITES
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, part_name, split_of_source
 from pomp_jax.files.paths import is_dir
+from pomp_jax.rooms.data_sets.layouts import open_test_set
 
 
 def evaluation_sets(settings: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
@@ -63,8 +64,8 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
 
 def _open(reader: str, root: str, name: str, part: str) -> LabelledSet:
   classes, where = load_class_list(name), f"{root}: {name}"
-  source, _, split = SOURCES[reader].load().open_test_set(root, name, classes)
-  labelled = LabelledSet(source, _matched(classes, source.names, where), split)
+  source, _, split = open_test_set(reader, root, name, classes)
+  labelled = LabelledSet(source, _matched(classes, tuple(source.names), where), split)
   if part != "all":
     labelled = labelled.of_classes(half_of_classes(len(labelled.classes), part))
   if not len(labelled.source):

@@ -25,7 +25,7 @@ from pomp_jax.data.class_lists import (
   read_names,
   repeats,
 )
-from pomp_jax.data.source import LabelledSet, SourceError
+from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.suites import OWN
 from pomp_jax.data.wordnet import load_tree
@@ -33,6 +33,7 @@ from pomp_jax.evaluate.evaluation_sets import EvaluationSet, part_name
 from pomp_jax.files.paths import join, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.texts import read_text
+from pomp_jax.rooms.data_sets.layouts import open_test_set
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +184,10 @@ def _check(own: OwnSet) -> None:
 
 def _open_whole(own: OwnSet) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
-  module, root = SOURCES[own.reader].load(), join(own.folder, own.root)
-  labelled = module.open_test_set(root, own.dataset, listed, all_classes=False)
+  root = join(own.folder, own.root)
+  labelled = open_test_set(own.reader, root, own.dataset, listed, all_classes=False)
   source, classes = labelled.source, listed or labelled.classes
+  assert isinstance(source, StoredImages)
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
   n_without = len(classes) - len(np.unique(source.labels))

@@ -66,9 +66,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   return open_tfds(data.dataset, split, root=data.root, classes=classes, cache=data.cache)
 
 
-def open_test_set(
-  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
-) -> LabelledSet:
+def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | None) -> LabelledSet:
   """Opens the test split, or else the validation split (ImageNet, Food-101); see `open_tfds`."""
   if dataset in CLASS_LISTS and dataset not in _PREPARED and classes == load_class_list(dataset):
     classes = None  # its own table maps TFDS's labels, which are spelled differently

@@ -17,11 +17,12 @@ from jaxtyping import Bool, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
-from pomp_jax.data.images import MAX_PIXELS, image_size, read_rgb
+from pomp_jax.data.images import MAX_PIXELS
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_user_json
+from pomp_jax.rooms.regions.label_images import image_size, read_rgb
 
 FREQUENCIES = ("r", "c", "f")
 # Pixels by which a box or a polygon may leave its image, since COCO's are rounded.

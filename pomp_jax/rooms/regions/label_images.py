@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.folder import find_images
-from pomp_jax.data.images import ImageError, image_size, open_image, read_rgb
+from pomp_jax.data.images import ImageError, load_rgb, open_image, sides
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
@@ -124,6 +124,18 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
     raise PixelError(f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})")
   table[ignore] = IGNORED
   return table
+
+
+def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+  """Reads the pixels of one image file; ImageError if it can't be decoded."""
+  with open_image(path) as image:
+    return np.asarray(load_rgb(image, str(path), upright=upright)[0])
+
+
+def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
+  """Height and width of an image file, by its header; errors as `open_image`'s."""
+  with open_image(path) as image:
+    return sides(image, upright)[::-1]
 
 
 def read_values(path: Path) -> np.ndarray:

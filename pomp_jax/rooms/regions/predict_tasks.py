@@ -17,7 +17,7 @@ from PIL import Image
 
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip, Data, Predict
-from pomp_jax.data.images import ImageError, image_size, read_rgb
+from pomp_jax.data.images import ImageError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt
@@ -30,7 +30,7 @@ from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.dense import DenseSegmenter, PixelMap, check_patches
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import with_background
-from pomp_jax.rooms.regions.label_images import write_labels
+from pomp_jax.rooms.regions.label_images import image_size, read_rgb, write_labels
 from pomp_jax.rooms.regions.plots import OTHER, boxes_picture, label_colours, overlay
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, check_region_source, open_region_source
