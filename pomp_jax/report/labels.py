@@ -29,8 +29,6 @@ _METHOD_NAMES = {
   "tip_adapter": "Tip-Adapter",
   "tip_adapter_f": "Tip-Adapter-F",
 }
-# Ends of labels under `regions.alone`: whose scores count (`region_scorer.shares_of`).
-_SHARES = (", fused", ", network alone", ", CLIP alone")
 _ELLIPSIS = "\u2026"
 
 
@@ -40,21 +38,18 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   A path is called "learned, " or "class features, " and its last folders, as many as tell it from
   the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
   path keeps two parts. Ids on the hub and texts stay as they are. Behind a name may be `@STEP` of a
-  checkpoint, and whose scores count where `regions.alone` compares these.
+  checkpoint.
   """
-  shares = [next(filter(name.endswith, _SHARES), "") for name in names]
-  prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
   is_text = lambda name: name.count("{}") == 1 or name.partition(":")[0] in _WORDS
-  paths = [name for name in dict.fromkeys(prompts) if not is_text(name) and not is_hub(name)]
+  paths = [name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)]
   parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
   labels = []
-  for name, share in zip(prompts, shares, strict=True):
+  for name in names:
     if name in parts_of:
       kind = "class features" if name.endswith(".npy") else "learned"
-      label = f"{kind}, {'/'.join(parts_of[name])}"
+      labels.append(f"{kind}, {'/'.join(parts_of[name])}")
     else:
-      label = f"learned, {name}" if is_hub(name) else _WORDS.get(name, name)
-    labels.append(label + share)
+      labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))
   return labels if len(set(labels)) == len(set(names)) else list(names)
 
 

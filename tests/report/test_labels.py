@@ -8,7 +8,6 @@ import pytest
 
 from pomp_jax.registry import METHODS
 from pomp_jax.report.labels import method_label, method_labels, prompt_labels, shorten, shorten_all
-from pomp_jax.rooms.regions.region_scorer import shares_of
 
 PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
 PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
@@ -47,11 +46,6 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
 )
 def test_labels_of_prompts(names, labels):
   assert prompt_labels(names) == labels
-  # The same under `regions.alone`.
-  suffixes = [*shares_of(alone=True)]
-  assert len(suffixes) == 3
-  expected = [label + suffix for label in labels for suffix in suffixes]
-  assert prompt_labels([name + suffix for name in names for suffix in suffixes]) == expected
 
 
 @given(st.lists(PATHS | TEXTS, max_size=8, unique=True))

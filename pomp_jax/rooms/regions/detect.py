@@ -18,14 +18,14 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import waiting
-from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
 from pomp_jax.rooms.regions.proposals import read_prompts_of
-from pomp_jax.rooms.regions.region_scorer import RegionScorer
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
 from pomp_jax.rooms.regions.region_sources import (
   check_region_source,
   needs_crops,
@@ -181,7 +181,7 @@ def _draw(folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str
       scores = np.array([row["score"] for row in rows], np.float32)
       pictures.append(Detections(corners, scores, own))
     drawn.append(pictures)
-  titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
+  titles = ["annotated", *short_labels([prompt["label"] for prompt in results["prompts"]])]
   counts = (
     (len(boxes.keys), "image"),
     (results["objects"], "object"),

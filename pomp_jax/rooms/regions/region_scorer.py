@@ -12,6 +12,7 @@ import numpy as np
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.report.labels import prompt_labels
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
@@ -142,6 +143,13 @@ def open_region_encoder(regions: fields.Regions, encoder: Encoder) -> RegionEnco
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:
   """Ends of the labels of a prompt -> whether the network's scores count, and CLIP's crops'."""
   return _SHARES if alone else {"": (True, True)}
+
+
+def short_labels(labels: Sequence[str]) -> list[str]:
+  """Short labels of prompts, each with its end of `shares_of`, if it has one."""
+  ends = [next(filter(label.endswith, _SHARES), "") for label in labels]
+  prompts = [label.removesuffix(end) for label, end in zip(labels, ends, strict=True)]
+  return [label + end for label, end in zip(prompt_labels(prompts), ends, strict=True)]
 
 
 def compared(alone: bool, prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:

@@ -17,8 +17,8 @@ from pomp_jax.report.report import (
   percent,
   pictures,
   prompts_section,
-  short_labels,
 )
+from pomp_jax.rooms.regions.region_scorer import short_labels
 
 # Classes at either end of a table of differences.
 _ENDS = 8
@@ -51,7 +51,7 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
   """Report of `segment` or `detect`: figures of each prompt, pictures, classes that differ most."""
   kind, figures = _KINDS[results["job"]], results["figures"]
   names = list(figures)
-  labels = short_labels([{"label": name} for name in names])
+  labels = dict(zip(names, short_labels(names), strict=True))
   counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
   # `regions.alone` adds the scores of the network and of CLIP alone after each prompt's fused ones.
   pair = list(dict.fromkeys([names[0], names[-3 if fields["regions.alone"] else -1]]))

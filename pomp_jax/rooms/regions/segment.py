@@ -18,7 +18,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
-from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
 from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
@@ -26,7 +26,7 @@ from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labe
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
 from pomp_jax.rooms.regions.plots import segmentation_sheet
 from pomp_jax.rooms.regions.proposals import read_prompts_of
-from pomp_jax.rooms.regions.region_scorer import RegionScorer
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
 from pomp_jax.rooms.regions.region_sources import (
   check_region_source,
   open_region_source,
@@ -131,7 +131,7 @@ def _draw(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> No
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
   maps = [[labels] if titles else [] for labels in truth]
-  labels = prompt_labels([prompt["label"] for prompt in results["prompts"]])
+  labels = short_labels([prompt["label"] for prompt in results["prompts"]])
   for number, label in enumerate(labels):
     titles.append(label)
     for index, row in zip(shown, maps, strict=True):

@@ -10,7 +10,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.fusion import FUSIONS
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
-from pomp_jax.rooms.regions.region_scorer import region_scores
+from pomp_jax.rooms.regions.region_scorer import region_scores, shares_of, short_labels
 from tests.support.checks import assert_close
 
 R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2
@@ -123,3 +123,14 @@ def test_keys_differ_by_prompt_and_names():
   one, two = read_prompts(("a {}", "the {}"), "segment.prompts")
   parts = [key_parts(named, names) for named in (one, two) for names in (SYNONYMS, SYNONYMS[:2])]
   assert len({str(part) for part in parts}) == 4
+
+
+def test_short_labels_say_whose_scores_count():
+  """`regions.alone` has each prompt three times."""
+  ends = [*shares_of(alone=True)]
+  assert len(ends) == 3
+  names = {"/data/runs/a/prompt.npz": "learned, a", "/data/runs/b/prompt.npz": "learned, b"}
+  names |= {"hand_written": "hand-written prompt"}
+  expected = [label + end for label in names.values() for end in ends]
+  assert short_labels([name + end for name in names for end in ends]) == expected
+  assert short_labels(list(names)) == list(names.values())
