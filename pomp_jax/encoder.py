@@ -40,16 +40,12 @@ class Encoder:
     image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):
-    """Copies the weights to the devices.
+    """Copies the weights of a loaded CLIP to the devices of a mesh, all of them if None.
 
-    Args:
-      clip: a loaded CLIP.
-      mesh: the devices; all of them if None.
-      tower: text tower, one of `clip.text.TEXT_TOWERS`.
-      dtype: compute type, one of `clip.precision.DTYPES`.
-      chunk: classes or images computed at a time, over all devices.
-      image_chunk: the most images in a device's memory together; 0 for no limit.
-      cache: cache of class features by prompt, CLIP and names; in memory if None.
+    `tower` is one of `clip.text.TEXT_TOWERS`, `dtype` one of `clip.precision.DTYPES`. `chunk`
+    classes or images are computed at a time, over all devices, and at most `image_chunk` images are
+    in a device's memory together (0: no limit). Class features are cached, in memory if `cache` is
+    None.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
@@ -64,7 +60,7 @@ class Encoder:
     self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
 
     # The log shows the names of functions that are compiled.
-    def image_features(params, images_B):
+    def image_features(params: Any, images_B: jax.Array) -> jax.Array:
       return normalize(self.image_tower(params, images_B))
 
     self._images = map_rows(self.mesh, image_features, n_replicated=1)
@@ -142,7 +138,7 @@ class Encoder:
     return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
 
   def features_of_tokens(
-    self, params, tokens: ClassTokens, position: str, *, unit: bool = True
+    self, params: Any, tokens: ClassTokens, position: str, *, unit: bool = True
   ) -> Float[np.ndarray, "N E"]:
     """Text features of tokenized classes; `params` (the context) and tokens on the mesh."""
     shape = params["context"].shape
@@ -154,12 +150,12 @@ class Encoder:
     compute = self._compiled(module, 64 * -(-int(np.max(shares)) // 64), unit)
     frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
-    return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
+    return self.in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
     """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
     compute = self._images if unit else self._tower_images
-    return self._in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
+    return self.in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
     """Unit features [B,E], replicated, of a batch on the mesh; dispatched asynchronously.
@@ -168,25 +164,16 @@ class Encoder:
     """
     return self._images(self.vision_params, images)
 
-  def over_rows(self, function: Callable, n_replicated: int) -> Callable[..., np.ndarray]:
-    """Compiles a pure function `(*replicated, rows [n,..]) -> results [n,..]` of any rows.
-
-    The result takes `n_replicated` arguments on the mesh and rows of the host, an array or a tree
-    of arrays. It computes a chunk at a time over all devices, and returns an array of the host.
-    """
-    compiled = map_rows(self.mesh, function, n_replicated)
-    return lambda *inputs: self._in_chunks(
-      functools.partial(compiled, *inputs[:-1]), inputs[-1], "features"
-    )
-
-  def _tokenize(self, texts: Sequence[str], budget: int | None = None):
+  def _tokenize(
+    self, texts: Sequence[str], budget: int | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 
   def _compile(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
     """Compiles the class features of a layout and budget."""
     tower = self.text_tower(token_budget)
 
-    def class_features(params, frozen, ids_C):
+    def class_features(params: Any, frozen: Frozen, ids_C: jax.Array) -> jax.Array:
       features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
       return normalize(features_CxE) if unit else features_CxE
 
@@ -194,10 +181,9 @@ class Encoder:
 
   def _chunks(self, rows: Any) -> Iterator[tuple[Any, int]]:
     """Chunks of one static size, padded with their first row, and their numbers of real rows."""
-    n_rows = _n_rows(rows)
-    size = self._chunk_size(n_rows)
+    n_rows, size = _n_rows(rows), self._chunk_size(rows)
 
-    def padded(leaf, start):
+    def padded(leaf: np.ndarray, start: int) -> np.ndarray:
       part = leaf[start : start + size]
       return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
 
@@ -205,11 +191,15 @@ class Encoder:
       chunk = jax.tree.map(functools.partial(padded, start=start), rows)
       yield chunk, min(size, n_rows - start)
 
-  def _chunk_size(self, n_rows: int) -> int:
-    return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
+  def _chunk_size(self, rows: Any) -> int:
+    return min(self._chunk, self.mesh.size * -(-_n_rows(rows) // self.mesh.size))
 
-  def _in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
-    n_chunks = -(-_n_rows(rows) // self._chunk_size(_n_rows(rows)))
+  def in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
+    """Results [n,..] on the host of a result of `map_rows`, a chunk of rows at a time.
+
+    The rows are on the host, an array or a tree of arrays; `what` is for the progress.
+    """
+    n_chunks = -(-_n_rows(rows) // self._chunk_size(rows))
     chunks = steps_of(self._chunks(rows), what, "chunks", n_chunks)
     results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in chunks)
     return np.concatenate([found[:n_real] for found, n_real in fetched(results)])

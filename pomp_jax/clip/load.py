@@ -154,13 +154,10 @@ def is_here(source: str) -> bool:
 def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
-  Args:
-    source: `world`, or a folder, a file or a hub id that `docs/weights.md` describes.
-    name: name in prompt files; the source if None.
-    activation: `quick_gelu`, `gelu`, or `auto`: the checkpoint's, or its publisher's usual one.
-
-  Raises:
-    ClipError: nothing there, no answer of a hub, another architecture, damage, no tokenizer.
+  `source` is `world`, or a folder, a file or a hub id that `docs/weights.md` describes; `name` is
+  for prompt files, the source if None. The activation is `quick_gelu`, `gelu`, or `auto`: the
+  checkpoint's, or its publisher's usual one. ClipError: nothing there, no answer of a hub, another
+  architecture, damage, no tokenizer.
   """
   with _open_checkpoint(source, activation) as checkpoint:
     tokenizer = _tokenizer(checkpoint)

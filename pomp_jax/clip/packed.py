@@ -53,20 +53,13 @@ def shared_text_tower(
   The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1] replaces the
   prefix's last M tokens before layer j, for j = 1..J-1.
 
-  Args:
-    config: HuggingFace's configuration of the text tower, or an object with its fields.
-    dtype: compute type of the dense layers and of attention, see `clip.precision`; layer norm,
-      softmax and the sum of the layers stay float32.
-    token_budget: T, the most own tokens of all rows; C * L if None. Features of rows beyond it (see
-      `kept_rows`) are 1, without gradient.
-    n_chunks: number of parts that the rows are computed in, one after the other.
-    remat: one of REMAT.
+  `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer norm,
+  softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of all
+  rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient. The rows
+  are computed in `n_chunks` parts, one after the other; `remat` is one of REMAT.
 
-  Raises:
-    ValueError: an unknown `remat` or `hidden_act`; in a call, a prompt that does not fit.
+  ValueError: an unknown `hidden_act`; in a call, a prompt that does not fit.
   """
-  if remat not in REMAT:
-    raise ValueError(f"remat: got {remat!r}, expected one of {', '.join(REMAT)}")
   if config.hidden_act not in ACTIVATIONS:
     raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}")
 

@@ -55,26 +55,18 @@ def text_tower(
 ) -> TextTower:
   """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
 
-  Args:
-    kind: `shared` (the prefix once, names packed; see `clip.packed`) or `reference` (HuggingFace's
-      modules over all positions; see `clip.reference`).
-    config: the text tower's HuggingFace configuration, or an object with its fields.
-    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
-    token_budget: T, the most own tokens of all rows together. `shared` drops the rows beyond it
-      (see `clip.packed.kept_rows`); `reference` pads and ignores it.
-    memory: chunks and rematerialisation of `shared`; neither if None.
-
-  Raises:
-    ValueError: an unknown kind.
-    InputError: `reference` where transformers has no FlaxCLIP, from 5 on.
+  `shared` computes the prefix once and packs names, see `clip.packed`. `reference` is HuggingFace's
+  modules over all positions, see `clip.reference`: InputError where transformers has none (5 and
+  newer). `config` is HuggingFace's, or an object with its fields. `dtype` is the compute type, see
+  `clip.precision`; parameters stay float32. `token_budget` is T, the most own tokens of all rows:
+  `shared` drops the rows beyond it (`clip.packed.kept_rows`), `reference` ignores it. `memory` has
+  chunks and rematerialisation of `shared`, neither if None.
   """
   if kind == "shared":
     n_chunks, remat = memory or MemoryPlan()
     return shared_text_tower(
       config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
     )
-  if kind != "reference":
-    raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
   from pomp_jax.clip.reference import reference_text_tower

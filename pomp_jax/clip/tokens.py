@@ -131,19 +131,11 @@ def _merges(file: Path) -> list[tuple[str, str]]:
 def tokenize(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int | None = None
 ) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"]]:
-  """Token ids of each text without SOS, up to and with EOT, zero-padded.
+  """Token ids [N,L] of each text without SOS, up to and with EOT, zero-padded; and lengths [N].
 
-  Args:
-    texts: one string a row.
-    tokenizer: the checkpoint's own.
-    config: the text tower's; its `eos_token_id` selects HuggingFace's rule for EOT.
-    budget: the most tokens of a text, EOT included; all positions but SOS's if None.
-
-  Returns:
-    ids [N, L] and lengths [N]: the feature of text i is read at ids[i, lengths[i] - 1].
-
-  Raises:
-    TokenizeError: no texts, or one longer than the budget.
+  The feature of text i is read at ids[i, lengths[i] - 1]. The tokenizer is the checkpoint's own;
+  `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, or one with more
+  tokens than `budget`, EOT included; all positions but SOS's if None.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")

@@ -118,8 +118,7 @@ OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FAC
 def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
   """Checks names and shapes of a file's tensors against the tree of the parameters' shapes.
 
-  Raises:
-    ClipError: a tensor that is missing, of another shape, or of no parameter.
+  ClipError: a tensor that is missing, of another shape, or of no parameter.
   """
   needed = {}
   for path, shape in flatten_dict(shapes).items():

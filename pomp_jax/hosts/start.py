@@ -147,16 +147,12 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
 def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60) -> None:
   """Joins the other processes.
 
-  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once.
+  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once. If
+  not all processes arrive within `start_timeout` seconds, it exits with status 75. After
+  `heartbeat_timeout` seconds of silence JAX ends the other processes.
 
-  Args:
-    cluster: result of `detect`.
-    start_timeout: seconds for all processes to arrive; then this one exits with status 75.
-    heartbeat_timeout: seconds of silence after which JAX ends the other processes.
-
-  Raises:
-    HostError: JAX can't start, or the port of process 0 is taken on this host.
-    LostHostError: the other processes can't be reached; another start may succeed.
+  HostError: JAX can't start, or the port of process 0 is taken on this host. LostHostError: the
+  other processes can't be reached; another start may succeed.
   """
   if cluster.process_id == 0:
     _check_port(cluster)

@@ -138,13 +138,16 @@ class Bank(struct.PyTreeNode):
     return jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None]), other_BxR
 
   def _first_row(self) -> jax.Array | int:
-    if not self.sharded:
-      return 0
-    index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
-    return index * len(self.rows)
+    return _first_row(len(self.rows)) if self.sharded else 0
 
   def _over_devices(self, reduce: Any, values: jax.Array) -> jax.Array:
     return reduce(values, (DATA, CLASS)) if self.sharded else values
+
+
+def _first_row(n_rows: int) -> jax.Array:
+  """The first class of this device's rows."""
+  index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+  return index * n_rows
 
 
 def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
@@ -173,10 +176,9 @@ def write_rows(
   Of equal ids the first counts, so that the result does not depend on the order of the writes.
   """
 
-  def write(rows_RxE, ids_X, features_XxE):
+  def write(rows_RxE: Array, ids_X: Array, features_XxE: Array) -> Array:
     n_rows = len(rows_RxE)
-    index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
-    local_X = ids_X - index * n_rows
+    local_X = ids_X - _first_row(n_rows)
     local_X = jnp.where((local_X >= 0) & (local_X < n_rows), local_X, n_rows)
     place_X = jnp.arange(len(ids_X))
     first_R = jnp.full(n_rows + 1, len(ids_X)).at[local_X].min(place_X)

@@ -51,13 +51,9 @@ class PromptContext(nn.Module):
   # from N(0, 0.02^2).
   init_value: Any = None
 
-  def setup(self):
-    if self.position not in POSITIONS:
-      raise ValueError(f"position: got {self.position!r}, expected {', '.join(POSITIONS)}")
-    shape = (self.n_vectors, self.width)
-    if self.n_classes is not None:
-      shape = (self.n_classes, *shape)
-    self.context = self.param("context", self._initialise, shape)
+  def setup(self) -> None:
+    classes = () if self.n_classes is None else (self.n_classes,)
+    self.context = self.param("context", self._initialise, (*classes, self.n_vectors, self.width))
 
   @property
   def n_before(self) -> int:
@@ -69,7 +65,7 @@ class PromptContext(nn.Module):
     """Number of vectors in each class's own suffix, which the classes do not share."""
     return self.n_vectors - self.n_before if self.n_classes is None else self.n_vectors
 
-  def _initialise(self, key, shape):
+  def _initialise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if self.init_value is None:
       return INIT_STDDEV * jax.random.normal(key, shape)
     value = jnp.asarray(self.init_value, jnp.float32)

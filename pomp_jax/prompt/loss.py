@@ -56,8 +56,6 @@ def margin(
 
   n_i are the negatives of each image that were not rejected (`n_kept_B`); without one, 0.
   """
-  if isinstance(correction, str) and correction not in CORRECTIONS:
-    raise ValueError(f"correction: got {correction!r}, expected {', '.join(CORRECTIONS)}")
   kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
   log_weight_B = jnp.log((n_classes - 1) / kept_B)
   return jnp.where(n_kept_B > 0, _factor(correction) * log_weight_B, 0.0)
@@ -80,15 +78,10 @@ def local_contrast(
   loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale * cos.
   An image with no negative left contributes zero loss and zero gradient.
 
-  Args:
-    settings: the numbers of the method; K and the sampler are not read.
-    image_features_BxE: f(x), any length.
-    positive_features_BxE: g(t_y) of each image's own class, any length.
-    negative_features_SxE: g(t_c) of the negatives, any length; [S,B,E] where it depends on the
-      image.
-    labels_B: y.
-    negatives: result of `sampling.complete_negatives`. Those that are not available are no
-      negatives of any image, and n_i counts the rest.
+  Features are of any length: f(x) of the images, g(t_y) of each image's own class, and g(t_c) of
+  the negatives, [S,B,E] where it depends on the image. `negatives` is the result of
+  `sampling.complete_negatives`. Those that are not available are no negatives of any image, and n_i
+  counts the rest. K and the sampler of `settings` are not read.
   """
   correction, scale = settings.correction, settings.logit_scale
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))

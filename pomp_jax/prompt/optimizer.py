@@ -34,10 +34,8 @@ def learning_rate(
   - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate reaches 0
     at the end of the run. w may be a fraction.
   """
-  if schedule not in SCHEDULES:
-    raise ValueError(f"schedule: got {schedule!r}, expected {', '.join(SCHEDULES)}")
 
-  def rate(step):
+  def rate(step: Number) -> jnp.ndarray:
     if schedule == "epoch":
       # Integer division: step / steps_per_epoch can round down to the epoch before.
       time = step // steps_per_epoch

@@ -136,28 +136,15 @@ def make_train_step(
   The global batch is split into groups, `accumulate` for each data index, and every group draws its
   own negatives. Eight devices and one device with `accumulate=8` compute the same.
 
-  Args:
-    mesh: result of `make_mesh`.
-    learner: parameters and features. Negatives beyond its token budget are dropped for that step;
-      the margin uses the number kept.
-    image_tower: result of `clip.image_tower`; None when batches bring features, or when the
-      learner has image features of its own.
-    optimizer: update rule of the learner's parameters.
-    settings: K, N, the loss and the sampler.
-    accumulate: groups that a data index computes one after the other.
-    renewal: rows of the bank to compute beside those of the draw; without it the bank gets the
-      latter alone. Not read without a bank in the state.
+  Negatives beyond the learner's token budget are dropped for that step; the margin uses the number
+  kept. `image_tower` is a result of `clip.image_tower`, or None when batches bring features or the
+  learner has image features of its own. A bank in the state gets the features of the draw, and those
+  of `renewal`, if given.
 
-  Returns:
-    The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
-    [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
-    `grad_norm`, and `param_norm` (of all learned parameters, before the update).
-
-  Raises:
-    ValueError: a frozen image tower beside a learner that learns image features.
+  A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
+  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `grad_norm`, and `param_norm`
+  (of all learned parameters, before the update).
   """
-  if isinstance(learner, ImageLearner) and image_tower is not None:
-    raise ValueError("image_tower: got a tower, expected None with an ImageLearner")
   tower = None if image_tower is None else over_all_devices(mesh, image_tower)
   static = _Static(mesh, learner, tower, optimizer, settings, accumulate, renewal)
   return jax.jit(functools.partial(train_step, static), donate_argnums=0)

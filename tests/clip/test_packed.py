@@ -153,8 +153,6 @@ def test_budget_holds_draws_and_always_the_given_rows():
 def test_refuses_what_it_does_not_know(quick, names):
   tokens, _, lengths = names
   config = _text_config(quick)
-  with pytest.raises(ValueError, match="remat: got 'all'"):
-    shared_text_tower(config, remat="all")
   odd = types.SimpleNamespace(hidden_act="mish")
   with pytest.raises(ValueError, match="hidden_act: got 'mish'"):
     shared_text_tower(odd)

@@ -32,8 +32,6 @@ def test_sentences_equal_torch_clip(stored, kind):
 def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
   """The reference where transformers has no FlaxCLIP, as from 5 on; the benchmark skips it."""
   assert text.has_flax_clip() == HAS_FLAX_CLIP
-  with pytest.raises(ValueError, match="text_tower: got 'fancy'"):
-    text_tower("fancy", small.clip.config.text_config)
   for module in (text, checks, benchmark):
     monkeypatch.setattr(module, "has_flax_clip", lambda: False)
   config = defaults().replace({"clip.text_tower": "reference"})

@@ -98,8 +98,3 @@ def test_a_context_starts_from_words_for_all_classes_or_for_each():
 def test_a_first_value_of_another_shape_is_refused(shape, n_classes):
   with pytest.raises(ValueError, match="init_value"):
     _context(3, 2, n_classes=n_classes, init_value=np.zeros(shape, np.float32))
-
-
-def test_an_unknown_position_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match="position: got 'start'"):
-    _context(3, 2, "start")

@@ -9,6 +9,8 @@ and without variance where the summands are proportional to pi_c.
 Shapes: N classes, S sampled negatives (K-1 of the method's K, or all N when K = N).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -22,10 +24,8 @@ _ONE = 2.0**32
 def n_negatives(k: int, n_classes: int) -> int:
   """Returns S, the size of a draw: K-1, or all N classes when K = N.
 
-  At K = N each image rejects its own class and keeps the N-1 others: the plain softmax.
-
-  Raises:
-    ValueError: K below 2 or above N.
+  At K = N each image rejects its own class and keeps the N-1 others: the plain softmax. ValueError:
+  K below 2 or above N.
   """
   if not 2 <= k <= n_classes:
     raise ValueError(f"k: got {k}, expected 2 to {n_classes}, the number of classes")
@@ -58,7 +58,7 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
   # With size <= N/4 at least three draws in four are new on average.
   n_draws = 2 * size + 8
 
-  def draw(key):
+  def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     ids = jax.random.randint(key, (n_draws,), 0, n_classes, jnp.int32)
     # A stable sort puts equal ids side by side, the first drawn of them first.
     order = jnp.argsort(ids, stable=True)
@@ -69,7 +69,7 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
     rank = jnp.where(is_new, jnp.cumsum(is_new) - 1, size)
     return jnp.zeros(size, jnp.int32).at[rank].set(ids, mode="drop"), is_new.sum()
 
-  def again(carry):
+  def again(carry: Any) -> Any:
     key = jax.random.split(carry[0], 1)[0]
     return key, *draw(key)
 
@@ -107,10 +107,8 @@ def sample_weighted(
 ) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
   """Draws distinct classes, fewer than all, each with its inclusion probability.
 
-  Every place of the draw holds class c with the same probability, pi_c / S.
-
-  Returns:
-    The classes [S], and log pi_c of all classes [N], exactly those of the draw.
+  Every place of the draw holds class c with the same probability, pi_c / S. Returns the classes
+  [S], and log pi_c of all classes [N], exactly those of the draw.
   """
   n_classes = q_N.shape[0]
   order_key, start_key, turn_key = jax.random.split(key, 3)

@@ -53,15 +53,6 @@ class SamplingSettings:
   exclude_threshold: float = 0.95  # cosine above which `similar` excludes
   batch_positives: bool = False  # whether the other images' classes are negatives too
 
-  def __post_init__(self):
-    for field, accepted in (("name", SAMPLERS), ("anchors", ANCHORS), ("exclude", EXCLUSIONS)):
-      if getattr(self, field) not in accepted:
-        raise ValueError(f"{field}: got {getattr(self, field)!r}, expected {', '.join(accepted)}")
-    if not 0 < self.mix <= 1:
-      raise ValueError(f"mix: got {self.mix}, expected above 0 and at most 1")
-    if not self.temperature > 0:
-      raise ValueError(f"temperature: got {self.temperature}, expected above 0")
-
   @property
   def is_plain(self) -> bool:
     """Whether it is the published uniform draw, which `loss.margin` corrects."""
@@ -160,10 +151,10 @@ class Sampler(NamedTuple):
   # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds up to 1;
   # an image gives nothing to its own class. None for the uniform draw, and for `independent`, whose
   # images have a q each.
-  propose: Callable[[SamplingSettings, SamplingArrays, Any, Any], Any] | None
+  propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
-  # Function (key, q [N], S) -> classes [S], log pi [N], such as `sample_weighted`.
-  draw: Callable[[jax.Array, Any, int], Any] = sample_weighted
+  # Function (key, q [N], S) -> classes [S], log pi [N].
+  draw: Callable[[jax.Array, Array, int], tuple[Array, Array]] = sample_weighted
   # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   reads: tuple[str, ...] = ("mix",)
 
@@ -199,7 +190,8 @@ def draw_negatives(
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
   if settings.is_independent and size < n_classes:
-    return _draw_for_each(key, settings, size, labels_B, images_BxE, arrays)
+    positions_BxS = jax.random.uniform(key, (labels_B.size, size))
+    return _draw_for_each(settings, arrays.bank, positions_BxS, labels_B, images_BxE)
   if sampler.propose is None or size == n_classes:
     ids_S = sample_uniform(key, k, n_classes)
     if settings.is_plain:
@@ -215,10 +207,11 @@ def draw_negatives(
   return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
 
 
-def _draw_for_each(key, settings, size, labels_B, images_BxE, arrays) -> Negatives:
+def _draw_for_each(
+  settings: SamplingSettings, bank: Any, positions_BxS: Array, labels_B: Array, images_BxE: Array
+) -> Negatives:
   """`independent`: weights 1 / q_i(c), which `complete_negatives` divides by the image's draws."""
-  positions_BxS = jax.random.uniform(key, (labels_B.size, size))
-  ids_BxS, q_BxS = arrays.bank.draw_for_each(
+  ids_BxS, q_BxS = bank.draw_for_each(
     positions_BxS, images_BxE, labels_B, 1.0 / settings.logit_scale, settings.mix
   )
   # One draw of every image before the next: the last draws are dropped beyond a token budget.
@@ -227,5 +220,5 @@ def _draw_for_each(key, settings, size, labels_B, images_BxE, arrays) -> Negativ
     ids_BxS.T.ravel(),
     log_weights=log_weights,
     own_log_weights=jnp.zeros(labels_B.shape),
-    image=jnp.tile(jnp.arange(labels_B.size), size),
+    image=jnp.tile(jnp.arange(labels_B.size), positions_BxS.shape[1]),
   )

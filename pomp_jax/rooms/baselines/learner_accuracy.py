@@ -4,6 +4,7 @@ Shapes: n images, N classes, B images of a shard, R classes of P chunks, E embed
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def learner_accuracy(
   # Split over the devices, as `rank_rows` takes them.
   mesh = encoder.mesh
   images = map_rows(mesh, of_images, n_replicated=2, gather=False)
-  classes, pairs = encoder.over_rows(of_classes, 2), encoder.over_rows(ranks_of_pairs, 3)
+  classes, pairs = map_rows(mesh, of_classes, 2), map_rows(mesh, ranks_of_pairs, 3)
 
   def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
     """Reads the images again; those that can't be read any more are dropped."""
@@ -98,7 +99,8 @@ def learner_accuracy(
   def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
     ids_N = np.arange(len(split.names), dtype=np.int32)
     if not per_image:
-      classes_NxE = classes(params, frozen, ids_N)
+      of_ids = functools.partial(classes, params, frozen)
+      classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
       if not isinstance(learner, ImageLearner):
         return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
       rank_n = ranks_of_images(params, frozen, split, source, classes_NxE)
@@ -108,7 +110,8 @@ def learner_accuracy(
     for start in steps_of(starts, "scoring", "parts"):
       part = slice(start, start + _IMAGES_WITH_CLASSES)
       rows = split.features[part], split.labels[part].astype(np.int32)
-      found.append(pairs(params, frozen, ids_N, rows))
+      of_rows = functools.partial(pairs, params, frozen, ids_N)
+      found.append(encoder.in_chunks(of_rows, rows, "features"))
     return accuracy_of_ranks(np.concatenate(found), ids_N.size)
 
   return accuracy
