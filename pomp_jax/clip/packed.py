@@ -53,10 +53,10 @@ def shared_text_tower(
   The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1] replaces the
   prefix's last M tokens before layer j, for j = 1..J-1.
 
-  `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer norm,
-  softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of all
-  rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient. The rows
-  are computed in `n_chunks` parts, one after the other; `remat` is one of REMAT.
+  `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer
+  norm, softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of
+  all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient. The
+  rows are computed in `n_chunks` parts, one after the other; `remat` is one of REMAT.
 
   ValueError: an unknown `hidden_act`; in a call, a prompt that does not fit.
   """

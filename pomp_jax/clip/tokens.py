@@ -134,8 +134,8 @@ def tokenize(
   """Token ids [N,L] of each text without SOS, up to and with EOT, zero-padded; and lengths [N].
 
   The feature of text i is read at ids[i, lengths[i] - 1]. The tokenizer is the checkpoint's own;
-  `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, or one with more
-  tokens than `budget`, EOT included; all positions but SOS's if None.
+  `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, or one with
+  more tokens than `budget`, EOT included; all positions but SOS's if None.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")

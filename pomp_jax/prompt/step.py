@@ -138,8 +138,8 @@ def make_train_step(
 
   Negatives beyond the learner's token budget are dropped for that step; the margin uses the number
   kept. `image_tower` is a result of `clip.image_tower`, or None when batches bring features or the
-  learner has image features of its own. A bank in the state gets the features of the draw, and those
-  of `renewal`, if given.
+  learner has image features of its own. A bank in the state gets the features of the draw, and
+  those of `renewal`, if given.
 
   A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
   over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `grad_norm`, and `param_norm`
