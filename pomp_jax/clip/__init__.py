@@ -4,6 +4,7 @@ Names are imported when first asked for: `clip.packed` alone runs where transfor
 """
 
 import importlib
+from typing import Any
 
 _MODULE_OF = {
   "Clip": "load",
@@ -17,7 +18,7 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name not in _MODULE_OF:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

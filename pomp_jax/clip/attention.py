@@ -7,7 +7,7 @@ of W tokens.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
 
 
 def packed_attention(
-  n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
+  n_heads: int, n_prefix: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
 ) -> Float[Array, "R D"]:
   """Attention between its projections: of the prefix on itself, and of the packed tokens.
 
@@ -49,11 +49,27 @@ def packed_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks):
+def _attention(
+  n_heads: int,
+  n_prefix: int,
+  products: str,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
+) -> Array:
   return _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)[0]
 
 
-def _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks):
+def _attention_forward(
+  n_heads: int,
+  n_prefix: int,
+  products: str,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
+) -> tuple[Array, Any]:
   del products
   window = masks.own.shape[-1]
   query, key, value = (
@@ -70,12 +86,14 @@ def _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_Rx
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(n_heads, n_prefix, products, residuals, gradient_RxD):
+def _attention_backward(
+  n_heads: int, n_prefix: int, products: str, residuals: Any, gradient_RxD: Array
+) -> tuple:
   with jax.default_matmul_precision(products):
     return _gradients(n_heads, n_prefix, residuals, gradient_RxD)
 
 
-def _gradients(n_heads, n_prefix, residuals, gradient_RxD):
+def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array) -> tuple:
   query, key, value, prefix_HxPxP, weights_HxTxS = residuals
   window = query.packed.shape[2]
   gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
@@ -88,7 +106,7 @@ def _gradients(n_heads, n_prefix, residuals, gradient_RxD):
     weights_HxTxS, jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1)
   )
 
-  def transposed(prefix_HxPxP, weights_HxTxS, rows):
+  def transposed(prefix_HxPxP: Array, weights_HxTxS: Array, rows: _Heads) -> Array:
     """Gradients of keys or values: weights^T rows, of the prefix and of the packed tokens."""
     shared, before, own = _split(weights_HxTxS, n_prefix, window)
     prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
@@ -116,8 +134,8 @@ class _Heads(NamedTuple):
   packed: Float[Array, "H G W e"]
 
 
-def _to_heads(rows_RxD, n_heads: int, n_prefix: int, window: int) -> _Heads:
-  def heads(rows):
+def _to_heads(rows_RxD: Array, n_heads: int, n_prefix: int, window: int) -> _Heads:
+  def heads(rows: Array) -> Array:
     return rows.reshape(rows.shape[0], n_heads, -1).swapaxes(0, 1)
 
   packed_HxTxe = heads(rows_RxD[n_prefix:])
@@ -126,23 +144,23 @@ def _to_heads(rows_RxD, n_heads: int, n_prefix: int, window: int) -> _Heads:
   return _Heads(heads(rows_RxD[:n_prefix]), packed_HxTxe.reshape(blocks))
 
 
-def _from_heads(prefix_HxPxe, packed_HxTxe) -> Float[Array, "R D"]:
+def _from_heads(prefix_HxPxe: Array, packed_HxTxe: Array) -> Float[Array, "R D"]:
   rows_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
   return rows_HxRxe.swapaxes(0, 1).reshape(rows_HxRxe.shape[1], -1)
 
 
-def _before(rows_HxGxWxe):
+def _before(rows_HxGxWxe: Array) -> Array:
   """The block before each block; zeros before the first."""
   return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
 
 
-def _flat(rows_HxGxWxX):
+def _flat(rows_HxGxWxX: Array) -> Array:
   """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
   n_heads, n_blocks, window, last = rows_HxGxWxX.shape
   return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
 
 
-def _products(left: _Heads, right: _Heads):
+def _products(left: _Heads, right: _Heads) -> tuple[Array, Array, Array]:
   """Of packed rows with the prefix [H, T, P], the block before and the own one [H, G, W, W]."""
   return (
     jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
@@ -151,7 +169,7 @@ def _products(left: _Heads, right: _Heads):
   )
 
 
-def _weighted(weights_HxTxS, rows: _Heads) -> Float[Array, "H T e"]:
+def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
   """Sums of rows by the weights of the packed tokens."""
   shared, before, own = _split(weights_HxTxS, rows.prefix.shape[1], rows.packed.shape[2])
   return (
@@ -161,7 +179,7 @@ def _weighted(weights_HxTxS, rows: _Heads) -> Float[Array, "H T e"]:
   )
 
 
-def _split(weights_HxTxS, n_prefix: int, window: int):
+def _split(weights_HxTxS: Array, n_prefix: int, window: int) -> tuple[Array, Array, Array]:
   """Weights on the prefix [H, T, P], on the block before and on the own one [H, G, W, W]."""
   n_heads, n_tokens, _ = weights_HxTxS.shape
   blocks = (n_heads, n_tokens // window, window, window)
@@ -172,12 +190,12 @@ def _split(weights_HxTxS, n_prefix: int, window: int):
   )
 
 
-def _softmax(scores):
+def _softmax(scores: Array) -> Array:
   """Softmax over the last axis, in float32 for any compute type."""
   return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
 
 
-def _softmax_backward(weights, gradient):
+def _softmax_backward(weights: Array, gradient: Array) -> Array:
   weights_f32, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
   mean = jnp.sum(weights_f32 * gradient, axis=-1, keepdims=True)
   return (weights_f32 * (gradient - mean)).astype(weights.dtype)

@@ -14,29 +14,20 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPConfig, CLIPTokenizerFast
 
-from pomp_jax.clip.architecture import (
-  ClipConfig,
-  ClipError,
-  config_from_huggingface,
-  config_from_shapes,
-  parameter_shapes,
-)
+from pomp_jax.clip import huggingface, openai
+from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.clip.weights import (
-  FLAX,
-  FLAX_SUFFIX,
-  HUGGINGFACE,
-  OPENAI,
   Layout,
   Weights,
   check_weights,
   open_weights,
+  read_json,
   read_params,
 )
-from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
+from pomp_jax.files.paths import Path, exists, is_file, to_path
 from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -47,28 +38,13 @@ Params = dict[str, Any]
 # preprocessor_config.json on the hub), for checkpoints that do not bring their own.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_TOKENIZER_FILES = (
-  *("tokenizer.json", "vocab.json", "merges.txt"),
-  *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
-_HUGGINGFACE_CONFIG = "config.json"
-_HUGGINGFACE_WEIGHTS = (
-  f"flax_model{FLAX_SUFFIX}",
-  "model.safetensors",
-  "model.safetensors.index.json",
-  "pytorch_model.bin",
-)
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
-_OPEN_CLIP_WEIGHTS = (
-  "open_clip_model.safetensors",
-  "open_clip_pytorch_model.safetensors",
-  "open_clip_pytorch_model.bin",
-)
+# From the most specific; each module says what it reads.
+_FAMILIES = (huggingface, openai)
 _ACCEPTED = (
-  f"{', '.join(_CLIPS)}, a folder or hub id with {_HUGGINGFACE_CONFIG} and one of"
-  f" {', '.join(_HUGGINGFACE_WEIGHTS)}, or with one of {', '.join(_OPEN_CLIP_WEIGHTS)}, or a"
+  f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.NEEDED[0]} and one of"
+  f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
   " .safetensors, .pt or .bin file of OpenAI's or open_clip's"
 )
 # Seconds to wait for the hub. Its own library retries each file for 23 s.
@@ -141,12 +117,12 @@ def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
   downloaded.
   """
   with _open_checkpoint(source) as checkpoint:
-    return checkpoint.config, _tokenizer(checkpoint)
+    return checkpoint.config, checkpoint.tokenizer()
 
 
 def is_here(source: str) -> bool:
   """Whether a CLIP's weights are on this machine; the hub is not asked."""
-  names = (*_HUGGINGFACE_WEIGHTS, *_OPEN_CLIP_WEIGHTS)
+  names = (name for family in _FAMILIES for name in family.WEIGHTS)
   cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
   return source in _CLIPS or exists(source) or any(map(cached, names))
 
@@ -160,8 +136,7 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
   architecture, damage, no tokenizer.
   """
   with _open_checkpoint(source, activation) as checkpoint:
-    tokenizer = _tokenizer(checkpoint)
-    mean, std = _channel_statistics(checkpoint)
+    tokenizer, (mean, std) = checkpoint.tokenizer(), checkpoint.channel_statistics()
     params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
   config = checkpoint.config
   level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
@@ -218,94 +193,56 @@ class _Checkpoint(NamedTuple):
   """A CLIP's files, checked against one another."""
 
   place: _Place
+  family: Any  # one of _FAMILIES
   config: ClipConfig
   weights: Weights
   layout: Layout
   shapes: dict[str, Any]
+
+  def tokenizer(self) -> Tokenizer:
+    return self.family.read_tokenizer(self.place.find, self.config, self.place.source)
+
+  def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the preprocessing, OpenAI's where the checkpoint has no own ones."""
+    name, settings_of, prefix = self.family.STATISTICS
+    file = self.place.find(name)
+    if file is None:
+      return _CLIP_MEAN, _CLIP_STD
+    settings = read_json(file)
+    try:
+      settings = settings.get(settings_of, {}) if settings_of else settings
+      mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
+      std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
+      if len(mean) != 3 or len(std) != 3:
+        raise ValueError("mean and std take three channels")
+    except (ValueError, TypeError, AttributeError) as error:
+      raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
+    return mean, std
 
 
 @contextlib.contextmanager
 def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpoint]:
   """Finds a CLIP and checks names and shapes of its weights against its configuration."""
   place = _Place(source)
-  file, config_file = place.file, None
-  if file is None:
-    config_file = place.find(_HUGGINGFACE_CONFIG)
-    file = config_file and place.find_first(_HUGGINGFACE_WEIGHTS)
-    if file is None:
-      config_file, file = None, place.find_first(_OPEN_CLIP_WEIGHTS)
-    if file is None:
-      because = f" ({place.trouble})" if place.trouble else ""
-      raise ClipError(f"{source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
+  family, file = (None, place.file) if place.file else _found(place)
   with open_weights(file) as weights:
-    if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
-      layout = FLAX if weights.path.endswith(FLAX_SUFFIX) else HUGGINGFACE
-      config = config_from_huggingface(_huggingface_config(place), activation)
-    else:
-      layout, found = OPENAI, place.find(_OPEN_CLIP_CONFIG)
-      settings = None if found is None else _read_json(found) or {}  # `null` has no model_cfg
-      config = config_from_shapes(weights.shapes, weights.path, activation, settings)
+    if family is not huggingface:
+      begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
+      family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
+    config = family.read_config(place.find, weights, activation, source)
     try:
       shapes = parameter_shapes(config)
     except (ValueError, TypeError, ZeroDivisionError) as error:
       raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
+    layout = family.layout(weights.path)
     check_weights(weights.shapes, shapes, layout, weights.path)
-    yield _Checkpoint(place, config, weights, layout, shapes)
+    yield _Checkpoint(place, family, config, weights, layout, shapes)
 
 
-def _huggingface_config(place: _Place) -> CLIPConfig:
-  file = place.find(_HUGGINGFACE_CONFIG)
-  if file is None:
-    raise ClipError(
-      f"{place.source}: no {_HUGGINGFACE_CONFIG}, expected beside weights in HuggingFace's layout"
-    )
-  try:
-    config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
-  except Exception as error:  # the errors of transformers' checks share no base
-    raise ClipError(f"{place.source}: {file.name} is no CLIP's ({one_line(error)})") from error
-  if config.model_type != "clip":
-    raise ClipError(f"{place.source}: model_type: got {config.model_type!r}, expected 'clip'")
-  return config
-
-
-def _read_json(file: Path | None) -> Any:
-  try:
-    return None if file is None else json.loads(read_bytes(file).decode())
-  except (OSError, ValueError) as error:
-    raise ClipError(f"{file}: not JSON ({one_line(error)})") from error
-
-
-def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
-  """HuggingFace's tokenizer beside weights in its layout, otherwise one from the merges."""
-  place = checkpoint.place
-  own = place.find_first(_TOKENIZER_FILES[:2])
-  if checkpoint.layout is OPENAI or own is None:
-    return read_bpe(place.find, checkpoint.config.text_config.vocab_size, place.source)
-  # From the hub, each file is downloaded when it is looked up; from a bucket, when it is copied.
-  for name in _TOKENIZER_FILES:
-    if found := place.find(name):
-      local_copy(found)
-  try:
-    return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
-  except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{place.source}: {own.name} can't be read ({one_line(error)})") from error
-
-
-def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Mean and deviation by open_clip_config.json, or by HuggingFace's preprocessor."""
-  name, prefix = "preprocessor_config.json", "image_"
-  if checkpoint.layout is OPENAI:
-    name, prefix = _OPEN_CLIP_CONFIG, ""
-  file = checkpoint.place.find(name)
-  if file is None:
-    return _CLIP_MEAN, _CLIP_STD
-  settings = _read_json(file)
-  try:
-    settings = settings if prefix else settings.get("preprocess_cfg", {})
-    mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
-    std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
-    if len(mean) != 3 or len(std) != 3:
-      raise ValueError("mean and std take three channels")
-  except (ValueError, TypeError, AttributeError) as error:
-    raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
-  return mean, std
+def _found(place: _Place) -> tuple[Any, Path]:
+  """The first family whose files are there, and its weights."""
+  for family in _FAMILIES:
+    if all(map(place.find, family.NEEDED)) and (file := place.find_first(family.WEIGHTS)):
+      return family, file
+  because = f" ({place.trouble})" if place.trouble else ""
+  raise ClipError(f"{place.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
-from pomp_jax.clip.attention import masks_of, packed_attention
+from pomp_jax.clip.attention import Masks, masks_of, packed_attention
 from pomp_jax.clip.precision import precision_of, with_products
 
 # What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
@@ -32,7 +32,7 @@ from pomp_jax.clip.precision import precision_of, with_products
 # `chunks`: each chunk, so that peak memory is that of one chunk.
 REMAT = ("none", "layers", "chunks")
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -65,7 +65,9 @@ def shared_text_tower(
 
   dtype, products = precision_of(dtype)
 
-  def features(params, prefix_PxD, suffix_CxLxD, lengths_C, deep=None):
+  def features(
+    params: Any, prefix_PxD: Array, suffix_CxLxD: Array, lengths_C: Array, deep: Array | None = None
+  ) -> Array:
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
       raise ValueError(
@@ -126,7 +128,7 @@ class _Packing(NamedTuple):
   eot_T: Int32[Array, " T"]  # class of which a packed token is the EOT; the inverse
 
 
-def _pack(lengths_C, n_suffix: int, budget: int) -> _Packing:
+def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
   n_classes = lengths_C.shape[0]
   ends_C = jnp.cumsum(lengths_C)
   starts_C = ends_C - lengths_C
@@ -149,7 +151,7 @@ def _pack(lengths_C, n_suffix: int, budget: int) -> _Packing:
 
 
 @jax.custom_vjp
-def _select(rows_IxD, index_O, inverse_I):
+def _select(rows_IxD: Array, index_O: Array, inverse_I: Array) -> Array:
   """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial map.
 
   The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on GPUs. That
@@ -166,7 +168,15 @@ _select.defvjp(
 
 
 def _packed_features(
-  config, dtype, remat, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
+  config: Any,
+  dtype: Any,
+  remat: str,
+  budget: int,
+  params: Any,
+  prefix_PxD: Array,
+  deep: Array | None,
+  suffix_CxLxD: Array,
+  lengths_C: Array,
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -186,7 +196,7 @@ def _packed_features(
   suffix_TxD = suffix_TxD + positions_SxD[n_prefix + packing.position_T]
   hidden_RxD = jnp.concatenate([prefix_PxD, suffix_TxD]).astype(jnp.float32)
 
-  def select_eot(rows_RxD):
+  def select_eot(rows_RxD: Array) -> Array:
     return _select(rows_RxD[n_prefix:], packing.eot_C, packing.eot_T)
 
   layers = model["encoder"]["layers"]
@@ -207,7 +217,9 @@ def _packed_features(
   return (eot_CxD @ kernel_DxE).astype(jnp.float32)
 
 
-def _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C) -> Float[Array, "C E"]:
+def _in_chunks(
+  compute: Callable, remat: str, n_chunks: int, suffix_CxLxD: Array, lengths_C: Array
+) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
   Rows are dealt out from the longest to the shortest, so the tokens of two chunks differ by at most
@@ -225,7 +237,7 @@ def _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C) -> Float[Array
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
 
-  def chunk(_, inputs):
+  def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
     return None, compute(*inputs)
 
   if remat == "chunks":
@@ -236,17 +248,25 @@ def _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C) -> Float[Array
   return _select(features, slot_of_row, row_of_slot)
 
 
-def _project(weights, rows):
+def _project(weights: Any, rows: Array) -> Array:
   return rows @ weights["kernel"].astype(rows.dtype)
 
 
-def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float[Array, "R D"]:
+def _layer(
+  config: Any,
+  dtype: Any,
+  weights: Any,
+  hidden_RxD: Array,
+  n_prefix: int,
+  masks: Masks,
+  select: Callable,
+) -> Float[Array, "R D"]:
   """One layer; `select` reduces the rows to those whose output is read."""
   epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
   normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
   scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
 
-  def projected(name):
+  def projected(name: str) -> Array:
     return _project(attention[name], normed_RxD) + attention[name]["bias"].astype(dtype)
 
   query_RxD = projected("q_proj") * scale
@@ -261,28 +281,30 @@ def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _activation(name, rows_RxF, bias_F):
+def _activated(name: str, rows_RxF: Array, bias_F: Array) -> Array:
   """The MLP's activation of rows + bias, with the rows as the only residual."""
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
 
-def _activation_backward(name, kept, gradient_RxF):
+def _activation_backward(name: str, kept: Any, gradient_RxF: Array) -> tuple:
   # The barrier stops the compiler from storing intermediates of the forward pass.
   kept, gradient_RxF = jax.lax.optimization_barrier((kept, gradient_RxF))
-  return jax.vjp(functools.partial(_activation.__wrapped__, name), *kept)[1](gradient_RxF)
+  return jax.vjp(functools.partial(_activated, name), *kept)[1](gradient_RxF)
 
 
+_activation = jax.custom_vjp(_activated, nondiff_argnums=(0,))
 _activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _activation_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype, rows_RxD, scale, bias):
+def _layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Array, bias: Array) -> Array:
   """Layer norm in float32, its result in the compute type, with the rows as residual."""
   return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
 
 
-def _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias):
+def _layer_norm_forward(
+  epsilon: float, dtype: Any, rows_RxD: Array, scale: Array, bias: Array
+) -> tuple[Array, Any]:
   mean_Rx1 = jnp.mean(rows_RxD, axis=-1, keepdims=True)
   variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)
   inverse_Rx1 = jax.lax.rsqrt(variance_Rx1 + epsilon)
@@ -290,7 +312,9 @@ def _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias):
   return (normed_RxD * scale + bias).astype(dtype), (rows_RxD, mean_Rx1, inverse_Rx1, scale)
 
 
-def _layer_norm_backward(epsilon, dtype, kept, gradient_RxD):
+def _layer_norm_backward(
+  epsilon: float, dtype: Any, kept: Any, gradient_RxD: Array
+) -> tuple[Array, Array, Array]:
   del epsilon, dtype
   rows_RxD, mean_Rx1, inverse_Rx1, scale = kept
   gradient_RxD = gradient_RxD.astype(jnp.float32)

@@ -36,7 +36,7 @@ def with_products(products: str, function: Callable) -> Callable:
   """
 
   @functools.wraps(function)
-  def precise(*arguments, **more):
+  def precise(*arguments: Any, **more: Any) -> Any:
     with jax.default_matmul_precision(products):
       return function(*arguments, **more)
 

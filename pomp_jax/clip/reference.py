@@ -27,7 +27,7 @@ def reference_text_tower(
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
   final_layer_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
 
-  def features(params, prefix_PxD, suffix_CxLxD, lengths_C):
+  def features(params: Any, prefix_PxD: Array, suffix_CxLxD: Array, lengths_C: Array) -> Array:
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     n_prefix = prefix_PxD.shape[0]
     padding = config.max_position_embeddings - n_prefix - n_suffix
@@ -44,8 +44,8 @@ def reference_text_tower(
     hidden_CxTxD = encoder.apply({"params": model["encoder"]}, tokens_CxTxD, return_dict=False)[0]
     eot_C = n_prefix + lengths_C - 1
     eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_C[:, None, None], axis=1)[:, 0]
-    eot_CxD = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
+    normed_CxD: Any = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
     kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
-    return (eot_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+    return (normed_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
   return with_products(products, features)

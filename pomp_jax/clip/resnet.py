@@ -78,7 +78,7 @@ class _Stage(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     for i in range(self.n_blocks):
       stride = self.stride if i == 0 else 1
       x = _Bottleneck(self.channels, stride, shortcut=i > 0, dtype=self.dtype, name=str(i))(x)
@@ -94,7 +94,7 @@ class _Bottleneck(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     out = _convolution(self.channels, 1, 1, self.dtype, "conv1")(x)
     out = nn.relu(FrozenBatchNorm(self.dtype, name="bn1")(out))
     out = _convolution(self.channels, 3, 1, self.dtype, "conv2")(out)
@@ -115,7 +115,7 @@ class _Projection(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     x = _convolution(self.channels, 1, 1, self.dtype, "0")(_average(x, self.stride))
     return FrozenBatchNorm(self.dtype, name="1")(x)
 
@@ -128,7 +128,7 @@ class _AttentionPool(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x_BxHxWxD):
+  def __call__(self, x_BxHxWxD: Array) -> Array:
     batch, height, width, channels = x_BxHxWxD.shape
     positions_BxTxD = x_BxHxWxD.reshape(batch, height * width, channels)
     mean_Bx1xD = positions_BxTxD.mean(axis=1, keepdims=True)
@@ -138,7 +138,7 @@ class _AttentionPool(nn.Module):
     )
     tokens_BxTxD = (tokens_BxTxD + position_TxD).astype(self.dtype)
 
-    def heads(rows, name):
+    def heads(rows: Array, name: str) -> Array:
       projected = nn.Dense(channels, dtype=self.dtype, name=name)(rows)
       return projected.reshape(*rows.shape[:2], self.n_heads, channels // self.n_heads)
 

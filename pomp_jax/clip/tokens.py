@@ -25,6 +25,9 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, read_bytes
 from pomp_jax.files.terminal import quoted
 
+# Function from the name of a file beside the weights to its path, or to None.
+Find = Callable[[str], Path | None]
+
 ZIPPED_MERGES, MERGES = "bpe_simple_vocab_16e6.txt.gz", "merges.txt"
 ACCEPTED_FILES = f"{ZIPPED_MERGES}, or {MERGES}"
 
@@ -93,11 +96,11 @@ def clean(text: str) -> str:
   return " ".join(text.split()).lower()
 
 
-def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> BytePairTokenizer:
+def read_bpe(find: Find, n_tokens: int, where: str) -> BytePairTokenizer:
   """Reads the tokenizer from the merges beside a checkpoint, for an embedding of `n_tokens` rows.
 
-  `find` maps a file's name to its path, or None; `where` is the checkpoint, for messages.
-  ClipError: no such file, a damaged one, or another number of tokens.
+  `where` is the checkpoint, for messages. ClipError: no such file, a damaged one, or another number
+  of tokens.
   """
   for file in filter(None, map(find, (ZIPPED_MERGES, MERGES))):
     try:

@@ -30,7 +30,7 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   is_resnet = isinstance(config, ResNetConfig)
   module: Any = (ModifiedResNet if is_resnet else VisionTransformer)(config, dtype)
 
-  def features(params, images_BxHxWx3):
+  def features(params: Any, images_BxHxWx3: Array) -> Array:
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     found = module.apply(variables, pixels)
     return found.astype(jnp.float32) if is_resnet else project(params, found[:, 0])
@@ -56,7 +56,7 @@ def in_chunks(tower: Callable, chunk: int) -> Callable:
   More are computed in chunks of nearly equal size, one after the other; 0 for all at once.
   """
 
-  def features(params, images_BxHxWx3, *others):
+  def features(params: Any, images_BxHxWx3: Array, *others: Array) -> Array:
     n_images = images_BxHxWx3.shape[0]
     n_chunks = -(-n_images // chunk)
     if n_chunks <= 1:

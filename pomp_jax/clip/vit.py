@@ -127,20 +127,20 @@ class _Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxTxD: Array) -> Array:
-    width, (n_read, pairs, _, bias) = x_BxTxD.shape[-1], self.how
+    width, how = x_BxTxD.shape[-1], self.how
     if width % self.n_heads:
       raise ValueError(f"num_attention_heads: got {self.n_heads}, expected a divisor of {width}")
 
     def heads(name: str) -> Array:
-      rows = x_BxTxD[:, :n_read] if name == "q" else x_BxTxD
+      rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
       projected = nn.Dense(width, dtype=self.dtype, name=f"{name}_proj")(rows)
       return projected.reshape(*rows.shape[:2], self.n_heads, width // self.n_heads)
 
-    of = {name: heads(name) for name in sorted({"v", *"".join(pairs)})}
-    attended_BxTxnxe: Any = of["v"]
-    if pairs:
+    of = {name: heads(name) for name in sorted({"v", *"".join(how.pairs)})}
+    attended_BxTxnxe = of["v"]
+    if how.pairs:
       attended_BxTxnxe = sum(
-        nn.dot_product_attention(of[pair[0]], of[pair[1]], of["v"], bias) for pair in pairs
+        nn.dot_product_attention(of[pair[0]], of[pair[1]], of["v"], how.bias) for pair in how.pairs
       )
     return nn.Dense(width, dtype=self.dtype, name="out_proj")(
       attended_BxTxnxe.reshape(*attended_BxTxnxe.shape[:2], width)

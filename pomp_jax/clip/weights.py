@@ -1,8 +1,7 @@
-"""Files of a CLIP's weights: their formats, without torch, and their layouts.
+"""Files of a CLIP's weights: their formats, without torch, and parameters read by a layout.
 
-A layout names the tensor of each parameter of FlaxCLIP's tree: HuggingFace's of its torch models,
-that of its Flax models, and OpenAI's, which open_clip kept. torch stores a dense layer's kernel as
-[out, in] and a convolution's as [out, in, height, width].
+A layout names the tensor of each parameter of FlaxCLIP's tree. torch stores a dense layer's kernel
+as [out, in] and a convolution's as [out, in, height, width].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 import safetensors
 
-from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
-from pomp_jax.files.paths import Path as FilePath
-from pomp_jax.files.paths import is_file, local_copy, read_bytes, to_path
+from pomp_jax.clip.architecture import ClipError, Shapes
+from pomp_jax.files.paths import Path, is_file, local_copy, read_bytes, to_path
 from pomp_jax.files.prompt_formats import is_safetensors
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.registry import TORCH_WEIGHTS, load
 
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
@@ -30,7 +28,7 @@ FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of number types
 TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
 
-Path = tuple[str, ...]
+Parameter = tuple[str, ...]  # its path in the tree
 
 
 class Weights(NamedTuple):
@@ -55,64 +53,9 @@ class Source(NamedTuple):
 class Layout(NamedTuple):
   """A project's names of the weights."""
 
-  source: Callable[[Path], Source]  # function from a parameter's path in the tree to its source
+  source: Callable[[Parameter], Source]
   other: tuple[str, ...]  # endings of the names of tensors that are no weights
   model: str = "CLIP"  # what has these weights, for messages
-
-
-def _huggingface_source(path: Path) -> Source:
-  *module, kind = path
-  weight = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-  return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
-
-
-_OUTER = {
-  "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
-  "text_model.embeddings.position_embedding.embedding": "positional_embedding",
-  "text_projection.kernel": "text_projection",
-  "logit_scale": "logit_scale",
-  "vision_model.embeddings.class_embedding": "visual.class_embedding",
-  "vision_model.embeddings.position_embedding.embedding": "visual.positional_embedding",
-  "visual_projection.kernel": "visual.proj",
-}
-_MODULES = {
-  "text_model.final_layer_norm": "ln_final",
-  "vision_model.embeddings.patch_embedding": "visual.conv1",
-  "vision_model.pre_layrnorm": "visual.ln_pre",
-  "vision_model.post_layernorm": "visual.ln_post",
-}
-_IN_LAYER = {
-  "layer_norm1": "ln_1",
-  "layer_norm2": "ln_2",
-  "self_attn.out_proj": "attn.out_proj",
-  "mlp.fc1": "mlp.c_fc",
-  "mlp.fc2": "mlp.c_proj",
-}
-_STACKED = ("q_proj", "k_proj", "v_proj")
-_RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-
-
-def _openai_source(path: Path) -> Source:
-  *module, kind = path
-  weight = "bias" if kind == "bias" else "weight"
-  if ".".join(path) in _OUTER:
-    return Source(_OUTER[".".join(path)], as_is=True)
-  if ".".join(module) in _MODULES:
-    return Source(f"{_MODULES['.'.join(module)]}.{weight}")
-  if module[1] == "encoder":
-    tower = "transformer" if module[0] == "text_model" else "visual.transformer"
-    layer, within = f"{tower}.resblocks.{module[3]}", module[4:]
-    if within[-1] in _STACKED:
-      return Source(f"{layer}.attn.in_proj_{weight}", part=_STACKED.index(within[-1]))
-    return Source(f"{layer}.{_IN_LAYER['.'.join(within)]}.{weight}")
-  # The ResNet's modules have OpenAI's names in `clip.resnet` too.
-  key = ".".join(["visual", *module[1:], _RESNET.get(kind, kind)])
-  return Source(key, as_is=kind == "positional_embedding")
-
-
-FLAX = Layout(lambda path: Source(".".join(path), as_is=True), ("position_ids",))
-HUGGINGFACE = Layout(_huggingface_source, ("position_ids",))
-OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FACTS))
 
 
 def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
@@ -177,14 +120,12 @@ def _some(names: Iterable[str]) -> str:
 def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
   """Opens a file; its content decides the format. No code in it is run.
 
-  Args:
-    path: safetensors file, Flax's `.msgpack`, the `.index.json` of a safetensors file whose shards
-      are in the same folder, or a torch archive: a state dict, a training checkpoint with an item
-      `state_dict` or `model`, or a TorchScript module.
+  It is a safetensors file, Flax's `.msgpack`, the `.index.json` of a safetensors file whose shards
+  are in the same folder, or a torch archive: a state dict, a training checkpoint with an item
+  `state_dict` or `model`, or a TorchScript module.
 
-  Raises:
-    ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
-      anything that checkpoints don't hold. `read` raises it as well.
+  ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
+  anything that checkpoints don't hold. `read` raises it as well.
   """
   path = to_path(path)
   with contextlib.ExitStack() as stack:
@@ -211,7 +152,7 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       refuse(path, "the file", found, accepted)
 
 
-def _flax(path: FilePath) -> Weights:
+def _flax(path: Path) -> Weights:
   try:
     tensors = {
       ".".join(key): np.asarray(leaf, np.float32)
@@ -223,7 +164,7 @@ def _flax(path: FilePath) -> Weights:
   return Weights(str(path), shapes, tensors.__getitem__)
 
 
-def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
+def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
   """The library checks the header and the file's length, and maps the file into memory."""
   try:
     file = stack.enter_context(
@@ -245,7 +186,7 @@ def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
   return Weights(str(path), shapes, read, text)
 
 
-def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
+def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
   try:
     shard_of = json.loads(read_bytes(path))["weight_map"]
     shard_names = sorted(set(shard_of.values()))
@@ -267,6 +208,14 @@ def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
   return Weights(str(path), shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
 
 
-def refuse(path: FilePath, part: str, found: str, accepted: str) -> NoReturn:
+def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
   """Raises the ClipError of a part of a file."""
   raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")
+
+
+def read_json(file: Path) -> Any:
+  """Reads a JSON file beside weights; ClipError if it is none."""
+  try:
+    return json.loads(read_bytes(file).decode())
+  except (OSError, ValueError) as error:
+    raise ClipError(f"{file}: not JSON ({one_line(error)})") from error

@@ -97,16 +97,14 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
 
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
   """Returns process 0's JSON value on all processes; arguments as `gather`'s."""
-  store, text = client(), json.dumps(value)
-  if store is not None:
+  text: str | None = json.dumps(value)
+  if (store := client()) is not None:
     key = f"pomp_jax/{next(_calls)}"
     if is_first():
       store.key_value_set(key, text)
-    elif (found := _get(store, key, seconds)) is None:
+    elif (text := _get(store, key, seconds)) is None:
       raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
-    else:
-      text = found
-  return json.loads(text)
+  return json.loads(text or "null")
 
 
 def post(name: str, value: Any) -> None:

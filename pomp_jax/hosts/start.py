@@ -67,9 +67,8 @@ def detect(
     uses_tpu = os.environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
     known = filter(_is_present, (*(_TPU if uses_tpu else ()), *_OTHER))
     counted = (name for name, (count, _) in _COUNTED.items() if count in os.environ)
-    found = next(itertools.chain(known, counted), None)
-    if found is not None:
-      launcher = found
+    launcher = next(itertools.chain(known, counted), "")
+    if launcher:
       coordinator, num_processes, process_id = _read(launcher, coordinator, timeout)
     elif coordinator is None:
       return None
@@ -160,7 +159,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   errors: list[Exception] = []
 
-  def join():
+  def join() -> None:
     try:
       jax.distributed.initialize(
         coordinator_address=cluster.coordinator,
@@ -191,11 +190,11 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
       f" this is {who}. Look at the logs of the others, or raise --start_timeout",
       TryAgain.status,
     )
-  for failure in errors:
-    if not isinstance(failure, RuntimeError | ValueError):
-      raise failure
-    kind = LostHostError if str(failure).startswith(_OF_OTHERS) else HostError
-    raise kind(f"{who} can't start: {' '.join(str(failure).split())}") from failure
+  for failed in errors:
+    if not isinstance(failed, RuntimeError | ValueError):
+      raise failed
+    kind = LostHostError if str(failed).startswith(_OF_OTHERS) else HostError
+    raise kind(f"{who} can't start: {' '.join(str(failed).split())}") from failed
 
 
 def _check_port(cluster: Cluster) -> None:

@@ -84,9 +84,9 @@ class StopRequest(contextlib.AbstractContextManager):
   handler of before. With several processes JAX handles SIGTERM from start-up on.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._asked = False
-    self._before = {}
+    self._before: dict[int, Any] = {}
 
   def __enter__(self) -> "StopRequest":
     # Python allows signal handlers in the main thread only.

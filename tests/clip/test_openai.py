@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 
 from pomp_jax.clip import Clip, ClipError, image_tower, load_clip
-from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
+from pomp_jax.clip.architecture import parameter_shapes
+from pomp_jax.clip.openai import LAYOUT, config_from_shapes
 from pomp_jax.clip.text import text_tower
-from pomp_jax.clip.weights import OPENAI, check_weights
+from pomp_jax.clip.weights import check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import PLAIN_TOWER, encode_texts, error_of
 from tests.support.openai_clip import (
@@ -148,7 +149,7 @@ def test_names_and_shapes_of_the_true_sizes(name):
     model = open_clip.CLIP(settings["embed_dim"], vision, text)
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
   config = config_from_shapes(shapes, name, "auto")
-  check_weights(shapes, parameter_shapes(config), OPENAI, name)
+  check_weights(shapes, parameter_shapes(config), LAYOUT, name)
   assert config.text_config.num_attention_heads == text.heads
   assert config.vision_config.image_size == vision.image_size
   heads = (vision.width * 32 if name.startswith("RN") else vision.width) // vision.head_width

@@ -11,7 +11,8 @@ import pytest
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip
-from pomp_jax.clip.architecture import config_from_huggingface, parameter_shapes
+from pomp_jax.clip.architecture import parameter_shapes
+from pomp_jax.clip.huggingface import config_of
 from tests.support.checks import assert_close, equations
 from tests.support.clips import flax_clip
 
@@ -73,7 +74,7 @@ def test_bfloat16_is_the_type_of_every_product(small, images):
 def test_the_tree_is_flax_clips():
   vit_b_32 = CLIPConfig()
   model = flax_clip().FlaxCLIPModel(vit_b_32, _do_init=False)
-  found = parameter_shapes(config_from_huggingface(vit_b_32, "auto"))
+  found = parameter_shapes(config_of(vit_b_32, "auto"))
   assert found == jax.tree.map(jnp.shape, dict(model.params_shape_tree))
 
 

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from pomp_jax.clip import openai
 from pomp_jax.clip.architecture import ClipError, Shapes
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.weights import (
-  OPENAI,
   Layout,
   Path,
   Source,
@@ -163,7 +163,7 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
     if not any(name.startswith(_CLIP) for name in weights.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
-    for key, values in sorted(stored_tensors(clip.params, OPENAI).items()):
+    for key, values in sorted(stored_tensors(clip.params, openai.LAYOUT).items()):
       name = _CLIP + key
       if weights.shapes.get(name) != values.shape:
         _refuse(path, name, f"of shape {weights.shapes.get(name)}", accepted)

@@ -1,0 +1,289 @@
+"""CLIPs in OpenAI's layout, which open_clip kept: names of the weights, sizes by their shapes.
+
+The shapes give all sizes but the number of heads and the activation. `open_clip_config.json` beside
+the weights has both. Without it they are assumed to be the usual ones of the two projects.
+"""
+
+from collections.abc import Mapping
+import itertools
+import math
+from typing import Any
+
+from transformers import CLIPTextConfig, CLIPVisionConfig
+
+from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
+from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.clip.tokens import Find, Tokenizer, read_bpe
+from pomp_jax.clip.weights import Layout, Parameter, Source, Weights, read_json
+
+NEEDED, PREFIX = (), ""
+WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+)
+# File, item and prefix of the names of the preprocessing's mean and std.
+STATISTICS = ("open_clip_config.json", "preprocess_cfg", "")
+
+# Tensors that only OpenAI's own state dicts have beside the weights.
+_FACTS = ("input_resolution", "context_length", "vocab_size")
+
+# Heads are 64 wide, except in open_clip's H/14, g/14, bigG/14 and e/14.
+_HEAD_WIDTH = 64
+_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+_WIDEST_OF_OPENAI = 1024
+
+# Items of open_clip_config.json that are checked or read, and values that are the default here. Any
+# other item that is set would change what the same weights compute.
+_KNOWN_ITEMS = {
+  "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+  "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
+  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
+_HARMLESS_ITEMS = {
+  ("vision_cfg", "pool_type"): ("tok",),
+  ("vision_cfg", "pos_embed_type"): ("learnable",),
+  ("text_cfg", "pool_type"): ("argmax",),
+  ("text_cfg", "proj_type"): ("linear",),
+}
+_TRAINING_ITEMS = {"patch_dropout", "init_logit_scale"}
+
+_OUTER = {
+  "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
+  "text_model.embeddings.position_embedding.embedding": "positional_embedding",
+  "text_projection.kernel": "text_projection",
+  "logit_scale": "logit_scale",
+  "vision_model.embeddings.class_embedding": "visual.class_embedding",
+  "vision_model.embeddings.position_embedding.embedding": "visual.positional_embedding",
+  "visual_projection.kernel": "visual.proj",
+}
+_MODULES = {
+  "text_model.final_layer_norm": "ln_final",
+  "vision_model.embeddings.patch_embedding": "visual.conv1",
+  "vision_model.pre_layrnorm": "visual.ln_pre",
+  "vision_model.post_layernorm": "visual.ln_post",
+}
+_IN_LAYER = {
+  "layer_norm1": "ln_1",
+  "layer_norm2": "ln_2",
+  "self_attn.out_proj": "attn.out_proj",
+  "mlp.fc1": "mlp.c_fc",
+  "mlp.fc2": "mlp.c_proj",
+}
+_STACKED = ("q_proj", "k_proj", "v_proj")
+_RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def _source(path: Parameter) -> Source:
+  *module, kind = path
+  weight = "bias" if kind == "bias" else "weight"
+  if ".".join(path) in _OUTER:
+    return Source(_OUTER[".".join(path)], as_is=True)
+  if ".".join(module) in _MODULES:
+    return Source(f"{_MODULES['.'.join(module)]}.{weight}")
+  if module[1] == "encoder":
+    tower = "transformer" if module[0] == "text_model" else "visual.transformer"
+    layer, within = f"{tower}.resblocks.{module[3]}", module[4:]
+    if within[-1] in _STACKED:
+      return Source(f"{layer}.attn.in_proj_{weight}", part=_STACKED.index(within[-1]))
+    return Source(f"{layer}.{_IN_LAYER['.'.join(within)]}.{weight}")
+  # The ResNet's modules have OpenAI's names in `clip.resnet` too.
+  key = ".".join(["visual", *module[1:], _RESNET.get(kind, kind)])
+  return Source(key, as_is=kind == "positional_embedding")
+
+
+LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
+
+
+def layout(path: str) -> Layout:
+  """The names in any file of weights."""
+  del path
+  return LAYOUT
+
+
+def read_config(find: Find, weights: Weights, activation: str, where: str) -> ClipConfig:
+  """Infers the sizes, see `config_from_shapes`."""
+  del where
+  found = find(STATISTICS[0])
+  settings = None if found is None else read_json(found) or {}  # `null` has no model_cfg
+  return config_from_shapes(weights.shapes, weights.path, activation, settings)
+
+
+def read_tokenizer(find: Find, config: ClipConfig, where: str) -> Tokenizer:
+  """A tokenizer from the merges beside the weights."""
+  return read_bpe(find, config.text_config.vocab_size, where)
+
+
+def config_from_shapes(
+  shapes: Shapes, where: str, activation: str, open_clip: Mapping[str, Any] | None = None
+) -> ClipConfig:
+  """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
+
+  `where` is the file, for messages. The activation `auto` is that of `open_clip`, the content of
+  open_clip_config.json, or else the assumed one. ClipError: no such CLIP, or one that `open_clip`
+  contradicts.
+  """
+  model = _model_settings(open_clip, where) if open_clip is not None else {}
+  vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
+  n_tokens, width = _shape(shapes, "token_embedding.weight", 2, where)
+  n_positions, _ = _shape(shapes, "positional_embedding", 2, where)
+  _, embedding = _shape(shapes, "text_projection", 2, where)
+  n_heads = text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where)
+  if width % n_heads:
+    raise ClipError(
+      f"{where}: open_clip_config.json: text_cfg.heads: got {n_heads}, expected a divisor of the"
+      f" text tower's width {width}"
+    )
+  hidden_act, note = _activation(shapes, activation, model)
+  notes = [note]
+  text = CLIPTextConfig(
+    **_transformer(shapes, "transformer", width, where),
+    vocab_size=n_tokens,
+    max_position_embeddings=n_positions,
+    num_attention_heads=n_heads,
+    hidden_act=hidden_act,
+    projection_dim=embedding,
+    bos_token_id=n_tokens - 2,
+    eos_token_id=n_tokens - 1,
+    pad_token_id=n_tokens - 1,
+  )
+  head_width = vision_settings.get("head_width")
+  vision: CLIPVisionConfig | ResNetConfig
+  if "visual.layer1.0.conv1.weight" in shapes:
+    vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
+  else:
+    vision = _vit(shapes, head_width, hidden_act, where, notes)
+  config = ClipConfig(text, vision, embedding, tuple(notes))
+  _check_agreement(config, model, where)
+  return config
+
+
+def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:
+  if name not in shapes:
+    some = ", ".join(sorted(shapes)[:5])
+    raise ClipError(
+      f"{where}: no {name}, expected a CLIP in OpenAI's or open_clip's layout (found"
+      f" {len(shapes)} tensors: {some}, ..)"
+    )
+  shape = shapes[name]
+  if len(shape) != n_axes or 0 in shape:
+    raise ClipError(f"{where}: {name}: got shape {list(shape)}, expected {n_axes} axes")
+  return shape
+
+
+def _count(shapes: Shapes, name: str) -> int:
+  """How many tensors of a name with {} for a number there are, from 0 on."""
+  return next(i for i in itertools.count() if name.format(i) not in shapes)
+
+
+def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
+  """Sizes of either tower's transformer, under HuggingFace's names."""
+  layers = _count(shapes, prefix + ".resblocks.{}.ln_1.weight")
+  mlp, _ = _shape(shapes, f"{prefix}.resblocks.0.mlp.c_fc.weight", 2, where)
+  return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+
+
+def _vit(
+  shapes: Shapes, head_width: int | None, hidden_act: str, where: str, notes: list[str]
+) -> CLIPVisionConfig:
+  width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4, where)
+  n_positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
+  side = math.isqrt(n_positions - 1)
+  if side**2 != n_positions - 1 or not side:
+    raise ClipError(
+      f"{where}: visual.positional_embedding: got {n_positions} rows, expected one for the class"
+      " and a square number of patches"
+    )
+  if head_width is None:
+    head_width = _WIDE_HEADS.get(width, _HEAD_WIDTH)
+    if head_width != _HEAD_WIDTH:
+      notes.append(f"image heads {head_width} wide, as in open_clip's towers of width {width}")
+  return CLIPVisionConfig(
+    **_transformer(shapes, "visual.transformer", width, where),
+    num_attention_heads=_heads(width, head_width, "image", where),
+    image_size=side * patch,
+    patch_size=patch,
+    hidden_act=hidden_act,
+  )
+
+
+def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
+  names = (f"visual.layer{stage}.{{}}.conv1.weight" for stage in range(1, 5))
+  width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
+  n_positions, channels = _shape(shapes, "visual.attnpool.positional_embedding", 2, where)
+  embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
+  return ResNetConfig(
+    layers=tuple(_count(shapes, name) for name in names),
+    width=width,
+    num_attention_heads=_heads(channels, head_width, "image", where),
+    # The stem and three of the stages halve it: 32 pixels a position.
+    image_size=32 * math.isqrt(max(n_positions - 1, 0)),
+    projection_dim=embedding,
+  )
+
+
+def _heads(width: int, head_width: int, tower: str, where: str) -> int:
+  if width % head_width:
+    raise ClipError(
+      f"{where}: the {tower} tower's width: got {width}, expected a multiple of its heads' width"
+      f" {head_width} (open_clip_config.json beside the weights can set another)"
+    )
+  return width // head_width
+
+
+def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tuple[str, str]:
+  """The MLPs' activation: requested, from open_clip_config.json, or assumed; and a note on it."""
+  if activation != "auto":
+    return activation, f"{activation} by config.clip.activation"
+  if model:
+    found = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return found, f"{found} by open_clip_config.json"
+  if any(name in shapes for name in _FACTS):
+    return "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
+  width = shapes.get("visual.conv1.weight", (0,))[0]
+  found, why = "quick_gelu", "as in OpenAI's CLIPs; most that open_clip trained have gelu"
+  if width > _WIDEST_OF_OPENAI:
+    found, why = "gelu", f"OpenAI has no image tower of width {width}"
+  remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
+  return found, f"{found} ASSUMED, {why}; {remedy}"
+
+
+def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns `model_cfg`, after checking that the towers here implement all of it."""
+  where = f"{where}: open_clip_config.json"
+  model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
+  parts: dict[str, Any] = {"model_cfg": model}
+  if isinstance(model, Mapping):
+    parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
+  for part, items in parts.items():
+    if not isinstance(items, Mapping):
+      raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
+    for item, value in items.items():
+      known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
+      if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
+        raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
+  for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
+    value = parts[part].get(item)
+    if value is not None and (type(value) is not int or value < 1):
+      raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
+  return dict(parts["model_cfg"])
+
+
+def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
+  """Compares open_clip_config.json with the shapes."""
+  text, vision = config.text_config, config.vision_config
+  sizes: dict[str, Any] = {"image_size": vision.image_size}
+  if isinstance(vision, ResNetConfig):
+    sizes |= {"width": vision.width, "layers": list(vision.layers)}
+  else:
+    sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    sizes["patch_size"] = vision.patch_size
+  text_sizes = {"width": text.hidden_size, "layers": text.num_hidden_layers}
+  text_sizes |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
+  found = {"model_cfg": {"embed_dim": config.projection_dim}}
+  for part, items in (found | {"text_cfg": text_sizes, "vision_cfg": sizes}).items():
+    for item, value in items.items():
+      stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
+      if stored != value:
+        file = f"{where}: open_clip_config.json"
+        raise ClipError(f"{file}: {part}.{item}: got {stored!r}, expected {value!r} by the weights")
