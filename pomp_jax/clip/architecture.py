@@ -29,6 +29,10 @@ _TEXT_FIELDS = (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings", "
 _VISION_FIELDS = (*_TRANSFORMER_FIELDS, "image_size", "patch_size")
 
 
+# Image towers by the type of their configuration, `(config, dtype)`; all others are a ViT's.
+IMAGE_TOWERS: dict[type, Any] = {ResNetConfig: ModifiedResNet}
+
+
 class ClipError(InputError, ValueError):
   """A CLIP that cannot be loaded or does not fit; the message is one line."""
 
@@ -76,8 +80,7 @@ class ClipConfig:
 def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
   """The shape of each parameter, as a tree, without computing any.
 
-  Raises:
-    ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
+  ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
   """
   text, vision, embedding = config.text_config, config.vision_config, config.projection_dim
   width, size = text.hidden_size, vision.image_size
@@ -93,12 +96,11 @@ def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
     },
     "text_projection": {"kernel": (width, embedding)},
   }
-  if isinstance(vision, ResNetConfig):
-    return tree | {"vision_model": _shapes_of(ModifiedResNet(vision), (1, size, size, 3))}
-  return tree | {
-    "vision_model": _shapes_of(VisionTransformer(vision), (1, size, size, 3)),
-    "visual_projection": {"kernel": (vision.hidden_size, embedding)},
-  }
+  module = IMAGE_TOWERS.get(type(vision), VisionTransformer)(vision)
+  tree["vision_model"] = _shapes_of(module, (1, size, size, 3))
+  if not isinstance(vision, ResNetConfig):  # whose projection is within
+    tree["visual_projection"] = {"kernel": (vision.hidden_size, embedding)}
+  return tree
 
 
 def _shapes_of(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from pomp_jax.clip.architecture import IMAGE_TOWERS
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import VisionTransformer
 
 ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
@@ -26,14 +26,15 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   of the layers, see `clip.precision`; parameters stay float32. See `in_chunks` for `chunk`.
   """
   dtype, products = precision_of(dtype)
-  config: Any = clip.config.vision_config
-  is_resnet = isinstance(config, ResNetConfig)
-  module: Any = (ModifiedResNet if is_resnet else VisionTransformer)(config, dtype)
+  config = clip.config.vision_config
+  module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)
 
   def features(params: Any, images_BxHxWx3: Array) -> Array:
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     found = module.apply(variables, pixels)
-    return found.astype(jnp.float32) if is_resnet else project(params, found[:, 0])
+    if "visual_projection" not in params:
+      return found.astype(jnp.float32)
+    return project(params, found[:, 0])
 
   return in_chunks(with_products(products, features), chunk)
 
