@@ -36,6 +36,14 @@ def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
   )
 
 
+class _Static(NamedTuple):
+  """What is known when the attention is traced."""
+
+  n_heads: int
+  n_prefix: int
+  products: str  # precision; the backward pass is traced later, outside of the context that sets it
+
+
 def packed_attention(
   n_heads: int, n_prefix: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
 ) -> Float[Array, "R D"]:
@@ -43,34 +51,20 @@ def packed_attention(
 
   Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights.
   """
-  # The backward pass is traced later, outside of this context's precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-  return _attention(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)
+  static = _Static(n_heads, n_prefix, products)
+  return _attention(static, query_RxD, key_RxD, value_RxD, masks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(
-  n_heads: int,
-  n_prefix: int,
-  products: str,
-  query_RxD: Array,
-  key_RxD: Array,
-  value_RxD: Array,
-  masks: Masks,
-) -> Array:
-  return _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(static: _Static, *inputs: Any) -> Array:
+  return _attention_forward(static, *inputs)[0]
 
 
 def _attention_forward(
-  n_heads: int,
-  n_prefix: int,
-  products: str,
-  query_RxD: Array,
-  key_RxD: Array,
-  value_RxD: Array,
-  masks: Masks,
+  static: _Static, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
 ) -> tuple[Array, Any]:
-  del products
+  n_heads, n_prefix, _ = static
   window = masks.own.shape[-1]
   query, key, value = (
     _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
@@ -86,11 +80,9 @@ def _attention_forward(
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(
-  n_heads: int, n_prefix: int, products: str, residuals: Any, gradient_RxD: Array
-) -> tuple:
-  with jax.default_matmul_precision(products):
-    return _gradients(n_heads, n_prefix, residuals, gradient_RxD)
+def _attention_backward(static: _Static, residuals: Any, gradient_RxD: Array) -> tuple:
+  with jax.default_matmul_precision(static.products):
+    return _gradients(static.n_heads, static.n_prefix, residuals, gradient_RxD)
 
 
 def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array) -> tuple:

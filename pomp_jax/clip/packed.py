@@ -80,9 +80,8 @@ def shared_text_tower(
     if n_chunks > 1:
       # Every chunk gets its share of the tokens and one row more.
       budget = math.ceil(budget / n_chunks) + n_suffix
-    compute = functools.partial(
-      _packed_features, config, dtype, remat, budget, params, prefix_PxD, deep
-    )
+    tower = _Tower(config, dtype, remat, params)
+    compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
     if n_chunks > 1:
       features_CxE = _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
     else:
@@ -167,16 +166,17 @@ _select.defvjp(
 )
 
 
+class _Tower(NamedTuple):
+  """See `shared_text_tower`."""
+
+  config: Any
+  dtype: Any
+  remat: str
+  params: Any
+
+
 def _packed_features(
-  config: Any,
-  dtype: Any,
-  remat: str,
-  budget: int,
-  params: Any,
-  prefix_PxD: Array,
-  deep: Array | None,
-  suffix_CxLxD: Array,
-  lengths_C: Array,
+  tower: _Tower, budget: int, prefix_PxD: Array, deep: Any, suffix_CxLxD: Array, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -187,7 +187,7 @@ def _packed_features(
   packing = _pack(lengths_C, n_suffix, budget)
   masks = masks_of(packing.row_T, window)
 
-  model = params["text_model"]
+  config, model = tower.config, tower.params["text_model"]
   positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
   suffix_TxD = _select(
     suffix_CxLxD.reshape(n_classes * n_suffix, width), packing.source_T, packing.target_CL
@@ -204,16 +204,17 @@ def _packed_features(
     # Only the EOT tokens of the last layer's output are read.
     select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
     layer: Callable = functools.partial(
-      _layer, config, dtype, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
+      _layer, tower, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
     )
-    if remat == "layers":
+    if tower.remat == "layers":
       layer = jax.checkpoint(layer)
     if deep is not None and 0 < i <= deep.shape[0]:
       before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
       hidden_RxD = jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
     hidden_RxD = layer(hidden_RxD)
-  eot_CxD = _layer_norm(config.layer_norm_eps, dtype, hidden_RxD, **model["final_layer_norm"])
-  kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
+  norm = model["final_layer_norm"]
+  eot_CxD = _layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
+  kernel_DxE = tower.params["text_projection"]["kernel"].astype(tower.dtype)
   return (eot_CxD @ kernel_DxE).astype(jnp.float32)
 
 
@@ -253,15 +254,10 @@ def _project(weights: Any, rows: Array) -> Array:
 
 
 def _layer(
-  config: Any,
-  dtype: Any,
-  weights: Any,
-  hidden_RxD: Array,
-  n_prefix: int,
-  masks: Masks,
-  select: Callable,
+  tower: _Tower, weights: Any, hidden_RxD: Array, n_prefix: int, masks: Masks, select: Callable
 ) -> Float[Array, "R D"]:
   """One layer; `select` reduces the rows to those whose output is read."""
+  config, dtype = tower.config, tower.dtype
   epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
   normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
   scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
