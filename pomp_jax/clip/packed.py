@@ -66,7 +66,7 @@ def shared_text_tower(
   dtype, products = precision_of(dtype)
 
   def features(
-    params: Any, prefix_PxD: Array, suffix_CxLxD: Array, lengths_C: Array, deep: Array | None = None
+    params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
   ) -> Array:
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
@@ -150,7 +150,7 @@ def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
 
 
 @jax.custom_vjp
-def _select(rows_IxD: Array, index_O: Array, inverse_I: Array) -> Array:
+def _select(rows_IxD: Any, index_O: Array, inverse_I: Array) -> Array:
   """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial map.
 
   The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on GPUs. That
@@ -176,7 +176,7 @@ class _Tower(NamedTuple):
 
 
 def _packed_features(
-  tower: _Tower, budget: int, prefix_PxD: Array, deep: Any, suffix_CxLxD: Array, lengths_C: Array
+  tower: _Tower, budget: int, prefix_PxD: Any, deep: Any, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -219,7 +219,7 @@ def _packed_features(
 
 
 def _in_chunks(
-  compute: Callable, remat: str, n_chunks: int, suffix_CxLxD: Array, lengths_C: Array
+  compute: Callable, remat: str, n_chunks: int, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
@@ -277,7 +277,7 @@ def _layer(
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
 
-def _activated(name: str, rows_RxF: Array, bias_F: Array) -> Array:
+def _activated(name: str, rows_RxF: Array, bias_F: Any) -> Array:
   """The MLP's activation of rows + bias, with the rows as the only residual."""
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
@@ -293,13 +293,13 @@ _activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Array, bias: Array) -> Array:
+def _layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any) -> Array:
   """Layer norm in float32, its result in the compute type, with the rows as residual."""
   return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
 
 
 def _layer_norm_forward(
-  epsilon: float, dtype: Any, rows_RxD: Array, scale: Array, bias: Array
+  epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
 ) -> tuple[Array, Any]:
   mean_Rx1 = jnp.mean(rows_RxD, axis=-1, keepdims=True)
   variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)

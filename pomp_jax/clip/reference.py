@@ -27,7 +27,7 @@ def reference_text_tower(
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
   final_layer_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
 
-  def features(params: Any, prefix_PxD: Array, suffix_CxLxD: Array, lengths_C: Array) -> Array:
+  def features(params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array) -> Array:
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     n_prefix = prefix_PxD.shape[0]
     padding = config.max_position_embeddings - n_prefix - n_suffix

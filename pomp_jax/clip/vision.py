@@ -29,7 +29,7 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   config = clip.config.vision_config
   module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)
 
-  def features(params: Any, images_BxHxWx3: Array) -> Array:
+  def features(params: Any, images_BxHxWx3: Any) -> Array:
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     found = module.apply(variables, pixels)
     if "visual_projection" not in params:
@@ -57,7 +57,7 @@ def in_chunks(tower: Callable, chunk: int) -> Callable:
   More are computed in chunks of nearly equal size, one after the other; 0 for all at once.
   """
 
-  def features(params: Any, images_BxHxWx3: Array, *others: Array) -> Array:
+  def features(params: Any, images_BxHxWx3: Any, *others: Any) -> Any:
     n_images = images_BxHxWx3.shape[0]
     n_chunks = -(-n_images // chunk)
     if n_chunks <= 1:

@@ -35,7 +35,7 @@ def learning_rate(
     at the end of the run. w may be a fraction.
   """
 
-  def rate(step: Number) -> jnp.ndarray:
+  def rate(step: int | Array) -> Array:
     if schedule == "epoch":
       # Integer division: step / steps_per_epoch can round down to the epoch before.
       time = step // steps_per_epoch

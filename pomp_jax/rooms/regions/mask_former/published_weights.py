@@ -23,7 +23,7 @@ from pomp_jax.clip.architecture import ClipError, Shapes
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.weights import (
   Layout,
-  Path,
+  Parameter,
   Source,
   Weights,
   check_weights,
@@ -69,7 +69,7 @@ class MaskFormerFile(NamedTuple):
   trained_classes: tuple[str, ...] = ()  # empty if the file does not name them
 
 
-def _source(path: Path) -> Source:
+def _source(path: Parameter) -> Source:
   *module, kind = path
   if module and module[-1] == "conv":
     del module[-1]
