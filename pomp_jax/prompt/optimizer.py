@@ -1,6 +1,7 @@
 """The optimizer of the recipe: SGD with momentum, and its learning-rate schedules."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -35,7 +36,7 @@ def learning_rate(
     at the end of the run. w may be a fraction.
   """
 
-  def rate(step: int | Array) -> Array:
+  def rate(step: Any) -> Array:
     if schedule == "epoch":
       # Integer division: step / steps_per_epoch can round down to the epoch before.
       time = step // steps_per_epoch
