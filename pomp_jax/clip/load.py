@@ -40,7 +40,8 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
-# From the most specific; each module says what it reads.
+# A module each: names of its files and where the statistics are, `layout`, `read_config`,
+# `read_tokenizer`; the most specific first.
 _FAMILIES = (huggingface, openai)
 _ACCEPTED = (
   f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.NEEDED[0]} and one of"
@@ -226,7 +227,7 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
   place = _Place(source)
   family, file = (None, place.file) if place.file else _found(place)
   with open_weights(file) as weights:
-    if family is not huggingface:
+    if family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
       begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
       family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
     config = family.read_config(place.find, weights, activation, source)
