@@ -36,7 +36,7 @@ def check(config: Settings, workdir: str) -> None:
   clip = inputs.clip_config(config.clip.model)
   if METHODS[config.method].by_steps:
     _check_classes(config.contrast, n_classes)
-    _check_mesh(config.mesh.class_size, config.loop)
+    _check_mesh(config.mesh.class_size, config.loop, config.data.views)
     # SOS, a name of one token, "." and EOT need a place.
     most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
@@ -55,7 +55,7 @@ def _check_classes(contrast: Contrast, n_classes: int) -> None:
   require(n_classes > 1, "negatives", contrast.negatives, takes)
 
 
-def _check_mesh(class_size: int, loop: Loop) -> None:
+def _check_mesh(class_size: int, loop: Loop, n_views: int) -> None:
   n_devices = jax.device_count()
   takes = f"a divisor of the {n_devices} devices"
   require(n_devices % class_size == 0, "mesh.class_size", class_size, takes)
@@ -66,6 +66,9 @@ def _check_mesh(class_size: int, loop: Loop) -> None:
   takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
   fits = loop.batch_size % (n_data * n_draws) == 0
   require(fits, "batch_size", loop.batch_size, f"{takes}, or another number of devices")
+  _, n_shards = batches.own_shard(make_mesh(class_size))
+  takes = f"a multiple of {n_views * n_shards} (data.views {n_views} x processes {n_shards})"
+  require(loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.rooms.baselines import classifiers
-from pomp_jax.train import pretrain, resume, setup
+from pomp_jax.train import batches, pretrain, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.data_files import damage
 from tests.support.openai_clip import (
@@ -242,3 +242,10 @@ def test_a_resnet_in_a_file_of_openais_layout(tmp_path):
   cosines = image @ (text / np.linalg.norm(text, axis=-1, keepdims=True)).T
   top1 = np.mean(cosines.argmax(-1) == source.labels)
   assert results["eval"]["test"]["hand_written"]["top1"] == pytest.approx(top1)
+
+
+def test_each_process_reads_all_views_of_an_image(monkeypatch, tmp_path):
+  monkeypatch.setattr(batches, "own_shard", lambda mesh: (0, 4))
+  config = small_config(batch_size=8, **{"data.augment": "crop_flip", "data.views": 4})
+  with pytest.raises(ConfigError, match="batch_size: got 8, expected a multiple of 16"):
+    pretrain.check(config, str(tmp_path / "run"))
