@@ -320,6 +320,10 @@ LATEX = "rooms.interchange.latex:latex"
 # Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
 
+# Module of `SUITES`, values of `evaluate.suite`, and of `GROUPS`, their tables; empty: none.
+SUITES = "rooms.data_sets.suites"
+NO_SUITE = "none"
+
 # Function group of sets, kind, accuracies -> published figures of the same sets; empty: none.
 PUBLISHED = "rooms.data_sets.published:published"
 

@@ -8,6 +8,7 @@ together are in `checks.py`.
 from collections.abc import Mapping
 import dataclasses
 
+from pomp_jax import registry
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
@@ -23,7 +24,6 @@ from pomp_jax.config.declare import (
   template,
 )
 from pomp_jax.data.subsets import HALVES
-from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
@@ -33,6 +33,7 @@ from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
+_suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 
 
@@ -191,7 +192,7 @@ class Log:
 class Evaluate:
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
-  suite: str = row(NO_SUITE, "suite of data sets", one_of(NO_SUITE, *SUITES))
+  suite: str = row(registry.NO_SUITE, "suite of data sets", one_of(registry.NO_SUITE, *_suites))
   sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
   source: str = row(READERS[0], "layout of the stored sets", one_of(*READERS))
   root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")

@@ -19,7 +19,6 @@ from pomp_jax.config import Settings, fields
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
-from pomp_jax.data.suites import GROUPS
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluation_sets import (
@@ -50,6 +49,7 @@ from pomp_jax.report.evaluation_report import (
   class_summary,
   counts_by_group,
   figure_by_group,
+  group_of,
   title_of,
   write_class_tables,
 )
@@ -206,7 +206,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
     item.group
     for item in items
     if sampled
-    or item.reader not in GROUPS[item.group].readers
+    or item.reader not in group_of(item.group).readers
     or sets[item.name]["split"] not in ("test", "validation")
     or sets[item.name]["unreadable"]
   }

@@ -13,9 +13,9 @@ from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
-from pomp_jax.data.suites import NO_SUITE, OWN
 from pomp_jax.evaluate import inputs
-from pomp_jax.registry import NAMED_SETS, OWN_SETS, load
+from pomp_jax.registry import NAMED_SETS, NO_SUITE, OWN_SETS, load
+from pomp_jax.report.evaluation_report import OWN
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class EvaluationSet(NamedTuple):
   """A data set, or a part of its classes, to evaluate."""
 
   name: str  # such as "dtd", or "dtd/base" for a part of its classes
-  group: str  # table of the set, one of `suites.GROUPS`
+  group: str  # table of the set, see `evaluation_report.group_of`
   column: str  # heading in that table
   part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
   open: Callable[[], LabelledSet]  # opens the class list and the images; reads none

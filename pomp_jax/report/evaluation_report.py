@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pomp_jax.data.suites import GROUPS
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.registry import SUITES, WORLD, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, prompt_labels
 from pomp_jax.report.report import (
@@ -72,6 +72,7 @@ _DIFFERENCE = (
   "difference: top-1 less that of the first prompt on the same images, with its 95% interval; p:"
   " McNemar's exact test."
 )
+OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
 # What is said of images that are no test images.
 _REMARKS = {
   "train": "(train): training images of the set",
@@ -79,10 +80,25 @@ _REMARKS = {
 }
 
 
+class Group(NamedTuple):
+  """Data sets of one table."""
+
+  title: str
+  sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
+  mean: bool = True  # whether to average over the sets
+  readers: tuple[str, ...] = ()  # readers whose images are those of the published figures
+
+
+def group_of(name: str) -> Group:
+  """The table of a group of sets: a user's own, the world's, or one of the room of named sets."""
+  own = {OWN: Group("own sets"), WORLD: Group("embedded world", mean=False)}
+  return own.get(name) or Group(*load(SUITES).GROUPS[name])
+
+
 class SetFigures(NamedTuple):
   """Figures of one set under each prompt."""
 
-  group: str  # group of sets, a key of `suites.GROUPS`; a table each
+  group: str  # group of sets, see `group_of`; a table each
   column: str  # heading of the set's column
   part: str  # part of its classes, "base", "new" or "novel"; "all"
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
@@ -153,15 +169,15 @@ def _harmonic(
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
   """Returns the mean over a row's sets by its name; nothing for one set or a group without mean."""
-  if not GROUPS[group].mean or len(row) < 2:
+  if not group_of(group).mean or len(row) < 2:
     return {}
-  name = "mean" if row.keys() == set(GROUPS[group].sets) else f"mean of {len(row)}"
+  name = "mean" if row.keys() == set(group_of(group).sets) else f"mean of {len(row)}"
   return {name: float(np.mean(list(row.values())))}
 
 
 def title_of(group: str, kind: str) -> str:
   """Returns the title of a table or plot of a group of sets."""
-  return f"{_TITLES[kind]}: {GROUPS[group].title}"
+  return f"{_TITLES[kind]}: {group_of(group).title}"
 
 
 def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:

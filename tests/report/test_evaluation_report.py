@@ -2,8 +2,8 @@
 
 import pytest
 
-from pomp_jax.data.suites import FOUR, TEN
 from pomp_jax.report.evaluation_report import SetFigures, accuracy_by_group, counts_by_group
+from pomp_jax.rooms.data_sets.suites import FOUR, TEN
 
 
 def found(group, column, part, top1, images=10):

@@ -141,7 +141,7 @@ def _step(run: setup.PromptRun):
   """The step of all lanes; the state is donated."""
   on_features = _on_features(run)
 
-  def step_of_lane(state, numbers, frozen, batch):
+  def step_of_cells(state, numbers, frozen, batch):
     optim = run.config["optim"] | {name: numbers[name] for name in _NUMBERS}
     optim = types.SimpleNamespace(**optim)
     optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
@@ -149,7 +149,7 @@ def _step(run: setup.PromptRun):
     scale = numbers["correction"] if run.contrast.correction in SCALES else None
     return own.build_step(scale)(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step_of_lane, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
 def _on_features(run: setup.PromptRun) -> setup.PromptRun:

@@ -8,10 +8,11 @@ from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.data.suites import GROUP_OF, NO_SUITE, SUITES
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, part_name, split_of_source
 from pomp_jax.files.paths import is_dir
+from pomp_jax.registry import NO_SUITE
 from pomp_jax.rooms.data_sets.layouts import open_test_set
+from pomp_jax.rooms.data_sets.suites import GROUP_OF, SUITES
 
 
 def evaluation_sets(settings: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:

@@ -7,8 +7,6 @@ TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + 
   "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
 )  # fmt: skip
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
-NO_SUITE = "none"
 _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
 
 
@@ -33,26 +31,14 @@ SUITES = {
 }
 
 
-class Group(NamedTuple):
-  """Data sets of one table."""
-
-  title: str
-  sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
-  mean: bool = True  # whether to average over the sets
-  readers: tuple[str, ...] = ()  # readers whose images are those of the published figures
-
-
-GROUPS = {
-  "world": Group("embedded world", SUITES["world"].sets, mean=False),
+# Tables: title, sets, whether to average over them, readers; see `report.evaluation_report.Group`.
+GROUPS: dict[str, tuple] = {
   # CoOp has its own splits of the ten. An ImageNet variant is the same data set everywhere.
-  "cross_dataset": Group("CoOp's ten cross-dataset sets", TEN, readers=("coop",)),
-  "cross_domain": Group("four variants of ImageNet", FOUR, readers=("coop", "tfds")),
-  "base_to_new": Group("base to new", SUITES["base_to_new"].sets, readers=("coop",)),
-  "imagenet21k": Group(
-    "ImageNet-21K", SUITES["imagenet21k"].sets, mean=False, readers=("tfds", "folder")
-  ),
-  _IMAGENET: Group("ImageNet-1K, the source", (_IMAGENET,), mean=False),
-  OWN: Group("own sets"),
+  "cross_dataset": ("CoOp's ten cross-dataset sets", TEN, True, ("coop",)),
+  "cross_domain": ("four variants of ImageNet", FOUR, True, ("coop", "tfds")),
+  "base_to_new": ("base to new", SUITES["base_to_new"].sets, True, ("coop",)),
+  "imagenet21k": ("ImageNet-21K", SUITES["imagenet21k"].sets, False, ("tfds", "folder")),
+  _IMAGENET: ("ImageNet-1K, the source", (_IMAGENET,), False),
 }
 
 # Group of every named set, unless its classes are halved.
