@@ -342,6 +342,9 @@ RELATIONS = "rooms.hierarchy.relations:relations"
 # Class that profiles steps of a training; empty: `config.profile_steps` must be empty.
 PROFILER = "rooms.benchmark.profiler:Profiler"
 
+# Module of answers class by class: `write` files, `summary`, `sections` of a report; empty: none.
+BY_CLASS = "rooms.analysis.by_class"
+
 # Function run, prompt, results -> function that draws pictures with their likeliest classes; empty:
 # a training leaves no predictions.png.
 PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"

@@ -41,17 +41,15 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import CLIP_BENCHMARK, PUBLISHED, TREE_ERRORS, load
+from pomp_jax.registry import BY_CLASS, CLIP_BENCHMARK, PUBLISHED, TREE_ERRORS, load
 from pomp_jax.report import plots
 from pomp_jax.report.evaluation_report import (
   SetFigures,
   accuracy_by_group,
-  class_summary,
   counts_by_group,
   figure_by_group,
   group_of,
   title_of,
-  write_class_tables,
 )
 from pomp_jax.report.run_report import finish_run
 
@@ -141,7 +139,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
   results = {"key": key, **run, **_sums(sets, done, sampled)}
   with writing(folder.path):
-    write_class_tables(folder, done)
+    if BY_CLASS:
+      load(BY_CLASS).write(folder, done)
     _draw(folder.plots, results)
     if CLIP_BENCHMARK:
       load(CLIP_BENCHMARK)(folder.path, results)
@@ -188,7 +187,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
   sets = {
     name: {key: of_set[key] for key in _OF_SET}
     | {
-      "by_class": class_summary(of_set),
+      "by_class": load(BY_CLASS).summary(of_set) if BY_CLASS else {},
       "prompts": {
         label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
         for label, figures in of_set["prompts"].items()

@@ -1,8 +1,4 @@
-"""An evaluation in figures: accuracy by group of sets, report, and CSV files by set and class.
-
-A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures of
-`metrics.Tally.figures` and `by_class`, the latter perhaps missing).
-"""
+"""An evaluation in figures: accuracy by group of sets, and the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import harmonic_mean
@@ -10,18 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.registry import SUITES, WORLD, load
-from pomp_jax.report import plots
-from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.registry import BY_CLASS, SUITES, WORLD, load
+from pomp_jax.report.labels import counted
 from pomp_jax.report.report import (
   INTERVAL,
   Report,
   Section,
   Table,
   cell,
-  csv_text,
   highest_cells,
   percent,
   pictures,
@@ -38,17 +30,6 @@ _TITLES = {
 }
 # Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's list.
 _OTHERS = ("new", "novel")
-_RESULTS = (
-  *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
-  *("macro_top1", "ece", "reference", "difference", "difference_low", "difference_high"),
-  *("p_value",),
-)
-_CLASS = ("set", "prompt", "class", "images", "top1")
-_CONFUSION = ("set", "prompt", "class", "answer", "images", "images_of_class")
-# Classes of a set whose confusion matrix is drawn.
-_MOST_DRAWN = 50
-# Pairs of names, and classes, that `results.json` and the report hold of a set.
-_PAIRS, _CLASSES = 20, 50
 # Figures of one prompt on one set: heading, path in the results, factor.
 _DETAILS = (
   ("images", ("images",), 1),
@@ -193,7 +174,7 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Repor
       for kind in kinds
     ),
     *pictures({"calibration.png": "Calibration"}),
-    *class_sections(summaries, labels),
+    *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
     _details(sets, labels),
   ]
   images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
@@ -289,102 +270,3 @@ def _at(figures: Any, path: Sequence[str | int], factor: float | int) -> float |
   except (KeyError, IndexError):
     return None
   return factor * figures
-
-
-def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
-  """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets."""
-  rows, classes, confusions = [], [], []
-  for name, of_set in sets.items():
-    names = of_set["classes"]
-    for label, figures in of_set["prompts"].items():
-      row = [label, name, of_set["split"], figures["images"], len(names)]
-      row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
-      row += [figures.get("macro_top1"), figures.get("ece")]
-      if found := figures.get("difference"):
-        row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
-      rows.append(row + [None] * (len(_RESULTS) - len(row)))
-      if "per_class" in figures:
-        images_N, top1_N = _per_class(figures)
-        for one, images, top1 in zip(names, images_N, top1_N, strict=True):
-          classes.append((name, label, one, images, top1 if images else ""))
-        for c, answer, count in figures["confusions"]:
-          confusions.append((name, label, names[c], names[answer], count, images_N[c]))
-    best = _best_prompt(of_set)
-    if best and 1 < len(names) <= _MOST_DRAWN:
-      title = f"{name}: answers under {prompt_labels([best])[0]}"
-      images_N, top1_N = _per_class(of_set["prompts"][best])
-      matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))
-      for c, answer, count in of_set["prompts"][best]["confusions"]:
-        matrix_NxN[c, answer] = count
-      plots.confusion_matrix(folder.plots / _picture(name), matrix_NxN, names, title)
-  for file, columns, found in (
-    ("results.csv", _RESULTS, rows),
-    ("classes.csv", _CLASS, classes),
-    ("confusions.csv", _CONFUSION, confusions),
-  ):
-    with replacing(folder.path / file) as written:
-      written.write(csv_text(columns, found).encode())
-
-
-def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
-  """The prompt of the highest top-1, the first of several, whose answers are known by class."""
-  prompts = {label: one for label, one in of_set["prompts"].items() if "per_class" in one}
-  return max(prompts, key=lambda label: prompts[label]["top1"], default=None)
-
-
-def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
-  """What `results.json` holds of one prompt, the best one if None, as JSON values.
-
-  `confused` has [class, answer, images, images of the class], the most frequent first; `hardest`
-  [class, images, top1], the lowest first. Empty where answers are not known.
-  """
-  label = label or _best_prompt(of_set)
-  if label is None or "per_class" not in of_set["prompts"][label]:
-    return {}
-  figures, names = of_set["prompts"][label], of_set["classes"]
-  images_N, top1_N = _per_class(figures)
-  order = sorted((c for c in range(len(names)) if images_N[c]), key=lambda c: top1_N[c])
-  return {
-    "prompt": label,
-    "confused": [
-      [names[c], names[answer], count, images_N[c]]
-      for c, answer, count in figures["confusions"][:_PAIRS]
-    ],
-    "hardest": [[names[c], images_N[c], top1_N[c]] for c in order[:_CLASSES]],
-  }
-
-
-def class_sections(
-  summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
-) -> list[Section]:
-  """Sections of confused names, confusion matrices and accuracy of classes, by `class_summary`."""
-  confused, hardest = [], []
-  for name, of_set in summaries.items():
-    head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
-    for one, answer, count, images in of_set.get("confused", ()):
-      confused.append([*head, one, answer, f"{count} of {images}"])
-    for one, images, top1 in of_set.get("hardest", ()):
-      hardest.append([*head, one, str(images), f"{100 * top1:.1f}"])
-  columns = ("set", "prompt", "class")
-  sections = []
-  if confused:
-    text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
-    table = Table((*columns, "taken for", "images"), confused)
-    folded = len(confused) > _PAIRS
-    sections.append(Section("Most confused names", text, table, folded=folded))
-  sections += pictures({_picture(name): f"Confusions: {name}" for name in summaries})
-  if hardest:
-    text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
-    table = Table((*columns, "images", "top-1 (%)"), hardest)
-    sections.append(Section("Accuracy of classes", text, table, folded=True))
-  return sections
-
-
-def _picture(name: str) -> str:
-  return f"confusions_{name.replace('/', '-')}.png"
-
-
-def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-  """Images and accuracy of each class, as Python's numbers."""
-  images, top1 = (figures["per_class"][key] for key in ("images", "top1"))
-  return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()

@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
@@ -163,34 +162,6 @@ def accuracy_panels(
       axes.text(0.02 * widest, y, name, va="center", fontsize=6.5)
     name = drawing.name(column, _COLUMN)
     drawing.label_panel(axes, with_counts(name, images.get(column), classes.get(column)))
-  drawing.save(path, figure)
-
-
-def confusion_matrix(
-  path: str | os.PathLike, matrix_NxN: np.ndarray, names: Sequence[str], title: str
-) -> None:
-  """Draws answers by class: a row a class, with its images' shares and numbers by answer."""
-  n = len(names)
-  side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)
-  figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")
-  figure.suptitle(drawing.name(title, 70), fontsize=drawing.TITLE)
-  axes = figure.subplots()
-  shares = matrix_NxN / np.maximum(matrix_NxN.sum(axis=1, keepdims=True), 1)
-  picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-  size = drawing.TEXT if n <= 15 else 5.5
-  for row, column in zip(*np.nonzero(matrix_NxN), strict=True):
-    colour = "white" if shares[row, column] > 0.6 else "black"
-    font: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
-    axes.text(column, row, str(matrix_NxN[row, column]), **font)
-  shown = drawing.names(names, 26)
-  drawing.label_panel(axes, "", "answer", "class of the image")
-  axes.set_xticks(range(n), shown, rotation=90)
-  axes.set_yticks(range(n), shown)
-  axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
-  axes.spines[:].set_visible(False)
-  options = {"shrink": 0.6, "format": PercentFormatter(1.0)}
-  bar = drawing.colour_bar(figure, picture, axes, "share of the class's images", **options)
-  bar.outline.set_visible(False)
   drawing.save(path, figure)
 
 

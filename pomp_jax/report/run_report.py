@@ -8,8 +8,8 @@ from pomp_jax.config.settings import defaults, flatten
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
-from pomp_jax.registry import JOBS, LATEX, load
-from pomp_jax.report.evaluation_report import class_sections, remarks
+from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
+from pomp_jax.report.evaluation_report import remarks
 from pomp_jax.report.labels import counted, method_label, with_counts
 from pomp_jax.report.report import (
   INTERVAL,
@@ -156,7 +156,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     *pictures({"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
     Section("Training", table=facts(training)),
     *pictures({"predictions.png": "Test images and the most probable classes"}),
-    *class_sections(summaries, {"prompt": method_label("prompt")}),
+    *(load(BY_CLASS).sections(summaries, {"prompt": method_label("prompt")}) if BY_CLASS else ()),
   ]
   if unreadable:
     table = Table(("split", "image"), unreadable)

@@ -19,9 +19,8 @@ from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import TRACKERS, load
+from pomp_jax.registry import BY_CLASS, TRACKERS, load
 from pomp_jax.report import plots
-from pomp_jax.report.evaluation_report import class_summary, write_class_tables
 from pomp_jax.report.labels import method_label
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
@@ -75,7 +74,7 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Evaluates a prompt, or the parameters of another method.
 
-  Returns what `results.json` holds, and the splits as sets of `report.evaluation_report`.
+  Returns what `results.json` holds, and the splits as sets of `rooms.analysis.by_class`.
   """
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
@@ -104,8 +103,9 @@ def evaluate_run(
   results = figures_of_splits(splits, scores, "prompt")
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
+  summary = load(BY_CLASS).summary if BY_CLASS else lambda *_: {}
   results |= {
-    "by_class": {name: class_summary(of_split, "prompt") for name, of_split in sets.items()},
+    "by_class": {name: summary(of_split, "prompt") for name, of_split in sets.items()},
     "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -142,7 +142,7 @@ def _names(source: Source, indices: Sequence[int]) -> list[str]:
 
 
 def class_sets(splits: Splits, scores: Mapping[str, Any]) -> dict[str, Any]:
-  """The splits as sets of `report.evaluation_report`."""
+  """The splits as sets of `rooms.analysis.by_class`."""
   return {
     name: {
       "split": name.split("/")[0] if name.split("/")[0] in ("train", "validation") else "test",
@@ -156,7 +156,8 @@ def class_sets(splits: Splits, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_tables(folder: RunFolder, results: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
   """Writes the tables of all classes, and the plot of the accuracy."""
-  write_class_tables(folder, sets)
+  if BY_CLASS:
+    load(BY_CLASS).write(folder, sets)
   plots.accuracy_bars(
     folder.plots / "accuracy.png",
     results["eval"],
