@@ -312,7 +312,9 @@ STORES = {
 }
 
 # Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
-TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
+TRACKERS = {
+  "wandb": "rooms.interchange.tracker:Wandb",
+}
 
 # Function report -> its tables in LaTeX; empty: no results.tex is written.
 LATEX = "rooms.interchange.latex:latex"
