@@ -155,13 +155,13 @@ SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
 def synthetic(monkeypatch):
   """A function that replaces the training: contexts of zeros, and the losses that it is told.
 
-  Nothing is compiled. Cells with values among `crashing` raise. The swept values of what was
-  trained are returned.
+  Nothing is compiled. Cells with values among `crashing` raise. Returns a list that gets the fields
+  of each training.
   """
   monkeypatch.setattr(SharedInputs, "references", lambda *_: {"novel": {"hand_written": SCORE}})
   monkeypatch.setattr(SharedInputs, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
 
-  def install(losses_of=lambda values: np.ones(3, np.float32), crashing=()):
+  def install(losses_of=lambda fields: np.ones(3, np.float32), crashing=()):
     trained = []
 
     def train(runs, streams, *_):
