@@ -45,10 +45,13 @@ def take_off(root: pathlib.Path, room: str) -> None:
   for node in ast.parse("\n".join(lines)).body:
     value = getattr(node, "value", None)
     rows = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
-    for key, row in rows:
+    for key, row in reversed([*rows]):  # the last first: columns before it stay where they are
       if f"'rooms.{room}." in ast.unparse(row):
         first = row if key is None else key
+        head = lines[first.lineno - 1][: first.col_offset].rstrip("*")
+        tail = lines[row.end_lineno - 1][row.end_col_offset :].removeprefix(",")
         lines[first.lineno - 1 : row.end_lineno] = [""] * (row.end_lineno - first.lineno + 1)
+        lines[first.lineno - 1] = head + tail
         names += [key.value] if isinstance(key, ast.Constant) else []
     if isinstance(value, ast.Constant) and f"rooms.{room}." in str(value.value):
       lines[node.lineno - 1] = f'{node.targets[0].id} = ""'
