@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 _REGISTRY = PACKAGE / "registry.py"
-CORE_LINES, WITH_CONFIG = 16_700, 40
+# The numbers that were reached; the aim of the first is 16,000.
+CORE_LINES, WITH_CONFIG = 16_400, 40
 
 _IMPORT_WITHOUT = """
 import importlib, sys
