@@ -70,11 +70,10 @@ class Gradients:
   seed: int
 
   def of_draws(
-    self, k: int, sampler: str, corrections: Sequence[str], n_draws: int
+    self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
     """Computes R = `n_draws` independent draws of K classes under each correction."""
     lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
-    sampling = dataclasses.replace(self.sampling, name=sampler)
     contrast = ContrastSettings(k, len(lengths_N), "log", clip.logit_scale, sampling)
     size = self.labels_B.size
     budget = step_token_budget(self.module, lengths_N, settings=contrast, group_size=size)
@@ -139,7 +138,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   )
   folder = RunFolder(workdir)
   folder.create()
-  exact_P = gradients.of_draws(len(names), "uniform", ("log",), 1)[0, 0]
+  exact_P = gradients.of_draws(len(names), SamplingSettings(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", len(names), np.linalg.norm(exact_P))
   cells = _cells(own, gradients, exact_P, folder, key)
   results = {
@@ -230,7 +229,8 @@ def _cells(
   todo = pieces.missing(pairs)
   for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
     if name in todo:
-      drawn = gradients.of_draws(k, sampler, own.corrections, n_draws[k])
+      sampling = dataclasses.replace(gradients.sampling, name=sampler)
+      drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
       found = [
         {"sampler": sampler, "correction": correction, "k": k} | summarise(drawn[:, i], exact_P)
         for i, correction in enumerate(own.corrections)

@@ -18,6 +18,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, normalize
+from pomp_jax.prompt.sampling import SamplingSettings
 from pomp_jax.rooms.analysis import gradient_bias as job
 from pomp_jax.rooms.analysis.bias import draws_of, gradient_function, summarise
 from tests.rooms.analysis.test_gradient_bias import asked
@@ -81,7 +82,7 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(case):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   expected = jax.jit(jax.grad(loss))(gradients.params)["context"].ravel()
-  found = gradients.of_draws(300, "uniform", ("log", "none"), 1)[0]
+  found = gradients.of_draws(300, SamplingSettings(), ("log", "none"), 1)[0]
   assert_close(found[0], expected, 1e-4)
   assert_close(found[1], expected, 1e-4)
 

@@ -104,15 +104,17 @@ def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_pa
 
 
 def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
-  """One that is not the world's, which is SamplingSettings' default."""
+  """One that is not the world's, SamplingSettings' default. The exact contrast has all classes."""
   clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
   asked = []
   monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
   monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
+  changes |= {"sampling.exclude": "similar"}
   gradient_bias.run(_config(**changes, **{"clip.model": str(clip)}), str(tmp_path / "run"))
   exact, drawn = asked
   assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")
+  assert (exact.sampling.exclude, drawn.sampling.exclude) == ("none", "similar")
   scales = exact.logit_scale, drawn.logit_scale, drawn.sampling.logit_scale
   assert scales == pytest.approx((20, 20, 20))
 
