@@ -96,20 +96,18 @@ def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, "
   return jnp.cumsum(lengths_C) <= token_budget
 
 
-def token_budget(
-  lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0, sigmas: float = 4.0
-) -> int:
+def token_budget(lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0) -> int:
   """T for a step: enough for uniform draws except with negligible probability.
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance
-  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations (`sigmas`).
+  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
   `n_given` arbitrary rows before them (the positives) count as further draws, but always fit, even
   if all are of the longest class. T is a multiple of 16, at most the tokens of the longest names.
   """
   lengths_N = np.asarray(lengths_N, np.int64)
   n, longest = lengths_N.size, int(lengths_N.max())
   variance = lengths_N.var() * (n_drawn * (n - n_drawn) / max(n - 1, 1) + n_given)
-  expected = lengths_N.mean() * (n_drawn + n_given) + sigmas * math.sqrt(variance)
+  expected = lengths_N.mean() * (n_drawn + n_given) + 4.0 * math.sqrt(variance)
   # No draw without replacement holds more than the n_drawn longest names.
   most = int(np.sort(lengths_N)[n - n_drawn :].sum()) + n_given * longest
   budget = min(max(math.ceil(expected), n_given * longest), most)

@@ -28,7 +28,7 @@ def few_shot(
 
 
 def even_sample(
-  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int, seed: int = 0
+  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int
 ) -> Int[np.ndarray, " m"]:
   """Chooses `count` images, or all of fewer, evenly over the classes; ascending indices.
 
@@ -36,9 +36,9 @@ def even_sample(
   """
   if count >= len(labels):
     return np.arange(len(labels))
-  order, rank = ranked(labels, keys, seed)
+  order, rank = ranked(labels, keys, seed=0)
   # Images of the same rank are ordered by hash, not by class.
-  order = order[np.lexsort((_hashes(keys, seed)[order], rank))]
+  order = order[np.lexsort((_hashes(keys, seed=0)[order], rank))]
   return np.sort(order[:count])
 
 

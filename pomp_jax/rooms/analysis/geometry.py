@@ -100,14 +100,12 @@ class Branches(NamedTuple):
   of_class: Int[np.ndarray, " N"]  # branch of each class, an index into `names`
 
 
-def wordnet_branches(
-  tree: Tree, class_nodes_N: Int[np.ndarray, " N"], n_branches: int = 10
-) -> Branches:
+def wordnet_branches(tree: Tree, class_nodes_N: Int[np.ndarray, " N"]) -> Branches:
   """Cuts WordNet's tree into branches of comparable size.
 
   Starting at the root, the branch with most classes is split into its children until about
-  n_branches hold at least 2% of the classes each. Smaller ones become "other". A class with two
-  parents belongs to the first by id.
+  10 hold at least 2% of the classes each. Smaller ones become "other". A class with two parents
+  belongs to the first by id.
   """
   branch_N = np.full(len(class_nodes_N), tree.root)
   relations = relations_of(tree)
@@ -118,7 +116,7 @@ def wordnet_branches(
     large = {int(b): int(n) for b, n in zip(found, counts, strict=True)}
     large = {b: n for b, n in large.items() if n >= _SMALLEST_BRANCH * len(branch_N)}
     divisible = [b for b in large if b not in split]
-    if len(large) >= n_branches or not divisible:
+    if len(large) >= 10 or not divisible:
       break
     largest = max(divisible, key=large.__getitem__)
     split.add(largest)

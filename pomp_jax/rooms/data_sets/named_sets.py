@@ -55,7 +55,7 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
     raise ConfigError("evaluate.root", root, "a folder that exists, with the data sets")
   if expected := SOURCES[reader].expected_dataset(name):
     others = " or ".join(other for other in READERS if other != reader)
-    raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} has {expected}")
+    raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} takes {expected}")
   n_listed, sets = 0 if halves else len(load_class_list(name)), []
   for part in ("base", "new") if halves else ("all",):
     opened = functools.partial(_open, reader, root, name, part)
