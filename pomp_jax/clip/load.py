@@ -128,13 +128,13 @@ def is_here(source: str) -> bool:
   return source in _CLIPS or exists(source) or any(map(cached, names))
 
 
-def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:
+def load_clip(source: str, activation: str = "auto") -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
-  `source` is `world`, or a folder, a file or a hub id that `docs/weights.md` describes; `name` is
-  for prompt files, the source if None. The activation is `quick_gelu`, `gelu`, or `auto`: the
-  checkpoint's, or its publisher's usual one. ClipError: nothing there, no answer of a hub, another
-  architecture, damage, no tokenizer.
+  `source`, its name in prompt files, is `world`, or a folder, a file or a hub id that
+  `docs/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`: the checkpoint's,
+  or its publisher's usual one. ClipError: nothing there, no answer of a hub, another architecture,
+  damage, no tokenizer.
   """
   with _open_checkpoint(source, activation) as checkpoint:
     tokenizer, (mean, std) = checkpoint.tokenizer(), checkpoint.channel_statistics()
@@ -142,7 +142,7 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
   config = checkpoint.config
   level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
   log.log(level, "%s: %s", source, "; ".join([config.describe(), *config.notes]))
-  return Clip(name or source, config, params, tokenizer, mean, std)
+  return Clip(source, config, params, tokenizer, mean, std)
 
 
 class _Place:

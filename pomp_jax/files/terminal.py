@@ -45,9 +45,9 @@ def one_line(message: object, limit: int | None = 300) -> str:
   return printable(" ".join(str(message).split()), limit)
 
 
-def quoted(text: str, limit: int = 80) -> str:
-  """Quotes text with its escapes; of a longer one the first `limit` characters and the length."""
-  return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"
+def quoted(text: str) -> str:
+  """Quotes text with its escapes; of more than 80 characters the first ones and the number."""
+  return repr(text) if len(text) <= 80 else f"{text[:80]!r}... ({len(text)} characters)"
 
 
 def control_character(text: str) -> str | None:
