@@ -32,7 +32,7 @@ from pomp_jax.registry import STORES
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
-ACCEPTED = ", or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES)))
+ACCEPTED = " or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES)))
 
 # Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
 _FOLDERS = re.compile(r"(^|[=:;,'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
