@@ -193,10 +193,10 @@ def test_few_shots_of_each_class_or_all_of_a_small_one(labels, shots, seed):
 def test_the_order_of_the_listing_does_not_matter(labels, stream):
   keys, order = np.array(keys_of(labels), str), stream.sample(range(len(labels)), len(labels))
   labels = np.array(labels, int)
-  for choose, count in ((few_shot, 2), (even_sample, 7)):
-    expected = set(keys[choose(labels, keys, count, 3)])
+  for choose, *numbers in ((few_shot, 2, 3), (even_sample, 7)):
+    expected = set(keys[choose(labels, keys, *numbers)])
     order = np.array(order, int)
-    assert set(keys[order][choose(labels[order], keys[order], count, 3)]) == expected
+    assert set(keys[order][choose(labels[order], keys[order], *numbers)]) == expected
 
 
 @given(LABELS, st.sampled_from((0.0, 0.1, 0.5)), st.sampled_from((0.0, 0.2, 0.4)))
