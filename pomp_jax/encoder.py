@@ -17,6 +17,7 @@ import numpy as np
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.data.class_lists import normalized_names
+from pomp_jax.data.images import Resize
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.terminal import steps_of
@@ -66,6 +67,11 @@ class Encoder:
     self._images = map_rows(self.mesh, image_features, n_replicated=1)
     self._tower_images = map_rows(self.mesh, self.image_tower, n_replicated=1)
 
+  @property
+  def resize(self) -> Resize:
+    """How this CLIP's images become S x S pixels."""
+    return Resize(self.clip.squash, self.clip.bilinear)
+
   def text_tower(
     self, token_budget: int | None = None, memory: MemoryPlan | None = None
   ) -> TextTower:
@@ -78,11 +84,11 @@ class Encoder:
 
     VocabularyError or TokenizeError: no names, or one that is unusable or too long.
     """
-    ids_NxL, lengths_N = self._tokenize(
-      [f"{name}." for name in normalized_names(names)], budget=self.clip.positions - 1 - n_vectors
-    )
-    # The last two tokens are "." and EOT. (Punctuation at a name's end may share the token of ".".)
-    return ClassTokens(ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
+    sentences = [f"{name}." for name in normalized_names(names)]
+    # Usually the last two tokens are "." and EOT. (Punctuation at a name's end may share that of
+    # ".".)
+    n_after = getattr(self.clip.tokenizer, "n_after_name", 2)
+    return self._tokenize(sentences, n_vectors, n_after)
 
   def frozen(self, tokens: ClassTokens) -> Frozen:
     """The frozen arrays of the training step for the classes of `vocabulary`."""
@@ -100,11 +106,9 @@ class Encoder:
       if prompt.count("{}") != 1:
         raise PromptFileError(f"template: got {prompt!r}, expected a text with exactly one {{}}")
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
-      ids_NxL, lengths_N = self._tokenize(
-        [prompt.replace("{}", name) for name in normalized_names(names)]
-      )
       # The whole sentence counts as the name, without a context inside.
-      tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
+      sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
+      tokens = self._tokenize(sentences)
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
@@ -164,10 +168,21 @@ class Encoder:
     """
     return self._images(self.vision_params, images)
 
-  def _tokenize(
-    self, texts: Sequence[str], budget: int | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
+  def _tokenize(self, texts: Sequence[str], n_vectors: int = 0, n_after: int = 0) -> ClassTokens:
+    """Tokens of texts beside M vectors, with `n_after` tokens that are no part of a name.
+
+    The texts of a bidirectional tower are padded to its last position.
+    """
+    config, tokenizer = self.clip.config.text_config, self.clip.tokenizer
+    budget = self.clip.positions - len(self.clip.sos_embedding) - n_vectors
+    ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget)
+    name_lengths_N = lengths_N - n_after
+    if self.clip.config.bidirectional:
+      padded_NxL = np.full((len(texts), budget), tokenizer.pad_token_id, np.int32)
+      own_NxL = np.arange(ids_NxL.shape[1]) < lengths_N[:, None]
+      padded_NxL[:, : ids_NxL.shape[1]][own_NxL] = ids_NxL[own_NxL]
+      ids_NxL, lengths_N = padded_NxL, np.full_like(lengths_N, budget)
+    return ClassTokens(ids_NxL, name_lengths_N.astype(np.int32), lengths_N)
 
   def _compile(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
     """Compiles the class features of a layout and budget."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import json
+import types
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
+from pomp_jax.clip.families import ImageTowerConfig, tower_shapes
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import Encoder, VisionTransformer
 from pomp_jax.errors import InputError
@@ -42,9 +44,19 @@ class ClipConfig:
   """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons, for the log."""
 
   text_config: CLIPTextConfig
-  vision_config: CLIPVisionConfig | ResNetConfig
+  vision_config: CLIPVisionConfig | ResNetConfig | ImageTowerConfig
   projection_dim: int
   notes: tuple[str, ...] = ()
+
+  @property
+  def bidirectional(self) -> bool:
+    """Whether every position of the text tower attends to all, and the last is the feature."""
+    return getattr(self.text_config, "bidirectional", False)
+
+  @property
+  def vit(self) -> CLIPVisionConfig | None:
+    """OpenAI's ViT, which learned tokens and dense features need; None for other image towers."""
+    return self.vision_config if isinstance(self.vision_config, CLIPVisionConfig) else None
 
   def describe(self) -> str:
     """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
@@ -52,34 +64,44 @@ class ClipConfig:
     if isinstance(vision, ResNetConfig):
       stages = "-".join(map(str, vision.layers))
       image = f"ResNet {stages} of width {vision.width} at {vision.image_size}"
+    elif isinstance(vision, ImageTowerConfig):
+      image = f"{type(vision).__name__.removesuffix('Config')} at {vision.image_size}"
     else:
       image = (
         f"ViT/{vision.patch_size} at {vision.image_size}, {vision.num_hidden_layers} layers of"
         f" {vision.hidden_size}, {vision.num_attention_heads} heads"
       )
+    cost = f", bidirectional: {text.max_position_embeddings} tokens a class"
     return (
       f"{image}; text {text.num_hidden_layers} layers of {text.hidden_size},"
-      f" {text.num_attention_heads} heads, {text.hidden_act}"
+      f" {text.num_attention_heads} heads, {text.hidden_act}{cost if self.bidirectional else ''}"
     )
 
   def text_settings(self) -> str:
     """What the text tower reads, as JSON; the same under any release of transformers."""
     text = self.text_config
-    return json.dumps({field: getattr(text, field) for field in _TEXT_FIELDS}, sort_keys=True)
+    settings = {field: getattr(text, field) for field in _TEXT_FIELDS}
+    settings |= {"bidirectional": True} if self.bidirectional else {}
+    return json.dumps(settings, sort_keys=True)
 
   def settings(self) -> str:
     """What both towers read, as JSON: a part of the cache keys of features."""
     config = self.vision_config
     if isinstance(config, ResNetConfig):
       vision = dataclasses.asdict(config)
+    elif isinstance(config, ImageTowerConfig):
+      vision = {"tower": repr(config)}
     else:
       vision = {field: getattr(config, field) for field in _VISION_FIELDS}
     return json.dumps([self.text_settings(), vision, self.projection_dim], sort_keys=True)
 
 
-def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
+def parameter_shapes(
+  config: ClipConfig, found: Shapes = types.MappingProxyType({})
+) -> dict[str, Any]:
   """The shape of each parameter, as a tree, without computing any.
 
+  `found` are the tensors of a checkpoint, of which some may be there or not.
   ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
   """
   text, vision, embedding = config.text_config, config.vision_config, config.projection_dim
@@ -96,6 +118,12 @@ def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
     },
     "text_projection": {"kernel": (width, embedding)},
   }
+  if "text.text_projection.bias" in found:
+    tree["text_projection"]["bias"] = (embedding,)
+  if "logit_bias" in found:
+    tree["logit_bias"] = ()
+  if isinstance(vision, ImageTowerConfig):
+    return tree | {"vision_model": tower_shapes(vision, found, embedding)}
   module = IMAGE_TOWERS.get(type(vision), VisionTransformer)(vision)
   tree["vision_model"] = _shapes_of(module, (1, size, size, 3))
   if not isinstance(vision, ResNetConfig):  # whose projection is within

@@ -3,8 +3,8 @@
 from transformers import CLIPConfig, CLIPTokenizerFast
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.tokens import Find, Tokenizer, read_bpe
-from pomp_jax.clip.weights import FLAX_SUFFIX, Layout, Parameter, Source, Weights
+from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.weights import FLAX_SUFFIX, Files, Layout, Parameter, Source, Weights
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
@@ -24,10 +24,11 @@ _TOKENIZER_FILES = (
 )
 
 
-def layout(path: str) -> Layout:
+def layout(weights: Weights, config: ClipConfig) -> Layout:
   """The names in a file of weights, Flax's or torch's."""
+  del config
   flax = lambda parameter: Source(".".join(parameter), as_is=True)
-  return Layout(flax if path.endswith(FLAX_SUFFIX) else _as_in_torch, ("position_ids",))
+  return Layout(flax if weights.path.endswith(FLAX_SUFFIX) else _as_in_torch, ("position_ids",))
 
 
 def _as_in_torch(path: Parameter) -> Source:
@@ -36,10 +37,10 @@ def _as_in_torch(path: Parameter) -> Source:
   return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
 
 
-def read_config(find: Find, weights: Weights, activation: str, where: str) -> ClipConfig:
+def read_config(files: Files, weights: Weights, activation: str) -> ClipConfig:
   """Reads config.json; ClipError if it is missing, or no CLIP's."""
   del weights
-  file = find(*NEEDED)
+  file, where = files.find(*NEEDED), files.source
   if file is None:
     raise ClipError(f"{where}: no {NEEDED[0]}, expected beside weights in HuggingFace's layout")
   try:
@@ -61,8 +62,9 @@ def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
   return ClipConfig(text, vision, config.projection_dim, notes)
 
 
-def read_tokenizer(find: Find, config: ClipConfig, where: str) -> Tokenizer:
+def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   """HuggingFace's tokenizer beside the weights, otherwise one from the merges."""
+  find, where = files.find, files.source
   own = next(filter(None, map(find, _TOKENIZER_FILES[:2])), None)
   if own is None:
     return read_bpe(find, config.text_config.vocab_size, where)

@@ -17,9 +17,11 @@ import numpy as np
 
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
+from pomp_jax.clip.open_clip import CONFIG, PREFIX, named_clip
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.clip.tokens import Tokenizer
+from pomp_jax.clip.tokens import MERGES, Tokenizer
 from pomp_jax.clip.weights import (
+  Files,
   Layout,
   Weights,
   check_weights,
@@ -40,14 +42,18 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
+# Values of open_clip's preprocess_cfg, the default first.
+_RESIZES = {"resize_mode": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
 # A module each: names of its files and where the statistics are, `layout`, `read_config`,
 # `read_tokenizer`; the most specific first.
 _FAMILIES = (huggingface, openai)
 _ACCEPTED = (
   f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.NEEDED[0]} and one of"
   f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
-  " .safetensors, .pt or .bin file of OpenAI's or open_clip's"
+  f" .safetensors, .pt or .bin file of OpenAI's or open_clip's, or {PREFIX}MODEL/TAG"
 )
+# Where CLIP's merges are, which not all repositories of open_clip's tables have.
+_MERGES_OF = "openai/clip-vit-base-patch16"
 # Seconds to wait for the hub. Its own library retries each file for 23 s.
 _TIMEOUT = 5.0
 # One slash at most, and a letter or a digit first.
@@ -67,6 +73,8 @@ class Clip:
   # Per-channel mean of the preprocessing, for pixels in [0, 1].
   mean: tuple[float, ...] = _CLIP_MEAN
   std: tuple[float, ...] = _CLIP_STD  # per-channel standard deviation, likewise
+  squash: bool = False  # whether images are resized to a square, whatever their sides
+  bilinear: bool = False  # whether they are resized bilinearly, not bicubically
 
   @property
   def text_width(self) -> int:
@@ -90,10 +98,11 @@ class Clip:
 
   @property
   def sos_embedding(self) -> jax.Array:
-    """The embedding of the start token, the first of every prompt [D]."""
+    """Embeddings of the tokens before every prompt: the start token [1,D], or none [0,D]."""
     tokenizer: Any = self.tokenizer
-    bos = np.array(tokenizer.bos_token_id, np.int32)
-    return jnp.asarray(token_embeddings(self.params, bos))
+    bos = tokenizer.bos_token_id
+    ids = np.array([] if bos is None else [bos], np.int32)
+    return jnp.asarray(token_embeddings(self.params, ids))
 
   @property
   def text_params(self) -> Params:
@@ -108,7 +117,8 @@ class Clip:
   @property
   def settings(self) -> str:
     """Settings that features depend on beside parameters and tokens, as JSON."""
-    return json.dumps([self.config.settings(), self.mean, self.std])
+    resizing = [self.squash, self.bilinear] if self.squash or self.bilinear else []
+    return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
 
 
 def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
@@ -137,12 +147,12 @@ def load_clip(source: str, activation: str = "auto") -> Clip:
   damage, no tokenizer.
   """
   with _open_checkpoint(source, activation) as checkpoint:
-    tokenizer, (mean, std) = checkpoint.tokenizer(), checkpoint.channel_statistics()
+    tokenizer, preprocessing = checkpoint.tokenizer(), checkpoint.preprocessing()
     params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
   config = checkpoint.config
   level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
   log.log(level, "%s: %s", source, "; ".join([config.describe(), *config.notes]))
-  return Clip(source, config, params, tokenizer, mean, std)
+  return Clip(source, config, params, tokenizer, *preprocessing)
 
 
 class _Place:
@@ -152,6 +162,8 @@ class _Place:
   """
 
   def __init__(self, source: str):
+    self.named = named_clip(source)
+    source = self.named.source
     self.source, path = source, _CLIPS.get(source) or to_path(source)
     self.file = path if is_file(path) else None
     self._folder = path.parent if self.file else path
@@ -165,8 +177,10 @@ class _Place:
     if not self._on_hub:
       file = self._folder / name
       return file if is_file(file) else None
+    if self.named.settings and name == MERGES and not self._is_listed(name):
+      return _Place(_MERGES_OF).find(name)
     listed = self._listed
-    if listed is not None and name not in listed:
+    if not self._is_listed(name):
       return None
     try:
       return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
@@ -174,6 +188,9 @@ class _Place:
       # Without a network, a missing file looks like an unreachable one.
       self.trouble = self.trouble or one_line(error, 200)
       return None
+
+  def _is_listed(self, name: str) -> bool:
+    return self._listed is None or name in self._listed
 
   @functools.cached_property
   def _listed(self) -> frozenset[str] | None:
@@ -184,6 +201,21 @@ class _Place:
     except Exception as error:  # likewise
       self.trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
       return None
+
+  def json(self, name: str) -> Any:
+    """Content of a JSON file, {} for null; None without one. open_clip's tables come first."""
+    if name == CONFIG and self.named.settings:
+      return self.named.settings
+    file = self.find(name)
+    if file is None:
+      return None
+    found = read_json(file)
+    return {} if found is None else found
+
+  def files(self) -> Files:
+    """What a family asks for."""
+    elsewhere = lambda repository, name: _Place(repository).find(name)
+    return Files(self.source, self.find, self.json, elsewhere)
 
   def find_first(self, names: tuple[str, ...]) -> Path | None:
     """Returns the first of these files that exists."""
@@ -201,24 +233,29 @@ class _Checkpoint(NamedTuple):
   shapes: dict[str, Any]
 
   def tokenizer(self) -> Tokenizer:
-    return self.family.read_tokenizer(self.place.find, self.config, self.place.source)
+    return self.family.read_tokenizer(self.place.files(), self.config)
 
-  def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the preprocessing, OpenAI's where the checkpoint has no own ones."""
+  def preprocessing(self) -> tuple[tuple[float, ...], tuple[float, ...], bool, bool]:
+    """Fields of `Clip`, OpenAI's where the checkpoint has no own ones."""
     name, settings_of, prefix = self.family.STATISTICS
-    file = self.place.find(name)
-    if file is None:
-      return _CLIP_MEAN, _CLIP_STD
-    settings = read_json(file)
+    settings = self.place.json(name)
+    if settings is None:
+      return _CLIP_MEAN, _CLIP_STD, False, False
     try:
       settings = settings.get(settings_of, {}) if settings_of else settings
       mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
       std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
       if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std take three channels")
+      found = []
+      for key, values in _RESIZES.items():
+        found.append(settings.get(key, values[0]))
+        if found[-1] not in values:
+          raise ValueError(f"{key}: got {found[-1]!r}, expected {' or '.join(values)}")
     except (ValueError, TypeError, AttributeError) as error:
-      raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
-    return mean, std
+      where = f"{self.place.source}: {name}"
+      raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
+    return mean, std, found[0] == "squash", found[1] == "bilinear"
 
 
 @contextlib.contextmanager
@@ -227,21 +264,27 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
   place = _Place(source)
   family, file = (None, place.file) if place.file else _found(place)
   with open_weights(file) as weights:
-    if family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
+    if place.named.settings:
+      family = openai
+    elif family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
       begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
       family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
-    config = family.read_config(place.find, weights, activation, source)
+    config = family.read_config(place.files(), weights, activation)
     try:
-      shapes = parameter_shapes(config)
+      shapes = parameter_shapes(config, weights.shapes)
     except (ValueError, TypeError, ZeroDivisionError) as error:
       raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
-    layout = family.layout(weights.path)
+    layout = family.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
     yield _Checkpoint(place, family, config, weights, layout, shapes)
 
 
 def _found(place: _Place) -> tuple[Any, Path]:
   """The first family whose files are there, and its weights."""
+  if place.named.settings and (
+    file := place.find_first((place.named.file or openai.WEIGHTS[0], *openai.WEIGHTS))
+  ):
+    return openai, file
   for family in _FAMILIES:
     if all(map(place.find, family.NEEDED)) and (file := place.find_first(family.WEIGHTS)):
       return family, file

@@ -12,9 +12,11 @@ from typing import Any
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
+from pomp_jax.clip.families import ImageTowerConfig, family_of
+from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings, read_foreign_tokenizer
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.tokens import Find, Tokenizer, read_bpe
-from pomp_jax.clip.weights import Layout, Parameter, Source, Weights, read_json
+from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights
 
 NEEDED, PREFIX = (), ""
 WEIGHTS = (
@@ -23,7 +25,7 @@ WEIGHTS = (
   "open_clip_pytorch_model.bin",
 )
 # File, item and prefix of the names of the preprocessing's mean and std.
-STATISTICS = ("open_clip_config.json", "preprocess_cfg", "")
+STATISTICS = (CONFIG, "preprocess_cfg", "")
 
 # Tensors that only OpenAI's own state dicts have beside the weights.
 _FACTS = ("input_resolution", "context_length", "vocab_size")
@@ -32,21 +34,6 @@ _FACTS = ("input_resolution", "context_length", "vocab_size")
 _HEAD_WIDTH = 64
 _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
-
-# Items of open_clip_config.json that are checked or read, and values that are the default here. Any
-# other item that is set would change what the same weights compute.
-_KNOWN_ITEMS = {
-  "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
-  "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
-  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
-}
-_HARMLESS_ITEMS = {
-  ("vision_cfg", "pool_type"): ("tok",),
-  ("vision_cfg", "pos_embed_type"): ("learnable",),
-  ("text_cfg", "pool_type"): ("argmax",),
-  ("text_cfg", "proj_type"): ("linear",),
-}
-_TRAINING_ITEMS = {"patch_dropout", "init_logit_scale"}
 
 _OUTER = {
   "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
@@ -95,23 +82,39 @@ def _source(path: Parameter) -> Source:
 LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
 
 
-def layout(path: str) -> Layout:
-  """The names in any file of weights."""
-  del path
-  return LAYOUT
+def layout(weights: Weights, config: ClipConfig) -> Layout:
+  """The names in a file, with the variations of open_clip that its tensors tell."""
+  tower, prefix = config.vision_config, _text_prefix(weights.shapes)
+  biased = f"{prefix}text_projection.bias" in weights.shapes
+
+  def source(path: Parameter) -> Source:
+    if path[0] == "vision_model" and isinstance(tower, ImageTowerConfig):
+      return Source(tower.prefix + path[1], as_is=True)
+    if path[0] == "logit_bias":
+      return Source("logit_bias")
+    if path[0] == "text_projection" and biased:  # torch's dense layer
+      kind = "bias" if path[1] == "bias" else "weight"
+      return Source(f"{prefix}text_projection.{kind}")
+    found = _source(path)
+    return found._replace(key=prefix + found.key) if path[0].startswith("text") else found
+
+  return LAYOUT._replace(source=source)
 
 
-def read_config(find: Find, weights: Weights, activation: str, where: str) -> ClipConfig:
+def _text_prefix(shapes: Shapes) -> str:
+  """In front of the text tower's names, where it is a module of its own."""
+  return "text." if "text.token_embedding.weight" in shapes else ""
+
+
+def read_config(files: Files, weights: Weights, activation: str) -> ClipConfig:
   """Infers the sizes, see `config_from_shapes`."""
-  del where
-  found = find(STATISTICS[0])
-  settings = None if found is None else read_json(found) or {}  # `null` has no model_cfg
-  return config_from_shapes(weights.shapes, weights.path, activation, settings)
+  return config_from_shapes(weights.shapes, weights.path, activation, files.json(CONFIG))
 
 
-def read_tokenizer(find: Find, config: ClipConfig, where: str) -> Tokenizer:
-  """A tokenizer from the merges beside the weights."""
-  return read_bpe(find, config.text_config.vocab_size, where)
+def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
+  """A tokenizer from the merges beside the weights, or the other one that open_clip names."""
+  found = read_foreign_tokenizer(files)
+  return found or read_bpe(files.find, config.text_config.vocab_size, files.source)
 
 
 def config_from_shapes(
@@ -123,11 +126,15 @@ def config_from_shapes(
   open_clip_config.json, or else the assumed one. ClipError: no such CLIP, or one that `open_clip`
   contradicts.
   """
-  model = _model_settings(open_clip, where) if open_clip is not None else {}
+  model = model_settings(open_clip, where) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
-  n_tokens, width = _shape(shapes, "token_embedding.weight", 2, where)
-  n_positions, _ = _shape(shapes, "positional_embedding", 2, where)
-  _, embedding = _shape(shapes, "text_projection", 2, where)
+  prefix = _text_prefix(shapes)
+  n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
+  n_positions, _ = _shape(shapes, f"{prefix}positional_embedding", 2, where)
+  if f"{prefix}text_projection.bias" in shapes:  # torch's dense layer
+    embedding, _ = _shape(shapes, f"{prefix}text_projection.weight", 2, where)
+  else:
+    _, embedding = _shape(shapes, f"{prefix}text_projection", 2, where)
   n_heads = text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where)
   if width % n_heads:
     raise ClipError(
@@ -137,24 +144,29 @@ def config_from_shapes(
   hidden_act, note = _activation(shapes, activation, model)
   notes = [note]
   text = CLIPTextConfig(
-    **_transformer(shapes, "transformer", width, where),
+    **_transformer(shapes, f"{prefix}transformer", width, where),
     vocab_size=n_tokens,
     max_position_embeddings=n_positions,
     num_attention_heads=n_heads,
-    hidden_act=hidden_act,
+    hidden_act="gelu_pytorch_tanh" if text_settings.get("act_kwargs") else hidden_act,
     projection_dim=embedding,
+    layer_norm_eps=text_settings.get("norm_kwargs", {}).get("eps", 1e-5),
     bos_token_id=n_tokens - 2,
-    eos_token_id=n_tokens - 1,
+    # Other tokenizers than CLIP's end a text with the token whose feature is read.
+    eos_token_id=None if text_settings.get("hf_tokenizer_name") else n_tokens - 1,
     pad_token_id=n_tokens - 1,
+    bidirectional=bool(text_settings.get("no_causal_mask")),
   )
   head_width = vision_settings.get("head_width")
-  vision: CLIPVisionConfig | ResNetConfig
-  if "visual.layer1.0.conv1.weight" in shapes:
+  vision: CLIPVisionConfig | ResNetConfig | ImageTowerConfig
+  if family := family_of(vision_settings, vision_settings.get("width", 0)):
+    vision = family
+  elif "visual.layer1.0.conv1.weight" in shapes:
     vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
   else:
     vision = _vit(shapes, head_width, hidden_act, where, notes)
   config = ClipConfig(text, vision, embedding, tuple(notes))
-  _check_agreement(config, model, where)
+  check_agreement(config, model, where)
   return config
 
 
@@ -246,44 +258,3 @@ def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tu
     found, why = "gelu", f"OpenAI has no image tower of width {width}"
   remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
   return found, f"{found} ASSUMED, {why}; {remedy}"
-
-
-def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Returns `model_cfg`, after checking that the towers here implement all of it."""
-  where = f"{where}: open_clip_config.json"
-  model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
-  parts: dict[str, Any] = {"model_cfg": model}
-  if isinstance(model, Mapping):
-    parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
-  for part, items in parts.items():
-    if not isinstance(items, Mapping):
-      raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
-    for item, value in items.items():
-      known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
-      if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
-        raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
-  for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
-    value = parts[part].get(item)
-    if value is not None and (type(value) is not int or value < 1):
-      raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
-  return dict(parts["model_cfg"])
-
-
-def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
-  """Compares open_clip_config.json with the shapes."""
-  text, vision = config.text_config, config.vision_config
-  sizes: dict[str, Any] = {"image_size": vision.image_size}
-  if isinstance(vision, ResNetConfig):
-    sizes |= {"width": vision.width, "layers": list(vision.layers)}
-  else:
-    sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
-    sizes["patch_size"] = vision.patch_size
-  text_sizes = {"width": text.hidden_size, "layers": text.num_hidden_layers}
-  text_sizes |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
-  found = {"model_cfg": {"embed_dim": config.projection_dim}}
-  for part, items in (found | {"text_cfg": text_sizes, "vision_cfg": sizes}).items():
-    for item, value in items.items():
-      stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
-      if stored != value:
-        file = f"{where}: open_clip_config.json"
-        raise ClipError(f"{file}: {part}.{item}: got {stored!r}, expected {value!r} by the weights")

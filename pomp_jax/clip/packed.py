@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
-from pomp_jax.clip.attention import Masks, masks_of, packed_attention
+from pomp_jax.clip.attention import masks_of, packed_attention
 from pomp_jax.clip.precision import precision_of, with_products
 
 # What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
@@ -80,10 +80,10 @@ def shared_text_tower(
     if n_chunks > 1:
       # Every chunk gets its share of the tokens and one row more.
       budget = math.ceil(budget / n_chunks) + n_suffix
-    tower = _Tower(config, dtype, remat, params)
+    tower = Tower(config, dtype, remat, params)
     compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
     if n_chunks > 1:
-      features_CxE = _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
+      features_CxE = in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
     else:
       features_CxE = compute(suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
@@ -164,8 +164,8 @@ _select.defvjp(
 )
 
 
-class _Tower(NamedTuple):
-  """See `shared_text_tower`."""
+class Tower(NamedTuple):
+  """What is the same for all classes; see `shared_text_tower`."""
 
   config: Any
   dtype: Any
@@ -174,7 +174,7 @@ class _Tower(NamedTuple):
 
 
 def _packed_features(
-  tower: _Tower, budget: int, prefix_PxD: Any, deep: Any, suffix_CxLxD: Any, lengths_C: Array
+  tower: Tower, budget: int, prefix_PxD: Any, deep: Any, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -197,26 +197,30 @@ def _packed_features(
   def select_eot(rows_RxD: Array) -> Array:
     return _select(rows_RxD[n_prefix:], packing.eot_C, packing.eot_T)
 
+  def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
+    n_heads = config.num_attention_heads
+    return packed_attention(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
+
   layers = model["encoder"]["layers"]
   for i in range(config.num_hidden_layers):
     # Only the EOT tokens of the last layer's output are read.
     select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
-    layer: Callable = functools.partial(
-      _layer, tower, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
+    compute: Callable = functools.partial(
+      layer, tower, layers[str(i)], attend=attend, select=select
     )
     if tower.remat == "layers":
-      layer = jax.checkpoint(layer)
+      compute = jax.checkpoint(compute)
     if deep is not None and 0 < i <= deep.shape[0]:
       before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
       hidden_RxD = jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
-    hidden_RxD = layer(hidden_RxD)
+    hidden_RxD = compute(hidden_RxD)
   norm = model["final_layer_norm"]
-  eot_CxD = _layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
+  eot_CxD = layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
   kernel_DxE = tower.params["text_projection"]["kernel"].astype(tower.dtype)
   return (eot_CxD @ kernel_DxE).astype(jnp.float32)
 
 
-def _in_chunks(
+def in_chunks(
   compute: Callable, remat: str, n_chunks: int, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
@@ -251,13 +255,16 @@ def _project(weights: Any, rows: Array) -> Array:
   return rows @ weights["kernel"].astype(rows.dtype)
 
 
-def _layer(
-  tower: _Tower, weights: Any, hidden_RxD: Array, n_prefix: int, masks: Masks, select: Callable
+def layer(
+  tower: Tower, weights: Any, hidden_RxD: Array, attend: Callable, select: Callable
 ) -> Float[Array, "R D"]:
-  """One layer; `select` reduces the rows to those whose output is read."""
+  """One layer of a frozen text tower, with few residuals.
+
+  `attend` maps scaled queries, keys and values to [R,D]; `select` picks the rows that are read.
+  """
   config, dtype = tower.config, tower.dtype
   epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
-  normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
+  normed_RxD = layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
   scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
 
   def projected(name: str) -> Array:
@@ -265,12 +272,10 @@ def _layer(
 
   query_RxD = projected("q_proj") * scale
   key_RxD, value_RxD = projected("k_proj"), projected("v_proj")
-  attended_RxD = packed_attention(
-    config.num_attention_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
-  )
+  attended_RxD = attend(query_RxD, key_RxD, value_RxD)
   hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
   hidden_RxD += _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
-  normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm2"])
+  normed_RxD = layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm2"])
   inner_RxF = _activation(config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"])
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
@@ -291,7 +296,7 @@ _activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any) -> Array:
+def layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any) -> Array:
   """Layer norm in float32, its result in the compute type, with the rows as residual."""
   return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
 
@@ -323,4 +328,4 @@ def _layer_norm_backward(
   )
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.clip.bidirectional import bidirectional_text_tower
 from pomp_jax.clip.packed import shared_text_tower
 from pomp_jax.errors import InputError
 
@@ -60,10 +61,15 @@ def text_tower(
   newer). `config` is HuggingFace's, or an object with its fields. `dtype` is the compute type, see
   `clip.precision`; parameters stay float32. `token_budget` is T, the most own tokens of all rows:
   `shared` drops the rows beyond it (`clip.packed.kept_rows`), `reference` ignores it. `memory` has
-  chunks and rematerialisation of `shared`, neither if None.
+  chunks and rematerialisation of `shared`, neither if None. A bidirectional configuration has the
+  tower of `clip.bidirectional`.
   """
+  n_chunks, remat = memory or MemoryPlan()
+  if getattr(config, "bidirectional", False):
+    if kind != "shared":
+      raise InputError(f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP")
+    return bidirectional_text_tower(config, dtype, n_chunks=n_chunks, remat=remat)
   if kind == "shared":
-    n_chunks, remat = memory or MemoryPlan()
     return shared_text_tower(
       config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
     )

@@ -9,6 +9,7 @@ text is read as SOS or EOT here. Shapes: N texts, L the longest of them in token
 from collections.abc import Callable, Mapping, Sequence
 import gzip
 import html
+import string
 from typing import Any, Protocol, runtime_checkable
 
 import ftfy
@@ -18,7 +19,7 @@ import regex
 import tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig
+from transformers import AutoTokenizer, CLIPTextConfig
 
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.errors import InputError
@@ -90,10 +91,56 @@ class BytePairTokenizer:
     return [self._tokens[i] for i in ids]
 
 
+class FileTokenizer:
+  """Another tokenizer than CLIP's, from HuggingFace's files: SigLIP's, BERT's, XLM-V's."""
+
+  def __init__(self, folder: str, *, clean: str = "whitespace", strip_sep_token: bool = False):
+    """Reads it, with open_clip's `tokenizer_kwargs`; the library raises bare Exceptions."""
+    self._tokenizer = AutoTokenizer.from_pretrained(folder)
+    self._clean, self._strips_end = _CLEANERS[clean], strip_sep_token
+    self.pad_token_id = int(self._tokenizer.pad_token_id)
+    # Tokens of an empty text: a start token or none, and one at the end.
+    *start, end = self._tokenizer([""])["input_ids"][0]
+    self.bos_token_id = start[0] if start else None
+    self.eos_token_id = None if strip_sep_token else end
+    # Tokens of "." and after it: canonical text has no punctuation.
+    self.n_after_name = (clean != "canonicalize") + (not strip_sep_token)
+
+  def __call__(
+    self, texts: Sequence[str], add_special_tokens: bool = True
+  ) -> dict[str, list[list[int]]]:
+    """Returns `input_ids`, one list a text; start and end tokens if `add_special_tokens`."""
+    cleaned = [self._clean(text) for text in texts]
+    rows = self._tokenizer(cleaned, add_special_tokens=add_special_tokens)["input_ids"]
+    if add_special_tokens and self._strips_end:
+      rows = [row[:-1] for row in rows]
+    return {"input_ids": rows}
+
+  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+    """The vocabulary's string of each id."""
+    return self._tokenizer.convert_ids_to_tokens(list(ids))
+
+
+def _basic(text: str) -> str:
+  return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def _canonical(text: str) -> str:
+  """Without punctuation, in lowercase, as in SigLIP's training (Zhai et al., 2023)."""
+  text = _basic(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+  return " ".join(text.lower().split())
+
+
+_CLEANERS = {
+  "whitespace": _basic,
+  "lower": lambda text: _basic(text).lower(),
+  "canonicalize": _canonical,
+}
+
+
 def clean(text: str) -> str:
   """Repairs, unescapes and lowercases a text, as in the training of CLIP's towers."""
-  text = html.unescape(html.unescape(ftfy.fix_text(text)))
-  return " ".join(text.split()).lower()
+  return _basic(text).lower()
 
 
 def read_bpe(find: Find, n_tokens: int, where: str) -> BytePairTokenizer:
@@ -144,7 +191,9 @@ def tokenize(
     raise TokenizeError("no texts to tokenize, expected at least one")
   budget = config.max_position_embeddings - 1 if budget is None else budget
   rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+  n_start = 0 if getattr(tokenizer, "bos_token_id", 0) is None else 1
   lengths_N = np.array([_eot_position(row, config.eos_token_id) for row in rows], np.int32)
+  lengths_N += 1 - n_start
   longest = int(np.argmax(lengths_N))
   if lengths_N[longest] > budget:
     raise TokenizeError(
@@ -153,7 +202,7 @@ def tokenize(
     )
   ids_NxL = np.zeros((len(rows), lengths_N[longest]), np.int32)
   for i, (row, length) in enumerate(zip(rows, lengths_N, strict=True)):
-    ids_NxL[i, :length] = row[1 : length + 1]
+    ids_NxL[i, :length] = row[n_start : length + n_start]
   return ids_NxL, lengths_N
 
 
@@ -169,7 +218,9 @@ def check_token_counts(
 
 
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
-  """The position whose feature HuggingFace pools."""
+  """The position whose feature is read: HuggingFace's, or the last where no id is known."""
+  if eos_token_id is None:
+    return len(row) - 1
   # Configurations older than transformers' pull request 24773 have eos_token_id=2 and mean the
   # highest id of the row. Newer ones have the true id and mean its first occurrence.
   if eos_token_id == 2:

@@ -1,4 +1,4 @@
-"""The frozen vision tower, a ViT or a ResNet: images to features.
+"""The frozen vision tower, a ViT, a ResNet or a family's: images to features.
 
 Shapes: B images of height H and width W, E embedding, D width.
 """
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from pomp_jax.clip.architecture import IMAGE_TOWERS
+from pomp_jax.clip.families import ImageTowerConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.vit import VisionTransformer
@@ -27,6 +28,14 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config
+  if isinstance(config, ImageTowerConfig):
+    tower = config
+
+    def of_family(params: Any, images_BxHxWx3: Any) -> Array:
+      pixels = normalized(clip, images_BxHxWx3).astype(dtype)
+      return tower.features(params["vision_model"], pixels).astype(jnp.float32)
+
+    return in_chunks(with_products(products, of_family), chunk)
   module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)
 
   def features(params: Any, images_BxHxWx3: Any) -> Array:

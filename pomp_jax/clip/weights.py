@@ -42,6 +42,16 @@ class Weights(NamedTuple):
   text: Mapping[str, str] = types.MappingProxyType({})
 
 
+class Files(NamedTuple):
+  """The files of a CLIP, in a folder or on the hub."""
+
+  source: str  # for messages
+  find: Callable[[str], Path | None]  # path of a file, downloaded if necessary; None without one
+  json: Callable[[str], Any]  # content of a JSON file; None without one
+  # As `find`, in another repository of the hub.
+  elsewhere: Callable[[str, str], Path | None]
+
+
 class Source(NamedTuple):
   """The tensor of a parameter."""
 

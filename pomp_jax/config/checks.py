@@ -13,11 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.clip.open_clip import PREFIX, named_clip
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
 from pomp_jax.config.fields import Clip, Data, Export, Optim, Predict, Sampling
 from pomp_jax.config.settings import FIELDS, Settings, check_read, defaults, fields_of, flatten
 from pomp_jax.data.class_lists import CLASS_LISTS
+from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.paths import exists, is_dir, is_file
@@ -42,7 +44,7 @@ SYNTHETIC_CLIP = "synthetic:"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
 _CLIPS = (
-  "world, a folder or file that exists, or a hub id OWNER/NAME such as"
+  "world, a folder or file that exists, open_clip:MODEL/TAG, or a hub id OWNER/NAME such as"
   " openai/clip-vit-base-patch16 or laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
 )
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
@@ -142,6 +144,8 @@ def validate(settings: Settings) -> None:
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
       _check_warmup(settings.optim)
+      if settings.loss == "sigmoid":
+        _check_sigmoid(settings.correction, settings.sampling)
     if "log" in groups:
       _check_tracker(settings.log.tracker)
     _check_model(settings.clip, settings.dry_run)
@@ -179,6 +183,14 @@ def _fixed_by_method(method: Method, sampling: Sampling) -> dict[str, Any]:
   return fixed
 
 
+def _check_sigmoid(correction: str, sampling: Sampling) -> None:
+  where = "where loss='sigmoid'"
+  expected = f"'log', importance weights, or 'none' {where}"
+  require(correction in ("log", "none"), "correction", correction, expected)
+  weight = sampling.ancestors_weight
+  require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
+
+
 def _check_warmup(optim: Optim) -> None:
   fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
@@ -200,10 +212,14 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   if clip.model != name:
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     require(name in published, "clip.model", clip.model, expected)
+  try:
+    name = named_clip(name).source
+  except InputError as error:
+    raise ConfigError("clip.model", clip.model, str(error)) from error
   if not (exists(name) or name in published):
-    foreign = re.match(r"hf-hub:|(ViT|RN\d|EVA\d|convnext)[\w-]*(/|$)", name)
-    expected = f"{_CLIPS}; names of open_clip and OpenAI are not read"
-    require(not foreign, "clip.model", name, expected)
+    short = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
+    expected = f"{PREFIX}MODEL/TAG for a model by open_clip's name, or {_CLIPS}"
+    require(not short, "clip.model", name, expected)
     # A hub id has one slash at most, and starts with a letter or a digit.
     hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
     require(hub_id, "clip.model", name, _CLIPS)

@@ -27,7 +27,7 @@ from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
-from pomp_jax.prompt.loss import CORRECTIONS
+from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
@@ -237,6 +237,10 @@ class Contrast:
   negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
   k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
+  loss: str = row("softmax", "loss: cross-entropy, or SigLIP's sum over classes", one_of(*LOSSES))
+  logit_bias: float = row(
+    0.0, "added to the logits of sigmoid; 0: the CLIP's own", between(-1e3, 1e3)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

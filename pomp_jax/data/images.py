@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import os
+from typing import NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
@@ -55,16 +56,26 @@ _TURNS = {
 File = str | os.PathLike | bytes  # a path, or the content of a file
 
 
+class Resize(NamedTuple):
+  """How images become S x S pixels; as OpenAI's CLIPs by default."""
+
+  squash: bool = False  # to a square; otherwise the shorter side to S, and the centre cropped
+  bilinear: bool = False  # bilinear instead of bicubic
+
+
+CLIPS_RESIZE = Resize()
+
+
 class ImageError(InputError, ValueError):
   """Unreadable images; the message is one line that names the file."""
 
 
 def read_image(
-  file: File, size: int, upright: bool = False, where: str = ""
+  file: File, size: int, upright: bool = False, where: str = "", resize: Resize = CLIPS_RESIZE
 ) -> UInt8[np.ndarray, "S S 3"]:
   """Prepares one image, of a path or the content at `where` (`prepare`); ImageError if it can't."""
   with _as_image_error(where or str(file)), _open(file) as image:
-    return prepare(image, size, upright)
+    return prepare(image, size, upright, resize)
 
 
 def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
@@ -183,9 +194,9 @@ def _as_image_error(where: str) -> Iterator[None]:
 
 
 def prepare(
-  image: Image.Image | np.ndarray, size: int, upright: bool = False
+  image: Image.Image | np.ndarray, size: int, upright: bool = False, resize: Resize = CLIPS_RESIZE
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to S (bicubic), centre crop.
+  """A CLIP's test preprocessing: RGB (`to_rgb`), resized, by default with a centre crop.
 
   ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to resize.
   """
@@ -196,12 +207,15 @@ def prepare(
       raise ImageError(f"an image is {found}, expected uint8 [H,W,3] or a Pillow image")
     image = Image.fromarray(image)
   image = to_rgb(image, upright)
+  resampling = Image.Resampling.BILINEAR if resize.bilinear else Image.Resampling.BICUBIC
+  if resize.squash:
+    return np.asarray(image.resize((size, size), resampling))
   shorter = min(image.size)
   # Truncated as in torchvision's Resize, which CLIP uses.
   width, height = (int(size * side / shorter) for side in image.size)
   if width * height > MAX_PIXELS:
     raise ImageError(f"{image.width} x {image.height} pixels are too narrow")
-  image = image.resize((width, height), Image.Resampling.BICUBIC)
+  image = image.resize((width, height), resampling)
   # Rounded to even as in torchvision's CenterCrop.
   left, top = round((width - size) / 2), round((height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -12,7 +12,14 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, check_decodes, read_image
+from pomp_jax.data.images import (
+  CLIPS_RESIZE,
+  PREPROCESSING_VERSION,
+  ImageError,
+  Resize,
+  check_decodes,
+  read_image,
+)
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import to_path
 from pomp_jax.files.texts import read_file
@@ -102,6 +109,7 @@ class StoredImages:
     rows: np.ndarray | None = None,
     image_size: int = 224,
     upright: bool = False,
+    resize: Resize = CLIPS_RESIZE,
   ):
     """Combines a storage with the classes of its images.
 
@@ -111,8 +119,10 @@ class StoredImages:
       rows: the images' numbers in the storage; None: 0..n-1.
       image_size: S.
       upright: whether images are turned as their EXIF orientation says.
+      resize: how they become S x S pixels.
     """
     self.names, self.image_size, self.upright = tuple(names), image_size, upright
+    self.resize = resize
     self.labels = np.asarray(labels, np.int32)
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
@@ -151,14 +161,15 @@ class StoredImages:
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
     """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""
-    return read_image(self.encoded(index), self.image_size, self.upright, self.where(index))
+    content, where = self.encoded(index), self.where(index)
+    return read_image(content, self.image_size, self.upright, where, self.resize)
 
   def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
     """Images by index; see `image`."""
     return np.stack([self.image(index) for index in map(int, indices)])
 
   def replace(self, **attributes: Any) -> "StoredImages":
-    """The same images with another `image_size` or `upright`."""
+    """The same images with another `image_size`, `upright` or `resize`."""
     other = copy.copy(self)
     vars(other).update(attributes)
     return other
@@ -171,7 +182,7 @@ class StoredImages:
   def relabelled(self, names: Sequence[str], labels: Int[np.ndarray, " n"]) -> "StoredImages":
     """The same images under other class names; label -1 drops the image."""
     part = self.subset(np.flatnonzero(labels != -1))
-    rows, pixels = part._rows, (self.image_size, self.upright)
+    rows, pixels = part._rows, (self.image_size, self.upright, self.resize)
     return StoredImages(names, labels[labels != -1], part.keys, self._storage, rows, *pixels)
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":

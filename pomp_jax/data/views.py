@@ -15,7 +15,15 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop, sides
+from pomp_jax.data.images import (
+  CLIPS_RESIZE,
+  ImageError,
+  load_rgb,
+  open_image,
+  prepare,
+  resized_crop,
+  sides,
+)
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.features import Features
 
@@ -98,7 +106,8 @@ def views(
       else:
         where, upright, image = f"image {index}", False, Image.fromarray(ready[row])
       if augmentation.kind == "none":
-        result[row] = prepare(load_rgb(image, where, upright=upright)[0], size)
+        rgb, _ = load_rgb(image, where, upright=upright)
+        result[row] = prepare(rgb, size, resize=stored.resize if stored else CLIPS_RESIZE)
       else:
         drawn = augmentation.draw(*sides(image, upright), index, epoch)
         # A JPEG is decoded smaller as long as no crop has to be enlarged for it.

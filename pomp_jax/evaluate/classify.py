@@ -96,7 +96,7 @@ class Classifier:
     """Yields the probabilities of `batch_size` images at a time; the last batch may be smaller."""
     clip, remaining, first = self._encoder.clip, iter(images), 0
     while part := list(itertools.islice(remaining, self._batch_size)):
-      pixels = [_pixels(image, clip.image_size, first + i) for i, image in enumerate(part)]
+      pixels = [self._pixels(image, first + i) for i, image in enumerate(part)]
       # Pad to a power of two, so that a new number of images compiles nothing.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
@@ -106,22 +106,23 @@ class Classifier:
       yield scipy.special.softmax(logits_BxN, axis=-1)
       first += len(part)
 
+  def _pixels(self, image: Any, place: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Reads or prepares one image; an error names its path or its place."""
+    size, resize = self._encoder.clip.image_size, self._encoder.resize
+    if isinstance(image, str | os.PathLike):
+      return read_image(image, size, resize=resize)
+    try:
+      image = image if isinstance(image, Image.Image) else np.asarray(image)
+      return prepare(image, size, resize=resize)
+    except ImageError as error:
+      raise ImageError(f"image {place}: {error}, or the path of an image file") from error
+
 
 def _listed(images: Any) -> tuple[Iterable[Any], bool]:
   """The images, and whether it is one; of arrays only [B,H,W,3] are several."""
   is_path = isinstance(images, Image.Image | str | os.PathLike)
   is_one = images.ndim != 4 if hasattr(images, "ndim") else is_path
   return ([images] if is_one else images), is_one
-
-
-def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:
-  """Reads or prepares one image; an error names its path or its place."""
-  if isinstance(image, str | os.PathLike):
-    return read_image(image, size)
-  try:
-    return prepare(image if isinstance(image, Image.Image) else np.asarray(image), size)
-  except ImageError as error:
-    raise ImageError(f"image {place}: {error}, or the path of an image file") from error
 
 
 def _check_at_least_1(name: str, value: int) -> None:

@@ -13,6 +13,7 @@ from pomp_jax.clip.load import read_config_and_tokenizer
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.fields import Data
+from pomp_jax.data.images import CLIPS_RESIZE, Resize
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import stored
@@ -76,10 +77,11 @@ def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: 
     return _module(data).open_source(data, split, **sizes)
 
 
-def open_training_source(data: Data, image_size: int) -> Source:
+def open_training_source(data: Data, image_size: int, resize: Resize = CLIPS_RESIZE) -> Source:
   """Opens the training images at the CLIP's image size; see `open_source`."""
   source = open_source(data, "train", images_per_class=data.images_per_class)
-  return source.replace(image_size=image_size) if isinstance(source, StoredImages) else source
+  pixels = {"image_size": image_size, "resize": resize}
+  return source.replace(**pixels) if isinstance(source, StoredImages) else source
 
 
 def n_training_classes(data: Data) -> int:

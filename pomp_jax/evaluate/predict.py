@@ -103,14 +103,15 @@ class Classify(Task):
 
   def _open(self, encoder):
     names, top = [name for (name,) in self._synonyms], self._settings.top
-    self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
+    self.facts = {"n_classes": len(names)}
+    self._size, self._resize = encoder.clip.image_size, encoder.resize
     classifier = Classifier(encoder, self._settings.prompt, names)
     return lambda block: zip(
       block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )
 
   def _read(self, path):
-    return read_image(path, self._size, self._upright)
+    return read_image(path, self._size, self._upright, resize=self._resize)
 
   def _take(self, key, picture, found):
     return [{"name": name, "probability": p} for name, p in found]

@@ -75,7 +75,7 @@ class PromptContext(nn.Module):
 
   def __call__(
     self,
-    sos_D: Float[Array, " D"],
+    sos_SxD: Float[Array, "S D"],
     tokens_CxLxD: Float[Array, "C L D"],
     name_lengths_C: Int32[Array, " C"],
     lengths_C: Int32[Array, " C"],
@@ -88,7 +88,7 @@ class PromptContext(nn.Module):
     """
     n_before = self.n_before
     if self.n_classes is None:
-      prefix_PxD = jnp.concatenate([sos_D[None], self.context[:n_before]])
+      prefix_PxD = jnp.concatenate([sos_SxD, self.context[:n_before]])
       inside_CxIxD = jnp.broadcast_to(
         self.context[n_before:], (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width)
       )
@@ -97,7 +97,7 @@ class PromptContext(nn.Module):
     context_CxMxD = self.context[class_ids_C]
     rest_CxLxD = insert_after_name(tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C)
     suffix_CxLxD = jnp.concatenate([context_CxMxD[:, :n_before], rest_CxLxD], axis=1)
-    return Sequences(sos_D[None], suffix_CxLxD, lengths_C + self.n_own)
+    return Sequences(sos_SxD, suffix_CxLxD, lengths_C + self.n_own)
 
 
 def insert_after_name(

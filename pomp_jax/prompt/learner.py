@@ -23,7 +23,7 @@ class Frozen(NamedTuple):
 
   text: Any  # parameters of the text tower
   image: Any  # parameters of the image tower; empty when batches bring features
-  sos: Any  # embedding of the start token [D]
+  sos: Any  # embedding of the start token [1,D], or [0,D] of a tokenizer without one
   tokens: ClassTokens  # own tokens of all N classes
   classes: Any = None  # text features of all N classes [N,E], for learners whose text side is fixed
   # Facts about the classes for the sampler. Its bank is recomputed between steps.

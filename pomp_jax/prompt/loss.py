@@ -16,6 +16,9 @@ from pomp_jax.prompt.sampling import Negatives, SamplingSettings
 # `log`: the unbiased one. `log10`: as published. `refined`: of Khrylchenko et al. (2025), with the
 # gradient of `log`. `logq`: the classic correction, of the positive as well.
 CORRECTIONS = ("log", "log10", "none", "refined", "logq")
+# `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai et al.,
+# 2023); with the importance weights of `log`, value and gradient are unbiased at any K.
+LOSSES = ("softmax", "sigmoid")
 # Factors on the log importance weight; 1 for the others.
 SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
@@ -30,12 +33,14 @@ class ContrastSettings:
   logit_scale: float  # factor on the cosine
   sampling: SamplingSettings = SamplingSettings()  # the sampler of negatives
   ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
+  loss: str = "softmax"  # one of LOSSES
+  logit_bias: float = 0.0  # added to the logits of `sigmoid`
 
 
 class Contrast(NamedTuple):
   """Loss, and accuracy on the sampled set."""
 
-  loss: Float[Array, ""]  # mean cross-entropy over the images, nats
+  loss: Float[Array, ""]  # mean over the images, nats
   # Share of the images whose own class has the highest similarity in their set.
   accuracy: Float[Array, ""]
 
@@ -73,10 +78,11 @@ def local_contrast(
   labels_B: Int32[Array, " B"],
   negatives: Negatives,
 ) -> Contrast:
-  """Cross-entropy of each image's class against the negatives that are not its class.
+  """Loss of each image's class against the negatives that are not its class.
 
-  loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale * cos.
+  softmax: loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale cos.
   An image with no negative left contributes zero loss and zero gradient.
+  sigmoid: loss_i = log(1 + exp(-s_i+ - b)) + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
 
   Features are of any length: f(x) of the images, g(t_y) of each image's own class, and g(t_c) of
   the negatives, [S,B,E] where it depends on the image. `negatives` is the result of
@@ -113,12 +119,22 @@ def local_contrast(
   gap_BxS = corrected_BxS - positive_B[:, None]
   if kind == "logq":
     gap_BxS -= own_B[:, None]
+  if settings.loss == "sigmoid":
+    negative_loss_BxS = jax.nn.softplus(negative_BxS + settings.logit_bias)
+    weight_BxS = jnp.exp(jnp.where(kept_BxS, margin_BxS, -jnp.inf))
+    loss_B = jax.nn.softplus(-positive_B - settings.logit_bias)
+    loss_B += jnp.sum(weight_BxS * negative_loss_BxS, axis=-1)
+    return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
   loss_B = _refined(gap_BxS) if kind == "refined" else _log_one_plus_sum(gap_BxS)
   if settings.ancestors_weight:
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
     loss_B += settings.ancestors_weight * ancestors_B
+  return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
+
+
+def _accuracy(positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Array) -> jax.Array:
   hardest_B = jnp.max(jnp.where(kept_BxS, negative_BxS, -jnp.inf), axis=-1)
-  return Contrast(jnp.mean(loss_B), jnp.mean(positive_B > hardest_B))
+  return jnp.mean(positive_B > hardest_B)
 
 
 def _log_one_plus_sum(gap_BxS: jax.Array) -> jax.Array:

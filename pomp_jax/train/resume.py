@@ -59,7 +59,7 @@ def check_same_run(
       hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
       raise UnknownFieldError(field, hint)
   for field, value in now.items():
-    stored = before.get(field)
+    stored = before.get(field, FIELDS[field].default)  # one that the run's version did not have
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and not may_change(field):
       raise ConfigError(

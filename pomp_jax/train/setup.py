@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from pomp_jax.clip.text import MemoryPlan
-from pomp_jax.config import METHODS, Settings, fields
+from pomp_jax.config import METHODS, ConfigError, Settings, fields
 from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
 from pomp_jax.data.loader import Fetch, Loader
 from pomp_jax.data.readers import Readers, choose_readers
@@ -148,7 +148,10 @@ class PromptRun(Run):
     """Numbers of the loss."""
     scale, weight = self.encoder.clip.logit_scale, self.sampling.ancestors_weight
     drawing, correction = sampling_of(self.sampling, scale), self.contrast.correction
-    return ContrastSettings(self.k, len(self.source.names), correction, scale, drawing, weight)
+    n_classes, bias = len(self.source.names), logit_bias_of(self.contrast, self.encoder)
+    return ContrastSettings(
+      self.k, n_classes, correction, scale, drawing, weight, self.contrast.loss, bias
+    )
 
   @property
   def needs_bank(self) -> bool:
@@ -262,6 +265,16 @@ def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
   return steps_per_epoch, loop.steps or loop.epochs * steps_per_epoch
 
 
+def logit_bias_of(contrast: Contrast, encoder: Encoder) -> float:
+  """Bias of the sigmoid loss's logits; ConfigError if neither the config nor the CLIP has one."""
+  if contrast.loss != "sigmoid":
+    return 0.0
+  bias = contrast.logit_bias or float(encoder.clip.params.get("logit_bias", 0))
+  if not bias:
+    raise ConfigError("logit_bias", 0.0, "a bias such as -17: this CLIP has none of its own")
+  return bias
+
+
 def prepare(
   config: Settings,
   folder: RunFolder,
@@ -277,7 +290,8 @@ def prepare(
   data, prompt, loop = config.data, config.prompt, config.loop
   method = methods.method_of(config.method)
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
-  source = source or inputs.open_training_source(data, encoder.clip.image_size)
+  source = source or inputs.open_training_source(data, encoder.clip.image_size, encoder.resize)
+  logit_bias_of(config.contrast, encoder)  # raises, before anything is written
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   module = PromptContext(

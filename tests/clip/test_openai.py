@@ -1,6 +1,7 @@
 """OpenAI's and open_clip's checkpoints against open_clip's own models, file by file."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -186,13 +187,10 @@ def state(vision):
   return small_open_clip(vision).state_dict()
 
 
-def test_a_model_that_is_no_clip(folder, state):
+def test_a_model_that_is_no_clip(folder):
   expected = "no token_embedding.weight, expected a CLIP in OpenAI's or open_clip's layout (found "
   path = _save(torch.nn.Linear(3, 2).state_dict(), folder / "clip.safetensors")
   assert f"{expected}2 tensors" in error_of(path)
-  # CoCa and SigLIP have their text tower's names behind a prefix.
-  coca = {name if name.startswith("visual.") else f"text.{name}": state[name] for name in state}
-  assert expected in error_of(_save(coca, folder / "clip.safetensors"))
 
 
 _KEY = "transformer.resblocks.1.attn.in_proj_weight"
@@ -202,8 +200,6 @@ _KEY = "transformer.resblocks.1.attn.in_proj_weight"
   "key, change, found",
   [
     ("ln_final.bias", None, "ln_final.bias is missing"),
-    # SigLIP's loss has this one.
-    ("logit_bias", lambda _: torch.zeros(()), "logit_bias is unexpected"),
     (_KEY, lambda tensor: tensor[:128].clone(), f"{_KEY}: got shape [128, 64], expected [192, 64]"),
     ("token_embedding.weight", lambda _: torch.zeros(524), "got shape [524], expected 2 axes"),
     ("visual.positional_embedding", lambda _: torch.zeros(16, 128), "got 16 rows"),
@@ -257,9 +253,10 @@ def test_weights_of_another_vocabulary(folder, state):
 
 
 @pytest.mark.parametrize(
-  "name", ["coca_ViT-B-32", "ViT-B-16-SigLIP", "convnext_base", "EVA02-B-16"]
+  "name", ["coca_ViT-B-32", "roberta-ViT-B-32", "MobileCLIP-S1", "ViTamin-B"]
 )
 def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
   settings = open_clip.get_model_config(name)
   (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-  assert "expected a CLIP without it" in error_of(_save(state, folder / "clip.safetensors"))
+  message = error_of(_save(state, folder / "clip.safetensors"))
+  assert re.search("expected (a CLIP without it|one of .*eva02|last)", message)

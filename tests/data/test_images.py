@@ -6,6 +6,7 @@ import subprocess
 import zlib
 
 import numpy as np
+import open_clip
 from PIL import Image, ImageOps, TiffImagePlugin
 import pytest
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
@@ -31,6 +32,21 @@ def test_prepare_is_torchvisions(size):
     pixels = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
     for image in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
       np.testing.assert_array_equal(prepare(image, size), torchvision(image), f"{image.size}")
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizes_are_open_clips(mode, interpolation):
+  settings = {"resize_mode": mode, "interpolation": interpolation}
+  published = open_clip.transform.image_transform(
+    32, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **settings
+  )
+  resize = images.Resize(mode == "squash", interpolation == "bilinear")
+  for shape in ((48, 48), (100, 61), (37, 90), (20, 31), (32, 33)):
+    pixels = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
+    expected = published(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
+    found = prepare(pixels, 32, resize=resize)
+    np.testing.assert_array_equal(found, np.rint(255 * expected))
 
 
 def many_modes():

@@ -46,7 +46,7 @@ def _apply(prompt, context, sos, tokens):
 @hypothesis.given(prompt=_prompts())
 def test_every_layout_is_the_plain_one(prompt):
   # Each vector is a number of its own: SOS 1, tokens 100 + .., the context 1000 + ...
-  sos = np.ones(WIDTH, np.float32)
+  sos = np.ones((1, WIDTH), np.float32)
   tokens = 100 + np.arange(N_ROWS * N_TOKENS * WIDTH, dtype=np.float32)
   tokens = tokens.reshape(N_ROWS, N_TOKENS, WIDTH)
   shape = (N_CLASSES,) * prompt["per_class"] + (prompt["n_vectors"], WIDTH)
@@ -59,7 +59,7 @@ def test_every_layout_is_the_plain_one(prompt):
   for row in range(N_ROWS):
     n_name, length = prompt["name_lengths"][row], prompt["lengths"][row]
     expected = plain_layout(
-      sos,
+      sos[0],
       context[prompt["class_ids"][row]] if prompt["per_class"] else context,
       tokens[row, :n_name],
       tokens[row, n_name:length],

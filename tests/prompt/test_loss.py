@@ -69,6 +69,32 @@ def test_loss_accuracy_and_gradients_equal_torch(correction, scale):
     assert_close(found, plain)
 
 
+@pytest.mark.parametrize("correction", ["log", "none"])
+def test_the_sigmoid_loss_equals_torch(correction):
+  features, bias, scale = _features(), -3.0, 10.0
+  settings = ContrastSettings(2, N_CLASSES, correction, scale, loss="sigmoid", logit_bias=bias)
+
+  def loss(features):
+    labels, negatives = jax.tree.map(jax.numpy.asarray, (LABELS, NEGATIVES))
+    return local_contrast(settings, *features, labels, negatives).loss
+
+  found, gradients = jax.jit(jax.value_and_grad(loss))([np.float32(rows) for rows in features])
+  leaves = [torch.tensor(rows, requires_grad=True) for rows in features]
+  image, positive, negative = (torch.nn.functional.normalize(leaf) for leaf in leaves)
+  total = 0
+  for i, label in enumerate(LABELS):
+    kept = DRAWN != label
+    weight = (N_CLASSES - 1) / kept.sum() if correction == "log" else 1.0
+    logits = scale * torch.cat([image[i] @ positive[i][:, None], negative[kept] @ image[i]]) + bias
+    signs = torch.tensor([1.0] + [-1.0] * int(kept.sum()))
+    weights = torch.tensor([1.0] + [weight] * int(kept.sum()))
+    total -= (weights * torch.nn.functional.logsigmoid(signs * logits)).sum() / len(LABELS)
+  total.backward()
+  assert_close(found, total.detach().numpy())
+  for gradient, leaf in zip(gradients, leaves, strict=True):
+    assert_close(gradient, leaf.grad)
+
+
 @pytest.mark.parametrize("correction", PLAIN)
 def test_an_image_with_no_negative_left_adds_nothing(correction):
   features = _features(n_images=3, n_negatives=1)

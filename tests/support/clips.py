@@ -141,7 +141,7 @@ def encode_texts(
   tower = tower or text_tower("shared", clip.config.text_config)
   ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
   suffix_NxLxD = token_embeddings(clip.params, ids_NxL)
-  prefix_1xD = clip.sos_embedding[None]
+  prefix_1xD = clip.sos_embedding
   return jax.jit(tower)(clip.text_params, prefix_1xD, suffix_NxLxD, lengths_N)
 
 

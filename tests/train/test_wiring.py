@@ -52,6 +52,7 @@ BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
 REGIONS = STORED | {"data.source": "regions", "data.annotations": "OBJECTS", "data.shots": 0}
 HARD = {"sampling.name": "hard"}
+BIASED = {"logit_bias": -15.0}
 SIMILAR = {"sampling.exclude": "similar"}
 SHALLOW = ONLINE | {"method": "vpt_shallow"}
 DEEP = ONLINE | {"method": "vpt_deep", "clip.model": "CLIP"}
@@ -107,6 +108,8 @@ CHANGES = {
   "negatives": ("all", {}, "program", {"k": 16}),
   "k": (8, {}, "program", {"k": 8}),
   "correction": ("none", {}, "program", {"correction": "none"}),
+  "loss": ("sigmoid", BIASED, "program", {"loss": "sigmoid", "logit_bias": -15.0}),
+  "logit_bias": (-9.0, BIASED | {"loss": "sigmoid"}, "program", {"logit_bias": -9.0}),
   "sampling.name": ("hard", {}, "program state", {"name": "hard"}),
   "sampling.mix": (1.0, HARD, "program", {"mix": 1.0}),
   "sampling.temperature": (1.0, HARD, "program", {"temperature": 1.0}),

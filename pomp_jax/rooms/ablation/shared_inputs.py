@@ -58,12 +58,12 @@ class SharedInputs:
     """Makes the training of a cell ready, its CLIP and its images shared with the others."""
     config = self._replace(cell.overrides)
     encoder = self._encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-    source = self._source(config.data, encoder.clip.image_size)
+    source = self._source(config.data, encoder.clip.image_size, encoder.resize)
     frozen = self._frozen(encoder, config.data, config.prompt.m)
     return setup.prepare(config, self.folder, encoder=encoder, source=source, frozen=frozen)
 
   def _frozen(self, encoder: Encoder, data: Data, m: int):
-    names = self._source(data, encoder.clip.image_size).names
+    names = self._source(data, encoder.clip.image_size, encoder.resize).names
     return encoder.frozen(encoder.vocabulary(names, m))
 
   def stream(self, run: setup.PromptRun) -> Stream:

@@ -32,8 +32,8 @@ def gradient_function(
 ) -> Callable[..., Float[Array, "corrections P"]]:
   """Compiles (params, frozen, image features [B,E], labels [B], key) -> gradients of one draw.
 
-  Each correction is a row, of the same draw. The learner's token budget fits the draw; the
-  correction of `settings` is ignored.
+  Each correction is a row, of the same draw; "sigmoid" is that loss with importance weights. The
+  learner's token budget fits the draw; the loss and the correction of `settings` are ignored.
   """
 
   @jax.jit
@@ -61,7 +61,7 @@ def gradient_function(
     def one(correction):
       def loss(class_features_CxE):
         return local_contrast(
-          dataclasses.replace(settings, correction=correction),
+          dataclasses.replace(settings, **_loss_of(correction)),
           features_BxE,
           class_features_CxE[:n_images],
           class_features_CxE[-negatives.ids.size :],
@@ -75,6 +75,14 @@ def gradient_function(
     return jnp.stack([one(correction) for correction in corrections])
 
   return gradients
+
+
+def _loss_of(correction: str) -> dict[str, str]:
+  is_sigmoid = correction == "sigmoid"
+  return {
+    "loss": "sigmoid" if is_sigmoid else "softmax",
+    "correction": "log" if is_sigmoid else correction,
+  }
 
 
 def draws_of(

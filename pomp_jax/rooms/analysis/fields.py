@@ -40,8 +40,8 @@ class GradientBias:
   )
   corrections: tuple[str, ...] = row(
     ("log", "log10", "none", "logq"),
-    "corrections; the first is shown for each sampler",
-    _some_of(*CORRECTIONS),
+    "corrections of the softmax, or sigmoid; the first is shown for each sampler",
+    _some_of(*CORRECTIONS, "sigmoid"),
   )
   images: int = row(64, "images of a gradient", at_least(1))
   rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))

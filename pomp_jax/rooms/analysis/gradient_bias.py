@@ -5,7 +5,7 @@ gradients of many draws. `cells/` has a file for each sampler and K. A restart c
 that are missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
 import time
@@ -46,6 +46,7 @@ from pomp_jax.rooms.analysis.bias import (
 from pomp_jax.rooms.analysis.fields import GradientBias
 from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
+from pomp_jax.train.setup import logit_bias_of
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,16 @@ class Gradients:
   features_BxE: Float[np.ndarray, "B E"]
   labels_B: Int[np.ndarray, " B"]
   seed: int
+  logit_bias: float  # of the sigmoid loss
 
   def of_draws(
     self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
     """Computes R = `n_draws` independent draws of K classes under each correction."""
     lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
-    contrast = ContrastSettings(k, len(lengths_N), "log", clip.logit_scale, sampling)
+    contrast = ContrastSettings(
+      k, len(lengths_N), "log", clip.logit_scale, sampling, logit_bias=self.logit_bias
+    )
     size = self.labels_B.size
     budget = step_token_budget(self.module, lengths_N, settings=contrast, group_size=size)
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
@@ -120,11 +124,17 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
   arrays = _arrays(config.sampling, config.data, own.samplers, names, encoder.clip.image_size)
+  losses: tuple[str, ...] = ("log",)  # the exact gradient is the same under all corrections
+  logit_bias = 0.0
+  if "sigmoid" in own.corrections:
+    sigmoid = dataclasses.replace(config.contrast, loss="sigmoid")
+    losses, logit_bias = ("log", "sigmoid"), logit_bias_of(sigmoid, encoder)
   clip = config.clip
   parts: list[Any] = [f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"]
   parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
   parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
   parts += [np.asarray(params["context"]), features_BxE, labels_B]
+  parts += [str(logit_bias)] * ("sigmoid" in own.corrections)
   parts += [np.asarray(array) for array in (bank_NxE, *arrays) if array is not None]
   key = fingerprint(parts)
   frozen = encoder.frozen(encoder.vocabulary(names, module.n_vectors))
@@ -135,18 +145,22 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   gradients = Gradients(
     *(encoder, config.clip, module, params, frozen),
     *(sampling_of(config.sampling, encoder.clip.logit_scale), features_BxE, labels_B, seed),
+    logit_bias,
   )
   folder = RunFolder(workdir)
   folder.create()
-  exact_P = gradients.of_draws(len(names), SamplingSettings(), ("log",), 1)[0, 0]
-  log.info("exact gradient over %d classes: norm %.4g", len(names), np.linalg.norm(exact_P))
-  cells = _cells(own, gradients, exact_P, folder, key)
+  all_classes = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
+  of_loss = dict(zip(losses, all_classes, strict=True))
+  exact = {one: of_loss["sigmoid" if one == "sigmoid" else "log"] for one in own.corrections}
+  norms = {one: float(np.linalg.norm(gradient_P)) for one, gradient_P in of_loss.items()}
+  log.info("norms of the exact gradients over %d classes: %s", len(names), norms)
+  cells = _cells(own, gradients, exact, folder, key)
   results = {
     "job": config.job,
     "n_classes": len(names),
     "images": labels_B.size,
     "prompt": own.prompt or "initial",
-    "exact_norm": float(np.linalg.norm(exact_P)),
+    "exact_norm": norms["log"],
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
@@ -162,7 +176,7 @@ def _images(
   """Names of all classes; features [B,E] and labels [B] of readable training images."""
   source = inputs.open_source(data, "train", n_images=n_images)
   if isinstance(source, StoredImages):
-    source = source.replace(image_size=encoder.clip.image_size)
+    source = source.replace(image_size=encoder.clip.image_size, resize=encoder.resize)
   chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:n_images])
   features, skipped = [], SkippedImages(source, data.max_corrupt)
   for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
@@ -215,7 +229,11 @@ def _arrays(
 
 
 def _cells(
-  own: GradientBias, gradients: Gradients, exact_P: np.ndarray, folder: RunFolder, key: str
+  own: GradientBias,
+  gradients: Gradients,
+  exact: Mapping[str, np.ndarray],
+  folder: RunFolder,
+  key: str,
 ) -> list[dict[str, Any]]:
   """Figures of each sampler, K and correction; `key` is that of all but these."""
   cells, pairs = [], {f"{s}_{k}": (s, k) for s in own.samplers for k in own.k}
@@ -232,7 +250,8 @@ def _cells(
       sampling = dataclasses.replace(gradients.sampling, name=sampler)
       drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
       found = [
-        {"sampler": sampler, "correction": correction, "k": k} | summarise(drawn[:, i], exact_P)
+        {"sampler": sampler, "correction": correction, "k": k}
+        | summarise(drawn[:, i], exact[correction])
         for i, correction in enumerate(own.corrections)
       ]
       pieces.save(name, {"cells": found})

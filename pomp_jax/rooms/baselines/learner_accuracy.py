@@ -86,7 +86,7 @@ def learner_accuracy(
   def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
     """Reads the images again; those that can't be read any more are dropped."""
     if isinstance(source, StoredImages):
-      source = source.replace(image_size=encoder.clip.image_size)
+      source = source.replace(image_size=encoder.clip.image_size, resize=encoder.resize)
     skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
     task = "features of images"
     read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)

@@ -22,7 +22,6 @@ from pomp_jax.clip import Clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Params
 from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.vision import in_chunks, normalized, project
 from pomp_jax.clip.vit import VisionTransformer
 from pomp_jax.config import ConfigError, fields
@@ -123,10 +122,10 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Raises ConfigError for a ResNet, or fewer layers than `prompt.depth`."""
-    if isinstance(clip.vision_config, ResNetConfig):
-      raise ConfigError("method", self.name, "a CLIP with a ViT; this one has a ResNet")
-    layers = {"vision": clip.vision_config, "text": clip.text_config}
+    """Raises ConfigError for another tower than a ViT, or fewer layers than `prompt.depth`."""
+    if clip.vit is None:
+      raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
+    layers = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
     if prompt.depth > most:
       limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"

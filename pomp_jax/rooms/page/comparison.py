@@ -85,7 +85,8 @@ class Comparison:
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
     """The likeliest names of a picture under each prompt; TokenizeError, EvaluationError."""
     clip, features = self._encoder.clip, self._class_features(names)
-    features_1xE = self._encoder.image_features(prepare(image, clip.image_size)[None])
+    pixels = prepare(image, clip.image_size, resize=self._encoder.resize)
+    features_1xE = self._encoder.image_features(pixels[None])
     check_finite(features_1xE, "images")
     logits = [clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features]
     return self._answers(names, list(map(scipy.special.softmax, logits)))
@@ -93,7 +94,7 @@ class Comparison:
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
     """Draws a class for every pixel under each prompt; a PNG."""
     if not self.regions.segments:
-      raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
+      raise FormError("segmentation needs a ViT or a network; this CLIP has neither")
     if len(names) > self.regions.most_names:
       expected = f"expected at most {self.regions.most_names} for a segmentation"
       raise FormError(f"names: got {len(names):,}, {expected}")

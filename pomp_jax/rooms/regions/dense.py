@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.prompt.mesh import split_rows
@@ -54,9 +53,9 @@ class _Windows(NamedTuple):
 
 def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:
   """Raises ConfigError unless a CLIP has patches, and an image and a window hold one."""
-  if isinstance(clip_config.vision_config, ResNetConfig):
-    raise ConfigError("regions.source", "none", "regions for a ResNet: recipes need a ViT")
-  patch = clip_config.vision_config.patch_size
+  if (vit := clip_config.vit) is None:
+    raise ConfigError("regions.source", "none", "regions: recipes need a ViT")
+  patch = vit.patch_size
   for field in ("size", "window"):
     if 0 < (side := getattr(segment, field)) < patch:
       raise ConfigError(f"segment.{field}", side, f"0, or a patch of {patch} pixels or more")

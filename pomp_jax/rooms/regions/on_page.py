@@ -12,7 +12,6 @@ from jaxtyping import Float, Float32, UInt8
 import numpy as np
 from PIL import Image
 
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
@@ -83,7 +82,7 @@ class RegionsOfPictures:
     if propose.network:
       one = dataclasses.replace(propose, batch_size=1)
       self._network = open_network(one, clip, regions.mask_threshold, encoder)
-    elif not isinstance(encoder.clip.config.vision_config, ResNetConfig):
+    elif encoder.clip.config.vit:
       self._segmenter = DenseSegmenter(encoder, segment, dtype=clip.dtype)
     self.finds = self._network is not None
     self.segments = self.finds or self._segmenter is not None

@@ -77,10 +77,10 @@ def _draw(sampling, key, k=K, images=IMAGES):
   )
 
 
-def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None):
+def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None, **more):
   """The losses of the four images, each by itself, over one draw."""
   drawn, labels = _draw(sampling, key, k), jnp.asarray(LABELS)
-  settings = ContrastSettings(k, N, correction, SCALE, sampling)
+  settings = ContrastSettings(k, N, correction, SCALE, sampling, **more)
   available = None if n_available is None else jnp.arange(drawn.ids.size) < n_available
   negatives = complete_negatives(sampling, ARRAYS, drawn, labels, available)
   classes = bank[negatives.ids]
@@ -138,6 +138,36 @@ def test_the_corrected_denominator_is_unbiased(name, n_available):
   exact = _exact(sampling)
   p_values = [scipy.stats.ttest_1samp(estimates[:, i], exact[i]).pvalue for i in range(len(LABELS))]
   assert min(p_values) > LEVEL / len(p_values)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_sigmoid_loss_and_its_gradient_are_unbiased(name):
+  sampling, bias = SETTINGS[name], -2.0
+  direction = np.random.default_rng(7).normal(size=BANK.shape).astype(np.float32)
+
+  def along(step, key):
+    bank = jnp.asarray(BANK) + step * direction
+    return _contrasts(sampling, key, bank, loss="sigmoid", logit_bias=bias)
+
+  both = jax.jit(jax.vmap(lambda key: jax.jvp(lambda s: along(s, key), (0.0,), (1.0,))))
+  values, slopes = both(jax.random.split(jax.random.key(6), 6000))
+
+  def exact(step):
+    rows = BANK.astype(np.float64) + step * direction
+    logits = SCALE * IMAGES @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T + bias
+    return np.array(
+      [
+        np.logaddexp(0, -logits[i, label])
+        + sum(np.logaddexp(0, logits[i, c]) for c in _allowed(sampling, label))
+        for i, label in enumerate(LABELS.tolist())
+      ]
+    )
+
+  slope = (exact(1e-6) - exact(-1e-6)) / 2e-6
+  for found, expected in ((values, exact(0.0)), (slopes, slope)):
+    found = np.asarray(found, np.float64)
+    p_values = [scipy.stats.ttest_1samp(found[:, i], expected[i]).pvalue for i in range(4)]
+    assert min(p_values) > LEVEL / 8
 
 
 @pytest.mark.parametrize(

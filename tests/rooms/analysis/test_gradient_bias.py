@@ -108,9 +108,10 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
   asked = []
   monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
-  monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
+  monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 1, 3)))
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
   changes |= {"sampling.exclude": "similar"}
+  changes["gradient_bias.corrections"] = ("log",)
   gradient_bias.run(_config(**changes, **{"clip.model": str(clip)}), str(tmp_path / "run"))
   exact, drawn = asked
   assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")

@@ -1,0 +1,91 @@
+"""Writes docs/clips.md: open_clip's table of zero-shot results, and which of its rows are read.
+
+  python -m docs.generators.clips_page > docs/clips.md
+
+`open_clip_results.csv` has columns of docs/openclip_results.csv of
+https://github.com/mlfoundations/open_clip (commit 89fb801, MIT licence), in its order, which is
+that of the mean over 38 data sets.
+"""
+
+import csv
+import itertools
+import pathlib
+
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.families import family_of
+from pomp_jax.clip.open_clip import PREFIX, model_settings, named_clip, tables
+
+_HERE = pathlib.Path(__file__).parent
+_TEXT = """# CLIPs by open_clip's names
+
+`clip.model={prefix}MODEL/TAG` reads a CLIP by open_clip's name, from the hub, or from a folder or
+file of yours behind a second colon: `{prefix}ViT-H-14-378-quickgelu/dfn5b:PATH`. Architecture,
+activation, tokenizer, resizing and channel statistics are those of open_clip's tables
+(`clip/open_clip.json`). A packed text tower computes a class's own 4 to 6 tokens; a full one, which
+is bidirectional (SigLIP, CLIPA), all of its 64 or 32 positions: the context stands in front of the
+name, and padding follows it as in their training. PE-Core has 32 or 72 positions, which limit M and
+the name. VPT, MaPLe and dense features need a ViT of OpenAI's kind. Images are resized as
+open_clip does: to a square or with a centre crop, bilinear or bicubic. Read beside the rows of this
+table are {more}.
+
+The rows are open_clip's table of zero-shot results, in its order (the mean over 38 data sets), with
+the top-1 on ImageNet. Written by `python -m docs.generators.clips_page > docs/clips.md`.
+**Read are {counts}.**
+
+| | model/tag | top-1 | text tower and image tower, or the reason |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def how(model: str, tag: str) -> tuple[bool, str]:
+  """Whether a CLIP is read, and its text tower or the reason."""
+  settings = named_clip(f"{PREFIX}{model}/{tag}").settings
+  assert settings is not None
+  try:
+    found = model_settings(settings, "")
+  except ClipError as error:
+    item, _, value = str(error).split(": ", 2)[2].partition(": got ")
+    return False, item if value.startswith("{") else f"{item} {value.split(',')[0]}"
+  text = found["text_cfg"]
+  tower = "packed"
+  if text.get("no_causal_mask"):
+    tower = f"full, {text['context_length']} tokens"
+  family = family_of(found["vision_cfg"], 0)
+  kind = type(family).__name__.removesuffix("Config") if family else "ViT"
+  if isinstance(found["vision_cfg"].get("layers"), list):
+    kind = "ResNet"
+  return True, f"{tower}; {kind}"
+
+
+def page() -> str:
+  """The page's text."""
+  with (_HERE / "open_clip_results.csv").open() as file:
+    table = list(csv.DictReader(file))
+  found = [how(row["name"], row["pretrained"]) for row in table]
+  counts = (
+    ", ".join(f"{sum(read for read, _ in found[:n])} of the best {n}" for n in (20, 50))
+    + f", {sum(read for read, _ in found)} of all {len(found)}"
+  )
+  rows = [
+    f"| {i} | {row['name']}/{row['pretrained']} | {100 * float(row['ImageNet 1k']):.1f} | "
+    + (text if read else f"NOT READ: {text}")
+    + " |"
+    for i, (row, (read, text)) in enumerate(zip(table, found, strict=True), 1)
+  ]
+  listed = {(row["name"], row["pretrained"]) for row in table}
+  more = [
+    (model, tag)
+    for model, facts in tables().items()
+    for tag in facts["tags"]
+    if (model, tag) not in listed and how(model, tag)[0]
+  ]
+  families = itertools.groupby(sorted(more), key=lambda one: one[0])
+  names = [f"{model}/{'|'.join(tag for _, tag in tags)}" for model, tags in families]
+  return _TEXT.format(
+    prefix=PREFIX, counts=counts, rows="\n".join(rows), more=", ".join(f"`{one}`" for one in names)
+  )
+
+
+if __name__ == "__main__":
+  print(page(), end="")

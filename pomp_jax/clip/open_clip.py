@@ -1,0 +1,156 @@
+"""CLIPs by open_clip's names, such as `open_clip:ViT-H-14-378-quickgelu/dfn5b`.
+
+`open_clip.json` has open_clip's tables: each model's configuration, and of each of its tags the
+repository on the hub, the preprocessing, and whether the weights were trained with QuickGELU. A
+second colon puts files of one's own in the repository's place: `open_clip:MODEL/TAG:PATH`.
+"""
+
+from collections.abc import Mapping
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from pomp_jax.clip.architecture import ClipConfig, ClipError
+from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, family_of
+from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.clip.tokens import FileTokenizer
+from pomp_jax.clip.weights import Files
+from pomp_jax.errors import InputError
+from pomp_jax.files.paths import local_copy
+from pomp_jax.files.terminal import one_line
+
+PREFIX, HUB_PREFIX, CONFIG = "open_clip:", "hf-hub:", "open_clip_config.json"
+_TABLES = pathlib.Path(__file__).with_name("open_clip.json")
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+# Items of open_clip_config.json that are checked or read, and values that are the default here. Any
+# other item that is set would change what the same weights compute.
+_KNOWN_ITEMS = {
+  "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"},
+  "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+  | TIMM_ITEMS,
+  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "eos_id"}
+  | {"no_causal_mask", "proj_bias", "hf_tokenizer_name", "tokenizer_kwargs"},
+}
+_HARMLESS_ITEMS = {
+  ("vision_cfg", "pool_type"): ("tok", "avg"),
+  ("vision_cfg", "no_ln_pre"): (True,),
+  ("vision_cfg", "final_ln_after_pool"): (True,),
+  ("vision_cfg", "pos_embed_type"): ("learnable",),
+  ("text_cfg", "pool_type"): ("argmax", "eos", "last"),
+  ("text_cfg", "proj_type"): ("linear",),
+  ("text_cfg", "norm_kwargs"): ({"eps": 1e-6},),
+  ("text_cfg", "act_kwargs"): ({"approximate": "tanh"},),
+}
+_TRAINING_ITEMS = {"patch_dropout", "init_logit_scale", "init_logit_bias"}
+
+
+class NamedClip(NamedTuple):
+  """Files of a CLIP, and what the tables say of them."""
+
+  source: str  # repository on the hub, or a path
+  file: str = ""  # file of the weights in it; empty: the usual one
+  settings: dict[str, Any] | None = None  # content of open_clip_config.json, if it is known
+
+
+@functools.cache
+def tables() -> dict[str, Any]:
+  """Models by name: `model_cfg`, and `tags` by name."""
+  return json.loads(_TABLES.read_text())
+
+
+def named_clip(source: str) -> NamedClip:
+  """Resolves a name of open_clip or of the hub; any other source stays as it is.
+
+  Raises:
+    InputError: a model or a tag that open_clip does not have; the message is what is accepted.
+  """
+  if not source.startswith(PREFIX):
+    return NamedClip(source.removeprefix(HUB_PREFIX))
+  name, _, path = source.removeprefix(PREFIX).partition(":")
+  model, _, tag = name.partition("/")
+  row = tables().get(model)
+  if row is None or tag not in row["tags"]:
+    known = [f"{model}/{one}" for one in row["tags"]] if row else list(tables())
+    raise InputError(f"{PREFIX}MODEL/TAG with one of {', '.join(known)}")
+  facts = row["tags"][tag]
+  owner, repository, file = (*facts["hub"].split("/", 2), "")[:3]
+  # open_clip only warns where the tag says QuickGELU and the model's name does not.
+  quick = bool(row["model_cfg"].get("quick_gelu") or facts.get("quick_gelu"))
+  preprocessing = {key: facts[key] for key in _PREPROCESSING if key in facts}
+  settings = {
+    "model_cfg": row["model_cfg"] | {"quick_gelu": quick},
+    "preprocess_cfg": preprocessing,
+  }
+  return NamedClip(path or f"{owner}/{repository}", "" if path else file, settings)
+
+
+def read_foreign_tokenizer(files: Files) -> FileTokenizer | None:
+  """A tokenizer that is not CLIP's, beside the weights or where open_clip has it; None for CLIP's.
+
+  ClipError if it is missing or can't be read.
+  """
+  settings = ((files.json(CONFIG) or {}).get("model_cfg") or {}).get("text_cfg", {})
+  name = settings.get("hf_tokenizer_name")
+  if not name:
+    return None
+  own = files.find("tokenizer.json") or files.elsewhere(name, "tokenizer.json")
+  if own is None:
+    expected = f"tokenizer.json beside the weights, or in {name}"
+    raise ClipError(f"{files.source}: no tokenizer, expected {expected}")
+  try:
+    return FileTokenizer(str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {}))
+  except Exception as error:  # the tokenizers' library raises bare Exceptions
+    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
+
+
+def model_settings(open_clip: Any, where: str) -> dict[str, Any]:
+  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here implements it."""
+  where = f"{where}: open_clip_config.json"
+  model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
+  parts: dict[str, Any] = {"model_cfg": model}
+  if isinstance(model, Mapping):
+    parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
+  for part, items in parts.items():
+    if not isinstance(items, Mapping):
+      raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
+    for item, value in items.items():
+      known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
+      if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
+        raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
+  text, tokenizer = parts["text_cfg"], parts["text_cfg"].get("hf_tokenizer_name")
+  pools = (
+    ("last",) if text.get("no_causal_mask") else ("eos", "argmax") if tokenizer else ("argmax",)
+  )
+  if (pool := text.get("pool_type", "argmax")) not in pools:
+    raise ClipError(f"{where}: text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
+  for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
+    value = parts[part].get(item)
+    if value is not None and (type(value) is not int or value < 1):
+      raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
+  try:
+    family_of(parts["vision_cfg"], 0)
+  except ValueError as error:
+    raise ClipError(f"{where}: vision_cfg.{error}") from error
+  return dict(parts["model_cfg"])
+
+
+def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
+  """Compares open_clip_config.json with the shapes."""
+  text, vision = config.text_config, config.vision_config
+  sizes: dict[str, Any] = {"image_size": vision.image_size}
+  if isinstance(vision, ResNetConfig):
+    sizes |= {"width": vision.width, "layers": list(vision.layers)}
+  elif not isinstance(vision, ImageTowerConfig):
+    sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    sizes["patch_size"] = vision.patch_size
+  text_sizes = {"width": text.hidden_size, "layers": text.num_hidden_layers}
+  text_sizes |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
+  found = {"model_cfg": {"embed_dim": config.projection_dim}}
+  for part, items in (found | {"text_cfg": text_sizes, "vision_cfg": sizes}).items():
+    for item, value in items.items():
+      stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
+      if stored != value:
+        file = f"{where}: open_clip_config.json"
+        raise ClipError(f"{file}: {part}.{item}: got {stored!r}, expected {value!r} by the weights")
