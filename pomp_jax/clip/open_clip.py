@@ -1,8 +1,9 @@
 """CLIPs by open_clip's names, such as `open_clip:ViT-H-14-378-quickgelu/dfn5b`.
 
-`open_clip.json` has open_clip's tables: each model's configuration, and of each of its tags the
-repository on the hub, the preprocessing, and whether the weights were trained with QuickGELU. A
-second colon puts files of one's own in the repository's place: `open_clip:MODEL/TAG:PATH`.
+`open_clip.json` has the tables of open_clip_torch 3.3.0 (MIT licence, README.md beside it): each
+model's configuration, and of each of its tags the repository on the hub, the preprocessing, and
+whether the weights were trained with QuickGELU. A second colon puts files of one's own in the
+repository's place: `open_clip:MODEL/TAG:PATH`.
 """
 
 from collections.abc import Mapping
