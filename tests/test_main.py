@@ -74,7 +74,7 @@ def play(monkeypatch):
     ("job=pretrian", "did you mean 'pretrain'?"),
     ("prompt.m=70", "config.prompt.m"),
     ("clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
-    ("clip.model=hf-hub:laion/CLIP-ViT-B-16", "hub id OWNER/NAME such as openai/clip-vit-base"),
+    ("clip.model=open_clip:ViT-B-16/none", "open_clip:MODEL/TAG with one of ViT-B-16/"),
     ("clip.model=ViT-B/16", "hub id OWNER/NAME such as openai/clip-vit-base"),
     ("optim.lr=nan", "config.optim.lr: got nan, expected 0 or more"),
     ("eval.template=a photo", "config.eval.template"),

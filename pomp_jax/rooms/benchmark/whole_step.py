@@ -71,7 +71,7 @@ def compile_step(
   params, prefix = random_inputs(config, fields.m, fields.seed)
   mesh = make_mesh(devices=jax.devices()[:1])
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
-  frozen = replicate(Frozen(params, {}, prefix[0], tokens), mesh)
+  frozen = replicate(Frozen(params, {}, prefix[:1], tokens), mesh)
   module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
   name = "uniform" if renew is None else "posterior"
