@@ -18,7 +18,7 @@ class ConvNextConfig:
 
   prefix: ClassVar[str] = "visual."  # in front of the tensors' names in a checkpoint
 
-  image_size: int = 0  # pixels; open_clip's configuration has it
+  image_size: int = 0  # pixels, from open_clip's configuration
   epsilon: float = 1e-6  # of the layer norms
 
   def features(

@@ -29,7 +29,7 @@ class ImageTowerConfig(Protocol):
     """Features of normalised images, in their float type."""
 
 
-# By timm's name, as open_clip_config.json has it.
+# Towers by timm's name, which open_clip_config.json gives.
 FAMILIES: dict[str, Any] = {**EVA, **SIGLIP, **CONVNEXT}
 # Items of `vision_cfg` that a tower of timm may have beside its name and size: they say what its
 # tensors show, or matter in training alone.

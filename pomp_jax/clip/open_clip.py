@@ -88,7 +88,7 @@ def named_clip(source: str) -> NamedClip:
 
 
 def read_foreign_tokenizer(files: Files) -> FileTokenizer | None:
-  """A tokenizer that is not CLIP's, beside the weights or where open_clip has it; None for CLIP's.
+  """A tokenizer that is not CLIP's, beside the weights or on the hub; None for CLIP's.
 
   ClipError if it is missing or can't be read.
   """

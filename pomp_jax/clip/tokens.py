@@ -96,7 +96,7 @@ class FileTokenizer:
 
   def __init__(self, folder: str, *, clean: str = "whitespace", strip_sep_token: bool = False):
     """Reads it, with open_clip's `tokenizer_kwargs`; the library raises bare Exceptions."""
-    self._tokenizer = AutoTokenizer.from_pretrained(folder)
+    self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     self._clean, self._strips_end = _CLEANERS[clean], strip_sep_token
     self.pad_token_id = int(self._tokenizer.pad_token_id)
     # Tokens of an empty text: a start token or none, and one at the end.

@@ -44,6 +44,7 @@ def check_same_run(
 ) -> None:
   """Compares a start's fields by dotted name with those of the run in a folder, if there is one.
 
+  A field that the run's version lacked had its default.
   ConfigError for the first field with another value, or that this version lacks, unless it
   `may_change`; RunFolderError if `config.json` can't be read.
   """

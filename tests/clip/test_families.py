@@ -146,7 +146,7 @@ def _write_tokenizer(folder, original, texts):
 
 
 def _write(original, model, folder, texts=NAMES):
-  """The checkpoint, as the hub's repositories of open_clip have it."""
+  """Writes the checkpoint in the layout of open_clip's repositories."""
   state = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
   safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
   config = {
