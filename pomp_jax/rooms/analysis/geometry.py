@@ -17,7 +17,6 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted, prompt_labels, with_counts
-from pomp_jax.rooms.analysis.tree_relations import relations_of
 from pomp_jax.world.names import SHAPES
 
 # Rows of a similarity matrix at a time: 64 MB of cosines for 20,000 classes.
@@ -108,8 +107,8 @@ def wordnet_branches(tree: Tree, class_nodes_N: Int[np.ndarray, " N"]) -> Branch
   belongs to the first by id.
   """
   branch_N = np.full(len(class_nodes_N), tree.root)
-  relations = relations_of(tree)
-  children = np.repeat(np.arange(len(tree)), relations.parents.lengths)
+  child_E = np.repeat(np.arange(len(tree)), list(map(len, tree.parents)))
+  parent_E = np.concatenate(tree.parents)
   split: set[int] = set()
   while True:
     found, counts = np.unique(branch_N, return_counts=True)
@@ -120,11 +119,10 @@ def wordnet_branches(tree: Tree, class_nodes_N: Int[np.ndarray, " N"]) -> Branch
       break
     largest = max(divisible, key=large.__getitem__)
     split.add(largest)
-    members = np.flatnonzero(branch_N == largest)
-    for child in children[relations.parents.values == largest]:
-      below = members[relations.is_ancestor(child, class_nodes_N[members])]
-      branch_N[below] = child
-      members = np.setdiff1d(members, below)
+    children = set(child_E[parent_E == largest].tolist())
+    for c in np.flatnonzero(branch_N == largest):
+      above = children.intersection(tree.ancestors[class_nodes_N[c]].tolist())
+      branch_N[c] = min(above, default=largest)
   order = sorted(large, key=lambda b: -large[b])
   index = {b: i for i, b in enumerate(order)}
   of_class = np.array([index.get(int(b), len(order)) for b in branch_N])

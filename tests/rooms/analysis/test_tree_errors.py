@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.wordnet import load_tree
+from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.evaluate.metrics import Tally
 from pomp_jax.rooms.analysis.tree_errors import Hierarchy, TreeTally, tallies
-from pomp_jax.rooms.analysis.tree_relations import relations_of
 
 PAIRS = 400
 
@@ -23,26 +22,27 @@ def pairs():
   labels = rng.integers(0, len(synsets), PAIRS)
   answers = rng.integers(0, len(synsets), PAIRS)
   answers[:60] = labels[:60]
-  siblings = relations_of(tree).siblings(nodes)
   class_of = {node: c for c, node in enumerate(nodes)}
   for i in range(60, 200):
-    near = siblings[labels[i]]
-    answers[i] = rng.choice(near) if len(near) else answers[i]
+    near = siblings_of(tree, nodes, labels[i])
+    answers[i] = rng.choice(near) if near else answers[i]
   for i in range(200, 260):
     above = [class_of[a] for a in tree.ancestors[nodes[labels[i]]] if a in class_of]
     answers[i] = rng.choice(above)
   return synsets, labels, answers, Hierarchy(tree, nodes)
 
 
-@pytest.fixture(scope="module")
-def expected(pairs):
-  """Each relation by networkx, pair by pair; the depth of each node."""
-  synsets, labels, answers, _ = pairs
-  ids, parents = load_tree().ids, load_tree().parents
+def siblings_of(tree, nodes, label):
+  own = set(tree.parents[nodes[label]])
+  others = (c for c in range(len(nodes)) if c != label)
+  return [c for c in others if not own.isdisjoint(tree.parents[nodes[c]])]
+
+
+def related(tree, pairs):
+  """Each relation of pairs of nodes by networkx, pair by pair; the depth of each node."""
   # From parent to child.
-  graph = nx.DiGraph((ids[up], ids[down]) for down in range(len(ids)) for up in parents[down])
-  root = "n00001740"
-  depth = {root: 0}
+  graph = nx.DiGraph((up, down) for down in range(len(tree)) for up in tree.parents[down])
+  depth = {tree.root: 0}
   for node in nx.topological_sort(graph):
     for child in graph[node]:
       depth[child] = max(depth.get(child, 0), depth[node] + 1)
@@ -50,8 +50,7 @@ def expected(pairs):
   for node in reversed(list(nx.topological_sort(graph))):
     height[node] = 1 + max((height[child] for child in graph[node]), default=-1)
   rows = []
-  for label, answer in zip(labels, answers, strict=True):
-    a, b = synsets[label], synsets[answer]
+  for a, b in pairs:
     above_a, above_b = nx.ancestors(graph, a) | {a}, nx.ancestors(graph, b) | {b}
     common = above_a & above_b
     up_a = nx.single_source_shortest_path_length(graph.reverse(copy=False), a)
@@ -66,22 +65,48 @@ def expected(pairs):
         a in above_b or b in above_a,
       )
     )
-  return rows, depth
+  return [np.array(column) for column in zip(*rows, strict=True)], depth
 
 
-def test_relations_and_figures_equal_networkx(pairs, expected):
-  synsets, labels, answers, hierarchy = pairs
-  rows, depth = expected
-  distance, height, common_depth, sibling, kin = map(np.array, zip(*rows, strict=True))
-  found = hierarchy.relations(labels, answers)
+def check_relations(found, expected):
+  distance, height, common_depth, sibling, kin = expected
   np.testing.assert_array_equal(found.distance, distance)
   np.testing.assert_array_equal(found.ancestor_depth, common_depth)
   np.testing.assert_array_equal(found.sibling, sibling)
   np.testing.assert_array_equal(found.kin, kin)
-  assert 100 < sum(sibling) < PAIRS and sum(kin) > 100
   for one, possible in zip(found.ancestor_height, height, strict=True):
     # Of several common ancestors as deep any may be the lowest.
     assert one == possible or (possible and one in possible)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_relations_in_any_tree_equal_networkx(seed):
+  """Each node but the first has one to three parents before it; ids and classes are shuffled."""
+  rng, n = np.random.default_rng(seed), 40
+  ids = [f"n{i:08}" for i in rng.permutation(n)]
+  parents = {
+    ids[i]: [ids[p] for p in rng.choice(i, min(i, rng.integers(1, 4)), replace=False)]
+    for i in range(n)
+  }
+  tree = Tree(sorted(ids), sorted(ids), [parents[synset] for synset in sorted(ids)])
+  nodes = rng.permutation(n)[:25].astype(np.int32)
+  labels, answers = (grid.ravel() for grid in np.meshgrid(np.arange(25), np.arange(25)))
+  hierarchy = Hierarchy(tree, nodes)
+  pairs = zip(nodes[labels].tolist(), nodes[answers].tolist(), strict=True)
+  check_relations(hierarchy.relations(labels, answers), related(tree, pairs)[0])
+  expected = [len(siblings_of(tree, nodes, c)) for c in range(25)]
+  assert hierarchy.n_siblings.tolist() == expected
+
+
+def test_relations_and_figures_equal_networkx(pairs):
+  synsets, labels, answers, hierarchy = pairs
+  nodes = load_tree().nodes(synsets)
+  of_pairs = zip(nodes[labels].tolist(), nodes[answers].tolist(), strict=True)
+  expected, depth = related(load_tree(), of_pairs)
+  distance, _, common_depth, sibling, kin = expected
+  found = hierarchy.relations(labels, answers)
+  check_relations(found, expected)
+  assert 100 < sum(sibling) < PAIRS and sum(kin) > 100
   right = labels == answers
   tally = Tally(len(synsets), TreeTally(hierarchy))
   for part in (slice(0, 150), slice(150, PAIRS)):
@@ -96,7 +121,7 @@ def test_relations_and_figures_equal_networkx(pairs, expected):
     {int(d): np.mean(distance[~right] == d) for d in np.unique(distance[~right])}
   )
   assert tree["top1"] == pytest.approx(kin.mean())
-  own = np.array([depth[synsets[label]] for label in labels])
+  own = np.array([depth[node] for node in nodes[labels].tolist()])
   assert {int(d): share for d, share in tree["at_depth"].items()} == pytest.approx(
     {d: np.mean(common_depth[own >= d] >= d) for d in range(1, own.max() + 1)}
   )
