@@ -19,12 +19,16 @@ from pomp_jax.clip.vit import VisionTransformer
 ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
 
 
-def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTower:
+def image_tower(
+  clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, remat: bool = False
+) -> ImageTower:
   """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
   The images, values 0..255 of any type, are already resized and cropped. Channel statistics are
   applied on the device, so that bytes and not floats are transferred. `dtype` is the compute type
-  of the layers, see `clip.precision`; parameters stay float32. See `in_chunks` for `chunk`.
+  of the layers, see `clip.precision`; parameters stay float32. See `in_chunks` for `chunk`, each of
+  which is rematerialised in the backward pass if `remat`. A ViT takes learned tokens, too, see
+  `clip.vit`.
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config
@@ -38,14 +42,15 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
     return in_chunks(with_products(products, of_family), chunk)
   module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)
 
-  def features(params: Any, images_BxHxWx3: Any) -> Array:
+  def features(params: Any, images_BxHxWx3: Any, *tokens: Any) -> Array:
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    found = module.apply(variables, pixels)
+    found = module.apply(variables, pixels, *tokens)
     if "visual_projection" not in params:
       return found.astype(jnp.float32)
     return project(params, found[:, 0])
 
-  return in_chunks(with_products(products, features), chunk)
+  precise = with_products(products, features)
+  return in_chunks(jax.checkpoint(precise) if remat else precise, chunk)
 
 
 def normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

@@ -66,7 +66,6 @@ def _smoothed_curve(
 def accuracy_bars(
   path: str | os.PathLike,
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
-  spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   *,
   title: str,
   classes: Mapping[str, int],
@@ -75,8 +74,6 @@ def accuracy_bars(
 
   Args:
     scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
-    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars;
-      by default these show the interval over the images.
     title: title of the figure.
     classes: split -> number of classes.
   """
@@ -91,8 +88,6 @@ def accuracy_bars(
     top1 = np.array([scores[split][name]["top1"] for _, split in splits])
     ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
     errors = np.abs(ends - top1[:, None]).T
-    if spread is not None:
-      errors = np.tile([spread[split][name]["top1"] for _, split in splits], (2, 1))
     x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
     colour = _PROMPTS.get(name) or next(others)
     bars = axes.bar(
@@ -111,9 +106,8 @@ def accuracy_bars(
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
   lines, labels = axes.get_legend_handles_labels()
   drawing.legend_below(figure, lines, labels)
-  means = "standard deviation over the seeds" if spread else "95% interval over the images"
-  y_label = "top-1 accuracy over all classes"
-  drawing.label_panel(axes, "", f"error bars: {means}", y_label, grid="y")
+  heading = "error bars: 95% interval over the images"
+  drawing.label_panel(axes, "", heading, "top-1 accuracy over all classes", grid="y")
   drawing.save(path, figure)
 
 

@@ -51,7 +51,7 @@ def test_training_curves(tmp_path, drawn):
 
 
 def test_accuracy_bars(tmp_path, drawn):
-  """Error bars from 90% of each figure to 0.05 above it, or of the spread."""
+  """Error bars from 90% of each figure to 0.05 above it."""
   plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, title="t", classes={})
   axes = drawn[0].axes[0]
   order = ("prompt", "hand_written", "class_name")
@@ -60,10 +60,6 @@ def test_accuracy_bars(tmp_path, drawn):
   assert ends(axes, 1) == [pytest.approx([0.9 * top1, top1 + 0.05], abs=1e-6) for top1 in expected]
   texts = {text.get_text() for text in drawn[0].findobj(matplotlib.text.Text)}
   assert {"base\n1,000 images", "40.0", "learned prompt"} <= texts
-  spread = {split: dict.fromkeys(prompts, {"top1": 0.01}) for split, prompts in SCORES.items()}
-  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread, title="t", classes={})
-  found = ends(drawn[1].axes[0], 1)
-  assert found == [pytest.approx([top1 - 0.01, top1 + 0.01], abs=1e-6) for top1 in expected]
 
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):

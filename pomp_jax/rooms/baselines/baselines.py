@@ -21,6 +21,7 @@ from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines.plots import method_dots
 from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary
+from pomp_jax.rooms.baselines.reports import top1_of_prompts
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
 
@@ -157,18 +158,7 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
     "seconds": summary([run["seconds"] for run in runs]),
     "peak_mib": outcome["peak_mib"],
   }
-
-  def top1_of(prompt):
-    """By split: summary over the seeds, images, classes, interval."""
-    summaries = {}
-    for split, n_classes in first["eval_classes"].items():
-      one = of_seeds([run["eval"][split][prompt] for run in runs])
-      sizes = {"images": one["images"], "classes": n_classes, "interval": one["top1_interval"]}
-      summaries[split] = one["top1"] | sizes
-    return summaries
-
-  evaluated = list(next(iter(first["eval"].values())))
+  top1 = top1_of_prompts({"eval": of_seeds(runs), "eval_classes": first["eval_classes"]})
   if method != "zero_shot":
-    learned = "prompt" if "prompt" in evaluated else method
-    return {label: row | {"top1": top1_of(learned)}}
-  return {f"{label}_{text}": row | {"top1": top1_of(text)} for text in evaluated}
+    return {label: row | {"top1": top1["prompt" if "prompt" in top1 else method]}}
+  return {f"{label}_{text}": row | {"top1": of} for text, of in top1.items()}

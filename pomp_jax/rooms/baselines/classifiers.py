@@ -120,13 +120,14 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
   n_epochs = settings.epochs if config.method == "tip_adapter_f" else 0
   fetch = batches.open_fetch(data, source, encoder, folder)
   epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
-  adapter, readable = tip_adapter.fill_cache(
-    itertools.islice(epochs, n_views),
-    np.asarray(source.labels),
-    features_under(encoder, _class_list(data, config.eval.template, source.names), settings.text),
-    scale=encoder.clip.logit_scale,
-    alpha=settings.alpha,
-    beta=tip.beta,
+  cached = list(itertools.islice(epochs, n_views))
+  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
+  classes = _class_list(data, config.eval.template, source.names)
+  adapter = tip_adapter.TipAdapter(
+    tip_adapter.mean_keys(epoch.features[readable] for epoch in cached),
+    np.asarray(source.labels)[readable],
+    features_under(encoder, classes, settings.text),
+    *(encoder.clip.logit_scale, settings.alpha, tip.beta),
   )
   if n_epochs:
     adapter = tip_adapter.tune(
@@ -139,7 +140,11 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
       seed=config.seed,
       validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
     )
-  adapter, found = tip_adapter.search(adapter, validation, settings, tip)
+  alphas = tip_adapter.grid(settings.alpha_max, tip.alpha_steps)
+  betas = tip_adapter.grid(settings.beta_max, tip.beta_steps)
+  adapter = adapter.searched(validation.features, validation.labels, alphas, betas)
+  found = {"alpha": adapter.alpha, "beta": adapter.beta}
+  found["validation_images"] = len(validation.labels)
   return Fitted(adapter, tuple(source.names), found)
 
 

@@ -14,9 +14,9 @@ from pomp_jax.config.declare import require
 from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.report import plots
-from pomp_jax.report.labels import counted
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines.plots import method_dots
+from pomp_jax.rooms.baselines.reports import top1_of_prompts
 from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ def run(config: Settings, workdir: str) -> dict:
     "seeds": list(config.repeat.seeds),
     **{field: runs[0][field] for field in _SHARED},
     "seconds": summary([run["seconds"] for run in runs]),
-    "eval": {
-      split: {prompt: of_seeds([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
-      for split, prompts in runs[0]["eval"].items()
-    },
+    "eval": of_seeds(runs),
   }
   results["gain"] = {}
   for split, prompts in results["eval"].items():
@@ -70,15 +67,8 @@ def run(config: Settings, workdir: str) -> dict:
     return results
   folder = RunFolder(workdir)
   folder.create()
-  seeds, std = counted(len(runs), "seed"), _top1(results, "std")
   with writing(folder.plots):
-    plots.accuracy_bars(
-      folder.plots / "accuracy.png",
-      _top1(results, "mean"),
-      spread=std if len(runs) > 1 else None,
-      title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
-      classes=results["eval_classes"],
-    )
+    method_dots(folder.plots / "accuracy.png", top1_of_prompts(results))
   finish_run(folder, config.to_dict(), results)
   for split, gain in results["gain"].items():
     log.info(
@@ -123,20 +113,19 @@ def summary(values: list[float]) -> dict:
   }
 
 
-def of_seeds(scores: list[Accuracy]) -> dict:
-  """Summaries of `topk_accuracy` over several seeds on the same images.
+def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Summaries of each split and prompt over the results of several seeds on the same images.
 
   `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over the seeds.
   """
-  top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
-  images = scores[0]["images"]
-  interval = wilson_interval(top1["mean"], images)
-  return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
 
+  def of(scores: list[Accuracy]) -> dict[str, Any]:
+    top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
+    images = scores[0]["images"]
+    interval = wilson_interval(top1["mean"], images)
+    return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
 
-def _top1(results: dict, field: str) -> dict:
-  """Scores of each split and prompt, with one figure of the summary of top-1."""
   return {
-    split: {name: scores | {"top1": scores["top1"][field]} for name, scores in prompts.items()}
-    for split, prompts in results["eval"].items()
+    split: {prompt: of([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
+    for split, prompts in runs[0]["eval"].items()
   }

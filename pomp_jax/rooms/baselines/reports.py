@@ -41,15 +41,24 @@ def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report
   return Report(f"{title} side by side", text, sections)
 
 
-def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `repeat`: mean and spread of each prompt, gain, and every seed."""
-  gains, seeds = results["gain"], results["seeds"]
+def top1_of_prompts(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+  """Prompt -> split -> summary of top-1 over the seeds, images, classes, interval over the images.
+
+  `results` has `eval` of `repeat.of_seeds`, and `eval_classes`.
+  """
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
     for name, of_split in prompts.items():
       sizes = {"images": of_split["images"], "classes": results["eval_classes"][split]}
       found = of_split["top1"] | sizes | {"interval": of_split["top1_interval"]}
-      top1.setdefault(method_label(name), {})[split] = found
+      top1.setdefault(name, {})[split] = found
+  return top1
+
+
+def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
+  """Report of the job `repeat`: mean and spread of each prompt, gain, and every seed."""
+  gains, seeds = results["gain"], results["seeds"]
+  top1 = {method_label(prompt): of for prompt, of in top1_of_prompts(results).items()}
   columns = _split_columns(top1)
   means = [[label, *(_mean(of.get(split)) for split in columns)] for label, of in top1.items()]
   gained = []

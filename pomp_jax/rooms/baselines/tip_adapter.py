@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,8 @@ from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
-from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.baselines.fields import Tip
-from pomp_jax.rooms.baselines.view_features import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -199,39 +197,6 @@ def cross_entropy(
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 
-def fill_cache(
-  epochs: Iterable[Epoch],
-  labels_n: Int[np.ndarray, " n"],
-  text_features_NxE: Float[np.ndarray, "N E"],
-  *,
-  scale: float,
-  alpha: float,
-  beta: float,
-) -> tuple[TipAdapter, Int[np.ndarray, " r"]]:
-  """Returns the training-free adapter, and the indices of the images that all epochs could read."""
-  epochs = list(epochs)
-  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in epochs]))
-  keys_rxE = mean_keys(epoch.features[readable] for epoch in epochs)
-  return TipAdapter(keys_rxE, labels_n[readable], text_features_NxE, scale, alpha, beta), readable
-
-
-def search(
-  adapter: TipAdapter, validation: SplitFeatures, settings: Published, tip: Tip
-) -> tuple[TipAdapter, dict[str, Any]]:
-  """Searches alpha and beta on validation images; returns what was found as JSON, too."""
-  adapter = adapter.searched(
-    validation.features,
-    validation.labels,
-    alphas=_grid(settings.alpha_max, tip.alpha_steps),
-    betas=_grid(settings.beta_max, tip.beta_steps),
-  )
-  return adapter, {
-    "alpha": adapter.alpha,
-    "beta": adapter.beta,
-    "validation_images": len(validation.labels),
-  }
-
-
 def tip_settings(tip: Tip, data: Data) -> Published:
   """Returns `config.tip`; zeros stand for the published values of the data set, or ImageNet's."""
   row = published(data.dataset) if SOURCES[data.source].stored else None
@@ -244,6 +209,6 @@ def tip_settings(tip: Tip, data: Data) -> Published:
   return row._replace(**{field: value for field in fields if (value := getattr(tip, field))})
 
 
-def _grid(most: float, steps: int) -> np.ndarray:
+def grid(most: float, steps: int) -> np.ndarray:
   """Returns equal steps from 0.1 towards `most`, without it, as in the published search."""
   return 0.1 + (most - 0.1) / steps * np.arange(steps)

@@ -21,9 +21,7 @@ from pomp_jax.array_types import Array, Float
 from pomp_jax.clip import Clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Params
-from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.clip.vision import in_chunks, normalized, project
-from pomp_jax.clip.vit import VisionTransformer
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.fields import Prompt
 from pomp_jax.encoder import Encoder
@@ -198,16 +196,8 @@ def prompted_image_tower(
     limit_bytes: memory for activations. Above it, by a rough estimate, each chunk is rematerialised
       in the backward pass, where the limit of `chunk` then holds too.
   """
-  dtype, products = precision_of(dtype)
   config: Any = clip.config.vision_config
-  vit = VisionTransformer(config, dtype)
-
-  def features(params, images_BxHxWx3, tokens_JxVxD):
-    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    return project(params, vit.apply(variables, pixels, tokens_JxVxD)[:, 0])
-
-  precise = with_products(products, features)
-  plain, remat = in_chunks(precise, chunk), in_chunks(jax.checkpoint(precise), chunk)
+  plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))
 
   def tower(params, images_BxHxWx3, tokens_JxVxD):
     n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]

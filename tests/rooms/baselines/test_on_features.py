@@ -14,7 +14,7 @@ import torch
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.rooms.baselines import learner_accuracy
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
-from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, _grid, cross_entropy, mean_keys, tune
+from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, cross_entropy, grid, mean_keys, tune
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 
@@ -73,7 +73,7 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
 
 
 def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():
-  np.testing.assert_allclose(_grid(7.0, 3), [0.1, 2.4, 4.7])
+  np.testing.assert_allclose(grid(7.0, 3), [0.1, 2.4, 4.7])
 
 
 def test_keys_are_the_mean_over_views_before_it_is_normalised():
