@@ -131,6 +131,11 @@ def test_open_clip_has_a_column_a_class(files, encoder):
     ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
     ({"output": "p.pt", "format": "open_clip"}, ConfigError, "ends with .npy or .safetensors"),
     ({"names": "HERE/names.txt", "synonyms": True}, ConfigError, "has no synonyms"),
+    (
+      {"prompt": "HERE/each.safetensors", "synonyms": True},
+      ConfigError,
+      "config.export.synonyms: got True, expected False, as the prompt has one context a class",
+    ),
     ({"names": "HERE/twice.json"}, VocabularyError, "repeats name 1"),
     ({"prompt": "HERE/wide.pth"}, PromptFileError, "has width 7"),
     ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),

@@ -85,13 +85,12 @@ def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[
   features_CxE = category_features(
     encoder, categories, open_prompt(export.prompt), export.synonyms, unit=not is_detic
   )
-  names = [category.name for category in categories]
-  facts = {"clip_model": encoder.clip.name, "names": export.names}
+  facts: dict[str, Any] = {"clip_model": encoder.clip.name, "names": export.names}
   if is_detic:
     return facts | {"shape": features_CxE.shape}, lambda path: write_detic(path, features_CxE)
-  return facts | {"shape": features_CxE.shape[::-1]}, lambda path: write_open_clip(
-    path, features_CxE, names, encoder.clip.name
-  )
+  labels = [category.name for category in categories], encoder.clip.name
+  write = lambda path: write_open_clip(path, features_CxE, *labels)
+  return facts | {"shape": features_CxE.shape[::-1]}, write
 
 
 def category_features(
@@ -105,15 +104,10 @@ def category_features(
   """Computes text features of a data set's categories.
 
   With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
-  before and after if `unit`.
+  before and after if `unit`; the prompt's context is shared then.
   """
   if not synonyms:
     return encoder.class_features([category.name for category in categories], prompt, unit=unit)
-  if isinstance(prompt, Prompt) and prompt.context.ndim == 3:
-    raise PromptFileError(
-      f"the prompt: context {list(prompt.context.shape)} is class-specific, which leaves none for"
-      " synonyms; a shared context [M, D] is needed"
-    )
   names = [[category.name, *category.synonyms] for category in categories]
   row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
   features_NxE = encoder.class_features(list(row), prompt, unit=unit)
@@ -137,10 +131,10 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   if not isinstance(stored, np.memmap) or stored.dtype.kind != "f" or stored.ndim != 2:
     found = f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
     refuse(path, "the array", found, "floats [C,E], one row a class")
-  if os.path.getsize(file) > stored.offset + stored.nbytes:
-    content = np.memmap(file, np.uint8, mode="r")
-    if not _is_intact(content):
-      refuse(path, "the checksum at its end", "that of another content", "an undamaged file")
+  content: Any = np.memmap(file, np.uint8, mode="r")
+  has_checksum = len(content) > stored.offset + stored.nbytes
+  if has_checksum and _crc32(content[:-4]) != bytes(content[-4:]):
+    refuse(path, "the checksum at its end", "that of another content", "an undamaged file")
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
@@ -157,8 +151,10 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
   _check(path, half_CxE)
+  content = io.BytesIO()
+  np.save(content, half_CxE, allow_pickle=False)
   with replacing(path) as file:
-    file.write(_npy_with_checksum(half_CxE))
+    file.write(content.getvalue() + _crc32(content.getvalue()))
 
 
 def write_open_clip(
@@ -199,14 +195,5 @@ def _check(
     raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
 
 
-def _npy_with_checksum(array: np.ndarray) -> bytes:
-  """Content of an array's `.npy`, and its checksum."""
-  buffer = io.BytesIO()
-  np.save(buffer, array, allow_pickle=False)
-  return buffer.getvalue() + zlib.crc32(buffer.getvalue()).to_bytes(4, "little")
-
-
-def _is_intact(content: Any) -> bool:
-  """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
-  checksum = zlib.crc32(content[:-4]).to_bytes(4, "little")
-  return len(content) > 4 and checksum == bytes(content[-4:])
+def _crc32(content: Any) -> bytes:
+  return zlib.crc32(content).to_bytes(4, "little")

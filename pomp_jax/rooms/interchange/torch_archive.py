@@ -107,13 +107,13 @@ class TorchUnpickler(RestrictedUnpickler):
 
 
 class TorchArchive(contextlib.AbstractContextManager):
-  """Open archive; `value` is what `TorchUnpickler` reads."""
+  """Open archive; `value` is what `TorchUnpickler` reads. What can't be read raises `error`."""
 
   value: Any
 
-  def __init__(self, path: str | os.PathLike):
-    """Reads the value, without the tensors; TorchArchiveError if the file is no checkpoint."""
-    self._path = path
+  def __init__(self, path: str | os.PathLike, error: type[Exception] = TorchArchiveError):
+    """Reads the value, without the tensors."""
+    self._path, self._error = path, error
     try:
       self._zip = zipfile.ZipFile(local_copy(path))
     except FileNotFoundError:
@@ -147,8 +147,8 @@ class TorchArchive(contextlib.AbstractContextManager):
   def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
-    TorchArchiveError, which names `field`, if its type is unknown, its record missing or damaged,
-    or if it reaches beyond the record.
+    The error names `field` if its type is unknown, its record missing or damaged, or if it reaches
+    beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -174,4 +174,4 @@ class TorchArchive(contextlib.AbstractContextManager):
       self._refuse(record, f"damaged ({error})", "an undamaged record")
 
   def _refuse(self, part: str, found: str, accepted: str) -> NoReturn:
-    raise TorchArchiveError(f"{self._path}: {part} is {printable(found)}; accepted: {accepted}")
+    raise self._error(f"{self._path}: {part} is {printable(found)}; accepted: {accepted}")

@@ -17,7 +17,7 @@ import numpy as np
 from pomp_jax.files.paths import Path, is_dir, is_file
 from pomp_jax.files.prompt_formats import FORMAT_VERSION, OF_OTHERS, PromptFileError, refuse
 from pomp_jax.files.restricted_pickle import PickledObject
-from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive
 
 # The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
 # models), and that of ZSSeg's own, which may also have vectors after the name.
@@ -51,15 +51,12 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the context of a checkpoint, of any float type, as float32, and our fields beside it."""
-  try:
-    with TorchArchive(path) as archive:
-      field, tensor = _torch_context(path, archive.value)
-      if not isinstance(tensor, StoredTensor):
-        refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
-      context = archive.array(tensor, field)
-      ours = archive.value.get(_OURS, OF_OTHERS)
-  except TorchArchiveError as error:
-    raise PromptFileError(str(error)) from error
+  with TorchArchive(path, PromptFileError) as archive:
+    field, tensor = _torch_context(path, archive.value)
+    if not isinstance(tensor, StoredTensor):
+      refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
+    context = archive.array(tensor, field)
+    ours = archive.value.get(_OURS, OF_OTHERS)
   if context.dtype.kind != "f":
     refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
   with np.errstate(over="ignore"):  # infinities are refused later
@@ -78,16 +75,13 @@ def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
     name = context_name(path, items, place or "the file")
     if name is not None:
       return f"{place}[{name!r}]", items[name]
-  field, item = "the checkpoint", value
-  for key in ("state_dict", "ctx"):
-    if not isinstance(item, dict):
-      refuse(path, field, _kind(item), f"a dict with {key!r}")
-    if key not in item:
-      names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
-      found = f"missing (there are: {names})"
-      refuse(path, f"{field}[{key!r}]", found, "an item of that name")
-    field, item = key, item[key]
-  return "state_dict['ctx']", item
+  field, key, item = "the checkpoint", "state_dict", value
+  if "state_dict" in whole:
+    field, key, item = "state_dict", "ctx", whole["state_dict"]
+  if not isinstance(item, dict):
+    refuse(path, field, _kind(item), f"a dict with {key!r}")
+  names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
+  refuse(path, f"{field}[{key!r}]", f"missing (there are: {names})", "an item of that name")
 
 
 def context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:

@@ -10,7 +10,7 @@ from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.weights import Weights, refuse
 from pomp_jax.files.paths import Path
 from pomp_jax.files.restricted_pickle import PickledObject
-from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive
 
 # Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
 _STATE_DICTS = ("state_dict", "model")
@@ -19,7 +19,7 @@ _STATE_DICTS = ("state_dict", "model")
 @contextlib.contextmanager
 def open_torch(path: Path) -> Iterator[Weights]:
   """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or TorchScript."""
-  with _torch_errors(), TorchArchive(path) as archive:
+  with TorchArchive(path, ClipError) as archive:
     yield _weights(path, archive)
 
 
@@ -42,8 +42,7 @@ def _weights(path: Path, archive: TorchArchive) -> Weights:
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
   def read(name: str) -> np.ndarray:
-    with _torch_errors():
-      values = archive.array(tensors[name], name)
+    values = archive.array(tensors[name], name)
     if values.dtype.kind != "f":
       refuse(path, name, f"of type {values.dtype}", "a float type")
     return np.asarray(values, np.float32)
@@ -63,11 +62,3 @@ def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTens
   for key, child in children.items():
     if isinstance(key, str):
       yield from _named_tensors(child, f"{name}.{key}" if name else key)
-
-
-@contextlib.contextmanager
-def _torch_errors() -> Iterator[None]:
-  try:
-    yield
-  except TorchArchiveError as error:
-    raise ClipError(str(error)) from error

@@ -191,6 +191,3 @@ def test_synonyms_are_means_of_unit_features(encoder, learned):
   plain = category_features(encoder, CATEGORIES, prompt)
   np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
   assert np.abs(found - plain).max() > 1e-3
-  # One context a class leaves none for synonyms.
-  with pytest.raises(PromptFileError, match="class-specific"):
-    category_features(encoder, CATEGORIES, context(encoder, 3, 4), synonyms=True)
