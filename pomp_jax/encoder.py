@@ -57,8 +57,7 @@ class Encoder:
     self.text_params = replicate(clip.text_params, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)
     self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
-    # Every device takes an equal share of a chunk.
-    self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
+    self._chunk = chunk
 
     # The log shows the names of functions that are compiled.
     def image_features(params: Any, images_B: jax.Array) -> jax.Array:
@@ -150,7 +149,8 @@ class Encoder:
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
     lengths_N = np.asarray(tokens.lengths) + module.n_own
     # Tokens of the fullest device of the fullest chunk, rounded for fewer compilations.
-    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
+    full_chunks = chunks(lengths_N, self._chunk, self.mesh, "tokens")
+    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
     compute = self._compiled(module, 64 * -(-int(np.max(shares)) // 64), unit)
     frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
@@ -194,34 +194,27 @@ class Encoder:
 
     return map_rows(self.mesh, class_features, 2)
 
-  def _chunks(self, rows: Any) -> Iterator[tuple[Any, int]]:
-    """Chunks of one static size, padded with their first row, and their numbers of real rows."""
-    n_rows, size = _n_rows(rows), self._chunk_size(rows)
-
-    def padded(leaf: np.ndarray, start: int) -> np.ndarray:
-      part = leaf[start : start + size]
-      return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-
-    for start in range(0, n_rows, size):
-      chunk = jax.tree.map(functools.partial(padded, start=start), rows)
-      yield chunk, min(size, n_rows - start)
-
-  def _chunk_size(self, rows: Any) -> int:
-    return min(self._chunk, self.mesh.size * -(-_n_rows(rows) // self.mesh.size))
-
   def in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
     """Results [n,..] on the host of a result of `map_rows`, a chunk of rows at a time.
 
     The rows are on the host, an array or a tree of arrays; `what` is for the progress.
     """
-    n_chunks = -(-_n_rows(rows) // self._chunk_size(rows))
-    chunks = steps_of(self._chunks(rows), what, "chunks", n_chunks)
-    results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in chunks)
+    parts = chunks(rows, self._chunk, self.mesh, what)
+    results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in parts)
     return np.concatenate([found[:n_real] for found, n_real in fetched(results)])
 
 
-def _n_rows(rows: Any) -> int:
-  return len(jax.tree.leaves(rows)[0])
+def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:
+  """Yields chunks of one static size, padded with their first row, and their numbers of real rows.
+
+  A chunk has about `most` rows: every device takes an equal share. `what` is for the progress.
+  """
+  n_rows = len(jax.tree.leaves(rows)[0])
+  size = -(-min(most, n_rows) // mesh.size) * mesh.size
+  for start in steps_of(range(0, n_rows, size), what, "chunks"):
+    n_real = min(size, n_rows - start)
+    places = np.where(np.arange(size) < n_real, start + np.arange(size), start)
+    yield jax.tree.map(lambda leaf, places=places: leaf[places], rows), n_real
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:

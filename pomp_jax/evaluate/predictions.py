@@ -18,12 +18,11 @@ import numpy as np
 
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source
-from pomp_jax.encoder import Encoder, fetched, map_rows
+from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 # Scores that a device computes at a time: 64 MB.
@@ -47,7 +46,7 @@ def evaluate(
   results = {}
   for split_name, split in splits.items():
     rows = [row[name] for name in split.names]
-    batches = row_batches(split.features, split.labels, len(rows), encoder.mesh)
+    batches = _row_batches(split.features, split.labels, len(rows), encoder.mesh)
     text_features = {name: one[rows] for name, one in features.items()}
     results[split_name] = _count(encoder, batches, text_features, None, reference)
   return results
@@ -68,7 +67,7 @@ def topk_accuracy(
   """
   mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
   classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
-  batches = row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
+  batches = _row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
   found = fetched((compute(classes, rows), n) for *rows, n in batches)
   rank_B = np.concatenate([ranks_B[:n] for ranks_B, n in found])
   return accuracy_of_ranks(rank_B, len(class_features_NxE), ks)
@@ -91,25 +90,14 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
   return map_rows(mesh, ranks_of_rows, n_replicated=1)
 
 
-def row_batches(
-  features_BxE: Float[np.ndarray, "B E"],
-  labels_B: Int[np.ndarray, " B"],
-  n_classes: int,
-  mesh: Mesh,
+def _row_batches(
+  features_BxE: np.ndarray, labels_B: np.ndarray, n_classes: int, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-  """Yields features and labels in parts of one size, split over the devices, and their number.
-
-  Arguments as `topk_accuracy`'s. The last part is padded with rows that have `NO_LABEL`.
-  """
-  n_images = len(labels_B)
-  at_a_time = min(mesh.size * max(_SCORES // n_classes, 1), n_images)
-  size = mesh.size * -(-at_a_time // mesh.size)
-  for start in steps_of(range(0, n_images, size), "scoring", "parts"):
-    features, labels = (rows[start : start + size] for rows in (features_BxE, labels_B))
-    missing = size - len(labels)
-    features = np.pad(features.astype(np.float32), ((0, missing), (0, 0)))
-    labels = np.pad(labels.astype(np.int32), (0, missing), constant_values=NO_LABEL)
-    yield *split_rows((features, labels), mesh), size - missing
+  """Yields features and labels in `chunks`, split over the devices; as `topk_accuracy`'s."""
+  rows = np.asarray(features_BxE, np.float32), np.asarray(labels_B, np.int32)
+  most = mesh.size * max(_SCORES // n_classes, 1)
+  for chunk, n_images in chunks(rows, most, mesh, "scoring"):
+    yield *split_rows(chunk, mesh), n_images
 
 
 def tally(

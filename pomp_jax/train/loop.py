@@ -13,12 +13,10 @@ import jax
 from pomp_jax import hosts
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import Tracker
-from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
-from pomp_jax.train.resume import Checkpoint, RollBacks, resume
+from pomp_jax.train.resume import Checkpoint, gather_bank, resume
 from pomp_jax.train.setup import Run
-from pomp_jax.train.state import gather_bank
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
         with stop:
           last = _train_from(last, run, take_step, validate, stop, checkpoints, tracker)
       except BadLossError as error:
-        last = _roll_back(run, checkpoints, last.roll_backs, error)
+        last = _roll_back(run, checkpoints, last, error)
     return last
 
 
@@ -58,8 +56,7 @@ def _train_from(
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
   state, monitor = last.state, LossMonitor(run.loop.loss_spike, last.statistics)
-  skipped = last.step + last.roll_backs.skipped_batches
-  loader = run.open_batches(skipped, frozenset(last.unreadable))
+  loader = run.open_batches(last.step + last.skipped_batches, frozenset(last.unreadable))
   with contextlib.closing(loader), Watch(run, monitor, first=last.step, tracker=tracker) as watch:
     on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
     start = time.monotonic() - last.seconds
@@ -97,21 +94,21 @@ def _train_from(
 
 
 def _roll_back(
-  run: Run, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
+  run: Run, checkpoints: Checkpoints, before: Checkpoint, error: BadLossError
 ) -> Checkpoint:
   """Returns the last good checkpoint with other draws; TrainingError if no roll-back is left."""
-  if run.loop.on_bad_loss == "stop" or roll_backs.count >= run.loop.max_roll_backs:
-    again = f" after {roll_backs.count} roll-backs" if roll_backs.count else ""
+  most = run.loop.max_roll_backs
+  if run.loop.on_bad_loss == "stop" or before.roll_backs >= most:
+    again = f" after {before.roll_backs} roll-backs" if before.roll_backs else ""
     raise TrainingError(
       f"{error}: training stops{again}. The last good checkpoint is in {run.folder.checkpoints};"
       " lower the learning rate, or let config.on_bad_loss='roll_back' resume from it"
     ) from error
-  last = resume(run, checkpoints)
-  roll_backs = roll_backs.add(error.step, last.step)
+  good, mesh = resume(run, checkpoints), run.encoder.mesh
+  last = good.rolled_back(before, error.step, run.seed, mesh)
   log.warning(
     "%s: ROLLED BACK to step %d, with other draws and other images from there on (%d of at most %d"
     " times)",
-    *(error, last.step, roll_backs.count, run.loop.max_roll_backs),
+    *(error, last.step, last.roll_backs, most),
   )
-  seed_key = replicate(roll_backs.seed_key(run.seed), run.encoder.mesh)
-  return last._replace(state=last.state.replace(seed_key=seed_key), roll_backs=roll_backs)
+  return last

@@ -110,7 +110,7 @@ def evaluate_run(
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
     "steps": run.total_steps,
-    "roll_backs": done.roll_backs.count,
+    "roll_backs": done.roll_backs,
     "images_per_second": round(run.total_steps * run.loop.batch_size / done.seconds, 1),
     "k": run.k,
     "correction": run.contrast.correction,

@@ -1,15 +1,17 @@
-"""Resuming a run: what a start may change, and the checkpoint that it continues from.
+"""The progress of a run: its start, its checkpoints, and what a start that resumes may change.
 
 A run resumes if its folder holds a checkpoint. A start with another config is an error, except for
-fields that leave the result as it is or follow the devices.
+fields that leave the result as it is or follow the devices. A bank, the features of all classes, is
+sharded on the devices, and whole in a checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import dataclasses
 import logging
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from pomp_jax import hosts
@@ -18,10 +20,10 @@ from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.settings import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
-from pomp_jax.prompt.mesh import DATA
-from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.setup import Run
-from pomp_jax.train.state import blank_state, first_state, place_bank
+from pomp_jax.prompt.bank import place_rows
+from pomp_jax.prompt.mesh import DATA, replicate
+from pomp_jax.prompt.step import TrainState, create_state
+from pomp_jax.train.setup import PromptRun, Run
 
 log = logging.getLogger(__name__)
 
@@ -82,26 +84,6 @@ def may_change(field: str) -> bool:
   return leaves_result_as_it_is(field) or field in _DEVICE_FIELDS
 
 
-@dataclasses.dataclass(frozen=True)
-class RollBacks:
-  """Roll-backs of a run to earlier checkpoints."""
-
-  count: int = 0
-  skipped_batches: int = 0  # batches that led to a bad loss
-
-  def add(self, bad_step: int, good_step: int) -> "RollBacks":
-    """Adds a roll-back to a good step; the batches read since are skipped."""
-    return RollBacks(self.count + 1, self.skipped_batches + bad_step - good_step)
-
-  def seed_key(self, seed: int) -> np.ndarray:
-    """Key data of the draws of negatives, different after each roll-back."""
-    key = jax.random.key(seed)
-    if self.count:
-      # Steps fold in 0, 1, ..; the initial parameters 2^32 - 1.
-      key = jax.random.fold_in(key, 2**32 - 1 - self.count)
-    return np.asarray(jax.random.key_data(key))
-
-
 class Checkpoint(NamedTuple):
   """Progress of a training, as its checkpoints hold it."""
 
@@ -109,23 +91,36 @@ class Checkpoint(NamedTuple):
   state: TrainState
   seconds: float = 0.0  # time that the steps took, over all starts
   unreadable: list[int] = []  # indices of images that could not be read
-  roll_backs: RollBacks = RollBacks()
+  roll_backs: int = 0  # to earlier checkpoints
+  skipped_batches: int = 0  # batches that led to a bad loss
   statistics: dict[str, Any] | None = None  # of the `LossMonitor`
 
   def meta(self, run: Run) -> dict[str, Any]:
     """JSON that a checkpoint holds beside the state."""
-    skipped = self.roll_backs.skipped_batches
     return {
       "seconds": self.seconds,
-      "position": (self.step + skipped) * run.loop.batch_size,
+      "position": (self.step + self.skipped_batches) * run.loop.batch_size,
       "unreadable": self.unreadable,
       # Names of the first versions.
-      "detour": {"roll_backs": self.roll_backs.count, "batches": skipped},
+      "detour": {"roll_backs": self.roll_backs, "batches": self.skipped_batches},
       "judge": self.statistics,
       "devices": jax.device_count(),
       "groups": run.n_groups,
       "config": run.config,
     }
+
+  def rolled_back(self, before: "Checkpoint", bad_step: int, seed: int, mesh: Mesh) -> "Checkpoint":
+    """This checkpoint, after `before` led to a bad loss: the batches since are skipped.
+
+    Negatives are drawn with another key after each roll-back.
+    """
+    count = before.roll_backs + 1
+    skipped = before.skipped_batches + bad_step - self.step
+    # Steps fold in 0, 1, ..; the initial parameters 2^32 - 1.
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1 - count)
+    seed_key = replicate(np.asarray(jax.random.key_data(key)), mesh)
+    state = self.state.replace(seed_key=seed_key)
+    return self._replace(state=state, roll_backs=count, skipped_batches=skipped)
 
 
 def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
@@ -147,26 +142,63 @@ def best(run: Run) -> Checkpoint | None:
 
 def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
   meta = restored.meta
-  skipped = meta.get("detour", {})
   return Checkpoint(
     step=restored.step,
     state=place_bank(run, restored.state),
     seconds=meta["seconds"],
-    unreadable=meta.get("unreadable", []),
-    roll_backs=RollBacks(skipped.get("roll_backs", 0), skipped.get("batches", 0)),
-    statistics=meta.get("judge"),
+    unreadable=meta["unreadable"],
+    roll_backs=meta["detour"]["roll_backs"],
+    skipped_batches=meta["detour"]["batches"],
+    statistics=meta["judge"],
   )
 
 
 def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
-  before, now = meta.get("devices"), jax.device_count()
-  groups, n_data = meta.get("groups"), run.encoder.mesh.shape[DATA]
-  if groups is not None and groups != run.n_groups:
+  before, now = meta["devices"], jax.device_count()
+  groups, n_data = meta["groups"], run.encoder.mesh.shape[DATA]
+  if groups != run.n_groups:
     remedy = f"; config.accumulate={groups // n_data} keeps them" if groups % n_data == 0 else ""
     log.warning(
       "from step %d on the DRAWS DIFFER from those of the run so far: %d groups of a batch (data"
       " axis x accumulate) draw their own negatives, before it were %d%s",
       *(step + 1, run.n_groups, groups, remedy),
     )
-  elif before is not None and before != now:
+  elif before != now:
     log.info("%d devices, before it were %d: same draws, other order of sums", now, before)
+
+
+def first_state(run: Run) -> TrainState:
+  """State of step 0, on the devices; with a bank, this computes the features of all classes."""
+  state = blank_state(run)
+  if isinstance(run, PromptRun) and run.needs_bank:
+    state = place_bank(run, state.replace(bank=run.class_features(state.params)))
+  return state
+
+
+def blank_state(run: Run) -> TrainState:
+  """State of step 0 as it is stored, but for the bank's rows, which are zero."""
+  state = replicate(create_state(run.learner(), run.optimizer, run.seed), run.encoder.mesh)
+  if isinstance(run, PromptRun) and run.needs_bank:
+    shape = (len(run.source.names), run.encoder.clip.config.projection_dim)
+    state = state.replace(bank=np.zeros(shape, np.float32))
+  return state
+
+
+def place_bank(run: Run, state: TrainState) -> TrainState:
+  """Shards the bank of a stored state, [N,E] on every host, over the mesh."""
+  if isinstance(run, PromptRun) and run.needs_bank:
+    rows = place_rows(np.asarray(state.bank), run.encoder.mesh, run.sampling.bank_dtype)
+    state = state.replace(bank=rows)
+  return state
+
+
+def gather_bank(run: Run, state: TrainState) -> TrainState:
+  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every host."""
+  if state.bank is None:
+    return state
+  n_classes = len(run.source.names)
+  whole = jax.jit(
+    lambda rows: rows[:n_classes].astype(jnp.float32),
+    out_shardings=NamedSharding(run.encoder.mesh, PartitionSpec()),
+  )
+  return state.replace(bank=whole(state.bank))

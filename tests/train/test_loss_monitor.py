@@ -1,12 +1,14 @@
 """Bad losses and roll-backs."""
 
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from pomp_jax.train.resume import RollBacks
+from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.train.resume import Checkpoint
 from pomp_jax.train.watch import BadLossError, LossMonitor
 
 
@@ -64,11 +66,21 @@ def test_a_resumed_monitor_has_the_same_statistics():
 
 
 def test_each_roll_back_skips_batches_and_has_other_draws():
-  once = RollBacks().add(bad_step=11, good_step=8)
-  assert once == RollBacks(count=1, skipped_batches=3)
+  class State(NamedTuple):
+    seed_key: np.ndarray | None = None
+
+    def replace(self, **changes):
+      return self._replace(**changes)
+
+  mesh, start = make_mesh(), Checkpoint(0, State())
+  once = start._replace(step=8).rolled_back(start, 11, 5, mesh)
+  assert (once.roll_backs, once.skipped_batches) == (1, 3)
   # From the same checkpoint again, and then from a later one.
-  assert once.add(9, 8).add(14, 12) == RollBacks(3, 6)
-  keys = [RollBacks(n).seed_key(5) for n in range(20)]
-  np.testing.assert_array_equal(keys[0], jax.random.key_data(jax.random.key(5)))
+  twice = start._replace(step=8).rolled_back(once, 9, 5, mesh)
+  thrice = start._replace(step=12).rolled_back(twice, 14, 5, mesh)
+  assert (thrice.roll_backs, thrice.skipped_batches) == (3, 6)
+  counts = (start._replace(roll_backs=n) for n in range(19))
+  keys = [np.asarray(start.rolled_back(before, 1, 5, mesh).state.seed_key) for before in counts]
+  keys.append(jax.random.key_data(jax.random.key(5)))
   assert len({key.tobytes() for key in keys}) == 20
-  np.testing.assert_array_equal(RollBacks(3, 40).seed_key(5), keys[3])
+  np.testing.assert_array_equal(thrice.state.seed_key, keys[2])

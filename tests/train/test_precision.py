@@ -6,7 +6,7 @@ import pytest
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
-from pomp_jax.train.state import first_state
+from pomp_jax.train.resume import first_state
 from tests.support.checks import equations
 from tests.support.clips import needs_flax_clip
 from tests.support.small_run import small_config

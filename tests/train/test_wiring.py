@@ -28,8 +28,7 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import batches, loop, pretrain, results, setup
 from pomp_jax.train.fill_features import fill_features
-from pomp_jax.train.resume import leaves_result_as_it_is
-from pomp_jax.train.state import first_state
+from pomp_jax.train.resume import first_state, leaves_result_as_it_is
 from tests.support.checks import assert_close
 from tests.support.clips import HAS_FLAX_CLIP, write_fewer_layers
 from tests.support.data_files import write_set

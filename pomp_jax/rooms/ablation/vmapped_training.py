@@ -26,7 +26,7 @@ from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train import setup
-from pomp_jax.train.state import first_state
+from pomp_jax.train.resume import first_state
 
 # Fields of `optim`, and of a training, in which lanes of a program may differ.
 _NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")

@@ -26,7 +26,7 @@ from pomp_jax.hosts.own_process import peak_mib
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup
-from pomp_jax.train.state import blank_state, gather_bank, place_bank
+from pomp_jax.train.resume import blank_state, gather_bank, place_bank
 
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0

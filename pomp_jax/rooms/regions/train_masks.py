@@ -212,7 +212,7 @@ def _write(training: MaskRun, done: Checkpoint, prompt: NamedPrompt) -> None:
     "steps": training.total_steps,
     "seconds": round(done.seconds, 2),
     "images_per_second": round(n_images / done.seconds, 1),
-    "roll_backs": done.roll_backs.count,
+    "roll_backs": done.roll_backs,
     "unreadable_images": len(done.unreadable),
     "last": {name: scalars[name][1][-1] for name in _SCALARS},
   }

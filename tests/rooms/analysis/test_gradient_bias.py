@@ -13,7 +13,7 @@ from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train import setup
-from pomp_jax.train.state import first_state
+from pomp_jax.train.resume import first_state
 from tests.support.clips import with_logit_scale, write_fewer_layers
 from tests.support.report_page import Page
 from tests.support.small_run import run_job, small_config, trained
