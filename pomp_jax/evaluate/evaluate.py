@@ -20,7 +20,7 @@ from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.evaluation_sets import (
   EvaluationSet,
   evaluation_sets,
@@ -28,29 +28,15 @@ from pomp_jax.evaluate.evaluation_sets import (
   open_each,
   open_everywhere,
 )
-from pomp_jax.evaluate.named_prompts import (
-  NamedPrompt,
-  check_lengths,
-  check_prompt,
-  describe,
-  features_under,
-  read_prompts,
-)
+from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.predictions import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import BY_CLASS, CLIP_BENCHMARK, PUBLISHED, TREE_ERRORS, load
+from pomp_jax.report import evaluation_report as report
 from pomp_jax.report import plots
-from pomp_jax.report.evaluation_report import (
-  SetFigures,
-  accuracy_by_group,
-  counts_by_group,
-  figure_by_group,
-  group_of,
-  title_of,
-)
 from pomp_jax.report.run_report import finish_run
 
 log = logging.getLogger(__name__)
@@ -78,15 +64,15 @@ def check_prompts(
 ) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip_model)
-  prompts = read_prompts(names, field)
+  prompts = named_prompts.read_prompts(names, field)
   sets = evaluation_sets(settings, data, evaluation, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, settings.skip_missing)
   for name, (_, classes, _) in opened.items():
     for named in prompts:
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]
-      check_prompt(named._replace(label=where), single, clip_config, clip_model)
-      check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
+      named_prompts.check_prompt(named._replace(label=where), single, clip_config, clip_model)
+      named_prompts.check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  prompts = read_prompts(settings.prompts, "evaluate.prompts")
+  prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts")
   sets = evaluation_sets(settings, config.data, config.eval, encoder.clip.image_size)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
@@ -164,7 +150,7 @@ def _evaluate(
   tallies = tally(
     encoder,
     source,
-    {named.label: features_under(encoder, classes, named.prompt) for named in prompts},
+    {one.label: named_prompts.features_under(encoder, classes, one.prompt) for one in prompts},
     more=more,
     reference=prompts[0].label,
     batch_size=batch_size,
@@ -184,37 +170,29 @@ def _evaluate(
 
 def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool) -> dict[str, Any]:
   """Figures of the sets by their groups, with published ones beside them, and set by set."""
-  sets = {
-    name: {key: of_set[key] for key in _OF_SET}
-    | {
-      "by_class": load(BY_CLASS).summary(of_set) if BY_CLASS else {},
-      "prompts": {
-        label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
-        for label, figures in of_set["prompts"].items()
-      },
-    }
-    for name, of_set in done.items()
-  }
-  found = []
-  for item in items:
-    own = sets[item.name]
-    found.append(SetFigures(item.group, item.column, item.part, own["prompts"], own["split"]))
-  accuracy = accuracy_by_group(found)
+  sets, found = {}, []
   # Groups with a set whose images are not those of the published figures.
-  other = {
-    item.group
-    for item in items
-    if sampled
-    or item.reader not in group_of(item.group).readers
-    or sets[item.name]["split"] not in ("test", "validation")
-    or sets[item.name]["unreadable"]
-  }
+  other = set()
+  for item in items:
+    of_set = done[item.name]
+    prompts = {
+      label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
+      for label, figures in of_set["prompts"].items()
+    }
+    by_class = load(BY_CLASS).summary(of_set) if BY_CLASS else {}
+    own = {key: of_set[key] for key in _OF_SET} | {"by_class": by_class, "prompts": prompts}
+    sets[item.name] = own
+    found.append(report.SetFigures(item.group, item.column, item.part, prompts, own["split"]))
+    of_test = own["split"] in ("test", "validation") and not sampled and not own["unreadable"]
+    if not of_test or item.reader not in report.group_of(item.group).readers:
+      other.add(item.group)
+  accuracy = report.accuracy_by_group(found)
   compared = load(PUBLISHED) if PUBLISHED else lambda *_: {}
   return {
     "accuracy": accuracy,
-    "intervals": figure_by_group(found, "top1_interval"),
-    "images": counts_by_group(found, "images"),
-    "classes": counts_by_group(found, "classes"),
+    "intervals": report.figure_by_group(found, "top1_interval"),
+    "images": report.counts_by_group(found, "images"),
+    "classes": report.counts_by_group(found, "classes"),
     "splits": {
       group: {one.column: one.split for one in found if one.group == group} for group in accuracy
     },
@@ -236,7 +214,7 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> None:
         folder / f"accuracy_{group}_{kind}.png",
         rows,
         {name: method["figures"] for name, method in others.items()},
-        title_of(group, kind),
+        report.title_of(group, kind),
         results["images"][group][kind],
         results["intervals"].get(group, {}).get(kind, {}),
         results["classes"][group][kind],
@@ -265,7 +243,7 @@ def _keys(
     else:
       parts.append("")
     for label, prompt, _ in prompts:
-      parts += ["prompt", label, *describe(prompt, classes)]
+      parts += ["prompt", label, *named_prompts.describe(prompt, classes)]
     keys[file_name(name)] = fingerprint(parts)
   return keys
 

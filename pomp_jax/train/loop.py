@@ -69,9 +69,7 @@ def _train_from(
         watch.flush()
         # No validation after a stop request, which may leave seconds only.
         top1 = None if asked else validate(state)
-        if top1 is not None:
-          watch.scalar("validation_top1", top1, step)
-        watch.upload()  # a resumed run has the metrics of the steps before its checkpoint
+        watch.validated(step, top1)  # a resumed run has the metrics of the steps before
         # Each process has met other unreadable images. Too many in all raise before the save.
         gathered = hosts.gather(sorted(loader.unreadable), "unreadable images")
         loader.note(sorted({index for _, theirs in gathered for index in theirs}))

@@ -21,7 +21,6 @@ from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.registry import PREDICTION_SHEET, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
-from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches, loop, methods, results
 from pomp_jax.train.fill_features import check_same_images, fill_features
 from pomp_jax.train.resume import best, check_same_run, may_change
@@ -151,8 +150,6 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
       plots.training_curves(folder.plots / "training.png", folder.scalars(), title)
       if sheet:
         sheet(folder.plots / "predictions.png")
-      results.write_tables(folder, found, sets)
-      finish_run(folder, run.config, found)
-    results.log_results(folder, found)
+      results.finish(folder, run.config, found, sets)
     tracker.finish(found)
   return found

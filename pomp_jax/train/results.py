@@ -22,6 +22,7 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.registry import BY_CLASS, TRACKERS, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import method_label
+from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
 from pomp_jax.train.setup import PromptRun
@@ -92,15 +93,7 @@ def evaluate_run(
     accuracy = run.accuracy()
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
-  sets = class_sets(splits, scores)
-  scores = {
-    name: {
-      label: {key: value for key, value in one.items() if key in _FIGURES}
-      for label, one in of_split.items()
-    }
-    for name, of_split in scores.items()
-  }
-  results = figures_of_splits(splits, scores, "prompt")
+  results, sets = figures_of_splits(splits, scores, "prompt")
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
   summary = load(BY_CLASS).summary if BY_CLASS else lambda *_: {}
@@ -119,43 +112,49 @@ def evaluate_run(
   return results, sets
 
 
-def figures_of_splits(splits: Splits, scores: Mapping[str, Any], learned: str) -> dict[str, Any]:
-  """The part of `results.json` that all methods have; `learned` names the method's own scores."""
-  unreadable = {
-    name: _names(source, np.setdiff1d(np.arange(len(source)), split.indices).tolist())
-    for name, (source, split) in splits.items()
-  }
-  return {
+def figures_of_splits(
+  splits: Splits, scores: Mapping[str, Any], learned: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The part of `results.json` that all methods have, and sets of `rooms.analysis.by_class`.
+
+  `learned` names the method's own scores.
+  """
+  results: dict[str, Any] = {
     "eval_images": {name: len(split.labels) for name, (_, split) in splits.items()},
     "eval_classes": {name: len(split.names) for name, (_, split) in splits.items()},
-    "eval": scores,
-    "eval_unreadable": {
-      name: len(source) - len(split.labels) for name, (source, split) in splits.items()
-    },
-    "unreadable": {name: files for name, files in unreadable.items() if files},
-    "top1": {split: of_split[learned]["top1"] for split, of_split in scores.items()},
+    "eval": {},
+    "eval_unreadable": {},
+    "unreadable": {},
+    "top1": {name: of_split[learned]["top1"] for name, of_split in scores.items()},
   }
+  sets = {}
+  for name, (source, split) in splits.items():
+    results["eval"][name] = {
+      label: {key: value for key, value in one.items() if key in _FIGURES}
+      for label, one in scores[name].items()
+    }
+    unreadable = np.setdiff1d(np.arange(len(source)), split.indices).tolist()
+    results["eval_unreadable"][name] = len(unreadable)
+    if unreadable:
+      results["unreadable"][name] = _names(source, unreadable)
+    images = name.partition("/")[0]
+    sets[name] = {
+      "split": images if images in ("train", "validation") else "test",
+      "classes": split.names,
+      "reference": _REFERENCE,
+      "prompts": scores[name],
+    }
+  return results, sets
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:
   return [name_of(source, index) for index in indices[:_MOST_NAMED]]
 
 
-def class_sets(splits: Splits, scores: Mapping[str, Any]) -> dict[str, Any]:
-  """The splits as sets of `rooms.analysis.by_class`."""
-  return {
-    name: {
-      "split": name.split("/")[0] if name.split("/")[0] in ("train", "validation") else "test",
-      "classes": split.names,
-      "reference": _REFERENCE,
-      "prompts": scores[name],
-    }
-    for name, (_, split) in splits.items()
-  }
-
-
-def write_tables(folder: RunFolder, results: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
-  """Writes the tables of all classes, and the plot of the accuracy."""
+def finish(
+  folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any], sets: Mapping[str, Any]
+) -> None:
+  """Writes tables of all classes, the plot of the accuracy and, last, the results; logs these."""
   if BY_CLASS:
     load(BY_CLASS).write(folder, sets)
   plots.accuracy_bars(
@@ -164,10 +163,7 @@ def write_tables(folder: RunFolder, results: Mapping[str, Any], sets: Mapping[st
     title=f"{method_label(results['method'])}, seed {results['seed']}",
     classes=results["eval_classes"],
   )
-
-
-def log_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Logs the accuracy on each split, and the files that were skipped."""
+  finish_run(folder, config, results)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     counts = results["eval_images"][split], results["eval_classes"][split]

@@ -117,12 +117,7 @@ class LossMonitor:
   def __init__(self, spike: float, statistics: dict[str, Any] | None = None):
     """A loss above `spike` times the running mean is bad; with 0, only one that is not finite."""
     self._spike = spike
-    self._statistics = statistics or {"steps": 0, "loss": 0.0}
-
-  @property
-  def statistics(self) -> dict[str, Any]:
-    """State of the monitor, as JSON."""
-    return dict(self._statistics)
+    self.statistics = statistics or {"steps": 0, "loss": 0.0}  # as JSON
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
     """Checks the scalars of the next step, `loss` among them; BadLossError if one is bad."""
@@ -130,7 +125,7 @@ class LossMonitor:
       if not math.isfinite(value):
         raise BadLossError(f"{name} is {value} at step {step}", step)
     loss = float(metrics["loss"])
-    steps, mean = self._statistics["steps"], self._statistics["loss"]
+    steps, mean = self.statistics["steps"], self.statistics["loss"]
     if self._spike and steps >= _STEPS_BEFORE and loss > self._spike * mean:
       raise BadLossError(
         f"loss is {loss:.4g} at step {step}, more than {self._spike:g} times its running mean"
@@ -139,7 +134,7 @@ class LossMonitor:
       )
     # A plain mean of the first steps, until the weight of a step would be below 1/20.
     mean += max(1 / (steps + 1), _WEIGHT) * (loss - mean)
-    self._statistics = {"steps": steps + 1, "loss": mean}
+    self.statistics = {"steps": steps + 1, "loss": mean}
 
 
 class Watch(contextlib.AbstractContextManager):
@@ -160,12 +155,16 @@ class Watch(contextlib.AbstractContextManager):
 
     `check` is called with each step and its metrics, in order, and may raise BadLossError.
     """
-    self._run, self._check = run, check
-    self._metrics = MetricsWriter(run.folder.path, first + 1, tracker) if hosts.is_first() else None
-    self._progress = Progress(run.total_steps, first, "step")
+    self._run, self._check, self._opened = run, check, contextlib.ExitStack()
+    self._metrics: MetricsWriter | None = None
+    if hosts.is_first():
+      metrics = MetricsWriter(run.folder.path, first + 1, tracker)
+      self._metrics = self._opened.enter_context(metrics)
+    self._progress = self._opened.enter_context(Progress(run.total_steps, first, "step"))
     self._profile = None
     if steps := run.loop.profile_steps:
       self._profile = load(PROFILER)(run.folder.path / "profile", steps, first)
+      self._opened.callback(self._profile.close)
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
     self.meter, self._warned = Meter(), False
@@ -190,22 +189,15 @@ class Watch(contextlib.AbstractContextManager):
     """Reads all pending metrics, which waits for the device."""
     self._read(len(self._pending))
 
-  def upload(self) -> None:
-    """Sends what is written so far to the bucket, if the run's folder is in one."""
+  def validated(self, step: int, top1: float | None) -> None:
+    """Writes a top-1, if any; sends all scalars to the bucket, if the run's folder is in one."""
     if self._metrics is not None:
+      if top1 is not None:
+        self._metrics.write(step, validation_top1=top1)
       self._metrics.upload()
 
-  def scalar(self, name: str, value: float, step: int) -> None:
-    """Writes another scalar."""
-    if self._metrics is not None:
-      self._metrics.write(step, **{name: value})
-
   def __exit__(self, *exception: object) -> None:
-    if self._profile is not None:
-      self._profile.close()
-    self._progress.close()
-    if self._metrics is not None:
-      self._metrics.close()
+    self._opened.close()
 
   def _device_is_idle(self) -> bool:
     # With nothing pending, the loop itself has waited for the device.

@@ -21,7 +21,6 @@ from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines import linear_probe, tip_adapter
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 from pomp_jax.rooms.baselines.tip_adapter import unit
@@ -75,12 +74,13 @@ def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
     name: _scores(encoder, split, method, fitted, class_list(split.names))
     for name, (_, split) in splits.items()
   }
+  figures, sets = results.figures_of_splits(splits, scores, method if fitted else "hand_written")
   found = {
     "job": config.job,
     "method": method,
     "seed": config.seed,
     "clip_model": encoder.clip.name,
-    **results.figures_of_splits(splits, scores, method if fitted else "hand_written"),
+    **figures,
     "n_classes": inputs.n_training_classes(data),
     "seconds": round(evaluation - start, 2),
     "eval_seconds": round(time.monotonic() - evaluation, 2),
@@ -92,9 +92,7 @@ def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
     fields = config.to_dict()
     write_json(folder.config, fields)
     with writing(folder.plots):
-      results.write_tables(folder, found, results.class_sets(splits, scores))
-      finish_run(folder, fields, found)
-    results.log_results(folder, found)
+      results.finish(folder, fields, found, sets)
     with results.open_tracker(config.log.tracker, folder, fields) as tracker:
       tracker.finish(found)
   return found
