@@ -68,24 +68,22 @@ def method_of(name: str) -> Pomp:
   return method
 
 
-def initial_words(
-  prompt: Prompt, clip: Clip, fixed_words: bool = False
-) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
+def initial_words(prompt: Prompt, clip: Clip, fixed_words: bool = False) -> Int[np.ndarray, " T"]:
   """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind them.
 
-  Both are empty for a random start and a prompt file. ConfigError for words of fewer than M tokens,
-  or of more without `fixed_words`.
+  Empty for a random start and a prompt file. ConfigError for words of fewer than M tokens, or of
+  more without `fixed_words`.
   """
   words, n_vectors = prompt.init, prompt.m
   if not words or _is_prompt(words):
-    return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    return np.zeros(0, np.int32)
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
   ids_T = ids_1xL[0, :-1]
   if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not fixed_words):
     or_more = " or more" if fixed_words else ""
     limit = f"words of prompt.m = {n_vectors} tokens{or_more}; these have {len(ids_T)}"
     raise ConfigError("prompt.init", words, limit)
-  return ids_T[:n_vectors], ids_T[n_vectors:]
+  return ids_T
 
 
 def initial_context(
@@ -97,7 +95,7 @@ def initial_context(
   """
   path = prompt.init
   if not _is_prompt(path):
-    ids_M, _ = initial_words(prompt, clip, fixed_words)
+    ids_M = initial_words(prompt, clip, fixed_words)[: prompt.m]
     return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
   stored = load_prompt(path)
   check_fits(stored, clip.text_width, clip.name, n_classes, path)

@@ -155,7 +155,7 @@ class MaPLe(VPT):
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
     """See `Pomp`; the fixed words precede each name."""
-    _, fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)
+    fixed_F = initial_words(prompt, encoder.clip, fixed_words=True)[prompt.m :]
     n_fixed = len(fixed_F)
     frozen = encoder.frozen(encoder.vocabulary(names, prompt.m + n_fixed))
     tokens = jax.tree.map(np.asarray, frozen.tokens)

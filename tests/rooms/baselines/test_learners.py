@@ -264,7 +264,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   )
   encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   method = method_of(config.method)
-  ids_M, fixed_F = initial_words(config.prompt, tiny.world.clip, fixed_words=True)
+  ids_M, fixed_F = np.split(initial_words(config.prompt, tiny.world.clip, fixed_words=True), [2])
   whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
   frozen = method.frozen_arrays(config.prompt, "", encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
