@@ -148,7 +148,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
 
 
 def _stops_together(job: str, method: str, dry_run: bool) -> bool:
-  return JOBS[job].trains and METHODS[method].by_steps and not dry_run
+  return JOBS[job].trains and bool(METHODS[method].steps) and not dry_run
 
 
 def _end(message: object, status: int) -> int:

@@ -28,20 +28,15 @@ class Method(NamedTuple):
 
   steps: str = ""  # class as `train.methods.Pomp`, of a method that learns by gradient steps
   run: str = ""  # function (config, the run's folder) -> results, of all others
-  fixes: Mapping[str, Any] = types.MappingProxyType({})  # field -> the value that it accepts
+  fixes: Mapping[str, Any] = {}  # field -> the value that it accepts
   saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
   pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
   deep: bool = False  # whether `prompt.depth` layers have tokens of their own
   seeded: bool = True  # whether the seed changes the result
   group: str = ""  # group of fields that it alone reads
 
-  @property
-  def by_steps(self) -> bool:
-    """Whether it learns by gradient steps."""
-    return bool(self.steps)
 
-
-_NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
+_NOT_AUGMENTED = {"data.augment": "none"}
 # CoOp is pomp with negatives="all".
 METHODS = {
   "pomp": Method("train.methods:Pomp", saves_prompt=True),
@@ -79,19 +74,11 @@ class Source(NamedTuple):
   holds_out: bool = False  # whether images for missing splits are held out of the training images
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
   dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead
-  lists: str = ""  # "module:names" of the class lists that it reads itself
-
-  def load(self) -> types.ModuleType:
-    """Imports the module."""
-    return load(self.module)
+  lists: str = ""  # "module:names" of the class lists that it reads itself, beside packaged ones
 
   def expected_dataset(self, name: str) -> str:
     """What is expected instead of this name of a data set; "" if it is accepted."""
     return load(self.dataset)(name) if self.dataset else ""
-
-  def class_lists(self) -> tuple[str, ...]:
-    """Names of the class lists that it reads itself, beside the packaged ones."""
-    return load(self.lists) if self.lists else ()
 
 
 SOURCES = {
@@ -253,49 +240,38 @@ TASKS = {
 class Format(NamedTuple):
   """One value of `config.export.format`: a file with a prompt, or with features of names."""
 
-  suffixes: tuple[str, ...]  # that a file may have; first the usual one
+  usual_name: str  # of its file, unless `config.export.output` has another
+  suffixes: tuple[str, ...]  # that a file may have
   names: str = ""  # regular expression of the end of a prompt file's name
   read: str = ""  # "module:function": path -> a prompt's fields, as `files.prompt_formats`
   encode: str = ""  # "module:function": context and texts -> content of a file
   features: str = ""  # module that exports features with `check` and `compute`
-  stem: str = "prompt"  # of the usual name of a file
-
-  @property
-  def usual_name(self) -> str:
-    """Name of a file, unless `config.export.output` has another."""
-    return self.stem + self.suffixes[0]
 
 
 FORMATS = {
   "npz": Format(
-    (".npz",), r"\.npz", "files.prompt_formats:read_npz", "files.prompt_formats:encode_npz"
+    *("prompt.npz", (".npz",), r"\.npz"),
+    read="files.prompt_formats:read_npz",
+    encode="files.prompt_formats:encode_npz",
   ),
   "safetensors": Format(
-    (".safetensors",),
-    r"\.safetensors",
-    "files.prompt_formats:read_safetensors",
-    "files.prompt_formats:encode_safetensors",
+    *("prompt.safetensors", (".safetensors",), r"\.safetensors"),
+    read="files.prompt_formats:read_safetensors",
+    encode="files.prompt_formats:encode_safetensors",
   ),
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
   "pth": Format(
-    (".pth.tar", ".pth", ".pt"),
-    r"\.(pt|pth)(\.tar)?(-\d+)?",
-    "rooms.interchange.torch_prompts:read",
-    "rooms.interchange.torch_prompts:encode",
+    *("prompt.pth.tar", (".pth.tar", ".pth", ".pt"), r"\.(pt|pth)(\.tar)?(-\d+)?"),
+    read="rooms.interchange.torch_prompts:read",
+    encode="rooms.interchange.torch_prompts:encode",
   ),
-  "detic": Format((".npy",), features="rooms.interchange.class_features", stem="class_features"),
+  "detic": Format("class_features.npy", (".npy",), features="rooms.interchange.class_features"),
   "open_clip": Format(
-    (".npy", ".safetensors"), features="rooms.interchange.class_features", stem="zero_shot_weights"
+    "zero_shot_weights.npy",
+    (".npy", ".safetensors"),
+    features="rooms.interchange.class_features",
   ),
 }
-
-# What else the room interchange reads and writes; empty: it is not installed.
-CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
-TORCH_WEIGHTS = "rooms.interchange.torch_weights:open_torch"
-CONTEXT_NAME = "rooms.interchange.torch_prompts:context_name"
-DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
-HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
-HUB_UPLOAD = "rooms.interchange.prompt_hub"
 
 
 class Store(NamedTuple):
@@ -316,42 +292,28 @@ TRACKERS = {
   "wandb": "rooms.interchange.tracker:Wandb",
 }
 
-# Function report -> its tables in LaTeX; empty: no results.tex is written.
-LATEX = "rooms.interchange.latex:latex"
+NO_SUITE = "none"  # the first value of `evaluate.suite`
 
-# Function that writes the results of `evaluate` in CLIP_benchmark's form; empty: none is written.
-CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"
-
-# Module of `SUITES`, values of `evaluate.suite`, and of `GROUPS`, their tables; empty: none.
-SUITES = "rooms.data_sets.suites"
-NO_SUITE = "none"
-
-# Function group of sets, kind, accuracies -> published figures of the same sets; empty: none.
-PUBLISHED = "rooms.data_sets.published:published"
-
-# Function that reads `evaluate.sets` and `evaluate.suite`; empty: nothing does.
-NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"
-
-# Function that reads `evaluate.sets_file` and `evaluate.own_sets`; empty: nothing reads them.
-OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"
-
-# Function WordNet ids -> function that makes a tally of errors on WordNet's tree; empty: none.
-TREE_ERRORS = "rooms.analysis.tree_errors:tallies"
-
-# Function (config.data, names of classes) -> what samplers read of their relations; empty: none.
-RELATIONS = "rooms.hierarchy.relations:relations"
-
-# Class that profiles steps of a training; empty: `config.profile_steps` must be empty.
-PROFILER = "rooms.benchmark.profiler:Profiler"
-
-# Module of answers class by class: `write` files, `summary`, `sections` of a report; empty: none.
-BY_CLASS = "rooms.analysis.by_class"
-
-# Function run, prompt, results -> function that draws pictures with their likeliest classes; empty:
-# a training leaves no predictions.png.
-PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"
-
-# Module of what the page shows of regions; empty: it shows none.
+# What rooms do for the core: a module, or a function of one; empty: the room is not installed.
+BY_CLASS = "rooms.analysis.by_class"  # files of each class, a summary, sections of a report
+PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # pictures with their classes
+TREE_ERRORS = "rooms.analysis.tree_errors:tallies"  # WordNet ids -> tally of errors on its tree
+DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
+PROFILER = "rooms.benchmark.profiler:Profiler"  # of `config.profile_steps`
+SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"  # architectures with random weights
+NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"  # of `evaluate.sets`, `evaluate.suite`
+OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"  # of `evaluate.sets_file` and its `own_sets`
+PUBLISHED = "rooms.data_sets.published:published"  # group, kind, accuracies -> published figures
+SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROUPS`, their tables
+RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
+CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
+CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
+CONTEXT_NAME = "rooms.interchange.torch_prompts:context_name"
+DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
+HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
+HUB_UPLOAD = "rooms.interchange.prompt_hub"
+LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
+TORCH_WEIGHTS = "rooms.interchange.torch_weights:open_torch"
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 
 
@@ -365,13 +327,8 @@ def groups_of(job: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(groups))
 
 
-_DRY_RUN = "rooms.benchmark.dry_run"
-# Opens `clip.model=synthetic:NAME`, a published architecture with random weights.
-SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"
-
-
 def load_job(name: str) -> types.ModuleType:
   """Imports the module of a job, or of "dry_run", which `config.dry_run` runs instead of it."""
-  if name == "dry_run" and not _DRY_RUN:
+  if name == "dry_run" and not DRY_RUN:
     raise InputError("dry_run: the benchmark, which measures, is not installed")
-  return load(_DRY_RUN if name == "dry_run" else JOBS[name].module)
+  return load(DRY_RUN if name == "dry_run" else JOBS[name].module)

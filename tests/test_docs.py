@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from pomp_jax.config import FIELDS, JOBS, validate
+from pomp_jax.config import JOBS, fields_of, validate
 from pomp_jax.config.command_line import parse
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
@@ -17,7 +17,7 @@ from tests.support.processes import ROOT, environment
 _TRACKED = subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
 # Without the pages that are generated: the fields, and open_clip's table.
 PAGES = [name for name in _TRACKED if name not in ("docs/config.md", "docs/clips.md")]
-GROUPS = {field.partition(".")[0] for field in FIELDS if "." in field}
+GROUPS = {field.partition(".")[0] for field in fields_of() if "." in field}
 # Ends of files, and modules, whose names look like a field of a group.
 _ENDS = {"json", "npz", "npy", "safetensors", "py"}
 _MODULES = {"data.images", "data.noun", "data.source", "prompt.learner"}
@@ -57,7 +57,7 @@ def test_fields_exist(page):
   named += re.findall(r"`config\.([a-z_]+(?:\.[a-z_0-9]+)?)(?=[`=])", text)
   for group, name in re.findall(r"`([a-z_]+)\.([a-z_0-9]+)(?=[`=])", text):
     named += [f"{group}.{name}"] * (group in GROUPS and name not in _ENDS)
-  assert [name for name in named if name not in {*FIELDS} | GROUPS | _ENDS | _MODULES] == []
+  assert [name for name in named if name not in {*fields_of()} | GROUPS | _ENDS | _MODULES] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -11,10 +11,9 @@ from pomp_jax.config.checks import (
   has_folder,
   unpack,
   validate,
-  value_of_text,
   with_argument,
   with_jobs,
 )
 from pomp_jax.config.declare import ConfigError, near_match
-from pomp_jax.config.settings import FIELDS, Settings, defaults, fields_of
+from pomp_jax.config.settings import Settings, defaults, fields_of, value_of_text
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

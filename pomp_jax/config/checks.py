@@ -15,9 +15,16 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.open_clip import PREFIX, named_clip
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
-from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
-from pomp_jax.config.fields import Clip, Data, Export, Optim, Predict, Sampling
-from pomp_jax.config.settings import FIELDS, Settings, check_read, defaults, fields_of, flatten
+from pomp_jax.config.declare import ConfigError, check_name, check_value, require
+from pomp_jax.config.fields import Clip, Contrast, Data, Export, Optim, Predict, Sampling
+from pomp_jax.config.settings import (
+  Settings,
+  check_read,
+  defaults,
+  fields_of,
+  flatten,
+  value_of_text,
+)
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import why_unwritable
@@ -33,7 +40,6 @@ from pomp_jax.registry import (
   SOURCES,
   SYNTHETIC_CLIPS,
   TASKS,
-  Method,
   groups_of,
   load,
 )
@@ -97,10 +103,10 @@ def with_argument(
     if variants and not equals:
       raise ConfigError(name, "nothing", f"a value, or one of the variants {', '.join(variants)}")
     field = short.get(name, name)
-    check_name(field, {*FIELDS, *short})
+    check_name(field, {*fields_of(), *short})
     known = flatten(config.to_dict())
     check_read(field, config.job, known)
-    if FIELDS[field].type not in (str, tuple[str, ...]):
+    if fields_of()[field].type not in (str, tuple[str, ...]):
       text = text.rstrip(",")  # of an empty item
     value = value_of_text(field, text)
     if field == "job" and value in JOBS and not fields_of(value).keys() <= known.keys():
@@ -108,12 +114,6 @@ def with_argument(
       raise ConfigError("job", value, expected)
     config.update_from_flattened_dict({field: value})
   return config
-
-
-def value_of_text(field: str, text: str) -> Any:
-  """The value of a field that a text stands for; else a ConfigError."""
-  check_name(field, FIELDS)
-  return from_text(field, FIELDS[field].type, text)
 
 
 def unpack(config: ConfigDict, job: str = "") -> Settings:
@@ -124,7 +124,7 @@ def unpack(config: ConfigDict, job: str = "") -> Settings:
   """
   values = flatten(config.to_dict()) | ({"job": job} if job else {})
   settings = defaults(values.get("job", "pretrain"))
-  others = FIELDS.keys() - fields_of(settings.job).keys()
+  others = fields_of().keys() - fields_of(settings.job).keys()
   return settings.replace({field: v for field, v in values.items() if field not in others})
 
 
@@ -133,26 +133,21 @@ def validate(settings: Settings) -> None:
 
   A check of the registry gets the groups and fields that its parameters are named for.
   """
-  values = settings.flat()
+  values, groups = settings.flat(), groups_of(settings.job)
   for field, value in values.items():
-    check_value(field, FIELDS[field].metadata["check"], value)
-  groups = groups_of(settings.job)
+    check_value(field, fields_of()[field].metadata["check"], value)
   try:
     if "contrast" in groups:
-      fixed = _fixed_by_method(METHODS[settings.method], settings.sampling)
-      for field, value in fixed.items():
+      for field, value in _fixed_by_method(settings.method, settings.sampling).items():
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
-      _check_warmup(settings.optim)
-      if settings.loss == "sigmoid":
-        _check_sigmoid(settings.correction, settings.sampling)
+      _check_loss(settings.contrast, settings.sampling, settings.optim)
+      _check_views(settings.data, settings.batch_size)
     if "log" in groups:
       _check_tracker(settings.log.tracker)
     _check_model(settings.clip, settings.dry_run)
     if "eval" in groups:
       _check_data(settings.data, settings.eval.images, settings.dry_run)
-    if "contrast" in groups:
-      _check_views(settings.data, settings.batch_size)
     for field in ("data.feature_store", "data.cache", "compilation_cache"):
       _check_cache(field, values.get(field, ""))
     checks = [JOBS[settings.job].check]
@@ -166,8 +161,9 @@ def validate(settings: Settings) -> None:
     raise ConfigError(field, error.filename, expected) from error
 
 
-def _fixed_by_method(method: Method, sampling: Sampling) -> dict[str, Any]:
+def _fixed_by_method(name: str, sampling: Sampling) -> dict[str, Any]:
   """The only value that a method accepts, of each field that it does not read."""
+  method = METHODS[name]
   fixed = dict(method.fixes)
   if not method.saves_prompt:
     fixed |= {"prompt.class_specific": False, "dry_run": False}
@@ -183,15 +179,13 @@ def _fixed_by_method(method: Method, sampling: Sampling) -> dict[str, Any]:
   return fixed
 
 
-def _check_sigmoid(correction: str, sampling: Sampling) -> None:
-  where = "where loss='sigmoid'"
-  expected = f"'log', importance weights, or 'none' {where}"
-  require(correction in ("log", "none"), "correction", correction, expected)
-  weight = sampling.ancestors_weight
-  require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
-
-
-def _check_warmup(optim: Optim) -> None:
+def _check_loss(contrast: Contrast, sampling: Sampling, optim: Optim) -> None:
+  if contrast.loss == "sigmoid":
+    correction, where = contrast.correction, "where loss='sigmoid'"
+    expected = f"'log', importance weights, or 'none' {where}"
+    require(correction in ("log", "none"), "correction", correction, expected)
+    weight = sampling.ancestors_weight
+    require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
   fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
 
@@ -266,9 +260,10 @@ def _check_groups(data: Data) -> None:
   whole = not data.base or data.classes == "all"
   require(whole, "data.classes", data.classes, "'all' where data.base has a list")
   require(data.base or not data.novel, "data.novel", data.novel, "'' where data.base is empty")
+  lists = SOURCES[data.source].lists
   for field in ("names", "base", "novel"):
     names = getattr(data, field)
-    if names and names not in SOURCES[data.source].class_lists():
+    if names and not (lists and names in load(lists)):
       _check_names(f"data.{field}", names)
 
 

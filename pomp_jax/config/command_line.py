@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from pomp_jax.config.checks import unpack, value_of_text
-from pomp_jax.config.fields import UNNAMED, Clip, Mesh
-from pomp_jax.config.settings import FIELDS, Settings, groups_with_fields
+from pomp_jax.config.checks import unpack
+from pomp_jax.config.settings import fields_of, groups_with_fields, rows_of, value_of_text
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line
@@ -88,7 +87,7 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
       continue
     field, text = found.groups()
     if text is None:
-      is_flag = field in FIELDS and FIELDS[field].type is bool
+      is_flag = field in fields_of() and fields_of()[field].type is bool
       text = "true" if is_flag else next(remaining, None)
       if text is None:
         raise InputError(f"{argument}: expected a value, found nothing")
@@ -107,7 +106,7 @@ def _explained(error: Exception) -> str:
   if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # a ConfigDict's
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
   group = re.fullmatch(r"\W*(\w+)\W*", message.partition(" Other fields present")[0])
-  groups = {field.partition(".")[0] for field in FIELDS if "." in field}
+  groups = {field.partition(".")[0] for field in fields_of() if "." in field}
   if isinstance(error, AttributeError | KeyError) and group and group[1] in groups:
     jobs = " or ".join(f"base({job!r})" for job in JOBS if group[1] in groups_of(job))
     return f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
@@ -184,17 +183,11 @@ def _columns(texts: Mapping[str, str]) -> list[str]:
 
 def groups_of_fields() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
   """Title, first line of the docstring with the jobs, and rows of each group of fields."""
-  groups: dict[str, tuple[type, list[str]]] = {
-    "every job": (Settings, list(JOBS)),
-    "clip": (Clip, list(JOBS)),
-    "mesh": (Mesh, list(JOBS)),
-  }
+  groups: dict[str, tuple[type, list[str]]] = {}
   for job in JOBS:
     for name, group in groups_with_fields(job).items():
       groups.setdefault(name, (group, []))[1].append(job)
   for name, (group, jobs) in groups.items():
-    prefix = "" if group in (Settings, *UNNAMED) else f"{name}."
-    fields = [field for field in dataclasses.fields(group) if "help" in field.metadata]
-    rows = {f"{prefix}{field.name}": field for field in fields}
     text = str(group.__doc__).partition("\n")[0]
-    yield name, text if len(jobs) == len(JOBS) else f"{text} Jobs: {', '.join(jobs)}.", rows
+    of_jobs = "" if len(jobs) == len(JOBS) else f" Jobs: {', '.join(jobs)}."
+    yield name, text + of_jobs, rows_of(name, group)

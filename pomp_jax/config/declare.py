@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import difflib
 import math
-import re
 import typing
 from typing import Any, NamedTuple
 
@@ -46,7 +45,6 @@ pair = Check(
   lambda pair: not pair or (len(pair) == 2 and 1 <= pair[0] <= pair[1]),
   "two integers from 1 on, the first not above the second, or nothing",
 )
-template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 
 
 def one_of(*choices: str) -> Check:
@@ -95,36 +93,9 @@ def typed(field: str, kind: Any, value: Any) -> Any:
   raise ConfigError(field, value, f"a value of type {name_of_type(kind)}")
 
 
-def from_text(field: str, kind: Any, text: str) -> Any:
-  """The value that a text stands for, on the command line or behind a config file's colon.
-
-  Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
-  `label: field=value, field=value`.
-  """
-  try:
-    if kind is bool:
-      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if kind in (int, float, str):
-      return kind(text)
-    if kind == tuple[int, ...]:
-      return tuple(int(part) for part in re.split(r"[+/]", text) if text)
-    parts = tuple(part for part in map(str.strip, text.split(";")) if part)
-    return parts if kind == tuple[str, ...] else tuple(map(_labelled, parts))
-  except (ValueError, KeyError) as error:
-    raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error
-
-
-def _labelled(text: str) -> tuple[str, dict[str, str]]:
-  label, colon, items = text.partition(":")
-  if not colon:
-    raise ValueError(text)
-  pairs = [item.split("=", 1) for item in items.split(",") if item.strip()]
-  return label.strip(), {name.strip(): value.strip() for name, value in pairs}
-
-
 def name_of_type(kind: Any) -> str:
   """`int`, `tuple[str, ...]`."""
-  return kind.__name__ if isinstance(kind, type) and kind in (bool, int, float, str) else str(kind)
+  return str(kind) if typing.get_args(kind) else kind.__name__
 
 
 def check_value(field: str, check: Check, value: Any) -> None:

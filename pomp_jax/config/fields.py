@@ -12,17 +12,7 @@ from pomp_jax import registry
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
-from pomp_jax.config.declare import (
-  Check,
-  above,
-  at_least,
-  below,
-  between,
-  one_of,
-  pair,
-  row,
-  template,
-)
+from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, pair, row
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
@@ -34,6 +24,8 @@ from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASK
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
+_activation = one_of("auto", "quick_gelu", "gelu")
+_template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 
 
@@ -42,18 +34,12 @@ class Clip:
   """The frozen CLIP."""
 
   model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
-  activation: str = row(
-    "auto", "MLP activation; auto: the checkpoint's", one_of("auto", "quick_gelu", "gelu")
-  )
-  text_tower: str = row(
-    "shared", "text tower: shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS)
-  )
+  activation: str = row("auto", "MLP activation; auto: the checkpoint's", _activation)
+  text_tower: str = row("shared", "shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS))
   dtype: str = row("float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES))
   remat: str = row("auto", "rematerialisation; auto: the fastest", one_of("auto", *REMAT))
   n_chunks: int = row(0, "chunks of a step's classes; 0: chosen by memory_gib", at_least(0))
-  memory_gib: float = row(
-    0.0, "memory of activations per device, GiB; 0: half of the device's limit", at_least(0)
-  )
+  memory_gib: float = row(0.0, "activation memory a device, GiB; 0: half of its limit", at_least(0))
   chunk: int = row(1024, "classes or images at a time, for features of many", at_least(1))
   image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
 
@@ -75,9 +61,7 @@ class Data:
   test_share: float = row(0.2, "test share of a class, in a folder without test images", below(1))
   validation_share: float = row(0.1, "likewise, of validation images", below(1))
   cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
-  images_per_class: int = row(
-    16, "training images per class, of the world and synthetic data", at_least(1)
-  )
+  images_per_class: int = row(16, "training images per class, of generated data", at_least(1))
   n_classes: int = row(0, "classes from the source's list, evenly spread; 0: all", at_least(0))
   upright: bool = row(False, "turn images as their EXIF orientation says; CLIP's code does not")
   augment: str = row("none", "augmentation; recipe: with RandAugment", one_of(*AUGMENTS))
@@ -86,19 +70,11 @@ class Data:
   crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
   view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
-    "online",
-    "image features: computed in each step, or once before the first step and stored",
-    one_of("online", "stored"),
+    "online", "image features: computed each step, or once and stored", one_of("online", "stored")
   )
-  feature_store: str = row(
-    "", "folder of image and class features, for several runs; empty: the run's, without classes"
-  )
-  threads: int = row(
-    0, "threads that render or decode ahead of the step, per worker; 0: by the cores", at_least(0)
-  )
-  workers: int = row(
-    -1, "worker processes that decode; 0: threads alone; -1: by the cores", at_least(-1)
-  )
+  feature_store: str = row("", "folder of image and class features; empty: the run's, images alone")
+  threads: int = row(0, "threads that prepare images, per worker; 0: by the cores", at_least(0))
+  workers: int = row(-1, "processes that decode; 0: threads alone; -1: by the cores", at_least(-1))
   max_corrupt: float = row(0.001, "largest share of unreadable images (replaced)", at_least(0))
 
 
@@ -160,7 +136,7 @@ class Eval:
   """The evaluation of a training, over all classes of a split."""
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
-  template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", template)
+  template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", _template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +159,7 @@ class Log:
   """The log."""
 
   every: int = row(10, "steps between log lines", at_least(1))
-  tracker: str = row(
-    "none", "experiment tracker of a training; see docs/watching.md", one_of("none", *TRACKERS)
-  )
+  tracker: str = row("none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,9 +212,7 @@ class Contrast:
   k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
   loss: str = row("softmax", "loss: cross-entropy, or SigLIP's sum over classes", one_of(*LOSSES))
-  logit_bias: float = row(
-    0.0, "added to the logits of sigmoid; 0: the CLIP's own", between(-1e3, 1e3)
-  )
+  logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +227,3 @@ class Loop:
   loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
   profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _steps)
-
-
-# Groups whose fields have no prefix: config.k is one of `Contrast`.
-UNNAMED = (Contrast, Loop)

@@ -1,17 +1,20 @@
 """The fields of a job as typed, frozen `Settings`, with their defaults; the rows of all jobs."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import functools
+import re
 from typing import Any, TypeVar
 
 from pomp_jax.config import fields
 from pomp_jax.config.declare import (
   MAX_SEED,
+  ConfigError,
   UnknownFieldError,
   between,
   check_name,
   check_value,
+  name_of_type,
   one_of,
   row,
   typed,
@@ -32,9 +35,7 @@ class Settings:
   job: str = row("pretrain", "job to run", one_of(*JOBS))
   dry_run: bool = row(False, "measurement of the run on synthetic data, with its cost as a result")
   seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
-  compilation_cache: str = row(
-    "auto", "folder of compiled programs; auto: the user's cache folder; empty: none"
-  )
+  compilation_cache: str = row("auto", "folder of compiled programs; auto: the user's; empty: none")
   clip: fields.Clip = fields.Clip()
   mesh: fields.Mesh = fields.Mesh()
 
@@ -57,7 +58,11 @@ class Settings:
 
   def __reduce__(self):
     """Pickles the values: the class is made anew, and is no module's."""
-    return _restored, (self.job, self.flat())
+    return Settings._restored, (self.job, self.flat())
+
+  @staticmethod
+  def _restored(job: str, values: Mapping[str, Any]) -> "Settings":
+    return defaults(job).replace(values)
 
   def to_dict(self) -> dict[str, Any]:
     """Nested dict of plain values, for config.json, checkpoints and prompt files."""
@@ -94,24 +99,24 @@ def defaults(job: str = "pretrain") -> Settings:
   """The fields that a job reads, with their defaults; ConfigError if there is no such job."""
   check_value("job", one_of(*JOBS), job)
   groups = groups_with_fields(job)
-  unnamed = [group for group in fields.UNNAMED if group in groups.values()]
+  unnamed = [group for group in groups.values() if group in _UNNAMED]
   named = [(name, group, group()) for name, group in groups.items() if group not in unnamed]
-  bases = (*reversed(unnamed), Settings)  # a dataclass has the fields of its last base first
+  bases = tuple(reversed(unnamed))  # a dataclass has the fields of its last base first
   return dataclasses.make_dataclass("Settings", named, bases=bases, frozen=True)(job=job)
+
+
+# Groups whose fields have no prefix: config.k is one of `Contrast`.
+_UNNAMED = (Settings, Contrast, Loop)
 
 
 def groups_with_fields(job: str) -> dict[str, type]:
   """Class of each group of fields that a job reads; of `train_masks` it is `TrainMasks`."""
-  found = {}
+  found: dict[str, type] = {"every job": Settings, "clip": fields.Clip, "mesh": fields.Mesh}
   for name in groups_of(job):
     class_name = name.title().replace("_", "")
     room = FIELD_GROUPS.get(name)
     found[name] = getattr(load(room), class_name) if room else getattr(fields, class_name)
   return found
-
-
-def _restored(job: str, values: Mapping[str, Any]) -> Settings:
-  return defaults(job).replace(values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,42 +128,55 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return found
 
 
+def rows_of(name: str, group: type) -> dict[str, dataclasses.Field]:
+  """Dotted name -> row of the fields of a group."""
+  prefix = "" if group in _UNNAMED else f"{name}."
+  rows = (field for field in dataclasses.fields(group) if "help" in field.metadata)
+  return {f"{prefix}{field.name}": field for field in rows}
+
+
 @functools.cache
-def fields_of(job: str) -> Mapping[str, dataclasses.Field]:
-  """Dotted name -> row of the fields that a job reads."""
+def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
+  """Dotted name -> row of the fields that these jobs read; without one, that any job reads."""
   found: dict[str, dataclasses.Field] = {}
-  for field in dataclasses.fields(defaults(job)):
-    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-      found |= {f"{field.name}.{own.name}": own for own in dataclasses.fields(field.type)}
-    else:
-      found[field.name] = field
+  for job in jobs or JOBS:
+    for name, group in groups_with_fields(job).items():
+      found |= rows_of(name, group)
   return found
 
 
 def check_read(field: str, job: str, known: Collection[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, or that only other jobs read."""
-  check_name(field, FIELDS)
+  check_name(field, fields_of())
   if field not in known:
     readers = ", ".join(name for name in JOBS if field in fields_of(name))
     raise UnknownFieldError(field, f" of job {job!r}: it is a field of {readers}")
 
 
-class _Fields(Mapping[str, dataclasses.Field]):
-  """Rows of all jobs, read when first asked for: a room's `fields.py` imports this package."""
+def value_of_text(field: str, text: str) -> Any:
+  """The value of a field that a text stands for, on the command line or behind a file's colon.
 
-  @functools.cached_property
-  def _rows(self) -> dict[str, dataclasses.Field]:
-    return {field: row for job in JOBS for field, row in fields_of(job).items()}
+  Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
+  `label: field=value, field=value`. ConfigError for another text.
+  """
+  check_name(field, fields_of())
+  kind = fields_of()[field].type
+  try:
+    if kind is bool:
+      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind in (int, float, str):
+      return kind(text)
+    if kind == tuple[int, ...]:
+      return tuple(int(part) for part in re.split(r"[+/]", text) if text)
+    parts = tuple(part for part in map(str.strip, text.split(";")) if part)
+    return parts if kind == tuple[str, ...] else tuple(map(_labelled, parts))
+  except (ValueError, KeyError) as error:
+    raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error
 
-  def __getitem__(self, field: str) -> dataclasses.Field:
-    return self._rows[field]
 
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._rows)
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-
-# Dotted name -> row, of all jobs.
-FIELDS = _Fields()
+def _labelled(text: str) -> tuple[str, dict[str, str]]:
+  label, colon, items = text.partition(":")
+  if not colon:
+    raise ValueError(text)
+  pairs = [item.split("=", 1) for item in items.split(",") if item.strip()]
+  return label.strip(), {name.strip(): value.strip() for name, value in pairs}

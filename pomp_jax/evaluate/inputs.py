@@ -63,7 +63,7 @@ def open_encoder(
 
 def _module(data: Data) -> ModuleType:
   """Module of `data.source` with the four functions below; `stored` has them for stored images."""
-  return stored if SOURCES[data.source].stored else SOURCES[data.source].load()
+  return stored if SOURCES[data.source].stored else load(SOURCES[data.source].module)
 
 
 def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:

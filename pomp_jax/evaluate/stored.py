@@ -21,6 +21,7 @@ from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out, spread_evenly
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.registry import load
 
 log = logging.getLogger(__name__)
 
@@ -224,12 +225,12 @@ def _divided(data: Data) -> dict[str, np.ndarray]:
 
 
 def _splits(data: Data) -> tuple[str, ...]:
-  return SOURCES[data.source].load().splits(data)
+  return load(SOURCES[data.source].module).splits(data)
 
 
 @functools.lru_cache(maxsize=8)
 def _open_split(data: Data, split: str) -> StoredImages:
-  return SOURCES[data.source].load().open_split(data, split).replace(upright=data.upright)
+  return load(SOURCES[data.source].module).open_split(data, split).replace(upright=data.upright)
 
 
 def _name(data: Data) -> str:

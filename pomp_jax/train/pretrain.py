@@ -33,7 +33,7 @@ def check(config: Settings, workdir: str) -> None:
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
   clip = inputs.clip_config(config.clip.model)
-  if METHODS[config.method].by_steps:
+  if METHODS[config.method].steps:
     _check_classes(config.contrast, n_classes)
     _check_mesh(config.mesh.class_size, config.loop, config.data.views)
     # SOS, a name of one token, "." and EOT need a place.
@@ -85,7 +85,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       raise RunFolderError(f"{error}; the run has finished: {again}") from error
   if (finished := folder.finished()) is not None:
     return finished
-  if method.by_steps:
+  if method.steps:
     run = prepare(config, folder)
     _start_folder(run)
     with results.open_tracker(config.log.tracker, folder, run.config) as tracker:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import FIELDS, ConfigError
+from pomp_jax.config import ConfigError, fields_of
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.settings import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
@@ -55,14 +55,14 @@ def check_same_run(
     return
   before = flatten(read_json(folder.config))
   # Early versions had the groups of all jobs in each config.
-  others = _groups(FIELDS) - _groups(now)
+  others = _groups(fields_of()) - _groups(now)
   for field in before:
-    known = field in FIELDS or field.partition(".")[0] in others
+    known = field in fields_of() or field.partition(".")[0] in others
     if not known and not may_change(field):
       hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
       raise UnknownFieldError(field, hint)
   for field, value in now.items():
-    stored = before.get(field, FIELDS[field].default)  # one that the run's version did not have
+    stored = before.get(field, fields_of()[field].default)
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and not may_change(field):
       raise ConfigError(

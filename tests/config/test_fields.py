@@ -9,7 +9,6 @@ import pytest
 
 from docs.generators.config_page import page
 from pomp_jax.config import (
-  FIELDS,
   JOBS,
   ConfigError,
   base,
@@ -31,7 +30,7 @@ def test_defaults_are_valid_and_survive_the_config_file():
   for job in JOBS:
     assert unpack(base(job)) == pickle.loads(pickle.dumps(defaults(job))) == defaults(job)
     assert list(flatten(defaults(job).to_dict())) == list(defaults(job).flat())
-    assert {*defaults(job).flat()} == {*fields_of(job)} <= {*FIELDS}
+    assert {*defaults(job).flat()} == {*fields_of(job)} <= {*fields_of()}
 
 
 def test_a_job_has_its_own_fields_alone():
@@ -87,7 +86,7 @@ def test_each_text_of_a_tuple_may_be_a_path():
 def test_the_page_is_generated_from_the_table():
   path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
   assert path.read_text() == page(), "python -m docs.generators.config_page > docs/config.md"
-  assert all(f"--config.{field}=" in help_text() for field in FIELDS)
+  assert all(f"--config.{field}=" in help_text() for field in fields_of())
 
 
 @pytest.mark.parametrize(
@@ -115,4 +114,4 @@ def test_a_comma_behind_the_colon_stays_in_a_text(argument, expected):
 
 def test_no_name_hides_a_method_of_the_config():
   methods = set(dir(ConfigDict))
-  assert not [field for field in FIELDS if methods & set(field.split("."))]
+  assert not [field for field in fields_of() if methods & set(field.split("."))]

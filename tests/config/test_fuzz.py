@@ -6,7 +6,7 @@ import pathlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomp_jax.config import FIELDS, ConfigError, base, defaults, unpack, validate, with_argument
+from pomp_jax.config import ConfigError, base, defaults, fields_of, unpack, validate, with_argument
 from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.ablation.grid import make_cells
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
 
 DEFAULTS = defaults().flat()
-NAMES = list(FIELDS)
+NAMES = list(fields_of())
 KINDS = {name: type(value) for name, value in DEFAULTS.items()}
 # Also such as stand for another field's values.
 _USUAL = sorted({str(value) for value in DEFAULTS.values()} | {"all", "coop", "tfds", "stored"})

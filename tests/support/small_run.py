@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pomp_jax.config import FIELDS, Settings, defaults, fields_of, load_job, validate, value_of_text
+from pomp_jax.config import Settings, defaults, fields_of, load_job, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
@@ -17,7 +17,7 @@ def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
 
   Fields that only other jobs read are dropped, so that tests can share `changes`.
   """
-  others = FIELDS.keys() - fields_of(changes.get("job", config.job)).keys()
+  others = fields_of().keys() - fields_of(changes.get("job", config.job)).keys()
   return config.replace(
     {
       field: value_of_text(field, value) if isinstance(value, str) else value

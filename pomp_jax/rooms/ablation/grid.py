@@ -12,7 +12,6 @@ import re
 from typing import Any
 
 from pomp_jax.config import (
-  FIELDS,
   METHODS,
   ConfigError,
   Settings,
@@ -106,7 +105,7 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
       if training.negatives == ALL and "k" in values:
         values["k"] = ALL
       # Equal trainings get equal configs: fields without effect have their defaults.
-      of_training |= {field: FIELDS[field].default for field in moot}
+      of_training |= {field: fields_of()[field].default for field in moot}
       kept = [item for item in sorted(of_training.items()) if not leaves_result_as_it_is(item[0])]
       found.setdefault(fingerprint([repr(kept)]), (values, of_training))
   base = replace({"job": "pretrain"}).flat() | {"job": ""}

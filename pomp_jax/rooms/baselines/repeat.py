@@ -31,7 +31,7 @@ _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eva
 
 def check_method(method: str) -> None:
   """Raises ConfigError for a method whose result has no seeds to repeat."""
-  by_steps = [name for name, row in METHODS.items() if row.by_steps]
+  by_steps = [name for name, row in METHODS.items() if row.steps]
   expected = f"one of {', '.join(by_steps)} where job='repeat'; see job='baselines'"
   require(method in by_steps, "method", method, expected)
 

@@ -6,7 +6,7 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet
 from pomp_jax.files.paths import is_dir, to_path
-from pomp_jax.registry import SOURCES
+from pomp_jax.registry import SOURCES, load
 
 
 def open_test_set(
@@ -27,7 +27,7 @@ def open_test_set(
     all_classes: whether a class of the list without a folder is an error.
   """
   if reader != "folder":
-    return SOURCES[reader].load().open_test_set(root, dataset, classes)
+    return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
   if dataset and is_dir(to_path(root) / dataset):
     root = to_path(root) / dataset
   folders = split_folders(root)

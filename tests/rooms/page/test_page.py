@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.config import FIELDS, ConfigError, unpack, validate
+from pomp_jax.config import ConfigError, fields_of, unpack, validate
 from pomp_jax.configs import page as page_config
 from pomp_jax.files.prompt_file import PUBLISHED_CLIP, Prompt, save_prompt
 from pomp_jax.rooms.page import page as job
@@ -70,7 +70,7 @@ def test_each_field_reaches_the_page(pages, tmp_path):
   """Each field but the address, which has a test of its own."""
   (tmp_path / "runs" / "own run").mkdir(parents=True)
   (tmp_path / "runs" / "own run" / "config.json").write_text('{"job": "pretrain"}')
-  fields = {field for field in FIELDS if field.startswith("page.")}
+  fields = {field for field in fields_of() if field.startswith("page.")}
   own = {"prompts", "runs", "top", "max_names", "max_upload", "hosts"}
   assert fields == {*(f"page.{name}" for name in own), "page.host", "page.port"}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.config import FIELDS
+from pomp_jax.config import fields_of
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect, proposals, propose, segment
@@ -189,7 +189,7 @@ CHANGES = {
 
 def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
   assert set(CHANGES) - {"regions.mask_threshold"} == {
-    field for field in FIELDS if field.startswith("propose.")
+    field for field in fields_of() if field.startswith("propose.")
   }
 
   class Recorded(proposals.Proposer):

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.config import FIELDS
+from pomp_jax.config import fields_of
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.regions import (
@@ -103,7 +103,7 @@ SPIED = (
 
 def test_each_field_has_a_row():
   groups = ("regions.", "segment.")
-  assert sorted(SEGMENT) == sorted(field for field in FIELDS if field.startswith(groups))
+  assert sorted(SEGMENT) == sorted(field for field in fields_of() if field.startswith(groups))
 
 
 @pytest.fixture(scope="module")
