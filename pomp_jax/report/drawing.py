@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 import numpy as np
 
 from pomp_jax.files.atomic import replacing
@@ -72,11 +72,15 @@ def label_panel(
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
-  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round ones."""
+  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round ones.
+
+  Round numbers are those of the range when it is called, so after all is drawn.
+  """
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
   own = sorted(set(values))
-  axis.set_major_locator(FixedLocator(own) if 0 < len(own) <= _MOST else _RoundNumbers())
+  few = 0 < len(own) <= _MOST
+  axis.set_major_locator(FixedLocator(own if few else _round_numbers(*axis.get_view_interval())))
   axis.set_major_formatter(FuncFormatter(_plain_number))
   axis.set_minor_locator(NullLocator())
 
@@ -89,24 +93,18 @@ def _plain_number(value: Any, _: Any) -> str:
   return np.format_float_positional(rounded, trim="-")
 
 
-class _RoundNumbers(Locator):
-  """Round numbers on a logarithmic axis, as many as can be read."""
-
-  axis: Any  # Matplotlib sets it before it asks for ticks
-
-  def __call__(self) -> list[float]:
-    """Ticks of the axis's present range."""
-    low, high = sorted(self.axis.get_view_interval())
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in _MULTIPLES:
-      found = [m * 10.0**power for power in powers for m in multiples]
-      found = [value for value in found if low <= value <= high]
-      if len(found) <= _MOST:
-        break
-    if len(found) < _FEWEST:  # less than a factor of two or three
-      even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-      found = [float(value) for value in even if low <= value <= high]
-    return found[:: max(-(-len(found) // _MOST), 1)]
+def _round_numbers(low: float, high: float) -> list[float]:
+  """Round numbers from `low` to `high`, as many as can be read on a logarithmic axis."""
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  for multiples in _MULTIPLES:
+    found = [m * 10.0**power for power in powers for m in multiples]
+    found = [value for value in found if low <= value <= high]
+    if len(found) <= _MOST:
+      break
+  if len(found) < _FEWEST:  # less than a factor of two or three
+    even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    found = [float(value) for value in even if low <= value <= high]
+  return found[:: max(-(-len(found) // _MOST), 1)]
 
 
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
@@ -115,23 +113,10 @@ def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> Error
   return axes.errorbar(x, y, **base | options)
 
 
-def colour_bar(figure: Figure, picture: Any, axes: Any, label: str, **options: Any) -> Any:
-  """Adds a labelled colour bar; `options` are those of `Figure.colorbar`."""
-  bar = figure.colorbar(picture, ax=axes, **options)
-  bar.set_label(label, fontsize=TEXT)
-  bar.ax.tick_params(labelsize=TEXT)
-  return bar
-
-
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
   """Adds one legend for all panels below them."""
   options = {"ncols": min(len(labels), 3), "fontsize": TEXT, "frameon": False}
   figure.legend(lines, names(labels, 44), loc="outside lower center", **options)
-
-
-def legend(axes: Axes, **options: Any) -> None:
-  """Adds a legend in a panel; `options` are those of `Axes.legend`."""
-  axes.legend(**{"frameon": False, "fontsize": TEXT} | options)
 
 
 def name(text: str, length: int = _LENGTH) -> str:

@@ -1,6 +1,8 @@
 """An evaluation in figures: accuracy by group of sets, and the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import functools
+import operator
 from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
@@ -16,7 +18,6 @@ from pomp_jax.report.report import (
   cell,
   highest_cells,
   percent,
-  pictures,
   prompts_section,
   short_labels,
 )
@@ -124,15 +125,12 @@ def counts_by_group(
   found: Sequence[SetFigures], figure: str
 ) -> dict[str, dict[str, dict[str, int]]]:
   """Counts the "images" or "classes" behind each accuracy; those of both parts of a harmonic."""
-  tables = {
-    group: {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
-    for group, kinds in figure_by_group(found, figure).items()
-  }
-  for kinds in tables.values():
-    others = next((kinds[part] for part in _OTHERS if part in kinds), {})
-    both = {c: n + others[c] for c, n in kinds.get("base", {}).items() if c in others}
-    if both:
-      kinds["harmonic"] = both
+  tables = {}
+  for group, kinds in figure_by_group(found, figure).items():
+    counts = {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
+    others = next((counts[part] for part in _OTHERS if part in counts), {})
+    both = {c: n + others[c] for c, n in counts.get("base", {}).items() if c in others}
+    tables[group] = counts | ({"harmonic": both} if both else {})
   return tables
 
 
@@ -173,7 +171,7 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Repor
       for group, kinds in results["accuracy"].items()
       for kind in kinds
     ),
-    *pictures({"calibration.png": "Calibration"}),
+    Section("Calibration", picture="calibration.png"),
     *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
     _details(sets, labels),
   ]
@@ -265,8 +263,6 @@ def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> Section:
 def _at(figures: Any, path: Sequence[str | int], factor: float | int) -> float | int | None:
   """A figure at a path, times a factor; None if it is missing."""
   try:
-    for name in path:
-      figures = figures[name]
+    return factor * functools.reduce(operator.getitem, path, figures)
   except (KeyError, IndexError):
     return None
-  return factor * figures

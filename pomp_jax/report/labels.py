@@ -65,12 +65,6 @@ def method_label(name: str) -> str:
   return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
 
 
-def method_labels(names: Sequence[str]) -> list[str]:
-  """Returns `method_label` of each, or the names themselves if two would become equal."""
-  labels = list(map(method_label, names))
-  return labels if len(set(labels)) == len(set(names)) else list(names)
-
-
 def counted(n: int, noun: str) -> str:
   """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
   plural = "es" if noun.endswith("s") else "s"

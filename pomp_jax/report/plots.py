@@ -41,7 +41,7 @@ def training_curves(
     accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
   accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
   if accuracy.has_data():
-    drawing.legend(accuracy)
+    accuracy.legend(frameon=False, fontsize=drawing.TEXT)
   drawing.label_panel(loss, "Loss", "step", loss_unit, grid="both")
   drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
   for axes in (loss, accuracy):
@@ -177,6 +177,6 @@ def calibration_panels(
     one = next(iter(prompts.values()))
     heading = with_counts(drawing.name(name, _COLUMN), one.get("images"), one.get("classes"))
     drawing.label_panel(axes, heading, "confidence", "" if place % drawing.COLUMNS else "accuracy")
-    drawing.legend(axes, loc="upper left")
+    axes.legend(loc="upper left", frameon=False, fontsize=drawing.TEXT)
   drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
   drawing.save(path, figure)

@@ -60,11 +60,6 @@ def facts(values: Mapping[str, Any]) -> Table:
   return Table((), rows)
 
 
-def pictures(titles: Mapping[str, str]) -> list[Section]:
-  """A section for each picture: file in `plots` -> title."""
-  return [Section(title, picture=name) for name, title in titles.items()]
-
-
 def with_pictures(report: Report, files: Collection[str]) -> Report:
   """The report with the pictures that exist; sections of other pictures alone are dropped."""
   found = []
@@ -204,30 +199,25 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 def _html_table(table: Table) -> str:
   # A column of figures has few other cells, such as dashes. Facts, without a heading, are words.
   is_figure = re.compile(r"[-+]?\d").match
-  words = [
-    not table.columns or 2 * len(list(filter(is_figure, column))) < len(column)
-    for column in zip(*table.rows, strict=True)
-  ] or [True] * len(table.columns)
+  kinds = []
+  for column in list(zip(*table.rows, strict=True)) or [()] * len(table.columns):
+    is_words = not table.columns or 2 * len(list(filter(is_figure, column))) < len(column)
+    kinds.append("words" if is_words else "figure")
   # A heading of one long word breaks behind its underscores.
-  head = [
-    f"<th{_class('words' * is_words)}>{escape(text).replace('_', '_<wbr>')}</th>"
-    for text, is_words in zip(table.columns, words, strict=bool(table.columns))
-  ]
-  lines = [f"<thead><tr>{''.join(head)}</tr></thead>"] if head else []
-  lines.append("<tbody>")
+  head = "".join(
+    f'<th class="{kind}">{escape(text).replace("_", "_<wbr>")}</th>'
+    for text, kind in zip(table.columns, kinds, strict=bool(table.columns))
+  )
+  lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>"] if head else ["<tbody>"]
   marks = table.marks or [""] * len(table.rows)
   shown = cells(table, escape, "<strong>{}</strong>")
   for row, texts, mark in zip(table.rows, shown, marks, strict=True):
     # Sentences wrap, words stand on the left, and figures below one another on the right.
-    kinds = ["text" if len(x) > 36 else "words" * w for x, w in zip(row, words, strict=True)]
-    of_row = [f"<td{_class(kind)}>{x}</td>" for kind, x in zip(kinds, texts, strict=True)]
-    lines.append(f"<tr{_class(mark)}>{''.join(of_row)}</tr>")
+    of_row = ["text" if len(x) > 36 else kind for x, kind in zip(row, kinds, strict=True)]
+    tags = [f'<td class="{kind}">{x}</td>' for kind, x in zip(of_row, texts, strict=True)]
+    lines.append(f'<tr class="{mark}">{"".join(tags)}</tr>')
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'
-
-
-def _class(name: str) -> str:
-  return f' class="{name}"' if name else ""
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

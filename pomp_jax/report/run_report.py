@@ -20,7 +20,6 @@ from pomp_jax.report.report import (
   html,
   markdown,
   percent,
-  pictures,
   with_pictures,
 )
 
@@ -49,12 +48,7 @@ MOST_ROWS = 200  # of files or figures without a limit of their own
 
 
 def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
-  """The report of what `results.json` holds.
-
-  Args:
-    results: the figures; `results["job"]` has a report (`JOBS`).
-    fields: fields of the config by dotted name.
-  """
+  """The report of what `results.json` holds, with fields of the config by dotted name."""
   return load(JOBS[results["job"]].report)(results, fields)
 
 
@@ -153,9 +147,10 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   sections = [
     Section("Top-1 accuracy (%)", " ".join((INTERVAL, *remark)), table),
     *_differences(splits),
-    *pictures({"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
+    Section("Accuracy", picture="accuracy.png"),
+    Section("Course of the training", picture="training.png"),
     Section("Training", table=facts(training)),
-    *pictures({"predictions.png": "Test images and the most probable classes"}),
+    Section("Test images and the most probable classes", picture="predictions.png"),
     *(load(BY_CLASS).sections(summaries, {"prompt": method_label("prompt")}) if BY_CLASS else ()),
   ]
   if unreadable:

@@ -7,7 +7,7 @@ from typing import Any
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
-from pomp_jax.report.report import Report, Section, Table, failures, pictures
+from pomp_jax.report.report import Report, Section, Table, failures
 from pomp_jax.rooms.ablation import time_to_accuracy
 from pomp_jax.rooms.ablation.plots import (
   COSTS,
@@ -68,7 +68,7 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
   sections = [
     Section("Summary", text, _summary(groups(cells))),
-    *pictures({_SWEEP: "Figures against the swept field"}),
+    Section("Figures against the swept field", picture=_SWEEP),
     *_time_to_accuracy(results),
     Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
     Section("Cells", table=Table([*swept, *map(_heading, names)], rows, marks)),
@@ -103,7 +103,7 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   table = Table(columns, rows) if rows else None
   return [
     Section("Time to accuracy", text, table),
-    *pictures({_COURSES: "Accuracy against seconds of training"}),
+    Section("Accuracy against seconds of training", picture=_COURSES),
   ]
 
 

@@ -20,7 +20,7 @@ from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.sampling import complete_negatives, draw_negatives
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.report.report import Report, Section, Table, cell, facts, pictures
+from pomp_jax.report.report import Report, Section, Table, cell, facts
 
 # Smallest relative bias in a plot: single precision's rounding is near.
 _LOWEST_BIAS = 1e-3
@@ -176,9 +176,10 @@ def gradient_bias_panels(
       drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
       errors = 2 * of["draw_cosine_error"]
       drawing.error_bars(cosine, k, of["draw_cosine"], i, yerr=errors, **options)
-    drawing.log_axis(bias, "y")
+    bias.set_yscale("log")
     bias.set_ylim(bottom=0.8 * min(shown, default=_LOWEST_BIAS))
-    drawing.legend(bias)
+    bias.legend(frameon=False, fontsize=drawing.TEXT)
+    drawing.log_axis(bias, "y")
     drawing.log_axis(deviation, "y")
     norm = r"$(E\,\|g_K - E\,g_K\|^2)^{1/2} \;/\; \|g\|$"
     for axes, heading, y_label in (
@@ -216,7 +217,7 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
   }
   sections = [
     Section("Data", table=facts(data)),
-    *pictures({"gradient_bias.png": "Bias, deviation and direction against K"}),
+    Section("Bias, deviation and direction against K", picture="gradient_bias.png"),
     Section("Sampled gradients beside the exact one", text, Table(columns, rows)),
   ]
   combinations = f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."

@@ -16,7 +16,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import prompt_labels
-from pomp_jax.report.report import Section, Table, csv_text, pictures
+from pomp_jax.report.report import Section, Table, csv_text
 
 _RESULTS = (
   *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
@@ -112,7 +112,7 @@ def sections(
     table = Table((*columns, "taken for", "images"), confused)
     folded = len(confused) > _PAIRS
     sections.append(Section("Most confused names", text, table, folded=folded))
-  sections += pictures({_picture(name): f"Confusions: {name}" for name in summaries})
+  sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in summaries]
   if hardest:
     text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
     table = Table((*columns, "images", "top-1 (%)"), hardest)
@@ -153,6 +153,8 @@ def _draw_confusions(
   axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
   axes.spines[:].set_visible(False)
   options = {"shrink": 0.6, "format": PercentFormatter(1.0)}
-  bar = drawing.colour_bar(figure, picture, axes, "share of the class's images", **options)
+  bar = figure.colorbar(picture, ax=axes, **options)
+  bar.set_label("share of the class's images", fontsize=drawing.TEXT)
+  bar.ax.tick_params(labelsize=drawing.TEXT)
   bar.outline.set_visible(False)
   drawing.save(path, figure)

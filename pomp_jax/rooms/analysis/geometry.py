@@ -199,7 +199,9 @@ def similarity_matrices(
     for start in starts[1:]:
       axes.axhline(start - 0.5, color="white", linewidth=0.5)
       axes.axvline(start - 0.5, color="white", linewidth=0.5)
-  drawing.colour_bar(figure, picture, axes_of, "cosine", shrink=0.7)
+  bar = figure.colorbar(picture, ax=axes_of, shrink=0.7)
+  bar.set_label("cosine", fontsize=drawing.TEXT)
+  bar.ax.tick_params(labelsize=drawing.TEXT)
   drawing.save(path, figure)
 
 

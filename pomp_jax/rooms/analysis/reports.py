@@ -11,7 +11,6 @@ from pomp_jax.report.report import (
   Table,
   cell,
   percent,
-  pictures,
   prompts_section,
   short_labels,
 )
@@ -24,7 +23,7 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   sections = [
     prompts_section(results["prompts"], labels),
     Section("Data sets", table=Table(("set", "images", "classes"), counts)),
-    *pictures({"alignment_uniformity.png": "Alignment and uniformity"}),
+    Section("Alignment and uniformity", picture="alignment_uniformity.png"),
   ]
   for title, text, shown in (
     ("Alignment (lower is better)", "", lambda of: cell(of["alignment"], 3)),
@@ -38,8 +37,8 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     sections.append(Section(title, text, Table(("prompt", *sets), rows), brief=True))
   for name in sets:
     file = name.replace("/", "-")
-    sections += pictures({f"map_{file}.png": f"Class features of {name}"})
-    sections += pictures({f"similarity_{file}.png": f"Cosines of classes of {name}"})
+    sections.append(Section(f"Class features of {name}", picture=f"map_{file}.png"))
+    sections.append(Section(f"Cosines of classes of {name}", picture=f"similarity_{file}.png"))
   text = (
     "Euclidean distances; half of the vocabulary's tokens have another within"
     f" {results['tokens']['median_distance_between_tokens']:.3f}."

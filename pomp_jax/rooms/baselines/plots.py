@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import counted, method_labels, with_counts
+from pomp_jax.report.labels import counted, with_counts
+from pomp_jax.rooms.baselines.reports import method_labels
 
 
 def method_dots(

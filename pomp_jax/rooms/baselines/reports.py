@@ -1,10 +1,10 @@
 """Reports of methods and of seeds side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pomp_jax.report.labels import counted, method_label, method_labels, with_counts
-from pomp_jax.report.report import Report, Section, Table, cell, facts, failures, percent, pictures
+from pomp_jax.report.labels import counted, method_label, with_counts
+from pomp_jax.report.report import Report, Section, Table, cell, facts, failures, percent
 
 _SEEDS = "Mean ± sample standard deviation over the seeds."
 
@@ -28,7 +28,7 @@ def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report
   heads = ("method", "seeds", *columns.values(), "training (s)", "peak (MiB)")
   sections = [
     Section("Top-1 accuracy (%) and cost of a run", text, Table(heads, accuracy), brief=True),
-    *pictures({"accuracy.png": "Accuracy of each method"}),
+    Section("Accuracy of each method", picture="accuracy.png"),
     _intervals_section("method", top1, columns),
     failures("Failed methods", "method", list(results["failed"].items())),
     Section("Settings", table=Table(("method", "fields"), settings)),
@@ -73,7 +73,7 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   training = {name: results[name] for name in ("method", "steps", "k", "correction")}
   sections = [
     Section("Top-1 accuracy (%)", _SEEDS, Table(("prompt", *columns.values()), means)),
-    *pictures({"accuracy.png": "Accuracy"}),
+    Section("Accuracy", picture="accuracy.png"),
     Section(
       "Gain of the learned prompt",
       "Mean of the learned prompt less that of the best hand-written one.",
@@ -90,6 +90,12 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   counts = f"{counted(len(seeds), 'seed')}, {counted(results['n_classes'], 'class')}"
   text = f"{method_label(results['method'])} on {counts}, CLIP {results['clip_model']}."
   return Report(f"Training: {counts}", text, sections)
+
+
+def method_labels(names: Sequence[str]) -> list[str]:
+  """Returns `method_label` of each, or the names themselves if two would become equal."""
+  labels = list(map(method_label, names))
+  return labels if len(set(labels)) == len(set(names)) else list(names)
 
 
 def _split_columns(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:

@@ -174,5 +174,5 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
     if names:
-      drawing.legend(axes)
+      axes.legend(frameon=False, fontsize=drawing.TEXT)
   drawing.save(path, figure)

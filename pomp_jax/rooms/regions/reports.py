@@ -15,7 +15,6 @@ from pomp_jax.report.report import (
   facts,
   highest_cells,
   percent,
-  pictures,
   prompts_section,
 )
 from pomp_jax.rooms.regions.region_scorer import short_labels
@@ -61,7 +60,7 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
     Section("Data and regions", table=facts(_facts(results, fields))),
     prompts_section(results["prompts"], labels),
     *tables,
-    *pictures({kind.plot: f"Images, and the classes of their {kind.shown}"}),
+    Section(f"Images, and the classes of their {kind.shown}", picture=kind.plot),
     *_classes(kind, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pomp_jax.rooms.baselines.reports import method_labels
 from tests.support.report_page import Case, check_page
 
 
@@ -77,3 +78,8 @@ def test_every_figure_is_on_the_page(case, tmp_path):
   parsed = check_page(case, tmp_path)
   links = {"seed_3/report.html", "seed_5/report.html"}
   assert (links <= set(parsed.links)) == (case.job == "repeat")
+
+
+def test_methods_that_would_look_equal_keep_their_names():
+  assert method_labels(["a_b", "pomp"]) == ["a b", "POMP"]
+  assert method_labels(["a_b", "a b"]) == ["a_b", "a b"]
