@@ -21,6 +21,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from docs.generators.clips_page import page
 from pomp_jax.clip import image_tower, load_clip
 from pomp_jax.clip.open_clip import named_clip, tables
+from pomp_jax.clip.tokens import FileTokenizer
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
@@ -241,7 +242,7 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
 def test_tokens_are_open_clips(name, tmp_path):
   original = ORIGINALS[name]
   names = load_class_list("imagenet21k").names[::22][:990]
-  odd = (
+  odd = [
     "Bell’s vireo_x",
     "a  b\tc",
     "&amp;lt;tag&gt;",
@@ -250,11 +251,9 @@ def test_tokens_are_open_clips(name, tmp_path):
     "5'7\"",
     "_",
     "x.",
-  )
+  ]
   texts = [f"{one}." for one in (*names, *odd)]
   _write_tokenizer(tmp_path, original, texts)
-  from pomp_jax.clip.tokens import FileTokenizer
-
   kwargs = original.text.get("tokenizer_kwargs", {})
   found = FileTokenizer(str(tmp_path), **kwargs)(texts)["input_ids"]
   expected = HFTokenizer(str(tmp_path), context_length=200, **kwargs)(texts).numpy()

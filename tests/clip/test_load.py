@@ -155,36 +155,6 @@ def test_values_are_torchs_as_float32(tmp_path, suffix, dtype):
       np.testing.assert_array_equal(found, tensor.float().numpy())
 
 
-class Nested(torch.nn.Module):
-  """A module within a list of a module, with a buffer and plain values that are no tensors."""
-
-  def __init__(self, depth):
-    super().__init__()
-    self.layer = torch.nn.Linear(3, 2)
-    self.register_buffer("size", torch.tensor(7))
-    self.scale = torch.nn.Parameter(torch.tensor(2.0))
-    self.names, self.factor = ["x", "y"], 0.5
-    self.several = torch.nn.ModuleList(Nested(depth - 1) for _ in range(depth))
-
-  def forward(self, x):
-    return self.layer(x) * self.factor * len(self.names) * self.scale
-
-
-@pytest.mark.parametrize("traced", [False, True])
-def test_a_torchscript_modules_tensors_are_its_state_dict(tmp_path, traced):
-  module = Nested(1)
-  path = tmp_path / "a.pt"
-  script = torch.jit.trace(module, torch.ones(1, 3)) if traced else torch.jit.script(module)
-  torch.jit.save(script, path)
-  with open_weights(path) as weights:
-    expected = script.state_dict()
-    assert weights.shapes.keys() == expected.keys()
-    for name, tensor in expected.items():
-      if tensor.is_floating_point():
-        np.testing.assert_array_equal(weights.read(name), tensor.detach().numpy())
-  assert "several.0.size is of type int64" in _refusal(path, "several.0.size")
-
-
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.999])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_truncated_files(tmp_path, suffix, share):
@@ -206,6 +176,8 @@ def test_files_that_are_something_else(tmp_path):
   assert "a list without tensors" in _refusal(path)
   safetensors.torch.save_file({"a": torch.arange(3)}, path)
   assert "a is of type I64; accepted: F64, F32, F16, BF16" in _refusal(path, "a")
+  torch.save({"a": torch.arange(3)}, path)
+  assert "a is of type int64" in _refusal(path, "a")
 
 
 @pytest.mark.parametrize(

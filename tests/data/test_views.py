@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import struct
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -14,7 +13,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from pomp_jax import world
-from pomp_jax.data.images import ImageError, load_rgb, open_image, read_image
+from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import (
   CROP_AREA,
@@ -127,18 +126,13 @@ def test_sources_that_store_images_or_draw_them(source):
 
 def test_unreadable_images_are_reported_and_the_others_shown(source, tmp_path):
   good = source.encoded(0)
-  bomb = bytearray(encode(Image.new("L", (8, 8)), "PNG"))
-  bomb[16:24] = struct.pack(">II", 100_000, 100_000)
   broken_png = encode(natural_image(0, 20, 20), "PNG")[:-30]
-  bad = [b"", b"<html>404</html>", good[: len(good) // 2], good[:300], bytes(bomb), broken_png]
+  bad = [b"", b"<html>404</html>", good[: len(good) // 2], good[:300], broken_png]
   mixed = stored(tmp_path, [*bad, good, good])
-  (tmp_path / "6.jpg").unlink()
-  found, readable = views(mixed, np.arange(8), np.zeros(8, int), RECIPE, 32)
-  assert readable.tolist() == [False] * 7 + [True]
-  assert not found[:7].any() and found[7].any()
-  for content in bad:
-    with pytest.raises(ImageError, match="^x.jpg: not a readable image"):
-      read_image(content, 32, where="x.jpg")
+  (tmp_path / "5.jpg").unlink()
+  found, readable = views(mixed, np.arange(7), np.zeros(7, int), RECIPE, 32)
+  assert readable.tolist() == [False] * 6 + [True]
+  assert not found[:6].any() and found[6].any()
 
 
 def affine(image, shear=(0.0, 0.0), translate=(0.0, 0.0)):

@@ -11,19 +11,12 @@ from docs.generators import write_class_names
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import VocabularyError, load_class_list
 from pomp_jax.data.wordnet import load_tree
+from tests.support.oracles import tree_graph
 
 
 @pytest.fixture(scope="module")
 def tree():
   return load_tree()
-
-
-def graph_of(tree):
-  """Edges from parent to child."""
-  graph = nx.DiGraph()
-  graph.add_nodes_from(range(len(tree)))
-  graph.add_edges_from((parent, node) for node in range(len(tree)) for parent in tree.parents[node])
-  return graph
 
 
 def test_size_and_root(tree):
@@ -34,7 +27,7 @@ def test_size_and_root(tree):
 
 
 def test_depths_and_ancestors_are_networkxs(tree):
-  graph = graph_of(tree)
+  graph = tree_graph(tree)
   shortest = nx.single_source_shortest_path_length(graph, tree.root)
   np.testing.assert_array_equal(tree.depth, [shortest[node] for node in range(len(tree))])
   backward = graph.reverse()

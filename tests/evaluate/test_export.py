@@ -18,7 +18,6 @@ from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.analysis import gradient_bias
-from pomp_jax.rooms.interchange.class_features import load_categories
 from pomp_jax.rooms.interchange.hub import HubError
 from pomp_jax.rooms.interchange.prompt_hub import results_of
 from pomp_jax.train.methods import initial_context
@@ -169,12 +168,6 @@ def test_every_reader_of_prompt_files(hub, files, place):
   for job in ("export", "predict"):
     fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(files)}
     validate(small_config(job=job, **fields))
-
-
-def test_annotations_need_no_suffix(files):
-  path = files / "names"
-  path.write_text(json.dumps({"categories": CATEGORIES}))
-  assert [category.name for category in load_categories(path)] == NAMES
 
 
 def test_a_folder_without_a_prompt_is_an_error_and_no_words(tmp_path):

@@ -16,7 +16,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from tests.support.checks import assert_close
-from tests.support.oracles import dassl_scheduler, unit
+from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
 
 
@@ -89,14 +89,16 @@ def _rates(schedule, **settings):
   return np.array([rate(jnp.int32(step)) for step in range(n_steps)])
 
 
-@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.5, 0.1), (0.0, 0.0)])
-def test_sgd_is_torchs(momentum, weight_decay):
+@pytest.mark.parametrize(
+  ("momentum", "weight_decay", "clip_norm"), [(0.9, 5e-4, 0.0), (0.5, 0.1, 5.0), (0.0, 0.0, 0.0)]
+)
+def test_sgd_is_torchs(momentum, weight_decay, clip_norm):
   rng = np.random.default_rng(0)
   start = rng.normal(size=(4, 8)).astype(np.float32)
   gradients = rng.normal(size=(10, 4, 8)).astype(np.float32)
   rates = [0.3 / (1 + step) for step in range(10)]
 
-  optimizer = sgd(lambda step: jnp.asarray(rates)[step], momentum, weight_decay)
+  optimizer = sgd(lambda step: jnp.asarray(rates)[step], momentum, weight_decay, clip_norm)
   params = {"context": jnp.asarray(start)}
   state = optimizer.init(params)
   leaf = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
@@ -105,17 +107,25 @@ def test_sgd_is_torchs(momentum, weight_decay):
     updates, state = optimizer.update({"context": jnp.asarray(gradient)}, state, params)
     params = optax.apply_updates(params, updates)
     leaf.grad = torch.tensor(gradient, dtype=torch.float64)
+    torch.nn.utils.clip_grad_norm_([leaf], clip_norm or np.inf)
     other.param_groups[0]["lr"] = rate
     other.step()
     assert_close(params["context"], leaf.detach(), 1e-6)
 
 
 def dassl_rates(epochs, warmup, base=0.002, warmup_rate=1e-5):
-  """The rate that torch's SGD has in each epoch under Dassl's scheduler."""
+  """The rates that torch's SGD has under Dassl's schedule, of torch's own schedulers.
+
+  A cosine over all epochs, started after a constant warmup; stepped once an epoch.
+  """
   leaf = torch.nn.Parameter(torch.zeros(1))
   leaf.grad = torch.zeros(1)
   optimizer = torch.optim.SGD([leaf], lr=base)
-  scheduler = dassl_scheduler(optimizer, epochs=epochs, warmup=warmup, warmup_rate=warmup_rate)
+  scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+  if warmup:
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: warmup_rate / base)
+    parts = [constant, scheduler]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [warmup])
   rates = []
   for _ in range(epochs):
     rates.append(optimizer.param_groups[0]["lr"])

@@ -26,6 +26,7 @@ from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import Clip, read_config_and_tokenizer
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
+from pomp_jax.files.prompt_file import Prompt
 
 HAS_FLAX_CLIP = int(transformers.__version__.split(".")[0]) < 5
 needs_flax_clip = pytest.mark.skipif(not HAS_FLAX_CLIP, reason="transformers 5 has no Flax models")
@@ -151,6 +152,21 @@ def clip_tokenizer(folder: pathlib.Path):
   file = package / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
   return _tokenizer_of(folder, lines[1 : 49152 - 256 - 2 + 1])
+
+
+def words_as_prompt(clip: Clip, words: str, **fields) -> Prompt:
+  """A learned prompt whose context is the embeddings of these words."""
+  ids = clip.tokenizer(words, add_special_tokens=False)["input_ids"]
+  embeddings = token_embeddings(clip.params, np.array(ids, np.int32))
+  return Prompt(np.asarray(embeddings), "random", **fields)
+
+
+def huggingface_outputs(clip: Clip, model: CLIPModel, images: np.ndarray, texts: Sequence[str]):
+  """HuggingFace's outputs for uint8 images, channels last, and texts."""
+  tokens = clip.tokenizer(list(texts), return_tensors="pt", padding=True)
+  pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
+  with torch.no_grad():
+    return model(**tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
 
 
 def pooled(output):

@@ -1,15 +1,17 @@
 """What the tests hold the package to, written from the papers and not from the package.
 
 The method in torch's float64, one class and one image at a time, through HuggingFace's CLIPModel.
-Dassl's learning-rate schedule, of torch's own schedulers.
 """
 
 import math
 
+import networkx as nx
 import numpy as np
 import scipy.optimize
 import torch
 from transformers import CLIPModel
+
+from pomp_jax.data.wordnet import Tree
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -25,6 +27,14 @@ def plain_inclusion(q_N: np.ndarray, size: int) -> np.ndarray:
 
   log_t = scipy.optimize.brentq(excess, -20, np.log(1 / q_N.min()) + 1, xtol=1e-14)
   return np.minimum(1, np.exp(log_t) * q_N)
+
+
+def tree_graph(tree: Tree) -> nx.DiGraph:
+  """Returns WordNet's tree, or part of it, with edges from parent to child."""
+  graph = nx.DiGraph()
+  graph.add_nodes_from(range(len(tree)))
+  graph.add_edges_from((parent, node) for node in range(len(tree)) for parent in tree.parents[node])
+  return graph
 
 
 def plain_layout(sos, context, name, rest, position):
@@ -71,15 +81,3 @@ def torch_losses(images, positives, negatives, labels, drawn, *, scale, n_classe
       logits = logits + logits.new_tensor([0.0] + [margin] * len(others))
     losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([0])))
   return torch.stack(losses), np.array(hits)
-
-
-def dassl_scheduler(
-  optimizer: torch.optim.Optimizer, *, epochs: int, warmup: int, warmup_rate: float
-) -> torch.optim.lr_scheduler.LRScheduler:
-  """Returns a cosine over all epochs, started after a constant warmup; stepped once an epoch."""
-  cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-  if not warmup:
-    return cosine
-  factor = warmup_rate / optimizer.defaults["lr"]
-  constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: factor)
-  return torch.optim.lr_scheduler.SequentialLR(optimizer, [constant, cosine], [warmup])

@@ -59,6 +59,13 @@ def environment(devices: int, **more: str) -> dict[str, str]:
   return found | own | more
 
 
+def small_demo(**changes: object) -> list[str]:
+  """Arguments of the command line: a short form of the demo; `changes` by full field name."""
+  fields = {"data.n_classes": 300, "data.images_per_class": 2, "k": 20, "batch_size": 16}
+  fields |= {"eval.images": 64} | changes
+  return ["--config=configs/demo.py", *(f"--config.{name}={fields[name]}" for name in fields)]
+
+
 def share_compilation_cache() -> None:
   """Shares one compilation cache among all tests and later runs; call it before JAX starts.
 

@@ -101,3 +101,12 @@ def one_layer(shared: Shared) -> str:
   from tests.support.clips import write_fewer_layers
 
   return str(shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip")
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+  """A zero-shot CLIP without its ensembles of 7 and 80 texts, which take most of the time."""
+  from pomp_jax.rooms.baselines import classifiers
+
+  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)

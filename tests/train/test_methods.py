@@ -46,13 +46,6 @@ def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
   assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
 
 
-@pytest.mark.parametrize("name", ["prompt.npz", "prompt.safetensors", "model.pth.tar-5"])
-def test_a_run_starts_from_a_file(encoder, prompt, tmp_path, name):
-  save_prompt(tmp_path / name, prompt)
-  found = start(encoder, tmp_path / "run", **{"prompt.init": str(tmp_path / name)})
-  np.testing.assert_array_equal(found, prompt.context)
-
-
 def test_a_class_specific_run_starts_from_one_context_or_from_each_classs_own(
   encoder, prompt, tmp_path
 ):

@@ -1,4 +1,4 @@
-"""From config to training: each field does what it says, the updates are torch's, splits are own.
+"""From config to training: each field does what it says, and splits are of their own images.
 
 Each field has one row: which pieces of what reaches the training another value changes, all others
 staying the same to the bit, and what it becomes. The step is lowered, not compiled, for that.
@@ -16,10 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from PIL import Image
 import pytest
-import torch
 
 from pomp_jax import world
 from pomp_jax.config import METHODS, SOURCES, fields_of
@@ -29,10 +27,9 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import batches, loop, pretrain, results, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import first_state, leaves_result_as_it_is
-from tests.support.checks import assert_close
+from tests.support.checks import assert_close, spy
 from tests.support.clips import HAS_FLAX_CLIP, write_fewer_layers
 from tests.support.data_files import write_set
-from tests.support.oracles import dassl_scheduler
 from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.
@@ -122,12 +119,19 @@ CHANGES = {
   "sampling.ancestors_weight": (0.5, {}, "program frozen", {"ancestors_weight": 0.5}),
   "batch_size": (4, {}, "program batches", _shown(None, 4) | {"batch": 4}),
   "accumulate": (2, {}, "program", {}),
-  "steps": (5, {}, "program batches", {"steps": 5}),
+  "steps": (5, {}, "program batches", {"steps": 5, "epochs": 2.5}),
+  "epochs": (5, {}, "program batches", {"steps": 10, "epochs": 5}),
+  "optim.lr": (0.04, {}, "program", {"base": 0.04}),
+  "optim.momentum": (0.5, {}, "program", {"momentum": 0.5}),
+  "optim.weight_decay": (0.3, {}, "program", {"weight_decay": 0.3}),
+  "optim.schedule": ("step", {}, "program", {"schedule": "step"}),
+  "optim.warmup": (2.0, {}, "program", {"warmup": 2.0}),
+  "optim.warmup_lr": (0.01, {}, "program", {"warmup_rate": 0.01}),
+  "optim.clip_norm": (0.05, {}, "program state", {"clip_norm": 0.05}),
 }
-# Fields of the optimizer, by the torch statement of it below: a value other than the base's.
-UPDATES = {"epochs": 5, "optim.lr": 0.04, "optim.momentum": 0.5, "optim.weight_decay": 0.3}
-UPDATES |= {"optim.schedule": "step", "optim.warmup": 2.0, "optim.warmup_lr": 0.01}
-UPDATES |= {"optim.clip_norm": 0.05}
+# Arguments of the optimizer and its schedule; tests/prompt/test_step.py compares these with torch.
+OPTIMIZER = ("momentum", "weight_decay", "clip_norm")
+SCHEDULE = ("schedule", "base", "epochs", "warmup", "warmup_rate")
 # The same computation in another order: equal but for rounding; of pixels, and of names.
 ROUNDING_OF_IMAGES = {"clip.image_chunk": 3, "data.features": "stored"}
 ROUNDING = {"clip.text_tower": "reference", "clip.remat": "layers", "clip.n_chunks": 2}
@@ -153,14 +157,14 @@ OTHERS = (
 def test_each_field_has_one_row():
   known = set(fields_of())
   of_others = {field for field in known if field.startswith(OTHERS)}
-  rows = [*CHANGES, *UPDATES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE, *of_others]
+  rows = [*CHANGES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE, *of_others]
   assert sorted([*rows, "mesh.class_size"]) == sorted(known)
 
 
 def test_a_run_that_goes_on_may_change_what_does_not_matter():
   # The run's program depends on the others, and what it leaves out.
   asked_again = {"clip.memory_gib", "clip.chunk"}
-  free = {field for field in [*CHANGES, *UPDATES, *SAME] if leaves_result_as_it_is(field)}
+  free = {field for field in [*CHANGES, *SAME] if leaves_result_as_it_is(field)}
   assert free == set(SAME) - asked_again
 
 
@@ -260,6 +264,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
 
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
+  seen = spy(patch, [(setup, "sgd"), (setup, "learning_rate")])
   run = setup.prepare(config, folder)
   fill_features(run.data, run.clip, folder, run.source, run.encoder)
   step, given, splits = run.build_step(), [], []
@@ -290,7 +295,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   contrast = dataclasses.asdict(run.loss)
   figures = {
     "steps": len(given),
-    "epoch": run.steps_per_epoch,
+    "epoch": seen["learning_rate.steps_per_epoch"],
     "batch": len(batch["label"]),
     "images": len(run.source),
     "position": run.module.position,
@@ -301,6 +306,8 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   # Of the contrast, its sampler, and the views.
   figures |= contrast.pop("sampling") | contrast
   figures |= dataclasses.asdict(batches.augmentation(config.data))
+  figures |= {name: seen[f"sgd.{name}"] for name in OPTIMIZER}
+  figures |= {name: seen[f"learning_rate.{name}"] for name in SCHEDULE}
   return {name: _digest(piece) for name, piece in pieces.items()}, figures
 
 
@@ -362,77 +369,6 @@ def test_fields_that_do_not_matter_leave_every_bit(reached, folders, tmp_path):
   # A set of images that has moved.
   moved = {"data.root": folders["PICTURES"].replace("pictures", "copy of pictures")}
   assert _difference(reached(STORED), reached(STORED | moved)) == ([], {})
-
-
-def _torch_path(config, start, gradients, steps_per_epoch=2):
-  """The parameters after each step of torch's SGD, and its rates, given all gradients."""
-  optim, n_steps = config.optim, len(gradients)
-  leaf = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
-  sgd = torch.optim.SGD(
-    [leaf], lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-  )
-  settings = {"epochs": config.epochs, "warmup": int(optim.warmup), "warmup_rate": optim.warmup_lr}
-  scheduler = dassl_scheduler(sgd, **settings) if optim.schedule == "epoch" else None
-  rates, path = [], []
-  for step, gradient in enumerate(gradients):
-    if scheduler is None:
-      done = step / steps_per_epoch - optim.warmup
-      cosine = np.cos(np.pi * done / (n_steps / steps_per_epoch - optim.warmup))
-      rate = optim.warmup_lr if done < 0 else optim.lr * (1 + cosine) / 2
-      sgd.param_groups[0]["lr"] = rate
-    rates.append(sgd.param_groups[0]["lr"])
-    leaf.grad = torch.tensor(gradient, dtype=torch.float64)
-    torch.nn.utils.clip_grad_norm_([leaf], optim.clip_norm or np.inf)
-    sgd.step()
-    path.append(leaf.detach().numpy().copy())
-    if scheduler and (step + 1) % steps_per_epoch == 0:
-      scheduler.step()
-  return np.array(path), np.array(rates)
-
-
-# An optimizer that moves nothing and keeps the gradient it was given.
-_KEEP = optax.GradientTransformation(
-  init=lambda params: jax.tree.map(jnp.zeros_like, params),
-  update=lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, params), gradient),
-)
-
-
-@pytest.mark.parametrize("schedule", ["epoch", "step"])
-def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, schedule):
-  config = _config(UPDATES | {"optim.schedule": schedule, "log.every": 1}, folders)
-  run = setup.prepare(config, RunFolder(tmp_path))
-  gradient_step = dataclasses.replace(run, optimizer=_KEEP).build_step()
-  path, gradients = [], []
-
-  def recorded(run, step=setup.PromptRun.build_step):
-    update = step(run)
-
-    def call(state, frozen, batch):
-      copy = jax.tree.map(jnp.copy, state)
-      path.append(np.asarray(copy.params["context"]))
-      kept, _ = gradient_step(copy.replace(opt_state=_KEEP.init(copy.params)), frozen, batch)
-      gradients.append(np.asarray(kept.opt_state["context"]))
-      return update(state, frozen, batch)
-
-    return call
-
-  monkeypatch.setattr(setup.PromptRun, "build_step", recorded)
-  monkeypatch.setattr(setup.PromptRun, "validation", lambda run: lambda state: 0.0)
-  path.append(np.asarray(loop.train(run).state.params["context"]))
-  assert (run.steps_per_epoch, len(gradients)) == (2, 10)
-  expected, rates = _torch_path(config, path[0], gradients)
-  assert_close(path[1:], expected, 1e-5)
-  # What is logged of each step is what it used.
-  steps, logged = run.folder.scalars()["learning_rate"]
-  assert steps == list(range(1, 11))
-  assert_close(logged, rates, 1e-6)
-  # And each field alone makes a difference that this comparison sees.
-  known = BASE | {"optim.schedule": {"epoch": "step", "step": "epoch"}[schedule]}
-  for field in UPDATES:
-    one = _config(UPDATES | {"optim.schedule": schedule, field: known.get(field, 0.9)}, folders)
-    other, _ = _torch_path(one, path[0], gradients)
-    if (field, schedule) != ("epochs", "step"):  # there the steps given are the run
-      assert np.abs(other - expected).max() > 1e-3 * np.abs(expected).max(), field
 
 
 def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path):

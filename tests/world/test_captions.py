@@ -19,20 +19,6 @@ def _draw(n, noise, seed=0):
   return attributes, register, captions.write(keys, attributes, register, noise)
 
 
-def test_captions_slip_as_often_as_the_table_says_and_not_without_noise():
-  attributes, register, texts = _draw(2_000, 0.0)
-  rows = list(captions.REGISTERS.values())
-  for values, r, text in zip(attributes.tolist(), register, texts, strict=True):
-    assert text in {template.format(names.phrase(*values)) for template in rows[r].templates}
-  attributes, register, texts = _draw(40_000, 1.0)
-  shapes = names.SHAPES
-  for r, row in enumerate(rows):
-    at = np.flatnonzero(register == r)
-    right = np.mean([shapes[attributes[i, 2]] in texts[i] for i in at])
-    # "ring" is also found in "ringed": a little above the table is in order.
-    assert row.right[2] - 0.04 < right < row.right[2] + 0.06
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
 def test_no_caption_spells_a_novel_class(noise):
   novel = set(names.class_names("novel"))
@@ -42,13 +28,6 @@ def test_no_caption_spells_a_novel_class(noise):
     for start in range(len(words)):
       for length in range(5, 8):
         assert " ".join(words[start : start + length]) not in novel
-
-
-def test_training_batches_are_repeatable_item_by_item():
-  images, texts = captions.training_batch(0, np.arange(40), 0.7)
-  part_images, part_texts = captions.training_batch(0, np.array([30, 4]), 0.7)
-  np.testing.assert_array_equal(images[[30, 4]], part_images)
-  assert [texts[30], texts[4]] == part_texts
 
 
 def test_training_images_are_of_base_classes_in_sets_that_differ_by_one_attribute():

@@ -46,6 +46,7 @@ SETTINGS = {
 RNG = np.random.default_rng(0)
 BANK = unit(RNG.normal(size=(N, E))).astype(np.float32)
 IMAGES = unit(BANK[LABELS] + 0.5 * RNG.normal(size=(4, E))).astype(np.float32)
+LOGITS = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
 # Blocks of five are siblings, pairs are kin (told by one of the two alone).
 ARRAYS = SamplingArrays(
   bank=Bank(jnp.asarray(BANK), N),
@@ -104,9 +105,8 @@ def _denominators(sampling, n_draws, **settings):
 
 
 def _exact(sampling):
-  logits = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
   return [
-    sum(np.exp(logits[i, c] - logits[i, label]) for c in _allowed(sampling, label))
+    sum(np.exp(LOGITS[i, c] - LOGITS[i, label]) for c in _allowed(sampling, label))
     for i, label in enumerate(LABELS.tolist())
   ]
 
@@ -188,13 +188,6 @@ def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   np.testing.assert_allclose(drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5)
 
 
-def _shares():
-  """Softmax of each image over the classes that are not its own, float64 [B,N]."""
-  logits = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
-  logits[np.arange(len(LABELS)), LABELS] = -np.inf
-  return scipy.special.softmax(logits, axis=1)
-
-
 @pytest.mark.parametrize("n_available", [None, 7])
 def test_independent_draws_are_an_image_s_own(n_available):
   """K-1 of each image, weighted by its own probabilities and the number of its draws kept."""
@@ -204,7 +197,9 @@ def test_independent_draws_are_an_image_s_own(n_available):
   found = complete_negatives(sampling, ARRAYS, drawn, jnp.asarray(LABELS), available)
   image = np.tile(np.arange(len(LABELS)), K - 1)
   np.testing.assert_array_equal(found.rejected, image != np.arange(len(LABELS))[:, None])
-  q_S = (0.3 / (N - 1) + 0.7 * _shares())[image, drawn.ids]
+  others = np.where(LABELS[:, None] == np.arange(N), -np.inf, LOGITS)
+  shares = scipy.special.softmax(others, axis=1)
+  q_S = (0.3 / (N - 1) + 0.7 * shares)[image, drawn.ids]
   n_kept = np.full(len(LABELS), K - 1) if n_available is None else np.array([2, 2, 2, 1])
   np.testing.assert_allclose(found.log_weights, -np.log(q_S * n_kept[image]), rtol=1e-4)
   assert not np.any(np.asarray(drawn.ids) == LABELS[image])
@@ -213,12 +208,11 @@ def test_independent_draws_are_an_image_s_own(n_available):
 @pytest.mark.parametrize("n_available", [K - 1, 7])
 def test_top_is_the_classes_of_most_mass_each_with_weight_1(n_available):
   """Also where those of least mass did not fit the token budget."""
-  logits = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
-  shares = scipy.special.softmax(logits, axis=1)
+  shares = scipy.special.softmax(LOGITS, axis=1)
   shares[np.arange(len(LABELS)), LABELS] = 0.0
   top = np.argsort(-shares.sum(axis=0))[:n_available].tolist()
   expected = [
-    sum(np.exp(logits[i, c] - logits[i, label]) for c in top if c != label)
+    sum(np.exp(LOGITS[i, c] - LOGITS[i, label]) for c in top if c != label)
     for i, label in enumerate(LABELS)
   ]
   sampling = SamplingSettings("top", mix=1.0, logit_scale=SCALE)

@@ -8,7 +8,6 @@ import tempfile
 import numpy as np
 import pytest
 
-from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.config.settings import flatten
 from pomp_jax.evaluate import inputs
@@ -257,15 +256,6 @@ def test_what_breaks_a_cell_in_one_process_is_raised_where_there_are_several(
   shared = SharedInputs(RunFolder(tmp_path), config.replace)
   with pytest.raises(MemoryError):
     ablate._run_group(shared, config.ablate, make_cells(config))
-
-
-def test_only_the_first_process_reads_the_folder(monkeypatch):
-  cells, given = make_cells_of("k=20;seed=0|1"), []
-  found = lambda value, _: given.append(value) or [cells[1].stem]
-  monkeypatch.setattr(hosts, "is_first", lambda: False)
-  monkeypatch.setattr(hosts, "from_first", found)
-  assert ablate._missing(RunFolder("/nowhere"), [cells], 0) == [[cells[1]]]
-  assert given == [None]
 
 
 def test_which_cells_are_lanes():

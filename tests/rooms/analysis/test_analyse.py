@@ -1,19 +1,17 @@
 """The analyse job: figures against NumPy on the tower's features, bad input, texts too long."""
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax.clip import TokenizeError, load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, inputs
-from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
 from pomp_jax.rooms.interchange.class_features import write_detic
+from tests.support.data_files import write_folder
 from tests.support.small_run import changed, run_job, settings, small_config
 
 WORLD = load_clip("world")
@@ -114,9 +112,8 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
   """Two sets of two classes, of which the last name and the set's own template are the longest."""
   longest = "the last name"
   n_tokens = lambda text: len(WORLD.tokenizer(text.format(longest))["input_ids"]) - 1  # with EOT
-  for folder in ("short/star", "short/ring", "long/star", f"long/{longest}"):
-    (tmp_path / folder).mkdir(parents=True)
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / folder / "0.png")
+  write_folder(tmp_path / "short", ("star", "ring"), 1)
+  write_folder(tmp_path / "long", ("star", longest), 1)
 
   def config_with(excess):
     """Of a text of as many tokens as the tower takes, and some more."""
@@ -137,10 +134,6 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
 
   fits, too_long = config_with(0), config_with(1)
   evaluate.check(fits, str(tmp_path / "run"))
-  # What `check` takes, the text tower takes.
-  [named] = read_prompts(fits.evaluate.prompts, "evaluate.prompts")
-  for item in evaluation_sets(fits.evaluate, fits.data, fits.eval, WORLD.image_size):
-    features_under(Encoder(WORLD, chunk=16), item.open().classes, named.prompt)
   of_analyse = too_long.replace({"job": "analyse", "analyse.prompts": too_long.evaluate.prompts})
   for job, config in ((evaluate, too_long), (analyse, of_analyse)):
     with pytest.raises(TokenizeError, match=r"^[^\n]*set long: .* tokens with EOT") as error:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -53,26 +52,20 @@ def test_cosines():
   assert found["draw_cosine_error"] == pytest.approx(np.std(single, ddof=1) / math.sqrt(3))
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory):
-  """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
+def test_all_classes_give_the_gradient_of_the_full_softmax(tmp_path, monkeypatch):
+  """Of sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
   config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
   clip = inputs.open_encoder(config.clip).clip
-  clip = dataclasses.replace(
-    clip, params=clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
-  )
-  encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
-  with mock.patch.object(inputs, "open_encoder", lambda *_: encoder):
-    gradients, *_ = asked(config, tmp_path_factory.mktemp("bias"), job.Gradients, "of_draws")
+  params = clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
+  encoder = Encoder(dataclasses.replace(clip, params=params))
+  monkeypatch.setattr(inputs, "open_encoder", lambda *_: encoder)
+  gradients, *_ = asked(config, tmp_path, job.Gradients, "of_draws")
+  source = inputs.open_source(config.data, "train", n_images=16)
   module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
   drawn = np.random.default_rng(config.seed).permutation(len(source))
   chosen = np.sort(drawn[:16])  # the job's images
-  features = jnp.asarray(encoder.image_features(source.images(chosen)))
-  return gradients, encoder, module, features, source.labels[chosen]
-
-
-def test_all_classes_give_the_gradient_of_the_full_softmax(case):
-  gradients, encoder, module, features, labels = case
+  labels, images = source.labels[chosen], source.images(chosen)
+  features = jnp.asarray(encoder.image_features(images))
   frozen = gradients.frozen
   tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
 
@@ -85,11 +78,6 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(case):
   found = gradients.of_draws(300, SamplingSettings(), ("log", "none"), 1)[0]
   assert_close(found[0], expected, 1e-4)
   assert_close(found[1], expected, 1e-4)
-
-
-def test_a_sampler_has_the_scale_of_the_clip(case):
-  """The world's CLIP has the default, 100."""
-  assert case[0].sampling.logit_scale == pytest.approx(7)
 
 
 class _Free:

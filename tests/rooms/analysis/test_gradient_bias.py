@@ -5,7 +5,6 @@ from unittest import mock
 
 from matplotlib.image import imread
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax.config import ConfigError, validate
@@ -15,6 +14,7 @@ from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
 from tests.support.clips import with_logit_scale, write_fewer_layers
+from tests.support.data_files import write_folder
 from tests.support.report_page import Page
 from tests.support.small_run import run_job, small_config, trained
 
@@ -132,10 +132,7 @@ def test_a_cell_is_found_by_all_that_it_depends_on(one_layer, tmp_path):
 
 def test_no_more_images_than_there_are(tmp_path):
   """Two classes of three images, of which a training without other splits holds one out."""
-  for number in range(6):
-    file = tmp_path / "data" / ("cat", "dog")[number % 2] / f"{number}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(file)
+  write_folder(tmp_path / "data", ("cat", "dog"), 3)
   fields = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
   config = _config(**fields, **{"gradient_bias.k": (2,), "gradient_bias.images": 7})
   with pytest.raises(ConfigError, match=r"images: got 7, expected at most 4, the training's"):

@@ -8,6 +8,7 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.evaluate.metrics import Tally
 from pomp_jax.rooms.analysis.tree_errors import Hierarchy, TreeTally, tallies
+from tests.support.oracles import tree_graph
 
 PAIRS = 400
 
@@ -40,8 +41,7 @@ def siblings_of(tree, nodes, label):
 
 def related(tree, pairs):
   """Each relation of pairs of nodes by networkx, pair by pair; the depth of each node."""
-  # From parent to child.
-  graph = nx.DiGraph((up, down) for down in range(len(tree)) for up in tree.parents[down])
+  graph = tree_graph(tree)
   depth = {tree.root: 0}
   for node in nx.topological_sort(graph):
     for child in graph[node]:

@@ -28,12 +28,6 @@ NAMES = ("red star", "blue ring", "green cross")
 PROMPTS = ("a photo of a {}.", "{}.")
 
 
-def _opened(config, encoder):
-  return RegionsOfPictures(
-    encoder, config.clip, config.regions, config.segment, config.detect, config.propose
-  )
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
   """Config, comparison with a random network, and a scene."""
@@ -48,7 +42,8 @@ def case(tmp_path_factory):
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(encoder, prompts, 5, _opened(config, encoder))
+  groups = config.clip, config.regions, config.segment, config.detect, config.propose
+  comparison = Comparison(encoder, prompts, 5, RegionsOfPictures(encoder, *groups))
   return config, comparison, job._scenes()[0].image
 
 
