@@ -15,7 +15,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
-from pomp_jax.clip.text import MemoryPlan
+from pomp_jax.clip.text import MemoryPlan, token_embeddings, token_table, with_embeddings
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.images import Resize
 from pomp_jax.files.pieces import ArrayCache, fingerprint
@@ -54,7 +54,11 @@ class Encoder:
     self._compiled = functools.cache(self._compile)
     self.image_tower = image_tower(clip, dtype, image_chunk)
     self._cache = ArrayCache() if cache is None else cache
-    self.text_params = replicate(clip.text_params, self.mesh)
+    # Embeddings that are mapped into memory stay on the host, but for the rows that are used.
+    self._mapped = isinstance(token_table(clip.params), np.memmap)
+    none = np.zeros((0, clip.text_width), np.float32)
+    text = with_embeddings(clip.text_params, none) if self._mapped else clip.text_params
+    self._text, self._text_params = text, replicate(text, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)
     self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
     self._chunk = chunk
@@ -91,7 +95,13 @@ class Encoder:
 
   def frozen(self, tokens: ClassTokens) -> Frozen:
     """The frozen arrays of the training step for the classes of `vocabulary`."""
-    return Frozen(self.text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
+    text_params = self._text_params
+    if self._mapped:
+      used, ids_NxL = np.unique(tokens.ids, return_inverse=True)
+      tokens = tokens._replace(ids=ids_NxL.reshape(tokens.ids.shape).astype(np.int32))
+      rows = token_embeddings(self.clip.params, used)
+      text_params = with_embeddings(text_params, replicate(rows, self.mesh))
+    return Frozen(text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
 
   def class_features(
     self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
@@ -112,23 +122,25 @@ class Encoder:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = self.vocabulary(names, context_MxD.shape[-2])
-    of_tower = () if unit else ("of the tower",)
-    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
+    more = [] if unit else ["of the tower"]
+    if self._mapped:
+      more.append(token_embeddings(self.clip.params, np.unique(tokens.ids)))
+    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *more])
     found = self._cache.find(key)
     missing = found is None
     if jax.process_count() > 1:
       # All hosts compute together, or none.
       missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
     if found is None or missing:
-      params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
-      features_NxE = self.features_of_tokens(params, tokens, position, unit=unit)
+      params = replicate({"context": context_MxD}, self.mesh)
+      features_NxE = self.features_of_classes(params, self.frozen(tokens), position, unit=unit)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
     return found
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
     """Cache key of all that class features depend on beside the prompt and the tokens."""
-    leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
+    leaves, structure = jax.tree.flatten((self._text, self._sos))
     settings = self.clip.config.text_settings()
     return fingerprint(
       [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
@@ -140,19 +152,19 @@ class Encoder:
     leaves, structure = jax.tree.flatten(self.clip.vision_params)
     return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
 
-  def features_of_tokens(
-    self, params: Any, tokens: ClassTokens, position: str, *, unit: bool = True
+  def features_of_classes(
+    self, params: Any, frozen: Frozen, position: str, *, unit: bool = True
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of tokenized classes; `params` (the context) and tokens on the mesh."""
+    """Text features of the classes of `frozen`; `params` (the context) on the mesh too."""
     shape = params["context"].shape
     n_classes = shape[0] if len(shape) == 3 else None
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
-    lengths_N = np.asarray(tokens.lengths) + module.n_own
+    lengths_N = np.asarray(frozen.tokens.lengths) + module.n_own
     # Tokens of the fullest device of the fullest chunk, rounded for fewer compilations.
     full_chunks = chunks(lengths_N, self._chunk, self.mesh, "tokens")
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
     compute = self._compiled(module, 64 * -(-int(np.max(shares)) // 64), unit)
-    frozen = Frozen(self.text_params, {}, self._sos, tokens)
+    frozen = Frozen(frozen.text, {}, frozen.sos, frozen.tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
     return self.in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
 

@@ -89,7 +89,21 @@ def token_embeddings(
   params: Any, ids: Int32[Array | np.ndarray, "..."]
 ) -> Float[Array | np.ndarray, "... D"]:
   """Embeddings of token ids without positions; NumPy parameters give NumPy, without a device."""
-  return params["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
+  rows = token_table(params)[ids]
+  # A table that is mapped into memory may be stored in half precision.
+  return rows if rows.dtype == jnp.float32 else rows.astype(jnp.float32)
+
+
+def token_table(params: Any) -> Float[Array | np.ndarray, "V D"]:
+  """Embeddings of all tokens; on the host a long table stays in its file, as it is stored."""
+  return params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+
+
+def with_embeddings(params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"]) -> Any:
+  """Parameters of the text tower with other token embeddings."""
+  model = params["text_model"]
+  embeddings = model["embeddings"] | {"token_embedding": {"embedding": embeddings_VxD}}
+  return params | {"text_model": model | {"embeddings": embeddings}}
 
 
 def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:

@@ -14,6 +14,7 @@ import zipfile
 
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict, unflatten_dict
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -25,7 +26,10 @@ from pomp_jax.registry import TORCH_WEIGHTS, load
 
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 
-_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of number types
+# safetensors' names of number types
+_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# A table of more rows is mapped into memory, and only the rows that are used are read.
+_MANY_ROWS = 100_000
 TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
 
 Parameter = tuple[str, ...]  # its path in the tree
@@ -40,6 +44,8 @@ class Weights(NamedTuple):
   read: Callable[[str], np.ndarray]
   # Strings beside the tensors: the metadata of safetensors, items of a torch checkpoint.
   text: Mapping[str, str] = types.MappingProxyType({})
+  # As `read`, but in the stored type and mapped into memory; None for a format without it.
+  mapped: Callable[[str], np.ndarray] | None = None
 
 
 class Files(NamedTuple):
@@ -90,10 +96,16 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
 
 
 def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
-  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32."""
+  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32.
+
+  Token embeddings of a hundred thousand rows stay in the file if they can be mapped, as stored.
+  """
   params = {}
-  for path in flatten_dict(shapes):
+  for path, shape in flatten_dict(shapes).items():
     source = layout.source(path)
+    if shape[:1] > (_MANY_ROWS,) and weights.mapped:
+      params[path] = weights.mapped(source.key)
+      continue
     stored = weights.read(source.key)
     if source.part is not None:
       stored = np.split(stored, 3)[source.part]
@@ -187,13 +199,23 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
     found = f"not a whole safetensors file ({error})"
     refuse(path, "the file", found, "an undamaged safetensors file")
 
-  def read(name: str) -> np.ndarray:
+  def type_of(name: str) -> Any:
     kind = headers[name].get_dtype()
     if kind not in _FLOATS:
       refuse(path, name, f"of type {kind}", ", ".join(_FLOATS))
+    return _FLOATS[kind]
+
+  def read(name: str) -> np.ndarray:
+    type_of(name)
     return file.get_tensor(name).astype(np.float32)
 
-  return Weights(str(path), shapes, read, text)
+  def mapped(name: str) -> np.ndarray:
+    with open(local_copy(path), "rb") as content:
+      n_header = int.from_bytes(content.read(8), "little")
+      start, _ = json.loads(content.read(n_header))[name]["data_offsets"]
+    return np.memmap(local_copy(path), type_of(name), "r", 8 + n_header + start, shapes[name])
+
+  return Weights(str(path), shapes, read, text, mapped)
 
 
 def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
@@ -205,7 +227,7 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     accepted = '{"weight_map": {name: file beside it}}'
     refuse(path, "the file", f"no index of shards ({error})", accepted)
-  shards = {}
+  shards: dict[str, Any] = {}
   for name in shard_names:
     file = path.with_name(name)
     if not is_file(file):
@@ -215,7 +237,12 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
     if tensor not in shards[name].shapes:
       refuse(path, tensor, f"not in {name}", "the shards that belong to this index")
   shapes = {tensor: shards[name].shapes[tensor] for tensor, name in shard_of.items()}
-  return Weights(str(path), shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
+  return Weights(
+    str(path),
+    shapes,
+    lambda tensor: shards[shard_of[tensor]].read(tensor),
+    mapped=lambda tensor: shards[shard_of[tensor]].mapped(tensor),
+  )
 
 
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:

@@ -239,7 +239,7 @@ class PromptRun(Run):
 
   def class_features(self, params: Any) -> np.ndarray:
     """Unit features of all training classes under a prompt [N,E]."""
-    return self.encoder.features_of_tokens(params, self.frozen.tokens, self.module.position)
+    return self.encoder.features_of_classes(params, self.frozen, self.module.position)
 
   def prompt_of(self, state: TrainState) -> Prompt:
     """The learned prompt, as it is saved."""

@@ -21,6 +21,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from docs.generators.clips_page import page
 from pomp_jax.clip import image_tower, load_clip
 from pomp_jax.clip.open_clip import named_clip, tables
+from pomp_jax.clip.text import token_table
 from pomp_jax.clip.tokens import FileTokenizer
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.encoder import Encoder
@@ -45,7 +46,8 @@ _CLIPA = {
   **{"context_length": 48, "vocab_size": 400, "no_causal_mask": True, "pool_type": "last"},
   **{"hf_tokenizer_name": "none", "tokenizer_kwargs": {"strip_sep_token": True}},
 }
-_META = {"context_length": 48, "vocab_size": 300, "hf_tokenizer_name": "none"}
+# A table so long that it stays in its file, as MetaCLIP 2's of 901,629 rows.
+_META = {"context_length": 48, "vocab_size": 100_001, "hf_tokenizer_name": "none"}
 _META |= {"pool_type": "eos", "eos_id": 2}
 _CONVNEXT = {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128]}
 
@@ -236,6 +238,9 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
   gradient, found = jax.grad(loss, has_aux=True)(jnp.asarray(context))
   assert_close(found, expected.detach().numpy(), 1e-5)
   assert_close(gradient, learned.grad.numpy(), 1e-5)
+  n_rows = len(token_table(encoder.frozen(classes).text))
+  used = len(np.unique(classes.ids)) if name == "metaclip2" else clip.config.text_config.vocab_size
+  assert n_rows == used
 
 
 @pytest.mark.parametrize("name", ["siglip_b", "clipa", "metaclip2"])

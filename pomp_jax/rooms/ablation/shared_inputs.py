@@ -100,14 +100,14 @@ class SharedInputs:
   def curve(self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
     """Steps of a run's prompts, and top-1 and images of the available splits of `CURVE`."""
     encoder, own = run.encoder, run.prompt
-    splits, rows_of, tokens = self._curve_splits(
+    splits, rows_of, frozen = self._curve_splits(
       encoder, run.data, run.eval.images, own.m, own.class_specific
     )
     top1: dict[str, list[float]] = {name: [] for name in splits}
     # Bypass the encoder's cache of class features.
     for context in contexts.values():
       params = replicate({"context": context}, encoder.mesh)
-      features_NxE = encoder.features_of_tokens(params, tokens, own.position)
+      features_NxE = encoder.features_of_classes(params, frozen, own.position)
       for name, split in splits.items():
         rows = features_NxE[rows_of[name]]
         scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
@@ -118,7 +118,7 @@ class SharedInputs:
   def _curve_splits(
     self, encoder: Encoder, data: Data, n_images: int, m: int, class_specific: bool
   ):
-    """Splits of a curve, the rows of their classes among all names, and the tokens of these."""
+    """Splits of a curve, the rows of their classes among all names, and the arrays of these."""
     splits = {"validation": self._split(encoder, data, "validation", n_images)}
     if not class_specific:  # such a context knows no class but those it was trained on
       others = self._splits(encoder, data, n_images)
@@ -126,7 +126,7 @@ class SharedInputs:
     names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
     row = {name: i for i, name in enumerate(names)}
     rows_of = {name: [row[own] for own in split.names] for name, split in splits.items()}
-    return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m)).tokens
+    return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m))
 
   def _splits(self, encoder: Encoder, data: Data, n_images: int) -> dict[str, SplitFeatures]:
     names = inputs.evaluation_splits(data)

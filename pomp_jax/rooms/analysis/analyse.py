@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip.text import token_table
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
@@ -110,8 +111,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[str, Any]:
   """The tokens nearest to the vectors of each learned prompt that all classes share."""
-  embeddings = encoder.clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
-  embeddings_VxD = np.asarray(embeddings)
+  embeddings_VxD = token_table(encoder.clip.params)
   vectors = {}
   for label, prompt, _ in prompts:
     if isinstance(prompt, Prompt) and prompt.context.ndim == 2:

@@ -139,7 +139,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   key = fingerprint(parts)
   frozen = encoder.frozen(encoder.vocabulary(names, module.n_vectors))
   if bank_NxE is None:
-    bank_NxE = encoder.features_of_tokens(params, frozen.tokens, module.position)
+    bank_NxE = encoder.features_of_classes(params, frozen, module.position)
   arrays = replicate(arrays._replace(bank=Bank(bank_NxE, len(names))), encoder.mesh)
   frozen = frozen._replace(sampling=arrays)
   gradients = Gradients(

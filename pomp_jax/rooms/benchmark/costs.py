@@ -210,12 +210,13 @@ def _noise(run: setup.PromptRun, batch: dict[str, jax.ShapeDtypeStruct]) -> dict
 def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
   encoder, n_classes = run.encoder, len(run.source.names)
-  tokens = jax.tree.map(np.asarray, run.frozen.tokens)
+  frozen, tokens = run.frozen, jax.tree.map(np.asarray, run.frozen.tokens)
 
   def of(n):
     some = spread_evenly(n, n_classes)
     part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
-    return lambda: encoder.features_of_tokens(state.params, part, run.module.position)
+    of_part = frozen._replace(tokens=part)
+    return lambda: encoder.features_of_classes(state.params, of_part, run.module.position)
 
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.clip import TokenizeError, load_clip
+from pomp_jax.clip.text import token_table
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, inputs
@@ -35,7 +36,7 @@ def analysed(shared):
   )
 
   def make(folder):
-    table = WORLD.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    table = token_table(WORLD.params)
     save_prompt(folder / "prompt.npz", Prompt(table[WORDS], "world", "end"))
     run_job(config_in(folder), folder / "run")
 
