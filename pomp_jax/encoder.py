@@ -122,7 +122,7 @@ class Encoder:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = self.vocabulary(names, context_MxD.shape[-2])
-    more = [] if unit else ["of the tower"]
+    more: list[Any] = [] if unit else ["of the tower"]
     if self._mapped:
       more.append(token_embeddings(self.clip.params, np.unique(tokens.ids)))
     key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *more])

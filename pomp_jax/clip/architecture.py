@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from pomp_jax.clip.families import ImageTowerConfig, tower_shapes
+from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, tower_shapes
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import Encoder, VisionTransformer
 from pomp_jax.errors import InputError
@@ -61,7 +61,9 @@ class ClipConfig:
   def describe(self) -> str:
     """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
     text, vision = self.text_config, self.vision_config
-    if isinstance(vision, ResNetConfig):
+    if isinstance(vision, NoImageTower):
+      image = "no image tower"
+    elif isinstance(vision, ResNetConfig):
       stages = "-".join(map(str, vision.layers))
       image = f"ResNet {stages} of width {vision.width} at {vision.image_size}"
     elif isinstance(vision, ImageTowerConfig):
@@ -122,6 +124,8 @@ def parameter_shapes(
     tree["text_projection"]["bias"] = (embedding,)
   if "logit_bias" in found:
     tree["logit_bias"] = ()
+  if isinstance(vision, NoImageTower):
+    return tree
   if isinstance(vision, ImageTowerConfig):
     return tree | {"vision_model": tower_shapes(vision, found, embedding)}
   module = IMAGE_TOWERS.get(type(vision), VisionTransformer)(vision)

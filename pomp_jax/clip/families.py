@@ -16,6 +16,7 @@ from pomp_jax.clip.convnext import MODELS as CONVNEXT
 from pomp_jax.clip.eva import MODELS as EVA
 from pomp_jax.clip.layers import Tensors
 from pomp_jax.clip.siglip import MODELS as SIGLIP
+from pomp_jax.errors import InputError
 
 
 @runtime_checkable
@@ -27,6 +28,18 @@ class ImageTowerConfig(Protocol):
 
   def features(self, params: Tensors, pixels: Float[Array, "B H W 3"], /) -> Float[Array, "B E"]:
     """Features of normalised images, in their float type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoImageTower:
+  """In the place of the image tower of a CLIP whose text tower alone is read."""
+
+  image_size: int = 0
+  prefix: str = ""
+
+  def features(self, params: Tensors, pixels: Any, /) -> Any:
+    """Raises an InputError."""
+    raise InputError("clip.image_tower: got False, expected True: images are to be encoded")
 
 
 # Towers by timm's name, which open_clip_config.json gives.

@@ -37,9 +37,9 @@ def _as_in_torch(path: Parameter) -> Source:
   return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
 
 
-def read_config(files: Files, weights: Weights, activation: str) -> ClipConfig:
+def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Reads config.json; ClipError if it is missing, or no CLIP's."""
-  del weights
+  del weights, image_tower
   file, where = files.find(*NEEDED), files.source
   if file is None:
     raise ClipError(f"{where}: no {NEEDED[0]}, expected beside weights in HuggingFace's layout")

@@ -17,6 +17,7 @@ import numpy as np
 
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
+from pomp_jax.clip.families import NoImageTower
 from pomp_jax.clip.open_clip import CONFIG, PREFIX, named_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import MERGES, Tokenizer
@@ -47,6 +48,8 @@ _RESIZES = {"resize_mode": ("shortest", "squash"), "interpolation": ("bicubic", 
 # A module each: names of its files and where the statistics are, `layout`, `read_config`,
 # `read_tokenizer`; the most specific first.
 _FAMILIES = (huggingface, openai)
+# What the names of an image tower's tensors begin with.
+_IMAGE_TOWERS = ("visual.", "vision_model.", "visual_projection.")
 _ACCEPTED = (
   f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.NEEDED[0]} and one of"
   f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
@@ -121,13 +124,15 @@ class Clip:
     return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
 
 
-def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
+def read_config_and_tokenizer(
+  source: str, image_tower: bool = True
+) -> tuple[ClipConfig, Tokenizer]:
   """Reads a CLIP without its weights, for validation; arguments and errors as `load_clip`'s.
 
   Names and shapes of the weights are checked against the configuration. Files of a hub are
   downloaded.
   """
-  with _open_checkpoint(source) as checkpoint:
+  with _open_checkpoint(source, image_tower=image_tower) as checkpoint:
     return checkpoint.config, checkpoint.tokenizer()
 
 
@@ -138,15 +143,16 @@ def is_here(source: str) -> bool:
   return source in _CLIPS or exists(source) or any(map(cached, names))
 
 
-def load_clip(source: str, activation: str = "auto") -> Clip:
+def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True) -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
   `source`, its name in prompt files, is `world`, or a folder, a file or a hub id that
   `docs/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`: the checkpoint's,
-  or its publisher's usual one. ClipError: nothing there, no answer of a hub, another architecture,
-  damage, no tokenizer.
+  or its publisher's usual one. Without `image_tower` the text tower alone is read, beside an image
+  tower of any kind: features of images come from elsewhere. ClipError: nothing there, no answer of
+  a hub, another architecture, damage, no tokenizer.
   """
-  with _open_checkpoint(source, activation) as checkpoint:
+  with _open_checkpoint(source, activation, image_tower) as checkpoint:
     tokenizer, preprocessing = checkpoint.tokenizer(), checkpoint.preprocessing()
     params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
   config = checkpoint.config
@@ -259,7 +265,9 @@ class _Checkpoint(NamedTuple):
 
 
 @contextlib.contextmanager
-def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpoint]:
+def _open_checkpoint(
+  source: str, activation: str = "auto", image_tower: bool = True
+) -> Iterator[_Checkpoint]:
   """Finds a CLIP and checks names and shapes of its weights against its configuration."""
   place = _Place(source)
   family, file = (None, place.file) if place.file else _found(place)
@@ -269,7 +277,12 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
     elif family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
       begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
       family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
-    config = family.read_config(place.files(), weights, activation)
+    config = family.read_config(place.files(), weights, activation, image_tower)
+    if not image_tower:
+      config = dataclasses.replace(config, vision_config=NoImageTower())
+      is_text = lambda name: not name.startswith(_IMAGE_TOWERS)
+      kept = {name: shape for name, shape in weights.shapes.items() if is_text(name)}
+      weights = weights._replace(shapes=kept)
     try:
       shapes = parameter_shapes(config, weights.shapes)
     except (ValueError, TypeError, ZeroDivisionError) as error:

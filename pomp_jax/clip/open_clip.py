@@ -13,7 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, family_of
+from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.tokens import FileTokenizer
 from pomp_jax.clip.weights import Files
@@ -106,8 +106,11 @@ def read_foreign_tokenizer(files: Files) -> FileTokenizer | None:
     raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
-def model_settings(open_clip: Any, where: str) -> dict[str, Any]:
-  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here implements it."""
+def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict[str, Any]:
+  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here implements it.
+
+  Without `image_tower` the text tower alone has to be one of here.
+  """
   where = f"{where}: open_clip_config.json"
   model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
   parts: dict[str, Any] = {"model_cfg": model}
@@ -116,7 +119,7 @@ def model_settings(open_clip: Any, where: str) -> dict[str, Any]:
   for part, items in parts.items():
     if not isinstance(items, Mapping):
       raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
-    for item, value in items.items():
+    for item, value in items.items() if image_tower or part != "vision_cfg" else ():
       known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
       if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
         raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
@@ -131,7 +134,8 @@ def model_settings(open_clip: Any, where: str) -> dict[str, Any]:
     if value is not None and (type(value) is not int or value < 1):
       raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
   try:
-    family_of(parts["vision_cfg"], 0)
+    if image_tower:
+      family_of(parts["vision_cfg"], 0)
   except ValueError as error:
     raise ClipError(f"{where}: vision_cfg.{error}") from error
   return dict(parts["model_cfg"])
@@ -141,7 +145,9 @@ def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) ->
   """Compares open_clip_config.json with the shapes."""
   text, vision = config.text_config, config.vision_config
   sizes: dict[str, Any] = {"image_size": vision.image_size}
-  if isinstance(vision, ResNetConfig):
+  if isinstance(vision, NoImageTower):
+    sizes = {}
+  elif isinstance(vision, ResNetConfig):
     sizes |= {"width": vision.width, "layers": list(vision.layers)}
   elif not isinstance(vision, ImageTowerConfig):
     sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}

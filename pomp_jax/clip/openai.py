@@ -12,7 +12,7 @@ from typing import Any
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
-from pomp_jax.clip.families import ImageTowerConfig, family_of
+from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings, read_foreign_tokenizer
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.tokens import Tokenizer, read_bpe
@@ -106,9 +106,10 @@ def _text_prefix(shapes: Shapes) -> str:
   return "text." if "text.token_embedding.weight" in shapes else ""
 
 
-def read_config(files: Files, weights: Weights, activation: str) -> ClipConfig:
+def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Infers the sizes, see `config_from_shapes`."""
-  return config_from_shapes(weights.shapes, weights.path, activation, files.json(CONFIG))
+  settings = files.json(CONFIG)
+  return config_from_shapes(weights.shapes, weights.path, activation, settings, image_tower)
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
@@ -118,15 +119,20 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
 
 
 def config_from_shapes(
-  shapes: Shapes, where: str, activation: str, open_clip: Mapping[str, Any] | None = None
+  shapes: Shapes,
+  where: str,
+  activation: str,
+  open_clip: Mapping[str, Any] | None = None,
+  image_tower: bool = True,
 ) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
   `where` is the file, for messages. The activation `auto` is that of `open_clip`, the content of
-  open_clip_config.json, or else the assumed one. ClipError: no such CLIP, or one that `open_clip`
+  open_clip_config.json, or else the assumed one. Of what has no image tower here, the text tower's
+  are inferred without `image_tower`. ClipError: no such CLIP, or one that `open_clip`
   contradicts.
   """
-  model = model_settings(open_clip, where) if open_clip is not None else {}
+  model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
   prefix = _text_prefix(shapes)
   n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
@@ -158,8 +164,10 @@ def config_from_shapes(
     bidirectional=bool(text_settings.get("no_causal_mask")),
   )
   head_width = vision_settings.get("head_width")
-  vision: CLIPVisionConfig | ResNetConfig | ImageTowerConfig
-  if family := family_of(vision_settings, vision_settings.get("width", 0)):
+  vision: Any
+  if not image_tower:
+    vision = NoImageTower()
+  elif family := family_of(vision_settings, vision_settings.get("width", 0)):
     vision = family
   elif "visual.layer1.0.conv1.weight" in shapes:
     vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)

@@ -94,8 +94,8 @@ def token_embeddings(
   return rows if rows.dtype == jnp.float32 else rows.astype(jnp.float32)
 
 
-def token_table(params: Any) -> Float[Array | np.ndarray, "V D"]:
-  """Embeddings of all tokens; on the host a long table stays in its file, as it is stored."""
+def token_table(params: Any) -> Any:
+  """Embeddings of all tokens [V,D]; on the host a long table stays in its file, as it is stored."""
   return params["text_model"]["embeddings"]["token_embedding"]["embedding"]
 
 

@@ -37,7 +37,7 @@ def image_tower(
 
     def of_family(params: Any, images_BxHxWx3: Any) -> Array:
       pixels = normalized(clip, images_BxHxWx3).astype(dtype)
-      return tower.features(params["vision_model"], pixels).astype(jnp.float32)
+      return tower.features(params.get("vision_model", {}), pixels).astype(jnp.float32)
 
     return in_chunks(with_products(products, of_family), chunk)
   module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)

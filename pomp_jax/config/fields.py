@@ -35,6 +35,7 @@ class Clip:
 
   model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
   activation: str = row("auto", "MLP activation; auto: the checkpoint's", _activation)
+  image_tower: bool = row(True, "load the image tower; features of a file need none")
   text_tower: str = row("shared", "shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS))
   dtype: str = row("float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES))
   remat: str = row("auto", "rematerialisation; auto: the fastest", one_of("auto", *REMAT))

@@ -16,7 +16,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import Settings, fields
-from pomp_jax.config.fields import Data, Eval, Evaluate
+from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
@@ -51,19 +51,19 @@ def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   RunFolder(workdir).check(config.job)
   settings, field = config.evaluate, "evaluate.prompts"
-  check_prompts(settings.prompts, field, config.clip.model, settings, config.data, config.eval)
+  check_prompts(settings.prompts, field, config.clip, settings, config.data, config.eval)
 
 
 def check_prompts(
   names: Sequence[str],
   field: str,
-  clip_model: str,
+  clip: Clip,
   settings: Evaluate,
   data: Data,
   evaluation: Eval,
 ) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
-  clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip_model)
+  clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip.model, clip.image_tower)
   prompts = named_prompts.read_prompts(names, field)
   sets = evaluation_sets(settings, data, evaluation, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, settings.skip_missing)
@@ -71,7 +71,7 @@ def check_prompts(
     for named in prompts:
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]
-      named_prompts.check_prompt(named._replace(label=where), single, clip_config, clip_model)
+      named_prompts.check_prompt(named._replace(label=where), single, clip_config, clip.model)
       named_prompts.check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
 
 

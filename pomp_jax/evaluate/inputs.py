@@ -29,19 +29,19 @@ def open_clip(settings: fields.Clip) -> Clip:
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
     return load(SYNTHETIC_CLIPS).open_clip(model)
-  return load_clip(model, activation=settings.activation)
+  return load_clip(model, settings.activation, image_tower=settings.image_tower)
 
 
-def clip_config(model: str) -> ClipConfig:
+def clip_config(model: str, image_tower: bool = True) -> ClipConfig:
   """Reads the sizes of `config.clip.model`, without weights; see `open_clip`."""
-  return clip_config_and_tokenizer(model)[0]
+  return clip_config_and_tokenizer(model, image_tower)[0]
 
 
-def clip_config_and_tokenizer(model: str) -> tuple[ClipConfig, Tokenizer]:
+def clip_config_and_tokenizer(model: str, image_tower: bool = True) -> tuple[ClipConfig, Tokenizer]:
   """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
     return load(SYNTHETIC_CLIPS).config_and_tokenizer(model)
-  return read_config_and_tokenizer(model)
+  return read_config_and_tokenizer(model, image_tower)
 
 
 def open_encoder(

@@ -32,7 +32,7 @@ def check(config: Settings, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
-  clip = inputs.clip_config(config.clip.model)
+  clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
   if METHODS[config.method].steps:
     _check_classes(config.contrast, n_classes)
     _check_mesh(config.mesh.class_size, config.loop, config.data.views)

@@ -292,6 +292,26 @@ def test_hostile_files_are_one_line(tmp_path, monkeypatch):
   assert "visual.trunk.extra" in error_of(tmp_path)
 
 
+def test_the_text_tower_alone(tmp_path, monkeypatch):
+  original = ORIGINALS["eva02_b"]
+  model = _model(original, monkeypatch)
+  original = dataclasses.replace(original, vision=_timm("vitamin_large_224", 224, "", "linear"))
+  _write(original, model, tmp_path)
+  assert "vitamin_large_224" in error_of(tmp_path)
+  clip = load_clip(str(tmp_path), image_tower=False)
+  assert not clip.vision_params and "no image tower" in clip.config.describe()
+  rows = clip.tokenizer(["a cat."])["input_ids"]
+  encoder = Encoder(clip)
+  found = encoder.class_features(["a cat"], "{}.", unit=False)
+  padded = torch.zeros(1, clip.positions, dtype=torch.long)
+  padded[0, : len(rows[0])] = torch.tensor(rows[0])
+  with torch.no_grad():
+    expected = model.encode_text(padded).numpy()
+  assert_close(found, expected, 1e-5)
+  with pytest.raises(InputError, match="clip.image_tower"):
+    encoder.image_features(np.zeros((1, 8, 8, 3), np.uint8))
+
+
 def test_names_of_open_clip(tmp_path):
   named = named_clip("open_clip:ViT-H-14-378-quickgelu/dfn5b")
   assert named.source == "apple/DFN5B-CLIP-ViT-H-14-378" and named.settings

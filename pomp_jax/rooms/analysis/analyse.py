@@ -56,7 +56,7 @@ def check(config: Settings, workdir: str) -> None:
   if folder.results.exists():
     # Images of another folder are others.
     check_same_run(config.flat(), folder, lambda field: field != "data.root" and may_change(field))
-  given = config.clip.model, config.evaluate, config.data, config.eval
+  given = config.clip, config.evaluate, config.data, config.eval
   check_prompts(config.analyse.prompts, _FIELD, *given)
 
 

@@ -50,7 +50,7 @@ def check(export: Export, clip: Clip) -> None:
   if isinstance(prompt, Prompt):
     if export.synonyms and prompt.context.ndim == 3:
       raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
-    width = inputs.clip_config(clip.model).text_config.hidden_size
+    width = inputs.clip_config(clip.model, clip.image_tower).text_config.hidden_size
     check_fits(prompt, width, clip.model, len(categories), export.prompt)
 
 
