@@ -44,7 +44,7 @@ class ClipConfig:
   """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons, for the log."""
 
   text_config: CLIPTextConfig
-  vision_config: CLIPVisionConfig | ResNetConfig | ImageTowerConfig
+  vision_config: CLIPVisionConfig | ResNetConfig | ImageTowerConfig | NoImageTower
   projection_dim: int
   notes: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 Nothing is opened here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import importlib.util
 import inspect
 import os
@@ -199,18 +199,19 @@ def _check_tracker(tracker: str) -> None:
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
-  published: Collection[str] = ()
+  is_published = False
   # A dry run gives a published architecture random weights.
   if SYNTHETIC_CLIPS and (dry_run or clip.model != name):
-    published = load(SYNTHETIC_CLIPS).SYNTHETIC_CLIPS
+    is_published = load(SYNTHETIC_CLIPS).is_synthetic(name)
   if clip.model != name:
+    published = load(SYNTHETIC_CLIPS).SYNTHETIC_CLIPS if SYNTHETIC_CLIPS else ()
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
-    require(name in published, "clip.model", clip.model, expected)
+    require(is_published, "clip.model", clip.model, expected)
   try:
     name = named_clip(name).source
   except InputError as error:
     raise ConfigError("clip.model", clip.model, str(error)) from error
-  if not (exists(name) or name in published):
+  if not (exists(name) or is_published):
     short = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
     expected = f"{PREFIX}MODEL/TAG for a model by open_clip's name, or {_CLIPS}"
     require(not short, "clip.model", name, expected)

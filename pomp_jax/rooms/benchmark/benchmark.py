@@ -15,11 +15,12 @@ import numpy as np
 
 from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot, table
-from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, process_peak_mib
+from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.rooms.benchmark.whole_step import whole_step
 
 
@@ -29,6 +30,10 @@ def check(config: Settings, workdir: str) -> None:
   if any(k > n_classes for (k,) in numbers(config.benchmark.k)):
     expected = f"at most the number of classes, {n_classes}"
     raise ConfigError("benchmark.k", config.benchmark.k, expected)
+  for field in ("steps", "bank_steps"):
+    size = getattr(config.benchmark, field)
+    packed = not getattr(MODELS[config.benchmark.model], "bidirectional", False)
+    require(packed or not size, f"benchmark.{field}", size, "'' for a bidirectional text tower")
   RunFolder(workdir).check(config.job)
 
 

@@ -24,7 +24,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs
-from pomp_jax.rooms.benchmark.synthetic_clip import SYNTHETIC_CLIPS
+from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
 from pomp_jax.train import batches, pretrain, setup
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:
     if data.shots:
       changes["data.images_per_class"] = data.shots
   # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
-  if model in SYNTHETIC_CLIPS and not os.path.exists(model):
+  if is_synthetic(model) and not os.path.exists(model):
     changes["clip.model"] = SYNTHETIC_CLIP + model
   return changes
 

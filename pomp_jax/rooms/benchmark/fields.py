@@ -7,6 +7,10 @@ from pomp_jax.clip.precision import DTYPES
 from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, row
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 
+_MODELS = (
+  *("vit_b_16", "vit_l_14", "tiny", "eva02_b_16", "pe_core_b_16", "convnext_base_w"),
+  *("metaclip2_h_14", "siglip_b_16", "siglip2_b_16", "clipa_l_14"),
+)
 _IMPLEMENTATIONS = ("shared", "reference", "torch_77")
 
 
@@ -37,9 +41,7 @@ _implementations = Check(
 class Benchmark:
   """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
 
-  model: str = row(
-    "vit_b_16", "published architecture, or tiny", one_of("vit_b_16", "vit_l_14", "tiny")
-  )
+  model: str = row("vit_b_16", "published architecture, or tiny", one_of(*_MODELS))
   m: int = row(16, "context vectors M", at_least(1))
   k: str = row("128+256+512+1000+2000+21841", "rows of a step", _sizes("K"))
   baseline_k: str = row(

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
+from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
+from pomp_jax.clip.families import NoImageTower
 from pomp_jax.clip.load import Clip
+from pomp_jax.clip.open_clip import PREFIX, named_clip
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import SYNTHETIC_CLIP
 from pomp_jax.data.class_lists import load_synsets
@@ -25,7 +27,12 @@ _VITS = {
 }
 # By the usual name of the file: bottlenecks in each stage, and embedding.
 _RESNETS = {"RN50.safetensors": ((3, 4, 6, 3), 1024), "RN101.safetensors": ((3, 4, 23, 3), 512)}
-SYNTHETIC_CLIPS = (*_VITS, *_RESNETS)
+SYNTHETIC_CLIPS = (*_VITS, *_RESNETS, f"{PREFIX}MODEL/TAG")
+
+
+def is_synthetic(name: str) -> bool:
+  """Whether there is an architecture of this name: of SYNTHETIC_CLIPS, or one of open_clip's."""
+  return name in SYNTHETIC_CLIPS[:-1] or (name.startswith(PREFIX) and name.count(":") == 1)
 
 
 class SyntheticTokenizer:
@@ -63,8 +70,37 @@ def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
   }
 
 
+def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
+  """The architecture of open_clip's `model_cfg`; another image tower than a ViT is left out."""
+  vision, text, embedding = (settings[key] for key in ("vision_cfg", "text_cfg", "embed_dim"))
+  activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
+  own = CLIPTextConfig(
+    **_transformer(text["width"], text["layers"], activation),
+    vocab_size=text["vocab_size"],
+    max_position_embeddings=text["context_length"],
+    bos_token_id=_BOS,
+    eos_token_id=_EOT,
+    projection_dim=embedding,
+    bidirectional=bool(text.get("no_causal_mask")),
+  )
+  own.num_attention_heads = text["heads"]
+  if "timm_model_name" in vision or vision.get("no_ln_pre") or isinstance(vision["layers"], list):
+    return ClipConfig(own, NoImageTower(), embedding)
+  width, size = vision["width"], vision["image_size"]
+  sizes = _transformer(width, vision["layers"], activation)
+  sizes["num_attention_heads"] = width // vision.get("head_width", 64)
+  sizes["intermediate_size"] = int(width * vision.get("mlp_ratio", 4))
+  tower = CLIPVisionConfig(**sizes, image_size=size, patch_size=vision["patch_size"])
+  return ClipConfig(own, tower, embedding)
+
+
 def synthetic_config(name: str) -> ClipConfig:
-  """Returns the architecture of a name in SYNTHETIC_CLIPS."""
+  """Returns the architecture of a name that `is_synthetic`."""
+  if name.startswith(PREFIX):
+    found = open_clips_config((named_clip(name).settings or {})["model_cfg"])
+    if isinstance(found.vision_config, NoImageTower):
+      raise ClipError(f"{name}: got another image tower than a ViT, which has no random weights")
+    return found
   activation = "gelu" if name.startswith("laion/") else "quick_gelu"
   vision: CLIPVisionConfig | ResNetConfig
   if name in _RESNETS:
@@ -86,7 +122,7 @@ def synthetic_config(name: str) -> ClipConfig:
 
 
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
-  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with NAME in SYNTHETIC_CLIPS."""
+  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with a NAME that `is_synthetic`."""
   synsets = load_synsets()
   # Of the names of ImageNet-21K under CLIP's own tokenizer, which is not available.
   counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}

@@ -1,8 +1,8 @@
 """The text towers to compare, forward and backward to the context, with random weights.
 
 shared      ours: the prefix once, names packed (`clip.packed`)
-reference   HuggingFace Flax, all 77 positions of every class
-torch_77    HuggingFace torch, likewise: what the published code computes
+reference   HuggingFace Flax, all positions of every class
+torch_77    torch, likewise: HuggingFace's, which the published code computes, or open_clip's
 """
 
 import importlib
@@ -15,13 +15,18 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
-from pomp_jax.clip.text import text_tower
+from pomp_jax.clip.open_clip import tables
+from pomp_jax.clip.text import MemoryPlan, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.hosts.own_process import in_own_process, peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step
-from pomp_jax.rooms.benchmark.synthetic_clip import random_params, synthetic_config
+from pomp_jax.rooms.benchmark.synthetic_clip import (
+  open_clips_config,
+  random_params,
+  synthetic_config,
+)
 
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {
@@ -36,6 +41,25 @@ MODELS: dict[str, CLIPTextConfig] = {
     projection_dim=32,
   ),
 }
+# The base size of each family, or its smallest, by open_clip's name.
+OPEN_CLIPS = {
+  "eva02_b_16": "EVA02-B-16",
+  "pe_core_b_16": "PE-Core-B-16",
+  "convnext_base_w": "convnext_base_w",
+  "metaclip2_h_14": "ViT-H-14-worldwide-quickgelu",
+  "siglip_b_16": "ViT-B-16-SigLIP",
+  "siglip2_b_16": "ViT-B-16-SigLIP2",
+  "clipa_l_14": "ViT-L-14-CLIPA",
+}
+
+
+def _settings(name: str) -> dict[str, Any]:
+  # No step reads the table of tokens: inputs are embedded.
+  settings = tables()[OPEN_CLIPS[name]]["model_cfg"]
+  return settings | {"text_cfg": settings["text_cfg"] | {"vocab_size": 8}}
+
+
+MODELS |= {name: open_clips_config(_settings(name)).text_config for name in OPEN_CLIPS}
 
 
 def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
@@ -45,12 +69,14 @@ def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
 
 def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
-  k = lengths_K.size
+  k, config = lengths_K.size, MODELS[fields.model]
   budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // fields.chunk)
-  remat = "none" if n_chunks == 1 else "layers"
-  tower = packed.shared_text_tower(
-    *(MODELS[fields.model], fields.dtype), token_budget=budget, n_chunks=n_chunks, remat=remat
-  )
+  memory = MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
+  tower = text_tower("shared", config, fields.dtype, budget, memory)
+  if getattr(config, "bidirectional", False):
+    n_positions = config.max_position_embeddings
+    lengths_K = np.full(k, n_positions - fields.m - 1)
+    return _jax_step("shared", fields, lengths_K, tower, n_positions * k, k)
   if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
     raise ConfigError("benchmark.seed", fields.seed, "one whose names fit the token budget")
   tokens = fields.m + 1 + int(lengths_K.sum())
@@ -67,7 +93,7 @@ def reference_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measuremen
 
 def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
   config, lengths_N = MODELS[fields.model], load_synsets().lengths
-  k, longest = lengths_K.size, int(lengths_N.max())
+  k, longest = lengths_K.size, int(max(lengths_N.max(), lengths_K.max()))
   rows_at_a_time = min(rows_at_a_time, k)
   params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
 
@@ -116,7 +142,7 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
 
 
 def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
-  """Builds the step of HuggingFace torch, `rows_at_a_time` rows after one another, on the CPU."""
+  """Builds the step of torch, `rows_at_a_time` rows after one another, on the CPU."""
   k, config, n_classes = lengths_K.size, MODELS[fields.model], load_synsets().lengths.size
   n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
   peaks = in_own_process(_torch_peaks_mib, fields, n_rows)
@@ -128,23 +154,39 @@ def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, S
 def _torch_step(fields: Benchmark, k: int, rows_at_a_time: int) -> Step:
   torch: Any = importlib.import_module("torch")
   config, n_prefix = MODELS[fields.model], fields.m + 1
-  model: Any = importlib.import_module("transformers").CLIPTextModelWithProjection(config)
-  model = model.to(torch.bfloat16 if fields.dtype == "bfloat16" else torch.float32).eval()
-  model.requires_grad_(False)
+  dtype = torch.bfloat16 if fields.dtype == "bfloat16" else torch.float32
   n_positions, width = config.max_position_embeddings, config.hidden_size
-  mask = torch.full((n_positions, n_positions), torch.finfo(model.dtype).min).triu_(1)
-  mask = mask[None, None].to(model.dtype)
-  positions = model.text_model.embeddings.position_embedding.weight
-  context = 0.02 * torch.randn(n_prefix, width, dtype=model.dtype)
+  if fields.model in OPEN_CLIPS:
+    settings = _settings(fields.model)
+    build = importlib.import_module("open_clip.model")._build_text_tower
+    quick = settings.get("quick_gelu", False)
+    tower = build(settings["embed_dim"], settings["text_cfg"], quick_gelu=quick)
+    tower = tower.to(dtype).eval().requires_grad_(False)
+    positions = tower.positional_embedding
+
+    def encode(hidden, at):
+      read = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))[:, at]
+      dense = tower.text_projection
+      return dense(read) if callable(dense) else read @ dense
+
+  else:
+    tower = importlib.import_module("transformers").CLIPTextModelWithProjection(config)
+    tower = tower.to(dtype).eval().requires_grad_(False)
+    positions = tower.text_model.embeddings.position_embedding.weight
+    mask = torch.full((n_positions, n_positions), torch.finfo(dtype).min).triu_(1)
+    mask = mask[None, None].to(dtype)
+
+    def encode(hidden, at):
+      hidden = tower.text_model.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
+      return tower.text_projection(tower.text_model.final_layer_norm(hidden)[:, at])
+
+  context = 0.02 * torch.randn(n_prefix, width, dtype=dtype)
   context.requires_grad_()
 
   def part(n_rows):
-    rest = torch.zeros(n_rows, n_positions - n_prefix, width, dtype=model.dtype)
+    rest = torch.zeros(n_rows, n_positions - n_prefix, width, dtype=dtype)
     hidden = torch.cat([context.expand(n_rows, -1, -1), rest], dim=1) + positions
-    hidden = model.text_model.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
-    hidden = model.text_model.final_layer_norm(hidden)
-    features = model.text_projection(hidden[:, n_prefix + 3])
-    features.square().sum().backward()
+    encode(hidden, n_prefix + 3).square().sum().backward()
 
   def step(warm_up):
     for start in range(0, 1 if warm_up else k, rows_at_a_time):

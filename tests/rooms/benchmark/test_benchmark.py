@@ -1,11 +1,18 @@
 """The benchmark of the text tower, at toy sizes."""
 
+import math
 import re
 import signal
 
+from flax.traverse_util import flatten_dict
 import numpy as np
+import open_clip
+from open_clip.model import _build_text_tower
 import pytest
+import torch
 
+from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
+from pomp_jax.clip.families import NoImageTower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files import terminal
@@ -24,6 +31,25 @@ def _config(**changes):
   return settings(
     job="benchmark", **{f"benchmark.{name}": value for name, value in changes.items()}
   )
+
+
+@pytest.mark.parametrize("name", towers.OPEN_CLIPS)
+def test_the_sizes_of_a_family_are_open_clips(name):
+  settings = open_clip.get_model_config(towers.OPEN_CLIPS[name])
+  text = settings["text_cfg"] | {"vocab_size": 8}
+  with torch.device("meta"):
+    original = _build_text_tower(settings["embed_dim"], text)
+  n_biases = settings["embed_dim"] if text.get("proj_bias") else 0
+  shapes = parameter_shapes(ClipConfig(towers.MODELS[name], NoImageTower(), settings["embed_dim"]))
+  leaves = flatten_dict({key: shapes[key] for key in ("text_model", "text_projection")}).values()
+  found = sum(math.prod(shape) for shape in leaves) + n_biases
+  assert found == sum(parameter.numel() for parameter in original.parameters())
+  assert towers.MODELS[name].num_attention_heads == text["heads"]
+  bidirectional = bool(text.get("no_causal_mask"))
+  assert getattr(towers.MODELS[name], "bidirectional", False) == bidirectional
+  if bidirectional:
+    with pytest.raises(ConfigError, match="steps"):
+      benchmark.check(_config(model=name), "")
 
 
 _ALL = "shared+reference+torch_77"

@@ -1,12 +1,18 @@
 """A dry run: all parts of a training on synthetic data, nothing written, the sums right."""
 
+import math
+
+from flax.traverse_util import flatten_dict
 import numpy as np
+import open_clip
 from PIL import Image
 import pytest
+import torch
 
-from pomp_jax.clip import load, tokenize
+from pomp_jax.clip import ClipError, load, tokenize
+from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.config import ConfigError, fields, unpack, validate
-from pomp_jax.configs import imagenet21k_rn50
+from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
@@ -164,6 +170,20 @@ def test_random_weights_are_recorded_as_such(monkeypatch):
   monkeypatch.setattr(synthetic_clip, "random_params", lambda *_, **__: {})
   name = "synthetic:openai/clip-vit-base-patch16"
   assert inputs.open_clip(fields.Clip(model=name)).name == name
+
+
+def test_a_recipe_on_a_clip_by_open_clips_name():
+  config = unpack(imagenet21k_vit_l14.get_config("dfn,features=stored,fresh=5"))
+  validate(config.replace({"dry_run": True}))
+  found = synthetic_clip.synthetic_config(config.clip.model)
+  original = open_clip.get_model_config("ViT-L-14-quickgelu")
+  with torch.device("meta"):
+    parameters = open_clip.CLIP(**original).parameters()
+  n_ours = sum(math.prod(shape) for shape in flatten_dict(parameter_shapes(found)).values())
+  assert n_ours == sum(parameter.numel() for parameter in parameters)
+  assert found.text_config.hidden_act == found.vision_config.hidden_act == "quick_gelu"
+  with pytest.raises(ClipError, match="image tower"):
+    synthetic_clip.synthetic_config("open_clip:PE-Core-B-16/meta")
 
 
 def test_synthetic_images_are_of_true_size(tmp_path):
