@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
+from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.families import NoImageTower
 from pomp_jax.clip.load import Clip
-from pomp_jax.clip.open_clip import PREFIX, named_clip
+from pomp_jax.clip.open_clip import PREFIX, named_clip, tables
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import SYNTHETIC_CLIP
 from pomp_jax.data.class_lists import load_synsets
@@ -31,8 +31,15 @@ SYNTHETIC_CLIPS = (*_VITS, *_RESNETS, f"{PREFIX}MODEL/TAG")
 
 
 def is_synthetic(name: str) -> bool:
-  """Whether there is an architecture of this name: of SYNTHETIC_CLIPS, or one of open_clip's."""
-  return name in SYNTHETIC_CLIPS[:-1] or (name.startswith(PREFIX) and name.count(":") == 1)
+  """Whether there is an architecture of this name: one of SYNTHETIC_CLIPS, or a ViT of open_clip's.
+
+  Other image towers are measured with their weights.
+  """
+  model, _, tag = name.removeprefix(PREFIX).partition("/")
+  if name.startswith(PREFIX) and (row := tables().get(model)):
+    is_vit = isinstance(open_clips_config(row["model_cfg"]).vision_config, CLIPVisionConfig)
+    return is_vit and tag in row["tags"]
+  return name in SYNTHETIC_CLIPS[:-1]
 
 
 class SyntheticTokenizer:
@@ -97,10 +104,7 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
 def synthetic_config(name: str) -> ClipConfig:
   """Returns the architecture of a name that `is_synthetic`."""
   if name.startswith(PREFIX):
-    found = open_clips_config((named_clip(name).settings or {})["model_cfg"])
-    if isinstance(found.vision_config, NoImageTower):
-      raise ClipError(f"{name}: got another image tower than a ViT, which has no random weights")
-    return found
+    return open_clips_config((named_clip(name).settings or {})["model_cfg"])
   activation = "gelu" if name.startswith("laion/") else "quick_gelu"
   vision: CLIPVisionConfig | ResNetConfig
   if name in _RESNETS:
