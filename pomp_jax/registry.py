@@ -142,12 +142,7 @@ JOBS = {
   "evaluate": Job(
     "evaluate.evaluate", ("data", "eval", "evaluate"), "report.evaluation_report:evaluation_report"
   ),
-  "predict": Job(
-    "evaluate.predict",
-    ("data", "predict"),
-    "report.run_report:predictions_report",
-    check="config.checks:check_predict",
-  ),
+  "predict": Job("evaluate.predict", ("data", "predict"), check="config.checks:check_predict"),
   "repeat": Job(
     "rooms.baselines.repeat",
     (*_TRAINING, "repeat"),
@@ -288,9 +283,7 @@ STORES = {
 }
 
 # Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
-TRACKERS = {
-  "wandb": "rooms.interchange.tracker:Wandb",
-}
+TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 
 NO_SUITE = "none"  # the first value of `evaluate.suite`
 

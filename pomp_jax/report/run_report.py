@@ -23,8 +23,7 @@ from pomp_jax.report.report import (
   with_pictures,
 )
 
-# Files of runs that a report links to, with what they hold.
-_FILES = {
+_FILES = {  # that a report links to, with what they hold
   "results.json": "every figure",
   "results.md": "tables in Markdown",
   "results.tex": "tables in LaTeX",
@@ -44,7 +43,6 @@ _FILES = {
   "labels": "label images of each prompt",
   "detections": "detections of each prompt in COCO's form",
 }
-MOST_ROWS = 200  # of files or figures without a limit of their own
 
 
 def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
@@ -176,21 +174,3 @@ def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
   table = Table(("split", "prompt", "difference", "p"), rows)
   return [Section("Difference to the hand-written prompt", text, table)] if rows else []
-
-
-def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Names that `predict` has found in pictures, with a probability, share of pixels or score."""
-  images = results["images"]
-  weight = lambda one: next(one[key] for key in ("share", "score", "probability") if key in one)
-  rows = [
-    [file, ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in found)]
-    for file, found in list(images.items())[:MOST_ROWS]
-  ]
-  title = f"Predictions{first_of(len(images))}"
-  text = f"{counted(len(images), 'picture')}."
-  return Report(title, text, [Section(title, table=Table(("file", "names"), rows))])
-
-
-def first_of(n: int) -> str:
-  """End of the title of a table with `MOST_ROWS` rows at most, of n."""
-  return f", the first {MOST_ROWS} of {n:,}" if n > MOST_ROWS else ""

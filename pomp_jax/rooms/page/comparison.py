@@ -3,11 +3,10 @@
 Shapes: N names, S rows of names and padding, R regions, E embedding.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 import copy
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Float, Float32
 import numpy as np
@@ -19,22 +18,20 @@ from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, describe, features_under
 from pomp_jax.files.paths import without_folders
-from pomp_jax.files.pieces import fingerprint
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
+from pomp_jax.files.pieces import ArrayCache, fingerprint
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError
 from pomp_jax.rooms.page.form import FormError
 
-# Features of names in memory, one array for each prompt and list of names.
-_MOST_FEATURES = 32
+_MOST_FEATURES = 32  # in memory, one array for each prompt and list of names
+# A prompt, and the likeliest names under it with their probabilities, best first.
+Answer = tuple[NamedPrompt, list[tuple[str, float]]]
 
 
-class Answer(NamedTuple):
-  """The likeliest names under one prompt, with their probabilities, best first."""
-
-  label: str  # of the prompt
-  learned: bool  # whether the prompt is a learned one
-  best: list[tuple[str, float]]
+def of_one_list(prompt: Prompt | ClassFeatures | str) -> bool:
+  """Whether a prompt belongs to one list of classes, so that it does not fit any names."""
+  return prompt.context.ndim == 3 if isinstance(prompt, Prompt) else not isinstance(prompt, str)
 
 
 class Comparison:
@@ -50,34 +47,25 @@ class Comparison:
   ):
     """Compiles on first use.
 
-    Args:
-      encoder: CLIP on the devices.
-      prompts: prompts that fit any names.
-      top: number of names in an answer.
-      regions: `RegionsOfPictures`; None where the page has no regions.
-      files: real paths of the prompts' files.
+    `top` is the number of names in an answer, `files` are the real paths of the prompts' files.
+    `regions` are `RegionsOfPictures`, or None where the page has no regions.
     """
     self._encoder, self._top = encoder, top
     self.prompts, self.regions, self.files = list(prompts), regions, files
     self.is_toy = encoder.clip.name == WORLD
-    self._features: OrderedDict[str, np.ndarray] = OrderedDict()
-
-  @property
-  def has_learned(self) -> bool:
-    """Whether one of the prompts is learned."""
-    return any(isinstance(named.prompt, Prompt) for named in self.prompts)
+    self._features = ArrayCache(in_memory=_MOST_FEATURES)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
     """The same under other prompts, with what is computed by now; FormError if one can't be."""
     clip = self._encoder.clip
-    for label, prompt, _ in prompts:
-      if isinstance(prompt, Prompt):
-        if prompt.context.ndim == 3:
-          raise FormError(f"{label}: is of one list of classes, expected one that fits any names")
-        try:
-          check_fits(prompt, clip.text_width, clip.name, path=label)
-        except PromptFileError as error:
-          raise FormError(without_folders(str(error))) from error
+    for named in prompts:
+      if of_one_list(named.prompt):
+        line = "is of one list of classes, expected one that fits any names"
+        raise FormError(f"{named.label}: {line}")
+      try:
+        check_prompt(named, (), clip.config, clip.name)
+      except PromptFileError as error:
+        raise FormError(without_folders(str(error))) from error
     other = copy.copy(self)
     other.prompts = list(prompts)
     return other
@@ -125,8 +113,7 @@ class Comparison:
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]
-      pairs = [(names[c], float(row_N[c])) for c in best]
-      answers.append(Answer(named.label, isinstance(named.prompt, Prompt), pairs))
+      answers.append((named, [(names[c], float(row_N[c])) for c in best]))
     return answers
 
   def _class_features(self, names: Sequence[str]) -> list[Float[np.ndarray, "S E"]]:
@@ -137,14 +124,12 @@ class Comparison:
     found = []
     for named in self.prompts:
       key = fingerprint([named.label, str(classes.names), *describe(named.prompt, classes)])
-      if key not in self._features:
+      features_SxE = self._features.find(key)
+      if features_SxE is None:
         features_SxE = features_under(self._encoder, classes, named.prompt)
         check_finite(features_SxE, "classes")
-        self._features[key] = features_SxE
-        while len(self._features) > _MOST_FEATURES:
-          self._features.popitem(last=False)
-      self._features.move_to_end(key)
-      found.append(self._features[key])
+        self._features.keep(key, features_SxE)
+      found.append(features_SxE)
     return found
 
 

@@ -43,10 +43,8 @@ def lines_of(text: str) -> list[str]:
 def read_names(text: str, most: int) -> tuple[str, ...]:
   """Reads 1 to `most` distinct names, one a line; FormError or VocabularyError."""
   names = tuple(dict.fromkeys(lines_of(text)))
-  if not names:
-    raise FormError("names: none given, expected one a line")
-  if len(names) > most:
-    raise FormError(f"names: got {len(names):,}, expected at most {most:,}")
+  if not 0 < len(names) <= most:
+    raise FormError(f"names: got {len(names):,}, expected 1 to {most:,}, one a line")
   check_names(names, "names")
   return names
 
@@ -54,11 +52,11 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
 def read_templates(text: str) -> tuple[str, ...]:
   """Reads distinct texts with one {} each, one a line, or none; FormError or VocabularyError."""
   texts = tuple(dict.fromkeys(lines_of(text)))
+  if wrong := [one for one in texts if one.count("{}") != 1]:
+    got = quoted(wrong[0])
+    raise FormError(f"templates: got {got}, expected a text with one {{}} for the name")
   if texts:
     check_names(texts, "templates")
-  for one in texts:
-    if one.count("{}") != 1:
-      raise FormError(f"templates: got {quoted(one)}, expected a text with one {{}} for the name")
   return texts
 
 
@@ -99,8 +97,3 @@ def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]
       raise FormError(f"boxes: got {line[:60]!r}, {expected}")
     boxes.append(box)
   return np.array(boxes, np.float32)
-
-
-def text_of_boxes(boxes_Rx4: Float32[np.ndarray, "R 4"]) -> str:
-  """Boxes as `read_boxes` reads them."""
-  return "\n".join(" ".join(f"{value:g}" for value in box) for box in boxes_Rx4.tolist())

@@ -19,13 +19,12 @@ from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError, Settings
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.paths import is_bucket
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
-from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
-from pomp_jax.rooms.page.form import Example, text_of_boxes
+from pomp_jax.rooms.page.comparison import Comparison, of_one_list, shown_prompts
+from pomp_jax.rooms.page.form import Example
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names
 
@@ -33,8 +32,7 @@ log = logging.getLogger(__name__)
 
 _LIBRARIES = ("flask", "waitress")
 _EXAMPLES = 4
-# Names that an example lists and its picture does not show.
-_NEAR = 7
+_NEAR = 7  # names that an example lists and its picture does not show
 _SECONDS = 0.2
 
 
@@ -49,14 +47,11 @@ def check(config: Settings, workdir: str) -> None:
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
     load(REGIONS_ON_PAGE).check(config.regions, config.propose, model)
-  prompts = read_prompts(page.prompts, "page.prompts")
-  width = inputs.clip_config(model).text_config.hidden_size
-  for label, prompt, _ in prompts:
-    of_classes = isinstance(prompt, Prompt) and prompt.context.ndim == 3
-    if of_classes or isinstance(prompt, ClassFeatures):
-      raise ConfigError("page.prompts", label, "a prompt that fits any names")
-    if isinstance(prompt, Prompt):
-      check_fits(prompt, width, model, path=label)
+  clip_config = inputs.clip_config(model)
+  for named in read_prompts(page.prompts, "page.prompts"):
+    if of_one_list(named.prompt):
+      raise ConfigError("page.prompts", named.label, "a prompt that fits any names")
+    check_prompt(named, (), clip_config, model)
   _listen(page.host, page.port).close()
 
 
@@ -64,7 +59,7 @@ def run(config: Settings, workdir: str) -> None:
   """Serves the page until the process is asked to stop."""
   del workdir
   # Import after `check`, which says what is missing.
-  from pomp_jax.rooms.page import connections, server
+  from pomp_jax.rooms.page import server
 
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
@@ -76,8 +71,8 @@ def run(config: Settings, workdir: str) -> None:
   files = {os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)}
   comparison = Comparison(encoder, prompts, page.top, regions, files)
   of_world = config.clip.model == WORLD
-  pictures, scenes = _pictures() if of_world else (), _scenes() if of_world and regions else ()
-  app = server.make_app(comparison, page, turns, pictures=pictures, scenes=scenes)
+  examples = {"classify": _pictures(), "regions": _scenes() if regions else ()} if of_world else {}
+  app = server.make_app(comparison, page, turns, examples)
   listener = _listen(page.host, page.port)
   host, port = listener.getsockname()[:2]
   if page.host not in server.LOOPBACK:
@@ -86,7 +81,7 @@ def run(config: Settings, workdir: str) -> None:
       " %r; there is no password",
       *(page.host, port, page.runs),
     )
-  with hosts.StopRequest() as stop, connections.serving(app, listener, page.max_upload):
+  with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
     _log_start(prompts, f"http://{f'[{host}]' if ':' in host else host}:{port}/")
     while not stop.after_step():
       time.sleep(_SECONDS)
@@ -128,5 +123,4 @@ def _pictures() -> tuple[Example, ...]:
 
 def _scenes() -> tuple[Example, ...]:
   """Scenes of several objects, with their boxes, their names and some others'."""
-  found = load(REGIONS_ON_PAGE).examples()
-  return tuple(Example(image, names, text_of_boxes(boxes)) for image, names, boxes in found)
+  return tuple(Example(*scene) for scene in load(REGIONS_ON_PAGE).examples())

@@ -5,7 +5,7 @@ Links are not followed, neither those of folders nor those of files. Files may h
 can't be shown is a line of its run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import datetime
 from html import escape
@@ -27,19 +27,17 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.registry import JOBS
 from pomp_jax.report import plots
 from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
-from pomp_jax.report.run_report import MOST_ROWS, first_of, report_of
+from pomp_jax.report.run_report import report_of
 
 # Levels of folders below the root, and runs in the list.
 _DEPTH = 3
 MAX_RUNS = 500
-# Files beyond this are not read.
-_MAX_BYTES = 32 * 2**20
+_MOST_ROWS = 200  # of figures
+_MAX_BYTES = 32 * 2**20  # files beyond this are not read
 CURVES, _PROMPT = "training.png", "prompt.npz"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
-# Steps and values from here on are damage; axes can't be drawn.
-_HUGE = 1e15
-# Each of them makes a folder a run.
-_OF_RUN = ("config.json", "results.json", ERROR)
+_HUGE = 1e15  # steps and values from here on are damage; axes can't be drawn
+_OF_RUN = ("config.json", "results.json", ERROR)  # each of them makes a folder a run
 
 
 class RunFileError(InputError):
@@ -80,21 +78,21 @@ def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
   report, prompt = _file(path, "report.html") is not None, _file(path, _PROMPT)
-  prompt_path = os.path.realpath(prompt) if prompt else ""
-  run = Run(name, path, "?", "unreadable", "", "?", report, prompt_path)
+  job, time, state = "?", "?", ("unreadable", "")
   problems: list[str] = []
   with _lines(problems, "config.json"):
-    run = run._replace(time=datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes"))
+    time = datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes")
     config = _json(path, "config.json") or _json(path, "results.json")
-    state = "not finished", "it runs, was stopped, or was killed; the same command resumes it"
+    found = "not finished", "it runs, was stopped, or was killed; the same command resumes it"
     if reason := (read_file(path, ERROR) or b"").decode("utf-8", "replace"):
-      state = "failed", printable(without_folders(reason.strip()), 2000)
+      found = "failed", printable(without_folders(reason.strip()), 2000)
     elif _file(path, "results.json"):
-      state = "finished", ""
-    run = run._replace(
-      job=printable(str(config.get("job", "?")), 40), state=state[0], problem=state[1]
-    )
-  return run._replace(problem=" ".join(problems) or run.problem)
+      found = "finished", ""
+    job, state = printable(str(config.get("job", "?")), 40), found
+  problem = " ".join(problems) or state[1]
+  return Run(
+    name, path, job, state[0], problem, time, report, os.path.realpath(prompt) if prompt else ""
+  )
 
 
 @contextlib.contextmanager
@@ -171,24 +169,24 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
     if results and run.job in JOBS and JOBS[run.job].report:
       fields = flatten(_json(run.path, "config.json"))
       text = _html(report_of(results, fields), files, address)
-  return text or _html(_figures_report(results), files, address), problems
+  if text:
+    return text, problems
+  rows: list[tuple[str, str]] = []
+  with _lines(problems, "results.json"):
+    rows = [(name, shown) for name, value in flatten(results).items() if (shown := _text(value))]
+  more = f", the first {_MOST_ROWS} of {len(rows):,}" if rows[_MOST_ROWS:] else ""
+  section = Section(f"All figures{more}", table=Table((), rows[:_MOST_ROWS]))
+  return _html(Report("", "", [section] if rows else []), files, address), problems
 
 
-def _figures_report(results: Mapping[str, Any]) -> Report:
-  """Numbers and short texts of any results, by dotted names."""
-  rows = list(_figures(results))
-  section = Section(f"All figures{first_of(len(rows))}", table=Table((), rows[:MOST_ROWS]))
-  return Report(str(results.get("job")), "", [section] if rows else [])
-
-
-def _figures(value: Any, name: str = "") -> Iterator[list[str]]:
-  if isinstance(value, Mapping):
-    for key, item in value.items():
-      yield from _figures(item, f"{name}.{key}".lstrip("."))
-  elif isinstance(value, float):
-    yield [name, f"{value:.5g}"]
-  elif isinstance(value, int | str) and len(str(value)) < 200:
-    yield [name, str(value)]
+def _text(value: Any) -> str:
+  """A figure, a short text, or names with a probability, share of pixels or score; else empty."""
+  if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+    weight = lambda one: next(one[key] for key in ("share", "score", "probability") if key in one)
+    return ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in value) or "-"
+  if isinstance(value, float):
+    return f"{value:.5g}"
+  return str(value) if isinstance(value, int | str) and len(str(value)) < 200 else ""
 
 
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:

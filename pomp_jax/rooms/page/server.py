@@ -1,11 +1,12 @@
-"""The server of the page: routes, limits, headers. It has no route that takes a path of the server.
+"""The server of the page: routes, limits, headers, connections.
 
-Pages are HTML that works without its one script. The browser is told to run no other and to load
-nothing from elsewhere. One computation runs at a time, and a few wait.
+It has no route that takes a path of the server. Pages are HTML that works without its one script.
+The browser is told to run no other and to load nothing from elsewhere. One computation runs at a
+time, and a few wait.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import ipaddress
@@ -19,33 +20,25 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, abort, render_template, request, url_for
 from PIL import Image
+import waitress
 from werkzeug.exceptions import HTTPException
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.terminal import printable, quoted
-from pomp_jax.rooms.page import runs
+from pomp_jax.rooms.page import form, runs
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.page.fields import Page
-from pomp_jax.rooms.page.form import (
-  LONGEST,
-  MAX_PROMPTS,
-  Example,
-  FormError,
-  lines_of,
-  png_of,
-  read_boxes,
-  read_names,
-  read_picture,
-  read_templates,
-)
+from pomp_jax.rooms.page.form import Example, FormError
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIB = 2**20
-# Names and boxes of a form; 1,000 names of 1,000 letters fit.
-FORM_BYTES = 2 * _MIB
+_FORM_BYTES = 2 * _MIB  # names and boxes of a form; 1,000 names of 1,000 letters fit
+_THREADS = 8  # connections that are served at a time
+# Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
+_CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 _WAITING = 4  # computations
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SECURITY = {
@@ -67,16 +60,20 @@ _REPORT = (
 class BusyError(InputError):
   """Too many computations wait."""
 
+  http_status = 503
+
+
+Examples = Mapping[str, Sequence[Example]]  # of each tab
+
 
 class Shelf:
   """PNG files in memory by random keys, so that the browser can send the key of one again."""
 
   def __init__(self, max_bytes: int = 64 * _MIB):
     """Starts empty; beyond `max_bytes` the picture that was used longest ago is dropped."""
-    self._max_bytes = max_bytes
+    self._max_bytes, self._lock = max_bytes, threading.Lock()
     self._held: OrderedDict[str, bytes] = OrderedDict()
     self._fixed: dict[str, bytes] = {}
-    self._lock = threading.Lock()
 
   def add(self, content: bytes, *, keep: bool = False) -> str:
     """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never dropped."""
@@ -119,35 +116,29 @@ class Turns:
 
 
 def make_app(
-  comparison: Comparison,
-  fields: Page,
-  turns: Turns,
-  *,
-  pictures: tuple[Example, ...] = (),
-  scenes: tuple[Example, ...] = (),
+  comparison: Comparison, fields: Page, turns: Turns, examples: Examples | None = None
 ) -> Flask:
-  """Makes the application, with `pictures` as examples to classify, and `scenes` of regions."""
+  """Makes the application, with examples for the tabs "classify" and "regions"."""
   app = Flask(__name__, static_folder=None)
-  app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + FORM_BYTES
-  app.config["MAX_FORM_MEMORY_SIZE"] = FORM_BYTES
+  app.config["MAX_CONTENT_LENGTH"] = int(fields.max_upload * _MIB) + _FORM_BYTES
+  app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
   app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-  page = _Page(comparison, fields, turns, {"classify": pictures, "regions": scenes})
+  page = _Page(comparison, fields, turns, examples or {})
   app.before_request(functools.partial(_check_origin, fields.host, fields.hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
   tabs = {"classify": "/", "regions": "/regions", "runs": "/runs", "reports": "/reports"}
   if comparison.regions is None:
     del tabs["regions"]
-  app.jinja_env.globals["tabs"] = tabs
+  app.jinja_env.globals |= {"tabs": tabs, "limits": fields, "longest": form.LONGEST}
   for tab in tabs.keys() & {"classify", "regions"}:
-    app.add_url_rule(tabs[tab], tab, getattr(page, tab), methods=["GET", "POST"])
+    app.add_url_rule(tabs[tab], tab, page.enter, methods=["GET", "POST"])
   for rule, view in (
     ("/picture/<key>", page.picture),
     ("/runs", page.run_list),
-    ("/reports", page.report_list),
+    ("/reports", page.run_list),
     ("/runs/<path:name>", page.run),
-    ("/curves/<path:name>", page.curves),
     ("/plots/<path:name>/<file>", page.plot),
     ("/report/<path:name>", page.report),
   ):
@@ -161,57 +152,26 @@ def make_app(
 class _Page:
   """The views. The shelf holds the pictures of the examples, which have a key each."""
 
-  def __init__(
-    self,
-    comparison: Comparison,
-    limits: Page,
-    turns: Turns,
-    examples: Mapping[str, tuple[Example, ...]],
-  ):
+  def __init__(self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples):
     self._comparison, self._limits, self._turns = comparison, limits, turns
     self._root = pathlib.Path(limits.runs) if limits.runs else None
     self._shelf = Shelf()
     self._examples: dict[str, dict[str, dict[str, str]]] = {}  # tab -> key -> entered fields
     for tab, own in examples.items():
-      keys = [self._shelf.add(png_of(one.image), keep=True) for one in own]
-      self._examples[tab] = {
-        key: {"picture": key, "names": one.names, "boxes": one.boxes}
-        for key, one in zip(keys, own, strict=True)
-      }
+      self._examples[tab] = {}
+      for one in own:
+        key = self._shelf.add(form.png_of(one.image), keep=True)
+        self._examples[tab][key] = {"picture": key, "names": one.names, "boxes": one.boxes}
 
-  def classify(self) -> tuple[str, int]:
-    """The tab Classify: a picture and names."""
-
-    def compute(comparison, image, names, _):
-      return {"answers": comparison.classify(image, names), "n_names": len(names)}
-
-    return self._form("classify", compute)
-
-  def regions(self) -> tuple[str, int]:
-    """The tab Regions: a label map, objects, or names of given boxes."""
-
-    def compute(comparison, image, names, entered):
-      action, more = request.form.get("action"), {}
-      if action == "segment":
-        sheet = comparison.segment(image, names)
-      elif action == "find":
-        sheet, more["objects"] = comparison.find_objects(image, names)
-      else:
-        boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
-        sheet, rows = comparison.name_boxes(image, names, boxes_Rx4)
-        more["boxes"] = list(zip(lines_of(entered["boxes"]), rows, strict=True))
-      return {"sheet": self._shelf.add(sheet), **more}
-
-    return self._form("regions", compute)
-
-  def _form(self, tab: str, compute: Callable[..., dict[str, Any]]) -> tuple[str, int]:
-    """Reads the form, computes, and shows both; bad input is a line above what was entered."""
-    examples, error, status = self._examples[tab], "", 200
+  def enter(self) -> tuple[str, int]:
+    """A tab with a form: computes what is entered; bad input is a line above it."""
+    tab = request.endpoint or ""
+    examples, error, status = self._examples.get(tab, {}), "", 200
     found: dict[str, Any] = {}
     comparison = self._comparison
     # Runs whose prompts can be chosen: those that are not on the page anyway.
-    known = ("", *comparison.files)
-    offered = {name: run for name, run in self._runs().items() if run.prompt not in known}
+    known, offered = ("", *comparison.files), runs.find_runs(self._root)
+    offered = {name: run for name, run in offered.items() if run.prompt not in known}
     entered = dict.fromkeys(("picture", "names", "boxes", "templates"), "")
     entered |= next(iter(examples.values()), {})
     labels = [named.label for named in comparison.prompts]
@@ -227,16 +187,30 @@ class _Page:
         else:
           image = self._image(entered)
           comparison = self._chosen(entered["templates"], offered, **picked)
-          names = read_names(entered["names"], self._limits.max_names)
+          names = form.read_names(entered["names"], self._limits.max_names)
           with self._turns.turn():
-            found = compute(comparison, image, names, entered)
+            found = self._compute(tab, comparison, image, names, entered["boxes"])
       except (InputError, RunError) as refused:
-        error, status = str(refused), _status_of(refused)
+        error, status = str(refused), getattr(refused, "http_status", 400)
     fields: dict[str, Any] = {"tab": tab, "error": error, "entered": entered, "examples": examples}
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
-    fields |= {"found": found, "limits": self._limits, "offered": offered}
-    fields |= {"longest": LONGEST, "regions": comparison.regions}
-    return render_template(f"{tab}.html", **fields), status
+    return render_template(f"{tab}.html", **fields, found=found, offered=offered), status
+
+  def _compute(
+    self, tab: str, comparison: Comparison, image: Image.Image, names: Sequence[str], boxes: str
+  ) -> dict[str, Any]:
+    """The likeliest names of a picture; of its regions a label map, objects, or names of boxes."""
+    if tab == "classify":
+      return {"answers": comparison.classify(image, names), "n_names": len(names)}
+    action, more = request.form.get("action"), dict[str, Any]()
+    if action == "segment":
+      sheet = comparison.segment(image, names)
+    elif action == "find":
+      sheet, more["objects"] = comparison.find_objects(image, names)
+    else:
+      sheet, rows = comparison.name_boxes(image, names, form.read_boxes(boxes, *image.size))
+      more["boxes"] = list(zip(form.lines_of(boxes), rows, strict=True))
+    return {"sheet": self._shelf.add(sheet), **more}
 
   def _chosen(
     self, templates: str, offered: dict[str, runs.Run], prompt: list[str], run: list[str]
@@ -244,9 +218,9 @@ class _Page:
     """The comparison under some of its own prompts, and those of runs and texts."""
     if unknown := [name for name in run if name not in offered]:
       raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
-    texts = [text for text in read_templates(templates) if text not in prompt]
-    if len(names := dict.fromkeys(run)) + len(texts) > MAX_PROMPTS:
-      expected = f"expected at most {MAX_PROMPTS} of runs and templates"
+    texts = [text for text in form.read_templates(templates) if text not in prompt]
+    if len(names := dict.fromkeys(run)) + len(texts) > form.MAX_PROMPTS:
+      expected = f"expected at most {form.MAX_PROMPTS} of runs and templates"
       raise FormError(f"prompts: got {len(names) + len(texts)}, {expected}")
     own = [named for named in self._comparison.prompts if named.label in prompt]
     learned = [runs.read_prompt(offered[name]) for name in names]
@@ -257,56 +231,46 @@ class _Page:
     upload = request.files.get("file")
     if upload and upload.filename:
       with self._turns.turn():
-        image = read_picture(upload.read())
-      entered["picture"] = self._shelf.add(png_of(image))
+        image = form.read_picture(upload.read())
+      entered["picture"] = self._shelf.add(form.png_of(image))
       return image
     content = self._shelf.get(entered["picture"])
     if content is None:
       raise FormError("the picture: none given, or forgotten by now; choose a file")
-    return read_picture(content)
+    return form.read_picture(content)
 
   def picture(self, key: str) -> Response:
     """A picture that the page itself has drawn or encoded."""
     return _png(self._shelf.get(key))
 
   def run_list(self) -> str:
-    """The tab Runs."""
-    return render_template("runs.html", tab="runs", runs=self._runs().values())
-
-  def report_list(self) -> str:
-    """The tab Reports: runs with a report."""
-    found = [run for run in self._runs().values() if run.report]
-    return render_template("runs.html", tab="reports", runs=found)
+    """The tab Runs; or Reports, those of them that have one."""
+    tab = request.path.strip("/")
+    found = [run for run in runs.find_runs(self._root).values() if run.report or tab == "runs"]
+    return render_template("runs.html", tab=tab, runs=found)
 
   def run(self, name: str) -> str:
     """One run: its state and its report."""
     run = self._run(name)
-    plot = functools.partial(url_for, "plot", name=name)
-    curves = {runs.CURVES: url_for("curves", name=name)}
-    report, problems = runs.show(run, lambda file: curves.get(file) or plot(file=file))
+    report, problems = runs.show(run, lambda file: url_for("plot", name=name, file=file))
     tab = "reports" if run.report else "runs"
     return render_template("run.html", tab=tab, run=run, report=report, problems=problems)
 
-  def curves(self, name: str) -> Response:
-    """Curves of a training."""
+  def plot(self, name: str, file: str) -> Response:
+    """A plot of a run; the curves of a training as far as it has come."""
     run = self._run(name)
+    if file != runs.CURVES:
+      return _png(runs.read_plot(run, file))
     with self._turns.turn():
       return _png(runs.curves(run))
-
-  def plot(self, name: str, file: str) -> Response:
-    """A plot of a run."""
-    return _png(runs.read_plot(self._run(name), file))
 
   def report(self, name: str) -> Response:
     """The report of a run."""
     content = runs.read_file(self._run(name).path, "report.html")
     return Response(content or abort(404), headers={"Content-Security-Policy": _REPORT})
 
-  def _runs(self) -> dict[str, runs.Run]:
-    return runs.find_runs(self._root)
-
   def _run(self, name: str) -> runs.Run:
-    return self._runs().get(name) or abort(404)
+    return runs.find_runs(self._root).get(name) or abort(404)
 
   def fail(self, error: Exception) -> tuple[str, int]:
     """Shows any error as one line; the reason of an unexpected one is in the server's log."""
@@ -315,19 +279,15 @@ class _Page:
       lines = {
         404: "there is no such page, run or picture",
         413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
-        f" and all text {FORM_BYTES // _MIB} MiB",
+        f" and all text {_FORM_BYTES // _MIB} MiB",
       }
       text = lines.get(status, f"the request can't be answered ({error.name})")
     elif isinstance(error, InputError):
-      status, text = _status_of(error), str(error)
+      status, text = getattr(error, "http_status", 400), str(error)
     else:
       status, text = 500, "the computation failed; the server's log has the reason"
       log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
     return render_template("error.html", tab="", error=text), status
-
-
-def _status_of(error: Exception) -> int:
-  return 503 if isinstance(error, BusyError) else 400
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
@@ -361,3 +321,37 @@ def _secure(response: Response) -> Response:
 
 def _png(content: bytes | None) -> Response:
   return Response(content or abort(404), mimetype="image/png")
+
+
+@contextlib.contextmanager
+def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
+  """Serves the application in a thread; closes the oldest idle connections and slow uploads."""
+  server = waitress.create_server(
+    app,
+    sockets=[listener],
+    threads=_THREADS,
+    ident=None,
+    connection_limit=_CONNECTIONS,
+    channel_timeout=_SILENCE,
+    cleanup_interval=1,
+    asyncore_use_poll=True,
+    # Uploads that are too large are told so by the page. What is far larger is not read.
+    max_request_body_size=int(4 * max_upload * 2**20) + _FORM_BYTES,
+  )
+  close_silent = server.maintenance
+
+  def maintenance(now: float) -> None:
+    """Called every second in the server's own thread."""
+    waiting = [channel for channel in server.active_channels.values() if not channel.requests]
+    waiting.sort(key=lambda channel: -channel.creation_time)
+    for channel in waiting[_IDLE:]:
+      channel.will_close = True
+    close_silent(now)
+
+  server.maintenance = maintenance
+  threading.Thread(target=server.run, name="page", daemon=True).start()
+  try:
+    yield
+  finally:
+    # In the server's own thread. Connections that are open end with the process.
+    server.trigger.pull_trigger(server.close)

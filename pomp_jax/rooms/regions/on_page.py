@@ -43,8 +43,8 @@ def check(regions: fields.Regions, propose: fields.Propose, clip_model: str) -> 
     check_network(propose, clip_model)
 
 
-def examples() -> list[tuple[Image.Image, str, np.ndarray]]:
-  """Scenes of several objects of the world: picture, names with some others', boxes [R,4]."""
+def examples() -> list[tuple[Image.Image, str, str]]:
+  """Scenes of several objects of the world: picture, names with some others', boxes; one a line."""
   found = Scenes("test", 2)
   scenes = []
   for index in range(len(found)):
@@ -52,7 +52,8 @@ def examples() -> list[tuple[Image.Image, str, np.ndarray]]:
     others = range(index, len(found.names), len(found.names) // _OTHERS)
     classes = dict.fromkeys([*scene.labels.tolist(), *others])
     names = "\n".join(found.names[c] for c in classes)
-    scenes.append((Image.fromarray(scene.image), names, scene.boxes))
+    boxes = "\n".join(" ".join(f"{value:g}" for value in box) for box in scene.boxes.tolist())
+    scenes.append((Image.fromarray(scene.image), names, boxes))
   return scenes
 
 

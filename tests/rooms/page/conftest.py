@@ -47,5 +47,5 @@ def made(tmp_path_factory):
   page = dataclasses.replace(
     config.page, runs=str(folder / "runs"), max_names=MAX_NAMES, max_upload=1.0
   )
-  app = server.make_app(comparison, page, server.Turns(), scenes=job._scenes())
+  app = server.make_app(comparison, page, server.Turns(), {"regions": job._scenes()})
   return app, comparison, folder, config

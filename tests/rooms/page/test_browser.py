@@ -8,10 +8,8 @@ import socket
 from PIL import Image
 import pytest
 
-from pomp_jax.rooms.page import connections
-
 sync_api = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("waitress")
+server = pytest.importorskip("pomp_jax.rooms.page.server", exc_type=ImportError)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _BROWSERS)]), None)
 pytestmark = [
@@ -35,7 +33,7 @@ def tab(made):
       complaints.append(message.text)
 
   sync_api.expect.set_options(timeout=300_000)
-  with connections.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
+  with server.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page.set_default_timeout(300_000)

@@ -97,7 +97,7 @@ def test_label_maps_are_of_the_regions(case, monkeypatch):
 def test_the_page_offers_it(case):
   _, comparison, image = case
   scenes = (Example(image, "\n".join(NAMES), "1 1 9 9"),)
-  app = server.make_app(comparison, Page(runs=""), server.Turns(), scenes=scenes)
+  app = server.make_app(comparison, Page(runs=""), server.Turns(), {"regions": scenes})
   client = app.test_client()
   key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
   fields = {"picture": key, "names": "\n".join(NAMES), "boxes": "", "action": "find"}

@@ -21,8 +21,7 @@ from tests.support.command_line import handlers_kept, run_main
 from tests.support.processes import reserved_port
 from tests.support.small_run import run_job, settings
 
-pytest.importorskip("waitress")
-connections = pytest.importorskip("pomp_jax.rooms.page.connections", exc_type=ImportError)
+server = pytest.importorskip("pomp_jax.rooms.page.server", exc_type=ImportError)
 
 # On a port that is free.
 CONFIG = {"job": "page", "page.port": 0, "page.runs": "", "regions.crop": "context"}
@@ -56,7 +55,7 @@ def pages(monkeypatch, stops, tmp_path):
     answers[:] = client.post("/", data=fields), client.get("/runs"), named
     yield
 
-  monkeypatch.setattr(connections, "serving", serving)
+  monkeypatch.setattr(server, "serving", serving)
 
   def ask(**changes):
     run({"page.prompts": "{}."} | changes, tmp_path / "workdir")

@@ -16,7 +16,7 @@ from tests.report.test_reports import training_results
 from tests.support.report_page import Page
 
 # Enough for the pages of runs.
-NO_CLIP = mock.Mock(spec=Comparison, prompts=[], has_learned=False, regions=None)
+NO_CLIP = mock.Mock(spec=Comparison, prompts=[], regions=None)
 EVAL = {
   split: {name: {"top1": top1, "images": 64} for name in ("prompt", "hand_written")}
   for split, top1 in (("base", 0.25), ("novel", 0.5))
@@ -105,7 +105,8 @@ def test_names_of_predicted_files(root):
   images = {"a.png": best, "b.png": [{"name": "fox", "score": 0.5}]}
   write_run(root / "predicted", job="predict", images=images)
   text, _ = runs.show(runs.find_runs(root)["predicted"], str)
-  assert Page(text).table("file") == [["a.png", "star 75.0%, leaf 12.5%"], ["b.png", "fox 50.0%"]]
+  rows = [["images.a.png", "star 75.0%, leaf 12.5%"], ["images.b.png", "fox 50.0%"]]
+  assert rows == Page(text).tables[0][1:]
 
 
 def test_the_state_of_a_run_and_why_it_failed(root):
@@ -153,6 +154,6 @@ def test_a_damaged_file_is_a_line_of_its_run_alone(root, name):
     lines += (found := re.findall('role="alert">([^\n]+)</p>', shown.data.decode())) != []
     assert all(str(root) not in line for line in found)
     if name == "metrics.jsonl":
-      assert client.get("/curves/demo").status_code in (200, 404), text[:80]
+      assert client.get("/plots/demo/training.png").status_code in (200, 404), text[:80]
   assert whole or lines
   assert lines >= {"config.json": 6, "results.json": 12}.get(name, 0)
