@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
   try:
     options = parse(arguments)
   except InputError as error:
-    return _complain(error, error.status)
+    return _end(error, error.status)
   set_up_logging()
   stop = hosts.StopSignals(options.workdir)
   try:
@@ -102,7 +102,7 @@ def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, wo
       return _end(error, TryAgain.status)
     # All processes stop at the same step, each by itself.
     hosts.finish()
-    return _complain(error, TryAgain.status)
+    return _end(error, TryAgain.status, together=True)
   if isinstance(error, KeyboardInterrupt):
     return _end(f"interrupted; the same command resumes from {workdir}", 130)
   if not isinstance(error, Exception):
@@ -151,16 +151,12 @@ def _stops_together(job: str, method: str, dry_run: bool) -> bool:
   return JOBS[job].trains and bool(METHODS[method].steps) and not dry_run
 
 
-def _end(message: object, status: int) -> int:
-  """Complains; and where there are other processes, ends with all of them."""
-  status = _complain(message, status)
-  if jax.distributed.is_initialized():
-    hosts.fail(one_line(message, None), status)
-  return status
-
-
-def _complain(message: object, status: int) -> int:
-  print(f"error: {one_line(message, None)}", file=sys.stderr)
+def _end(message: object, status: int, together: bool = False) -> int:
+  """Complains; where there are other processes, ends with all of them, unless they stop as well."""
+  line = one_line(message, None)
+  print(f"error: {line}", file=sys.stderr)
+  if jax.distributed.is_initialized() and not together:
+    hosts.fail(line, status)
   return status
 
 

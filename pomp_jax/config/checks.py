@@ -44,10 +44,8 @@ from pomp_jax.registry import (
   load,
 )
 
-# Prefix of a published architecture with random weights.
-SYNTHETIC_CLIP = "synthetic:"
-# Suffixes of weight files; no hub id ends in one.
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
+SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
 _CLIPS = (
   "world, a folder or file that exists, open_clip:MODEL/TAG, or a hub id OWNER/NAME such as"
@@ -69,11 +67,9 @@ def base(job: str = "pretrain", *others: str) -> ConfigDict:
 
 def with_jobs(config: ConfigDict, job: str, *others: str) -> ConfigDict:
   """A config as that of another job: with the fields that it and `others` read, too."""
-  found: dict[str, Any] = {}
+  of_all = ConfigDict()
   for name in (*(other for other in others if other in JOBS), job):
-    for group, values in defaults(name).to_dict().items():
-      found[group] = found.get(group, {}) | values if isinstance(values, dict) else values
-  of_all = ConfigDict(found)
+    of_all.update(defaults(name).to_dict())
   of_all.update({name: value for name, value in config.items() if name != "job"})
   return of_all.lock()
 

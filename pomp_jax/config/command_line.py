@@ -5,10 +5,10 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import difflib
-import importlib.util
 import os
 import pathlib
 import re
+import runpy
 import traceback
 from typing import Any, NoReturn
 
@@ -32,9 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 _PARSER = _Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
 _PARSER.add_argument("--config", help="the experiment: the name of a packaged config, or a file")
-_PARSER.add_argument(
-  "--workdir", help="the run's folder: results, checkpoints, plots; default: runs/NAME"
-)
+_PARSER.add_argument("--workdir", help="folder of all that the run leaves; default: runs/NAME")
 _PARSER.add_argument("--coordinator", help="host:port of process 0, where it listens")
 _PARSER.add_argument("--num_processes", type=int, help="number of processes; 1: this alone")
 _PARSER.add_argument("--process_id", type=int, help="number of this process, from 0")
@@ -151,15 +149,13 @@ def config_file(name: str) -> str:
 
 def load_config(name: str) -> ConfigDict:
   """Runs `get_config` of a config file, with the text behind a colon as its argument."""
-  spec = importlib.util.spec_from_file_location("config", config_file(name))
-  assert spec and spec.loader, "config_file returns a file that ends in .py"
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  file = config_file(name)
+  get_config = runpy.run_path(file)["get_config"]
   _, colon, argument = name.partition(":")
-  config = module.get_config(argument) if colon else module.get_config()
+  config = get_config(argument) if colon else get_config()
   if not isinstance(config, ConfigDict):
     found = type(config).__name__
-    raise InputError(f"{module.__file__}: get_config returns a {found}, expected a ConfigDict")
+    raise InputError(f"{file}: get_config returns a {found}, expected a ConfigDict")
   return config
 
 

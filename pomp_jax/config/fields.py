@@ -86,9 +86,7 @@ class Prompt:
   m: int = row(4, "context vectors M", at_least(1))
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
   init: str = row(
-    "",
-    "words, prompt file or run's folder to start from; maple keeps words beyond M fixed;"
-    " empty: N(0, 0.02^2)",
+    "", "words, prompt file or run's folder; maple keeps words beyond M fixed; empty: N(0, 0.02^2)"
   )
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping
 import dataclasses
 import functools
 import re
-from typing import Any, TypeVar
+from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from pomp_jax.config import fields
 from pomp_jax.config.declare import (
@@ -22,7 +24,14 @@ from pomp_jax.config.declare import (
 from pomp_jax.config.fields import Contrast, Loop
 from pomp_jax.registry import FIELD_GROUPS, JOBS, groups_of, load
 
-_Group = TypeVar("_Group", Contrast, Loop)
+# Nested dicts -> dotted name -> value.
+flatten = functools.partial(flatten_dict, sep=".")
+
+
+def _part(group: type) -> property:
+  """The fields of a group alone, whose names have no prefix."""
+  names = [field.name for field in dataclasses.fields(group)]
+  return property(lambda self: group(**{name: getattr(self, name) for name in names}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +48,7 @@ class Settings:
   clip: fields.Clip = fields.Clip()
   mesh: fields.Mesh = fields.Mesh()
 
-  @property
-  def contrast(self) -> Contrast:
-    """The fields of `Contrast` alone."""
-    return self._part(Contrast)
-
-  @property
-  def loop(self) -> Loop:
-    """The fields of `Loop` alone."""
-    return self._part(Loop)
-
-  def _part(self, group: type[_Group]) -> _Group:
-    return group(**{field.name: getattr(self, field.name) for field in dataclasses.fields(group)})
+  contrast, loop = _part(Contrast), _part(Loop)
 
   def __getattr__(self, name: str) -> Any:
     """Raises AttributeError for a group or field that the job does not read."""
@@ -116,15 +114,6 @@ def groups_with_fields(job: str) -> dict[str, type]:
     class_name = name.title().replace("_", "")
     room = FIELD_GROUPS.get(name)
     found[name] = getattr(load(room), class_name) if room else getattr(fields, class_name)
-  return found
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Dotted name -> value, of nested dicts."""
-  found: dict[str, Any] = {}
-  for name, value in values.items():
-    inside = isinstance(value, Mapping)
-    found |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
   return found
 
 

@@ -37,6 +37,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import BY_CLASS, CLIP_BENCHMARK, PUBLISHED, TREE_ERRORS, load
 from pomp_jax.report import evaluation_report as report
 from pomp_jax.report import plots
+from pomp_jax.report.labels import prompt_labels
 from pomp_jax.report.run_report import finish_run
 
 log = logging.getLogger(__name__)
@@ -213,11 +214,12 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> None:
       plots.accuracy_panels(
         folder / f"accuracy_{group}_{kind}.png",
         rows,
-        {name: method["figures"] for name, method in others.items()},
+        prompt_labels(list(rows)),
         report.title_of(group, kind),
         results["images"][group][kind],
-        results["intervals"].get(group, {}).get(kind, {}),
         results["classes"][group][kind],
+        results["intervals"].get(group, {}).get(kind, {}),
+        {name: method["figures"] for name, method in others.items()},
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder / "calibration.png", figures)

@@ -1,1 +1,1 @@
-"""Analysis of runs: feature geometry, gradient bias, tables, plots and reports."""
+"""Reports of runs: one model of text, tables and plots, and how it is written."""

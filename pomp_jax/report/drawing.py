@@ -17,7 +17,7 @@ import numpy as np
 
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import to_path
-from pomp_jax.report.labels import shorten, shorten_all
+from pomp_jax.report.labels import shorten
 
 # Okabe and Ito's palette for colour-blind readers, without its lightest colour.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -81,16 +81,10 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
   own = sorted(set(values))
   few = 0 < len(own) <= _MOST
   axis.set_major_locator(FixedLocator(own if few else _round_numbers(*axis.get_view_interval())))
-  axis.set_major_formatter(FuncFormatter(_plain_number))
+  # Six digits without an exponent: 0.002, 40, 21,841.
+  plain = lambda value, _: f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
+  axis.set_major_formatter(FuncFormatter(plain))
   axis.set_minor_locator(NullLocator())
-
-
-def _plain_number(value: Any, _: Any) -> str:
-  """Formats a tick without an exponent: 0.002, 40, 21,841; six significant digits."""
-  rounded = float(f"{value:.6g}")
-  if abs(rounded) >= 1000:
-    return f"{rounded:,.0f}"
-  return np.format_float_positional(rounded, trim="-")
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
@@ -125,8 +119,15 @@ def name(text: str, length: int = _LENGTH) -> str:
 
 
 def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
-  """Names for a plot, cut to a length; those that differ stay different."""
-  return list(map(escape, shorten_all(texts, length)))
+  """Names for a plot, cut to a length; if different ones would become equal, all are numbered."""
+  distinct = list(dict.fromkeys(texts))
+  short = [shorten(text, length) for text in distinct]
+  if len(set(short)) < len(distinct):
+    width = len(str(len(distinct)))
+    rest = max(length - width - 1, 3)
+    short = [f"{i:0{width}} {shorten(text, rest)}" for i, text in enumerate(distinct, 1)]
+  found = dict(zip(distinct, map(escape, short), strict=True))
+  return [found[text] for text in texts]
 
 
 def escape(text: str) -> str:

@@ -55,8 +55,7 @@ _DIFFERENCE = (
   " McNemar's exact test."
 )
 OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
-# What is said of images that are no test images.
-_REMARKS = {
+_REMARKS = {  # on images that are no test images
   "train": "(train): training images of the set",
   "all": "(all): all images of a folder, none of which were held out",
 }

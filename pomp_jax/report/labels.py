@@ -10,15 +10,13 @@ import os
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import DEFAULT_FILE, is_hub
 
-# Labels of prompts that results call by a key.
-_WORDS = {
+_WORDS = {  # labels of prompts that results call by a key
   "prompt": "learned prompt",
   "hand_written": "hand-written prompt",
   "class_name": "class name alone",
   "ensemble": "ensemble of prompts",
 }
-# Names of methods as their papers write them.
-_METHOD_NAMES = {
+_METHOD_NAMES = {  # as their papers write them
   "pomp": "POMP",
   "coop": "CoOp",
   "cocoop": "CoCoOp",
@@ -29,7 +27,6 @@ _METHOD_NAMES = {
   "tip_adapter": "Tip-Adapter",
   "tip_adapter_f": "Tip-Adapter-F",
 }
-_ELLIPSIS = "\u2026"
 
 
 def prompt_labels(names: Sequence[str]) -> list[str]:
@@ -97,21 +94,9 @@ def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
   return [path[-n_parts:] for path in paths]
 
 
-def shorten(name: str, length: int = 34) -> str:
+def shorten(name: str, length: int) -> str:
   """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis, at least 3."""
   if len(name) <= length:
     return name
   head = length // 2
-  return f"{name[:head].rstrip()}{_ELLIPSIS}{name[len(name) - (length - 1 - head) :].lstrip()}"
-
-
-def shorten_all(names: Sequence[str], length: int = 34) -> list[str]:
-  """Cuts names to a length; where different names would become equal, all are numbered."""
-  distinct = list(dict.fromkeys(names))
-  short = [shorten(name, length) for name in distinct]
-  if len(set(short)) < len(distinct):
-    width = len(str(len(distinct)))
-    rest = max(length - width - 1, 3)
-    short = [f"{i:0{width}} {shorten(name, rest)}" for i, name in enumerate(distinct, 1)]
-  found = dict(zip(distinct, short, strict=True))
-  return [found[name] for name in names]
+  return f"{name[:head].rstrip()}\u2026{name[len(name) - (length - 1 - head) :].lstrip()}"

@@ -12,10 +12,7 @@ from pomp_jax.report import drawing
 from pomp_jax.report.labels import method_label, prompt_labels, with_counts
 
 _COLUMN = 22  # letters of a data set's or split's name
-# Steps and values of a scalar.
-Series = tuple[Sequence[int], Sequence[float]]
-# The main prompts in the order of their bars, with their colours.
-_PROMPTS = {"prompt": drawing.BLUE, "hand_written": drawing.ORANGE, "class_name": drawing.GREY}
+Series = tuple[Sequence[int], Sequence[float]]  # steps and values of a scalar
 
 
 def training_curves(
@@ -63,81 +60,61 @@ def _smoothed_curve(
   axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
 
 
-def accuracy_bars(
+def accuracy_of_splits(
   path: str | os.PathLike,
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
-  *,
   title: str,
   classes: Mapping[str, int],
 ) -> None:
-  """Plots top-1 of all prompts, a group of bars for each split, with its number of classes.
+  """Plots top-1 of all prompts of a training as `accuracy_panels`.
 
   Args:
     scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
-    title: title of the figure.
+    title: title of the figure, with the meaning of the error bars.
     classes: split -> number of classes.
   """
-  names = list(dict.fromkeys(name for split in scores.values() for name in split))
-  names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
-  others = iter((drawing.GREEN, drawing.RED, *drawing.COLOURS[4:6]) * len(names))
-  bar_width, highest = 0.84 / len(names), 0.0
-  width = max(3.9, 0.75 * len(scores) * len(names) - 0.1)
-  figure, (axes,) = drawing.panels(1, width, 3.6, title)
-  for index, name in enumerate(names):
-    splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
-    top1 = np.array([scores[split][name]["top1"] for _, split in splits])
-    ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
-    errors = np.abs(ends - top1[:, None]).T
-    x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
-    colour = _PROMPTS.get(name) or next(others)
-    bars = axes.bar(
-      x, top1, 0.92 * bar_width, yerr=errors, color=colour, label=method_label(name),
-      error_kw={"capsize": 3, "ecolor": "0.2"},
-    )  # fmt: skip
-    shown = [f"{100 * value:.1f}" for value in top1]
-    axes.bar_label(bars, shown, padding=3, fontsize=drawing.TEXT)
-    highest = max(highest, *(top1 + errors[1]))
-  ticks = []
-  for split, prompts in scores.items():
-    counts = next(iter(prompts.values()))["images"], classes.get(split)
-    ticks.append(with_counts(drawing.name(split, _COLUMN), *counts, "\n"))
-  axes.set_xticks(range(len(scores)), ticks)
-  axes.set_ylim(0, max(1.12 * highest, 1e-3))
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-  lines, labels = axes.get_legend_handles_labels()
-  drawing.legend_below(figure, lines, labels)
-  heading = "error bars: 95% interval over the images"
-  drawing.label_panel(axes, "", heading, "top-1 accuracy over all classes", grid="y")
-  drawing.save(path, figure)
+  prompts = list(dict.fromkeys(name for of_split in scores.values() for name in of_split))
+  top1, ends = (
+    {name: {split: of[name][key] for split, of in scores.items() if name in of} for name in prompts}
+    for key in ("top1", "top1_interval")
+  )
+  images = {split: next(iter(of_split.values()))["images"] for split, of_split in scores.items()}
+  labels = list(map(method_label, prompts))
+  accuracy_panels(path, top1, labels, title, images, classes, ends, {})
 
 
 def accuracy_panels(
   path: str | os.PathLike,
   accuracy: Mapping[str, Mapping[str, float]],
-  published: Mapping[str, Mapping[str, float]],
+  labels: Sequence[str],
   title: str,
   images: Mapping[str, int],
-  intervals: Mapping[str, Mapping[str, Sequence[float]]],
   classes: Mapping[str, int],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
+  published: Mapping[str, Mapping[str, float]],
 ) -> None:
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
   Args:
-    accuracy: prompt -> column (a data set, or the mean) -> fraction.
-    published: method -> column -> percent; columns without a figure are absent.
+    accuracy: prompt -> column (a data set, a split or the mean) -> fraction.
+    labels: label of each prompt.
     title: title of the figure.
     images: column -> number of images; absent for a mean, as are the next two.
-    intervals: prompt -> column -> ends of the interval, fractions.
     classes: column -> number of classes.
+    intervals: prompt -> column -> ends of the interval, fractions.
+    published: method -> column -> percent; columns without a figure are absent.
   """
-  columns = list(next(iter(accuracy.values())))
-  own = drawing.names(prompt_labels(list(accuracy)))
+  columns = list(dict.fromkeys(column for row in accuracy.values() for column in row))
+  own = drawing.names(labels)
   figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
   for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
     others = {name: figures[column] for name, figures in published.items() if column in figures}
-    ours = np.array([100 * row[column] for row in accuracy.values()])
+    ours = np.array([100 * row.get(column, np.nan) for row in accuracy.values()])
     values = np.append(ours, list(others.values()))
-    ends = [intervals.get(p, {}).get(column, (own[column],) * 2) for p, own in accuracy.items()]
+    ends = [
+      intervals.get(prompt, {}).get(column, (row.get(column, np.nan),) * 2)
+      for prompt, row in accuracy.items()
+    ]
     errors_2xV = np.zeros((2, len(values)))
     errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
     colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
@@ -146,8 +123,9 @@ def accuracy_panels(
       xerr=errors_2xV if errors_2xV.any() else None,
       error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
     )  # fmt: skip
-    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=drawing.TEXT)
-    widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
+    shown = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
+    axes.bar_label(bars, shown, padding=2, fontsize=drawing.TEXT)
+    widest = max(1.22 * np.nanmax(values + errors_2xV[1]), 1.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
     # Prompts are the same in every panel and named once a row; published methods differ.
     names = own if place % drawing.COLUMNS == 0 else []

@@ -18,9 +18,7 @@ from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
 _STYLE = pathlib.Path(__file__).with_name("report.css")
-
-# Below a table of accuracies.
-INTERVAL = "In brackets: 95% interval (Wilson) over the images."
+INTERVAL = "In brackets: 95% interval (Wilson) over the images."  # below a table of accuracies
 
 
 class Table(NamedTuple):

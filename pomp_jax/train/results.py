@@ -157,12 +157,10 @@ def finish(
   """Writes tables of all classes, the plot of the accuracy and, last, the results; logs these."""
   if BY_CLASS:
     load(BY_CLASS).write(folder, sets)
-  plots.accuracy_bars(
-    folder.plots / "accuracy.png",
-    results["eval"],
-    title=f"{method_label(results['method'])}, seed {results['seed']}",
-    classes=results["eval_classes"],
-  )
+  title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"
+  title += ", 95% intervals over the images"
+  path, scores = folder.plots / "accuracy.png", results["eval"]
+  plots.accuracy_of_splits(path, scores, title, results["eval_classes"])
   finish_run(folder, config, results)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())

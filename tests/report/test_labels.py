@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 import pytest
 
 from pomp_jax.registry import METHODS
-from pomp_jax.report.labels import method_label, prompt_labels, shorten, shorten_all
+from pomp_jax.report import drawing
+from pomp_jax.report.labels import method_label, prompt_labels, shorten
 
 PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
 PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
@@ -62,13 +63,13 @@ def test_every_method_has_the_name_of_its_paper_or_keeps_its_own():
 
 def test_a_cut_keeps_both_ends():
   assert shorten("maroon ribbed lightning bolt on navy", 20) == "maroon rib\u2026t on navy"
-  assert shorten("short") == "short"
-  assert len(shorten(string.ascii_letters * 3)) == 34
+  assert shorten("short", 34) == "short"
+  assert len(shorten(string.ascii_letters * 3, 34)) == 34
 
 
 @given(NAMES, st.integers(3, 40))
 def test_cut_names_stay_distinct(names, length):
-  short = shorten_all([*names, names[0]], length)
+  short = drawing.names([*names, names[0]], length)
   assert len(set(short)) == len(names) and short[0] == short[-1]
   # Numbers of up to 30 names need two digits and a space.
   assert all(len(one) <= max(length, 6) for one in short)

@@ -4,7 +4,6 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ def ends(axes, axis):
     for container in axes.containers
     if getattr(container, "has_yerr", False) or getattr(container, "has_xerr", False)
     for segment in container.lines[2][0].get_segments()
+    if len(segment)  # a bar that there is
   ]
 
 
@@ -50,16 +50,25 @@ def test_training_curves(tmp_path, drawn):
   np.testing.assert_array_equal(accuracy.lines[2].get_ydata(), [0.2, 0.3])
 
 
-def test_accuracy_bars(tmp_path, drawn):
-  """Error bars from 90% of each figure to 0.05 above it."""
-  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, title="t", classes={})
-  axes = drawn[0].axes[0]
-  order = ("prompt", "hand_written", "class_name")
-  expected = [SCORES[split][prompt]["top1"] for prompt in order for split in SCORES]
-  assert [bar.get_height() for bar in axes.patches] == expected
-  assert ends(axes, 1) == [pytest.approx([0.9 * top1, top1 + 0.05], abs=1e-6) for top1 in expected]
-  texts = {text.get_text() for text in drawn[0].findobj(matplotlib.text.Text)}
-  assert {"base\n1,000 images", "40.0", "learned prompt"} <= texts
+def test_accuracy_of_splits(tmp_path, drawn):
+  """Error bars from 90% of each figure to 0.05 above it; a prompt that lacks a split has no bar."""
+  scores = {"base": SCORES["base"] | {"linear_probe": score(0.6)}, "novel": SCORES["novel"]}
+  plots.accuracy_of_splits(tmp_path / "accuracy.png", scores, "t", {"base": 50})
+  base, novel = drawn[0].axes
+  assert (base.get_title(), novel.get_title()) == (
+    "base, 1,000 images, 50 classes",
+    "novel, 1,000 images",
+  )
+  for axes, split in ((base, "base"), (novel, "novel")):
+    top1 = [own["top1"] for own in scores[split].values()]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths[: len(top1)] == pytest.approx([100 * own for own in top1])
+    expected = [pytest.approx([90 * own, 100 * own + 5], abs=1e-4) for own in top1]
+    assert ends(axes, 0)[: len(top1)] == expected
+  shown = {text.get_text() for text in novel.texts}
+  assert {"10.0", "15.0", "20.0"} <= shown and "nan" not in shown
+  labels = [label.get_text() for label in base.get_yticklabels()]
+  assert labels == ["class name alone", "hand-written prompt", "learned prompt", "linear probe"]
 
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
@@ -69,11 +78,12 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   plots.accuracy_panels(
     tmp_path / "bars.png",
     {prompt: {"dtd": 0.5, "mean": 0.5} for prompt in prompts},
-    {"CoOp": {"dtd": 60.0}},
+    labels,
     "Top-1",
     {"dtd": 1692},
-    {prompt: {"dtd": [0.4, 0.6]} for prompt in prompts},
     {"dtd": 47},
+    {prompt: {"dtd": [0.4, 0.6]} for prompt in prompts},
+    {"CoOp": {"dtd": 60.0}},
   )
   dtd, mean = drawn[0].axes
   assert (dtd.get_title(), mean.get_title()) == ("dtd, 1,692 images, 47 classes", "mean")

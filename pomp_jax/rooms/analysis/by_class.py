@@ -152,8 +152,7 @@ def _draw_confusions(
   axes.set_yticks(range(n), shown)
   axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
   axes.spines[:].set_visible(False)
-  options: dict[str, Any] = {"shrink": 0.6, "format": PercentFormatter(1.0)}
-  bar = figure.colorbar(picture, ax=axes, **options)
+  bar = figure.colorbar(picture, ax=axes, shrink=0.6, format=PercentFormatter(1.0))
   bar.set_label("share of the class's images", fontsize=drawing.TEXT)
   bar.ax.tick_params(labelsize=drawing.TEXT)
   bar.outline.set_visible(False)
