@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import zlib
 
 import numpy as np
@@ -170,22 +169,6 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, name, monkeypatch):
   small = prepare(Image.fromarray(expected), 16)
   np.testing.assert_array_equal(read_image(tmp_path / name, 16), small)
   np.testing.assert_array_equal(read_image((tmp_path / name).read_bytes(), 16, where=name), small)
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-
-
-def test_a_file_starts_no_program(tmp_path, monkeypatch):
-  def start(*arguments, **options):
-    pytest.fail(f"starts {arguments}")
-
-  monkeypatch.setattr(subprocess, "Popen", start)
-  (tmp_path / "a.jpg").write_bytes(EPS)
-  for read in (lambda file: read_image(file, 16), label_images.read_rgb, label_images.image_size):
-    with pytest.raises(ImageError, match=r"a\.jpg"):
-      read(tmp_path / "a.jpg")
-  with pytest.raises(ImageError, match=r"a\.jpg"):
-    images.open_image(EPS, "a.jpg")
 
 
 def weights(start, end, length, size):

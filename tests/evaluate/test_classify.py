@@ -1,12 +1,12 @@
 """Features and probabilities against HuggingFace's torch CLIP."""
 
+from unittest import mock
+
 import numpy as np
 from PIL import Image
 import pytest
-import torch
 
 from pomp_jax.clip import load_clip
-from pomp_jax.clip.text import token_embeddings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
@@ -16,6 +16,7 @@ from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from tests.evaluate.conftest import with_kernel
+from tests.support.clips import huggingface_outputs, words_as_prompt
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 
@@ -28,23 +29,12 @@ def images():
 @pytest.fixture(scope="module")
 def torch_outputs(clip_and_torch, images):
   """(text features, image features, probabilities) of "a photo of a {}."."""
-  clip, model = clip_and_torch
   texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
-  tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
-  pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
-  with torch.no_grad():
-    output = model(**tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
+  output = huggingface_outputs(*clip_and_torch, images, texts)
   return (
     output.text_embeds.numpy(),
     output.image_embeds.numpy(),
     output.logits_per_image.softmax(-1).numpy(),
-  )
-
-
-def words_as_prompt(clip, words, **fields):
-  ids = clip.tokenizer(words)["input_ids"][1:-1]
-  return Prompt(
-    np.asarray(token_embeddings(clip.params, np.array(ids, np.int32))), "random", **fields
   )
 
 
@@ -127,30 +117,22 @@ def test_images_that_are_none(classifier, images, tmp_path):
     Classifier(classifier._encoder, "{}", NAMES, batch_size=0)
 
 
-class Counted(ArrayCache):
-  """A cache that counts what is computed."""
-
-  computed = 0
-
-  def keep(self, key, array, **options):
-    self.computed += 1
-    return super().keep(key, array, **options)
-
-
 def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):
   clip, _ = clip_and_torch
-  cache, names = Counted(tmp_path / "cache"), NAMES[:3]
+  cache, names = ArrayCache(tmp_path / "cache"), NAMES[:3]
+  cache.keep = mock.Mock(wraps=cache.keep)
   encoder = Encoder(clip, chunk=8, cache=cache)
   words = words_as_prompt(clip, "a photo of a")
   first = encoder.class_features(names, words)
   again = encoder.class_features(list(names), words_as_prompt(clip, "a photo of a"))
   np.testing.assert_array_equal(first, again)
-  assert cache.computed == 1
+  assert cache.keep.call_count == 1
   # In another process: from the file.
-  later = Counted(tmp_path / "cache")
+  later = ArrayCache(tmp_path / "cache")
+  later.keep = mock.Mock(wraps=later.keep)
   found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(names, words)
   np.testing.assert_array_equal(first, found)
-  assert later.computed == 0
+  assert not later.keep.called
   # One weight of the text tower in the last place.
   kernel = np.array(clip.params["text_projection"]["kernel"])
   kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(np.inf))
@@ -166,7 +148,7 @@ def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch
   )
   for number, other in enumerate(others, 2):
     other()
-    assert cache.computed == number
+    assert cache.keep.call_count == number
 
 
 def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):

@@ -1,6 +1,7 @@
 """Features of evaluation images from files equal those computed at once, after any fault."""
 
 import logging
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -40,19 +41,11 @@ def pictures(folder, seed=0, bad=()):
   return StoredImages(list("abcd"), rng.integers(0, 4, IMAGES), keys, Files(folder), image_size=32)
 
 
-class Reads:
-  """Counts the images of batches that reach the encoder."""
-
-  def __init__(self, encoder, monkeypatch, until=10**9):
-    self.batches, compute = 0, encoder.features_of_images
-
-    def counted(images):
-      if self.batches == until:
-        raise KeyboardInterrupt
-      self.batches += 1
-      return compute(images)
-
-    monkeypatch.setattr(encoder, "features_of_images", counted)
+def reads(encoder, monkeypatch):
+  """Counts the batches that reach the encoder."""
+  counted = mock.Mock(wraps=encoder.features_of_images)
+  monkeypatch.setattr(encoder, "features_of_images", counted)
+  return counted
 
 
 def blocks(store):
@@ -72,10 +65,10 @@ def test_a_second_start_computes_nothing_and_has_every_bit(encoder, tmp_path, mo
   assert not folder.exists()
   assert_equal(split_features(encoder, source, store=folder), expected)
   assert len(blocks(folder)) == 3
-  reads = Reads(encoder, monkeypatch)
+  counted = reads(encoder, monkeypatch)
   with caplog.at_level(logging.INFO):
     assert_equal(split_features(encoder, source, store=folder), expected)
-  assert reads.batches == 0
+  assert counted.call_count == 0
   assert ": features of 21 of 21 images" in caplog.text
 
 
@@ -83,13 +76,13 @@ def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch)
   source, folder = pictures(tmp_path / "images"), tmp_path / "features"
   expected = split_features(encoder, source)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    Reads(encoder, patch, until=2)
+    reads(encoder, patch).side_effect = [mock.DEFAULT, mock.DEFAULT, KeyboardInterrupt]
     split_features(encoder, source, store=folder)
   # Of two batches the second was still with the devices.
   assert len(blocks(folder)) == 1
-  reads = Reads(encoder, monkeypatch)
+  counted = reads(encoder, monkeypatch)
   assert_equal(split_features(encoder, source, store=folder), expected)
-  assert reads.batches == 2
+  assert counted.call_count == 2
 
 
 def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monkeypatch, caplog):
@@ -101,26 +94,24 @@ def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monk
     files[0].write_bytes(damaged)
     caplog.clear()
     with monkeypatch.context() as patch:
-      reads = Reads(encoder, patch)
+      counted = reads(encoder, patch)
       assert_equal(split_features(encoder, source, store=folder), expected)
-    assert reads.batches == 1
+    assert counted.call_count == 1
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert str(files[0].parent) in warning and "\n" not in warning
     assert files[0].read_bytes() == content
 
 
-def test_unreadable_images_are_tried_again_and_named_at_each_start(
-  encoder, tmp_path, monkeypatch, caplog
-):
+def test_unreadable_images_are_tried_again_at_each_start(encoder, tmp_path, monkeypatch, caplog):
   source, folder = pictures(tmp_path / "images", bad=BAD), tmp_path / "features"
   expected = split_features(encoder, source, max_corrupt=0.2)
   np.testing.assert_array_equal(expected.indices, GOOD)
   for n_batches in (3, 1):
     caplog.clear()
     with monkeypatch.context() as patch:
-      reads = Reads(encoder, patch)
+      counted = reads(encoder, patch)
       assert_equal(split_features(encoder, source, store=folder, max_corrupt=0.2), expected)
-    assert reads.batches == n_batches
+    assert counted.call_count == n_batches
     assert "2 of 21" in caplog.text and "/9.png" in caplog.text
   with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
     split_features(encoder, source, store=folder)
@@ -131,9 +122,9 @@ def test_unreadable_images_are_tried_again_and_named_at_each_start(
     image.save(tmp_path / "images" / f"{index}.png")
   whole = split_features(encoder, source, store=folder)
   assert_equal(whole, split_features(encoder, source))
-  reads = Reads(encoder, monkeypatch)
+  counted = reads(encoder, monkeypatch)
   assert_equal(split_features(encoder, source, store=folder), whole)
-  assert reads.batches == 0
+  assert counted.call_count == 0
 
 
 def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
@@ -156,17 +147,12 @@ def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])
-def test_features_that_cannot_be_written_cost_a_warning(
-  encoder, tmp_path, monkeypatch, caplog, fault
-):
+def test_a_failed_write_of_features_costs_a_warning(encoder, tmp_path, monkeypatch, caplog, fault):
   """The folder cannot be created, or the disk is full."""
   source = pictures(tmp_path / "images")
-
-  def full(self, block, found):
-    raise RunFolderWriteError("file: can't be written (No space left on device)")
-
+  full = RunFolderWriteError("file: can't be written (No space left on device)")
   if fault == "No space left":
-    monkeypatch.setattr(Features, "write", full)
+    monkeypatch.setattr(Features, "write", mock.Mock(side_effect=full))
   else:
     (tmp_path / "file").write_text("")
   found = split_features(encoder, source, store=tmp_path / "file" / "features")

@@ -1,4 +1,4 @@
-"""Prompt files: what is written comes back, nothing bad gets in. Layouts: test_prompt_formats."""
+"""Prompt files: what is written comes back, nothing bad gets in; NumPy or safetensors reads it."""
 
 import logging
 import os
@@ -6,6 +6,8 @@ import stat
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from pomp_jax.files import prompt_file
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
@@ -137,21 +139,6 @@ def test_a_core_without_the_room_interchange_names_it(tmp_path, monkeypatch):
     assert "without the room interchange" in refusal(name)
 
 
-def test_check_fits():
-  shared, specific = Prompt(CONTEXT, "a/clip"), Prompt(np.stack([CONTEXT] * 3), "a/clip")
-  check_fits(shared, 8)
-  check_fits(shared, 8, "a/clip", 7, "p.npz")
-  check_fits(specific, 8, n_classes=3)
-  other_width = r"p\.npz: context \[4, 8\] has width 8 .*'a/clip'.*'b/clip' has width 16"
-  with pytest.raises(PromptFileError, match=other_width):
-    check_fits(shared, 16, "b/clip", None, "p.npz")
-  with pytest.raises(PromptFileError, match=r"context \[3, 4, 8\] .* its 3 classes.* list has 5"):
-    check_fits(specific, 8, n_classes=5)
-  other = Prompt(CONTEXT, "a/clip", template="a {}.")
-  with pytest.raises(PromptFileError, match=r"p\.npz: template is 'a \{\}\.'; accepted: '\{\}\.'"):
-    check_fits(other, 8, path="p.npz")
-
-
 @pytest.mark.parametrize(
   ("trained", "used", "told"),
   [
@@ -166,3 +153,49 @@ def test_a_clip_of_the_same_width_is_told_of(trained, used, told, caplog):
     check_fits(Prompt(CONTEXT, trained), 8, used, path="p.npz")
   message = f"p.npz was trained with {trained}, but config.clip.model is {used}"
   assert (message in caplog.text) == told
+
+
+METADATA = {
+  "clip_model": "a/clip",
+  "position": "end",
+  "template": "{}.",
+  "format_version": "1",
+  "config": '{"seed": 1}',
+}
+
+
+def write_safetensors(path, tensors=None, **changes):
+  """A file with some strings changed; None leaves one out."""
+  metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
+  tensors = {"context": CONTEXT} if tensors is None else tensors
+  path.write_bytes(safetensors.numpy.save(tensors, metadata))
+  return path
+
+
+def test_the_contract_of_the_tensors(tmp_path):
+  """The library must be enough to read the file, by these names."""
+  path = tmp_path / "prompt.safetensors"
+  save_prompt(path, Prompt(CONTEXT.T, "a/clip", config={"seed": 1}))
+  with safetensors.safe_open(str(path), framework="numpy") as file:
+    assert file.metadata().items() >= METADATA.items()
+    assert set(file.metadata()) == {*METADATA, "crc32"}
+    assert list(file.keys()) == ["context"]
+    np.testing.assert_array_equal(file.get_tensor("context"), CONTEXT.T)
+  # Files of others have no checksum.
+  np.testing.assert_array_equal(load_prompt(write_safetensors(path)).context, CONTEXT)
+
+
+@pytest.mark.parametrize(
+  ("changes", "parts"),
+  [
+    ({"config": None}, ["config is missing", "clip_model, context, format_version, position"]),
+    ({"format_version": "2"}, ["format_version is '2'", "accepted: 1"]),
+    ({"format_version": "9" * 5000}, ["format_version is '999"]),
+    ({"tensors": {"weight": CONTEXT}}, ["context is missing", "clip_model"]),
+    ({"tensors": {"context": CONTEXT.astype(np.float16)}}, ["context is F16 [4, 8]"]),
+    ({"tensors": {"context": CONTEXT[0]}}, ["context is float32 [8]"]),
+  ],
+)
+def test_a_bad_safetensors_file_is_refused_by_field(tmp_path, changes, parts):
+  message = refusal(write_safetensors(tmp_path / "p.safetensors", **changes))
+  assert all(part in message for part in parts), message

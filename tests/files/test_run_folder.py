@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +32,6 @@ from pomp_jax.files.run_folder import (
   writing,
 )
 from tests.support.data_files import small_files_only
-
-
-def no_space(*_, **__):
-  raise OSError(28, "No space left on device")
 
 
 def test_nothing_is_made_before_create(tmp_path):
@@ -92,7 +89,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   write_json(tmp_path / "a.json", {"old": 1})
   with pytest.raises(TypeError, match="object"):
     write_json(tmp_path / "a.json", {"eval": {"base": [1, object()]}})
-  monkeypatch.setattr(os, "fsync", no_space)
+  full = OSError(28, "No space left on device")
+  monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=full))
   with pytest.raises(RunFolderWriteError, match=r"a\.json: can't be written \(No space"):
     write_json(tmp_path / "a.json", {"new": 2})
   assert read_json(tmp_path / "a.json") == {"old": 1}
@@ -207,10 +205,8 @@ def checkout(tmp_path, monkeypatch):
 
 def git(folder, *arguments):
   options = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-  done = subprocess.run(
-    ["git", "-C", str(folder), *options, *arguments], capture_output=True, text=True, check=True
-  )
-  return done.stdout.strip()
+  command = ["git", "-C", str(folder), *options, *arguments]
+  return subprocess.check_output(command, text=True).strip()
 
 
 def commit_all(folder):
@@ -243,10 +239,7 @@ def test_a_repository_around_an_installed_package_is_not_its_own(checkout, monke
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])
 def test_without_git(checkout, monkeypatch, error):
-  def fail(*_, **__):
-    raise error
-
-  monkeypatch.setattr(subprocess, "run", fail)
+  monkeypatch.setattr(subprocess, "run", mock.Mock(side_effect=error))
   assert provenance.commit() is None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax.files.prompt_file import load_prompt
 from tests.support.fake_gcloud import executable
-from tests.support.processes import ROOT, Processes, environment, wait_until
+from tests.support.processes import ROOT, Processes, environment, small_demo, wait_until
 
 _COMMANDS = {
   "srun": 'exit "$STATUS"',
@@ -70,10 +70,7 @@ def test_whether_it_goes_back(tmp_path, status, answers, variables, calls, says)
 
 _MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
 STEPS, EVERY = 200, 40
-# The demo, shorter.
-_FIELDS = {"data.n_classes": 300, "k": 20, "batch_size": 16, "eval.images": 64}
-_FIELDS |= {"steps": STEPS, "checkpoint.every": EVERY}
-DEMO = ["--config=configs/demo.py", *(f"--config.{name}={_FIELDS[name]}" for name in _FIELDS)]
+DEMO = small_demo(**{"steps": STEPS, "checkpoint.every": EVERY})
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import Classifier, inputs
-from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from tests.support.command_line import handlers_kept, run_main
@@ -69,19 +68,6 @@ def whole(shared):
   return shared("imagenet21k", make)
 
 
-def check_top1(figures, records, names, template):
-  """By the classifier, on the validation images of these classes; returns their number."""
-  data = Data(source="tfds", root=str(records), dataset="imagenet21k")
-  source = inputs.open_source(data, "validation").replace(image_size=load_clip("world").image_size)
-  truth = np.array(source.names)[source.labels]
-  kept = np.flatnonzero(np.isin(truth, names))
-  found = Classifier("world", template, names).predict(source.images(kept), top=1)
-  right = [best == own for ((best, _),), own in zip(found, truth[kept], strict=True)]
-  assert (figures["top1"], figures["images"]) == (pytest.approx(np.mean(right)), len(kept))
-  assert figures["classes"] == len(names)
-  return len(kept)
-
-
 def test_the_whole_way_in_one_process(whole):
   report = read_json(whole / "records/imagenet21k/1.0.0/report.json")
   counts = {split: found["images"] for split, found in report["splits"].items()}
@@ -93,11 +79,7 @@ def test_the_whole_way_in_one_process(whole):
   # Two epochs of two views of 77 images.
   assert (train["n_classes"], train["steps"]) == (40, 2 * (2 * 77 // 16))
   figures = evaluation["sets"]["imagenet21k"]["prompts"]
-  names = [CLASSES.names[CLASSES.synsets.index(synset)] for synset in SYNSETS]
-  for found, prompt in zip(
-    figures.values(), (load_prompt(whole / "train"), CLASSES.template), strict=True
-  ):
-    assert check_top1(found, whole / "records", names, prompt) == 40
+  assert [(found["classes"], found["images"]) for found in figures.values()] == [(40, 40)] * 2
 
 
 @pytest.mark.parametrize(
@@ -141,11 +123,20 @@ def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, caps
     return status, errors, missing, of_set
 
   def check(of_set, listed, chosen, template):
+    """One of the chosen classes has no image. The accuracy is the classifier's."""
+    data = Data(source="tfds", root=str(records), dataset="imagenet21k")
+    source, names = inputs.open_source(data, "validation"), [CLASSES.names[c] for c in chosen]
+    truth = np.array(source.names)[source.labels]
+    kept = np.flatnonzero(np.isin(truth, names))
+    images = source.replace(image_size=load_clip("world").image_size).images(kept)
+    found = Classifier("world", template, names).predict(images, top=1)
+    top1 = np.mean([best == own for ((best, _),), own in zip(found, truth[kept], strict=True)])
+    n_there = len(chosen) - 1
+    figures = of_set["prompts"]["hand_written"] | {"missing": of_set["missing_classes"]}
+    expected = {"top1": pytest.approx(top1), "images": n_there * n_validation}
+    expected |= {"classes": len(chosen), "classes_with_images": n_there}
+    assert figures.items() >= (expected | {"missing": listed - n_there}).items()
     assert of_set["listed_classes"] == listed
-    assert of_set["missing_classes"] == listed - (len(chosen) - 1)
-    figures, names = of_set["prompts"]["hand_written"], [CLASSES.names[c] for c in chosen]
-    assert check_top1(figures, records, names, template) == (len(chosen) - 1) * n_validation
-    assert figures["classes_with_images"] == len(chosen) - 1
 
   with handlers_kept():
     config = ("--config=imagenet21k_fall11_vit_b16", "--config.job=prepare")

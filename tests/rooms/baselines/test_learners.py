@@ -27,6 +27,7 @@ from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner, prompted_image_tower
 from pomp_jax.train.methods import initial_words, method_of
+from tests.evaluate.test_predictions import Pictures
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
@@ -202,30 +203,16 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
   accuracy = learner_accuracy(encoder, learner, name == "cocoop", Data())
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
-  source = Noise(tiny.images, labels, names)
+  source = Pictures(names, labels, tiny.images)
   found = accuracy(params, frozen, split, source)
   assert (found["top1"], found["top5"], found["images"]) == (5 / 8, 5 / 8, 8)
   # Batch by batch; the last image also pads.
-  assert max(source.read, default=0) == (0 if name == "cocoop" else 5)
+  assert source.read.sum() == (0 if name == "cocoop" else 2 * 5)
   # Of some of the images.
   some = np.array([0, 1, 2, 4, 7])
   split = SplitFeatures(names, labels[some], split.features[some], some)
   found = accuracy(params, frozen, split, source)
   assert (found["top1"], found["images"]) == (3 / 5, 5)
-
-
-class Noise:
-  """A source of given images; notes how many are read together."""
-
-  def __init__(self, images, labels, names):
-    self.labels, self.names, self._images, self.read = labels, names, images, []
-
-  def __len__(self):
-    return len(self.labels)
-
-  def images(self, indices):
-    self.read.append(len(indices))
-    return self._images[indices]
 
 
 def test_cocoop_without_its_net_is_the_plain_context(tiny):

@@ -2,7 +2,6 @@
 
 import collections
 import io
-import pickle
 import zipfile
 
 import numpy as np
@@ -81,27 +80,6 @@ def test_plain_values_come_back(tmp_path):
   # What is not built is a name.
   assert all(isinstance(found.pop(name), PickledObject) for name in others)
   assert found == value
-
-
-def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path):
-  """A warm-up keeps its successor, a whole scheduler, in its state; torch refuses such a file."""
-  parameter = torch.nn.Parameter(TENSOR.clone())
-  optimizer = torch.optim.AdamW([parameter], lr=0.1)
-  successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
-  parameter.sum().backward()
-  optimizer.step()
-  states = {"optimizer": optimizer.state_dict(), "scheduler": {"successor": successor}}
-  state_dict = collections.OrderedDict(ctx=parameter.detach())
-  path = tmp_path / "model.pth.tar-5"
-  write(path, {"state_dict": state_dict, "epoch": 5, "val_result": None, **states})
-  with pytest.raises(pickle.UnpicklingError):
-    torch.load(path, weights_only=True)
-  with TorchArchive(path) as archive:
-    value = archive.value
-    np.testing.assert_array_equal(archive.array(value["state_dict"]["ctx"]), parameter.detach())
-  assert value["epoch"] == 5 and value["val_result"] is None
-  assert value["optimizer"]["param_groups"][0]["lr"] == 0.1
-  assert value["scheduler"]["successor"].name == "torch.optim.lr_scheduler.CosineAnnealingLR"
 
 
 @pytest.mark.parametrize(

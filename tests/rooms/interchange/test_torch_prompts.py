@@ -17,12 +17,16 @@ from pomp_jax.files.prompt_file import (
 from tests.support.prompt_files import CONTEXT, refusal
 
 
-def publish(path, ctx, **more):
-  """A checkpoint as CoOp's trainer leaves it."""
+def publish(path, ctx):
+  """A checkpoint as CoOp's trainer leaves it, with a whole scheduler, which torch alone refuses."""
   state = collections.OrderedDict(
     ctx=ctx, token_prefix=torch.zeros(3, 1, 8).half(), token_suffix=torch.zeros(3, 72, 8).half()
   )
-  torch.save({"state_dict": state, "epoch": 5, "optimizer": None, "val_result": None} | more, path)
+  optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+  # A warm-up keeps its successor in its state.
+  successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
+  states = {"optimizer": optimizer.state_dict(), "scheduler": {"successor": successor}}
+  torch.save({"state_dict": state, "epoch": 5, "val_result": None, **states}, path)
   return path
 
 
@@ -51,16 +55,13 @@ def test_a_published_prompt_without_torch(tmp_path, name, monkeypatch):
 )
 def test_the_prompt_of_a_whole_model(tmp_path, place, key):
   """As detectron2 saves POMP's and ZSSeg's models, or forks of CoOp theirs."""
-  optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
-  scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
   model = {
     "backbone.weight": torch.ones(2, 3),
     key: torch.tensor(CONTEXT),
     f"{key}.start_signal": torch.zeros(1, 8).half(),
   }
   path = tmp_path / "model_final.pth"
-  state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-  whole = {place: collections.OrderedDict(model), "iteration": 59_999, **state}
+  whole = {place: collections.OrderedDict(model), "iteration": 59_999}
   torch.save(whole if place else model, path)
   stored = load_prompt(path)
   np.testing.assert_array_equal(stored.context, CONTEXT)

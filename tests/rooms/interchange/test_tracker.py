@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import types
+from unittest import mock
 
 import pytest
 
@@ -15,7 +15,6 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
-from pomp_jax.rooms.baselines import classifiers
 from pomp_jax.rooms.interchange.tracker import Wandb
 from pomp_jax.train import pretrain, results
 from pomp_jax.train.watch import Watch
@@ -25,43 +24,29 @@ from tests.support.small_run import small_config
 SMALL = {"steps": 6, "checkpoint.every": 2, "log.every": 1, "log.tracker": "wandb"}
 
 
-class StandIn:
-  """A module `wandb` that records its calls; `broken` is the one that raises."""
-
-  def __init__(self, broken=None):
-    self.broken, self.calls = broken, []
-    self.offline, self.dir = True, "/somewhere/wandb/run/files"
-    self.summary = types.SimpleNamespace(update=lambda found: self._call("summary", found))
-
-  def _call(self, name, /, *arguments, **options):
-    self.calls.append((name, arguments[0] if arguments else options))
-    if name == self.broken:
-      raise BrokenPipeError("the service has ended")
-    return self
-
-  def __getattr__(self, name):
-    return lambda *arguments, **options: self._call(name, *arguments, **options)
-
-  def of(self, wanted):
-    return [found for name, found in self.calls if name == wanted]
-
-
 @pytest.fixture
 def installed(monkeypatch):
-  """A function that installs a stand-in; no environment variable of wandb is set."""
+  """A function that installs a mock of wandb, its run as well, in which one call may raise.
+
+  No environment variable of wandb is set.
+  """
   for name in [name for name in os.environ if name.startswith("WANDB_")]:
     monkeypatch.delenv(name)
 
-  def install(broken=None):
-    stand_in = StandIn(broken)
-    found = types.ModuleType("wandb")
+  def install(broken="none"):
+    found = mock.MagicMock(offline=True, dir="/somewhere/wandb/run/files", Settings=dict)
     found.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="here")
-    found.init = lambda **options: stand_in._call("init", **options)
-    found.Settings = lambda **options: options
+    found.init.return_value = found
+    found.configure_mock(**{f"{broken}.side_effect": BrokenPipeError("the service has ended")})
     monkeypatch.setitem(sys.modules, "wandb", found)
-    return stand_in
+    return found
 
   return install
+
+
+def given(function):
+  """What each call of a mock was given: its first argument, or its options."""
+  return [call.args[0] if call.args else call.kwargs for call in function.call_args_list]
 
 
 def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, monkeypatch):
@@ -80,47 +65,47 @@ def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, 
     with pytest.raises(hosts.Preempted):
       pretrain.run(config, str(folder.path))
   lines = lambda: [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-  assert first.of("log") == lines()
-  assert [name for name, _ in first.calls[-2:]] == ["mark_preempting", "finish"]
-  assert first.of("finish") == [{"exit_code": 1}] and not first.of("summary")
+  assert given(first.log) == lines()
+  assert [name for name, *_ in first.mock_calls[-2:]] == ["mark_preempting", "finish"]
+  assert given(first.finish) == [{"exit_code": 1}] and not first.summary.update.called
   second = installed()
   pretrain.run(config, str(folder.path))
-  (one,), (other,) = first.of("init"), second.of("init")
+  (one,), (other,) = given(first.init), given(second.init)
   assert one["id"] == other["id"] and len(one["id"]) >= 8
   expected = {"name": "runs/a", "project": "pomp-jax", "resume": "allow", "job_type": "pretrain"}
   expected |= {"config": read_json(folder.config), "dir": str(folder.path)}
   assert other.items() >= expected.items()
-  assert first.of("log") + second.of("log") == lines()
-  assert second.of("summary") == [{"results": folder.read_results()}]
-  assert second.calls[-1] == ("finish", {"exit_code": 0})
+  assert given(first.log) + given(second.log) == lines()
+  assert given(second.summary.update) == [{"results": folder.read_results()}]
+  assert second.mock_calls[-1] == mock.call.finish(exit_code=0)
   # The steps are no steps of wandb's own, of which none may come twice.
-  assert second.of("define_metric") == ["*"]
+  assert given(second.define_metric) == ["*"]
 
 
-def test_a_method_without_steps(one_layer, installed, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_texts")
+def test_a_method_without_steps(one_layer, installed, tmp_path):
   """Its results alone."""
-  stand_in = installed()
-  # The ensembles take most of the time.
-  monkeypatch.setattr(classifiers, "_ZERO_SHOT", {"hand_written": "{}."})
+  wandb = installed()
   config = small_config(**SMALL | {"method": "zero_shot", "clip.model": one_layer})
   pretrain.run(config, str(tmp_path))
-  assert stand_in.of("summary") == [{"results": RunFolder(tmp_path).read_results()}]
-  assert not stand_in.of("log") and stand_in.of("finish") == [{"exit_code": 0}]
+  assert given(wandb.summary.update) == [{"results": RunFolder(tmp_path).read_results()}]
+  assert not wandb.log.called and given(wandb.finish) == [{"exit_code": 0}]
 
 
-_CALLS = ("init", "define_metric", "log", "log", "summary", "finish")
+_CALLS = ("init", "define_metric", "log", "log", "summary.update", "finish")
 
 
 @pytest.mark.parametrize("broken", dict.fromkeys(_CALLS))
 def test_an_error_of_the_tracker_is_one_warning(installed, caplog, tmp_path, broken):
   """Nothing more is sent after it."""
-  stand_in = installed(broken)
+  wandb = installed(broken)
   with Wandb(RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     with MetricsWriter(tmp_path, tracker=tracker) as metrics:
       metrics.write(1, loss=2.0)
       metrics.write(2, loss=1.0)
     tracker.finish({"top1": 0.5})
-  assert [name for name, _ in stand_in.calls] == list(_CALLS[: _CALLS.index(broken) + 1])
+  sent = [*_CALLS[: _CALLS.index(broken) + 1], "teardown"]
+  assert [name for name, *_ in wandb.mock_calls] == sent
   (line,) = caplog.messages
   assert line.startswith("wandb: ") and "the service has ended" in line and "\n" not in line
   assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [2.0, 1.0])}
@@ -128,34 +113,34 @@ def test_an_error_of_the_tracker_is_one_warning(installed, caplog, tmp_path, bro
 
 def test_a_failed_training_is_told_as_such(installed, tmp_path, monkeypatch):
   """The user's variables come first."""
-  stand_in = installed()
+  wandb = installed()
   for name, value in {"PROJECT": "mine", "NAME": "this", "DIR": "elsewhere"}.items():
     monkeypatch.setenv(f"WANDB_{name}", value)
   with pytest.raises(ValueError), Wandb(RunFolder(tmp_path), {"job": "pretrain"}):
     raise ValueError
-  assert stand_in.calls[-1] == ("finish", {"exit_code": 1})
-  assert not stand_in.of("mark_preempting")
-  (found,) = stand_in.of("init")
+  assert wandb.mock_calls[-1] == mock.call.finish(exit_code=1)
+  assert not wandb.mark_preempting.called
+  (found,) = given(wandb.init)
   assert (found["project"], found["name"], found["dir"]) == ("mine", "this", None)
 
 
 @pytest.mark.parametrize("content", ["[]", "\xff"])
 def test_a_damaged_id(installed, tmp_path, caplog, content):
   """JSON without an id is replaced; anything else is a warning."""
-  stand_in = installed()
+  wandb = installed()
   (tmp_path / "tracker.json").write_text(content)
   Wandb(RunFolder(tmp_path), {"job": "pretrain"})
-  assert len(stand_in.of("init")) + len(caplog.messages) == 1
+  assert len(given(wandb.init)) + len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("name", ["none", "wandb"])
 def test_no_tracker_and_other_processes(installed, tmp_path, monkeypatch, name):
-  stand_in = installed()
+  wandb = installed()
   monkeypatch.setattr(hosts, "is_first", lambda: name == "none")
   with results.open_tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     tracker.write(1, {"loss": 1.0})
     tracker.finish({})
-  assert not stand_in.calls and not list(tmp_path.iterdir())
+  assert not wandb.mock_calls and not list(tmp_path.iterdir())
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
@@ -183,7 +168,7 @@ with Wandb(RunFolder(sys.argv[1]), {"job": "pretrain", "k": 3}) as tracker:
 """
 
 
-@pytest.mark.slow("starts the package's service; a stand-in is above")
+@pytest.mark.slow("starts the package's service; a mock is above")
 @pytest.mark.parametrize("end", ["finished", "killed"])
 def test_the_package_itself_offline(tmp_path, end):
   """Its file has all that was sent, also after SIGKILL; a home that is missing does not matter."""
