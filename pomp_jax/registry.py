@@ -173,25 +173,25 @@ JOBS = {
     "rooms.regions.detect",
     ("data", "regions", "detect", "propose"),
     "rooms.regions.reports:regions_report",
-    check="rooms.regions.checks:check_detect",
+    check="rooms.regions.fields:check_detect",
   ),
   "segment": Job(
     "rooms.regions.segment",
     ("data", "regions", "segment", "propose"),
     "rooms.regions.reports:regions_report",
-    check="rooms.regions.checks:check_segment",
+    check="rooms.regions.fields:check_segment",
   ),
   "propose": Job(
     "rooms.regions.propose",
     ("data", "regions", "segment", "detect", "propose"),
     processes=False,
-    check="rooms.regions.checks:check_propose",
+    check="rooms.regions.fields:check_propose",
   ),
   "train_masks": Job(
     "rooms.regions.train_masks",
     ("loop", "data", "checkpoint", "log", "train_masks"),
     trains=True,
-    check="rooms.regions.checks:check_train_masks",
+    check="rooms.regions.fields:check_train_masks",
   ),
   "page": Job("rooms.page.page", ("data", "page"), processes=False),
   "gradient_bias": Job(
@@ -224,7 +224,7 @@ class Task(NamedTuple):
   check: str = ""  # "module:function", as that of a job
 
 
-_BY_REGIONS = ("regions", "segment", "detect", "propose"), "rooms.regions.checks:check_task"
+_BY_REGIONS = ("regions", "segment", "detect", "propose"), "rooms.regions.fields:check_task"
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task("rooms.regions.predict_tasks:SegmentPictures", *_BY_REGIONS),

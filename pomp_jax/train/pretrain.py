@@ -35,7 +35,7 @@ def check(config: Settings, workdir: str) -> None:
   clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
   if METHODS[config.method].steps:
     _check_classes(config.contrast, n_classes)
-    _check_mesh(config.mesh.class_size, config.loop, config.data.views)
+    check_mesh(config.mesh.class_size, config.loop, config.data.views)
     # SOS, a name of one token, "." and EOT need a place.
     most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
@@ -54,7 +54,8 @@ def _check_classes(contrast: Contrast, n_classes: int) -> None:
   require(n_classes > 1, "negatives", contrast.negatives, takes)
 
 
-def _check_mesh(class_size: int, loop: Loop, n_views: int) -> None:
+def check_mesh(class_size: int, loop: Loop, n_views: int = 1) -> None:
+  """Raises ConfigError unless the devices share the classes and the batches of a step."""
   n_devices = jax.device_count()
   takes = f"a divisor of the {n_devices} devices"
   require(n_devices % class_size == 0, "mesh.class_size", class_size, takes)

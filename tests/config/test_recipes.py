@@ -17,7 +17,6 @@ from pomp_jax.configs import world_masks
 from pomp_jax.rooms.baselines import tip_adapter
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
 from pomp_jax.rooms.regions.class_splits import read_class_split
-from pomp_jax.rooms.regions.fusion import FUSIONS
 from pomp_jax.rooms.regions.masks import resized_sides
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -128,13 +127,13 @@ def test_tip_adapters_settings_by_data_set():
   assert set(stored["sets"]) == set(TIP_SETS)
 
 
-# ZSSeg's configs as POMP runs them: fusion, MASK_THR, number of classes, of novel ones,
-# MIN_SIZE_TEST and MAX_SIZE_TEST.
+# ZSSeg's configs as POMP runs them: exponents of base and novel, MASK_THR, number of classes, of
+# novel ones, MIN_SIZE_TEST and MAX_SIZE_TEST.
 PUBLISHED = {
-  "coco_stuff_156": ("zsseg_coco_stuff", 0.5, 171, 15, 640, 2560),
-  "voc_15": ("zsseg_voc", 0.5, 20, 5, 512, 2048),
-  "ade20k": ("zsseg_ade20k", 0.4, 150, 0, 512, 2048),
-  "pascal_context": ("pomp_pascal_context", 0.5, 59, 0, 512, 2048),
+  "coco_stuff_156": ((0.2, 0.8), 0.5, 171, 15, 640, 2560),
+  "voc_15": ((0.3, 0.7), 0.5, 20, 5, 512, 2048),
+  "ade20k": ((0.5, 0.5), 0.4, 150, 0, 512, 2048),
+  "pascal_context": ((0.2, 0.2), 0.5, 59, 0, 512, 2048),
 }
 
 
@@ -150,11 +149,11 @@ def settings_of(name, tmp_path, argument=""):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name, tmp_path):
-  fusion, threshold, n_classes, n_novel, shorter, longest = PUBLISHED[name]
+  exponents, threshold, n_classes, n_novel, shorter, longest = PUBLISHED[name]
   settings = settings_of(name, tmp_path)
   assert settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
   regions = settings.regions
-  assert (regions.e_base, regions.e_novel, regions.null) == tuple(FUSIONS[fusion])
+  assert (regions.e_base, regions.e_novel) == exponents and regions.null == "drop"
   assert (regions.mask_threshold, regions.crop, regions.expand) == (threshold, "masked", 1.0)
   assert regions.source == "network" and settings.segment.prompts[0] == "network"
   assert (settings.propose.size, settings.propose.stride) == (shorter, 1)

@@ -18,9 +18,9 @@ from transformers import CLIPModel
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import Settings
-from pomp_jax.rooms.regions.mask_former.backbone import SmallSizes
-from pomp_jax.rooms.regions.mask_former.model import MaskFormerConfig, Params, parameter_shapes
+from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile, write_mask_former
+from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, SmallSizes
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
 from tests.support.clips import pooled, write_random_clip
 from tests.support.small_run import small_config

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import posixpath
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
@@ -18,19 +18,15 @@ import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
 from pomp_jax.data.images import MAX_PIXELS
-from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
-from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.terminal import is_unicode
 from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.label_images import image_size, read_rgb
+from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 FREQUENCIES = ("r", "c", "f")
 # Pixels by which a box or a polygon may leave its image, since COCO's are rounded.
 _SLACK = 2.0
-
-
-class AnnotationError(InputError, ValueError):
-  """Unusable annotations or results: one line with the file, the field, and what is accepted."""
 
 
 class ImageEntry(NamedTuple):
@@ -40,8 +36,9 @@ class ImageEntry(NamedTuple):
   file_name: str  # path below the image folder
   height: int
   width: int
-  negative: tuple[int, ...] = ()  # ids of categories that are known to be absent (LVIS)
-  not_exhaustive: tuple[int, ...] = ()  # ids of those that are not annotated exhaustively (LVIS)
+  # LVIS's ids of categories that are known to be absent, and that are annotated in part.
+  neg_category_ids: tuple[int, ...] = ()
+  not_exhaustive_category_ids: tuple[int, ...] = ()
 
 
 class Truth(NamedTuple):
@@ -79,13 +76,13 @@ class Annotations:
     return Truth(boxes.astype(np.float32), np.array(classes, np.int32), crowd)
 
   def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
-    """Masks of an image's objects, from polygons or RLE; AnnotationError as `run_lengths`."""
+    """Masks of an image's objects, from polygons or RLE; RegionError as `run_lengths`."""
     image = self.images[index]
     masks = [mask_api.decode(rle).astype(bool) for rle in self.run_lengths(index)]
     return np.array(masks, bool).reshape(-1, image.height, image.width)
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
-    """The same masks as RLE; AnnotationError if an object has none, or one of another size."""
+    """The same masks as RLE; RegionError if an object has none, or one of another size."""
     return [self.run_lengths_of(index, row) for row in self.rows[index]]
 
   def run_lengths_of(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +95,7 @@ class Annotations:
     return join(root, self.images[index].file_name)
 
   def image(self, index: int, root: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an image below a folder; AnnotationError if its size is not the one named here."""
+    """Pixels of an image below a folder; RegionError if its size is not the one named here."""
     path = self.image_path(index, root)
     pixels = read_rgb(path)
     self.check_size(path, index, pixels.shape[:2])
@@ -108,16 +105,16 @@ class Annotations:
     """Checks that all image files exist and, by their headers, have the sizes named here."""
     for index in range(len(self)):
       if not is_file(path := self.image_path(index, root)):
-        raise AnnotationError(f"{path}: no such image, named by {self.path}")
+        raise RegionError(f"{path}: no such image, named by {self.path}")
       if sizes:
         self.check_size(path, index, image_size(path))
 
   def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
-    """Raises AnnotationError unless the file of an image has the height and width named here."""
+    """Raises RegionError unless the file of an image has the height and width named here."""
     _, _, height, width, *_ = self.images[index]
     if shape != (height, width):
       found, accepted = f"{shape[1]} x {shape[0]}", f"{width} x {height}, as {self.path} says"
-      raise AnnotationError(f"{path}: has {found} pixels; accepted: {accepted}")
+      raise RegionError(f"{path}: has {found} pixels; accepted: {accepted}")
 
 
 def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None) -> Annotations:
@@ -125,10 +122,8 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
 
   The classes are those of `names`, compared as words, so that "a_b" equals "a b"; names without a
   category are kept. Without a list they are the file's categories in ascending order of their ids.
-
-  VocabularyError for no JSON, or unusable categories (see `data.class_lists`). AnnotationError for
-  an image or annotation that is not as COCO describes it, a box or polygon outside its image, an
-  unknown image or category, or a category that `names` lacks.
+  VocabularyError for no JSON, or unusable categories; RegionError for anything else that is not as
+  COCO describes it, a box or polygon outside its image, or a category that `names` lacks.
   """
   return annotations_of(read_user_json(path, VocabularyError), str(path), names)
 
@@ -178,7 +173,7 @@ def annotations_of(
 def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> dict[str, Any]:
-  """RLE as `faster_coco_eval.core.mask` takes it; AnnotationError unless it is a mask of H x W.
+  """RLE as `faster_coco_eval.core.mask` takes it; RegionError unless it is a mask of H x W.
 
   `segmentation` is a list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as
   a list of run lengths or as a string. Polygons of fewer than three points are empty.
@@ -246,7 +241,7 @@ def _runs(counts: bytes) -> list[int]:
 def objects_of(
   path: str, value: Any, field: str, within: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields place and content of each object of a JSON's list; AnnotationError if it is none."""
+  """Yields place and content of each object of a JSON's list; RegionError if it is none."""
   rows = value.get(field) if isinstance(value, dict) else None
   where = f"{within}{field}"
   if not isinstance(rows, list):
@@ -307,8 +302,3 @@ def _check_annotation(
 def is_number(value: Any) -> bool:
   """Whether a value of a JSON is a finite number that a coordinate can be."""
   return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
-
-
-def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field."""
-  raise AnnotationError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

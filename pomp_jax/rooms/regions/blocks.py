@@ -14,76 +14,72 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
 from pomp_jax.files.pieces import Piece, Pieces, fingerprint
-from pomp_jax.files.run_folder import DamagedFileError, RunFolder, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
+from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, PixelSet
 from pomp_jax.rooms.regions.region_scorer import compared
+from pomp_jax.rooms.regions.region_sources import region_key_parts
 
 log = logging.getLogger(__name__)
 
-# Images of a block, with what is found in each -> facts and arrays to store of them.
-Take = Callable[[Iterator[tuple[int, Any]]], tuple[dict[str, Any], Mapping[str, np.ndarray] | None]]
-
 
 class Blocks:
-  """The images of a job in blocks of `size`, which are pieces of a store."""
+  """The images of a run in blocks, which are pieces of a store."""
 
-  def __init__(self, n_images: int, size: int, store: Pieces):
+  def __init__(
+    self, folder: RunFolder, record: Mapping[str, Any], key: str, n_images: int, size: int
+  ):
+    """Creates the folder of a run that has work to do, on the first process.
+
+    `record` is the config as `config.json` has it, `key` that of the store, `size` the number of
+    images of a block. Results of an earlier run are removed: they would vouch for files that this
+    one replaces.
+    """
+    if hosts.is_first():
+      folder.create()
+      with writing(folder.results):
+        folder.results.unlink(missing_ok=True)
+      write_json(folder.config, record)
+    self.folder, self.record, self.key = folder, record, key
     blocks = [range(n_images)[start : start + size] for start in range(0, n_images, size)]
     self._rows = {f"{block.start:07d}-{block.stop:07d}": block for block in blocks}
-    self._what, self._store = f"blocks of {size} images", store
+    self._what, self.store = f"blocks of {size} images", Pieces(folder.path / "progress", key)
 
   def run(
     self,
     find: Callable[[Sequence[int]], Iterable[tuple[int, Any]]],
-    take: Take,
+    take: Callable[[Iterator[tuple[int, Any]]], tuple],
     description: str,
     fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> None:
     """Finds what is missing, on all processes; `take` gets it on the first.
 
-    `find` yields the number of each image in turn, and what is found in it. `description` names the
-    work in the log. For `fits` see `Pieces.missing`.
+    `find` yields the number of each image in turn, and what is found in it; `take` returns facts
+    and arrays to store. `description` names the work in the log. For `fits` see `Pieces.missing`.
     """
-    store = self._store
-    missing = store.missing(self._rows, fits)
+    missing = self.store.missing(self._rows, fits)
     if len(missing) == len(self._rows) and hosts.is_first():
       # The files of another start will be replaced, so it must not resume.
-      store.remove()
+      self.store.remove()
     for name in steps_of(missing, description, self._what):
       found = iter(find(self._rows[name]))
       if hosts.is_first():
-        store.save(name, *take(found))
+        self.store.save(name, *take(found))
       else:
         deque(found, maxlen=0)  # computes its share
 
   def pieces(self) -> Iterator[Piece]:
     """Pieces of all blocks in the order of the images, on the first process."""
-    for name in self._rows:
-      if (piece := self._store.load(name)) is None:
-        raise DamagedFileError(f"{self._store.folder}: {name} is lost; restart to compute it again")
-      yield piece
-
-
-def start(folder: RunFolder, record: Mapping[str, Any], key: str) -> Pieces:
-  """Creates the folder of a run that has work to do, on the first process; the store of its blocks.
-
-  `record` is the config as `config.json` has it. Results of an earlier run are removed: they would
-  vouch for files that this one replaces.
-  """
-  if hosts.is_first():
-    folder.create()
-    with writing(folder.results):
-      folder.results.unlink(missing_ok=True)
-    write_json(folder.config, record)
-  return Pieces(folder.path / "progress", key)
+    return map(self.store.read, self._rows)
 
 
 class Comparison:
@@ -108,34 +104,31 @@ class Comparison:
     synonyms = self._data.classes.synonyms
     return [class_matrix(self._encoder, synonyms, named) for named in self._plain]
 
-  def key(self, version: str, group: Any, text_tower: str, of_regions: Sequence[Any]) -> str:
+  def key(
+    self, version: str, own: Detect | Segment, regions: Regions, propose: Propose, clip: Clip
+  ) -> str:
     """Fingerprint of all that the results depend on; a file counts by its stamp.
 
-    `version` is that of the job's computation, `group` the job's own fields.
+    `version` is that of the job's computation.
     """
     data = self._data
-    parts = [version, self._encoder.image_fingerprint, self._encoder.clip.name, str(group)]
-    parts += [text_tower, str(tuple(data.keys)), str(data.classes)]
-    parts += [*of_regions, file_stamps(data.files)]
+    parts = [version, self._encoder.image_fingerprint, self._encoder.clip.name, str(own)]
+    parts += [clip.text_tower, str(tuple(data.keys)), str(data.classes)]
+    parts += region_key_parts(regions, propose, clip.dtype, data.keys)
+    parts.append(file_stamps(data.files))
     for named in self.prompts:
       parts += key_parts(named, data.classes.synonyms)
     return fingerprint(parts)
 
   def write(
-    self,
-    folder: RunFolder,
-    store: Pieces,
-    record: Mapping[str, Any],
-    key: str,
-    own: Mapping[str, Any],
-    draw: Callable[[dict[str, Any]], None],
+    self, blocks: Blocks, own: Mapping[str, Any], draw: Callable[[dict[str, Any]], None]
   ) -> dict[str, Any]:
     """Writes the pictures of `draw`, the report, and the results, which it returns.
 
-    `record` is the config as `config.json` has it, `own` the figures of the job. Removes the pieces
-    of the run's blocks.
+    `own` are the figures of the job. Removes the store of the blocks.
     """
-    of_all = {"key": key, "job": record["job"], "clip_model": self._encoder.clip.name}
+    record, folder = blocks.record, blocks.folder
+    of_all = {"key": blocks.key, "job": record["job"], "clip_model": self._encoder.clip.name}
     of_all |= {"regions": record["regions"]["source"]}
     of_all |= {"classes": self._data.classes.names, "groups": self._data.classes.groups}
     plain = json.loads(to_json({**of_all, **own}))
@@ -143,7 +136,7 @@ class Comparison:
       draw(plain)
     finish_run(folder, record, plain, "results.md")
     with contextlib.suppress(OSError):
-      store.remove()
+      blocks.store.remove()
     log.info("figures and pictures are in %s", folder.path)
     return plain
 

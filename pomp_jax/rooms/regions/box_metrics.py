@@ -1,7 +1,4 @@
-"""Average precision of detections, as COCO and LVIS define it, by faster-coco-eval.
-
-Shapes: C classes.
-"""
+"""Average precision of detections, as COCO and LVIS define it, by faster-coco-eval."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -34,7 +31,7 @@ def average_precision(
   Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions of 1, None
   where no object is annotated; `per_class`, the AP of each of the C classes; under the name of each
   group of classes, such as base and novel, its AP and AP50. To compare masks, each detection must
-  have one; AnnotationError if an object has none.
+  have one; RegionError if an object has none.
   """
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
   precision = _precision(annotations, results, kind)
@@ -111,16 +108,6 @@ def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
   """The data set in the form that faster-coco-eval reads and writes to."""
   rows: list[dict[str, Any]] = []
-  images = [
-    {
-      "id": image.id,
-      "height": image.height,
-      "width": image.width,
-      "neg_category_ids": list(image.negative),
-      "not_exhaustive_category_ids": list(image.not_exhaustive),
-    }
-    for image in annotations.images
-  ]
   for index, image in enumerate(annotations.images):
     for row in annotations.rows[index]:
       area = row.get("area", row["bbox"][2] * row["bbox"][3])
@@ -136,4 +123,5 @@ def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
     for number, name, frequency in zip(ids, names, frequencies, strict=True)
     if number >= 0
   ]
+  images = [image._asdict() for image in annotations.images]
   return {"images": images, "annotations": rows, "categories": categories}

@@ -24,8 +24,6 @@ class ClassMatrix(NamedTuple):
 
   def over_names(self, scores: Float[np.ndarray, "*X S"]) -> Float[np.ndarray, "*X C"]:
     """Highest score among the names of each class."""
-    if len(self.starts) == len(self.features):
-      return scores
     return np.maximum.reduceat(scores, self.starts, axis=-1)
 
 

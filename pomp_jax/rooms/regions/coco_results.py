@@ -1,7 +1,4 @@
-"""Regions from COCO results.
-
-Shapes: R regions of an image of H x W pixels.
-"""
+"""Regions from COCO results."""
 
 from collections.abc import Iterable, Mapping
 import json
@@ -16,6 +13,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths
+from pomp_jax.rooms.regions.region_errors import refuse
 from pomp_jax.rooms.regions.region_folder import (
   HEADER,
   MAX_SCORE,
@@ -24,25 +22,18 @@ from pomp_jax.rooms.regions.region_folder import (
   RegionHeader,
   Regions,
   boxes_inside,
-  refuse,
 )
 
 log = logging.getLogger(__name__)
 
 
 class RegionResults:
-  """COCO results as regions: categories are ignored, scores are objectness.
-
-  Results of one box and one mask are one region.
-  """
+  """COCO results as regions, one of each box and mask of any category; scores are objectness."""
 
   header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
-    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`.
-
-    RegionFileError or VocabularyError for another file.
-    """
+    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`."""
     self._path = str(path)
     rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
@@ -60,12 +51,9 @@ class RegionResults:
 
     Returns the key of the first image of which a region has no mask, or None.
     """
-    images, boxes_alone = list(images), None
-    for image in images:
-      *_, rles = self._best(*image, most)
-      if boxes_alone is None and None in rles:
-        boxes_alone = image.key
-    missing = [image.key for image in images if image.key not in self._rows]
+    images = list(images)
+    boxes_alone = [image[0] for image in images if None in self._best(*image, most)[2]]
+    missing = [key for key, *_ in images if key not in self._rows]
     known = len(images) - len(missing)
     if self._rows and not known:
       found = f"about other images, such as {next(iter(self._rows))}"
@@ -75,13 +63,10 @@ class RegionResults:
         "%s: results of %d of %d images; %d have none, such as %s",
         *(self._path, known, len(images), len(missing), missing[0]),
       )
-    return boxes_alone
+    return next(iter(boxes_alone), None)
 
   def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
-    """Regions of an image, `most` at most, by falling score; masks if all of them have one.
-
-    RegionFileError: boxes outside the image. AnnotationError: a mask that does not fit it.
-    """
+    """Regions of an image, `most` at most, by falling score; masks if all of them have one."""
     boxes, scores, rles = self._best(key, height, width, most)
     masks = None
     if rles and None not in rles:

@@ -88,8 +88,8 @@ class DenseSegmenter:
         for old, new in zip(image.shape[:2], (height, width), strict=True)
       )
       out = padded_sides(height, width)
+      n_pixels = max(math.prod(padded_sides(*windows.image_HxWx3.shape[:2])), math.prod(out))
       padded = _padded(windows, patches)
-      n_pixels = max(padded.covered_HxW.size, math.prod(out))
       found = [
         _label_map(
           padded,
@@ -200,18 +200,8 @@ def padded_sides(*sides: int) -> tuple[int, ...]:
   return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
 
 
-class _Cut(NamedTuple):
-  """A resized image and its windows, padded to few different shapes."""
-
-  patches_NxhxwxE: Any
-  corners_Nx2: Any
-  n_windows: Any
-  image_HxWx3: Any
-  covered_HxW: Any  # windows that hold a pixel
-  shape_2: Any
-
-
-def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> _Cut:
+def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
+  """Patches, windows and image of `_label_map`, padded to few different shapes."""
   n_windows = len(patches_NxhxwxE)
   padding = (1 << (n_windows - 1).bit_length()) - n_windows
   patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
@@ -223,12 +213,12 @@ def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> _Cut:
   covered = np.zeros(padded, np.float32)
   for y, x in cut.corners_Nx2:
     covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
-  return _Cut(patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array(shape))
+  return patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array(shape)
 
 
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
-  cut: _Cut, out_shape_2, text_nxKxE, class_nxK, scale, below, steps, *, sides, out, refine
+  cut: tuple, out_shape_2, text_nxKxE, class_nxK, scale, below, steps, *, sides, out, refine
 ):
   """Classes of the pixels of the original image and their probabilities, with its padding.
 
@@ -236,23 +226,24 @@ def _label_map(
   resized to the original image, refined, and their softmax over all names is taken. The highest
   among the names of a class counts, so that the class of the highest name is the pixel's.
   """
-  line = [taps(n, cut.shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
+  patches_NxhxwxE, corners_Nx2, n_windows, image_HxWx3, covered_HxW, shape_2 = cut
+  line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
 
   def scores_of(text_KxE):
     def add(number, total_KxHxW):
       with jax.default_matmul_precision("highest"):
-        cosine = jnp.einsum("hwe,ke->khw", cut.patches_NxhxwxE[number], text_KxE)
+        cosine = jnp.einsum("hwe,ke->khw", patches_NxhxwxE[number], text_KxE)
       for axis in (1, 2):
         cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
-      corner = 0, *cut.corners_Nx2[number]
+      corner = 0, *corners_Nx2[number]
       old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine.shape)
       return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine, corner)
 
-    scores = jnp.zeros((len(text_KxE), *cut.covered_HxW.shape), jnp.float32)
-    scores = jax.lax.fori_loop(0, cut.n_windows, add, scores) / cut.covered_HxW
+    scores = jnp.zeros((len(text_KxE), *covered_HxW.shape), jnp.float32)
+    scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
     scores = resize(resize(scores, 1, line[0]), 2, line[1])
     if refine:
-      image = cut.image_HxWx3.astype(jnp.float32)
+      image = image_HxWx3.astype(jnp.float32)
       scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
     return scores
 

@@ -7,31 +7,26 @@ last block.
 """
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
-from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
+from pomp_jax.rooms.regions import region_sources
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts
 from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
 from pomp_jax.rooms.regions.proposals import read_prompts_of
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
-from pomp_jax.rooms.regions.region_sources import (
-  check_region_source,
-  needs_crops,
-  open_region_source,
-  region_key_parts,
-)
 
 # Images between two saves.
 _BLOCK = 32
@@ -45,18 +40,13 @@ def check(config: Settings, workdir: str) -> None:
   RunFolder(workdir).check(config.job)
   regions, detect, propose = config.regions, config.detect, config.propose
   clip_model = config.clip.model
-  crops, masked = needs_crops(regions), regions.crop == "masked"
-  boxes = open_box_set(detect)
-  network = regions.source == "network"
-  if detect.source == "coco" and (crops or network or boxes.root):
-    if not boxes.root:
-      accepted = f"the folder of the images, which {'the network' if network else 'crops'} need"
-      raise ConfigError("detect.images", "", accepted + "s" * network)
-    with waiting("checking all images"):
-      boxes.annotations.check_images(boxes.root, sizes=True)
+  boxes, masked = open_box_set(detect), regions.crop == "masked"
+  read = region_sources.needs_crops(regions) or regions.source == "network" or boxes.root
+  if detect.source == "coco" and read:
+    boxes.check_images()
   prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
   check_prompts(prompts, boxes.classes.synonyms, clip_model)
-  check_region_source(regions, propose, clip_model, boxes.images(masked), "detect")
+  region_sources.check_region_source(regions, propose, clip_model, boxes, "detect")
   if masked and regions.source == "truth":
     for index in range(len(boxes.keys)):
       boxes.regions(index, masks=True)
@@ -65,20 +55,19 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Detects on the images that are missing, and sums up: returns what `results.json` holds.
 
-  Processes other than the first may return an empty dict. InputError for an image or regions that
-  can't be read, and for a network with another CLIP inside.
+  Processes other than the first may return an empty dict.
   """
   folder, boxes = RunFolder(workdir), open_box_set(config.detect)
   regions, detect, propose, clip = config.regions, config.detect, config.propose, config.clip
   encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
   prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
   ours = Comparison(encoder, boxes, prompts, regions.alone)
-  of_regions = region_key_parts(regions, propose, clip.dtype, boxes.keys)
-  key = ours.key(_VERSION, detect, clip.text_tower, of_regions)
+  key = ours.key(_VERSION, detect, regions, propose, clip)
   if (finished := folder.finished(key=key)) is not None:
     return finished
-  images = boxes.images(masks=regions.crop == "masked")
-  source = open_region_source(regions, propose, clip, encoder, images)
+  masked = regions.crop == "masked"
+  images = dataclasses.replace(boxes, annotated=lambda index: boxes.regions(index, masked)[0])
+  source = region_sources.open_region_source(regions, propose, clip, encoder, images)
   scorer = RegionScorer(
     regions, source, encoder, boxes.classes, ours.matrices(), logit_scale=detect.logit_scale
   )
@@ -101,8 +90,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       taken.append({"rows": rows, "labels": labels, "best": best})
     return {"images": taken}, None
 
-  store = start(folder, config.to_dict(), key)
-  blocks = Blocks(len(boxes.keys), _BLOCK, store)
+  blocks = Blocks(folder, config.to_dict(), key, len(boxes.keys), _BLOCK)
   blocks.run(scorer.scored, take, "detection")
   if not hosts.is_first():
     return {}
@@ -129,11 +117,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "figures": figures,
   }
 
-  def draw(results):
-    if detect.source == "world" or detect.images:
-      _draw(folder, boxes, blocks, results)
-
-  return ours.write(folder, store, config.to_dict(), key, results, draw)
+  pictured = detect.source == "world" or detect.images
+  draw = lambda results: _draw(folder, boxes, blocks, results) if pictured else None
+  return ours.write(blocks, results, draw)
 
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
@@ -188,5 +174,5 @@ def _draw(folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str
     (len(results["classes"]), "class"),
   )
   title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
-  path, images = folder.plots / "detections.png", [boxes.image(index) for index in shown]
+  path, images = folder.plots / "detections.png", [boxes.pixels(index) for index in shown]
   detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

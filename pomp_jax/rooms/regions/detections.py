@@ -49,11 +49,9 @@ def select_detections(
 ) -> tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]]:
   """Regions, classes and scores of an image's detections, the `top` highest scores in their order.
 
-  The defaults are Detic's on LVIS.
-
   For each class greedy non-maximum suppression: from the highest score above `min_score` down, a
   region is dropped that overlaps a kept one by a larger IoU than `max_iou`. A region may be
-  detected as several classes.
+  detected as several classes. The defaults are Detic's on LVIS.
   """
   overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
   kept_RxC = np.zeros(scores_RxC.shape, bool)

@@ -14,7 +14,7 @@ from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
-from pomp_jax.rooms.regions.mask_former.model import unit
+from pomp_jax.rooms.regions.mask_former.model import class_logits
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 
 _Array = Array | np.ndarray
@@ -40,21 +40,6 @@ class Fusion(NamedTuple):
   null: str = "drop"
 
 
-# As published. ZSSeg regards no class of ADE20K or PASCAL Context as trained.
-FUSIONS = {
-  "net": Fusion(0.0, 0.0),
-  "clip": Fusion(1.0, 1.0),
-  "zsseg_coco_stuff": Fusion(0.2, 0.8),
-  "zsseg_voc": Fusion(0.3, 0.7),
-  "zsseg_ade20k": Fusion(0.5, 0.5),
-  "zsseg_pascal_context": Fusion(0.4, 0.4),
-  "pomp_pascal_context": Fusion(0.2, 0.2),
-  "fvlm": Fusion(0.35, 0.65, "keep"),
-  "fvlm_coco": Fusion(0.2, 0.45, "keep"),
-  "fc_clip": Fusion(0.4, 0.8, "gate"),
-}
-
-
 def class_scores(
   embeddings: Float[_Array, "R E"] | Float[_Array, "R T E"],
   classes_CxE: Float[_Array, "C E"],
@@ -69,9 +54,7 @@ def class_scores(
   is the embedding of no class: ZSSeg's learned vector, F-VLM's text of background; zeros give the
   logit 0, Detic's background.
   """
-  rows = classes_CxE if null_E is None else jnp.concatenate([classes_CxE, null_E[None]])
-  with jax.default_matmul_precision("highest"):
-    logits = scale * unit(embeddings) @ unit(rows).T
+  logits = class_logits(embeddings, classes_CxE, null_E, scale)
   probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(logits)
   if probabilities.ndim == 3:
     probabilities = probabilities.mean(axis=1)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 import numpy as np
 
+from pomp_jax.config import ConfigError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
+from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import (
-  AnnotationError,
   Annotations,
   annotations_of,
   read_annotations,
@@ -25,6 +26,7 @@ from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
 from pomp_jax.rooms.regions.masks import boxes_of_masks
 from pomp_jax.rooms.regions.panoptic import read_panoptic
+from pomp_jax.rooms.regions.region_errors import RegionError
 from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_sources import Images
 from pomp_jax.rooms.regions.scenes import SIZE, Scenes
@@ -37,25 +39,14 @@ _BACKGROUND = "background"
 _DECODED = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class BoxSet:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxSet(Images):
   """Annotated images with the names and halves of the classes of their annotations."""
 
   annotations: Annotations
   classes: ClassSplit
-  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]  # pixels by the number of the image
   files: Sequence[str | Path] = ()  # of annotations and images
   root: str = ""  # folder of the images; empty: the world's, or none
-
-  @property
-  def keys(self) -> tuple[int, ...]:
-    """Id of each image."""
-    return tuple(image.id for image in self.annotations.images)
-
-  def shape(self, index: int) -> tuple[int, int]:
-    """Height and width of an image."""
-    entry = self.annotations.images[index]
-    return entry.height, entry.width
 
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
     """True regions, perhaps with masks, and their classes; crowds are left out."""
@@ -64,61 +55,59 @@ class BoxSet:
     found = self.annotations.masks(index)[single] if masks else None
     return Regions(truth.boxes[single], masks=found), truth.classes[single]
 
-  def images(self, masks: bool) -> Images:
-    """The images, the last of which stay decoded; true regions perhaps have masks."""
-    decoded = functools.lru_cache(_DECODED)(self.image)
-    return Images(self.keys, self.shape, decoded, lambda index: self.regions(index, masks)[0])
+  def check_images(self) -> None:
+    """Raises InputError unless the annotated images are in a folder, with the sizes named there."""
+    if not self.root:
+      raise ConfigError("detect.images", "", "the folder of the images, which are read here")
+    with waiting("checking all images"):
+      self.annotations.check_images(self.root, sizes=True)
 
 
 def open_box_set(detect: Detect) -> BoxSet:
-  """Opens the images and annotations of `config.detect`.
+  """Opens the images and annotations of `config.detect`; the last images stay decoded.
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
-  AnnotationError or VocabularyError for unusable files.
   """
+  root, files = detect.images, []
   if detect.source == "world":
     scenes = Scenes("test", detect.n_images, detect.scene_classes)
     annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
-    return BoxSet(annotations, _classes_of(scenes), lambda index: scenes.scene(index).image)
-  classes = read_class_split(detect.names) if detect.names else None
-  annotations = read_annotations(detect.annotations, classes.names if classes else None)
-  kept = spread_evenly(detect.n_images, len(annotations)).tolist()
-  annotations = dataclasses.replace(
-    annotations,
-    images=tuple(annotations.images[index] for index in kept),
-    rows=tuple(annotations.rows[index] for index in kept),
+    classes, read = _classes_of(scenes), lambda index: scenes.scene(index).image
+  else:
+    own = read_class_split(detect.names) if detect.names else None
+    whole = read_annotations(detect.annotations, own.names if own else None)
+    kept = spread_evenly(detect.n_images, len(whole)).tolist()
+    images, rows = ([part[index] for index in kept] for part in (whole.images, whole.rows))
+    annotations = dataclasses.replace(whole, images=tuple(images), rows=tuple(rows))
+    synonyms = whole.synonyms if detect.synonyms else undivided(whole.names).synonyms
+    frequencies = whole.frequencies or ("",) * len(whole.names)
+    classes = own or ClassSplit(synonyms, tuple(map(_GROUPS.__getitem__, frequencies)))
+    read = functools.partial(annotations.image, root=root)
+    paths = [annotations.image_path(index, root) for index in range(len(kept) if root else 0)]
+    files = [detect.annotations, *paths]
+  sides = [(image.height, image.width) for image in annotations.images]
+  return BoxSet(
+    tuple(image.id for image in annotations.images),
+    sides.__getitem__,
+    functools.lru_cache(_DECODED)(read),
+    annotations=annotations,
+    classes=classes,
+    files=files,
+    root=root,
   )
-  if classes is None:
-    names = annotations.names
-    synonyms = annotations.synonyms if detect.synonyms else tuple((name,) for name in names)
-    frequencies = annotations.frequencies or ("",) * len(names)
-    classes = ClassSplit(synonyms, tuple(_GROUPS[own] for own in frequencies))
-  root = detect.images
-  read = functools.partial(annotations.image, root=root)
-  paths = [annotations.image_path(index, root) for index in range(len(kept) if root else 0)]
-  return BoxSet(annotations, classes, read, [detect.annotations, *paths], root)
 
 
-@dataclasses.dataclass(frozen=True)
-class PixelSet:
-  """Images with label maps; functions take the number of an image."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelSet(Images):
+  """Images with label maps; the last images stay decoded."""
 
-  keys: Sequence[str]  # distinct name of each image
   classes: ClassSplit
-  files: Sequence[Path]  # of images and labels
-  shape: Callable[[int], tuple[int, int]]  # height and width
-  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
   labels: Callable[[int], Int32[np.ndarray, "H W"]]  # class of each pixel, or -1
-  regions: Callable[[int], Regions]  # true regions, with masks
-
-  def images(self) -> Images:
-    """The images, the last of which stay decoded."""
-    decoded = functools.lru_cache(_DECODED)(self.image)
-    return Images(self.keys, self.shape, decoded, self.regions)
+  files: Sequence[Path] = ()  # of images and labels
 
 
 def open_pixel_set(segment: Segment) -> PixelSet:
-  """Opens the images and labels of `config.segment`; VocabularyError, ImageError or PixelError."""
+  """Opens the images and labels of `config.segment`."""
   if segment.source == "world":
     scenes = Scenes("test", segment.n_images, segment.scene_classes)
 
@@ -126,15 +115,11 @@ def open_pixel_set(segment: Segment) -> PixelSet:
       scene = scenes.scene(index)
       return Regions(scene.boxes, masks=scene.masks)
 
-    return PixelSet(
-      tuple(f"{index:05d}" for index in range(len(scenes))),
-      _classes_of(scenes),
-      (),
-      lambda index: (SIZE, SIZE),
-      lambda index: scenes.scene(index).image,
-      lambda index: scenes.scene(index).label_map(),
-      regions,
-    )
+    keys = tuple(f"{index:05d}" for index in range(len(scenes)))
+    pixels = functools.lru_cache(_DECODED)(lambda index: scenes.scene(index).image)
+    labels = lambda index: scenes.scene(index).label_map()
+    shape, classes = lambda index: (SIZE, SIZE), _classes_of(scenes)
+    return PixelSet(keys, shape, pixels, regions, classes=classes, labels=labels)
   classes = with_background(read_class_split(segment.names), segment.background)
   folder = _pixel_folder(segment, classes)
 
@@ -146,9 +131,9 @@ def open_pixel_set(segment: Segment) -> PixelSet:
     return Regions(boxes_of_masks(masks), masks=masks)
 
   files = [path for pair in folder.files for path in pair if path is not None]
-  return PixelSet(
-    folder.keys, classes, files, folder.shape, folder.image, folder.labels, regions_of_labels
-  )
+  pixels = functools.lru_cache(_DECODED)(folder.image)
+  of_images = folder.keys, folder.shape, pixels, regions_of_labels
+  return PixelSet(*of_images, classes=classes, labels=folder.labels, files=files)
 
 
 def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
@@ -167,7 +152,7 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
 
   The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
   has a region for each class, and annotated objects and segments are regions of their own; crowds
-  are left out. InputError for unusable files.
+  are left out.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
@@ -192,7 +177,7 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
     for row in (row for rows in annotations.rows for row in rows):
       if "segmentation" not in row:
         found = f"annotation {row.get('id')} has no segmentation"
-        raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
+        raise RegionError(f"{annotations.path}: {found}; accepted: objects with masks")
   annotations.check_images(own.images)
   if classes is None:
     classes = undivided(annotations.names, "base")

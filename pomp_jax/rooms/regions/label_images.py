@@ -15,10 +15,10 @@ from PIL import Image
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, load_rgb, open_image, sides
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path
 from pomp_jax.rooms.regions.class_splits import ClassSplit
+from pomp_jax.rooms.regions.region_errors import RegionError
 
 # Label of a pixel that is not evaluated.
 IGNORED = -1
@@ -27,10 +27,6 @@ VALUES = ("index", "reduce_zero_label", "listed")
 _MODES = ("L", "P", "I", "I;16", "I;16B")
 _UNKNOWN = -2
 _N_VALUES = 2**16
-
-
-class PixelError(InputError, ValueError):
-  """Unusable labels; one line that names the file."""
 
 
 class PixelFolder:
@@ -56,11 +52,7 @@ class PixelFolder:
     return image_size(self.files[index][0])
 
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
-    """Decodes a label image: class of each pixel, or IGNORED.
-
-    ImageError if it can't be decoded; PixelError for colours, a value outside the list, or another
-    size than its image's.
-    """
+    """Decodes a label image: class of each pixel, or IGNORED; ImageError or RegionError."""
     image, path = self.files[index]
     height, width = self.shape(index)
     if path is None:
@@ -69,10 +61,10 @@ class PixelFolder:
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
       found, n_classes = values_HxW[labels_HxW == _UNKNOWN][0], self._table.max() + 1
-      raise PixelError(f"{path}: the value {found} is none of the {n_classes} classes' nor ignored")
+      raise RegionError(f"{path}: value {found} is none of the {n_classes} classes' nor ignored")
     if labels_HxW.shape != (height, width):
       found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
-      raise PixelError(f"{path}: {found} pixels, but {image} has {width} x {height}")
+      raise RegionError(f"{path}: {found} pixels, but {image} has {width} x {height}")
     return labels_HxW
 
 
@@ -89,22 +81,19 @@ def open_pixels(
   Of the pairs `n_images` are kept, evenly over all; 0: all. `values` is the meaning of a label
   image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is ignored, and class c is c + 1
   (ADE20K, and VOC and PASCAL Context with background); `listed`: those of the class list
-  (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated.
-
-  SourceError for a folder that is missing or empty. PixelError for a label image without an image,
-  two images of one stem, a list without values, or if `ignore` is a class.
+  (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated, so it is no class.
   """
   table = _table(classes, values, ignore)
   image_of: dict[str, Path] = {}
   for path in find_images(images, nested=False).values():
     if path.stem in image_of:
-      raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
+      raise RegionError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
   pairs: list[tuple[Path, Path | None]] = [(path, None) for path in image_of.values()]
   if labels:
     files = find_images(labels, nested=False).values()
     if strange := [path for path in files if path.stem not in image_of]:
-      raise PixelError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
+      raise RegionError(f"{strange[0]}: no image named {strange[0].stem} in {images}")
     pairs = [(image_of[path.stem], path) for path in files]
   return PixelFolder([pairs[row] for row in spread_evenly(n_images, len(pairs))], table)
 
@@ -113,7 +102,7 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
   table = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:
-      raise PixelError("the class list has no values of label images, expected a third column")
+      raise RegionError("the class list has no values of label images, expected a third column")
     for index, own in enumerate(classes.values):
       table[list(own)] = index
   else:
@@ -121,7 +110,7 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
     table[first : first + len(classes)] = np.arange(len(classes))
     table[:first] = IGNORED
   if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
-    raise PixelError(f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})")
+    raise RegionError(f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})")
   table[ignore] = IGNORED
   return table
 
@@ -139,19 +128,16 @@ def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int
 
 
 def read_values(path: Path) -> np.ndarray:
-  """Values of a label image, uint8 or uint16 [H,W].
-
-  ImageError if it can't be decoded, PixelError if it has colours or values beyond 16 bits.
-  """
+  """Values of a label image, uint8 or uint16 [H,W]; ImageError or RegionError."""
   image = open_image(path)
   if image.mode not in _MODES:
-    raise PixelError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")
+    raise RegionError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")
   try:
     values_HxW = np.asarray(image)
   except Exception as error:  # broken files raise errors of many classes
     raise ImageError(f"{path}: not a readable image ({error})") from error
   if values_HxW.min() < 0 or values_HxW.max() >= _N_VALUES:
-    raise PixelError(f"{path}: values beyond 16 bits, expected class numbers")
+    raise RegionError(f"{path}: values beyond 16 bits, expected class numbers")
   return values_HxW
 
 
@@ -165,8 +151,6 @@ def write_labels(
 
   Viewers show the `colours` (sRGB of each value) of a file of 8 bits.
   """
-  if labels_HxW.min() < IGNORED or labels_HxW.max() >= n_classes:
-    raise ValueError(f"labels {labels_HxW.min()}..{labels_HxW.max()}, expected [-1, {n_classes})")
   kind = np.uint8 if n_classes <= 255 else np.uint16
   image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value
   if colours is not None and kind is np.uint8:

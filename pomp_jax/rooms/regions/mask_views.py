@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.images import ImageError
-from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.class_splits import ClassSplit
-from pomp_jax.rooms.regions.label_images import PixelError
+from pomp_jax.rooms.regions.region_errors import RegionError
 
 # Augmentations: the whole image; random scale, crop and flip.
 MASK_AUGMENTS = ("none", "crop_flip")
@@ -55,7 +54,7 @@ class RegionMaps:
     return len(self.labels)
 
   def region_map(self, index: int) -> RegionMap:
-    """Reads one image; ImageError, AnnotationError or PixelError if it or its labels can't be."""
+    """Reads one image; ImageError or RegionError if it or its labels can't be."""
     found = self._read(int(self._rows[index]))
     return found._replace(labels=self._number[found.labels])
 
@@ -64,27 +63,33 @@ class RegionMaps:
     return str(self._where(int(self._rows[index])))
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskAugmentation:
-  """Augmentation of images with region maps.
+class Place(NamedTuple):
+  """Part of an image that a view shows."""
 
-  `none`: the longer side becomes S. `crop_flip`: the shorter side becomes S times a uniform random
-  scale, of which a random crop of at most S x S is taken, flipped in half of the cases.
-  """
-
-  kind: str = "none"
-  seed: int = 0
-  scales: tuple[float, float] = (0.5, 2.0)  # smallest and largest
+  height: int  # of the whole image after scaling, pixels
+  width: int
+  top: int  # first row of the view in the scaled image
+  left: int
+  rows: int  # of the view
+  columns: int
+  flip: bool  # whether left and right are exchanged
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskViews:
-  """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most."""
+  """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most.
+
+  With the augmentation `none` the longer side becomes S. With `crop_flip` the shorter side becomes
+  S times a uniform random scale, of which a random crop of at most S x S is taken, flipped in half
+  of the cases.
+  """
 
   source: RegionMaps
   size: int
   n_targets: int
-  augmentation: MaskAugmentation = MaskAugmentation()
+  augment: str = "none"
+  seed: int = 0
+  scales: tuple[float, float] = (0.5, 2.0)  # smallest and largest
 
   @property
   def record(self) -> np.dtype:
@@ -117,12 +122,10 @@ class MaskViews:
     for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
       try:
         whole = self.source.region_map(index)
-      except (AnnotationError, ImageError, PixelError):
+      except (ImageError, RegionError):
         # The loader counts the image as unreadable, and names it.
         continue
-      rows, columns = whole.owners.shape
-      place = draw_place(rows, columns, self.size, self.augmentation, index=index, epoch=epoch)
-      part = cut(whole, place)
+      part = cut(whole, self.place(*whole.owners.shape, index=index, epoch=epoch))
       owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
       view, (height, width) = views_Bx1[row, 0], owners.shape
       view["image"][:height, :width], view["sides"] = part.image, owners.shape
@@ -131,35 +134,20 @@ class MaskViews:
       readable_B[row] = True
     return views_Bx1, readable_B
 
-
-class Place(NamedTuple):
-  """Part of an image that a view shows."""
-
-  height: int  # of the whole image after scaling, pixels
-  width: int
-  top: int  # first row of the view in the scaled image
-  left: int
-  rows: int  # of the view
-  columns: int
-  flip: bool  # whether left and right are exchanged
-
-
-def draw_place(
-  height: int, width: int, size: int, augmentation: MaskAugmentation, *, index: int, epoch: int
-) -> Place:
-  """Draws the place of a view in an image of height x width; a function of the arguments."""
-  if augmentation.kind == "none":
-    scale = size / max(height, width)
-    rows, columns = (max(1, round(scale * side)) for side in (height, width))
-    return Place(rows, columns, 0, 0, rows, columns, False)
-  bits = np.random.Philox(key=[augmentation.seed, _STREAM], counter=[0, 0, epoch, index])
-  of_scale, of_top, of_left, of_flip = ((bits.random_raw(4) >> 11) * 2.0**-53).tolist()
-  low, high = augmentation.scales
-  scale = size * (low + (high - low) * of_scale) / min(height, width)
-  height, width = (max(1, round(scale * side)) for side in (height, width))
-  rows, columns = min(size, height), min(size, width)
-  top, left = int(of_top * (height - rows + 1)), int(of_left * (width - columns + 1))
-  return Place(height, width, top, left, rows, columns, of_flip < 0.5)
+  def place(self, height: int, width: int, *, index: int, epoch: int) -> Place:
+    """Draws the place of a view in an image of height x width; a function of the arguments."""
+    if self.augment == "none":
+      scale = self.size / max(height, width)
+      rows, columns = (max(1, round(scale * side)) for side in (height, width))
+      return Place(rows, columns, 0, 0, rows, columns, False)
+    bits = np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, epoch, index])
+    of_scale, of_top, of_left, of_flip = ((bits.random_raw(4) >> 11) * 2.0**-53).tolist()
+    low, high = self.scales
+    scale = self.size * (low + (high - low) * of_scale) / min(height, width)
+    height, width = (max(1, round(scale * side)) for side in (height, width))
+    rows, columns = min(self.size, height), min(self.size, width)
+    top, left = int(of_top * (height - rows + 1)), int(of_left * (width - columns + 1))
+    return Place(height, width, top, left, rows, columns, of_flip < 0.5)
 
 
 def cut(whole: RegionMap, place: Place) -> RegionMap:

@@ -18,12 +18,11 @@ from pomp_jax.data.source import Files
 from pomp_jax.files.paths import is_file, join
 from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.annotations import (
-  AnnotationError,
   Annotations,
   annotations_of,
   objects_of,
-  refuse,
 )
+from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 _VOID = 0  # id of pixels without a segment
 
@@ -38,13 +37,12 @@ class Panoptic:
   def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
     """Number of each pixel's segment in `annotations.rows[index]`, or -1, by the PNG below `root`.
 
-    ImageError if it can't be read; AnnotationError unless it is an RGB image of H x W with ids that
-    the JSON has.
+    RegionError unless that is an RGB image of H x W with ids that the JSON has.
     """
     path = join(root, self.files[index])
     opened = open_image(Files(root).read(index, self.files[index]), str(path))
     if opened.mode != "RGB":
-      raise AnnotationError(f"{path}: has pixels of mode {opened.mode}; accepted: RGB")
+      raise RegionError(f"{path}: has pixels of mode {opened.mode}; accepted: RGB")
     self.annotations.check_size(path, index, opened.size[::-1])
     ids_HxW = np.asarray(opened).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
     known = np.array([_VOID, *(row["id"] for row in self.annotations.rows[index])])
@@ -58,18 +56,14 @@ class Panoptic:
     return (owners_HxW - 1).astype(np.int16)
 
   def check_files(self, root: str | os.PathLike) -> None:
-    """Raises AnnotationError for the first image without its PNG."""
+    """Raises RegionError for the first image without its PNG."""
     for name in self.files:
       if not is_file(path := join(root, name)):
-        raise AnnotationError(f"{path}: no such file, named by {self.annotations.path}")
+        raise RegionError(f"{path}: no such file, named by {self.annotations.path}")
 
 
 def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -> Panoptic:
-  """Reads a panoptic JSON, `names` as `read_annotations`; images without annotation are left out.
-
-  VocabularyError or AnnotationError as `read_annotations`, without `segments_info` or PNG, and for
-  ids that are repeated in an image or beyond 24 bits.
-  """
+  """Reads a panoptic JSON as `read_annotations`; images without annotation are left out."""
   path, value = str(path), read_user_json(path, VocabularyError)
   file_of: dict[int, str] = {}
   rows = []

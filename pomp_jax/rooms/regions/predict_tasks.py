@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import posixpath
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.colors import to_rgb
 import numpy as np
@@ -41,32 +41,19 @@ _MAX_PIXELS = 2**21
 _MAX_NAMES = 2**16 - 1
 
 
-class Picture(NamedTuple):
-  """A picture, perhaps reduced, and the height and width of its file."""
-
-  image: np.ndarray
-  sides: tuple[int, ...]
-
-
 class _Pictures(Task):
   """A task on whole pictures, by their regions or patches, and its files."""
 
-  def __init__(
-    self,
-    settings: Predict,
-    data: Data,
-    clip: Clip,
-    *,
-    regions: fields.Regions,
-    segment: fields.Segment,
-    detect: fields.Detect,
-    propose: fields.Propose,
-  ):
+  def __init__(self, settings: Predict, data: Data, clip: Clip, **groups: Any):
+    """Takes the groups `regions`, `segment`, `detect` and `propose`."""
     super().__init__(settings, data, clip)
+    self._segment: fields.Segment = groups["segment"]
+    self._detect: fields.Detect = groups["detect"]
+    regions, self._propose = groups["regions"], groups["propose"]
     # A `propose.network` without other regions is their source.
-    if regions.source == "none" and propose.network:
+    if regions.source == "none" and self._propose.network:
       regions = dataclasses.replace(regions, source="network")
-    self._regions, self._segment, self._detect, self._propose = regions, segment, detect, propose
+    self._regions: fields.Regions = regions
     self._classes = undivided([name for (name,) in self._synonyms])
 
   def check(self, files):
@@ -90,7 +77,7 @@ class _Pictures(Task):
     more |= {"none": {"recipe": self._segment.recipe}}
     self.facts = {"n_classes": len(self._classes), "regions": regions.source}
     self.facts |= more.get(regions.source, {})
-    pixels = lambda row: self._picture(row).image
+    pixels = lambda row: self._picture(row)[0]
     images = Images([_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels)
     prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
@@ -106,13 +93,14 @@ class _Pictures(Task):
     )
 
   def _read(self, path):
+    """The picture, perhaps reduced, and the height and width of its file."""
     image = read_rgb(path, self._upright)
     sides = image.shape[:2]
     factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
     if self._regions.source == "network" and factor < 1:
       reduced = tuple(max(round(factor * side), 1) for side in sides)
       image = np.asarray(Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC))
-    return Picture(image, sides)
+    return image, sides
 
   def _path(self, kind: str, key: str) -> Path:
     """File of a picture in a folder of the run, which is created."""
@@ -144,14 +132,14 @@ class SegmentPictures(_Pictures):
     segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
     return segmenter.finder(images.pixels, matrices)
 
-  def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
-    (labels, probability), names = found[0], self._classes.names
+  def _take(self, key: str, picture: tuple, found: Sequence[PixelMap]) -> Rows:
+    (image, sides), (labels, probability), names = picture, found[0], self._classes.names
     # Values of the nearest pixels, at the size of the file.
-    sides = zip(picture.sides, labels.shape, strict=True)
-    whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in sides))]
+    pairs = zip(sides, labels.shape, strict=True)
+    whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in pairs))]
     with writing(self._folder.path):
       write_labels(self._path("labels", key), whole, len(names), _table(labels))
-      overlay(self._path("pictures", key), picture.image, labels, names, key)
+      overlay(self._path("pictures", key), image, labels, names, key)
     values, counts = np.unique(whole[whole >= 0], return_counts=True)
     rows = []
     for place in np.argsort(-counts, kind="stable"):
@@ -179,16 +167,15 @@ class DetectPictures(_Pictures):
     self._ids, self._results = dict(zip(self._keys, numbers, strict=True)), []
     return self._scorer(encoder, images, matrices, self._detect.logit_scale).scored
 
-  def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
-    names, threshold = self._classes.names, self._regions.mask_threshold
-    limits = picture.sides, self._detect, threshold, MAX_DETECTIONS["coco"]
-    [scores_RxC] = found.scores
+  def _take(self, key: str, picture: tuple, found: Scored) -> Rows:
+    (image, sides), [scores_RxC], names = picture, found.scores, self._classes.names
+    limits = sides, self._detect, self._regions.mask_threshold, MAX_DETECTIONS["coco"]
     kept = detections_of(found.regions, scores_RxC, *limits)
     with writing(self._folder.path):
       path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
-      boxes_picture(path, picture.image, kept, names, title)
+      boxes_picture(path, image, kept, names, title)
     # COCO results in pixels of the file.
-    height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
+    height, width = (a / b for a, b in zip(sides, image.shape, strict=False))
     kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))
     rows = [
       row | {"file": key, "name": names[row["category_id"] - 1]}

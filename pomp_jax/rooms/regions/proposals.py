@@ -62,11 +62,7 @@ def check_network(propose: Propose, clip_model: str) -> None:
 def open_network(
   propose: Propose, clip: Clip, mask_threshold: float, encoder: Encoder
 ) -> "Proposer":
-  """Opens the network, for `propose.batch_size` images of one padded size at a time.
-
-  InputError for an unusable network or `propose.prompt`, and for another CLIP inside a checkpoint
-  than the encoder's.
-  """
+  """Opens the network; InputError if it is unusable, or a checkpoint has another CLIP inside."""
   path = network_path(propose.network)
   check_clip(path, encoder.clip)
   network, classes_NxE = read_mask_former(path), None

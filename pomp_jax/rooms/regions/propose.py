@@ -11,24 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.rooms.regions.blocks import Blocks, start
+from pomp_jax.rooms.regions import proposals
+from pomp_jax.rooms.regions.blocks import Blocks
 from pomp_jax.rooms.regions.fields import Detect, Segment
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
-from pomp_jax.rooms.regions.proposals import (
-  check_network,
-  found_objects,
-  network_key_parts,
-  open_network,
-)
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionWriter
 
 log = logging.getLogger(__name__)
@@ -42,35 +37,31 @@ _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 def check(config: Settings, workdir: str) -> None:
   """Opens network and images; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
-  check_network(config.propose, config.clip.model)
+  proposals.check_network(config.propose, config.clip.model)
   if config.propose.images == "segment":
     open_pixel_set(config.segment)
     return
   boxes = open_box_set(config.detect)
   if config.detect.source == "coco":
-    if not boxes.root:
-      raise ConfigError("detect.images", "", "the folder of the images")
-    boxes.annotations.check_images(boxes.root, sizes=True)
+    boxes.check_images()
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Writes the regions of all images; returns what `results.json` holds.
-
-  InputError for an image that can't be read, and for a network with another CLIP inside.
-  """
+  """Writes the regions of all images; returns what `results.json` holds."""
   folder, threshold = RunFolder(workdir), config.regions.mask_threshold
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  proposer = open_network(config.propose, config.clip, threshold, encoder)
+  proposer = proposals.open_network(config.propose, config.clip, threshold, encoder)
   boxes = open_box_set(config.detect) if config.propose.images == "detect" else None
   images = boxes or open_pixel_set(config.segment)
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
   # Leave out their prompts, which a network does not see.
   parts += [str(part) for part in (_data(config.segment), _data(config.detect), images.keys)]
   parts.append(file_stamps(images.files))
-  key = fingerprint([*parts, *network_key_parts(config.propose, threshold, config.clip.dtype)])
+  parts += proposals.network_key_parts(config.propose, threshold, config.clip.dtype)
+  key = fingerprint(parts)
   if (finished := folder.finished(key=key)) is not None:
     return finished
-  store = start(folder, config.to_dict(), key)
+  blocks = Blocks(folder, config.to_dict(), key, len(images.keys), _BLOCK)
   regions = folder.path / "regions"
 
   def take(found):
@@ -83,10 +74,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   with writing(regions):
     writer = RegionWriter(regions, proposer.header)
     find = lambda block: zip(
-      block, proposer.regions([images.image(row) for row in block]), strict=True
+      block, proposer.regions([images.pixels(row) for row in block]), strict=True
     )
     fits = lambda facts: all(is_file(regions / f"{own}.npz") for own in facts["images"])
-    Blocks(len(images.keys), _BLOCK, store).run(find, take, "regions", fits)
+    blocks.run(find, take, "regions", fits)
   results = {
     "job": config.job,
     "key": key,
@@ -97,7 +88,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "recall": boxes and _recall(boxes, RegionFolder(regions), threshold),
   }
   folder.write_results(results)
-  store.remove()
+  blocks.store.remove()
   log.info("regions of %d images are in %s", len(images.keys), regions)
   return json.loads(to_json(results))
 
@@ -115,10 +106,12 @@ def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, 
     return None
   covered, classes = [], []
   for index in steps_of(range(len(boxes.keys)), "recall", "images"):
-    key, sides, truth = boxes.keys[index], boxes.shape(index), annotations.truth(index)
-    masks = hard_masks(folder.read(key, *sides).drawn(str(key)), *sides, threshold)
+    key, truth = boxes.keys[index], annotations.truth(index)
+    height, width = boxes.shape(index)
+    soft = folder.read(key, height, width).drawn(str(key))
+    masks = hard_masks(soft, height, width, threshold)
     objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)
-    covered += found_objects(masks, [objects[row] for row in single], _LEAST_IOU).tolist()
+    covered += proposals.found_objects(masks, [objects[row] for row in single], _LEAST_IOU).tolist()
     classes += truth.classes[single].tolist()
   if not classes:
     return None

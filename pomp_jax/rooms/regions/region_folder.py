@@ -9,40 +9,30 @@ import io
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 import zipfile
 
 from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, local_copy, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
-from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.terminal import is_unicode
 from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.masks import ONE
+from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
 ACTIVATIONS = ("softmax", "sigmoid")
+# Key of an image in a file of regions, its height and width in pixels.
+ImageSize = tuple[str | int, int, int]
 MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 _MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image
-
-
-class RegionFileError(InputError, ValueError):
-  """Unusable regions: one line with the file, the field, and what is accepted."""
-
-
-class ImageSize(NamedTuple):
-  """Key of an image in a region file, and its sides in pixels."""
-
-  key: str | int
-  height: int
-  width: int
 
 
 class Regions(NamedTuple):
@@ -58,11 +48,11 @@ class Regions(NamedTuple):
   embeddings: Float[np.ndarray, "R S E"] | None = None  # one a stage, of any norm
 
   def drawn(self, where: str) -> Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
-    """The masks; RegionFileError with `where` if there are boxes only."""
+    """The masks; RegionError with `where` if there are boxes only."""
     if self.masks is not None:
       return self.masks
     if len(self.boxes):
-      raise RegionFileError(f"{where}: boxes without masks; accepted: regions with masks")
+      raise RegionError(f"{where}: boxes without masks; accepted: regions with masks")
     return np.zeros((0, 1, 1), bool)
 
   def top(self, k: int) -> "Regions":
@@ -88,7 +78,7 @@ class RegionHeader:
   trained_classes: tuple[str, ...] = ()  # names of the classes that the network was trained on
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """RegionFileError unless embeddings have a CLIP's width and, if known, its architecture."""
+    """RegionError unless embeddings have a CLIP's width and, if known, its architecture."""
     one, two = architecture(self.clip_model), architecture(clip_model)
     if self.stages and (self.width != width or (one and two and one != two)):
       found = f"{self.clip_model} with embeddings of {self.width}"
@@ -99,7 +89,7 @@ class RegionFolder:
   """Folder of `regions.json`, read as `header`, and of `KEY.npz` for each image."""
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the header; RegionFileError or VocabularyError if it is unusable."""
+    """Reads the header; RegionError or VocabularyError if it is unusable."""
     self._path = to_path(path)
     self.header = _read_header(self._path / HEADER)
 
@@ -108,25 +98,25 @@ class RegionFolder:
 
     Returns the key of the first image that has boxes without masks, or None.
     """
-    boxes_alone = None
-    for image in images:
-      regions = self._read(*image, header_only=True)
-      if boxes_alone is None and regions.masks is None and len(regions.boxes):
-        boxes_alone = image.key
-    return boxes_alone
+    boxes_alone = []
+    for key, height, width in images:
+      regions = self.read(key, height, width, header_only=True)
+      if regions.masks is None and len(regions.boxes):
+        boxes_alone.append(key)
+    return next(iter(boxes_alone), None)
 
-  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+  def read(
+    self, key: str | int, height: int, width: int, most: int | None = None, header_only=False
+  ) -> Regions:
     """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
 
-    RegionFileError for a file that is missing, damaged, pickled, or of other types or shapes than
-    the header says, for values not finite, and for boxes outside the image.
+    With `header_only` masks and embeddings are placeholders. RegionError for a file that is
+    damaged, pickled, or not as the header and the image say.
     """
-    regions = self._read(key, height, width)
-    return regions if most is None else regions.top(most)
-
-  def _read(self, key: str | int, height: int, width: int, header_only: bool = False) -> Regions:
-    """All regions of an image; `header_only`: masks and embeddings are placeholders."""
-    path, header = self.file(key), self.header
+    name, header = f"{key}.npz", self.header
+    if pathlib.PurePath(name).name != name or "\0" in name:
+      refuse(self._path, "the key of an image", name, "a file name")
+    path = self._path / name
     objectness = masks = embeddings = None
     with _open(path) as archive:
       names = _names(archive)
@@ -153,14 +143,9 @@ class RegionFolder:
       if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
         refuse(path, "objectness", "not a probability", "0 to 1")
       objectness = np.minimum(objectness, 1).astype(np.float32)
-    return Regions(boxes_inside(path, boxes, height, width), objectness, masks, embeddings)
-
-  def file(self, key: str | int) -> Path:
-    """File of an image's regions; RegionFileError if the key can't be a file's name."""
-    name = f"{key}.npz"
-    if pathlib.PurePath(name).name != name or "\0" in name:
-      refuse(self._path, "the key of an image", name, "a file name")
-    return self._path / name
+    boxes = boxes_inside(path, boxes, height, width)
+    regions = Regions(boxes, objectness, masks, embeddings)
+    return regions if most is None else regions.top(most)
 
 
 class RegionWriter:
@@ -170,12 +155,10 @@ class RegionWriter:
     """Creates the folder and its header; OSError if it can't be written."""
     self._path = to_path(path)
     self._path.mkdir(parents=True, exist_ok=True)
-    fields: dict[str, Any] = {"made_by": header.made_by, "embeddings": None}
-    if header.stages:
-      own = dataclasses.asdict(header)
-      fields["embeddings"] = {k: v for k, v in own.items() if k != "made_by"}
+    own = dataclasses.asdict(header)
+    value = {"format_version": FORMAT_VERSION, "made_by": own.pop("made_by")}
+    value = with_checksum(value | {"embeddings": own if header.stages else None})
     with replacing(self._path / HEADER) as file:
-      value = with_checksum({"format_version": FORMAT_VERSION, **fields})
       file.write(json.dumps(value, indent=2).encode())
 
   def write(self, key: str | int, regions: Regions) -> None:
@@ -189,7 +172,7 @@ def _read_header(path: Path) -> RegionHeader:
   try:
     value = without_checksum(read_user_json(path, VocabularyError), path)
   except DamagedFileError as error:
-    raise RegionFileError(str(error)) from None
+    raise RegionError(str(error)) from None
   if not isinstance(value, dict):
     refuse(path, "the file", f"a {type(value).__name__}", "an object")
   known = {"format_version", "made_by", "embeddings"}
@@ -266,7 +249,7 @@ def _array(
       # The whole member, whose CRC-32 is then compared: NumPy stops where its header says.
       content = io.BytesIO(archive.read(f"{field}.npy"))
       array = np.lib.format.read_array(content, allow_pickle=False)
-  except RegionFileError:
+  except RegionError:
     raise
   except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
     refuse(path, field, f"damaged, or not plain numbers ({error})", "an undamaged array")
@@ -290,8 +273,3 @@ def boxes_inside(
     found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
     refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
   return np.clip(boxes, 0, ends).astype(np.float32)
-
-
-def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field."""
-  raise RegionFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

@@ -71,10 +71,7 @@ class RegionScorer:
     }
 
   def scored(self, block: Sequence[int]) -> Iterator[tuple[int, Scored]]:
-    """Yields the number of each image of a block, and the scores of its regions.
-
-    InputError for an image or regions that can't be read, or missing masks that are cropped.
-    """
+    """Yields the number of each image of a block, and the scores of its regions."""
     part: list[tuple[int, np.ndarray | None, Regions]] = []
     n_bytes = 0
     for row, regions in zip(block, self._source.find(block), strict=True):

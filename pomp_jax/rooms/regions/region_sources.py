@@ -1,6 +1,7 @@
 """Where regions of images come from, as `config.regions` says: annotations, files, a network."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
@@ -16,14 +17,15 @@ from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.coco_results import RegionResults, open_regions, region_files
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.proposals import check_network, network_key_parts, open_network
-from pomp_jax.rooms.regions.region_folder import ImageSize, RegionFolder, RegionHeader, Regions
+from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, Regions
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Images:
   """Images whose regions are asked for; functions take the number of an image."""
 
   keys: Sequence[str | int]  # distinct name of each image
-  shape: Callable[[int], tuple[int, ...]]  # height and width
+  shape: Callable[[int], Any]  # height and width
   pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]  # called more than once for an image
   annotated: Callable[[int], Regions] | None = None  # true regions; None: no image is annotated
 
@@ -65,8 +67,7 @@ def check_region_source(
 ) -> None:
   """Checks what `open_region_source` will open, except for the CLIP inside a network.
 
-  InputError for an unusable file or network, for boxes without masks where `task` needs masks
-  (`segment` always, `detect` for masked crops), and for `regions.alone` without embeddings.
+  A `task` needs masks: `segment` always, `detect` for masked crops.
   """
   if regions.alone and not _embedded(regions):
     raise ConfigError("regions.alone", True, "False where regions have no embeddings of a network")
@@ -75,9 +76,7 @@ def check_region_source(
   if regions.source != "file":
     return
   file = _open_file(regions.path, clip_model)
-  sizes = (
-    ImageSize(_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys)
-  )
+  sizes: Any = ((_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys))
   with waiting("checking the regions of all images"):
     boxes_alone = file.check(sizes, regions.max_regions)
   if boxes_alone is None:

@@ -1,22 +1,11 @@
-"""Reports of `segment` and `detect`: data and regions, tables of figures, classes.
-
-Shapes: C classes.
-"""
+"""Reports of `segment` and `detect`: data and regions, tables of figures, C classes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from pomp_jax.report import report
 from pomp_jax.report.labels import counted
-from pomp_jax.report.report import (
-  Report,
-  Section,
-  Table,
-  facts,
-  highest_cells,
-  percent,
-  prompts_section,
-)
 from pomp_jax.rooms.regions.region_scorer import short_labels
 
 # Classes at either end of a table of differences.
@@ -30,44 +19,37 @@ _DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _DETECTIONS = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
 
 
-class _Kind(NamedTuple):
-  """How the report shows one of the two jobs."""
-
-  title: str
-  figure: str  # name of the figure of a single class
-  place: tuple[str, str]  # keys under which a prompt's figures have it, a list over the classes
-  plot: str  # file of the pictures
-  shown: str  # what has a class in the pictures
-
-
+# Of each job: its title, the figure of a single class, and the keys under which a prompt's figures
+# have it for all classes; the file of the pictures, and what has a class in them.
 _KINDS = {
-  "segment": _Kind("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
-  "detect": _Kind("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
+  "segment": ("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
+  "detect": ("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
 }
 
 
-def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> report.Report:
   """Report of `segment` or `detect`: figures of each prompt, pictures, classes that differ most."""
-  kind, figures = _KINDS[results["job"]], results["figures"]
+  title, figure, place, plot, shown = _KINDS[results["job"]]
+  figures = results["figures"]
   names = list(figures)
   labels = dict(zip(names, short_labels(names), strict=True))
   counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
   # `regions.alone` adds the scores of the network and of CLIP alone after each prompt's fused ones.
   pair = list(dict.fromkeys([names[0], names[-3 if fields["regions.alone"] else -1]]))
-  shown = {labels[name]: own for name, own in figures.items()}
-  tables = _segmentation(shown) if results["job"] == "segment" else _detection(shown)
+  by_label = {labels[name]: own for name, own in figures.items()}
+  tables = _segmentation(by_label) if results["job"] == "segment" else _detection(by_label)
   sections = [
-    Section("Data and regions", table=facts(_facts(results, fields))),
-    prompts_section(results["prompts"], labels),
+    report.Section("Data and regions", table=report.facts(_facts(results, fields))),
+    report.prompts_section(results["prompts"], labels),
     *tables,
-    Section(f"Images, and the classes of their {kind.shown}", picture=kind.plot),
-    *_classes(kind, results, pair, labels),
+    report.Section(f"Images, and the classes of their {shown}", picture=plot),
+    *_classes(figure, place, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."
-  return Report(f"{kind.title}: {counts}", text, sections)
+  return report.Report(f"{title}: {counts}", text, sections)
 
 
-def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
   """The figures that all prompts have."""
   rows = {
     label: {**own} | {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
@@ -81,7 +63,7 @@ def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   return _table("Segmentation (%)", text, columns, rows)
 
 
-def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
   """A table for top-1, boxes and masks, without columns that are empty."""
   sections = []
   for kind, title in _DETECTIONS.items():
@@ -101,11 +83,12 @@ def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 
 def _table(
   title: str, text: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
-) -> list[Section]:
+) -> list[report.Section]:
   """A section with fractions as percentages; none without columns."""
-  shown = [[label, *(percent(row[c]) for c in columns)] for label, row in rows.items()]
-  table = Table(("prompt", *columns), shown, highest=highest_cells(shown) if shown else ())
-  return [Section(title, text, table, brief=True)] if columns else []
+  shown = [[label, *(report.percent(row[c]) for c in columns)] for label, row in rows.items()]
+  highest = report.highest_cells(shown) if shown else ()
+  table = report.Table(("prompt", *columns), shown, highest=highest)
+  return [report.Section(title, text, table, brief=True)] if columns else []
 
 
 def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
@@ -151,11 +134,15 @@ def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _classes(
-  kind: _Kind, results: Mapping[str, Any], pair: Sequence[str], labels: Mapping[str, str]
-) -> list[Section]:
+  figure: str,
+  place: Sequence[str],
+  results: Mapping[str, Any],
+  pair: Sequence[str],
+  labels: Mapping[str, str],
+) -> list[report.Section]:
   """A table of the classes that differ most between two prompts; of one, the highest and lowest."""
   two, pixels_C = len(pair) > 1, results.get("pixels")
-  of_prompts = [results["figures"][name][kind.place[0]][kind.place[1]] for name in pair]
+  of_prompts = [results["figures"][name][place[0]][place[1]] for name in pair]
   ranked = {
     row: values[-1] - values[0] if two else values[0]
     for row, values in enumerate(zip(*of_prompts, strict=True))
@@ -171,7 +158,7 @@ def _classes(
   for row in (*best, *(row for row in reversed(worst) if row not in best)):
     cells = [results["classes"][row], results["groups"][row]]
     cells += [f"{pixels_C[row]:,}"] if pixels_C else []
-    cells += [percent(values[row]) for values in of_prompts]
+    cells += [report.percent(values[row]) for values in of_prompts]
     rows.append([*cells, f"{100 * ranked[row]:+.1f}"] if two else cells)
   columns = ["class", "group", *(["pixels"] if pixels_C else []), *(labels[name] for name in pair)]
   heading = "Classes that differ most" if two else "Highest and lowest classes"
@@ -179,5 +166,5 @@ def _classes(
     f"The two ends of {counted(len(ranked), 'class')} in the data. The figure of a class with few"
     " objects varies by chance; results.json has all classes."
   )
-  table = Table([*columns, "difference"] if two else columns, rows)
-  return [Section(f"{heading}: {kind.figure} (%)", text, table)]
+  table = report.Table([*columns, "difference"] if two else columns, rows)
+  return [report.Section(f"{heading}: {figure} (%)", text, table)]

@@ -8,15 +8,15 @@ Shapes: S side in pixels, P = S * S pixels, R objects of a scene, N classes.
 
 from typing import Any, NamedTuple
 
-from faster_coco_eval.core import mask as mask_api
 import numpy as np
 
+from pomp_jax.rooms.regions.masks import boxes_of_masks, run_lengths_of
 from pomp_jax.world import render
 from pomp_jax.world.names import COLOURS, class_attributes, class_names, mix
 
 SIZE = 120  # S
 # Random stream of each split; the splits of single objects have others.
-_STREAMS = {"train": 20, "validation": 21, "test": 22}
+_STREAMS = {"train": 20, "test": 22}
 _MAX_OBJECTS = 5
 _ATTEMPTS = 40  # positions tried in a scene
 _SCALES = (0.55, 0.85)  # of the frame of a training picture
@@ -44,7 +44,7 @@ class Scenes:
   """Scenes of a split; `names` of the N classes and their `groups`, first "base", then "novel"."""
 
   def __init__(self, split: str, n_scenes: int, n_classes: int = 2400, seed: int = 0):
-    """Opens "train", "validation" (base classes only) or "test".
+    """Opens "train" (base classes only) or "test".
 
     Each of the 12 grounds has as many of the classes, a multiple of 48, three quarters of them
     base, the same for all seeds. The classes of a smaller number are among those of a larger one.
@@ -72,10 +72,7 @@ class Scenes:
     labels = classes[_integers(objects, 4, len(classes))]
     image, masks, visible = _draw(key, objects, self._attributes_NxA[labels], x, y, scale, angle)
     masks, labels = masks[visible], labels[visible].astype(np.int32)
-    columns, rows = masks.any(1), masks.any(2)
-    ends = [(line.argmax(1), SIZE - line[:, ::-1].argmax(1)) for line in (columns, rows)]
-    boxes = np.stack([end for pair in zip(*ends, strict=True) for end in pair], axis=1)
-    return Scene(image, masks, boxes.astype(np.float32), labels)
+    return Scene(image, masks, boxes_of_masks(masks), labels)
 
   def annotations(self) -> dict[str, Any]:
     """All scenes in the form of a COCO JSON file, with RLE; ids count from 1."""
@@ -87,10 +84,9 @@ class Scenes:
       number = index + 1
       images.append({"id": number, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE})
       for mask, box, label in zip(scene.masks, scene.boxes, scene.labels.tolist(), strict=True):
-        counts = mask_api.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
         row = {"id": len(rows) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
         row |= {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "area": int(mask.sum())}
-        rows.append(row | {"segmentation": {"size": [SIZE, SIZE], "counts": counts}})
+        rows.append(row | {"segmentation": run_lengths_of(mask)})
     return {"images": images, "annotations": rows, "categories": categories}
 
 

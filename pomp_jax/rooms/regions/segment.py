@@ -19,7 +19,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
-from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts, start
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts
 from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
@@ -27,11 +27,7 @@ from pomp_jax.rooms.regions.pixel_metrics import PixelTally
 from pomp_jax.rooms.regions.plots import segmentation_sheet
 from pomp_jax.rooms.regions.proposals import read_prompts_of
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
-from pomp_jax.rooms.regions.region_sources import (
-  check_region_source,
-  open_region_source,
-  region_key_parts,
-)
+from pomp_jax.rooms.regions.region_sources import check_region_source, open_region_source
 
 # Images between two saves.
 _BLOCK = 16
@@ -44,64 +40,61 @@ def check(config: Settings, workdir: str) -> None:
   """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
   RunFolder(workdir).check(config.job)
   segment, propose, clip_model = config.segment, config.propose, config.clip.model
-  pixels = open_pixel_set(segment)
+  images = open_pixel_set(segment)
   prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
-  check_prompts(prompts, pixels.classes.synonyms, clip_model)
+  check_prompts(prompts, images.classes.synonyms, clip_model)
   if config.regions.source == "none":
     check_patches(segment, inputs.clip_config(clip_model))
   with waiting("reading all labels"):
-    for index in range(len(pixels.keys) if segment.source == "folder" else 0):
-      pixels.labels(index)
-  check_region_source(config.regions, propose, clip_model, pixels.images(), "segment")
+    for index in range(len(images.keys) if segment.source == "folder" else 0):
+      images.labels(index)
+  check_region_source(config.regions, propose, clip_model, images, "segment")
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Segments the images that are missing, and sums up: returns what `results.json` holds.
 
-  Processes other than the first may return an empty dict. InputError for an image or regions that
-  can't be read, and for a network with another CLIP inside.
+  Processes other than the first may return an empty dict.
   """
-  folder, pixels = RunFolder(workdir), open_pixel_set(config.segment)
+  folder, images = RunFolder(workdir), open_pixel_set(config.segment)
   regions, segment, propose, clip = config.regions, config.segment, config.propose, config.clip
   encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
   prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
-  ours = Comparison(encoder, pixels, prompts, regions.alone)
-  of_regions = region_key_parts(regions, propose, clip.dtype, pixels.keys)
-  key = ours.key(_VERSION, segment, clip.text_tower, of_regions)
+  ours = Comparison(encoder, images, prompts, regions.alone)
+  key = ours.key(_VERSION, segment, regions, propose, clip)
   if (finished := folder.finished(key=key)) is not None:
     return finished
-  matrices, images, n_images = ours.matrices(), pixels.images(), len(pixels.keys)
+  matrices, n_images = ours.matrices(), len(images.keys)
   if regions.source == "none":
     find = DenseSegmenter(encoder, segment, dtype=clip.dtype).finder(images.pixels, matrices)
   else:
     source = open_region_source(regions, propose, clip, encoder, images)
     scale = segment.logit_scale
     find = RegionScorer(
-      regions, source, encoder, pixels.classes, matrices, logit_scale=scale, tight=True
+      regions, source, encoder, images.classes, matrices, logit_scale=scale, tight=True
     ).label_maps
   written = range(n_images) if segment.output else spread_evenly(_SHOWN, n_images)
 
   def take(found):
     """Counts pixels under each prompt, and writes label images."""
-    tallies = [PixelTally(len(pixels.classes)) for _ in ours.prompts]
+    tallies = [PixelTally(len(images.classes)) for _ in ours.prompts]
     for index, maps in found:
-      labels_HxW = pixels.labels(index)
+      labels_HxW = images.labels(index)
       for number, (tally, one) in enumerate(zip(tallies, maps, strict=True)):
         tally.add(labels_HxW, one.labels_HxW)
         if index in written:
-          path = _labels_path(folder, pixels, index, number)
+          path = _labels_path(folder, images, index, number)
           with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_labels(path, one.labels_HxW, len(pixels.classes))
+            write_labels(path, one.labels_HxW, len(images.classes))
     return {}, {"counts": np.stack([tally.counts for tally in tallies])}
 
-  store = start(folder, config.to_dict(), key)
-  blocks = Blocks(n_images, _BLOCK, store)
+  blocks = Blocks(folder, config.to_dict(), key, n_images, _BLOCK)
   blocks.run(find, take, "segmentation")
   if not hosts.is_first():
     return {}
   counts_Px3xC = np.sum([piece.arrays["counts"] for piece in blocks.pieces()], axis=0)
-  tallies = [PixelTally(len(pixels.classes), counts_3xC) for counts_3xC in counts_Px3xC]
+  tallies = [PixelTally(len(images.classes), counts_3xC) for counts_3xC in counts_Px3xC]
   figures = {}
   for named, tally in zip(ours.prompts, tallies, strict=True):
     iou_C, accuracy_C = tally.per_class()
@@ -117,32 +110,31 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "pixels": tallies[0].counts[0],
     "figures": figures,
   }
-  draw = lambda results: _draw(folder, pixels, results)
-  return ours.write(folder, store, config.to_dict(), key, results, draw)
+  return ours.write(blocks, results, lambda results: _draw(folder, images, results))
 
 
-def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int) -> Path:
-  return folder.path / "labels" / str(prompt) / f"{pixels.keys[index]}.png"
+def _labels_path(folder: RunFolder, images: PixelSet, index: int, prompt: int) -> Path:
+  return folder.path / "labels" / str(prompt) / f"{images.keys[index]}.png"
 
 
-def _draw(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> None:
+def _draw(folder: RunFolder, images: PixelSet, results: Mapping[str, Any]) -> None:
   """Draws some of the images, evenly over all, with their label maps."""
   shown = spread_evenly(_SHOWN, results["images"]).tolist()
-  truth = [pixels.labels(index) for index in shown]
+  truth = [images.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
   maps = [[labels] if titles else [] for labels in truth]
   labels = short_labels([prompt["label"] for prompt in results["prompts"]])
   for number, label in enumerate(labels):
     titles.append(label)
     for index, row in zip(shown, maps, strict=True):
-      map_HxW = read_values(_labels_path(folder, pixels, index, number)).astype(np.int32)
-      row.append(np.where(map_HxW < len(pixels.classes), map_HxW, IGNORED))
+      map_HxW = read_values(_labels_path(folder, images, index, number)).astype(np.int32)
+      row.append(np.where(map_HxW < len(images.classes), map_HxW, IGNORED))
   segmentation_sheet(
     folder.plots / "segmentation.png",
-    [pixels.image(index) for index in shown],
+    [images.pixels(index) for index in shown],
     maps,
     titles,
-    pixels.classes.names,
+    images.classes.names,
     f"{len(shown)} of {counted(results['images'], 'image')},"
-    f" {counted(len(pixels.classes), 'class')}",
+    f" {counted(len(images.classes), 'class')}",
   )

@@ -23,7 +23,7 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
+from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
@@ -36,14 +36,16 @@ from pomp_jax.rooms.regions.mask_former.mask_step import (
   make_mask_step,
   poly_schedule,
 )
-from pomp_jax.rooms.regions.mask_former.model import VARIANTS, MaskFormer, MaskFormerConfig
+from pomp_jax.rooms.regions.mask_former.model import MaskFormer
 from pomp_jax.rooms.regions.mask_former.published_weights import (
   MaskFormerFile,
   read_mask_former,
   write_mask_former,
 )
-from pomp_jax.rooms.regions.mask_views import MaskAugmentation, MaskViews
-from pomp_jax.train import batches, loop
+from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
+from pomp_jax.rooms.regions.mask_views import MaskViews
+from pomp_jax.train import loop
+from pomp_jax.train.pretrain import check_mesh
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
 from pomp_jax.train.setup import Run, length_of
 
@@ -62,12 +64,7 @@ def check(config: Settings, workdir: str) -> None:
   _network_sizes(own, clip_config.projection_dim)
   named = _prompt_of_classes(own)
   check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
-  mesh = make_mesh()
-  if config.batch_size % mesh.shape[DATA]:
-    accepted = f"a multiple of the {mesh.shape[DATA]} devices"
-    raise ConfigError("batch_size", config.batch_size, accepted)
-  if jax.process_index() not in batches.process_shards(mesh):
-    raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
+  check_mesh(config.mesh.class_size, config.loop)
   check_same_run(config.flat(), folder, may_change)
   classes = _classes(folder, named, source.names)
   # A resumed run has the classes and the prompt of its start, also under the same paths.
@@ -77,10 +74,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict:
-  """Trains and leaves the run's folder; returns what `results.json` holds.
-
-  Errors of `loop.train`; RunFolderWriteError if the network can't be written after the training.
-  """
+  """Trains and leaves the run's folder; returns what `results.json` holds."""
   folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:
     return finished
@@ -89,7 +83,7 @@ def run(config: Settings, workdir: str) -> dict:
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
   steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
   rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
-  augmentation = MaskAugmentation(own.augment, config.seed, (own.min_scale, own.max_scale))
+  views = (own.size, own.targets, own.augment, config.seed, (own.min_scale, own.max_scale))
   training = MaskRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -101,7 +95,7 @@ def run(config: Settings, workdir: str) -> dict:
     folder=folder,
     encoder=encoder,
     source=source,
-    fetch=MaskViews(source, own.size, own.targets, augmentation),
+    fetch=MaskViews(source, *views),
     frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
     optimizer=adamw(
       rate, weight_decay=own.weight_decay, backbone=own.backbone, clip_norm=own.clip_norm

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import functools
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, UInt8
 import numpy as np
 
 from pomp_jax.data.source import DataFields, SourceError, StoredImages
@@ -33,8 +32,7 @@ def splits(data: DataFields) -> tuple[str, ...]:
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens all regions of `data.annotations`, of images below `data.root`.
 
-  SourceError if there is no region of the classes. AnnotationError, PixelError, ImageError or
-  VocabularyError for unusable files.
+  SourceError if there is no region of the classes.
   """
   classes = read_class_split(data.names) if data.names else None
   if data.annotations.lower().endswith(".json"):
@@ -92,7 +90,13 @@ class _Crops:
     self._root, self._rows, self._masked = root, rows_nx2, masked
 
   def read(self, row: int, key: str) -> bytes:
-    return _encoded(*self._masked(*self._rows[row].tolist()))
+    """The crop of a mask, as PPM, which takes no time to encode or decode."""
+    image, mask = self._masked(*self._rows[row].tolist())
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    crop = np.where(mask[box][..., None], image[box], np.array(_FILL, np.uint8))
+    height, width, _ = crop.shape
+    return f"P6 {width} {height} 255\n".encode() + crop.tobytes()
 
   def where(self, row: int, key: str) -> str:
     return f"{self._root}/{key}"
@@ -114,12 +118,3 @@ def _object_of(annotations: Annotations, root: str, index: int, number: int) -> 
 
 def _class_of(folder: PixelFolder, index: int, label: int) -> tuple:
   return folder.image(index), folder.labels(index) == label
-
-
-def _encoded(image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> bytes:
-  """The crop of a mask, as PPM, which takes no time to encode or decode."""
-  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-  crop = np.where(mask[box][..., None], image[box], np.array(_FILL, np.uint8))
-  height, width, _ = crop.shape
-  return f"P6 {width} {height} 255\n".encode() + crop.tobytes()

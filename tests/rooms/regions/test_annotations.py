@@ -11,7 +11,8 @@ from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.rooms.regions.annotations import AnnotationError, annotations_of, read_annotations
+from pomp_jax.rooms.regions.annotations import annotations_of, read_annotations
+from pomp_jax.rooms.regions.region_errors import RegionError
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
@@ -86,7 +87,7 @@ def test_names_give_the_order_and_may_be_more():
   assert annotations.category_ids.tolist() == [-1, 9, 2]
   assert annotations.synonyms[:2] == (("dog",), ("bow (weapon)", "bow"))
   assert annotations.truth(0).classes.tolist() == [1, 2, 2]
-  with pytest.raises(AnnotationError, match=r"category 9.*bow \(weapon\)"):
+  with pytest.raises(RegionError, match=r"category 9.*bow \(weapon\)"):
     annotations_of(small(), names=["dog", "cat"])
 
 
@@ -100,21 +101,21 @@ def test_lvis_fields():
   annotations = annotations_of(value, names=["bow (weapon)", "dog", "cat"])
   assert annotations.frequencies == ("r", "", "f")
   assert annotations.images[0].file_name == "val2017/000000397133.jpg"
-  assert annotations.images[0].negative == (2,)
-  assert annotations.images[0].not_exhaustive == (9,)
+  assert annotations.images[0].neg_category_ids == (2,)
+  assert annotations.images[0].not_exhaustive_category_ids == (9,)
   value["categories"][1]["frequency"] = "x"
-  with pytest.raises(AnnotationError, match="category 2"):
+  with pytest.raises(RegionError, match="category 2"):
     annotations_of(value)
 
 
 def test_image_files(tmp_path):
   annotations = annotations_of(small())
-  with pytest.raises(AnnotationError, match=r"val/a\.jpg"):
+  with pytest.raises(RegionError, match=r"val/a\.jpg"):
     annotations.check_images(tmp_path)
   (tmp_path / "val").mkdir()
   Image.new("RGB", (8, 7)).save(tmp_path / "val" / "a.jpg")
   annotations.check_images(tmp_path)
-  with pytest.raises(AnnotationError, match=r"a\.jpg: has 8 x 7 pixels; accepted: 8 x 6"):
+  with pytest.raises(RegionError, match=r"a\.jpg: has 8 x 7 pixels; accepted: 8 x 6"):
     annotations.check_images(tmp_path, sizes=True)
   Image.new("RGB", (8, 6)).save(tmp_path / "val" / "a.jpg")
   annotations.check_images(tmp_path, sizes=True)
@@ -143,7 +144,7 @@ def test_image_files(tmp_path):
 def test_an_unusable_field(field, row, key, bad):
   value = small()
   value[field][row][key] = bad
-  with pytest.raises((AnnotationError, VocabularyError)) as error:
+  with pytest.raises((RegionError, VocabularyError)) as error:
     annotations_of(value, "a.json")
   message = str(error.value)
   assert message.startswith("a.json: ") and "\n" not in message
@@ -153,7 +154,7 @@ def test_an_unusable_field(field, row, key, bad):
 
 @pytest.mark.parametrize("change", [{"images": [], "annotations": []}, {"annotations": None}])
 def test_a_missing_list(change):
-  with pytest.raises((AnnotationError, VocabularyError), match=next(iter(change))):
+  with pytest.raises((RegionError, VocabularyError), match=next(iter(change))):
     annotations_of(small() | change)
 
 
@@ -161,7 +162,7 @@ def test_a_missing_list(change):
 def test_damaged_rle(counts):
   value = small()
   value["annotations"][1]["segmentation"]["counts"] = counts
-  with pytest.raises(AnnotationError, match="annotation 2"):
+  with pytest.raises(RegionError, match="annotation 2"):
     annotations_of(value).masks(0)
 
 
@@ -180,7 +181,7 @@ _LVIS["categories"][0]["frequency"] = _LVIS["categories"][1]["frequency"] = "c"
 def test_fuzzed(tmp_path_factory, data, names):
   path = tmp_path_factory.getbasetemp() / "fuzzed.json"
   path.write_bytes(data)
-  with allowed_errors(AnnotationError, VocabularyError, within=[path]):
+  with allowed_errors(RegionError, VocabularyError, within=[path]):
     annotations = read_annotations(path, names)
     for index, image in enumerate(annotations.images):
       boxes = annotations.truth(index).boxes

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.rooms.regions.fusion import FUSIONS, class_scores, fuse
+from pomp_jax.rooms.regions.fusion import Fusion, class_scores, fuse
 from tests.support.checks import assert_close
 
 R, C, E = 7, 5, 16
@@ -48,7 +48,8 @@ def test_fvlms_fusion(scores):
   novel = p_net[:, 1:] ** 0.35 * p_clip[:, 1:] ** 0.65
   joined = np.concatenate([p_net[:, :1], np.where(TRAINED, base, novel)], axis=1)
   joined /= joined.sum(axis=1, keepdims=True)
-  assert_close(fuse(net, clip, FUSIONS["fvlm"], TRAINED, np.ones(R, bool)), joined[:, 1:])
+  found = fuse(net, clip, Fusion(0.35, 0.65, "keep"), TRAINED, np.ones(R, bool))
+  assert_close(found, joined[:, 1:])
 
 
 def test_fc_clips_fusion(scores):
@@ -60,4 +61,4 @@ def test_fc_clips_fusion(scores):
     1 - seen
   )
   expected = logits.softmax(-1) * (1 - net_logits.softmax(-1)[:, -1:])
-  assert_close(fuse(net, clip, FUSIONS["fc_clip"], TRAINED, np.ones(R, bool)), expected)
+  assert_close(fuse(net, clip, Fusion(0.4, 0.8, "gate"), TRAINED, np.ones(R, bool)), expected)

@@ -8,26 +8,22 @@ import pytest
 
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
-from pomp_jax.rooms.regions.annotations import AnnotationError
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
-from pomp_jax.rooms.regions.label_images import PixelError
 from pomp_jax.rooms.regions.mask_views import (
-  MaskAugmentation,
   MaskViews,
   Place,
   RegionMap,
   RegionMaps,
   cut,
-  draw_place,
   largest_regions,
   map_of_masks,
 )
 from pomp_jax.rooms.regions.panoptic import read_panoptic
+from pomp_jax.rooms.regions.region_errors import RegionError
 
 LABELS = np.array([4, -1, 2], np.int32)
-CROPS = MaskAugmentation("crop_flip", seed=5, scales=(0.5, 2.0))
 
 
 def maps(error=ImageError):
@@ -76,7 +72,8 @@ def test_a_view_is_cut_out_of_the_scaled_image():
 
 
 def test_places_are_inside_and_follow_the_seed_image_and_epoch():
-  drawn = [draw_place(30, 20, 32, CROPS, index=index, epoch=1) for index in range(200)]
+  place_of = MaskViews(maps(), 32, 2, "crop_flip", seed=5).place
+  drawn = [place_of(30, 20, index=index, epoch=1) for index in range(200)]
   for place in drawn:
     assert 0 <= place.top <= place.height - place.rows
     assert 0 <= place.left <= place.width - place.columns
@@ -86,10 +83,9 @@ def test_places_are_inside_and_follow_the_seed_image_and_epoch():
   scales = [place.width / 32 for place in drawn]
   assert min(scales) < 0.6 and max(scales) > 1.9 and abs(np.mean(scales) - 1.25) < 0.1
   assert 0.35 < np.mean([place.flip for place in drawn]) < 0.65
-  other = MaskAugmentation("crop_flip", seed=6)
-  assert drawn[199] == draw_place(30, 20, 32, CROPS, index=199, epoch=1)
-  assert drawn[199] != draw_place(30, 20, 32, CROPS, index=199, epoch=2)
-  assert drawn[199] != draw_place(30, 20, 32, other, index=199, epoch=1)
+  other = MaskViews(maps(), 32, 2, "crop_flip", seed=6).place
+  assert drawn[199] == place_of(30, 20, index=199, epoch=1)
+  assert drawn[199] not in (place_of(30, 20, index=199, epoch=2), other(30, 20, index=199, epoch=1))
 
 
 def test_regions_without_pixel_or_class_are_dropped_and_the_largest_are_first():
@@ -110,9 +106,10 @@ def test_smaller_masks_are_in_front():
   assert (map_of_masks(masks[:0]) == -1).all()
 
 
-@pytest.mark.parametrize("error", [ImageError, AnnotationError, PixelError])
+@pytest.mark.parametrize("error", [ImageError, RegionError])
 def test_an_unreadable_image_or_label_is_told(error):
-  records, readable = MaskViews(maps(error), 32, 2, CROPS)(np.array([2, 0]), np.array([0, 0]))
+  views = MaskViews(maps(error), 32, 2, "crop_flip")
+  records, readable = views(np.array([2, 0]), np.array([0, 0]))
   assert readable.tolist() == [False, True]
   assert not records["image"][0].any() and records["image"][1].any()
 
@@ -226,6 +223,6 @@ def test_a_bad_json_is_one_line(root, row, change, match):
 def test_a_png_that_does_not_fit_is_one_line(root, pixels, match):
   Image.fromarray(pixels).save(root / "masks" / "e.png")
   panoptic = read_panoptic(root / "panoptic.json")
-  with pytest.raises(AnnotationError, match=match) as error:
+  with pytest.raises(RegionError, match=match) as error:
     panoptic.owners(0, root / "masks")
   assert "e.png" in str(error.value) and "\n" not in str(error.value)

@@ -27,61 +27,28 @@ PATCHES = SEGMENT | {"segment.size": 48, "segment.window": 32, "segment.stride":
 COMPARED = {
   "patches": (
     PATCHES,
-    {
-      "segment.recipe": "clip",
-      "segment.size": 64,
-      "segment.window": 16,
-      "segment.stride": 8,
-      "segment.pamr": 2,
-      "segment.logit_scale": 30.0,
-      "segment.background": "ground;earth",
-      "segment.background_below": 0.3,
-      "predict.prompt": "the {}",
-    },
+    "segment.recipe=clip, segment.size=64, segment.window=16, segment.stride=8, segment.pamr=2,"
+    " segment.logit_scale=30, segment.background=ground;earth, segment.background_below=0.3,"
+    " predict.prompt=the {}",
   ),
   "pixels of a file": (
     SEGMENT | FILE,
-    {
-      "regions.max_regions": 4,
-      "regions.mask_threshold": 0.3,
-      "regions.e_base": 0.8,
-      "regions.e_novel": 0.3,
-      "segment.logit_scale": 10.0,
-    },
+    "regions.max_regions=4, regions.mask_threshold=0.3, regions.e_base=0.8, regions.e_novel=0.3,"
+    " segment.logit_scale=10",
   ),
   "objects of a file": (
     DETECT | FILE,
-    {
-      "regions.path": "ROOT/other/regions",
-      "regions.mask_threshold": 0.8,
-      "regions.size": 24,
-      "regions.null": "gate",
-      "regions.objectness": True,
-      "detect.logit_scale": 5.0,
-      "detect.top": 3,
-    },
+    "regions.path=ROOT/other/regions, regions.mask_threshold=0.8, regions.size=24,"
+    " regions.null=gate, regions.objectness=True, detect.logit_scale=5, detect.top=3",
   ),
   "pixels of a network": (
     SEGMENT | NETWORK,
-    {
-      "propose.stride": 1,
-      "regions.objectness": True,
-      "regions.crop": "context",
-      "segment.logit_scale": 100.0,
-    },
+    "propose.stride=1, regions.objectness=True, regions.crop=context, segment.logit_scale=100",
   ),
   "objects of a network": (
     DETECT | {"propose.network": "ROOT/other.pth"},
-    {
-      "propose.network": "ROOT/run",
-      "propose.prompt": "the {}!",
-      "propose.size": 64,
-      "regions.objectness": True,
-      "regions.crop": "context",
-      "regions.expand": 1.7,
-      "detect.nms": 0.9,
-      "detect.min_score": 0.01,
-    },
+    "propose.network=ROOT/run, propose.prompt=the {}!, propose.size=64, regions.objectness=True,"
+    " regions.crop=context, regions.expand=1.7, detect.nms=0.9, detect.min_score=0.01",
   ),
 }
 
@@ -146,7 +113,8 @@ def of_job(root, fields, workdir):
 @pytest.mark.parametrize("kind", COMPARED)
 def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
   """Of the same regions or patches; `test_region_fields` holds what each field does there."""
-  fields = COMPARED[kind][0] | COMPARED[kind][1]
+  usual, others = COMPARED[kind]
+  fields = usual | dict(item.split("=") for item in others.split(", "))
   config = config_of(root, {"predict.images": "ROOT/two"}, fields)
   results = run_job(config, tmp_path / "run")
   file = tmp_path / "run" / "detections.json"

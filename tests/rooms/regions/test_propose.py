@@ -60,7 +60,7 @@ def found_images(region_set, proposed, monkeypatch):
   boxes = open_box_set(config_of(region_set).detect)
   folder, known = RegionFolder(proposed("detect") / "regions"), {}
   for index, sides in enumerate(SIZES):
-    known[boxes.image(index).tobytes()] = folder.read(index, *sides)
+    known[boxes.pixels(index).tobytes()] = folder.read(index, *sides)
 
   class Calls(list):
     stop_at = None

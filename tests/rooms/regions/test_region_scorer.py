@@ -8,7 +8,7 @@ from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
-from pomp_jax.rooms.regions.fusion import FUSIONS
+from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import region_scores, shares_of, short_labels
 from tests.support.checks import assert_close
@@ -41,12 +41,11 @@ def _highest(scores):
 
 
 @pytest.mark.parametrize(
-  ("fusion", "trained", "weight"),
-  [("zsseg_coco_stuff", TRAINED, 0.2), ("zsseg_ade20k", ~TRAINED, 0.5)]
-  + [("pomp_pascal_context", np.zeros(4, bool), 0.8)],
+  ("weights", "trained"),
+  [((0.2, 0.8), TRAINED), ((0.5, 0.5), ~TRAINED), ((0.2, 0.2), np.zeros(4, bool))],
 )
-def test_scores_are_zssegs(parts, fusion, trained, weight):
-  """`semantic_inference` for classes with several names, in terms of CLIP's weight."""
+def test_scores_are_zssegs(parts, weights, trained):
+  """`semantic_inference` for classes with several names, in terms of CLIP's weights."""
   regions, header, clip, matrix = parts
   text = torch.tensor(matrix.features).double()
   rows = torch.nn.functional.normalize(torch.tensor(regions.embeddings[:, 0]).double(), dim=1)
@@ -54,9 +53,9 @@ def test_scores_are_zssegs(parts, fusion, trained, weight):
   net = _highest((10 * rows @ torch.cat([text, null[None]]).T).softmax(1)[:, :-1])
   of_clip = _highest((20 * torch.tensor(clip).double() @ text.T).softmax(1))
   of_clip[3] = 1
-  exponents = torch.where(torch.tensor(trained), weight, 1 - weight)
+  exponents = torch.where(torch.tensor(trained), *weights)
   expected = net ** (1 - exponents) * of_clip**exponents
-  settings = {"logit_scale": 20.0, "fusion": FUSIONS[fusion], "trained_C": trained}
+  settings = {"logit_scale": 20.0, "fusion": Fusion(*weights), "trained_C": trained}
   found = region_scores(regions, header, clip, matrix, **settings)
   assert_close(found, expected, 1e-5)
   found = region_scores(regions, header, clip, matrix, **settings, objectness=True)
@@ -71,7 +70,7 @@ def test_scores_that_are_not_finite_are_an_error(parts):
   _, _, clip, matrix = parts
   clip, regions = clip.copy(), Regions(np.zeros((len(clip), 4), np.float32))
   clip[1, 0] = np.nan
-  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  settings = {"logit_scale": 20.0, "fusion": Fusion(1.0, 1.0), "trained_C": TRAINED}
   with pytest.raises(EvaluationError, match=f"1 of {len(clip)} regions"):
     region_scores(regions, None, clip, matrix, **settings)
 
@@ -79,7 +78,7 @@ def test_scores_that_are_not_finite_are_an_error(parts):
 def test_no_region_has_no_scores(parts):
   _, _, clip, matrix = parts
   none = Regions(np.zeros((0, 4), np.float32))
-  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  settings = {"logit_scale": 20.0, "fusion": Fusion(1.0, 1.0), "trained_C": TRAINED}
   assert region_scores(none, None, clip[:0], matrix, **settings).shape == (0, 4)
 
 

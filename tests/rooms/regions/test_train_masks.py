@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,11 +13,10 @@ from pomp_jax.config import fields_of, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.prompt.mesh import DATA
 from pomp_jax.rooms.regions import image_sets, train_masks
-from pomp_jax.rooms.regions.annotations import AnnotationError
-from pomp_jax.rooms.regions.mask_former.model import VARIANTS
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
+from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS
+from pomp_jax.rooms.regions.region_errors import RegionError
 from pomp_jax.rooms.regions.scenes import Scenes
 from pomp_jax.train import loop
 from pomp_jax.train.resume import may_change
@@ -108,8 +106,8 @@ def test_what_a_run_leaves(whole):
 
 
 def test_devices_share_a_batch(region_set, tmp_path, monkeypatch):
-  monkeypatch.setattr(train_masks, "make_mesh", lambda: SimpleNamespace(shape={DATA: 3}))
-  with pytest.raises(InputError, match=r"batch_size: got 8, expected a multiple of the 3 devices"):
+  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  with pytest.raises(InputError, match=r"batch_size: got 8, expected a multiple of 3"):
     train_masks.check(regions_config(region_set, "train_masks"), str(tmp_path / "run"))
 
 
@@ -142,9 +140,9 @@ CHANGES = {
   "init": ("ROOT/net.pth", {}, "training.sizes", NETWORK),
   "prompt": ("{}!", {}, "class_matrix.prompt"),
   "size": (96, {}, "MaskViews.size"),
-  "augment": ("none", {}, "MaskAugmentation.kind"),
-  "min_scale": (1.4, {}, "MaskAugmentation.scales", (1.4, 1.5)),
-  "max_scale": (0.6, {}, "MaskAugmentation.scales", (0.5, 0.6)),
+  "augment": ("none", {}, "MaskViews.augment"),
+  "min_scale": (1.4, {}, "MaskViews.scales", (1.4, 1.5)),
+  "max_scale": (0.6, {}, "MaskViews.scales", (0.5, 0.6)),
   "targets": (1, {}, "MaskViews.n_targets"),
   "lr": (0.5, {}, "poly_schedule.base"),
   "backbone": (0.7, {}, "adamw.backbone"),
@@ -159,8 +157,8 @@ CHANGES = {
 }
 SPIED = (
   *((image_sets, name) for name in ("open_pixels", "read_annotations", "Scenes")),
-  *((train_masks, name) for name in ("MaskAugmentation", "MaskViews", "poly_schedule", "adamw")),
-  *((train_masks, name) for name in ("LossWeights", "class_matrix")),
+  *((train_masks, name) for name in ("MaskViews", "poly_schedule", "adamw", "LossWeights")),
+  (train_masks, "class_matrix"),
 )
 
 
@@ -249,7 +247,7 @@ def test_objects_without_masks_are_refused_at_once(region_set, tmp_path):
   value = json.loads((region_set / "objects.json").read_text())
   del value["annotations"][3]["segmentation"]
   (tmp_path / "boxes.json").write_text(json.dumps(value))
-  with pytest.raises(AnnotationError, match="annotation 4 has no segmentation"):
+  with pytest.raises(RegionError, match="annotation 4 has no segmentation"):
     open_objects(region_set, tmp_path / "boxes.json")
 
 

@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, D channels. A backbone returns four maps at st
 """
 
 from collections.abc import Callable
-import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,28 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pomp_jax.clip.resnet import FrozenBatchNorm
+from pomp_jax.rooms.regions.mask_former.sizes import ResNetSizes, SmallSizes
 
 STRIDE = 32  # of the last map; sides of images are multiples of it
 _EXPANSION = 4  # of a bottleneck's channels by its last convolution
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetSizes:
-  """Sizes of a `DeepLabResNet`; the defaults are R101c's."""
-
-  layers: tuple[int, ...] = (3, 4, 23, 3)  # bottlenecks of each stage
-  width: int = 64  # channels of the first stage's 3x3 convolutions; later stages double them
-  stem: int = 128  # channels of the stem's output
-  dilations: tuple[int, ...] = (1, 2, 4)  # of the last stage's 3x3 convolutions, one a bottleneck
-
-
-@dataclasses.dataclass(frozen=True)
-class SmallSizes:
-  """Sizes of a `SmallBackbone`."""
-
-  channels: tuple[int, ...] = (32, 48, 64, 80)  # of each of the four maps
-  groups: int = 8  # of the norms
 
 
 class NormConv(nn.Module):
@@ -153,15 +136,12 @@ class SmallBackbone(nn.Module):
   @nn.compact
   def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
     """Maps of the four stages; H and W are multiples of 32."""
-    channels, groups = self.sizes.channels, self.sizes.groups
-
-    def convolution(n_channels, stride, name):
-      return NormConv(n_channels, 3, stride, groups=groups, dtype=self.dtype, name=name)
-
-    x = nn.relu(convolution(channels[0], 2, "stem")(pixels_BxHxWx3))
+    channels = self.sizes.channels
+    convolution = functools.partial(NormConv, size=3, groups=self.sizes.groups, dtype=self.dtype)
+    x = nn.relu(convolution(channels[0], stride=2, name="stem")(pixels_BxHxWx3))
     maps = []
     for i, n_channels in enumerate(channels):
-      x = nn.relu(convolution(n_channels, 2, f"down{i + 2}")(x))
-      x = nn.relu(x + convolution(n_channels, 1, f"res{i + 2}")(x))
+      x = nn.relu(convolution(n_channels, stride=2, name=f"down{i + 2}")(x))
+      x = nn.relu(x + convolution(n_channels, name=f"res{i + 2}")(x))
       maps.append(x)
     return maps

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from pomp_jax.rooms.regions.mask_former.backbone import NormConv
+from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig
 
 _TEMPERATURE = 10_000  # of the sine positions
 _LAYER_NORM_EPSILON = 1e-5  # torch's
@@ -30,18 +31,16 @@ _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class PixelDecoder(nn.Module):
   """Feature pyramid over a backbone's maps; its finest level becomes the pixels' embeddings."""
 
-  width: int
-  mask_width: int
-  groups: int
+  config: MaskFormerConfig
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
     """Embeddings [B,h,w,mask_width] at the first map's size; each map's sides halve the last's."""
+    width, groups, n_maps = self.config.width, self.config.groups, len(maps)
     block = functools.partial(
-      NormConv, self.width, groups=self.groups, dtype=self.dtype, kernel_init=_lecun_uniform
+      NormConv, width, groups=groups, dtype=self.dtype, kernel_init=_lecun_uniform
     )
-    n_maps = len(maps)
     x = nn.relu(block(3, name=f"layer_{n_maps}")(maps[-1]))
     for i in range(n_maps - 1, 0, -1):
       # Nearest neighbour, as in feature pyramids.
@@ -49,7 +48,7 @@ class PixelDecoder(nn.Module):
       x = x + block(1, name=f"adapter_{i}")(maps[i - 1])
       x = nn.relu(block(3, name=f"layer_{i}")(x))
     return nn.Conv(
-      self.mask_width,
+      self.config.mask_width,
       (3, 3),
       padding=[(1, 1)] * 2,
       dtype=self.dtype,
@@ -61,12 +60,7 @@ class PixelDecoder(nn.Module):
 class TransformerDecoder(nn.Module):
   """Learned queries, which attend to each other and to a map with sine positions."""
 
-  width: int
-  n_queries: int
-  n_layers: int
-  n_heads: int
-  mlp: int
-  dropout: float
+  config: MaskFormerConfig
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -75,15 +69,15 @@ class TransformerDecoder(nn.Module):
   ) -> Float[Array, "J B Q D"]:
     """Queries after each layer, normalised; `train` drops out by the random stream "dropout"."""
     n_images, height, width, _ = map_BxhxwxC.shape
+    config, n_channels = self.config, self.config.width
     project = nn.Conv(
-      self.width, (1, 1), dtype=self.dtype, kernel_init=_lecun_uniform, name="input_proj"
+      n_channels, (1, 1), dtype=self.dtype, kernel_init=_lecun_uniform, name="input_proj"
     )
-    memory_BxTxD = project(map_BxhxwxC).reshape(n_images, height * width, self.width)
-    positions_TxD = jnp.asarray(sine_positions(height, width, self.width), self.dtype)
-    queries_QxD = self.param(
-      "query_embed", nn.initializers.normal(1.0), (self.n_queries, self.width)
-    )
-    layers = _Layers(self.n_layers, self.n_heads, self.mlp, self.dropout, self.dtype, name="layers")
+    memory_BxTxD = project(map_BxhxwxC).reshape(n_images, height * width, n_channels)
+    positions_TxD = jnp.asarray(sine_positions(height, width, n_channels), self.dtype)
+    normal = nn.initializers.normal(1.0)
+    queries_QxD = self.param("query_embed", normal, (config.n_queries, n_channels))
+    layers = _Layers(config, self.dtype, name="layers")
     states = layers(memory_BxTxD, positions_TxD, queries_QxD.astype(self.dtype), train)
     norm = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")
     return norm(jnp.stack(states))
@@ -92,18 +86,15 @@ class TransformerDecoder(nn.Module):
 class _Layers(nn.Module):
   """Layers named by their number; returns the queries after each."""
 
-  n_layers: int
-  n_heads: int
-  mlp: int
-  dropout: float
+  config: MaskFormerConfig
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, memory_BxTxD, positions_TxD, queries_QxD, train):
     state = jnp.zeros((memory_BxTxD.shape[0], *queries_QxD.shape), self.dtype)
     states = []
-    for j in range(self.n_layers):
-      layer = _Layer(self.n_heads, self.mlp, self.dropout, self.dtype, name=str(j))
+    for j in range(self.config.n_layers):
+      layer = _Layer(self.config, self.dtype, name=str(j))
       state = layer(state, memory_BxTxD, positions_TxD, queries_QxD, train)
       states.append(state)
     return states
@@ -112,53 +103,45 @@ class _Layers(nn.Module):
 class _Layer(nn.Module):
   """Self-attention, cross-attention and an MLP, each added to its input and normalised."""
 
-  n_heads: int
-  mlp: int
-  dropout: float
+  config: MaskFormerConfig
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x, memory_BxTxD, positions_TxD, queries_QxD, train):
     norm = functools.partial(nn.LayerNorm, epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype)
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
-    attention = functools.partial(_Attention, self.n_heads, self.dropout, self.dtype)
-
-    def drop(values):
-      return nn.Dropout(self.dropout, deterministic=not train)(values)
-
+    attention = functools.partial(_Attention, self.config, self.dtype)
+    drop = lambda values: nn.Dropout(self.config.dropout, deterministic=not train)(values)
     placed = x + queries_QxD
     x = norm(name="norm1")(x + drop(attention(name="self_attn")(placed, placed, x, train)))
     keys = memory_BxTxD + positions_TxD
     attended = attention(name="multihead_attn")(x + queries_QxD, keys, memory_BxTxD, train)
     x = norm(name="norm2")(x + drop(attended))
-    inner = drop(nn.relu(dense(self.mlp, name="linear1")(x)))
+    inner = drop(nn.relu(dense(self.config.mlp, name="linear1")(x)))
     return norm(name="norm3")(x + drop(dense(x.shape[-1], name="linear2")(inner)))
 
 
 class _Attention(nn.Module):
   """Multi-head attention with dropout of its weights."""
 
-  n_heads: int
-  dropout: float
+  config: MaskFormerConfig
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, queries_BxQxD, keys_BxTxD, values_BxTxD, train):
-    width = queries_BxQxD.shape[-1]
-    if width % self.n_heads:
-      raise ValueError(f"n_heads: got {self.n_heads}, expected a divisor of {width}")
+    width, n_heads, dropout = queries_BxQxD.shape[-1], self.config.n_heads, self.config.dropout
 
     def heads(rows, name):
       dense = nn.Dense(width, dtype=self.dtype, kernel_init=_stacked_xavier, name=name)
-      return dense(rows).reshape(*rows.shape[:2], self.n_heads, width // self.n_heads)
+      return dense(rows).reshape(*rows.shape[:2], n_heads, width // n_heads)
 
     attended_BxQxnxe = nn.dot_product_attention(
       heads(queries_BxQxD, "q_proj"),
       heads(keys_BxTxD, "k_proj"),
       heads(values_BxTxD, "v_proj"),
       broadcast_dropout=False,
-      dropout_rng=self.make_rng("dropout") if train and self.dropout else None,
-      dropout_rate=self.dropout,
+      dropout_rng=self.make_rng("dropout") if train and dropout else None,
+      dropout_rate=dropout,
       deterministic=not train,
     )
     out = nn.Dense(width, dtype=self.dtype, kernel_init=_xavier, name="out_proj")

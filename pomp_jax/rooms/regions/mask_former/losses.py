@@ -49,10 +49,10 @@ class Targets(NamedTuple):
 class MaskLosses(NamedTuple):
   """Losses of a batch: the total is over all layers, the others are of the last one."""
 
-  total: Float[Array, ""]  # weighted sum of the three losses
-  classes: Float[Array, ""]  # cross-entropy, nats
-  focal: Float[Array, ""]
-  dice: Float[Array, ""]
+  loss: Float[Array, ""]  # weighted sum of the three losses
+  class_loss: Float[Array, ""]  # cross-entropy, nats
+  focal_loss: Float[Array, ""]
+  dice_loss: Float[Array, ""]
   accuracy: Float[Array, ""]  # share of the target masks whose query has the right class
 
 
@@ -74,7 +74,7 @@ def mask_losses(
   """
   losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
   layers = jax.lax.map(lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT))
-  return MaskLosses(jnp.sum(layers.total), *(values_J[-1] for values_J in layers[1:]))
+  return MaskLosses(jnp.sum(layers.loss), *(values_J[-1] for values_J in layers[1:]))
 
 
 def match(

@@ -81,7 +81,7 @@ def make_mask_step(
     targets = targets_of(batch["owners"], batch["labels"])
     queries_JxBxT = matched(jax.lax.stop_gradient(predictions), targets)
     losses = mask_losses(predictions, targets, queries_JxBxT, weights)
-    return losses.total, losses
+    return losses.loss, losses
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state, classes_NxE, batch):
@@ -91,11 +91,7 @@ def make_mask_step(
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics = {
-      "loss": losses.total,
-      "class_loss": losses.classes,
-      "focal_loss": losses.focal,
-      "dice_loss": losses.dice,
-      "accuracy": losses.accuracy,
+      **losses._asdict(),
       "grad_norm": optax.tree.norm(gradient),
       "param_norm": optax.tree.norm(state.params),
     }

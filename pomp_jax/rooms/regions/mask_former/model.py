@@ -7,7 +7,6 @@ classes, D width.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -20,14 +19,9 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.rooms.regions.mask_former.backbone import (
-  STRIDE,
-  DeepLabResNet,
-  ResNetSizes,
-  SmallBackbone,
-  SmallSizes,
-)
+from pomp_jax.rooms.regions.mask_former.backbone import STRIDE, DeepLabResNet, SmallBackbone
 from pomp_jax.rooms.regions.mask_former.decoders import Mlp, PixelDecoder, TransformerDecoder
+from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSizes
 
 Params = dict[str, Any]
 
@@ -36,41 +30,6 @@ MASK_STRIDE = 4  # pixels of an image along a side of a pixel of its masks
 # Mean and deviation of ImageNet's channels, 0..255, RGB, as detectron2 has them.
 _MEAN = (123.675, 116.280, 103.530)
 _DEVIATION = (58.395, 57.120, 57.375)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskFormerConfig:
-  """Sizes of the network; the defaults are those of ZSSeg's R101c models."""
-
-  embedding: int = 512  # E, of the CLIP whose class matrices will be used
-  backbone: ResNetSizes | SmallSizes = ResNetSizes()
-  width: int = 256  # channels of the feature pyramid, and D of the transformer decoder
-  mask_width: int = 256  # channels of pixel and mask embeddings
-  groups: int = 32  # of the feature pyramid's norms
-  n_queries: int = 100  # Q
-  n_layers: int = 6  # J
-  n_heads: int = 8
-  mlp: int = 2048  # hidden width of the decoder layers
-  embedding_mlp: int = 1024  # hidden width of the embedding head
-  dropout: float = 0.1  # of the decoder in training
-
-
-# Sizes by name: R101c as published, and a network that is trained on the world in minutes.
-VARIANTS = {
-  "r101c": MaskFormerConfig(),
-  "small": MaskFormerConfig(
-    backbone=SmallSizes((32, 64, 128, 192)),
-    width=48,
-    mask_width=32,
-    groups=8,
-    n_queries=12,
-    n_layers=3,
-    n_heads=4,
-    mlp=256,
-    embedding_mlp=256,
-    dropout=0.0,
-  ),
-}
 
 
 class MaskFormerOutput(NamedTuple):
@@ -102,12 +61,8 @@ class MaskFormer(nn.Module):
     config = self.config
     backbone: Any = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
-    pixel_decoder = PixelDecoder(
-      config.width, config.mask_width, config.groups, self.dtype, name="pixel_decoder"
-    )
-    features_BxhxwxD = pixel_decoder(maps)
-    sizes = (config.width, config.n_queries, config.n_layers, config.n_heads, config.mlp)
-    decoder = TransformerDecoder(*sizes, config.dropout, self.dtype, name="transformer_decoder")
+    features_BxhxwxD = PixelDecoder(config, self.dtype, name="pixel_decoder")(maps)
+    decoder = TransformerDecoder(config, self.dtype, name="transformer_decoder")
     queries_JxBxQxD = decoder(maps[-1], train)
     if not all_layers:
       queries_JxBxQxD = queries_JxBxQxD[-1:]
@@ -142,14 +97,15 @@ def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callab
 
 
 def class_logits(
-  embeddings: Float[Array, "... Q E"],
-  classes_NxE: Float[Array, "N E"],
-  non_object_E: Float[Array, " E"],
-) -> Float[Array, "... Q N+1"]:
-  """Scaled cosines to each class and, in the last column, to no object; rows of any norm."""
-  rows = jnp.concatenate([classes_NxE, non_object_E[None]])
+  embeddings: Float[Array | np.ndarray, "*X E"],
+  classes_NxE: Float[Array | np.ndarray, "N E"],
+  non_object_E: Float[Array | np.ndarray, " E"] | None,
+  scale: float = LOGIT_SCALE,
+) -> Float[Array, "*X _"]:
+  """Scaled cosines to each class and, in a last column, to no object; rows of any norm."""
+  rows = classes_NxE if non_object_E is None else jnp.concatenate([classes_NxE, non_object_E[None]])
   with jax.default_matmul_precision("highest"):
-    return LOGIT_SCALE * unit(embeddings) @ unit(rows).T
+    return scale * unit(embeddings) @ unit(rows).T
 
 
 def normalized_pixels(

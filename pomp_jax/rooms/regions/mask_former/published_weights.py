@@ -5,36 +5,24 @@ network, the prompt (see `files.prompt_file`) and the whole CLIP. The metadata `
 file that is written here tells what shapes do not; other files are taken to be as published.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import itertools
 import json
 import os
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 import zlib
 
 import jax
 import numpy as np
 import safetensors.numpy
 
-from pomp_jax.clip import openai
-from pomp_jax.clip.architecture import ClipError, Shapes
+from pomp_jax.clip import openai, weights
+from pomp_jax.clip.architecture import Shapes
 from pomp_jax.clip.load import Clip
-from pomp_jax.clip.weights import (
-  Layout,
-  Parameter,
-  Source,
-  Weights,
-  check_weights,
-  open_weights,
-  read_params,
-  stored_tensors,
-)
-from pomp_jax.errors import InputError
-from pomp_jax.files.terminal import printable
-from pomp_jax.rooms.regions.mask_former.backbone import ResNetSizes, SmallSizes
-from pomp_jax.rooms.regions.mask_former.model import MaskFormerConfig, Params, parameter_shapes
+from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
+from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSizes, SmallSizes
+from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 _PREDICTOR = "sem_seg_head.predictor"
 # Modules of the network, and where ZSSeg has them.
@@ -57,10 +45,6 @@ _OURS = "mask_former"
 _TOLERANCE = 1e-3
 
 
-class MaskFormerError(InputError, ValueError):
-  """A file that is no usable MaskFormer; the message is one line."""
-
-
 class MaskFormerFile(NamedTuple):
   """Content of a file."""
 
@@ -69,43 +53,43 @@ class MaskFormerFile(NamedTuple):
   trained_classes: tuple[str, ...] = ()  # empty if the file does not name them
 
 
-def _source(path: Parameter) -> Source:
+def _source(path: weights.Parameter) -> weights.Source:
   *module, kind = path
   if module and module[-1] == "conv":
     del module[-1]
   name, kind = ".".join([*module, kind]), _KINDS.get(kind, kind)
   prefix = next(p for p in _PREFIXES if name == p or name.startswith(f"{p}."))
   if name == prefix:
-    return Source(_PREFIXES[prefix], as_is=True)
+    return weights.Source(_PREFIXES[prefix], as_is=True)
   module = [_PREFIXES[prefix], *module[prefix.count(".") + 1 :]]
   if module[-1] in _STACKED:
     attention = ".".join(module[:-1])
-    return Source(f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1]))
-  return Source(".".join([*module, kind]))
+    return weights.Source(f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1]))
+  return weights.Source(".".join([*module, kind]))
 
 
-ZSSEG = Layout(_source, (), "MaskFormer of ZSSeg")
+ZSSEG = weights.Layout(_source, (), "MaskFormer of ZSSeg")
 
 
 def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
   """Reads a checkpoint of ZSSeg with the backbone R101c, or a file of `write_mask_former`.
 
-  Nothing in the file is run. MaskFormerError: missing, damaged, or another network.
+  Nothing in the file is run. RegionError or ClipError: missing, damaged, or another network.
   """
-  with _errors(), open_weights(path) as weights:
-    facts = _read_facts(weights)
+  with weights.open_weights(path) as file:
+    facts = _read_facts(file)
     own = {
       name: shape
-      for name, shape in weights.shapes.items()
+      for name, shape in file.shapes.items()
       if name.startswith(("backbone.", "sem_seg_head.")) or name == _PREFIXES["non_object"]
     }
-    config = _config_of(own, facts, weights.path)
+    config = _config_of(own, facts, file.path)
     try:
       shapes = parameter_shapes(config)
     except (ValueError, TypeError, ZeroDivisionError) as error:
-      _refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
-    check_weights(own, shapes, ZSSEG, weights.path)
-    params = read_params(weights, shapes, ZSSEG)
+      refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
+    weights.check_weights(own, shapes, ZSSEG, file.path)
+    params = weights.read_params(file, shapes, ZSSEG)
   return MaskFormerFile(config, params, facts.trained_classes)
 
 
@@ -116,7 +100,7 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`. `context` is the prompt
   [M,D] that the network was trained with, read by `load_prompt`.
   """
-  model = stored_tensors(jax.device_get(content.params), ZSSEG)
+  model = weights.stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
     model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
   # The library writes an array's memory, whatever its strides.
@@ -151,26 +135,23 @@ def _checksum(
 
 
 def check_clip(path: str | os.PathLike, clip: Clip) -> None:
-  """Compares the CLIP in a checkpoint with the one configured; networks written here have none.
-
-  MaskFormerError for another CLIP, or embeddings of another width.
-  """
-  with _errors(), open_weights(path) as weights:
+  """RegionError for another CLIP in a checkpoint than the configured one; our files have none."""
+  with weights.open_weights(path) as file:
     null = _PREFIXES["non_object"]
     expected = (1, clip.config.projection_dim)
-    if weights.shapes.get(null) != expected:
-      _refuse(path, null, f"of shape {weights.shapes.get(null)}", f"{expected}, of {clip.name}")
-    if not any(name.startswith(_CLIP) for name in weights.shapes):
+    if file.shapes.get(null) != expected:
+      refuse(path, null, f"of shape {file.shapes.get(null)}", f"{expected}, of {clip.name}")
+    if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
-    for key, values in sorted(stored_tensors(clip.params, openai.LAYOUT).items()):
+    for key, values in sorted(weights.stored_tensors(clip.params, openai.LAYOUT).items()):
       name = _CLIP + key
-      if weights.shapes.get(name) != values.shape:
-        _refuse(path, name, f"of shape {weights.shapes.get(name)}", accepted)
-      difference = np.abs(weights.read(name) - values).max(initial=0)
+      if file.shapes.get(name) != values.shape:
+        refuse(path, name, f"of shape {file.shapes.get(name)}", accepted)
+      difference = np.abs(file.read(name) - values).max(initial=0)
       # Not <=, so that NaN differs.
       if not difference <= _TOLERANCE * max(np.abs(values).max(initial=0), 1e-6):
-        _refuse(path, name, f"other by up to {difference:.3g}", accepted)
+        refuse(path, name, f"other by up to {difference:.3g}", accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,26 +166,26 @@ class _Facts:
   trained_classes: tuple[str, ...] = ()
 
 
-def _read_facts(weights: Weights) -> _Facts:
+def _read_facts(file: weights.Weights) -> _Facts:
   """The metadata of our files, checked."""
-  stored = weights.text.get(_OURS)
+  stored = file.text.get(_OURS)
   if stored is None:
-    if any(text.startswith("{") for text in weights.text.values()):
-      _refuse(weights.path, "the metadata", f"of {', '.join(weights.text)}", f"{_OURS}, or none")
+    if any(text.startswith("{") for text in file.text.values()):
+      refuse(file.path, "the metadata", f"of {', '.join(file.text)}", f"{_OURS}, or none")
     return _Facts()
   try:
     items = json.loads(stored)
     checksum = items.pop("crc32", None)
-    if checksum not in (None, _checksum(items, weights.shapes, weights.read)):
-      _refuse(weights.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
+    if checksum not in (None, _checksum(items, file.shapes, file.read)):
+      refuse(file.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
     lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
     facts = _Facts(**items | lists)
     if not all(isinstance(name, str) for name in facts.trained_classes):
       raise ValueError("a class without a name")
-  except MaskFormerError:
+  except RegionError:
     raise
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    _refuse(weights.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
+    refuse(file.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
   return facts
 
 
@@ -214,7 +195,7 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
   def size(name: str, axis: int = 0) -> int:
     if len(shapes.get(name, ())) <= axis or 0 in shapes[name]:
       accepted = "a MaskFormer of ZSSeg with the backbone R101c, or one written here"
-      _refuse(where, name, f"of shape {shapes.get(name)}", accepted)
+      refuse(where, name, f"of shape {shapes.get(name)}", accepted)
     return shapes[name][axis]
 
   def count(name: str) -> int:
@@ -247,15 +228,3 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
     embedding_mlp=size(f"{_PREDICTOR}.class_embed.layers.0.weight"),
     dropout=facts.dropout,
   )
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-  try:
-    yield
-  except ClipError as error:
-    raise MaskFormerError(str(error)) from error
-
-
-def _refuse(path: str | os.PathLike, part: str, found: str, accepted: str) -> NoReturn:
-  raise MaskFormerError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")

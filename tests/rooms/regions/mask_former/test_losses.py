@@ -45,7 +45,7 @@ matched = jax.jit(match)
 def losses_and_gradient(predictions, targets, weights=WEIGHTS):
   def loss(given):
     losses = mask_losses(given, targets, match(predictions, targets, weights), weights)
-    return losses.total, losses
+    return losses.loss, losses
 
   gradient, losses = jax.grad(loss, has_aux=True)(predictions)
   return losses, gradient
@@ -112,8 +112,8 @@ def test_without_a_target_every_query_learns_no_object():
   predictions, targets = random_predictions(), random_targets(np.zeros(IMAGES, int))
   losses, gradient = losses_and_gradient(predictions, targets)
   log_p = jax.nn.log_softmax(predictions.classes)[..., -1]
-  np.testing.assert_allclose(losses.total, -log_p.mean((1, 2)).sum(), rtol=1e-5)
-  assert losses.focal == losses.dice == losses.accuracy == 0
+  np.testing.assert_allclose(losses.loss, -log_p.mean((1, 2)).sum(), rtol=1e-5)
+  assert losses.focal_loss == losses.dice_loss == losses.accuracy == 0
   assert not gradient.masks.any()
   assert np.isfinite(gradient.classes).all()
 
@@ -121,4 +121,4 @@ def test_without_a_target_every_query_learns_no_object():
 def test_a_diverged_network_ends_and_its_loss_is_not_finite():
   predictions, targets = random_predictions(), random_targets()
   broken = jax.tree.map(lambda rows: np.full_like(rows, np.nan), predictions)
-  assert not np.isfinite(losses_and_gradient(broken, targets)[0].total)
+  assert not np.isfinite(losses_and_gradient(broken, targets)[0].loss)

@@ -103,7 +103,7 @@ def test_the_update_is_the_gradient_of_the_losses(batch):
     logits = class_logits(output.embeddings_JxBxQxE, CLASS_MATRIX, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(jnp.asarray(batch["owners"]), jnp.asarray(batch["labels"]))
-    return mask_losses(predictions, targets, match(predictions, targets, WEIGHTS), WEIGHTS).total
+    return mask_losses(predictions, targets, match(predictions, targets, WEIGHTS), WEIGHTS).loss
 
   value, expected = loss(state.params)
   step = make_mask_step(mesh=mesh, model=model, optimizer=optimizer, weights=WEIGHTS)

@@ -10,16 +10,18 @@ import safetensors.torch
 import torch
 
 from pomp_jax.clip import load_clip
+from pomp_jax.clip.architecture import ClipError
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.rooms.regions.mask_former.model import VARIANTS, parameter_shapes
+from pomp_jax.rooms.regions.mask_former.model import parameter_shapes
 from pomp_jax.rooms.regions.mask_former.published_weights import (
   ZSSEG,
-  MaskFormerError,
   MaskFormerFile,
   check_clip,
   read_mask_former,
   write_mask_former,
 )
+from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS
+from pomp_jax.rooms.regions.region_errors import RegionError
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
 from tests.support.region_jobs import random_params
 from tests.support.torch_mask_former import (
@@ -33,7 +35,7 @@ NULL = "clip_adapter.non_object_embedding"
 
 
 def _error(path, read=read_mask_former) -> str:
-  with pytest.raises(MaskFormerError) as error:
+  with pytest.raises((ClipError, RegionError)) as error:
     read(path)
   message = str(error.value)
   assert "\n" not in message
