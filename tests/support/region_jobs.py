@@ -170,11 +170,11 @@ def regions_config(root: pathlib.Path, job: str, **changes) -> Settings:
   return small_config(**settings | changes)
 
 
-def in_place(root: pathlib.Path, value: Any) -> Any:
-  """A value with the folder of a `write_region_set` for ROOT, and its other set's for OTHER."""
-  if not isinstance(value, str):
-    return value
-  return value.replace("OTHER", str(root / "other")).replace("ROOT", str(root))
+def in_place(root: pathlib.Path, value: Any, **folders: pathlib.Path) -> Any:
+  """A text with paths: ROOT is that of a `write_region_set`, OTHER of its other set."""
+  for name, folder in {"OTHER": root / "other", "ROOT": root, **folders}.items():
+    value = value.replace(name, str(folder)) if isinstance(value, str) else value
+  return value
 
 
 def label_maps(workdir: pathlib.Path, prompt: int = 0) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """What `detect`, `segment` and `propose` share: images in blocks, and prompts side by side.
 
 A job finds something in each image of a block, on all processes together, and the first process
-takes it. Finished blocks are pieces of `files.pieces`, so a restart does only the others.
+writes it. Finished blocks are pieces of `files.pieces`, so a restart does only the others.
 """
 
 from collections import deque

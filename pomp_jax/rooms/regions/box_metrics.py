@@ -11,7 +11,7 @@ import numpy as np
 from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
-_CATEGORIES = 100  # evaluated at a time
+_CATEGORIES = 100  # evaluated at a time: the library holds an entry for each and each image
 _KINDS = {"box": "bbox", "mask": "segm"}
 
 
@@ -56,14 +56,16 @@ def average_precision(
 def _precision(
   annotations: Annotations, results: Sequence[Mapping[str, Any]], kind: str
 ) -> np.ndarray:
-  """Precision of the categories in ascending order of their ids, some at a time.
-
-  The library holds an entry for each pair of an image and a category.
-  """
+  """Precision of the categories in ascending order of their ids."""
   lvis = annotations.frequencies is not None
   most = MAX_DETECTIONS["lvis" if lvis else "coco"]
   of_category: dict[int, list[Mapping[str, Any]]] = {}
-  for row in _best(results, most) if lvis else results:
+  if lvis:
+    # The highest scores of each image; of equal ones the first.
+    best = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
+    of_images = itertools.groupby(best, lambda row: row["image_id"])
+    results = [row for _, rows in of_images for row in [*rows][:most]]
+  for row in results:
     of_category.setdefault(row["category_id"], []).append(row)
   value = _ground_truth(annotations, kind)
   ids = sorted(category["id"] for category in value["categories"])
@@ -96,13 +98,6 @@ def _averages(precision: np.ndarray, rows: np.ndarray) -> dict[str, float | None
 def _mean(precision: np.ndarray) -> float | None:
   measured = precision[precision > -1]
   return float(measured.mean()) if measured.size else None
-
-
-def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-  """Returns the `most` highest scores of each image; of equal ones the first."""
-  image_of = lambda row: row["image_id"]
-  best = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
-  return [row for _, rows in itertools.groupby(best, image_of) for row in [*rows][:most]]
 
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:

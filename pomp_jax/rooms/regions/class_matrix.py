@@ -30,11 +30,7 @@ class ClassMatrix(NamedTuple):
 def class_matrix(
   encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
 ) -> ClassMatrix:
-  """Computes the class matrix of a prompt for C classes with these names.
-
-  The prompt `ensemble` is CLIP's of 80 texts for ImageNet, as the published training-free
-  segmentation uses it.
-  """
+  """Computes the class matrix of a prompt for C classes with these names."""
   if isinstance(named.prompt, ClassFeatures):
     synonyms = [names[:1] for names in synonyms]  # a file has one row a class
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
@@ -56,4 +52,5 @@ def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
 
 def _class_list(synonyms: Sequence[Sequence[str]]) -> ClassList:
   names = tuple(name for names in synonyms for name in names)
+  # CLIP's 80 texts, as the published training-free segmentation uses them.
   return ClassList(names, ensemble=load_templates("imagenet"))

@@ -86,16 +86,15 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
 
 
 def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
-  values, seen = [], set()
+  values: list[tuple[int, ...]] = []
+  seen: set[int] = set()
   for number, cell in enumerate(cells, 1):
     words = [word.strip() for word in cell.split(",")]
-    if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
+    valid = all(word.isascii() and word.isdigit() and len(word) < 6 for word in words)
+    own = tuple(map(int, words)) if valid else ()
+    if not own or max(own) >= _MAX_VALUE or len(seen | {*own}) < len(seen) + len(own):
       found = f"line {number} has the values {quoted(cell)}"
-      raise VocabularyError(f"{path}: {found}, expected integers")
-    values.append(tuple(map(int, words)))
-    for value in values[-1]:
-      if value in seen or value >= _MAX_VALUE:
-        accepted = f"different values below {_MAX_VALUE}"
-        raise VocabularyError(f"{path}: line {number} has the value {value}, expected {accepted}")
-      seen.add(value)
+      raise VocabularyError(f"{path}: {found}, expected different integers below {_MAX_VALUE}")
+    values.append(own)
+    seen.update(own)
   return tuple(values)

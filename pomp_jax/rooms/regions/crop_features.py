@@ -20,6 +20,9 @@ from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 # Crops that a device makes together; more would hold more copies of an image.
 _CROPS_AT_A_TIME = 8
+# Regions, and their images, that all devices compute at a time; the last ones of a call are padded.
+_CHUNK, _IMAGES = 64, 16
+_BUCKET = 128  # images are padded to multiples of this many pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +85,10 @@ def crop_region(
 class RegionEncoder:
   """Image features of regions, of images of any size."""
 
-  def __init__(
-    self,
-    encoder: Encoder,
-    cropping: Cropping,
-    *,
-    chunk: int = 64,
-    n_images: int = 16,
-    bucket: int = 128,
-  ):
-    """Takes a CLIP and compiles on first use, once per bucket of image sizes.
-
-    A chunk of regions, of at most `n_images` images, is computed at a time over all devices; the
-    last one of a call is padded. Images are padded to multiples of `bucket` pixels.
-    """
+  def __init__(self, encoder: Encoder, cropping: Cropping):
+    """Takes a CLIP and compiles on first use, once per padded size of images."""
     self._encoder, self._cropping = encoder, cropping
-    self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
-    self._n_images, self._bucket = n_images, bucket
+    self._chunk = -(-_CHUNK // encoder.mesh.size) * encoder.mesh.size
     self._crops = map_rows(
       encoder.mesh, functools.partial(_crops, cropping=cropping), 2, gather=False
     )
@@ -130,7 +120,7 @@ class RegionEncoder:
     """Bucket and (image, region) of the regions of a chunk; those without a pixel are left out."""
     rows_of: dict[tuple, list[tuple[int, int]]] = {}
     for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
-      shape = tuple(self._bucket * -(-side // self._bucket) for side in image.shape[:2])
+      shape = tuple(_BUCKET * -(-side // _BUCKET) for side in image.shape[:2])
       height, width, _ = image.shape
       low, high = np.maximum(boxes_Rx4[:, :2], 0), np.minimum(boxes_Rx4[:, 2:], [width, height])
       valid = (low < high).all(axis=1)
@@ -140,7 +130,7 @@ class RegionEncoder:
     for shape, rows in rows_of.items():
       while rows:
         part = rows[: self._chunk]
-        kept = list(dict.fromkeys(image for image, _ in part))[: self._n_images]
+        kept = list(dict.fromkeys(image for image, _ in part))[:_IMAGES]
         part = [row for row in part if row[0] in kept]
         yield shape, part
         rows = rows[len(part) :]
@@ -148,8 +138,8 @@ class RegionEncoder:
   def _inputs(self, shape, rows, images, boxes, masks):
     """Arguments of `_crops` on the devices."""
     slots = {image: slot for slot, image in enumerate(dict.fromkeys(image for image, _ in rows))}
-    pixels = np.zeros((self._n_images, *shape, 3), np.uint8)
-    sizes = np.ones((self._n_images, 2), np.int32)
+    pixels = np.zeros((_IMAGES, *shape, 3), np.uint8)
+    sizes = np.ones((_IMAGES, 2), np.int32)
     for image, slot in slots.items():
       height, width = sizes[slot] = images[image].shape[:2]
       pixels[slot, :height, :width] = images[image]

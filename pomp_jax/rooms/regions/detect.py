@@ -1,13 +1,13 @@
 """Boxes with classes under prompts side by side: average precision, results, pictures.
 
 Regions are the annotated boxes, those of a file or of a network. Their classes are those of crops,
-of a detector's embeddings, or of both. With embeddings of a file alone no image is read. All
-processes work on each block of images together, and the first writes. A restart resumes after the
-last block.
+of a detector's embeddings, or of both. With embeddings of a file alone no image is read.
 """
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       rows += image["rows"][number]
       labels += image["labels"]
       best += image["best"][number]
-    figures[named.label] = _figures(boxes, ours.groups, rows, of_truth)
+    precision_of = functools.partial(average_precision, annotations, rows, groups=ours.groups)
+    figures[named.label] = own = {"detections": len(rows), "box": precision_of("box")}
+    # Masks of annotated regions are the true ones, so their AP says nothing.
     if of_truth:
-      figures[named.label]["top1"] = _top1(np.array(labels, int), np.array(best, int), ours.groups)
+      own["top1"] = _top1(np.array(labels, int), np.array(best, int), ours.groups)
+    elif all("segmentation" in row for row in itertools.chain(rows, *annotations.rows)):
+      own["mask"] = precision_of("mask")
     if detect.output:
       path = folder.path / "detections" / f"{number}.json"
       with writing(path):
@@ -124,22 +128,6 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
   return (image for piece in blocks.pieces() for image in piece.facts["images"])
-
-
-def _figures(
-  boxes: BoxSet, groups: Mapping[str, np.ndarray], rows: list[dict[str, Any]], of_truth: bool
-) -> dict[str, Any]:
-  """Average precision of the rows under one prompt."""
-  annotations = boxes.annotations
-  figures: dict[str, Any] = {
-    "detections": len(rows),
-    "box": average_precision(annotations, rows, "box", groups),
-  }
-  annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
-  # Masks of annotated regions are the true ones, so their AP says nothing.
-  if not of_truth and annotated and all("segmentation" in row for row in rows):
-    figures["mask"] = average_precision(annotations, rows, "mask", groups)
-  return figures
 
 
 def _top1(labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -83,11 +83,7 @@ def detections_of(
   `most` counts where `detect.top` is 0.
   """
   rows, classes, scores = select_detections(
-    found.boxes,
-    scores_RxC,
-    min_score=detect.min_score,
-    max_iou=detect.nms,
-    top=detect.top or most,
+    found.boxes, scores_RxC, min_score=detect.min_score, max_iou=detect.nms, top=detect.top or most
   )
   masks = None
   if found.masks is not None:

@@ -5,7 +5,6 @@ Shapes: R regions of an image, H, W its sides in pixels, h, w sides of a mask's 
 """
 
 from collections.abc import Iterable, Iterator
-import math
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
@@ -40,8 +39,6 @@ def hard_masks(
       soft = Image.fromarray(mask.astype(np.float32))
       how = Image.Transform.AFFINE, step, Image.Resampling.BILINEAR
       yield np.asarray(soft.transform((width, height), *how)) > threshold
-    elif masks.dtype == np.uint8:
-      yield mask > math.floor(threshold)  # compared as integers
     else:
       yield mask > threshold
 
@@ -68,9 +65,8 @@ def resized_sides(height: int, width: int, size: int, multiple: int = 1) -> tupl
   An image whose longer side would then exceed 4 times `size` becomes smaller. The new sides are
   multiples of `multiple`.
   """
-  scale = size / min(height, width) if size else 1.0
-  if size and scale * max(height, width) > _MOST * size:
-    scale = _MOST * size / max(height, width)
+  sides = sorted((height, width))
+  scale = min(size / sides[0], _MOST * size / sides[1]) if size else 1.0
   rows, columns = (max(1, int(scale * side / multiple + 0.5)) for side in (height, width))
   return multiple * rows, multiple * columns
 

@@ -94,8 +94,7 @@ class RegionsOfPictures:
   ) -> bytes:
     """Draws a class for every pixel under each prompt, titled by `labels`; a PNG.
 
-    The regions are the network's. Without one the classes of patches are drawn, by
-    `segment.recipe`.
+    The regions are the network's; without one patches get classes, by `segment.recipe`.
     """
     if self.finds:
       pixels = np.asarray(image)

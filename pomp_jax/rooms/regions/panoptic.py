@@ -17,11 +17,7 @@ from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
 from pomp_jax.files.paths import is_file, join
 from pomp_jax.files.texts import read_user_json
-from pomp_jax.rooms.regions.annotations import (
-  Annotations,
-  annotations_of,
-  objects_of,
-)
+from pomp_jax.rooms.regions.annotations import Annotations, annotations_of, objects_of
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 _VOID = 0  # id of pixels without a segment

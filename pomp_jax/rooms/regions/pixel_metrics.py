@@ -47,11 +47,10 @@ class PixelTally:
     - mIoU_plain: mean of the IoU over classes in the truth.
     - mACC: mean of the accuracy over classes in the truth.
     - fwIoU: IoU weighted by the pixels of the truth; pACC: share of right pixels.
-    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, and hIoU_plain of
-      their mIoU_plain.
+    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, hIoU_plain likewise.
 
-    Each group of classes gets the same figures under its name. Pixels of other classes count where
-    a class of the group is predicted there.
+    Each group gets the same figures under its name. Pixels of other classes count where a class of
+    the group is predicted there.
     """
     figures = self._figures(np.arange(self.counts.shape[1]))
     groups = groups or {}

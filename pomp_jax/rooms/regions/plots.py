@@ -17,7 +17,7 @@ from PIL import Image
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import shorten
-from pomp_jax.rooms.regions.detections import Detections, iou
+from pomp_jax.rooms.regions.detections import Detections, select_detections
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
 _COLOURS = (
@@ -43,12 +43,10 @@ _NAME = 40  # letters of a name in a legend
 
 def strongest(boxes: Detections, most: int = _OF_SHEET) -> Detections:
   """The boxes of the highest scores, `most` at most, none of which overlap by more than half."""
-  overlap = iou(boxes.boxes, boxes.boxes)
-  kept: list[int] = []
-  for row in np.argsort(-boxes.scores, kind="stable"):
-    if len(kept) < most and not (overlap[row, kept] > _OVERLAP).any():
-      kept.append(row)
-  return Detections(*(part[np.array(kept, int)] for part in boxes[:3]))
+  rows, *_ = select_detections(
+    boxes.boxes, boxes.scores[:, None], min_score=-np.inf, max_iou=_OVERLAP, top=most
+  )
+  return Detections(*(part[rows] for part in boxes[:3]))
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:

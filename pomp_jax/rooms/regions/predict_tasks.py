@@ -137,8 +137,12 @@ class SegmentPictures(_Pictures):
     # Values of the nearest pixels, at the size of the file.
     pairs = zip(sides, labels.shape, strict=True)
     whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in pairs))]
+    # Of the label image's values: those of the picture, white for no class, else grey.
+    colours = label_colours(labels)
+    table = [*(to_rgb(colours.get(label, OTHER)) for label in range(255)), (1, 1, 1)]
+    table_256x3 = np.rint(255 * np.array(table)).astype(np.uint8)
     with writing(self._folder.path):
-      write_labels(self._path("labels", key), whole, len(names), _table(labels))
+      write_labels(self._path("labels", key), whole, len(names), table_256x3)
       overlay(self._path("pictures", key), image, labels, names, key)
     values, counts = np.unique(whole[whole >= 0], return_counts=True)
     rows = []
@@ -210,10 +214,3 @@ def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
 
 def _stem(name: str) -> str:
   return os.path.splitext(posixpath.basename(name))[0]
-
-
-def _table(labels_HxW: np.ndarray) -> np.ndarray:
-  """Colours of a label image's values: those of the picture, white for no class, else grey."""
-  colours = label_colours(labels_HxW)
-  table = [to_rgb(colours.get(label, OTHER)) for label in range(255)]
-  return np.rint(255 * np.array([*table, (1, 1, 1)])).astype(np.uint8)

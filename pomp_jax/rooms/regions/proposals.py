@@ -93,11 +93,9 @@ def _prompt_of_classes(propose: Propose) -> NamedPrompt:
 
 
 class Proposer:
-  """A network on the devices; every query is a region.
+  """A network on the devices, read as `network`; every query is a region.
 
-  Attributes:
-    network: content of its file.
-    header: how embeddings of its regions are compared with a class matrix.
+  By `header` embeddings of its regions are compared with a class matrix.
   """
 
   def __init__(

@@ -52,11 +52,10 @@ class RegionScorer:
     tight: bool = False,
     crops: RegionEncoder | None = None,
   ):
-    """Compiles on first use; takes crops that are open already.
+    """Compiles on first use; takes `crops` that are open already.
 
     `matrices` are the classes under each prompt, `logit_scale` the factor on the cosines of crops
-    (0: CLIP's). With `tight` crops with context are of the boxes of the masks, not of the regions'
-    own.
+    (0: CLIP's). With `tight` crops with context are of the masks' boxes, not of the regions' own.
     """
     self._settings, self._source, self._matrices = regions, source, matrices
     if crops is None and needs_crops(regions):

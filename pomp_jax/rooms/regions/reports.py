@@ -107,30 +107,18 @@ def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, s
 
 def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
   """Fields that say where regions come from and how they are scored."""
-  source = fields["regions.source"]
-  if source == "none":
-    sides = (fields[f"segment.{name}"] for name in ("size", "window", "stride"))
-    return {
-      "regions.source": "none: patches",
-      "segment.recipe": fields["segment.recipe"],
-      "segment.size, window, stride (pixels)": ", ".join(map(str, sides)),
-      "segment.pamr (steps)": str(fields["segment.pamr"]),
-    }
+  source, crop = fields["regions.source"], fields["regions.crop"]
   origin = {"file": "regions.path", "network": "propose.network"}.get(source)
-  crop = fields["regions.crop"]
-  if crop == "context":
-    crop += f", {fields['regions.expand']:g} times the box's longer side"
-  named = f"{source}: {fields[origin]}" if origin else source
-  found = {"regions.source": named, "regions.crop": crop}
-  if source == "truth":
-    return found
-  # They fuse CLIP's scores with those of embeddings, which a file may lack.
-  return found | {
-    "regions.e_base, CLIP's exponent for trained classes": f"{fields['regions.e_base']:g}",
-    "regions.e_novel, for other classes": f"{fields['regions.e_novel']:g}",
-    "regions.null": fields["regions.null"],
-    "regions.objectness": str(fields["regions.objectness"]),
-  }
+  if source == "none":
+    named = "none: patches"
+    names = [f"segment.{name}" for name in ("recipe", "size", "window", "stride", "pamr")]
+  else:
+    named = f"{source}: {fields[origin]}" if origin else source
+    names = ["regions.crop", *(["regions.expand"] if crop == "context" else [])]
+  if origin:
+    # They fuse CLIP's scores with those of embeddings, which a file may lack.
+    names += [f"regions.{name}" for name in ("e_base", "e_novel", "null", "objectness")]
+  return {"regions.source": named} | {name: str(fields[name]) for name in names}
 
 
 def _classes(

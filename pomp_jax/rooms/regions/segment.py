@@ -1,8 +1,7 @@
 """A class for every pixel under prompts side by side: IoU, label images, pictures.
 
 Without regions the classes of patches, by a training-free recipe; with regions the classes of
-crops and of a network's embeddings, added up over the regions of a pixel. All processes work on
-each block of images together, and the first writes. A restart resumes after the last block.
+crops and of a network's embeddings, added up over the regions of a pixel.
 """
 
 from collections.abc import Mapping

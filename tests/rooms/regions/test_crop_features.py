@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.rooms.regions import crop_features
 from pomp_jax.rooms.regions.crop_features import Cropping, RegionEncoder, crop_region, pixel_ranges
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
@@ -132,15 +133,13 @@ def _expected(clip_and_torch, images, masks=None):
 
 
 @pytest.mark.parametrize("n_devices, chunk, n_images", [(8, 64, 16), (1, 2, 16), (2, 4, 1)])
-def test_features_equal_torchs(clip_and_torch, images, masks, n_devices, chunk, n_images):
+def test_features_equal_torchs(
+  clip_and_torch, images, masks, n_devices, chunk, n_images, monkeypatch
+):
+  for name, value in (("_CHUNK", chunk), ("_IMAGES", n_images), ("_BUCKET", 32)):
+    monkeypatch.setattr(crop_features, name, value)
   mesh = make_mesh(1, jax.devices()[:n_devices])
-  regions = RegionEncoder(
-    Encoder(clip_and_torch[0], mesh=mesh),
-    Cropping(32, FILL),
-    chunk=chunk,
-    n_images=n_images,
-    bucket=32,
-  )
+  regions = RegionEncoder(Encoder(clip_and_torch[0], mesh=mesh), Cropping(32, FILL))
   for given in (None, masks):
     found = regions.features(images, FLOAT_BOXES, given)
     for one, expected in zip(found, _expected(clip_and_torch, images, given), strict=True):

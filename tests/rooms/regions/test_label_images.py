@@ -20,6 +20,7 @@ from pomp_jax.rooms.regions.class_splits import CLASS_SPLITS, ClassSplit, read_c
 from pomp_jax.rooms.regions.label_images import IGNORED, open_pixels, write_labels
 from pomp_jax.rooms.regions.region_errors import RegionError
 from tests.support.detection_cases import random_annotations
+from tests.support.region_jobs import SIZES, write_pixel_set
 from tests.support.small_run import small_config
 
 CLASSES = ClassSplit(
@@ -193,7 +194,7 @@ def test_an_unusable_file(tmp_path, text, part):
   assert part in str(error.value) and str(path) in str(error.value)
 
 
-NAMES = "cat\tbase\t7\nsky\tnovel\t3\nstar\tbase\t9\nhouse\t-\t2\n"
+NAMES = "cat\tbase\t3\nsky\tnovel\t0\nstar\tbase\t2\nhouse\t-\t1\n"
 FILL = np.array([122.77, 116.75, 104.09])  # CLIP's mean
 
 
@@ -206,16 +207,8 @@ def nothing_remembered():
 @pytest.fixture
 def labelled(tmp_path):
   """Images, and label images whose values are those of a list."""
-  rng = np.random.default_rng(0)
-  for name in ("images", "labels"):
-    (tmp_path / name).mkdir()
+  write_pixel_set(tmp_path, "a clip")
   (tmp_path / "names.txt").write_text(NAMES)
-  for number in range(6):
-    image = rng.integers(0, 256, (24, 40, 3), np.uint8)
-    Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
-    blocks = rng.choice([7, 3, 9, 2, 255], (3, 5)).astype(np.uint8)
-    labels = np.kron(blocks, np.ones((8, 8), np.uint8))
-    Image.fromarray(labels).save(tmp_path / "labels" / f"{number}.png")
   return tmp_path
 
 
@@ -244,11 +237,11 @@ def test_each_class_of_a_label_image_is_an_image(labelled):
     (key.split(":")[0], label): index
     for index, (key, label) in enumerate(zip(source.keys.tolist(), source.labels, strict=True))
   }
-  for number in range(6):
+  for number in range(len(SIZES)):
     image, labels = (
       np.asarray(Image.open(labelled / folder / f"{number}.png")) for folder in ("images", "labels")
     )
-    for label, value in enumerate((7, 9, 2)):
+    for label, value in enumerate((3, 2, 1)):
       if (labels == value).any():
         crop = pixels_of(source, found.pop((str(number), label)))
         np.testing.assert_allclose(crop, expected_crop(image, labels == value), atol=1)
@@ -266,7 +259,7 @@ def test_classes_of_label_images_are_remembered(labelled, monkeypatch):
     again = training_crops.open_split(data, "train")
   assert again.keys.tolist() == first.keys.tolist()
   np.testing.assert_array_equal(again.labels, first.labels)
-  Image.new("L", (40, 24), 9).save(labelled / "labels" / "2.png")
+  Image.new("L", SIZES[2][::-1], 2).save(labelled / "labels" / "2.png")
   keys = [key for key in first.keys.tolist() if not key.startswith("2:")]
   changed = training_crops.open_split(data, "train").keys.tolist()
   assert sorted(changed) == sorted([*keys, "2:2"])

@@ -71,7 +71,7 @@ def root(tmp_path_factory):
   return root
 
 
-def config_of(root, *groups, **changes):
+def config_of(root, *groups, here=None, **changes):
   fields = {
     "job": "predict",
     "clip.model": "ROOT/clip",
@@ -82,7 +82,7 @@ def config_of(root, *groups, **changes):
   }
   for group in (*groups, changes):
     fields |= group
-  return small_config(**{field: in_place(root, value) for field, value in fields.items()})
+  return small_config(**{f: in_place(root, value, HERE=here) for f, value in fields.items()})
 
 
 def read_map(path):
@@ -218,14 +218,10 @@ def bad_files(root, tmp_path_factory):
   return folder
 
 
-def _here(fields, folder):
-  return {f: v.replace("HERE", str(folder)) if isinstance(v, str) else v for f, v in fields.items()}
-
-
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(root, bad_files, tmp_path, kind):
   fields, named = BAD[kind]
-  config = config_of(root, _here(fields, bad_files))
+  config = config_of(root, fields, here=bad_files)
   with pytest.raises(InputError) as caught:
     run_job(config, tmp_path / "run")
   assert named in str(caught.value) and "\n" not in str(caught.value)
@@ -240,7 +236,7 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
 
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):
   """COCO results of a detector, crops with context; the picture without any has no row."""
-  config = config_of(root, DETECT, _here(BOXES, bad_files), **{"regions.crop": "context"})
+  config = config_of(root, DETECT, BOXES, {"regions.crop": "context"}, here=bad_files)
   results = run_job(config, tmp_path / "run")
   assert [len(rows) for rows in results["images"].values()] == [0, 0, 0, 4, 0]
   rows = json.loads((tmp_path / "run" / "detections.json").read_text())

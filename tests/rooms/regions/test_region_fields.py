@@ -233,20 +233,10 @@ BAD = {
   "a network of another width": ("clip.model", NETWORK, network_with(embedding=TINY.embedding)),
   "no network's file": ("s.json", NETWORK | {"propose.network": "ROOT/regions/regions.json"}),
   "another CLIP in a network": ("clip_adapter.clip_model", NETWORK, network_of_another_clip),
-  "a network without a prompt": (
-    "net.pth",
-    NETWORK | {"propose.prompt": "network"},
-    network_with(context=None),
-  ),
+  "no prompt": ("net.pth", NETWORK | {"propose.prompt": "network"}, network_with(context=None)),
   "no network": ("propose.network", NETWORK | {"propose.network": ""}),
-  "no network with a prompt": (
-    "propose.network",
-    {"propose.network": "", "JOB.prompts": "network"},
-  ),
-  "no prompt of the network": (
-    "propose.prompt",
-    NETWORK | {"propose.network": "ROOT/net.pth", "propose.prompt": "no.npz"},
-  ),
+  "a prompt of no network": ("propose.network", {"propose.network": "", "JOB.prompts": "network"}),
+  "no such prompt": ("propose.prompt", NETWORK | {"propose.prompt": "no.npz"}, network_with()),
   "two origins": ("regions.path", NETWORK | {"regions.path": "ROOT/regions"}),
 }
 BAD_SEGMENT = {
@@ -299,8 +289,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(region_set, tmp_path, case
     own(region_set, tmp_path)
   changes = {"regions.source": "none"} if job == "propose" else {}
   for field, value in fields.items():
-    value = value.replace("NEW", str(tmp_path)) if isinstance(value, str) else value
-    changes[field.replace("JOB", job)] = in_place(region_set, value)
+    changes[field.replace("JOB", job)] = in_place(region_set, value, NEW=tmp_path)
   with pytest.raises(InputError) as caught:
     run_job(regions_config(region_set, job, **changes), tmp_path / "run")
   assert named in str(caught.value) and "\n" not in str(caught.value)

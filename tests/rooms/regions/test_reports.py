@@ -55,12 +55,12 @@ def test_every_figure_is_on_the_page(tmp_path):
     ({"regions.source": "truth"}, {"regions.source": "truth", "regions.crop": "masked"}, "null"),
     (
       {"regions.source": "network", "propose.network": "runs/<net>", "regions.e_novel": 0.9},
-      {"regions.source": "network: runs/<net>", "regions.e_novel, for other classes": "0.9"},
+      {"regions.source": "network: runs/<net>", "regions.e_novel": "0.9"},
       "recipe",
     ),
     (
       {"segment.recipe": "sclip", "segment.pamr": 10},
-      {"regions.source": "none: patches", "segment.pamr (steps)": "10"},
+      {"regions.source": "none: patches", "segment.pamr": "10"},
       "crop",
     ),
   ],

@@ -86,34 +86,33 @@ def match(
   class, on masks of h x w pixels (nearest). All queries cost a padding mask the same. As there are
   no more masks than queries, padding takes none that a real mask would take. No gradient passes.
   """
-  of_layer = lambda layer: _match_layer(layer, targets, weights)
+
+  def of_layer(layer: Predictions) -> jax.Array:
+    probability_BxQxN = jax.nn.softmax(layer.classes)
+    of_class_BxQxT = jnp.take_along_axis(probability_BxQxN, targets.labels[:, None], axis=2)
+    # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
+    masks = targets.masks
+    for axis in (-2, -1):
+      size, full = layer.masks.shape[axis], masks.shape[axis]
+      masks = jnp.take(masks, jnp.arange(size) * full // size, axis=axis)
+    logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(masks)
+    inside, outside = _focal_terms(logits_BxQxP)
+    # inside t + outside (1 - t)
+    sums = _products(inside - outside, masks_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
+    focal_BxQxT = sums / logits_BxQxP.shape[-1]
+    p = jax.nn.sigmoid(logits_BxQxP)
+    sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
+    dice_BxQxT = 1 - (2 * _products(p, masks_BxTxP) + 1) / (sums_BxQxT + 1)
+    cost_BxQxT = (
+      weights.focal * focal_BxQxT + weights.dice * dice_BxQxT - weights.classes * of_class_BxQxT
+    )
+    cost_BxQxT = jnp.nan_to_num(cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST)
+    cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
+    queries, found = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
+    # In the order of the targets.
+    return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(jnp.int32)
+
   return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
-
-
-def _match_layer(layer: Predictions, targets: Targets, weights: LossWeights) -> jax.Array:
-  probability_BxQxN = jax.nn.softmax(layer.classes)
-  of_class_BxQxT = jnp.take_along_axis(probability_BxQxN, targets.labels[:, None], axis=2)
-  # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
-  masks = targets.masks
-  for axis in (-2, -1):
-    size, full = layer.masks.shape[axis], masks.shape[axis]
-    masks = jnp.take(masks, jnp.arange(size) * full // size, axis=axis)
-  logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(masks)
-  inside, outside = _focal_terms(logits_BxQxP)
-  # inside t + outside (1 - t)
-  sums = _products(inside - outside, masks_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
-  focal_BxQxT = sums / logits_BxQxP.shape[-1]
-  p = jax.nn.sigmoid(logits_BxQxP)
-  sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
-  dice_BxQxT = 1 - (2 * _products(p, masks_BxTxP) + 1) / (sums_BxQxT + 1)
-  cost_BxQxT = (
-    weights.focal * focal_BxQxT + weights.dice * dice_BxQxT - weights.classes * of_class_BxQxT
-  )
-  cost_BxQxT = jnp.nan_to_num(cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST)
-  cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
-  queries, found = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
-  # In the order of the targets.
-  return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(jnp.int32)
 
 
 def _losses_of_layer(

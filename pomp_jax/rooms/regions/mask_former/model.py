@@ -48,10 +48,7 @@ class MaskFormer(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    pixels_BxHxWx3: Float[Array, "B H W 3"],
-    all_layers: bool = False,
-    train: bool = False,
+    self, pixels_BxHxWx3: Float[Array, "B H W 3"], all_layers: bool = False, train: bool = False
   ) -> MaskFormerOutput:
     """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary losses.
 
@@ -80,10 +77,9 @@ class MaskFormer(nn.Module):
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
   """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last layer, for jit.
 
-  The images are uint8 and fill their upper left corners. What is beyond an image's size is padding,
-  and so are the pixels up to the next multiples of 32. The network sees padding as detectron2's
-  does: positions are relative to the padded sides. Results are therefore the published ones if H
-  and W are an image's own sides, rounded up to multiples of 32.
+  The images are uint8 and fill their upper left corners; the rest is padding, and so are the pixels
+  up to the next multiples of 32. As in detectron2's, positions are relative to the padded sides, so
+  results are the published ones if H and W are an image's own sides, rounded up to multiples of 32.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)

@@ -4,14 +4,12 @@ import copy
 
 from flax.traverse_util import flatten_dict
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from pomp_jax.rooms.regions.mask_former.model import (
   MaskFormer,
-  class_logits,
   mask_predictor,
   normalized_pixels,
   parameter_groups,
@@ -83,7 +81,6 @@ def test_gradients_of_all_parameters(found, torch_model, tmp_path):
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 60, 90, 3), np.uint8)
 SIZES = np.array([[60, 90], [40, 50]], np.int32)
-LOGITS = ((2, 3, 8), (5, 8), (8,))  # queries, classes, the vector of no object
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +112,3 @@ def test_products_are_of_the_compute_type(params):
   assert len(products) > 30
   assert {x.aval.dtype.name for e in products for x in e.invars} == {"bfloat16"}
   assert {x.dtype.name for x in found} == {"float32"}
-
-
-def test_class_logits_are_scaled_cosines():
-  queries, classes, null = (RNG.standard_normal(shape, np.float32) for shape in LOGITS)
-  found = class_logits(jnp.asarray(queries), jnp.asarray(classes), jnp.asarray(null))
-  unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-  assert_close(found, 100 * unit(queries) @ unit(np.stack([*classes, null])).T)
