@@ -16,6 +16,7 @@ import numpy as np
 
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.prompt.mesh import replicate, split_rows
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 # Crops that a device makes together; more would hold more copies of an image.
@@ -85,8 +86,15 @@ def crop_region(
 class RegionEncoder:
   """Image features of regions, of images of any size."""
 
-  def __init__(self, encoder: Encoder, cropping: Cropping):
-    """Takes a CLIP and compiles on first use, once per padded size of images."""
+  def __init__(self, encoder: Encoder, regions: fields.Regions):
+    """Takes a CLIP and compiles on first use, once per padded size of images.
+
+    As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get CLIP's mean
+    colour, which becomes 0. A crop with context is cut as a square.
+    """
+    red, green, blue = (255 * float(value) for value in encoder.clip.mean)
+    square, fill = regions.crop == "context", (red, green, blue)
+    cropping = Cropping(encoder.clip.image_size, fill, regions.expand, square)
     self._encoder, self._cropping = encoder, cropping
     self._chunk = -(-_CHUNK // encoder.mesh.size) * encoder.mesh.size
     self._crops = map_rows(

@@ -12,6 +12,7 @@ import numpy as np
 
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.mask_former.model import class_logits
@@ -25,19 +26,6 @@ class Scores(NamedTuple):
 
   classes: Float[_Array, "R C"]  # probabilities
   null: Float[_Array, " R"]  # probability of no class; zeros where nothing models it
-
-
-class Fusion(NamedTuple):
-  """Exponents of CLIP's scores, and what becomes of the probability of no class.
-
-  `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the network's
-  own joins the fused classes, and all are normalised. `gate`: the network's softmax is over the
-  classes alone; the fused classes are normalised and multiplied by 1 - null.
-  """
-
-  e_base: float  # exponent e for classes that the network was trained on, 0..1
-  e_novel: float  # exponent e for the others
-  null: str = "drop"
 
 
 def class_scores(
@@ -66,7 +54,7 @@ def class_scores(
 def fuse(
   net: Scores | None,
   clip: Scores | None,
-  fusion: Fusion,
+  fusion: fields.Regions,
   trained_C: Bool[_Array, " C"],
   valid_R: Bool[_Array, " R"],
 ) -> Float[_Array, "R C"]:
@@ -75,6 +63,11 @@ def fuse(
   One of both may be None. `trained_C` are the classes that the network was trained on, `valid_R`
   the regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask); without
   a network their scores are 0.
+
+  The exponents are those of `fusion`, whose `null` is what becomes of the probability of no class.
+  `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the network's
+  own joins the fused classes, and all are normalised. `gate`: the network's softmax is over the
+  classes alone; the fused classes are normalised and multiplied by 1 - null.
   """
   if clip is None:
     assert net is not None
@@ -100,16 +93,15 @@ def region_scores(
   matrix: ClassMatrix,
   *,
   logit_scale: float,
-  fusion: Fusion,
+  fusion: fields.Regions,
   trained_C: Bool[np.ndarray, " C"],
-  objectness: bool = False,
 ) -> Float[np.ndarray, "R C"]:
   """Scores of an image's regions; the highest among a class's names counts, as in SCLIP.
 
   Without embeddings, or a header by which they are compared, CLIP's scores are returned; without
   `clip_RxE` the network's. These are unit features of the crops, a row of zeros where there is
-  none. `trained_C` are the classes that the network was trained on. With `objectness` a score
-  becomes sqrt(score * objectness), as in Detic and ViLD. EvaluationError for scores not finite.
+  none. For `fusion` and `trained_C` see `fuse`; with `fusion.objectness` a score becomes
+  sqrt(score * objectness), as in Detic and ViLD. EvaluationError for scores not finite.
   """
   n_regions = len(found.boxes)
   # A power of two, for fewer compilations.
@@ -131,7 +123,7 @@ def region_scores(
     valid_R[:n_regions] = clip_RxE.any(axis=1)
   scores_RxC = np.asarray(fuse(net, clip, fusion, trained_C, valid_R))[:n_regions]
   check_finite(scores_RxC, "regions")
-  if objectness and found.objectness is not None:
+  if fusion.objectness and found.objectness is not None:
     return np.asarray(jnp.sqrt(scores_RxC * found.objectness[:, None]))
   return scores_RxC
 

@@ -18,13 +18,14 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import undivided
+from pomp_jax.rooms.regions.crop_features import RegionEncoder
 from pomp_jax.rooms.regions.dense import DenseSegmenter
 from pomp_jax.rooms.regions.detections import Detections, select_detections
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.plots import detection_sheet, segmentation_sheet, strongest
 from pomp_jax.rooms.regions.proposals import check_network, open_network
 from pomp_jax.rooms.regions.region_folder import Regions
-from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, open_region_encoder
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
@@ -87,7 +88,7 @@ class RegionsOfPictures:
       self._segmenter = DenseSegmenter(encoder, segment, dtype=clip.dtype)
     self.finds = self._network is not None
     self.segments = self.finds or self._segmenter is not None
-    self._crops = open_region_encoder(regions, encoder)
+    self._crops = RegionEncoder(encoder, regions)
 
   def segment(
     self, image: Image.Image, names: Sequence[str], features: Features, labels: Sequence[str]

@@ -16,9 +16,9 @@ from pomp_jax.report.labels import prompt_labels
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import ClassSplit
-from pomp_jax.rooms.regions.crop_features import Cropping, RegionEncoder
+from pomp_jax.rooms.regions.crop_features import RegionEncoder
 from pomp_jax.rooms.regions.dense import PixelMap
-from pomp_jax.rooms.regions.fusion import Fusion, region_scores, trained_classes
+from pomp_jax.rooms.regions.fusion import region_scores, trained_classes
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.masks import boxes_of_masks, hard_masks, resized_image
 from pomp_jax.rooms.regions.region_folder import Regions
@@ -59,14 +59,13 @@ class RegionScorer:
     """
     self._settings, self._source, self._matrices = regions, source, matrices
     if crops is None and needs_crops(regions):
-      crops = open_region_encoder(regions, encoder)
+      crops = RegionEncoder(encoder, regions)
     self._crops = crops
     self._by_masks = tight or regions.crop == "masked"
     self._fused: dict[str, Any] = {
       "logit_scale": logit_scale or encoder.clip.logit_scale,
-      "fusion": Fusion(regions.e_base, regions.e_novel, regions.null),
+      "fusion": regions,
       "trained_C": trained_classes(source.header, classes),
-      "objectness": regions.objectness,
     }
 
   def scored(self, block: Sequence[int]) -> Iterator[tuple[int, Scored]]:
@@ -120,20 +119,6 @@ class RegionScorer:
       return image, boxes_of_masks(hard), None
     masks = np.array(list(hard), bool).reshape(-1, height, width)
     return image, boxes_of_masks(masks), masks
-
-
-def open_region_encoder(regions: fields.Regions, encoder: Encoder) -> RegionEncoder:
-  """Crops as `config.regions` describes them, and the image tower.
-
-  As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get CLIP's mean
-  colour, which becomes 0. A crop with context is cut as a square.
-  """
-  clip = encoder.clip
-  red, green, blue = (255 * float(value) for value in clip.mean)
-  context = regions.crop == "context"
-  return RegionEncoder(
-    encoder, Cropping(clip.image_size, (red, green, blue), regions.expand, context)
-  )
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:

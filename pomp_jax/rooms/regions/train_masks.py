@@ -8,6 +8,7 @@ The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `resu
 from collections.abc import Callable, Sequence
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.prompt.learner import Initialised
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
@@ -30,13 +32,8 @@ from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_pr
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
-from pomp_jax.rooms.regions.mask_former.mask_step import (
-  MaskLearner,
-  adamw,
-  make_mask_step,
-  poly_schedule,
-)
-from pomp_jax.rooms.regions.mask_former.model import MaskFormer
+from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
+from pomp_jax.rooms.regions.mask_former.model import STRIDE, MaskFormer
 from pomp_jax.rooms.regions.mask_former.published_weights import (
   MaskFormerFile,
   read_mask_former,
@@ -128,11 +125,16 @@ class MaskRun(Run):
     """One: dropout has a stream for the whole batch, on any number of devices."""
     return 1
 
-  def learner(self) -> MaskLearner:
+  def learner(self) -> Initialised:
+    """Returns itself: the network has no other parts."""
+    return self
+
+  def init(self, key: jax.Array) -> Any:
     """Parameters of `train_masks.init`, or random ones."""
-    path = self.fields.init
-    start = read_mask_former(path).params if path else None
-    return MaskLearner(MaskFormer(self.sizes), start)
+    if self.fields.init:
+      return read_mask_former(self.fields.init).params
+    pixels = jnp.zeros((1, STRIDE, STRIDE, 3))
+    return jax.jit(MaskFormer(self.sizes).init)(key, pixels)["params"]
 
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `mask_former.mask_step.make_mask_step` in `clip.dtype`."""

@@ -12,6 +12,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions import crop_features
 from pomp_jax.rooms.regions.crop_features import Cropping, RegionEncoder, crop_region, pixel_ranges
+from pomp_jax.rooms.regions.fields import Regions
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 
@@ -123,7 +124,7 @@ def _expected(clip_and_torch, images, masks=None):
     for region, (x0, y0, x1, y1) in enumerate(boxes):
       pixels = image.astype(np.float32)
       if masks is not None:
-        pixels = np.where(masks[number][region][..., None], pixels, np.float32(FILL))
+        pixels = np.where(masks[number][region][..., None], pixels, 255 * np.float32(clip.mean))
       resized = torch.as_tensor(_torch(pixels[y0:y1, x0:x1], 32)).permute(2, 0, 1)
       with torch.no_grad():
         features = pooled(model.get_image_features(((resized / 255 - mean) / std)[None]))
@@ -139,7 +140,7 @@ def test_features_equal_torchs(
   for name, value in (("_CHUNK", chunk), ("_IMAGES", n_images), ("_BUCKET", 32)):
     monkeypatch.setattr(crop_features, name, value)
   mesh = make_mesh(1, jax.devices()[:n_devices])
-  regions = RegionEncoder(Encoder(clip_and_torch[0], mesh=mesh), Cropping(32, FILL))
+  regions = RegionEncoder(Encoder(clip_and_torch[0], mesh=mesh), Regions())
   for given in (None, masks):
     found = regions.features(images, FLOAT_BOXES, given)
     for one, expected in zip(found, _expected(clip_and_torch, images, given), strict=True):
@@ -147,7 +148,7 @@ def test_features_equal_torchs(
 
 
 def test_regions_without_pixels_have_rows_of_zeros(clip_and_torch, images, masks):
-  regions = RegionEncoder(Encoder(clip_and_torch[0]), Cropping(32, FILL))
+  regions = RegionEncoder(Encoder(clip_and_torch[0]), Regions())
   boxes, empty = [*FLOAT_BOXES], [mask.copy() for mask in masks]
   boxes[0] = boxes[0].copy()
   boxes[0][1] = [60, 0, 70, 10]

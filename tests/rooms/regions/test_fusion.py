@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.rooms.regions.fusion import Fusion, class_scores, fuse
+from pomp_jax.rooms.regions.fields import Regions
+from pomp_jax.rooms.regions.fusion import class_scores, fuse
 from tests.support.checks import assert_close
 
 R, C, E = 7, 5, 16
@@ -48,8 +49,8 @@ def test_fvlms_fusion(scores):
   novel = p_net[:, 1:] ** 0.35 * p_clip[:, 1:] ** 0.65
   joined = np.concatenate([p_net[:, :1], np.where(TRAINED, base, novel)], axis=1)
   joined /= joined.sum(axis=1, keepdims=True)
-  found = fuse(net, clip, Fusion(0.35, 0.65, "keep"), TRAINED, np.ones(R, bool))
-  assert_close(found, joined[:, 1:])
+  fvlm = Regions(e_base=0.35, e_novel=0.65, null="keep")
+  assert_close(fuse(net, clip, fvlm, TRAINED, np.ones(R, bool)), joined[:, 1:])
 
 
 def test_fc_clips_fusion(scores):
@@ -61,4 +62,5 @@ def test_fc_clips_fusion(scores):
     1 - seen
   )
   expected = logits.softmax(-1) * (1 - net_logits.softmax(-1)[:, -1:])
-  assert_close(fuse(net, clip, Fusion(0.4, 0.8, "gate"), TRAINED, np.ones(R, bool)), expected)
+  fc_clip = Regions(e_base=0.4, e_novel=0.8, null="gate")
+  assert_close(fuse(net, clip, fc_clip, TRAINED, np.ones(R, bool)), expected)

@@ -14,6 +14,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.regions import (
   blocks,
+  crop_features,
   detect,
   image_sets,
   region_scorer,
@@ -21,7 +22,6 @@ from pomp_jax.rooms.regions import (
   segment,
 )
 from pomp_jax.rooms.regions import detections as detections_module
-from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
 from tests.support.checks import spy
 from tests.support.region_jobs import (
@@ -53,10 +53,10 @@ SEGMENT = {
   "regions.crop": ("context", {}, "Cropping.square", True),
   "regions.size": (64, FILE | {"regions.mask_threshold": 0.45}, "hard_masks.height", 64),
   "regions.expand": (1.7, CONTEXT, "Cropping.expand"),
-  "regions.e_base": (1.0, FILE, "region_scores.fusion", Fusion(1.0, 0.8, "drop")),
-  "regions.e_novel": (0.0, FILE, "region_scores.fusion", Fusion(0.2, 0.0, "drop")),
-  "regions.null": ("gate", FILE, "region_scores.fusion", Fusion(0.2, 0.8, "gate")),
-  "regions.objectness": (True, FILE, "region_scores.objectness"),
+  "regions.e_base": (1.0, FILE, "fusion.e_base"),
+  "regions.e_novel": (0.0, FILE, "fusion.e_novel"),
+  "regions.null": ("gate", FILE, "fusion.null"),
+  "regions.objectness": (True, FILE, "fusion.objectness"),
   "regions.alone": (True, FILE, "results.labels", 6),
   "segment.source": (WORLD, ONE, "Scenes.n_scenes", 1),
   "segment.images": ("OTHER/images", {}, "open_pixels.images"),
@@ -91,7 +91,7 @@ ROWS += [("segment", "regions.expand", 1.7, FILE, "Cropping.expand")]
 ROWS += [("segment", "segment.logit_scale", 100.0, UNSURE, "patches.logit_scale")]
 ROWS += [("detect", field, *row) for field, row in DETECT.items()]
 SPIED = (
-  *((region_sources, "open_regions"), (region_scorer, "Cropping")),
+  *((region_sources, "open_regions"), (crop_features, "Cropping")),
   *((region_scorer, name) for name in ("region_scores", "hard_masks")),
   (detections_module, "select_detections"),
   *((image_sets, name) for name in ("open_pixels", "Scenes")),
@@ -124,6 +124,9 @@ def outcome(region_set, tmp_path_factory):
       if "DenseSegmenter.segment" in seen:
         fields = vars(seen["DenseSegmenter.segment"])
         seen.update({f"patches.{name}": value for name, value in fields.items()})
+      if "region_scores.fusion" in seen:
+        fields = vars(seen["region_scores.fusion"])
+        seen.update({f"fusion.{name}": value for name, value in fields.items()})
       if "class_matrix.named" in seen:
         seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
         seen["class_matrix.first"] = seen["class_matrix.synonyms"][0]

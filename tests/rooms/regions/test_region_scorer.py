@@ -1,5 +1,7 @@
 """Class matrices, and scores of regions against ZSSeg's inference in torch float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,15 @@ import torch
 from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
-from pomp_jax.rooms.regions.fusion import Fusion
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import region_scores, shares_of, short_labels
 from tests.support.checks import assert_close
 
 R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2
 TRAINED = np.array([True, False, True, False])
+SETTINGS = {"logit_scale": 20.0, "fusion": fields.Regions(), "trained_C": TRAINED}
 
 
 def unit(rng, *shape):
@@ -55,10 +58,12 @@ def test_scores_are_zssegs(parts, weights, trained):
   of_clip[3] = 1
   exponents = torch.where(torch.tensor(trained), *weights)
   expected = net ** (1 - exponents) * of_clip**exponents
-  settings = {"logit_scale": 20.0, "fusion": Fusion(*weights), "trained_C": trained}
+  fusion = fields.Regions(e_base=weights[0], e_novel=weights[1])
+  settings = SETTINGS | {"fusion": fusion, "trained_C": trained}
   found = region_scores(regions, header, clip, matrix, **settings)
   assert_close(found, expected, 1e-5)
-  found = region_scores(regions, header, clip, matrix, **settings, objectness=True)
+  rooted = settings | {"fusion": dataclasses.replace(fusion, objectness=True)}
+  found = region_scores(regions, header, clip, matrix, **rooted)
   assert_close(found, (expected * torch.tensor(regions.objectness)[:, None]).sqrt(), 1e-5)
   # One of the two alone.
   assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
@@ -70,16 +75,14 @@ def test_scores_that_are_not_finite_are_an_error(parts):
   _, _, clip, matrix = parts
   clip, regions = clip.copy(), Regions(np.zeros((len(clip), 4), np.float32))
   clip[1, 0] = np.nan
-  settings = {"logit_scale": 20.0, "fusion": Fusion(1.0, 1.0), "trained_C": TRAINED}
   with pytest.raises(EvaluationError, match=f"1 of {len(clip)} regions"):
-    region_scores(regions, None, clip, matrix, **settings)
+    region_scores(regions, None, clip, matrix, **SETTINGS)
 
 
 def test_no_region_has_no_scores(parts):
   _, _, clip, matrix = parts
   none = Regions(np.zeros((0, 4), np.float32))
-  settings = {"logit_scale": 20.0, "fusion": Fusion(1.0, 1.0), "trained_C": TRAINED}
-  assert region_scores(none, None, clip[:0], matrix, **settings).shape == (0, 4)
+  assert region_scores(none, None, clip[:0], matrix, **SETTINGS).shape == (0, 4)
 
 
 SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))

@@ -216,7 +216,8 @@ def test_a_field_changes_what_it_names(prepared, region_set, name):
   expected = in_place(region_set, becomes[0]) if becomes else value
   assert after[argument] == expected != before.get(argument)
   if name == "init":
-    jax.tree.map(np.testing.assert_array_equal, training.learner().start, random_params(NETWORK))
+    params = training.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, random_params(NETWORK))
 
 
 def test_label_images_have_a_region_for_each_base_class(region_set):

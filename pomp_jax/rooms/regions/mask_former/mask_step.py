@@ -5,7 +5,6 @@ over the whole batch, so any number of devices computes the same.
 Shapes: G images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -35,20 +34,6 @@ from pomp_jax.rooms.regions.mask_former.model import (
 
 # Parameters of torch's nn.Embedding: like norms, they have no weight decay.
 _EMBEDDINGS = ("query_embed", "non_object")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskLearner:
-  """Parameters of a MaskFormer: `start`, or random ones."""
-
-  model: MaskFormer
-  start: Any = None
-
-  def init(self, key: jax.Array) -> Any:
-    """Returns the initial parameters, a function of the key."""
-    if self.start is not None:
-      return self.start
-    return jax.jit(self.model.init)(key, jnp.zeros((1, STRIDE, STRIDE, 3)))["params"]
 
 
 def make_mask_step(

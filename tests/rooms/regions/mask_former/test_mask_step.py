@@ -1,6 +1,7 @@
 """The training step of masks, and its optimizer against torch's with detectron2's groups."""
 
 import dataclasses
+from types import SimpleNamespace
 
 from flax.traverse_util import flatten_dict
 import jax
@@ -15,7 +16,6 @@ from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights, Predictions, mask_losses, match
 from pomp_jax.rooms.regions.mask_former.mask_step import (
-  MaskLearner,
   adamw,
   make_mask_step,
   poly_schedule,
@@ -52,7 +52,7 @@ CLASS_MATRIX = jnp.asarray(np.random.default_rng(1).standard_normal((CLASSES, 16
 
 
 def first_state(optimizer):
-  return create_state(MaskLearner(MaskFormer(SIZES), random_params(SIZES)), optimizer, seed=3)
+  return create_state(SimpleNamespace(init=lambda key: random_params(SIZES)), optimizer, seed=3)
 
 
 def taken(batch, n_devices, optimizer):
