@@ -40,9 +40,8 @@ class Blocks:
   ):
     """Creates the folder of a run that has work to do, on the first process.
 
-    `record` is the config as `config.json` has it, `key` that of the store, `size` the number of
-    images of a block. Results of an earlier run are removed: they would vouch for files that this
-    one replaces.
+    `record` is the config as `config.json` has it, `key` that of the store, `size` is in images.
+    Results of an earlier run are removed: they would vouch for files that this one replaces.
     """
     if hosts.is_first():
       folder.create()

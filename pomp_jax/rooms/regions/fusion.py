@@ -37,10 +37,9 @@ def class_scores(
 ) -> Scores:
   """Scores of region embeddings by the scaled cosine to each class; rows of any norm.
 
-  Probabilities of several stages are averaged (Detic). The activation is one of ACTIVATIONS; under
-  `sigmoid` (Detic) classes are independent. `scale` is 100 of CLIP and ZSSeg, 50 of Detic. `null_E`
-  is the embedding of no class: ZSSeg's learned vector, F-VLM's text of background; zeros give the
-  logit 0, Detic's background.
+  Probabilities of several stages are averaged (Detic). The activation is one of ACTIVATIONS; the
+  scale is 100 of CLIP and ZSSeg, 50 of Detic. `null_E` is the embedding of no class: ZSSeg learns
+  it, F-VLM's is the text of background, and zeros give the logit 0, Detic's background.
   """
   logits = class_logits(embeddings, classes_CxE, null_E, scale)
   probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(logits)

@@ -206,8 +206,7 @@ def sheet(
 ) -> tuple[Figure, list[list[Axes]]]:
   """Draws rows of pictures, uint8 [H,W,3] or fractions, of equal size; returns the axes of each.
 
-  A row has a picture a heading, and a legend: name -> colour. `sides` are width and height of a
-  picture in inches.
+  A row has a picture a heading, and a legend: name -> colour. `sides`: width and height, inches.
   """
   (wide, high), columns, rows = sides, len(headings), len(pictures)
   growth = max(1.0, (columns * wide + _LEGEND) / _SHOWN)

@@ -1,8 +1,7 @@
 """Scenes of three to five objects on one ground, with masks, boxes and labels.
 
-The classes are those of the ground, in training scenes base classes only. Objects have the size
-that they have in the CLIP's training pictures, and later ones are in front. A scene is a function
-of its seed, split and number.
+The classes are those of the ground, in training scenes base classes only. Objects have their size
+in the CLIP's training pictures; later ones are in front. A scene depends on seed, split and number.
 Shapes: S side in pixels, P = S * S pixels, R objects of a scene, N classes.
 """
 

@@ -3,7 +3,7 @@
 Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder of label
 images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside the mask; an object
 without a mask is its box. Classes are the JSON's categories, or those of `data.names` without its
-novel ones. The one split is "train", of which test and validation images may be held out.
+novel ones. Test and validation images may be held out of the one split.
 """
 
 from collections.abc import Callable

@@ -110,8 +110,7 @@ def normalized_pixels(
 ) -> Float[Array, "B _ _ 3"]:
   """The network's input: channels normalised, sides padded to multiples of 32.
 
-  Pixels beyond the sizes, if these are given, become padding. It is 0 after the normalisation, the
-  mean colour, as in detectron2.
+  Pixels beyond the sizes, if these are given, become padding: 0, the mean colour, as in detectron2.
   """
   _, height, width, _ = images_BxHxWx3.shape
   pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
