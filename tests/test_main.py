@@ -5,6 +5,7 @@ import logging
 import pathlib
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -184,23 +185,15 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
   ],
 )
 def test_bad_input_is_not_what_fails_in_the_midst(capsys, play, tmp_path, error, expected):
-  def fail(*_):
-    raise error
-
-  play(**{"check" if expected == 2 else "run": fail})
+  play(**{"check" if expected == 2 else "run": mock.Mock(side_effect=error)})
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}") == (expected, [f"error: {error}"])
   assert (tmp_path / "error.txt").exists() == (expected == 1)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("job", JOBS)
-def test_several_processes_are_for_the_jobs_that_run_in_them(
-  refused, play, monkeypatch, job, dry_run
-):
-  def check(*_):
-    raise InputError("checked")
-
-  play(check=check)
+def test_several_processes_are_for_the_jobs_of_several(refused, play, monkeypatch, job, dry_run):
+  play(check=mock.Mock(side_effect=InputError("checked")))
   monkeypatch.setattr(main_module, "validate", lambda _: None)  # a dry run is of some jobs
   monkeypatch.setattr(main_module.hosts, "n_processes", lambda: 2)
   fields = [f"--config.job={job}", f"--config.dry_run={dry_run}", "--config.compilation_cache="]
@@ -226,18 +219,12 @@ _OF_A_LIBRARY.__context__ = _FULL
   ],
 )
 def test_a_full_disk_anywhere_is_one_line(capsys, play, error, expected):
-  def fail(*_):
-    raise error from None
-
-  play(fail)
+  play(mock.Mock(side_effect=error))
   assert run_main(capsys, DEMO, "--workdir=run") == (1, [f"error: {expected}"])
 
 
 def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
-  def fail(*_):
-    raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
-
-  play(fail)
+  play(mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory", "x")))
   with pytest.raises(FileNotFoundError) as found:
     run_main(capsys, DEMO, f"--workdir={tmp_path}")
   assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -80,10 +81,7 @@ def test_a_signal_in_the_check_of_any_job(capsys, tmp_path, monkeypatch, job):
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_second_signal_interrupts_nothing(run_as, monkeypatch, failed):
   """`timeout` sends two: one while the first is being reported, and one after the report."""
-
-  def fail():
-    raise RunError("the job failed")
-
+  fail = mock.Mock(side_effect=RunError("the job failed"))
   one_line = main_module.one_line
 
   def receive_twice(message, limit):

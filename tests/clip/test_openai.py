@@ -227,9 +227,7 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, chan
     ({"model_cfg__vision_cfg": None}, "no vision_cfg"),
   ],
 )
-def test_settings_that_the_weights_contradict_or_nobody_here_does(
-  folder, vision, state, changes, found
-):
+def test_settings_that_contradict_the_weights_or_are_unknown(folder, vision, state, changes, found):
   write_settings(folder, vision, quick_gelu=True, **changes)
   assert found in error_of(_save(state, folder / "clip.safetensors"))
 

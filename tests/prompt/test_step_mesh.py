@@ -150,12 +150,6 @@ def steps_of(world, image_features):
   return functools.cache(functools.partial(Steps, world, image_features))
 
 
-@pytest.fixture(scope="module")
-def alone(steps_of):
-  """A function: sampler -> its steps on one device, which accumulates eight groups."""
-  return lambda name: steps_of(name, 1, 1, PLAIN_TOWER if name == "uniform" else "shared")
-
-
 OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in the first tier")
 
 
@@ -173,8 +167,10 @@ OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in
     pytest.param("independent", "shared", 4, marks=OTHER_LAYOUT),
   ],
 )
-def test_every_mesh_computes_the_same(steps_of, alone, sampler, kind, class_size):
-  expected, found = alone(sampler), steps_of(sampler, 8, class_size, kind)
+def test_every_mesh_computes_the_same(steps_of, sampler, kind, class_size):
+  """As one device, which accumulates eight groups."""
+  expected = steps_of(sampler, 1, 1, PLAIN_TOWER if sampler == "uniform" else "shared")
+  found = steps_of(sampler, 8, class_size, kind)
   # Sums in another order: float32's rounding over three steps, and momentum.
   assert_close(found.context, expected.context, 3e-6 if kind == expected.kind != "shared" else 1e-5)
   for metrics, other in zip(found.metrics, expected.metrics, strict=True):

@@ -46,9 +46,7 @@ def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
   assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
 
 
-def test_a_class_specific_run_starts_from_one_context_or_from_each_classs_own(
-  encoder, prompt, tmp_path
-):
+def test_a_class_specific_run_starts_from_one_context_or_one_a_class(encoder, prompt, tmp_path):
   path = tmp_path / "prompt.npz"
   changes = {"prompt.init": str(path), "prompt.class_specific": True, "data.n_classes": 12, "k": 8}
   save_prompt(path, prompt)
@@ -72,9 +70,7 @@ def test_a_class_specific_run_starts_from_one_context_or_from_each_classs_own(
     ({}, 0, PromptFileError, r"prompt\.npz.*missing"),
   ],
 )
-def test_another_layout_and_a_missing_file_are_refused(
-  encoder, prompt, tmp_path, changes, width, error, found
-):
+def test_files_that_do_not_fit_are_refused(encoder, prompt, tmp_path, changes, width, error, found):
   path = tmp_path / "prompt.npz"
   if width != 0:
     save_prompt(path, dataclasses.replace(prompt, context=prompt.context[:, :width]))

@@ -10,7 +10,6 @@ from pomp_jax import world
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.inputs import open_encoder as open_anew
 from pomp_jax.files import compilation, terminal
-from pomp_jax.rooms.baselines import classifiers
 from tests.support.command_line import handlers_kept
 from tests.support.small_run import run_job, small_config
 
@@ -58,13 +57,11 @@ STEP = (
 
 
 @pytest.fixture(autouse=True)
-def talkative(monkeypatch):
-  """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
+def talkative(monkeypatch, few_texts):
+  """No time between two lines, and silence is looked for at once."""
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
-  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)
 
 
 @pytest.fixture

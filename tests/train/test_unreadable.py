@@ -31,9 +31,7 @@ def config_of(one_layer):
   return lambda images, **more: small_config(**settings | {"data.root": str(images)} | more)
 
 
-def test_the_prompt_is_there_when_the_evaluation_fails(
-  config_of, images, tmp_path, caplog, monkeypatch
-):
+def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, caplog, monkeypatch):
   """With more unreadable test images than allowed; when they are repaired, nothing is trained."""
   run, broken = tmp_path / "run", shutil.copytree(images, tmp_path / "eurosat")
   config = config_of(broken, **{"data.max_corrupt": 0.02})

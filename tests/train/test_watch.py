@@ -18,15 +18,6 @@ from pomp_jax.train.watch import Meter, Watch, memory
 from tests.support.small_run import settings, small_config
 
 
-class Clock:
-  """A clock that the test moves."""
-
-  now = 100.0
-
-  def __call__(self):
-    return self.now
-
-
 def slow(clock, seconds, n):
   """Batches that take `seconds` each."""
   for index in range(n):
@@ -35,8 +26,8 @@ def slow(clock, seconds, n):
 
 
 def test_a_meter_tells_waiting_from_working():
-  clock = Clock()
-  meter = Meter(clock)
+  clock = types.SimpleNamespace(now=100.0)
+  meter = Meter(lambda: clock.now)
   idle = iter([False, True, True, True])
   for _ in meter.timed(slow(clock, 1.0, 4), lambda: next(idle)):
     clock.now += 4.0
@@ -72,8 +63,8 @@ def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
   """A watch of 100 steps whose clock the test moves; the clock."""
-  clock = Clock()
-  monkeypatch.setattr(watch_module, "Meter", lambda: Meter(clock))
+  clock = types.SimpleNamespace(now=100.0)
+  monkeypatch.setattr(watch_module, "Meter", lambda: Meter(lambda: clock.now))
   with opened(tmp_path) as watch:
     yield watch, clock
 
@@ -125,9 +116,7 @@ def test_the_remedy_names_fields_that_can_still_help(changes, n_cores, named):
 
 
 @pytest.mark.parametrize(("wait", "idle"), [(1.0, False), (0.4, True)])
-def test_waits_with_a_busy_device_and_short_waits_are_no_problem(
-  watch, caplog, monkeypatch, wait, idle
-):
+def test_a_busy_device_and_short_waits_are_no_problem(watch, caplog, monkeypatch, wait, idle):
   monkeypatch.setattr(Watch, "_device_is_idle", lambda self: idle)
   walk(*watch, wait, 1.0, range(1, 31))
   assert caplog.messages == []

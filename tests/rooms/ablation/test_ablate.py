@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -101,18 +102,14 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
   """Computed once for each seed."""
-  computed, features = [], setup.PromptRun.class_features
-
-  def counted(run, params):
-    computed.append(run.seed)
-    return features(run, params)
-
-  monkeypatch.setattr(setup.PromptRun, "class_features", counted)
+  features = setup.PromptRun.class_features
+  computed = mock.create_autospec(features, side_effect=features)
+  monkeypatch.setattr(setup.PromptRun, "class_features", computed)
   grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
   # Under a CLIP of fewer layers rounding decides what is drawn.
   config = config_for(grid, steps=4, **{"sampling.renew": 8})
   run_job(config, tmp_path / "both")
-  assert sorted(computed) == [0, 1]
+  assert sorted(call.args[0].seed for call in computed.mock_calls) == [0, 1]
   for cell in make_cells(config)[2:]:
     context = trained(config.replace(cell.overrides), tmp_path / f"alone_{cell.key}")
     np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
@@ -245,9 +242,7 @@ def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, syn
   assert len(part(2)["cells"]) == 2
 
 
-def test_what_breaks_a_cell_in_one_process_is_raised_where_there_are_several(
-  tmp_path, synthetic, monkeypatch
-):
+def test_a_crash_of_a_cell_is_raised_where_processes_are_several(tmp_path, synthetic, monkeypatch):
   """The others may be in the midst of the cell."""
   synthetic(crashing=[{"seed": 0}])
   monkeypatch.setattr(ablate, "_missing", lambda folder, groups, curve_every: list(groups))
@@ -288,9 +283,7 @@ def test_which_cells_are_lanes():
     ("seed=0", {"ablate.curve_every": 4}, r"config\.ablate\.curve_every: got 4, expected 0 for"),
   ],
 )
-def test_what_can_not_be_is_found_before_anything_is_written(
-  tmp_path, monkeypatch, grid, changes, line
-):
+def test_what_can_not_be_is_found_before_it_writes(tmp_path, monkeypatch, grid, changes, line):
   monkeypatch.setattr(inputs, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match=f"^{line}"):
     config = config_for(grid, **changes)

@@ -28,19 +28,12 @@ def _config(**changes):
   return small_config(**(settings | changes))
 
 
-class _Asked(Exception):
-  """Ends the job where something is asked for; has the arguments."""
-
-
 def asked(config, folder, owner, name):
   """Runs the job until it calls `name` of `owner`; returns the arguments of the call."""
-
-  def stop(*given):
-    raise _Asked(*given)
-
-  with mock.patch.object(owner, name, stop), pytest.raises(_Asked) as found:
+  stopped = mock.patch.object(owner, name, autospec=True, side_effect=KeyboardInterrupt)
+  with stopped as call, pytest.raises(KeyboardInterrupt):
     gradient_bias.run(config, str(folder))
-  return found.value.args
+  return call.call_args.args
 
 
 @pytest.fixture(scope="module")

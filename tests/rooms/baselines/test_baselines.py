@@ -27,6 +27,8 @@ from pomp_jax.train.watch import TrainingError
 from tests.support.oracles import unit
 from tests.support.small_run import changed, small_config
 
+pytestmark = pytest.mark.usefixtures("few_texts")
+
 SPLITS = ("base", "novel", "shifted")
 # Published recipes, and variants of them.
 CONFIGS = ("coop", "cocoop", "vpt", "vpt:shallow", "maple", "linear_probe", "tip_adapter")
@@ -49,13 +51,6 @@ def tiny_config(**changes):
     "tip.alpha_steps": 3,
   }
   return small_config(**small | changes)
-
-
-@pytest.fixture(autouse=True)
-def few_texts(monkeypatch):
-  """Without the ensembles of 7 and 80 texts, which `test_zero_shot` has."""
-  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)
 
 
 @pytest.fixture

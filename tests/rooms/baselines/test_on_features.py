@@ -3,6 +3,7 @@
 import functools
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -135,14 +136,10 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
 
 def tuned_of(adapter, epochs, labels, accuracies, rate=0.01, seed=0):
   """The keys returned, and those of each epoch, which validation gives these accuracies."""
-  seen = []
-
-  def validate(tuned):
-    seen.append(tuned.keys)
-    return accuracies[len(seen) - 1]
-
+  validate = mock.Mock(side_effect=accuracies)
   settings = {"n_epochs": len(epochs), "batch_size": 16, "rate": rate, "seed": seed}
-  return tune(adapter, iter(epochs), labels, validate=validate, **settings).keys, seen
+  tuned = tune(adapter, iter(epochs), labels, validate=validate, **settings)
+  return tuned.keys, [call.args[0].keys for call in validate.mock_calls]
 
 
 def test_the_best_epoch_by_validation_is_kept(adapter, images):

@@ -5,7 +5,6 @@ import math
 from flax.traverse_util import flatten_dict
 import numpy as np
 import open_clip
-from PIL import Image
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
 from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
 from pomp_jax.rooms.benchmark.synthetic_images import open_split
+from tests.support.data_files import write_folder
 from tests.support.small_run import small_config
 
 
@@ -61,12 +61,7 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog):
 
 def test_a_folder_that_exists_is_measured_itself(dry, tmp_path, caplog):
   """Its classes and images count, no list of names and no number of test images are needed."""
-  rng = np.random.default_rng(0)
-  for name in ("a cup", "a plate", "a fork"):
-    (tmp_path / "pictures" / name).mkdir(parents=True)
-    for row in range(10):
-      picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
-      picture.save(tmp_path / "pictures" / name / f"{row}.png")
+  write_folder(tmp_path / "pictures", ("a cup", "a plate", "a fork"), 10)
   fields = {"data.source": "folder", "data.root": str(tmp_path / "pictures"), "eval.images": 0}
   fields |= {"k": 3, "batch_size": 8}
   figures = run(dry(**fields), tmp_path, caplog)

@@ -9,15 +9,7 @@ import torch
 
 from pomp_jax.data.class_lists import Category, VocabularyError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
-from pomp_jax.rooms.interchange.class_features import (
-  ClassFeatureError,
-  category_features,
-  is_annotation_file,
-  load_categories,
-  read_class_features,
-  write_detic,
-  write_open_clip,
-)
+from pomp_jax.rooms.interchange import class_features
 from tests.support.oracles import unit
 from tests.support.prompt_files import refusal
 
@@ -28,7 +20,7 @@ NAN, ZERO = (FEATURES * np.array([[1], [1], [x], [1], [1]], np.float32) for x in
 
 def test_detic_gets_rows(tmp_path):
   """Detic: np.load, transpose, a column of zeros, normalise the columns."""
-  write_detic(tmp_path / "a.npy", np.asfortranarray(7 * FEATURES))
+  class_features.write_detic(tmp_path / "a.npy", np.asfortranarray(7 * FEATURES))
   found = np.load(tmp_path / "a.npy", allow_pickle=False)
   assert found.dtype == np.float16 and found.flags.c_contiguous
   np.testing.assert_allclose(found, 7 * FEATURES, rtol=2**-11, atol=1e-7)
@@ -43,7 +35,7 @@ def test_detic_gets_rows(tmp_path):
 def test_open_clip_gets_columns(tmp_path, suffix):
   """open_clip: 100 * image_features @ classifier, with torch."""
   path = tmp_path / f"a{suffix}"
-  write_open_clip(path, FEATURES, ["a", "b", "ç", "d", "e"], "org/clip\udcff")
+  class_features.write_open_clip(path, FEATURES, ["a", "b", "ç", "d", "e"], "org/clip\udcff")
   if suffix == ".npy":
     classifier = torch.tensor(np.load(path, allow_pickle=False))
   else:
@@ -60,16 +52,16 @@ def test_open_clip_gets_columns(tmp_path, suffix):
 @pytest.mark.parametrize(
   ("write", "features", "part"),
   [
-    (write_open_clip, NAN, "not finite"),
-    (write_detic, ZERO, "class 2 are all zero"),
-    (write_detic, 1e6 * FEATURES, "not finite"),  # in float16
+    (class_features.write_open_clip, NAN, "not finite"),
+    (class_features.write_detic, ZERO, "class 2 are all zero"),
+    (class_features.write_detic, 1e6 * FEATURES, "not finite"),  # in float16
   ],
 )
 def test_bad_features_are_not_written(tmp_path, write, features, part):
-  with pytest.raises(ClassFeatureError, match=part):
+  with pytest.raises(class_features.ClassFeatureError, match=part):
     write(tmp_path / "a.npy", features)
-  with pytest.raises(ClassFeatureError, match=r"no known kind; accepted: \.npy, \.safetensors"):
-    write_open_clip(tmp_path / "a.pt", FEATURES)
+  with pytest.raises(class_features.ClassFeatureError, match=r"accepted: \.npy, \.safetensors"):
+    class_features.write_open_clip(tmp_path / "a.pt", FEATURES)
   assert not list(tmp_path.iterdir())
 
 
@@ -78,7 +70,7 @@ def test_rows_of_any_length_are_read_as_unit_rows(tmp_path, dtype):
   """As the published files are: float16, of the length that the tower gives."""
   lengths = np.array([[7.0], [0.3], [1.0], [11.0], [90.0]])
   np.save(tmp_path / "a.npy", (lengths * FEATURES).astype(dtype))
-  found = read_class_features(tmp_path / "a.npy").features
+  found = class_features.read_class_features(tmp_path / "a.npy").features
   assert found.dtype == np.float32
   np.testing.assert_allclose(np.linalg.norm(found.astype(np.float64), axis=1), 1, atol=1e-6)
   np.testing.assert_allclose(found, FEATURES, atol=1e-3)
@@ -108,7 +100,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, content, part):
     (tmp_path / "a.npy").write_bytes(content)
   elif content is not None:
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
-  assert part in refusal(tmp_path / "a.npy", read_class_features, PromptFileError)
+  assert part in refusal(tmp_path / "a.npy", class_features.read_class_features, PromptFileError)
 
 
 def write_rows(path, categories):
@@ -125,7 +117,7 @@ def test_categories_of_lvis(tmp_path):
     {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
     {"id": 4, "name": " traffic  light "},  # of COCO, which has no synonyms
   ]
-  assert load_categories(write_rows(tmp_path / "a.json", rows)) == (
+  assert class_features.load_categories(write_rows(tmp_path / "a.json", rows)) == (
     Category("bow (decorative ribbons)", ("knot",)),
     Category("bow (weapon)"),
     Category("bull", ("horned cow",)),
@@ -157,15 +149,15 @@ def test_bad_categories_are_refused_by_field(tmp_path, content, part):
     write_rows(path, content)
   elif content is not None:
     path.write_bytes(content)
-  assert part in refusal(path, load_categories, VocabularyError)
+  assert part in refusal(path, class_features.load_categories, VocabularyError)
 
 
 def test_which_files_are_annotations(tmp_path):
-  assert not is_annotation_file(tmp_path / "none")
-  assert is_annotation_file(tmp_path / "none.JSON")
+  assert not class_features.is_annotation_file(tmp_path / "none")
+  assert class_features.is_annotation_file(tmp_path / "none.JSON")
   for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
     (tmp_path / "names.txt").write_text(content)
-    assert is_annotation_file(tmp_path / "names.txt") == expected
+    assert class_features.is_annotation_file(tmp_path / "names.txt") == expected
 
 
 CATEGORIES = (
@@ -186,8 +178,8 @@ def test_synonyms_are_means_of_unit_features(encoder, learned):
   names = ["red star", "scarlet star", "star", "blue ring"]
   one, two, three, four = encoder.class_features(names, prompt)
   expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))
-  found = category_features(encoder, CATEGORIES, prompt, synonyms=True)
+  found = class_features.category_features(encoder, CATEGORIES, prompt, synonyms=True)
   np.testing.assert_allclose(found, expected, atol=1e-6)
-  plain = category_features(encoder, CATEGORIES, prompt)
+  plain = class_features.category_features(encoder, CATEGORIES, prompt)
   np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
   assert np.abs(found - plain).max() > 1e-3

@@ -7,14 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.errors import InputError
-from pomp_jax.rooms.page.form import (
-  LONGEST,
-  MAX_BOXES,
-  png_of,
-  read_boxes,
-  read_names,
-  read_picture,
-)
+from pomp_jax.rooms.page import form
 
 
 def encoded(image, kind="PNG", **options):
@@ -29,12 +22,12 @@ def noise(width, height, seed=0):
 
 
 def test_names_are_distinct_lines():
-  assert read_names(" red star \r\n\n blue ring\nred star\n", 2) == ("red star", "blue ring")
+  assert form.read_names(" red star \r\n\n blue ring\nred star\n", 2) == ("red star", "blue ring")
 
 
 def test_a_large_picture_is_reduced():
-  read = read_picture(encoded(Image.new("RGB", (5000, 2500), (200, 30, 60)), "JPEG"))
-  assert read.size == (LONGEST, LONGEST // 2)
+  read = form.read_picture(encoded(Image.new("RGB", (5000, 2500), (200, 30, 60)), "JPEG"))
+  assert read.size == (form.LONGEST, form.LONGEST // 2)
   assert np.abs(np.asarray(read).astype(int) - [200, 30, 60]).max() <= 3
 
 
@@ -43,8 +36,8 @@ def test_what_the_file_says_beside_its_pixels_turns_it_and_is_dropped():
   exif[0x010E], exif[0x0112] = "a secret place", 6
   sent = encoded(noise(8, 16), "PNG", exif=exif)
   assert b"secret" in sent
-  read = read_picture(sent)
-  assert b"secret" not in png_of(read)
+  read = form.read_picture(sent)
+  assert b"secret" not in form.png_of(read)
   np.testing.assert_array_equal(read, np.rot90(noise(8, 16), -1))
 
 
@@ -59,18 +52,19 @@ def test_what_the_file_says_beside_its_pixels_turns_it_and_is_dropped():
 )
 def test_a_picture_that_is_none(content, part):
   with pytest.raises(InputError, match=part) as found:
-    read_picture(content)
+    form.read_picture(content)
   assert "\n" not in str(found.value)
 
 
 def test_boxes_come_back():
-  boxes = read_boxes("0 0 10 5\n\n1.5, 2,3 ,4.25\n", 10, 5)
+  boxes = form.read_boxes("0 0 10 5\n\n1.5, 2,3 ,4.25\n", 10, 5)
   np.testing.assert_array_equal(boxes, [[0, 0, 10, 5], [1.5, 2, 3, 4.25]])
 
 
 @pytest.mark.parametrize(
-  "text", ["1 2 3", "a b c d", "3 0 2 1", "0 0 11 5", "0 0 nan 1"] + ["0 0 1 1\n" * (MAX_BOXES + 1)]
+  "text",
+  ["1 2 3", "a b c d", "3 0 2 1", "0 0 11 5", "0 0 nan 1", "0 0 1 1\n" * (form.MAX_BOXES + 1)],
 )
 def test_boxes_that_are_none(text):
   with pytest.raises(InputError, match="boxes: got"):
-    read_boxes(text, 10, 5)
+    form.read_boxes(text, 10, 5)

@@ -1,6 +1,7 @@
 """Objects and label maps on the page by a network's regions, beside what `predict` scores."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -79,16 +80,10 @@ def test_objects_are_those_of_predict(case):
 
 def test_label_maps_are_of_the_regions(case, monkeypatch):
   _, comparison, image = case
-  drawn = []
-  sheet = module.segmentation_sheet
-
-  def kept(path, images, maps, titles, names):
-    drawn.append(maps[0])
-    sheet(path, images, maps, titles, names)
-
-  monkeypatch.setattr(module, "segmentation_sheet", kept)
+  sheet = mock.create_autospec(module.segmentation_sheet, side_effect=module.segmentation_sheet)
+  monkeypatch.setattr(module, "segmentation_sheet", sheet)
   assert comparison.segment(image, NAMES).startswith(b"\x89PNG")
-  for labels, (regions, scores) in zip(drawn[0], scored(case), strict=True):
+  for labels, (regions, scores) in zip(sheet.call_args.args[2][0], scored(case), strict=True):
     [expected] = label_maps_of_regions([scores], regions.masks, *image.size[::-1])
     assert labels.shape == image.size[::-1]
     assert (labels == expected).mean() > 0.999

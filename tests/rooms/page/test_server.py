@@ -6,6 +6,7 @@ import io
 import re
 import socket
 import threading
+from unittest import mock
 import urllib.request
 
 import numpy as np
@@ -204,10 +205,8 @@ def test_other_sites_are_refused(client):
 
 
 def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
-  def fail(*_):
-    raise ZeroDivisionError("/tmp/secret")
-
-  monkeypatch.setattr(made[1], "classify", fail)
+  fails = mock.Mock(side_effect=ZeroDivisionError("/tmp/secret"))
+  monkeypatch.setattr(made[1], "classify", fails)
   monkeypatch.setattr(server.log, "propagate", True)
   answer = post(client)
   assert answer.status_code == 500 and "log" in line_of(answer)
