@@ -156,7 +156,7 @@ JOBS = {
   "analyse": Job(
     "rooms.analysis.analyse",
     ("data", "eval", "evaluate", "analyse"),
-    "rooms.analysis.reports:geometry_report",
+    "rooms.analysis.geometry:geometry_report",
   ),
   "baselines": Job(
     "rooms.baselines.baselines",
@@ -296,7 +296,7 @@ PROFILER = "rooms.benchmark.profiler:Profiler"  # of `config.profile_steps`
 SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"  # architectures with random weights
 NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"  # of `evaluate.sets`, `evaluate.suite`
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"  # of `evaluate.sets_file` and its `own_sets`
-PUBLISHED = "rooms.data_sets.published:published"  # group, kind, accuracies -> published figures
+PUBLISHED = "rooms.data_sets.suites:published"  # group, kind, accuracies -> published figures
 SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROUPS`, their tables
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pomp_jax.report.report import Report, Section, Table, facts, markdown
-from pomp_jax.rooms.data_sets.published import published
+from pomp_jax.rooms.data_sets.suites import published
 from pomp_jax.rooms.interchange.latex import latex
 from tests.support.report_page import AWKWARD, PATHS, Case, check_page, page_of
 

@@ -92,7 +92,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   cells, shared = make_cells(fields.grid, config.replace), SharedInputs(folder, config.replace)
   index, count = fields.part or (1, 1)
   groups = program_groups(cells)[index - 1 :: count]
-  missing = list(filter(None, _missing(folder, groups, fields.curve_every)))
+  missing = [todo for group in groups if (todo := _missing(folder, group, fields.curve_every))]
   for group in missing:
     # CLIP and images stay open. Their checks read no field in which cells of a group differ.
     try:
@@ -112,15 +112,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   times = _step_times(shared, cells, fields.curve_every) if fields.curve_every else []
   results = None
   if hosts.is_first():
-    results = {
-      "job": config.job,
-      "grid": fields.grid,
-      "cells": [],
-      "missing": [],
-      "step_times": times,
-      "seconds_of_last_start": round(time.monotonic() - start, 1),
-    }
-    results = _write_results(config.to_dict(), folder, cells, results)
+    seconds = round(time.monotonic() - start, 1)
+    found = {"grid": fields.grid, "step_times": times, "seconds_of_last_start": seconds}
+    results = _write_results(config.to_dict(), folder, cells, found)
   # Barrier: process 0 has written the results.
   results = hosts.from_first(results, "the ablation's results")
   own = {cell.key for group in groups for cell in group}
@@ -135,8 +129,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> None:
   """Trains and evaluates what is missing of some cells that can be lanes of one program."""
-  [group] = _missing(shared.folder, [group], fields.curve_every)
-  if not group:
+  if not (group := _missing(shared.folder, group, fields.curve_every)):
     return
   try:
     runs = [shared.prepare(group[0])]
@@ -221,8 +214,7 @@ def _step_times(
   shared: SharedInputs, cells: Sequence[Cell], curve_every: int
 ) -> list[dict[str, Any]]:
   """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
-  [missing] = _missing(shared.folder, [cells], curve_every)
-  if missing:
+  if missing := _missing(shared.folder, cells, curve_every):
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
   kinds: dict[str, Cell] = {}
@@ -231,7 +223,7 @@ def _step_times(
   runs = [shared.prepare(cell) for cell in kinds.values()]
   times = measure_step_times(runs, [shared.stream(run) for run in runs])
   return [
-    {"values": kind_of(cell.values), **time._asdict()}
+    {"values": kind_of(cell.values), **time}
     for cell, time in zip(kinds.values(), times, strict=True)
   ]
 
@@ -245,15 +237,15 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
 
 
 def _write_results(
-  config: Mapping[str, Any], folder: RunFolder, cells: Sequence[Cell], results: dict[str, Any]
+  config: Mapping[str, Any], folder: RunFolder, cells: Sequence[Cell], others: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
   store = _store(folder, *cells)
   stored = lambda: {cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))}
   while True:
     found = stored()
-    results["cells"] = list(found.values())
-    results["missing"] = [cell.name for cell in cells if cell.key not in found]
+    missing = [cell.name for cell in cells if cell.key not in found]
+    results = {"job": "ablate", **others, "cells": list(found.values()), "missing": missing}
     if found:
       with writing(folder.path):
         write_cells(folder, results)
@@ -265,11 +257,8 @@ def _write_results(
       return results
 
 
-def _missing(
-  folder: RunFolder, groups: Sequence[Sequence[Cell]], curve_every: int
-) -> list[list[Cell]]:
+def _missing(folder: RunFolder, cells: Sequence[Cell], curve_every: int) -> list[Cell]:
   """The cells that are missing or have failed; all processes call it together."""
-  cells = [cell for group in groups for cell in group]
 
   def fits(facts: dict[str, Any]) -> bool:
     if facts["error"]:
@@ -278,7 +267,7 @@ def _missing(
     return not shown or facts.get("curve", {}).get("steps") == shown
 
   todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))
-  return [[cell for cell in group if cell.stem in todo] for group in groups]
+  return [cell for cell in cells if cell.stem in todo]
 
 
 def _store(folder: RunFolder, *cells: Cell) -> Pieces:

@@ -158,11 +158,7 @@ def reference_line(axes: Axes, value: float, label: str) -> None:
   """Draws a grey horizontal line, named on the right, where curves have left it."""
   axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
   box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-  place: dict[str, Any] = {
-    "xycoords": ("axes fraction", "data"),
-    "va": "bottom",
-    "ha": "right",
-    "bbox": box,
-  }
+  place: dict[str, Any] = {"va": "bottom", "ha": "right", "bbox": box, "fontsize": 7}
   # Never over a mark.
-  axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
+  where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 0.5}
+  axes.text(0.99, value, label, color="0.35", **place, **where)

@@ -24,7 +24,7 @@ from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import over_all_devices
 from pomp_jax.rooms.ablation.grid import Cell, Replace
 from pomp_jax.rooms.ablation.vmapped_training import Stream
-from pomp_jax.train import batches, setup
+from pomp_jax.train import batches, results, setup
 from pomp_jax.train.fill_features import fill_features
 
 # Images rendered or decoded at a time over all processes, roughly.
@@ -51,7 +51,7 @@ class SharedInputs:
     # Of equal arguments each is called once.
     self._encoder = functools.cache(inputs.open_encoder)
     self._source = functools.cache(inputs.open_training_source)
-    for name in ("_frozen", "_image_features", "_references", "_split", "_curve_splits"):
+    for name in ("_frozen", "_image_features", "_references", "_splits", "_curve_splits"):
       setattr(self, name, functools.cache(getattr(self, name)))
 
   def prepare(self, cell: Cell) -> setup.PromptRun:
@@ -82,11 +82,9 @@ class SharedInputs:
 
   def evaluate(self, run: setup.PromptRun, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the job pretrain computes it."""
-    splits = self._splits(run.encoder, run.data, run.eval.images)
-    if prompt.context.ndim == 3:
-      # A class-specific context knows no class but those it was trained on.
-      names = tuple(run.source.names)
-      splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
+    # A class-specific context knows no class but those it was trained on.
+    names = tuple(run.source.names) if prompt.context.ndim == 3 else None
+    splits = self._splits(run.encoder, run.data, run.eval.images, names)
     return _accuracy(run.encoder, splits, {"prompt": prompt})
 
   def references(self, run: setup.PromptRun) -> Scores:
@@ -119,7 +117,8 @@ class SharedInputs:
     self, encoder: Encoder, data: Data, n_images: int, m: int, class_specific: bool
   ):
     """Splits of a curve, the rows of their classes among all names, and the arrays of these."""
-    splits = {"validation": self._split(encoder, data, "validation", n_images)}
+    source = inputs.open_source(data, "validation", n_images=n_images)
+    splits = {"validation": batches.readable_features(data, encoder, source, self.folder)}
     if not class_specific:  # such a context knows no class but those it was trained on
       others = self._splits(encoder, data, n_images)
       splits |= {name: split for name, split in others.items() if name in CURVE}
@@ -128,13 +127,11 @@ class SharedInputs:
     rows_of = {name: [row[own] for own in split.names] for name, split in splits.items()}
     return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m))
 
-  def _splits(self, encoder: Encoder, data: Data, n_images: int) -> dict[str, SplitFeatures]:
-    names = inputs.evaluation_splits(data)
-    return {name: self._split(encoder, data, name, n_images) for name in names}
-
-  def _split(self, encoder: Encoder, data: Data, name: str, n_images: int) -> SplitFeatures:
-    source = inputs.open_source(data, name, n_images=n_images)
-    return batches.readable_features(data, encoder, source, self.folder)
+  def _splits(
+    self, encoder: Encoder, data: Data, n_images: int, names: tuple[str, ...] | None = None
+  ) -> dict[str, SplitFeatures]:
+    found, _ = results.open_splits(data, n_images, encoder, self.folder, names)
+    return {name: features for name, (_, features) in found.items()}
 
 
 def _accuracy(

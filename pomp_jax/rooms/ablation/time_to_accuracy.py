@@ -63,9 +63,8 @@ class Arrival(NamedTuple):
 def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]) -> list[Course]:
   """Puts curves and times of cells together; kinds whose cells all failed are left out.
 
-  Args:
-    cells: cells with `values`, `error`, and `curve`: {"steps": [T], "top1": {split: [T]}}.
-    times: `values` without the seed, `step_seconds` and `first_bank_seconds`, one a kind.
+  A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. Times have `values` without the seed,
+  `step_seconds` and `first_bank_seconds`, one a kind.
   """
   found, done = [], [cell for cell in cells if not cell["error"]]
   for group, time in itertools.product(groups(cells), times):
@@ -107,8 +106,8 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
 def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]) -> None:
   """Plots accuracy against seconds of training, a panel a split, a line a course.
 
-  Colour tells the first swept field, marker the second, dashes the third. Error bars: standard
-  deviation over the seeds after the last step. `images` are the numbers of images of each split.
+  Error bars: standard deviation over the seeds after the last step. `images` are the numbers of
+  images of each split.
   """
   splits = list(dict.fromkeys(split for course in found for split in course.top1))
   seeds = max(len(course.top1[CRITERION]) for course in found)
@@ -117,14 +116,16 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
     f" mean of {counted(seeds, 'seed')}"
   )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
-  styles = _styles(found)
   threshold = threshold_of(found)
   legend: list[Any] = []
   for axes, split in zip(axes_of, splits, strict=True):
     drawn = []
-    for course, style in zip(found, styles, strict=True):
+    for number, course in enumerate(found):
       if split not in course.top1:
         continue  # a class-specific context knows no other classes
+      line = _LINES[number // len(drawing.COLOURS) % len(_LINES)]
+      style = {**drawing.style(number), "linestyle": line}
+      style |= {"color": "black", "marker": "."} if course.is_exact else {}
       seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
       mean_T = values_SxT.mean(axis=0)
       drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
@@ -138,22 +139,3 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
     legend = legend or drawn  # the first panel has all courses
   drawing.legend_below(figure, legend, [course.label for course in found])
   drawing.save(path, figure)
-
-
-def _styles(found: Sequence[Course]) -> list[dict[str, Any]]:
-  """Line styles of courses by the values of their swept fields; black for the exact contrast."""
-  sampled = [course.group.values for course in found if not course.is_exact]
-  values = {
-    field: list(dict.fromkeys(str(own.get(field)) for own in sampled))
-    for field in dict.fromkeys(field for own in sampled for field in own)
-  }
-  several = {field: found for field, found in values.items() if len(found) > 1}
-  cycles = {"color": drawing.COLOURS, "marker": drawing.MARKERS, "linestyle": _LINES}
-  styles = []
-  for course in found:
-    own = course.group.values
-    places = [found.index(str(own.get(f))) for f, found in several.items() if not course.is_exact]
-    three = zip(cycles.items(), [*places, 0, 0, 0], strict=False)
-    style = {name: cycle[place % len(cycle)] for (name, cycle), place in three}
-    styles.append(style | ({"color": "black", "marker": "."} if course.is_exact else {}))
-  return styles

@@ -157,21 +157,15 @@ def _on_features(run: setup.PromptRun) -> setup.PromptRun:
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
-class StepTime(NamedTuple):
-  """Cost of a kind of cell, trained alone from given image features."""
-
-  step_seconds: float  # median of a step
-  least_seconds: float  # least of a step
-  first_bank_seconds: float  # median of the first bank, features of all classes; 0 without a bank
-
-
 def measure_step_times(
   runs: Sequence[setup.PromptRun], streams: Sequence[Stream]
-) -> list[StepTime]:
+) -> list[dict[str, float]]:
   """Measures kinds of cells, trained alone, by one run of each and what it is trained on.
 
   A lane's time is only its share of a program. So that kinds can be compared, each takes steps of
   the job pretrain in several rounds, in turn: a machine that is slow for a while slows all of them.
+  Returns the median and the least of a step, and the median of the first bank, features of all
+  classes; 0 without a bank.
   """
   parts = zip(runs, streams, strict=True)
   steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]
@@ -184,7 +178,11 @@ def measure_step_times(
       if run.needs_bank:
         bank += timeit.repeat(functools.partial(first_state, run), number=1, repeat=1)
   return [
-    StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
+    {
+      "step_seconds": float(np.median(own)),
+      "least_seconds": min(own),
+      "first_bank_seconds": float(np.median(bank)) if bank else 0.0,
+    }
     for own, bank in zip(times, banks, strict=True)
   ]
 

@@ -59,9 +59,13 @@ def gradient_function(
     negatives = complete_negatives(settings.sampling, frozen.sampling, drawn, labels_B, available_S)
 
     def one(correction):
+      kind = {"loss": "softmax", "correction": correction}
+      if correction == "sigmoid":
+        kind = {"loss": "sigmoid", "correction": "log"}
+
       def loss(class_features_CxE):
         return local_contrast(
-          dataclasses.replace(settings, **_loss_of(correction)),
+          dataclasses.replace(settings, **kind),
           features_BxE,
           class_features_CxE[:n_images],
           class_features_CxE[-negatives.ids.size :],
@@ -75,14 +79,6 @@ def gradient_function(
     return jnp.stack([one(correction) for correction in corrections])
 
   return gradients
-
-
-def _loss_of(correction: str) -> dict[str, str]:
-  is_sigmoid = correction == "sigmoid"
-  return {
-    "loss": "sigmoid" if is_sigmoid else "softmax",
-    "correction": "log" if is_sigmoid else correction,
-  }
 
 
 def draws_of(

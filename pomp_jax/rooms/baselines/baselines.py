@@ -19,9 +19,8 @@ from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.report.run_report import finish_run
-from pomp_jax.rooms.baselines.plots import method_dots
 from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary
-from pomp_jax.rooms.baselines.reports import top1_of_prompts
+from pomp_jax.rooms.baselines.reports import method_dots, top1_of_prompts
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
 

@@ -24,7 +24,6 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.rooms.baselines import linear_probe, tip_adapter
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 from pomp_jax.rooms.baselines.tip_adapter import unit
-from pomp_jax.rooms.baselines.view_features import view_features
 from pomp_jax.train import batches, results
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.watch import TrainingError
@@ -117,7 +116,7 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
   n_views = 1 if data.augment == "none" else tip.views
   n_epochs = settings.epochs if config.method == "tip_adapter_f" else 0
   fetch = batches.open_fetch(data, source, encoder, folder)
-  epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
+  epochs = tip_adapter.view_features(data, source, encoder, fetch, n_views + n_epochs)
   cached = list(itertools.islice(epochs, n_views))
   readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
   classes = _class_list(data, config.eval.template, source.names)

@@ -93,13 +93,8 @@ def search(
   Bisection tries the two neighbours of the best strength, and halves their distance down to an
   eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
   never the best, and never an initial probe; FloatingPointError if none of the sweep is finite.
-
-  Args:
-    fit_with: function that fits a probe for a strength from an initial probe.
-    accuracy_of: accuracy on validation images.
-
-  Returns:
-    The best probe, and the accuracy for each strength tried.
+  `fit_with` fits a probe for a strength from an initial probe. Returns the best probe, and the
+  accuracy on validation images for each strength tried.
   """
   tried: dict[float, float] = {}
   best, best_accuracy = None, -1.0
@@ -135,14 +130,8 @@ def fit_classifier(
 
   Returns the classifier, and what the search found, as JSON.
   """
-
-  def fit_with(strength, start):
-    return fit(
-      *(train.features, train.labels, len(train.names), strength),
-      iterations=iterations,
-      start=start,
-    )
-
+  of = train.features, train.labels, len(train.names)
+  fit_with = lambda strength, start: fit(*of, strength, iterations=iterations, start=start)
   with waiting("fitting linear probes"):
     probe, tried = search(fit_with, lambda one: classifier_accuracy(one, validation)["top1"])
   return probe, {

@@ -15,8 +15,7 @@ from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
-from pomp_jax.rooms.baselines.plots import method_dots
-from pomp_jax.rooms.baselines.reports import top1_of_prompts
+from pomp_jax.rooms.baselines.reports import method_dots, top1_of_prompts
 from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)

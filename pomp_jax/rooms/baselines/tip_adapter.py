@@ -7,7 +7,7 @@ beta fixed. Both search for alpha and beta on validation images at the end.
 Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
 import json
@@ -17,17 +17,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import optax
 import scipy.sparse
 
+from pomp_jax import hosts
 from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
+from pomp_jax.data.loader import Fetch, SkippedImages, name_of
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import ranks
 from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.baselines.fields import Tip
+from pomp_jax.train.batches import VIEWS, bytes_of_view, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +133,8 @@ def tune(
 
   Returns the epoch with the highest validation accuracy (the published code uses test images), and
   never the training-free adapter. Training stops with a warning at keys that are not finite, and
-  raises FloatingPointError if those of the first epoch are not.
-
-  Args:
-    adapter: training-free adapter, with the alpha and beta of the training.
-    epochs: unit features of the training images in each epoch.
-    labels_n: class of each image.
-    n_epochs: training epochs, under one cosine schedule.
-    batch_size: images a step; the last step of an epoch may be smaller.
-    rate: initial learning rate of AdamW, under a cosine schedule.
-    seed: random seed of the order.
-    validate: function from an adapter to its validation accuracy.
+  raises FloatingPointError if those of the first epoch are not. `epochs` are unit features of the
+  training images. `rate` is AdamW's first, under one cosine schedule; `seed` is that of the order.
   """
   steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
@@ -212,3 +208,54 @@ def tip_settings(tip: Tip, data: Data) -> Published:
 def grid(most: float, steps: int) -> np.ndarray:
   """Returns equal steps from 0.1 towards `most`, without it, as in the published search."""
   return 0.1 + (most - 0.1) / steps * np.arange(steps)
+
+
+class Epoch(NamedTuple):
+  """Features of all training images in one epoch; those of unreadable images are undefined."""
+
+  features: Float[np.ndarray, "n V E"]  # of the views of each image, not normalised
+  readable: Bool[np.ndarray, " n"]
+
+
+def view_features(
+  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
+) -> Iterator[Epoch]:
+  """Yields the features of all training images, epoch by epoch, on each process.
+
+  Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
+  than `data.max_corrupt` allows can't be read.
+  """
+  if not n_epochs:
+    return
+  n_different = n_epochs if data.augment != "none" else 1
+  size = max(1, VIEWS // data.views)
+  parts = np.split(np.arange(len(source)), range(size, len(source), size))
+
+  def read(number: int):
+    indices = parts[number % len(parts)]
+    return fetch(indices, np.full(len(indices), number // len(parts)))
+
+  total = n_different * len(parts)
+  stored = isinstance(source, StoredImages)
+  part_bytes = size * data.views * bytes_of_view(fetch) if stored else 0
+  shown = steps_of(
+    read_ahead(data, total, read, part_bytes=part_bytes),
+    *("features of the training's views", "batches", total),
+  )
+  skipped = SkippedImages(source, data.max_corrupt)
+  for number in range(n_different):
+    features, readable = [], []
+    for indices, (found, could_be_read) in zip(parts, shown, strict=False):
+      if found.ndim > 3:  # pixels [B,V,S,S,3], not stored features [B,V,E]
+        flat = found.reshape(-1, *found.shape[2:])
+        found = encoder.image_features(flat, unit=False).reshape(*found.shape[:2], -1)
+      features.append(found)
+      readable.append(could_be_read)
+      unreadable = indices[~could_be_read].tolist()
+      skipped.add({index: name_of(source, index) for index in unreadable})
+      hosts.raise_if_preempted()
+    if not number:
+      skipped.gather()
+    epoch = Epoch(np.concatenate(features), np.concatenate(readable))
+    yield epoch
+  yield from itertools.repeat(epoch, n_epochs - n_different)

@@ -187,14 +187,9 @@ def prompted_image_tower(
 
   Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own tokens are
   dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
-  before the tower's first layer norm. Learned tokens have no positions.
-
-  Args:
-    clip: a CLIP with a ViT.
-    dtype: see `clip.vision.image_tower`.
-    chunk: the most images in memory together in the forward pass; 0 for all.
-    limit_bytes: memory for activations. Above it, by a rough estimate, each chunk is rematerialised
-      in the backward pass, where the limit of `chunk` then holds too.
+  before the tower's first layer norm. Learned tokens have no positions. For `dtype` and `chunk` see
+  `clip.vision.image_tower`. If activations would take more than `limit_bytes`, by a rough estimate,
+  each chunk is rematerialised in the backward pass, where the limit of `chunk` then holds too.
   """
   config: Any = clip.config.vision_config
   plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))

@@ -118,15 +118,12 @@ class Input:
 def open_input(
   dataset: str, path: str | os.PathLike, *, names: str = "", images_per_class: int = 0
 ) -> Input:
-  """Opens the input of a data set; lists files and headers, reads no image.
+  """Opens the input of one of DATASETS; lists files and headers, reads no image.
 
-  Args:
-    dataset: one of DATASETS.
-    path: for imagenet21k a folder of synset folders (or of train and val with such folders), a
-      folder of synset tar files, or one tar of these; for fgvc_aircraft the extracted archive, or
-      its `data` folder; for the others CoOp's `$DATA`.
-    names: class list whose classes of imagenet21k to store; "": all of ImageNet-21K's.
-    images_per_class: images of each class that will be stored, for the size of the shards; 0: all.
+  The path is for imagenet21k a folder of synset folders (or of train and val with such folders), a
+  folder of synset tar files, or one tar of these; for fgvc_aircraft the extracted archive, or its
+  `data` folder; for the others CoOp's `$DATA`. `names` is a class list whose classes of imagenet21k
+  to store. The shards are for `images_per_class` stored images, all if it is 0.
   """
   path = pathlib.Path(path)
   if dataset == "imagenet21k":

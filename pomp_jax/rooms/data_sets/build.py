@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
 _SUFFIX = "array_record"
-_NAMED = 5  # classes in a warning
 
 
 class PrepareError(SourceError):
@@ -196,12 +195,8 @@ def _finish(
     size = sum(piece.facts["bytes"][split] for _, piece in shards)
     splits[split] = list(map(len, of_shards)), size
     n_classes = len(np.unique(labels[split]))
-    counts[split] = {
-      "images": len(keys),
-      "classes": n_classes,
-      "shards": len(shards),
-      "bytes": size,
-    }
+    of_split = {"images": len(keys), "classes": n_classes, "shards": len(shards)}
+    counts[split] = of_split | {"bytes": size}
   write_metadata(work, source.dataset, source.label_names, splits, source.description)
   return {
     "splits": counts,
@@ -216,11 +211,8 @@ def _not_validated(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> li
   single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
   found = [names[label] for label in single]
   if found:
-    more = ", .." if len(found) > _NAMED else ""
-    log.warning(
-      "%d classes have one readable image each: it is trained on, and nothing validates them: %s%s",
-      *(len(found), ", ".join(found[:_NAMED]), more),
-    )
+    told = "have one readable image each: it is trained on, and nothing validates them"
+    log.warning("%d classes %s, such as %s", len(found), told, found[0])
   return found
 
 

@@ -101,11 +101,8 @@ def open_coop(
 ) -> dict[str, StoredImages]:
   """Opens the splits of one of COOP_SETS in `$DATA`, among "train", "validation" and "test".
 
-  Args:
-    root: `$DATA`.
-    name: one of COOP_SETS.
-    shots: training images a class, and at most 4 validation images; 0: all.
-    seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
+  `shots` are training images a class, and at most 4 validation images; 0: all. CoOp's random seeds
+  of the few-shot subset are 1, 2 and 3.
   """
   if name in _IMAGENETS:
     listing = _imagenet(to_path(root), name)

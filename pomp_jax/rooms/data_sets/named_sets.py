@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
+import os
 
 from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
+from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, part_name, split_of_source
-from pomp_jax.files.paths import is_dir
-from pomp_jax.registry import NO_SUITE
-from pomp_jax.rooms.data_sets.layouts import open_test_set
+from pomp_jax.files.paths import is_dir, to_path
+from pomp_jax.registry import NO_SUITE, load
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, SUITES
 
 
@@ -90,3 +91,27 @@ def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassLis
     classes = classes.subset([label_of[name] for name in names])
   # ImageNet's classes were matched by id, so the source may have other names for them.
   return dataclasses.replace(classes, names=names)
+
+
+def open_test_set(
+  reader: str,
+  root: str | os.PathLike,
+  dataset: str,
+  classes: ClassList | None,
+  all_classes: bool = True,
+) -> LabelledSet:
+  """Opens the test images of a data set by a reader, or else its validation or training images.
+
+  `root` has all data sets of a published layout; or split folders or class folders, or such a
+  folder for each data set. Without classes they are the data set's own, of folders the names of the
+  training folder. `all_classes` is whether a class of the list without a folder is an error.
+  """
+  if reader != "folder":
+    return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
+  if dataset and is_dir(to_path(root) / dataset):
+    root = to_path(root) / dataset
+  folders = split_folders(root)
+  split = next(split for split in ("test", "validation", "train") if split in folders)
+  classes = classes or classes_in(folders.get("train", folders[split]))
+  source = open_folder(folders[split], classes, all_classes)
+  return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)

@@ -33,7 +33,7 @@ from pomp_jax.files.paths import join, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.texts import read_text
 from pomp_jax.report.evaluation_report import OWN
-from pomp_jax.rooms.data_sets.layouts import open_test_set
+from pomp_jax.rooms.data_sets.named_sets import open_test_set
 
 log = logging.getLogger(__name__)
 

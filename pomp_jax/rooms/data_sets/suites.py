@@ -1,6 +1,12 @@
-"""Suites of data sets that `evaluate` knows by name, and the tables that their figures stand in."""
+"""Suites of data sets that `evaluate` knows by name, and the tables that their figures stand in.
 
-from typing import NamedTuple
+`published.json` has published figures with their sources.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any, NamedTuple
 
 # CoOp's cross-dataset sets, in the order of its tables.
 TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
@@ -8,6 +14,9 @@ TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + 
 )  # fmt: skip
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
+
+
+_PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 
 
 class Suite(NamedTuple):
@@ -47,3 +56,19 @@ GROUP_OF = {
   for group in ("world", "cross_dataset", "cross_domain", "imagenet21k")
   for name in (*SUITES[group].sets, *SUITES[group].more)
 } | {_IMAGENET: _IMAGENET}
+
+
+def published(
+  group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
+  content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+  columns = {column for row in rows.values() for column in row}
+  return {
+    method["name"]: {
+      "source": content["sources"][method["source"]],
+      "figures": method["figures"][group][kind],
+    }
+    for method in content["methods"]
+    if columns & set(method["figures"].get(group, {}).get(kind, {}))
+  }

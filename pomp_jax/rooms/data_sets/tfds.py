@@ -183,18 +183,12 @@ def open_tfds(
   classes: ClassList | None = None,
   cache: str | os.PathLike = "",
 ) -> StoredImages:
-  """Opens a split of a prepared data set.
+  """Opens a split of a prepared data set: a class list, or TFDS's own "name/config:version".
 
-  Args:
-    dataset: class list, or TFDS's name of the data set, "name/config:version".
-    split: TFDS's name of the split.
-    root: TFDS's data_dir; "": its default.
-    classes: class list in the order of the labels, which TFDS's label names must match. None: the
-      packaged class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
-      else TFDS's label names.
-    cache: folder for the labels, which are scattered over the records; "": none.
-
-  Images are in TFDS's order, without those of classes outside the list.
+  Images are in TFDS's order, without those of classes outside the list. `root` is TFDS's data_dir,
+  and `cache` a folder for the labels, which are scattered over the records; "" for its default, and
+  for none. TFDS's label names must match `classes`. None stands for the packaged class list of the
+  data set, ImageNet-21K's names if the labels are WordNet ids, or else TFDS's label names.
   """
   builder = _builder(tfds_name(dataset), root)
   label_names = builder.info.features[_key(builder, "label")].names

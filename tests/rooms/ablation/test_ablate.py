@@ -245,7 +245,7 @@ def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, syn
 def test_a_crash_of_a_cell_is_raised_where_processes_are_several(tmp_path, synthetic, monkeypatch):
   """The others may be in the midst of the cell."""
   synthetic(crashing=[{"seed": 0}])
-  monkeypatch.setattr(ablate, "_missing", lambda folder, groups, curve_every: list(groups))
+  monkeypatch.setattr(ablate, "_missing", lambda folder, cells, curve_every: list(cells))
   monkeypatch.setattr(ablate.jax, "process_count", lambda: 2)
   config = config_for("seed=0")
   shared = SharedInputs(RunFolder(tmp_path), config.replace)

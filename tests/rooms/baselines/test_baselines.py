@@ -19,7 +19,6 @@ from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
-from pomp_jax.rooms.baselines.view_features import view_features
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from pomp_jax.train import pretrain
 from pomp_jax.train.batches import open_fetch
@@ -336,7 +335,7 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
   source = StoredImages("ab", np.array([0, 1, 0, 1, 0]), keys, Files(tmp_path), image_size=40)
   data = tip_config(**{"data.max_corrupt": 0.2}).data
   folder = RunFolder(tmp_path / "run")
-  features = lambda data: view_features(
+  features = lambda data: tip_adapter.view_features(
     data, source, encoder, open_fetch(data, source, encoder, folder), 2
   )
   for epoch in features(data):

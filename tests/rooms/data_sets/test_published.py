@@ -2,7 +2,7 @@
 
 import pytest
 
-from pomp_jax.rooms.data_sets.published import published
+from pomp_jax.rooms.data_sets.suites import published
 
 
 def test_published_harmonic_means_are_those_of_their_bases_and_news():
