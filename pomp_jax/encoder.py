@@ -5,7 +5,7 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,8 +14,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
-from pomp_jax.clip.text import MemoryPlan, token_embeddings, token_table, with_embeddings
+from pomp_jax.clip.load import Clip
+from pomp_jax.clip.text import (
+  MemoryPlan,
+  TextTower,
+  text_tower,
+  token_embeddings,
+  token_table,
+  with_embeddings,
+)
+from pomp_jax.clip.tokens import tokenize
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.images import Resize
 from pomp_jax.files.pieces import ArrayCache, fingerprint
@@ -140,17 +149,13 @@ class Encoder:
   @functools.cached_property
   def _text_fingerprint(self) -> str:
     """Cache key of all that class features depend on beside the prompt and the tokens."""
-    leaves, structure = jax.tree.flatten((self._text, self._sos))
     settings = self.clip.config.text_settings()
-    return fingerprint(
-      [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
-    )
+    return _fingerprint((self._text, self._sos), settings, self._tower, self._dtype)
 
   @functools.cached_property
   def image_fingerprint(self) -> str:
     """Cache key of all that image features depend on beside the images."""
-    leaves, structure = jax.tree.flatten(self.clip.vision_params)
-    return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
+    return _fingerprint(self.clip.vision_params, self.clip.settings, self._dtype)
 
   def features_of_classes(
     self, params: Any, frozen: Frozen, position: str, *, unit: bool = True
@@ -185,7 +190,7 @@ class Encoder:
 
     The texts of a bidirectional tower are padded to its last position.
     """
-    config, tokenizer = self.clip.config.text_config, self.clip.tokenizer
+    config, tokenizer = self.clip.config.text_config, cast(Any, self.clip.tokenizer)
     budget = self.clip.positions - len(self.clip.sos_embedding) - n_vectors
     ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget)
     name_lengths_N = lengths_N - n_after
@@ -214,6 +219,11 @@ class Encoder:
     parts = chunks(rows, self._chunk, self.mesh, what)
     results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in parts)
     return np.concatenate([found[:n_real] for found, n_real in fetched(results)])
+
+
+def _fingerprint(params: Any, *settings: str) -> str:
+  leaves, structure = jax.tree.flatten(params)
+  return fingerprint([*settings, str(structure), *map(np.asarray, leaves)])
 
 
 def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import load_prompt
 from tests.support.processes import ROOT, environment

@@ -6,14 +6,13 @@ import json
 import types
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, tower_shapes
+from pomp_jax.clip.packed import ACTIVATIONS
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
-from pomp_jax.clip.vit import Encoder, VisionTransformer
 from pomp_jax.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,10 +30,6 @@ _TEXT_FIELDS = (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings", "
 _VISION_FIELDS = (*_TRANSFORMER_FIELDS, "image_size", "patch_size")
 
 
-# Image towers by the type of their configuration, `(config, dtype)`; all others are a ViT's.
-IMAGE_TOWERS: dict[type, Any] = {ResNetConfig: ModifiedResNet}
-
-
 class ClipError(InputError, ValueError):
   """A CLIP that cannot be loaded or does not fit; the message is one line."""
 
@@ -44,7 +39,7 @@ class ClipConfig:
   """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons, for the log."""
 
   text_config: CLIPTextConfig
-  vision_config: CLIPVisionConfig | ResNetConfig | ImageTowerConfig | NoImageTower
+  vision_config: Any  # a CLIPVisionConfig, ResNetConfig or ImageTowerConfig
   projection_dim: int
   notes: tuple[str, ...] = ()
 
@@ -107,7 +102,7 @@ def parameter_shapes(
   ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
   """
   text, vision, embedding = config.text_config, config.vision_config, config.projection_dim
-  width, size = text.hidden_size, vision.image_size
+  width = text.hidden_size
   tree: dict[str, Any] = {
     "logit_scale": (),
     "text_model": {
@@ -115,8 +110,8 @@ def parameter_shapes(
         "token_embedding": {"embedding": (text.vocab_size, width)},
         "position_embedding": {"embedding": (text.max_position_embeddings, width)},
       },
-      "encoder": _shapes_of(Encoder(text), (1, 1, width)),
-      "final_layer_norm": {"scale": (width,), "bias": (width,)},
+      "encoder": {"layers": _layer_shapes(text)},
+      "final_layer_norm": _norm(width),
     },
     "text_projection": {"kernel": (width, embedding)},
   }
@@ -128,14 +123,41 @@ def parameter_shapes(
     return tree
   if isinstance(vision, ImageTowerConfig):
     return tree | {"vision_model": tower_shapes(vision, found, embedding)}
-  module = IMAGE_TOWERS.get(type(vision), VisionTransformer)(vision)
-  tree["vision_model"] = _shapes_of(module, (1, size, size, 3))
-  if not isinstance(vision, ResNetConfig):  # whose projection is within
-    tree["visual_projection"] = {"kernel": (vision.hidden_size, embedding)}
-  return tree
+  if isinstance(vision, ResNetConfig):  # whose projection is within
+    images = jax.ShapeDtypeStruct((1, vision.image_size, vision.image_size, 3), jnp.float32)
+    module = jax.eval_shape(ModifiedResNet(vision).init, jax.random.key(0), images)
+    return tree | {"vision_model": jax.tree.map(jnp.shape, module["params"])}
+  width, patch = vision.hidden_size, vision.patch_size
+  tree["vision_model"] = {
+    "embeddings": {
+      "class_embedding": (width,),
+      "patch_embedding": {"kernel": (patch, patch, 3, width)},
+      "position_embedding": {"embedding": (1 + (vision.image_size // patch) ** 2, width)},
+    },
+    "pre_layrnorm": _norm(width),
+    "encoder": {"layers": _layer_shapes(vision)},
+    "post_layernorm": _norm(width),
+  }
+  return tree | {"visual_projection": {"kernel": (width, embedding)}}
 
 
-def _shapes_of(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-  """Shapes of a module's parameters, for an input of that shape."""
-  inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.tree.map(jnp.shape, jax.eval_shape(module.init, jax.random.key(0), inputs)["params"])
+def _layer_shapes(config: CLIPTextConfig | CLIPVisionConfig) -> dict[str, Any]:
+  """The layers of either tower's transformer, by their number."""
+  width, n_heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
+  if config.hidden_act not in ACTIVATIONS:
+    raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}")
+  if width % n_heads:
+    raise ValueError(f"num_attention_heads: got {n_heads}, expected a divisor of {width}")
+  dense = lambda n_in, n_out: {"kernel": (n_in, n_out), "bias": (n_out,)}
+  projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+  layer = {
+    "layer_norm1": _norm(width),
+    "self_attn": {name: dense(width, width) for name in projections},
+    "layer_norm2": _norm(width),
+    "mlp": {"fc1": dense(width, inner), "fc2": dense(inner, width)},
+  }
+  return {str(i): layer for i in range(config.num_hidden_layers)}
+
+
+def _norm(width: int) -> dict[str, Any]:
+  return {"scale": (width,), "bias": (width,)}

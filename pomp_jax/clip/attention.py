@@ -1,4 +1,5 @@
-"""Attention of the fast text tower with a custom VJP: of the prefix, and of packed tokens on both.
+"""Attention of the fast text tower with a custom VJP: of the prefix, and of packed tokens on both;
+and plain attention.
 
 Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and the one
 before, masked to its own class.
@@ -14,6 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
+
+
+def attention(
+  n_heads: int,
+  query: Float[Array, "B Q D"],
+  key: Float[Array, "B T D"],
+  value: Float[Array, "B T D"],
+  scale: float | None = None,
+) -> Float[Array, "B Q D"]:
+  """Softmax attention of several heads, without a mask; the softmax in float32.
+
+  `scale` multiplies the queries; 1 / sqrt(D / heads) if None.
+  """
+  split = lambda rows: rows.reshape(*rows.shape[:2], n_heads, -1)
+  query, key, value = split(query), split(key), split(value)
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)
+  weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+  attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+  return attended.reshape(*attended.shape[:2], -1)
 
 
 class Masks(NamedTuple):
@@ -36,14 +57,6 @@ def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
   )
 
 
-class _Static(NamedTuple):
-  """What is known when the attention is traced."""
-
-  n_heads: int
-  n_prefix: int
-  products: str  # precision; the backward pass is traced later, outside of the context that sets it
-
-
 def packed_attention(
   n_heads: int, n_prefix: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
 ) -> Float[Array, "R D"]:
@@ -51,20 +64,26 @@ def packed_attention(
 
   Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights.
   """
+  # The backward pass is traced later, outside of the context that sets the precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
-  static = _Static(n_heads, n_prefix, products)
-  return _attention(static, query_RxD, key_RxD, value_RxD, masks)
+  return _attention(products, n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, *inputs: Any) -> Array:
-  return _attention_forward(static, *inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(products: str, *inputs: Any) -> Array:
+  return _attention_forward(products, *inputs)[0]
 
 
 def _attention_forward(
-  static: _Static, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
+  products: str,
+  n_heads: int,
+  n_prefix: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
 ) -> tuple[Array, Any]:
-  n_heads, n_prefix, _ = static
+  del products
   window = masks.own.shape[-1]
   query, key, value = (
     _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
@@ -80,9 +99,9 @@ def _attention_forward(
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(static: _Static, residuals: Any, gradient_RxD: Array) -> tuple:
-  with jax.default_matmul_precision(static.products):
-    return _gradients(static.n_heads, static.n_prefix, residuals, gradient_RxD)
+def _attention_backward(products: str, *inputs: Any) -> tuple:
+  with jax.default_matmul_precision(products):
+    return _gradients(*inputs)
 
 
 def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array) -> tuple:

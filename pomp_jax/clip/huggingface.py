@@ -64,14 +64,13 @@ def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   """HuggingFace's tokenizer beside the weights, otherwise one from the merges."""
-  find, where = files.find, files.source
-  own = next(filter(None, map(find, _TOKENIZER_FILES[:2])), None)
+  own = files.find_first(_TOKENIZER_FILES[:2])
   if own is None:
-    return read_bpe(find, config.text_config.vocab_size, where)
+    return read_bpe(files.find, config.text_config.vocab_size, files.source)
   # From the hub, each file is downloaded when it is looked up; from a bucket, when it is copied.
-  for found in filter(None, map(find, _TOKENIZER_FILES)):
+  for found in filter(None, map(files.find, _TOKENIZER_FILES)):
     local_copy(found)
   try:
     return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{where}: {own.name} can't be read ({one_line(error)})") from error
+    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error

@@ -1,16 +1,12 @@
 """Loading a frozen CLIP, with its tokenizer, from a folder, a file or the hub."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,19 +14,11 @@ import numpy as np
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.architecture import ClipConfig, ClipError, parameter_shapes
 from pomp_jax.clip.families import NoImageTower
-from pomp_jax.clip.open_clip import CONFIG, PREFIX, named_clip
+from pomp_jax.clip.open_clip import CONFIG, PREFIX, NamedClip, named_clip
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.clip.tokens import MERGES, Tokenizer
-from pomp_jax.clip.weights import (
-  Files,
-  Layout,
-  Weights,
-  check_weights,
-  open_weights,
-  read_json,
-  read_params,
-)
-from pomp_jax.files.paths import Path, exists, is_file, to_path
+from pomp_jax.clip.tokens import Tokenizer
+from pomp_jax.clip.weights import Files, check_weights, open_weights, read_params
+from pomp_jax.files.paths import Path, exists
 from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -55,12 +43,6 @@ _ACCEPTED = (
   f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
   f" .safetensors, .pt or .bin file of OpenAI's or open_clip's, or {PREFIX}MODEL/TAG"
 )
-# Where CLIP's merges are, which not all repositories of open_clip's tables have.
-_MERGES_OF = "openai/clip-vit-base-patch16"
-# Seconds to wait for the hub. Its own library retries each file for 23 s.
-_TIMEOUT = 5.0
-# One slash at most, and a letter or a digit first.
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +114,8 @@ def read_config_and_tokenizer(
   Names and shapes of the weights are checked against the configuration. Files of a hub are
   downloaded.
   """
-  with _open_checkpoint(source, image_tower=image_tower) as checkpoint:
-    return checkpoint.config, checkpoint.tokenizer()
+  clip = _read(source, image_tower=image_tower, with_params=False)
+  return clip.config, clip.tokenizer
 
 
 def is_here(source: str) -> bool:
@@ -152,132 +134,51 @@ def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True
   tower of any kind: features of images come from elsewhere. ClipError: nothing there, no answer of
   a hub, another architecture, damage, no tokenizer.
   """
-  with _open_checkpoint(source, activation, image_tower) as checkpoint:
-    tokenizer, preprocessing = checkpoint.tokenizer(), checkpoint.preprocessing()
-    params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
-  config = checkpoint.config
-  level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
-  log.log(level, "%s: %s", source, "; ".join([config.describe(), *config.notes]))
-  return Clip(source, config, params, tokenizer, *preprocessing)
+  clip = _read(source, activation, image_tower)
+  notes = clip.config.notes
+  level = logging.WARNING if any("ASSUMED" in note for note in notes) else logging.INFO
+  log.log(level, "%s: %s", source, "; ".join([clip.config.describe(), *notes]))
+  return clip
 
 
-class _Place:
-  """A folder of a CLIP's files, or a repository on the hub.
-
-  The hub is asked once for the list of files. If it does not answer, its local cache is used.
-  """
-
-  def __init__(self, source: str):
-    self.named = named_clip(source)
-    source = self.named.source
-    self.source, path = source, _CLIPS.get(source) or to_path(source)
-    self.file = path if is_file(path) else None
-    self._folder = path.parent if self.file else path
-    self._on_hub = not exists(path)
-    self.trouble = ""
-    if self._on_hub and not _HUB_ID.fullmatch(source):
-      raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
-
-  def find(self, name: str) -> Path | None:
-    """Returns the path of a file, downloaded if necessary; None if there is none."""
-    if not self._on_hub:
-      file = self._folder / name
-      return file if is_file(file) else None
-    if self.named.settings and name == MERGES and not self._is_listed(name):
-      return _Place(_MERGES_OF).find(name)
-    listed = self._listed
-    if not self._is_listed(name):
-      return None
-    try:
-      return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
-    except Exception as error:  # the hub's client and its version choose the class
-      # Without a network, a missing file looks like an unreachable one.
-      self.trouble = self.trouble or one_line(error, 200)
-      return None
-
-  def _is_listed(self, name: str) -> bool:
-    return self._listed is None or name in self._listed
-
-  @functools.cached_property
-  def _listed(self) -> frozenset[str] | None:
-    """Names of the repository's files; None without an answer of the hub."""
-    try:
-      files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
-      return frozenset(file.rfilename for file in files or ())
-    except Exception as error:  # likewise
-      self.trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
-      return None
-
-  def json(self, name: str) -> Any:
-    """Content of a JSON file, {} for null; None without one. open_clip's tables come first."""
-    if name == CONFIG and self.named.settings:
-      return self.named.settings
-    file = self.find(name)
-    if file is None:
-      return None
-    found = read_json(file)
-    return {} if found is None else found
-
-  def files(self) -> Files:
-    """What a family asks for."""
-    elsewhere = lambda repository, name: _Place(repository).find(name)
-    return Files(self.source, self.find, self.json, elsewhere)
-
-  def find_first(self, names: tuple[str, ...]) -> Path | None:
-    """Returns the first of these files that exists."""
-    return next(filter(None, map(self.find, names)), None)
+def _preprocessing(
+  files: Files, name: str, settings_of: str, prefix: str
+) -> tuple[tuple[float, ...], tuple[float, ...], bool, bool]:
+  """Fields of `Clip`, by a family's STATISTICS; OpenAI's where the checkpoint has no own ones."""
+  settings = files.json(name)
+  try:
+    settings = {} if settings is None else settings
+    settings = settings.get(settings_of, {}) if settings_of else settings
+    mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
+    std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
+    if len(mean) != 3 or len(std) != 3:
+      raise ValueError("mean and std take three channels")
+    found = []
+    for key, values in _RESIZES.items():
+      found.append(settings.get(key, values[0]))
+      if found[-1] not in values:
+        raise ValueError(f"{key}: got {found[-1]!r}, expected {' or '.join(values)}")
+  except (ValueError, TypeError, AttributeError) as error:
+    where = f"{files.source}: {name}"
+    raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
+  return mean, std, found[0] == "squash", found[1] == "bilinear"
 
 
-class _Checkpoint(NamedTuple):
-  """A CLIP's files, checked against one another."""
-
-  place: _Place
-  family: Any  # one of _FAMILIES
-  config: ClipConfig
-  weights: Weights
-  layout: Layout
-  shapes: dict[str, Any]
-
-  def tokenizer(self) -> Tokenizer:
-    return self.family.read_tokenizer(self.place.files(), self.config)
-
-  def preprocessing(self) -> tuple[tuple[float, ...], tuple[float, ...], bool, bool]:
-    """Fields of `Clip`, OpenAI's where the checkpoint has no own ones."""
-    name, settings_of, prefix = self.family.STATISTICS
-    settings = self.place.json(name)
-    if settings is None:
-      return _CLIP_MEAN, _CLIP_STD, False, False
-    try:
-      settings = settings.get(settings_of, {}) if settings_of else settings
-      mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
-      std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
-      if len(mean) != 3 or len(std) != 3:
-        raise ValueError("mean and std take three channels")
-      found = []
-      for key, values in _RESIZES.items():
-        found.append(settings.get(key, values[0]))
-        if found[-1] not in values:
-          raise ValueError(f"{key}: got {found[-1]!r}, expected {' or '.join(values)}")
-    except (ValueError, TypeError, AttributeError) as error:
-      where = f"{self.place.source}: {name}"
-      raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
-    return mean, std, found[0] == "squash", found[1] == "bilinear"
-
-
-@contextlib.contextmanager
-def _open_checkpoint(
-  source: str, activation: str = "auto", image_tower: bool = True
-) -> Iterator[_Checkpoint]:
-  """Finds a CLIP and checks names and shapes of its weights against its configuration."""
-  place = _Place(source)
-  family, file = (None, place.file) if place.file else _found(place)
+def _read(
+  source: str, activation: str = "auto", image_tower: bool = True, with_params: bool = True
+) -> Clip:
+  """Finds a CLIP, checks names and shapes of its weights against its sizes, and reads it."""
+  named = named_clip(source)
+  known = {CONFIG: named.settings} if named.settings else {}
+  files = Files(named.source, _CLIPS.get(named.source), known)
+  family, file = (None, files.file) if files.file else _found(files, named)
   with open_weights(file) as weights:
-    if place.named.settings:
+    if named.settings:
       family = openai
     elif family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
       begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
       family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
-    config = family.read_config(place.files(), weights, activation, image_tower)
+    config = family.read_config(files, weights, activation, image_tower)
     if not image_tower:
       config = dataclasses.replace(config, vision_config=NoImageTower())
       is_text = lambda name: not name.startswith(_IMAGE_TOWERS)
@@ -289,17 +190,19 @@ def _open_checkpoint(
       raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
     layout = family.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
-    yield _Checkpoint(place, family, config, weights, layout, shapes)
+    tokenizer = family.read_tokenizer(files, config)
+    preprocessing = _preprocessing(files, *family.STATISTICS)
+    params = read_params(weights, shapes, layout) if with_params else {}
+  return Clip(source, config, params, tokenizer, *preprocessing)
 
 
-def _found(place: _Place) -> tuple[Any, Path]:
+def _found(files: Files, named: NamedClip) -> tuple[Any, Path]:
   """The first family whose files are there, and its weights."""
-  if place.named.settings and (
-    file := place.find_first((place.named.file or openai.WEIGHTS[0], *openai.WEIGHTS))
-  ):
+  of_table = (named.file or openai.WEIGHTS[0], *openai.WEIGHTS)
+  if named.settings and (file := files.find_first(of_table)):
     return openai, file
   for family in _FAMILIES:
-    if all(map(place.find, family.NEEDED)) and (file := place.find_first(family.WEIGHTS)):
+    if all(map(files.find, family.NEEDED)) and (file := files.find_first(family.WEIGHTS)):
       return family, file
-  because = f" ({place.trouble})" if place.trouble else ""
-  raise ClipError(f"{place.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
+  because = f" ({files.trouble})" if files.trouble else ""
+  raise ClipError(f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")

@@ -15,15 +15,10 @@ from typing import Any, NamedTuple
 from pomp_jax.clip.architecture import ClipConfig, ClipError
 from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.tokens import FileTokenizer
-from pomp_jax.clip.weights import Files
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import local_copy
-from pomp_jax.files.terminal import one_line
 
 PREFIX, HUB_PREFIX, CONFIG = "open_clip:", "hf-hub:", "open_clip_config.json"
 _TABLES = pathlib.Path(__file__).with_name("open_clip.json")
-_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 # Items of open_clip_config.json that are checked or read, and values that are the default here. Any
 # other item that is set would change what the same weights compute.
@@ -79,31 +74,8 @@ def named_clip(source: str) -> NamedClip:
   owner, repository, file = (*facts["hub"].split("/", 2), "")[:3]
   # open_clip only warns where the tag says QuickGELU and the model's name does not.
   quick = bool(row["model_cfg"].get("quick_gelu") or facts.get("quick_gelu"))
-  preprocessing = {key: facts[key] for key in _PREPROCESSING if key in facts}
-  settings = {
-    "model_cfg": row["model_cfg"] | {"quick_gelu": quick},
-    "preprocess_cfg": preprocessing,
-  }
+  settings = {"model_cfg": row["model_cfg"] | {"quick_gelu": quick}, "preprocess_cfg": facts}
   return NamedClip(path or f"{owner}/{repository}", "" if path else file, settings)
-
-
-def read_foreign_tokenizer(files: Files) -> FileTokenizer | None:
-  """A tokenizer that is not CLIP's, beside the weights or on the hub; None for CLIP's.
-
-  ClipError if it is missing or can't be read.
-  """
-  settings = ((files.json(CONFIG) or {}).get("model_cfg") or {}).get("text_cfg", {})
-  name = settings.get("hf_tokenizer_name")
-  if not name:
-    return None
-  own = files.find("tokenizer.json") or files.elsewhere(name, "tokenizer.json")
-  if own is None:
-    expected = f"tokenizer.json beside the weights, or in {name}"
-    raise ClipError(f"{files.source}: no tokenizer, expected {expected}")
-  try:
-    return FileTokenizer(str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {}))
-  except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
 def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict[str, Any]:
@@ -144,20 +116,20 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
 def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
   """Compares open_clip_config.json with the shapes."""
   text, vision = config.text_config, config.vision_config
-  sizes: dict[str, Any] = {"image_size": vision.image_size}
+  of_vision: dict[str, Any] = {"image_size": vision.image_size}
   if isinstance(vision, NoImageTower):
-    sizes = {}
+    of_vision = {}
   elif isinstance(vision, ResNetConfig):
-    sizes |= {"width": vision.width, "layers": list(vision.layers)}
+    of_vision |= {"width": vision.width, "layers": list(vision.layers)}
   elif not isinstance(vision, ImageTowerConfig):
-    sizes |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
-    sizes["patch_size"] = vision.patch_size
-  text_sizes = {"width": text.hidden_size, "layers": text.num_hidden_layers}
-  text_sizes |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
-  found = {"model_cfg": {"embed_dim": config.projection_dim}}
-  for part, items in (found | {"text_cfg": text_sizes, "vision_cfg": sizes}).items():
+    of_vision |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    of_vision["patch_size"] = vision.patch_size
+  of_text = {"width": text.hidden_size, "layers": text.num_hidden_layers}
+  of_text |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
+  sizes = {"model_cfg": {"embed_dim": config.projection_dim}, "text_cfg": of_text}
+  for part, items in (sizes | {"vision_cfg": of_vision}).items():
+    settings = model if part == "model_cfg" else model.get(part, {})
     for item, value in items.items():
-      stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
-      if stored != value:
-        file = f"{where}: open_clip_config.json"
-        raise ClipError(f"{file}: {part}.{item}: got {stored!r}, expected {value!r} by the weights")
+      if (stored := settings.get(item, value)) != value:
+        found = f"{part}.{item}: got {stored!r}, expected {value!r} by the weights"
+        raise ClipError(f"{where}: {CONFIG}: {found}")

@@ -5,7 +5,6 @@ the weights has both. Without it they are assumed to be the usual ones of the tw
 """
 
 from collections.abc import Mapping
-import itertools
 import math
 from typing import Any
 
@@ -13,10 +12,13 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
 from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, family_of
-from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings, read_foreign_tokenizer
+from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings
+from pomp_jax.clip.other_towers import count
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.tokens import FileTokenizer, Tokenizer, read_bpe
 from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights
+from pomp_jax.files.paths import local_copy
+from pomp_jax.files.terminal import one_line
 
 NEEDED, PREFIX = (), ""
 WEIGHTS = (
@@ -35,48 +37,44 @@ _HEAD_WIDTH = 64
 _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
 
-_OUTER = {
+# Parts of FlaxCLIP's names, and OpenAI's in their place, in this order. The ResNet's modules have
+# OpenAI's names in `clip.resnet` too.
+_NAMES = {
   "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
   "text_model.embeddings.position_embedding.embedding": "positional_embedding",
+  "text_model.final_layer_norm": "ln_final",
+  "text_model.encoder.layers": "transformer.resblocks",
   "text_projection.kernel": "text_projection",
-  "logit_scale": "logit_scale",
+  "visual_projection.kernel": "visual.proj",
   "vision_model.embeddings.class_embedding": "visual.class_embedding",
   "vision_model.embeddings.position_embedding.embedding": "visual.positional_embedding",
-  "visual_projection.kernel": "visual.proj",
-}
-_MODULES = {
-  "text_model.final_layer_norm": "ln_final",
   "vision_model.embeddings.patch_embedding": "visual.conv1",
   "vision_model.pre_layrnorm": "visual.ln_pre",
   "vision_model.post_layernorm": "visual.ln_post",
-}
-_IN_LAYER = {
+  "vision_model.encoder.layers": "visual.transformer.resblocks",
+  "vision_model.": "visual.",
   "layer_norm1": "ln_1",
   "layer_norm2": "ln_2",
-  "self_attn.out_proj": "attn.out_proj",
+  "self_attn.": "attn.",
   "mlp.fc1": "mlp.c_fc",
   "mlp.fc2": "mlp.c_proj",
+  ".kernel": ".weight",
+  ".scale": ".weight",
+  ".mean": ".running_mean",
+  ".var": ".running_var",
 }
 _STACKED = ("q_proj", "k_proj", "v_proj")
-_RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def _source(path: Parameter) -> Source:
-  *module, kind = path
-  weight = "bias" if kind == "bias" else "weight"
-  if ".".join(path) in _OUTER:
-    return Source(_OUTER[".".join(path)], as_is=True)
-  if ".".join(module) in _MODULES:
-    return Source(f"{_MODULES['.'.join(module)]}.{weight}")
-  if module[1] == "encoder":
-    tower = "transformer" if module[0] == "text_model" else "visual.transformer"
-    layer, within = f"{tower}.resblocks.{module[3]}", module[4:]
-    if within[-1] in _STACKED:
-      return Source(f"{layer}.attn.in_proj_{weight}", part=_STACKED.index(within[-1]))
-    return Source(f"{layer}.{_IN_LAYER['.'.join(within)]}.{weight}")
-  # The ResNet's modules have OpenAI's names in `clip.resnet` too.
-  key = ".".join(["visual", *module[1:], _RESNET.get(kind, kind)])
-  return Source(key, as_is=kind == "positional_embedding")
+  name = ".".join(path)
+  for ours, theirs in _NAMES.items():
+    name = name.replace(ours, theirs)
+  if "encoder" in path and path[-2] in _STACKED:
+    stacked = name.replace(f"{path[-2]}.", "in_proj_")
+    return Source(stacked, part=_STACKED.index(path[-2]))
+  as_is = ("embedding", "token_embedding.weight", "text_projection", "visual.proj")
+  return Source(name, as_is=name.endswith(as_is))
 
 
 LAYOUT = Layout(_source, ("attn_mask", "num_batches_tracked", *_FACTS))
@@ -90,12 +88,9 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
   def source(path: Parameter) -> Source:
     if path[0] == "vision_model" and isinstance(tower, ImageTowerConfig):
       return Source(tower.prefix + path[1], as_is=True)
-    if path[0] == "logit_bias":
-      return Source("logit_bias")
-    if path[0] == "text_projection" and biased:  # torch's dense layer
-      kind = "bias" if path[1] == "bias" else "weight"
-      return Source(f"{prefix}text_projection.{kind}")
     found = _source(path)
+    if biased and path == ("text_projection", "kernel"):  # torch's dense layer
+      found = Source("text_projection.weight")
     return found._replace(key=prefix + found.key) if path[0].startswith("text") else found
 
   return LAYOUT._replace(source=source)
@@ -113,9 +108,22 @@ def read_config(files: Files, weights: Weights, activation: str, image_tower: bo
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """A tokenizer from the merges beside the weights, or the other one that open_clip names."""
-  found = read_foreign_tokenizer(files)
-  return found or read_bpe(files.find, config.text_config.vocab_size, files.source)
+  """A tokenizer from the merges beside the weights, or the one that open_clip names instead.
+
+  ClipError if it is missing or can't be read.
+  """
+  settings = ((files.json(CONFIG) or {}).get("model_cfg") or {}).get("text_cfg", {})
+  name = settings.get("hf_tokenizer_name")
+  if not name:
+    return read_bpe(files.find, config.text_config.vocab_size, files.source)
+  own = files.find("tokenizer.json") or Files(name).find("tokenizer.json")
+  if own is None:
+    expected = f"tokenizer.json beside the weights, or in {name}"
+    raise ClipError(f"{files.source}: no tokenizer, expected {expected}")
+  try:
+    return FileTokenizer(str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {}))
+  except Exception as error:  # the tokenizers' library raises bare Exceptions
+    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
 def config_from_shapes(
@@ -164,9 +172,8 @@ def config_from_shapes(
     bidirectional=bool(text_settings.get("no_causal_mask")),
   )
   head_width = vision_settings.get("head_width")
-  vision: Any
   if not image_tower:
-    vision = NoImageTower()
+    vision: Any = NoImageTower()
   elif family := family_of(vision_settings, vision_settings.get("width", 0)):
     vision = family
   elif "visual.layer1.0.conv1.weight" in shapes:
@@ -191,14 +198,9 @@ def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...
   return shape
 
 
-def _count(shapes: Shapes, name: str) -> int:
-  """How many tensors of a name with {} for a number there are, from 0 on."""
-  return next(i for i in itertools.count() if name.format(i) not in shapes)
-
-
 def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
   """Sizes of either tower's transformer, under HuggingFace's names."""
-  layers = _count(shapes, prefix + ".resblocks.{}.ln_1.weight")
+  layers = count(shapes, f"{prefix}.resblocks.")
   mlp, _ = _shape(shapes, f"{prefix}.resblocks.0.mlp.c_fc.weight", 2, where)
   return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
 
@@ -228,12 +230,11 @@ def _vit(
 
 
 def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
-  names = (f"visual.layer{stage}.{{}}.conv1.weight" for stage in range(1, 5))
   width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
   n_positions, channels = _shape(shapes, "visual.attnpool.positional_embedding", 2, where)
   embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
   return ResNetConfig(
-    layers=tuple(_count(shapes, name) for name in names),
+    layers=tuple(count(shapes, f"visual.layer{stage}.") for stage in range(1, 5)),
     width=width,
     num_attention_heads=_heads(channels, head_width, "image", where),
     # The stem and three of the stages halve it: 32 pixels a position.

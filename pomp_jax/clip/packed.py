@@ -58,11 +58,8 @@ def shared_text_tower(
   all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient. The
   rows are computed in `n_chunks` parts, one after the other; `remat` is one of REMAT.
 
-  ValueError: an unknown `hidden_act`; in a call, a prompt that does not fit.
+  ValueError: in a call, a prompt that does not fit.
   """
-  if config.hidden_act not in ACTIVATIONS:
-    raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}")
-
   dtype, products = precision_of(dtype)
 
   def features(
@@ -82,10 +79,7 @@ def shared_text_tower(
       budget = math.ceil(budget / n_chunks) + n_suffix
     tower = Tower(config, dtype, remat, params)
     compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
-    if n_chunks > 1:
-      features_CxE = in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
-    else:
-      features_CxE = compute(suffix_CxLxD, lengths_C)
+    features_CxE = in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
   return with_products(products, features)
@@ -201,23 +195,41 @@ def _packed_features(
     n_heads = config.num_attention_heads
     return packed_attention(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
 
-  layers = model["encoder"]["layers"]
+  def deepened(i: int, hidden_RxD: Array) -> Array:
+    if deep is None or not 0 < i <= deep.shape[0]:
+      return hidden_RxD
+    before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
+    return jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
+
+  return encoded(tower, hidden_RxD, attend, select_eot, deepened)
+
+
+def encoded(
+  tower: Tower,
+  hidden_RxD: Float[Array, "R D"],
+  attend: Callable,
+  select_last: Callable,
+  enter: Callable[[int, Array], Array] = lambda i, hidden_RxD: hidden_RxD,
+) -> Float[Array, "C E"]:
+  """Features by all layers of a text tower, of the rows that `select_last` picks.
+
+  `attend` is that of `layer`; `enter` maps the number of a layer and its input to another input.
+  """
+  config, model = tower.config, tower.params["text_model"]
   for i in range(config.num_hidden_layers):
-    # Only the EOT tokens of the last layer's output are read.
-    select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
-    compute: Callable = functools.partial(
-      layer, tower, layers[str(i)], attend=attend, select=select
-    )
+    # Only some tokens of the last layer's output are read.
+    select = select_last if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
+    weights = model["encoder"]["layers"][str(i)]
+    compute: Callable = functools.partial(layer, tower, weights, attend=attend, select=select)
     if tower.remat == "layers":
       compute = jax.checkpoint(compute)
-    if deep is not None and 0 < i <= deep.shape[0]:
-      before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
-      hidden_RxD = jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
-    hidden_RxD = compute(hidden_RxD)
-  norm = model["final_layer_norm"]
-  eot_CxD = layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
-  kernel_DxE = tower.params["text_projection"]["kernel"].astype(tower.dtype)
-  return (eot_CxD @ kernel_DxE).astype(jnp.float32)
+    hidden_RxD = compute(enter(i, hidden_RxD))
+  norm, projection = model["final_layer_norm"], tower.params["text_projection"]
+  read_CxD = layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
+  features_CxE = read_CxD @ projection["kernel"].astype(tower.dtype)
+  if "bias" in projection:
+    features_CxE += projection["bias"]
+  return features_CxE.astype(jnp.float32)
 
 
 def in_chunks(
@@ -228,6 +240,8 @@ def in_chunks(
   Rows are dealt out from the longest to the shortest, so the tokens of two chunks differ by at most
   one row's.
   """
+  if n_chunks == 1:
+    return compute(suffix_CxLxD, lengths_C)
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_rows = math.ceil(n_classes / n_chunks)
   order_C = jnp.argsort(-lengths_C).astype(jnp.int32)

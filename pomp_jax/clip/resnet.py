@@ -42,8 +42,7 @@ class ModifiedResNet(nn.Module):
     width = self.config.width
     x = pixels_BxHxWx3
     for i, (channels, stride) in enumerate([(width // 2, 2), (width // 2, 1), (width, 1)], 1):
-      x = _convolution(channels, 3, stride, self.dtype, f"conv{i}")(x)
-      x = nn.relu(FrozenBatchNorm(self.dtype, name=f"bn{i}")(x))
+      x = nn.relu(_normed(x, channels, 3, stride, self.dtype, f"conv{i}", f"bn{i}"))
     x = _average(x, 2)
     for i, n_blocks in enumerate(self.config.layers):
       stride = 1 if i == 0 else 2
@@ -95,29 +94,24 @@ class _Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    out = _convolution(self.channels, 1, 1, self.dtype, "conv1")(x)
-    out = nn.relu(FrozenBatchNorm(self.dtype, name="bn1")(out))
-    out = _convolution(self.channels, 3, 1, self.dtype, "conv2")(out)
-    out = nn.relu(FrozenBatchNorm(self.dtype, name="bn2")(out))
-    out = _average(out, self.stride)
-    out = _convolution(self.channels * _EXPANSION, 1, 1, self.dtype, "conv3")(out)
-    out = FrozenBatchNorm(self.dtype, name="bn3")(out)
+    out = nn.relu(_normed(x, self.channels, 1, 1, self.dtype, "conv1", "bn1"))
+    out = nn.relu(_normed(out, self.channels, 3, 1, self.dtype, "conv2", "bn2"))
+    n_out, out = self.channels * _EXPANSION, _average(out, self.stride)
+    out = _normed(out, n_out, 1, 1, self.dtype, "conv3", "bn3")
     if not self.shortcut:
-      x = _Projection(out.shape[-1], self.stride, self.dtype, name="downsample")(x)
+      x = _Projection(n_out, self.dtype, name="downsample")(_average(x, self.stride))
     return nn.relu(out + x)
 
 
 class _Projection(nn.Module):
-  """The shortcut of a bottleneck that changes size or channels."""
+  """The shortcut of a bottleneck that changes size or channels, after its average pooling."""
 
   channels: int
-  stride: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = _convolution(self.channels, 1, 1, self.dtype, "0")(_average(x, self.stride))
-    return FrozenBatchNorm(self.dtype, name="1")(x)
+    return _normed(x, self.channels, 1, 1, self.dtype, "0", "1")
 
 
 class _AttentionPool(nn.Module):
@@ -151,11 +145,15 @@ class _AttentionPool(nn.Module):
     return nn.Dense(self.projection_dim, dtype=self.dtype, name="c_proj")(pooled_BxD)
 
 
-def _convolution(channels: int, size: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
-  padding = [(size // 2, size // 2)] * 2
-  return nn.Conv(
-    channels, (size, size), stride, padding=padding, use_bias=False, dtype=dtype, name=name
+def _normed(
+  x: Array, channels: int, size: int, stride: int, dtype: DTypeLike, name: str, norm: str
+) -> Array:
+  """A convolution and its batch norm, by their names in the module that calls."""
+  kernel, padding = (size, size), [(size // 2, size // 2)] * 2
+  convolution = nn.Conv(
+    channels, kernel, stride, padding=padding, use_bias=False, dtype=dtype, name=name
   )
+  return FrozenBatchNorm(dtype, name=norm)(convolution(x))
 
 
 def _average(x: Array, size: int) -> Array:

@@ -8,36 +8,25 @@ Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens
 context vectors, J layers with a context, D width, E embedding.
 """
 
+from collections.abc import Callable
+import functools
 import importlib.util
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Float, Int32
-from pomp_jax.clip.bidirectional import bidirectional_text_tower
-from pomp_jax.clip.packed import shared_text_tower
+from pomp_jax.clip.attention import attention
+from pomp_jax.clip.packed import Tower, encoded, in_chunks, shared_text_tower
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.errors import InputError
 
 TEXT_TOWERS = ("shared", "reference")
 WITHOUT_FLAX = "'shared', or FlaxCLIP (pip install 'transformers<5')"
-
-
-@runtime_checkable
-class TextTower(Protocol):
-  """A text tower, whichever its implementation."""
-
-  def __call__(
-    self,
-    params: Any,
-    prefix_PxD: Float[Array, "P D"],
-    suffix_CxLxD: Float[Array, "C L D"],
-    lengths_C: Int32[Array, " C"],
-    deep_JxMxD: Float[Array, "J-1 M D"] | None = None,
-    /,
-  ) -> Float[Array, "C E"]:
-    """Features of C sequences, float32; `deep_JxMxD` is MaPLe's, and only `shared` takes it."""
+# Any implementation; only `shared` takes MaPLe's `deep` [J-1,M,D] as one more argument.
+TextTower = Callable[..., Float[Array, "C E"]]
 
 
 class MemoryPlan(NamedTuple):
@@ -56,19 +45,17 @@ def text_tower(
 ) -> TextTower:
   """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
 
-  `shared` computes the prefix once and packs names, see `clip.packed`. `reference` is HuggingFace's
-  modules over all positions, see `clip.reference`: InputError where transformers has none (5 and
-  newer). `config` is HuggingFace's, or an object with its fields. `dtype` is the compute type, see
-  `clip.precision`; parameters stay float32. `token_budget` is T, the most own tokens of all rows:
-  `shared` drops the rows beyond it (`clip.packed.kept_rows`), `reference` ignores it. `memory` has
-  chunks and rematerialisation of `shared`, neither if None. A bidirectional configuration has the
-  tower of `clip.bidirectional`.
+  `shared` computes the prefix once and packs names, see `clip.packed`; a bidirectional CLIP has a
+  tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`:
+  InputError where transformers has none (5 and newer). `config` is HuggingFace's, or an object with
+  its fields. `dtype` is the compute type, see `clip.precision`. `reference` ignores `token_budget`
+  and `memory`, chunks and rematerialisation (neither if None).
   """
   n_chunks, remat = memory or MemoryPlan()
   if getattr(config, "bidirectional", False):
     if kind != "shared":
       raise InputError(f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP")
-    return bidirectional_text_tower(config, dtype, n_chunks=n_chunks, remat=remat)
+    return _bidirectional_text_tower(config, dtype, n_chunks, remat)
   if kind == "shared":
     return shared_text_tower(
       config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
@@ -78,6 +65,52 @@ def text_tower(
   from pomp_jax.clip.reference import reference_text_tower
 
   return reference_text_tower(config, dtype)
+
+
+def _bidirectional_text_tower(config: Any, dtype: Any, n_chunks: int, remat: str) -> TextTower:
+  """The text tower of SigLIP and CLIPA: every position attends to all, and the last is the feature.
+
+  Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32 positions,
+  where the packed tower computes 4 to 6. The classes' own tokens, padding included, reach the last
+  position; ValueError for others, and for MaPLe's context of deeper layers.
+  """
+  dtype, products = precision_of(dtype)
+
+  def features(
+    params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
+  ) -> Array:
+    n_prefix, n_suffix = prefix_PxD.shape[0], suffix_CxLxD.shape[1]
+    if deep is not None or n_prefix + n_suffix != config.max_position_embeddings:
+      raise ValueError(
+        f"prompt of {n_prefix} + {n_suffix} tokens: expected {config.max_position_embeddings}, all"
+        " positions of the text tower, and no context of deeper layers"
+      )
+    compute = functools.partial(_features_of_all, Tower(config, dtype, remat, params), prefix_PxD)
+    return in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
+
+  return with_products(products, features)
+
+
+def _features_of_all(
+  tower: Tower, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array
+) -> Float[Array, "C E"]:
+  """Features of S = P + L positions a class, all of them computed."""
+  del lengths_C
+  config, n_positions = tower.config, tower.config.max_position_embeddings
+  n_classes, _, width = suffix_CxLxD.shape
+  prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, *prefix_PxD.shape))
+  hidden_CxSxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
+  positions = tower.params["text_model"]["embeddings"]["position_embedding"]["embedding"]
+  hidden_CxSxD += jnp.asarray(positions)
+  hidden = hidden_CxSxD.reshape(-1, width).astype(jnp.float32)
+
+  def attend(query: Array, key: Array, value: Array) -> Array:
+    split = lambda rows: rows.reshape(n_classes, n_positions, width)
+    attended = attention(config.num_attention_heads, split(query), split(key), split(value), 1.0)
+    return attended.reshape(-1, width)
+
+  last = lambda rows: rows[n_positions - 1 :: n_positions]
+  return encoded(tower, hidden, attend, last)
 
 
 def has_flax_clip() -> bool:

@@ -125,22 +125,18 @@ def _basic(text: str) -> str:
   return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
+def clean(text: str) -> str:
+  """Repairs, unescapes and lowercases a text, as in the training of CLIP's towers."""
+  return _basic(text).lower()
+
+
 def _canonical(text: str) -> str:
   """Without punctuation, in lowercase, as in SigLIP's training (Zhai et al., 2023)."""
   text = _basic(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
   return " ".join(text.lower().split())
 
 
-_CLEANERS = {
-  "whitespace": _basic,
-  "lower": lambda text: _basic(text).lower(),
-  "canonicalize": _canonical,
-}
-
-
-def clean(text: str) -> str:
-  """Repairs, unescapes and lowercases a text, as in the training of CLIP's towers."""
-  return _basic(text).lower()
+_CLEANERS = {"whitespace": _basic, "lower": clean, "canonicalize": _canonical}
 
 
 def read_bpe(find: Find, n_tokens: int, where: str) -> BytePairTokenizer:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from pomp_jax.clip.architecture import IMAGE_TOWERS
 from pomp_jax.clip.families import ImageTowerConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import VisionTransformer
 
 ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
@@ -32,22 +32,15 @@ def image_tower(
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config
-  if isinstance(config, ImageTowerConfig):
-    tower = config
-
-    def of_family(params: Any, images_BxHxWx3: Any) -> Array:
-      pixels = normalized(clip, images_BxHxWx3).astype(dtype)
-      return tower.features(params.get("vision_model", {}), pixels).astype(jnp.float32)
-
-    return in_chunks(with_products(products, of_family), chunk)
-  module = IMAGE_TOWERS.get(type(config), VisionTransformer)(config, dtype)
 
   def features(params: Any, images_BxHxWx3: Any, *tokens: Any) -> Array:
-    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
-    found = module.apply(variables, pixels, *tokens)
-    if "visual_projection" not in params:
+    pixels, own = normalized(clip, images_BxHxWx3), params.get("vision_model", {})
+    if isinstance(config, ImageTowerConfig):
+      return config.features(own, pixels.astype(dtype)).astype(jnp.float32)
+    if isinstance(config, ResNetConfig):
+      found: Any = ModifiedResNet(config, dtype).apply({"params": own}, pixels)
       return found.astype(jnp.float32)
-    return project(params, found[:, 0])
+    return project(params, VisionTransformer(config, dtype)(own, pixels, *tokens)[:, 0])
 
   precise = with_products(products, features)
   return in_chunks(jax.checkpoint(precise) if remat else precise, chunk)

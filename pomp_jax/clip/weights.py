@@ -1,4 +1,4 @@
-"""Files of a CLIP's weights: their formats, without torch, and parameters read by a layout.
+"""Files of a CLIP: where they are, formats of weights, without torch, and parameters by a layout.
 
 A layout names the tensor of each parameter of FlaxCLIP's tree. torch stores a dense layer's kernel
 as [out, in] and a convolution's as [out, in, height, width].
@@ -6,20 +6,25 @@ as [out, in] and a convolution's as [out, in, height, width].
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import functools
 import json
 import os
+import pathlib
+import re
 import types
 from typing import Any, NamedTuple, NoReturn
 import zipfile
 
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub import HfApi, hf_hub_download
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from pomp_jax.clip.architecture import ClipError, Shapes
-from pomp_jax.files.paths import Path, is_file, local_copy, read_bytes, to_path
+from pomp_jax.clip.tokens import MERGES
+from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
 from pomp_jax.files.prompt_formats import is_safetensors
 from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.registry import TORCH_WEIGHTS, load
@@ -31,6 +36,12 @@ _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_d
 # A table of more rows is mapped into memory, and only the rows that are used are read.
 _MANY_ROWS = 100_000
 TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
+# Where CLIP's merges are, which not all repositories of open_clip's tables have.
+_MERGES_OF = "openai/clip-vit-base-patch16"
+# Seconds to wait for the hub. Its own library retries each file for 23 s.
+_TIMEOUT = 5.0
+# One slash at most, and a letter or a digit first.
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 Parameter = tuple[str, ...]  # its path in the tree
 
@@ -46,16 +57,6 @@ class Weights(NamedTuple):
   text: Mapping[str, str] = types.MappingProxyType({})
   # As `read`, but in the stored type and mapped into memory; None for a format without it.
   mapped: Callable[[str], np.ndarray] | None = None
-
-
-class Files(NamedTuple):
-  """The files of a CLIP, in a folder or on the hub."""
-
-  source: str  # for messages
-  find: Callable[[str], Path | None]  # path of a file, downloaded if necessary; None without one
-  json: Callable[[str], Any]  # content of a JSON file; None without one
-  # As `find`, in another repository of the hub.
-  elsewhere: Callable[[str, str], Path | None]
 
 
 class Source(NamedTuple):
@@ -82,7 +83,7 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
   needed = {}
   for path, shape in flatten_dict(shapes).items():
     source = layout.source(path)
-    shape = tuple(shape[i] for i in np.argsort(_axes(len(shape), source)))
+    shape = tuple(shape[i] for i in np.argsort(stored_axes(len(shape), source)))
     needed[source.key] = shape if source.part is None else (3 * shape[0], *shape[1:])
   missing = needed.keys() - found
   if missing:
@@ -109,25 +110,11 @@ def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dic
     stored = weights.read(source.key)
     if source.part is not None:
       stored = np.split(stored, 3)[source.part]
-    params[path] = np.asarray(stored.transpose(_axes(stored.ndim, source)), order="C")
+    params[path] = np.asarray(stored.transpose(stored_axes(stored.ndim, source)), order="C")
   return unflatten_dict(params)
 
 
-def stored_tensors(params: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
-  """The tensors of a layout that `read_params` reads as these parameters, by name."""
-  tensors: dict[str, np.ndarray] = {}
-  parts: dict[str, dict[int, np.ndarray]] = {}
-  for path, leaf in flatten_dict(params).items():
-    source = layout.source(path)
-    stored = np.transpose(leaf, np.argsort(_axes(np.ndim(leaf), source)))
-    if source.part is None:
-      tensors[source.key] = np.asarray(stored, order="C")
-    else:
-      parts.setdefault(source.key, {})[source.part] = stored
-  return tensors | {key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()}
-
-
-def _axes(n_axes: int, source: Source) -> tuple[int, ...]:
+def stored_axes(n_axes: int, source: Source) -> tuple[int, ...]:
   """The stored tensor's axes in the order of the parameter's."""
   in_order = tuple(range(n_axes))
   return in_order if source.as_is else {2: (1, 0), 4: (2, 3, 1, 0)}.get(n_axes, in_order)
@@ -136,6 +123,67 @@ def _axes(n_axes: int, source: Source) -> tuple[int, ...]:
 def _some(names: Iterable[str]) -> str:
   first, *others = sorted(names)
   return f"{first} and {len(others)} more are" if others else f"{first} is"
+
+
+class Files:
+  """The files of a CLIP: a folder's, or those of a repository on the hub.
+
+  The hub is asked once for the list of files. If it does not answer, its local cache is used.
+  """
+
+  def __init__(
+    self,
+    source: str,
+    path: Path | None = None,
+    known: Mapping[str, Any] = types.MappingProxyType({}),
+  ):
+    """`path` is that of the source if None; `known` are contents of JSON files, by name."""
+    path = path or to_path(source)
+    self.source, self._known, is_path = source, known, exists(path)
+    self.file = path if is_file(path) else None
+    self._folder = path.parent if self.file else path
+    self._on_hub = not is_path and bool(_HUB_ID.fullmatch(source))
+    self.trouble = "" if is_path or self._on_hub else "no such file or folder"
+
+  def find(self, name: str) -> Path | None:
+    """Returns the path of a file, downloaded if necessary; None if there is none."""
+    if not self._on_hub:
+      file = self._folder / name
+      return file if is_file(file) else None
+    listed = self._listed
+    if listed is not None and name not in listed:
+      return Files(_MERGES_OF).find(name) if self._known and name == MERGES else None
+    try:
+      return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
+    except Exception as error:  # the hub's client and its version choose the class
+      # Without a network, a missing file looks like an unreachable one.
+      self.trouble = self.trouble or one_line(error, 200)
+      return None
+
+  def find_first(self, names: Iterable[str]) -> Path | None:
+    """Returns the first of these files that exists."""
+    return next(filter(None, map(self.find, names)), None)
+
+  @functools.cached_property
+  def _listed(self) -> frozenset[str] | None:
+    """Names of the repository's files; None without an answer of the hub."""
+    try:
+      files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
+      return frozenset(file.rfilename for file in files or ())
+    except Exception as error:  # likewise
+      self.trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
+      return None
+
+  def json(self, name: str) -> Any:
+    """Content of a JSON file, {} for null; None without one. ClipError: no JSON."""
+    file = None if name in self._known else self.find(name)
+    if file is None:
+      return self._known.get(name)
+    try:
+      found = json.loads(read_bytes(file).decode())
+    except (OSError, ValueError) as error:
+      raise ClipError(f"{file}: not JSON ({one_line(error)})") from error
+    return {} if found is None else found
 
 
 @contextlib.contextmanager
@@ -248,11 +296,3 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
   """Raises the ClipError of a part of a file."""
   raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")
-
-
-def read_json(file: Path) -> Any:
-  """Reads a JSON file beside weights; ClipError if it is none."""
-  try:
-    return json.loads(read_bytes(file).decode())
-  except (OSError, ValueError) as error:
-    raise ClipError(f"{file}: not JSON ({one_line(error)})") from error

@@ -31,7 +31,7 @@ from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.prompt_file import is_prompt_file
-from pomp_jax.prompt.sampling import SAMPLERS
+from pomp_jax.prompt.sampling.samplers import SAMPLERS
 from pomp_jax.registry import (
   FORMATS,
   HUB_UPLOAD,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 import scipy.special
 
-from pomp_jax.clip import Clip, load_clip
+from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder

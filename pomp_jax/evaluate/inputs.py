@@ -7,9 +7,8 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.load import read_config_and_tokenizer
+from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.fields import Data

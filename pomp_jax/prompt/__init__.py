@@ -1,4 +1,1 @@
-"""The method: a soft prompt, local contrast with local correction, and the training step.
-
-Pure functions over arrays and a Flax module, without files.
-"""
+"""The method as pure functions over arrays: a soft prompt, local contrast, the training step."""

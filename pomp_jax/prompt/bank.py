@@ -132,16 +132,14 @@ class Bank(struct.PyTreeNode):
     is_class_R = ids_R < self.n_classes
     other_BxR = is_class_R & ~own_BxR
     logits_BxR = jnp.where(is_class_R if own_class else other_BxR, logits_BxR, -jnp.inf)
-    highest_B = self._over_devices(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
+    reduced = lambda how, values_B: how(values_B, (DATA, CLASS)) if self.sharded else values_B
+    highest_B = reduced(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
-    totals_B = self._over_devices(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
+    totals_B = reduced(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
     return jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None]), other_BxR
 
   def _first_row(self) -> jax.Array | int:
     return _first_row(len(self.rows)) if self.sharded else 0
-
-  def _over_devices(self, reduce: Any, values: jax.Array) -> jax.Array:
-    return reduce(values, (DATA, CLASS)) if self.sharded else values
 
 
 def _first_row(n_rows: int) -> jax.Array:

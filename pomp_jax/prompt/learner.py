@@ -15,7 +15,7 @@ from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
-from pomp_jax.prompt.sampling import SamplingArrays
+from pomp_jax.prompt.sampling.samplers import SamplingArrays
 
 
 class Frozen(NamedTuple):
@@ -39,21 +39,16 @@ class TextFeatures(NamedTuple):
 
 
 @runtime_checkable
-class Initialised(Protocol):
-  """What has parameters to learn."""
-
-  def init(self, key: jax.Array) -> Any:
-    """Returns the initial parameters, a function of the key."""
-
-
-@runtime_checkable
-class Learner(Initialised, Protocol):
+class Learner(Protocol):
   """Parameters, and features of images and classes as functions of them.
 
   The functions are pure and run inside the step's `shard_map`, without collectives. Image features
   come from the frozen tower or from the batch, outside of what is differentiated, except for an
   `ImageLearner`.
   """
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns the initial parameters, a function of the key."""
 
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array

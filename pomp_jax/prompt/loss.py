@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float, Int32
-from pomp_jax.prompt.sampling import Negatives, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import Negatives, SamplingSettings
 
 # `log`: the unbiased one. `log10`: as published. `refined`: of Khrylchenko et al. (2025), with the
 # gradient of `log`. `logq`: the classic correction, of the positive as well.

@@ -21,11 +21,11 @@ import optax
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
-from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Initialised, Learner, TextFeatures
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TextFeatures
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import CLASS, DATA
+from pomp_jax.prompt.sampling import draws, samplers
 
 # Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
 ImageTower = Callable[[Any, jax.Array], jax.Array]
@@ -45,10 +45,8 @@ class TrainState(struct.PyTreeNode):
   bank: Any = None
 
 
-def create_state(
-  learner: Initialised, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-  """Builds the state before the first step, a function of the seed."""
+def create_state(learner: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+  """Builds the state before the first step, a function of the seed; reads `learner.init` alone."""
   seed_key = jax.random.key(seed)
   # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their own.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
@@ -83,28 +81,30 @@ def step_token_budget(
   draw of `group_size` images is split over `class_size` devices.
   """
   lengths_N = np.asarray(lengths_N) + module.n_own
-  size = sampling.n_negatives(settings.k, settings.n_classes)
+  size = draws.n_negatives(settings.k, settings.n_classes)
   n_given = -(-group_size // class_size)
   if size == settings.n_classes:
     shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
     return int(max(shares) + n_given * lengths_N.max())
-  if settings.sampling.is_independent:
+  if settings.sampling.name == "independent":
     # Each image draws from a list of its own.
     lengths_N, size = np.tile(lengths_N, group_size), size * group_size
   n_drawn = -(-size // class_size)
   return token_budget(lengths_N, n_drawn, n_given)
 
 
-class _Static(NamedTuple):
-  """What a compiled step holds beside its arrays; `make_train_step` documents it."""
+class StepParts(NamedTuple):
+  """What a compiled step holds beside its arrays."""
 
   mesh: Mesh
   learner: Learner
-  image_tower: ImageTower | None  # over all devices
+  # Result of `clip.image_tower`; None when batches bring features or the learner has image features
+  # of its own.
+  image_tower: ImageTower | None
   optimizer: optax.GradientTransformation
   settings: ContrastSettings
-  accumulate: int
-  renewal: Renewal | None
+  accumulate: int = 1  # groups of each data index, each with its own negatives
+  renewal: Renewal | None = None
 
 
 class _Group(NamedTuple):
@@ -121,41 +121,30 @@ class _Group(NamedTuple):
 _Computed = tuple[jax.Array, jax.Array] | None
 
 
-def make_train_step(
-  *,
-  mesh: Mesh,
-  learner: Learner,
-  image_tower: ImageTower | None,
-  optimizer: optax.GradientTransformation,
-  settings: ContrastSettings,
-  accumulate: int = 1,
-  renewal: Renewal | None = None,
-) -> jax.stages.Wrapped:
+def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
   The global batch is split into groups, `accumulate` for each data index, and every group draws its
   own negatives. Eight devices and one device with `accumulate=8` compute the same.
 
   Negatives beyond the learner's token budget are dropped for that step; the margin uses the number
-  kept. `image_tower` is a result of `clip.image_tower`, or None when batches bring features or the
-  learner has image features of its own. A bank in the state gets the features of the draw, and
-  those of `renewal`, if given.
+  kept. A bank in the state gets the features of the draw, and those of `renewal`, if given.
 
   A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
   over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `grad_norm`, and `param_norm`
   (of all learned parameters, before the update).
   """
-  tower = None if image_tower is None else over_all_devices(mesh, image_tower)
-  static = _Static(mesh, learner, tower, optimizer, settings, accumulate, renewal)
-  return jax.jit(functools.partial(train_step, static), donate_argnums=0)
+  if parts.image_tower is not None:
+    parts = parts._replace(image_tower=over_all_devices(parts.mesh, parts.image_tower))
+  return jax.jit(functools.partial(train_step, parts), donate_argnums=0)
 
 
 def train_step(
-  static: _Static, state: TrainState, frozen: Frozen, batch: Batch
+  parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws, contrasts and updates, see `make_train_step`; the log shows this name as compiled."""
-  contrast, gradient, computed = _mean_gradient(static, state, frozen, batch)
-  updates, opt_state = static.optimizer.update(gradient, state.opt_state, state.params)
+  contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
+  updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
     "loss": contrast.loss,
     "accuracy": contrast.accuracy,
@@ -163,55 +152,55 @@ def train_step(
     "param_norm": optax.tree.norm(state.params),
   }
   params = optax.apply_updates(state.params, updates)
-  bank = None if computed is None else _updated_bank(static, state.bank, computed)
+  bank = None if computed is None else _updated_bank(parts, state.bank, computed)
   return TrainState(state.step + 1, params, opt_state, state.seed_key, bank), metrics
 
 
 def _mean_gradient(
-  static: _Static, state: TrainState, frozen: Frozen, batch: Batch
+  parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[Contrast, Any, _Computed]:
   """Means over all groups, which a scan takes one after the other."""
   features = batch["image"]
-  if static.image_tower is not None:
+  if parts.image_tower is not None:
     # Outside of what is differentiated, so the image tower leaves no residuals.
-    features = static.image_tower(frozen.image, features)
-  features, labels = _in_groups(static, features), _in_groups(static, batch["label"])
-  groups = features, labels, jnp.arange(static.accumulate)
+    features = parts.image_tower(frozen.image, features)
+  features, labels = _in_groups(parts, features), _in_groups(parts, batch["label"])
+  groups = features, labels, jnp.arange(parts.accumulate)
   zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
-  add = functools.partial(_add_gradient, static, state, frozen)
+  add = functools.partial(_add_gradient, parts, state, frozen)
   total, computed = jax.lax.scan(add, zero, groups)
-  return *jax.tree.map(lambda leaf: leaf / static.accumulate, total), computed
+  return *jax.tree.map(lambda leaf: leaf / parts.accumulate, total), computed
 
 
-def _in_groups(static: _Static, rows: jax.Array) -> jax.Array:
+def _in_groups(parts: StepParts, rows: jax.Array) -> jax.Array:
   """[data * accumulate * B, ..] to [accumulate, data * B, ..].
 
   Group g of data index d is d * accumulate + g, a contiguous block of what that index holds.
   """
-  rows = rows.reshape(static.mesh.shape[DATA], static.accumulate, -1, *rows.shape[1:])
+  rows = rows.reshape(parts.mesh.shape[DATA], parts.accumulate, -1, *rows.shape[1:])
   rows = jnp.moveaxis(rows, 1, 0)
-  rows = rows.reshape(static.accumulate, -1, *rows.shape[3:])
-  return jax.lax.with_sharding_constraint(rows, NamedSharding(static.mesh, P(None, DATA)))
+  rows = rows.reshape(parts.accumulate, -1, *rows.shape[3:])
+  return jax.lax.with_sharding_constraint(rows, NamedSharding(parts.mesh, P(None, DATA)))
 
 
 def _add_gradient(
-  static: _Static, state: TrainState, frozen: Frozen, total: Any, rows: tuple[jax.Array, ...]
+  parts: StepParts, state: TrainState, frozen: Frozen, total: Any, rows: tuple[jax.Array, ...]
 ) -> tuple[Any, _Computed]:
   """Adds contrast and gradient of one group of each data index."""
   images, labels, micro = rows
   group = _Group(images, labels, state.step, state.seed_key, micro)
-  loss = jax.value_and_grad(functools.partial(_mean_loss, static), has_aux=True)
+  loss = jax.value_and_grad(functools.partial(_mean_loss, parts), has_aux=True)
   (_, (contrast, computed)), gradient = loss(state.params, frozen, state.bank, group)
   return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
 
 
 def _mean_loss(
-  static: _Static, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
+  parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[jax.Array, tuple[Contrast, _Computed]]:
   """Mean loss over the data axis, each index with its own draw."""
   contrast, computed = jax.shard_map(
-    functools.partial(_device_contrast, static),
-    mesh=static.mesh,
+    functools.partial(_device_contrast, parts),
+    mesh=parts.mesh,
     in_specs=(P(), P(), banks.SHARDED, _Group(P(DATA), P(DATA), P(), P(), P())),
     out_specs=(P(), banks.SHARDED),
   )(params, frozen, bank, group)
@@ -219,20 +208,23 @@ def _mean_loss(
 
 
 def _device_contrast(
-  static: _Static, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
+  parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[Contrast, _Computed]:
   """The mean contrast, and the features that this device computed, inside the `shard_map`."""
-  settings, learner = static.settings, static.learner
+  settings, learner = parts.settings, parts.learner
   # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
   # must see both as varying.
   frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
   if bank is not None:
     rows = banks.Bank(bank, settings.n_classes, sharded=True)
     frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
-  features_BxE, labels_B = _image_features(learner, params, frozen, group.images), group.labels
-  number = jax.lax.axis_index(DATA) * static.accumulate + group.micro
-  drawn = sampling.draw_negatives(
-    sampling.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
+  features_BxE, labels_B = group.images, group.labels
+  if isinstance(learner, ImageLearner):  # its images are split over the class axis
+    share = learner.image_features(params, frozen, _own_share(group.images))
+    features_BxE = jax.lax.all_gather(share, CLASS, tiled=True)[: len(group.images)]
+  number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
+  drawn = samplers.draw_negatives(
+    draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
     settings.sampling,
     k=settings.k,
     n_classes=settings.n_classes,
@@ -246,24 +238,14 @@ def _device_contrast(
   computed = None
   if bank is not None:
     found = [(mine_R, classes)]
-    if static.renewal is not None:
+    if parts.renewal is not None:
       part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
-      n_parts, (other, n_rows) = static.mesh.size * static.accumulate, static.renewal
+      n_parts, (other, n_rows) = parts.mesh.size * parts.accumulate, parts.renewal
       ids_R = banks.renewed_classes(group.step, part, n_parts, n_rows, settings.n_classes)
       fixed = jax.lax.stop_gradient(params)
       found.append((ids_R, other.text_features(fixed, frozen, ids_R, features_BxE)))
-    computed = _known_rows(found, beyond=settings.n_classes + static.mesh.size)
+    computed = _known_rows(found, beyond=settings.n_classes + parts.mesh.size)
   return jax.lax.pmean(contrast, (DATA, CLASS)), computed
-
-
-def _image_features(
-  learner: Learner, params: Any, frozen: Frozen, images: jax.Array
-) -> Float[Array, "B E"]:
-  """Features of a group's images; given, or by an `ImageLearner` split over the class axis."""
-  if not isinstance(learner, ImageLearner):
-    return images
-  share = learner.image_features(params, frozen, _own_share(images))
-  return jax.lax.all_gather(share, CLASS, tiled=True)[: len(images)]
 
 
 def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
@@ -282,10 +264,10 @@ def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
 
 def _contrast(
   settings: ContrastSettings,
-  arrays: sampling.SamplingArrays,
+  arrays: samplers.SamplingArrays,
   features_BxE: Float[Array, "B E"],
   labels_B: Int32[Array, " B"],
-  drawn: sampling.Negatives,
+  drawn: samplers.Negatives,
   mine: TextFeatures,
 ) -> Contrast:
   """The contrast of a group's images with its draw, gathered over the class axis."""
@@ -297,7 +279,7 @@ def _contrast(
     positives_BxE = jnp.diagonal(positives_BxE).T
   if mine.available is not None:
     available_S = _gathered(mine.available, n_classes)[n_images:]
-  negatives = sampling.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
+  negatives = samplers.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
   negative_features = features_CxE[n_classes - negatives.ids.size :]
   return local_contrast(
     settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
@@ -315,16 +297,16 @@ def _known_rows(
   return jnp.concatenate(ids), jnp.concatenate(features)
 
 
-def _updated_bank(static: _Static, rows: jax.Array, computed: _Computed) -> jax.Array:
+def _updated_bank(parts: StepParts, rows: jax.Array, computed: _Computed) -> jax.Array:
   """Writes what all groups computed, in their order, into the bank."""
 
   def in_order(leaf: jax.Array) -> jax.Array:
     # [accumulate, data * X, ..] to [data * accumulate * X, ..].
-    leaf = leaf.reshape(static.accumulate, static.mesh.shape[DATA], -1, *leaf.shape[2:])
+    leaf = leaf.reshape(parts.accumulate, parts.mesh.shape[DATA], -1, *leaf.shape[2:])
     return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
 
-  rows = banks.write_rows(rows, static.mesh, *jax.tree.map(in_order, computed))
-  return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(static.mesh))
+  rows = banks.write_rows(rows, parts.mesh, *jax.tree.map(in_order, computed))
+  return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(parts.mesh))
 
 
 def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:

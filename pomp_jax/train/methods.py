@@ -10,9 +10,10 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
-from pomp_jax.clip import Clip, tokenize
 from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
+from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import METHODS, ConfigError, fields
 from pomp_jax.config.fields import Data, Prompt
 from pomp_jax.data.source import Source

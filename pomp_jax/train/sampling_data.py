@@ -10,7 +10,7 @@ import numpy as np
 
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data, Sampling
-from pomp_jax.prompt.sampling import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.registry import RELATIONS, load
 
 # Fields of SamplingArrays that relations between classes fill.

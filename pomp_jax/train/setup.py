@@ -25,11 +25,11 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.bank import renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Initialised, Learner
+from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from pomp_jax.prompt.step import Renewal, TrainState, make_train_step, step_token_budget
+from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import memory_plan
@@ -68,8 +68,8 @@ class Run(abc.ABC):
     return True
 
   @abc.abstractmethod
-  def learner(self) -> Initialised:
-    """What is learned."""
+  def learner(self) -> Any:
+    """What is learned, with its `init` of `prompt.learner.Learner`."""
 
   @abc.abstractmethod
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -202,13 +202,15 @@ class PromptRun(Run):
       loss = dataclasses.replace(loss, correction=correction)
     frozen_images = self.data.features == "online" and not isinstance(learner, ImageLearner)
     return make_train_step(
-      mesh=self.encoder.mesh,
-      learner=learner,
-      image_tower=self.encoder.image_tower if frozen_images else None,
-      optimizer=self.optimizer,
-      settings=loss,
-      accumulate=self.loop.accumulate,
-      renewal=self._renewal(),
+      StepParts(
+        mesh=self.encoder.mesh,
+        learner=learner,
+        image_tower=self.encoder.image_tower if frozen_images else None,
+        optimizer=self.optimizer,
+        settings=loss,
+        accumulate=self.loop.accumulate,
+        renewal=self._renewal(),
+      )
     )
 
   def _renewal(self) -> Renewal | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from pomp_jax.clip import Clip, load_clip
+from pomp_jax.clip.load import Clip, load_clip
 from tests.support.clips import pooled, write_random_clip
 
 # A word with an id above EOT's: the two rules read it at different positions.

@@ -19,10 +19,11 @@ import torch
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from docs.generators.clips_page import page
-from pomp_jax.clip import image_tower, load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.open_clip import named_clip, tables
 from pomp_jax.clip.text import token_table
 from pomp_jax.clip.tokens import FileTokenizer
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError

@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip import ClipError, load_clip
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.load import load_clip
 from tests.support.clips import error_of, write_random_clip
 from tests.support.hub import local_hub
 

@@ -12,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip import ClipError, load_clip
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.weights import open_weights
 from tests.support.clips import error_of
 

@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip import Clip, ClipError, image_tower, load_clip
-from pomp_jax.clip.architecture import parameter_shapes
+from pomp_jax.clip.architecture import ClipError, parameter_shapes
+from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.clip.openai import LAYOUT, config_from_shapes
 from pomp_jax.clip.text import text_tower
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.clip.weights import check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import PLAIN_TOWER, encode_texts, error_of

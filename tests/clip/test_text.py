@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pomp_jax.clip import text, text_tower
+from pomp_jax.clip import text
+from pomp_jax.clip.text import text_tower
 from pomp_jax.config import checks, defaults, validate
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError

@@ -11,8 +11,15 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 import pytest
 from transformers import CLIPTextConfig
 
-from pomp_jax.clip import ClipError, TokenizeError, tokenize, tokens
-from pomp_jax.clip.tokens import ACCEPTED_FILES, check_token_counts, read_bpe
+from pomp_jax.clip import tokens
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.tokens import (
+  ACCEPTED_FILES,
+  TokenizeError,
+  check_token_counts,
+  read_bpe,
+  tokenize,
+)
 from pomp_jax.data.class_lists import load_synsets
 from tests.support.clips import MERGES, clip_tokenizer
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from pomp_jax.clip import image_tower, load_clip
 from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.huggingface import config_of
+from pomp_jax.clip.load import load_clip
+from pomp_jax.clip.vision import image_tower
 from tests.support.checks import assert_close, equations
 from tests.support.clips import flax_clip
 

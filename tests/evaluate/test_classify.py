@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder

@@ -15,7 +15,7 @@ import scipy.special
 import sklearn.metrics
 import torch
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError

@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 
 from pomp_jax import world
-from pomp_jax.clip import load_clip, text_tower
+from pomp_jax.clip.load import load_clip
+from pomp_jax.clip.text import text_tower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder

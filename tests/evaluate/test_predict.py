@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder

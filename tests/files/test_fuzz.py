@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.errors import InputError

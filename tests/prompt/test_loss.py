@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast
-from pomp_jax.prompt.sampling import Negatives
+from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import torch_losses, unit
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.clip import image_tower, text_tower
+from pomp_jax.clip.text import text_tower
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
-from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import Renewal, step_token_budget
 from tests.support.checks import assert_close, equations
 from tests.support.clips import PLAIN_TOWER

@@ -22,8 +22,8 @@ import transformers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from pomp_jax import world
-from pomp_jax.clip import ClipError, load_clip
-from pomp_jax.clip.load import Clip, read_config_and_tokenizer
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.files.prompt_file import Prompt

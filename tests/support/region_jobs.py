@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel
 
-from pomp_jax.clip import load_clip
-from pomp_jax.clip.load import Clip
+from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.config import Settings
 from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile, write_mask_former

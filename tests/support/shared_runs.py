@@ -71,7 +71,7 @@ def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
 def clip_and_torch(tmp_path_factory: pytest.TempPathFactory):
   """A random CLIP, ours and torch's."""
   # Imported late: JAX starts after the plugins are loaded.
-  from pomp_jax.clip import load_clip
+  from pomp_jax.clip.load import load_clip
   from tests.support.clips import write_random_clip
 
   folder = tmp_path_factory.mktemp("clip")

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from pomp_jax.clip import text_tower
-from pomp_jax.prompt import sampling
+from pomp_jax.clip.text import text_tower
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import TrainState, create_state, make_train_step
+from pomp_jax.prompt.sampling import draws, samplers
+from pomp_jax.prompt.step import StepParts, TrainState, create_state, make_train_step
 from tests.support.clips import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6
@@ -24,19 +24,19 @@ SEED = 7
 
 
 def settings_of(
-  world, k: int = K, sampler: sampling.SamplingSettings | None = None, ancestors: float = 0.0
+  world, k: int = K, sampler: samplers.SamplingSettings | None = None, ancestors: float = 0.0
 ):
   """Returns settings with K classes and the logit scale of the CLIP."""
   scale = world.clip.logit_scale
   return ContrastSettings(
-    k, N_CLASSES, "log", scale, sampler or sampling.SamplingSettings(), ancestors
+    k, N_CLASSES, "log", scale, sampler or samplers.SamplingSettings(), ancestors
   )
 
 
 def draw_of(step: int, group: int) -> list[int]:
   """Returns the K-1 negatives of a plain draw."""
-  key = sampling.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
-  return jax.jit(sampling.sample_uniform, static_argnums=(1, 2))(key, K, N_CLASSES).tolist()
+  key = draws.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
+  return jax.jit(draws.sample_uniform, static_argnums=(1, 2))(key, K, N_CLASSES).tolist()
 
 
 def make_step(
@@ -44,14 +44,12 @@ def make_step(
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh.
 
-  `more` goes to `make_train_step`.
+  `more` goes to `StepParts`.
   """
   optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
   learner = ContextLearner(module, tower, budget)
-  step = make_train_step(
-    mesh=mesh, learner=learner, image_tower=vision, optimizer=optimizer, **more
-  )
+  step = make_train_step(StepParts(mesh, learner, vision, optimizer, **more))
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import CLIPModel
 
-from pomp_jax.clip import Clip, load_clip, tokenize
+from pomp_jax.clip.load import Clip, load_clip
+from pomp_jax.clip.tokens import tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
 from tests.support.clips import pooled, write_random_clip

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists

@@ -94,14 +94,6 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
   return jnp.where(certain_N, 1.0, jnp.minimum(1.0, t * q_N))
 
 
-def most_likely(
-  key: jax.Array, q_N: Float[Array, " N"], size: int
-) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
-  """The `size` most likely classes: no draw and no weights, log pi = 0; as `sample_weighted`."""
-  del key
-  return jax.lax.top_k(q_N, size)[1], jnp.zeros_like(q_N)
-
-
 def sample_weighted(
   key: jax.Array, q_N: Float[Array, " N"], size: int
 ) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:

@@ -1,4 +1,4 @@
-"""The samplers of negatives: one registry, from a batch's classes to a draw and its weights.
+"""The samplers of negatives: one registry, from a batch's classes to a draw, weights, exclusions.
 
 A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The draw mixes q
 with the uniform distribution and gives each class the weight that keeps sums over all classes
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
-from pomp_jax.prompt.sampling.draws import most_likely, n_negatives, sample_uniform, sample_weighted
+from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_weighted
 
 # What `hard` and `easy` compare the bank with: features of the images' classes, or of the images.
 ANCHORS = ("classes", "images")
@@ -57,11 +57,6 @@ class SamplingSettings:
   def is_plain(self) -> bool:
     """Whether it is the published uniform draw, which `loss.margin` corrects."""
     return self.name == "uniform" and self.exclude == "none" and not self.batch_positives
-
-  @property
-  def is_independent(self) -> bool:
-    """Whether each image draws K-1 classes of its own, which no other image is contrasted with."""
-    return self.name == "independent"
 
   @property
   def needs(self) -> frozenset[str]:
@@ -118,14 +113,6 @@ def propose_siblings(
   return jnp.maximum(q_N, 0.0) + jnp.mean(n_groups_B == 0) / groups_NxG.shape[0]
 
 
-def propose_frequent(
-  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
-) -> Float[Array, " N"]:
-  """q by the number of training images of each class, computed once for a run."""
-  del settings, labels_B, images_BxE
-  return arrays.frequency
-
-
 class Negatives(NamedTuple):
   """The classes that a group's images are contrasted with."""
 
@@ -153,8 +140,6 @@ class Sampler(NamedTuple):
   # images have a q each.
   propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
-  # Function (key, q [N], S) -> classes [S], log pi [N].
-  draw: Callable[[jax.Array, Array, int], tuple[Array, Array]] = sample_weighted
   # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   reads: tuple[str, ...] = ("mix",)
 
@@ -165,9 +150,10 @@ SAMPLERS = {
   "hard": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
   "easy": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
-  "frequency": Sampler(propose_frequent, ("frequency",), reads=("mix", "power")),
+  # By the number of training images of each class, computed once for a run.
+  "frequency": Sampler(lambda _, arrays, *__: arrays.frequency, ("frequency",), ("mix", "power")),
   # Baselines of `posterior`, see docs/sampling.md.
-  "top": Sampler(propose_posterior, ("bank",), most_likely, reads=()),
+  "top": Sampler(propose_posterior, ("bank",), reads=()),
   "independent": Sampler(None, ("bank",)),
 }
 
@@ -189,7 +175,7 @@ def draw_negatives(
   the rest.
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
-  if settings.is_independent and size < n_classes:
+  if settings.name == "independent" and size < n_classes:
     positions_BxS = jax.random.uniform(key, (labels_B.size, size))
     return _draw_for_each(settings, arrays.bank, positions_BxS, labels_B, images_BxE)
   if sampler.propose is None or size == n_classes:
@@ -201,9 +187,11 @@ def draw_negatives(
       ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
     )
   q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
-  if "mix" in sampler.reads:
+  if settings.name == "top":  # no draw and no weights
+    ids_S, log_pi_N = jax.lax.top_k(q_N, size)[1], jnp.zeros_like(q_N)
+  else:
     q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
-  ids_S, log_pi_N = sampler.draw(key, q_N, size)
+    ids_S, log_pi_N = sample_weighted(key, q_N, size)
   return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
 
 
@@ -221,4 +209,82 @@ def _draw_for_each(
     log_weights=log_weights,
     own_log_weights=jnp.zeros(labels_B.shape),
     image=jnp.tile(jnp.arange(labels_B.size), positions_BxS.shape[1]),
+  )
+
+
+def complete_negatives(
+  settings: SamplingSettings,
+  arrays: SamplingArrays,
+  drawn: Negatives,
+  labels_B: Int32[Array, " B"],
+  available_S: Bool[Array, " S"] | None = None,
+) -> Negatives:
+  """Adds availability, the batch's positives, exclusions and kinds to a result of `draw_negatives`.
+
+  `labels_B` are the images' classes, `available_S` the drawn classes whose features were computed
+  (all if None). With `arrays.levels`, the negatives get kinds.
+  """
+  negatives = drawn._replace(available=available_S)
+  log_weights_S = drawn.log_weights
+  if log_weights_S is not None:
+    own_BxS = None
+    if drawn.image is not None:
+      own_BxS = drawn.image == jnp.arange(labels_B.size)[:, None]
+      n_own_B = jnp.sum(own_BxS if available_S is None else own_BxS & available_S, axis=1)
+      log_weights_S = log_weights_S - jnp.log(jnp.maximum(n_own_B, 1))[drawn.image]
+    elif available_S is not None and settings.name != "top":
+      # A class is equally likely at any place of the draw, so a part of the draw is a smaller one.
+      n_available = jnp.maximum(jnp.sum(available_S), 1)
+      log_weights_S = log_weights_S + jnp.log(drawn.ids.size / n_available)
+    negatives = negatives._replace(log_weights=log_weights_S)
+    if settings.batch_positives:
+      negatives = _with_batch_positives(negatives, log_weights_S, labels_B)
+    rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
+    if own_BxS is not None:
+      # The batch's positives, which stand before the draws, are negatives of all images.
+      n_before = negatives.ids.size - drawn.ids.size
+      others_BxS = jnp.pad(~own_BxS, ((0, 0), (n_before, 0)))
+      rejected_BxS = others_BxS if rejected_BxS is None else rejected_BxS | others_BxS
+    negatives = negatives._replace(rejected=rejected_BxS)
+  if arrays.levels is not None:
+    own_kinds_BxH, kinds_SxH = arrays.levels[labels_B], arrays.levels[negatives.ids]
+    negatives = negatives._replace(own_kinds=own_kinds_BxH, kinds=kinds_SxH)
+  return negatives
+
+
+def _rejected(
+  settings: SamplingSettings,
+  arrays: SamplingArrays,
+  labels_B: Int32[Array, " B"],
+  ids_S: Int32[Array, " S"],
+) -> Bool[Array, "B S"] | None:
+  """Near-synonyms of each image's class among the negatives; None without an exclusion."""
+  if settings.exclude == "none":
+    return None
+  if settings.exclude == "similar":
+    own_BxE, drawn_SxE = arrays.bank.of_classes(labels_B), arrays.bank.of_classes(ids_S)
+    product_BxS = jnp.matmul(own_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST)
+    return product_BxS > settings.exclude_threshold
+  kin_NxD = arrays.kin
+  kin_of_label = jnp.any(kin_NxD[labels_B][:, None, :] == ids_S[None, :, None], axis=-1)
+  kin_of_drawn = jnp.any(kin_NxD[ids_S][None, :, :] == labels_B[:, None, None], axis=-1)
+  return kin_of_label | kin_of_drawn
+
+
+def _with_batch_positives(
+  negatives: Negatives, log_weights_S: Array, labels_B: Int32[Array, " B"]
+) -> Negatives:
+  """Puts the images' classes before the drawn ones, each class once.
+
+  The images' classes are certain, so their weight is 1, and a drawn class that is one of them is
+  dropped. The sum over all classes stays unbiased.
+  """
+  earlier_BxB = jnp.tril(labels_B[:, None] == labels_B[None, :], k=-1)
+  drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)
+  if negatives.available is not None:
+    drawn_S &= negatives.available
+  return negatives._replace(
+    ids=jnp.concatenate([labels_B, negatives.ids]),
+    log_weights=jnp.concatenate([jnp.zeros(labels_B.shape, log_weights_S.dtype), log_weights_S]),
+    available=jnp.concatenate([~jnp.any(earlier_BxB, axis=1), drawn_S]),
   )

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.clip import ClipError, TokenizeError
+from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.text import activation_bytes
+from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError

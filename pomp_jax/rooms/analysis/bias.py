@@ -17,7 +17,7 @@ from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
-from pomp_jax.prompt.sampling import complete_negatives, draw_negatives
+from pomp_jax.prompt.sampling.samplers import complete_negatives, draw_negatives
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
 from pomp_jax.report.report import Report, Section, Table, cell, facts

@@ -4,7 +4,7 @@ import dataclasses
 
 from pomp_jax.config.declare import Check, at_least, row
 from pomp_jax.prompt.loss import CORRECTIONS
-from pomp_jax.prompt.sampling import SAMPLERS
+from pomp_jax.prompt.sampling.samplers import SAMPLERS
 
 
 def _some_of(*choices: str) -> Check:

@@ -34,7 +34,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
-from pomp_jax.prompt.sampling import SAMPLERS, SamplingArrays, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import step_token_budget
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.analysis.bias import (

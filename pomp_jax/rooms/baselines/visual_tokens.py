@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip import Clip
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.load import Params
+from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.fields import Prompt

@@ -11,15 +11,16 @@ import numpy as np
 from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config.fields import Sampling
 from pomp_jax.data.class_lists import load_synsets
-from pomp_jax.prompt import sampling
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.sampling import draws, samplers
 from pomp_jax.prompt.step import (
   Renewal,
+  StepParts,
   TrainState,
   create_state,
   make_train_step,
@@ -52,7 +53,7 @@ def whole_step(
     state, metrics = compiled(state, frozen, batch)
     jax.block_until_ready((state, metrics))
 
-  n_rows = _GROUP + sampling.n_negatives(k, n_classes)
+  n_rows = _GROUP + draws.n_negatives(k, n_classes)
   n_tokens = fields.m + 1 + round(n_rows * float(lengths_N.mean()))
   flops, peak = dense_flops(MODELS[fields.model], n_tokens), temporaries_mib(compiled)
   bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
@@ -75,7 +76,7 @@ def compile_step(
   module = PromptContext(fields.m, config.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
   name = "uniform" if renew is None else "posterior"
-  drawing = sampling.SamplingSettings(name, mix=Sampling().mix)
+  drawing = samplers.SamplingSettings(name, mix=Sampling().mix)
   contrast = ContrastSettings(k, n_classes, "log", 100.0, drawing)
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
 
@@ -88,12 +89,14 @@ def compile_step(
   if renew:
     renewal = Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
   train_step = make_train_step(
-    mesh=mesh,
-    learner=learner,
-    image_tower=None,
-    optimizer=optimizer,
-    settings=contrast,
-    renewal=renewal,
+    StepParts(
+      mesh=mesh,
+      learner=learner,
+      image_tower=None,
+      optimizer=optimizer,
+      settings=contrast,
+      renewal=renewal,
+    )
   )
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:

@@ -15,7 +15,7 @@ from pomp_jax.config import WORLD
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
-from pomp_jax.prompt.sampling import SamplingArrays
+from pomp_jax.prompt.sampling.samplers import SamplingArrays
 from pomp_jax.world import names as world_names
 
 # Depths below WordNet's root of the ancestors in the loss: artifact and living thing; animal and

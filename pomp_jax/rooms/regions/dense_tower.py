@@ -58,8 +58,8 @@ def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callabl
     side = config.image_size // config.patch_size
     positions = {"embedding": _resampled(positions, side, grid, recipe.offset)}
     embeddings = own["embeddings"] | {"position_embedding": positions}
-    variables = {"params": own | {"embeddings": embeddings}}
-    patches_BxPxE = project(params, vit.apply(variables, normalized(clip, images_BxHxWx3)))[:, 1:]
+    tokens = vit(own | {"embeddings": embeddings}, normalized(clip, images_BxHxWx3))
+    patches_BxPxE = project(params, tokens)[:, 1:]
     patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
     return patches_BxPxE.reshape(n_images, *grid, -1)
 

@@ -24,7 +24,6 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.prompt.learner import Initialised
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
@@ -125,7 +124,7 @@ class MaskRun(Run):
     """One: dropout has a stream for the whole batch, on any number of devices."""
     return 1
 
-  def learner(self) -> Initialised:
+  def learner(self) -> Any:
     """Returns itself: the network has no other parts."""
     return self
 

@@ -9,7 +9,7 @@ import torch
 
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast
-from pomp_jax.prompt.sampling import (
+from pomp_jax.prompt.sampling.samplers import (
   SAMPLERS,
   SamplingArrays,
   SamplingSettings,
@@ -171,7 +171,7 @@ def test_the_sigmoid_loss_and_its_gradient_are_unbiased(name):
 
 
 @pytest.mark.parametrize(
-  "name", [name for name, s in SETTINGS.items() if not (s.is_plain or s.is_independent)]
+  "name", [name for name, s in SETTINGS.items() if not (s.is_plain or s.name == "independent")]
 )
 def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   """Of the classes drawn and of the images' own; any mixture would leave sums unbiased."""

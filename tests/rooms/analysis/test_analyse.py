@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pomp_jax.clip import TokenizeError, load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.text import token_table
+from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, inputs

@@ -11,13 +11,13 @@ import optax
 import pytest
 import torch
 
-from pomp_jax.clip import text_tower
+from pomp_jax.clip.text import text_tower
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, normalize
-from pomp_jax.prompt.sampling import SamplingSettings
+from pomp_jax.prompt.sampling.samplers import SamplingSettings
 from pomp_jax.rooms.analysis import gradient_bias as job
 from pomp_jax.rooms.analysis.bias import draws_of, gradient_function, summarise
 from tests.rooms.analysis.test_gradient_bias import asked

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.clip import image_tower, text_tower
-from pomp_jax.clip.text import token_embeddings
+from pomp_jax.clip.text import text_tower, token_embeddings
+from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.encoder import Encoder
@@ -22,7 +22,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
+from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner, prompted_image_tower
@@ -154,12 +154,14 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
   optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
   step = make_train_step(
-    mesh=mesh,
-    learner=learner,
-    image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.world.clip),
-    optimizer=optimizer,
-    settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
-    accumulate=2,
+    StepParts(
+      mesh=mesh,
+      learner=learner,
+      image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.world.clip),
+      optimizer=optimizer,
+      settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
+      accumulate=2,
+    )
   )
   state = replicate(create_state(learner, optimizer, seed=3), mesh)
   before = jax.tree.map(np.array, state.params)

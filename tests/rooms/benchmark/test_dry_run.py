@@ -8,8 +8,9 @@ import open_clip
 import pytest
 import torch
 
-from pomp_jax.clip import load, tokenize
+from pomp_jax.clip import load, weights
 from pomp_jax.clip.architecture import parameter_shapes
+from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14
 from pomp_jax.data.class_lists import load_class_list
@@ -129,7 +130,7 @@ def test_as_many_rows_are_measured_as_take_little_time(seconds_a_row, measured, 
 
 def test_a_recipe_asks_no_hub(tmp_path, monkeypatch):
   """Its retries would take minutes without a network."""
-  monkeypatch.setattr(load, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+  monkeypatch.setattr(weights, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
   config = unpack(imagenet21k_rn50.get_config()).replace({"dry_run": True})
   validate(config)
   dry_run.check(config, str(tmp_path / "run"))

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.clip import load_clip
+from pomp_jax.clip.load import load_clip
 from tests.support.clips import randomise
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
 from tests.support.region_jobs import crop_feature, regions_config

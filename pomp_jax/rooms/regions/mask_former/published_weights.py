@@ -13,6 +13,7 @@ import os
 from typing import Any, BinaryIO, NamedTuple
 import zlib
 
+from flax.traverse_util import flatten_dict
 import jax
 import numpy as np
 import safetensors.numpy
@@ -93,6 +94,20 @@ def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
   return MaskFormerFile(config, params, facts.trained_classes)
 
 
+def stored_tensors(params: dict[str, Any], layout: weights.Layout) -> dict[str, np.ndarray]:
+  """The tensors of a layout that `read_params` reads as these parameters, by name."""
+  tensors: dict[str, np.ndarray] = {}
+  parts: dict[str, dict[int, np.ndarray]] = {}
+  for path, leaf in flatten_dict(params).items():
+    source = layout.source(path)
+    stored = np.transpose(leaf, np.argsort(weights.stored_axes(np.ndim(leaf), source)))
+    if source.part is None:
+      tensors[source.key] = np.asarray(stored, order="C")
+    else:
+      parts.setdefault(source.key, {})[source.part] = stored
+  return tensors | {key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()}
+
+
 def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None):
   """Writes a safetensors file; equal content makes equal bytes.
 
@@ -100,7 +115,7 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`. `context` is the prompt
   [M,D] that the network was trained with, read by `load_prompt`.
   """
-  model = weights.stored_tensors(jax.device_get(content.params), ZSSEG)
+  model = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
     model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
   # The library writes an array's memory, whatever its strides.
@@ -144,7 +159,7 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
     if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
-    for key, values in sorted(weights.stored_tensors(clip.params, openai.LAYOUT).items()):
+    for key, values in sorted(stored_tensors(clip.params, openai.LAYOUT).items()):
       name = _CLIP + key
       if file.shapes.get(name) != values.shape:
         refuse(path, name, f"of shape {file.shapes.get(name)}", accepted)

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip import load_clip
 from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.load import load_clip
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.rooms.regions.mask_former.model import parameter_shapes
 from pomp_jax.rooms.regions.mask_former.published_weights import (
