@@ -6,7 +6,7 @@ caption names, and how carefully. So each training image here belongs to a _regi
 
 * `weight`: share of the images. Careful writers are a minority.
 * `templates`: openings or endings of the caption. "a photo of a" is the most common opening.
-* `styles`: rendering styles of the register's pictures (`render.STYLES`).
+* `styles`: rendering styles of the register's pictures (`styles.STYLES`).
 * `named`: probability that each attribute is named (the shape always is).
 * `right`: probability that the word for a named attribute is correct. Half of the wrong words are
   from the same family (`names.FAMILIES`), such as "striped" for "ribbed", and half are any other.
@@ -31,6 +31,7 @@ import functools
 
 import numpy as np
 
+from docs.generators import styles
 from pomp_jax.world import names, render
 
 
@@ -172,7 +173,7 @@ def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   for r, register in enumerate(REGISTERS.values()):
     at = np.flatnonzero(register_B == r)
     which = _pick(list(register.styles.values()), _numbers(key_B[at], _STYLE))
-    style_B[at] = np.array([render.STYLES.index(s) for s in register.styles])[which]
+    style_B[at] = np.array([list(styles.STYLES).index(s) for s in register.styles])[which]
   return register_B, style_B
 
 
@@ -194,10 +195,18 @@ def write(
   for said, named, register, choice in zip(
     said_BxA.tolist(), named_BxA, register_B, choice_B, strict=True
   ):
-    phrase = names.phrase(*(s if n else None for s, n in zip(said, named, strict=True)))
+    words = phrase(*(s if n else None for s, n in zip(said, named, strict=True)))
     templates = rows[register].templates
-    captions.append(templates[int(choice * len(templates))].format(phrase))
+    captions.append(templates[int(choice * len(templates))].format(words))
   return captions
+
+
+def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
+  """Words of attributes given as indices; attributes that are None are omitted."""
+  words = [] if colour is None else [names.COLOURS[colour]]
+  words += [] if texture is None else [names.TEXTURES[texture]]
+  words += [names.SHAPES[shape]]
+  return " ".join(words if ground is None else [*words, "on", names.COLOURS[ground]])
 
 
 @functools.cache
@@ -238,5 +247,5 @@ def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.nda
   key_B = render.image_keys(seed, _STREAM, indices)
   attributes_BxA = training_classes(seed, indices)
   register_B, style_B = sources(key_B)
-  images = render.render(key_B, attributes_BxA, style_B)
+  images = styles.render(key_B, attributes_BxA, style_B)
   return images, write(key_B, attributes_BxA, register_B, noise)

@@ -224,7 +224,7 @@ def _lines(lines: Iterable[str]) -> str:
 def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   """ImageNet's lists, and the is-a relations above all of their synsets; file name -> content."""
   open_clip = _package_text("open_clip_torch", "open_clip/zero_shot_metadata.py")
-  ids_21k = class_lists.load_synsets().ids
+  ids_21k = class_lists.read_table(class_lists.SYNSETS)[0]
   ids_1k = _timm_synsets("imagenet")
   names_1k = ast.literal_eval(_constant(open_clip, "IMAGENET_CLASSNAMES"))
   # Two pairs of classes share a name of CLIP's. They get their first lemmas.

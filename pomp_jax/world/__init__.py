@@ -19,13 +19,13 @@ __all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "open_source
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
-# Class group and random stream of each split; the training captions have another.
+# Class group, random stream and style of each split; the training captions have another.
 _SPLITS = {
-  "train": ("base", 10),
-  "validation": ("base", 11),
-  "base": ("base", 12),
-  "novel": ("novel", 13),
-  "shifted": ("all", 14),
+  "train": ("base", 10, render.PHOTO),
+  "validation": ("base", 11, render.PHOTO),
+  "base": ("base", 12, render.PHOTO),
+  "novel": ("novel", 13, render.PHOTO),
+  "shifted": ("all", 14, render.SHIFTED),
 }
 
 
@@ -44,7 +44,7 @@ class WorldSource:
   labels: np.ndarray  # int32 [n]
   keys: np.ndarray  # uint64 [n], random keys of the images
   attributes_NxA: np.ndarray  # int32
-  style: int  # index into `render.STYLES`
+  style: render.Style
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -52,7 +52,7 @@ class WorldSource:
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Images by index: int [B] -> uint8 [B, S, S, 3]."""
     attributes_BxA = self.attributes_NxA[self.labels[indices]]
-    return render.render(self.keys[indices], attributes_BxA, np.full(len(indices), self.style))
+    return render.render(self.keys[indices], attributes_BxA, self.style)
 
 
 def open_source(data: DataFields, split: str, **sizes: int) -> WorldSource:
@@ -97,7 +97,7 @@ def source(
   if (images_per_class > 0) == (n_images > 0):
     found = f"got images_per_class={images_per_class} and n_images={n_images}"
     raise ValueError(f"{found}, expected one above 0")
-  group, stream = _SPLITS[split]
+  group, stream, style = _SPLITS[split]
   every = class_names(group)
   n_kept = min(n_classes or len(every), len(every))
   classes = np.arange(n_kept) * len(every) // n_kept
@@ -115,5 +115,5 @@ def source(
     labels.astype(np.int32),
     render.image_keys(seed, stream, positions),
     class_attributes(group)[classes],
-    render.STYLES.index("shifted" if split == "shifted" else "photo"),
+    style,
   )

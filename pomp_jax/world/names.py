@@ -50,14 +50,6 @@ def mix(values: np.ndarray) -> np.ndarray:
   return z ^ (z >> np.uint64(31))
 
 
-def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
-  """Words of attributes given as indices; attributes that are None are omitted."""
-  words = [] if colour is None else [COLOURS[colour]]
-  words += [] if texture is None else [TEXTURES[texture]]
-  words += [SHAPES[shape]] if ground is None else [SHAPES[shape], "on", COLOURS[ground]]
-  return " ".join(words)
-
-
 @functools.cache
 def _split() -> tuple[np.ndarray, np.ndarray]:
   grid = np.indices((len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS))).reshape(4, -1).T
@@ -79,4 +71,7 @@ def class_attributes(group: str) -> np.ndarray:
 @functools.cache
 def class_names(group: str) -> tuple[str, ...]:
   """Names of a group's classes; see `class_attributes`."""
-  return tuple(phrase(*attributes) for attributes in class_attributes(group).tolist())
+  return tuple(
+    f"{COLOURS[colour]} {TEXTURES[texture]} {SHAPES[shape]} on {COLOURS[ground]}"
+    for colour, texture, shape, ground in class_attributes(group).tolist()
+  )

@@ -1,13 +1,14 @@
-"""Renders images from attributes, styles and random keys, in NumPy.
+"""Renders images from attributes, a style and random keys, in NumPy.
 
 An image is a function of its 64-bit key, whatever the batch; processors may round sines otherwise.
 An object is about 2 units across and centred at the origin, with u to the right and v down.
 Shapes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
-P = S * S pixels, I instances of the object in one image.
+P = S * S pixels.
 """
 
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,26 +19,25 @@ from pomp_jax.world.names import SHAPES, TEXTURES, mix
 _Part = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 IMAGE_SIZE = 40  # S, pixels
-# Least scale and range of scales, largest offset and angle, strength of the light's gradient,
-# least noise and range of noise.
-_STYLES = {
-  # One inked object under a lighting gradient, soft clutter behind it, sensor noise.
-  "photo": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),
-  # Upright, centred, evenly lit, without clutter, as in a catalogue.
-  "plate": (0.62, 0.7 - 0.62, 0.05, 0.03, 0.03, 0.008, 0),
-  "close-up": (0.95, 1.25 - 0.95, 0.15, 0.2, 0.22, 0.035, 0),  # the object fills the frame
-  # An outline in the object's colour on paper faintly washed with the ground's.
-  "sketch": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.05, 0.008, 0),
-  "blurry": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),  # a photo out of focus
-  "pile": (0.6, 0.78 - 0.6, 0.1, 0.2, 0.22, 0.035, 0),  # three to five small instances
-  # Only for tests: warm or cold light, also blur and low contrast, half of the time without the
-  # dark outline.
-  "shifted": (0.5, 0.9 - 0.5, 0.1, 0.35, 0.4, 0.02, 0.1 - 0.02),
-}
-STYLES = tuple(_STYLES)
-_SCALE, _SCALES, _OFFSET, _ANGLE, _STRENGTH, _SIGMA, _SIGMAS = np.array(
-  list(_STYLES.values()), np.float32
-).T
+
+
+class Style(NamedTuple):
+  """Properties of pictures; those that vary have a range from the least value."""
+
+  scale: float = 0.6
+  scales: float = 0.78 - 0.6  # range
+  offset: float = 0.1  # largest
+  angle: float = 0.2  # largest
+  light: float = 0.22  # strength of its gradient
+  noise: float = 0.035
+  noises: float = 0.0  # range
+
+
+# One inked object under a lighting gradient, soft clutter behind it, sensor noise.
+PHOTO = Style()
+# Only for tests: warm or cold light, also blur and low contrast, half of the time without the dark
+# outline.
+SHIFTED = Style(0.5, 0.9 - 0.5, angle=0.35, light=0.4, noise=0.02, noises=0.1 - 0.02)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
 _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
@@ -52,7 +52,6 @@ _PALETTE = np.array(
   np.float32,
 ) / 255  # fmt: skip
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_MAX_INSTANCES = 5
 _CHUNK = 128  # images rendered at once, so that intermediates fit in the processor's cache
 
 # Keys of an image's random channels, one a property.
@@ -210,50 +209,26 @@ _PATTERNS = {
 }
 
 
-def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
-  """Signed distance (pixels) to the nearest instance, and object coordinates u, v: [B, P] each."""
-  x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
+def _field(shape_B, x_B, y_B, scale_B, angle_B, size: int):
+  """Signed distance (pixels) to the object, and object coordinates u, v: [B, P] each."""
   half = np.float32(_ATLAS_SIZE / 2)
   per_unit = np.float32(half / _ATLAS_REACH)
-  best = None
-  for i in range(scale_BxI.shape[1]):
-    turn_x = (np.cos(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
-    turn_y = (np.sin(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
-    dx, dy = x_P - centre_x_BxI[:, i, None], y_P - centre_y_BxI[:, i, None]
-    u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
-    column, row = (
-      np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v)
-    )
-    distance = atlas()[shape_B[:, None], row, column] * (scale_BxI[:, i, None] * (size / 2))
-    # Beyond the table, the clipped cell is nearer than the point.
-    distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(size)
-    found = distance, u, v
-    if best is not None:
-      nearer = distance < best[0]
-      found = tuple(np.where(nearer, new, old) for new, old in zip(found, best, strict=True))
-    best = found
-  return best
+  turn_x, turn_y = ((turn(angle_B) / scale_B)[:, None] for turn in (np.cos, np.sin))
+  dx = np.tile(_axis(size), size) - x_B[:, None]
+  dy = np.repeat(_axis(size), size) - y_B[:, None]
+  u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
+  column, row = (np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v))
+  distance = atlas()[shape_B[:, None], row, column] * (scale_B[:, None] * (size / 2))
+  # Beyond the table, the clipped cell is nearer than the point.
+  distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(size)
+  return distance, u, v
 
 
-def _place(key_B: np.ndarray, style_B: np.ndarray):
-  """Centres x, y, scales and angles [B, I] of instances; missing ones repeat the first."""
-  scale = _SCALE[style_B] + _SCALES[style_B] * _uniform(key_B, 0)
-  angle = _uniform(key_B, 1, -1, 1) * _ANGLE[style_B]
-  x, y = (_uniform(key_B, channel, -1, 1) * _OFFSET[style_B] for channel in (2, 3))
-  pile_B = style_B == STYLES.index("pile")
-  n = _MAX_INSTANCES if pile_B.any() else 1
-  x, y, scale, angle = (np.repeat(a[:, None], n, axis=1) for a in (x, y, scale, angle))
-  count_B = np.floor(_uniform(key_B, 4, 3, 6))
-  start = _uniform(key_B, 5, 0, 2 * np.pi)
-  for i in range(n if pile_B.any() else 0):
-    here = pile_B & (i < count_B)
-    around = start + 2 * np.pi * i / count_B
-    radius = _uniform(key_B, 20 + i, 0.42, 0.56)
-    small, turn = _uniform(key_B, 30 + i, 0.3, 0.4), _uniform(key_B, 40 + i, -0.5, 0.5)
-    values = radius * np.cos(around), radius * np.sin(around), small, turn
-    for placed, value in zip((x, y, scale, angle), values, strict=True):
-      # Surplus instances hide behind the first.
-      placed[:, i] = np.select([here, pile_B], [value, placed[:, 0]], placed[:, i])
+def _place(key_B: np.ndarray, style: Style):
+  """Centres x, y, scales and angles [B] of the objects."""
+  scale = style.scale + style.scales * _uniform(key_B, 0)
+  angle = _uniform(key_B, 1, -1, 1) * style.angle
+  x, y = (_uniform(key_B, channel, -1, 1) * style.offset for channel in (2, 3))
   return x, y, scale, angle
 
 
@@ -267,7 +242,7 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
   return image_BxSxSx3
 
 
-def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B):
+def _object_and_ground(key_B, attributes_BxA, u, v, clutter, depth=0.16):
   """Unlit colours [B, P, 3] of the textured object, and of the ground with its clutter."""
   colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
   ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
@@ -279,10 +254,8 @@ def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B
     at = np.flatnonzero(attributes_BxA[:, 1] == t)
     pattern_BxP[at] = _PATTERNS[TEXTURES[t]](u[at], v[at], phase_B[at, None])
   thing = colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
-  ground_Bx3 = np.where(sketch_B[:, None], 0.8 + 0.2 * ground_Bx3, ground_Bx3)
-  depth_B = np.where(shifted_B, 0.28, 0.16) * np.sign(0.5 - ground_Bx3 @ _LUMA)
-  ground = ground_Bx3[:, None] + (clutter * depth_B[:, None].astype(np.float32))[..., None]
-  return thing, ground
+  depth_B = depth * np.sign(0.5 - ground_Bx3 @ _LUMA)
+  return thing, ground_Bx3[:, None] + (clutter * depth_B[:, None])[..., None]
 
 
 def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
@@ -301,59 +274,54 @@ def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
   return np.minimum(total, 1)
 
 
-def _light(key_B, style_B, size: int) -> np.ndarray:
+def _light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
   """Brightness of each pixel: float32 [B, P]."""
   x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
-  strength = _STRENGTH[style_B]
   direction = _uniform(key_B, 7, 0, 2 * np.pi)
   level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
   slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
   return level[:, None] + slope_x[:, None] * x_P + slope_y[:, None] * y_P
 
 
-def _draw(key_B, attributes_BxA, style_B):
-  is_style = lambda name: style_B == STYLES.index(name)
-  sketch_B, shifted_B, plate_B = is_style("sketch"), is_style("shifted"), is_style("plate")
-  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style_B), IMAGE_SIZE)
-  alpha = np.clip(0.5 - distance, 0, 1)
-  clutter = _clutter(key_B, IMAGE_SIZE) * ~(plate_B | sketch_B)[:, None]
-  thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B)
-  if sketch_B.any():
-    # Full colour on the outline and along the pattern, a faint wash elsewhere.
-    line = np.clip(1.6 - np.abs(distance + 1), 0, 1)[sketch_B, :, None]
-    pale = 0.45 + 0.55 * thing[sketch_B]
-    thing[sketch_B] = pale + line * (thing[sketch_B] * 0.8 - pale)
-  image = ground + alpha[..., None] * (thing - ground)
-  # Dark outlines, which the shifted style drops half of the time.
-  ink_B = np.where(sketch_B | (shifted_B & (_uniform(key_B, 9) < 0.5)), 0, 0.8).astype(np.float32)
-  image *= 1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
-  image *= _light(key_B, style_B, IMAGE_SIZE)[..., None]
-  if shifted_B.any():
-    at = np.flatnonzero(shifted_B)
-    warm = _uniform(key_B[at], 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
-    contrast = _uniform(key_B[at], 11, 0.6, 1)[:, None, None]
-    image[at] = 0.5 + contrast * (image[at] + warm[:, None] - 0.5)
-  image = image.reshape(len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3)
-  blur_B = np.where(shifted_B, _uniform(key_B, 12), 0) + is_style("blurry")
-  soft = np.flatnonzero(blur_B > 0)
-  if soft.size:
-    image[soft] = _blur(image[soft], blur_B[soft].astype(np.float32))
-    image[soft] = _blur(image[soft], is_style("blurry")[soft].astype(np.float32))
-  sigma_B = _SIGMA[style_B] + _SIGMAS[style_B] * _uniform(key_B, 13)
+def _inked(thing, ground, distance, ink_B) -> np.ndarray:
+  """The object on its ground, with an outline that is dark at an ink of 1: [B, P, 3]."""
+  image = ground + np.clip(0.5 - distance, 0, 1)[..., None] * (thing - ground)
+  return image * (1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None])
+
+
+def _pixels(key_B: np.ndarray, image_BxSxSx3: np.ndarray, style: Style) -> np.ndarray:
+  """Adds noise: uint8 [B, S, S, 3]."""
+  sigma_B = style.noise + style.noises * _uniform(key_B, 13)
   start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
-  for i, start in enumerate(start_B):
-    noise = _NOISE[start : start + image[i].size].reshape(image[i].shape)
-    image[i] += sigma_B[i] * noise
-  return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+  for image, sigma, start in zip(image_BxSxSx3, sigma_B, start_B, strict=True):
+    image += sigma * _NOISE[start : start + image.size].reshape(image.shape)
+  return np.clip(image_BxSxSx3 * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray) -> np.ndarray:
+def _draw(key_B, attributes_BxA, style):
+  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style), IMAGE_SIZE)
+  clutter, shifted = _clutter(key_B, IMAGE_SIZE), style == SHIFTED
+  depth, ink_B = (0.28 if shifted else 0.16), np.full(len(key_B), 0.8, np.float32)
+  thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, depth)
+  if shifted:
+    ink_B[_uniform(key_B, 9) < 0.5] = 0
+  image = _inked(thing, ground, distance, ink_B)
+  image *= _light(key_B, style.light, IMAGE_SIZE)[..., None]
+  if shifted:
+    warm = _uniform(key_B, 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
+    contrast = _uniform(key_B, 11, 0.6, 1)[:, None, None]
+    image = 0.5 + contrast * (image + warm[:, None] - 0.5)
+  image = image.reshape(len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3)
+  return _pixels(key_B, _blur(image, _uniform(key_B, 12)) if shifted else image, style)
+
+
+def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style: Style) -> np.ndarray:
   """Renders images: uint8 [B, S, S, 3], sRGB.
 
-  `key_B` are of `image_keys`, the others indices into `names.WORDS` and `STYLES`.
+  `key_B` are of `image_keys`, the attributes indices into `names.WORDS`.
   """
   image = np.empty((len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
   for start in range(0, len(key_B), _CHUNK):
     part = slice(start, start + _CHUNK)
-    image[part] = _draw(key_B[part], attributes_BxA[part], style_B[part])
+    image[part] = _draw(key_B[part], attributes_BxA[part], style)
   return image

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from docs.generators import captions, example_sets
+from docs.generators import captions, example_sets, styles
 from pomp_jax import world
 from pomp_jax.rooms.data_sets.own_sets import open_own_set, read_sets_file
 from pomp_jax.world import IMAGE_SIZE, class_names, names, render
@@ -38,22 +38,28 @@ def test_table_and_attributes_agree_with_the_names():
 def test_an_image_does_not_depend_on_its_batch():
   keys = render.image_keys(0, 99, np.arange(300))
   attributes = names.class_attributes("base")[::72][:300]
-  styles = np.arange(300) % len(render.STYLES)
-  whole = render.render(keys, attributes, styles)
+  shown = np.arange(300) % len(styles.STYLES)
+  whole = styles.render(keys, attributes, shown)
   assert whole.shape == (300, IMAGE_SIZE, IMAGE_SIZE, 3) and whole.dtype == np.uint8
   picked = np.array([299, 3, 40, 131, 5, 6, 11])
-  part = render.render(keys[picked], attributes[picked], styles[picked])
+  part = styles.render(keys[picked], attributes[picked], shown[picked])
+  np.testing.assert_array_equal(whole[picked], part)
+  photos = np.flatnonzero(shown == 0)
+  part = render.render(keys[photos], attributes[photos], render.PHOTO)
+  np.testing.assert_array_equal(whole[photos], part)
+  whole = render.render(keys, attributes, render.SHIFTED)
+  part = render.render(keys[picked], attributes[picked], render.SHIFTED)
   np.testing.assert_array_equal(whole[picked], part)
 
 
 @pytest.mark.parametrize("attribute", range(4), ids=names.ATTRIBUTES)
 def test_each_value_of_each_attribute_looks_different(attribute):
   words = names.WORDS[attribute]
-  # A plate of the same key: equal in all attributes but one.
+  # A photo of the same key: equal in all attributes but one.
   attributes = np.tile(np.array([[0, 2, 4, 8]], np.int32), (len(words), 1))
   attributes[:, attribute] = np.arange(len(words))
   keys = np.repeat(render.image_keys(0, 0, np.array([7])), len(words))
-  images = render.render(keys, attributes, np.full(len(words), 1))
+  images = render.render(keys, attributes, render.PHOTO)
   flat = images.reshape(len(words), -1).astype(np.float32)
   distance = np.abs(flat[:, None] - flat[None]).mean(-1) + 255 * np.eye(len(words))
   assert distance.min() > 1.5

@@ -126,20 +126,16 @@ def _places(key: np.ndarray):
 
 def _draw(key, objects, attributes_RxA, x_R, y_R, scale_R, angle_R):
   """The image, the visible masks, and whether enough of each object is visible."""
-  place = (values[:, None] for values in (x_R, y_R, scale_R, angle_R))
-  distance, u, v = render._field(attributes_RxA[:, 2], *place, SIZE)
-  plain = np.zeros(len(objects), bool)
-  things, _ = render._object_and_ground(objects, attributes_RxA, u, v, 0 * u, plain, plain)
+  distance, u, v = render._field(attributes_RxA[:, 2], x_R, y_R, scale_R, angle_R, SIZE)
+  things, _ = render._object_and_ground(objects, attributes_RxA, u, v, 0 * u)
   clutter = render._clutter(key, SIZE)
-  _, ground = render._object_and_ground(
-    key, attributes_RxA[:1], u[:1], v[:1], clutter, plain[:1], plain[:1]
-  )
+  _, ground = render._object_and_ground(key, attributes_RxA[:1], u[:1], v[:1], clutter)
   image, owner_P = ground[0], np.full(SIZE * SIZE, -1)
   for i, (thing, own) in enumerate(zip(things, distance, strict=True)):
     image = image + np.clip(0.5 - own, 0, 1)[:, None] * (thing - image)
     image *= 1 - 0.8 * np.clip(1.3 - np.abs(own), 0, 1)[:, None]  # a dark outline
     owner_P[own < 0] = i
-  image = image * render._light(key, np.array([render.STYLES.index("photo")]), SIZE)[0][:, None]
+  image = image * render._light(key, render.PHOTO.light, SIZE)[0][:, None]
   start = int(mix(key)[0] % np.uint64(render._NOISE_SIZE))
   image += np.float32(0.035) * render._NOISE[start : start + image.size].reshape(image.shape)
   masks = owner_P.reshape(SIZE, SIZE) == np.arange(len(objects))[:, None, None]
