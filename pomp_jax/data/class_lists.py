@@ -15,7 +15,6 @@ import pathlib
 import re
 from typing import Any, NamedTuple, NoReturn
 
-from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.errors import InputError
@@ -32,6 +31,9 @@ _SETS: dict[str, dict[str, str]] = json.loads((_FOLDER / "sets.json").read_text(
 CLASS_LISTS = tuple(_SETS)
 TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.txt")))
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
+# Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id: the id, the words of the
+# synset, the most usual first, and the tokens of "{first word}." and EOT under CLIP's tokenizer.
+SYNSETS = _FOLDER / "imagenet21k_synsets.tsv"
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
 _MAX_NAME = 1000  # more than a text tower has positions for
@@ -88,27 +90,6 @@ def load_templates(name: str) -> tuple[str, ...]:
   if name not in TEMPLATES:
     raise VocabularyError(f"unknown templates {name!r}; expected one of {', '.join(TEMPLATES)}")
   return read_names(_FOLDER / "templates" / f"{name}.txt")
-
-
-class Synsets(NamedTuple):
-  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by WordNet 3.0 id."""
-
-  ids: tuple[str, ...]
-  lemmas: tuple[tuple[str, ...], ...]  # words of each synset, the most usual first
-  lengths: Int32[np.ndarray, " N"]  # tokens of "{first lemma}." and EOT under CLIP's tokenizer
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """First lemma of each class; 20,099 are distinct ("crane" is a bird and a machine)."""
-    return tuple(lemmas[0] for lemmas in self.lemmas)
-
-
-@functools.cache
-def load_synsets() -> Synsets:
-  """Loads the synsets of ImageNet-21K."""
-  ids, words, lengths = read_table(_FOLDER / "imagenet21k_synsets.tsv")
-  lemmas = tuple(tuple(one.split(", ")) for one in words)
-  return Synsets(ids, lemmas, np.array(lengths, np.int32))
 
 
 def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
@@ -250,11 +231,11 @@ def has_categories(content: Any) -> bool:
   """Whether a JSON value is annotations of COCO's or LVIS's, and not an object of names."""
   if not isinstance(content, dict):
     return False
-  if "categories" not in content:
-    # Annotations whose categories are missing.
-    return any(isinstance(content.get(key), list) for key in ("images", "annotations"))
-  rows = content["categories"]
-  return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+  # Annotations whose categories are missing have the others.
+  found = map(content.get, ("categories", "images", "annotations"))
+  return any(
+    isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in found
+  )
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:

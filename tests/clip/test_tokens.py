@@ -20,7 +20,7 @@ from pomp_jax.clip.tokens import (
   read_bpe,
   tokenize,
 )
-from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.data.class_lists import SYNSETS, read_table
 from tests.support.clips import MERGES, clip_tokenizer
 
 
@@ -143,8 +143,8 @@ def ours(tmp_path_factory):
 
 
 def test_all_names_of_imagenet21k(ours, theirs):
-  names = [lemma for lemmas in load_synsets().lemmas for lemma in lemmas]
-  names += [f"{lemmas[0]}." for lemmas in load_synsets().lemmas]
+  lemmas_N = [words.split(", ") for words in read_table(SYNSETS)[1]]
+  names = [*sum(lemmas_N, []), *(f"{lemmas[0]}." for lemmas in lemmas_N)]
   assert len(names) > 50_000
   rows = ours(names, add_special_tokens=False)["input_ids"]
   for name, row in zip(names, rows, strict=True):
@@ -174,7 +174,7 @@ def test_nothing_in_a_text_is_eot(ours, theirs):
 def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
   huggingface = clip_tokenizer(tmp_path)
   from_merges = read_bpe(_find(tmp_path), 49_408, "here")
-  texts = ["a photo of a grey wolf.", "Café at 10 o'clock!", *load_synsets().names[:2000]]
+  texts = ["a photo of a grey wolf.", "Café at 10 o'clock!", *read_table(SYNSETS)[1][:2000]]
   rows = ours(texts)["input_ids"]
   assert from_merges(texts)["input_ids"] == rows
   assert huggingface(texts)["input_ids"] == rows

@@ -16,17 +16,17 @@ import numpy as np
 from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.declare import require
-from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot, table
+from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.rooms.benchmark.whole_step import whole_step
 
 
 def check(config: Settings, workdir: str) -> None:
   """Refuses a K above the number of classes, and another job's folder."""
-  n_classes = load_synsets().lengths.size
+  n_classes = token_lengths().size
   if any(k > n_classes for (k,) in numbers(config.benchmark.k)):
     expected = f"at most the number of classes, {n_classes}"
     raise ConfigError("benchmark.k", config.benchmark.k, expected)
@@ -75,7 +75,7 @@ def _available(names: list[str]) -> list[str]:
 
 def _steps(fields: Benchmark, names: list[str], k: int) -> list[tuple[Measurement, Step]]:
   """Builds the steps of the implementations that run K rows."""
-  lengths_N = load_synsets().lengths
+  lengths_N = token_lengths()
   rng = np.random.default_rng(fields.seed)
   lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
   steps = []

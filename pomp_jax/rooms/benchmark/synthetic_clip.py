@@ -1,10 +1,12 @@
 """A CLIP of a published architecture with random weights, for measurements of cost."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 import zlib
 
 import jax
+from jaxtyping import Int32
 import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
@@ -14,7 +16,7 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.open_clip import PREFIX, named_clip, tables
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import SYNTHETIC_CLIP
-from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.data.class_lists import SYNSETS, read_table
 
 _BOS, _EOT = 49406, 49407
 # By hub id: width of the text tower; layers, width, patch size and image size of the ViT.
@@ -127,10 +129,16 @@ def synthetic_config(name: str) -> ClipConfig:
 
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
   """Sizes and tokenizer of `clip.model=synthetic:NAME`, with a NAME that `is_synthetic`."""
-  synsets = load_synsets()
   # Of the names of ImageNet-21K under CLIP's own tokenizer, which is not available.
-  counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
+  words_N = read_table(SYNSETS)[1]
+  counts = {f"{w.split(', ')[0]}.": int(n) for w, n in zip(words_N, token_lengths(), strict=True)}
   return synthetic_config(model.removeprefix(SYNTHETIC_CLIP)), SyntheticTokenizer(counts)
+
+
+@functools.cache
+def token_lengths() -> Int32[np.ndarray, " N"]:
+  """Tokens of the names of ImageNet-21K's classes with a full stop and EOT."""
+  return np.array(read_table(SYNSETS)[2], np.int32)
 
 
 def open_clip(model: str) -> Clip:

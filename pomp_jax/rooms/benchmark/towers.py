@@ -18,7 +18,6 @@ from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.open_clip import tables
 from pomp_jax.clip.text import MemoryPlan, text_tower
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.hosts.own_process import in_own_process, peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step
@@ -26,6 +25,7 @@ from pomp_jax.rooms.benchmark.synthetic_clip import (
   open_clips_config,
   random_params,
   synthetic_config,
+  token_lengths,
 )
 
 # By config.benchmark.model. `tiny` takes seconds on any machine.
@@ -70,7 +70,7 @@ def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
 def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
   k, config = lengths_K.size, MODELS[fields.model]
-  budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // fields.chunk)
+  budget, n_chunks = packed.token_budget(token_lengths(), k), -(-k // fields.chunk)
   memory = MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
   tower = text_tower("shared", config, fields.dtype, budget, memory)
   if getattr(config, "bidirectional", False):
@@ -92,7 +92,7 @@ def reference_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measuremen
 
 
 def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
-  config, lengths_N = MODELS[fields.model], load_synsets().lengths
+  config, lengths_N = MODELS[fields.model], token_lengths()
   k, longest = lengths_K.size, int(max(lengths_N.max(), lengths_K.max()))
   rows_at_a_time = min(rows_at_a_time, k)
   params, prefix_PxD = random_inputs(config, fields.m, fields.seed)
@@ -143,7 +143,7 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
 
 def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of torch, `rows_at_a_time` rows after one another, on the CPU."""
-  k, config, n_classes = lengths_K.size, MODELS[fields.model], load_synsets().lengths.size
+  k, config, n_classes = lengths_K.size, MODELS[fields.model], token_lengths().size
   n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
   peaks = in_own_process(_torch_peaks_mib, fields, n_rows)
   flops = dense_flops(config, tokens)

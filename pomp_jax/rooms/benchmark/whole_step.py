@@ -10,7 +10,6 @@ import numpy as np
 
 from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config.fields import Sampling
-from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -28,6 +27,7 @@ from pomp_jax.prompt.step import (
 )
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step
+from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import MODELS, dense_flops, random_inputs, temporaries_mib
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
@@ -67,7 +67,7 @@ def compile_step(
   """Compiles the step of `whole_step`; returns it with its arguments, the state donated."""
   config, rng = MODELS[fields.model], np.random.default_rng(fields.seed)
   # Names repeat, so that the mean length of a draw does not depend on N.
-  lengths_N = np.resize(load_synsets().lengths, n_classes)
+  lengths_N = np.resize(token_lengths(), n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
   params, prefix = random_inputs(config, fields.m, fields.seed)
   mesh = make_mesh(devices=jax.devices()[:1])

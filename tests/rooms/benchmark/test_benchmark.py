@@ -14,12 +14,12 @@ import torch
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.families import NoImageTower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.rooms.benchmark import benchmark, towers
+from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import temporaries_mib
 from pomp_jax.rooms.benchmark.whole_step import compile_step
 from tests.support.clips import needs_flax_clip
@@ -88,7 +88,7 @@ def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations)
 
 def test_all_classes_run_in_chunks():
   """Only compiles: running all classes takes seconds."""
-  lengths_N = load_synsets().lengths
+  lengths_N = token_lengths()
   measurement, _ = towers.shared_step(_config(chunk=4096).benchmark, lengths_N)
   assert (measurement.k, measurement.tokens) == (21_841, 94_447 + 17)
   # A layer's [T, 4 D] alone would take 92 MiB in one piece.
