@@ -85,7 +85,6 @@ class Files:
   """Storage of images in files; a key is a path relative to the root."""
 
   def __init__(self, root: str | os.PathLike):
-    """Stores the root."""
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
@@ -100,6 +99,9 @@ class Files:
 class StoredImages:
   """Labelled encoded images (JPEG files, records) with random access; a `Source`."""
 
+  upright = False  # whether images are turned as their EXIF orientation says
+  resize: Resize = CLIPS_RESIZE  # how they become S x S pixels
+
   def __init__(
     self,
     names: Sequence[str],
@@ -108,8 +110,6 @@ class StoredImages:
     storage: Storage,
     rows: np.ndarray | None = None,
     image_size: int = 224,
-    upright: bool = False,
-    resize: Resize = CLIPS_RESIZE,
   ):
     """Combines a storage with the classes of its images.
 
@@ -118,11 +118,8 @@ class StoredImages:
       keys: distinct relative paths or record ids, the same on every host, wherever the data lies.
       rows: the images' numbers in the storage; None: 0..n-1.
       image_size: S.
-      upright: whether images are turned as their EXIF orientation says.
-      resize: how they become S x S pixels.
     """
-    self.names, self.image_size, self.upright = tuple(names), image_size, upright
-    self.resize = resize
+    self.names, self.image_size = tuple(names), image_size
     self.labels = np.asarray(labels, np.int32)
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
@@ -147,13 +144,13 @@ class StoredImages:
 
   def checked(self, index: int) -> tuple[bytes, str]:
     """Content of one image file, and why it can't be decoded; "" if it can be."""
-    content = b""
+    content, problem = b"", ""
     try:
       content = self.encoded(index)
       check_decodes(content)
     except ImageError as error:
-      return content, str(error)[:300]
-    return content, ""
+      problem = str(error)[:300]
+    return content, problem
 
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""
@@ -181,9 +178,8 @@ class StoredImages:
 
   def relabelled(self, names: Sequence[str], labels: Int[np.ndarray, " n"]) -> "StoredImages":
     """The same images under other class names; label -1 drops the image."""
-    part = self.subset(np.flatnonzero(labels != -1))
-    rows, pixels = part._rows, (self.image_size, self.upright, self.resize)
-    return StoredImages(names, labels[labels != -1], part.keys, self._storage, rows, *pixels)
+    kept = np.flatnonzero(labels != -1)
+    return self.subset(kept).replace(names=tuple(names), labels=labels[kept].astype(np.int32))
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""

@@ -15,16 +15,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pomp_jax.data.images import (
-  CLIPS_RESIZE,
-  ImageError,
-  load_rgb,
-  open_image,
-  prepare,
-  resized_crop,
-  sides,
-)
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.images import ImageError, load_rgb, open_image, resized_crop, sides
+from pomp_jax.data.source import Source, StoredImages, readable_images
 from pomp_jax.files.features import Features
 
 # Augmentations: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
@@ -53,12 +45,8 @@ class Augmentation:
 
   @property
   def n_epochs(self) -> int:
-    """Epochs whose views differ; 1 under `none`. ValueError if the views never repeat."""
-    if self.kind == "none":
-      return 1
-    if not self.view_epochs:
-      raise ValueError("the views never repeat: view_epochs is 0")
-    return self.view_epochs
+    """Epochs whose views differ; 1 under `none`, 0 if the views never repeat."""
+    return 1 if self.kind == "none" else self.view_epochs
 
   def versions(self, epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B V"]:
     """Numbers, below n_epochs * V, of the views that an epoch shows."""
@@ -90,12 +78,14 @@ def views(
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
   """Makes the views of images in epochs, black for unreadable images; also which were readable.
 
-  Stored images are decoded here. Another source's `images` are augmented as given.
+  Under `none` these are the source's images, of its own size. Else stored images are decoded here,
+  and another source's `images` are augmented as given.
   """
+  if augmentation.kind == "none":
+    images, unreadable = readable_images(source, indices)
+    return images[:, None], ~np.isin(indices, list(unreadable))
   stored = source if isinstance(source, StoredImages) else None
   ready = source.images(indices) if stored is None else np.zeros(0)
-  if augmentation.kind == "none" and ready.shape[1:3] == (size, size):
-    return ready[:, None], np.ones(len(indices), bool)
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
   for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
@@ -105,16 +95,12 @@ def views(
         image = open_image(stored.encoded(index), where)
       else:
         where, upright, image = f"image {index}", False, Image.fromarray(ready[row])
-      if augmentation.kind == "none":
-        rgb, _ = load_rgb(image, where, upright=upright)
-        result[row] = prepare(rgb, size, resize=stored.resize if stored else CLIPS_RESIZE)
-      else:
-        drawn = augmentation.draw(*sides(image, upright), index, epoch)
-        # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
-        smallest = min(min(view.crop[2:]) for view in drawn)
-        shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
-        whole, shrink = load_rgb(image, where, shrink, upright)
-        result[row] = [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
+      drawn = augmentation.draw(*sides(image, upright), index, epoch)
+      # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
+      smallest = min(min(view.crop[2:]) for view in drawn)
+      shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
+      whole, shrink = load_rgb(image, where, shrink, upright)
+      result[row] = [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
       readable[row] = True
   return result, readable
 

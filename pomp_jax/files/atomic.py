@@ -6,15 +6,12 @@ import errno
 import os
 from pathlib import Path
 import re
+import secrets
 import tempfile
 from typing import BinaryIO
 
 from pomp_jax.files.paths import is_bucket, is_file, store_of
 
-# The only portable way to read the mask is to set it, for the whole process: once, before other
-# threads create files.
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # Messages of C++ libraries, and of NumPy where a write is cut short.
 _DISK_MESSAGES = re.compile(
@@ -37,17 +34,16 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       store_of(path).pipe_file(os.fspath(path), file.read())
     return
   path = Path(path)
-  descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+  temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
   try:
-    with os.fdopen(descriptor, "wb") as file:
+    with open(temporary, "xb") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes the file private to its owner
     os.replace(temporary, path)
   except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
+    with contextlib.suppress(OSError):
+      temporary.unlink()
     raise
   # On file systems that can flush a folder, the rename survives a power failure.
   with contextlib.suppress(OSError):

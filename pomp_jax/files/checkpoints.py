@@ -135,20 +135,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Steps of all checkpoints, ascending."""
     return checkpoint_folders.steps(self.folder)
 
-  def restore_latest(self, abstract_state: PyTree) -> Restored | None:
-    """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
+  def restore(self, abstract_state: PyTree, *, best: bool = False) -> Restored | None:
+    """Restores the newest intact checkpoint, or the one with the highest metric; None without one.
 
-    `abstract_state` has the structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives
-    a JAX array with its sharding (the first local device without one), anything else a NumPy array.
-    CheckpointError if all checkpoints are damaged, or a field has another shape or dtype.
+    Damaged ones are set aside, with a warning. `abstract_state` has the structure of the state. A
+    `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX array with its sharding (the first local
+    device without one), anything else a NumPy array. CheckpointError if all checkpoints are
+    damaged, or a field has another shape or dtype.
     """
-    return self._restore(abstract_state, best=False)
-
-  def restore_best(self, abstract_state: PyTree) -> Restored | None:
-    """As `restore_latest`, but the one with the highest metric; None when none has a metric."""
-    return self._restore(abstract_state, best=True)
-
-  def _restore(self, abstract_state: PyTree, *, best: bool) -> Restored | None:
     expected = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
     found = None
     if hosts.is_first():
@@ -159,10 +153,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
-    arrays = [
-      stored[name] if found else np.zeros(target.shape, target.dtype)
-      for name, target in expected.items()
-    ]
+    blank = {name: np.zeros(target.shape, target.dtype) for name, target in expected.items()}
+    arrays = [(stored or blank)[name] for name in expected]
     if jax.process_count() > 1:
       arrays = hosts.arrays_from_first(arrays)
     leaves = [
@@ -171,8 +163,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       else array
       for array, target in zip(arrays, expected.values(), strict=True)
     ]
-    state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-    return Restored(head[0], state, head[1])
+    step, meta = head
+    return Restored(step, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), meta)
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
     if kind is None and self.failure is not None:

@@ -30,11 +30,7 @@ _MIN_SECONDS = 0.1
 # The oldest programs above this size are removed, in bytes.
 _MAX_BYTES = 2**30
 
-# JAX's reports of each phase.
-_PHASES = tuple(
-  f"/jax/core/compile/{phase}_duration"
-  for phase in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
-)
+_COMPILATION = "/jax/core/compile/backend_compile_duration"  # JAX's report
 _SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
@@ -110,41 +106,28 @@ def _remove_oldest(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def shown_compilations() -> Iterator[None]:
-  """Logs each program that takes two seconds or more to compile, and shows it meanwhile."""
-  shown = _Compilations()
-  jax.monitoring.register_scalar_listener(shown.begin)
-  jax.monitoring.register_event_duration_secs_listener(shown.end)
+  """Logs each program whose compilation takes two seconds or more, and shows it meanwhile."""
+  shown: dict[int, Progress] = {}  # by thread
+
+  def begin(event: str, value: float, **facts: Any) -> None:
+    if event == _COMPILATION:
+      description = f"compiling {_program(facts)}"
+      shown[threading.get_ident()] = waiting(description, after=_SHOWN_SECONDS)
+
+  def end(event: str, duration_secs: float, **facts: Any) -> None:
+    if event == _COMPILATION:
+      if progress := shown.pop(threading.get_ident(), None):
+        progress.close()
+      if duration_secs >= _SHOWN_SECONDS:
+        log.info("compiled %s in %.1f s", _program(facts), duration_secs)
+
+  jax.monitoring.register_scalar_listener(begin)
+  jax.monitoring.register_event_duration_secs_listener(end)
   try:
     yield
   finally:
-    jax.monitoring.unregister_scalar_listener(shown.begin)
-    jax.monitoring.unregister_event_duration_listener(shown.end)
-
-
-class _Compilations(threading.local):
-  """The programs that a thread compiles; a program can need another one while it is traced."""
-
-  def __init__(self) -> None:
-    self._open: list[Progress] = []  # the innermost last
-    self._seconds: dict[str, float] = {}  # in earlier phases, by the program's name
-
-  def begin(self, event: str, value: float, **facts: Any) -> None:
-    if event in _PHASES:
-      name = _program(facts)
-      seconds = self._seconds.get(name, 0.0)
-      self._open.append(waiting(f"compiling {name}", seconds, _SHOWN_SECONDS))
-
-  def end(self, event: str, duration_secs: float, **facts: Any) -> None:
-    if event not in _PHASES:
-      return
-    if self._open:
-      self._open.pop().close()
-    name = _program(facts)
-    self._seconds[name] = seconds = self._seconds.get(name, 0.0) + duration_secs
-    if event == _PHASES[-1]:
-      del self._seconds[name]
-      if seconds >= _SHOWN_SECONDS:
-        log.info("compiled %s in %.1f s", name, seconds)
+    jax.monitoring.unregister_scalar_listener(begin)
+    jax.monitoring.unregister_event_duration_listener(end)
 
 
 def _program(facts: Mapping[str, Any]) -> str:

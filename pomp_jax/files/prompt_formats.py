@@ -59,23 +59,20 @@ def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the arrays of an npz file that are fields; 0-d arrays as plain values."""
   fields: dict[str, Any] = {}
+  field, problem = "the file", "not a whole npz"
   try:
-    archive = zipfile.ZipFile(local_copy(path))
+    with zipfile.ZipFile(local_copy(path)) as archive:
+      problem = "damaged, or not plain numbers"
+      for field in ("format_version", *FIELDS):
+        if f"{field}.npy" in archive.namelist():
+          # The whole member, whose CRC-32 is compared: NumPy stops where its header says.
+          content = io.BytesIO(archive.read(f"{field}.npy"))
+          array = np.lib.format.read_array(content, allow_pickle=False)
+          fields[field] = array if array.ndim else array.item()
   except FileNotFoundError:
-    refuse(path, "the file", "missing", "an npz")
-  except Exception as error:  # a damaged archive fails in more ways than zipfile documents
-    refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
-  with archive:
-    for field in ("format_version", *FIELDS):
-      if f"{field}.npy" not in archive.namelist():
-        continue
-      try:
-        # The whole member, whose CRC-32 is compared: NumPy stops where its header says.
-        content = io.BytesIO(archive.read(f"{field}.npy"))
-        array = np.lib.format.read_array(content, allow_pickle=False)
-      except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
-        refuse(path, field, f"damaged, or not plain numbers ({error})", "an undamaged array")
-      fields[field] = array if array.ndim else array.item()
+    refuse(path, field, "missing", "an npz")
+  except Exception as error:  # a bad byte fails in more ways than zipfile, zlib and NumPy document
+    refuse(path, field, f"{problem} ({error})", "an undamaged npz")
   return fields
 
 

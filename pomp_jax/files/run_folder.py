@@ -205,9 +205,12 @@ def parse_json(content: bytes, path: str | os.PathLike) -> Any:
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON object with its checksum as the last member."""
+  """Returns a JSON object with its checksum as the last member, in place of any other.
+
+  The checksum is a CRC-32, whatever the order of the keys and the spaces in the file.
+  """
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  return {**rest, _CHECKSUM: _checksum(rest)}
+  return {**rest, _CHECKSUM: f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"}
 
 
 def without_checksum(value: Any, path: str | os.PathLike) -> Any:
@@ -217,18 +220,12 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
   """
   if not isinstance(value, dict) or _CHECKSUM not in value:
     return value
-  rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  if value[_CHECKSUM] != _checksum(rest):
+  if value[_CHECKSUM] != with_checksum(value)[_CHECKSUM]:
     raise DamagedFileError(
       f"{path}: changed after it was written: {_CHECKSUM!r} is that of another content; without"
       " that line the file is taken as it is"
     )
-  return rest
-
-
-def _checksum(value: Any) -> str:
-  """CRC-32 of a JSON value, whatever the order of its keys and its spaces."""
-  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+  return {key: item for key, item in value.items() if key != _CHECKSUM}
 
 
 @contextlib.contextmanager

@@ -118,9 +118,9 @@ class Output:
 class _Lines:
   """A file for tqdm that prints a log line of what it draws, where one is due."""
 
-  def __init__(self, elapsed: float, after: float):
+  def __init__(self, after: float):
     self.last = ""
-    self._opened = time.time() - elapsed
+    self._opened = time.time()
     self.due = self._opened + min(_LINE_SECONDS, after)
 
   def write(self, text: str) -> None:
@@ -145,12 +145,11 @@ class Progress(contextlib.AbstractContextManager):
     description: str = "",
     unit: str = "steps",  # empty: nothing can be counted
     brief: bool = False,  # show nothing of work that ends before its first line is due
-    elapsed: float = 0.0,  # seconds that the work has taken before
     after: float = math.inf,  # seconds until the first line, if it comes earlier than by default
   ):
     """Starts the clock."""
     self._description, self._brief, self._reported = description, brief, False
-    self._lines = None if sys.stderr.isatty() else _Lines(elapsed, after)
+    self._lines = None if sys.stderr.isatty() else _Lines(after)
     in_log = self._lines is not None
     # A line of a log, from the second report on.
     self._form = f"{{desc}}  {{rate_noinv:.3g}} {unit}/s" + ("  eta {remaining}" if total else "")
@@ -167,7 +166,6 @@ class Progress(contextlib.AbstractContextManager):
       delay=_LINE_SECONDS / 5 if brief and not in_log else 0,
     )
     if not self._bar.disable:
-      self._bar.start_t -= elapsed
       with _lock:
         _open.append(self)
         _start_thread()
@@ -228,9 +226,9 @@ def steps_of(
       progress.update(done)
 
 
-def waiting(description: str, elapsed: float = 0.0, after: float = math.inf) -> Progress:
+def waiting(description: str, after: float = math.inf) -> Progress:
   """Shows work that can't be counted, while its context lasts longer than a few seconds."""
-  return Progress(None, 0, description, unit="", brief=True, elapsed=elapsed, after=after)
+  return Progress(None, 0, description, unit="", brief=True, after=after)
 
 
 def _start_thread() -> None:

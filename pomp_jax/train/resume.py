@@ -125,7 +125,7 @@ class Checkpoint(NamedTuple):
 
 def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
   """Returns the last checkpoint of a run, or its start if there is none."""
-  restored = checkpoints.restore_latest(blank_state(run))
+  restored = checkpoints.restore(blank_state(run))
   if restored is None:
     return Checkpoint(0, first_state(run))
   log.info("resuming from the checkpoint of step %d", restored.step)
@@ -136,7 +136,7 @@ def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
 def best(run: Run) -> Checkpoint | None:
   """Returns the best checkpoint of a finished run by validation; None if none was validated."""
   with Checkpoints(run.folder.checkpoints, run.checkpoint.keep) as checkpoints:
-    restored = checkpoints.restore_best(blank_state(run))
+    restored = checkpoints.restore(blank_state(run), best=True)
   return None if restored is None else _checkpoint(run, restored)
 
 

@@ -121,17 +121,17 @@ def test_of_incomplete_and_damaged_checkpoints_none_is_read(folder):
       path = paths.to_path(folder) / name
       path.write_bytes(bytes(len(path.read_bytes())))
   with Checkpoints(folder) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 1
+    assert checkpoints.restore(make_state()).step == 1
     assert checkpoints.steps() == [1]
     assert not [name for name in objects(folder) if name.startswith("3/")]
     assert "damaged-2/meta/metadata" in objects(folder)
     assert checkpoints.save(3, make_state(3), META)
-    assert checkpoints.restore_latest(make_state()).step == 3
+    assert checkpoints.restore(make_state()).step == 3
 
 
 def test_the_right_checkpoints_are_kept_whatever_fails_unless_a_later_start_saves(store, folder):
   with Checkpoints(folder, keep=1, retry=True) as checkpoints:
-    assert checkpoints.restore_latest(make_state()) is None
+    assert checkpoints.restore(make_state()) is None
     assert checkpoints.save(1, make_state(1), META, metric=5)
     store.fail(403)
     assert not checkpoints.save(2, make_state(2), META)
@@ -141,7 +141,7 @@ def test_the_right_checkpoints_are_kept_whatever_fails_unless_a_later_start_save
     assert checkpoints.save(4, make_state(4), META, metric=4)
     assert checkpoints.steps() == [1, 4]
     assert not [name for name in objects(folder) if name.startswith("3/")]
-    step, restored, meta = checkpoints.restore_latest(make_state())
+    step, restored, meta = checkpoints.restore(make_state())
     assert (step, meta) == (4, META)
     assert_same(restored, make_state(4))
     with Checkpoints(folder) as later:

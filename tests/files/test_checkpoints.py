@@ -34,14 +34,14 @@ def test_restores_exactly_with_structure_and_types(tmp_path):
   context = jax.random.normal(jax.random.key(0), (4, 8)) * 1e-30
   state = make_state() | {"context": context.at[0, 0].set(jnp.nan).at[0, 1].set(-0.0)}
   with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
-    assert checkpoints.restore_latest(make_state()) is None
+    assert checkpoints.restore(make_state()) is None
     assert checkpoints.steps() == []
     assert checkpoints.save(12, state, META)
     # A step is saved once.
     assert not checkpoints.save(12, make_state(1.0), META)
     assert not checkpoints.save(11, make_state(1.0), META)
   with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
-    step, restored, meta = checkpoints.restore_latest(make_state())
+    step, restored, meta = checkpoints.restore(make_state())
   assert (step, meta) == (12, META)
   assert_same(restored, state)
 
@@ -56,11 +56,11 @@ def test_shardings_are_those_asked_for(tmp_path):
     checkpoints.save(1, {"context": jax.device_put(context, wide)}, META)
     for sharding in (wide, narrow):
       target = {"context": jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=sharding)}
-      restored = checkpoints.restore_latest(target).state["context"]
+      restored = checkpoints.restore(target).state["context"]
       assert restored.sharding.is_equivalent_to(sharding, 2)
       np.testing.assert_array_equal(restored, context)
     target = {"context": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
-    assert checkpoints.restore_latest(target).state["context"].devices() == {devices[0]}
+    assert checkpoints.restore(target).state["context"].devices() == {devices[0]}
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_keeps_the_newest_and_the_best(tmp_path, metrics, kept, best):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       assert checkpoints.save(step, {"value": np.asarray(step)}, META, metric)
   with Checkpoints(tmp_path) as checkpoints:
-    found = checkpoints.restore_best({"value": np.asarray(0)})
+    found = checkpoints.restore({"value": np.asarray(0)}, best=True)
     assert (found and found.state["value"]) == best
   # Each of them whole: the newest is taken away, and the one before it restored.
   for step in reversed(kept):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       assert checkpoints.steps() == kept[: kept.index(step) + 1]
-      assert checkpoints.restore_latest({"value": np.asarray(0)}).state["value"] == step
+      assert checkpoints.restore({"value": np.asarray(0)}).state["value"] == step
     shutil.rmtree(tmp_path / str(step))
 
 
@@ -107,7 +107,7 @@ def test_a_state_that_does_not_fit(tmp_path, change, message):
     checkpoints.save(3, make_state(), META)
     wanted = {name: leaf for name, leaf in (make_state() | change).items() if leaf is not MISSING}
     with pytest.raises(CheckpointError, match=message) as caught:
-      checkpoints.restore_latest(wanted)
+      checkpoints.restore(wanted)
     assert str(caught.value).startswith(f"{tmp_path}/3: ")
     assert "\n" not in str(caught.value)
 
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, 
     except CheckpointError as error:
       refused = str(folder / "2") in str(error)
     with Checkpoints(folder) as checkpoints:
-      step, state, meta = checkpoints.restore_latest(make_state())
+      step, state, meta = checkpoints.restore(make_state())
       restored.append(step)
       assert meta == META
       assert_same(state, make_state(float(step)))
@@ -162,7 +162,7 @@ def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
     assert "step 1 is DAMAGED" in caplog.text and (two / "damaged-1").is_dir()
     assert checkpoints.steps() == [2, 3]
     next((two / "2" / "state" / "d").iterdir()).write_bytes(b"")
-    assert checkpoints.restore_best(make_state()).step == 3
+    assert checkpoints.restore(make_state(), best=True).step == 3
 
 
 def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
@@ -170,7 +170,7 @@ def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
   unsteady = mock.Mock(wraps=module._read, side_effect=answers)
   monkeypatch.setattr(module, "_read", unsteady)
   with Checkpoints(two) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 2
+    assert checkpoints.restore(make_state()).step == 2
   assert unsteady.call_count > 1 and "DAMAGED" not in caplog.text
 
 
@@ -179,11 +179,11 @@ def test_an_earlier_process_saves_nothing_more(tmp_path, retry):
   first = Checkpoints(tmp_path, retry=retry)
   first.save(1, make_state(1.0), META)
   with Checkpoints(tmp_path) as second:
-    assert second.restore_latest(make_state()).step == 1
+    assert second.restore(make_state()).step == 1
     with pytest.raises(CheckpointError, match="later start of this run"):
       first.save(2, make_state(-2.0), META)
     assert second.save(2, make_state(2.0), META)
-    assert_same(second.restore_latest(make_state()).state, make_state(2.0))
+    assert_same(second.restore(make_state()).state, make_state(2.0))
 
 
 @pytest.mark.parametrize("lost", ["state", "meta"])
@@ -192,7 +192,7 @@ def test_all_checkpoints_damaged(tmp_path, lost):
     checkpoints.save(1, make_state(1.0), META)
     shutil.rmtree(tmp_path / "1" / lost)
     with pytest.raises(CheckpointError, match=r"^[^\n]*damaged \(1\)[^\n]*$"):
-      checkpoints.restore_latest(make_state())
+      checkpoints.restore(make_state())
   with pytest.raises(CheckpointError, match=f"{tmp_path}/1[/:]"):
     list(read_checkpoints(tmp_path))
   # Nothing is deleted that a person may want to inspect.
@@ -204,7 +204,7 @@ def test_arrays_of_another_checkpoint_are_detected(two):
   shutil.rmtree(two / "2" / "state")
   shutil.copytree(two / "1" / "state", two / "2" / "state")
   with Checkpoints(two) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 1
+    assert checkpoints.restore(make_state()).step == 1
 
 
 def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
@@ -232,7 +232,7 @@ def test_remains_of_a_killed_process_are_removed(two, monkeypatch):
     assert checkpoints.steps() == [3]
   assert list(two.glob("discarded-*"))
   with Checkpoints(two, keep=1) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 3
+    assert checkpoints.restore(make_state()).step == 3
   assert sorted(entry.name for entry in two.iterdir()) == ["3", "owner.txt"]
 
 
@@ -257,7 +257,7 @@ def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
   assert len([r for r in caplog.records if r.name.startswith("pomp_jax")]) == retry
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "3", "owner.txt"]
   with Checkpoints(tmp_path, keep=1) as checkpoints:
-    assert_same(checkpoints.restore_latest({"values": VALUES}).state, {"values": VALUES + 1})
+    assert_same(checkpoints.restore({"values": VALUES}).state, {"values": VALUES + 1})
 
 
 @pytest.mark.parametrize(("reason", "raised"), [(None, CheckpointError), (KeyError, KeyError)])
@@ -295,7 +295,7 @@ def test_killed_at_any_moment(tmp_path):
     lines += process.stdout.read().splitlines()
     process.wait()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-      newest = checkpoints.restore_latest(target)
+      newest = checkpoints.restore(target)
     assert newest.step >= int(lines[-1])
     for step, state, meta in read_checkpoints(tmp_path):
       assert meta == {"step": step}
