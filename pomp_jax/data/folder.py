@@ -102,10 +102,7 @@ def open_folder(
     expected = f"(expected {', '.join(EXTENSIONS)})"
     raise SourceError(f"{where}: no images found in {len(class_of)} class folders {expected}")
   _warn_of_unread(where, listed)
-  try:
-    return StoredImages(classes.names, labels, keys, Files(folder))
-  except SourceError as error:
-    raise SourceError(f"{where}: {error}") from error
+  return StoredImages(classes.names, labels, keys, Files(folder))
 
 
 def _warn_of_unread(where: str, listed: Mapping[str, "Listing"]) -> None:

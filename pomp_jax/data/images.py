@@ -52,7 +52,6 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 
-
 File = str | os.PathLike | bytes  # a path, or the content of a file
 
 

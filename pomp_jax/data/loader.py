@@ -3,7 +3,7 @@
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.readers import Readers
-from pomp_jax.data.source import Labelled, Source
+from pomp_jax.data.source import Labelled
 from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
   Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle by
   Grain, a function of the seed. An unreadable image is replaced by the next one of the source.
-  The indices of those met so far are in `unreadable`.
+  Those met so far are in `skipped`.
 
   Yields:
     {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent. Of
@@ -78,28 +78,21 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       start: batches to skip.
       shard: (index, count) of this process, which gets its contiguous part of each batch.
       readers: threads and worker processes that read ahead.
-      max_corrupt: share of the source's images that may be unreadable; see `check_unreadable`.
-      unreadable: unreadable images known already.
+      max_corrupt, unreadable: see `SkippedImages`, and the unreadable images known already.
     """
     if batch_size % (n_views * shard[1]):
       parts = f"{n_views} views x {shard[1]} processes"
       raise ValueError(f"a batch of {batch_size} does not divide by {parts}")
-    self._source = source
-    self._max_corrupt = max_corrupt
-    self.unreadable = set(unreadable)
+    names = {index: name_of(source, index) for index in unreadable}
+    self.skipped = SkippedImages(source, max_corrupt, names)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = _ReadBatch(source.labels, fetch, order, batch_size // n_views, shard)
     self._batches = map_ahead(read, range(start, _N_BATCHES), readers)
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._batches)
-    self.note(batch.pop("unreadable").tolist())
+    self.skipped.note(batch.pop("unreadable").tolist())
     return batch
-
-  def note(self, found: Sequence[int]) -> None:
-    """Counts unreadable images; CorruptDataError if there are more than allowed."""
-    self.unreadable.update(found)
-    check_unreadable(self._source, [*self.unreadable, *found], self._max_corrupt)
 
   def close(self) -> None:
     """Ends the worker processes."""
@@ -183,22 +176,6 @@ def _begin_worker(index: int, count: int) -> None:
   threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def check_unreadable(
-  source: Labelled, found: Sequence[int], max_corrupt: float, example: str = ""
-) -> None:
-  """Raises CorruptDataError if more images are unreadable than allowed, or all.
-
-  A share `max_corrupt` may be, and one in any case unless it is 0. The error names the last found,
-  or has the `example`.
-  """
-  n_found, n_images = len(set(found)), len(source)
-  n_allowed = max(1, int(max_corrupt * n_images)) if max_corrupt else 0
-  if n_found > n_allowed or n_found == n_images > 0:
-    counts = f"{n_found} of {n_images} images can't be read, {n_allowed} are allowed"
-    example = example or f"the last: {name_of(source, found[-1])}"
-    raise CorruptDataError(f"{counts} by data.max_corrupt; {example}")
-
-
 def name_of(source: Labelled, index: int) -> str:
   """Name of an image for messages."""
   return source.where(index) if hasattr(source, "where") else f"image {index}"
@@ -240,19 +217,27 @@ class _ReadBatch:
 
 @dataclasses.dataclass
 class SkippedImages:
-  """Unreadable images that an evaluation skips, bounded by `max_corrupt` (`check_unreadable`).
+  """Unreadable images that are skipped: a share `max_corrupt` may be, and one unless it is 0.
 
   `reasons` has the reason, which names the file, for the index of each.
   """
 
-  source: Source
+  source: Labelled
   max_corrupt: float
   reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def add(self, reasons: Mapping[int, str]) -> None:
     """Adds unreadable images; CorruptDataError if more than allowed, or none is left."""
     self.reasons |= reasons
-    check_unreadable(self.source, list(self.reasons), self.max_corrupt, self._first())
+    n_found, n_images = len(self.reasons), len(self.source)
+    n_allowed = max(1, int(self.max_corrupt * n_images)) if self.max_corrupt else 0
+    if n_found > n_allowed or n_found == n_images > 0:
+      counts = f"{n_found} of {n_images} images can't be read, {n_allowed} are allowed"
+      raise CorruptDataError(f"{counts} by data.max_corrupt; {self._first()}")
+
+  def note(self, indices: Iterable[int]) -> None:
+    """Adds unreadable images by their names alone."""
+    self.add({index: name_of(self.source, index) for index in indices})
 
   def gather(self) -> None:
     """Adds the other processes' images and warns once; all processes call it together."""
@@ -263,4 +248,4 @@ class SkippedImages:
       log.warning("%d of %d images can't be read and are SKIPPED; %s", *counts, self._first())
 
   def _first(self) -> str:
-    return f"the first: {self.reasons[min(self.reasons)]}" if self.reasons else ""
+    return f"the first: {self.reasons[min(self.reasons)]}"

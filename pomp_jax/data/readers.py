@@ -1,7 +1,7 @@
 """How many threads and worker processes read images: chosen from the cores of this process."""
 
 import logging
-import os
+import shutil
 from typing import NamedTuple
 
 from pomp_jax import hosts
@@ -70,7 +70,6 @@ def choose_readers(
 
 def _free_shared_memory() -> int:
   try:
-    found = os.statvfs(_SHARED_MEMORY)
+    return shutil.disk_usage(_SHARED_MEMORY).free
   except OSError:
     return 0
-  return found.f_bavail * found.f_frsize

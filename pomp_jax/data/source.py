@@ -88,11 +88,9 @@ class Files:
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
-    """Content of the file."""
     return read_file(self._root / key, ImageError)
 
   def where(self, row: int, key: str) -> str:
-    """Path of the file."""
     return str(self._root / key)
 
 

@@ -6,14 +6,11 @@ Shapes: n nodes, in the order of their ids, N classes.
 
 from collections.abc import Sequence
 import functools
-import pathlib
 
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.data.class_lists import VocabularyError, read_table
-
-_FILE = pathlib.Path(__file__).with_name("class_names") / "wordnet_hypernyms.tsv"
+from pomp_jax.data.class_lists import SYNSETS, VocabularyError, read_table
 
 
 class Tree:
@@ -60,5 +57,5 @@ class Tree:
 @functools.cache
 def load_tree() -> Tree:
   """Loads the packaged tree: 23,547 synsets, of which 21,842 are classes of ImageNet-21K or -1K."""
-  ids, names, parents = read_table(_FILE)
+  ids, names, parents = read_table(SYNSETS.with_name("wordnet_hypernyms.tsv"))
   return Tree(ids, names, [row.split() for row in parents])

@@ -10,6 +10,7 @@ import logging
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -128,8 +129,9 @@ def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n 
   found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
   if not found or hosts.n_processes() == 1:
     return features_nxE
-  bits_nxE = features_nxE.view(np.uint32) * np.uint32(hosts.is_first())
-  return np.array(hosts.merged(bits_nxE)).view(np.float32)
+  # As integers: a sum with the zeros of the other processes would lose -0.0.
+  bits_nxE = multihost_utils.broadcast_one_to_all(features_nxE.view(np.uint32))
+  return np.array(bits_nxE).view(np.float32)
 
 
 def _write(

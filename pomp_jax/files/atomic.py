@@ -68,9 +68,8 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
       return f"there is no bucket {bucket}"
     except OSError as error:
       return f"{error.filename}: {error.strerror}"
-  existing = Path(folder).absolute()
-  while not existing.exists() and existing != existing.parent:
-    existing = existing.parent
+  absolute = Path(folder).absolute()
+  existing = next(path for path in (absolute, *absolute.parents) if path.exists())
   if not existing.is_dir():
     return f"{existing} is a file; a folder is needed"
   if not os.access(existing, os.W_OK | os.X_OK):

@@ -113,7 +113,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       for old in self.steps()[: -self._keep]:
         if old not in best:
           with contextlib.suppress(OSError):  # left to the next save
-            checkpoint_folders.discard(self._path(old))
+            checkpoint_folders.discard(self.folder / str(old))
     except Exception as error:
       with contextlib.suppress(OSError):
         checkpoint_folders.remove_incomplete(self.folder)
@@ -149,7 +149,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       found = self._first_intact(self._best_first() if best else self.steps()[::-1])
     stored = dict(_leaves(found.state)) if found else {}
     if found:
-      _check_leaves(self._path(found.step), stored, expected)
+      _check_leaves(self.folder / str(found.step), stored, expected)
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
@@ -170,16 +170,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     if kind is None and self.failure is not None:
       raise self.failure
 
-  def _path(self, step: int) -> Path:
-    return self.folder / str(step)
-
   def _best_first(self) -> list[int]:
     """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
     steps = self.steps()
     for step in steps:
       if step not in self._metrics:
         try:
-          self._metrics[step] = _twice(_read_facts, self._path(step))["metric"]
+          self._metrics[step] = _twice(_read_facts, self.folder / str(step))["metric"]
         except DamagedFileError as damage:
           self._set_aside(step, damage)
     measured = [step for step in steps if self._metrics.get(step) is not None]
@@ -190,7 +187,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     damaged: dict[int, DamagedFileError] = {}
     for step in steps:
       try:
-        found = _twice(_read, self._path(step))
+        found = _twice(_read, self.folder / str(step))
       except DamagedFileError as error:
         damaged[step] = error
         continue
@@ -211,10 +208,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     if exists(target):
       target = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
     try:
-      checkpoint_folders.move(self._path(step), target)
+      checkpoint_folders.move(self.folder / str(step), target)
     except OSError as error:
       found = f"damaged, and can't be renamed ({error.strerror})"
-      raise CheckpointError(f"{self._path(step)}: {found}") from error
+      raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
     log.warning("moved to %s", target)
 
 

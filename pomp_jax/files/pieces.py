@@ -75,11 +75,8 @@ class Pieces:
     """
     found = None
     if hosts.is_first():
-      found = []
-      for name in names:  # one at a time in memory
-        piece = self.load(name)
-        if piece is None or not fits(piece.facts):
-          found.append(name)
+      pieces = ((name, self.load(name)) for name in names)  # one at a time in memory
+      found = [name for name, piece in pieces if piece is None or not fits(piece.facts)]
     return hosts.from_first(found, f"what {self.folder} lacks")
 
   def load(self, name: str) -> Piece | None:

@@ -13,7 +13,6 @@ from pomp_jax.hosts.messages import (
   from_first,
   gather,
   is_first,
-  merged,
   n_processes,
   own_index,
   post,

@@ -20,8 +20,6 @@ from typing import Any
 import jax
 from jax._src import distributed  # The store has no public name; Orbax imports it the same way.
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.errors import InputError, TryAgain
@@ -139,19 +137,6 @@ def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
     np.frombuffer(part.tobytes(), array.dtype).reshape(array.shape)
     for array, part in zip(arrays, np.split(contents, ends[:-1]), strict=True)
   ]
-
-
-def merged(array: np.ndarray) -> np.ndarray:
-  """Sums an integer array over the processes: the rows that each of them has filled."""
-  if jax.process_count() == 1:
-    return array
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  mesh = Mesh(np.reshape(devices, (jax.process_count(), -1)), ("processes", "devices"))
-  stacked = multihost_utils.host_local_array_to_global_array(array[None], mesh, P("processes"))
-  total = jax.jit(
-    lambda parts: parts.sum(0, dtype=parts.dtype), out_shardings=NamedSharding(mesh, P())
-  )
-  return np.asarray(total(stacked))
 
 
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:

@@ -7,7 +7,6 @@ import pathlib
 import re
 import resource
 import signal
-import sys
 from typing import Any
 
 from pomp_jax.hosts.stop import Preempted
@@ -24,8 +23,7 @@ def peak_mib() -> float:
     status = pathlib.Path("/proc/self/status").read_text()
     if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
       return int(found[1]) / 2**10
-  unit = 1 if sys.platform == "darwin" else 2**10
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config.fields import Clip, Data
-from pomp_jax.data.loader import check_unreadable, name_of
+from pomp_jax.data.loader import SkippedImages, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
@@ -62,7 +62,7 @@ def fill_features(
   # One process reads all that any start has met.
   unreadable = features.complete() if hosts.is_first() else None
   unreadable = hosts.from_first(unreadable, "the images that can't be read", seconds=_NO_END)
-  check_unreadable(source, unreadable, data.max_corrupt)
+  SkippedImages(source, data.max_corrupt).note(unreadable)
   n_computed = features.shape[1] * sum(map(features.size, missing))
   if n_computed and hosts.is_first():
     log.info(
@@ -109,7 +109,7 @@ def _fill(
 
   n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
   decoded = batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())
-  unreadable: list[int] = []
+  skipped = SkippedImages(source, data.max_corrupt)
   total, done = features.shape[1] * sum(map(features.size, mine)), 0
   with Progress(total, description="features", unit="features") as progress:
     for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
@@ -123,10 +123,9 @@ def _fill(
         done += versions.size
         progress.update(done)
       damaged = (np.flatnonzero(np.isnan(found_bxRxE[:, 0, 0])) + first).tolist()
-      unreadable += damaged
       for index in damaged:
         log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
       # As soon as this process knows; the others' and earlier starts' are added at the end.
-      check_unreadable(source, unreadable, data.max_corrupt)
+      skipped.note(damaged)
       features.write(block, found_bxRxE)
       hosts.raise_if_preempted()

@@ -71,13 +71,13 @@ def _train_from(
         top1 = None if asked else validate(state)
         watch.validated(step, top1)  # a resumed run has the metrics of the steps before
         # Each process has met other unreadable images. Too many in all raise before the save.
-        gathered = hosts.gather(sorted(loader.unreadable), "unreadable images")
-        loader.note(sorted({index for _, theirs in gathered for index in theirs}))
+        for _, theirs in hosts.gather(sorted(loader.skipped.reasons), "unreadable images"):
+          loader.skipped.note(theirs)
         last = last._replace(
           step=step,
           state=state,
           seconds=time.monotonic() - start,
-          unreadable=sorted(loader.unreadable),
+          unreadable=sorted(loader.skipped.reasons),
           statistics=monitor.statistics,
         )
         checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=top1)

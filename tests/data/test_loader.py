@@ -121,7 +121,7 @@ def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
   fetch = functools.partial(show, damaged=(3, 4, 19))
   loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.15)
   list(itertools.islice(loader, 15))
-  assert loader.unreadable == {3, 4, 19}
+  assert set(loader.skipped.reasons) == {3, 4, 19}
   few = {"batch_size": 4, "seed": 0, "max_corrupt": 0.1}
   with pytest.raises(CorruptDataError, match=r"^3 of 20 images .*, 2 are allowed .*: image \d+$"):
     list(itertools.islice(Loader(Numbers(), fetch, **few), 15))
@@ -132,11 +132,11 @@ def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
     next(Loader(Numbers(), every, batch_size=4, seed=0, max_corrupt=1.0))
   # What other processes could not read counts as well.
   loader = Loader(Numbers(), show, **few)
-  loader.note([1, 2])
-  loader.note([2])
-  assert loader.unreadable == {1, 2}
-  with pytest.raises(CorruptDataError, match=r"^3 of 20 .*: image 5$"):
-    loader.note([5])
+  loader.skipped.note([1, 2])
+  loader.skipped.note([2])
+  assert set(loader.skipped.reasons) == {1, 2}
+  with pytest.raises(CorruptDataError, match=r"^3 of 20 .*: image 1$"):
+    loader.skipped.note([5])
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_worker_processes_decode_the_same_batches(stored):
     batches += itertools.islice(loader, 19)
     loader.close()
     assert not multiprocessing.active_children()
-    return batches, loader.unreadable
+    return batches, set(loader.skipped.reasons)
 
   alone, unreadable = read()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -25,7 +25,7 @@ import scipy.sparse
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
-from pomp_jax.data.loader import Fetch, SkippedImages, name_of
+from pomp_jax.data.loader import Fetch, SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import ranks
@@ -251,8 +251,7 @@ def view_features(
         found = encoder.image_features(flat, unit=False).reshape(*found.shape[:2], -1)
       features.append(found)
       readable.append(could_be_read)
-      unreadable = indices[~could_be_read].tolist()
-      skipped.add({index: name_of(source, index) for index in unreadable})
+      skipped.note(indices[~could_be_read].tolist())
       hosts.raise_if_preempted()
     if not number:
       skipped.gather()
