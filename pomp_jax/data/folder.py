@@ -11,11 +11,11 @@ import concurrent.futures
 import functools
 import logging
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS
-from pomp_jax.data.source import DataFields, Files, SourceError, StoredImages
+from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.files.paths import Path, entries, is_bucket, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
@@ -31,6 +31,15 @@ _SPLIT_FOLDERS = {
   "test": ("test",),
 }
 _KNOWN_FOLDERS = {*sum(_SPLIT_FOLDERS.values(), ()), "imagenet21k_small_classes"}
+
+
+@runtime_checkable
+class DataFields(Protocol):
+  """Fields of `config.data` that this source reads."""
+
+  root: str
+  names: str
+  base: str
 
 
 def splits(data: DataFields) -> tuple[str, ...]:
@@ -71,23 +80,16 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   return {"train": to_path(root)}
 
 
-def open_folder(
-  folder: str | os.PathLike, classes: ClassList | None = None, all_classes: bool = True
-) -> StoredImages:
-  """Opens the images of one split.
+def open_folder(folder: Path, classes: ClassList, all_classes: bool = True) -> StoredImages:
+  """Opens the images of one split, a folder with one folder a class.
 
-  Args:
-    folder: folder with one folder a class.
-    classes: class list in the order of the labels. Folders of other classes are skipped with a
-      warning. None: the folders' sorted names, or ImageNet-21K's names if all are WordNet ids.
-    all_classes: whether a class of the list without a folder is an error.
-
-  Images are in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
+  Folders of classes outside the list are skipped with a warning. With `all_classes` a class of the
+  list without a folder is an error. Images are in the order of the labels, then of the file names;
+  keys are CLASS_FOLDER/FILE.
   """
   where, found = str(folder), list_folder(folder).folders
   if not found:
     raise SourceError(f"{where}: no class folders found (links and hidden folders are skipped)")
-  classes = classes or classes_of(found, where)
   class_of = match_classes(found, classes, where, all_classes=all_classes)
   others = [name for name in found if name not in class_of]
   _warn_once(where, others, f"of {len(found)} folders are skipped, as no class of the list")

@@ -58,28 +58,18 @@ class Loader(Iterator[dict[str, np.ndarray]]):
   def __init__(
     self,
     source: Labelled,
-    fetch: Fetch,
+    fetch: Fetch,  # reads pixels or features; pickled for workers
     *,
-    batch_size: int,
-    seed: int,
-    n_views: int = 1,
-    start: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    batch_size: int,  # G
+    seed: int,  # random seed of the shuffles, 0 to 2^32 - 1
+    n_views: int = 1,  # V
+    start: int = 0,  # batches to skip
+    shard: tuple[int, int] = (0, 1),  # index and count of this process, which gets its part of each
     readers: Readers = _READERS,
-    max_corrupt: float = 0.0,
-    unreadable: frozenset[int] = frozenset(),
+    max_corrupt: float = 0.0,  # see `SkippedImages`
+    unreadable: frozenset[int] = frozenset(),  # images known already
   ):
-    """Starts reading when the first batch is requested.
-
-    Args:
-      source, fetch: images, and the reader of their pixels or features, pickled for workers.
-      batch_size, n_views: G, over all processes, and V; ValueError if G does not divide.
-      seed: random seed of the shuffles, 0 to 2^32 - 1.
-      start: batches to skip.
-      shard: (index, count) of this process, which gets its contiguous part of each batch.
-      readers: threads and worker processes that read ahead.
-      max_corrupt, unreadable: see `SkippedImages`, and the unreadable images known already.
-    """
+    """Starts reading when the first batch is requested; ValueError if G does not divide."""
     if batch_size % (n_views * shard[1]):
       parts = f"{n_views} views x {shard[1]} processes"
       raise ValueError(f"a batch of {batch_size} does not divide by {parts}")

@@ -36,22 +36,13 @@ def choose_readers(
   threads: int,
   workers: int,
   *,
-  decodes: bool = False,
-  n_batches: int = 0,
-  batch_bytes: int = 0,
-  n_cores: int | None = None,
-  shared_memory: int | None = None,
+  decodes: bool = False,  # stored images; other reading is too little work for workers
+  n_batches: int = 0,  # batches of an epoch
+  batch_bytes: int = 0,  # bytes of a batch of this process
+  n_cores: int | None = None,  # cores of this process; None: counted
+  shared_memory: int | None = None,  # free bytes to pass batches through; None: of the machine
 ) -> Readers:
-  """Fills in what `data.threads` (0) and `data.workers` (-1) leave open.
-
-  Args:
-    threads, workers: the two fields.
-    decodes: whether stored images are decoded. Other reading is too little work for workers.
-    n_batches: batches of an epoch.
-    batch_bytes: bytes of a batch of this process.
-    n_cores: cores of this process; None: counted.
-    shared_memory: free bytes through which workers pass batches; None: of the machine.
-  """
+  """Fills in what `data.threads` (0) and `data.workers` (-1) leave open."""
   n_cores = n_cores or hosts.own_cores()
   if workers < 0 and decodes and n_cores >= _LEAST_CORES:
     workers = min(n_cores // max(1, threads), n_batches // _BATCHES_PER_WORKER)

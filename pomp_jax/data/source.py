@@ -66,21 +66,6 @@ class Storage(Protocol):
     ...
 
 
-@runtime_checkable
-class DataFields(Protocol):
-  """Fields of `config.data` that the module of an image source may read."""
-
-  root: str
-  dataset: str
-  annotations: str
-  names: str
-  base: str
-  shots: int
-  shots_seed: int
-  images_per_class: int
-  cache: str
-
-
 class Files:
   """Storage of images in files; a key is a path relative to the root."""
 
@@ -104,19 +89,12 @@ class StoredImages:
     self,
     names: Sequence[str],
     labels: Sequence[int] | np.ndarray,
-    keys: Sequence[str] | np.ndarray,
+    keys: Sequence[str] | np.ndarray,  # distinct paths or ids, the same wherever the data lies
     storage: Storage,
-    rows: np.ndarray | None = None,
-    image_size: int = 224,
+    rows: np.ndarray | None = None,  # the images' numbers in the storage; None: 0..n-1
+    image_size: int = 224,  # S
   ):
-    """Combines a storage with the classes of its images.
-
-    Args:
-      names, labels: class names, and the class of each image.
-      keys: distinct relative paths or record ids, the same on every host, wherever the data lies.
-      rows: the images' numbers in the storage; None: 0..n-1.
-      image_size: S.
-    """
+    """Combines a storage with the classes of its images."""
     self.names, self.image_size = tuple(names), image_size
     self.labels = np.asarray(labels, np.int32)
     try:

@@ -48,20 +48,13 @@ class Features:
 
   def __init__(
     self,
-    folder: str | os.PathLike,
-    shape: tuple[int, int, int],
-    made_from: Mapping[str, Any],
+    folder: str | os.PathLike,  # of these features, and nothing else
+    shape: tuple[int, int, int],  # n, R, E
+    made_from: Mapping[str, Any],  # everything that the features depend on, as JSON
     *,
-    together: tuple[int, int] = (1, 1),
+    together: tuple[int, int] = (1, 1),  # images and versions read together: a chunk, one checksum
   ):
-    """Touches nothing.
-
-    Args:
-      folder: folder of these features, and nothing else.
-      shape: (n, R, E).
-      made_from: everything that the features depend on, as JSON.
-      together: images and versions that are read together: a chunk with a checksum.
-    """
+    """Touches nothing."""
     self.folder: Path = to_path(folder)
     self.shape, self.made_from = shape, dict(made_from)
     n_together = min(together[0], _BLOCK)

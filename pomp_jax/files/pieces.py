@@ -81,9 +81,9 @@ class Pieces:
 
   def load(self, name: str) -> Piece | None:
     """Reads a piece, on this process; None if it has to be computed."""
-    for path, read in ((self.path(name), _read_facts), (self.path(name, "npz"), _read_arrays)):
+    for path in (self.path(name), self.path(name, "npz")):
       try:
-        piece = read(path) if exists(path) else None
+        piece = _read(path) if exists(path) else None
       except DamagedFileError as error:
         log.warning("%s; computing it again", printable(str(error)))
         continue
@@ -170,30 +170,26 @@ def stored_array(
   return cache.keep(key, compute()) if found is None else found
 
 
-def _read_facts(path: Path) -> Piece:
-  return Piece(_parse(read_file(path, RunFolderError), path), {})
-
-
-def _read_arrays(path: Path) -> Piece | None:
-  """Reads a piece with arrays; None of an archive without facts, a cell's prompt for example."""
-  try:
-    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-      if _FACTS not in archive.files:
-        return None
-      arrays = {name: archive[name] for name in archive.files}
-    text = arrays.pop(_FACTS).tobytes()
-  except Exception as error:  # a damaged archive fails in more ways than NumPy documents
-    raise DamagedFileError(f"{path}: can't be read ({error})") from error
-  facts = _parse(text, path)
-  if facts.pop("arrays") != _checksums(arrays):
+def _read(path: Path) -> Piece | None:
+  """Reads a piece; None of an archive without facts, a cell's prompt for example."""
+  arrays: dict[str, np.ndarray] = {}
+  if path.suffix == ".json":
+    content = read_file(path, RunFolderError)
+  else:
+    try:
+      with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+        if _FACTS not in archive.files:
+          return None
+        arrays = {name: archive[name] for name in archive.files}
+      content = arrays.pop(_FACTS).tobytes()
+    except Exception as error:  # a damaged archive fails in more ways than NumPy documents
+      raise DamagedFileError(f"{path}: can't be read ({error})") from error
+  facts = parse_json(content, path)
+  if not isinstance(facts, dict) or b'"checksum": ' not in content:
+    raise DamagedFileError(f"{path}: not a JSON object with its checksum")
+  if path.suffix != ".json" and facts.pop("arrays") != _checksums(arrays):
     raise DamagedFileError(f"{path}: changed after it was written")
   return Piece(facts, arrays)
-
-
-def _parse(content: bytes, path: Path) -> dict[str, Any]:
-  if not isinstance(facts := parse_json(content, path), dict) or b'"checksum": ' not in content:
-    raise DamagedFileError(f"{path}: not a JSON object with its checksum")
-  return facts
 
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

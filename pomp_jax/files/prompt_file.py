@@ -20,7 +20,7 @@ import numpy as np
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import is_file, local_copy
-from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
+from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, TEMPLATE, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.registry import FORMATS, HUB_PROMPT, load
 
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 HUB_PREFIX, DEFAULT_FILE = "hf:", "prompt.npz"
 POSITIONS = ("end", "middle", "front")
-_TEMPLATE = "{}."
 
 # CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
@@ -43,7 +42,6 @@ class Prompt:
   clip_model: str  # name or folder of the CLIP that the context was trained with
   # The class name comes last (the context before it), in the middle of the context, or in front.
   position: str = "end"
-  template: str = _TEMPLATE  # text of a class; `{}` stands for the name
   config: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the run, as JSON
 
 
@@ -68,12 +66,9 @@ def check_fits(
 ) -> None:
   """Checks that a prompt can be used with a CLIP and N classes; warns if it is another CLIP's.
 
-  PromptFileError for another width than that of the CLIP's text tower, a class-specific context of
-  another number of classes, and a template that no context is trained with.
+  PromptFileError for another width than that of the CLIP's text tower, and a class-specific context
+  of another number of classes.
   """
-  if prompt.template != _TEMPLATE:
-    # With more words it would not be known which of them the context goes around.
-    refuse(path, "template", repr(prompt.template), f"{_TEMPLATE!r}, as all contexts are trained")
   shape = list(prompt.context.shape)
   if shape[-1] != width:
     raise PromptFileError(
@@ -119,8 +114,6 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "clip_model", "empty", "the name or the folder of a CLIP")
   if prompt.position not in POSITIONS:
     refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
-  if prompt.template.count("{}") != 1:
-    refuse(path, "template", repr(prompt.template), "a text with one {} for the class name")
 
 
 def is_hub(name: str | os.PathLike) -> bool:
@@ -164,7 +157,8 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
     config = json.dumps(prompt.config, allow_nan=False)
   except (TypeError, ValueError) as error:
     refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
-  text = {field: getattr(prompt, field) for field in formats.TEXTS} | {"config": config}
+  text = {"clip_model": prompt.clip_model, "position": prompt.position}
+  text |= {"template": TEMPLATE, "config": config}
   try:
     return load(FORMATS[kind].encode)(prompt.context, text)
   except UnicodeEncodeError as error:
@@ -207,7 +201,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     refuse(path, "config", f"not JSON ({error})", "a JSON object")
   if not isinstance(config, dict):
     refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
-  prompt = Prompt(**{field: fields[field] for field in FIELDS} | {"config": config})
+  if fields["template"] != TEMPLATE:
+    refuse(path, "template", repr(fields["template"]), f"{TEMPLATE!r}, as all contexts are trained")
+  prompt = Prompt(fields["context"], fields["clip_model"], fields["position"], config)
   validate(path, prompt)
   return prompt
 

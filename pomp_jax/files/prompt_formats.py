@@ -27,13 +27,16 @@ FORMAT_VERSION = 1
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 
+# Text of a class, in which `{}` stands for the name. Around more words it would not be known where
+# the context goes.
+TEMPLATE = "{}."
 UNKNOWN_CLIP = "unknown"
 # Fields of a file that other code has written.
 OF_OTHERS = {
   "format_version": FORMAT_VERSION,
   "clip_model": UNKNOWN_CLIP,
   "position": "end",
-  "template": "{}.",
+  "template": TEMPLATE,
   "config": "{}",
 }
 

@@ -62,11 +62,6 @@ def is_first() -> bool:
   return own_index() == 0
 
 
-def process_name(index: int, host: str) -> str:
-  """Name of a process in messages."""
-  return f"process {index} on {host}"
-
-
 def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
   """Returns (host name, JSON value) of each process, in order, on all processes.
 
@@ -151,7 +146,7 @@ def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
   for name in dict.fromkeys(name for _, theirs in found for name in theirs):
     holders: dict[str, list[str]] = {}
     for index, (host, theirs) in enumerate(found):
-      holders.setdefault(theirs.get(name, "nothing"), []).append(process_name(index, host))
+      holders.setdefault(theirs.get(name, "nothing"), []).append(f"process {index} on {host}")
     if len(holders) > 1:
       sides = []
       for value, who in holders.items():

@@ -21,14 +21,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from pomp_jax.errors import TryAgain
-from pomp_jax.hosts.messages import (
-  LISTEN_SECONDS,
-  client,
-  is_first,
-  n_processes,
-  own_index,
-  process_name,
-)
+from pomp_jax.hosts.messages import LISTEN_SECONDS, client, is_first, n_processes, own_index
 
 # Sync points asked for by this process, over all runs. JAX compares the numbers between processes,
 # so they only ever increase: the step would decrease after a roll-back, or in the next run.
@@ -149,7 +142,7 @@ def fail(message: str, status: int) -> NoReturn:
   """
   _failing.set()
   if (store := client()) is not None:
-    who = process_name(own_index(), socket.gethostname())
+    who = f"process {own_index()} on {socket.gethostname()}"
     # Another process may have failed first, or the coordinator may be gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       store.key_value_set(_KEY, json.dumps([who, message, status]))
@@ -170,7 +163,7 @@ def fail_after_lost_contact(error: Exception) -> NoReturn:
     _end_with(*failure)
   line = " ".join(str(error).split())[:300]
   message = f"lost contact with another process ({line}); the same command resumes"
-  who = process_name(own_index(), socket.gethostname())
+  who = f"process {own_index()} on {socket.gethostname()}"
   print(f"error: {who}: {message}", file=sys.stderr, flush=True)
   fail(message, TryAgain.status)
 

@@ -81,16 +81,11 @@ def has_validation(data: DataFields) -> bool:
 def source(
   split: str, *, images_per_class: int = 0, n_images: int = 0, n_classes: int = 0, seed: int = 0
 ) -> WorldSource:
-  """Opens a split.
+  """Opens "train", "validation", "base" (three streams of base classes), "novel" or "shifted" (all).
 
-  Args:
-    split: "train", "validation", "base" (three disjoint streams of images of base classes),
-      "novel" (novel classes) or "shifted" (all classes in the shifted rendering).
-    images_per_class: images of every class, in the order of the classes.
-    n_images: alternatively, images in all, of random classes as evenly as possible; of n_classes,
-      the same number of each, rounded up.
-    n_classes: classes, spread evenly over the split's list; 0 or too many: all.
-    seed: random seed of the images and of the choice of classes.
+  It has `images_per_class` of every class, in the order of the classes, or else `n_images` in all,
+  of random classes as evenly as possible; of `n_classes`, spread evenly over the split's list (0 or
+  too many: all), it has the same number of each, rounded up.
   """
   if split not in _SPLITS:
     raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")

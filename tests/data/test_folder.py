@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.folder import find_images, open_folder, split_folders
+from pomp_jax.data.folder import classes_in, find_images, open_folder, split_folders
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Files, Source, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
@@ -40,8 +40,12 @@ def root(tmp_path):
   return tmp_path
 
 
+def open_whole(folder):
+  return open_folder(folder, classes_in(folder))
+
+
 def test_folders_are_classes_in_order_of_name(root):
-  source = open_folder(root).replace(image_size=8)
+  source = open_whole(root).replace(image_size=8)
   assert isinstance(source, Source)
   assert source.names == ("axe", "cat", "teddy_bear")
   assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]
@@ -55,7 +59,7 @@ def test_what_is_not_read_is_said_once(root, caplog):
     (root / name).touch()
   (root / "none").mkdir()
   for _ in range(2):
-    open_folder(root)
+    open_whole(root)
   assert [record.getMessage() for record in caplog.records] == [
     f"{root}: 1 class folders have no image, and stay classes that are never right, such as 'none'",
     f"{root}: 2 folders within class folders are not read, such as 'cat/deeper'",
@@ -78,7 +82,7 @@ def test_a_class_list_gives_names_and_order_and_leaves_folders_out(root):
 def test_synsets_take_the_names_of_the_list(tmp_path):
   for synset in ("n02084071", "n01440764"):
     picture(tmp_path / synset / "a.jpg")
-  assert open_folder(tmp_path).names == ("tench", "dog")
+  assert open_whole(tmp_path).names == ("tench", "dog")
   classes = ClassList(("a dog", "a fish"), ("n02084071", "n01440764"))
   assert open_folder(tmp_path, classes).keys.tolist() == ["n02084071/a.jpg", "n01440764/a.jpg"]
 
@@ -116,7 +120,7 @@ def test_what_is_no_folder_of_classes(root):
     ("", none, r"2 of .* 2 classes .* such as 'axe'"),
   ):
     with pytest.raises(SourceError, match=message):
-      open_folder(root / below, classes)
+      open_folder(root / below, classes or classes_in(root / below))
   with pytest.raises(SourceError, match="Not a dir"):
     split_folders(root / "loose.jpg")
 
@@ -136,7 +140,7 @@ def test_images_at_any_depth(root, tmp_path_factory):
     find_images(root / "none")
   assert list(find_images(root / "cat", nested=False)) == ["a.JPEG", "b.jpg"]
   (root / "cat" / os.fsdecode(b"\xff.jpg")).touch()
-  for read in (find_images, open_folder):
+  for read in (find_images, open_whole):
     with pytest.raises(SourceError, match="Unicode"):
       read(root)
 

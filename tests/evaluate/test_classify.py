@@ -170,15 +170,11 @@ def test_refused_prompts_and_names(encoder, tmp_path):
     Classifier(encoder, tmp_path / "prompt.npz", NAMES)
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
-  other = Prompt(np.zeros((4, encoder.clip.text_width), np.float32), "a/clip", template="a {}.")
-  for prompt, message in (
-    (other, r"template is 'a \{\}\.'; accepted: '\{\}\.'"),
-    *((text, r"one \{\}$") for text in ("prompt.npz", "a photo of", "{} or {}", "")),
-  ):
-    with pytest.raises(PromptFileError, match=message):
-      Classifier(encoder, prompt, NAMES)
-    with pytest.raises(PromptFileError, match=message):
-      encoder.class_features(NAMES, prompt)
+  for text in ("prompt.npz", "a photo of", "{} or {}", ""):
+    with pytest.raises(PromptFileError, match=r"one \{\}$"):
+      Classifier(encoder, text, NAMES)
+    with pytest.raises(PromptFileError, match=r"one \{\}$"):
+      encoder.class_features(NAMES, text)
   with pytest.raises(VocabularyError, match="cat"):
     Classifier(encoder, "a photo of a {}.", ["cat", "cat"])
   with pytest.raises(VocabularyError, match="empty"):

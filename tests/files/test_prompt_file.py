@@ -38,11 +38,10 @@ def test_round_trip_is_exact(tmp_path, name):
   for shape, position in (((4, 8), "end"), ((1, 1), "middle"), ((3, 4, 8), "front")):
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     config = {"optim": {"lr": 0.1}, "epochs": 7, "a": [1, None]}
-    save_prompt(tmp_path / name, Prompt(context, "org/näme", position, "{}, a thing.", config))
+    save_prompt(tmp_path / name, Prompt(context, "org/näme", position, config))
     back = load_prompt(tmp_path / name)
     np.testing.assert_array_equal(back.context, context, strict=True)
-    assert (back.clip_model, back.position, back.template) == ("org/näme", position, "{}, a thing.")
-    assert back.config == config
+    assert (back.clip_model, back.position, back.config) == ("org/näme", position, config)
 
 
 def test_the_contract_of_the_arrays(tmp_path):
@@ -72,7 +71,6 @@ def test_a_saved_file_has_the_permissions_of_any_file(tmp_path, monkeypatch):
   [
     ("context", np.full((4, 8), np.nan, np.float32), "not finite in 32 of 32"),
     ("context", CONTEXT.astype(np.float64), "float64 [4, 8]"),
-    ("template", "a photo", "'a photo'"),
     ("clip_model", "", "empty"),
     ("config", {"lr": float("nan")}, "not JSON"),
   ],
@@ -127,8 +125,8 @@ def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
     except PromptFileError:
       continue
     np.testing.assert_array_equal(prompt.context, CONTEXT)
-    found = (prompt.clip_model, prompt.position, prompt.template, prompt.config)
-    assert found == ("a/clip", "end", "{}.", {"seed": 1})
+    found = (prompt.clip_model, prompt.position, prompt.config)
+    assert found == ("a/clip", "end", {"seed": 1})
 
 
 def test_a_core_without_the_room_interchange_names_it(tmp_path, monkeypatch):

@@ -6,20 +6,21 @@ import io
 import numpy as np
 from PIL import Image
 
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.source import DataFields, StoredImages
+from pomp_jax.data.source import StoredImages
 
 _HEIGHT, _WIDTH = 375, 500  # pixels, a common size in ImageNet
 _N_DIFFERENT = 16
 _TEST_IMAGES_PER_CLASS = 5
 
 
-def splits(data: DataFields) -> tuple[str, ...]:
+def splits(data: Data) -> tuple[str, ...]:
   """All three splits."""
   return ("train", "validation", "test")
 
 
-def open_split(data: DataFields, split: str) -> StoredImages:
+def open_split(data: Data, split: str) -> StoredImages:
   """Opens a split: `data.images_per_class` images of each class of `data.names` in train."""
   count = data.images_per_class if split == "train" else _TEST_IMAGES_PER_CLASS
   names = load_class_list(data.names).names

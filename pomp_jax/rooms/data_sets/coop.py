@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, repeats
 from pomp_jax.data.folder import list_folder
-from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
+from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
@@ -68,12 +69,12 @@ class _Listing(NamedTuple):
   splits: dict[str, Items]
 
 
-def splits(data: DataFields) -> tuple[str, ...]:
+def splits(data: Data) -> tuple[str, ...]:
   """Splits of the data set."""
   return tuple(_open_all(data.root, data.dataset, data.shots, data.shots_seed))
 
 
-def open_split(data: DataFields, split: str) -> StoredImages:
+def open_split(data: Data, split: str) -> StoredImages:
   """Opens a split under the names of `data.names`, if given."""
   source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
   names = load_class_list(data.names).names if data.names else source.names

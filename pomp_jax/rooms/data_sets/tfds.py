@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.proto import tf_example_pb2
 
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   ClassList,
@@ -30,7 +31,7 @@ from pomp_jax.data.class_lists import (
 )
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
+from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
 from pomp_jax.files.pieces import fingerprint, stored_array
 from pomp_jax.rooms.data_sets.coop import class_list_of
@@ -55,12 +56,12 @@ _KINDS = {
 _CHUNK, _THREADS = 256, 8
 
 
-def splits(data: DataFields) -> tuple[str, ...]:
+def splits(data: Data) -> tuple[str, ...]:
   """Splits of the data set; see `tfds_splits`."""
   return tfds_splits(data.dataset, data.root)
 
 
-def open_split(data: DataFields, split: str) -> StoredImages:
+def open_split(data: Data, split: str) -> StoredImages:
   """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
   classes = load_class_list(data.names) if data.names else None
   return open_tfds(data.dataset, split, root=data.root, classes=classes, cache=data.cache)

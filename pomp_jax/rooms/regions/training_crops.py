@@ -12,7 +12,8 @@ import functools
 from faster_coco_eval.core import mask as mask_api
 import numpy as np
 
-from pomp_jax.data.source import DataFields, SourceError, StoredImages
+from pomp_jax.config.fields import Data
+from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.files.pieces import fingerprint, stored_array
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations
@@ -24,12 +25,12 @@ from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 _FILL = (123, 117, 104)
 
 
-def splits(data: DataFields) -> tuple[str, ...]:
+def splits(data: Data) -> tuple[str, ...]:
   """The one split."""
   return ("train",)
 
 
-def open_split(data: DataFields, split: str) -> StoredImages:
+def open_split(data: Data, split: str) -> StoredImages:
   """Opens all regions of `data.annotations`, of images below `data.root`.
 
   SourceError if there is no region of the classes.
@@ -48,7 +49,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   return source
 
 
-def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
+def _objects(data: Data, classes: ClassSplit | None) -> StoredImages:
   annotations = read_annotations(data.annotations, classes.names if classes else None)
   annotations.check_images(data.root)
   rows, labels, keys = [], [], []
@@ -64,7 +65,7 @@ def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
   return StoredImages(annotations.names, labels, keys, storage)
 
 
-def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
+def _labels(data: Data, classes: ClassSplit) -> StoredImages:
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, data.annotations, classes, values)
   stamps = file_stamps(path for _, path in folder.files if path is not None)

@@ -12,7 +12,7 @@ from tensorflow_datasets.core.features import bounding_boxes, image_feature, vid
 import tensorflow_datasets.video.ucf101
 
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
-from pomp_jax.data.folder import open_folder
+from pomp_jax.data.folder import classes_in, open_folder
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.paths import store_of, to_path
@@ -205,8 +205,9 @@ def test_records_and_files_of_a_bucket(scheme, tmp_path, monkeypatch):
       # They are read once.
       again = lambda self: pytest.fail("again")
       monkeypatch.setattr("pomp_jax.rooms.data_sets.tfds.Records.labels", again)
-    folder, there = open_folder(f"{url}/images"), open_folder(images)
+    classes, remote = classes_in(images), to_path(f"{url}/images")
+    folder, there = (open_folder(images_at, classes) for images_at in (remote, images))
     assert folder.keys.tolist() == there.keys.tolist()
     assert folder.encoded(3) == there.encoded(3)
     with pytest.raises(SourceError):
-      open_folder(f"{url}/missing")
+      open_folder(to_path(f"{url}/missing"), classes)

@@ -36,7 +36,7 @@ def test_a_published_prompt_without_torch(tmp_path, name, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)  # to import it is an ImportError now
   prompt = load_prompt(path)
   np.testing.assert_array_equal(prompt.context, CONTEXT, strict=True)
-  assert (prompt.clip_model, prompt.position, prompt.template) == ("unknown", "end", "{}.")
+  assert (prompt.clip_model, prompt.position) == ("unknown", "end")
   assert prompt.config == {}
   with pytest.raises(PromptFileError, match=r"pip install 'pomp-jax\[torch\]'"):
     save_prompt(tmp_path / "a.pth", prompt)
@@ -65,7 +65,7 @@ def test_the_prompt_of_a_whole_model(tmp_path, place, key):
   torch.save(whole if place else model, path)
   stored = load_prompt(path)
   np.testing.assert_array_equal(stored.context, CONTEXT)
-  assert (stored.clip_model, stored.position, stored.template) == ("unknown", "end", "{}.")
+  assert (stored.clip_model, stored.position) == ("unknown", "end")
   for wrong, part in ({key: 3}, f"{place}['{key}'] is a int"), ({"ctx": 3}, "one context"):
     model |= wrong
     torch.save({place: model} if place else model, path)
