@@ -117,9 +117,9 @@ def test_a_library_that_drops_the_exception(run_as, monkeypatch):
       send()
     send()
 
-  monkeypatch.setattr("pomp_jax.hosts.signals._SAME_SECONDS", 60.0)
+  monkeypatch.setattr("pomp_jax.hosts.stop._SAME_SECONDS", 60.0)
   assert run_as(drop) == (0, [])
-  monkeypatch.setattr("pomp_jax.hosts.signals._SAME_SECONDS", 0.0)
+  monkeypatch.setattr("pomp_jax.hosts.stop._SAME_SECONDS", 0.0)
   assert run_as(drop) == STOPPED
 
 

@@ -34,8 +34,7 @@ EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *_AVIF)
 # Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up to 320 MiB.
 MAX_PIXELS = 2**26
-# Version of `prepare`'s pixels, for cache keys.
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSION = 2  # of `prepare`'s pixels, for cache keys
 # Library behind `resized_crop`, for cache keys: the two differ in rounding.
 RESIZER = "pillow" if Resizer is None else "cykooz"
 

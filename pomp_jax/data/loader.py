@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 # may also be records of a structured type, whose fields become arrays of the batch.
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# Consecutive unreadable images to skip: more than random damage explains.
-_MAX_SKIPS = 100
+_MAX_SKIPS = 100  # consecutive unreadable images to skip: more than random damage explains
 _N_BATCHES = 2**62  # endless
 _AHEAD = 4  # batches to hold ready, over all workers
 _READERS = Readers(threads=2, workers=0)

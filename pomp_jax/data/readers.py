@@ -11,12 +11,9 @@ log = logging.getLogger(__name__)
 # A thread that decodes and augments holds the interpreter's lock for 38% of its time, so more than
 # a few threads add nothing; docs/performance.md has the measurement.
 _MOST_THREADS = 4
-# Fewer cores read about as fast by threads, which start at once.
-_LEAST_CORES = 4
-# Batches of an epoch for each worker, which takes seconds to start.
-_BATCHES_PER_WORKER = 4
-# Batches of a worker that lie in shared memory, in its queue and in Grain's threads; measured.
-_BATCHES_IN_MEMORY = 5
+_LEAST_CORES = 4  # fewer cores read about as fast by threads, which start at once
+_BATCHES_PER_WORKER = 4  # of an epoch: a worker takes seconds to start
+_BATCHES_IN_MEMORY = 5  # shared memory: a worker's queue, and those in Grain's threads; measured
 _SHARED_MEMORY = "/dev/shm"
 
 

@@ -28,8 +28,7 @@ _CROP_TRIES = 10
 N_OPERATIONS = 2
 PROBABILITY = 0.6  # of applying each drawn operation
 
-# Philox key word of this stream; other streams of a seed have other words.
-_STREAM = 0x706F6D70
+_STREAM = 0x706F6D70  # Philox key word of this stream; other streams of a seed have other words
 _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 

@@ -21,8 +21,7 @@ import orbax.checkpoint as ocp
 from pomp_jax.files.paths import Path, is_bucket, remove_folder, store_of
 
 _DISCARDED = "discarded-"
-# Orbax's own name of such a marker.
-_COMMITTED = "commit_success.txt"
+_COMMITTED = "commit_success.txt"  # Orbax's own name of such a marker
 
 # Orbax logs a traceback for each of its threads. `Checkpoints` says in one line what has failed.
 absl_logging.get_absl_logger().addFilter(

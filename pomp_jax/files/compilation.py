@@ -25,10 +25,8 @@ from pomp_jax.files.terminal import Progress, waiting
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-# Programs that take longer than this to compile are stored, in seconds.
-_MIN_SECONDS = 0.1
-# The oldest programs above this size are removed, in bytes.
-_MAX_BYTES = 2**30
+_MIN_SECONDS = 0.1  # programs that take longer to compile are stored
+_MAX_BYTES = 2**30  # above this size the oldest programs are removed
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"  # JAX's report
 _SHOWN_SECONDS = 2.0  # programs that take less are not worth a line

@@ -23,8 +23,7 @@ from pomp_jax.registry import DASSL_PROMPT, load
 log = logging.getLogger(__name__)
 
 _CHECKSUM, _PROVENANCE = "checksum", "provenance"
-# In a run's folder: why its last start failed, one line.
-ERROR = "error.txt"
+ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
 class RunFolderError(InputError, RuntimeError):

@@ -18,11 +18,11 @@ from pomp_jax.hosts.messages import (
   post,
   posted,
 )
-from pomp_jax.hosts.signals import StopSignals
 from pomp_jax.hosts.start import Cluster, describe, detect, start
 from pomp_jax.hosts.stop import (
   Preempted,
   StopRequest,
+  StopSignals,
   fail,
   fail_after_lost_contact,
   finish,

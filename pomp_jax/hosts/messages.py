@@ -26,8 +26,7 @@ from pomp_jax.errors import InputError, TryAgain
 
 _calls = itertools.count()
 _SECONDS = 300.0
-# Longest wait inside JAX, where Python does not handle signals.
-LISTEN_SECONDS = 1.0
+LISTEN_SECONDS = 1.0  # longest wait inside JAX, where Python does not handle signals
 _POSTS = "pomp_jax_posted"
 _own_posts: dict[str, str] = {}
 _MAX_NAMED = 4  # processes on each side of a disagreement

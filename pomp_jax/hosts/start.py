@@ -22,8 +22,7 @@ from pomp_jax.errors import TryAgain
 from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
 from pomp_jax.hosts.stop import Preempted
 
-# Exit status after SIGINT, by the convention of shells.
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
 # Prefixes of JAX's errors that another process caused.
 _OF_OTHERS = ("UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED")
 # JAX's names, in this order. Open MPI's processes also see the SLURM step of their daemons.

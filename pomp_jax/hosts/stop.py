@@ -1,4 +1,4 @@
-"""Stopping together: on a signal after the same step, on a failure within seconds.
+"""Stopping: on a signal, several processes after the same step, and on a failure within seconds.
 
 JAX's preemption service forwards a signal to all processes and picks a step that all can reach. A
 process that fails leaves its reason with the coordinator and the others end with it. Otherwise they
@@ -32,17 +32,15 @@ _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 # A collective's, which come as ValueError where an array is copied to the host.
 _OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
+_AGAIN_SECONDS = 0.1  # until the callback that could not raise has returned
+_SAME_SECONDS = 5.0  # signals that follow each other within that time are the same request
+
 _KEY = "pomp_jax_failed"
-# Long, since the coordinator keeps each wait that times out in memory.
-_WAIT_SECONDS = 3600.0
-# Longest time that the coordinator stays for the others to read the failure.
-_LINGER_SECONDS = 15.0
-# Time for another process's reason to arrive after a failed collective.
-_REASON_SECONDS = 3.0
-# Time for this process to find the same failure itself and report it in its own words.
-_GRACE_SECONDS = LISTEN_SECONDS + 2.0
-# Time that the coordinator outlives the last reader: without it the runtime would abort them.
-_PARTING_SECONDS = 1.0
+_WAIT_SECONDS = 3600.0  # long, since the coordinator keeps each wait that times out in memory
+_LINGER_SECONDS = 15.0  # longest time that the coordinator stays for the others to read the failure
+_REASON_SECONDS = 3.0  # for another process's reason to arrive after a failed collective
+_GRACE_SECONDS = LISTEN_SECONDS + 2.0  # for this process to find and report the same failure itself
+_PARTING_SECONDS = 1.0  # without the coordinator the runtime would abort the last reader
 
 _failing = threading.Event()
 _finished = threading.Event()
@@ -68,6 +66,64 @@ def raise_if_preempted() -> None:
   """
   if client() is not None and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
     raise Preempted("asked to stop; the same command resumes", together=True)
+
+
+class StopSignals:
+  """Raises `Preempted` at a signal, wherever the main thread is.
+
+  Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
+  not interrupt the unwinding: signals are ignored until none has come for five seconds.
+
+  The exception can get lost. Where Python can't raise, as in a callback of the garbage collector
+  (JAX has one), it would be printed and dropped: the signal is sent again. Where a library replaces
+  it, `received` has it. Where a library drops it, the next signal is heard.
+  """
+
+  def __init__(self, resumes_from: str):
+    """Handles no signal yet; `resumes_from`: the run's folder."""
+    self.received: Preempted | None = None
+    self._resumes_from = resumes_from
+    self._ending, self._number = False, 0
+    self._deaf_until = 0.0
+    self._next_hook = sys.unraisablehook
+
+  def start(self) -> None:
+    """Handles SIGTERM, and SIGHUP unless it is ignored, as under nohup."""
+    sys.unraisablehook = self._at_unraisable
+    self.handle(signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      self.handle(signal.SIGHUP)
+
+  def handle(self, number: int) -> None:
+    """Handles a signal, also after another part of the program has taken it."""
+    signal.signal(number, self._stop)
+
+  def handles(self, number: int) -> bool:
+    """Whether a signal is handled here."""
+    return signal.getsignal(number) == self._stop
+
+  def ignore(self) -> None:
+    """Ignores signals from now on: the exit status is known, and the process ends anyway."""
+    self._ending = True
+
+  def _stop(self, number: int, frame: object) -> None:
+    heard = not self._ending and time.monotonic() >= self._deaf_until
+    self._deaf_until = time.monotonic() + _SAME_SECONDS
+    if not heard:
+      return
+    self._number, name = number, signal.Signals(number).name
+    line = f"stopped by {name}; the same command resumes from {self._resumes_from}"
+    self.received = Preempted(line)
+    raise self.received
+
+  def _at_unraisable(self, unraisable: Any) -> None:
+    if self.received is None or unraisable.exc_value is not self.received:
+      self._next_hook(unraisable)
+      return
+    self.received, self._deaf_until = None, 0.0
+    again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._number))
+    again.daemon = True
+    again.start()
 
 
 class StopRequest(contextlib.AbstractContextManager):

@@ -81,7 +81,7 @@ def has_validation(data: DataFields) -> bool:
 def source(
   split: str, *, images_per_class: int = 0, n_images: int = 0, n_classes: int = 0, seed: int = 0
 ) -> WorldSource:
-  """Opens "train", "validation", "base" (three streams of base classes), "novel" or "shifted" (all).
+  """Opens train, validation, base (three streams of base classes), novel or shifted (all classes).
 
   It has `images_per_class` of every class, in the order of the classes, or else `n_images` in all,
   of random classes as evenly as possible; of `n_classes`, spread evenly over the split's list (0 or
