@@ -24,8 +24,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.folder import find_images
-from pomp_jax.data.loader import Loader
-from pomp_jax.data.readers import Readers
+from pomp_jax.data.loader import Loader, Readers
 from pomp_jax.data.source import StoredImages
 from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import zlib
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from pomp_jax import hosts
@@ -156,7 +157,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     blank = {name: np.zeros(target.shape, target.dtype) for name, target in expected.items()}
     arrays = [(stored or blank)[name] for name in expected]
     if jax.process_count() > 1:
-      arrays = hosts.arrays_from_first(arrays)
+      # As bytes: a sum with the zeros of the other processes would lose -0.0.
+      contents = [np.frombuffer(array.tobytes(), np.uint8) for array in arrays]
+      contents = multihost_utils.broadcast_one_to_all(contents)
+      arrays = [
+        np.frombuffer(np.asarray(content).tobytes(), array.dtype).reshape(array.shape)
+        for array, content in zip(arrays, contents, strict=True)
+      ]
     leaves = [
       jax.make_array_from_callback(target.shape, target.sharding, array.__getitem__)
       if isinstance(target, jax.ShapeDtypeStruct)

@@ -8,7 +8,6 @@ from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,
   agree,
-  arrays_from_first,
   fingerprint_of_package,
   from_first,
   gather,

@@ -19,8 +19,6 @@ from typing import Any
 
 import jax
 from jax._src import distributed  # The store has no public name; Orbax imports it the same way.
-from jax.experimental import multihost_utils
-import numpy as np
 
 from pomp_jax.errors import InputError, TryAgain
 
@@ -119,18 +117,6 @@ def posted(name: str) -> dict[int, Any]:
       for key, text in store.key_value_dir_get(f"{_POSTS}/{name}/"):
         texts[int(key.rpartition("/")[2])] = text
   return {index: json.loads(texts[index]) for index in sorted(texts)}
-
-
-def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
-  """Returns process 0's arrays, bit for bit; of the others only types and shapes are read."""
-  # As bytes: a sum with the zeros of the other processes would lose -0.0.
-  contents = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
-  contents = np.asarray(multihost_utils.broadcast_one_to_all(contents))
-  ends = np.cumsum([array.nbytes for array in arrays])
-  return [
-    np.frombuffer(part.tobytes(), array.dtype).reshape(array.shape)
-    for array, part in zip(arrays, np.split(contents, ends[:-1]), strict=True)
-  ]
 
 
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:

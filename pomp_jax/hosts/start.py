@@ -20,11 +20,9 @@ from jax._src import clusters  # `jax.distributed.initialize` uses these and nam
 
 from pomp_jax.errors import TryAgain
 from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
-from pomp_jax.hosts.stop import Preempted
+from pomp_jax.hosts.stop import OF_OTHERS, Preempted
 
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
-# Prefixes of JAX's errors that another process caused.
-_OF_OTHERS = ("UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED")
 # JAX's names, in this order. Open MPI's processes also see the SLURM step of their daemons.
 _TPU, _OTHER = ("gketpu", "gcetpu"), ("ompi", "slurm")
 # Variables with the number and the index of processes, where JAX does not find the launcher:
@@ -192,7 +190,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
   for failed in errors:
     if not isinstance(failed, RuntimeError | ValueError):
       raise failed
-    kind = LostHostError if str(failed).startswith(_OF_OTHERS) else HostError
+    kind = LostHostError if OF_OTHERS.match(str(failed)) else HostError
     raise kind(f"{who} can't start: {' '.join(str(failed).split())}") from failed
 
 

@@ -29,8 +29,8 @@ _sync_points = itertools.count(1)
 
 # JAX's errors that are this process's alone, such as a full device: a restart would meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-# A collective's, which come as ValueError where an array is copied to the host.
-_OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+# Those that another process causes; ValueError where a collective's array is copied to the host.
+OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 _AGAIN_SECONDS = 0.1  # until the callback that could not raise has returned
 _SAME_SECONDS = 5.0  # signals that follow each other within that time are the same request
@@ -209,7 +209,7 @@ def is_lost_contact(error: Exception) -> bool:
   """Whether an error is that of a collective whose other process may be gone."""
   if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN):
     return True
-  return isinstance(error, ValueError) and bool(_OF_OTHERS.match(str(error)))
+  return isinstance(error, ValueError) and bool(OF_OTHERS.match(str(error)))
 
 
 def fail_after_lost_contact(error: Exception) -> NoReturn:

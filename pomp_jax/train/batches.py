@@ -20,8 +20,7 @@ from pomp_jax import hosts
 from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, map_ahead
-from pomp_jax.data.readers import choose_readers
+from pomp_jax.data.loader import Fetch, choose_readers, map_ahead
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder

@@ -13,8 +13,7 @@ import optax
 from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.config import METHODS, ConfigError, Settings, fields
 from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
-from pomp_jax.data.loader import Fetch, Loader
-from pomp_jax.data.readers import Readers, choose_readers
+from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs

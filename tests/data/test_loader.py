@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.data import readers
-from pomp_jax.data.loader import CorruptDataError, Loader, _close_together
-from pomp_jax.data.readers import Readers, choose_readers
+from pomp_jax.data import loader as module
+from pomp_jax.data.loader import CorruptDataError, Loader, Readers, _close_together, choose_readers
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
@@ -255,9 +254,9 @@ def test_workers_fit_into_the_shared_memory(caplog, mebibytes, expected):
 
 def test_cores_and_memory_of_this_machine(monkeypatch):
   free = os.statvfs("/dev/shm")
-  assert readers._free_shared_memory() == pytest.approx(free.f_bavail * free.f_frsize, rel=0.5)
-  monkeypatch.setattr(readers, "_SHARED_MEMORY", "/no/such/folder")
-  assert readers._free_shared_memory() == 0
+  assert module._free_shared_memory() == pytest.approx(free.f_bavail * free.f_frsize, rel=0.5)
+  monkeypatch.setattr(module, "_SHARED_MEMORY", "/no/such/folder")
+  assert module._free_shared_memory() == 0
   monkeypatch.setattr(hosts, "own_cores", lambda: 3)
   assert choose_readers(0, -1) == Readers(3, 0)
   # The batches read at once.
