@@ -6,7 +6,7 @@ Hidden files, other suffixes than images' and, below the split folders, links ar
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import concurrent.futures
 import functools
 import logging
@@ -103,12 +103,6 @@ def open_folder(folder: Path, classes: ClassList, all_classes: bool = True) -> S
   if not keys:
     expected = f"(expected {', '.join(EXTENSIONS)})"
     raise SourceError(f"{where}: no images found in {len(class_of)} class folders {expected}")
-  _warn_of_unread(where, listed)
-  return StoredImages(classes.names, labels, keys, Files(folder))
-
-
-def _warn_of_unread(where: str, listed: Mapping[str, "Listing"]) -> None:
-  """Warns of empty class folders, and of folders and files in class folders that are not read."""
   empty = [name for name, inside in listed.items() if not inside.images]
   folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
   others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
@@ -117,6 +111,7 @@ def _warn_of_unread(where: str, listed: Mapping[str, "Listing"]) -> None:
   _warn_once(where, empty, "class folders have no image, and stay classes that are never right")
   _warn_once(where, folders, "folders within class folders are not read")
   _warn_once(where, others, f"files are not read, their suffixes are no image's ({counts})")
+  return StoredImages(classes.names, labels, keys, Files(folder))
 
 
 def _warn_once(where: str, names: Sequence[str], text: str) -> None:

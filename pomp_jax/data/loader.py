@@ -204,9 +204,8 @@ def _close_together(elements: Any) -> None:
   elements.close()
 
 
-def _begin_worker(index: int, count: int) -> None:
+def _begin_worker(*_: int) -> None:
   """Makes a worker ignore stop signals, because the run saves first, and end with the run."""
-  del index, count
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -83,14 +83,10 @@ class Checkpoints(contextlib.AbstractContextManager):
   ) -> bool:
     """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
 
-    It is not written if this step or a newer one is stored already. CheckpointError if that fails
-    without `retry`, or if a later start has taken the folder over.
-
-    Args:
-      step: number of steps done.
-      state: pytree of arrays and numbers, the same on all processes; keys as `jax.random.key_data`.
-      meta: any JSON object, such as the config and the position in the data.
-      metric: validation metric, higher is better; None or NaN when there is none.
+    It is not written if this step or a newer one is stored already. The state has arrays and
+    numbers, the same on all processes, and keys as `jax.random.key_data`. A higher metric is
+    better; None and NaN are none. CheckpointError if a save fails without `retry`, or if a later
+    start has taken the folder over.
     """
     if not hosts.is_first():
       return False

@@ -93,21 +93,18 @@ class Output:
     self._stream = stream
 
   def write(self, text: str) -> int:
-    with self._drop_on_error():
-      self._stream.write(text)
+    self._try("write", text)
     return len(text)
 
   def flush(self) -> None:
-    with self._drop_on_error():
-      self._stream.flush()
+    self._try("flush")
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
 
-  @contextlib.contextmanager
-  def _drop_on_error(self):
+  def _try(self, method: str, *arguments: str) -> None:
     try:
-      yield
+      getattr(self._stream, method)(*arguments)
     except OSError as error:
       name = self._stream.name
       # Python flushes the standard streams at exit, and would fail again.

@@ -1,7 +1,6 @@
 """A function in a process of its own, and the memory that a process has used."""
 
 from collections.abc import Callable
-import contextlib
 import multiprocessing
 import pathlib
 import re
@@ -18,11 +17,10 @@ class ProcessError(RuntimeError):
 
 def peak_mib() -> float:
   """Peak resident memory of this process, MiB."""
-  # A process inherits `ru_maxrss` from a larger parent.
-  with contextlib.suppress(OSError):
-    status = pathlib.Path("/proc/self/status").read_text()
-    if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
-      return int(found[1]) / 2**10
+  # A process inherits `ru_maxrss` from a larger parent. Some kernels have no VmHWM.
+  status = pathlib.Path("/proc/self/status").read_text()
+  if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+    return int(found[1]) / 2**10
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
