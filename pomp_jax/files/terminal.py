@@ -4,7 +4,7 @@ A terminal gets tqdm's bars, a log a line every ten seconds, and later every min
 process alone prints.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import logging
 import math
@@ -13,7 +13,6 @@ import re
 import sys
 import threading
 import time
-import types
 from typing import Any, SupportsFloat, TextIO, TypeVar
 import unicodedata
 
@@ -128,9 +127,6 @@ class _Lines:
       self.last = text
       self.due = now + _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
 
-  def flush(self) -> None:
-    pass  # `write` has flushed its line
-
 
 class Progress(contextlib.AbstractContextManager):
   """Shows steps, speed, remaining time, and the newest metrics."""
@@ -167,23 +163,19 @@ class Progress(contextlib.AbstractContextManager):
         _open.append(self)
         _start_thread()
 
-  def update(
-    self,
-    step: int,
-    more: Mapping[str, SupportsFloat | str] = types.MappingProxyType({}),
-    **metrics: SupportsFloat | str,
-  ) -> None:
-    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only."""
+  def update(self, step: int, **metrics: SupportsFloat | str) -> None:
+    """Reports the steps done in the whole run, and metrics by name."""
     bar = self._bar
     if bar.disable:
       return
+    texts = {k: v if isinstance(v, str) else f"{float(v):.4g}" for k, v in metrics.items()}
     with _lock:
       if self._lines is None:
-        bar.set_postfix({name: _text(value) for name, value in metrics.items()}, refresh=False)
+        bar.set_postfix(texts, refresh=False)
       else:
         count = "" if bar.total is None else f"{step}/{bar.total}"
-        shown = [f"{name} {_text(value)}" for name, value in {**metrics, **more}.items()]
-        bar.set_description_str("  ".join([f"{self._description} {count}", *shown]), refresh=False)
+        shown = [f"{self._description} {count}", *(f"{k} {text}" for k, text in texts.items())]
+        bar.set_description_str("  ".join(shown), refresh=False)
         if self._reported and bar.format_dict["elapsed"]:  # else there is no speed
           bar.bar_format = self._form
       if not self._reported:
@@ -241,7 +233,3 @@ def _tick_forever() -> None:
     with _lock, contextlib.suppress(ValueError, OSError):
       if _open:
         _open[-1].tick()
-
-
-def _text(value: SupportsFloat | str) -> str:
-  return value if isinstance(value, str) else f"{float(value):.4g}"

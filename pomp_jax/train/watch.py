@@ -237,7 +237,7 @@ class Watch(contextlib.AbstractContextManager):
     self._metrics.write(step, **scalars)
     waits = {"data wait": f"{100 * own['data_wait_ratio']:.0f}%"}
     accuracy = f"{100 * means['accuracy']:.1f}%"
-    self._progress.update(step, waits, loss=means["loss"], accuracy=accuracy)
+    self._progress.update(step, loss=means["loss"], accuracy=accuracy, **waits)
 
   def _warn_if_input_bound(self, step: int) -> None:
     wait, starved = self._own["data_wait_ratio"], self._own["starved_ratio"]
