@@ -51,7 +51,6 @@ class ClassList:
   synsets: tuple[str, ...] | None = None  # WordNet 3.0 ids such as n02084071
   template: str = _DEFAULT_TEMPLATE  # hand-written prompt with `{}` for the name
   ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)  # CLIP's own templates for the data set
-  source: str = ""  # origin of the list
 
   def __len__(self) -> int:
     return len(self.names)
@@ -78,7 +77,7 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   else:
     names, synsets = read_names(path, distinct=False), None
   _warn_of_repeats(names, str(path))
-  return ClassList(names, synsets, source=str(path))
+  return ClassList(names, synsets)
 
 
 def load_templates(name: str) -> tuple[str, ...]:
@@ -87,8 +86,6 @@ def load_templates(name: str) -> tuple[str, ...]:
   `imagenet` is CLIP's ensemble of 80, `imagenet_7` its subset of seven. The others are named after
   their class list.
   """
-  if name not in TEMPLATES:
-    raise VocabularyError(f"unknown templates {name!r}; expected one of {', '.join(TEMPLATES)}")
   return read_names(_FOLDER / "templates" / f"{name}.txt")
 
 
@@ -108,7 +105,7 @@ def _packaged(name: str) -> ClassList:
     synsets = read_names(_FOLDER / fields["subset"])
     names = tuple(name_of[synset] for synset in synsets)
   ensemble = load_templates(fields["ensemble"])
-  return ClassList(names, synsets, fields["template"], ensemble, fields["source"])
+  return ClassList(names, synsets, fields["template"], ensemble)
 
 
 def normalized_name(name: str) -> str:

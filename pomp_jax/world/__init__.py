@@ -87,8 +87,6 @@ def source(
   of random classes as evenly as possible; of `n_classes`, spread evenly over the split's list (0 or
   too many: all), it has the same number of each, rounded up.
   """
-  if split not in _SPLITS:
-    raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
   if (images_per_class > 0) == (n_images > 0):
     found = f"got images_per_class={images_per_class} and n_images={n_images}"
     raise ValueError(f"{found}, expected one above 0")

@@ -44,7 +44,7 @@ def test_packaged_lists(name, tokenizer):
   classes = load_class_list(name)
   assert list(SIZES) == list(CLASS_LISTS)
   assert len(classes) == len(classes.names) == SIZES[name]
-  assert classes.source and all(template.count("{}") == 1 for template in classes.ensemble)
+  assert all(template.count("{}") == 1 for template in classes.ensemble)
   synsets = None if name in TEN else tuple(sorted(set(classes.synsets)))
   assert classes.synsets == synsets and len(synsets or classes) == SIZES[name]
   words = normalized_names(classes.names)
@@ -63,7 +63,7 @@ def test_lists_and_templates_stay_as_published():
   content = json.dumps([lists, [load_templates(name) for name in sorted(TEMPLATES)]])
   digest = hashlib.sha256(content.encode()).hexdigest()
   assert digest == "9aad4a6a7583e4f283b9c66235a144f49ea69da2933bc8d39fe96df47024e0b6"
-  with pytest.raises(VocabularyError, match="unknown templates 'imagenet80'.*imagenet_7"):
+  with pytest.raises(VocabularyError, match="imagenet80.txt: can't be read"):
     load_templates("imagenet80")
 
 
