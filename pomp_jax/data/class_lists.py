@@ -18,9 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, exists, to_path
+from pomp_jax.files.paths import Path, exists, read_text, read_user_json, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
-from pomp_jax.files.texts import read_text, read_user_json
 
 log = logging.getLogger(__name__)
 

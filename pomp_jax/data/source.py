@@ -21,8 +21,7 @@ from pomp_jax.data.images import (
   read_image,
 )
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import to_path
-from pomp_jax.files.texts import read_file
+from pomp_jax.files.paths import read_file, to_path
 
 
 class SourceError(InputError, ValueError):

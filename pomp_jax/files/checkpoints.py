@@ -24,9 +24,8 @@ from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files import checkpoint_folders
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, exists, is_dir, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.run_folder import DamagedFileError, parse_json, with_checksum
-from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Paths that users give: local ones, or URLs of folders and files in buckets, `gs://`, `s3://`.
+"""Paths that users give, and their files: local ones, or URLs in buckets, `gs://`, `s3://`.
 
 A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects are written
 whole and replaced, never renamed, locked or appended to; a folder exists while an object's name
@@ -28,6 +28,7 @@ from etils import epath
 import fsspec
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.terminal import printable
 from pomp_jax.registry import STORES
 
 Path: TypeAlias = pathlib.Path | epath.Path
@@ -117,6 +118,32 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
   return pathlib.Path(path).read_bytes()
+
+
+def read_file(path: str | os.PathLike, error: type[Exception]) -> bytes:
+  """Reads the content of a file; raises `error` if it can't be read."""
+  try:
+    return read_bytes(path)
+  except OSError as cause:
+    raise error(f"{path}: can't be read ({cause.strerror})") from cause
+
+
+def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
+  """Reads UTF-8 text, with or without a byte order mark; raises `error` if it can't be read."""
+  try:
+    return read_file(path, error).decode("utf-8-sig")
+  except UnicodeDecodeError as cause:
+    raise error(f"{path}: not UTF-8 text ({cause.reason})") from cause
+
+
+def read_user_json(path: str | os.PathLike, error: type[Exception], **options: Any) -> Any:
+  """Reads JSON, with options of `json.loads`; raises `error` if it can't be read or is not JSON."""
+  content = read_file(path, error)
+  try:
+    return json.loads(content, **options)
+  # ValueError: not JSON, not Unicode, or a number with thousands of digits.
+  except (ValueError, RecursionError) as cause:
+    raise error(f"{path}: not JSON ({printable(str(cause))})") from cause
 
 
 def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, exists, read_bytes, remove_folder, to_path
+from pomp_jax.files.paths import Path, exists, read_bytes, read_file, remove_folder, to_path
 from pomp_jax.files.run_folder import (
   DamagedFileError,
   RunFolderError,
@@ -30,7 +30,6 @@ from pomp_jax.files.run_folder import (
   writing,
 )
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 

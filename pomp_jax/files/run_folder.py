@@ -14,10 +14,9 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
-from pomp_jax.files.paths import Path, exists, is_dir, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import one_line
-from pomp_jax.files.texts import read_file
 from pomp_jax.registry import DASSL_PROMPT, load
 
 log = logging.getLogger(__name__)

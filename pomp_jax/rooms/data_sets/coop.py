@@ -24,10 +24,9 @@ from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, r
 from pomp_jax.data.folder import list_folder
 from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.files.paths import Path, exists, to_path
+from pomp_jax.files.paths import Path, exists, read_file, read_text, read_user_json, to_path
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.texts import read_file, read_text, read_user_json
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,8 @@ from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, part_name
-from pomp_jax.files.paths import join, to_path
+from pomp_jax.files.paths import join, read_text, to_path
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.texts import read_text
 from pomp_jax.report.evaluation_report import OWN
 from pomp_jax.rooms.data_sets.named_sets import open_test_set
 

@@ -18,9 +18,8 @@ import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
 from pomp_jax.data.images import MAX_PIXELS
-from pomp_jax.files.paths import Path, is_file, join, scheme_of
+from pomp_jax.files.paths import Path, is_file, join, read_user_json, scheme_of
 from pomp_jax.files.terminal import is_unicode
-from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.label_images import image_size, read_rgb
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 

@@ -10,8 +10,7 @@ from faster_coco_eval.core import mask as mask_api
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.files.paths import is_dir
-from pomp_jax.files.texts import read_user_json
+from pomp_jax.files.paths import is_dir, read_user_json
 from pomp_jax.rooms.regions.annotations import is_number, run_lengths
 from pomp_jax.rooms.regions.region_errors import refuse
 from pomp_jax.rooms.regions.region_folder import (

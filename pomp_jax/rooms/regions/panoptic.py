@@ -15,8 +15,7 @@ import numpy as np
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
-from pomp_jax.files.paths import is_file, join
-from pomp_jax.files.texts import read_user_json
+from pomp_jax.files.paths import is_file, join, read_user_json
 from pomp_jax.rooms.regions.annotations import Annotations, annotations_of, objects_of
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 

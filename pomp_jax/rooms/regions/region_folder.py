@@ -17,11 +17,10 @@ import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, local_copy, to_path
+from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
 from pomp_jax.files.terminal import is_unicode
-from pomp_jax.files.texts import read_user_json
 from pomp_jax.rooms.regions.masks import ONE
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
