@@ -51,7 +51,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
   ):
     """Creates the folder, and drops what an earlier start has written from `first_step` on."""
-    self._target, self._warned, self._tracker = RunFolder(folder), False, tracker
+    self._target, self._warned = RunFolder(folder), False
+    self._tracker = tracker or Tracker()
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
     self._folder = RunFolder(self._temporary.name) if self._temporary else self._target
     self._events: EventsWriter | None = None
@@ -73,8 +74,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         file.write(b"\n" * self._warned + _line({"step": step} | values))
       summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
       self._write_event(step, summary=summary)
-    if self._tracker is not None:
-      self._tracker.write(step, values)
+    self._tracker.write(step, values)
     if time.monotonic() >= self._next_upload:
       self.upload()
 

@@ -96,18 +96,16 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
   try:
     with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
       fields: dict[str, Any] = dict(file.metadata() or {})
-      names = file.keys()
-      name = "context" if "context" in names else None
-      if name is None and CONTEXT_NAME:
+      name, names = "context", file.keys()
+      if name not in names and CONTEXT_NAME:
         name = load(CONTEXT_NAME)(path, names, "the file")
-      if name is not None:
+        fields = OF_OTHERS | fields if name else fields
+      if name in names:
         header = file.get_slice(name)
         if header.get_dtype() != "F32":
           found = f"{header.get_dtype()} {header.get_shape()}"
           refuse(path, name, found, "F32 [M, D] or [N, M, D], no axis empty")
         fields["context"] = file.get_tensor(name)
-        if name != "context":
-          fields = OF_OTHERS | fields
   except PromptFileError:
     raise
   except FileNotFoundError:
