@@ -5,7 +5,7 @@ CRC-32 of every array and of itself. A run's state is small and the same on ever
 0 alone reads and writes it, and no other host needs its folder.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import logging
 import math
@@ -145,7 +145,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       found = self._first_intact(self._best_first() if best else self.steps()[::-1])
     stored = dict(_leaves(found.state)) if found else {}
     if found:
-      _check_leaves(self.folder / str(found.step), stored, expected)
+      holds, expects = _describe(stored), _describe(expected)
+      for field in sorted(holds.keys() | expects.keys()):
+        before, now = holds.get(field, "nothing"), expects.get(field, "nothing")
+        if before != now:
+          what = f"{field} holds {before}, but this run expects {now}"
+          raise CheckpointError(f"{self.folder / str(found.step)}: {what}")
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
@@ -267,15 +272,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
   if not isinstance(facts, dict) or facts.keys() != {"leaves", "checksums", "meta", "metric"}:
     raise DamagedFileError(f"{file}: not the fields leaves, checksums, meta and metric")
   return facts
-
-
-def _check_leaves(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-  """Compares the arrays of a checkpoint with those that the run expects."""
-  stored, wanted = _describe(found), _describe(expected)
-  for field in sorted(stored.keys() | wanted.keys()):
-    if stored.get(field) != wanted.get(field):
-      holds, expects = stored.get(field, "nothing"), wanted.get(field, "nothing")
-      raise CheckpointError(f"{path}: {field} holds {holds}, but this run expects {expects}")
 
 
 def _as_target(leaf: Any) -> Any:
