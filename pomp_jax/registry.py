@@ -238,7 +238,7 @@ class Format(NamedTuple):
   usual_name: str  # of its file, unless `config.export.output` has another
   suffixes: tuple[str, ...]  # that a file may have
   names: str = ""  # regular expression of the end of a prompt file's name
-  read: str = ""  # "module:function": path -> a prompt's fields, as `files.prompt_formats`
+  read: str = ""  # "module:function": path -> a prompt's fields, as `files.prompt_file`
   encode: str = ""  # "module:function": context and texts -> content of a file
   features: str = ""  # module that exports features with `check` and `compute`
 
@@ -246,13 +246,13 @@ class Format(NamedTuple):
 FORMATS = {
   "npz": Format(
     *("prompt.npz", (".npz",), r"\.npz"),
-    read="files.prompt_formats:read_npz",
-    encode="files.prompt_formats:encode_npz",
+    read="files.prompt_file:read_npz",
+    encode="files.prompt_file:encode_npz",
   ),
   "safetensors": Format(
     *("prompt.safetensors", (".safetensors",), r"\.safetensors"),
-    read="files.prompt_formats:read_safetensors",
-    encode="files.prompt_formats:encode_safetensors",
+    read="files.prompt_file:read_safetensors",
+    encode="files.prompt_file:encode_safetensors",
   ),
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
   "pth": Format(

@@ -25,7 +25,7 @@ import safetensors
 from pomp_jax.clip.architecture import ClipError, Shapes
 from pomp_jax.clip.tokens import MERGES
 from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
-from pomp_jax.files.prompt_formats import is_safetensors
+from pomp_jax.files.prompt_file import is_safetensors
 from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.registry import TORCH_WEIGHTS, load
 

@@ -20,8 +20,7 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
-from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
-from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
+from pomp_jax.files.prompt_file import UNKNOWN_CLIP, check_fits, format_of_name, load_prompt
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
 from pomp_jax.registry import load

@@ -7,8 +7,7 @@ import pytest
 
 from pomp_jax.config import unpack
 from pomp_jax.configs import evaluate, export, predict
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
+from pomp_jax.files.prompt_file import UNKNOWN_CLIP, Prompt, PromptFileError, save_prompt
 
 VIT_B16 = "openai/clip-vit-base-patch16"
 PROMPT = Prompt(np.full((4, 8), 0.5, np.float32), "laion/some-clip")

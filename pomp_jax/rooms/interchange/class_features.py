@@ -32,8 +32,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, check_fits
-from pomp_jax.files.prompt_formats import PromptFileError, refuse
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, check_fits, refuse
 from pomp_jax.files.terminal import one_line
 
 

@@ -17,8 +17,14 @@ from pomp_jax.config.fields import Export
 from pomp_jax.errors import RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
-from pomp_jax.files.prompt_file import DEFAULT_FILE, HUB_PREFIX, Prompt, is_hub, save_prompt
-from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
+from pomp_jax.files.prompt_file import (
+  DEFAULT_FILE,
+  HUB_PREFIX,
+  UNKNOWN_CLIP,
+  Prompt,
+  is_hub,
+  save_prompt,
+)
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import printable
 from pomp_jax.rooms.interchange import hub

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.files.paths import Path, is_dir, is_file
-from pomp_jax.files.prompt_formats import FORMAT_VERSION, OF_OTHERS, PromptFileError, refuse
+from pomp_jax.files.prompt_file import FORMAT_VERSION, OF_OTHERS, PromptFileError, refuse
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive
 
