@@ -14,7 +14,6 @@ import numpy as np
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.images import (
   CLIPS_RESIZE,
-  PREPROCESSING_VERSION,
   ImageError,
   Resize,
   check_decodes,
@@ -107,11 +106,6 @@ class StoredImages:
 
   def __len__(self) -> int:
     return len(self.labels)
-
-  @property
-  def preparation(self) -> str | int:
-    """Version of the preprocessing, for cache keys."""
-    return f"{PREPROCESSING_VERSION}, upright" if self.upright else PREPROCESSING_VERSION
 
   def encoded(self, index: int) -> bytes:
     """Content of one image file; ImageError if it can't be read."""

@@ -112,14 +112,6 @@ class View(NamedTuple):
   operations: tuple[tuple[str, float], ...]  # names in OPERATIONS with magnitudes, in order
 
 
-class Operation(NamedTuple):
-  """Operation of RandAugment2, and its range [low, high) of uniform magnitudes."""
-
-  apply: Callable[[Image.Image, float], Image.Image]
-  low: float
-  high: float
-
-
 def draw_view(
   width: int, height: int, augmentation: Augmentation, index: int, epoch: int, view: int
 ) -> View:
@@ -153,7 +145,7 @@ def make_view(image: Image.Image, view: View, size: int, shrink: int = 1) -> Ima
   if view.flip:
     result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   for name, magnitude in view.operations:
-    result = OPERATIONS[name].apply(result, magnitude)
+    result = OPERATIONS[name][0](result, magnitude)
   return result
 
 
@@ -197,26 +189,27 @@ def _sharpness(image: Image.Image, magnitude: float) -> Image.Image:
   return Image.blend(Image.fromarray(smooth_SxSx3), image, magnitude)
 
 
-OPERATIONS = {
-  "autocontrast": Operation(lambda image, _: ImageOps.autocontrast(image), 0, 1),
-  "brightness": Operation(lambda image, m: ImageEnhance.Brightness(image).enhance(m), 0.1, 1.9),
-  "color": Operation(lambda image, m: ImageEnhance.Color(image).enhance(m), 0.1, 1.9),
-  "contrast": Operation(lambda image, m: ImageEnhance.Contrast(image).enhance(m), 0.1, 1.9),
-  "equalize": Operation(lambda image, _: ImageOps.equalize(image), 0, 1),
-  "identity": Operation(lambda image, _: image, 0, 1),
-  "invert": Operation(lambda image, _: ImageOps.invert(image), 0, 1),
+# Operations of RandAugment2, and the range [low, high) of their uniform magnitudes.
+OPERATIONS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float, float]] = {
+  "autocontrast": (lambda image, _: ImageOps.autocontrast(image), 0, 1),
+  "brightness": (lambda image, m: ImageEnhance.Brightness(image).enhance(m), 0.1, 1.9),
+  "color": (lambda image, m: ImageEnhance.Color(image).enhance(m), 0.1, 1.9),
+  "contrast": (lambda image, m: ImageEnhance.Contrast(image).enhance(m), 0.1, 1.9),
+  "equalize": (lambda image, _: ImageOps.equalize(image), 0, 1),
+  "identity": (lambda image, _: image, 0, 1),
+  "invert": (lambda image, _: ImageOps.invert(image), 0, 1),
   # Whole bits: 4 to 7.
-  "posterize": Operation(lambda image, m: ImageOps.posterize(image, int(m)), 4, 8),
+  "posterize": (lambda image, m: ImageOps.posterize(image, int(m)), 4, 8),
   # Degrees, counter-clockwise.
-  "rotate": Operation(lambda image, m: image.rotate(m), -30, 30),
-  "sharpness": Operation(_sharpness, 0.1, 1.9),
+  "rotate": (lambda image, m: image.rotate(m), -30, 30),
+  "sharpness": (_sharpness, 0.1, 1.9),
   # Around the top left corner.
-  "shear_x": Operation(lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), -0.3, 0.3),
-  "shear_y": Operation(lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), -0.3, 0.3),
+  "shear_x": (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), -0.3, 0.3),
+  "shear_y": (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), -0.3, 0.3),
   # Inverts levels at or above the magnitude.
-  "solarize": Operation(lambda image, m: ImageOps.solarize(image, math.ceil(m)), 0, 256),
+  "solarize": (lambda image, m: ImageOps.solarize(image, math.ceil(m)), 0, 256),
   # As shares of the side.
-  "translate_x": Operation(lambda i, m: _affine(i, 1, 0, m * i.width, 0, 1, 0), -0.3, 0.3),
-  "translate_y": Operation(lambda i, m: _affine(i, 1, 0, 0, 0, 1, m * i.height), -0.3, 0.3),
+  "translate_x": (lambda i, m: _affine(i, 1, 0, m * i.width, 0, 1, 0), -0.3, 0.3),
+  "translate_y": (lambda i, m: _affine(i, 1, 0, 0, 0, 1, m * i.height), -0.3, 0.3),
 }
 _NAMES = tuple(OPERATIONS)

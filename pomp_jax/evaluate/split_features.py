@@ -156,7 +156,7 @@ def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
   # The content of the first image tells data sets with the same keys apart.
   try:
     if isinstance(source, StoredImages):
-      preparation = source.preparation
+      preparation = f"{preparation}, upright" if source.upright else preparation
       first = np.frombuffer(source.encoded(0), np.uint8)
     else:
       first = source.images(np.arange(1))

@@ -74,7 +74,7 @@ def problem_of(path: str | os.PathLike) -> str | None:
   if scheme not in STORES or not bucket:
     return ACCEPTED
   library, oldest, _ = STORES[scheme]
-  release = _release_of(library)
+  release = release_of(library)
   if release is None or _calendar(release) < _calendar(oldest):
     found = f"{release} is installed" if release else "it is not installed"
     needed = f"{library}>={oldest}"
@@ -237,7 +237,8 @@ def _is_folder(path: str | os.PathLike) -> bool | None:
 
 
 @functools.cache
-def _release_of(library: str) -> str | None:
+def release_of(library: str) -> str | None:
+  """Release of a library that is installed, or None."""
   try:
     return importlib.metadata.version(library)
   except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 
 from pomp_jax import __version__
+from pomp_jax.files.paths import release_of
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
@@ -24,15 +24,10 @@ def provenance() -> dict[str, Any]:
   """Describes this process and its devices, for results; a missing library's version is None."""
   devices = jax.devices()
   versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": __version__}
-  for name in _LIBRARIES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = None
   return {
     "command": command(sys.argv),
     "commit": commit(),
-    "versions": versions,
+    "versions": versions | {name: release_of(name) for name in _LIBRARIES},
     "devices": {
       "platform": devices[0].platform,
       "kind": ", ".join(sorted({device.device_kind for device in devices})),

@@ -44,7 +44,7 @@ def test_a_path_is_a_folder_while_an_object_is_in_it(folder):
 @pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
 def test_a_missing_or_old_library_is_named(scheme, library, monkeypatch):
   installed = {}
-  monkeypatch.setattr(paths, "_release_of", installed.get)
+  monkeypatch.setattr(paths, "release_of", installed.get)
   for release in (None, "2025.12.0", "2026.1.0.post1"):
     installed[library] = release
     with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:

@@ -159,7 +159,7 @@ def _scores(
 
 def _class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
   """Classes with the templates of their data set, if it has any."""
-  known = ClassList((), None, template, (template,), data.source)
+  known = ClassList((), None, template, (template,))
   if data.dataset in CLASS_LISTS:
     known = load_class_list(data.dataset)
   return dataclasses.replace(known, names=tuple(names), synsets=None)
