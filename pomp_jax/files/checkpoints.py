@@ -49,15 +49,11 @@ class Restored(NamedTuple):
 class Checkpoints(contextlib.AbstractContextManager):
   """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals the newer).
 
-  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored. The
-  folder belongs to the process that opened it last (`owner.txt`); an earlier one that still runs
-  saves nothing more.
-
-  All processes make the same calls to `save` and to restore, and process 0 alone touches the
-  folder. `steps` is for process 0.
-
-  With `retry` a failed save is only a warning, whose error is `failure`, and the next save tries
-  again. A run that ends with a failed save raises all the same.
+  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored. The folder
+  belongs to the process that opened it last (`owner.txt`); an earlier one that still runs saves
+  nothing more. All processes make the same calls to `save` and `restore`, and process 0 alone
+  touches the folder; `steps` is for it. With `retry` a failed save is only a warning, whose error
+  is `failure`, and the next save tries again. A run that ends with a failed save raises it.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):

@@ -151,6 +151,11 @@ class ArrayCache:
       Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
     return self._hold(key, array)
 
+  def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns the array of a `fingerprint`, read-only: cached, or computed and cached."""
+    found = self.find(key)
+    return self.keep(key, compute()) if found is None else found
+
   def _hold(self, key: str, array: np.ndarray) -> np.ndarray:
     array = array.view()
     array.setflags(write=False)
@@ -158,15 +163,6 @@ class ArrayCache:
     while len(self._held) > self._in_memory:
       self._held.popitem(last=False)
     return array
-
-
-def stored_array(
-  folder: str | os.PathLike, key: str, compute: Callable[[], np.ndarray]
-) -> np.ndarray:
-  """Array of a `fingerprint`, from the folder, or computed and stored there; "": no folder."""
-  cache = ArrayCache(folder)
-  found = cache.find(key)
-  return cache.keep(key, compute()) if found is None else found
 
 
 def _read(path: Path) -> Piece | None:

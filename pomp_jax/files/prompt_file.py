@@ -48,13 +48,8 @@ FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 TEMPLATE = "{}."
 UNKNOWN_CLIP = "unknown"
 # Fields of a file that other code has written.
-OF_OTHERS = {
-  "format_version": FORMAT_VERSION,
-  "clip_model": UNKNOWN_CLIP,
-  "position": "end",
-  "template": TEMPLATE,
-  "config": "{}",
-}
+OF_OTHERS: dict[str, Any] = {"format_version": FORMAT_VERSION, "clip_model": UNKNOWN_CLIP}
+OF_OTHERS |= {"position": "end", "template": TEMPLATE, "config": "{}"}
 
 
 class PromptFileError(InputError, ValueError):

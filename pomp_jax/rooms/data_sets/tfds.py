@@ -33,7 +33,7 @@ from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
-from pomp_jax.files.pieces import fingerprint, stored_array
+from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.rooms.data_sets.coop import class_list_of
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ def _index(
   info = builder.info.splits.get(records.split)
   shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"
   key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
-  return stored_array(cache, key, records.labels), None
+  return ArrayCache(cache).get(key, records.labels), None
 
 
 def _builder(dataset: str, root: str | os.PathLike) -> Any:

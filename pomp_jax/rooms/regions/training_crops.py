@@ -14,7 +14,7 @@ import numpy as np
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data.source import SourceError, StoredImages
-from pomp_jax.files.pieces import fingerprint, stored_array
+from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split
@@ -78,7 +78,7 @@ def _labels(data: Data, classes: ClassSplit) -> StoredImages:
     rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
     return np.array(rows, np.int32).reshape(-1, 2)
 
-  rows_nx2 = stored_array(data.cache, key, classes_of_images)
+  rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
   keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
   storage = _Crops(data.root, rows_nx2, functools.partial(_class_of, folder))
   return StoredImages(classes.names, rows_nx2[:, 1], keys, storage)
