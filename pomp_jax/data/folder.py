@@ -2,7 +2,8 @@
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-Hidden files, other suffixes than images' and, below the split folders, links are skipped.
+Hidden files, other suffixes than images' and, below the split folders, links are skipped. Of
+`config.data`, the argument `data`, it reads `root`, `names` and `base`.
 """
 
 import collections
@@ -11,7 +12,7 @@ import concurrent.futures
 import functools
 import logging
 import os
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS
@@ -33,21 +34,12 @@ _SPLIT_FOLDERS = {
 _KNOWN_FOLDERS = {*sum(_SPLIT_FOLDERS.values(), ()), "imagenet21k_small_classes"}
 
 
-@runtime_checkable
-class DataFields(Protocol):
-  """Fields of `config.data` that this source reads."""
-
-  root: str
-  names: str
-  base: str
-
-
-def splits(data: DataFields) -> tuple[str, ...]:
+def splits(data: Any) -> tuple[str, ...]:
   """Splits of `data.root`; see `split_folders`."""
   return tuple(split_folders(data.root))
 
 
-def open_split(data: DataFields, split: str) -> StoredImages:
+def open_split(data: Any, split: str) -> StoredImages:
   """Opens a split of `data.root` with the classes of `data.names`, or the training folder's."""
   # `data.base` selects the training classes from those of all splits.
   folders = split_folders(data.root)

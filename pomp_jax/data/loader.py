@@ -50,11 +50,6 @@ class Readers(NamedTuple):
   threads: int  # of each process that reads
   workers: int  # processes that read; 0: the run's own
 
-  @property
-  def n_at_once(self) -> int:
-    """Number of batches that are read at the same time."""
-    return self.threads * max(1, self.workers)
-
 
 _READERS = Readers(threads=2, workers=0)
 

@@ -23,9 +23,6 @@ from pomp_jax import hosts
 
 _Item = TypeVar("_Item")
 
-# Unicode categories of control characters and of line and paragraph separators.
-_CONTROL = ("Cc", "Zl", "Zp")
-
 # Seconds between two lines of a log. They grow to six times as many in the first ten minutes.
 _LINE_SECONDS = 10.0
 
@@ -51,7 +48,8 @@ def quoted(text: str) -> str:
 
 def control_character(text: str) -> str | None:
   """Finds the first character that ends a line or controls a terminal, such as U+001B."""
-  found = next((letter for letter in text if unicodedata.category(letter) in _CONTROL), None)
+  separators = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
+  found = next((letter for letter in text if unicodedata.category(letter) in separators), None)
   return None if found is None else f"U+{ord(found):04X}"
 
 

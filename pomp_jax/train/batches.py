@@ -116,7 +116,7 @@ def input_remedy(data: Data, learns_pixels: bool, n_cores: int | None = None) ->
     n_cores=n_cores,
     shared_memory=sys.maxsize,
   )
-  if now.n_at_once < n_cores:
+  if now.threads * max(1, now.workers) < n_cores:
     remedies.append(
       f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
       f" use more of the {n_cores} cores"

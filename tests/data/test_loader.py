@@ -259,5 +259,3 @@ def test_cores_and_memory_of_this_machine(monkeypatch):
   assert module._free_shared_memory() == 0
   monkeypatch.setattr(hosts, "own_cores", lambda: 3)
   assert choose_readers(0, -1) == Readers(3, 0)
-  # The batches read at once.
-  assert [Readers(4, 0).n_at_once, Readers(2, 8).n_at_once] == [4, 16]

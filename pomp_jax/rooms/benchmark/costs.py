@@ -86,7 +86,7 @@ def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     data=dataclasses.replace(run.data, threads=threads, workers=workers),
   )
   loader = small.open_batches()
-  n_timed = max(_BATCHES, 4 * readers.n_at_once)
+  n_timed = max(_BATCHES, 4 * readers.threads * max(1, readers.workers))
   seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
   loader.close()
   return {"read": Cost(seconds * n_images / smaller, views, run.loop.batch_size)}
