@@ -71,7 +71,7 @@ def test_a_text_file(tmp_path):
   file = tmp_path / "names.txt"
   file.write_text("grey_wolf\ncat\n", encoding="utf-8")
   template = "a photo of a {}."
-  expected = ("grey_wolf", "cat"), None, template, (template,), str(file)
+  expected = ("grey_wolf", "cat"), None, template, (template,)
   assert dataclasses.astuple(load_class_list(str(file))) == expected
   file.write_bytes("\ufeffcat\r\n  d\u00f6g \r\n\r\n".encode())
   assert read_names(file) == ("cat", "d\u00f6g")

@@ -29,7 +29,7 @@ from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, Reg
 from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged, edited_json
 from tests.support.prompt_files import CONTEXT
 
-PROMPT = Prompt(CONTEXT, "a/clip", "middle", "a {}.", {"seed": 1, "epochs": 5})
+PROMPT = Prompt(CONTEXT, "a/clip", "middle", {"seed": 1, "epochs": 5})
 FORMATS = ("prompt.npz", "prompt.safetensors", "prompt.pth.tar-5")
 
 
