@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 
-import numpy as np
 import pytest
 
 from pomp_jax.data.class_lists import (
