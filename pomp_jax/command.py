@@ -24,15 +24,10 @@ def run() -> None:
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
     signal.signal(signal.SIGHUP, _end)
   if {"-version", "--version"} & {*sys.argv[1:]}:
-    print(version())
+    jax = importlib.metadata.version("jax")
+    print(f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})")
     sys.exit()
   importlib.import_module("pomp_jax.main").start()
-
-
-def version() -> str:
-  """One line with the versions of this package, JAX and Python."""
-  jax = importlib.metadata.version("jax")
-  return f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})"
 
 
 def _end(number: int, frame: object) -> NoReturn:

@@ -98,11 +98,9 @@ def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, wo
   if isinstance(error, InputError | RunError | TryAgain):
     return _end(error, error.status)
   if isinstance(error, hosts.Preempted):
-    if not error.together:
-      return _end(error, TryAgain.status)
-    # All processes stop at the same step, each by itself.
-    hosts.finish()
-    return _end(error, TryAgain.status, together=True)
+    if error.together:  # all processes stop at the same step, each by itself
+      hosts.finish()
+    return _end(error, TryAgain.status, error.together)
   if isinstance(error, KeyboardInterrupt):
     return _end(f"interrupted; the same command resumes from {workdir}", 130)
   if not isinstance(error, Exception):

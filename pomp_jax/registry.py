@@ -202,7 +202,6 @@ JOBS = {
   ),
 }
 
-
 # Modules with groups of fields that one room reads; all other groups are in `config.fields`.
 FIELD_GROUPS = {
   **dict.fromkeys(("probe", "tip", "repeat", "baselines"), "rooms.baselines.fields"),

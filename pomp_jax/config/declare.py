@@ -124,7 +124,6 @@ def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   if field not in known:
     # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for `optim.steps`.
     same = [name for name in known if name.split(".")[-1] == field.split(".")[-1]]
-    near = difflib.get_close_matches(field, same, 1, 0.0) or difflib.get_close_matches(
-      field, known, 1
-    )
+    matches = difflib.get_close_matches
+    near = matches(field, same, 1, 0.0) or matches(field, known, 1)
     raise UnknownFieldError(field, f" (did you mean config.{near[0]}?)" if near else "")

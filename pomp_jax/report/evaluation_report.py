@@ -120,9 +120,7 @@ def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
   return tables
 
 
-def counts_by_group(
-  found: Sequence[SetFigures], figure: str
-) -> dict[str, dict[str, dict[str, int]]]:
+def counts_by_group(found: Sequence[SetFigures], figure: str) -> dict[str, dict[str, Any]]:
   """Counts the "images" or "classes" behind each accuracy; those of both parts of a harmonic."""
   tables = {}
   for group, kinds in figure_by_group(found, figure).items():

@@ -68,11 +68,11 @@ def counted(n: int, noun: str) -> str:
   return f"{n:,} {noun}{'' if n == 1 else plural}"
 
 
-def with_counts(name: str, images: int | None, classes: int | None, separator: str = ", ") -> str:
+def with_counts(name: str, images: int | None, classes: int | None) -> str:
   """A name with the numbers of images and classes that are known."""
   found = {"image": images, "class": classes}
   counts = [counted(n, noun) for noun, n in found.items() if n is not None]
-  return separator.join([name, *counts])
+  return ", ".join([name, *counts])
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -45,11 +45,6 @@ _FILES = {  # that a report links to, with what they hold
 }
 
 
-def report_of(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
-  """The report of what `results.json` holds, with fields of the config by dotted name."""
-  return load(JOBS[results["job"]].report)(results, fields)
-
-
 def finish_run(
   folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any], *names: str
 ) -> None:
@@ -59,7 +54,7 @@ def finish_run(
   provenance; `names` are "results.md" and "results.tex", as the job leaves them.
   """
   stored = with_provenance(results)
-  report = report_of(stored, flatten(config))
+  report = load(JOBS[results["job"]].report)(stored, flatten(config))
   drawn = {section.picture for section in report.sections} - {""}
   report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
   with writing(folder.path):

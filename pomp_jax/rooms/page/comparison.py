@@ -141,6 +141,5 @@ def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
     if isinstance(named.prompt, Prompt) and "://" not in label:
       label = "/".join(pathlib.PurePath(label).parts[-2:])
     number = sum(one.label.partition(" #")[0] == label for one in found) + 1
-    label = f"{label} #{number}" if number > 1 else label
-    found.append(named._replace(label=label))
+    found.append(named._replace(label=f"{label} #{number}" if number > 1 else label))
   return found

@@ -4,7 +4,6 @@ It writes nothing, and ends by SIGINT or SIGTERM with status 0. Without an addre
 can be reached from this machine alone.
 """
 
-from collections.abc import Sequence
 import errno
 import importlib.util
 import logging
@@ -19,7 +18,7 @@ from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError, Settings
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import check_prompt, read_prompts
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
@@ -55,9 +54,8 @@ def check(config: Settings, workdir: str) -> None:
   _listen(page.host, page.port).close()
 
 
-def run(config: Settings, workdir: str) -> None:
+def run(config: Settings, _: str) -> None:
   """Serves the page until the process is asked to stop."""
-  del workdir
   # Import after `check`, which says what is missing.
   from pomp_jax.rooms.page import server
 
@@ -82,16 +80,13 @@ def run(config: Settings, workdir: str) -> None:
       *(page.host, port, page.runs),
     )
   with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
-    _log_start(prompts, f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    log.info("prompts: %s", ", ".join(named.label for named in prompts))
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    log.info("the page is at %s (Ctrl-C ends it)", url)
     while not stop.after_step():
       time.sleep(_SECONDS)
     log.info("the page ends")
     turns.close()
-
-
-def _log_start(prompts: Sequence[NamedPrompt], url: str) -> None:
-  log.info("prompts: %s", ", ".join(named.label for named in prompts))
-  log.info("the page is at %s (Ctrl-C ends it)", url)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -24,10 +24,9 @@ from pomp_jax.files.paths import without_folders
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_json
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import JOBS
+from pomp_jax.registry import JOBS, load
 from pomp_jax.report import plots
 from pomp_jax.report.report import Report, Section, Table, html_section, with_pictures
-from pomp_jax.report.run_report import report_of
 
 # Levels of folders below the root, and runs in the list.
 _DEPTH = 3
@@ -166,9 +165,9 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
   results: dict[str, Any] = {}
   with _lines(problems, "results.json"):
     results = _json(run.path, "results.json")
-    if results and run.job in JOBS and JOBS[run.job].report:
+    if results and run.job in JOBS and (report := JOBS[run.job].report):
       fields = flatten(_json(run.path, "config.json"))
-      text = _html(report_of(results, fields), files, address)
+      text = _html(load(report)(results, fields), files, address)
   if text:
     return text, problems
   rows: list[tuple[str, str]] = []

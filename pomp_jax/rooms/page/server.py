@@ -40,7 +40,6 @@ _THREADS = 8  # connections that are served at a time
 # Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 _WAITING = 4  # computations
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SECURITY = {
   "Content-Security-Policy": (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self';"
@@ -144,7 +143,7 @@ def make_app(
   ):
     app.add_url_rule(rule, view.__name__, view)
   for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
-    content = (_TEMPLATES / name).read_text()
+    content = pathlib.Path(app.root_path, "templates", name).read_text()
     app.add_url_rule(f"/{name}", name, functools.partial(Response, content, mimetype=kind))
   return app
 
@@ -342,9 +341,8 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
 
   def maintenance(now: float) -> None:
     """Called every second in the server's own thread."""
-    waiting = [channel for channel in server.active_channels.values() if not channel.requests]
-    waiting.sort(key=lambda channel: -channel.creation_time)
-    for channel in waiting[_IDLE:]:
+    waiting = (channel for channel in server.active_channels.values() if not channel.requests)
+    for channel in sorted(waiting, key=lambda channel: -channel.creation_time)[_IDLE:]:
       channel.will_close = True
     close_silent(now)
 

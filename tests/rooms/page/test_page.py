@@ -148,15 +148,16 @@ def test_a_signal_ends_it_with_status_0(tmp_path, monkeypatch, capsys, number):
   """While it serves, by its own handlers of signals; the answer is of its own server."""
   answers = []
 
-  def start(prompts, url):
-    def ask():
-      answers.append(urllib.request.urlopen(url, timeout=60).status)
-      os.kill(os.getpid(), number)
+  def ask(url):
+    answers.append(urllib.request.urlopen(url, timeout=60).status)
+    os.kill(os.getpid(), number)
 
-    threading.Thread(target=ask).start()
+  def start(text, *words):
+    if "the page is at" in text:
+      threading.Thread(target=ask, args=words).start()
 
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(job, "_log_start", start)
+  monkeypatch.setattr(job.log, "info", start)
   with handlers_kept():
     status, lines = run_main(capsys, "--config=page:port=0")
   assert (status or 0, answers) == (0, [200])
