@@ -114,6 +114,7 @@ def test_a_bad_command_line_is_one_line(refused, arguments, expected):
   [
     ("def get_config():\n  c = dict(\n  return c\n", "FILE:2: .*was never closed"),
     ("def get_config():\n  return unknown\n", "FILE:2: NameError: name 'unknown' is not defined"),
+    ("def get_confg():\n  return base()\n", "FILE: has no function get_config"),
     ("import no_such_module\n", "FILE:1: ModuleNotFoundError: No module named 'no_such_module'"),
     (
       "def get_config():\n  c = base()\n  c.optim.lrr = 1\n  return c\n",

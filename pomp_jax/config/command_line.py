@@ -150,7 +150,9 @@ def config_file(name: str) -> str:
 def load_config(name: str) -> ConfigDict:
   """Runs `get_config` of a config file, with the text behind a colon as its argument."""
   file = config_file(name)
-  get_config = runpy.run_path(file)["get_config"]
+  get_config = runpy.run_path(file).get("get_config")
+  if get_config is None:
+    raise InputError(f"{file}: has no function get_config")
   _, colon, argument = name.partition(":")
   config = get_config(argument) if colon else get_config()
   if not isinstance(config, ConfigDict):
