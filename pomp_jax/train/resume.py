@@ -5,7 +5,7 @@ fields that leave the result as it is or follow the devices. A bank, the feature
 sharded on the devices, and whole in a checkpoint.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import logging
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from pomp_jax.train.setup import PromptRun, Run
 log = logging.getLogger(__name__)
 
 # Fields that leave the result of a run as it is.
-_FREE_FIELDS = (
+FREE_FIELDS = (
   *("log.every", "log.tracker", "profile_steps", "compilation_cache"),
   *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
   *("data.threads", "data.workers", "data.max_corrupt", "data.root"),
@@ -46,19 +46,15 @@ def check_same_run(
 ) -> None:
   """Compares a start's fields by dotted name with those of the run in a folder, if there is one.
 
-  A field that the run's version lacked had its default.
-  ConfigError for the first field with another value, or that this version lacks, unless it
-  `may_change`; RunFolderError if `config.json` can't be read.
+  A field that the run's version lacked had its default. ConfigError for one that this version lacks
+  or that has another value, unless it `may_change`; RunFolderError: `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
   before = flatten(read_json(folder.config))
-  # Early versions had the groups of all jobs in each config.
-  others = _groups(fields_of()) - _groups(now)
   for field in before:
-    known = field in fields_of() or field.partition(".")[0] in others
-    if not known and not may_change(field):
+    if field not in fields_of():
       hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
       raise UnknownFieldError(field, hint)
   for field, value in now.items():
@@ -70,18 +66,9 @@ def check_same_run(
       )
 
 
-def _groups(fields: Iterable[str]) -> set[str]:
-  return {field.partition(".")[0] for field in fields if "." in field}
-
-
-def leaves_result_as_it_is(field: str) -> bool:
-  """Whether the result of a run is the same for all values of the field."""
-  return field in _FREE_FIELDS
-
-
 def may_change(field: str) -> bool:
   """Whether a run may be resumed with another value of the field."""
-  return leaves_result_as_it_is(field) or field in _DEVICE_FIELDS
+  return field in FREE_FIELDS or field in _DEVICE_FIELDS
 
 
 class Checkpoint(NamedTuple):

@@ -87,8 +87,6 @@ def test_the_config_of_another_version(tmp_path):
     folder.config.write_text(json.dumps(stored))
     check_same_run(defaults().flat() | changes, folder, may_change)
 
-  stored["evaluate"] = {"reader": "coop"}
-  check()
   stored["distill"] = {"weight": 1.0}
   with pytest.raises(ConfigError, match=r"unknown field config\.distill\.weight in "):
     check()

@@ -23,7 +23,7 @@ from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
-from pomp_jax.train.resume import leaves_result_as_it_is
+from pomp_jax.train.resume import FREE_FIELDS
 
 _GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
 ALL = "all"
@@ -71,7 +71,7 @@ def read_grid(text: str) -> dict[str, list[str]]:
     if not equals or not all(found) or len(set(found)) < len(found):
       raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
     check_read(field, "pretrain", fields_of("pretrain"))
-    if field in ("job", "dry_run") or leaves_result_as_it_is(field):
+    if field in ("job", "dry_run") or field in FREE_FIELDS:
       raise ConfigError(_FIELD, field, "a field that a training depends on")
     if field in grid:
       raise ConfigError(_FIELD, field, "each field once")
@@ -106,7 +106,7 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
         values["k"] = ALL
       # Equal trainings get equal configs: fields without effect have their defaults.
       of_training |= {field: fields_of()[field].default for field in moot}
-      kept = [item for item in sorted(of_training.items()) if not leaves_result_as_it_is(item[0])]
+      kept = [item for item in sorted(of_training.items()) if item[0] not in FREE_FIELDS]
       found.setdefault(fingerprint([repr(kept)]), (values, of_training))
   base = replace({"job": "pretrain"}).flat() | {"job": ""}
   changed = {f for _, own in found.values() for f, value in own.items() if value != base[f]}
