@@ -8,7 +8,6 @@ Shapes: n images, B of them in a batch, V views of each, E embedding.
 import collections
 from collections.abc import Callable, Iterator
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -16,11 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from pomp_jax import hosts
-from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, choose_readers, map_ahead
+from pomp_jax.data.loader import Fetch, Readers, choose_readers, map_ahead
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
@@ -105,17 +102,9 @@ def readable_features(
   )
 
 
-def input_remedy(data: Data, learns_pixels: bool, n_cores: int | None = None) -> str:
-  """Advice for a run whose devices wait for images on a machine of n cores, counted if None."""
-  n_cores, remedies = n_cores or hosts.own_cores(), []
-  now = choose_readers(
-    data.threads,
-    data.workers,
-    decodes=SOURCES[data.source].stored and data.features == "online",
-    n_batches=sys.maxsize,
-    n_cores=n_cores,
-    shared_memory=sys.maxsize,
-  )
+def input_remedy(data: Data, learns_pixels: bool, now: Readers, n_cores: int) -> str:
+  """Advice for a run whose devices wait for images, read by `now` on a machine of n cores."""
+  remedies = []
   if now.threads * max(1, now.workers) < n_cores:
     remedies.append(
       f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"

@@ -244,7 +244,8 @@ class Watch(contextlib.AbstractContextManager):
     if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
     self._warned = True
-    remedy = input_remedy(self._run.data, self._run.learns_pixels)
+    run = self._run
+    remedy = input_remedy(run.data, run.learns_pixels, run.readers, hosts.own_cores())
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
       " wait for images; %s",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 import types
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import METHODS
+from pomp_jax.data.loader import choose_readers
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from pomp_jax.train import watch as watch_module
@@ -111,7 +113,10 @@ def test_an_input_bound_run_warns_once(watch, caplog):
 )
 def test_the_remedy_names_fields_that_can_still_help(changes, n_cores, named):
   config = settings(**changes)
-  remedy = input_remedy(config.data, METHODS[config.method].pixels, n_cores)
+  data, stored = config.data, config.data.source == "synthetic"
+  most = {"n_batches": sys.maxsize, "n_cores": n_cores, "shared_memory": sys.maxsize}
+  readers = choose_readers(data.threads, data.workers, decodes=stored, **most)
+  remedy = input_remedy(data, METHODS[config.method].pixels, readers, n_cores)
   assert set(re.findall(r"config\.([\w.]+)", remedy)) == named
 
 
