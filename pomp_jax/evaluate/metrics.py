@@ -58,10 +58,9 @@ def accuracy_of_ranks(
   figures: Accuracy = {"images": len(rank_B)}
   for k in ks:
     # Rank N (not finite) is wrong even where k > N.
-    share = float(np.mean(rank_B < min(k, n_classes)))
-    figures[f"top{k}"] = share
+    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
     if k == 1:
-      figures["top1_interval"] = wilson_interval(share, len(rank_B))
+      figures["top1_interval"] = wilson_interval(figures["top1"], len(rank_B))
   return figures
 
 
@@ -175,11 +174,6 @@ class Tally:
     if self._pairs is not None:
       figures["difference"] = paired_difference(*self._pairs, n)
     return figures if self._more is None else figures | self._more.figures()
-
-  def accuracy(self) -> Accuracy:
-    """The figures that `topk_accuracy` returns."""
-    found = self.figures()
-    return {name: found[name] for name in ("images", "top1", "top1_interval", "top5")}
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
     """Images and accuracy of each class, and the most frequent errors: [class, answer, images].

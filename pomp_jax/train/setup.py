@@ -253,10 +253,8 @@ class PromptRun(Run):
     Of a method that learns no prompt.
     """
     compiled = self.method.accuracy(self.encoder, self._learner(), self.data)
-    arrays = functools.partial(
-      self.method.frozen_arrays, self.prompt, self.eval.template, self.encoder
-    )
-    frozen = functools.lru_cache(maxsize=1)(arrays)
+    given = self.prompt, self.eval.template, self.encoder
+    frozen = functools.lru_cache(maxsize=1)(functools.partial(self.method.frozen_arrays, *given))
     return lambda params, split, source: compiled(params, frozen(split.names), split, source)
 
 

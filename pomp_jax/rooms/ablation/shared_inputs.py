@@ -138,7 +138,7 @@ def _accuracy(
   encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
 ) -> Scores:
   return {
-    split: {name: one.accuracy() for name, one in tallies.items()}
+    split: {name: one.figures() for name, one in tallies.items()}
     for split, tallies in evaluate(encoder, splits, prompts).items()
   }
 
