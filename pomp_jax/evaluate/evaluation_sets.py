@@ -125,11 +125,6 @@ def file_name(name: str) -> str:
   return name.replace("/", "-")
 
 
-def part_name(name: str, part: str) -> str:
-  """Name of a part of a set's classes, such as "dtd/base"; of all of them the set's."""
-  return name if part == "all" else f"{name}/{part}"
-
-
 def split_of_source(source: str, split: str, of_split: OfSplit) -> EvaluationSet:
   """A split of an image source without files."""
   return EvaluationSet(split, source, split, "all", functools.partial(of_split, split, "test"))

@@ -10,7 +10,7 @@ from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, part_name, split_of_source
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, split_of_source
 from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.registry import NO_SUITE, load
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, SUITES
@@ -60,7 +60,8 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
   n_listed, sets = 0 if halves else len(load_class_list(name)), []
   for part in ("base", "new") if halves else ("all",):
     opened = functools.partial(_open, reader, root, name, part)
-    sets.append(EvaluationSet(part_name(name, part), group, name, part, opened, reader, n_listed))
+    label = f"{name}/{part}" if halves else name
+    sets.append(EvaluationSet(label, group, name, part, opened, reader, n_listed))
   return sets
 
 

@@ -28,7 +28,7 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, part_name
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet
 from pomp_jax.files.paths import join, read_text, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.report.evaluation_report import OWN
@@ -80,7 +80,8 @@ def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationS
   found += parse_sets(own_sets, "config.evaluate.own_sets") if own_sets else []
   sets = []
   for own, part in ((one, part) for one in found for part in one.parts):
-    name, opened = part_name(own.name, part), functools.partial(open_own_set, own, part)
+    opened = functools.partial(open_own_set, own, part)
+    name = own.name if part == "all" else f"{own.name}/{part}"
     sets.append(EvaluationSet(name, OWN, own.name, part, opened, own.reader))
   return sets
 
