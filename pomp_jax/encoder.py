@@ -27,6 +27,7 @@ from pomp_jax.clip.tokens import tokenize
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.images import Resize
+from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.terminal import steps_of
@@ -83,6 +84,12 @@ class Encoder:
   def resize(self) -> Resize:
     """How this CLIP's images become S x S pixels."""
     return Resize(self.clip.squash, self.clip.bilinear)
+
+  def sized(self, source: Source) -> Source:
+    """The source, whose images become this CLIP's S x S pixels if they are stored."""
+    if not isinstance(source, StoredImages):
+      return source
+    return source.replace(image_size=self.clip.image_size, resize=self.resize)
 
   def text_tower(
     self, token_budget: int | None = None, memory: MemoryPlan | None = None

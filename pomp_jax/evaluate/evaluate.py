@@ -66,7 +66,7 @@ def check_prompts(
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip.model, clip.image_tower)
   prompts = named_prompts.read_prompts(names, field)
-  sets = evaluation_sets(settings, data, evaluation, clip_config.vision_config.image_size)
+  sets = evaluation_sets(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
   for name, (_, classes, _) in opened.items():
     for named in prompts:
@@ -85,7 +85,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts")
-  sets = evaluation_sets(settings, config.data, config.eval, encoder.clip.image_size)
+  sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
   keys = _keys(config.clip, encoder, opened, prompts)

@@ -40,10 +40,8 @@ class EvaluationSet(NamedTuple):
   n_listed: int = 0  # classes of its packaged list, of which it may hold some; 0: those of the set
 
 
-def evaluation_sets(
-  settings: Evaluate, data: Data, evaluation: Eval, image_size: int
-) -> list[EvaluationSet]:
-  """Data sets of `config.evaluate`, unopened, for images of S pixels.
+def evaluation_sets(settings: Evaluate, data: Data, evaluation: Eval) -> list[EvaluationSet]:
+  """Data sets of `config.evaluate`, unopened.
 
   ConfigError for an unknown set, or no folder for it; SourceError for an unusable file of sets.
   """
@@ -70,7 +68,7 @@ def evaluation_sets(
       return labelled
     if settings.images:
       source = source.subset(even_sample(source.labels, source.keys, settings.images))
-    return labelled._replace(source=source.replace(image_size=image_size, upright=data.upright))
+    return labelled._replace(source=source.replace(upright=data.upright))
 
   return [item._replace(open=functools.partial(opened, item)) for item in sets]
 

@@ -43,6 +43,7 @@ def image_batches(
 
   The last batch is padded with the last image. Adds unreadable images to `skipped`.
   """
+  source = encoder.sized(source)
   indices = np.arange(len(source)) if indices is None else indices
   n_devices = encoder.mesh.size
   # A part of the images has the same size, so that features do not depend on which part it is.

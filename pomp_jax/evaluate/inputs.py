@@ -12,8 +12,7 @@ from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.fields import Data
-from pomp_jax.data.images import CLIPS_RESIZE, Resize
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import stored
 from pomp_jax.files.paths import join
@@ -65,22 +64,14 @@ def _module(data: Data) -> ModuleType:
   return stored if SOURCES[data.source].stored else load(SOURCES[data.source].module)
 
 
-def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:
+def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
   """Opens the images of a split: train, validation, or one of `evaluation_splits`.
 
-  A generated source has `images_per_class` or `n_images`, as evenly over the classes as possible;
-  stored images are `n_images`, or all if it is 0.
+  There are `n_images`, as evenly over the classes as possible; if it is 0, all stored images, or
+  `data.images_per_class` of each class of a generated source.
   """
-  sizes = {"images_per_class": images_per_class, "n_images": n_images}
   with waiting(f"opening the {split} images"):
-    return _module(data).open_source(data, split, **sizes)
-
-
-def open_training_source(data: Data, image_size: int, resize: Resize = CLIPS_RESIZE) -> Source:
-  """Opens the training images at the CLIP's image size; see `open_source`."""
-  source = open_source(data, "train", images_per_class=data.images_per_class)
-  pixels = {"image_size": image_size, "resize": resize}
-  return source.replace(**pixels) if isinstance(source, StoredImages) else source
+    return _module(data).open_source(data, split, n_images)
 
 
 def n_training_classes(data: Data) -> int:

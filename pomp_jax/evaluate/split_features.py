@@ -61,8 +61,6 @@ def split_features(
   computed now. CorruptDataError: too many unreadable images. EvaluationError: features that are not
   finite.
   """
-  if isinstance(source, StoredImages):
-    source = source.replace(image_size=encoder.clip.image_size, resize=encoder.resize)
   skipped, stored = SkippedImages(source, max_corrupt), None
   features_nxE = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
   if store is not None and hasattr(source, "keys"):

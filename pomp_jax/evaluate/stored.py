@@ -31,9 +31,7 @@ _UNDIVIDED = "undivided"
 _MOST_DECODED, _MOST_NAMED = 20_000, 20
 
 
-def open_source(
-  data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0
-) -> StoredImages:
+def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
   """Opens a split; see `inputs.open_source`. Train and validation have the classes to train on."""
   if split in ("train", "validation"):
     part, group = split, _training_group(data)

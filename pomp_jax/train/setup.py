@@ -289,7 +289,7 @@ def prepare(
   data, prompt, loop = config.data, config.prompt, config.loop
   method = methods.method_of(config.method)
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
-  source = source or inputs.open_training_source(data, encoder.clip.image_size, encoder.resize)
+  source = source or encoder.sized(inputs.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)

@@ -49,8 +49,9 @@ class WorldSource:
     return render.render(self.keys[indices], attributes_BxA, self.style)
 
 
-def open_source(data: Any, split: str, **sizes: int) -> WorldSource:
+def open_source(data: Any, split: str, n_images: int) -> WorldSource:
   """Opens a split with `data.n_classes` of its classes; see `source` for the sizes."""
+  sizes = {"n_images": n_images} if n_images else {"images_per_class": data.images_per_class}
   return source(split, **sizes, n_classes=data.n_classes)
 
 

@@ -42,7 +42,7 @@ set = [
 
 
 def sets_of(config):
-  return evaluation_sets(config.evaluate, config.data, config.eval, 32)
+  return evaluation_sets(config.evaluate, config.data, config.eval)
 
 
 class Case:
@@ -383,7 +383,7 @@ def test_the_folder_that_data_names_is_one_set(case, tmp_path):
   assert item.name == f"eurosat/{split}"
   names = load_class_list("eurosat").names
   assert sorted(classes.names) == sorted(names[c] for c in np.unique(case.labels["eurosat"]))
-  assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
+  assert source.images(np.arange(2)).shape == (2, 224, 224, 3)
   halves = config.replace({"data.classes": "base", "data.shots": 1})
   parts = {item.part: item.open() for item in sets_of(halves)}
   assert list(parts) == ["base", "new"]

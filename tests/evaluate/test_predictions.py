@@ -1,18 +1,23 @@
 """Evaluation in batches against all scores at once, in NumPy's float64."""
 
+import dataclasses
 import logging
 
 import numpy as np
+from PIL import Image
 import pytest
 
-from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.loader import CorruptDataError, SkippedImages
+from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
 from pomp_jax.evaluate.predictions import evaluate, tally
 from pomp_jax.evaluate.split_features import split_features
 from tests.evaluate.conftest import with_kernel
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_split_features import BAD, GOOD, pictures
+from tests.support.checks import assert_close
 from tests.support.oracles import unit
 
 IMAGES, CLASSES = 83, 200
@@ -140,6 +145,16 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
     of_classes = np.bincount(stored.labels[GOOD], minlength=4)
     np.testing.assert_array_equal(found.by_class()["per_class"]["images"], of_classes)
     assert len(caplog.records) == 1
+
+
+def test_images_are_prepared_as_the_clip_asks(encoder, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "wide.png")
+  source, size = StoredImages(["a"], [0], ["wide.png"], Files(tmp_path)), encoder.clip.image_size
+  squashing = Encoder(dataclasses.replace(encoder.clip, squash=True), mesh=encoder.mesh)
+  (batch,) = image_batches(squashing, source, SkippedImages(source, 0.0), 1, 1, "images")
+  expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+  assert_close(np.asarray(batch.images[0], int), np.asarray(expected, int), 1 / 255)
 
 
 def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):

@@ -50,7 +50,8 @@ class SharedInputs:
     self._streams: dict[Any, Stream] = {}
     # Of equal arguments each is called once.
     self._encoder = functools.cache(inputs.open_encoder)
-    self._source = functools.cache(inputs.open_training_source)
+    open_source = lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
+    self._source = functools.cache(open_source)
     for name in ("_frozen", "_image_features", "_references", "_splits", "_curve_splits"):
       setattr(self, name, functools.cache(getattr(self, name)))
 
@@ -58,13 +59,12 @@ class SharedInputs:
     """Makes the training of a cell ready, its CLIP and its images shared with the others."""
     config = self._replace(cell.overrides)
     encoder = self._encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-    source = self._source(config.data, encoder.clip.image_size, encoder.resize)
+    source = self._source(config.data, encoder)
     frozen = self._frozen(encoder, config.data, config.prompt.m)
     return setup.prepare(config, self.folder, encoder=encoder, source=source, frozen=frozen)
 
   def _frozen(self, encoder: Encoder, data: Data, m: int):
-    names = self._source(data, encoder.clip.image_size, encoder.resize).names
-    return encoder.frozen(encoder.vocabulary(names, m))
+    return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 
   def stream(self, run: setup.PromptRun) -> Stream:
     """The features that a run is trained on, in order; all processes call it together."""

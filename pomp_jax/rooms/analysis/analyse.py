@@ -68,8 +68,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-  given = config.evaluate, config.data, config.eval
-  sets, wanted = {}, evaluation_sets(*given, encoder.clip.image_size)
+  sets, wanted = {}, evaluation_sets(config.evaluate, config.data, config.eval)
   opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)

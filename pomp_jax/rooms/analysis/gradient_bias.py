@@ -19,7 +19,7 @@ import numpy as np
 from pomp_jax.config import ConfigError, Settings, fields
 from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.loader import SkippedImages
-from pomp_jax.data.source import StoredImages, readable_images
+from pomp_jax.data.source import readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint
@@ -123,7 +123,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   module, bank_NxE = _start(own.prompt, config.prompt, encoder.clip.text_width)
   params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
-  arrays = _arrays(config.sampling, config.data, own.samplers, names, encoder.clip.image_size)
+  arrays = _arrays(config.sampling, config.data, own.samplers, names)
   losses: tuple[str, ...] = ("log",)  # the exact gradient is the same under all corrections
   logit_bias = 0.0
   if "sigmoid" in own.corrections:
@@ -174,9 +174,7 @@ def _images(
   data: Data, encoder: Encoder, n_images: int, seed: int
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
   """Names of all classes; features [B,E] and labels [B] of readable training images."""
-  source = inputs.open_source(data, "train", n_images=n_images)
-  if isinstance(source, StoredImages):
-    source = source.replace(image_size=encoder.clip.image_size, resize=encoder.resize)
+  source = encoder.sized(inputs.open_source(data, "train", n_images=n_images))
   chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:n_images])
   features, skipped = [], SkippedImages(source, data.max_corrupt)
   for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
@@ -210,12 +208,11 @@ def _arrays(
   data: Data,
   samplers: Sequence[str],
   names: Sequence[str],
-  image_size: int,
 ) -> SamplingArrays:
   """Builds the arrays that the samplers read; class counts are those of a training."""
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
-    labels_n = inputs.open_training_source(data, image_size).labels
+    labels_n = inputs.open_source(data, "train").labels
   for name in samplers:
     try:
       more = sampling_arrays(dataclasses.replace(sampling, name=name), data, names, labels_n)

@@ -103,7 +103,7 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
   FloatingPointError if no setting gives a finite classifier.
   """
   data, tip = config.data, config.tip
-  source = inputs.open_training_source(data, encoder.clip.image_size, encoder.resize)
+  source = encoder.sized(inputs.open_source(data, "train"))
   fill_features(data, config.clip, folder, source, encoder)
   images = inputs.open_source(data, "validation", n_images=config.eval.images)
   validation = batches.readable_features(data, encoder, images, folder)

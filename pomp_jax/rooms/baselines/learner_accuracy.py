@@ -13,7 +13,7 @@ import numpy as np
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import SkippedImages
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
@@ -85,8 +85,6 @@ def learner_accuracy(
 
   def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
     """Reads the images again; those that can't be read any more are dropped."""
-    if isinstance(source, StoredImages):
-      source = source.replace(image_size=encoder.clip.image_size, resize=encoder.resize)
     skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
     task = "features of images"
     read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)

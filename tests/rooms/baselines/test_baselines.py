@@ -300,7 +300,7 @@ def raw_features(encoder, source, epoch):
 def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, tmp_path, monkeypatch):
   config = tip_config()
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
-  source = inputs.open_training_source(config.data, 40)
+  source = inputs.open_source(config.data, "train")
   epochs = [raw_features(encoder, source, epoch) for epoch in range(5)]
   np.testing.assert_allclose(adapter.keys, unit(sum(epochs[:3]) / 3), atol=2e-5)
   np.testing.assert_array_equal(adapter.labels, source.labels)
@@ -316,7 +316,7 @@ def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, tmp_pat
 def test_without_augmentation_the_images_are_as_in_the_test(encoder, tmp_path, monkeypatch):
   config = tip_config(**{"data.augment": "none"})
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
-  split = split_features(encoder, inputs.open_training_source(config.data, 40))
+  split = split_features(encoder, inputs.open_source(config.data, "train"))
   for found in (adapter.keys, *given["epochs"]):
     np.testing.assert_allclose(found, split.features, atol=2e-5)
 
