@@ -106,7 +106,6 @@ def _read(
   folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
   n_images, width = features_nxE.shape
   features = Features(folder, (n_images, 1, width), made_from, together=(n_images, 1))
-  stored: Features | None = features
   try:
     features.create()
     for block in features.stored():
@@ -114,10 +113,10 @@ def _read(
         features_nxE[features.rows(block)] = found[:, 0]
   except (RunFolderWriteError, DamagedFeaturesError) as error:
     log.warning("%s; features of images are not stored", error)
-    stored = None
+    return None
   if n_found := np.isfinite(features_nxE[:, 0]).sum():
     log.info("%s: features of %d of %d images", folder, n_found, n_images)
-  return stored
+  return features
 
 
 def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
