@@ -31,7 +31,7 @@ def prediction_sheet(
   # Prefer classes that the training did not see.
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
-  source = inputs.open_source(run.data, split, n_images=_IMAGES)
+  source = run.encoder.sized(inputs.open_source(run.data, split, n_images=_IMAGES))
   shown = spread_evenly(_IMAGES, len(source))
   images, reasons = readable_images(source, shown)
   read = ~np.isin(shown, list(reasons))
