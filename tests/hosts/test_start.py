@@ -6,29 +6,22 @@ The job of most does nothing but what is tested. Two processes that train: tests
 import functools
 import signal
 import socket
+from unittest import mock
 
 import jax
 import pytest
 
 from pomp_jax import hosts
-from tests.support.processes import Processes, wait_until
+from tests.support.processes import Processes, small_demo, wait_until
 
-SMALL = [
-  "--config=configs/demo.py",
-  "--config.data.n_classes=300",
-  "--config.data.images_per_class=2",
-  "--config.k=20",
-  "--config.batch_size=16",
-  "--config.steps=4",
-  "--config.eval.images=64",
-  "--config.checkpoint.every=2",
-]
+SMALL = small_demo(**{"steps": 4, "checkpoint.every": 2})
 # The program with another job: `run`, in which `first` says whether this is process 0.
 PLAYED = """
 import pathlib, sys, time, types
 from pomp_jax import hosts, main
 def run(config, workdir):
   first = hosts.is_first()
+  there = pathlib.Path(sys.argv[0]).with_name(f"process-{{int(first)}}").touch
 {body}
 main.load_job = lambda name: types.SimpleNamespace(check=lambda *_: None, run=run)
 sys.exit(main.main(sys.argv[1:]))
@@ -43,6 +36,17 @@ def played(folder, body, *more):
   file = folder / "start.py"
   file.write_text(PLAYED.format(body=body))
   return [str(file), *SMALL, f"--workdir={folder}/run", *more]
+
+
+def stopped(folder, body, *more):
+  """Errors of both after SIGTERM to the second, once each has called `there`."""
+  with Processes(2, played(folder, body, *more)) as run:
+    for index in (0, 1):
+      wait_until((folder / f"process-{index}").exists, run.processes[1])
+    run.processes[1].send_signal(signal.SIGTERM)
+    found = run.finish()
+  assert [status for status, _ in found.values()] == [75, 75], found
+  return [line for _, output in found.values() for line in errors(output)]
 
 
 def errors(output):
@@ -116,10 +120,7 @@ def test_a_taken_port_is_found_before_jax_starts(initialized, how):
   ],
 )
 def test_errors_of_other_processes_may_be_retried(initialized, monkeypatch, text, kind):
-  def fail(**_):
-    raise RuntimeError(text)
-
-  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError(text)))
   with pytest.raises(kind, match=f"^process 3 of 4 on [^ ]+ can't start: {text}") as caught:
     hosts.start(hosts.Cluster("flags", "a:1", 4, 3))
   assert type(caught.value) is kind
@@ -127,7 +128,7 @@ def test_errors_of_other_processes_may_be_retried(initialized, monkeypatch, text
 
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
   """As the loop of a training asks for it; before it, values go from each to all."""
-  body = f"""
+  body = """
   found = hosts.gather(hosts.own_index(), "indices")
   assert [value for _, value in found] == [0, 1] and hosts.from_first(first, "a value")
   assert hosts.own_cores() <= max(1, len(__import__("os").sched_getaffinity(0)) // 2)
@@ -135,35 +136,24 @@ def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
     for step in range(1, 10**6):
       time.sleep(0.01)
       if stop.after_step():
-        raise hosts.Preempted(f"asked to stop at step {{step}}", together=True)
-      pathlib.Path("{tmp_path}", f"steps-{{int(first)}}").touch()
+        raise hosts.Preempted(f"asked to stop at step {step}", together=True)
+      there()
 """
-  with Processes(2, played(tmp_path, body)) as run:
-    for index in (0, 1):
-      wait_until((tmp_path / f"steps-{index}").exists, run.processes[1])
-    run.processes[1].send_signal(signal.SIGTERM)
-    found = run.finish()
-  assert [status for status, _ in found.values()] == [75, 75], found
-  (line,), (other,) = (errors(output) for _, output in found.values())
+  line, other = stopped(tmp_path, body)
   assert line == other and line.startswith("error: asked to stop at step ")
 
 
 def test_a_signal_outside_of_training(tmp_path):
   """A dry run, while it waits for the other process."""
-  body = f"""
-  pathlib.Path("{tmp_path}", f"runs-{{int(first)}}").touch()
+  body = """
+  there()
   if first:
     time.sleep(3600)
   hosts.from_first(None, "a value that is never sent", seconds=3600)
 """
-  with Processes(2, played(tmp_path, body, "--config.dry_run")) as run:
-    for index in (0, 1):
-      wait_until((tmp_path / f"runs-{index}").exists, run.processes[1])
-    run.processes[1].send_signal(signal.SIGTERM)
-    found = run.finish()
-  assert [status for status, _ in found.values()] == [75, 75], found
-  assert errors(found[1][1])[0].startswith("error: stopped by SIGTERM; ")
-  assert "ended: stopped by SIGTERM" in errors(found[0][1])[0]
+  first, second = stopped(tmp_path, body, "--config.dry_run")
+  assert second.startswith("error: stopped by SIGTERM; ")
+  assert "ended: stopped by SIGTERM" in first
 
 
 def test_hosts_with_different_configs_are_named(tmp_path):

@@ -21,27 +21,24 @@ class CoreSeconds:
   """Plugin that measures each test where it runs and prints the tables where all reports arrive."""
 
   def __init__(self) -> None:
-    self._seconds: dict[str, float] = defaultdict(float)
+    self._seconds: dict[str, float] = {}
     self._start = 0.0
 
-  @pytest.hookimpl(wrapper=True)
-  def pytest_runtest_setup(self) -> Iterator[None]:
+  def pytest_runtest_logstart(self) -> None:
     self._start = _spent()
-    return (yield)
 
   @pytest.hookimpl(wrapper=True)
-  def pytest_runtest_makereport(self) -> Iterator[pytest.TestReport]:
-    """Passes the seconds since the phase before with the phase's report."""
+  def pytest_runtest_makereport(self, call: pytest.CallInfo) -> Iterator[pytest.TestReport]:
+    """The last report of a test tells its seconds."""
     report = yield
-    now = _spent()
-    report.user_properties.append(("core_seconds", now - self._start))
-    self._start = now
+    if call.when == "teardown":
+      report.user_properties.append(("core_seconds", _spent() - self._start))
     return report
 
   def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-    # The list of properties is one for all phases of a test: its newest entry is this phase's.
-    seconds = [value for name, value in report.user_properties if name == "core_seconds"]
-    self._seconds[report.nodeid] += seconds[-1] if seconds else 0.0
+    found = dict(report.user_properties)
+    if report.when == "teardown" and "core_seconds" in found:
+      self._seconds[report.nodeid] = found["core_seconds"]
 
   def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("core-seconds")
