@@ -144,9 +144,10 @@ SAME = {
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
 }
-# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), and fields of
-# other jobs and of methods that don't learn by steps.
-CHOOSE = ("job", "dry_run", "checkpoint.select")
+# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), the text tower
+# alone (tests/rooms/data_sets/test_feature_folder.py), and fields of other jobs and of methods that
+# don't learn by steps.
+CHOOSE = ("job", "dry_run", "checkpoint.select", "clip.image_tower")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
   *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),
