@@ -103,6 +103,12 @@ SOURCES = {
     dataset="rooms.data_sets.fields:expected_by_tfds",
   ),
   "folder": Source("data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True),
+  "features": Source(
+    "rooms.data_sets.feature_folder",
+    ("dataset", "annotations", "upright"),
+    test_sets=True,
+    holds_out=True,
+  ),
   "regions": Source(
     "rooms.regions.training_crops",
     ("dataset",),

@@ -219,14 +219,16 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
 
 
 def has_folder(data: Data) -> bool:
-  """Whether the images are those of a folder that exists: a dry run measures them themselves."""
-  return data.source == "folder" and bool(data.root) and is_dir(data.root)
+  """Whether images or features are in a folder that exists: a dry run measures these."""
+  return data.source in ("folder", "features") and bool(data.root) and is_dir(data.root)
 
 
 def _check_data(data: Data, images: int, dry_run: bool) -> None:
   """Checks the data, and the number of images of an evaluation."""
-  # A dry run needs no data, and measures a folder of images that is there.
-  if dry_run and not has_folder(data):
+  of_file, expected = data.source == "features", "'file' if and only if data.source='features'"
+  require(of_file == (data.features == "file"), "data.features", data.features, expected)
+  # A dry run needs no images, and measures a folder that is there.
+  if dry_run and not (of_file or has_folder(data)):
     expected = "in a dry run the number of test images, which it does not open"
     require(images, "eval.images", 0, expected)
     return
@@ -270,6 +272,8 @@ def _check_names(field: str, names: str) -> None:
 
 def _check_views(data: Data, batch_size: int) -> None:
   unchanged = data.augment == "none"
+  fits = unchanged or data.features != "file"
+  require(fits, "data.augment", data.augment, "'none' where data.features='file'")
   expected = "1 where data.augment='none': all views are equal"
   require(not unchanged or data.views == 1, "data.views", data.views, expected)
   expected = f"a multiple of data.views = {data.views}"

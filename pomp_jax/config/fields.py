@@ -71,7 +71,9 @@ class Data:
   crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
   view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
-    "online", "image features: computed each step, or once and stored", one_of("online", "stored")
+    "online",
+    "image features: computed each step, once and stored, or of a file",
+    one_of("online", "stored", "file"),
   )
   feature_store: str = row("", "folder of image and class features; empty: the run's, images alone")
   threads: int = row(0, "threads that prepare images, per worker; 0: by the cores", at_least(0))

@@ -68,7 +68,8 @@ def check_prompts(
   prompts = named_prompts.read_prompts(names, field)
   sets = evaluation_sets(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
-  for name, (_, classes, _) in opened.items():
+  for name, (source, classes, _) in opened.items():
+    inputs.check_features(source, clip.model, clip_config)
     for named in prompts:
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]

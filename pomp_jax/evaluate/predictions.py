@@ -16,12 +16,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks
-from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
@@ -117,6 +118,10 @@ def tally(
   `reference`. `more()` makes what counts other figures of a prompt, see `Tally`. A batch is rounded
   up to a multiple of the number of devices.
   """
+  if isinstance(source, FeatureSource):
+    split = split_features(encoder, source, max_corrupt=max_corrupt)
+    rows = _row_batches(split.features, split.labels, len(source.names), encoder.mesh)
+    return _count(encoder, rows, text_features, more, reference)
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
   batches = ((encoder.features_of_images(x.images), x.labels, x.n_images) for x in images)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
@@ -28,11 +29,14 @@ from pomp_jax.files.features import DamagedFeaturesError, Features
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolderWriteError
+from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)
 
 # Images rendered or decoded at a time, over all processes.
 _BATCH = 256
+# Features of a file that are read at a time.
+_ROWS = 4096
 _NO_END = 7 * 86_400.0  # s
 
 
@@ -59,9 +63,11 @@ def split_features(
   cores if 0. A share `max_corrupt` of the images, above 0 always one, may be unreadable: they are
   dropped, with one warning. `store` is a folder of features of earlier starts, which gets those
   computed now. CorruptDataError: too many unreadable images. EvaluationError: features that are not
-  finite.
+  finite. Features of a file are read from there.
   """
   skipped, stored = SkippedImages(source, max_corrupt), None
+  if isinstance(source, FeatureSource):
+    return _readable(source, _of_file(source, skipped), skipped)
   features_nxE = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
   if store is not None and hasattr(source, "keys"):
     if hosts.is_first():
@@ -87,6 +93,27 @@ def split_features(
         end = int(np.searchsorted(missing, next_block.start))
       stored = _write(stored, features_nxE, missing[n_written:end])
       n_written = end
+  return _readable(source, features_nxE, skipped)
+
+
+def _of_file(source: FeatureSource, skipped: SkippedImages) -> Float[np.ndarray, "n E"]:
+  """Unit features of a file; adds those that are NaN to `skipped`."""
+  features_nxE = np.empty((len(source), source.storage.width), np.float32)
+  starts = range(0, len(source), _ROWS)
+  for start in steps_of(starts, "reading features of images", "parts"):
+    rows = np.arange(start, min(start + _ROWS, len(source)))
+    part_BxE = source.features(rows)
+    features_nxE[rows] = part_BxE / np.linalg.norm(part_BxE, axis=1, keepdims=True)
+    damaged = rows[np.isnan(part_BxE[:, 0])].tolist()
+    skipped.add({index: f"{source.where(index)}: was unreadable" for index in damaged})
+    hosts.raise_if_preempted()
+  return features_nxE
+
+
+def _readable(
+  source: Source, features_nxE: Float[np.ndarray, "n E"], skipped: SkippedImages
+) -> SplitFeatures:
+  """The features of all but the skipped images; all processes call it together."""
   skipped.gather()
   readable = np.delete(np.arange(len(source)), list(skipped.reasons))
   features = features_nxE[readable]
@@ -152,7 +179,9 @@ def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
   preparation: str | int = PREPROCESSING_VERSION
   # The content of the first image tells data sets with the same keys apart.
   try:
-    if isinstance(source, StoredImages):
+    if isinstance(source, FeatureSource):
+      first = source.checksums
+    elif isinstance(source, StoredImages):
       preparation = f"{preparation}, upright" if source.upright else preparation
       first = np.frombuffer(source.encoded(0), np.uint8)
     else:

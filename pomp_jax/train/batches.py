@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.config.fields import Data
+from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import RESIZER
 from pomp_jax.data.loader import Fetch, Readers, choose_readers, map_ahead
 from pomp_jax.data.source import Source
@@ -65,6 +66,8 @@ def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) 
 
   `train.fill_features` completes them before the function is called.
   """
+  if isinstance(source, FeatureSource):
+    return source.views
   if data.features == "stored":
     features = open_features(data, source, encoder, folder)
     return functools.partial(stored_views, features, augmentation(data))

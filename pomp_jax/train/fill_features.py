@@ -4,9 +4,11 @@ Each process computes its own blocks; a restart resumes with the block that was 
 holds the block that is being computed and the pixels of a few parts of it.
 """
 
+from collections.abc import Mapping
 import itertools
 import logging
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,18 +73,18 @@ def fill_features(
     )
 
 
-def check_same_images(folder: RunFolder, features: Features) -> None:
-  """FeatureStoreError if the training images are not those of the run's first start."""
+def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
+  """FeatureStoreError unless features are `made_from` the same as at the run's first start."""
   path = folder.path / "training_images.json"
   if not path.exists():
-    write_json(path, features.made_from)
+    write_json(path, made_from)
     return
   stored = read_json(path)
-  for field, needed in features.made_from.items():
+  for field, needed in made_from.items():
     if stored.get(field) != needed:
       changed = "the CLIP or its preparation changed"
       if field == "images":
-        changed = "images were added, removed or renamed"
+        changed = "features of a file changed, or images were added, removed or renamed"
       raise FeatureStoreError(
         f"{path}: {field} is {printable(repr(stored.get(field)))}, this start needs {needed!r}:"
         f" {changed}; start another --workdir, or restore them"

@@ -13,6 +13,7 @@ from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Contrast, Loop
 from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.split_features import images_key
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt, save_prompt
@@ -33,6 +34,8 @@ def check(config: Settings, workdir: str) -> None:
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
   clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
+  if config.data.features == "file":
+    inputs.check_features(inputs.open_source(config.data, "train"), config.clip.model, clip)
   if METHODS[config.method].steps:
     _check_classes(config.contrast, n_classes)
     check_mesh(config.mesh.class_size, config.loop, config.data.views)
@@ -104,7 +107,9 @@ def _start_folder(run: PromptRun) -> None:
     write_json(run.folder.config, run.config)
     if run.data.features == "stored":
       features = batches.open_features(run.data, run.source, run.encoder, run.folder)
-      check_same_images(run.folder, features)
+      check_same_images(run.folder, features.made_from)
+    elif run.data.features == "file":
+      check_same_images(run.folder, images_key(run.source, run.encoder))
   fill_features(run.data, run.clip, run.folder, run.source, run.encoder)
 
 

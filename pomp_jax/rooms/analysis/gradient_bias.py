@@ -18,11 +18,13 @@ import numpy as np
 
 from pomp_jax.config import ConfigError, Settings, fields
 from pomp_jax.config.fields import Clip, Data
+from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint
+from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.pieces import Pieces, fingerprint
@@ -101,8 +103,10 @@ def check(config: Settings, workdir: str) -> None:
   for field, value in unread.items():
     if (found := config.flat()[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
-  there = len(inputs.open_source(config.data, "train", n_images=settings.images))
-  if settings.images > there:
+  source = inputs.open_source(config.data, "train", n_images=settings.images)
+  clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
+  inputs.check_features(source, config.clip.model, clip)
+  if settings.images > (there := len(source)):
     raise ConfigError("gradient_bias.images", settings.images, f"at most {there}, the training's")
   if settings.prompt:
     prompt, bank_NxE = _load(settings.prompt)
@@ -111,7 +115,7 @@ def check(config: Settings, workdir: str) -> None:
     if bank_NxE is not None and len(bank_NxE) != n_classes:
       found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"
       raise ConfigError("gradient_bias.prompt", found, f"one of the training's {n_classes} classes")
-    width = inputs.clip_config(config.clip.model).text_config.hidden_size
+    width = clip.text_config.hidden_size
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
 
@@ -176,6 +180,9 @@ def _images(
   """Names of all classes; features [B,E] and labels [B] of readable training images."""
   source = encoder.sized(inputs.open_source(data, "train", n_images=n_images))
   chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:n_images])
+  if isinstance(source, FeatureSource):
+    split = split_features(encoder, source.subset(chosen), max_corrupt=data.max_corrupt)
+    return split.names, split.features, split.labels
   features, skipped = [], SkippedImages(source, data.max_corrupt)
   for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
     images, reasons = readable_images(source, part)

@@ -1,6 +1,7 @@
 """A picture of test images with their most probable classes, which a training leaves."""
 
 from collections.abc import Callable, Mapping, Sequence
+import logging
 import textwrap
 from typing import Any
 
@@ -17,6 +18,8 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
 from pomp_jax.train.setup import PromptRun
+
+log = logging.getLogger(__name__)
 
 _IMAGES = 12
 
@@ -36,6 +39,7 @@ def prediction_sheet(
   images, reasons = readable_images(source, shown)
   read = ~np.isin(shown, list(reasons))
   if not read.any():
+    log.info("no picture of predictions: %s", next(iter(reasons.values())))
     return None
   images, shown = images[read], shown[read]
   classifier = Classifier(run.encoder, prompt, source.names)

@@ -1,0 +1,52 @@
+"""Images of which another program has computed the features: a source without pixels.
+
+Shapes: n images, B images of one call, E embedding.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from pomp_jax.data.source import Storage, StoredImages
+
+
+@runtime_checkable
+class FeatureStorage(Storage, Protocol):
+  """Features in place of images; `read` raises ImageError."""
+
+  header: str  # file that describes them, for messages
+  clip_model: str  # value of `config.clip.model` whose image tower computed them
+  width: int  # E
+  checksums_n: np.ndarray  # of the features of each image
+
+  def features(self, rows_B: np.ndarray) -> np.ndarray:
+    """Features of some rows, float32 [B,E]."""
+    ...
+
+
+class FeatureSource(StoredImages):
+  """Labelled images whose features are known, and whose pixels are not."""
+
+  _storage: FeatureStorage
+
+  @property
+  def storage(self) -> FeatureStorage:
+    """Where the features are."""
+    return self._storage
+
+  @property
+  def checksums(self) -> np.ndarray:
+    """Checksum of the features of each image."""
+    return self._storage.checksums_n[self._rows]
+
+  def features(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
+    """Features as the image tower gave them, not normalised; NaN for an unreadable image."""
+    return self._storage.features(self._rows[indices])
+
+  def views(
+    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+  ) -> tuple[Float[np.ndarray, "B 1 E"], Bool[np.ndarray, " B"]]:
+    """Features as views for `Loader`, the same in all epochs, and which images were readable."""
+    found_BxE = self.features(indices)
+    return found_BxE[:, None], ~np.isnan(found_BxE[:, 0])
