@@ -311,7 +311,7 @@ DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
-TORCH_WEIGHTS = "rooms.interchange.torch_weights:open_torch"
+TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 
 

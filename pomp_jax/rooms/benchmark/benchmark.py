@@ -18,9 +18,9 @@ from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.declare import require
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
-from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot, table
+from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
-from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
+from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS
 from pomp_jax.rooms.benchmark.whole_step import whole_step
 
 
@@ -38,7 +38,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
+  """Measures, prints tables, writes `results.json` and `plots/text_tower.png`."""
   fields, folder = config.benchmark, RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
@@ -56,7 +56,6 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     if steps := _steps(fields, names, k):
       rows += measure(steps)
     folder.write_results(results)
-  print(table(rows), flush=True)
   plot(folder.plots / "text_tower.png", rows)
   return results
 
@@ -81,8 +80,5 @@ def _steps(fields: Benchmark, names: list[str], k: int) -> list[tuple[Measuremen
   steps = []
   for name in names:
     if name == "shared" or (k,) in numbers(fields.baseline_k):
-      measurement, step = IMPLEMENTATIONS[name](fields, lengths_K)
-      if measurement.process_peak_mib is None:
-        measurement.process_peak_mib = process_peak_mib(name, fields, lengths_K)
-      steps.append((measurement, step))
+      steps.append(IMPLEMENTATIONS[name](fields, lengths_K))
   return steps

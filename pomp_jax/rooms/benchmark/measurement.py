@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import time
+import timeit
 from typing import Any
 
 import jax
@@ -32,7 +33,6 @@ class Measurement:
   rows_at_a_time: int  # rows in memory together
   flops: float  # of a step's dense layers, forward and backward through activations
   peak_mib: float | None
-  process_peak_mib: float | None = None  # of a process with one step; None on an accelerator
   renew: int | None = None  # rows of the bank that a step renews; None without a bank
   bank_mib: float = 0.0  # size of the bank, an argument of the step
   times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
@@ -60,9 +60,9 @@ Step = Callable[[bool], Any]
 def measure_in_turn(
   steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: int
 ) -> list[dict[str, Any]]:
-  """Measures rounds of all steps in turn, each between two large products; returns the rows.
+  """Measures rounds of all steps in turn, each between two large products; prints their table.
 
-  After `seconds` no round starts.
+  After `seconds` no round starts. Returns the rows.
   """
   product, product_flops = _large_product(dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
@@ -72,26 +72,13 @@ def measure_in_turn(
     if round_index and time.monotonic() - started > seconds:
       break
     for measurement, step in steps:
-      before = _seconds(product)
-      measurement.times.append(_seconds(functools.partial(step, False)))
-      after = _seconds(product)
+      before = timeit.timeit(product, number=1)
+      measurement.times.append(timeit.timeit(functools.partial(step, False), number=1))
+      after = timeit.timeit(product, number=1)
       measurement.rates.append(2 * product_flops / (before + after))
   rows = [measurement.row() for measurement, _ in steps]
-  for row in rows:
-    name = row["implementation"]
-    name += "" if row["renew"] is None else f" (bank, {row['renew']} rows renewed)"
-    print(
-      f"K = {row['k']}, N = {row['n_classes']}: {name} {row['seconds']:.3f} s,"
-      f" {row['share_of_matmul_rate']:.1%} of {row['matmul_gflops']:.0f} GFLOP/s",
-      flush=True,
-    )
+  print(table(rows), flush=True)
   return rows
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  function()
-  return time.perf_counter() - start
 
 
 def _large_product(name: str) -> tuple[Callable[[], Any], float]:
@@ -113,7 +100,7 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
 
 
 _COLUMNS = ["implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate"]
-_COLUMNS += ("peak MiB", "process MiB", "time / ours", "peak / ours", "renew", "bank MiB")
+_COLUMNS += ("peak MiB", "time / ours", "peak / ours", "renew", "bank MiB")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -135,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")]
     cells += [f"{row['seconds']:.3f}", f"{1000 * row['seconds'] / row['k']:.2f}"]
     cells.append(f"{row['share_of_matmul_rate']:.1%}")
-    cells += [shown(row[name], ".0f") for name in ("peak_mib", "process_peak_mib")]
+    cells.append(shown(row["peak_mib"], ".0f"))
     cells += [*(shown(ratio, ".2f") for ratio in ratios), shown(row["renew"], "d")]
     lines.append([*cells, f"{row['bank_mib']:.0f}"])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

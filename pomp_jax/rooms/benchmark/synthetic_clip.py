@@ -19,17 +19,17 @@ from pomp_jax.config import SYNTHETIC_CLIP
 from pomp_jax.data.class_lists import SYNSETS, read_table
 
 _BOS, _EOT = 49406, 49407
-# By hub id: width of the text tower; layers, width, patch size and image size of the ViT.
-_VITS = {
-  "openai/clip-vit-base-patch32": (512, 12, 768, 32, 224),
-  "openai/clip-vit-base-patch16": (512, 12, 768, 16, 224),
-  "openai/clip-vit-large-patch14": (768, 24, 1024, 14, 224),
-  "openai/clip-vit-large-patch14-336": (768, 24, 1024, 14, 336),
-  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": (1024, 32, 1280, 14, 224),
+# By hub id, or by the usual name of the file: open_clip's name of the model.
+_MODELS = {
+  "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu",
+  "openai/clip-vit-base-patch16": "ViT-B-16-quickgelu",
+  "openai/clip-vit-large-patch14": "ViT-L-14-quickgelu",
+  "openai/clip-vit-large-patch14-336": "ViT-L-14-336-quickgelu",
+  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "ViT-H-14",
+  "RN50.safetensors": "RN50-quickgelu",
+  "RN101.safetensors": "RN101-quickgelu",
 }
-# By the usual name of the file: bottlenecks in each stage, and embedding.
-_RESNETS = {"RN50.safetensors": ((3, 4, 6, 3), 1024), "RN101.safetensors": ((3, 4, 23, 3), 512)}
-SYNTHETIC_CLIPS = (*_VITS, *_RESNETS, f"{PREFIX}MODEL/TAG")
+SYNTHETIC_CLIPS = (*_MODELS, f"{PREFIX}MODEL/TAG")
 
 
 def is_synthetic(name: str) -> bool:
@@ -38,10 +38,11 @@ def is_synthetic(name: str) -> bool:
   Other image towers are measured with their weights.
   """
   model, _, tag = name.removeprefix(PREFIX).partition("/")
-  if name.startswith(PREFIX) and (row := tables().get(model)):
+  row = tables().get(model) if name.startswith(PREFIX) else None
+  if row and "width" in row["model_cfg"]["text_cfg"]:  # not those of transformers
     is_vit = isinstance(open_clips_config(row["model_cfg"]).vision_config, CLIPVisionConfig)
     return is_vit and tag in row["tags"]
-  return name in SYNTHETIC_CLIPS[:-1]
+  return name in _MODELS
 
 
 class SyntheticTokenizer:
@@ -68,23 +69,18 @@ class SyntheticTokenizer:
     return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]
 
 
-def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
-  """Sizes with heads of 64 and an MLP of four times the width, as in CLIP's transformers."""
-  return {
-    "hidden_size": width,
-    "intermediate_size": 4 * width,
-    "num_hidden_layers": layers,
-    "num_attention_heads": width // 64,
-    "hidden_act": activation,
-  }
-
-
 def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
-  """The architecture of open_clip's `model_cfg`; another image tower than a ViT is left out."""
+  """The architecture of open_clip's `model_cfg`, without image towers of timm and SigLIP."""
   vision, text, embedding = (settings[key] for key in ("vision_cfg", "text_cfg", "embed_dim"))
   activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
+
+  def transformer(width: int, layers: int, heads: int, ratio: Any = 4) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": int(width * ratio)}
+    sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**sizes, "hidden_act": activation}
+
   own = CLIPTextConfig(
-    **_transformer(text["width"], text["layers"], activation),
+    **transformer(text["width"], text["layers"], text["heads"]),
     vocab_size=text["vocab_size"],
     max_position_embeddings=text["context_length"],
     bos_token_id=_BOS,
@@ -92,39 +88,22 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
     projection_dim=embedding,
     bidirectional=bool(text.get("no_causal_mask")),
   )
-  own.num_attention_heads = text["heads"]
-  if "timm_model_name" in vision or vision.get("no_ln_pre") or isinstance(vision["layers"], list):
+  if "timm_model_name" in vision or vision.get("no_ln_pre"):
     return ClipConfig(own, NoImageTower(), embedding)
-  width, size = vision["width"], vision["image_size"]
-  sizes = _transformer(width, vision["layers"], activation)
-  sizes["num_attention_heads"] = width // vision.get("head_width", 64)
-  sizes["intermediate_size"] = int(width * vision.get("mlp_ratio", 4))
+  width, size, layers = vision["width"], vision["image_size"], vision["layers"]
+  if isinstance(layers, list):
+    resnet = ResNetConfig(tuple(layers), width, width // 2, size, embedding)
+    return ClipConfig(own, resnet, embedding)
+  heads = width // vision.get("head_width", 64)
+  sizes = transformer(width, layers, heads, vision.get("mlp_ratio", 4))
   tower = CLIPVisionConfig(**sizes, image_size=size, patch_size=vision["patch_size"])
   return ClipConfig(own, tower, embedding)
 
 
 def synthetic_config(name: str) -> ClipConfig:
   """Returns the architecture of a name that `is_synthetic`."""
-  if name.startswith(PREFIX):
-    return open_clips_config((named_clip(name).settings or {})["model_cfg"])
-  activation = "gelu" if name.startswith("laion/") else "quick_gelu"
-  vision: CLIPVisionConfig | ResNetConfig
-  if name in _RESNETS:
-    layers, embedding = _RESNETS[name]
-    width, vision = 512, ResNetConfig(layers, 64, 32, 224, embedding)
-  else:
-    width, n_layers, image_width, patch, side = _VITS[name]
-    sizes, embedding = _transformer(image_width, n_layers, activation), width
-    vision = CLIPVisionConfig(**sizes, image_size=side, patch_size=patch)
-  text = CLIPTextConfig(
-    **_transformer(width, 24 if width == 1024 else 12, activation),
-    vocab_size=49408,
-    max_position_embeddings=77,
-    bos_token_id=_BOS,
-    eos_token_id=_EOT,
-    projection_dim=embedding,
-  )
-  return ClipConfig(text, vision, embedding)
+  row = named_clip(name).settings if name.startswith(PREFIX) else tables()[_MODELS[name]]
+  return open_clips_config((row or {})["model_cfg"])
 
 
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:

@@ -145,9 +145,9 @@ def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, S
   """Builds the step of torch, `rows_at_a_time` rows after one another, on the CPU."""
   k, config, n_classes = lengths_K.size, MODELS[fields.model], token_lengths().size
   n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
-  peaks = in_own_process(_torch_peaks_mib, fields, n_rows)
+  growth = in_own_process(_torch_growth_mib, fields, n_rows)
   flops = dense_flops(config, tokens)
-  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, *peaks)
+  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, growth)
   return measurement, _torch_step(fields, k, n_rows)
 
 
@@ -195,26 +195,14 @@ def _torch_step(fields: Benchmark, k: int, rows_at_a_time: int) -> Step:
   return step
 
 
-def _torch_peaks_mib(fields: Benchmark, n_rows: int) -> tuple[float, float]:
-  """Growth of the process by a step, after a step of one row, and its peak, MiB."""
+def _torch_growth_mib(fields: Benchmark, n_rows: int) -> float:
+  """Growth of the process by a step, after a step of one row, MiB."""
   _torch_step(fields, 1, 1)(True)
   step = _torch_step(fields, n_rows, n_rows)
   before = peak_mib()
   step(True)
-  return peak_mib() - before, peak_mib()
+  return peak_mib() - before
 
 
 # By config.benchmark.implementations.
 IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step, "torch_77": torch_step}
-
-
-def process_peak_mib(name: str, fields: Benchmark, lengths_K: np.ndarray) -> float | None:
-  """Measures the peak memory of a process with one step; None on accelerators."""
-  if jax.default_backend() != "cpu":
-    return None
-  return in_own_process(_run_once, name, fields, lengths_K)
-
-
-def _run_once(name: str, fields: Benchmark, lengths_K: np.ndarray) -> float:
-  IMPLEMENTATIONS[name](fields, lengths_K)[1](True)
-  return peak_mib()

@@ -53,7 +53,6 @@ def wordnet_relations(tree: Tree, class_nodes_N: Int32[np.ndarray, " N"]) -> Sam
   ancestor, by id, at that depth. The classes are distinct nodes of the tree.
   """
   n_classes = len(class_nodes_N)
-  groups_NxG, group_sizes_S = _groups(_padded([tree.parents[node] for node in class_nodes_N]))
   class_of_n = np.full(len(tree), -1, np.int32)
   class_of_n[class_nodes_N] = np.arange(n_classes)
   kin = []
@@ -66,9 +65,7 @@ def wordnet_relations(tree: Tree, class_nodes_N: Int32[np.ndarray, " N"]) -> Sam
       at = above[tree.depth[above] == depth]
       if len(at):
         levels_NxH[c, column] = at[0]
-  return SamplingArrays(
-    groups=groups_NxG, group_sizes=group_sizes_S, kin=_padded(kin), levels=levels_NxH
-  )
+  return _arrays(_padded([tree.parents[node] for node in class_nodes_N]), kin, levels_NxH)
 
 
 def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArrays:
@@ -79,7 +76,6 @@ def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArr
     _key(np.insert(np.delete(attributes_NxA, dropped, axis=1), 0, dropped, axis=1))
     for dropped in range(n_attributes)
   ]
-  groups_NxG, group_sizes_S = _groups(np.stack(keys, axis=1))
   family_of = [
     np.repeat(np.arange(len(families)), [len(family) for family in families])
     for families in world_names.FAMILIES
@@ -90,10 +86,7 @@ def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArr
   colour, texture, shape, _ = range(n_attributes)
   columns = [[shape], [shape, texture], [shape, texture, colour]]
   levels = [np.unique(_key(attributes_NxA[:, some]), return_inverse=True)[1] for some in columns]
-  levels_NxH = np.stack(levels, axis=1).astype(np.int32)
-  return SamplingArrays(
-    groups=groups_NxG, group_sizes=group_sizes_S, kin=_padded(kin), levels=levels_NxH
-  )
+  return _arrays(np.stack(keys, axis=1), kin, np.stack(levels, axis=1).astype(np.int32))
 
 
 def _key(columns_NxA: np.ndarray) -> np.ndarray:
@@ -108,11 +101,14 @@ def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
   return padded
 
 
-def _groups(keys_NxG: np.ndarray):
-  """Numbers the groups from 0 and drops those of one class: groups [N,G], sizes [S]."""
+def _arrays(
+  keys_NxG: np.ndarray, kin: Sequence[np.ndarray], levels_NxH: np.ndarray
+) -> SamplingArrays:
+  """Numbers the groups from 0, and drops those of one class."""
   found, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
   kept = (found >= 0) & (sizes >= 2)
   number = np.where(kept, np.cumsum(kept) - 1, -1)
   # At least one group, so that the array can be indexed.
-  sizes = sizes[kept] if kept.any() else np.array([2])
-  return number[index].reshape(keys_NxG.shape).astype(np.int32), sizes.astype(np.int32)
+  sizes_S = (sizes[kept] if kept.any() else np.array([2])).astype(np.int32)
+  groups_NxG = number[index].reshape(keys_NxG.shape).astype(np.int32)
+  return SamplingArrays(groups=groups_NxG, group_sizes=sizes_S, kin=_padded(kin), levels=levels_NxH)

@@ -79,14 +79,9 @@ def push_prompt(
 
   Folders in the prompt's config are cut to their last name: they belong to the machine. Errors as
   `save_prompt`'s and `check_upload`'s; HubWriteError if the hub refuses repository or metadata.
-
-  Args:
-    name: repository, created if necessary.
-    prompt: the prompt.
-    license: licence by the hub's identifiers: apache-2.0, mit, other, ..
-    results: `results.json` of the training, whose accuracies the card reports.
-    private: whether a new repository is private, and a public one is an error.
-    keep_in: folder that gets a copy of both files, before the upload.
+  Licences are named by the hub's identifiers. `results` are `results.json` of the training, whose
+  accuracies the card reports. With `private` a public repository is an error. `keep_in` is a folder
+  that gets a copy of both files, before the upload.
   """
   from huggingface_hub import HfApi
 

@@ -1,9 +1,10 @@
-"""Reads torch's zip archives without torch.
+"""Reads torch's zip archives, and weights in them, without torch.
 
 `<root>/data.pkl` is a pickle of the value, in which a tensor is a reference to a record
 `<root>/data/<key>` of raw numbers, with an offset, a shape and strides.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import os
@@ -14,11 +15,14 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from pomp_jax.clip.weights import TORCH_FILES
-from pomp_jax.files.paths import local_copy
+from pomp_jax.clip.architecture import ClipError
+from pomp_jax.clip.weights import TORCH_FILES, Weights, refuse
+from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
 
+# Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
+_STATE_DICTS = ("state_dict", "model")
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
 _TYPES = {
   "DoubleStorage": "f8",
@@ -175,3 +179,47 @@ class TorchArchive(contextlib.AbstractContextManager):
 
   def _refuse(self, part: str, found: str, accepted: str) -> NoReturn:
     raise self._error(f"{self._path}: {part} is {printable(found)}; accepted: {accepted}")
+
+
+@contextlib.contextmanager
+def open_torch(path: Path) -> Iterator[Weights]:
+  """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or TorchScript."""
+  with TorchArchive(path, ClipError) as archive:
+    value = archive.value
+    items = value.items() if isinstance(value, dict) else ()
+    text = {name: item for name, item in items if isinstance(item, str)}
+    for item in _STATE_DICTS:
+      if isinstance(value, dict) and isinstance(value.get(item), dict):
+        value = value[item]
+    try:
+      tensors = dict(_named_tensors(value))
+    except RecursionError:
+      refuse(path, "the checkpoint", "a module inside itself", "a state dict of weights")
+    if not tensors:
+      kind = value.name if isinstance(value, PickledObject) else type(value).__name__
+      refuse(path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights")
+    # Distributed training wraps the model in another module.
+    if all(name.startswith("module.") for name in tensors):
+      tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+    def read(name: str) -> np.ndarray:
+      values = archive.array(tensors[name], name)
+      if values.dtype.kind != "f":
+        refuse(path, name, f"of type {values.dtype}", "a float type")
+      return np.asarray(values, np.float32)
+
+    yield Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, text)
+
+
+def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
+  """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
+  children: dict[Any, Any] = {}
+  if isinstance(value, StoredTensor):
+    yield name, value
+  elif isinstance(value, PickledObject) and value.name.startswith("__torch__."):
+    children = value.attributes
+  elif isinstance(value, dict) and not name:
+    children = value
+  for key, child in children.items():
+    if isinstance(key, str):
+      yield from _named_tensors(child, f"{name}.{key}" if name else key)

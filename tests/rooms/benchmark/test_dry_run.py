@@ -179,6 +179,7 @@ def test_a_recipe_on_a_clip_by_open_clips_name():
   assert n_ours == sum(parameter.numel() for parameter in parameters)
   assert found.text_config.hidden_act == found.vision_config.hidden_act == "quick_gelu"
   assert not synthetic_clip.is_synthetic("open_clip:PE-Core-B-16/meta")
+  assert not synthetic_clip.is_synthetic("open_clip:roberta-ViT-B-32/laion2b_s12b_b32k")
 
 
 def test_synthetic_images_are_of_true_size(tmp_path):
