@@ -1,4 +1,4 @@
-"""Image towers beside OpenAI's ViT and ResNet, and what a checkpoint must hold.
+"""Image towers beside OpenAI's ViT and ResNet, one file a family, and what a checkpoint must hold.
 
 A tower is a dataclass of what its tensors do not tell; its tensors keep their names and shapes.
 """
@@ -10,7 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pomp_jax.clip.other_towers import MODELS, ClipaConfig, ConvNextConfig, EvaConfig, Tensors
+from pomp_jax.clip import convnext, eva
+from pomp_jax.clip.clipa import ClipaConfig
+from pomp_jax.clip.convnext import ConvNextConfig
+from pomp_jax.clip.eva import EvaConfig
+from pomp_jax.clip.layers import Tensors
 from pomp_jax.errors import InputError
 
 
@@ -26,6 +30,8 @@ class NoImageTower:
     raise InputError("clip.image_tower: got False, expected True: images are to be encoded")
 
 
+# Towers by timm's name, which open_clip_config.json gives.
+MODELS: dict[str, Any] = {**eva.MODELS, **convnext.MODELS}
 ImageTowerConfig = EvaConfig | ClipaConfig | ConvNextConfig | NoImageTower
 # Items of `vision_cfg` that a tower of timm may have beside its name and size: they say what its
 # tensors show, or matter in training alone.

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, Shapes
 from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, family_of
+from pomp_jax.clip.layers import count
 from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings
-from pomp_jax.clip.other_towers import count
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.tokens import FileTokenizer, Tokenizer, read_bpe
 from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights

@@ -1,0 +1,172 @@
+"""Image towers on EVA's transformer: EVA-CLIP (Sun et al., 2023), PE-Core (Bolya et al., 2025),
+SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025), as timm has them.
+
+EVA01-g: pre-norm, absolute positions. EVA02-B and L: rotary positions, SwiGLU, sub-LayerNorm in
+attention and MLP. EVA02-E: the norms behind attention and MLP. PE-Core: rotary positions, a norm in
+front, attention pooling. SigLIP: no class token, attention pooling, and no projection.
+
+Shapes: as in `clip.layers`; D also the width of a head where one turns.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.array_types import Array, Float
+from pomp_jax.clip.attention import attention
+from pomp_jax.clip.layers import Tensors, count, dense, latent_pooling, layer_norm, patches, tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaConfig:
+  """What the tensors do not tell."""
+
+  prefix: ClassVar[str] = "visual.trunk."  # in front of the tensors' names in a checkpoint
+
+  image_size: int  # pixels
+  num_attention_heads: int
+  rope_grid: int = 0  # side of the grid that rotary positions were trained on; 0: none
+  rope_offset: float = 0.0  # position of the first patch
+  rope_x_first: bool = False  # whether the first half of a head turns with the column
+  post_norm: bool = False  # whether norms are behind attention and MLP
+  epsilon: float = 1e-6  # of the layer norms
+  pooling_heads: int = 0  # heads of the attention pooling; 0: the class token is read
+  projects: bool = True  # whether a dense layer follows
+  tanh: bool = False  # whether GELU is the approximate one
+
+  def features(self, params: Tensors, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+    """Features of normalised images, in their float type; errors as the layers'."""
+    norm_first = "norm_pre.weight" in params
+    grid = patches(params, "patch_embed.proj", pixels, bias=not norm_first)
+    batch, side, _, width = grid.shape
+    hidden = grid.reshape(batch, side * side, width)
+    n_before = 1 if "cls_token" in params else 0
+    if n_before:
+      first = tensor(params, "cls_token", 1, 1, width).astype(hidden.dtype)
+      hidden = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), hidden], axis=1)
+    positions = tensor(params, "pos_embed", 1, n_before + side * side, width)
+    hidden += positions.astype(hidden.dtype)
+    if norm_first:
+      hidden = layer_norm(params, "norm_pre", hidden, self.epsilon)
+    turn = _rotation(self, side, width // self.num_attention_heads, n_before)
+    for i in range(count(params, "blocks.")):
+      hidden = _block(self, params, f"blocks.{i}", turn, hidden)
+    hidden = layer_norm(
+      params, "norm", hidden if self.pooling_heads else hidden[:, 0], self.epsilon
+    )
+    if self.pooling_heads:
+      hidden = latent_pooling(
+        params, "attn_pool", self.pooling_heads, hidden, self.epsilon, self.tanh
+      )
+    return dense(params, "head", hidden) if self.projects else hidden
+
+
+class SiglipConfig(EvaConfig):
+  """A tower of SigLIP."""
+
+
+def _pe_core(size: int, heads: int, grid: int, offset: float = 1.0) -> EvaConfig:
+  return EvaConfig(size, heads, grid, offset, True, epsilon=1e-5, pooling_heads=8)
+
+
+def _siglip(size: int, heads: int, tanh: bool = False) -> SiglipConfig:
+  return SiglipConfig(size, heads, pooling_heads=heads, projects=False, tanh=tanh)
+
+
+def _block(config: EvaConfig, params: Tensors, name: str, turn: Any, hidden: Array) -> Array:
+  """One layer: attention and MLP, each on normed rows, or normed itself."""
+  for part, norm in ((_attention, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
+    if config.post_norm:
+      hidden += layer_norm(params, norm, part(config, params, name, turn, hidden), config.epsilon)
+    else:
+      rows = layer_norm(params, norm, hidden, config.epsilon)
+      hidden += part(config, params, name, turn, rows)
+  return hidden
+
+
+def _attention(config: EvaConfig, params: Tensors, name: str, turn: Any, rows: Array) -> Array:
+  name = f"{name}.attn"
+  if f"{name}.q_proj.weight" in params:
+    query, key, value = (
+      dense(params, f"{name}.{part}_proj", rows, bias=part != "k") for part in "qkv"
+    )
+  else:
+    some_biased = f"{name}.q_bias" in params  # the keys have no bias
+    query, key, value = jnp.split(dense(params, f"{name}.qkv", rows, not some_biased), 3, axis=-1)
+    if some_biased:
+      query += tensor(params, f"{name}.q_bias", query.shape[-1]).astype(query.dtype)
+      value += tensor(params, f"{name}.v_bias", value.shape[-1]).astype(value.dtype)
+  if turn is not None:
+    query, key = turn(query), turn(key)
+  attended = attention(config.num_attention_heads, query, key, value)
+  if f"{name}.norm.weight" in params:
+    attended = layer_norm(params, f"{name}.norm", attended, config.epsilon)
+  return dense(params, f"{name}.proj", attended)
+
+
+def _mlp(config: EvaConfig, params: Tensors, name: str, turn: Any, rows: Array) -> Array:
+  del turn
+  name = f"{name}.mlp"
+  if f"{name}.fc1_g.weight" in params:
+    inner = jax.nn.silu(dense(params, f"{name}.fc1_g", rows)) * dense(params, f"{name}.fc1_x", rows)
+  else:
+    inner = jax.nn.gelu(dense(params, f"{name}.fc1", rows), config.tanh)
+  if f"{name}.norm.weight" in params:
+    inner = layer_norm(params, f"{name}.norm", inner, config.epsilon)
+  return dense(params, f"{name}.fc2", inner)
+
+
+def _rotation(config: EvaConfig, side: int, head_width: int, n_before: int) -> Any:
+  """Returns the rotation of queries and keys [B,T,heads*D] by their patch's place; None: none.
+
+  Neighbouring pairs of a head turn by the angle position / 10000^(i / (D/4)): the first half of the
+  head by one coordinate, the second by the other. Tokens before the patches do not turn.
+  """
+  if not config.rope_grid:
+    return None
+  scale = config.rope_grid / side
+  places_G = (np.arange(side, dtype=np.float32) + config.rope_offset) * scale
+  rows_GxG, columns_GxG = np.meshgrid(places_G, places_G, indexing="ij")
+  first, second = (columns_GxG, rows_GxG) if config.rope_x_first else (rows_GxG, columns_GxG)
+  n_bands = head_width // 4
+  bands = 10000.0 ** (-np.arange(n_bands, dtype=np.float32) / n_bands)
+  angles = np.concatenate([place.reshape(-1, 1) * bands for place in (first, second)], axis=1)
+  angles = np.pad(angles, ((n_before, 0), (0, 0)))
+  sin, cos = jnp.asarray(np.sin(angles)), jnp.asarray(np.cos(angles))
+
+  def turn(rows: Array) -> Array:
+    batch, n_tokens, width = rows.shape
+    pairs = rows.reshape(batch, n_tokens, config.num_attention_heads, head_width // 2, 2)
+    one, other = pairs[..., 0], pairs[..., 1]
+    sines, cosines = sin[:, None], cos[:, None]
+    turned = jnp.stack([one * cosines - other * sines, other * cosines + one * sines], axis=-1)
+    return turned.reshape(batch, n_tokens, width).astype(rows.dtype)
+
+  return turn
+
+
+# Towers by timm's name, which open_clip_config.json gives.
+MODELS: dict[str, Any] = {
+  "eva_giant_patch14_224": EvaConfig(224, 16),
+  "eva_giant_patch14_clip_224": EvaConfig(224, 16),
+  "eva02_base_patch16_clip_224": EvaConfig(224, 12, 16),
+  "eva02_large_patch14_clip_224": EvaConfig(224, 16, 16),
+  "eva02_large_patch14_clip_336": EvaConfig(336, 16, 16),
+  "eva02_enormous_patch14_clip_224": EvaConfig(224, 16, post_norm=True),
+  "vit_pe_core_tiny_patch16_384": _pe_core(384, 3, 24),
+  "vit_pe_core_small_patch16_384": _pe_core(384, 6, 24),
+  "vit_pe_core_base_patch16_224": _pe_core(224, 12, 14),
+  "vit_pe_core_large_patch14_336": _pe_core(336, 16, 24),
+  "vit_pe_core_gigantic_patch14_448": _pe_core(448, 16, 32, 0.0),
+  "vit_base_patch32_siglip_256": _siglip(256, 12, tanh=True),
+  **{f"vit_base_patch16_siglip_{size}": _siglip(size, 12) for size in (224, 256, 384, 512)},
+  **{
+    f"vit_large_patch16_siglip_{size}": _siglip(size, 16, size == 512) for size in (256, 384, 512)
+  },
+  **{f"vit_so400m_patch14_siglip_{size}": _siglip(size, 16) for size in (224, 378, 384)},
+  **{f"vit_so400m_patch16_siglip_{size}": _siglip(size, 16, True) for size in (256, 384, 512)},
+  **{f"vit_giantopt_patch16_siglip_{size}": _siglip(size, 16, True) for size in (256, 384)},
+}

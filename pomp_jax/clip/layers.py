@@ -1,0 +1,100 @@
+"""Layers of the image towers of timm's and open_clip's kinds.
+
+A tower's parameters are a mapping from a tensor's name to the tensor, as torch stores it: [out, in]
+kernels. A layer raises ValueError for a tensor of another shape than its input and the others need,
+KeyError for a missing one.
+Shapes: B images of height H and width W, T tokens, D and O widths, P the side of a patch, G side of
+the grid of patches.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.array_types import Array, Float
+from pomp_jax.clip.attention import attention
+
+Tensors = Mapping[str, Any]
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def tensor(params: Tensors, name: str, *shape: int) -> Any:
+  """The tensor of a name and a shape; ValueError for another shape."""
+  found = params[name]
+  if found.shape != shape:
+    raise ValueError(f"{name}: got shape {list(found.shape)}, expected {list(shape)}")
+  return found
+
+
+def dense(
+  params: Tensors, name: str, rows: Float[Array, "... D"], bias: bool = True
+) -> Float[Array, "... O"]:
+  """A dense layer."""
+  kernel_OxD = params[f"{name}.weight"]
+  tensor(params, f"{name}.weight", kernel_OxD.shape[0], rows.shape[-1])
+  out = rows @ kernel_OxD.T.astype(rows.dtype)
+  if bias:
+    out += tensor(params, f"{name}.bias", kernel_OxD.shape[0]).astype(rows.dtype)
+  return out
+
+
+def layer_norm(
+  params: Tensors, name: str, rows: Float[Array, "... D"], epsilon: float
+) -> Float[Array, "... D"]:
+  """Layer norm in float32, its result in the type of the rows."""
+  width, wide = rows.shape[-1], rows.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+  normed = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
+  normed = normed * tensor(params, f"{name}.weight", width) + tensor(params, f"{name}.bias", width)
+  return normed.astype(rows.dtype)
+
+
+def patches(
+  params: Tensors, name: str, pixels_BxHxWxC: Float[Array, "B H W C"], bias: bool = True
+) -> Float[Array, "B H1 W1 D"]:
+  """Embeds the patches of images, by a convolution whose stride is its size: [B,H/P,W/P,D]."""
+  kernel = params[f"{name}.weight"]
+  n_channels, side = pixels_BxHxWxC.shape[-1], kernel.shape[-1]
+  if kernel.ndim != 4 or kernel.shape[1:] != (n_channels, side, side):
+    raise ValueError(
+      f"{name}.weight: got shape {list(kernel.shape)}, expected [D, {n_channels}, P, P]"
+    )
+  out = jax.lax.conv_general_dilated(
+    pixels_BxHxWxC,
+    kernel.astype(pixels_BxHxWxC.dtype),
+    window_strides=kernel.shape[2:],
+    padding="VALID",
+    dimension_numbers=("NHWC", "OIHW", "NHWC"),
+  )
+  if bias:
+    out += tensor(params, f"{name}.bias", kernel.shape[0]).astype(out.dtype)
+  return out
+
+
+def latent_pooling(
+  params: Tensors,
+  name: str,
+  n_heads: int,
+  tokens_BxTxD: Float[Array, "B T D"],
+  epsilon: float,
+  approximate: bool = False,
+) -> Float[Array, "B D"]:
+  """Attention of one learned query over all tokens, and an MLP (SigLIP, PE-Core)."""
+  batch, _, width = tokens_BxTxD.shape
+  latent = tensor(params, f"{name}.latent", 1, 1, width).astype(tokens_BxTxD.dtype)
+  query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
+  key, value = jnp.split(dense(params, f"{name}.kv", tokens_BxTxD), 2, axis=-1)
+  pooled = dense(params, f"{name}.proj", attention(n_heads, query, key, value))
+  normed = layer_norm(params, f"{name}.norm", pooled, epsilon)
+  hidden = jax.nn.gelu(dense(params, f"{name}.mlp.fc1", normed), approximate)
+  return (pooled + dense(params, f"{name}.mlp.fc2", hidden))[:, 0]
+
+
+def count(params: Tensors, prefix: str) -> int:
+  """Number of layers whose tensors' names start with a prefix and a number, from 0 on."""
+  numbers = {name[len(prefix) :].split(".")[0] for name in params if name.startswith(prefix)}
+  return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
