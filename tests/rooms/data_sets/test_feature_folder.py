@@ -320,6 +320,10 @@ def test_another_width_than_the_clips(dumped, config_of, one_layer):
     ({"data.features": "stored"}, "data.features: got 'stored', expected 'file' if and only if"),
     ({"data.augment": "recipe"}, "data.augment: got 'recipe', expected 'none' where data.features"),
     ({"data.views": 2}, "data.views: got 2"),
+    (
+      {"data.source": "world", "data.root": "", "clip.image_tower": False},
+      "clip.image_tower: got False, expected True",
+    ),
     ({"data.upright": True}, "data.upright: got True"),
     ({"data.root": "", "dry_run": True}, "data.root: got ''"),
     ({"method": "vpt_shallow"}, "data.features: got 'file', expected 'online' where method="),
