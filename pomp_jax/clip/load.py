@@ -120,7 +120,8 @@ def read_config_and_tokenizer(
 
 def is_here(source: str) -> bool:
   """Whether a CLIP's weights are on this machine; the hub is not asked."""
-  names = (name for family in _FAMILIES for name in family.WEIGHTS)
+  source, file, _ = named_clip(source)
+  names = [file] if file else (name for family in _FAMILIES for name in family.WEIGHTS)
   cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
   return source in _CLIPS or exists(source) or any(map(cached, names))
 

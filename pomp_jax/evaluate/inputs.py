@@ -80,9 +80,9 @@ def check_features(source: Source, model: str, clip: ClipConfig) -> None:
   """SourceError if a source has features of another CLIP than that of `config.clip.model`."""
   if not isinstance(source, FeatureSource):
     return
-  storage = source.storage
+  storage, own = source.storage, model.removeprefix(SYNTHETIC_CLIP)
   # Files of one's own behind a second colon don't change which model it is.
-  own = ":".join(model.split(":")[:2]) if model.startswith(PREFIX) else model
+  own = ":".join(own.split(":")[:2]) if own.startswith(PREFIX) else own
   if storage.clip_model.removeprefix(HUB_PREFIX) != own.removeprefix(HUB_PREFIX):
     got = printable(repr(storage.clip_model), 80)
     raise SourceError(f"{storage.header}: clip_model: got {got}, expected {own!r}")

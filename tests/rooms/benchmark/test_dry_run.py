@@ -168,9 +168,11 @@ def test_random_weights_are_recorded_as_such(monkeypatch):
   assert inputs.open_clip(fields.Clip(model=name)).name == name
 
 
-def test_a_recipe_on_a_clip_by_open_clips_name():
+def test_a_recipe_on_a_clip_by_open_clips_name(monkeypatch, tmp_path):
   config = unpack(imagenet21k_vit_l14.get_config("dfn,features=stored,fresh=5"))
   validate(config.replace({"dry_run": True}))
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  assert not load.is_here(config.clip.model)
   found = synthetic_clip.synthetic_config(config.clip.model)
   original = open_clip.get_model_config("ViT-L-14-quickgelu")
   with torch.device("meta"):
