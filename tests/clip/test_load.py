@@ -27,10 +27,9 @@ def folder(small, tmp_path):
   return tmp_path / "clip"
 
 
-# Each damages the CLIP in a folder.
-
-
 def _config(**settings):
+  """As the next four, a function that damages the CLIP in a folder."""
+
   def damage(folder):
     config = json.loads((folder / "config.json").read_text())
     for key, value in settings.items():
@@ -120,9 +119,6 @@ def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, v
 def test_damaged_folders(folder, damage, found):
   damage(folder)
   assert found in error_of(folder, [load_clip])
-
-
-# Weights by name against what torch and safetensors saved.
 
 
 STATE = {

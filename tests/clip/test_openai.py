@@ -175,9 +175,6 @@ def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(folder):
   assert_close(rounded, exact, 0.05)
 
 
-# Files that are of another architecture, damaged or at odds with themselves.
-
-
 @pytest.fixture(params=[VIT, RESNET], ids=["vit", "resnet"])
 def vision(request):
   return request.param

@@ -21,7 +21,6 @@ from pomp_jax.config import (
 )
 from pomp_jax.config.command_line import help_text
 from pomp_jax.config.declare import UnknownFieldError
-from pomp_jax.config.fields import Contrast, Loop
 from pomp_jax.config.settings import flatten
 
 
@@ -45,17 +44,6 @@ def test_a_job_has_its_own_fields_alone():
       change()
   with pytest.raises(AttributeError, match="job 'segment' reads no config.tip"):
     getattr(defaults("segment"), "tip")  # noqa: B009
-
-
-def test_training_of_masks_has_the_loop_and_no_contrast():
-  config = defaults("train_masks").replace({"batch_size": 8, "steps": 4})
-  assert config.loop == Loop(batch_size=8, steps=4)
-  for field in ("k", "method", "negatives", "correction"):
-    with pytest.raises(UnknownFieldError, match=f"{field} of job 'train_masks': .* of pretrain"):
-      config.replace({field: defaults().flat()[field]})
-  assert defaults().replace({"k": 5}).contrast == Contrast(k=5)
-  with pytest.raises(AttributeError, match="job 'train_masks' reads no config.contrast"):
-    getattr(config, "contrast")  # noqa: B009
 
 
 def test_another_job_keeps_the_fields_that_it_reads_too():

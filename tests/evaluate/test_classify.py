@@ -52,18 +52,7 @@ def classifier(encoder):
   return Classifier(encoder, "a photo of a {}.", NAMES, batch_size=4)
 
 
-def test_one_image_of_any_kind(classifier, images, torch_outputs, tmp_path):
-  """Probabilities equal HuggingFace's."""
-  file = tmp_path / "a.png"
-  Image.fromarray(images[0]).save(file)
-  expected = torch_outputs[2][0]
-  for image in (images[0], Image.fromarray(images[0]), file, str(file)):
-    np.testing.assert_allclose(classifier.probabilities(image), expected, atol=1e-5)
-    [(name, probability)] = classifier.predict(image, top=1)
-    assert (name, probability) == (NAMES[np.argmax(expected)], pytest.approx(expected.max(), 1e-4))
-
-
-def test_several_images(classifier, images, torch_outputs, tmp_path):
+def test_one_image_and_several_of_any_kind(classifier, images, torch_outputs, tmp_path):
   mixed = [tmp_path / "a.png", images[1], Image.fromarray(images[2]), str(tmp_path / "b.png")]
   Image.fromarray(images[0]).save(mixed[0])
   Image.fromarray(images[3]).save(mixed[3])
@@ -75,6 +64,11 @@ def test_several_images(classifier, images, torch_outputs, tmp_path):
     order = np.argsort(-expected)
     assert [name for name, _ in row] == [NAMES[i] for i in order]
     np.testing.assert_allclose([p for _, p in row], expected[order], atol=1e-5)
+  # Each kind alone.
+  for one, row, expected in zip(mixed, best, torch_outputs[2], strict=False):
+    np.testing.assert_allclose(classifier.probabilities(one), expected, atol=1e-5)
+    [(name, probability)] = classifier.predict(one, top=1)
+    assert (name, probability) == (row[0][0], pytest.approx(row[0][1], 1e-4))
   assert classifier.predict([]) == []
   assert classifier.probabilities([]).shape == (0, len(NAMES))
 

@@ -85,13 +85,6 @@ def test_an_installation_has_flax_clip_for_the_reference_tower():
   assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
 
 
-def test_the_wheel_takes_every_kind_of_file_of_the_package():
-  """Without building it, as the tests of the second tier do."""
-  files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
-  kinds = {path.name if path.name == "py.typed" else f"*{path.suffix}" for path in files}
-  assert kinds - {"*.py", "*.pyc"} <= set(TOML["tool"]["setuptools"]["package-data"]["*"])
-
-
 def lower_bounds(required):
   return {
     name: next(one.version for one in allowed if one.operator == ">=")

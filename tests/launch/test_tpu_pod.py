@@ -76,13 +76,12 @@ class Case(NamedTuple):
 
 
 CASES = {
-  "existing machines are used and kept": Case({"state": "ACTIVE"}, machines="k"),
   "an outage, and another when the connection breaks, are waited for": Case(
     {"statuses": "75 0", "healthy": "", "broken": "255", "outages": "down down"},
     runs=2,
     says="the network is down",
   ),
-  "machines that are not there yet are waited for": Case(
+  "existing machines are waited for, used and kept": Case(
     {"waits": "WAITING_FOR_RESOURCES - PROVISIONING", "state": "ACTIVE"}, machines="k"
   ),
   "a preempted run restarts on new machines": Case({"statuses": "75 0"}, 0, 2, "cdcd"),

@@ -137,24 +137,12 @@ def regions_config(root: pathlib.Path, job: str, **changes) -> Settings:
   settings = {
     "job": job,
     "clip.model": str(root / "clip"),
-    "segment.source": "folder",
-    "segment.images": images,
-    "segment.labels": labels,
-    "segment.names": names,
-    "segment.prompts": ("a photo of a {}.", "{}!"),
-    "segment.output": True,
     "detect.source": "coco",
     "detect.annotations": str(root / "objects.json"),
     "detect.images": images,
     "detect.names": names,
-    "detect.prompts": ("a photo of a {}.", "{}!"),
-    "detect.output": True,
     "regions.source": "truth",
     "propose.network": str(root / "net.pth"),
-    "train_masks.source": "folder",
-    "train_masks.images": images,
-    "train_masks.labels": labels,
-    "train_masks.names": names,
     "train_masks.network": "small",
     "train_masks.size": 64,
     "train_masks.targets": 4,
@@ -164,6 +152,11 @@ def regions_config(root: pathlib.Path, job: str, **changes) -> Settings:
     "checkpoint.every": 2,
     "log.every": 1,
   }
+  for name in ("segment", "train_masks"):
+    settings |= {f"{name}.images": images, f"{name}.labels": labels, f"{name}.names": names}
+    settings[f"{name}.source"] = "folder"
+  for name in ("segment", "detect"):
+    settings |= {f"{name}.prompts": ("a photo of a {}.", "{}!"), f"{name}.output": True}
   if changes.get("regions.source") == "file":
     settings["regions.path"] = str(root / "regions")
   return small_config(**settings | changes)
@@ -198,9 +191,6 @@ def assert_same_detections(
   for field in ("bbox", "score"):
     numbers = [[row[field] for row in rows] for rows in (found, expected)]
     np.testing.assert_allclose(*numbers, atol=2e-3)
-
-
-# Torch's side.
 
 
 def crop_feature(

@@ -7,13 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
-from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.rooms.regions.annotations import annotations_of, read_annotations
 from pomp_jax.rooms.regions.region_errors import RegionError
-from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
 
@@ -64,21 +62,6 @@ def test_masks_of_polygons_and_rle():
   np.testing.assert_array_equal(annotations_of(value).masks(0), expected)
   value["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
   assert not annotations_of(value).masks(0)[0].any()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_masks_equal_pycocotools(seed):
-  value = random_annotations(seed)
-  rng = np.random.default_rng(seed)
-  for row in value["annotations"]:
-    rle = pycoco_mask.merge(pycoco_mask.frPyObjects(row["segmentation"], HEIGHT, WIDTH))
-    row["expected"] = pycoco_mask.decode(rle).astype(bool)
-    if rng.random() < 0.5:
-      row["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-  annotations = annotations_of(value)
-  for index, rows in enumerate(annotations.rows):
-    expected = np.stack([row["expected"] for row in rows])
-    np.testing.assert_array_equal(annotations.masks(index), expected)
 
 
 def test_names_give_the_order_and_may_be_more():

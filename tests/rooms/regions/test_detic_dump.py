@@ -1,19 +1,16 @@
 """The dump script for Detic's users, on a small model of Detic's structure, and its scores."""
 
-import importlib.util
-import pathlib
 import sys
 import types
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
 
+from docs import dump_detic as script
 from pomp_jax.rooms.regions.fusion import class_scores
 from pomp_jax.rooms.regions.region_folder import RegionFolder
 
-SCRIPT = pathlib.Path(__file__).parents[3] / "docs" / "dump_detic.py"
 SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}  # of the network's input, and of the file
 
 
@@ -80,14 +77,6 @@ class Model(torch.nn.Module):
     )
 
 
-@pytest.fixture(scope="module")
-def script():
-  spec = importlib.util.spec_from_file_location("dump_detic", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 def pasted(masks, boxes, sides):
   """detectron2's paste_masks_in_image for halves of boxes with integer corners."""
   found = torch.zeros(len(masks), *sides, dtype=bool)
@@ -96,7 +85,7 @@ def pasted(masks, boxes, sides):
   return found
 
 
-def test_masks_of_a_dump_are_those_at_the_boxes(script, tmp_path, monkeypatch):
+def test_masks_of_a_dump_are_those_at_the_boxes(tmp_path, monkeypatch):
   monkeypatch.setitem(
     sys.modules, "detectron2.layers", types.SimpleNamespace(paste_masks_in_image=pasted)
   )
@@ -116,7 +105,7 @@ def test_masks_of_a_dump_are_those_at_the_boxes(script, tmp_path, monkeypatch):
   np.testing.assert_array_equal(found.masks, expected)
 
 
-def test_scores_of_a_dump_equal_detics(script, tmp_path):
+def test_scores_of_a_dump_equal_detics(tmp_path):
   torch.manual_seed(0)
   vectors = torch.randn(5, 8)
   model = Model(vectors)

@@ -111,7 +111,8 @@ def test_devices_share_a_batch(region_set, tmp_path, monkeypatch):
     train_masks.check(regions_config(region_set, "train_masks"), str(tmp_path / "run"))
 
 
-COCO = {"train_masks.source": "coco", "train_masks.annotations": "ROOT/objects.json"}
+OBJECTS = "ROOT/objects.json"
+COCO = {"train_masks.source": "coco", "train_masks.annotations": OBJECTS}
 WORLD = {
   "train_masks.source": "world",
   "train_masks.n_images": 2,
@@ -122,12 +123,7 @@ R101C = dataclasses.replace(VARIANTS["r101c"], embedding=24)
 # reaches, and what this becomes; the value itself if there is no fourth. ROOT is the folder of the
 # set, OTHER that of another one.
 CHANGES = {
-  "source": (
-    "coco",
-    {**COCO, "train_masks.source": "folder"},
-    "read_annotations.path",
-    "ROOT/objects.json",
-  ),
+  "source": ("coco", COCO | {"train_masks.source": "folder"}, "read_annotations.path", OBJECTS),
   "images": ("OTHER/images", {}, "open_pixels.images"),
   "labels": ("OTHER/labels", {}, "open_pixels.labels"),
   "annotations": ("OTHER/objects.json", COCO, "read_annotations.path"),
