@@ -69,14 +69,6 @@ def stopped_by_signal(number, training, rng, folder):
   return training.resume(folder, step)
 
 
-@case("SIGKILL at any step, the folder as it leaves it", runs=2)
-def left_behind(training, rng, folder):
-  step = int(rng.integers(1, STEPS + 1))
-  copy = lambda now: shutil.copytree(folder / "run", folder / "left") if now == step else None
-  training.run(folder / "run", copy)
-  return training.resume(folder / "left", step)
-
-
 @case("SIGKILL at any step", runs=2, quick=False)
 def killed(training, rng, folder):
   fault = {"step": int(rng.integers(1, STEPS + 1))}

@@ -37,14 +37,10 @@ def filled(folder):
   return features
 
 
-def folder_in(where, tmp_path, found):
-  return tmp_path / "new" / "features" if where == "disk" else found[where].url("new/features")
-
-
 @pytest.mark.parametrize("where", ["disk", *stores.SCHEMES])
 def test_rows_come_back_by_image_and_version(where, tmp_path):
   with stores.running(*(() if where == "disk" else (where,))) as found:
-    folder = folder_in(where, tmp_path, found)
+    folder = tmp_path / "new" / "features" if where == "disk" else found[where].url("new/features")
     assert features_in(folder).stored() == []
     features = features_in(folder)
     features.create()

@@ -167,14 +167,10 @@ CATEGORIES = (
 )
 
 
-def context(encoder, *shape):
-  scale = np.random.default_rng(0).normal(0, 0.02, (*shape, encoder.clip.text_width))
-  return Prompt(scale.astype(np.float32), "a/clip")
-
-
 @pytest.mark.parametrize("learned", [False, True])
 def test_synonyms_are_means_of_unit_features(encoder, learned):
-  prompt = context(encoder, 4) if learned else "a {}"
+  context = np.random.default_rng(0).normal(0, 0.02, (4, encoder.clip.text_width))
+  prompt = Prompt(context.astype(np.float32), "a/clip") if learned else "a {}"
   names = ["red star", "scarlet star", "star", "blue ring"]
   one, two, three, four = encoder.class_features(names, prompt)
   expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))

@@ -192,10 +192,6 @@ WIDE = Prompt(np.zeros((2, 40), np.float32), "another", "end")
 BOXES = {"regions.source": "file", "regions.path": "HERE/boxes.json"}
 # What is wrong: the fields, and what the message names.
 BAD = {
-  "no such network": (SEGMENT | {"propose.network": "HERE/none"}, "propose.network"),
-  "no masks.safetensors": (DETECT | {"propose.network": "ROOT/clip"}, "masks.safetensors"),
-  "two origins": (DETECT | NETWORK | FILE, "propose.network"),
-  "width": (DETECT | {"propose.network": "HERE/wide.pth"}, "clip.model"),
   "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),
   "a long name": (SEGMENT | NETWORK | {"predict.names": "HERE/long.txt"}, "very"),
   "window": (PATCHES | {"segment.window": 3}, "segment.window"),
@@ -209,7 +205,6 @@ BAD = {
 def bad_files(root, tmp_path_factory):
   """The folder HERE."""
   folder = tmp_path_factory.mktemp("bad")
-  write_network(folder / "wide.pth", embedding=32)
   save_prompt(folder / "wide.npz", WIDE)
   (folder / "long.txt").write_text("cat\n" + "very " * 90)
   for name, number in (("boxes", 3), ("other", 99)):

@@ -92,7 +92,6 @@ def test_arrays_of_other_writers(folder, tmp_path):
     ("objectness", np.array([0.5, 2]), "objectness"),
     ("objectness", np.array([0.5]), "objectness"),
     ("masks", np.zeros((2, 8, 10), np.uint16), "masks"),
-    ("masks", np.zeros((2, 8, 10), np.float32), "masks"),
     ("masks", np.full((2, 8, 10), np.nan, np.float16), "masks"),
     ("objectnesr", REGIONS.objectness, "an array"),
     ("embeddings", REGIONS.embeddings[:, :2], "embeddings"),

@@ -14,15 +14,11 @@ from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_p
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import region_scores, shares_of, short_labels
 from tests.support.checks import assert_close
+from tests.support.oracles import unit
 
 R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2
 TRAINED = np.array([True, False, True, False])
 SETTINGS = {"logit_scale": 20.0, "fusion": fields.Regions(), "trained_C": TRAINED}
-
-
-def unit(rng, *shape):
-  rows = rng.normal(size=shape)
-  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +29,9 @@ def parts():
   objectness = rng.random(R).astype(np.float32)
   embeddings = rng.normal(size=(R, 1, E)).astype(np.float16)
   regions = Regions(np.zeros((R, 4), np.float32), objectness, None, embeddings)
-  clip = unit(rng, R, E)
+  clip, text = (unit(rng.normal(size=(n, E))).astype(np.float32) for n in (R, 7))
   clip[3] = 0  # an empty mask
-  return regions, header, clip, ClassMatrix(unit(rng, 7, E), STARTS)
+  return regions, header, clip, ClassMatrix(text, STARTS)
 
 
 def _highest(scores):
@@ -79,12 +75,6 @@ def test_scores_that_are_not_finite_are_an_error(parts):
     region_scores(regions, None, clip, matrix, **SETTINGS)
 
 
-def test_no_region_has_no_scores(parts):
-  _, _, clip, matrix = parts
-  none = Regions(np.zeros((0, 4), np.float32))
-  assert region_scores(none, None, clip[:0], matrix, **SETTINGS).shape == (0, 4)
-
-
 SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))
 
 
@@ -102,8 +92,7 @@ def test_published_features_have_a_row_a_class(encoder, tmp_path):
   np.save(tmp_path / "pomp.npy", features)
   (named,) = read_prompts((str(tmp_path / "pomp.npy"),), "segment.prompts")
   matrix = class_matrix(encoder, SYNONYMS, named)
-  unit = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1)[:, None]
-  assert_close(matrix.features, unit, 1e-6)
+  assert_close(matrix.features, unit(features.astype(np.float64)), 1e-6)
   assert matrix.starts.tolist() == [0, 1, 2]
   check_prompt(named, SYNONYMS, encoder.clip.config, encoder.clip.name)
   for synonyms in (SYNONYMS[:2], (*SYNONYMS, ("dog",))):

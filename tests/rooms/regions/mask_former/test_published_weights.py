@@ -110,6 +110,10 @@ def test_the_clip_inside(checkpoint, torch_model, clip, tmp_path):
   torch.save({"model": zsseg_state(torch_model, clip[1])}, tmp_path / "a.pth")
   check_clip(tmp_path / "a.pth", clip[0])
   assert read_mask_former(tmp_path / "a.pth").config.embedding == 24
+  # Embeddings of another width.
+  torch.save({"model": {NULL: torch.zeros(1, 32)}}, tmp_path / "a.pth")
+  message = _error(tmp_path / "a.pth", lambda path: check_clip(path, clip[0]))
+  assert f"{NULL} is of shape (1, 32)" in message and "(1, 24)" in message
 
 
 @pytest.mark.parametrize(
@@ -131,12 +135,6 @@ def test_another_clip(torch_model, clip, tmp_path, name, change, part):
   message = _error(tmp_path / "a.pth", lambda path: check_clip(path, clip[0]))
   assert f"clip_adapter.clip_model.{name} is {part}" in message
   assert "config.clip.model" in message
-
-
-def test_embeddings_of_another_width(clip, tmp_path):
-  torch.save({"model": {NULL: torch.zeros(1, 32)}}, tmp_path / "a.pth")
-  message = _error(tmp_path / "a.pth", lambda path: check_clip(path, clip[0]))
-  assert f"{NULL} is of shape (1, 32)" in message and "(1, 24)" in message
 
 
 LAYER = "sem_seg_head.predictor.transformer.decoder.layers.1"
