@@ -143,9 +143,9 @@ def validate(settings: Settings) -> None:
       _check_tracker(settings.log.tracker)
     _check_model(settings.clip, settings.dry_run)
     sources = {values.get("data.source"), values.get("evaluate.source")}
-    needless = settings.job == "export" or "features" in sources
-    field, tower = "clip.image_tower", settings.clip.image_tower
-    require(tower or needless, field, tower, "True where images are to be encoded")
+    needless = settings.job == "export" or ("eval" in groups and "features" in sources)
+    expected = "True where images are to be encoded"
+    require(settings.clip.image_tower or needless, "clip.image_tower", False, expected)
     if "eval" in groups:
       _check_data(settings.data, settings.eval.images, settings.dry_run)
     for field in ("data.feature_store", "data.cache", "compilation_cache"):

@@ -98,7 +98,7 @@ class StoredImages:
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
-      raise SourceError(f"the file name {error.object!r} is not Unicode text") from error
+      raise SourceError(f"{storage.where(0, error.object)!r} is not Unicode text") from error
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
     if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):

@@ -17,6 +17,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import Settings, fields
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
+from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
@@ -245,6 +246,7 @@ def _keys(
       parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
     else:
       parts.append("")
+    parts += [source.checksums] if isinstance(source, FeatureSource) else []
     for label, prompt, _ in prompts:
       parts += ["prompt", label, *named_prompts.describe(prompt, classes)]
     keys[file_name(name)] = fingerprint(parts)

@@ -12,6 +12,7 @@ from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
 from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.source import Source, SourceError
@@ -77,8 +78,10 @@ def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
 
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:
-  """SourceError if a source has features of another CLIP than that of `config.clip.model`."""
+  """SourceError for features of another CLIP than `config.clip.model`; ConfigError for no tower."""
   if not isinstance(source, FeatureSource):
+    has_tower = clip.vision_config.image_size > 0
+    require(has_tower, "clip.image_tower", has_tower, "True where images are to be encoded")
     return
   storage, own = source.storage, model.removeprefix(SYNTHETIC_CLIP)
   # Files of one's own behind a second colon don't change which model it is.

@@ -177,21 +177,23 @@ def test_a_training_is_that_on_the_images(on_images, config_of, tmp_path, monkey
   assert not (run.plots / "predictions.png").exists() and (run.path / "report.html").exists()
 
 
-def test_a_run_resumes_on_its_own_features_alone(config_of, dumped, script, copy_of, tmp_path):
+def test_runs_know_their_own_features(config_of, dumped, script, copy_of, tmp_path):
   root = copy_of(dumped)
   config = config_of(True, **{"steps": 4, "eval.images": 6, "data.root": str(root)})
+  evaluation = config_of(True, job="evaluate", **{"data.root": str(root)})
   run_job(config, tmp_path / "run")
   (tmp_path / "run" / "results.json").unlink()
-  rows, header = np.load(root / "train.npy"), json.loads((root / "features.json").read_text())
-  labels = np.load(root / "train_labels.npy")
-  keys = (root / "train_keys.txt").read_text().splitlines()
-  digest = script.write_split(root, "train", labels, keys, [2 * rows], rows.shape[1], "float32")
-  (root / "features.json").write_text(
-    json.dumps(header | {"splits": header["splits"] | {"train": digest}})
-  )
+  before = run_job(evaluation, tmp_path / "evaluation")["accuracy"]
+  header = json.loads((root / "features.json").read_text())
+  for split in ("train", "test"):
+    rows, labels = np.load(root / f"{split}.npy"), np.load(root / f"{split}_labels.npy")
+    given = labels, (root / f"{split}_keys.txt").read_text().splitlines(), [-rows]
+    header["splits"][split] = script.write_split(root, split, *given, rows.shape[1], "float32")
+  (root / "features.json").write_text(json.dumps(header))
   stored._open_split.cache_clear()
   with pytest.raises(FeatureStoreError, match="training_images.json: images is .*features"):
     run_job(config, tmp_path / "run")
+  assert run_job(evaluation, tmp_path / "evaluation")["accuracy"] != before
 
 
 @pytest.mark.parametrize(
@@ -228,6 +230,9 @@ def test_own_sets_of_a_file(config_of, pictures, dumped, tmp_path):
   found = run_job(config, tmp_path)["sets"]
   assert _figures(found["features"]) == _figures(found["folder"])
   assert found["features"]["missing_classes"] == 1
+  alone = config_of(True, job="evaluate", **{"evaluate.own_sets": tuple(sets)})
+  with pytest.raises(ConfigError, match="clip.image_tower: got False"):
+    run_job(alone.replace({"clip.image_tower": False}), tmp_path)
 
 
 def _figures(results):
@@ -326,6 +331,7 @@ def test_another_width_than_the_clips(dumped, config_of, one_layer):
       {"data.source": "world", "data.root": "", "clip.image_tower": False},
       "clip.image_tower: got False, expected True",
     ),
+    ({"job": "predict", "clip.image_tower": False}, "clip.image_tower: got False"),
     ({"data.upright": True}, "data.upright: got True"),
     ({"data.root": "", "dry_run": True}, "data.root: got ''"),
     ({"method": "vpt_shallow"}, "data.features: got 'file', expected 'online' where method="),
