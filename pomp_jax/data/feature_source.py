@@ -28,21 +28,16 @@ class FeatureStorage(Storage, Protocol):
 class FeatureSource(StoredImages):
   """Labelled images whose features are known, and whose pixels are not."""
 
-  _storage: FeatureStorage
-
-  @property
-  def storage(self) -> FeatureStorage:
-    """Where the features are."""
-    return self._storage
+  storage: FeatureStorage
 
   @property
   def checksums(self) -> np.ndarray:
     """Checksum of the features of each image."""
-    return self._storage.checksums_n[self._rows]
+    return self.storage.checksums_n[self._rows]
 
   def features(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
     """Features as the image tower gave them, not normalised; NaN for an unreadable image."""
-    return self._storage.features(self._rows[indices])
+    return self.storage.features(self._rows[indices])
 
   def views(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]

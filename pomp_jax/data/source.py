@@ -99,7 +99,7 @@ class StoredImages:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
       raise SourceError(f"{storage.where(0, error.object)!r} is not Unicode text") from error
-    self._storage = storage
+    self.storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
     if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
       raise ValueError(f"labels outside 0..{len(self.names) - 1}")
@@ -109,7 +109,7 @@ class StoredImages:
 
   def encoded(self, index: int) -> bytes:
     """Content of one image file; ImageError if it can't be read."""
-    return self._storage.read(int(self._rows[index]), str(self.keys[index]))
+    return self.storage.read(int(self._rows[index]), str(self.keys[index]))
 
   def checked(self, index: int) -> tuple[bytes, str]:
     """Content of one image file, and why it can't be decoded; "" if it can be."""
@@ -123,7 +123,7 @@ class StoredImages:
 
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""
-    return self._storage.where(int(self._rows[index]), str(self.keys[index]))
+    return self.storage.where(int(self._rows[index]), str(self.keys[index]))
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
     """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings, fields
+from pomp_jax.config import Settings
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import PREPROCESSING_VERSION
@@ -228,10 +228,7 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def _keys(
-  own: fields.Clip,
-  encoder: Encoder,
-  opened: Mapping[str, LabelledSet],
-  prompts: Sequence[NamedPrompt],
+  own: Clip, encoder: Encoder, opened: Mapping[str, LabelledSet], prompts: Sequence[NamedPrompt]
 ) -> dict[str, str]:
   """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
   clip = encoder.clip
