@@ -32,6 +32,26 @@ another image tower gives its text tower (`clip.image_tower=False`), beside
 
 Read beside the rows of this table are {more}.
 
+A step of the text tower, forward and backward to the context, K = 128 names of ImageNet-21K,
+M = 16, random weights, beside open_clip's over all positions, in turn on 2 shared cores, float32:
+
+| | positions | ours | open_clip | | temporaries | open_clip's |
+| --- | --- | --- | --- | --- | --- | --- |
+| EVA02-B-16, packed | 77 | 0.43 s | 11.1 s | 26x | 224 MiB | 2,795 MiB |
+| PE-Core-B-16, packed | 32 | 5.2 s | 84.6 s | 16x | 899 MiB | 4,434 MiB |
+| ViT-B-16-SigLIP, full | 64 | 18.6 s | 36.3 s | 1.9x | 6,941 MiB | 3,474 MiB |
+| ViT-L-14-CLIPA, full | 32 | 11.9 s | 22.9 s | 1.9x | 3,256 MiB | 1,739 MiB |
+
+```bash
+B=baseline_k=128,steps=,bank_steps=,repeats=2,implementations=shared+torch_77
+for model in eva02_b_16 pe_core_b_16 siglip_b_16 clipa_l_14; do
+  pomp --config=benchmark_text_tower:model=$model,k=128,$B --workdir=runs/$model
+done
+```
+
+The full towers keep more for the backward pass than torch does; `clip.memory_gib` bounds it, by
+computing classes in chunks.
+
 The rows are open_clip's table of zero-shot results, in its order (the mean over 38 data sets), with
 the top-1 on ImageNet. Written by `python -m docs.generators.clips_page > docs/clips.md`.
 **Read are {counts}.**
