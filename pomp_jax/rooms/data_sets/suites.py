@@ -14,8 +14,6 @@ TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + 
 )  # fmt: skip
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
-
-
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 
 

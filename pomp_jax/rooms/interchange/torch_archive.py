@@ -38,10 +38,6 @@ _TYPES = {
 }
 
 
-class TorchArchiveError(ValueError):
-  """An archive that can't be read: one line with the file, the part, and what is accepted."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredTensor:
   """Reference to a tensor's values."""
@@ -115,7 +111,7 @@ class TorchArchive(contextlib.AbstractContextManager):
 
   value: Any
 
-  def __init__(self, path: str | os.PathLike, error: type[Exception] = TorchArchiveError):
+  def __init__(self, path: str | os.PathLike, error: type[Exception] = ClipError):
     """Reads the value, without the tensors."""
     self._path, self._error = path, error
     try:
@@ -184,7 +180,7 @@ class TorchArchive(contextlib.AbstractContextManager):
 @contextlib.contextmanager
 def open_torch(path: Path) -> Iterator[Weights]:
   """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or TorchScript."""
-  with TorchArchive(path, ClipError) as archive:
+  with TorchArchive(path) as archive:
     value = archive.value
     items = value.items() if isinstance(value, dict) else ()
     text = {name: item for name, item in items if isinstance(item, str)}

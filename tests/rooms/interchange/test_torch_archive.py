@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pomp_jax.clip.architecture import ClipError
 from pomp_jax.files.restricted_pickle import PickledObject
-from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.rooms.interchange.torch_archive import StoredTensor, TorchArchive
 from tests.support.prompt_files import refusal as _refusal
 
 
@@ -40,7 +41,7 @@ def refusal(path, read=lambda archive: None):
     with TorchArchive(path) as archive:
       read(archive)
 
-  return _refusal(path, open_and_read, TorchArchiveError)
+  return _refusal(path, open_and_read, ClipError)
 
 
 TENSOR = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
