@@ -86,7 +86,7 @@ def local_contrast(
 
   Features are of any length: f(x) of the images, g(t_y) of each image's own class, and g(t_c) of
   the negatives, [S,B,E] where it depends on the image. `negatives` is the result of
-  `sampling.complete_negatives`. Those that are not available are no negatives of any image, and n_i
+  `samplers.complete_negatives`. Those that are not available are no negatives of any image, and n_i
   counts the rest. K and the sampler of `settings` are not read.
   """
   correction, scale = settings.correction, settings.logit_scale
