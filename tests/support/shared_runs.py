@@ -96,6 +96,20 @@ def region_set(shared: Shared) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def cut_pictures(shared: Shared) -> pathlib.Path:
+  """Folders of splits with 4, 2 and 3 JPEGs a class; train/daisy/2.jpg is cut off."""
+  from tests.support.data_files import NAMES, write_folder
+
+  def write(root):
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+      write_folder(root / split, NAMES, count)
+    cut = root / "train" / "daisy" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+
+  return shared("cut_pictures", write)
+
+
+@pytest.fixture(scope="session")
 def one_layer(shared: Shared) -> str:
   """Path of the world's CLIP with one layer, the cheapest to train with."""
   from tests.support.clips import write_fewer_layers

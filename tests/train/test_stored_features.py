@@ -18,7 +18,7 @@ from pomp_jax.rooms.baselines import baselines, classifiers
 from pomp_jax.train import batches, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import spy
-from tests.support.data_files import NAMES, write_folder
+from tests.support.data_files import NAMES
 from tests.support.small_run import run_job, small_config, training_features
 
 N_IMAGES = 4 * len(NAMES)
@@ -27,24 +27,11 @@ STORED = {"data.features": "stored"}
 
 
 @pytest.fixture(scope="module")
-def images(shared):
-  """A folder a class, four JPEGs each; one of them is cut off."""
-
-  def write(root):
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-      write_folder(root / split, NAMES, count)
-    cut = root / "train" / "daisy" / "2.jpg"
-    cut.write_bytes(cut.read_bytes()[:300])
-
-  return shared("damaged", write)
-
-
-@pytest.fixture(scope="module")
-def config_of(images, one_layer):
+def config_of(cut_pictures, one_layer):
   """A function: changes -> config of 24 steps of 8 views: 4 epochs of two different views each."""
 
   def config(**changes):
-    data = {"data.source": "folder", "data.root": str(images), "data.n_classes": 0}
+    data = {"data.source": "folder", "data.root": str(cut_pictures), "data.n_classes": 0}
     data |= {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
     settings = {"clip.model": one_layer, "k": 4, "batch_size": 8, "steps": 24}
     settings |= {"data.max_corrupt": 0.05, "checkpoint.every": 8}

@@ -88,18 +88,14 @@ def params():
   return random_params()
 
 
-@jax.jit
-def _output(params, pixels):
-  return MaskFormer(TINY).apply({"params": params}, pixels, all_layers=True)
-
-
 def test_padding_is_zeros_after_the_normalisation(params):
   """Pixels beyond an image's size have no effect; the last of all layers is found."""
   masks, embeddings = jax.jit(mask_predictor(TINY))(params, IMAGES, SIZES)
   padded = np.zeros((2, 64, 96, 3), np.float32)
   for row, image, (height, width) in zip(padded, IMAGES, SIZES, strict=True):
     row[:height, :width] = normalized_pixels(image[None])[0, :height, :width]
-  expected = _output(params, padded)
+  apply = jax.jit(lambda x: MaskFormer(TINY).apply({"params": params}, x, all_layers=True))
+  expected = apply(padded)
   assert_close(masks, expected.masks_JxBxQxhxw[-1])
   assert_close(embeddings, expected.embeddings_JxBxQxE[-1])
 
