@@ -33,7 +33,6 @@ BICUBIC = InterpolationMode.BICUBIC
 
 
 def stored(folder, encoded):
-  """Files of these bytes."""
   for i, content in enumerate(encoded):
     (folder / f"{i}.jpg").write_bytes(content)
   keys = [f"{i}.jpg" for i in range(len(encoded))]

@@ -18,7 +18,7 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from tests.support import stores
-from tests.support.processes import Processes, wait_until
+from tests.support.processes import Processes, small_demo, wait_until
 
 pytestmark = pytest.mark.slow("trainings of two processes, each started twice")
 
@@ -31,18 +31,8 @@ TRY_AGAIN = 75
 
 
 def start(folder: str | os.PathLike, **changes) -> Processes:
-  fields = {
-    "data.n_classes": 300,
-    "data.images_per_class": 2,
-    "k": 20,
-    "batch_size": 16,
-    "steps": STEPS,
-    "eval.images": 64,
-    "checkpoint.every": EVERY,
-    "log.every": 1,
-  } | changes
-  command = ["-m", "pomp_jax.main", "--config=configs/demo.py", f"--workdir={folder}"]
-  command += [f"--config.{field}={value}" for field, value in fields.items()]
+  fields = {"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes
+  command = ["-m", "pomp_jax.main", *small_demo(**fields), f"--workdir={folder}"]
   return Processes(2, [*command, f"--heartbeat_timeout={HEARTBEAT_SECONDS}"], devices=2)
 
 

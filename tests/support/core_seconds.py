@@ -29,7 +29,6 @@ class CoreSeconds:
 
   @pytest.hookimpl(wrapper=True)
   def pytest_runtest_makereport(self, call: pytest.CallInfo) -> Iterator[pytest.TestReport]:
-    """The last report of a test tells its seconds."""
     report = yield
     if call.when == "teardown":
       report.user_properties.append(("core_seconds", _spent() - self._start))

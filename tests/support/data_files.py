@@ -47,7 +47,6 @@ def write_set(root: pathlib.Path, name: str, pictures: np.ndarray, labels: np.nd
 
 
 def tar_bytes(members: Mapping[str, bytes]) -> bytes:
-  """Packs members into a tar file, in order."""
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode="w") as tar:
     for name, content in members.items():

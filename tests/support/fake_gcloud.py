@@ -69,7 +69,6 @@ exit "$status"
 
 
 def executable(path, text):
-  """Writes an executable script."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
   path.chmod(0o755)
@@ -87,7 +86,6 @@ def make_cloud(folder):
 
 
 def start(cloud, *arguments):
-  """Starts launch/tpu_pod.sh."""
   # VENV and PYTHON are unset on a machine of the cloud.
   environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
   environ |= {"PATH": f"{cloud / 'bin'}:{environ['PATH']}"}

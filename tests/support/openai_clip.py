@@ -25,7 +25,6 @@ def small_open_clip(vision: dict, quick_gelu: bool = True, **text: int) -> open_
 
 
 def write_merges(folder: pathlib.Path) -> None:
-  """Writes `merges.txt` of the small vocabulary."""
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
 
 

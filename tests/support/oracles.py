@@ -15,7 +15,6 @@ from pomp_jax.data.wordnet import Tree
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-  """Returns rows of length 1."""
   return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 

@@ -82,7 +82,6 @@ class Store(contextlib.ExitStack):
     self._status, self._until = status, time.monotonic() + seconds
 
   def recover(self) -> None:
-    """Ends `fail`."""
     self._until = 0.0
 
   @werkzeug.Request.application
