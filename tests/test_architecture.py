@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 _REGISTRY = PACKAGE / "registry.py"
 # The numbers that were reached; the aim of the first is 16,000 without the families of CLIP.
-CORE_LINES, WITH_CONFIG = 17_450, 40
+CORE_LINES, WITH_CONFIG = 16_550, 40
 
 _IMPORT_WITHOUT = """
 import importlib, sys
