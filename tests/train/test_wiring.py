@@ -345,6 +345,7 @@ def test_all_negatives_are_k_equal_to_n(reached):
 def _learned(config, folder) -> np.ndarray:
   """All parameters after three steps, as one vector."""
   run = setup.prepare(config, folder)
+  fill_features(run.data, run.clip, folder, run.source, run.encoder)
   state, step = first_state(run), run.build_step()
   with contextlib.closing(run.open_batches()) as loader:
     for batch in itertools.islice(loader, 3):
