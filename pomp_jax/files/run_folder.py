@@ -216,14 +216,20 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
 
   DamagedFileError if the checksum is that of another content.
   """
-  if not isinstance(value, dict) or _CHECKSUM not in value:
+  if not isinstance(value, dict) or not value:
     return value
-  if value[_CHECKSUM] != with_checksum(value)[_CHECKSUM]:
-    raise DamagedFileError(
-      f"{path}: changed after it was written: {_CHECKSUM!r} is that of another content; without"
-      " that line the file is taken as it is"
-    )
-  return {key: item for key, item in value.items() if key != _CHECKSUM}
+  # A damaged key still has the checksum as its value, in the last member.
+  name = _CHECKSUM if _CHECKSUM in value else next(reversed(value))
+  rest = {key: item for key, item in value.items() if key != name}
+  if value[name] == with_checksum(rest)[_CHECKSUM]:
+    if name == _CHECKSUM:
+      return rest
+  elif name != _CHECKSUM:
+    return value
+  raise DamagedFileError(
+    f"{path}: changed after it was written: {name!r} is that of another content; without that"
+    " line the file is taken as it is"
+  )
 
 
 @contextlib.contextmanager
