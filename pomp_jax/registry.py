@@ -256,8 +256,8 @@ FORMATS = {
   ),
   "safetensors": Format(
     *("prompt.safetensors", (".safetensors",), r"\.safetensors"),
-    read="files.prompt_file:read_safetensors",
-    encode="files.prompt_file:encode_safetensors",
+    read="rooms.interchange.safetensors_prompts:read",
+    encode="rooms.interchange.safetensors_prompts:encode",
   ),
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
   "pth": Format(
@@ -306,7 +306,6 @@ SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROU
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
-CONTEXT_NAME = "rooms.interchange.torch_prompts:context_name"
 DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"

@@ -24,6 +24,8 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import load
 
 log = logging.getLogger(__name__)
+_log_once = functools.cache(log.info)
+_NO_SPLIT = "%s has no split %r: %s"
 
 # All training images, before any are held out or dropped by few shots.
 _UNDIVIDED = "undivided"
@@ -155,7 +157,7 @@ def _replacement(data: Data, split: str) -> str:
   other = {"test": "validation", "validation": "test"}[split]
   used = next((name for name in (split, other) if _is_available(data, name)), "train")
   if used != split:
-    _log_once(_name(data), split, f"using the {used} images instead, as {used!r}")
+    _log_once(_NO_SPLIT, _name(data), split, f"using the {used} images instead, as {used!r}")
   elif split not in _splits(data):
     share = f"{100 * _shares(data)[split]:g}% of each class's training images"
     if split == "validation" and data.shots:
@@ -164,7 +166,7 @@ def _replacement(data: Data, split: str) -> str:
     few = ""
     if len(small := np.setdiff1d(source.labels, source.labels[held])):
       few = f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
-    _log_once(_name(data), split, f"held out {share}, {len(held)} images{few}")
+    _log_once(_NO_SPLIT, _name(data), split, f"held out {share}, {len(held)} images{few}")
   return used
 
 
@@ -233,8 +235,3 @@ def _open_split(data: Data, split: str) -> StoredImages:
 
 def _name(data: Data) -> str:
   return " ".join(filter(None, (data.source, data.dataset, data.root)))
-
-
-@functools.cache
-def _log_once(name: str, split: str, replacement: str) -> None:
-  log.info("%s has no split %r: %s", name, split, replacement)

@@ -107,11 +107,10 @@ class Checkpoints(contextlib.AbstractContextManager):
           with contextlib.suppress(OSError):  # left to the next save
             checkpoint_folders.discard(self.folder / str(old))
     except Exception as error:
-      with contextlib.suppress(OSError):
-        checkpoint_folders.remove_incomplete(self.folder)
       others: list[int] = []
       with contextlib.suppress(OSError):
         others = [other for other in self.steps() if other != step]
+        checkpoint_folders.remove_incomplete(self.folder)
       last = f"the last good one is of step {max(others)}" if others else "there is no other"
       what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
       failure = CheckpointError(f"{self.folder}: {what}")

@@ -76,30 +76,28 @@ def _problem(path: Path) -> str | None:
   problem = why_unwritable(path)
   if hosts.n_processes() == 1:
     return problem
-  mark = path / f"{uuid.uuid4().hex}.mark"
+  name = f"{uuid.uuid4().hex}.mark"
   if hosts.is_first() and not problem:
     with contextlib.suppress(OSError):
       path.mkdir(parents=True, exist_ok=True)
-      mark.write_text("")
-  mark = to_path(hosts.from_first(os.fspath(mark), "the folder of compiled programs"))
-  seen = mark.parent == path and is_file(mark)
-  everywhere = all(one for _, one in hosts.gather(seen, "who sees the folder of programs"))
+      (path / name).write_text("")
+  mark = path / hosts.from_first(name, "the folder of compiled programs")
+  found = hosts.gather(is_file(mark), "who sees the folder of programs")
   if hosts.is_first():
     with contextlib.suppress(OSError):
       mark.unlink()
-  return None if everywhere else f"not all processes see the same {path}"
+  return None if all(one for _, one in found) else f"not all processes see the same {path}"
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
   # Another run may remove the same files.
   with contextlib.suppress(OSError):
     found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*-cache"))
-    excess = sum(size for _, size, _ in found) - _MAX_BYTES
-    for _, size, path in found:
-      if excess <= 0:
-        break
-      path.unlink()
-      excess -= size
+    total = 0
+    for _, size, path in reversed(found):
+      total += size
+      if total > _MAX_BYTES:
+        path.unlink()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 import tensorstore
 
 from pomp_jax.errors import InputError, RunError
-from pomp_jax.files.paths import Path, is_bucket, scheme_of, to_path
+from pomp_jax.files.paths import Path, is_bucket, store_of, to_path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolderWriteError, to_json
 from pomp_jax.files.terminal import printable, steps_of
@@ -183,11 +183,15 @@ class Features:
     return self._array
 
   def _open(self, *, create: bool) -> tensorstore.TensorStore:
+    folder = os.fspath(self.folder)
+    key_values = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+    if is_bucket(folder):
+      key_values = store_of(folder).key_value_store(*folder.partition("://")[2].split("/", 1))
     retries = {f"{store}_request_retries": _RETRIES for store in ("gcs", "s3")}
     return tensorstore.open(
       {
         "driver": "zarr3",
-        "kvstore": _key_value_store(self.folder),
+        "kvstore": key_values,
         "metadata": self._metadata,
         # A missing block is an error, and not zeros.
         "fill_missing_data_reads": False,
@@ -204,21 +208,3 @@ class Features:
 def _reason(error: Exception) -> str:
   """What failed, without the whole specification that TensorStore appends."""
   return printable(getattr(error, "strerror", None) or str(error).partition(" [")[0])
-
-
-def _key_value_store(folder: Path) -> dict[str, Any]:
-  """Where TensorStore finds a folder: S3's endpoint and keys are those of AWS's variables."""
-  scheme, env = scheme_of(folder), os.environ
-  if scheme is None:
-    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
-  bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
-  driver = {"gs": "gcs"}.get(scheme, scheme)
-  found: dict[str, Any] = {"driver": driver, "bucket": bucket, "path": f"{path}/"}
-  endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
-  if scheme == "s3" and endpoint:
-    region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-    found |= {"endpoint": endpoint, "aws_region": region}
-  if scheme == "s3" and "AWS_ACCESS_KEY_ID" in env:
-    # Without looking for files and services, whose absence AWS's library prints.
-    found["aws_credentials"] = {"type": "environment"}
-  return found

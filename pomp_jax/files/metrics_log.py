@@ -91,16 +91,13 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self._next_upload = time.monotonic() + _PAUSE_SECONDS
       log.warning("%s: metrics can't be sent for now (%s)", self._target.path, error.strerror)
 
-  def close(self) -> None:
+  def __exit__(self, *exception: object) -> None:
     """Closes the event file, and sends what is left to a bucket."""
     self._close_events()
     if self._temporary is not None:
       self.upload()
       self._temporary.cleanup()
       self._temporary = None
-
-  def __exit__(self, *exception: object) -> None:
-    self.close()
 
   def _close_events(self) -> None:
     events, self._events = self._events, None

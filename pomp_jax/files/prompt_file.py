@@ -16,19 +16,16 @@ import os
 import re
 from typing import Any, NamedTuple, NoReturn
 import zipfile
-import zlib
 
 from jaxtyping import Float
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import is_file, local_copy
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import CONTEXT_NAME, FORMATS, HUB_PROMPT, load
+from pomp_jax.registry import FORMATS, HUB_PROMPT, load
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +205,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   if (found := prompt_path(path)) != path:
     log.info("%s: its prompt is %s", path, found)
   path = found
-  row = FORMATS.get(format_of_content(path) or format_of_name(path) or "npz")
-  if row is None:
-    accepted = ".npz or .safetensors, without the room interchange"
-    refuse(path, "the file", "a torch checkpoint", accepted)
+  kind = format_of_content(path) or format_of_name(path) or "npz"
+  if (row := FORMATS.get(kind)) is None:
+    refuse(path, "the file", f"of the format {kind}", ".npz, without the room interchange")
   fields = load(row.read)(path)
   version = fields.get("format_version")
   if type(version) is not int or version != FORMAT_VERSION:
@@ -288,47 +284,3 @@ def read_npz(path: str | os.PathLike) -> dict[str, Any]:
 def is_safetensors(head: bytes) -> bool:
   """Whether a file begins like safetensors: the header's length, then a JSON object."""
   return head[8:9] == b"{"
-
-
-def encode_safetensors(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """The tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
-  metadata = {**text, "format_version": str(FORMAT_VERSION), "crc32": _crc32(context, text)}
-  "".join(text.values()).encode()  # raises UnicodeEncodeError, which the library does not
-  return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
-
-
-def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the tensor `context`, or that of a whole model, and the metadata."""
-  try:
-    with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
-      fields: dict[str, Any] = dict(file.metadata() or {})
-      name, names = "context", file.keys()
-      if name not in names and CONTEXT_NAME:
-        name = load(CONTEXT_NAME)(path, names, "the file")
-        fields = OF_OTHERS | fields if name else fields
-      if name in names:
-        header = file.get_slice(name)
-        if header.get_dtype() != "F32":
-          found = f"{header.get_dtype()} {header.get_shape()}"
-          refuse(path, name, found, "F32 [M, D] or [N, M, D], no axis empty")
-        fields["context"] = file.get_tensor(name)
-  except PromptFileError:
-    raise
-  except FileNotFoundError:
-    refuse(path, "the file", "missing", "a prompt file (.safetensors)")
-  except Exception as error:  # the library's own errors share no base
-    found = f"not a whole safetensors file ({error})"
-    refuse(path, "the file", found, "an undamaged safetensors file")
-  crc32 = fields.get("crc32")  # files of other writers have none
-  if crc32 is not None and crc32 != _crc32(fields.get("context", np.empty(0)), fields):
-    refuse(path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file")
-  if fields.get("format_version") == str(FORMAT_VERSION):
-    fields["format_version"] = FORMAT_VERSION
-  return fields
-
-
-def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
-  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
-  described = [list(context.shape), [text.get(field) for field in TEXTS]]
-  start = zlib.crc32(json.dumps(described).encode())
-  return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"

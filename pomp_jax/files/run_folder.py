@@ -234,23 +234,20 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
-  """Leaves in a run's folder, if there is one, why the run failed; a later start removes it.
+  """Leaves in a run's folder, if there is one, why the run failed; the next start removes it.
 
   A start that finishes, is asked to stop, or has bad input has not failed.
   """
-  path, reason = to_path(workdir) / ERROR, None
+  path = to_path(workdir) / ERROR
+  with contextlib.suppress(OSError):
+    path.unlink()
   try:
     yield
   except Exception as error:
     named = isinstance(error, InputError | RunError | TryAgain)
     reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
-    if getattr(error, "status", None) == InputError.status:
-      reason = ""
-    raise
-  finally:
     with contextlib.suppress(OSError):
-      if reason is None:
-        path.unlink()
-      elif reason and is_dir(path.parent):
+      if getattr(error, "status", None) != InputError.status and is_dir(path.parent):
         with replacing(path) as file:
           file.write(one_line(reason).encode())
+    raise

@@ -26,7 +26,6 @@ _calls = itertools.count()
 _SECONDS = 300.0
 LISTEN_SECONDS = 1.0  # longest wait inside JAX, where Python does not handle signals
 _POSTS = "pomp_jax_posted"
-_own_posts: dict[str, str] = {}
 _MAX_NAMED = 4  # processes on each side of a disagreement
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
@@ -99,20 +98,17 @@ def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
 
 def post(name: str, value: Any) -> None:
   """Leaves a JSON value for process 0, replacing the previous one; never waits or raises."""
-  text = json.dumps(value)
-  _own_posts[name] = text
-  store = client()
-  if store is not None and not is_first():
+  if (store := client()) is not None:
+    key = f"{_POSTS}/{name}/{own_index()}"
     # A lost coordinator is detected elsewhere.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      store.key_value_set(f"{_POSTS}/{name}/{own_index()}", text, allow_overwrite=True)
+      store.key_value_set(key, json.dumps(value), allow_overwrite=True)
 
 
 def posted(name: str) -> dict[int, Any]:
-  """Returns, on process 0, the latest posted value of each process that has posted one."""
-  texts = {own_index(): _own_posts[name]} if name in _own_posts else {}
-  store = client()
-  if store is not None:
+  """Latest posted value of each of several processes that has posted one."""
+  texts = {}
+  if (store := client()) is not None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       for key, text in store.key_value_dir_get(f"{_POSTS}/{name}/"):
         texts[int(key.rpartition("/")[2])] = text

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 import numpy as np
 
 from pomp_jax.files.atomic import replacing
@@ -29,9 +29,9 @@ DPI = 150
 # Font sizes in points: of the figure's title, a panel's, and all other text.
 TITLE, HEADING, TEXT = 11, 10, 8
 _LENGTH = 34  # of a name, in characters
-# Ticks on a logarithmic axis: the fewest and the most, and the multiples of a power of ten.
-_FEWEST, _MOST = 3, 8
-_MULTIPLES = ((1, 2, 3, 4, 6, 8), (1, 2, 4), (1, 3), (1,))
+# Ticks on a logarithmic axis: the most, and the multiples of a power of ten, up to some decades.
+_MOST = 8
+_MULTIPLES = {1.2: (1, 2, 3, 4, 6, 8), 2.4: (1, 2, 4), 3.6: (1, 3), math.inf: (1,)}
 
 
 def style(number: int) -> dict[str, Any]:
@@ -74,31 +74,19 @@ def label_panel(
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
   """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round ones.
 
-  Round numbers are those of the range when it is called, so after all is drawn.
+  Round numbers fit the range when it is called, so after all is drawn.
   """
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
-  own = sorted(set(values))
-  few = 0 < len(own) <= _MOST
-  axis.set_major_locator(FixedLocator(own if few else _round_numbers(*axis.get_view_interval())))
+  few = 0 < len(set(values)) <= _MOST
+  decades = np.ptp(np.log10(axis.get_view_interval()))
+  multiples = next(found for most, found in _MULTIPLES.items() if decades <= most)
+  round_numbers = LogLocator(subs=multiples, numticks=_MOST) if decades > 0.5 else MaxNLocator(5)
+  axis.set_major_locator(FixedLocator(sorted(set(values))) if few else round_numbers)
   # Six digits without an exponent: 0.002, 40, 21,841.
   plain = lambda value, _: f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
   axis.set_major_formatter(FuncFormatter(plain))
   axis.set_minor_locator(NullLocator())
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-  """Round numbers from `low` to `high`, as many as can be read on a logarithmic axis."""
-  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-  for multiples in _MULTIPLES:
-    found = [m * 10.0**power for power in powers for m in multiples]
-    found = [value for value in found if low <= value <= high]
-    if len(found) <= _MOST:
-      break
-  if len(found) < _FEWEST:  # less than a factor of two or three
-    even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    found = [float(value) for value in even if low <= value <= high]
-  return found[:: max(-(-len(found) // _MOST), 1)]
 
 
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:

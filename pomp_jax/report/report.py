@@ -60,13 +60,9 @@ def facts(values: Mapping[str, Any]) -> Table:
 
 def with_pictures(report: Report, files: Collection[str]) -> Report:
   """The report with the pictures that exist; sections of other pictures alone are dropped."""
-  found = []
-  for section in report.sections:
-    if section.picture in files:
-      found.append(section)
-    elif section.table or not section.picture:
-      found.append(section._replace(picture=""))
-  return report._replace(sections=found)
+  kept = [one for one in report.sections if one.table or one.picture in {"", *files}]
+  sections = [one if one.picture in files else one._replace(picture="") for one in kept]
+  return report._replace(sections=sections)
 
 
 def cell(value: float | int | None, digits: int = 1) -> str:
@@ -221,7 +217,5 @@ def _html_table(table: Table) -> str:
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   """Formats a CSV file; None becomes an empty field."""
   text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(columns)
-  writer.writerows(rows)
+  csv.writer(text, lineterminator="\n").writerows([columns, *rows])
   return text.getvalue()

@@ -175,7 +175,8 @@ def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
     for name, series in expected.items()
     for step, value in zip(*series, strict=True)
   }
-  MetricsWriter(tmp_path, first_step=0).close()
+  with MetricsWriter(tmp_path, first_step=0):
+    pass
   assert RunFolder(tmp_path).scalars() == {} == _tensorboard(tmp_path)
 
 

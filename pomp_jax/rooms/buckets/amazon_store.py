@@ -1,5 +1,6 @@
 """Client of S3 and stores with its interface for `s3://`. Imported by fsspec with the first one."""
 
+import os
 from typing import Any
 
 from botocore.exceptions import ClientError, EndpointConnectionError
@@ -20,6 +21,18 @@ class AmazonStore(S3FileSystem):
     # botocore's own attempts would multiply with those.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
     super().__init__(*args, **({"config_kwargs": once} | kwargs))
+
+  def key_value_store(self, bucket: str, folder: str) -> dict[str, Any]:
+    """TensorStore's specification of a folder: endpoint and keys are those of AWS's variables."""
+    found: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{folder}/"}
+    env = os.environ
+    if endpoint := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
+      region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+      found |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in env:
+      # Without looking for files and services, whose absence AWS's library prints.
+      found["aws_credentials"] = {"type": "environment"}
+    return found
 
   async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
     """Does nothing: there are no folders, and s3fs would create a missing bucket."""

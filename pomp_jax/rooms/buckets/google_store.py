@@ -16,6 +16,10 @@ class GoogleStore(GCSFileSystem):
     # epath's argument is one of zonal buckets, which are not supported.
     super().__init__(*args, **({"requests_timeout": _SECONDS} | kwargs))
 
+  def key_value_store(self, bucket: str, folder: str) -> dict[str, Any]:
+    """TensorStore's specification of a folder."""
+    return {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
+
 
 def _url_of(method: str, path: str, *parts: str, **others: Any) -> str:
   return "/".join(filter(None, parts)) or path

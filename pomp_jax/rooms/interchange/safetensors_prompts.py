@@ -1,0 +1,61 @@
+"""Prompts as safetensors: ours, and the context of a whole model that other code has written.
+
+Shapes: M context vectors, D width of the CLIP's text tower, N classes.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+import zlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pomp_jax.files.paths import local_copy
+from pomp_jax.files.prompt_file import FORMAT_VERSION, OF_OTHERS, TEXTS, PromptFileError, refuse
+from pomp_jax.rooms.interchange.torch_prompts import context_name
+
+
+def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
+  """The tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
+  metadata = {**text, "format_version": str(FORMAT_VERSION), "crc32": _crc32(context, text)}
+  "".join(text.values()).encode()  # raises UnicodeEncodeError, which the library does not
+  return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the tensor `context`, or that of a whole model, and the metadata."""
+  try:
+    with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
+      fields: dict[str, Any] = dict(file.metadata() or {})
+      names = file.keys()
+      name = "context" if "context" in names else context_name(path, names, "the file")
+      if name is not None:
+        fields = fields if name == "context" else OF_OTHERS | fields
+        header = file.get_slice(name)
+        if header.get_dtype() != "F32":
+          found = f"{header.get_dtype()} {header.get_shape()}"
+          refuse(path, name, found, "F32 [M, D] or [N, M, D], no axis empty")
+        fields["context"] = file.get_tensor(name)
+  except PromptFileError:
+    raise
+  except FileNotFoundError:
+    refuse(path, "the file", "missing", "a prompt file (.safetensors)")
+  except Exception as error:  # the library's own errors share no base
+    found = f"not a whole safetensors file ({error})"
+    refuse(path, "the file", found, "an undamaged safetensors file")
+  crc32 = fields.get("crc32")  # files of other writers have none
+  if crc32 is not None and crc32 != _crc32(fields.get("context", np.empty(0)), fields):
+    refuse(path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file")
+  if fields.get("format_version") == str(FORMAT_VERSION):
+    fields["format_version"] = FORMAT_VERSION
+  return fields
+
+
+def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
+  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
+  described = [list(context.shape), [text.get(field) for field in TEXTS]]
+  start = zlib.crc32(json.dumps(described).encode())
+  return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
