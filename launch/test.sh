@@ -4,7 +4,7 @@
 #   bash launch/test.sh                            the first tier: what a change may break
 #   bash launch/test.sh --all                      both tiers; the second has what takes minutes
 #   bash launch/test.sh tests/files -k resume -n 0 some, in one process
-#   bash launch/test.sh --core-seconds             with the CPU seconds of each room and test
+#   bash launch/test.sh --durations=40             with the dearest tests
 #
 # VENV and PYTHON: see launch/venv.sh.
 set -euo pipefail

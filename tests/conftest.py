@@ -27,7 +27,7 @@ _DEVICES = 8
 # For this process; those that it starts have one, or as many as `environment` says.
 jax.config.update("jax_num_cpu_devices", _DEVICES)
 
-pytest_plugins = ["tests.support.core_seconds", "tests.support.shared_runs"]
+pytest_plugins = ["tests.support.shared_runs"]
 
 # No deadline, nor another limit on time: the first example of a property compiles, and machines are
 # busy. Derandomized: runs agree.

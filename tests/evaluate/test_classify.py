@@ -15,8 +15,7 @@ from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from tests.evaluate.conftest import with_kernel
-from tests.support.clips import huggingface_outputs, words_as_prompt
+from tests.support.clips import huggingface_outputs, with_kernel, words_as_prompt
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 

@@ -14,10 +14,10 @@ from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
 from pomp_jax.evaluate.predictions import evaluate, tally
 from pomp_jax.evaluate.split_features import split_features
-from tests.evaluate.conftest import with_kernel
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_split_features import BAD, GOOD, pictures
 from tests.support.checks import assert_close
+from tests.support.clips import with_kernel
 from tests.support.oracles import unit
 
 IMAGES, CLASSES = 83, 200

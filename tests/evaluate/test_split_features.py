@@ -14,7 +14,7 @@ from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files import features
 from pomp_jax.files.features import Features
 from pomp_jax.files.run_folder import RunFolderWriteError
-from tests.evaluate.conftest import with_kernel
+from tests.support.clips import with_kernel
 
 IMAGES, BLOCK, BATCH = 21, 8, 8
 BAD = [9, 20]

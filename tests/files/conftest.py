@@ -3,7 +3,6 @@
 import pytest
 
 from tests.support import stores
-from tests.train.conftest import encoders_opened_once  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,3 @@
-"""Fixtures of the core's tests that tests of the rooms share."""
+"""A CLIP of the core's tests."""
 
 from tests.clip.conftest import quick  # noqa: F401
-from tests.evaluate.conftest import encoder  # noqa: F401
-from tests.report.conftest import drawn  # noqa: F401
-from tests.train.conftest import encoders_opened_once  # noqa: F401

@@ -1,6 +1,7 @@
 """Small CLIPs with random weights as HuggingFace writes them, and oracles of any CLIP."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import gzip
 import importlib
 import json
@@ -183,6 +184,11 @@ def error_of(source, readers=(load_clip, read_config_and_tokenizer)) -> str:
     assert "\n" not in message
     assert str(source) in message
   return message
+
+
+def with_kernel(clip: Clip, part: str, kernel: np.ndarray) -> Clip:
+  """Returns the CLIP with another projection."""
+  return dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
 
 
 def with_logit_scale(clip: pathlib.Path, scale: float) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Plugin: fixtures of several rooms, such as finished runs, each made once for a session."""
+"""Plugin: fixtures of several folders, such as finished runs, most made once for a session."""
 
 from collections.abc import Callable
 import os
@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import filelock
+from PIL import Image
 import pytest
 
 # A name, and a function that fills the empty folder of that name.
@@ -77,6 +78,54 @@ def clip_and_torch(tmp_path_factory: pytest.TempPathFactory):
   folder = tmp_path_factory.mktemp("clip")
   model = write_random_clip(folder)
   return load_clip(str(folder)), model
+
+
+@pytest.fixture(scope="session")
+def encoder(clip_and_torch):
+  """An encoder of the random CLIP."""
+  from pomp_jax.encoder import Encoder
+
+  return Encoder(clip_and_torch[0], chunk=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encoders_opened_once():
+  """Gives each job the encoder that an earlier one opened with the same fields and weights."""
+  import jax
+
+  from pomp_jax.evaluate import inputs
+
+  opened, encoders = inputs.open_encoder, {}
+
+  def open_once(clip, class_size=1, feature_store="", devices=None):
+    model = pathlib.Path(clip.model)
+    files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
+    weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    key = repr((clip, class_size, feature_store, jax.device_count(), devices, weights))
+    if key not in encoders:
+      encoders[key] = opened(clip, class_size, feature_store, devices)
+    return encoders[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inputs, "open_encoder", open_once)
+    yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch):
+  """The figures that were saved, each of which became a picture."""
+  from pomp_jax.report import drawing
+
+  figures, save = [], drawing.save
+
+  def noted(path, figure):
+    save(path, figure)
+    figures.append(figure)
+    with Image.open(path) as image:
+      assert image.format == "PNG" and min(image.size) > 100
+
+  monkeypatch.setattr(drawing, "save", noted)
+  return figures
 
 
 @pytest.fixture(scope="session")
