@@ -1,5 +1,6 @@
 """The table of fields: typed and frozen."""
 
+import math
 import pathlib
 import pickle
 import re
@@ -63,6 +64,26 @@ def test_another_job_keeps_the_fields_that_it_reads_too():
 def test_unknown_fields_and_other_types_are_refused(field, value):
   with pytest.raises(ConfigError, match=rf"config\.{field}"):
     defaults().replace({field: value})
+
+
+# Values that no check of a number accepts both of, and a word that is no choice.
+BEYOND = {int: (-2, 2**33), float: (-2.0, math.nan), str: ("?",)}
+
+
+def test_a_value_that_the_page_does_not_list_is_refused():
+  """Of each field with bounds or choices; the address of a page is tried when it is served."""
+  tried = 0
+  for field, row in fields_of().items():
+    if row.type in BEYOND and row.metadata["check"].expected and field not in ("job", "page.host"):
+      settings, refused = defaults(next(job for job in JOBS if field in fields_of(job))), []
+      for value in BEYOND[row.type]:
+        try:
+          validate(settings.replace({field: value}))
+        except ConfigError as error:
+          refused.append(error.field)
+      assert field in refused
+      tried += 1
+  assert tried > 100
 
 
 def test_each_text_of_a_tuple_may_be_a_path():

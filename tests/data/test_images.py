@@ -1,14 +1,11 @@
-"""Image files: decoding and preprocessing against torchvision; resized crops against float64."""
+"""Image files: decoding and preprocessing against open_clip; resized crops against float64."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import open_clip
 from PIL import Image, ImageOps, TiffImagePlugin
 import pytest
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 import transformers
 
 from pomp_jax.data import images
@@ -23,29 +20,23 @@ PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CL
 
 
 @pytest.mark.parametrize("size", [224, 32, 33])
-def test_prepare_is_torchvisions(size):
-  torchvision = Compose([Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_prepare_is_open_clips_and_torchvisions(size, mode, interpolation):
+  """The one transforms by the other."""
+  settings = {"resize_mode": mode, "interpolation": interpolation}
+  published = open_clip.transform.image_transform(
+    size, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **settings
+  )
+  resize = images.Resize(mode == "squash", interpolation == "bilinear")
   # The shorter side is `size` already, so that the surplus of the longer is known.
   sides = [(size, size + surplus) for surplus in range(9)]
   for shape in [*sides, (48, 48), (100, 60), (37, 90), (20, 31), (33, 32)]:
     pixels = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
     for image in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
-      np.testing.assert_array_equal(prepare(image, size), torchvision(image), f"{image.size}")
-
-
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_resizes_are_open_clips(mode, interpolation):
-  settings = {"resize_mode": mode, "interpolation": interpolation}
-  published = open_clip.transform.image_transform(
-    32, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **settings
-  )
-  resize = images.Resize(mode == "squash", interpolation == "bilinear")
-  for shape in ((48, 48), (100, 61), (37, 90), (20, 31), (32, 33)):
-    pixels = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
-    expected = published(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
-    found = prepare(pixels, 32, resize=resize)
-    np.testing.assert_array_equal(found, np.rint(255 * expected))
+      expected = np.rint(255 * published(image).numpy().transpose(1, 2, 0))
+      np.testing.assert_array_equal(prepare(image, size, resize=resize), expected)
+      np.testing.assert_array_equal(prepare(np.asarray(image), size, resize=resize), expected)
 
 
 def many_modes():
@@ -111,22 +102,15 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
 
 
 def test_unreadable_files_and_arrays(tmp_path):
-  bad = tmp_path / "bad.png"
-  cases = [(b"", ""), (b"text", ""), (encode(natural_image(0, 64, 64), "PNG")[:200], "")]
+  """Too large ones are in tests/faults/test_hostile_images.py."""
+  bad, cases = tmp_path / "bad.png", [b"", b"text", encode(natural_image(0, 64, 64), "PNG")[:200]]
   for value in (-1.0, 70_000.0, np.inf, -np.inf, np.nan):
     values = np.full((40, 50), 0.5, np.float32)
     values[20, 30] = value
-    cases.append((encode(Image.fromarray(values), "TIFF"), ""))
-  bomb = bytearray(encode(Image.new("L", (8, 8)), "PNG"))
-  bomb[16:24] = struct.pack(">II", 9000, 9000)  # the header alone
-  bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
-  cases.append((bytes(bomb), "9000 x 9000 .* 67108864"))
-  # Its shorter side at 224 pixels, the longer would have millions.
-  for size in ((1, 200_000), (200_000, 1)):
-    cases.append((encode(Image.new("1", size), "PNG"), ".*too narrow"))
-  for content, message in cases:
+    cases.append(encode(Image.fromarray(values), "TIFF"))
+  for content in cases:
     bad.write_bytes(content)
-    with pytest.raises(ImageError, match=rf"bad\.png: not a readable image \({message}"):
+    with pytest.raises(ImageError, match=r"bad\.png: not a readable image \("):
       read_image(bad, 224)
   with pytest.raises(ImageError, match=r"none\.png"):
     read_image(tmp_path / "none.png", 16)

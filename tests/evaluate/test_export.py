@@ -121,7 +121,6 @@ def test_open_clip_has_a_column_a_class(files, encoder):
 @pytest.mark.parametrize(
   ("changes", "error", "part"),
   [
-    ({"format": "onnx"}, ConfigError, "config.export.format: got 'onnx'"),
     ({"names": ""}, ConfigError, "config.export.names"),
     (_UPLOAD | {"hub": "me/a"}, ConfigError, "config.export.hub"),
     (_UPLOAD | {"license": ""}, ConfigError, "config.export.license"),

@@ -1,7 +1,6 @@
 """Evaluation in batches against all scores at once, in NumPy's float64."""
 
 import dataclasses
-import logging
 
 import numpy as np
 from PIL import Image
@@ -12,7 +11,7 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
-from pomp_jax.evaluate.predictions import evaluate, tally
+from pomp_jax.evaluate.predictions import tally
 from pomp_jax.evaluate.split_features import split_features
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_split_features import BAD, GOOD, pictures
@@ -89,31 +88,6 @@ def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(e
     split_features(Encoder(broken, chunk=8), source)
 
 
-def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
-  pictures = case[0].images(np.arange(5))
-  names = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
-  text = encoder.class_features(names, "a photo of a {}.")
-  image = encoder.image_features(pictures)
-  labels = np.argmax(image @ text.T, axis=-1)
-  labels[0] = (labels[0] + 1) % len(names)
-  # Split "some" has fewer classes, in another order, and the same images.
-  some = sorted(set(labels.tolist()), reverse=True)
-  own = [some.index(c) for c in labels]
-  splits = {
-    "all": split_features(encoder, Pictures(names, labels, pictures)),
-    "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
-  }
-  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name")
-  scores = {split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()}
-  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
-  assert "difference" not in scores["all"]["name"]
-  found = scores["all"]["hand"]["top1"] - scores["all"]["name"]["top1"]
-  assert scores["all"]["hand"]["difference"]["top1"] == pytest.approx(found)
-  expected = np.mean(np.argmax(image @ text[some].T, -1) == own)
-  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
-  assert set(scores["all"]) == {"hand", "name"}
-
-
 @pytest.fixture
 def stored(tmp_path):
   return pictures(tmp_path / "images", bad=BAD)
@@ -126,15 +100,7 @@ def text(encoder):
 
 
 def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
-  caplog.set_level(logging.WARNING)
-  found = split_features(encoder, stored, max_corrupt=0.2)
-  expected = split_features(encoder, stored.subset(GOOD))
-  np.testing.assert_array_equal(found.indices, GOOD)
-  np.testing.assert_array_equal(found.labels, expected.labels)
-  np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
-  (record,) = caplog.records
-  assert "2 of 21" in record.getMessage()
-  assert "/9.png" in record.getMessage()
+  """Features without them: tests/evaluate/test_split_features.py."""
   expected = tally(encoder, stored.subset(GOOD), text)["a"].figures()
   for batch_size in (8, 512):
     caplog.clear()
@@ -144,7 +110,8 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
     assert figures["mean_confidence"] == pytest.approx(expected["mean_confidence"])
     of_classes = np.bincount(stored.labels[GOOD], minlength=4)
     np.testing.assert_array_equal(found.by_class()["per_class"]["images"], of_classes)
-    assert len(caplog.records) == 1
+    (line,) = caplog.messages
+    assert "2 of 21" in line and "/9.png" in line
 
 
 def test_images_are_prepared_as_the_clip_asks(encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""A small ImageNet-21K as it is distributed, all the way: records, features, prompt, figures."""
+"""A small ImageNet-21K, all the way: records, features, prompt, figures."""
 
 import logging
 
@@ -11,75 +11,15 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import Classifier, inputs
-from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from tests.support.command_line import handlers_kept, run_main
-from tests.support.data_files import tar_bytes
 from tests.support.small_run import run_job, settings
 
 CLASSES = load_class_list("imagenet21k")
 # Classes with names that the world's CLIP has positions for, in the order of ids.
 _SHORT = [c for c, name in enumerate(CLASSES.names) if len(name) < 9]
-SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::30][:40]]
-N_IMAGES = 4  # a class
-# Two of the four images of three classes: empty, no image, cut off.
-DAMAGES = {7: lambda jpeg: b"", 20: lambda jpeg: b"<html>404</html>", 31: lambda jpeg: jpeg[:400]}
-
-
-def write_archive(path):
-  """Writes a tar of a tar a synset."""
-  different, tars = [encode(natural_image(seed, 48, 64)) for seed in range(20)], {}
-  for c, synset in enumerate(SYNSETS):
-    files = {f"{synset}_{i}.JPEG": different[(c + 7 * i) % 20] for i in range(N_IMAGES)}
-    for name in list(files)[::2] if c in DAMAGES else ():
-      files[name] = DAMAGES[c](files[name])
-    tars[f"{synset}.tar"] = tar_bytes(files)
-  path.write_bytes(tar_bytes(tars))
-  return path
-
-
-def grouped(group, **fields):
-  return {f"{group}.{name}": value for name, value in fields.items()}
-
-
-def prepare(workdir, **changes):
-  """Makes records of two shots and one held-out image a class."""
-  fields = {"dataset": "imagenet21k", "shots": 2, "held_out": 1, "workers": 1} | changes
-  return run_job(settings(job="prepare", **grouped("prepare", **fields)), workdir)
-
-
-@pytest.fixture(scope="module")
-def whole(shared):
-  """Folders of the archive's records, a training from stored features, and an evaluation."""
-
-  def make(folder):
-    prepare(folder / "records", input=str(write_archive(folder / "fall11_whole.tar")))
-    source = {"source": "tfds", "root": str(folder / "records")}
-    views = {"augment": "recipe", "views": 2, "view_epochs": 2, "features": "stored"}
-    data = grouped("data", dataset="imagenet21k", **views, **source)
-    train = {"eval.images": 40, "k": 10, "batch_size": 16, "epochs": 2}
-    train |= {"optim.lr": 0.05, "optim.warmup": 0.0, "checkpoint.every": 10}
-    run_job(settings(**data | train), folder / "train")
-    sets = {"suite": "imagenet21k", "sets": "imagenet21k"}
-    prompts = f"{folder / 'train' / 'prompt.npz'};hand_written"
-    fields = grouped("evaluate", prompts=prompts, **sets, **source)
-    run_job(settings(job="evaluate", **fields), folder / "evaluate")
-
-  return shared("imagenet21k", make)
-
-
-def test_the_whole_way_in_one_process(whole):
-  report = read_json(whole / "records/imagenet21k/1.0.0/report.json")
-  counts = {split: found["images"] for split, found in report["splits"].items()}
-  assert counts == {"train": 2 * 40 - 3, "validation": 40}
-  assert report["n_unreadable"] == 2 * len(DAMAGES)
-  train, evaluation = (RunFolder(whole / name).read_results() for name in ("train", "evaluate"))
-  [stored] = (whole / "train" / "features" / "training").glob("*/zarr.json")
-  assert read_json(stored)["shape"][:2] == [77, 4]
-  # Two epochs of two views of 77 images.
-  assert (train["n_classes"], train["steps"]) == (40, 2 * (2 * 77 // 16))
-  figures = evaluation["sets"]["imagenet21k"]["prompts"]
-  assert [(found["classes"], found["images"]) for found in figures.values()] == [(40, 40)] * 2
+SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::30][:6]]
 
 
 @pytest.mark.parametrize(
@@ -90,16 +30,28 @@ def test_the_whole_way_in_one_process(whole):
     ({"dataset": "coop_dtd", "names": "dtd"}, ConfigError, "names: got 'dtd', expected '' for o"),
   ],
 )
-def test_what_can_not_be_prepared(whole, tmp_path, changes, error, message):
-  fields = {"input": str(whole / "fall11_whole.tar")} | changes
+def test_what_can_not_be_prepared(tmp_path, changes, error, message):
+  fields = {"dataset": "imagenet21k", "input": str(tmp_path)} | changes
+  config = settings(job="prepare", **{f"prepare.{name}": value for name, value in fields.items()})
   with pytest.raises(error, match=rf"prepare\.{message}"):
-    prepare(tmp_path / "out", **fields)
+    run_job(config, tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
-def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, capsys, caplog):
-  """Of folders as the processed release has them, by the command lines of the docs."""
-  records, n_validation, synsets = tmp_path / "records", 2, SYNSETS[:6]
+def training_of(records):
+  """From stored features of the records: two views in two epochs, batches of four."""
+  data = {"source": "tfds", "root": str(records), "dataset": "imagenet21k", "features": "stored"}
+  data |= {"augment": "recipe", "views": 2, "view_epochs": 2}
+  fields = {f"data.{name}": value for name, value in data.items()}
+  return settings(k=4, batch_size=4, epochs=2, **fields, **{"eval.images": 0})
+
+
+def test_from_pictures_to_figures(tmp_path, monkeypatch, capsys, caplog):
+  """Of folders as the processed release has them, by the command lines of the docs.
+
+  Classes of the list without images are told.
+  """
+  records, n_validation, synsets = tmp_path / "records", 2, SYNSETS
   chosen = [CLASSES.synsets.index(synset) for synset in synsets]
   for c, synset in enumerate(synsets):
     # The last class has training images alone.
@@ -110,12 +62,12 @@ def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, caps
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(natural_image(10 * c + i, 48, 64)))
 
-  def evaluate(name, more=""):
+  def evaluate(name, more="", *fields):
     """Exit status, errors, what is missing by the log, and the set's results if there are any."""
     caplog.clear()
     argument = f"suite=imagenet21k,root={records},source=tfds,clip=world{more}"
     status, lines = run_main(
-      capsys, f"--config=evaluate:{argument}", f"--workdir={tmp_path}/{name}"
+      capsys, f"--config=evaluate:{argument}", f"--workdir={tmp_path}/{name}", *fields
     )
     errors = [line for line in lines if line.startswith("error: ")]
     missing = [text for text in caplog.messages if text.startswith("missing: ")]
@@ -146,8 +98,13 @@ def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, caps
     logger = logging.getLogger("pomp_jax.evaluate.evaluate")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
 
-    status, errors, (line,), of_set = evaluate("run", ",sets=imagenet21k")
-    assert (status, errors) == (0, [])
+    run_job(training_of(records), tmp_path / "train")
+    results = RunFolder(tmp_path / "train").read_results()
+    assert (results["n_classes"], results["steps"]) == (6, 2 * (2 * 6 // 4))
+
+    prompts = f"--config.evaluate.prompts={tmp_path / 'train'};hand_written"
+    status, errors, (line,), of_set = evaluate("run", ",sets=imagenet21k", prompts)
+    assert (status, errors, len(of_set["prompts"])) == (0, [], 2)
     check(of_set, 21_841, chosen, CLASSES.template)
     assert "imagenet21k: 21836 of the 21841 classes" in line and "6 classes are told apart" in line
     assert "imagenet21k: 21836 of the 21841 classes" in (tmp_path / "run/results.md").read_text()

@@ -177,7 +177,6 @@ def test_too_many_damaged_images_stop_a_run(runs, config_of, tmp_path):
     ({"data.views": 3}, "batch_size: got 8, expected a multiple of data.views = 3"),
     ({"method": "vpt_shallow"}, "data.features: got 'stored', expected 'online' where method="),
     (PLAIN | {"job": "train_masks"}, "data.features: got 'stored', expected 'online' where job="),
-    ({"data.features": "once"}, "data.features: got 'once', expected one of online, stored"),
   ],
 )
 def test_settings_that_cannot_be(config_of, changes, message):

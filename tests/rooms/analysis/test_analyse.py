@@ -14,6 +14,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
 from pomp_jax.rooms.interchange.class_features import write_detic
 from tests.support.data_files import write_folder
+from tests.support.report_page import Page
 from tests.support.small_run import changed, run_job, settings, small_config
 
 WORLD = load_clip("world")
@@ -74,6 +75,22 @@ def test_learned_vectors_that_are_words_are_read_back(analysed):
   assert [vector["tokens"][0] for vector in vectors] == expected
   assert all(vector["distances"][0] == 0 < vector["distances"][1] for vector in vectors)
   assert tokens["median_distance_between_tokens"] > 0
+
+
+def test_the_page_has_the_figures_and_the_nearest_tokens(analysed):
+  folder, config, results = analysed
+  page, sets = Page((folder / "report.html").read_text()), results["sets"]
+  assert page.table("set") == [[name, str(of["images"]), "60"] for name, of in sets.items()]
+  tables = [table[1:] for table in page.tables if table[0] == ["prompt", *sets]]
+  for name, rows in zip(("alignment", "uniformity"), tables, strict=False):
+    for label, row in zip(config.analyse.prompts, rows, strict=True):
+      figures = [of["prompts"][label][name] for of in sets.values()]
+      assert row[1:] == [f"{figure:.3f}" for figure in figures]
+  top1 = sets["novel"]["prompts"]["{}."]["top1"]
+  assert tables[2][1][1].startswith(f"{100 * top1:.1f} (")
+  [vectors] = results["tokens"]["vectors"].values()
+  nearest = zip(vectors[0]["tokens"], vectors[0]["distances"], strict=True)
+  assert page.table("vector")[0] == ["1", *(f"{token} {far:.3f}" for token, far in nearest)]
 
 
 def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):

@@ -12,6 +12,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.rooms.baselines import repeat
 from pomp_jax.train import loop
+from tests.support.report_page import Page
 from tests.support.small_run import small_config
 
 
@@ -52,4 +53,17 @@ def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
   assert novel["prompt"]["top1_interval"] == pytest.approx(expected)
   by_hand = max(novel[prompt]["top1"]["mean"] for prompt in ("hand_written", "class_name"))
   assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
-  assert f"{100 * summary['mean']:.1f} ± " in (tmp_path / "report.html").read_text()
+  page = Page((tmp_path / "report.html").read_text())
+  place = 1 + list(results["eval"]).index("novel")
+  means, gains, intervals, seeds = page.tables[:4]
+  (low, high), t_interval = novel["prompt"]["top1_interval"], summary["t_interval"]
+  assert means[1][place] == percents("{} ± {}", summary["mean"], summary["std"])
+  assert gains[place][1] == f"{100 * (summary['mean'] - by_hand):+.1f}"
+  expected = percents("images {} to {}; seeds {} to {}", low, high, *t_interval)
+  assert intervals[1][place] == expected
+  assert [row[place] for row in seeds[1:]] == [percents("{}", value) for value in values]
+  assert {"seed_3/report.html", "seed_4/report.html"} <= set(page.links)
+
+
+def percents(text, *shares):
+  return text.format(*(f"{100 * share:.1f}" for share in shares))

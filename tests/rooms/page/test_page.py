@@ -111,8 +111,6 @@ def test_errors_are_found_before_it_serves(tmp_path):
       ("page.host", "192.0.2.1"),
       ("page.port", used.getsockname()[1]),
       ("page.hosts", ("Own.example:80",)),
-      ("page.top", 0),
-      ("page.max_upload", 0.0),
       ("regions.crop", "masked"),
     ):
       with pytest.raises(ConfigError, match=r"^[^\n]*$") as found:

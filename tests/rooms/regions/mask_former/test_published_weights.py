@@ -23,6 +23,7 @@ from pomp_jax.rooms.regions.mask_former.published_weights import (
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS
 from pomp_jax.rooms.regions.region_errors import RegionError
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
+from tests.support.prompt_files import refusal
 from tests.support.region_jobs import random_params
 from tests.support.torch_mask_former import (
   PUBLISHED,
@@ -35,12 +36,7 @@ NULL = "clip_adapter.non_object_embedding"
 
 
 def _error(path, read=read_mask_former) -> str:
-  with pytest.raises((ClipError, RegionError)) as error:
-    read(path)
-  message = str(error.value)
-  assert "\n" not in message
-  assert message.startswith(f"{path}: ")
-  return message
+  return refusal(path, read, (ClipError, RegionError))
 
 
 def _written(content, path, **more):
