@@ -15,8 +15,8 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip.load import Clip
+from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.clip.text import (
-  MemoryPlan,
   TextTower,
   text_tower,
   token_embeddings,
@@ -91,9 +91,7 @@ class Encoder:
       return source
     return source.replace(image_size=self.clip.image_size, resize=self.resize)
 
-  def text_tower(
-    self, token_budget: int | None = None, memory: MemoryPlan | None = None
-  ) -> TextTower:
+  def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> TextTower:
     """Builds the text tower for a token budget; see `clip.text.text_tower`."""
     config = self.clip.config.text_config
     return text_tower(self._tower, config, self._dtype, token_budget, memory)

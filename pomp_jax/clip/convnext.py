@@ -3,10 +3,17 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
-
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip.layers import Tensors, count, dense, gelu, layer_norm, patches, tensor
+from pomp_jax.clip.layers import (
+  Tensors,
+  convolution,
+  count,
+  dense,
+  gelu,
+  layer_norm,
+  patches,
+  tensor,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +49,7 @@ class ConvNextConfig:
 def _convnext_block(config: ConvNextConfig, params: Tensors, name: str, hidden: Array) -> Array:
   width = hidden.shape[-1]
   kernel = tensor(params, f"{name}.conv_dw.weight", width, 1, 7, 7)
-  rows = jax.lax.conv_general_dilated(
-    hidden,
-    kernel.astype(hidden.dtype),
-    window_strides=(1, 1),
-    padding="SAME",
-    dimension_numbers=("NHWC", "OIHW", "NHWC"),
-    feature_group_count=width,
-  )
+  rows = convolution(hidden, kernel, (1, 1), "SAME", n_groups=width)
   rows += tensor(params, f"{name}.conv_dw.bias", width).astype(rows.dtype)
   rows = layer_norm(params, f"{name}.norm", rows, config.epsilon)
   rows = dense(params, f"{name}.mlp.fc2", gelu(dense(params, f"{name}.mlp.fc1", rows)))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
+from pomp_jax.clip import packed
 from pomp_jax.clip.attention import attention
 
 Tensors = Mapping[str, Any]
@@ -45,34 +46,33 @@ def layer_norm(
   params: Tensors, name: str, rows: Float[Array, "... D"], epsilon: float
 ) -> Float[Array, "... D"]:
   """Layer norm in float32, its result in the type of the rows."""
-  width, wide = rows.shape[-1], rows.astype(jnp.float32)
-  mean = wide.mean(-1, keepdims=True)
-  variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-  normed = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
-  normed = normed * tensor(params, f"{name}.weight", width) + tensor(params, f"{name}.bias", width)
-  return normed.astype(rows.dtype)
+  scale, bias = (tensor(params, f"{name}.{kind}", rows.shape[-1]) for kind in ("weight", "bias"))
+  return packed.layer_norm(epsilon, rows.dtype, rows.astype(jnp.float32), scale, bias)
 
 
 def patches(
   params: Tensors, name: str, pixels_BxHxWxC: Float[Array, "B H W C"], bias: bool = True
 ) -> Float[Array, "B H1 W1 D"]:
   """Embeds the patches of images, by a convolution whose stride is its size: [B,H/P,W/P,D]."""
-  kernel = params[f"{name}.weight"]
-  n_channels, side = pixels_BxHxWxC.shape[-1], kernel.shape[-1]
-  if kernel.ndim != 4 or kernel.shape[1:] != (n_channels, side, side):
-    raise ValueError(
-      f"{name}.weight: got shape {list(kernel.shape)}, expected [D, {n_channels}, P, P]"
-    )
-  out = jax.lax.conv_general_dilated(
-    pixels_BxHxWxC,
-    kernel.astype(pixels_BxHxWxC.dtype),
-    window_strides=kernel.shape[2:],
-    padding="VALID",
+  shape = params[f"{name}.weight"].shape
+  width, side = shape[0], shape[-1]
+  kernel = tensor(params, f"{name}.weight", width, pixels_BxHxWxC.shape[-1], side, side)
+  out = convolution(pixels_BxHxWxC, kernel, (side, side), "VALID")
+  return out + tensor(params, f"{name}.bias", width).astype(out.dtype) if bias else out
+
+
+def convolution(
+  x_BxHxWxC: Array, kernel: Array, strides: tuple[int, int], padding: str, n_groups: int = 1
+) -> Array:
+  """A convolution by a kernel as torch stores it, [O, C / groups, P, P]."""
+  return jax.lax.conv_general_dilated(
+    x_BxHxWxC,
+    kernel.astype(x_BxHxWxC.dtype),
+    strides,
+    padding,
     dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    feature_group_count=n_groups,
   )
-  if bias:
-    out += tensor(params, f"{name}.bias", kernel.shape[0]).astype(out.dtype)
-  return out
 
 
 def latent_pooling(

@@ -25,12 +25,22 @@ import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.attention import masks_of, packed_attention
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 
 # What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
 # every layer norm, activation and attention as residuals. `layers`: each layer, from its input.
 # `chunks`: each chunk, so that peak memory is that of one chunk.
 REMAT = ("none", "layers", "chunks")
+
+
+class MemoryPlan(NamedTuple):
+  """Parts that the rows are computed in, one after the other, and one of REMAT."""
+
+  n_chunks: int = 1
+  remat: str = "none"
+
+
+AT_ONCE = MemoryPlan()  # the fastest
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -43,10 +53,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def shared_text_tower(
   config: Any,
   dtype: Any = jnp.float32,
-  *,
   token_budget: int | None = None,
-  n_chunks: int = 1,
-  remat: str = "none",
+  memory: MemoryPlan = AT_ONCE,
 ) -> Callable[..., Float[Array, "C E"]]:
   """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that is kept.
 
@@ -55,8 +63,7 @@ def shared_text_tower(
 
   `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer
   norm, softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of
-  all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient. The
-  rows are computed in `n_chunks` parts, one after the other; `remat` is one of REMAT.
+  all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient.
 
   ValueError: in a call, a prompt that does not fit.
   """
@@ -74,15 +81,15 @@ def shared_text_tower(
     budget = n_classes * n_suffix if token_budget is None else token_budget
     kept_C = kept_rows(lengths_C, budget)
     lengths_C = jnp.where(kept_C, lengths_C, 0)
-    if n_chunks > 1:
+    if memory.n_chunks > 1:
       # Every chunk gets its share of the tokens and one row more.
-      budget = math.ceil(budget / n_chunks) + n_suffix
-    tower = Tower(config, dtype, remat, params)
+      budget = math.ceil(budget / memory.n_chunks) + n_suffix
+    tower = Tower(config, dtype, memory.remat, params)
     compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
-    features_CxE = in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
+    features_CxE = in_chunks(compute, memory, suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
-  return with_products(products, features)
+  return jax.default_matmul_precision(products)(features)
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
@@ -233,13 +240,14 @@ def encoded(
 
 
 def in_chunks(
-  compute: Callable, remat: str, n_chunks: int, suffix_CxLxD: Any, lengths_C: Array
+  compute: Callable, memory: MemoryPlan, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
   Rows are dealt out from the longest to the shortest, so the tokens of two chunks differ by at most
   one row's.
   """
+  n_chunks, remat = memory
   if n_chunks == 1:
     return compute(suffix_CxLxD, lengths_C)
   n_classes, n_suffix, width = suffix_CxLxD.shape

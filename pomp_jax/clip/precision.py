@@ -5,11 +5,8 @@ bfloat16 pass (8 bits) on TPUs. A precision that is set here is part of the comp
 compute in float32 either way.
 """
 
-from collections.abc import Callable
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 # The values of `config.clip.dtype`, from exact to fast.
@@ -27,17 +24,3 @@ def precision_of(dtype: Any) -> tuple[Any, str]:
     return jnp.float32, "high"
   dtype = jnp.dtype(dtype)
   return dtype.type, "default" if dtype == jnp.bfloat16 else "highest"
-
-
-def with_products(products: str, function: Callable) -> Callable:
-  """Wraps a function so that its matrix products and their gradients have a precision.
-
-  The backward function of a `custom_vjp` is traced later and needs a wrapper of its own.
-  """
-
-  @functools.wraps(function)
-  def precise(*arguments: Any, **more: Any) -> Any:
-    with jax.default_matmul_precision(products):
-      return function(*arguments, **more)
-
-  return precise

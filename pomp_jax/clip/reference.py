@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
 from pomp_jax.array_types import Array, Float
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 
 
 def reference_text_tower(
@@ -48,4 +49,4 @@ def reference_text_tower(
     kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
     return (normed_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
-  return with_products(products, features)
+  return jax.default_matmul_precision(products)(features)

@@ -9,18 +9,18 @@ context vectors, J layers with a context, D width, E embedding.
 """
 
 from collections.abc import Callable
-import functools
 import importlib.util
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.attention import attention
-from pomp_jax.clip.packed import Tower, encoded, in_chunks, shared_text_tower
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.packed import AT_ONCE, MemoryPlan, Tower, encoded, in_chunks, shared_text_tower
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.errors import InputError
 
 TEXT_TOWERS = ("shared", "reference")
@@ -29,19 +29,12 @@ WITHOUT_FLAX = "'shared', or FlaxCLIP (pip install 'transformers<5')"
 TextTower = Callable[..., Float[Array, "C E"]]
 
 
-class MemoryPlan(NamedTuple):
-  """Parts that the rows are computed in, one after the other, and one of `packed.REMAT`."""
-
-  n_chunks: int = 1
-  remat: str = "none"
-
-
 def text_tower(
   kind: str,
   config: Any,
   dtype: Any = jnp.float32,
   token_budget: int | None = None,
-  memory: MemoryPlan | None = None,
+  memory: MemoryPlan = AT_ONCE,
 ) -> TextTower:
   """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
 
@@ -49,17 +42,14 @@ def text_tower(
   tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`:
   InputError where transformers has none (5 and newer). `config` is HuggingFace's, or an object with
   its fields. `dtype` is the compute type, see `clip.precision`. `reference` ignores `token_budget`
-  and `memory`, chunks and rematerialisation (neither if None).
+  and `memory`.
   """
-  n_chunks, remat = memory or MemoryPlan()
   if getattr(config, "bidirectional", False):
     if kind != "shared":
       raise InputError(f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP")
-    return _bidirectional_text_tower(config, dtype, n_chunks, remat)
+    return _bidirectional_text_tower(config, dtype, memory)
   if kind == "shared":
-    return shared_text_tower(
-      config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
-    )
+    return shared_text_tower(config, dtype, token_budget, memory)
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
   from pomp_jax.clip.reference import reference_text_tower
@@ -67,7 +57,7 @@ def text_tower(
   return reference_text_tower(config, dtype)
 
 
-def _bidirectional_text_tower(config: Any, dtype: Any, n_chunks: int, remat: str) -> TextTower:
+def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> TextTower:
   """The text tower of SigLIP and CLIPA: every position attends to all, and the last is the feature.
 
   Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32 positions,
@@ -75,42 +65,35 @@ def _bidirectional_text_tower(config: Any, dtype: Any, n_chunks: int, remat: str
   position; ValueError for others, and for MaPLe's context of deeper layers.
   """
   dtype, products = precision_of(dtype)
+  n_positions = config.max_position_embeddings
 
   def features(
     params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
   ) -> Array:
-    n_prefix, n_suffix = prefix_PxD.shape[0], suffix_CxLxD.shape[1]
-    if deep is not None or n_prefix + n_suffix != config.max_position_embeddings:
+    n_prefix, n_suffix, width = len(prefix_PxD), *suffix_CxLxD.shape[1:]
+    if deep is not None or n_prefix + n_suffix != n_positions:
       raise ValueError(
-        f"prompt of {n_prefix} + {n_suffix} tokens: expected {config.max_position_embeddings}, all"
-        " positions of the text tower, and no context of deeper layers"
+        f"prompt of {n_prefix} + {n_suffix} tokens: expected {n_positions}, all positions of the"
+        " text tower, and no context of deeper layers"
       )
-    compute = functools.partial(_features_of_all, Tower(config, dtype, remat, params), prefix_PxD)
-    return in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
+    tower = Tower(config, dtype, memory.remat, params)
+    positions = params["text_model"]["embeddings"]["position_embedding"]["embedding"]
 
-  return with_products(products, features)
+    def features_of(suffix_CxLxD: Array, _: Array) -> Array:
+      n_classes = len(suffix_CxLxD)
+      prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, n_prefix, width))
+      hidden = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1) + jnp.asarray(positions)
 
+      def attend(*projected: Array) -> Array:
+        split = [rows.reshape(n_classes, n_positions, width) for rows in projected]
+        return attention(config.num_attention_heads, *split, scale=1.0).reshape(-1, width)
 
-def _features_of_all(
-  tower: Tower, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array
-) -> Float[Array, "C E"]:
-  """Features of S = P + L positions a class, all of them computed."""
-  del lengths_C
-  config, n_positions = tower.config, tower.config.max_position_embeddings
-  n_classes, _, width = suffix_CxLxD.shape
-  prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, *prefix_PxD.shape))
-  hidden_CxSxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
-  positions = tower.params["text_model"]["embeddings"]["position_embedding"]["embedding"]
-  hidden_CxSxD += jnp.asarray(positions)
-  hidden = hidden_CxSxD.reshape(-1, width).astype(jnp.float32)
+      last = lambda rows: rows[n_positions - 1 :: n_positions]
+      return encoded(tower, hidden.reshape(-1, width).astype(jnp.float32), attend, last)
 
-  def attend(query: Array, key: Array, value: Array) -> Array:
-    split = lambda rows: rows.reshape(n_classes, n_positions, width)
-    attended = attention(config.num_attention_heads, split(query), split(key), split(value), 1.0)
-    return attended.reshape(-1, width)
+    return in_chunks(features_of, memory, suffix_CxLxD, lengths_C)
 
-  last = lambda rows: rows[n_positions - 1 :: n_positions]
-  return encoded(tower, hidden, attend, last)
+  return jax.default_matmul_precision(products)(features)
 
 
 def has_flax_clip() -> bool:
@@ -143,7 +126,7 @@ def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -
   """The fastest plan whose activations stay below a limit, by a rough estimate for one device."""
   needed = activation_bytes(config, n_prefix, n_tokens)
   if needed <= limit_bytes:
-    return MemoryPlan()
+    return AT_ONCE
   return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
 
 

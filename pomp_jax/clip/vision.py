@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Num
 
 from pomp_jax.clip.families import ImageTowerConfig
 from pomp_jax.clip.load import Clip, Params
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.clip.vit import VisionTransformer
 
@@ -42,7 +42,7 @@ def image_tower(
       return found.astype(jnp.float32)
     return project(params, VisionTransformer(config, dtype)(own, pixels, *tokens)[:, 0])
 
-  precise = with_products(products, features)
+  precise = jax.default_matmul_precision(products)(features)
   return in_chunks(jax.checkpoint(precise) if remat else precise, chunk)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.clip.text import MemoryPlan, plan_memory
+from pomp_jax.clip.packed import MemoryPlan
+from pomp_jax.clip.text import plan_memory
 from pomp_jax.config.fields import Clip
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from pomp_jax.clip.text import MemoryPlan
+from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.config import METHODS, ConfigError, Settings, fields
 from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
 from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
@@ -189,7 +189,7 @@ class PromptRun(Run):
     text_config = self.encoder.clip.config.text_config
     return memory_plan(self.clip, text_config, self.n_prefix, token_budget, n_times)
 
-  def _learner(self, token_budget: int | None = None, memory: MemoryPlan | None = None) -> Learner:
+  def _learner(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
     plain = ContextLearner(self.module, text_tower, token_budget)
     return self.method.make_learner(plain, self.encoder, self.prompt, self.clip)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomp_jax.clip.packed import kept_rows, shared_text_tower, token_budget
+from pomp_jax.clip.packed import MemoryPlan, kept_rows, shared_text_tower, token_budget
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 from tests.support.checks import assert_close
@@ -67,7 +67,7 @@ def test_equals_the_reference_to_1e_5(request, which, m, position, class_specifi
   expected = _features_and_gradient(stored, reference, module, names)
   budget = int(names[2].sum()) + module.n_own * N_CLASSES
   tower = shared_text_tower(
-    stored.clip.config.text_config, token_budget=budget, n_chunks=n_chunks, remat=remat
+    stored.clip.config.text_config, token_budget=budget, memory=MemoryPlan(n_chunks, remat)
   )
   found = _features_and_gradient(stored, tower, module, names)
   assert_close(found[0], expected[0])
@@ -97,7 +97,8 @@ def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(quick, names):
   reference = jax.jit(reference_tower(quick.clip.config.text_config))
   expected = reference(quick.clip.text_params, prefix, tokens, lengths)
   for n_chunks in (1, 3):
-    tower = shared_text_tower(quick.clip.config.text_config, token_budget=budget, n_chunks=n_chunks)
+    config, memory = quick.clip.config.text_config, MemoryPlan(n_chunks)
+    tower = shared_text_tower(config, token_budget=budget, memory=memory)
     features = jax.jit(tower)(quick.clip.text_params, prefix, tokens, lengths)
     assert_close(features[:6], expected[:6])
     np.testing.assert_array_equal(features[6:], 1.0)

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.open_clip import tables
-from pomp_jax.clip.text import MemoryPlan, text_tower
+from pomp_jax.clip.text import text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.hosts.own_process import in_own_process, peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark
@@ -71,7 +71,7 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
   k, config = lengths_K.size, MODELS[fields.model]
   budget, n_chunks = packed.token_budget(token_lengths(), k), -(-k // fields.chunk)
-  memory = MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
+  memory = packed.MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
   tower = text_tower("shared", config, fields.dtype, budget, memory)
   if getattr(config, "bidirectional", False):
     n_positions = config.max_position_embeddings

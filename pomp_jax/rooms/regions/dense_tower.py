@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.clip.load import Clip
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.clip.vision import normalized, project
 from pomp_jax.clip.vit import Last, VisionTransformer
 from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
@@ -63,7 +63,7 @@ def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callabl
     patches_BxPxE /= jnp.linalg.norm(patches_BxPxE, axis=-1, keepdims=True)
     return patches_BxPxE.reshape(n_images, *grid, -1)
 
-  return with_products(products, features)
+  return jax.default_matmul_precision(products)(features)
 
 
 def _resampled(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
@@ -145,7 +145,7 @@ class MaskRun(Run):
       optimizer=self.optimizer,
       weights=LossWeights(own.classes, own.focal, own.dice, own.no_object),
     )
-    return with_products(products, step)
+    return jax.default_matmul_precision(products)(step)
 
 
 def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
-from pomp_jax.clip.precision import precision_of, with_products
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.rooms.regions.mask_former.backbone import STRIDE, DeepLabResNet, SmallBackbone
 from pomp_jax.rooms.regions.mask_former.decoders import Mlp, PixelDecoder, TransformerDecoder
 from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSizes
@@ -89,7 +89,7 @@ def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callab
     masks_JxBxQxhxw, embeddings_JxBxQxE, _ = model.apply({"params": params}, pixels)
     return masks_JxBxQxhxw[-1], embeddings_JxBxQxE[-1]
 
-  return with_products(products, predict)
+  return jax.default_matmul_precision(products)(predict)
 
 
 def class_logits(
