@@ -5,7 +5,8 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
-from typing import Any, cast
+import itertools
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -195,7 +196,7 @@ class Encoder:
 
     The texts of a bidirectional tower are padded to its last position.
     """
-    config, tokenizer = self.clip.config.text_config, cast(Any, self.clip.tokenizer)
+    config, tokenizer = self.clip.config.text_config, self.clip.tokenizer
     budget = self.clip.positions - len(self.clip.sos_embedding) - n_vectors
     ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget)
     name_lengths_N = lengths_N - n_after
@@ -246,12 +247,8 @@ def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, i
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
   """Yields results as NumPy arrays, each after the devices were given the next to compute."""
-  pending: list[Any] = []
-  for result in results:
-    pending.append(result)
-    if len(pending) > 1:
-      yield jax.device_get(pending.pop(0))
-  yield from map(jax.device_get, pending)
+  for result, _ in itertools.pairwise(itertools.chain(results, [None])):
+    yield jax.device_get(result)
 
 
 def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True) -> Callable:

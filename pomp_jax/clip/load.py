@@ -6,7 +6,6 @@ import logging
 import pathlib
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from pomp_jax.clip.open_clip import CONFIG, PREFIX, NamedClip, named_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.clip.weights import Files, check_weights, open_weights, read_params
-from pomp_jax.files.paths import Path, exists
+from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -84,8 +83,7 @@ class Clip:
   @property
   def sos_embedding(self) -> jax.Array:
     """Embeddings of the tokens before every prompt: the start token [1,D], or none [0,D]."""
-    tokenizer: Any = self.tokenizer
-    bos = tokenizer.bos_token_id
+    bos = self.tokenizer.bos_token_id
     ids = np.array([] if bos is None else [bos], np.int32)
     return jnp.asarray(token_embeddings(self.params, ids))
 
@@ -106,26 +104,6 @@ class Clip:
     return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
 
 
-def read_config_and_tokenizer(
-  source: str, image_tower: bool = True
-) -> tuple[ClipConfig, Tokenizer]:
-  """Reads a CLIP without its weights, for validation; arguments and errors as `load_clip`'s.
-
-  Names and shapes of the weights are checked against the configuration. Files of a hub are
-  downloaded.
-  """
-  clip = _read(source, image_tower=image_tower, with_params=False)
-  return clip.config, clip.tokenizer
-
-
-def is_here(source: str) -> bool:
-  """Whether a CLIP's weights are on this machine; the hub is not asked."""
-  source, file, _ = named_clip(source)
-  names = [file] if file else (name for family in _FAMILIES for name in family.WEIGHTS)
-  cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
-  return source in _CLIPS or exists(source) or any(map(cached, names))
-
-
 def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True) -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
@@ -135,7 +113,7 @@ def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True
   tower of any kind: features of images come from elsewhere. ClipError: nothing there, no answer of
   a hub, another architecture, damage, no tokenizer.
   """
-  clip = _read(source, activation, image_tower)
+  clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes
   level = logging.WARNING if any("ASSUMED" in note for note in notes) else logging.INFO
   log.log(level, "%s: %s", source, "; ".join([clip.config.describe(), *notes]))
@@ -165,10 +143,13 @@ def _preprocessing(
   return mean, std, found[0] == "squash", found[1] == "bilinear"
 
 
-def _read(
+def read_clip(
   source: str, activation: str = "auto", image_tower: bool = True, with_params: bool = True
 ) -> Clip:
-  """Finds a CLIP, checks names and shapes of its weights against its sizes, and reads it."""
+  """As `load_clip`, which logs; for validation also without the parameters.
+
+  Names and shapes of the weights are checked against the sizes. Files of a hub are downloaded.
+  """
   named = named_clip(source)
   known = {CONFIG: named.settings} if named.settings else {}
   files = Files(named.source, _CLIPS.get(named.source), known)

@@ -6,11 +6,11 @@ HuggingFace's tokenizer of the same merges skips the repair and the entities. Un
 text is read as SOS or EOT here. Shapes: N texts, L the longest of them in tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import gzip
 import html
 import string
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import ftfy
 from jaxtyping import Int32
@@ -26,6 +26,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, read_bytes
 from pomp_jax.files.terminal import quoted
 
+Tokenizer = Any  # HuggingFace's, or one of the two below, which have the same interface
 # Function from the name of a file beside the weights to its path, or to None.
 Find = Callable[[str], Path | None]
 
@@ -38,20 +39,6 @@ _END = "</w>"
 _WORD = regex.compile(
   r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
 )
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-  """The part of a tokenizer that is used: HuggingFace's, or BytePairTokenizer."""
-
-  # No `bos_token_id`, although it is read: HuggingFace's computes it when asked, and from Python
-  # 3.12 on a check of the type does not ask.
-
-  def __call__(self, texts: Any, add_special_tokens: bool = True) -> Mapping[str, Any]:
-    """Returns `input_ids`: token ids of each text, between SOS and EOT."""
-
-  def convert_ids_to_tokens(self, ids: Any) -> list[str]:
-    """Returns the vocabulary's string of each id."""
 
 
 class TokenizeError(InputError, ValueError):
@@ -203,12 +190,11 @@ def tokenize(
 
 
 def check_token_counts(
-  texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int | None = None
+  texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
   """Raises what `tokenize` would; tokenizes only the texts that may be too long."""
-  limit = config.max_position_embeddings - 1 if budget is None else budget
   # A token is at least a byte, and cleaning lengthens no ASCII text without HTML entities.
-  long = [text for text in texts if not text.isascii() or "&" in text or len(text) >= limit]
+  long = [text for text in texts if not text.isascii() or "&" in text or len(text) >= budget]
   # One text in any case: it shows whether the tokenizer is the configuration's.
   tokenize(long or texts[:1], tokenizer, config, budget)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
+from pomp_jax.clip.load import Clip, load_clip, read_clip
 from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
@@ -42,7 +42,8 @@ def clip_config_and_tokenizer(model: str, image_tower: bool = True) -> tuple[Cli
   """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
     return load(SYNTHETIC_CLIPS).config_and_tokenizer(model)
-  return read_config_and_tokenizer(model, image_tower)
+  clip = read_clip(model, image_tower=image_tower, with_params=False)
+  return clip.config, clip.tokenizer
 
 
 def open_encoder(

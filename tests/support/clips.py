@@ -24,9 +24,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from pomp_jax import world
 from pomp_jax.clip.architecture import ClipError
-from pomp_jax.clip.load import Clip, load_clip, read_config_and_tokenizer
+from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
+from pomp_jax.evaluate.inputs import clip_config
 from pomp_jax.files.prompt_file import Prompt
 
 HAS_FLAX_CLIP = int(transformers.__version__.split(".")[0]) < 5
@@ -175,7 +176,7 @@ def pooled(output):
   return getattr(output, "pooler_output", output)
 
 
-def error_of(source, readers=(load_clip, read_config_and_tokenizer)) -> str:
+def error_of(source, readers=(load_clip, clip_config)) -> str:
   """Asserts that every reader raises ClipError, and returns its one line, the same for all."""
   for read in readers:
     with pytest.raises(ClipError) as error:

@@ -12,16 +12,18 @@ import pathlib
 import tempfile
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.clip.load import is_here
+from pomp_jax.clip import huggingface, openai
+from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.paths import is_file
+from pomp_jax.files.paths import exists, is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs
 from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
@@ -54,12 +56,20 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if hosts.is_first():
     for line in _lines(run, figures):
       log.info("%s", line)
-    if trial.clip.model != config.clip.model and not is_here(config.clip.model):
+    if trial.clip.model != config.clip.model and not _is_here(config.clip.model):
       log.warning(
         "the weights of %s are not on this machine: a file is needed, or the run downloads them",
         config.clip.model,
       )
   return figures
+
+
+def _is_here(model: str) -> bool:
+  """Whether a CLIP's weights are on this machine; the hub is not asked."""
+  source, file, _ = named_clip(model)
+  names = [file] if file else [*huggingface.WEIGHTS, *openai.WEIGHTS]
+  cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
+  return source == WORLD or exists(source) or any(map(cached, names))
 
 
 def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from pomp_jax.clip import load, weights
+from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
@@ -143,7 +143,7 @@ def test_missing_weights_are_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(owner, name, lambda *_, **__: {})
   config = small_config(dry_run=True, **{"clip.model": "openai/clip-vit-base-patch16"})
   for cached in (None, "model.safetensors"):
-    monkeypatch.setattr(load, "try_to_load_from_cache", lambda *_, cached=cached: cached)
+    monkeypatch.setattr(dry_run, "try_to_load_from_cache", lambda *_, cached=cached: cached)
     dry_run.run(config, str(tmp_path / "run"))
   (line,) = caplog.messages
   assert "weights of openai/clip-vit-base-patch16 are not on this machine" in line
@@ -172,7 +172,7 @@ def test_a_recipe_on_a_clip_by_open_clips_name(monkeypatch, tmp_path):
   config = unpack(imagenet21k_vit_l14.get_config("dfn,features=stored,fresh=5"))
   validate(config.replace({"dry_run": True}))
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-  assert not load.is_here(config.clip.model)
+  assert not dry_run._is_here(config.clip.model)
   found = synthetic_clip.synthetic_config(config.clip.model)
   original = open_clip.get_model_config("ViT-L-14-quickgelu")
   with torch.device("meta"):
