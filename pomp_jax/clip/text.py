@@ -70,7 +70,7 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
   def features(
     params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
   ) -> Array:
-    n_prefix, n_suffix, width = len(prefix_PxD), *suffix_CxLxD.shape[1:]
+    n_prefix, (_, n_suffix, width) = len(prefix_PxD), suffix_CxLxD.shape
     if deep is not None or n_prefix + n_suffix != n_positions:
       raise ValueError(
         f"prompt of {n_prefix} + {n_suffix} tokens: expected {n_positions}, all positions of the"
@@ -85,8 +85,8 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
       hidden = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1) + jnp.asarray(positions)
 
       def attend(*projected: Array) -> Array:
-        split = [rows.reshape(n_classes, n_positions, width) for rows in projected]
-        return attention(config.num_attention_heads, *split, scale=1.0).reshape(-1, width)
+        query, key, value = (rows.reshape(n_classes, n_positions, width) for rows in projected)
+        return attention(config.num_attention_heads, query, key, value, 1.0).reshape(-1, width)
 
       last = lambda rows: rows[n_positions - 1 :: n_positions]
       return encoded(tower, hidden.reshape(-1, width).astype(jnp.float32), attend, last)
