@@ -181,11 +181,11 @@ def _fixed_by_method(name: str, sampling: Sampling) -> dict[str, Any]:
 
 def _check_loss(contrast: Contrast, sampling: Sampling, optim: Optim) -> None:
   if contrast.loss == "sigmoid":
-    correction, where = contrast.correction, "where loss='sigmoid'"
-    expected = f"'log', importance weights, or 'none' {where}"
-    require(correction in ("log", "none"), "correction", correction, expected)
-    weight = sampling.ancestors_weight
-    require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
+    expected = "'log', importance weights, or 'none' where loss='sigmoid'"
+    require(contrast.correction in ("log", "none"), "correction", contrast.correction, expected)
+  if contrast.loss != "softmax":
+    weight, expected = sampling.ancestors_weight, f"0.0 where loss={contrast.loss!r}"
+    require(not weight, "sampling.ancestors_weight", weight, expected)
   fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
 

@@ -212,7 +212,7 @@ class Contrast:
   negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
   k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
-  loss: str = row("softmax", "loss: cross-entropy, or SigLIP's sum over classes", one_of(*LOSSES))
+  loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
   logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
 
 

@@ -17,8 +17,10 @@ from pomp_jax.prompt.sampling.samplers import Negatives, SamplingSettings
 # gradient of `log`. `logq`: the classic correction, of the positive as well.
 CORRECTIONS = ("log", "log10", "none", "refined", "logq")
 # `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai et al.,
-# 2023); with the importance weights of `log`, value and gradient are unbiased at any K.
-LOSSES = ("softmax", "sigmoid")
+# 2023); with the importance weights of `log`, value and gradient are unbiased at any K. `l1` and
+# `l2`: how far the own class is from the image, or the text in its place (Khattak et al., 2024).
+LOSSES = ("softmax", "sigmoid", "l1", "l2")
+_DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 # Factors on the log importance weight; 1 for the others.
 SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
@@ -83,6 +85,7 @@ def local_contrast(
   softmax: loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale cos.
   An image with no negative left contributes zero loss and zero gradient.
   sigmoid: loss_i = log(1 + exp(-s_i+ - b)) + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
+  l1, l2: loss_i = mean over E of |f - g|, or (f - g)^2, of unit features, without negatives.
 
   Features are of any length: f(x) of the images, g(t_y) of each image's own class, and g(t_c) of
   the negatives, [S,B,E] where it depends on the image. `negatives` is the result of
@@ -125,6 +128,9 @@ def local_contrast(
     loss_B = jax.nn.softplus(-positive_B - settings.logit_bias)
     loss_B += jnp.sum(weight_BxS * negative_loss_BxS, axis=-1)
     return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
+  if settings.loss in _DISTANCES:
+    loss = jnp.mean(_DISTANCES[settings.loss](image_BxE - positive_BxE))
+    return Contrast(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
   loss_B = _refined(gap_BxS) if kind == "refined" else _log_one_plus_sum(gap_BxS)
   if settings.ancestors_weight:
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)

@@ -95,6 +95,26 @@ def test_the_sigmoid_loss_equals_torch(correction):
     assert_close(gradient, leaf.grad)
 
 
+@pytest.mark.parametrize(
+  "kind, torch_loss", {"l1": torch.nn.functional.l1_loss, "l2": torch.nn.MSELoss()}.items()
+)
+def test_distances_equal_torch(kind, torch_loss):
+  """ProText's two losses, as `forward_backward` in trainers/protext.py of its code calls them."""
+  features = _features()
+  settings = ContrastSettings(2, N_CLASSES, "log", 10.0, loss=kind)
+  loss = lambda features: (
+    local_contrast(settings, *features, *jax.tree.map(jax.numpy.asarray, (LABELS, NEGATIVES))).loss
+  )
+  found, gradients = jax.jit(jax.value_and_grad(loss))([np.float32(rows) for rows in features])
+  leaves = [torch.tensor(rows, requires_grad=True) for rows in features]
+  image, positive = (torch.nn.functional.normalize(leaf) for leaf in leaves[:2])
+  expected = torch_loss(positive, image)
+  expected.backward()
+  assert_close(found, expected.detach().numpy())
+  assert_close(gradients[1], leaves[1].grad)
+  assert not gradients[2].any()
+
+
 @pytest.mark.parametrize("correction", PLAIN)
 def test_an_image_with_no_negative_left_adds_nothing(correction):
   features = _features(n_images=3, n_negatives=1)
