@@ -1,6 +1,6 @@
-"""One picture under prompts side by side: names, label maps, names of boxes, objects.
+"""One picture under prompts side by side.
 
-Shapes: N names, S rows of names and padding, R regions, E embedding.
+Shapes: N names, S rows of names and padding, E embedding.
 """
 
 from collections.abc import Collection, Sequence
@@ -8,7 +8,7 @@ import copy
 import pathlib
 from typing import Any
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 import numpy as np
 from PIL import Image
 import scipy.special
@@ -77,39 +77,15 @@ class Comparison:
     features_1xE = self._encoder.image_features(pixels[None])
     check_finite(features_1xE, "images")
     logits = [clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features]
-    return self._answers(names, list(map(scipy.special.softmax, logits)))
+    return self.answers(names, list(map(scipy.special.softmax, logits)))
 
-  def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
-    """Draws a class for every pixel under each prompt; a PNG."""
-    if not self.regions.segments:
-      raise FormError("segmentation needs a ViT or a network; this CLIP has neither")
-    if len(names) > self.regions.most_names:
-      expected = f"expected at most {self.regions.most_names} for a segmentation"
-      raise FormError(f"names: got {len(names):,}, {expected}")
-    return self.regions.segment(image, names, self._class_features(names), self._labels)
+  def asked(self, image: Image.Image, names: Sequence[str]) -> tuple:
+    """What `regions` take: picture and names, and features and labels of each prompt."""
+    labels = [named.label for named in self.prompts]
+    return image, names, self._class_features(names), labels
 
-  def find_objects(
-    self, image: Image.Image, names: Sequence[str]
-  ) -> tuple[bytes, list[list[tuple[str, float]]]]:
-    """Objects that the network finds: a PNG, and names with scores under each prompt."""
-    if not self.regions.finds:
-      raise FormError("finding objects needs a network; this page has none (propose.network)")
-    return self.regions.find_objects(image, names, self._class_features(names), self._labels)
-
-  def name_boxes(
-    self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
-  ) -> tuple[bytes, list[list[Answer]]]:
-    """Names given boxes: a PNG with each in the colour of its name, and the answers of each."""
-    given = image, names, self._class_features(names), self._labels
-    picture, scores = self.regions.name_boxes(*given, boxes_Rx4)
-    return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
-
-  @property
-  def _labels(self) -> list[str]:
-    return [named.label for named in self.prompts]
-
-  def _answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
-    """Best names of probabilities under each prompt."""
+  def answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
+    """Best names by probabilities under each prompt."""
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]

@@ -202,12 +202,14 @@ class _Page:
     if tab == "classify":
       return {"answers": comparison.classify(image, names), "n_names": len(names)}
     action, more = request.form.get("action"), dict[str, Any]()
+    regions, asked = comparison.regions, comparison.asked(image, names)
     if action == "segment":
-      sheet = comparison.segment(image, names)
+      sheet = regions.segment(*asked)
     elif action == "find":
-      sheet, more["objects"] = comparison.find_objects(image, names)
+      sheet, more["objects"] = regions.find_objects(*asked)
     else:
-      sheet, rows = comparison.name_boxes(image, names, form.read_boxes(boxes, *image.size))
+      sheet, scores = regions.name_boxes(*asked, form.read_boxes(boxes, *image.size))
+      rows = [comparison.answers(names, of_box) for of_box in zip(*scores, strict=True)]
       more["boxes"] = list(zip(form.lines_of(boxes), rows, strict=True))
     return {"sheet": self._shelf.add(sheet), **more}
 

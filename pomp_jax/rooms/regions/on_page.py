@@ -15,6 +15,7 @@ from PIL import Image
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix
 from pomp_jax.rooms.regions.class_splits import undivided
@@ -97,7 +98,12 @@ class RegionsOfPictures:
 
     The regions are the network's; without one patches get classes, by `segment.recipe`.
     """
-    if self.finds:
+    if not self.segments:
+      raise InputError("segmentation needs a ViT or a network; this CLIP has neither")
+    if len(names) > self.most_names:
+      expected = f"expected at most {self.most_names} for a segmentation"
+      raise InputError(f"names: got {len(names):,}, {expected}")
+    if (segmenter := self._segmenter) is None:
       pixels = np.asarray(image)
       regions, scores = self._scored(pixels, names, features, self._segment.logit_scale)
       maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
@@ -105,8 +111,7 @@ class RegionsOfPictures:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
-      assert self._segmenter is not None
-      [found] = self._segmenter.label_maps([pixels], [_matrix(rows) for rows in features])
+      [found] = segmenter.label_maps([pixels], [_matrix(rows) for rows in features])
       # Rows beyond the names repeat the first one.
       maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
@@ -118,6 +123,8 @@ class RegionsOfPictures:
 
     Of boxes that overlap by half only the best counts, and eight in all.
     """
+    if not self.finds:
+      raise InputError("finding objects needs a network; this page has none (propose.network)")
     pixels, detect = np.asarray(image), self._detect
     regions, scores = self._scored(pixels, names, features, detect.logit_scale)
     drawn, rows = [], []
