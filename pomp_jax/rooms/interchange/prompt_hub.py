@@ -31,7 +31,6 @@ from pomp_jax.rooms.interchange import hub
 from pomp_jax.rooms.interchange.hub import HubError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_TASK = "zero-shot-image-classification"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
 # Columns of the table, by their names in `results.json`.
 _COLUMNS = {"prompt": "this prompt", "hand_written": None, "class_name": "the bare name"}
@@ -156,10 +155,9 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
   data = ModelCardData(
     license=license,
     library_name="pomp-jax",
-    pipeline_tag=_TASK,
+    pipeline_tag="zero-shot-image-classification",
     base_model=prompt.clip_model if on_hub else None,
     tags=["clip", "prompt-learning", "jax"],
-    **_metrics(repository, prompt, results),
   )
   *n_classes, n_vectors, width = prompt.context.shape
   shared = f"one context for each of {n_classes[0]} classes" if n_classes else "for any class names"
@@ -225,31 +223,6 @@ def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
   lines = ["## Results", "Measured on the test splits of the training's data:", "\n".join(rows)]
   lines += [f"```bash\n{shown}\n```"] if shown else []
   return "\n" + "\n\n".join(lines) + "\n"
-
-
-def _metrics(repository: str, prompt: Prompt, results: Mapping[str, Any]) -> dict[str, Any]:
-  """Metadata of the accuracy on each split."""
-  from huggingface_hub import EvalResult
-
-  data = prompt.config.get("data", {})
-  dataset = str(data.get("dataset") or data.get("source") or "unknown")
-  counts = {"images": "eval_images", "classes": "eval_classes"}
-  found = [
-    EvalResult(
-      task_type=_TASK,
-      dataset_type=dataset,
-      dataset_name=f"{dataset}, {split}",
-      dataset_split=split,
-      dataset_args={name: results[field][split] for name, field in counts.items()},
-      metric_type="accuracy",
-      metric_name="top-1",
-      metric_value=scores["prompt"]["top1"],
-    )
-    for split, scores in results.get("eval", {}).items()
-  ]
-  if not found:
-    return {}
-  return {"model_name": repository, "eval_results": found, "metrics": ["accuracy"]}
 
 
 def _code(text: str) -> str:
