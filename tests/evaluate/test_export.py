@@ -19,8 +19,7 @@ from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.rooms.analysis import gradient_bias
-from pomp_jax.rooms.interchange.hub import HubError
-from pomp_jax.rooms.interchange.prompt_hub import results_of
+from pomp_jax.rooms.interchange.prompt_hub import HubError, results_of
 from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts
 from tests.support.small_run import small_config

@@ -1,11 +1,14 @@
-"""A prompt with its model card, as a repository on the hub.
+"""Prompts on HuggingFace's hub, `hf:OWNER/NAME`, by its own library; uploads with a model card.
 
-Shapes: M context vectors, D width of the CLIP's text tower, N classes.
+The library retries for up to a minute where there is no network. So the hub is first asked once,
+with a timeout, and every failure is one line. The library is imported with the first request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -14,7 +17,7 @@ from typing import Any
 
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Export
-from pomp_jax.errors import RunError
+from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
 from pomp_jax.files.prompt_file import (
@@ -22,25 +25,118 @@ from pomp_jax.files.prompt_file import (
   HUB_PREFIX,
   UNKNOWN_CLIP,
   Prompt,
+  PromptFileError,
+  format_of_content,
   is_hub,
+  load_prompt,
+  refuse,
   save_prompt,
 )
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
-from pomp_jax.files.terminal import printable
-from pomp_jax.rooms.interchange import hub
-from pomp_jax.rooms.interchange.hub import HubError
+from pomp_jax.files.terminal import one_line, printable
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+log = logging.getLogger(__name__)
+
+# Neither kind of file can hold a pickle.
+_SUFFIXES = (".npz", ".safetensors")
+_ACCEPTED = (
+  f"hf:OWNER/NAME, hf:OWNER/NAME@REVISION, or one of them and /FILE, {' or '.join(_SUFFIXES)}"
+)
+
+# No part begins with a dot, so that no path leads out of the repository.
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NAME = re.compile(rf"{HUB_PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
+_TIMEOUT = 5.0  # seconds to wait for an answer
+_LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
 # Columns of the table, by their names in `results.json`.
 _COLUMNS = {"prompt": "this prompt", "hand_written": None, "class_name": "the bare name"}
 _PLACES = {"end": "before", "middle": "on both sides of", "front": "after"}
 
 
+class HubError(InputError, RuntimeError):
+  """A repository or file on the hub that can't be used; one line that names it."""
+
+
 class HubWriteError(HubError):
   """A failed upload."""
 
   status = RunError.status
+
+
+def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
+  """Repository, revision and file of `hf:OWNER/NAME[@REVISION][/FILE]`.
+
+  Without a revision (None) it is the main branch, without a file `prompt.npz`. HubError for another
+  form, or a file of another kind.
+  """
+  match = _NAME.fullmatch(os.fspath(name))
+  if match is None or not (file := match[3] or DEFAULT_FILE).endswith(_SUFFIXES):
+    raise HubError(f"{printable(os.fspath(name))}: expected {_ACCEPTED}")
+  return match[1], match[2], file
+
+
+def load_from_hub(name: str | os.PathLike) -> Prompt:
+  """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and `_download`'s."""
+  file = _download(name)
+  if format_of_content(file) == "pth":
+    refuse(name, "the file", "a torch checkpoint", " or ".join(_SUFFIXES))
+  try:
+    return load_prompt(file)
+  except PromptFileError as error:
+    raise PromptFileError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
+
+
+def _download(name: str | os.PathLike) -> pathlib.Path:
+  """Downloads a file that `parse` names, or finds it in the cache if the hub does not answer.
+
+  HubError if it is in neither, or may not be read.
+  """
+  from huggingface_hub import HfApi
+  from huggingface_hub.errors import HfHubHTTPError
+
+  repository, revision, file = parse(name)
+  api = HfApi()
+  with _as_hub_error(name, HubError):
+    try:
+      info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
+    except Exception as error:  # those of requests and of httpx share no base
+      if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        raise  # the hub itself refuses
+      try:
+        cached = api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+      except Exception:  # of another class in each version of the library
+        told = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
+      log.warning("%s: the hub can't be asked; the file in its cache is used", name)
+      return pathlib.Path(cached)
+    files = [found.rfilename for found in info.siblings or ()]
+    if file not in files:
+      usable = sorted(other for other in files if other.endswith(_SUFFIXES))[:5]
+      there = printable(", ".join(usable)) or f"no {' or '.join(_SUFFIXES)}"
+      raise HubError(f"{name}: no {file} in the repository; there are: {there}")
+    # By the revision's name, under which it is found without a network.
+    return pathlib.Path(
+      api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
+    )
+
+
+@contextlib.contextmanager
+def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
+  """Turns any error of the library's or the network's into one line."""
+  from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+  try:
+    yield
+  except HubError:
+    raise
+  except RepositoryNotFoundError as error:
+    told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
+    raise kind(f"{name}: {told} ({error.response.status_code})") from error
+  except RevisionNotFoundError as error:
+    raise kind(f"{name}: no such revision in the repository") from error
+  except Exception as error:  # those of requests and of httpx share no base
+    raise kind(f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}") from error
 
 
 def check_fields(export: Export) -> None:
@@ -95,7 +191,7 @@ def push_prompt(
         with replacing(keep_in / file.name) as copy:
           copy.write(file.read_bytes())
     repository, api = check_upload(name, private), HfApi()
-    with hub.as_hub_error(name, HubWriteError):
+    with _as_hub_error(name, HubWriteError):
       api.create_repo(repository, private=private or None, exist_ok=True)
       told = f"Prompt for {clip_model}"
       commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=told)
@@ -129,16 +225,16 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
 
-  repository, *_ = hub.parse(name)
+  repository, *_ = parse(name)
   if os.fspath(name) != f"{HUB_PREFIX}{repository}":
     raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
   if not get_token():
-    raise HubError(f"{name}: an upload needs {hub.LOG_IN}")
-  with hub.as_hub_error(name, HubError):
+    raise HubError(f"{name}: an upload needs {_LOG_IN}")
+  with _as_hub_error(name, HubError):
     try:
-      is_private = HfApi().model_info(repository, timeout=hub.TIMEOUT).private
+      is_private = HfApi().model_info(repository, timeout=_TIMEOUT).private
     except RepositoryNotFoundError as error:
-      if hub.status_of(error) == 401:  # with a token that the hub knows it is 404
+      if error.response.status_code == 401:  # with a token that the hub knows it is 404
         raise
       return repository
     if private and not is_private:
@@ -150,8 +246,8 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
   """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
   from huggingface_hub import ModelCard, ModelCardData
 
-  repository, *_ = hub.parse(name)
-  on_hub = bool(_HUB_ID.fullmatch(prompt.clip_model))
+  repository, *_ = parse(name)
+  on_hub = bool(re.fullmatch(rf"{_PART}/{_PART}", prompt.clip_model))
   data = ModelCardData(
     license=license,
     library_name="pomp-jax",

@@ -11,8 +11,13 @@ import pytest
 import yaml
 
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.rooms.interchange.hub import HubError, parse
-from pomp_jax.rooms.interchange.prompt_hub import HubWriteError, push_prompt, results_of
+from pomp_jax.rooms.interchange.prompt_hub import (
+  HubError,
+  HubWriteError,
+  parse,
+  push_prompt,
+  results_of,
+)
 from tests.support.hub import TOKEN, point_at
 from tests.support.prompt_files import CONTEXT
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from docs import dump_detic as script
-from pomp_jax.rooms.regions.fusion import class_scores
 from pomp_jax.rooms.regions.region_folder import RegionFolder
+from pomp_jax.rooms.regions.region_scorer import class_scores
 
 SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}  # of the network's input, and of the file
 

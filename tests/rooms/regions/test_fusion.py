@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.rooms.regions.fields import Regions
-from pomp_jax.rooms.regions.fusion import class_scores, fuse
+from pomp_jax.rooms.regions.region_scorer import class_scores, fuse
 from tests.support.checks import assert_close
 
 R, C, E = 7, 5, 16
