@@ -17,12 +17,9 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.text import activation_bytes
-from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
-from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.data.source import SourceError
+from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
@@ -49,8 +46,6 @@ from pomp_jax.train.watch import LossMonitor, TrainingError
 log = logging.getLogger(__name__)
 
 _FOLDER = "cells"
-# Errors that make a cell bad input.
-_REFUSED = (ClipError, ConfigError, SourceError, TokenizeError, VocabularyError)
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -76,7 +71,7 @@ def _named(cell: Cell) -> Iterator[None]:
   """Puts the cell's name in front of what is refused in it."""
   try:
     yield
-  except _REFUSED as error:
+  except InputError as error:
     error.args = (f"cell {cell.name}: {error}",)
     raise
 
@@ -84,9 +79,8 @@ def _named(cell: Cell) -> Iterator[None]:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
-  Raises:
-    TrainingError: cells of this part have failed; everything is written nevertheless.
-    One of `_REFUSED`: a cell that can't be, before anything is written.
+  TrainingError: cells of this part have failed; everything is written nevertheless. InputError: a
+  cell that can't be, before anything is written.
   """
   start, fields = time.monotonic(), config.ablate
   folder = RunFolder(workdir)
@@ -99,7 +93,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     try:
       with _named(group[0]):
         shared.prepare(group[0])
-    except _REFUSED:
+    except InputError:
       raise
     except Exception:  # met again in the cell's turn, and marked
       if jax.process_count() > 1:
@@ -138,7 +132,11 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
       # Their arrays are equal.
       runs.append(dataclasses.replace(shared.prepare(cell), frozen=runs[0].frozen))
     streams = [shared.stream(run) for run in runs]
-    size = lanes_of_program(len(group), fields.lanes or _most_lanes(runs[0]))
+    run = runs[0]
+    # As many as their activations leave room for.
+    of_step = activation_bytes(run.encoder.clip.config.text_config, run.n_prefix, run.token_budget)
+    most = fields.lanes or int(activation_memory(run.clip) // of_step)
+    size = lanes_of_program(len(group), most)
     trained = train_lanes(runs, streams, size, fields.curve_every)
     for cell, run, one in zip(group, runs, trained, strict=True):
       _finish(shared, cell, run, one, size)
@@ -156,13 +154,6 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
       _run_group(shared, fields, [cell])
 
 
-def _most_lanes(run: setup.PromptRun) -> int:
-  """As many as their activations leave room for."""
-  text_config = run.encoder.clip.config.text_config
-  of_step = activation_bytes(text_config, run.n_prefix, run.token_budget)
-  return int(activation_memory(run.clip) // of_step)
-
-
 def _finish(
   shared: SharedInputs, cell: Cell, run: setup.PromptRun, trained: Trained, n_lanes: int
 ) -> None:
@@ -178,7 +169,7 @@ def _finish(
     return
   start, clip = time.monotonic(), run.encoder.clip
   prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
-  scores, by_hand = shared.evaluate(run, prompt), shared.references(run)
+  scores, by_hand = shared.evaluate(run, prompt), shared.references(run.encoder, run.data, run.eval)
   outcome: dict[str, Any] = {
     figure: {split: score["prompt"][figure] for split, score in scores.items()}
     for figure in ("top1", "top1_interval", "top5", "images")

@@ -52,7 +52,7 @@ class SharedInputs:
     self._encoder = functools.cache(inputs.open_encoder)
     open_source = lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
     self._source = functools.cache(open_source)
-    for name in ("_frozen", "_image_features", "_references", "_splits", "_curve_splits"):
+    for name in ("_frozen", "_image_features", "references", "_splits", "_curve_splits"):
       setattr(self, name, functools.cache(getattr(self, name)))
 
   def prepare(self, cell: Cell) -> setup.PromptRun:
@@ -87,11 +87,8 @@ class SharedInputs:
     splits = self._splits(run.encoder, run.data, run.eval.images, names)
     return _accuracy(run.encoder, splits, {"prompt": prompt})
 
-  def references(self, run: setup.PromptRun) -> Scores:
+  def references(self, encoder: Encoder, data: Data, evaluation: Eval) -> Scores:
     """Accuracy of the hand-written prompts."""
-    return self._references(run.encoder, run.data, run.eval)
-
-  def _references(self, encoder: Encoder, data: Data, evaluation: Eval) -> Scores:
     by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
     return _accuracy(encoder, self._splits(encoder, data, evaluation.images), by_hand)
 

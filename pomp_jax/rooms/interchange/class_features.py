@@ -165,15 +165,12 @@ def write_open_clip(
 
   `logits = logit_scale * image_features @ weights`, with unit columns, from unit rows. The file is
   a `.npy`, or a `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON list)
-  and `clip_model`. ClassFeatureError for values not finite, a row of zeros, or another suffix.
+  and `clip_model`. ClassFeatureError for values not finite, or a row of zeros.
   """
   _check(path, features_CxE)
   weights_ExC = np.ascontiguousarray(features_CxE.T, np.float32)
-  suffix = os.path.splitext(path)[1]
-  if suffix not in (".npy", ".safetensors"):
-    raise ClassFeatureError(f"{path}: the name is of no known kind; accepted: .npy, .safetensors")
   with replacing(path) as file:
-    if suffix == ".npy":
+    if os.fspath(path).endswith(".npy"):
       np.save(file, weights_ExC, allow_pickle=False)
     else:
       # Bytes of a folder's name that are not Unicode become "?".

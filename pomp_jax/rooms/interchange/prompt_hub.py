@@ -101,7 +101,7 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
     try:
       info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
     except Exception as error:  # those of requests and of httpx share no base
-      if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+      if isinstance(error, HfHubHTTPError) and _status_of(error) < 500:
         raise  # the hub itself refuses
       try:
         cached = api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
@@ -121,6 +121,10 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
     )
 
 
+def _status_of(error: Any) -> int:
+  return error.response.status_code
+
+
 @contextlib.contextmanager
 def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
   """Turns any error of the library's or the network's into one line."""
@@ -132,7 +136,7 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
     raise
   except RepositoryNotFoundError as error:
     told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
-    raise kind(f"{name}: {told} ({error.response.status_code})") from error
+    raise kind(f"{name}: {told} ({_status_of(error)})") from error
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
   except Exception as error:  # those of requests and of httpx share no base
@@ -234,7 +238,7 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
     try:
       is_private = HfApi().model_info(repository, timeout=_TIMEOUT).private
     except RepositoryNotFoundError as error:
-      if error.response.status_code == 401:  # with a token that the hub knows it is 404
+      if _status_of(error) == 401:  # with a token that the hub knows it is 404
         raise
       return repository
     if private and not is_private:
