@@ -8,17 +8,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.report import Report, Section, Table, failures
-from pomp_jax.rooms.ablation import time_to_accuracy
-from pomp_jax.rooms.ablation.plots import (
-  COSTS,
-  Group,
-  cells_csv,
-  figures_of,
-  groups,
-  scale_of,
-  sweep,
-  text_of,
-)
+from pomp_jax.rooms.ablation import plots, time_to_accuracy
 
 # The split whose best line is marked, the first of these that there is.
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
@@ -40,12 +30,12 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
   cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
   with replacing(folder.path / "cells.csv") as file:
-    file.write(cells_csv(cells).encode())
+    file.write(plots.cells_csv(cells).encode())
   references = {}  # the better hand-written prompt, unless cells differ in theirs
   for split, top1 in by_hand[0][1].items() if len(by_hand) == 1 else ():
     best = max(top1, key=top1.get)
     references[f"{split}_top1"] = {method_label(best): top1[best]}
-  sweep(folder.plots / _SWEEP, groups(cells), references, _images(cells))
+  plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, _images(cells))
   found = time_to_accuracy.courses(cells, results.get("step_times", ()))
   if found:
     time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
@@ -58,16 +48,16 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
   images = ", ".join(f"{count} of {split}" for split, count in _images(cells).items())
   evaluated = f" Images evaluated: {images}." if images else ""
-  figures = list(map(figures_of, cells))
+  figures = list(map(plots.figures_of, cells))
   names = list(dict.fromkeys(name for own in figures for name in own))
   rows = []
   for cell, own in zip(cells, figures, strict=True):
-    shown = [f"{scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
-    rows.append([*(text_of(cell["values"].get(field)) for field in swept), *shown])
+    shown = [f"{plots.scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
+    rows.append([*(plots.text_of(cell["values"].get(field)) for field in swept), *shown])
   marks = ["failed" if cell["error"] else "" for cell in cells]
   text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
   sections = [
-    Section("Summary", text, _summary(groups(cells))),
+    Section("Summary", text, _summary(plots.groups(cells))),
     Section("Figures against the swept field", picture=_SWEEP),
     *_time_to_accuracy(results),
     Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
@@ -86,7 +76,7 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   if not found:
     return []
   rows, figures = [], dict.fromkeys(name for course in found for name in course.group.figures)
-  names = [name for name in figures if name not in COSTS]
+  names = [name for name in figures if name not in plots.COSTS]
   for one in time_to_accuracy.arrivals(found):
     course = one.course
     splits = [_spread(course.group, name) for name in names]
@@ -127,25 +117,25 @@ def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Map
 
 
 def _heading(name: str) -> str:
-  return COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
+  return plots.COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
 
 
-def _summary(of_cells: Sequence[Group]) -> Table:
+def _summary(of_cells: Sequence[plots.Group]) -> Table:
   fields = list(dict.fromkeys(field for group in of_cells for field in group.values))
   names = list(dict.fromkeys(name for group in of_cells for name in group.figures))
   rows, marked = [], next((name for name in _MARKED if name in names), None)
   for group in of_cells:
     figures = [_spread(group, name) for name in names]
-    rows.append([*(text_of(group.values.get(field)) for field in fields), *figures])
+    rows.append([*(plots.text_of(group.values.get(field)) for field in fields), *figures])
   means = [g.figures[marked].mean if marked in g.figures else -1.0 for g in of_cells]
   marks = ["best" if m == max(means) and m >= 0 else "" for m in means]
   return Table([*fields, *map(_heading, names)], rows, marks)
 
 
-def _spread(group: Group, name: str) -> str:
+def _spread(group: plots.Group, name: str) -> str:
   if name not in group.figures:
     return "-"
-  found, scale = group.figures[name], scale_of(name)
+  found, scale = group.figures[name], plots.scale_of(name)
   text = f"{scale * found.mean:.1f}"
   if len(found.values) > 1:
     text += f" ± {scale * found.std:.1f}"

@@ -25,14 +25,7 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
-from pomp_jax.rooms.analysis.geometry import (
-  alignment,
-  alignment_uniformity,
-  nearest_tokens,
-  prompt_similarity,
-  token_spacing,
-  uniformity,
-)
+from pomp_jax.rooms.analysis import geometry
 from pomp_jax.train.resume import check_same_run, may_change
 
 log = logging.getLogger(__name__)
@@ -72,13 +65,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       "classes": len(classes),
       "prompts": {
         label: {
-          "alignment": alignment(images.features, rows, images.labels),
-          "uniformity": uniformity(rows) if len(rows) > 1 else None,
+          "alignment": geometry.alignment(images.features, rows, images.labels),
+          "uniformity": geometry.uniformity(rows) if len(rows) > 1 else None,
           **topk_accuracy(images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh),
         }
         for label, rows in features.items()
       },
-      "similarity_of_prompts": prompt_similarity(list(features.values())),
+      "similarity_of_prompts": geometry.prompt_similarity(list(features.values())),
     }
     if first:
       _log_set(name, sets[name])
@@ -91,7 +84,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   if first:
     with writing(folder.plots):
-      alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
+      geometry.alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
     finish_run(folder, config.to_dict(), results, "results.md")
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -103,12 +96,15 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
   vectors = {}
   for label, prompt, _ in prompts:
     if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
-      found = nearest_tokens(prompt.context, embeddings_VxD, top)
+      found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
       vectors[label] = [
         {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
         for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
       ]
-  return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
+  return {
+    "median_distance_between_tokens": geometry.token_spacing(embeddings_VxD),
+    "vectors": vectors,
+  }
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

@@ -12,18 +12,8 @@ from jaxtyping import Float, Int
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from pomp_jax.report import drawing
+from pomp_jax.report import drawing, report
 from pomp_jax.report.labels import counted, prompt_labels, with_counts
-from pomp_jax.report.report import (
-  INTERVAL,
-  Report,
-  Section,
-  Table,
-  cell,
-  percent,
-  prompts_section,
-  short_labels,
-)
 
 # Rows of a similarity matrix at a time: 64 MB of cosines for 20,000 classes.
 _CHUNK = 768
@@ -104,25 +94,29 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
   drawing.save(path, figure)
 
 
-def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
+def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
   """Report of the job `analyse`: figures of each set, nearest tokens."""
-  labels, sets = short_labels(results["prompts"]), results["sets"]
+  labels, sets = report.short_labels(results["prompts"]), results["sets"]
   counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
   sections = [
-    prompts_section(results["prompts"], labels),
-    Section("Data sets", table=Table(("set", "images", "classes"), counts)),
-    Section("Alignment and uniformity", picture="alignment_uniformity.png"),
+    report.prompts_section(results["prompts"], labels),
+    report.Section("Data sets", table=report.Table(("set", "images", "classes"), counts)),
+    report.Section("Alignment and uniformity", picture="alignment_uniformity.png"),
   ]
   for title, text, shown in (
-    ("Alignment (lower is better)", "", lambda of: cell(of["alignment"], 3)),
-    ("Uniformity (lower is better)", "", lambda of: cell(of["uniformity"], 3)),
-    ("Top-1 accuracy (%)", INTERVAL, lambda of: percent(of["top1"], of.get("top1_interval"))),
+    ("Alignment (lower is better)", "", lambda of: report.cell(of["alignment"], 3)),
+    ("Uniformity (lower is better)", "", lambda of: report.cell(of["uniformity"], 3)),
+    (
+      "Top-1 accuracy (%)",
+      report.INTERVAL,
+      lambda of: report.percent(of["top1"], of.get("top1_interval")),
+    ),
   ):
     rows = [
       [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
       for label, short in labels.items()
     ]
-    sections.append(Section(title, text, Table(("prompt", *sets), rows), brief=True))
+    sections.append(report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True))
   text = (
     "Euclidean distances; half of the vocabulary's tokens have another within"
     f" {results['tokens']['median_distance_between_tokens']:.3f}."
@@ -133,8 +127,8 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
       near = zip(one["tokens"], one["distances"], strict=True)
       rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
     if rows:  # a prompt of class names alone has no vector
-      table = Table(("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows)
-      sections.append(Section(f"Nearest tokens: {labels[label]}", text, table, brief=True))
+      table = report.Table(("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows)
+      sections.append(report.Section(f"Nearest tokens: {labels[label]}", text, table, brief=True))
   prompts = counted(len(labels), "prompt")
   text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
-  return Report(f"Class features under {prompts}", text, sections)
+  return report.Report(f"Class features under {prompts}", text, sections)

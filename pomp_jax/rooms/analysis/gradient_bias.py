@@ -39,12 +39,7 @@ from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import step_token_budget
 from pomp_jax.report.run_report import finish_run
-from pomp_jax.rooms.analysis.bias import (
-  draws_of,
-  gradient_bias_panels,
-  gradient_function,
-  summarise,
-)
+from pomp_jax.rooms.analysis import bias
 from pomp_jax.rooms.analysis.fields import GradientBias
 from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
@@ -87,8 +82,8 @@ class Gradients:
     memory = memory_plan(self.clip, clip.config.text_config, n_prefix, budget)
     learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
     images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)
-    gradients = gradient_function(learner, contrast, corrections)
-    return draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)
+    gradients = bias.gradient_function(learner, contrast, corrections)
+    return bias.draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -169,7 +164,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "seconds": round(time.monotonic() - start, 1),
   }
   with writing(path := folder.plots / "gradient_bias.png"):
-    gradient_bias_panels(path, cells, images=labels_B.size, classes=len(names))
+    bias.gradient_bias_panels(path, cells, images=labels_B.size, classes=len(names))
   finish_run(folder, config.to_dict(), results)
   return results
 
@@ -255,7 +250,7 @@ def _cells(
       drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
       found = [
         {"sampler": sampler, "correction": correction, "k": k}
-        | summarise(drawn[:, i], exact[correction])
+        | bias.summarise(drawn[:, i], exact[correction])
         for i, correction in enumerate(own.corrections)
       ]
       pieces.save(name, {"cells": found})

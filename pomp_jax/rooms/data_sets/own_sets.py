@@ -15,16 +15,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import READERS, SOURCES, near_match
-from pomp_jax.data.class_lists import (
-  CLASS_LISTS,
-  ClassList,
-  VocabularyError,
-  check_names,
-  load_class_list,
-  normalized_names,
-  read_names,
-  repeats,
-)
+from pomp_jax.data import class_lists
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
@@ -106,7 +97,7 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
   SourceError for an unknown key, an invalid value, or a repeated name.
   """
   sets = [_parse(one, number, where, os.fspath(folder)) for number, one in enumerate(entries, 1)]
-  for index in repeats(one.name for one in sets):
+  for index in class_lists.repeats(one.name for one in sets):
     raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
     raise SourceError(f"{where}: no data set")
@@ -119,7 +110,7 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
     labelled = _open_whole(own)
     if part != "all":
       labelled = labelled.of_classes(_kept_classes(own, labelled.classes, part))
-  except (SourceError, VocabularyError) as error:
+  except (SourceError, class_lists.VocabularyError) as error:
     prefix = f"{own.where}: set {own.name!r}: "
     raise SourceError(prefix + str(error).removeprefix(prefix)) from error
   if not len(labelled.source):
@@ -201,16 +192,18 @@ def _open_whole(own: OwnSet) -> LabelledSet:
   return LabelledSet(source, classes, labelled.split)
 
 
-def _listed(own: OwnSet, key: str) -> ClassList:
+def _listed(own: OwnSet, key: str) -> class_lists.ClassList:
   """Class list of a key: names, the name of a list, or a file."""
   value = getattr(own, key)
   if isinstance(value, tuple):
-    check_names(value, f"key {key!r}")
-    return ClassList(value)
-  return load_class_list(value if value in CLASS_LISTS else join(own.folder, value))
+    class_lists.check_names(value, f"key {key!r}")
+    return class_lists.ClassList(value)
+  return class_lists.load_class_list(
+    value if value in class_lists.CLASS_LISTS else join(own.folder, value)
+  )
 
 
-def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
+def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.ndarray:
   """Classes of a part, ascending."""
   if own.base == FIRST_HALF:
     return half_of_classes(len(classes), "base" if part == "base" else "new")
@@ -225,15 +218,15 @@ def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
   return np.array(sorted(base if part == "base" else novel))
 
 
-def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
+def _indices(own: OwnSet, classes: class_lists.ClassList, key: str) -> set[int]:
   """Classes in a list of names or WordNet ids."""
   names = _listed(own, key).names
   # A repeated name means all of its classes.
   indices_of: dict[str, set[int]] = {}
-  for called in (normalized_names(classes.names), classes.synsets or ()):
+  for called in (class_lists.normalized_names(classes.names), classes.synsets or ()):
     for index, name in enumerate(called):
       indices_of.setdefault(name, set()).add(index)
-  words = dict(zip(names, normalized_names(names), strict=True))
+  words = dict(zip(names, class_lists.normalized_names(names), strict=True))
   unknown = [name for name, word in words.items() if word not in indices_of]
   if unknown:
     shown = f"{printable(unknown[0], 80)!r}{near_match(unknown[0], classes.names)}"
@@ -245,7 +238,7 @@ def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
   """WordNet ids in the order of the names."""
   synsets = own.synsets
   if isinstance(synsets, str):
-    synsets = read_names(join(own.folder, synsets))
+    synsets = class_lists.read_names(join(own.folder, synsets))
   if len(synsets) != n_classes or len(set(synsets)) < len(synsets):
     raise _wrong(own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes")
   load_tree().nodes(synsets)

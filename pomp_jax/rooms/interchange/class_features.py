@@ -17,15 +17,7 @@ import safetensors.numpy
 
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.config.fields import Clip, Export
-from pomp_jax.data.class_lists import (
-  CLASS_LISTS,
-  Category,
-  VocabularyError,
-  categories_by_id,
-  check_names,
-  has_categories,
-  load_class_list,
-)
+from pomp_jax.data import class_lists
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
@@ -52,17 +44,17 @@ def check(export: Export, clip: Clip) -> None:
     check_fits(prompt, width, clip.model, len(categories), export.prompt)
 
 
-def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
+def load_categories(name_or_path: str | os.PathLike) -> tuple[class_lists.Category, ...]:
   """Loads distinct names as `load_class_list`, or annotations of any suffix with their synonyms."""
-  if name_or_path not in CLASS_LISTS and is_annotation_file(name_or_path):
+  if name_or_path not in class_lists.CLASS_LISTS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
-    content = read_user_json(path, VocabularyError)
-    if path.suffix.lower() != ".json" or has_categories(content):
-      by_id = categories_by_id(path, content)
+    content = read_user_json(path, class_lists.VocabularyError)
+    if path.suffix.lower() != ".json" or class_lists.has_categories(content):
+      by_id = class_lists.categories_by_id(path, content)
       return tuple(by_id[number] for number in sorted(by_id))
-  names = load_class_list(name_or_path).names
-  check_names(names, os.fspath(name_or_path))
-  return tuple(map(Category, names))
+  names = class_lists.load_class_list(name_or_path).names
+  class_lists.check_names(names, os.fspath(name_or_path))
+  return tuple(map(class_lists.Category, names))
 
 
 def is_annotation_file(path: str | os.PathLike) -> bool:
@@ -93,7 +85,7 @@ def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[
 
 def category_features(
   encoder: Encoder,
-  categories: Sequence[Category],
+  categories: Sequence[class_lists.Category],
   prompt: Prompt | str,
   synonyms: bool = False,
   *,

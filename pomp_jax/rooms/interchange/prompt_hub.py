@@ -18,20 +18,9 @@ from typing import Any
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Export
 from pomp_jax.errors import InputError, RunError
+from pomp_jax.files import prompt_file
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
-from pomp_jax.files.prompt_file import (
-  DEFAULT_FILE,
-  HUB_PREFIX,
-  UNKNOWN_CLIP,
-  Prompt,
-  PromptFileError,
-  format_of_content,
-  is_hub,
-  load_prompt,
-  refuse,
-  save_prompt,
-)
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import one_line, printable
 
@@ -45,7 +34,9 @@ _ACCEPTED = (
 
 # No part begins with a dot, so that no path leads out of the repository.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_NAME = re.compile(rf"{HUB_PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
+_NAME = re.compile(
+  rf"{prompt_file.HUB_PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?"
+)
 _TIMEOUT = 5.0  # seconds to wait for an answer
 _LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
@@ -71,20 +62,20 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   form, or a file of another kind.
   """
   match = _NAME.fullmatch(os.fspath(name))
-  if match is None or not (file := match[3] or DEFAULT_FILE).endswith(_SUFFIXES):
+  if match is None or not (file := match[3] or prompt_file.DEFAULT_FILE).endswith(_SUFFIXES):
     raise HubError(f"{printable(os.fspath(name))}: expected {_ACCEPTED}")
   return match[1], match[2], file
 
 
-def load_from_hub(name: str | os.PathLike) -> Prompt:
+def load_from_hub(name: str | os.PathLike) -> prompt_file.Prompt:
   """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and `_download`'s."""
   file = _download(name)
-  if format_of_content(file) == "pth":
-    refuse(name, "the file", "a torch checkpoint", " or ".join(_SUFFIXES))
+  if prompt_file.format_of_content(file) == "pth":
+    prompt_file.refuse(name, "the file", "a torch checkpoint", " or ".join(_SUFFIXES))
   try:
-    return load_prompt(file)
-  except PromptFileError as error:
-    raise PromptFileError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
+    return prompt_file.load_prompt(file)
+  except prompt_file.PromptFileError as error:
+    raise prompt_file.PromptFileError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 def _download(name: str | os.PathLike) -> pathlib.Path:
@@ -146,7 +137,7 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
 def check_fields(export: Export) -> None:
   """Raises ConfigError for a field of an upload that does not fit."""
   where = "where export.hub is given"
-  require(is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
+  require(prompt_file.is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
   require(export.format == "npz", "export.format", export.format, f"npz {where}")
   require(not export.output, "export.output", export.output, f"'' {where}")
   accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
@@ -154,13 +145,13 @@ def check_fields(export: Export) -> None:
   require(known, "export.license", export.license, f"{accepted}, {where}")
 
 
-def check(export: Export, prompt: Prompt) -> None:
+def check(export: Export, prompt: prompt_file.Prompt) -> None:
   """Checks that `push` may succeed; errors as `results_of`'s and `check_upload`'s."""
   results_of(export.prompt, prompt)
   check_upload(export.hub, export.private)
 
 
-def push(export: Export, prompt: Prompt, folder: Path) -> str:
+def push(export: Export, prompt: prompt_file.Prompt, folder: Path) -> str:
   """Writes a prompt and its card to the folder, uploads both, and returns the commit's URL."""
   results = results_of(export.prompt, prompt)
   return push_prompt(export.hub, prompt, export.license, results, export.private, keep_in=folder)
@@ -168,7 +159,7 @@ def push(export: Export, prompt: Prompt, folder: Path) -> str:
 
 def push_prompt(
   name: str,
-  prompt: Prompt,
+  prompt: prompt_file.Prompt,
   license: str,
   results: Mapping[str, Any] | None = None,
   private: bool = False,
@@ -188,7 +179,7 @@ def push_prompt(
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
-    save_prompt(local / DEFAULT_FILE, prompt)
+    prompt_file.save_prompt(local / prompt_file.DEFAULT_FILE, prompt)
     model_card(name, prompt, license, results or {}).save(local / "README.md")
     if keep_in is not None:
       for file in local.iterdir():
@@ -202,12 +193,12 @@ def push_prompt(
       return commit.commit_url
 
 
-def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
+def results_of(path: str | os.PathLike, prompt: prompt_file.Prompt) -> dict[str, Any]:
   """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it is damaged.
 
   Empty unless the folder is of the run that learned the prompt.
   """
-  if is_hub(path):
+  if prompt_file.is_hub(path):
     return {}
   file = to_path(prompt_path(path))
   run = RunFolder(file.parent)
@@ -230,7 +221,7 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   from huggingface_hub.errors import RepositoryNotFoundError
 
   repository, *_ = parse(name)
-  if os.fspath(name) != f"{HUB_PREFIX}{repository}":
+  if os.fspath(name) != f"{prompt_file.HUB_PREFIX}{repository}":
     raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
   if not get_token():
     raise HubError(f"{name}: an upload needs {_LOG_IN}")
@@ -246,7 +237,9 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   return repository
 
 
-def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:
+def model_card(
+  name: str, prompt: prompt_file.Prompt, license: str, results: Mapping[str, Any]
+) -> Any:
   """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
   from huggingface_hub import ModelCard, ModelCardData
 
@@ -261,7 +254,7 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
   )
   *n_classes, n_vectors, width = prompt.context.shape
   shared = f"one context for each of {n_classes[0]} classes" if n_classes else "for any class names"
-  clip = "CLIP" if prompt.clip_model == UNKNOWN_CLIP else printable(prompt.clip_model)
+  clip = "CLIP" if prompt.clip_model == prompt_file.UNKNOWN_CLIP else printable(prompt.clip_model)
   # A name of no hub and not "world" is a folder or file of the machine that trained.
   local = not on_hub and prompt.clip_model != "world"
   hint = "\n\nThe first argument is the folder or the file of that CLIP." if local else ""
@@ -308,7 +301,7 @@ def _training(name: str, config: Mapping[str, Any]) -> str:
   )
 
 
-def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
+def _results(prompt: prompt_file.Prompt, results: Mapping[str, Any]) -> str:
   if not results:
     return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")

@@ -23,18 +23,7 @@ from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
 from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.file_stamps import file_stamps
-from pomp_jax.rooms.regions.mask_former.model import (
-  LOGIT_SCALE,
-  MASK_STRIDE,
-  STRIDE,
-  class_logits,
-  mask_predictor,
-)
-from pomp_jax.rooms.regions.mask_former.published_weights import (
-  MaskFormerFile,
-  check_clip,
-  read_mask_former,
-)
+from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.masks import ONE, boxes_of_masks, hard_masks, resized_image
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 
@@ -50,7 +39,7 @@ def network_path(path: str) -> Path:
 def check_network(propose: Propose, clip_model: str) -> None:
   """Reads the network; checks its width, and the prompt of its classes."""
   clip_config = inputs.clip_config(clip_model)
-  network = read_mask_former(network_path(propose.network))
+  network = published_weights.read_mask_former(network_path(propose.network))
   if network.config.embedding != clip_config.projection_dim:
     accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
     raise ConfigError("clip.model", clip_model, accepted)
@@ -64,8 +53,8 @@ def open_network(
 ) -> "Proposer":
   """Opens the network; InputError if it is unusable, or a checkpoint has another CLIP inside."""
   path = network_path(propose.network)
-  check_clip(path, encoder.clip)
-  network, classes_NxE = read_mask_former(path), None
+  published_weights.check_clip(path, encoder.clip)
+  network, classes_NxE = published_weights.read_mask_former(path), None
   if network.trained_classes:
     synonyms = [(name,) for name in network.trained_classes]
     classes_NxE = class_matrix(encoder, synonyms, _prompt_of_classes(propose)).features
@@ -100,7 +89,7 @@ class Proposer:
 
   def __init__(
     self,
-    network: MaskFormerFile,
+    network: published_weights.MaskFormerFile,
     mesh: Mesh,
     classes_NxE: Float[Array | np.ndarray, "N E"] | None,
     propose: Propose,
@@ -118,19 +107,19 @@ class Proposer:
     names, width = tuple(network.trained_classes), network.config.embedding
     self.network, stride = network, propose.stride
     self.header = RegionHeader(
-      "MaskFormer", clip.model, 1, width, "softmax", LOGIT_SCALE, null, names
+      "MaskFormer", clip.model, 1, width, "softmax", model.LOGIT_SCALE, null, names
     )
     self._params = replicate((network.params, classes_NxE), mesh)
     self._mesh, self._size, self._stride, self._threshold = mesh, propose.size, stride, threshold
     self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
-    predict = mask_predictor(network.config, clip.dtype)
+    predict = model.mask_predictor(network.config, clip.dtype)
 
     def of_batch(params, batch):
       (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch
       logits, embeddings_BxQxE = predict(params, images_BxHxWx3, sizes_Bx2)
-      if stride != MASK_STRIDE:
+      if stride != model.MASK_STRIDE:
         # Bilinear, as torch without align_corners.
-        shape = (*logits.shape[:2], *(MASK_STRIDE * side for side in logits.shape[2:]))
+        shape = (*logits.shape[:2], *(model.MASK_STRIDE * side for side in logits.shape[2:]))
         logits = jax.image.resize(logits, shape, "bilinear")
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
       # No mask has pixels in the padding.
@@ -143,7 +132,7 @@ class Proposer:
       n_inside = jnp.sum(inside, axis=(-2, -1))
       objectness_BxQ = jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(n_inside, 1)
       if classes_NxE is not None:
-        scores = class_logits(embeddings_BxQxE, classes_NxE, params["non_object"][0])
+        scores = model.class_logits(embeddings_BxQxE, classes_NxE, params["non_object"][0])
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       # A mean of ones may be above 1 by rounding.
       objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
@@ -157,7 +146,7 @@ class Proposer:
     found: list[Any] = [None] * len(images)
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(resized):
-      frame = tuple(STRIDE * -(-side // STRIDE) for side in image.shape[:2])
+      frame = tuple(model.STRIDE * -(-side // model.STRIDE) for side in image.shape[:2])
       rows_of.setdefault(frame, []).append(row)
     most = self._batch_size
     for frame, of_frame in rows_of.items():

@@ -30,14 +30,10 @@ from pomp_jax.report import plots
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
+from pomp_jax.rooms.regions.mask_former import published_weights
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
 from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
 from pomp_jax.rooms.regions.mask_former.model import STRIDE, MaskFormer
-from pomp_jax.rooms.regions.mask_former.published_weights import (
-  MaskFormerFile,
-  read_mask_former,
-  write_mask_former,
-)
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
 from pomp_jax.rooms.regions.mask_views import MaskViews
 from pomp_jax.train import loop
@@ -131,7 +127,7 @@ class MaskRun(Run):
   def init(self, key: jax.Array) -> Any:
     """Parameters of `train_masks.init`, or random ones."""
     if self.fields.init:
-      return read_mask_former(self.fields.init).params
+      return published_weights.read_mask_former(self.fields.init).params
     pixels = jnp.zeros((1, STRIDE, STRIDE, 3))
     return jax.jit(MaskFormer(self.sizes).init)(key, pixels)["params"]
 
@@ -152,7 +148,7 @@ def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
   """Sizes of the network for a CLIP of this E; ConfigError if they or the targets do not fit."""
   sizes = dataclasses.replace(VARIANTS[own.network], embedding=embedding)
   if own.init:
-    sizes = read_mask_former(own.init).config
+    sizes = published_weights.read_mask_former(own.init).config
     if sizes.embedding != embedding:
       found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
       raise ConfigError("train_masks.init", own.init, found)
@@ -185,10 +181,12 @@ def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
 def _write(training: MaskRun, done: Checkpoint, prompt: NamedPrompt) -> None:
   """Writes the network, the curves and the results."""
   folder, names = training.folder, tuple(training.source.names)
-  content = MaskFormerFile(training.sizes, jax.device_get(done.state.params), names)
+  content = published_weights.MaskFormerFile(
+    training.sizes, jax.device_get(done.state.params), names
+  )
   path, scalars = folder.path / "masks.safetensors", folder.scalars()
   with writing(path), replacing(path) as file:
-    write_mask_former(file, content, _stored_context(prompt.prompt))
+    published_weights.write_mask_former(file, content, _stored_context(prompt.prompt))
   plots.training_curves(
     folder.plots / "training.png",
     scalars,
