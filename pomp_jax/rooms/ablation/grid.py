@@ -11,14 +11,7 @@ import itertools
 import re
 from typing import Any
 
-from pomp_jax.config import (
-  METHODS,
-  ConfigError,
-  Settings,
-  fields_of,
-  validate,
-  value_of_text,
-)
+from pomp_jax.config import METHODS, ConfigError, Settings, fields_of, validate, value_of_text
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS

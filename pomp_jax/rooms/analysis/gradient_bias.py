@@ -206,10 +206,7 @@ def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
 
 
 def _arrays(
-  sampling: fields.Sampling,
-  data: Data,
-  samplers: Sequence[str],
-  names: Sequence[str],
+  sampling: fields.Sampling, data: Data, samplers: Sequence[str], names: Sequence[str]
 ) -> SamplingArrays:
   """Builds the arrays that the samplers read; class counts are those of a training."""
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)

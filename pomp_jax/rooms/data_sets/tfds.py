@@ -48,10 +48,7 @@ BUILDERS = {
   **{"flowers102": "oxford_flowers102"},
   **{name: name for name in ("food101", "sun397", "dtd", "eurosat", "ucf101")},
 }
-_KINDS = {
-  "image": (tfds.features.Image, tfds.features.Video),
-  "label": (tfds.features.ClassLabel,),
-}
+_KINDS = {"image": (tfds.features.Image, tfds.features.Video), "label": (tfds.features.ClassLabel,)}
 # For reading all labels: records a thread reads at a time, and threads.
 _CHUNK, _THREADS = 256, 8
 
