@@ -262,8 +262,8 @@ FORMATS = {
   # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
   "pth": Format(
     *("prompt.pth.tar", (".pth.tar", ".pth", ".pt"), r"\.(pt|pth)(\.tar)?(-\d+)?"),
-    read="rooms.interchange.torch_prompts:read",
-    encode="rooms.interchange.torch_prompts:encode",
+    read="rooms.interchange.torch_archive:read",
+    encode="rooms.interchange.torch_archive:encode",
   ),
   "detic": Format("class_features.npy", (".npy",), features="rooms.interchange.class_features"),
   "open_clip": Format(
@@ -306,7 +306,7 @@ SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROU
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
-DASSL_PROMPT = "rooms.interchange.torch_prompts:prompt_of_trainer"
+DASSL_PROMPT = "rooms.interchange.torch_archive:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_file import FORMAT_VERSION, OF_OTHERS, TEXTS, PromptFileError, refuse
-from pomp_jax.rooms.interchange.torch_prompts import context_name
+from pomp_jax.rooms.interchange.torch_archive import context_name
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
