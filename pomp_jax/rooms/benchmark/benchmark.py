@@ -20,8 +20,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
-from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS
-from pomp_jax.rooms.benchmark.whole_step import whole_step
+from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
 
 def check(config: Settings, workdir: str) -> None:

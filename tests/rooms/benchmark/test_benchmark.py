@@ -21,8 +21,7 @@ from pomp_jax.hosts import Preempted
 from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.rooms.benchmark import benchmark, towers
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
-from pomp_jax.rooms.benchmark.towers import temporaries_mib
-from pomp_jax.rooms.benchmark.whole_step import compile_step
+from pomp_jax.rooms.benchmark.towers import compile_step, temporaries_mib
 from tests.support.clips import needs_flax_clip
 from tests.support.small_run import settings
 

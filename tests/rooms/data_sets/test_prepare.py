@@ -4,7 +4,6 @@ import collections
 import gzip
 import io
 import json
-import sys
 import tarfile
 from unittest import mock
 
@@ -18,13 +17,12 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.files.run_folder import read_json
 from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import archives
+from pomp_jax.rooms.data_sets import prepare as build_module
 from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
-from pomp_jax.rooms.data_sets.build import PrepareError, Selection, build
+from pomp_jax.rooms.data_sets.prepare import PrepareError, Selection, build
 from pomp_jax.rooms.data_sets.tfds import open_tfds, tfds_splits
 from tests.support.data_files import tar_bytes
 
-# The package exports the function of this name.
-build_module = sys.modules["pomp_jax.rooms.data_sets.build"]
 SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
 
 

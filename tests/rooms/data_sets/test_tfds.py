@@ -18,7 +18,7 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.files.paths import store_of, to_path
 from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets.archives import open_input
-from pomp_jax.rooms.data_sets.build import Selection, Shard, build, shard_name, write_metadata
+from pomp_jax.rooms.data_sets.prepare import Selection, Shard, build, shard_name, write_metadata
 from pomp_jax.rooms.data_sets.tfds import (
   BUILDERS,
   load_labels,
