@@ -1,8 +1,9 @@
 """Annotations of objects as COCO and LVIS store them: JSON of images, categories and annotations.
 
 LVIS adds each category's `frequency` (r, c or f) and, for each image, the categories that are known
-to be absent (`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`).
-Shapes: R objects of an image, H, W its sides in pixels, C classes.
+to be absent (`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`). COCO's panoptic JSON has segments, and a
+PNG for each image: a pixel of colour R, G, B is of the segment R + 256 G + 256^2 B, of none at 0.
+Shapes: R objects or segments of an image, H, W its sides in pixels, C classes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,12 @@ import posixpath
 from typing import Any, NamedTuple
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Float32, Int, Int32, UInt8
+from jaxtyping import Bool, Float32, Int, Int16, Int32, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
-from pomp_jax.data.images import MAX_PIXELS
+from pomp_jax.data.images import MAX_PIXELS, open_image
+from pomp_jax.data.source import Files
 from pomp_jax.files.paths import Path, is_file, join, read_user_json, scheme_of
 from pomp_jax.files.terminal import is_unicode
 from pomp_jax.rooms.regions.label_images import image_size, read_rgb
@@ -26,6 +28,7 @@ from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 FREQUENCIES = ("r", "c", "f")
 # Pixels by which a box or a polygon may leave its image, since COCO's are rounded.
 _SLACK = 2.0
+_VOID = 0  # panoptic id of pixels without a segment
 
 
 class ImageEntry(NamedTuple):
@@ -301,3 +304,68 @@ def _check_annotation(
 def is_number(value: Any) -> bool:
   """Whether a value of a JSON is a finite number that a coordinate can be."""
   return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panoptic:
+  """Panoptic annotations of a data set."""
+
+  annotations: Annotations  # segments of the images; an annotation's `id` is that of the segment
+  files: tuple[str, ...]  # PNG of each image, below a folder
+
+  def owners(self, index: int, root: str | os.PathLike) -> Int16[np.ndarray, "H W"]:
+    """Number of each pixel's segment in `annotations.rows[index]`, or -1, by the PNG below `root`.
+
+    RegionError unless that is an RGB image of H x W with ids that the JSON has.
+    """
+    path = join(root, self.files[index])
+    opened = open_image(Files(root).read(index, self.files[index]), str(path))
+    if opened.mode != "RGB":
+      raise RegionError(f"{path}: has pixels of mode {opened.mode}; accepted: RGB")
+    self.annotations.check_size(path, index, opened.size[::-1])
+    ids_HxW = np.asarray(opened).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+    known = np.array([_VOID, *(row["id"] for row in self.annotations.rows[index])])
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known, ids_HxW, sorter=order), len(known) - 1)
+    owners_HxW = order[place]
+    if (strange := known[owners_HxW] != ids_HxW).any():
+      accepted = f"those of its image in {self.annotations.path}, or {_VOID}"
+      refuse(path, "an id", f"the segment {ids_HxW[strange][0]}", accepted)
+    # The first of `known` is no segment.
+    return (owners_HxW - 1).astype(np.int16)
+
+  def check_files(self, root: str | os.PathLike) -> None:
+    """Raises RegionError for the first image without its PNG."""
+    for name in self.files:
+      if not is_file(path := join(root, name)):
+        raise RegionError(f"{path}: no such file, named by {self.annotations.path}")
+
+
+def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -> Panoptic:
+  """Reads a panoptic JSON as `read_annotations`; images without annotation are left out."""
+  path, value = str(path), read_user_json(path, VocabularyError)
+  file_of: dict[int, str] = {}
+  rows = []
+  for where, row in objects_of(path, value, "annotations"):
+    number, name = row.get("image_id"), row.get("file_name")
+    segments = [one for _, one in objects_of(path, row, "segments_info", f"{where}.")]
+    if type(number) is not int or number in file_of:
+      refuse(path, f"{where}.image_id", repr(number), "an image's id, each once")
+    if not isinstance(name, str) or "/" in name or not name.endswith(".png"):
+      refuse(path, f"{where}.file_name", repr(name), "the name of a PNG")
+    ids = [one.get("id") for one in segments]
+    valid = all(type(one) is int and _VOID < one < 256**3 for one in ids)
+    if not valid or len(set(ids)) < len(ids):
+      accepted = "different ones of 1 to 2^24 - 1"
+      refuse(path, f"{where}.segments_info", f"of the ids {ids}", accepted)
+    file_of[number] = name
+    rows += [one | {"image_id": number} for one in segments]
+  images = [
+    one
+    for _, one in objects_of(path, value, "images")
+    if type(one.get("id")) is not int or one["id"] in file_of
+  ]
+  annotations = annotations_of(value | {"annotations": rows, "images": images}, path, names)
+  if missing := set(file_of) - {image.id for image in annotations.images}:
+    refuse(path, "image_id of an annotation", str(min(missing)), "an image's id")
+  return Panoptic(annotations, tuple(file_of[image.id] for image in annotations.images))

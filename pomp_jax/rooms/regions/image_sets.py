@@ -15,13 +15,17 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import waiting
-from pomp_jax.rooms.regions.annotations import Annotations, annotations_of, read_annotations
+from pomp_jax.rooms.regions.annotations import (
+  Annotations,
+  annotations_of,
+  read_annotations,
+  read_panoptic,
+)
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split, undivided
 from pomp_jax.rooms.regions.fields import Detect, Segment, TrainMasks
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 from pomp_jax.rooms.regions.mask_views import RegionMap, RegionMaps, map_of_masks
 from pomp_jax.rooms.regions.masks import boxes_of_masks
-from pomp_jax.rooms.regions.panoptic import read_panoptic
 from pomp_jax.rooms.regions.region_errors import RegionError
 from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_sources import Images

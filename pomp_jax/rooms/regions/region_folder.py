@@ -1,4 +1,4 @@
-"""Regions of images, and folders of them with the embeddings of a detector.
+"""Regions of images: folders of them with the embeddings of a detector, and COCO results.
 
 Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
 """
@@ -7,29 +7,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import io
 import json
+import logging
 import os
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
 
+from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
+from pomp_jax.files.paths import Path, is_dir, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
 from pomp_jax.files.terminal import is_unicode
+from pomp_jax.rooms.regions.annotations import is_number, run_lengths
 from pomp_jax.rooms.regions.masks import ONE
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
-HEADER = "regions.json"
+_HEADER = "regions.json"
 ACTIVATIONS = ("softmax", "sigmoid")
 # Key of an image in a file of regions, its height and width in pixels.
-ImageSize = tuple[str | int, int, int]
-MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
+_ImageSize = tuple[str | int, int, int]
+_MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 _MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image
 
@@ -81,7 +86,7 @@ class RegionHeader:
     one, two = architecture(self.clip_model), architecture(clip_model)
     if self.stages and (self.width != width or (one and two and one != two)):
       found = f"{self.clip_model} with embeddings of {self.width}"
-      refuse(f"{path}/{HEADER}", "clip_model", found, f"{clip_model} with {width}")
+      refuse(f"{path}/{_HEADER}", "clip_model", found, f"{clip_model} with {width}")
 
 
 class RegionFolder:
@@ -90,9 +95,9 @@ class RegionFolder:
   def __init__(self, path: str | os.PathLike):
     """Reads the header; RegionError or VocabularyError if it is unusable."""
     self._path = to_path(path)
-    self.header = _read_header(self._path / HEADER)
+    self.header = _read_header(self._path / _HEADER)
 
-  def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
+  def check(self, images: Iterable[_ImageSize], most: int | None = None) -> str | int | None:
     """Checks the regions of all images as `read`, of masks and embeddings only type and shape.
 
     Returns the key of the first image that has boxes without masks, or None.
@@ -139,7 +144,7 @@ class RegionFolder:
       if not 0 <= low <= high <= ONE[np.float16]:
         refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
     if objectness is not None:
-      if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
+      if not ((objectness >= 0) & (objectness <= _MAX_SCORE)).all():
         refuse(path, "objectness", "not a probability", "0 to 1")
       objectness = np.minimum(objectness, 1).astype(np.float32)
     boxes = boxes_inside(path, boxes, height, width)
@@ -157,7 +162,7 @@ class RegionWriter:
     own = dataclasses.asdict(header)
     value = {"format_version": FORMAT_VERSION, "made_by": own.pop("made_by")}
     value = with_checksum(value | {"embeddings": own if header.stages else None})
-    with replacing(self._path / HEADER) as file:
+    with replacing(self._path / _HEADER) as file:
       file.write(json.dumps(value, indent=2).encode())
 
   def write(self, key: str | int, regions: Regions) -> None:
@@ -272,3 +277,97 @@ def boxes_inside(
     found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
     refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
   return np.clip(boxes, 0, ends).astype(np.float32)
+
+
+class RegionResults:
+  """COCO results as regions, one of each box and mask of any category; scores are objectness."""
+
+  header: RegionHeader | None = None  # no embeddings
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`."""
+    self._path = str(path)
+    rows = read_user_json(path, VocabularyError)
+    if not isinstance(rows, list):
+      refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
+    self._rows: dict[str | int, dict[Any, Mapping[str, Any]]] = {}
+    for i, row in enumerate(rows):
+      # The same region under another category has the same key.
+      same = _key(path, f"result {i}", row)
+      own = self._rows.setdefault(row["image_id"], {})
+      if same not in own or own[same]["score"] < row["score"]:
+        own[same] = row
+
+  def check(self, images: Iterable[_ImageSize], most: int | None = None) -> str | int | None:
+    """Checks the regions of all images as `read`, and that the file names one of the images.
+
+    Returns the key of the first image of which a region has no mask, or None.
+    """
+    images = list(images)
+    boxes_alone = [image[0] for image in images if None in self._best(*image, most)[2]]
+    missing = [key for key, *_ in images if key not in self._rows]
+    known = len(images) - len(missing)
+    if self._rows and not known:
+      found = f"about other images, such as {next(iter(self._rows))}"
+      refuse(self._path, "the file", found, "results of the data set")
+    if missing:
+      log.warning(
+        "%s: results of %d of %d images; %d have none, such as %s",
+        *(self._path, known, len(images), len(missing), missing[0]),
+      )
+    return next(iter(boxes_alone), None)
+
+  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+    """Regions of an image, `most` at most, by falling score; masks if all of them have one."""
+    boxes, scores, rles = self._best(key, height, width, most)
+    masks = None
+    if rles and None not in rles:
+      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
+    return Regions(boxes, scores, masks)
+
+  def _best(self, key: str | int, height: int, width: int, most: int | None):
+    """Boxes, scores, and masks as RLE or None each."""
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[:most]
+    where = f"a segmentation of image {key}"
+    own = lambda mask: run_lengths(self._path, where, mask, height, width) if mask else None
+    rles = [own(row.get("segmentation")) for row in rows]
+    boxes = np.zeros((len(rows), 4), np.float64)
+    for i, row in enumerate(rows):
+      boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
+    return boxes_inside(self._path, boxes, height, width), scores, rles
+
+
+def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
+  """Opens a folder of regions or a COCO results file; errors as the two classes'."""
+  return RegionFolder(path) if is_dir(path) else RegionResults(path)
+
+
+def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
+  """Files that `open_regions` and the regions of these images are read from."""
+  if not is_dir(path):
+    return [path]
+  return [os.path.join(path, _HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
+
+
+def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
+  """Checks a result; returns its box and mask, or else the run lengths of its mask."""
+  if not isinstance(row, dict):
+    refuse(path, where, f"a {type(row).__name__}", "an object")
+  score: Any = row.get("score")
+  box, mask = row.get("bbox"), row.get("segmentation")
+  if type(row.get("image_id")) is not int:
+    refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
+  if type(score) not in (int, float) or not 0 <= score <= _MAX_SCORE:
+    refuse(path, f"score of {where}", repr(score), "0 to 1")
+  if "bbox" in row:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+      refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
+    return *box, json.dumps(mask, sort_keys=True)
+  counts = mask.get("counts") if isinstance(mask, dict) else None
+  if isinstance(counts, str):
+    return counts
+  if not isinstance(counts, list) or not all(map(is_number, counts)):
+    refuse(path, where, "without bbox and RLE", "one of them")
+  return tuple(counts)

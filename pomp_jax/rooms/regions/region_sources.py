@@ -14,10 +14,16 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
-from pomp_jax.rooms.regions.coco_results import RegionResults, open_regions, region_files
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.proposals import check_network, network_key_parts, open_network
-from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, Regions
+from pomp_jax.rooms.regions.region_folder import (
+  RegionFolder,
+  RegionHeader,
+  RegionResults,
+  Regions,
+  open_regions,
+  region_files,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,7 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.run_folder import read_json
 from pomp_jax.rooms.benchmark.synthetic_images import encode
-from pomp_jax.rooms.data_sets import archives
-from pomp_jax.rooms.data_sets import prepare as build_module
+from pomp_jax.rooms.data_sets import archives, prepare
 from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
 from pomp_jax.rooms.data_sets.prepare import PrepareError, Selection, build
 from pomp_jax.rooms.data_sets.tfds import open_tfds, tfds_splits
@@ -165,8 +164,8 @@ def test_splits_of_folders_and_classes_of_a_list(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_readable_image_is_stored_after_an_interruption(tmp_path, layout, monkeypatch):
   path, out = layout(tmp_path / "in"), tmp_path / "out"
-  store, answers = build_module._store, [mock.DEFAULT, mock.DEFAULT, KeyboardInterrupt]
-  monkeypatch.setattr(build_module, "_store", mock.Mock(wraps=store, side_effect=answers))
+  store, answers = prepare._store, [mock.DEFAULT, mock.DEFAULT, KeyboardInterrupt]
+  monkeypatch.setattr(prepare, "_store", mock.Mock(wraps=store, side_effect=answers))
   with pytest.raises(KeyboardInterrupt):
     made(path, out)
   assert not (out / "imagenet21k").exists()
@@ -176,12 +175,12 @@ def test_every_readable_image_is_stored_after_an_interruption(tmp_path, layout, 
   assert len([*(out / "imagenet21k.incomplete").rglob("*-0000*")]) == 4
   with pytest.raises(PrepareError, match=r"incomplete: .*'shots': 0.*'shots': 1"):
     made(path, out, Selection(shots=1))
-  monkeypatch.setattr(build_module, "_store", store)
-  counted = mock.Mock(side_effect=build_module.Shard)
-  monkeypatch.setattr(build_module, "Shard", counted)
+  monkeypatch.setattr(prepare, "_store", store)
+  counted = mock.Mock(side_effect=prepare.Shard)
+  monkeypatch.setattr(prepare, "Shard", counted)
   # The end may be interrupted too.
   with monkeypatch.context() as patch:
-    patch.setattr(build_module, "write_metadata", mock.Mock(side_effect=KeyboardInterrupt))
+    patch.setattr(prepare, "write_metadata", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
       made(path, out)
   report = made(path, out)

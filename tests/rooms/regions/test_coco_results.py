@@ -8,8 +8,8 @@ from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.rooms.regions.coco_results import open_regions
 from pomp_jax.rooms.regions.region_errors import RegionError
+from pomp_jax.rooms.regions.region_folder import open_regions
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
+from pomp_jax.rooms.regions.annotations import read_panoptic
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
@@ -20,7 +21,6 @@ from pomp_jax.rooms.regions.mask_views import (
   largest_regions,
   map_of_masks,
 )
-from pomp_jax.rooms.regions.panoptic import read_panoptic
 from pomp_jax.rooms.regions.region_errors import RegionError
 
 LABELS = np.array([4, -1, 2], np.int32)
