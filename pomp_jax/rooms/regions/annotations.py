@@ -1,8 +1,9 @@
 """Annotations of objects as COCO and LVIS store them: JSON of images, categories and annotations.
 
 LVIS adds each category's `frequency` (r, c or f) and, for each image, the categories that are known
-to be absent (`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`). COCO's panoptic JSON has segments, and a
-PNG for each image: a pixel of colour R, G, B is of the segment R + 256 G + 256^2 B, of none at 0.
+to be absent (`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`).
+COCO's panoptic JSON has segments, and for each image a PNG: a pixel of colour R, G, B is of the
+segment R + 256 G + 256^2 B, of none at 0.
 Shapes: R objects or segments of an image, H, W its sides in pixels, C classes.
 """
 
