@@ -6,7 +6,6 @@ file that is written here tells what shapes do not; other files are taken to be 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import dataclasses
 import itertools
 import json
 import os
@@ -40,8 +39,9 @@ _PREFIXES = {
 _KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _STACKED = ("q_proj", "k_proj", "v_proj")
 _CLIP = "clip_adapter.clip_model."
-# Metadata of our files.
+# Metadata of our files: what shapes do not tell, here as of the published models.
 _OURS = "mask_former"
+_FACTS = {"n_heads": 8, "groups": 32, "backbone_groups": 0, "dilations": (1, 2, 4), "dropout": 0.1}
 # Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of float16.
 _TOLERANCE = 1e-3
 
@@ -91,7 +91,7 @@ def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
       refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
     weights.check_weights(own, shapes, ZSSEG, file.path)
     params = weights.read_params(file, shapes, ZSSEG)
-  return MaskFormerFile(config, params, facts.trained_classes)
+  return MaskFormerFile(config, params, facts["trained_classes"])
 
 
 def stored_tensors(params: dict[str, Any], layout: weights.Layout) -> dict[str, np.ndarray]:
@@ -121,16 +121,14 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   # The library writes an array's memory, whatever its strides.
   model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
   config, backbone = content.config, content.config.backbone
-  facts = dataclasses.asdict(
-    _Facts(
-      config.n_heads,
-      config.groups,
-      backbone.groups if isinstance(backbone, SmallSizes) else 0,
-      backbone.dilations if isinstance(backbone, ResNetSizes) else _Facts.dilations,
-      config.dropout,
-      tuple(content.trained_classes),
-    )
-  )
+  facts = {
+    "n_heads": config.n_heads,
+    "groups": config.groups,
+    "backbone_groups": getattr(backbone, "groups", _FACTS["backbone_groups"]),
+    "dilations": getattr(backbone, "dilations", _FACTS["dilations"]),
+    "dropout": config.dropout,
+    "trained_classes": tuple(content.trained_classes),
+  }
   checksum = _checksum(facts, model, model.__getitem__)
   # One item: the library writes several in any order.
   metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
@@ -169,42 +167,31 @@ def check_clip(path: str | os.PathLike, clip: Clip) -> None:
         refuse(path, name, f"other by up to {difference:.3g}", accepted)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Facts:
-  """What shapes do not tell; the defaults are those of the published models."""
-
-  n_heads: int = 8
-  groups: int = 32
-  backbone_groups: int = 0
-  dilations: tuple[int, ...] = (1, 2, 4)
-  dropout: float = 0.1
-  trained_classes: tuple[str, ...] = ()
-
-
-def _read_facts(file: weights.Weights) -> _Facts:
+def _read_facts(file: weights.Weights) -> dict[str, Any]:
   """The metadata of our files, checked."""
   stored = file.text.get(_OURS)
   if stored is None:
     if any(text.startswith("{") for text in file.text.values()):
       refuse(file.path, "the metadata", f"of {', '.join(file.text)}", f"{_OURS}, or none")
-    return _Facts()
+    return {**_FACTS, "trained_classes": ()}
   try:
     items = json.loads(stored)
     checksum = items.pop("crc32", None)
     if checksum not in (None, _checksum(items, file.shapes, file.read)):
       refuse(file.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
     lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
-    facts = _Facts(**items | lists)
-    if not all(isinstance(name, str) for name in facts.trained_classes):
+    if strange := items.keys() - {*_FACTS, "trained_classes"}:
+      raise ValueError(f"unknown {', '.join(sorted(strange))}")
+    if not all(isinstance(name, str) for name in lists["trained_classes"]):
       raise ValueError("a class without a name")
   except RegionError:
     raise
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     refuse(file.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
-  return facts
+  return _FACTS | items | lists
 
 
-def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
+def _config_of(shapes: Shapes, facts: Mapping[str, Any], where: str) -> MaskFormerConfig:
   """Infers the sizes; what is missing or of no network is left to `check_weights`."""
 
   def size(name: str, axis: int = 0) -> int:
@@ -219,15 +206,15 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
 
   stages = [f"backbone.res{i}" for i in range(2, 6)]
   backbone: SmallSizes | ResNetSizes
-  if facts.backbone_groups:
+  if facts["backbone_groups"]:
     channels = tuple(size(f"{stage}.weight") for stage in stages)
-    backbone = SmallSizes(channels, facts.backbone_groups)
+    backbone = SmallSizes(channels, facts["backbone_groups"])
   else:
     backbone = ResNetSizes(
       layers=tuple(count(stage + ".{}.conv1.weight") for stage in stages),
       width=size("backbone.res2.0.conv1.weight"),
       stem=size("backbone.stem.conv3.weight"),
-      dilations=facts.dilations,
+      dilations=facts["dilations"],
     )
   layer = _PREFIXES["transformer_decoder"] + ".layers.{}.linear1.weight"
   return MaskFormerConfig(
@@ -235,11 +222,11 @@ def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
     backbone=backbone,
     width=size(f"{_PREDICTOR}.input_proj.weight"),
     mask_width=size("sem_seg_head.pixel_decoder.mask_features.weight"),
-    groups=facts.groups,
+    groups=facts["groups"],
     n_queries=size(f"{_PREDICTOR}.query_embed.weight"),
     n_layers=count(layer),
-    n_heads=facts.n_heads,
+    n_heads=facts["n_heads"],
     mlp=size(layer.format(0)),
     embedding_mlp=size(f"{_PREDICTOR}.class_embed.layers.0.weight"),
-    dropout=facts.dropout,
+    dropout=facts["dropout"],
   )
