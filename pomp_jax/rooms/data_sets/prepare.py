@@ -8,7 +8,7 @@ for each task (`files.pieces`), which a restart skips.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -237,22 +237,18 @@ def _finish(
     of_split = {"images": len(keys), "classes": n_classes, "shards": len(shards)}
     counts[split] = of_split | {"bytes": size}
   write_metadata(work, source.dataset, source.label_names, splits, source.description)
+  # Classes with one readable image, which is left to train on.
+  single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ())) if validated else ()
+  not_validated = [source.label_names[label] for label in single]
+  if not_validated:
+    told = "have one readable image each: it is trained on, and nothing validates them"
+    log.warning("%d classes %s, such as %s", len(not_validated), told, not_validated[0])
   return {
     "splits": counts,
     "n_unreadable": len(unreadable),
     "unreadable": unreadable,
-    "not_validated": _not_validated(labels, source.label_names) if validated else [],
+    "not_validated": not_validated,
   }
-
-
-def _not_validated(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
-  """Names of the classes with one readable image, which is left to train on; warns of them."""
-  single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
-  found = [names[label] for label in single]
-  if found:
-    told = "have one readable image each: it is trained on, and nothing validates them"
-    log.warning("%d classes %s, such as %s", len(found), told, found[0])
-  return found
 
 
 class Shard:
