@@ -204,11 +204,11 @@ class _Page:
     action, more = request.form.get("action"), dict[str, Any]()
     regions, asked = comparison.regions, comparison.asked(image, names)
     if action == "segment":
-      sheet = regions.segment(*asked)
+      sheet = regions.segment(asked)
     elif action == "find":
-      sheet, more["objects"] = regions.find_objects(*asked)
+      sheet, more["objects"] = regions.find_objects(asked)
     else:
-      sheet, scores = regions.name_boxes(*asked, form.read_boxes(boxes, *image.size))
+      sheet, scores = regions.name_boxes(asked, form.read_boxes(boxes, *image.size))
       rows = [comparison.answers(names, of_box) for of_box in zip(*scores, strict=True)]
       more["boxes"] = list(zip(form.lines_of(boxes), rows, strict=True))
     return {"sheet": self._shelf.add(sheet), **more}

@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 import numpy as np
 from PIL import Image
 
@@ -31,6 +31,8 @@ from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
 Features = Sequence[Float[np.ndarray, "S E"]]  # of the names under each prompt
+# A picture, names, their features, and labels of the prompts.
+Asked = tuple[Image.Image, Sequence[str], Features, Sequence[str]]
 
 _SEGMENT_SIDE = 384
 # Names that the example of a scene lists and its picture does not show.
@@ -91,13 +93,12 @@ class RegionsOfPictures:
     self.segments = self.finds or self._segmenter is not None
     self._crops = RegionEncoder(encoder, regions)
 
-  def segment(
-    self, image: Image.Image, names: Sequence[str], features: Features, labels: Sequence[str]
-  ) -> bytes:
-    """Draws a class for every pixel under each prompt, titled by `labels`; a PNG.
+  def segment(self, asked: Asked) -> bytes:
+    """Draws a class for every pixel under each prompt; a PNG.
 
     The regions are the network's; without one patches get classes, by `segment.recipe`.
     """
+    image, names, features, labels = asked
     if not self.segments:
       raise InputError("segmentation needs a ViT or a network; this CLIP has neither")
     if len(names) > self.most_names:
@@ -105,7 +106,7 @@ class RegionsOfPictures:
       raise InputError(f"names: got {len(names):,}, {expected}")
     if (segmenter := self._segmenter) is None:
       pixels = np.asarray(image)
-      regions, scores = self._scored(pixels, names, features, self._segment.logit_scale)
+      regions, scores = self._scored(asked, self._segment.logit_scale)
       maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
     else:
       image = image.copy()
@@ -116,17 +117,15 @@ class RegionsOfPictures:
       maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
 
-  def find_objects(
-    self, image: Image.Image, names: Sequence[str], features: Features, labels: Sequence[str]
-  ) -> tuple[bytes, list[list[tuple[str, float]]]]:
+  def find_objects(self, asked: Asked) -> tuple[bytes, list[list[tuple[str, float]]]]:
     """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
 
     Of boxes that overlap by half only the best counts, and eight in all.
     """
     if not self.finds:
       raise InputError("finding objects needs a network; this page has none (propose.network)")
-    pixels, detect = np.asarray(image), self._detect
-    regions, scores = self._scored(pixels, names, features, detect.logit_scale)
+    (image, names, _, labels), detect = asked, self._detect
+    regions, scores = self._scored(asked, detect.logit_scale)
     drawn, rows = [], []
     for scores_RxN in scores:
       found, classes, best_D = select_detections(
@@ -136,17 +135,12 @@ class RegionsOfPictures:
       drawn.append(best := strongest(boxes))
       pairs = zip(best.classes, best.scores, strict=True)
       rows.append([(names[c], float(score)) for c, score in pairs])
-    return _drawn(detection_sheet, pixels, drawn, labels, names), rows
+    return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), rows
 
-  def _scored(
-    self,
-    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
-    names: Sequence[str],
-    features: Features,
-    logit_scale: float,
-    given: Regions | None = None,
-  ) -> Scored:
+  def _scored(self, asked: Asked, logit_scale: float, given: Regions | None = None) -> Scored:
     """The network's regions, or the given ones, and their scores under each prompt."""
+    image, names, features, _ = asked
+    pixels_HxWx3 = np.asarray(image)
     images = Images(["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3)
     if given is None:
       assert (network := self._network) is not None
@@ -170,20 +164,15 @@ class RegionsOfPictures:
     return found
 
   def name_boxes(
-    self,
-    image: Image.Image,
-    names: Sequence[str],
-    features: Features,
-    labels: Sequence[str],
-    boxes_Rx4: Float32[np.ndarray, "R 4"],
+    self, asked: Asked, boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, Sequence[Float[np.ndarray, "R N"]]]:
     """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
-    pixels, scale = np.asarray(image), self._detect.logit_scale
-    _, scores = self._scored(pixels, names, features, scale, Regions(boxes_Rx4))
+    image, names, _, labels = asked
+    _, scores = self._scored(asked, self._detect.logit_scale, Regions(boxes_Rx4))
     drawn = [
       Detections(boxes_Rx4, rows.max(1).astype(np.float32), rows.argmax(1)) for rows in scores
     ]
-    return _drawn(detection_sheet, pixels, drawn, labels, names), scores
+    return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), scores
 
 
 def _matrix(features_SxE: Float[np.ndarray, "S E"]) -> ClassMatrix:

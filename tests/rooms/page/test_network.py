@@ -65,7 +65,7 @@ def scored(case):
 
 def test_objects_are_those_of_predict(case):
   config, comparison, image = case
-  picture, objects = comparison.regions.find_objects(*comparison.asked(image, NAMES))
+  picture, objects = comparison.regions.find_objects(comparison.asked(image, NAMES))
   assert picture.startswith(b"\x89PNG")
   for rows, (regions, scores) in zip(objects, scored(case), strict=True):
     limits = config.detect, config.regions.mask_threshold, MAX_DETECTIONS["coco"]
@@ -82,7 +82,7 @@ def test_label_maps_are_of_the_regions(case, monkeypatch):
   _, comparison, image = case
   sheet = mock.create_autospec(module.segmentation_sheet, side_effect=module.segmentation_sheet)
   monkeypatch.setattr(module, "segmentation_sheet", sheet)
-  assert comparison.regions.segment(*comparison.asked(image, NAMES)).startswith(b"\x89PNG")
+  assert comparison.regions.segment(comparison.asked(image, NAMES)).startswith(b"\x89PNG")
   for labels, (regions, scores) in zip(sheet.call_args.args[2][0], scored(case), strict=True):
     [expected] = label_maps_of_regions([scores], regions.masks, *image.size[::-1])
     assert labels.shape == image.size[::-1]
@@ -101,7 +101,7 @@ def test_the_page_offers_it(case):
   assert answer.status_code == 200 and "Find objects" in text
   (sheet,) = re.findall(r'src="/picture/([^"]+)" alt="regions', text)
   assert client.get(f"/picture/{sheet}").mimetype == "image/png"
-  for name, score in comparison.regions.find_objects(*comparison.asked(image, NAMES))[1][0]:
+  for name, score in comparison.regions.find_objects(comparison.asked(image, NAMES))[1][0]:
     assert f"{name} {score:.2f}" in text
 
 
