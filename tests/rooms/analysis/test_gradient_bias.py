@@ -10,7 +10,7 @@ import pytest
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.analysis import gradient_bias
+from pomp_jax.rooms.analysis import bias, gradient_bias
 from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
 from tests.support.clips import with_logit_scale, write_fewer_layers
@@ -66,8 +66,8 @@ def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypat
   results = RunFolder(folder).read_results()
   (folder / "cells" / "uniform_50.json").unlink()
   (folder / "results.json").unlink()
-  summarised = mock.Mock(wraps=gradient_bias.summarise)
-  monkeypatch.setattr(gradient_bias, "summarise", summarised)
+  summarised = mock.Mock(wraps=bias.summarise)
+  monkeypatch.setattr(bias, "summarise", summarised)
   again = gradient_bias.run(config, str(folder))
   assert again["cells"] == results["cells"]
   # Of one K, for both corrections: 800 rows of 50 classes and 12 images.
@@ -100,8 +100,8 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   """One that is not the world's, SamplingSettings' default. The exact contrast has all classes."""
   clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
   asked = []
-  monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
-  monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 1, 3)))
+  monkeypatch.setattr(bias, "gradient_function", lambda *given: asked.append(given[1]))
+  monkeypatch.setattr(bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 1, 3)))
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
   changes |= {"sampling.exclude": "similar"}
   changes["gradient_bias.corrections"] = ("log",)
