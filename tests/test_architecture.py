@@ -43,10 +43,6 @@ def _in(*rooms):
 
 _TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "attention", "text")]
 _GROUPS = {
-  "the core needs no library for data, files and plots": (
-    ["tensorflow", "torch", "orbax", "grain", "matplotlib", "tensorboardX"],
-    _in("prompt", "clip"),
-  ),
   "tower, method and step need JAX and Flax alone": (
     ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"],
     [*_TOWER, *(path for path in _in("prompt") if path.parent.name == "prompt")],

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import pathlib
 import re
 from types import SimpleNamespace
 from unittest import mock
@@ -18,8 +17,8 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.features import DamagedFeaturesError
 from pomp_jax.files.run_folder import RunFolderError
 from tests.support.command_line import handlers_kept, run_main
+from tests.support.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
 
 
@@ -68,8 +67,6 @@ def play(monkeypatch):
     ("k=999999", "config.k: got 999999, expected at most the number of classes"),
     ("batch_size=12", "config.batch_size: got 12, expected a multiple of 8"),
     ("accumulate=3", "a multiple of 24 (data axis 8 x accumulate 3)"),
-    ("batch_size=1000000000", "config.batch_size: got 1000000000, expected 1 to 1048576"),
-    (f"steps={10**21}", f"config.steps: got {10**21}, expected 0 to 2147483647"),
     ("data.root=a\0b", r"config.data.root: got 'a\x00b', expected a path without the character"),
     ("mesh.class_size=3", "config.mesh.class_size: got 3, expected a divisor of the 8 devices"),
     ("job=pretrian", "did you mean 'pretrain'?"),
@@ -77,7 +74,6 @@ def play(monkeypatch):
     ("clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
     ("clip.model=open_clip:ViT-B-16/none", "open_clip:MODEL/TAG with one of ViT-B-16/"),
     ("clip.model=ViT-B/16", "hub id OWNER/NAME such as openai/clip-vit-base"),
-    ("optim.lr=nan", "config.optim.lr: got nan, expected 0 or more"),
     ("eval.template=a photo", "config.eval.template"),
     ("prompt.init=one two three four five six", "config.prompt.init"),
   ],

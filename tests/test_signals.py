@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import RunError
 from tests.support.command_line import handlers_kept, run_main
+from tests.support.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
 RESUMES = "the same command resumes from run"
 STOPPED = (75, [f"error: stopped by SIGTERM; {RESUMES}"])

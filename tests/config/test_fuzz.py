@@ -11,8 +11,8 @@ from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.ablation.grid import make_cells
 from tests.support.fuzzing import allowed_errors, awkward_text
+from tests.support.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
 
 DEFAULTS = defaults().flat()

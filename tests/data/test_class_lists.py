@@ -1,10 +1,12 @@
-"""Class lists, packaged ones and a user's, and the synsets of ImageNet-21K."""
+"""Class lists, packaged ones and a user's, and the synsets of ImageNet-21K; fuzzed lists."""
 
 import dataclasses
 import hashlib
 import json
 import logging
 
+from hypothesis import example, given
+from hypothesis import strategies as st
 import pytest
 
 from pomp_jax.data.class_lists import (
@@ -19,6 +21,7 @@ from pomp_jax.data.class_lists import (
   read_table,
 )
 from tests.support.clips import clip_tokenizer
+from tests.support.fuzzing import allowed_errors, damaged, edited_json
 
 # Classes of each packaged list: ImageNet's, and the ten others.
 SIZES = {
@@ -172,3 +175,34 @@ def test_synsets_are_those_of_the_fall_2011_release_with_clips_lengths(tokenizer
   assert lemmas[0] == "dog" and "domestic dog" in lemmas
   rows = tokenizer([f"{of_class.split(', ')[0]}." for of_class in words])["input_ids"]
   assert [len(row) - 1 for row in rows] == list(map(int, lengths))
+
+
+def read_classes(path, data):
+  path.write_bytes(data)
+  with allowed_errors(VocabularyError, within=[path]):
+    classes = load_class_list(path)
+    assert len(classes.names) > 0
+    normalized_names(classes.names)  # a name may stand twice
+    for name in classes.names:
+      name.encode()
+    assert classes.synsets is None or len(classes.synsets) == len(classes)
+
+
+LISTS = [
+  ["cat", "red dog"],
+  {"cat": 0, "red_dog": {"any": "thing"}},
+  [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
+]
+_edited = [edited_json(valid, "name", "synset", "cat", "n02084071") for valid in LISTS]
+
+
+@given(damaged([b"cat\nred_dog\nbow (weapon)\n", "é\r\nñandú\r\n".encode("utf-8-sig")]))
+@example("a\u2028b\x85c".encode())
+def test_damaged_names(tmp_path_factory, data):
+  read_classes(tmp_path_factory.getbasetemp() / "names.txt", data)
+
+
+@given(st.one_of(*_edited, damaged([json.dumps(valid).encode() for valid in LISTS])))
+@example(b'[{"name": "a", "synset": ' + b"[" * 400 + b"]" * 400 + b"}]")
+def test_edited_class_lists(tmp_path_factory, data):
+  read_classes(tmp_path_factory.getbasetemp() / "names.json", data)

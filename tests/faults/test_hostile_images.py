@@ -1,6 +1,6 @@
 """Hostile images: refused in one line, for little memory, and no program is started.
 
-Damaged images: tests/data/test_fuzz.py. Hostile archives: tests/files/test_prompt_file.py.
+Damaged images: tests/data/test_images.py. Hostile archives: tests/files/test_prompt_file.py.
 """
 
 from collections.abc import Callable, Iterator

@@ -101,12 +101,6 @@ def started(tmp_path, name, count, *more, **environ):
   return [json.loads((tmp_path / f"{name}-{i}.json").read_text()) for i in range(count)]
 
 
-def test_a_second_start_loads_its_programs(tmp_path):
-  (first,) = started(tmp_path, "first", 1, of_0=tmp_path / "home")
-  (second,) = started(tmp_path, "second", 1, of_0=tmp_path / "home")
-  assert second["hits"] > first["hits"] == 0
-
-
 def test_a_run_in_a_bucket_has_its_programs_there(store, tmp_path):
   folder = store.url(f"run-{tmp_path.name}")
   argument = f"--workdir={folder}"

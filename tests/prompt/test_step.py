@@ -1,4 +1,4 @@
-"""The step on one device against torch, which rows of the bank it renews, and its optimizer."""
+"""The step on one device against torch, which rows of the bank it renews, and its rates."""
 
 import itertools
 import math
@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from pomp_jax.clip.packed import kept_rows
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget, renewed_classes
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.prompt.optimizer import learning_rate, sgd
+from pomp_jax.prompt.optimizer import learning_rate
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
@@ -77,7 +76,7 @@ def test_names_of_one_length_that_follow_one_another_are_renewed_apart():
   assert renewal_token_budget(lengths_N, 0, 1, 100) == 500
 
 
-# The optimizer: SGD against torch's, the published schedule against Dassl's, ours by its formula.
+# Rates of the optimizer: the published schedule against Dassl's, ours by its formula.
 
 RECIPE = {"base": 0.002, "epochs": 5.0, "steps_per_epoch": 7, "warmup": 1.0, "warmup_rate": 1e-5}
 
@@ -87,30 +86,6 @@ def _rates(schedule, **settings):
   rate = jax.jit(learning_rate(schedule=schedule, **settings))
   n_steps = int(settings["epochs"] * settings["steps_per_epoch"])
   return np.array([rate(jnp.int32(step)) for step in range(n_steps)])
-
-
-@pytest.mark.parametrize(
-  ("momentum", "weight_decay", "clip_norm"), [(0.9, 5e-4, 0.0), (0.5, 0.1, 5.0), (0.0, 0.0, 0.0)]
-)
-def test_sgd_is_torchs(momentum, weight_decay, clip_norm):
-  rng = np.random.default_rng(0)
-  start = rng.normal(size=(4, 8)).astype(np.float32)
-  gradients = rng.normal(size=(10, 4, 8)).astype(np.float32)
-  rates = [0.3 / (1 + step) for step in range(10)]
-
-  optimizer = sgd(lambda step: jnp.asarray(rates)[step], momentum, weight_decay, clip_norm)
-  params = {"context": jnp.asarray(start)}
-  state = optimizer.init(params)
-  leaf = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
-  other = torch.optim.SGD([leaf], lr=rates[0], momentum=momentum, weight_decay=weight_decay)
-  for gradient, rate in zip(gradients, rates, strict=True):
-    updates, state = optimizer.update({"context": jnp.asarray(gradient)}, state, params)
-    params = optax.apply_updates(params, updates)
-    leaf.grad = torch.tensor(gradient, dtype=torch.float64)
-    torch.nn.utils.clip_grad_norm_([leaf], clip_norm or np.inf)
-    other.param_groups[0]["lr"] = rate
-    other.step()
-    assert_close(params["context"], leaf.detach(), 1e-6)
 
 
 def dassl_rates(epochs, warmup, base=0.002, warmup_rate=1e-5):

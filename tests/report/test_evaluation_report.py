@@ -1,9 +1,9 @@
-"""Means of an evaluation's groups of sets."""
+"""Means of an evaluation's groups of sets, and of the published figures beside them."""
 
 import pytest
 
 from pomp_jax.report.evaluation_report import SetFigures, accuracy_by_group, counts_by_group
-from pomp_jax.rooms.data_sets.suites import FOUR, TEN
+from pomp_jax.rooms.data_sets.suites import FOUR, TEN, published
 
 
 def found(group, column, part, top1, images=10):
@@ -44,3 +44,10 @@ def test_the_ten_and_the_four_have_means_of_their_own():
   assert tables["cross_domain"]["top1"]["p"]["mean"] == pytest.approx(0.3)
   assert tables["imagenet1k"]["top1"]["p"] == {"imagenet1k": 0.9}
   assert tables["own"]["top1"]["p"] == {"mine": 0.7}
+
+
+def test_published_harmonic_means_are_those_of_their_bases_and_news():
+  of = {kind: published("base_to_new", kind, {"p": {"mean": 0.5}}) for kind in ("base", "new")}
+  for name, method in published("base_to_new", "harmonic", {"p": {"mean": 0.5}}).items():
+    base, new = (rows[name]["figures"]["mean"] for rows in of.values())
+    assert method["figures"]["mean"] == pytest.approx(2 / (1 / base + 1 / new), abs=0.006)

@@ -144,6 +144,13 @@ def region_set(shared: Shared) -> pathlib.Path:
   return shared("region_set", write_region_set)
 
 
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Neither `segment` nor `detect` draws."""
+  for job in ("segment", "detect"):
+    monkeypatch.setattr(f"pomp_jax.rooms.regions.{job}._draw", lambda *given: None)
+
+
 @pytest.fixture(scope="session")
 def cut_pictures(shared: Shared) -> pathlib.Path:
   """Folders of splits with 4, 2 and 3 JPEGs a class; train/daisy/2.jpg is cut off."""

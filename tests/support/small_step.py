@@ -40,13 +40,22 @@ def draw_of(step: int, group: int) -> list[int]:
 
 
 def make_step(
-  world, *, mesh, module, kind=PLAIN_TOWER, budget=None, vision=None, rate: float = 0.5, **more
+  world,
+  *,
+  mesh,
+  module,
+  kind=PLAIN_TOWER,
+  budget=None,
+  vision=None,
+  rate: float = 0.5,
+  clip_norm: float = 0.0,
+  **more,
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh.
 
   `more` goes to `StepParts`.
   """
-  optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01)
+  optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01, clip_norm)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
   learner = ContextLearner(module, tower, budget)
   step = make_train_step(StepParts(mesh, learner, vision, optimizer, **more))

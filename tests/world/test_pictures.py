@@ -63,17 +63,6 @@ def test_each_value_of_each_attribute_looks_different(attribute):
   assert distance.min() > 1.5
 
 
-@pytest.mark.parametrize("shape", range(17), ids=names.SHAPES)
-def test_distances_are_those_to_the_outline(shape):
-  """Between neighbours a distance changes by a step at most, and the gradient is that long."""
-  field = render.atlas()[shape]
-  step = 2 * render._ATLAS_REACH / len(field)
-  for axis in (0, 1):
-    assert np.abs(np.diff(field, axis=axis)).max() < 1.01 * step
-  assert field[64, 20:108].min() < -0.1 and field[[0, -1]].min() > 0
-  assert np.median(np.hypot(*np.gradient(field))) == pytest.approx(step, rel=0.02)
-
-
 def test_images_are_spread_over_the_classes():
   source = world.source("novel", n_images=5_087 + 100)
   counts = np.bincount(source.labels, minlength=5_087)

@@ -165,24 +165,6 @@ def test_a_draw_has_its_size_and_holds_what_is_certain(kind, n_classes, size):
   assert np.exp(log_pi.astype(np.float64)).sum() == pytest.approx(size, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["equal", "skewed", "some certain"])
-def test_every_class_is_drawn_as_often_as_it_should_be(kind):
-  n_classes, size, n_draws = 30, 8, 20_000
-  q_N = _q(kind, n_classes)
-  ids = np.asarray(_weighted_draws(jnp.asarray(q_N), size, n_draws, 2)[0])
-  pi_N = plain_inclusion(q_N, size)
-  counts = np.bincount(ids.ravel(), minlength=n_classes)
-  p_N = [
-    scipy.stats.binomtest(int(count), n_draws, min(p, 1.0)).pvalue
-    for count, p in zip(counts, pi_N, strict=True)
-  ]
-  assert min(p_N) > LEVEL / n_classes
-  # At any place of the draw, so that leaving out the last ones leaves a draw of the same kind.
-  for place in (0, size - 1):
-    counts = np.bincount(ids[:, place], minlength=n_classes)
-    assert scipy.stats.chisquare(counts, n_draws * pi_N / pi_N.sum()).pvalue > LEVEL / 2
-
-
 def test_every_set_is_drawn_as_often_as_by_plain_systematic_sampling():
   """Pairs and triples too: in a random order, with a random start, and not some other way."""
   q_N, size, n_draws = np.array([0.4, 0.22, 0.16, 0.1, 0.08, 0.04]), 3, 40_000

@@ -1,4 +1,4 @@
-"""CoCoOp, VPT and MaPLe: loss and every gradient against torch, on HuggingFace's CLIPModel."""
+"""CoCoOp, VPT and MaPLe against torch, on HuggingFace's CLIPModel; what their towers keep."""
 
 import contextlib
 import copy
@@ -25,10 +25,15 @@ from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
-from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner, prompted_image_tower
+from pomp_jax.rooms.baselines.visual_tokens import (
+  MaPLeLearner,
+  VPTLearner,
+  prompted_activation_bytes,
+  prompted_image_tower,
+)
 from pomp_jax.train.methods import initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
-from tests.support.checks import assert_close
+from tests.support.checks import assert_close, equations
 from tests.support.clips import pooled
 from tests.support.small_run import settings
 from tests.support.torch_world import NAMES, World, write_world
@@ -279,3 +284,36 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
     with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
       other = config.replace(changes)
       initial_words(other.prompt, tiny.world.clip, method_of(other.method).fixed_words)
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(quick, share):
+  images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+  config = quick.clip.config.vision_config
+  tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
+  needed = prompted_activation_bytes(config, len(images), tokens.shape[1])
+
+  def gradient(chunk, limit):
+    tower = prompted_image_tower(quick.clip, chunk=chunk, limit_bytes=limit)
+    return jax.jit(jax.grad(lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)))
+
+  def rematerialised(function):
+    program = jax.make_jaxpr(function)(tokens)
+    return any(e.primitive.name.startswith("remat") for e in equations(program.jaxpr))
+
+  chunked = gradient(2, share * needed)
+  assert rematerialised(chunked) == (share < 1)
+  # One chunk would need all of its activations at once in either case.
+  whole = gradient(3, share * needed)
+  assert not rematerialised(whole)
+  assert_close(chunked(tokens), whole(tokens), 1e-5)
+
+
+def test_the_estimate_of_a_prompted_towers_activations(quick):
+  config, n_images = quick.clip.config.vision_config, 64
+  images = jnp.zeros((n_images, 32, 32, 3), jnp.uint8)
+  tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
+  tower = prompted_image_tower(quick.clip)
+  loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
+  measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
+  assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5

@@ -1,12 +1,9 @@
 """Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
 
-import functools
 import math
 from types import SimpleNamespace
 from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +12,7 @@ import torch
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.rooms.baselines import learner_accuracy
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
-from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, cross_entropy, grid, mean_keys, tune
+from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, grid, mean_keys, tune
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 
@@ -103,7 +100,7 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
   weights = torch.tensor(adapter.text_features.T.astype(np.float64))
   optimizer = torch.optim.AdamW([keys], lr=rate, eps=1e-4)
   schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs * 3)
-  order, losses, after = np.random.default_rng(seed), [], []
+  order, after = np.random.default_rng(seed), []
   for features in epochs:
     permuted = order.permutation(40)
     for rows in (permuted[:16], permuted[16:32], permuted[32:]):
@@ -114,19 +111,9 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
       loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[rows]))
       optimizer.zero_grad()
       loss.backward()
-      if not losses:
-        first, gradient = rows, keys.grad.T.clone()
-      losses.append(loss.item())
       optimizer.step()
       schedule.step()
     after.append(keys.detach().numpy().T.copy())
-
-  inputs = adapter.keys, adapter.labels, adapter.text_features, epochs[0][first], labels[first]
-  inputs = [jnp.asarray(array) for array in inputs]
-  loss_of = functools.partial(cross_entropy, scale=SCALE, alpha=alpha, beta=beta)
-  ours = jax.jit(jax.value_and_grad(loss_of))(*inputs)
-  assert_close(ours[0], losses[0], 1e-6)
-  assert_close(ours[1], gradient, 1e-5)
 
   tuned, seen = tuned_of(adapter, epochs, labels, [1, 2, 3], rate=rate, seed=seed)
   np.testing.assert_array_equal(tuned, seen[-1])

@@ -207,9 +207,8 @@ def test_an_interrupted_run_resumes(config_for, detected, tmp_path, monkeypatch)
 
 
 def test_figures_of_other_annotations_are_not_used(
-  data, config_for, detected, tmp_path, copy_of, monkeypatch
+  data, config_for, detected, tmp_path, copy_of, without_report
 ):
-  monkeypatch.setattr(detect, "_draw", lambda *given: None)
   workdir, expected = copy_of(detected), RunFolder(detected).read_results()["figures"]
   path, value = tmp_path / "coco.json", read_coco(data)
   path.write_text(json.dumps(value))

@@ -32,11 +32,6 @@ def config_for(root, **changes):
   return regions_config(root, "segment", **changes)
 
 
-@pytest.fixture
-def without_report(monkeypatch):
-  monkeypatch.setattr(segment, "_draw", lambda *given: None)
-
-
 @pytest.fixture(scope="session")
 def segmented(region_set, shared):
   """A finished run on true regions."""

@@ -1,4 +1,4 @@
-"""Image features against HuggingFace's torch model holding the same weights."""
+"""Features of images and texts against HuggingFace's torch model holding the same weights."""
 
 import copy
 import dataclasses
@@ -8,14 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import CLIPConfig, CLIPImageProcessor
+import torch
+from transformers import CLIPImageProcessor
 
+from pomp_jax.clip import text
 from pomp_jax.clip.architecture import parameter_shapes
-from pomp_jax.clip.huggingface import config_of
 from pomp_jax.clip.load import load_clip
+from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
+from pomp_jax.config import checks, defaults, validate
+from pomp_jax.config.declare import ConfigError
+from pomp_jax.errors import InputError
+from pomp_jax.rooms.benchmark import benchmark
 from tests.support.checks import assert_close, equations
-from tests.support.clips import flax_clip
+from tests.support.clips import HAS_FLAX_CLIP, TOWERS, encode_texts, pooled
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +69,6 @@ def test_bfloat16_is_the_type_of_every_product(small, images):
   assert program.out_avals[0].dtype == jnp.float32
 
 
-def test_the_tree_is_flax_clips():
-  vit_b_32 = CLIPConfig()
-  model = flax_clip().FlaxCLIPModel(vit_b_32, _do_init=False)
-  found = parameter_shapes(config_of(vit_b_32, "auto"))
-  assert found == jax.tree.map(jnp.shape, dict(model.params_shape_tree))
-
-
 def test_the_last_layer_is_computed_where_it_is_read(quick):
   images = np.zeros((2, 32, 32, 3), np.uint8)
   program = jax.make_jaxpr(image_tower(quick.clip))(quick.clip.vision_params, images)
@@ -94,3 +93,35 @@ def test_a_tower_that_cannot_be_built(quick, field, value, found):
   setattr(vision, field, value)
   with pytest.raises(ValueError, match=found):
     parameter_shapes(dataclasses.replace(quick.clip.config, vision_config=vision))
+
+
+SENTENCES = [
+  "a photo of a cat.",
+  "the dog of the star, seen from the sea.",
+  "x",
+  "Crème brûlée, 1900 £!",
+  "a zebra at the sea.",
+  "cat <|endoftext|> dog",
+]
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_sentences_equal_torch_clip(stored, kind):
+  with torch.no_grad():
+    expected = pooled(stored.torch_model.get_text_features(**stored.padded(SENTENCES)))
+  tower = text_tower(kind, stored.clip.config.text_config)
+  assert_close(encode_texts(stored.clip, SENTENCES, tower), expected)
+
+
+def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
+  """The reference where transformers has no FlaxCLIP, as from 5 on; the benchmark skips it."""
+  assert text.has_flax_clip() == HAS_FLAX_CLIP
+  for module in (text, checks, benchmark):
+    monkeypatch.setattr(module, "has_flax_clip", lambda: False)
+  config = defaults().replace({"clip.text_tower": "reference"})
+  with pytest.raises(ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"):
+    validate(config)
+  validate(config.replace({"clip.text_tower": "shared"}))
+  with pytest.raises(InputError, match=r"^text_tower: .*'transformers<5'"):
+    text_tower("reference", small.clip.config.text_config)
+  assert benchmark._available(["shared", "reference"]) == ["shared"]
