@@ -8,7 +8,7 @@ import pytest
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache, Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json
 from pomp_jax.rooms.interchange.class_features import read_class_features, write_detic
 
 FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
@@ -45,12 +45,6 @@ def test_a_piece_is_read_as_it_was_saved(tmp_path, arrays):
     assert read_json(pieces.path("a")) == saved.facts
 
 
-def results(path):
-  whole = {"key": "k", "top1": 0.75, "eval": {"base": [1, -2e-5]}}
-  write_json(path, whole)
-  return lambda: {name: read_json(path)[name] for name in whole}
-
-
 def features(path):
   write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
   return lambda: read_class_features(path).features.tolist()
@@ -69,7 +63,7 @@ def piece(path):
 
 @pytest.mark.parametrize(
   ("name", "write"),
-  [("results.json", results), ("a.npy", features), ("a.json", piece), ("a.npz", piece)],
+  [("a.npy", features), ("a.json", piece), ("a.npz", piece)],
 )
 def test_no_flipped_bit_becomes_another_figure(tmp_path, caplog, name, write):
   """One in the word "checksum", a space or a date leaves the figures as they are."""

@@ -121,12 +121,9 @@ CHECKPOINT = {"state_dict": {"ctx": torch.tensor(CONTEXT)}}
     ({"state_dict": {"token_prefix": torch.zeros(2)}}, ["['ctx'] is missing", "token_prefix"]),
     ({"state_dict": {"ctx": "a photo of a"}}, ["state_dict['ctx'] is a str", "[N, M, D]"]),
     ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
-    ({"state_dict": {"ctx": torch.zeros(4, 8).cfloat()}}, ["of type ComplexFloatStorage"]),
     ({"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}}, ["not finite"]),
     ({**CHECKPOINT, "pomp_jax": 3}, ["pomp_jax is a int"]),
     ({**CHECKPOINT, "pomp_jax": {}}, ["format_version is missing"]),
-    # A view of a few bytes that stands for terabytes.
-    ({"state_dict": {"ctx": torch.zeros(8).expand(2**40, 8)}}, [f"is [{2**40}, 8]"]),
   ],
 )
 def test_a_bad_checkpoint_is_refused_by_field(tmp_path, value, parts):
@@ -135,8 +132,3 @@ def test_a_bad_checkpoint_is_refused_by_field(tmp_path, value, parts):
   assert path.stat().st_size < 4096
   message = refusal(path)
   assert all(part in message for part in parts), message
-
-
-def test_the_old_format_is_refused_in_words(tmp_path):
-  torch.save(CHECKPOINT, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=False)
-  assert "torch 1.6 or newer" in refusal(tmp_path / "a.pth.tar")
