@@ -192,8 +192,9 @@ LISTS = [
   ["cat", "red dog"],
   {"cat": 0, "red_dog": {"any": "thing"}},
   [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
+  {"categories": [{"id": 3, "name": "bow_(tie)", "synonyms": ["bow"]}, {"id": 1, "name": "cat"}]},
 ]
-_edited = [edited_json(valid, "name", "synset", "cat", "n02084071") for valid in LISTS]
+_edited = [edited_json(valid, "name", "synset", "synonyms", "id", "n02084071") for valid in LISTS]
 
 
 @given(damaged([b"cat\nred_dog\nbow (weapon)\n", "é\r\nñandú\r\n".encode("utf-8-sig")]))

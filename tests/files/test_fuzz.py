@@ -1,12 +1,11 @@
 """Fuzzing of the readers of `files`: damaged, edited and hostile files; no pickle is run."""
 
 import io
-import json
 import pickle
 import struct
 import zipfile
 
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -14,19 +13,16 @@ import torch
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
-from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.rooms.interchange.class_features import (
-  is_annotation_file,
-  load_categories,
   read_class_features,
 )
 from pomp_jax.rooms.interchange.torch_archive import TorchArchive
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
-from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged, edited_json
+from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged
 from tests.support.prompt_files import CONTEXT
 
 PROMPT = Prompt(CONTEXT, "a/clip", "middle", {"seed": 1, "epochs": 5})
@@ -127,26 +123,6 @@ def test_any_pickle_of_known_opcodes(folder, valid, opcodes):
   pickled = b"\x80\x02" + b"".join(opcodes) + b"."
   name = "prompt.pth.tar-5"
   read_prompt(folder, name, with_member(valid[name], "archive/data.pkl", pickled))
-
-
-CATEGORIES = [{"id": 3, "name": "bow_(weapon)", "synonyms": ["bow"]}, {"id": 1, "name": "cat"}]
-ANNOTATIONS = {"info": {}, "categories": CATEGORIES}
-
-
-@given(
-  edited_json(ANNOTATIONS, "id", "name", "synonyms", "cat")
-  | damaged([json.dumps(ANNOTATIONS).encode()])
-)
-@example(b'{"categories": [{"id": 1, "name": "\\ud800"}]}')
-def test_edited_annotations(folder, data):
-  path = folder / "annotations.json"
-  path.write_bytes(data)
-  with allowed_errors(VocabularyError, within=[path]):
-    assert is_annotation_file(path)
-    for category in load_categories(path):
-      for words in (category.name, *category.synonyms):
-        assert words.strip()
-        words.encode()
 
 
 TENSORS = {"ctx": torch.ones(4, 8)}
