@@ -11,7 +11,7 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
-from pomp_jax.evaluate.predictions import tally
+from pomp_jax.evaluate.predictions import evaluate, tally
 from pomp_jax.evaluate.split_features import split_features
 from tests.evaluate.test_metrics import answers
 from tests.evaluate.test_split_features import BAD, GOOD, pictures
@@ -86,6 +86,31 @@ def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(e
   broken = with_kernel(encoder.clip, "visual_projection", kernel)
   with pytest.raises(EvaluationError, match="83 of 83"):
     split_features(Encoder(broken, chunk=8), source)
+
+
+def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
+  pictures = case[0].images(np.arange(5))
+  names = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+  text = encoder.class_features(names, "a photo of a {}.")
+  image = encoder.image_features(pictures)
+  labels = np.argmax(image @ text.T, axis=-1)
+  labels[0] = (labels[0] + 1) % len(names)
+  # Split "some" has fewer classes, in another order, and the same images.
+  some = sorted(set(labels.tolist()), reverse=True)
+  own = [some.index(c) for c in labels]
+  splits = {
+    "all": split_features(encoder, Pictures(names, labels, pictures)),
+    "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
+  }
+  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name")
+  scores = {split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()}
+  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
+  assert "difference" not in scores["all"]["name"]
+  found = scores["all"]["hand"]["top1"] - scores["all"]["name"]["top1"]
+  assert scores["all"]["hand"]["difference"]["top1"] == pytest.approx(found)
+  expected = np.mean(np.argmax(image @ text[some].T, -1) == own)
+  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
+  assert set(scores["all"]) == {"hand", "name"}
 
 
 @pytest.fixture
