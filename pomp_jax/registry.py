@@ -51,10 +51,10 @@ METHODS = {
   ),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
-    run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
+    run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
   ),
-  "tip_adapter": Method(run="rooms.baselines.classifiers:run", seeded=False, group="tip"),
-  "tip_adapter_f": Method(run="rooms.baselines.classifiers:run", group="tip"),
+  "tip_adapter": Method(run="rooms.baselines.tip_adapter:run", seeded=False, group="tip"),
+  "tip_adapter_f": Method(run="rooms.baselines.tip_adapter:run", group="tip"),
 }
 
 

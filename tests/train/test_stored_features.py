@@ -14,7 +14,7 @@ from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.baselines import baselines, classifiers
+from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
 from pomp_jax.train import batches, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import spy
@@ -142,13 +142,19 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
     assert sum(shown) == n_images, changes
 
 
-def test_a_classifier_reads_stored_features(config_of, shown, tmp_path):
+def test_a_classifier_reads_stored_features(config_of, shown, tmp_path, monkeypatch):
   keys, encoder = {}, inputs.open_encoder(config_of().clip)
+
+  def run(config, folder, fit):
+    given = config.data, config.clip, config.eval.images, encoder, folder
+    return classifiers.fitted_by(fit, *given)._asdict()
+
+  monkeypatch.setattr(classifiers, "run", run)
   for features in ("online", "stored", "stored"):
     shown.clear()
     config = config_of(method="tip_adapter", **PLAIN | {"data.features": features})
     expected = 0 if "stored" in keys else N_IMAGES
-    keys[features] = classifiers.fit(config, encoder, RunFolder(tmp_path)).classifier.keys
+    keys[features] = tip_adapter.run(config, RunFolder(tmp_path))["classifier"].keys
     assert sum(shown) == expected
   np.testing.assert_allclose(keys["stored"], keys["online"], rtol=0, atol=1e-6)
 

@@ -1,9 +1,8 @@
 """Zero-shot CLIP, and classifiers of image features: fit, evaluation, results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -11,8 +10,9 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import Settings
-from pomp_jax.config.fields import Data
+from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.metrics import Accuracy
@@ -21,9 +21,7 @@ from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.rooms.baselines import linear_probe, tip_adapter
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
-from pomp_jax.rooms.baselines.tip_adapter import unit
 from pomp_jax.train import batches, results
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.watch import TrainingError
@@ -46,8 +44,28 @@ class Fitted(NamedTuple):
   found: dict[str, Any]  # what the search for its settings found, as JSON
 
 
-def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
-  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP, and the results.
+class Training(NamedTuple):
+  """What a classifier is fitted on."""
+
+  data: Data
+  encoder: Encoder
+  folder: RunFolder  # of the run, which may store features of images
+  source: Source  # the training images
+  validation: SplitFeatures
+
+  def features(self) -> SplitFeatures:
+    """Computes the features of the training images."""
+    threads, max_corrupt = self.data.threads, self.data.max_corrupt
+    return split_features(self.encoder, self.source, threads=threads, max_corrupt=max_corrupt)
+
+
+# Returns a classifier, and what the search for its settings found, as JSON. FloatingPointError if
+# no setting gives a finite classifier.
+Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
+
+
+def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str, Any]:
+  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP (None), and the results.
 
   TrainingError if no setting gives a finite classifier.
   """
@@ -55,7 +73,7 @@ def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   start = time.monotonic()
   try:
-    fitted = None if method == "zero_shot" else fit(config, encoder, folder)
+    fitted = fit and fitted_by(fit, data, config.clip, config.eval.images, encoder, folder)
   except FloatingPointError as error:
     raise TrainingError(f"{method}: {error}") from error
   evaluation = time.monotonic()
@@ -68,9 +86,9 @@ def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
   # A classifier knows only the classes of its training.
   known = fitted and fitted.names
   splits, skipped = results.open_splits(data, config.eval.images, encoder, folder, known)
-  class_list = functools.partial(_class_list, data, config.eval.template)
+  classes_of = functools.partial(class_list, data, config.eval.template)
   scores = {
-    name: _scores(encoder, split, method, fitted, class_list(split.names))
+    name: _scores(encoder, split, method, fitted, classes_of(split.names))
     for name, (_, split) in splits.items()
   }
   figures, sets = results.figures_of_splits(splits, scores, method if fitted else "hand_written")
@@ -97,52 +115,16 @@ def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
   return found
 
 
-def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
-  """Fits the classifier of `config.method`; the run's folder stores features of images.
-
-  FloatingPointError if no setting gives a finite classifier.
-  """
-  data, tip = config.data, config.tip
+def fitted_by(
+  fit: Fit, data: Data, clip: Clip, n_validation: int, encoder: Encoder, folder: RunFolder
+) -> Fitted:
+  """Fits a classifier to the run's images, whose features its folder may store."""
   source = encoder.sized(inputs.open_source(data, "train"))
-  fill_features(data, config.clip, folder, source, encoder)
-  images = inputs.open_source(data, "validation", n_images=config.eval.images)
+  fill_features(data, clip, folder, source, encoder)
+  images = inputs.open_source(data, "validation", n_images=n_validation)
   validation = batches.readable_features(data, encoder, images, folder)
-  if config.method == "linear_probe":
-    train = split_features(encoder, source, threads=data.threads, max_corrupt=data.max_corrupt)
-    probe, found = linear_probe.fit_classifier(train, validation, config.probe.iterations)
-    return Fitted(probe, tuple(source.names), found)
-  settings = tip_adapter.tip_settings(tip, data)
-  # Without augmentation all views are the same.
-  n_views = 1 if data.augment == "none" else tip.views
-  n_epochs = settings.epochs if config.method == "tip_adapter_f" else 0
-  fetch = batches.open_fetch(data, source, encoder, folder)
-  epochs = tip_adapter.view_features(data, source, encoder, fetch, n_views + n_epochs)
-  cached = list(itertools.islice(epochs, n_views))
-  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
-  classes = _class_list(data, config.eval.template, source.names)
-  adapter = tip_adapter.TipAdapter(
-    tip_adapter.mean_keys(epoch.features[readable] for epoch in cached),
-    np.asarray(source.labels)[readable],
-    features_under(encoder, classes, settings.text),
-    *(encoder.clip.logit_scale, settings.alpha, tip.beta),
-  )
-  if n_epochs:
-    adapter = tip_adapter.tune(
-      adapter,
-      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
-      np.repeat(adapter.labels, data.views),
-      n_epochs=n_epochs,
-      batch_size=config.batch_size,
-      rate=config.optim.lr,
-      seed=config.seed,
-      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
-    )
-  alphas = tip_adapter.grid(settings.alpha_max, tip.alpha_steps)
-  betas = tip_adapter.grid(settings.beta_max, tip.beta_steps)
-  adapter = adapter.searched(validation.features, validation.labels, alphas, betas)
-  found = {"alpha": adapter.alpha, "beta": adapter.beta}
-  found["validation_images"] = len(validation.labels)
-  return Fitted(adapter, tuple(source.names), found)
+  classifier, found = fit(Training(data, encoder, folder, source, validation))
+  return Fitted(classifier, tuple(source.names), found)
 
 
 def _scores(
@@ -157,7 +139,7 @@ def _scores(
   return scores
 
 
-def _class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
+def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
   """Classes with the templates of their data set, if it has any."""
   known = ClassList((), None, template, (template,))
   if data.dataset in CLASS_LISTS:

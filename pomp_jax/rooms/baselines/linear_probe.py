@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-from pomp_jax.evaluate.split_features import SplitFeatures
+from pomp_jax.config import Settings
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import waiting
+from pomp_jax.rooms.baselines import classifiers
+from pomp_jax.rooms.baselines.classifiers import Training
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 
 # Strengths of the sweep, and the resolution of the search in decades.
@@ -123,13 +126,9 @@ def search(
   return best, tried
 
 
-def fit_classifier(
-  train: SplitFeatures, validation: SplitFeatures, iterations: int
-) -> tuple[LinearProbe, dict[str, Any]]:
-  """Fits probes on the training images, and keeps the best on validation images.
-
-  Returns the classifier, and what the search found, as JSON.
-  """
+def fit_classifier(training: Training, iterations: int) -> tuple[LinearProbe, dict[str, Any]]:
+  """Fits probes on the training images, and keeps the best on validation images."""
+  train, validation = training.features(), training.validation
   of = train.features, train.labels, len(train.names)
   fit_with = lambda strength, start: fit(*of, strength, iterations=iterations, start=start)
   with waiting("fitting linear probes"):
@@ -139,3 +138,9 @@ def fit_classifier(
     "validation_images": len(validation.labels),
     "validation_top1": {f"{strength:.4g}": top1 for strength, top1 in tried.items()},
   }
+
+
+def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
+  """See `classifiers.run`."""
+  fit = functools.partial(fit_classifier, iterations=config.probe.iterations)
+  return classifiers.run(config, folder, fit)

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,20 @@ import optax
 import scipy.sparse
 
 from pomp_jax import hosts
-from pomp_jax.config import SOURCES
+from pomp_jax.config import SOURCES, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import Fetch, SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import ranks
-from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
+from pomp_jax.evaluate.named_prompts import HAND_WRITTEN, features_under
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.rooms.baselines import classifiers
+from pomp_jax.rooms.baselines.classifiers import Training
 from pomp_jax.rooms.baselines.fields import Tip
-from pomp_jax.train.batches import VIEWS, bytes_of_view, read_ahead
+from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
+from pomp_jax.train.batches import VIEWS, bytes_of_view, open_fetch, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -258,3 +262,62 @@ def view_features(
     epoch = Epoch(np.concatenate(features), np.concatenate(readable))
     yield epoch
   yield from itertools.repeat(epoch, n_epochs - n_different)
+
+
+def fit_classifier(
+  training: Training,
+  tip: Tip,
+  template: str,
+  *,
+  tuned: bool,
+  batch_size: int,
+  rate: float,
+  seed: int,
+) -> tuple[TipAdapter, dict[str, Any]]:
+  """Caches the training images, tunes the keys of Tip-Adapter-F, and searches alpha and beta."""
+  data, encoder, folder, source, validation = training
+  settings = tip_settings(tip, data)
+  # Without augmentation all views are the same.
+  n_views = 1 if data.augment == "none" else tip.views
+  n_epochs = settings.epochs if tuned else 0
+  fetch = open_fetch(data, source, encoder, folder)
+  epochs = view_features(data, source, encoder, fetch, n_views + n_epochs)
+  cached = list(itertools.islice(epochs, n_views))
+  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in cached]))
+  classes = classifiers.class_list(data, template, source.names)
+  adapter = TipAdapter(
+    mean_keys(epoch.features[readable] for epoch in cached),
+    np.asarray(source.labels)[readable],
+    features_under(encoder, classes, settings.text),
+    *(encoder.clip.logit_scale, settings.alpha, tip.beta),
+  )
+  if n_epochs:
+    adapter = tune(
+      adapter,
+      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      np.repeat(adapter.labels, data.views),
+      n_epochs=n_epochs,
+      batch_size=batch_size,
+      rate=rate,
+      seed=seed,
+      validate=lambda found: classifier_accuracy(found, validation)["top1"],
+    )
+  alphas = grid(settings.alpha_max, tip.alpha_steps)
+  betas = grid(settings.beta_max, tip.beta_steps)
+  adapter = adapter.searched(validation.features, validation.labels, alphas, betas)
+  found = {"alpha": adapter.alpha, "beta": adapter.beta}
+  return adapter, found | {"validation_images": len(validation.labels)}
+
+
+def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
+  """See `classifiers.run`."""
+  fit = functools.partial(
+    fit_classifier,
+    tip=config.tip,
+    template=config.eval.template,
+    tuned=config.method == "tip_adapter_f",
+    batch_size=config.batch_size,
+    rate=config.optim.lr,
+    seed=config.seed,
+  )
+  return classifiers.run(config, folder, fit)

@@ -283,6 +283,17 @@ def encoder():
   return inputs.open_encoder(tip_config().clip)
 
 
+def fitted(config, encoder, folder, monkeypatch):
+  """The Tip-Adapter that a run would evaluate."""
+  data, clip, n_images = config.data, config.clip, config.eval.images
+
+  def run(_, folder, fit):
+    return classifiers.fitted_by(fit, data, clip, n_images, encoder, folder)._asdict()
+
+  monkeypatch.setattr(classifiers, "run", run)
+  return tip_adapter.run(config, RunFolder(folder))["classifier"]
+
+
 def learned(config, encoder, folder, monkeypatch):
   """Keys of the training-free adapter, and the features and labels that tuning was given."""
   given = {}
@@ -292,7 +303,7 @@ def learned(config, encoder, folder, monkeypatch):
     return adapter
 
   monkeypatch.setattr(tip_adapter, "tune", tune)
-  return classifiers.fit(config, encoder, RunFolder(folder)).classifier, given
+  return fitted(config, encoder, folder, monkeypatch), given
 
 
 def raw_features(encoder, source, epoch):
