@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from pomp_jax.config.checks import unpack
+from pomp_jax.config.checks import base, unpack, with_argument
 from pomp_jax.config.settings import fields_of, groups_with_fields, rows_of, value_of_text
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 _PARSER = _Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-_PARSER.add_argument("--config", help="the experiment: the name of a packaged config, or a file")
+_PARSER.add_argument("--config", help="the experiment: name of a packaged config or job, or a file")
 _PARSER.add_argument("--workdir", help="folder of all that the run leaves; default: runs/NAME")
 _PARSER.add_argument("--coordinator", help="host:port of process 0, where it listens")
 _PARSER.add_argument("--num_processes", type=int, help="number of processes; 1: this alone")
@@ -130,11 +130,16 @@ def summary(file: pathlib.Path) -> str:
 
 
 def config_file(name: str) -> str:
-  """Finds the file of a packaged config, or of a path, without the text behind a colon."""
+  """Finds the file of a packaged config, or of a path, without the text behind a colon.
+
+  The name of a job that has no such file is returned as it is.
+  """
   path = name.partition(":")[0]
   configs, stem = packaged_configs(), pathlib.Path(path).stem
   if path in configs:
     return str(configs[path])
+  if path in JOBS:
+    return path
   if not path.endswith(".py"):
     near = difflib.get_close_matches(path, configs, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -148,12 +153,16 @@ def config_file(name: str) -> str:
 
 
 def load_config(name: str) -> ConfigDict:
-  """Runs `get_config` of a config file, with the text behind a colon as its argument."""
-  file = config_file(name)
+  """Runs `get_config` of a config file, with the text behind a colon as its argument.
+
+  Without a file it is the base config of a job.
+  """
+  file, (_, colon, argument) = config_file(name), name.partition(":")
+  if file in JOBS:
+    return with_argument(base(file), argument)
   get_config = runpy.run_path(file).get("get_config")
   if get_config is None:
     raise InputError(f"{file}: has no function get_config")
-  _, colon, argument = name.partition(":")
   config = get_config(argument) if colon else get_config()
   if not isinstance(config, ConfigDict):
     found = type(config).__name__
@@ -164,7 +173,7 @@ def load_config(name: str) -> ConfigDict:
 def help_text() -> str:
   """Jobs, packaged configs, fields by group, one per line, and options, for `--help`."""
   configs = {name: summary(file) for name, file in packaged_configs().items()}
-  lines = ["Jobs (--config.job=JOB):", *_columns(summaries())]
+  lines = ["Jobs (--config=JOB, or --config.job=JOB):", *_columns(summaries())]
   lines += ["", "Configs (--config=NAME):", *_columns(configs)]
   lines += ["", "Fields (--config.FIELD=VALUE), with their defaults:"]
   for title, text, rows in groups_of_fields():

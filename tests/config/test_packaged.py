@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pomp_jax import __version__
-from pomp_jax.config import unpack
+from pomp_jax.config import defaults, unpack
 from pomp_jax.config.command_line import FOLDER, packaged_configs, parse, summary
 from pomp_jax.configs import evaluate, export, predict
 from pomp_jax.files.prompt_file import UNKNOWN_CLIP, Prompt, PromptFileError, save_prompt
@@ -35,6 +35,13 @@ def test_a_name_is_the_packaged_file_and_its_folder_is_in_runs(config, tmp_path,
   assert options.workdir == f"runs/{'mine' if config == 'mine.py' else 'demo'}"
   assert options.settings.k == (16 if ":" in config else 1000)
   assert parse(["--config", config, "--workdir=here"]).workdir == "here"
+
+
+@pytest.mark.parametrize("argument, n_images", [("", 0), (":detect.n_images=3", 3)])
+def test_a_job_without_a_file_of_its_name_has_the_defaults_of_its_fields(argument, n_images):
+  options = parse([f"--config=propose{argument}"])
+  assert options.settings == defaults("propose").replace({"detect.n_images": n_images})
+  assert options.workdir == "runs/propose" and "propose" not in packaged_configs()
 
 
 def test_overrides_in_their_three_forms():
