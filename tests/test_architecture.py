@@ -13,8 +13,7 @@ from pomp_jax import registry
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 _REGISTRY = PACKAGE / "registry.py"
-# The numbers that were reached; the aim of the first is 16,000 without the families of CLIP.
-CORE_LINES = 16_550
+CORE_LINES = 16_000
 
 _IMPORT_WITHOUT = """
 import importlib, sys
@@ -90,8 +89,11 @@ def test_modules_are_named_for_what_they_hold():
 
 
 def test_the_core_can_be_held_in_mind():
-  """Lines of all modules but those of rooms. What makes it longer moves something out first."""
-  others = {*_in("rooms", "configs")}
+  """Lines of all modules that import neither rooms nor the world, which stand above them.
+
+  What makes it longer moves something out first.
+  """
+  others = {*_in("rooms", "configs", "world")}
   core = [path for path in MODULES if path not in others]
   assert sum(len(path.read_text().splitlines()) for path in core) <= CORE_LINES
 
