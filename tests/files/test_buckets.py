@@ -103,6 +103,7 @@ def test_access_denied_is_one_line(store, folder):
   "status", [503, pytest.param(429, marks=pytest.mark.slow("waits for what 503 waits for"))]
 )
 def test_a_store_that_is_busy_for_a_second_is_asked_again(store, folder, status):
+  write_json(f"{folder}/file.json", {})  # the client is made, which may take longer than a second
   faults = store.faults
   store.fail(status, seconds=1.0)
   write_json(f"{folder}/file.json", {"a": 1})
