@@ -177,7 +177,7 @@ def test_published_harmonic_means_are_those_of_their_bases_and_news():
 
 
 PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
-PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
+NAMED = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
 TEXTS = st.sampled_from(
   ["a photo of a {}.", "{}.", "hand_written", "ensemble", "hf:me/a", "hf:b/a"]
 )
@@ -215,7 +215,7 @@ def test_labels_of_prompts(names, labels):
   assert prompt_labels(names) == labels
 
 
-@given(st.lists(PATHS | TEXTS, max_size=8, unique=True))
+@given(st.lists(NAMED | TEXTS, max_size=8, unique=True))
 def test_different_prompts_have_different_labels(names):
   labels = prompt_labels(names)
   assert len(set(labels)) == len(labels) == len(names)
