@@ -81,7 +81,7 @@ def _train_from(
           statistics=monitor.statistics,
         )
         checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=top1)
-        watch.meter.restart()
+        watch.restart()
       if asked:
         # Only process 0 knows whether the save failed.
         problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")

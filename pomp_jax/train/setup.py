@@ -61,11 +61,6 @@ class Run(abc.ABC):
   def n_groups(self) -> int:
     """Number of groups of a batch that draw random numbers of their own."""
 
-  @property
-  def learns_pixels(self) -> bool:
-    """Whether a step needs the pixels, since the image tower changes with what is learned."""
-    return True
-
   @abc.abstractmethod
   def learner(self) -> Any:
     """What is learned, with its `init` of `prompt.learner.Learner`."""
@@ -157,11 +152,6 @@ class PromptRun(Run):
     """Whether the sampler compares features of all classes under recent prompts."""
     return "bank" in self.loss.sampling.needs
 
-  @property
-  def learns_pixels(self) -> bool:
-    """Whether the method learns tokens of the image tower."""
-    return METHODS[self.contrast.method].pixels
-
   @functools.cached_property
   def token_budget(self) -> int:
     """Own tokens of the classes that one device computes in a step."""
@@ -182,7 +172,7 @@ class PromptRun(Run):
     """Remat and chunks of a step."""
     # Images with class features of their own share the memory, and so do two trained towers.
     n_times = self.group_size if self.method.per_image_text else 1
-    n_times *= 2 if self.learns_pixels else 1
+    n_times *= 2 if METHODS[self.contrast.method].pixels else 1
     return self._memory_plan(self.token_budget, n_times)
 
   def _memory_plan(self, token_budget: int, n_times: int = 1) -> MemoryPlan:

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
@@ -20,12 +20,10 @@ from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.terminal import Progress
 from pomp_jax.registry import PROFILER, load
-from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
 
-_Batch = TypeVar("_Batch")
 _STATM = pathlib.Path("/proc/self/statm")
 
 # A run is input bound when it spends more than this fraction of its time waiting for the loader,
@@ -36,49 +34,6 @@ _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
 _AHEAD = 2
 # Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20
-
-
-class Meter:
-  """Times the steps, and the waits for the loader.
-
-  The host runs ahead of the device. Only a batch that finds the device idle shows that the loader
-  is too slow.
-  """
-
-  def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Starts the clock, which gives seconds from any zero."""
-    self._clock = clock
-    self.restart()
-
-  def restart(self) -> None:
-    """Drops everything measured since the last `measure`."""
-    self._start = self._clock()
-    self._waited, self._batches, self._starved = 0.0, 0, 0
-
-  def timed(self, batches: Iterator[_Batch], is_idle: Callable[[], bool]) -> Iterator[_Batch]:
-    """Passes the batches through and times the wait for each; `is_idle` is that of the device."""
-    start = self._clock()
-    for batch in batches:
-      self._waited += self._clock() - start
-      self._batches += 1
-      self._starved += bool(is_idle())
-      yield batch
-      start = self._clock()
-
-  def measure(self, n_steps: int) -> dict[str, float]:
-    """Returns the figures of the n steps, at least 1, since the last call or restart; restarts.
-
-    `data_wait_ratio` is the fraction of the time spent waiting for the loader, `starved_ratio` that
-    of the batches that found the device idle.
-    """
-    elapsed = max(self._clock() - self._start, 1e-9)
-    figures = {
-      "step_seconds": elapsed / n_steps,
-      "data_wait_ratio": self._waited / elapsed,
-      "starved_ratio": self._starved / max(self._batches, 1),
-    }
-    self.restart()
-    return figures
 
 
 def memory() -> dict[str, float]:
@@ -140,7 +95,8 @@ class LossMonitor:
 class Watch(contextlib.AbstractContextManager):
   """Reads metrics late, checks them, and writes them as scalars, which docs/watching.md lists.
 
-  Metrics are means over the steps of a window; figures of `Meter` and `memory` are each process's.
+  Metrics are means over the steps of a window; times and `memory` are each process's. The host runs
+  ahead of the device: only a batch that finds the device idle shows that the loader is too slow.
   """
 
   def __init__(
@@ -167,12 +123,25 @@ class Watch(contextlib.AbstractContextManager):
       self._opened.callback(self._profile.close)
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
-    self.meter, self._warned = Meter(), False
+    self._warned = False
     self._own: dict[str, float] = {}
+    self.restart()
+
+  def restart(self) -> None:
+    """Starts to time the steps, and the waits for the loader, anew."""
+    self._start, self._waited = time.monotonic(), 0.0
+    self._batches = self._starved = 0
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-    """Passes the batches through and measures the time that the loop waits for them."""
-    return self.meter.timed(batches, self._device_is_idle)
+    """Passes the batches through and times the wait for each."""
+    start = time.monotonic()
+    for batch in batches:
+      self._waited += time.monotonic() - start
+      self._batches += 1
+      # With nothing pending, the loop itself has waited for the device.
+      self._starved += bool(self._pending) and _is_done(self._pending[-1][1])
+      yield batch
+      start = time.monotonic()
 
   def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that was started; reads those of the previous window."""
@@ -199,10 +168,6 @@ class Watch(contextlib.AbstractContextManager):
   def __exit__(self, *exception: object) -> None:
     self._opened.close()
 
-  def _device_is_idle(self) -> bool:
-    # With nothing pending, the loop itself has waited for the device.
-    return bool(self._pending) and _is_done(self._pending[-1][1])
-
   def _read(self, count: int) -> None:
     window, self._pending = self._pending[:count], self._pending[count:]
     if not window:
@@ -216,21 +181,21 @@ class Watch(contextlib.AbstractContextManager):
     # Some later steps are done as well.
     done = step + sum(_is_done(metrics) for _, metrics in self._pending)
     if done > self._done_step:
-      self._own = self.meter.measure(done - self._done_step) | memory()
+      elapsed = max(time.monotonic() - self._start, 1e-9)
+      self._own = {
+        "step_seconds": elapsed / (done - self._done_step),
+        "data_wait_ratio": self._waited / elapsed,
+        "starved_ratio": self._starved / max(self._batches, 1),
+      } | memory()
       self._done_step = done
+      self.restart()
       self._warn_if_input_bound(step)
-    means["images_per_second"] = self._run.loop.batch_size / self._own["step_seconds"]
-    self._write(step, means)
-
-  def _write(self, step: int, means: dict[str, float]) -> None:
-    """Writes scalars and progress, with the latest posts of the other processes."""
-    own = self._own
-    figures = own | {"images_per_second": means["images_per_second"] / jax.process_count()}
-    hosts.post("watch", figures)
+    own, rate = self._own, self._run.loop.batch_size / self._own["step_seconds"]
+    hosts.post("watch", own | {"images_per_second": rate / jax.process_count()})
     if self._metrics is None:
       return
-    processes = hosts.posted("watch")
-    scalars = means | own
+    processes = hosts.posted("watch")  # the latest of each
+    scalars = means | {"images_per_second": rate} | own
     if len(processes) > 1:
       for process, found in processes.items():
         scalars |= {f"process_{process}/{name}": value for name, value in found.items()}
@@ -243,13 +208,13 @@ class Watch(contextlib.AbstractContextManager):
     wait, starved = self._own["data_wait_ratio"], self._own["starved_ratio"]
     if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
-    self._warned = True
-    run = self._run
-    remedy = input_remedy(run.data, run.learns_pixels, run.readers, hosts.own_cores())
+    self._warned, (threads, workers) = True, self._run.readers
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
-      " wait for images; %s",
-      *(step, jax.process_index(), wait, starved, remedy),
+      " wait for images; more config.data.threads (now %d) or config.data.workers (now %d) use more"
+      " of the %d cores, config.data.features='stored' (now %r) computes features once",
+      *(step, jax.process_index(), wait, starved, threads, workers, hosts.own_cores()),
+      self._run.data.features,
     )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 import types
 from typing import NamedTuple
 
@@ -12,16 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomp_jax.config import METHODS
-from pomp_jax.data.loader import choose_readers
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import setup
 from pomp_jax.train import watch as watch_module
-from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.resume import Checkpoint
-from pomp_jax.train.watch import BadLossError, LossMonitor, Meter, Watch, memory
-from tests.support.small_run import settings, small_config
+from pomp_jax.train.watch import BadLossError, LossMonitor, Watch, memory
+from tests.support.small_run import small_config
 
 
 def slow(clock, seconds, n):
@@ -29,21 +25,6 @@ def slow(clock, seconds, n):
   for index in range(n):
     clock.now += seconds
     yield index
-
-
-def test_a_meter_tells_waiting_from_working():
-  clock = types.SimpleNamespace(now=100.0)
-  meter = Meter(lambda: clock.now)
-  idle = iter([False, True, True, True])
-  for _ in meter.timed(slow(clock, 1.0, 4), lambda: next(idle)):
-    clock.now += 4.0
-  assert meter.measure(2) == {"step_seconds": 10.0, "data_wait_ratio": 0.2, "starved_ratio": 0.75}
-  clock.now += 6.0
-  assert meter.measure(3) == {"step_seconds": 2.0, "data_wait_ratio": 0.0, "starved_ratio": 0.0}
-  clock.now += 50.0
-  meter.restart()
-  clock.now += 1.0
-  assert meter.measure(1)["step_seconds"] == 1.0
 
 
 def test_memory_of_a_process_without_device_statistics():
@@ -70,7 +51,7 @@ def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
 def watch(tmp_path, monkeypatch):
   """A watch of 100 steps whose clock the test moves; the clock."""
   clock = types.SimpleNamespace(now=100.0)
-  monkeypatch.setattr(watch_module, "Meter", lambda: Meter(lambda: clock.now))
+  monkeypatch.setattr(watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
   with opened(tmp_path) as watch:
     yield watch, clock
 
@@ -93,6 +74,24 @@ def walk(watch, clock, wait, work, steps):
     watch.step(step, METRICS[step])
 
 
+def test_waiting_is_told_from_working(watch, tmp_path, monkeypatch):
+  own, clock = watch
+  # Nothing is pending at the first batch; the device is busy at the second.
+  idle = iter([False, True, True])
+  monkeypatch.setattr(watch_module, "_is_done", lambda metrics: next(idle))
+  walk(*watch, 1.0, 4.0, range(1, 5))
+  own.flush()
+  clock.now += 50.0
+  own.restart()
+  clock.now += 6.0
+  own.step(5, METRICS[5])
+  own.flush()
+  scalars = RunFolder(tmp_path).scalars()
+  assert scalars["step_seconds"] == ([4, 5], [5.0, 6.0])
+  assert scalars["data_wait_ratio"] == ([4, 5], [0.2, 0.0])
+  assert scalars["starved_ratio"] == ([4, 5], [0.5, 0.0])
+
+
 def test_an_input_bound_run_warns_once(watch, caplog):
   jax.block_until_ready(METRICS)
   walk(*watch, 1.0, 1.0, range(1, 31))
@@ -100,33 +99,12 @@ def test_an_input_bound_run_warns_once(watch, caplog):
   found = dict(re.findall(r"(\w+)=([\w.]+)", line))
   assert found["input_bound"] == "true"
   assert float(found["data_wait_ratio"]) == pytest.approx(0.5, abs=0.06)
-
-
-@pytest.mark.parametrize(
-  ("changes", "n_cores", "named"),
-  [
-    ({}, 8, {"data.threads", "data.workers", "data.features"}),
-    ({"data.threads": 8}, 8, {"data.features"}),
-    ({"data.workers": 4}, 8, {"data.features"}),
-    ({"data.source": "synthetic"}, 64, {"data.features"}),
-    ({"data.augment": "recipe"}, 2, {"data.features", "data.view_epochs"}),
-    ({"data.augment": "recipe", "data.view_epochs": 2}, 2, {"data.features"}),
-    ({"data.features": "stored"}, 8, {"data.threads", "data.workers"}),
-    ({"method": "maple"}, 2, set()),
-  ],
-)
-def test_the_remedy_names_fields_that_can_still_help(changes, n_cores, named):
-  config = settings(**changes)
-  data, stored = config.data, config.data.source == "synthetic"
-  most = {"n_batches": sys.maxsize, "n_cores": n_cores, "shared_memory": sys.maxsize}
-  readers = choose_readers(data.threads, data.workers, decodes=stored, **most)
-  remedy = input_remedy(data, METHODS[config.method].pixels, readers, n_cores)
-  assert set(re.findall(r"config\.([\w.]+)", remedy)) == named
+  assert set(re.findall(r"config\.data\.(\w+)", line)) == {"threads", "workers", "features"}
 
 
 @pytest.mark.parametrize(("wait", "idle"), [(1.0, False), (0.4, True)])
 def test_a_busy_device_and_short_waits_are_no_problem(watch, caplog, monkeypatch, wait, idle):
-  monkeypatch.setattr(Watch, "_device_is_idle", lambda self: idle)
+  monkeypatch.setattr(watch_module, "_is_done", lambda metrics: idle)
   walk(*watch, wait, 1.0, range(1, 31))
   assert caplog.messages == []
 
