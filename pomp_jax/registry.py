@@ -62,7 +62,7 @@ class Source(NamedTuple):
   """One value of `config.data.source`.
 
   The module of stored images has `splits` and `open_split` for `evaluate.stored`. Others have
-  `open_source`, `n_training_classes`, `evaluation_splits` and `has_validation`.
+  `open_source`, `n_training_classes` and `evaluation_splits`.
   """
 
   module: str
@@ -267,9 +267,7 @@ FORMATS = {
   ),
   "detic": Format("class_features.npy", (".npy",), features="rooms.interchange.class_features"),
   "open_clip": Format(
-    "zero_shot_weights.npy",
-    (".npy", ".safetensors"),
-    features="rooms.interchange.class_features",
+    "zero_shot_weights.npy", (".npy", ".safetensors"), features="rooms.interchange.class_features"
   ),
 }
 

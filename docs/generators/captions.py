@@ -23,7 +23,7 @@ starts at 0, because contrastive learning from scratch collapses on noisy captio
 
 A caption never spells a novel class: an error that would do so leaves the ground unnamed.
 
-Shape suffixes: B images, A = 4 attributes in the order of `names.ATTRIBUTES`.
+Shape suffixes: B images, A = 4 attributes in the order of `names.WORDS`.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pomp_jax.clip.open_clip import PREFIX, named_clip
+from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, require
 from pomp_jax.config.fields import Clip, Contrast, Data, Export, Optim, Predict, Sampling
@@ -57,10 +57,7 @@ _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 def base(job: str = "pretrain", *others: str) -> ConfigDict:
   """The fields that a job reads, for a config file to change; locked, so that a typo adds none.
 
-  Args:
-    job: job of the config.
-    *others: jobs that the file is for too, by `--config.job=JOB`; their fields are there as well,
-      unless their room is not installed.
+  So are those of `others`, jobs that the file is for too, by `--config.job=JOB`, if installed.
   """
   return with_jobs(ConfigDict(), job, *others)
 
@@ -139,8 +136,11 @@ def validate(settings: Settings) -> None:
         require(values[field] == value, field, values[field], accepted)
       _check_loss(settings.contrast, settings.sampling, settings.optim)
       _check_views(settings.data, settings.batch_size)
-    if "log" in groups:
-      _check_tracker(settings.log.tracker)
+    if "log" in groups and (tracker := settings.log.tracker) != "none":
+      package = importlib.util.find_spec(tracker)
+      expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
+      # A folder of that name has no origin.
+      require(package and package.origin, "log.tracker", tracker, expected)
     _check_model(settings.clip, settings.dry_run)
     sources = {values.get("data.source"), values.get("evaluate.source")}
     needless = settings.job == "export" or ("eval" in groups and "features" in sources)
@@ -148,8 +148,11 @@ def validate(settings: Settings) -> None:
     require(settings.clip.image_tower or needless, "clip.image_tower", False, expected)
     if "eval" in groups:
       _check_data(settings.data, settings.eval.images, settings.dry_run)
+    # Caches, which may first be written to after hours.
     for field in ("data.feature_store", "data.cache", "compilation_cache"):
-      _check_cache(field, values.get(field, ""))
+      if (folder := values.get(field)) and (field, folder) != ("compilation_cache", AUTO):
+        problem = why_unwritable(folder)
+        require(not problem, field, folder, f"a folder that can be written to; {problem}")
     checks = [JOBS[settings.job].check]
     if "predict" in groups:
       checks.append(TASKS[settings.predict.task].check)
@@ -190,13 +193,6 @@ def _check_loss(contrast: Contrast, sampling: Sampling, optim: Optim) -> None:
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
 
 
-def _check_tracker(tracker: str) -> None:
-  expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
-  package = importlib.util.find_spec(tracker) if tracker != "none" else None
-  # A folder of that name has no origin.
-  require(tracker == "none" or (package and package.origin), "log.tracker", tracker, expected)
-
-
 def _check_model(clip: Clip, dry_run: bool) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
   is_published = False
@@ -212,12 +208,11 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   except InputError as error:
     raise ConfigError("clip.model", clip.model, str(error)) from error
   if not (exists(name) or is_published):
-    short = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
-    expected = f"{PREFIX}MODEL/TAG for a model by open_clip's name, or {_CLIPS}"
-    require(not short, "clip.model", name, expected)
-    # A hub id has one slash at most, and starts with a letter or a digit.
+    # A hub id has one slash at most, and starts with a letter or a digit; open_clip's names of its
+    # models alone do not.
+    of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
     hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
-    require(hub_id, "clip.model", name, _CLIPS)
+    require(hub_id and not of_open_clip, "clip.model", name, _CLIPS)
   if clip.text_tower == "reference":
     require(has_flax_clip(), "clip.text_tower", clip.text_tower, WITHOUT_FLAX)
 
@@ -252,21 +247,15 @@ def _check_data(data: Data, images: int, dry_run: bool) -> None:
   if "annotations" not in source.unread:
     expected = "a JSON file or a folder of label images that exists"
     require(exists(data.annotations), "data.annotations", data.annotations, expected)
-  _check_groups(data)
-
-
-def _check_groups(data: Data) -> None:
-  """Held-out shares, and lists of base and novel classes."""
   share = data.validation_share
   expected = f"less than 1 together with data.test_share = {data.test_share}"
   require(data.test_share + share < 1, "data.validation_share", share, expected)
   whole = not data.base or data.classes == "all"
   require(whole, "data.classes", data.classes, "'all' where data.base has a list")
   require(data.base or not data.novel, "data.novel", data.novel, "'' where data.base is empty")
-  lists = SOURCES[data.source].lists
   for field in ("names", "base", "novel"):
     names = getattr(data, field)
-    if names and not (lists and names in load(lists)):
+    if names and not (source.lists and names in load(source.lists)):
       _check_names(f"data.{field}", names)
 
 
@@ -285,13 +274,6 @@ def _check_views(data: Data, batch_size: int) -> None:
   repeats = data.features != "stored" or unchanged or data.view_epochs
   expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0: no view repeats"
   require(repeats, "data.features", data.features, expected)
-
-
-def _check_cache(field: str, folder: str) -> None:
-  """Checks a cache folder, which may first be written to after hours."""
-  if folder and (field, folder) != ("compilation_cache", AUTO):
-    problem = why_unwritable(folder)
-    require(not problem, field, folder, f"a folder that can be written to; {problem}")
 
 
 def check_predict(predict: Predict) -> None:

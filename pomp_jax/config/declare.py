@@ -73,9 +73,9 @@ def below(high: float | int) -> Check:
   return Check(lambda value: 0 <= value < high, f"0 or more and below {high}")
 
 
-def row(default: Any, help: str, check: Check = anything) -> Any:
-  """One field of the table: its default, a noun phrase with the unit, and its check."""
-  return dataclasses.field(default=default, metadata={"check": check, "help": help})
+def row(default: Any, help: str, check: Check = anything, parse: Callable[[str], Any] = str) -> Any:
+  """One field: default, noun phrase with the unit, check, and what reads an item of a tuple."""
+  return dataclasses.field(default=default, metadata={"check": check, "help": help, "parse": parse})
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:

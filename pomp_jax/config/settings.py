@@ -145,8 +145,7 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
 def value_of_text(field: str, text: str) -> Any:
   """The value of a field that a text stands for, on the command line or behind a file's colon.
 
-  Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
-  `label: field=value, field=value`. ConfigError for another text.
+  Integers of a tuple are separated by "+" or "/", other items by ";". ConfigError: another text.
   """
   check_name(field, fields_of())
   kind = fields_of()[field].type
@@ -157,15 +156,7 @@ def value_of_text(field: str, text: str) -> Any:
       return kind(text)
     if kind == tuple[int, ...]:
       return tuple(int(part) for part in re.split(r"[+/]", text) if text)
-    parts = tuple(part for part in map(str.strip, text.split(";")) if part)
-    return parts if kind == tuple[str, ...] else tuple(map(_labelled, parts))
+    parse = fields_of()[field].metadata["parse"]
+    return tuple(parse(part) for part in map(str.strip, text.split(";")) if part)
   except (ValueError, KeyError) as error:
     raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error
-
-
-def _labelled(text: str) -> tuple[str, dict[str, str]]:
-  label, colon, items = text.partition(":")
-  if not colon:
-    raise ValueError(text)
-  pairs = [item.split("=", 1) for item in items.split(",") if item.strip()]
-  return label.strip(), {name.strip(): value.strip() for name, value in pairs}

@@ -64,7 +64,7 @@ def open_encoder(
 
 
 def _module(data: Data) -> ModuleType:
-  """Module of `data.source` with the four functions below; `stored` has them for stored images."""
+  """Module of `data.source` with three functions below; `stored` has them for stored images."""
   return stored if SOURCES[data.source].stored else load(SOURCES[data.source].module)
 
 
@@ -117,5 +117,5 @@ def check_readable(data: Data, n_images: int) -> None:
 
 
 def has_validation(data: Data) -> bool:
-  """Whether there are validation images beside the training images."""
-  return _module(data).has_validation(data)
+  """Whether there are validation images beside the training images; always of generated ones."""
+  return not SOURCES[data.source].stored or stored.has_validation(data)

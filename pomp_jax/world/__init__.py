@@ -51,8 +51,8 @@ class WorldSource:
 
 def open_source(data: Any, split: str, n_images: int) -> WorldSource:
   """Opens a split with `data.n_classes` of its classes; see `source` for the sizes."""
-  sizes = {"n_images": n_images} if n_images else {"images_per_class": data.images_per_class}
-  return source(split, **sizes, n_classes=data.n_classes)
+  of_each = 0 if n_images else data.images_per_class
+  return source(split, images_per_class=of_each, n_images=n_images, n_classes=data.n_classes)
 
 
 def n_training_classes(data: Any) -> int:
@@ -68,11 +68,6 @@ def evaluation_splits(data: Any) -> tuple[str, ...]:
   return ("base", "novel", "shifted")
 
 
-def has_validation(data: Any) -> bool:
-  """Whether validation images differ from the training images: always."""
-  return True
-
-
 def source(
   split: str, *, images_per_class: int = 0, n_images: int = 0, n_classes: int = 0, seed: int = 0
 ) -> WorldSource:
@@ -82,9 +77,6 @@ def source(
   of random classes as evenly as possible; of `n_classes`, spread evenly over the split's list (0 or
   too many: all), it has the same number of each, rounded up.
   """
-  if (images_per_class > 0) == (n_images > 0):
-    found = f"got images_per_class={images_per_class} and n_images={n_images}"
-    raise ValueError(f"{found}, expected one above 0")
   group, stream, style = _SPLITS[split]
   every = class_names(group)
   n_kept = min(n_classes or len(every), len(every))

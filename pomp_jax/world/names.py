@@ -3,38 +3,29 @@
 The two colours differ: 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups. Prompts are learned
 on base, 21,841 classes as in ImageNet-21K. No caption or training image of the embedded CLIP has a
 class of novel, the other 5,087, but base has each of their words.
-Shapes: N classes, A = 4 attributes in the order of `ATTRIBUTES`.
+Shapes: N classes, A = 4 attributes: colour, texture, shape and ground.
 """
 
 import functools
 
 import numpy as np
 
-ATTRIBUTES = ("colour", "texture", "shape", "ground")
-
-
-def _families(text: str) -> tuple[tuple[str, ...], ...]:
-  return tuple(tuple(family.split(", ")) for family in text.split("; "))
-
-
 # Each family has values that are easily confused, as often as the table in
 # docs/generators/captions.py says.
-_COLOUR_FAMILIES = _families(
-  "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
-)
-_TEXTURE_FAMILIES = _families(
+_COLOURS = "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
+_TEXTURES = (
   "plain, shaded; striped, ribbed; dotted, spotted; checkered, plaid; ringed, swirled; wavy, zigzag"
 )
-_SHAPE_FAMILIES = _families(
+_SHAPES = (
   "disc, hexagon; ring, crescent moon; square, house, bell; star, flower; cross, lightning bolt;"
   " heart, leaf; triangle, arrow; fish, mushroom"
 )
-
-COLOURS = sum(_COLOUR_FAMILIES, ())
-TEXTURES = sum(_TEXTURE_FAMILIES, ())
-SHAPES = sum(_SHAPE_FAMILIES, ())
-WORDS = (COLOURS, TEXTURES, SHAPES, COLOURS)  # words of each attribute
-FAMILIES = (_COLOUR_FAMILIES, _TEXTURE_FAMILIES, _SHAPE_FAMILIES, _COLOUR_FAMILIES)
+FAMILIES: tuple[tuple[tuple[str, ...], ...], ...] = tuple(
+  tuple(tuple(family.split(", ")) for family in text.split("; "))
+  for text in (_COLOURS, _TEXTURES, _SHAPES, _COLOURS)
+)
+WORDS = tuple(sum(families, ()) for families in FAMILIES)  # words of each attribute
+COLOURS, TEXTURES, SHAPES, _ = WORDS
 
 N_BASE = 21_841
 GROUPS = ("base", "novel", "all")  # all: base, then novel

@@ -50,7 +50,7 @@ def test_an_image_does_not_depend_on_its_batch():
   np.testing.assert_array_equal(whole[picked], part)
 
 
-@pytest.mark.parametrize("attribute", range(4), ids=names.ATTRIBUTES)
+@pytest.mark.parametrize("attribute", range(4), ids=["colour", "texture", "shape", "ground"])
 def test_each_value_of_each_attribute_looks_different(attribute):
   words = names.WORDS[attribute]
   # A photo of the same key: equal in all attributes but one.
@@ -85,9 +85,6 @@ def test_images_are_of_one_split_and_seed():
       images = source.images(np.arange(50))
       seen |= {image.tobytes() for image in images}
   assert len(seen) == 4 * 2 * 50
-  for sizes in ({}, {"n_images": 3, "images_per_class": 1}, {"n_images": 0}):
-    with pytest.raises(ValueError, match="expected"):
-      world.source("train", **sizes)
 
 
 def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,15 @@ _seeds = Check(
 )
 
 
+def _method(text: str) -> tuple[str, dict[str, str]]:
+  """A method as a text: `label: field=value, field=value`."""
+  label, colon, items = text.partition(":")
+  if not colon:
+    raise ValueError(text)
+  pairs = [item.split("=", 1) for item in items.split(",") if item.strip()]
+  return label.strip(), {name.strip(): value.strip() for name, value in pairs}
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
   """The linear probe."""
@@ -45,4 +54,6 @@ class Repeat:
 class Baselines:
   """The job baselines: methods side by side, each over the seeds of `repeat`."""
 
-  methods: tuple[tuple[str, Mapping], ...] = row((), "methods: (label, {field: value}), ..")
+  methods: tuple[tuple[str, Mapping], ...] = row(
+    (), "methods: (label, {field: value}), ..", parse=_method
+  )
