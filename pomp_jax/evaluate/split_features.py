@@ -129,7 +129,7 @@ def _read(
   store: Path, encoder: Encoder, source: Source, features_nxE: Float[np.ndarray, "n E"]
 ) -> Features | None:
   """Fills in the features that the folder has; None, after a warning, if it can't be used."""
-  made_from = {"image_tower": encoder.image_fingerprint} | images_key(source, encoder)
+  made_from = images_key(source, encoder)
   folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
   n_images, width = features_nxE.shape
   features = Features(folder, (n_images, 1, width), made_from, together=(n_images, 1))
@@ -174,7 +174,7 @@ def _write(
 
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
-  """What features of a source depend on beside the image tower and the augmentation."""
+  """What features of a source depend on beside the augmentation."""
   keys = "\0".join(map(str, np.asarray(getattr(source, "keys", ())).tolist()))
   preparation: str | int = PREPROCESSING_VERSION
   # The content of the first image tells data sets with the same keys apart.
@@ -188,7 +188,8 @@ def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
       first = source.images(np.arange(1))
   except ImageError:
     first = np.zeros(0, np.uint8)
-  return {
+  tower = {} if isinstance(source, FeatureSource) else {"image_tower": encoder.image_fingerprint}
+  return tower | {
     "images": fingerprint(["\0".join(source.names), keys, np.asarray(source.labels), first]),
     "preparation": preparation,
     "image_size": encoder.clip.image_size,

@@ -7,22 +7,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from pomp_jax.errors import InputError
+
 DATA, CLASS = "data", "class"
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's classes.
 
-  ValueError: the devices do not divide by `class_size`.
+  InputError: the devices do not divide by `class_size`.
   """
   if devices is None:
     # Grouped by process, so that its images are on neighbouring rows.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
   devices = np.asarray(devices)
   if devices.size % class_size:
-    raise ValueError(
-      f"mesh.class_size: got {class_size}, expected a divisor of {devices.size} devices"
-    )
+    expected = f"a divisor of the {devices.size} devices"
+    raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from pomp_jax.config.fields import Data
 from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import RESIZER
-from pomp_jax.data.loader import Fetch, Readers, choose_readers, map_ahead
+from pomp_jax.data.loader import Fetch, choose_readers, map_ahead
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
@@ -46,7 +46,6 @@ def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolde
   # Without augmentation there are no seed and no crops.
   drawn = data.augment != "none"
   made_from = {
-    "image_tower": encoder.image_fingerprint,
     **images_key(source, encoder),
     "augment": data.augment,
     "views": data.views,
@@ -105,21 +104,6 @@ def readable_features(
   )
 
 
-def input_remedy(data: Data, learns_pixels: bool, now: Readers, n_cores: int) -> str:
-  """Advice for a run whose devices wait for images, read by `now` on a machine of n cores."""
-  remedies = []
-  if now.threads * max(1, now.workers) < n_cores:
-    remedies.append(
-      f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
-      f" use more of the {n_cores} cores"
-    )
-  if data.features == "online" and not learns_pixels:
-    bounded = data.augment == "none" or data.view_epochs
-    more = "" if bounded else " and config.data.view_epochs above 0"
-    remedies.append(f"features can be computed once (config.data.features='stored'{more})")
-  return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
-
-
 def own_shard(mesh: Mesh) -> tuple[int, int]:
   """Shard (index, count) of a batch that this process's devices take."""
   return process_shards(mesh)[jax.process_index()]
@@ -134,13 +118,13 @@ def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
   rows = collections.defaultdict(set)
   for (row, _), device in np.ndenumerate(mesh.devices):
     rows[device.process_index].add(row)
-  sizes, n_rows = {len(own) for own in rows.values()}, mesh.shape[DATA]
+  size = max(map(len, rows.values()))
   shards = {}
   for process, own in rows.items():
-    size, first = len(own), min(own)
-    if len(sizes) > 1 or first % size or max(own) != first + size - 1:
+    index = min(own) // size
+    if own != set(range(index * size, (index + 1) * size)):
       return {}
-    shards[process] = first // size, n_rows // size
+    shards[process] = index, mesh.shape[DATA] // size
   return shards
 
 

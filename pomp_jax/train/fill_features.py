@@ -22,7 +22,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
-from pomp_jax.files.terminal import Progress, printable
+from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ def fill_features(
   if data.features != "stored":
     return
   features = batches.open_features(data, source, encoder, folder)
-  # All processes have opened what is there before one of them adds to it.
-  hosts.gather(None, "the folder of features")
   missing = None
   if hosts.is_first():
     features.create()
@@ -81,7 +79,7 @@ def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
     return
   stored = read_json(path)
   for field, needed in made_from.items():
-    if stored.get(field) != needed:
+    if stored.get(field, needed) != needed:  # a run of another version may lack the field
       changed = "the CLIP or its preparation changed"
       if field == "images":
         changed = "features of a file changed, or images were added, removed or renamed"
@@ -111,23 +109,20 @@ def _fill(
 
   n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
   decoded = batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())
+  decoded = steps_of(decoded, "features of training images", "parts", len(parts))
   skipped = SkippedImages(source, data.max_corrupt)
-  total, done = features.shape[1] * sum(map(features.size, mine)), 0
-  with Progress(total, description="features", unit="features") as progress:
-    for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
-      first = features.rows(block).start
-      found_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
-      for _, _, rows, versions, pixels, readable in of_block:
-        flat = pixels.reshape(-1, *pixels.shape[2:])
-        found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
-        found[~readable] = np.nan
-        found_bxRxE[rows[:, None] - first, versions] = found
-        done += versions.size
-        progress.update(done)
-      damaged = (np.flatnonzero(np.isnan(found_bxRxE[:, 0, 0])) + first).tolist()
-      for index in damaged:
-        log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
-      # As soon as this process knows; the others' and earlier starts' are added at the end.
-      skipped.note(damaged)
-      features.write(block, found_bxRxE)
-      hosts.raise_if_preempted()
+  for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
+    first = features.rows(block).start
+    found_bxRxE = np.empty((features.size(block), *features.shape[1:]), np.float32)
+    for _, _, rows, versions, pixels, readable in of_block:
+      flat = pixels.reshape(-1, *pixels.shape[2:])
+      found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
+      found[~readable] = np.nan
+      found_bxRxE[rows[:, None] - first, versions] = found
+    damaged = (np.flatnonzero(np.isnan(found_bxRxE[:, 0, 0])) + first).tolist()
+    for index in damaged:
+      log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
+    # As soon as this process knows; the others' and earlier starts' are added at the end.
+    skipped.note(damaged)
+    features.write(block, found_bxRxE)
+    hosts.raise_if_preempted()

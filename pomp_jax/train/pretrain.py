@@ -11,20 +11,19 @@ import jax
 from pomp_jax import hosts
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import Contrast, Loop
+from pomp_jax.config.fields import Loop
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.split_features import images_key
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
-from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.prompt.mesh import DATA, make_mesh
 from pomp_jax.registry import PREDICTION_SHEET, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.train import batches, loop, methods, results
 from pomp_jax.train.fill_features import check_same_images, fill_features
-from pomp_jax.train.resume import best, check_same_run, may_change
+from pomp_jax.train.resume import best, check_same_run
 from pomp_jax.train.setup import PromptRun, prepare
 
 
@@ -37,7 +36,10 @@ def check(config: Settings, workdir: str) -> None:
   if config.data.features == "file":
     inputs.check_features(inputs.open_source(config.data, "train"), config.clip.model, clip)
   if METHODS[config.method].steps:
-    _check_classes(config.contrast, n_classes)
+    fits = config.negatives != "sampled" or config.k <= n_classes
+    require(fits, "k", config.k, f"at most the number of classes, {n_classes}")
+    takes = "2 classes or more to tell apart; the training data has 1"
+    require(n_classes > 1, "negatives", config.negatives, takes)
     check_mesh(config.mesh.class_size, config.loop, config.data.views)
     # SOS, a name of one token, "." and EOT need a place.
     most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
@@ -45,31 +47,22 @@ def check(config: Settings, workdir: str) -> None:
     methods.method_of(config.method).check(config.prompt, clip)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
-  check_same_run(config.flat(), folder, may_change)
+  check_same_run(config.flat(), folder)
   if hosts.is_first() and not folder.config.exists():
     inputs.check_readable(config.data, config.eval.images)
 
 
-def _check_classes(contrast: Contrast, n_classes: int) -> None:
-  fits = contrast.negatives != "sampled" or contrast.k <= n_classes
-  require(fits, "k", contrast.k, f"at most the number of classes, {n_classes}")
-  takes = "2 classes or more to tell apart; the training data has 1"
-  require(n_classes > 1, "negatives", contrast.negatives, takes)
-
-
 def check_mesh(class_size: int, loop: Loop, n_views: int = 1) -> None:
-  """Raises ConfigError unless the devices share the classes and the batches of a step."""
-  n_devices = jax.device_count()
-  takes = f"a divisor of the {n_devices} devices"
-  require(n_devices % class_size == 0, "mesh.class_size", class_size, takes)
-  shares = jax.process_index() in batches.process_shards(make_mesh(class_size))
+  """Raises InputError unless the devices share the classes and the batches of a step."""
+  mesh = make_mesh(class_size)
+  shares = jax.process_index() in batches.process_shards(mesh)
   takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
   require(shares, "mesh.class_size", class_size, takes)
-  n_data, n_draws = n_devices // class_size, loop.accumulate
+  n_data, n_draws = mesh.shape[DATA], loop.accumulate
   takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
   fits = loop.batch_size % (n_data * n_draws) == 0
   require(fits, "batch_size", loop.batch_size, f"{takes}, or another number of devices")
-  _, n_shards = batches.own_shard(make_mesh(class_size))
+  _, n_shards = batches.own_shard(mesh)
   takes = f"a multiple of {n_views * n_shards} (data.views {n_views} x processes {n_shards})"
   require(loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes)
 
@@ -105,11 +98,9 @@ def _start_folder(run: PromptRun) -> None:
   if hosts.is_first():
     run.folder.create()
     write_json(run.folder.config, run.config)
-    if run.data.features == "stored":
+    if run.data.features != "online":
       features = batches.open_features(run.data, run.source, run.encoder, run.folder)
       check_same_images(run.folder, features.made_from)
-    elif run.data.features == "file":
-      check_same_images(run.folder, images_key(run.source, run.encoder))
   fill_features(run.data, run.clip, run.folder, run.source, run.encoder)
 
 

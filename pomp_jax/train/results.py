@@ -30,9 +30,6 @@ from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
-# Images and features of each split.
-Splits = Mapping[str, tuple[Source, SplitFeatures]]
-
 # The prompt that others are compared with, and what `results.json` has of each.
 _REFERENCE = "hand_written"
 _FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
@@ -58,16 +55,14 @@ def open_tracker(name: str, folder: RunFolder, config: Mapping[str, Any]) -> Tra
 
 def open_splits(
   data: Data, n_images: int, encoder: Encoder, folder: RunFolder, names: Sequence[str] | None
-) -> tuple[dict[str, tuple[Source, SplitFeatures]], list[str]]:
-  """Images and features of the test splits with these classes, or of all; and the other splits."""
-  splits, others = {}, []
+) -> dict[str, tuple[Source, SplitFeatures]]:
+  """Images and features of the test splits with these classes, or of all."""
+  splits = {}
   for name in inputs.evaluation_splits(data):
     source = inputs.open_source(data, name, n_images=n_images)
     if names is None or tuple(source.names) == tuple(names):
       splits[name] = source, batches.readable_features(data, encoder, source, folder)
-    else:
-      others.append(name)
-  return splits, others
+  return splits
 
 
 def evaluate_run(
@@ -80,7 +75,7 @@ def evaluate_run(
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = run.source.names if run.prompt.class_specific else None
-  splits, _ = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
+  splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
   prompts = own | {_REFERENCE: run.eval.template, "class_name": "{}."}
@@ -113,7 +108,7 @@ def evaluate_run(
 
 
 def figures_of_splits(
-  splits: Splits, scores: Mapping[str, Any], learned: str
+  splits: Mapping[str, tuple[Source, SplitFeatures]], scores: Mapping[str, Any], learned: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The part of `results.json` that all methods have, and sets of `rooms.analysis.by_class`.
 

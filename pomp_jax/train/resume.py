@@ -5,7 +5,7 @@ fields that leave the result as it is or follow the devices. A bank, the feature
 sharded on the devices, and whole in a checkpoint.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 import logging
 from typing import Any, NamedTuple
 
@@ -36,13 +36,13 @@ FREE_FIELDS = (
   # As long as no loss is bad.
   *("on_bad_loss", "loss_spike", "max_roll_backs"),
 )
-# Fields that follow the number and the kind of devices, which may change. A change of the draws is
-# a warning.
-_DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
+# Fields that may change before a run is resumed: these, and those that follow the number and the
+# kind of devices. A change of the draws is a warning.
+MAY_CHANGE = frozenset((*FREE_FIELDS, "accumulate", "mesh.class_size", "clip.memory_gib"))
 
 
 def check_same_run(
-  now: Mapping[str, Any], folder: RunFolder, may_change: Callable[[str], bool]
+  now: Mapping[str, Any], folder: RunFolder, may_change: Collection[str] = MAY_CHANGE
 ) -> None:
   """Compares a start's fields by dotted name with those of the run in a folder, if there is one.
 
@@ -60,15 +60,10 @@ def check_same_run(
   for field, value in now.items():
     stored = before.get(field, fields_of()[field].default)
     stored = tuple(stored) if isinstance(stored, list) else stored
-    if stored != value and not may_change(field):
+    if stored != value and field not in may_change:
       raise ConfigError(
         field, value, f"{stored!r}, with which {folder.path} was started (or another --workdir)"
       )
-
-
-def may_change(field: str) -> bool:
-  """Whether a run may be resumed with another value of the field."""
-  return field in FREE_FIELDS or field in _DEVICE_FIELDS
 
 
 class Checkpoint(NamedTuple):

@@ -35,16 +35,15 @@ def sampling_arrays(
     # Relative to the largest count, so that no power overflows.
     counts_N = (counts_N / counts_N.max()) ** sampling.power
     arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
-  needed = {field: _RELATIONS.intersection(parts) for field, parts in needs.items()}
-  if not any(needed.values()):
+  needed = {part: field for field, parts in needs.items() for part in _RELATIONS & {*parts}}
+  if not needed:
     return arrays
   relations = load(RELATIONS)(data, names) if RELATIONS else None
   if relations is None:
-    field = next(field for field, parts in needed.items() if parts)
+    field = next(iter(needed.values()))
     expected = "a value that needs no relations between classes, or data.names with synsets"
     raise ConfigError(f"sampling.{field}", getattr(sampling, field), expected)
-  parts = frozenset().union(*needed.values())
-  return arrays._replace(**{part: getattr(relations, part) for part in parts})
+  return arrays._replace(**{part: getattr(relations, part) for part in needed})
 
 
 def sampling_of(sampling: Sampling, logit_scale: float) -> SamplingSettings:

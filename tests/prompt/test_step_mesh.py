@@ -10,6 +10,7 @@ import torch
 
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
+from pomp_jax.errors import InputError
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
@@ -257,6 +258,6 @@ def test_the_program_has_no_gradient_of_a_frozen_weight_and_calls_nothing_outsid
 
 
 def test_devices_that_do_not_divide_are_refused():
-  with pytest.raises(ValueError, match="mesh.class_size: got 3"):
+  with pytest.raises(InputError, match="mesh.class_size: got 3"):
     make_mesh(3)
   assert dict(make_mesh(2).shape) == {"data": 4, "class": 2}

@@ -13,7 +13,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
-from pomp_jax.train.resume import check_same_run, may_change
+from pomp_jax.train.resume import check_same_run
 from pomp_jax.train.sampling_data import sampling_arrays
 from tests.support.small_run import small_config
 
@@ -85,7 +85,7 @@ def test_the_config_of_another_version(tmp_path):
 
   def check(**changes):
     folder.config.write_text(json.dumps(stored))
-    check_same_run(defaults().flat() | changes, folder, may_change)
+    check_same_run(defaults().flat() | changes, folder)
 
   stored["distill"] = {"weight": 1.0}
   with pytest.raises(ConfigError, match=r"unknown field config\.distill\.weight in "):

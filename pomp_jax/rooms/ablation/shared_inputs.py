@@ -127,7 +127,7 @@ class SharedInputs:
   def _splits(
     self, encoder: Encoder, data: Data, n_images: int, names: tuple[str, ...] | None = None
   ) -> dict[str, SplitFeatures]:
-    found, _ = results.open_splits(data, n_images, encoder, self.folder, names)
+    found = results.open_splits(data, n_images, encoder, self.folder, names)
     return {name: features for name, (_, features) in found.items()}
 
 

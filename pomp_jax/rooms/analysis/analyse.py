@@ -26,7 +26,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.analysis import geometry
-from pomp_jax.train.resume import check_same_run, may_change
+from pomp_jax.train.resume import MAY_CHANGE, check_same_run
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def check(config: Settings, workdir: str) -> None:
   folder.check(config.job)
   if folder.results.exists():
     # Images of another folder are others.
-    check_same_run(config.flat(), folder, lambda field: field != "data.root" and may_change(field))
+    check_same_run(config.flat(), folder, MAY_CHANGE - {"data.root"})
   given = config.clip, config.evaluate, config.data, config.eval
   check_prompts(config.analyse.prompts, _FIELD, *given)
 

@@ -85,7 +85,7 @@ def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str
       np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
   # A classifier knows only the classes of its training.
   known = fitted and fitted.names
-  splits, skipped = results.open_splits(data, config.eval.images, encoder, folder, known)
+  splits = results.open_splits(data, config.eval.images, encoder, folder, known)
   classes_of = functools.partial(class_list, data, config.eval.template)
   scores = {
     name: _scores(encoder, split, method, fitted, classes_of(split.names))
@@ -101,7 +101,7 @@ def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str
     "n_classes": inputs.n_training_classes(data),
     "seconds": round(evaluation - start, 2),
     "eval_seconds": round(time.monotonic() - evaluation, 2),
-    "not_evaluated": skipped,
+    "not_evaluated": [name for name in inputs.evaluation_splits(data) if name not in splits],
     **({"found": fitted.found} if fitted else {}),
   }
   if hosts.is_first():

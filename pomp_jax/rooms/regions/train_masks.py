@@ -38,7 +38,7 @@ from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
 from pomp_jax.rooms.regions.mask_views import MaskViews
 from pomp_jax.train import loop
 from pomp_jax.train.pretrain import check_mesh
-from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
+from pomp_jax.train.resume import Checkpoint, check_same_run
 from pomp_jax.train.setup import Run, length_of
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def check(config: Settings, workdir: str) -> None:
   named = _prompt_of_classes(own)
   check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
   check_mesh(config.mesh.class_size, config.loop)
-  check_same_run(config.flat(), folder, may_change)
+  check_same_run(config.flat(), folder)
   classes = _classes(folder, named, source.names)
   # A resumed run has the classes and the prompt of its start, also under the same paths.
   if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
