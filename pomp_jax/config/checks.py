@@ -80,12 +80,9 @@ def with_argument(
 ) -> ConfigDict:
   """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
 
-  Args:
-    config: changed in place, and returned.
-    argument: `name=value,name=value`, or the name of a variant beside them, or empty. A comma in a
-      text stays in it, unless a field or a variant follows.
-    variants: name -> field -> value, for several fields at once.
-    **short: short name -> field, for names that are not fields themselves.
+  The config is changed in place. `argument` has `name=value` or the names of `variants` (values of
+  several fields), separated by commas. A comma in a text stays in it, unless a field or a variant
+  follows. `short` has names of fields beside their own.
   """
   begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
   for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):

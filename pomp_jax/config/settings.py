@@ -73,9 +73,7 @@ class Settings:
   def replace(self, changes: Mapping[str, Any]) -> "Settings":
     """A copy with other values, by dotted names; another `job` keeps the fields that it reads too.
 
-    Raises:
-      ConfigError: a field that does not exist or that the job does not read, or a value of another
-        type.
+    ConfigError: a field that does not exist or that the job does not read, or another type.
     """
     job = changes.get("job", self.job)
     known = fields_of(job)

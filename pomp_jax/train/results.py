@@ -91,9 +91,8 @@ def evaluate_run(
   results, sets = figures_of_splits(splits, scores, "prompt")
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
-  summary = load(BY_CLASS).summary if BY_CLASS else lambda *_: {}
   results |= {
-    "by_class": {name: summary(of_split, "prompt") for name, of_split in sets.items()},
+    "by_class": {name: load(BY_CLASS).summary(one, "prompt") for name, one in sets.items()},
     "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -122,7 +121,6 @@ def figures_of_splits(
     "unreadable": {},
     "top1": {name: of_split[learned]["top1"] for name, of_split in scores.items()},
   }
-  sets = {}
   for name, (source, split) in splits.items():
     results["eval"][name] = {
       label: {key: value for key, value in one.items() if key in _FIGURES}
@@ -132,14 +130,8 @@ def figures_of_splits(
     results["eval_unreadable"][name] = len(unreadable)
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
-    images = name.partition("/")[0]
-    sets[name] = {
-      "split": images if images in ("train", "validation") else "test",
-      "classes": split.names,
-      "reference": _REFERENCE,
-      "prompts": scores[name],
-    }
-  return results, sets
+  names = {name: split.names for name, (_, split) in splits.items()}
+  return results, load(BY_CLASS).sets_of(names, scores, _REFERENCE) if BY_CLASS else {}
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:

@@ -1,9 +1,4 @@
-"""The progress of a run: its start, its checkpoints, and what a start that resumes may change.
-
-A run resumes if its folder holds a checkpoint. A start with another config is an error, except for
-fields that leave the result as it is or follow the devices. A bank, the features of all classes, is
-sharded on the devices, and whole in a checkpoint.
-"""
+"""The progress of a run: its start, its checkpoints, and what a start that resumes may change."""
 
 from collections.abc import Collection, Mapping
 import logging

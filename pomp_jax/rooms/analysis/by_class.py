@@ -31,6 +31,22 @@ _MOST_DRAWN = 50
 _PAIRS, _CLASSES = 20, 50
 
 
+def sets_of(
+  names: Mapping[str, Sequence[str]], scores: Mapping[str, Mapping[str, Any]], reference: str
+) -> dict[str, dict[str, Any]]:
+  """Sets of a training's splits, by the names of their classes and the figures of their prompts."""
+  sets = {}
+  for split, classes in names.items():
+    images = split.partition("/")[0]
+    sets[split] = {
+      "split": images if images in ("train", "validation") else "test",
+      "classes": classes,
+      "reference": reference,
+      "prompts": scores[split],
+    }
+  return sets
+
+
 def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
   """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets."""
   rows, classes, confusions = [], [], []
