@@ -213,12 +213,12 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   if type(version) is not int or version != FORMAT_VERSION:
     told = "missing" if version is None else repr(version)
     refuse(path, "format_version", told, f"{FORMAT_VERSION} (the only known version)")
-  for field, kind in FIELDS.items():
+  for field, own in FIELDS.items():
     if field not in fields:
       names = ", ".join(sorted(map(str, fields))) or "nothing"
-      refuse(path, field, f"missing (there are: {names})", f"a {kind.__name__} of that name")
-    if type(fields[field]) is not kind:
-      refuse(path, field, f"a {type(fields[field]).__name__}", f"a {kind.__name__}")
+      refuse(path, field, f"missing (there are: {names})", f"a {own.__name__} of that name")
+    if type(fields[field]) is not own:
+      refuse(path, field, f"a {type(fields[field]).__name__}", f"a {own.__name__}")
   try:
     config = json.loads(fields["config"])
   except (ValueError, RecursionError) as error:
