@@ -41,16 +41,11 @@ _TEST_IMAGES = 512
 
 
 class Cost(NamedTuple):
-  """The time of a part."""
+  """The time of a part, scaled if not all rows were measured."""
 
   seconds: float  # of all rows
   measured: int  # number of rows that were measured
   total: int  # number of all rows
-
-  @property
-  def scaled(self) -> bool:
-    """Whether the time is scaled from a part of the rows."""
-    return self.measured < self.total
 
 
 def measure(run: setup.PromptRun) -> dict[str, Any]:
@@ -158,7 +153,7 @@ def _class_cost(run: setup.PromptRun) -> Cost:
     return _stepping(program, state, run.frozen, _ones(batch))
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
-  if not cost.scaled:
+  if cost.measured == cost.total:
     return cost
   # Scale by tokens, not by rows: the budget of a few rows has more slack.
   tokens = [one.n_prefix + one.token_budget for one in (run, smaller(cost.measured))]

@@ -174,8 +174,8 @@ def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
 
 def _of(cost: costs.Cost) -> str:
   """A time, and where it comes from."""
-  scaled = f", scaled from {cost.measured:,} of {cost.total:,}" if cost.scaled else ""
-  return f"{cost.seconds:.3g} s{scaled}"
+  part = f", scaled from {cost.measured:,} of {cost.total:,}"
+  return f"{cost.seconds:.3g} s" + part * (cost.measured < cost.total)
 
 
 def _hours(seconds: float) -> str:
