@@ -15,13 +15,15 @@ from pomp_jax.data.source import Storage, StoredImages
 class FeatureStorage(Storage, Protocol):
   """Features in place of images; `read` raises ImageError."""
 
-  header: str  # file that describes them, for messages
-  clip_model: str  # value of `config.clip.model` whose image tower computed them
   width: int  # E
   checksums_n: np.ndarray  # of the features of each image
 
   def features(self, rows_B: np.ndarray) -> np.ndarray:
     """Features of some rows, float32 [B,E]."""
+    ...
+
+  def check_clip(self, model: str, width: int) -> None:
+    """Raises SourceError unless a CLIP of this name and width computed them."""
     ...
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS
 from pomp_jax.data.source import Files, SourceError, StoredImages
-from pomp_jax.files.paths import Path, entries, is_bucket, is_file, to_path
+from pomp_jax.files.paths import Path, is_bucket, is_file, store_of, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
   """Lists a folder, symbolic links in it only with `links`; SourceError if it can't be read."""
   try:
     if is_bucket(folder):
-      found = entries(folder)
+      found = store_of(folder).entries(os.fspath(folder))
     else:
       with os.scandir(os.fspath(folder)) as inside:
         found = [

@@ -123,16 +123,14 @@ def file_name(name: str) -> str:
   return name.replace("/", "-")
 
 
-def split_of_source(source: str, split: str, of_split: OfSplit) -> EvaluationSet:
-  """A split of an image source without files."""
-  return EvaluationSet(split, source, split, "all", functools.partial(of_split, split, "test"))
-
-
 def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   """Splits on which a training with this config evaluates its prompt."""
   splits = inputs.evaluation_splits(data)
   if not SOURCES[data.source].stored:
-    return [split_of_source(data.source, split, of_split) for split in splits]
+    return [
+      EvaluationSet(name, data.source, name, "all", functools.partial(of_split, name, "test"))
+      for name in splits
+    ]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name, sets = name.replace("/", "-"), []

@@ -9,18 +9,17 @@ from typing import Any
 
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, load_clip, read_clip
-from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.feature_source import FeatureSource
-from pomp_jax.data.source import Source, SourceError
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import stored
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import ArrayCache
-from pomp_jax.files.terminal import printable, waiting
+from pomp_jax.files.terminal import waiting
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.registry import SYNTHETIC_CLIPS, load
 
@@ -80,19 +79,11 @@ def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:
   """SourceError for features of another CLIP than `config.clip.model`; ConfigError for no tower."""
-  if not isinstance(source, FeatureSource):
+  if isinstance(source, FeatureSource):
+    source.storage.check_clip(model.removeprefix(SYNTHETIC_CLIP), clip.projection_dim)
+  else:
     has_tower = clip.vision_config.image_size > 0
     require(has_tower, "clip.image_tower", has_tower, "True where images are to be encoded")
-    return
-  storage, own = source.storage, model.removeprefix(SYNTHETIC_CLIP)
-  # Files of one's own behind a second colon don't change which model it is.
-  own = ":".join(own.split(":")[:2]) if own.startswith(PREFIX) else own
-  if storage.clip_model.removeprefix(HUB_PREFIX) != own.removeprefix(HUB_PREFIX):
-    got = printable(repr(storage.clip_model), 80)
-    raise SourceError(f"{storage.header}: clip_model: got {got}, expected {own!r}")
-  if storage.width != clip.projection_dim:
-    expected = f"{clip.projection_dim}, that of {own}"
-    raise SourceError(f"{storage.header}: width: got {storage.width}, expected {expected}")
 
 
 def n_training_classes(data: Data) -> int:

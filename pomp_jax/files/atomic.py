@@ -10,7 +10,7 @@ import secrets
 import tempfile
 from typing import BinaryIO
 
-from pomp_jax.files.paths import is_bucket, is_file, store_of
+from pomp_jax.files.paths import is_bucket, store_of
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # Messages of C++ libraries, and of NumPy where a write is cut short.
@@ -60,14 +60,7 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
   Writes nothing, so it detects neither a full disk nor a bucket that can only be read.
   """
   if is_bucket(folder):
-    bucket = "/".join(os.fspath(folder).split("/")[:3])
-    try:
-      store_of(bucket).info(bucket)
-      return f"{os.fspath(folder)} is a file; a folder is needed" if is_file(folder) else None
-    except FileNotFoundError:
-      return f"there is no bucket {bucket}"
-    except OSError as error:
-      return f"{error.filename}: {error.strerror}"
+    return store_of(folder).why_unwritable(os.fspath(folder))
   absolute = Path(folder).absolute()
   existing = next(path for path in (absolute, *absolute.parents) if path.exists())
   if not existing.is_dir():

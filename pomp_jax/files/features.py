@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 _BLOCK = 1024  # images
 _COMPLETE = "complete"
 _IN_MEMORY = 256 * 2**20  # bytes of chunks, and of the files' indexes, that stay in memory
-# A store that does not answer is given up after half a minute, as by `files.paths`.
-_RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
 
 
 class FeatureStoreError(InputError, ValueError):
@@ -184,20 +182,17 @@ class Features:
 
   def _open(self, *, create: bool) -> tensorstore.TensorStore:
     folder = os.fspath(self.folder)
-    key_values = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
-    if is_bucket(folder):
-      key_values = store_of(folder).key_value_store(*folder.partition("://")[2].split("/", 1))
-    retries = {f"{store}_request_retries": _RETRIES for store in ("gcs", "s3")}
+    local = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
     return tensorstore.open(
       {
         "driver": "zarr3",
-        "kvstore": key_values,
+        "kvstore": store_of(folder).key_value_store(folder) if is_bucket(folder) else local,
         "metadata": self._metadata,
         # A missing block is an error, and not zeros.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
         "recheck_cached_data": "open",
-        "context": {"cache_pool": {"total_bytes_limit": _IN_MEMORY}, **retries},
+        "context": {"cache_pool": {"total_bytes_limit": _IN_MEMORY}},
       },
       open=True,
       create=create,

@@ -7,10 +7,7 @@ minute, and raise an OSError with errno, reason and URL for others.
 """
 
 from collections.abc import Mapping
-import contextlib
-import errno
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -18,7 +15,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from typing import Any, TypeAlias
 
 # Read when epath looks for TensorFlow, whose file system it would use.
@@ -146,22 +142,13 @@ def read_user_json(path: str | os.PathLike, error: type[Exception], **options: A
     raise error(f"{path}: not JSON ({printable(str(cause))})") from cause
 
 
-def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
-  """Names in a folder of a bucket, and whether each is a folder; OSError if there is none."""
-  found = store_of(folder).ls(os.fspath(folder), detail=True)
-  own = os.fspath(folder).partition("://")[2].rstrip("/")
-  names = [(row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found]
-  # Some tools leave an empty object that is named like the folder.
-  return [(name, kind == "directory") for name, kind in names if name and name != own]
-
-
 def file_size(path: str | os.PathLike) -> int:
   """Size of a file, in bytes."""
   return epath.Path(path).stat().length
 
 
 def store_of(path: str | os.PathLike) -> Any:
-  """Client of a URL's object store, an `fsspec.AbstractFileSystem`."""
+  """Client of a URL's object store, a class of `registry.STORES`."""
   scheme = scheme_of(path)
   return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
 
@@ -174,39 +161,12 @@ def remove_folder(path: str | os.PathLike) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def version_of(path: str | os.PathLike) -> str:
-  """Version of an object: generation or ETag, and size; another one after each write."""
-  found = store_of(path).info(os.fspath(path))
-  return " ".join(str(found.get(field)) for field in ("generation", "ETag", "etag", "size"))
-
-
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """Returns a local file with an object's content, or a local path as it is.
 
-  Copies are kept in `~/.cache/pomp_jax/buckets`, each with its SHA-256. A copy serves as long as
-  the object is the same version; a damaged one is fetched again. OSError if the object can't be
-  read, or the copy not written.
+  OSError if the object can't be read, or the copy not written.
   """
-  if not is_bucket(path):
-    return pathlib.Path(path)
-  url, version = os.fspath(path), version_of(path)
-  # Files of one folder stay together: tokenizers are read by folder.
-  key = hashlib.sha256(url.rpartition("/")[0].encode()).hexdigest()[:32]
-  copy = cache_folder() / "buckets" / key / to_path(path).name
-  record = copy.with_name(f".{copy.name}.json")
-  with contextlib.suppress(OSError, ValueError):
-    if json.loads(record.read_text()) == [version, _sha256(copy)]:
-      return copy
-  copy.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
-    fetched = pathlib.Path(temporary) / "content"
-    store_of(path).get_file(url, str(fetched))
-    if fetched.stat().st_size != file_size(path):
-      raise OSError(errno.EIO, "incomplete answer of the store", url)
-    digest = _sha256(fetched)
-    os.replace(fetched, copy)
-  record.write_text(json.dumps([version, digest]))
-  return copy
+  return store_of(path).local_copy(os.fspath(path)) if is_bucket(path) else pathlib.Path(path)
 
 
 def without_folders(value: Any) -> Any:
@@ -222,11 +182,6 @@ def cache_folder() -> pathlib.Path:
   """The project's part of the user's cache folder, which outlives a run."""
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return pathlib.Path(base) / "pomp_jax"
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_folder(path: str | os.PathLike) -> bool | None:

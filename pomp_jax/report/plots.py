@@ -66,13 +66,7 @@ def accuracy_of_splits(
   title: str,
   classes: Mapping[str, int],
 ) -> None:
-  """Plots top-1 of all prompts of a training as `accuracy_panels`.
-
-  Args:
-    scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
-    title: title of the figure, with the meaning of the error bars.
-    classes: split -> number of classes.
-  """
+  """Plots `scores[split][prompt]`, with `top1`, `top1_interval` and `images`, as the next one."""
   prompts = list(dict.fromkeys(name for of_split in scores.values() for name in of_split))
   top1, ends = (
     {name: {split: of[name][key] for split, of in scores.items() if name in of} for name in prompts}

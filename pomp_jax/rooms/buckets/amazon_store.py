@@ -7,25 +7,25 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from s3fs import S3FileSystem
 from s3fs.core import set_custom_error_handler
 
+from pomp_jax.rooms.buckets.objects import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
 _RETRIED = {429, 500, 502, 503, 504}
 
 
-class AmazonStore(S3FileSystem):
+class AmazonStore(Objects, S3FileSystem):
   """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in all."""
 
-  retries = 11
+  driver, retries = "s3", 11
 
   def __init__(self, *args: Any, **kwargs: Any):
     # botocore's own attempts would multiply with those.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
     super().__init__(*args, **({"config_kwargs": once} | kwargs))
 
-  def key_value_store(self, bucket: str, folder: str) -> dict[str, Any]:
-    """TensorStore's specification of a folder: endpoint and keys are those of AWS's variables."""
-    found: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{folder}/"}
-    env = os.environ
+  def key_value_store(self, folder: str) -> dict[str, Any]:
+    """Endpoint and keys are those of AWS's variables."""
+    found, env = super().key_value_store(folder), os.environ
     if endpoint := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
       region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
       found |= {"endpoint": endpoint, "aws_region": region}

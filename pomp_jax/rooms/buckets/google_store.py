@@ -4,21 +4,20 @@ from typing import Any
 
 from gcsfs.core import GCSFileSystem
 
+from pomp_jax.rooms.buckets.objects import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
 _SECONDS = 300  # of a request; without a limit a lost connection blocks for ever
 
 
-class GoogleStore(GCSFileSystem):
+class GoogleStore(Objects, GCSFileSystem):
   """gcsfs, which tries a request six times, with pauses of 1, 2, 4, 8 and 16 s."""
+
+  driver = "gcs"
 
   def __init__(self, *args: Any, finalize_on_close: bool = False, **kwargs: Any):
     # epath's argument is one of zonal buckets, which are not supported.
     super().__init__(*args, **({"requests_timeout": _SECONDS} | kwargs))
-
-  def key_value_store(self, bucket: str, folder: str) -> dict[str, Any]:
-    """TensorStore's specification of a folder."""
-    return {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
 
 
 def _url_of(method: str, path: str, *parts: str, **others: Any) -> str:

@@ -16,6 +16,7 @@ import zlib
 from jaxtyping import Float, Int, UInt32
 import numpy as np
 
+from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
 from pomp_jax.data.feature_source import FeatureSource
@@ -66,8 +67,7 @@ class FeatureRows:
   def __init__(self, path: Path, checksums_n: UInt32[np.ndarray, " n"], header: Header):
     """Maps the file; SourceError if it is not float16 or float32 [n,E]."""
     self._given = path, checksums_n, header
-    self.path, self.checksums_n, self.header = path, checksums_n, str(header.path)
-    self.clip_model, self.width = header.clip_model, header.width
+    self.path, self.checksums_n, self.width = path, checksums_n, header.width
     self._rows_nxE = _map_array(path, ("float16", "float32"), (len(checksums_n), self.width))
 
   def __reduce__(self) -> tuple:
@@ -90,6 +90,18 @@ class FeatureRows:
           f"{self.path}: row {row} changed after it was written: copy or dump the split again"
         )
     return found_BxE.astype(np.float32)
+
+  def check_clip(self, model: str, width: int) -> None:
+    """Raises SourceError unless a CLIP of this name and width computed them."""
+    _, _, header = self._given
+    # Files of one's own behind a second colon don't change which model it is.
+    model = ":".join(model.split(":")[:2]) if model.startswith(PREFIX) else model
+    if header.clip_model.removeprefix(HUB_PREFIX) != model.removeprefix(HUB_PREFIX):
+      got = printable(repr(header.clip_model), 80)
+      raise SourceError(f"{header.path}: clip_model: got {got}, expected {model!r}")
+    if header.width != width:
+      expected = f"{width}, that of {model}"
+      raise SourceError(f"{header.path}: width: got {header.width}, expected {expected}")
 
 
 def splits(data: Data) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit, split_of_source
+from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
 from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.registry import NO_SUITE, load
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, SUITES
@@ -50,7 +50,8 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
         " without sets evaluates what config.data names, evaluate.sets_file any sets"
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
-    return [split_of_source(source, name, of_split)]
+    opened = functools.partial(of_split, name, "test")
+    return [EvaluationSet(name, source, name, "all", opened)]
   reader, root = settings.source, settings.root
   if not root or not is_dir(root):
     raise ConfigError("evaluate.root", root, "a folder that exists, with the data sets")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import concurrent.futures
 import os
 
-from pomp_jax.files.paths import is_bucket, version_of
+from pomp_jax.files.paths import is_bucket, store_of
 
 _STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
 
@@ -15,7 +15,7 @@ def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
   def stamp(path: str | os.PathLike) -> str:
     try:
       if is_bucket(path):
-        return f"{path} {version_of(path)}"
+        return f"{path} {store_of(path).version_of(os.fspath(path))}"
       found = os.stat(path)
       return f"{path} {found.st_size} {found.st_mtime_ns}"
     except OSError:

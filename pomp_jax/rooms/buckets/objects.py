@@ -1,0 +1,81 @@
+"""What both clients do beside fsspec's methods: folders, versions and local copies of objects."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from pomp_jax.files.paths import cache_folder, is_file
+
+# A store that does not answer TensorStore is given up after half a minute, as by the clients.
+_RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
+
+
+class Objects:
+  """Methods of an `fsspec.AbstractFileSystem`, whose paths are URLs."""
+
+  driver: str  # TensorStore's name of the store
+
+  def key_value_store(self, folder: str) -> dict[str, Any]:
+    """TensorStore's specification of a folder."""
+    bucket, _, path = folder.partition("://")[2].partition("/")
+    context = {f"{self.driver}_request_retries": _RETRIES}
+    return {"driver": self.driver, "bucket": bucket, "path": f"{path}/", "context": context}
+
+  def entries(self: Any, folder: str) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder; OSError if there is none."""
+    own = folder.partition("://")[2].rstrip("/")
+    found = self.ls(folder, detail=True)
+    names = [(row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found]
+    # Some tools leave an empty object that is named like the folder.
+    return [(name, kind == "directory") for name, kind in names if name and name != own]
+
+  def why_unwritable(self: Any, folder: str) -> str | None:
+    """Reason why a folder can't be written to; None if none is known."""
+    bucket = "/".join(folder.split("/")[:3])
+    try:
+      self.info(bucket)
+      return f"{folder} is a file; a folder is needed" if is_file(folder) else None
+    except FileNotFoundError:
+      return f"there is no bucket {bucket}"
+    except OSError as error:
+      return f"{error.filename}: {error.strerror}"
+
+  def version_of(self: Any, url: str) -> str:
+    """Version of an object: generation or ETag, and size; another one after each write."""
+    found = self.info(url)
+    return " ".join(str(found.get(field)) for field in ("generation", "ETag", "etag", "size"))
+
+  def local_copy(self: Any, url: str) -> pathlib.Path:
+    """A file with an object's content, in `~/.cache/pomp_jax/buckets`, beside its SHA-256.
+
+    It serves as long as the object is the same version; a damaged one is fetched again.
+    """
+    version = self.version_of(url)
+    # Files of one folder stay together: tokenizers are read by folder.
+    folder, _, name = url.rpartition("/")
+    key = hashlib.sha256(folder.encode()).hexdigest()[:32]
+    copy = cache_folder() / "buckets" / key / name
+    record = copy.with_name(f".{copy.name}.json")
+    with contextlib.suppress(OSError, ValueError):
+      if json.loads(record.read_text()) == [version, _sha256(copy)]:
+        return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
+      fetched = pathlib.Path(temporary) / "content"
+      self.get_file(url, str(fetched))
+      if fetched.stat().st_size != self.size(url):
+        raise OSError(errno.EIO, "incomplete answer of the store", url)
+      digest = _sha256(fetched)
+      os.replace(fetched, copy)
+    record.write_text(json.dumps([version, digest]))
+    return copy
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
