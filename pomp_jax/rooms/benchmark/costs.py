@@ -25,7 +25,7 @@ from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting
-from pomp_jax.hosts.own_process import peak_mib
+from pomp_jax.hosts.memory import peak_mib
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup

@@ -8,7 +8,9 @@ Weights are random. The whole step (draw, tower, loss, gradient, update) is agai
 classes: image features are given, names are synthetic, their lengths those of ImageNet-21K's.
 """
 
+from concurrent.futures import ProcessPoolExecutor
 import importlib
+import multiprocessing
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from pomp_jax.clip.open_clip import tables
 from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
-from pomp_jax.hosts.own_process import in_own_process, peak_mib
+from pomp_jax.hosts.memory import peak_mib
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -170,7 +172,9 @@ def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, S
   """Builds the step of torch, `rows_at_a_time` rows after one another, on the CPU."""
   k, config, n_classes = lengths_K.size, MODELS[fields.model], token_lengths().size
   n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
-  growth = in_own_process(_torch_growth_mib, fields, n_rows)
+  # In a process of its own, for a peak memory of its own.
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own_process:
+    growth = own_process.submit(_torch_growth_mib, fields, n_rows).result()
   flops = dense_flops(config, tokens)
   measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, growth)
   return measurement, _torch_step(fields, k, n_rows)

@@ -1,12 +1,10 @@
 """The benchmark of the text tower, at toy sizes."""
 
+from concurrent.futures import ThreadPoolExecutor
 import math
-import pathlib
 import re
-import signal
 
 from flax.traverse_util import flatten_dict
-import numpy as np
 import open_clip
 from open_clip.model import _build_text_tower
 import pytest
@@ -17,8 +15,6 @@ from pomp_jax.clip.families import NoImageTower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.hosts import Preempted
-from pomp_jax.hosts.own_process import ProcessError, in_own_process, peak_mib
 from pomp_jax.rooms.benchmark import benchmark, towers
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import compile_step, temporaries_mib
@@ -62,7 +58,7 @@ _ALL = "shared+reference+torch_77"
 )
 def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations):
   if implementations != _ALL:
-    monkeypatch.setattr(towers, "in_own_process", lambda function, *given: function(*given))
+    monkeypatch.setattr(towers, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   sizes = {"k": "12", "baseline_k": "12", "rows_at_a_time": 8, "m": 4, "repeats": 2, "steps": ""}
   config = _config(implementations=implementations, **sizes)
@@ -126,28 +122,6 @@ def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
   plain, *_ = compile_step(settings, 16, n_classes, None)
   more = temporaries_mib(compiled) - temporaries_mib(plain)
   assert more < 2.1 * n_images * n_classes * 4 / 2**20
-
-
-def test_the_peak_of_a_process_is_its_own(monkeypatch):
-  ballast = np.ones(2**27)
-  assert peak_mib() > 1024
-  # The system's own figure (ru_maxrss) of a process is at least that of the one that started it.
-  assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
-  monkeypatch.setattr(pathlib.Path, "exists", lambda _: False)  # a system without /proc
-  assert peak_mib() > 1024
-
-
-@pytest.mark.parametrize(
-  "function,argument,error,message",
-  [
-    (signal.raise_signal, signal.SIGKILL, ProcessError, "its process ended with status -9"),
-    (signal.raise_signal, signal.SIGTERM, Preempted, "SIGTERM"),
-    (int, "x", ValueError, "invalid literal"),
-  ],
-)
-def test_a_process_that_ends_without_an_answer(function, argument, error, message):
-  with pytest.raises(error, match=message):
-    in_own_process(function, argument)
 
 
 @pytest.mark.parametrize(

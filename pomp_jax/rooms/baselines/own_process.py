@@ -1,30 +1,15 @@
-"""A function in a process of its own, and the memory that a process has used."""
+"""A function in a process of its own."""
 
 from collections.abc import Callable
 import multiprocessing
-import pathlib
-import re
-import resource
 import signal
-import sys
 from typing import Any
 
-from pomp_jax.hosts.stop import Preempted
+from pomp_jax.hosts import Preempted
 
 
 class ProcessError(RuntimeError):
   """A process that ended without a result; the message is one line."""
-
-
-def peak_mib() -> float:
-  """Peak resident memory of this process, MiB."""
-  # A process inherits `ru_maxrss` from a larger parent. Some kernels have no VmHWM, or no /proc.
-  status = pathlib.Path("/proc/self/status")
-  text = status.read_text() if status.exists() else ""
-  if found := re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE):
-    return int(found[1]) / 2**10
-  unit = 2**20 if sys.platform == "darwin" else 2**10
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
