@@ -272,17 +272,10 @@ FORMATS = {
 }
 
 
-class Store(NamedTuple):
-  """The object stores of one scheme of URLs."""
-
-  library: str
-  oldest: str  # release of the library that was tested: the bound of the extra
-  client: str  # path of its class of fsspec, behind a dot, below `pomp_jax`
-
-
+# Scheme of URLs of an object store -> its class of fsspec.
 STORES = {
-  "gs": Store("gcsfs", "2026.2", "rooms.buckets.google_store.GoogleStore"),
-  "s3": Store("s3fs", "2026.2", "rooms.buckets.amazon_store.AmazonStore"),
+  "gs": "rooms.buckets.google_store.GoogleStore",
+  "s3": "rooms.buckets.amazon_store.AmazonStore",
 }
 
 # Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
@@ -291,6 +284,9 @@ TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 NO_SUITE = "none"  # the first value of `evaluate.suite`
 
 # What rooms do for the core: a module, or a function of one; empty: the room is not installed.
+MISSING_LIBRARY = (
+  "rooms.buckets.libraries:missing_library"  # scheme -> what is missing, if anything
+)
 BY_CLASS = "rooms.analysis.by_class"  # files of each class, a summary, sections of a report
 PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # pictures with their classes
 TREE_ERRORS = "rooms.analysis.tree_errors:tallies"  # WordNet ids -> tally of errors on its tree

@@ -7,10 +7,7 @@ minute, and raise an OSError with errno, reason and URL for others.
 """
 
 from collections.abc import Mapping
-import functools
-import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import re
@@ -25,7 +22,7 @@ import fsspec
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import STORES
+from pomp_jax.registry import MISSING_LIBRARY, STORES, load
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
@@ -38,10 +35,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 for _scheme, _store in STORES.items():
   for _protocol in ("gs", "gcs") if _scheme == "gs" else (_scheme,):
     # By name, so that a client is imported with the first URL.
-    fsspec.register_implementation(_protocol, f"pomp_jax.{_store.client}", clobber=True)
-    # Other hosts make a cached listing stale.
-    fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
-  logging.getLogger(_store.library).setLevel(logging.CRITICAL)  # a traceback for each failed try
+    fsspec.register_implementation(_protocol, f"pomp_jax.{_store}", clobber=True)
 
 
 class PathError(InputError, ValueError):
@@ -69,13 +63,7 @@ def problem_of(path: str | os.PathLike) -> str | None:
   bucket = os.fspath(path).partition("://")[2].partition("/")[0]
   if scheme not in STORES or not bucket:
     return ACCEPTED
-  library, oldest, _ = STORES[scheme]
-  release = release_of(library)
-  if release is None or _calendar(release) < _calendar(oldest):
-    found = f"{release} is installed" if release else "it is not installed"
-    needed = f"{library}>={oldest}"
-    return f"the library {needed} for {scheme}:// (pip install '{needed}'); {found}"
-  return None
+  return load(MISSING_LIBRARY)(scheme)
 
 
 def to_path(path: str | os.PathLike) -> Path:
@@ -189,17 +177,3 @@ def _is_folder(path: str | os.PathLike) -> bool | None:
     return epath.Path(path).stat().is_directory
   except FileNotFoundError:
     return None
-
-
-@functools.cache
-def release_of(library: str) -> str | None:
-  """Release of a library that is installed, or None."""
-  try:
-    return importlib.metadata.version(library)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def _calendar(release: str) -> list[int]:
-  """Year and month, with which the releases of both libraries begin."""
-  return [int(number) for number in re.findall(r"\d+", release)[:2]]

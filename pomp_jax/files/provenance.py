@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 
 from pomp_jax import __version__
-from pomp_jax.files.paths import release_of
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
@@ -36,6 +36,15 @@ def provenance() -> dict[str, Any]:
     },
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
+
+
+@functools.cache
+def release_of(library: str) -> str | None:
+  """Release of a library that is installed, or None."""
+  try:
+    return importlib.metadata.version(library)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def command(argv: list[str]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from pomp_jax import __version__
 from pomp_jax.config.command_line import packaged_configs
-from pomp_jax.registry import STORES
+from pomp_jax.rooms.buckets.libraries import LIBRARIES
 from tests.support.processes import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -99,7 +99,7 @@ def test_lowest_pins_the_lower_bounds():
     name: f"=={version}" for name, version in bounds.items()
   }
   assert "CONSTRAINTS=launch/lowest.txt" in (ROOT / ".ci" / "run").read_text()
-  assert {row.library: row.oldest for row in STORES.values()} == lower_bounds(extras("gcs", "s3"))
+  assert dict(LIBRARIES.values()) == lower_bounds(extras("gcs", "s3"))
 
 
 _SLOW = pytest.mark.slow("builds and installs the wheel; the tests above read pyproject.toml")

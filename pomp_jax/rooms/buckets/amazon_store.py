@@ -1,5 +1,6 @@
 """Client of S3 and stores with its interface for `s3://`. Imported by fsspec with the first one."""
 
+import logging
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from s3fs.core import set_custom_error_handler
 from pomp_jax.rooms.buckets.objects import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
+logging.getLogger("s3fs").setLevel(logging.CRITICAL)  # a traceback for each failed try
 _RETRIED = {429, 500, 502, 503, 504}
 
 
@@ -21,7 +23,8 @@ class AmazonStore(Objects, S3FileSystem):
   def __init__(self, *args: Any, **kwargs: Any):
     # botocore's own attempts would multiply with those.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
-    super().__init__(*args, **({"config_kwargs": once} | kwargs))
+    own = {"config_kwargs": once, "use_listings_cache": False}
+    super().__init__(*args, **(own | kwargs))
 
   def key_value_store(self, folder: str) -> dict[str, Any]:
     """Endpoint and keys are those of AWS's variables."""

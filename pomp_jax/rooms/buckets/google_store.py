@@ -1,5 +1,6 @@
 """Client of Google Cloud Storage for `gs://`. Imported by fsspec with the first such path."""
 
+import logging
 from typing import Any
 
 from gcsfs.core import GCSFileSystem
@@ -7,6 +8,7 @@ from gcsfs.core import GCSFileSystem
 from pomp_jax.rooms.buckets.objects import Objects
 from pomp_jax.rooms.buckets.store_errors import translate
 
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each failed try
 _SECONDS = 300  # of a request; without a limit a lost connection blocks for ever
 
 
@@ -17,7 +19,8 @@ class GoogleStore(Objects, GCSFileSystem):
 
   def __init__(self, *args: Any, finalize_on_close: bool = False, **kwargs: Any):
     # epath's argument is one of zonal buckets, which are not supported.
-    super().__init__(*args, **({"requests_timeout": _SECONDS} | kwargs))
+    own = {"requests_timeout": _SECONDS, "use_listings_cache": False}
+    super().__init__(*args, **(own | kwargs))
 
 
 def _url_of(method: str, path: str, *parts: str, **others: Any) -> str:

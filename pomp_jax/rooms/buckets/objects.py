@@ -16,7 +16,10 @@ _RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
 
 
 class Objects:
-  """Methods of an `fsspec.AbstractFileSystem`, whose paths are URLs."""
+  """Methods of an `fsspec.AbstractFileSystem`, whose paths are URLs.
+
+  Listings are not cached: other hosts would make them stale.
+  """
 
   driver: str  # TensorStore's name of the store
 
