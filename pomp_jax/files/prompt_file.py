@@ -205,9 +205,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   if (found := prompt_path(path)) != path:
     log.info("%s: its prompt is %s", path, found)
   path = found
-  kind = format_of_content(path) or format_of_name(path) or "npz"
-  if (row := FORMATS.get(kind)) is None:
-    refuse(path, "the file", f"of the format {kind}", ".npz, without the room interchange")
+  form = format_of_content(path) or format_of_name(path) or "npz"
+  if (row := FORMATS.get(form)) is None:
+    refuse(path, "the file", f"of the format {form}", ".npz, without the room interchange")
   fields = load(row.read)(path)
   version = fields.get("format_version")
   if type(version) is not int or version != FORMAT_VERSION:

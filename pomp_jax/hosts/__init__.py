@@ -3,7 +3,6 @@
 A process that runs alone calls the same functions: they start nothing and return at once.
 """
 
-from pomp_jax.hosts.cores import own_cores, share_cores
 from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,
@@ -17,6 +16,7 @@ from pomp_jax.hosts.messages import (
   post,
   posted,
 )
+from pomp_jax.hosts.resources import own_cores, peak_mib, share_cores
 from pomp_jax.hosts.start import Cluster, describe, detect, start
 from pomp_jax.hosts.stop import (
   Preempted,

@@ -79,25 +79,15 @@ def accuracy_of_splits(
 
 def accuracy_panels(
   path: str | os.PathLike,
-  accuracy: Mapping[str, Mapping[str, float]],
-  labels: Sequence[str],
+  accuracy: Mapping[str, Mapping[str, float]],  # prompt -> column (set, split, mean) -> fraction
+  labels: Sequence[str],  # of the prompts
   title: str,
-  images: Mapping[str, int],
-  classes: Mapping[str, int],
-  intervals: Mapping[str, Mapping[str, Sequence[float]]],
-  published: Mapping[str, Mapping[str, float]],
+  images: Mapping[str, int],  # column -> number of images; absent for a mean, as the next two
+  classes: Mapping[str, int],  # column -> number of classes
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],  # prompt -> column -> ends, fractions
+  published: Mapping[str, Mapping[str, float]],  # method -> column -> percent, where it has one
 ) -> None:
-  """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
-
-  Args:
-    accuracy: prompt -> column (a data set, a split or the mean) -> fraction.
-    labels: label of each prompt.
-    title: title of the figure.
-    images: column -> number of images; absent for a mean, as are the next two.
-    classes: column -> number of classes.
-    intervals: prompt -> column -> ends of the interval, fractions.
-    published: method -> column -> percent; columns without a figure are absent.
-  """
+  """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey."""
   columns = list(dict.fromkeys(column for row in accuracy.values() for column in row))
   own = drawing.names(labels)
   figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.hosts import HostError, LostHostError, cores, messages
+from pomp_jax.hosts import HostError, LostHostError, messages, resources
 
 
 class Store:
@@ -93,8 +93,8 @@ def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
 def machine(monkeypatch, tmp_path):
   """Eight cores without a quota; the file of the quota."""
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-  monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
-  monkeypatch.setattr(cores, "_n_sharers", 1)
+  monkeypatch.setattr(resources, "_QUOTA", tmp_path / "cpu.max")
+  monkeypatch.setattr(resources, "_n_sharers", 1)
   return tmp_path / "cpu.max"
 
 
@@ -117,6 +117,6 @@ def test_a_quota_limits_the_affinity(machine, quota, expected):
 )
 def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, expected):
   """On this host; a launcher may have given each process cores of its own."""
-  monkeypatch.setattr(cores, "gather", lambda own, *_: [["here", own], *others])
+  monkeypatch.setattr(resources, "gather", lambda own, *_: [["here", own], *others])
   hosts.share_cores(1.0)
   assert hosts.own_cores() == expected

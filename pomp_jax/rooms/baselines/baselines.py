@@ -17,7 +17,7 @@ import jax
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.hosts.memory import peak_mib
+from pomp_jax.hosts import peak_mib
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
 from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary

@@ -25,7 +25,6 @@ from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting
-from pomp_jax.hosts.memory import peak_mib
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup
@@ -57,7 +56,7 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
   state = _noise_state(run)
   for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
     figures |= part(run, state)
-  return figures | {"process_peak_mib": peak_mib()}
+  return figures | {"process_peak_mib": hosts.peak_mib()}
 
 
 def _noise_state(run: setup.PromptRun) -> TrainState:

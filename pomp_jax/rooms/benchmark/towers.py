@@ -26,7 +26,7 @@ from pomp_jax.clip.open_clip import tables
 from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
-from pomp_jax.hosts.memory import peak_mib
+from pomp_jax.hosts import peak_mib
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen

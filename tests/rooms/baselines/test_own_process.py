@@ -6,8 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from pomp_jax.hosts import Preempted
-from pomp_jax.hosts.memory import peak_mib
+from pomp_jax.hosts import Preempted, peak_mib
 from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
 
 

@@ -1,9 +1,12 @@
-"""The CPU cores of this process: those that it may run on, shared with the processes beside it."""
+"""CPU cores that this process may run on, shared with those beside it, and its peak memory."""
 
 import contextlib
 import math
 import os
 import pathlib
+import re
+import resource
+import sys
 
 from pomp_jax.hosts.messages import gather, own_index
 
@@ -27,3 +30,14 @@ def share_cores(seconds: float) -> None:
   global _n_sharers
   found = gather(sorted(os.sched_getaffinity(0)), "counting cores", seconds)
   _n_sharers = sum(one == found[own_index()] for one in found)
+
+
+def peak_mib() -> float:
+  """Peak resident memory of this process, MiB."""
+  # A process inherits `ru_maxrss` from a larger parent. Some kernels have no VmHWM, or no /proc.
+  status = pathlib.Path("/proc/self/status")
+  text = status.read_text() if status.exists() else ""
+  if found := re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE):
+    return int(found[1]) / 2**10
+  unit = 2**20 if sys.platform == "darwin" else 2**10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
