@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 import numpy as np
 
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import method_label, prompt_labels, with_counts
+from pomp_jax.report.labels import prompt_labels, with_counts
 
 _COLUMN = 22  # letters of a data set's or split's name
 Series = tuple[Sequence[int], Sequence[float]]  # steps and values of a scalar
@@ -58,23 +58,6 @@ def _smoothed_curve(
     kernel, ones = np.ones(2 * window + 1), np.ones(len(values))
     values = np.convolve(values, kernel, "same") / np.convolve(ones, kernel, "same")
   axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
-
-
-def accuracy_of_splits(
-  path: str | os.PathLike,
-  scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
-  title: str,
-  classes: Mapping[str, int],
-) -> None:
-  """Plots `scores[split][prompt]`, with `top1`, `top1_interval` and `images`, as the next one."""
-  prompts = list(dict.fromkeys(name for of_split in scores.values() for name in of_split))
-  top1, ends = (
-    {name: {split: of[name][key] for split, of in scores.items() if name in of} for name in prompts}
-    for key in ("top1", "top1_interval")
-  )
-  images = {split: next(iter(of_split.values()))["images"] for split, of_split in scores.items()}
-  labels = list(map(method_label, prompts))
-  accuracy_panels(path, top1, labels, title, images, classes, ends, {})
 
 
 def accuracy_panels(

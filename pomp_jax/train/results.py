@@ -146,16 +146,22 @@ def finish(
     load(BY_CLASS).write(folder, sets)
   title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"
   title += ", 95% intervals over the images"
-  path, scores = folder.plots / "accuracy.png", results["eval"]
-  plots.accuracy_of_splits(path, scores, title, results["eval_classes"])
+  images, classes, splits = results["eval_images"], results["eval_classes"], results["eval"]
+  prompts = list(dict.fromkeys(name for scores in splits.values() for name in scores))
+  top1, ends = (
+    {name: {split: of[name][key] for split, of in splits.items() if name in of} for name in prompts}
+    for key in ("top1", "top1_interval")
+  )
+  labels, path = list(map(method_label, prompts)), folder.plots / "accuracy.png"
+  plots.accuracy_panels(path, top1, labels, title, images, classes, ends, {})
   finish_run(folder, config, results)
-  for split, scores in results["eval"].items():
+  for split, scores in splits.items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
-    counts = results["eval_images"][split], results["eval_classes"][split]
     name, score = next(iter(scores.items()))
     log.info(
       "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
-      *(split, *counts, line, name, *(100 * end for end in score["top1_interval"])),
+      *(split, images[split], classes[split], line),
+      *(name, *(100 * end for end in score["top1_interval"])),
     )
   for split, files in results["unreadable"].items():
     log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))

@@ -15,7 +15,7 @@ VALUES = np.exp(-np.array(STEPS) / 500).tolist()
 
 
 def score(top1):
-  return {"top1": top1, "images": 1000, "top1_interval": [0.9 * top1, top1 + 0.05]}
+  return {"top1": top1, "top1_interval": [0.9 * top1, top1 + 0.05]}
 
 
 SCORES = {
@@ -50,10 +50,17 @@ def test_training_curves(tmp_path, drawn):
   np.testing.assert_array_equal(accuracy.lines[2].get_ydata(), [0.2, 0.3])
 
 
-def test_accuracy_of_splits(tmp_path, drawn):
+def test_accuracy_of_prompts_on_splits(tmp_path, drawn):
   """Error bars from 90% of each figure to 0.05 above it; a prompt that lacks a split has no bar."""
   scores = {"base": SCORES["base"] | {"linear_probe": score(0.6)}, "novel": SCORES["novel"]}
-  plots.accuracy_of_splits(tmp_path / "accuracy.png", scores, "t", {"base": 50})
+  prompts = list(scores["base"])
+  top1, intervals = (
+    {name: {split: of[name][key] for split, of in scores.items() if name in of} for name in prompts}
+    for key in ("top1", "top1_interval")
+  )
+  images = dict.fromkeys(scores, 1000)
+  path = tmp_path / "accuracy.png"
+  plots.accuracy_panels(path, top1, prompts, "t", images, {"base": 50}, intervals, {})
   base, novel = drawn[0].axes
   assert (base.get_title(), novel.get_title()) == (
     "base, 1,000 images, 50 classes",
@@ -68,7 +75,7 @@ def test_accuracy_of_splits(tmp_path, drawn):
   shown = {text.get_text() for text in novel.texts}
   assert {"10.0", "15.0", "20.0"} <= shown and "nan" not in shown
   labels = [label.get_text() for label in base.get_yticklabels()]
-  assert labels == ["class name alone", "hand-written prompt", "learned prompt", "linear probe"]
+  assert labels == prompts
 
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
