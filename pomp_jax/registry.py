@@ -284,9 +284,7 @@ TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 NO_SUITE = "none"  # the first value of `evaluate.suite`
 
 # What rooms do for the core: a module, or a function of one; empty: the room is not installed.
-MISSING_LIBRARY = (
-  "rooms.buckets.libraries:missing_library"  # scheme -> what is missing, if anything
-)
+MISSING_LIBRARY = "rooms.buckets.libraries:missing_library"  # scheme -> what is to be installed
 BY_CLASS = "rooms.analysis.by_class"  # files of each class, a summary, sections of a report
 PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # pictures with their classes
 TREE_ERRORS = "rooms.analysis.tree_errors:tallies"  # WordNet ids -> tally of errors on its tree
