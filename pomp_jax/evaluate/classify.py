@@ -49,7 +49,8 @@ class Classifier:
 
     InputError for what can't be used, EvaluationError if features are not finite.
     """
-    _check_at_least_1("batch_size", batch_size)
+    if batch_size < 1:
+      raise InputError(f"batch_size: got {batch_size}, expected at least 1")
     self._batch_size = batch_size
     where = "the class list"
     if isinstance(names, str | os.PathLike):
@@ -81,7 +82,8 @@ class Classifier:
 
     Several images give a list of such lists. Errors as of `probabilities`.
     """
-    _check_at_least_1("top", top)
+    if top < 1:
+      raise InputError(f"top: got {top}, expected at least 1")
     several, is_one = _listed(images)
     found: list[list[tuple[str, float]]] = []
     for probabilities_BxN in self._batches(several):
@@ -123,11 +125,6 @@ def _listed(images: Any) -> tuple[Iterable[Any], bool]:
   is_path = isinstance(images, Image.Image | str | os.PathLike)
   is_one = images.ndim != 4 if hasattr(images, "ndim") else is_path
   return ([images] if is_one else images), is_one
-
-
-def _check_at_least_1(name: str, value: int) -> None:
-  if value < 1:
-    raise InputError(f"{name}: got {value}, expected at least 1")
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
