@@ -11,6 +11,10 @@ the colon, separated by commas:
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
   :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
 
+Training starts from the sentence that is best on the validation images, and must beat all of them:
+prompt.npz is the best of sentences and checkpoints. `consistency=8` behind the colon holds it near
+the class features of the best words. With `m=16` it starts from 16 random vectors instead.
+
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
 images, at most 200 epochs; of many images five epochs, in batches of 256. docs/data.md has the
@@ -24,6 +28,7 @@ import os
 
 from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
 from pomp_jax.evaluate import inputs
+from pomp_jax.registry import WORDS
 
 _SHORT = {
   "root": "data.root",
@@ -66,5 +71,15 @@ def get_config(argument: str = ""):
   steps_per_epoch = max(1, len(train) // config.batch_size)
   config.epochs = min(max(round(_STEPS / steps_per_epoch), _EPOCHS[0]), _EPOCHS[1])
   config.checkpoint.every = max(1, config.epochs * steps_per_epoch // 10)
+  if _can_start_from_words(config):
+    config.prompt.init, config.prompt.m, config.checkpoint.select = "best", 0, "best"
+    config.anchors = "best"  # where `consistency` has a weight
   # What is given counts more than what follows.
   return with_argument(config, argument, **_SHORT)
+
+
+def _can_start_from_words(config) -> bool:
+  """Whether no other start is given, and validation images can choose the words."""
+  plain = (config.prompt.init, config.prompt.m, config.prompt.position) == ("", 4, "end")
+  learns = METHODS[config.method].saves_prompt
+  return bool(WORDS) and plain and learns and inputs.has_validation(unpack(config).data)

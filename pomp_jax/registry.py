@@ -37,12 +37,15 @@ class Method(NamedTuple):
 
 
 _NOT_AUGMENTED = {"data.augment": "none"}
+_FIXED_TEXT = {"consistency": 0.0}
 # CoOp is pomp with negatives="all".
 METHODS = {
   "pomp": Method("train.methods:Pomp", saves_prompt=True),
   "cocoop": Method("rooms.baselines.cocoop:CoCoOp"),
-  "vpt_shallow": Method("rooms.baselines.visual_tokens:VPT", pixels=True),
-  "vpt_deep": Method("rooms.baselines.visual_tokens:VPT", pixels=True, deep=True),
+  "vpt_shallow": Method("rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True),
+  "vpt_deep": Method(
+    "rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True, deep=True
+  ),
   "maple": Method(
     "rooms.baselines.visual_tokens:MaPLe",
     fixes={"prompt.position": "end", "clip.text_tower": "shared"},
@@ -284,6 +287,7 @@ TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 NO_SUITE = "none"  # the first value of `evaluate.suite`
 
 # What rooms do for the core: a module, or a function of one; empty: the room is not installed.
+AVERAGING = "rooms.regularisation.averaging:averaging"  # of `config.optim.average`
 MISSING_LIBRARY = "rooms.buckets.libraries:missing_library"  # scheme -> what is to be installed
 BY_CLASS = "rooms.analysis.by_class"  # files of each class, a summary, sections of a report
 PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # pictures with their classes
@@ -298,12 +302,14 @@ SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROU
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
+CONSISTENCY = "rooms.regularisation.consistency:text_consistency"  # term of `config.consistency`
 DASSL_PROMPT = "rooms.interchange.torch_archive:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
 TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
 REGIONS_ON_PAGE = "rooms.regions.on_page"
+WORDS = "rooms.regularisation.words"  # anchors, and candidates of `prompt.init=best`
 
 
 def groups_of(job: str) -> tuple[str, ...]:

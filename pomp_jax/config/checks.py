@@ -40,6 +40,7 @@ from pomp_jax.registry import (
   SOURCES,
   SYNTHETIC_CLIPS,
   TASKS,
+  WORDS,
   groups_of,
   load,
 )
@@ -132,6 +133,9 @@ def validate(settings: Settings) -> None:
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
       _check_loss(settings.contrast, settings.sampling, settings.optim)
+      require(WORDS or settings.prompt.init != "best", "prompt.init", "best", "words or a file")
+      if WORDS:
+        load(WORDS).check_fields(settings.prompt, settings.contrast, settings.checkpoint)
       _check_views(settings.data, settings.batch_size)
     if "log" in groups and (tracker := settings.log.tracker) != "none":
       package = importlib.util.find_spec(tracker)

@@ -17,16 +17,21 @@ from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
-from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
+from pomp_jax.prompt.loss import CONSISTENCIES, CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
+_weight = at_least(0) if registry.CONSISTENCY else between(0, 0)
+_averages = ("none", "gaussian", "ema") if registry.AVERAGING else ("none",)
 _suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
+
+
+BEST = "best"  # of `prompt.candidates`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +90,17 @@ class Data:
 class Prompt:
   """The prompt."""
 
-  m: int = row(4, "context vectors M", at_least(1))
+  m: int = row(4, "context vectors M; 0: as many as the words where init=best", at_least(0))
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
   init: str = row(
-    "", "words, prompt file or run's folder; maple keeps words beyond M fixed; empty: N(0, 0.02^2)"
+    "",
+    "words, prompt file or run's folder; maple keeps words beyond M fixed; best: words of the best"
+    " candidate; empty: N(0, 0.02^2)",
+  )
+  candidates: tuple[str, ...] = row(
+    ("hand_written", "ensemble:imagenet_7", "{}."),
+    "where init=best, prompts as evaluate.prompts that training must beat on validation images; an"
+    " ensemble stands for its texts too",
   )
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
@@ -123,6 +135,16 @@ class Optim:
   schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))
   warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
   warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))
+  average: str = row(
+    "none",
+    "mean over the training that is the result: Gaussian over epochs (PromptSRC), or exponential",
+    one_of(*_averages),
+  )
+  average_mean: float = row(15.0, "epoch of the largest weight, for gaussian", at_least(0))
+  average_sigma: float = row(
+    1.0, "standard deviation of the weights, epochs, for gaussian", above(0)
+  )
+  average_decay: float = row(0.99, "factor of the weights a step, for ema", below(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +236,15 @@ class Contrast:
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
   loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
   logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
+  consistency: float = row(0.0, "weight of the class features' distance to anchors", _weight)
+  consistency_loss: str = row(
+    "squared",
+    "distance: 1 - cosine (KgCoOp), or l1, or kl of the logits (PromptSRC)",
+    one_of(*CONSISTENCIES),
+  )
+  anchors: str = row(
+    "ensemble:imagenet_7", "anchors: a prompt as evaluate.prompts'; best: of prompt.candidates"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

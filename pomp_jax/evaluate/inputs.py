@@ -3,6 +3,7 @@
 What can't be opened is an error of one line: ClipError, SourceError, VocabularyError, ConfigError.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -75,6 +77,14 @@ def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
   """
   with waiting(f"opening the {split} images"):
     return _module(data).open_source(data, split, n_images)
+
+
+def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
+  """Classes with the templates of their data set, or with this one if it has none."""
+  known = ClassList((), None, template, (template,))
+  if data.dataset in CLASS_LISTS:
+    known = load_class_list(data.dataset)
+  return dataclasses.replace(known, names=tuple(names), synsets=None)
 
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:

@@ -24,6 +24,7 @@ from pomp_jax.files.prompt_file import (
   validate,
 )
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import CLASS_FEATURES, load
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble.
@@ -165,7 +166,8 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Promp
   try:
     if config.get("method", "pomp") != "pomp":
       raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
-    context, model = state["params"]["context"], config["clip"]["model"]
+    params = result_of(state["params"], state.get("opt_state"))
+    context, model = params["context"], config["clip"]["model"]
     prompt = Prompt(context, model, config["prompt"]["position"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error

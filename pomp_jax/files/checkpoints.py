@@ -39,11 +39,12 @@ class CheckpointError(RunError, RuntimeError):
 
 
 class Restored(NamedTuple):
-  """Content of a checkpoint: steps done, pytree of arrays, and JSON."""
+  """Content of a checkpoint: steps done, pytree of arrays, JSON, and the metric."""
 
   step: int
   state: PyTree
   meta: dict[str, Any]
+  metric: float | None = None
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -146,7 +147,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if before != now:
           what = f"{field} holds {before}, but this run expects {now}"
           raise CheckpointError(f"{self.folder / str(found.step)}: {what}")
-    head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
+    head = hosts.from_first(found and [found.step, found.meta, found.metric], "the checkpoint")
     if head is None:
       return None
     blank = {name: np.zeros(target.shape, target.dtype) for name, target in expected.items()}
@@ -165,8 +166,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       else array
       for array, target in zip(arrays, expected.values(), strict=True)
     ]
-    step, meta = head
-    return Restored(step, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), meta)
+    step, meta, metric = head
+    state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+    return Restored(step, state, meta, metric)
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
     if kind is None and self.failure is not None:
@@ -257,7 +259,7 @@ def _read(path: Path) -> Restored:
   for name, checksum in facts["checksums"].items():
     if found.get(name) != checksum:
       raise DamagedFileError(f"{path}: {name} is not what was saved")
-  return Restored(int(path.name), state, facts["meta"])
+  return Restored(int(path.name), state, facts["meta"], facts["metric"])
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Frozen(NamedTuple):
   sos: Any  # embedding of the start token [1,D], or [0,D] of a tokenizer without one
   tokens: ClassTokens  # own tokens of all N classes
   classes: Any = None  # text features of all N classes [N,E], for learners whose text side is fixed
+  anchors: Any = None  # unit text features [N,E] that those of the learner are held near
   # Facts about the classes for the sampler. Its bank is recomputed between steps.
   sampling: SamplingArrays = SamplingArrays()
 

@@ -65,3 +65,8 @@ def sgd(
     optax.trace(momentum),
     optax.scale_by_learning_rate(rate),
   )
+
+
+def result_of(params: Any, opt_state: Any) -> Any:
+  """The parameters that a training results in: their average, if the optimizer keeps one."""
+  return optax.tree.get(opt_state, "average", params)

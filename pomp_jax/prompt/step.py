@@ -26,6 +26,7 @@ from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TextFeatures
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import CLASS, DATA
 from pomp_jax.prompt.sampling import draws, samplers
+from pomp_jax.registry import CONSISTENCY, load
 
 # Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
 ImageTower = Callable[[Any, jax.Array], jax.Array]
@@ -131,8 +132,8 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   kept. A bank in the state gets the features of the draw, and those of `renewal`, if given.
 
   A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
-  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `grad_norm`, and `param_norm`
-  (of all learned parameters, before the update).
+  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `consistency` (if any; without
+  its weight), `grad_norm`, and `param_norm` (of all learned parameters, before the update).
   """
   if parts.image_tower is not None:
     parts = parts._replace(image_tower=over_all_devices(parts.mesh, parts.image_tower))
@@ -146,8 +147,7 @@ def train_step(
   contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
-    "loss": contrast.loss,
-    "accuracy": contrast.accuracy,
+    **{name: value for name, value in contrast._asdict().items() if value is not None},
     "grad_norm": optax.tree.norm(gradient),
     "param_norm": optax.tree.norm(state.params),
   }
@@ -166,7 +166,8 @@ def _mean_gradient(
     features = parts.image_tower(frozen.image, features)
   features, labels = _in_groups(parts, features), _in_groups(parts, batch["label"])
   groups = features, labels, jnp.arange(parts.accumulate)
-  zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+  figures = jnp.zeros(()), jnp.zeros(()), jnp.zeros(()) if parts.settings.consistency else None
+  zero = (Contrast(*figures), jax.tree.map(jnp.zeros_like, state.params))
   add = functools.partial(_add_gradient, parts, state, frozen)
   total, computed = jax.lax.scan(add, zero, groups)
   return *jax.tree.map(lambda leaf: leaf / parts.accumulate, total), computed
@@ -234,7 +235,7 @@ def _device_contrast(
   )
   mine_R = _dealt(jnp.concatenate([labels_B, drawn.ids]))
   classes = learner.text_features(params, frozen, mine_R, features_BxE)
-  contrast = _contrast(settings, frozen.sampling, features_BxE, labels_B, drawn, classes)
+  contrast = _contrast(settings, frozen, features_BxE, labels_B, drawn, classes)
   computed = None
   if bank is not None:
     found = [(mine_R, classes)]
@@ -264,7 +265,7 @@ def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
 
 def _contrast(
   settings: ContrastSettings,
-  arrays: samplers.SamplingArrays,
+  frozen: Frozen,
   features_BxE: Float[Array, "B E"],
   labels_B: Int32[Array, " B"],
   drawn: samplers.Negatives,
@@ -279,11 +280,17 @@ def _contrast(
     positives_BxE = jnp.diagonal(positives_BxE).T
   if mine.available is not None:
     available_S = _gathered(mine.available, n_classes)[n_images:]
-  negatives = samplers.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
-  negative_features = features_CxE[n_classes - negatives.ids.size :]
-  return local_contrast(
-    settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
+  negatives = samplers.complete_negatives(
+    settings.sampling, frozen.sampling, drawn, labels_B, available_S
   )
+  negative_features = features_CxE[n_classes - negatives.ids.size :]
+  parts = settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
+  contrast = local_contrast(*parts)
+  if settings.consistency:
+    term = load(CONSISTENCY)(*parts, frozen.anchors)
+    loss = contrast.loss + settings.consistency * term
+    contrast = contrast._replace(loss=loss, consistency=term)
+  return contrast
 
 
 def _known_rows(

@@ -33,6 +33,7 @@ _FILES = {  # that a report links to, with what they hold
   "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
   "prompt.npz": "the learned prompt",
+  "candidates.json": "validation accuracy of the words that it competes with",
   "prompt_last.npz": "that of the last checkpoint",
   "prompt_best.npz": "that of the checkpoint that is best on validation",
   "classifier.npz": "the classifier",
@@ -154,6 +155,8 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     f"{title}, CLIP {results['clip_model']}, seed {results['seed']}. One run: the intervals say"
     " nothing of other seeds."
   )
+  if words := results.get("words"):
+    text = f"{text} {words['remark']}."
   return Report(f"Training: {title}", text, sections)
 
 

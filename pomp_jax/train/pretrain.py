@@ -4,6 +4,7 @@
 holds.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.prompt.mesh import DATA, make_mesh
-from pomp_jax.registry import PREDICTION_SHEET, load
+from pomp_jax.registry import PREDICTION_SHEET, WORDS, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.train import batches, loop, methods, results
@@ -45,6 +46,9 @@ def check(config: Settings, workdir: str) -> None:
     most, m = clip.text_config.max_position_embeddings - 4, config.prompt.m
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
     methods.method_of(config.method).check(config.prompt, clip)
+    if WORDS:
+      given = n_classes, clip, config.clip.model
+      load(WORDS).check(config.contrast, config.prompt, config.data, *given)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
   check_same_run(config.flat(), folder)
@@ -98,6 +102,8 @@ def _start_folder(run: PromptRun) -> None:
   if hosts.is_first():
     run.folder.create()
     write_json(run.folder.config, run.config)
+    if run.candidates:
+      write_json(run.folder.candidates, run.candidates)
     if run.data.features != "online":
       features = batches.open_features(run.data, run.source, run.encoder, run.folder)
       check_same_images(run.folder, features.made_from)
@@ -111,6 +117,11 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   others = {"last": done, "best": best(run) if saves_prompt or select == "best" else None}
   chosen = others.pop(select) or done
   prompt = run.prompt_of(chosen.state) if saves_prompt else None
+  words = None
+  if run.candidates:
+    words = load(WORDS).outcome(run.candidates, run.encoder.clip, chosen.step, chosen.top1)
+    if words.prompt is not None:
+      prompt, others["best"] = dataclasses.replace(words.prompt, config=run.config), chosen
   if prompt and hosts.is_first():
     # Saved before the evaluation, so that a failure there does not lose it.
     with results.writing_results(folder):
@@ -118,14 +129,15 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
       for name, other in others.items():
         if other is not None:
           save_prompt(folder.other_prompts[name], run.prompt_of(other.state))
-  figures, sets = results.evaluate_run(run, prompt or chosen.state.params, done)
+  figures, sets = results.evaluate_run(run, prompt or run.result(chosen.state), done)
   found = {
     "job": run.config["job"],
     "method": run.contrast.method,
     "seed": run.seed,
     "clip_model": run.encoder.clip.name,
     **figures,
-    "evaluated_step": chosen.step,
+    "evaluated_step": 0 if words and words.prompt is not None else chosen.step,
+    **({"words": words.facts} if words else {}),
   }
   # On the devices of all processes, so by all of them.
   sheet = load(PREDICTION_SHEET)(run, prompt, found) if prompt and PREDICTION_SHEET else None

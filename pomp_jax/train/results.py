@@ -163,6 +163,8 @@ def finish(
       *(split, images[split], classes[split], line),
       *(name, *(100 * end for end in score["top1_interval"])),
     )
+  if words := results.get("words"):
+    log.info("%s", words["remark"])
   for split, files in results["unreadable"].items():
     log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
   log.info("what was learned, results and plots are in %s", folder.path)

@@ -27,8 +27,9 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
-from pomp_jax.prompt.optimizer import learning_rate, sgd
+from pomp_jax.prompt.optimizer import learning_rate, result_of, sgd
 from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
+from pomp_jax.registry import AVERAGING, WORDS, load
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import memory_plan
@@ -116,6 +117,8 @@ class PromptRun(Run):
   eval: Eval
   method: methods.Pomp
   module: PromptContext
+  # Validation top-1 of `prompt.candidates` by name; None unless training starts from the best.
+  candidates: dict[str, float] | None = None
 
   @property
   def k(self) -> int:
@@ -142,9 +145,17 @@ class PromptRun(Run):
     """Numbers of the loss."""
     scale, weight = self.encoder.clip.logit_scale, self.sampling.ancestors_weight
     drawing, correction = sampling_of(self.sampling, scale), self.contrast.correction
-    n_classes, bias = len(self.source.names), logit_bias_of(self.contrast, self.encoder)
     return ContrastSettings(
-      self.k, n_classes, correction, scale, drawing, weight, self.contrast.loss, bias
+      self.k,
+      len(self.source.names),
+      correction,
+      scale,
+      drawing,
+      weight,
+      self.contrast.loss,
+      logit_bias_of(self.contrast, self.encoder),
+      self.contrast.consistency,
+      self.contrast.consistency_loss,
     )
 
   @property
@@ -220,10 +231,10 @@ class PromptRun(Run):
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
     if not METHODS[self.contrast.method].saves_prompt:
       accuracy = self.accuracy()
-      return lambda state: accuracy(state.params, split, source)["top1"]
+      return lambda state: accuracy(self.result(state), split, source)["top1"]
 
     def top1(state: TrainState) -> float:
-      features_NxE, mesh = self.class_features(state.params), self.encoder.mesh
+      features_NxE, mesh = self.class_features(self.result(state)), self.encoder.mesh
       return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
 
     return top1
@@ -232,9 +243,13 @@ class PromptRun(Run):
     """Unit features of all training classes under a prompt [N,E]."""
     return self.encoder.features_of_classes(params, self.frozen, self.module.position)
 
+  def result(self, state: TrainState) -> Any:
+    """The parameters that are validated, saved and evaluated: averaged, if `optim.average` says."""
+    return result_of(state.params, state.opt_state)
+
   def prompt_of(self, state: TrainState) -> Prompt:
     """The learned prompt, as it is saved."""
-    context, position = np.asarray(state.params["context"]), self.module.position
+    context, position = np.asarray(self.result(state)["context"]), self.module.position
     return Prompt(context, self.encoder.clip.name, position, config=self.config)
 
   def accuracy(self) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
@@ -272,17 +287,27 @@ def prepare(
   source: Source | None = None,
   frozen: Frozen | None = None,
 ) -> PromptRun:
-  """Opens everything that a run needs, and writes nothing.
+  """Opens everything that a run needs, and writes nothing but features of validation images.
 
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
-  data, prompt, loop = config.data, config.prompt, config.loop
+  data, loop = config.data, config.loop
   method = methods.method_of(config.method)
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   source = source or encoder.sized(inputs.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written
   steps_per_epoch, total_steps = length_of(loop, data, source)
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
+  sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
+  classes = inputs.class_list(data, config.eval.template, source.names)
+  prompt, candidates = config.prompt, None
+  if prompt.init == fields.BEST:
+    prompt, candidates = load(WORDS).start(prompt, data, config.eval, encoder, classes, folder)
+  anchors = None
+  if config.contrast.consistency:
+    of_best = candidates and config.contrast.anchors == fields.BEST
+    name = load(WORDS).best(candidates) if of_best else config.contrast.anchors
+    anchors = replicate(load(WORDS).features(name, encoder, classes), encoder.mesh)
   module = PromptContext(
     prompt.m,
     encoder.clip.text_width,
@@ -290,8 +315,8 @@ def prepare(
     n_classes=len(source.names) if prompt.class_specific else None,
     init_value=methods.initial_context(prompt, encoder.clip, len(source.names), method.fixed_words),
   )
-  frozen = frozen or method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
-  sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
+  if frozen is None or candidates:  # another run's has room for `config.prompt.m` vectors
+    frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
   return PromptRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -304,7 +329,7 @@ def prepare(
     encoder=encoder,
     source=source,
     fetch=batches.open_fetch(data, source, encoder, folder),
-    frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh)),
+    frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh), anchors=anchors),
     optimizer=optimizer,
     rate=rate,
     steps_per_epoch=steps_per_epoch,
@@ -315,6 +340,7 @@ def prepare(
     eval=config.eval,
     method=method,
     module=module,
+    candidates=candidates,
   )
 
 
@@ -333,4 +359,10 @@ def optimizer_of(
     warmup=optim.warmup,
     warmup_rate=optim.warmup_lr,
   )
-  return sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm), rate
+  optimizer = sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm)
+  if optim.average != "none":
+    numbers = {"mean": optim.average_mean, "sigma": optim.average_sigma}
+    numbers |= {"decay": optim.average_decay, "steps_per_epoch": steps_per_epoch}
+    average = load(AVERAGING)(optim.average, schedule=optim.schedule, **numbers)
+    optimizer = optax.chain(optimizer, average)
+  return optimizer, rate

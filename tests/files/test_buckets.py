@@ -143,7 +143,7 @@ def test_the_right_checkpoints_are_kept_whatever_fails_unless_a_later_start_save
     assert checkpoints.save(4, make_state(4), META, metric=4)
     assert checkpoints.steps() == [1, 4]
     assert not [name for name in objects(folder) if name.startswith("3/")]
-    step, restored, meta = checkpoints.restore(make_state())
+    step, restored, meta, _ = checkpoints.restore(make_state())
     assert (step, meta) == (4, META)
     assert_same(restored, make_state(4))
     with Checkpoints(folder) as later:

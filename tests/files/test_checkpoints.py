@@ -41,7 +41,7 @@ def test_restores_exactly_with_structure_and_types(tmp_path):
     assert not checkpoints.save(12, make_state(1.0), META)
     assert not checkpoints.save(11, make_state(1.0), META)
   with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
-    step, restored, meta = checkpoints.restore(make_state())
+    step, restored, meta, _ = checkpoints.restore(make_state())
   assert (step, meta) == (12, META)
   assert_same(restored, state)
 
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, 
     except CheckpointError as error:
       refused = str(folder / "2") in str(error)
     with Checkpoints(folder) as checkpoints:
-      step, state, meta = checkpoints.restore(make_state())
+      step, state, meta, _ = checkpoints.restore(make_state())
       restored.append(step)
       assert meta == META
       assert_same(state, make_state(float(step)))
@@ -297,6 +297,6 @@ def test_killed_at_any_moment(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       newest = checkpoints.restore(target)
     assert newest.step >= int(lines[-1])
-    for step, state, meta in read_checkpoints(tmp_path):
+    for step, state, meta, _ in read_checkpoints(tmp_path):
       assert meta == {"step": step}
       assert all((leaf == step).all() for leaf in state.values())

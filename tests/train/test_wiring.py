@@ -49,6 +49,8 @@ IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": 
 REGIONS = STORED | {"data.source": "regions", "data.annotations": "OBJECTS", "data.shots": 0}
 HARD = {"sampling.name": "hard"}
 BIASED = {"logit_bias": -15.0}
+NEAR = {"consistency": 8.0}
+GAUSSIAN = {"optim.average": "gaussian"}
 SIMILAR = {"sampling.exclude": "similar"}
 SHALLOW = ONLINE | {"method": "vpt_shallow"}
 DEEP = ONLINE | {"method": "vpt_deep", "clip.model": "CLIP"}
@@ -106,6 +108,9 @@ CHANGES = {
   "correction": ("none", {}, "program", {"correction": "none"}),
   "loss": ("sigmoid", BIASED, "program", {"loss": "sigmoid", "logit_bias": -15.0}),
   "logit_bias": (-9.0, BIASED | {"loss": "sigmoid"}, "program", {"logit_bias": -9.0}),
+  "consistency": (4.0, {}, "program frozen", {"consistency": 4.0}),
+  "consistency_loss": ("l1", NEAR, "program", {"consistency_loss": "l1"}),
+  "anchors": ("{}.", NEAR, "frozen", {}),
   "sampling.name": ("hard", {}, "program state", {"name": "hard"}),
   "sampling.mix": (1.0, HARD, "program", {"mix": 1.0}),
   "sampling.temperature": (1.0, HARD, "program", {"temperature": 1.0}),
@@ -128,6 +133,10 @@ CHANGES = {
   "optim.warmup": (2.0, {}, "program", {"warmup": 2.0}),
   "optim.warmup_lr": (0.01, {}, "program", {"warmup_rate": 0.01}),
   "optim.clip_norm": (0.05, {}, "program state", {"clip_norm": 0.05}),
+  "optim.average": ("ema", {}, "program state", {}),
+  "optim.average_mean": (2.0, GAUSSIAN, "program", {}),
+  "optim.average_sigma": (2.0, GAUSSIAN, "program", {}),
+  "optim.average_decay": (0.5, {"optim.average": "ema"}, "program", {}),
 }
 # Arguments of the optimizer and its schedule; tests/prompt/test_step.py compares these with torch.
 OPTIMIZER = ("momentum", "weight_decay", "clip_norm")
@@ -144,10 +153,11 @@ SAME = {
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
 }
-# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), the text tower
-# alone (tests/rooms/data_sets/test_feature_folder.py), and fields of other jobs and of methods that
-# don't learn by steps.
-CHOOSE = ("job", "dry_run", "checkpoint.select", "clip.image_tower")
+# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), the words that
+# it starts from (tests/rooms/regularisation), the text tower alone
+# (tests/rooms/data_sets/test_feature_folder.py), and fields of other jobs and of methods that don't
+# learn by steps.
+CHOOSE = ("job", "dry_run", "checkpoint.select", "clip.image_tower", "prompt.candidates")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
   *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),

@@ -100,8 +100,8 @@ def train_lanes(
       state, metrics = program(*arguments(state, step))
       losses.append(metrics["loss"])
       if step in shown:
-        curve[step] = np.asarray(state.params["context"])
-    contexts = np.asarray(state.params["context"])
+        curve[step] = np.asarray(run.result(state)["context"])
+    contexts = np.asarray(run.result(state)["context"])
     del state  # banks are large, and the cells are evaluated next
     seconds, memory = (time.monotonic() - start) / size, program.memory_analysis()
     mib = memory.temp_size_in_bytes / 2**20 / size if memory is not None else math.nan

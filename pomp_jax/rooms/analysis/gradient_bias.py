@@ -94,7 +94,8 @@ def check(config: Settings, workdir: str) -> None:
   if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):
     takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
     raise ConfigError("gradient_bias.k", k, takes)
-  unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
+  unread = {"method": "pomp", "consistency": 0.0, "prompt.class_specific": False}
+  unread["prompt.init"] = ""
   for field, value in unread.items():
     if (found := config.flat()[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")

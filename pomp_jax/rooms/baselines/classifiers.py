@@ -1,7 +1,6 @@
 """Zero-shot CLIP, and classifiers of image features: fit, evaluation, results."""
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable
 import functools
 import time
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Clip, Data
-from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
@@ -86,7 +85,7 @@ def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str
   # A classifier knows only the classes of its training.
   known = fitted and fitted.names
   splits = results.open_splits(data, config.eval.images, encoder, folder, known)
-  classes_of = functools.partial(class_list, data, config.eval.template)
+  classes_of = functools.partial(inputs.class_list, data, config.eval.template)
   scores = {
     name: _scores(encoder, split, method, fitted, classes_of(split.names))
     for name, (_, split) in splits.items()
@@ -137,11 +136,3 @@ def _scores(
       features_NxE = features_under(encoder, classes, text)
       scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels, mesh=encoder.mesh)
   return scores
-
-
-def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
-  """Classes with the templates of their data set, if it has any."""
-  known = ClassList((), None, template, (template,))
-  if data.dataset in CLASS_LISTS:
-    known = load_class_list(data.dataset)
-  return dataclasses.replace(known, names=tuple(names), synsets=None)

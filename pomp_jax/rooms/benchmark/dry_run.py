@@ -20,7 +20,7 @@ from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
-from pomp_jax.config.fields import Data
+from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import exists, is_file
@@ -37,13 +37,14 @@ def check(config: Settings, workdir: str) -> None:
   if config.job != "pretrain":
     takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
     raise ConfigError("dry_run", True, takes)
-  changes = _changes(config.data, config.eval.images, config.clip.model)
+  changes = _changes(config.data, config.eval.images, config.clip.model) | _words(config.prompt)
   pretrain.check(config.replace(changes), workdir)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  trial = config.replace(_changes(config.data, config.eval.images, config.clip.model))
+  changes = _changes(config.data, config.eval.images, config.clip.model) | _words(config.prompt)
+  trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
     run = setup.prepare(trial, folder)
@@ -94,6 +95,12 @@ def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:
   if is_synthetic(model) and not os.path.exists(model):
     changes["clip.model"] = SYNTHETIC_CLIP + model
   return changes
+
+
+def _words(prompt: Prompt) -> dict[str, Any]:
+  """Fields that score no candidates, and anchors of one text, which cost a step as much."""
+  start = {"prompt.init": "", "prompt.m": prompt.m or 4} if prompt.init == BEST else {}
+  return start | {"anchors": "{}."}
 
 
 def _random_features(

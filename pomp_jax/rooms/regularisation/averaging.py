@@ -1,0 +1,51 @@
+"""Means of the parameters over a training, as a part of its optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Averaged(NamedTuple):
+  """State of `averaging`."""
+
+  average: Any  # mean of the parameters so far
+  step: Any  # updates so far
+  log_total: Any  # log of the sum of their weights; 0 for `ema`
+
+
+def averaging(
+  kind: str, *, schedule: str, steps_per_epoch: int, mean: float, sigma: float, decay: float
+) -> optax.GradientTransformation:
+  """Leaves the updates as they are, and keeps the mean of the parameters after them.
+
+  - `gaussian` has the weights exp(-((t - mean) / sigma)^2 / 2), with t the time in epochs: that of
+    PromptSRC (Khattak et al., 2023), which counts the ends of epochs alone under the schedule
+    `epoch`. Under `step` every step counts. The weights so far add up to 1; before the first, the
+    average is the parameters themselves.
+  - `ema` has the weights decay^s, s steps ago, divided by their sum.
+  """
+
+  def share(step: Any, log_total: Any) -> tuple[Any, Any]:
+    """Weight of a step in the mean over the steps up to it, and the log of their sum."""
+    if kind == "ema":
+      return (1 - decay) / (1 - decay**step), log_total
+    counts = (schedule == "step") | (step % steps_per_epoch == 0)
+    log_weight = -0.5 * ((step / steps_per_epoch - mean) / sigma) ** 2
+    total = jnp.where(counts, jnp.logaddexp(log_total, log_weight), log_total)
+    first = jnp.where(log_total == -jnp.inf, 1.0, 0.0)
+    # Not exp(log_weight - total): XLA may round the two differently.
+    return jnp.where(counts, jax.nn.sigmoid(log_weight - log_total), first), total
+
+  def init(params: Any) -> Averaged:
+    return Averaged(params, jnp.zeros((), jnp.int32), jnp.float32(0 if kind == "ema" else -jnp.inf))
+
+  def update(updates: Any, state: Averaged, params: Any) -> tuple[Any, Averaged]:
+    step = state.step + 1
+    weight, total = share(step, state.log_total)
+    moved = optax.apply_updates(params, updates)
+    average = jax.tree.map(lambda old, new: old + weight * (new - old), state.average, moved)
+    return updates, Averaged(average, step, total)
+
+  return optax.GradientTransformation(init, update)

@@ -1,0 +1,99 @@
+"""Textual consistency: how far class features are from those of hand-written words, the anchors.
+
+A term of the loss, the mean over all N classes. A step knows its images' own classes and a draw of
+the others, which stand for the rest by their importance weights.
+Shapes: B images, S sampled negatives, N classes, E embedding.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.prompt.loss import ContrastSettings, margin, normalize
+from pomp_jax.prompt.sampling.samplers import Negatives
+
+
+def text_consistency(
+  settings: ContrastSettings,
+  image_features_BxE: Float[Array, "B E"],
+  positive_features_BxE: Float[Array, "B E"],
+  negative_features_SxE: Float[Array, "S E"] | Float[Array, "S B E"],
+  labels_B: Int32[Array, " B"],
+  negatives: Negatives,
+  anchors_NxE: Float[Array, "N E"],
+) -> Float[Array, ""]:
+  """Mean over the classes of a distance between g_c, unit text feature, and its anchor a_c.
+
+  squared: 1 - cos(g_c, a_c), half the squared distance (KgCoOp, Yao et al., 2023). l1: mean over E
+  of |g_c - a_c|, and kl: KL(p0 || p) / N, of an image's probabilities p0 under the anchors and p
+  under g, mean over the images (SCL of PromptSRC, Khattak et al., 2023). Each as its published code
+  reduces it, when all classes are negatives.
+
+  The expectation of `squared` and `l1` over the draw is the term over all classes, whichever the
+  sampler, except for `top`. `kl` is between the corrected distributions over an image's classes,
+  whose logarithm is biased, as that of the loss. Arguments as of `loss.local_contrast`.
+  """
+  log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
+  image_BxE, own_BxE, other_SxE = (
+    normalize(rows.astype(jnp.float32))
+    for rows in (image_features_BxE, positive_features_BxE, negative_features_SxE)
+  )
+  own_anchor_BxE, anchor_SxE = anchors_NxE[labels_B], anchors_NxE[negatives.ids]
+  if settings.consistency_loss == "kl":
+    image_BxE *= settings.logit_scale
+    log_p_BxC = _log_probabilities(image_BxE, own_BxE, other_SxE, log_weights_BxS)
+    log_p0_BxC = _log_probabilities(image_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS)
+    # Of classes without a weight both are -inf.
+    ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
+    value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
+  else:
+    per_image = other_SxE.ndim == 3
+    distance = _squared if settings.consistency_loss == "squared" else _l1
+    other = distance(other_SxE, anchor_SxE[:, None] if per_image else anchor_SxE)
+    other_BxS = other.T if per_image else other[None]
+    value_B = distance(own_BxE, own_anchor_BxE)
+    value_B += jnp.sum(jnp.exp(log_weights_BxS) * other_BxS, axis=-1)
+  return jnp.mean(value_B) / settings.n_classes
+
+
+def _squared(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.Array:
+  return 0.5 * jnp.sum((features - anchors) ** 2, axis=-1)
+
+
+def _l1(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.Array:
+  return jnp.mean(jnp.abs(features - anchors), axis=-1)
+
+
+def _log_weights(
+  n_classes: int, labels_B: Int32[Array, " B"], negatives: Negatives
+) -> Float[Array, "B S"]:
+  """Log importance weights in an image's sum over all classes but its own; -inf for no part.
+
+  Exclusions do not count: near-synonyms are no negatives, but have anchors too.
+  """
+  kept_BxS = negatives.ids[None, :] != labels_B[:, None]
+  if negatives.available is not None:
+    kept_BxS &= negatives.available
+  if negatives.image is not None:
+    own_BxS = negatives.image == jnp.arange(labels_B.size)[:, None]
+    # The batch's positives, which stand before the draws, belong to all images.
+    n_before = negatives.ids.size - negatives.image.size
+    kept_BxS &= jnp.pad(own_BxS, ((0, 0), (n_before, 0)), constant_values=True)
+  if negatives.log_weights is not None:
+    log_weights_BxS = negatives.log_weights[None, :]
+  else:
+    n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
+    log_weights_BxS = margin(n_kept_B, n_classes, "log")[:, None]
+  return jnp.where(kept_BxS, log_weights_BxS, -jnp.inf)
+
+
+def _log_probabilities(
+  image_BxE: jax.Array, own_BxE: jax.Array, other: jax.Array, log_weights_BxS: jax.Array
+) -> Float[Array, "B C"]:
+  """Of an image's own class, and of the others by their weights; `image_BxE` has the scale."""
+  own_B = jnp.sum(image_BxE * own_BxE, axis=-1)
+  precision = jax.lax.Precision.HIGHEST  # as in the contrast
+  others = "sbe" if other.ndim == 3 else "se"
+  other_BxS = jnp.einsum(f"be,{others}->bs", image_BxE, other, precision=precision)
+  logits_BxC = jnp.concatenate([own_B[:, None], other_BxS + log_weights_BxS], axis=1)
+  return jax.nn.log_softmax(logits_BxC, axis=-1)

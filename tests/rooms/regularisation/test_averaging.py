@@ -1,0 +1,88 @@
+"""Averages of the parameters against PromptSRC's and NumPy's, and in a run that is resumed."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pomp_jax.evaluate.named_prompts import read_prompts
+from pomp_jax.files.checkpoints import read_checkpoint
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.prompt.optimizer import result_of, sgd
+from pomp_jax.rooms.regularisation.averaging import averaging
+from tests.support.checks import assert_close
+from tests.support.small_run import run_job, small_config
+
+EPOCHS, STEPS = 5, 3  # steps of an epoch
+GAUSS = {"mean": 3.0, "sigma": 1.5, "decay": 0.8, "steps_per_epoch": STEPS}
+
+
+def course(kind, schedule):
+  """The parameters after each step, and the average of them after each step."""
+  average = averaging(kind, schedule=schedule, **GAUSS)
+  optimizer = optax.chain(sgd(lambda _: 0.3, 0.9, 0.01), average)
+  params = {"context": jnp.ones((2, 3))}
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  own, averages = [], []
+  for gradient in np.random.default_rng(0).normal(size=(EPOCHS * STEPS, 2, 3)):
+    updates, state = update({"context": jnp.asarray(gradient, jnp.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+    own.append(np.asarray(params["context"], np.float64))
+    averages.append(np.asarray(result_of(params, state)["context"]))
+  return np.array(own), np.array(averages)
+
+
+def gauss(t):
+  """`PromptSRC.get_gauss` of trainers/promptsrc.py in muzairkhattak/PromptSRC."""
+  mu, sigma = GAUSS["mean"], GAUSS["sigma"]
+  return (1 / (sigma * np.sqrt(2 * np.pi))) * np.exp(-0.5 * ((t - mu) / sigma) ** 2)
+
+
+def test_the_average_over_ends_of_epochs_is_promptsrcs():
+  """As its `__init__` and `forward_backward` weigh and add the state of each epoch."""
+  own, averages = course("gaussian", "epoch")
+  weights = np.array([gauss(epoch) for epoch in range(1, EPOCHS + 1)])
+  weights /= weights.sum()
+  expected = sum(w * own[STEPS * i + STEPS - 1] for i, w in enumerate(weights))
+  assert_close(averages[-1], expected)
+  # Before the first epoch's end it is the parameters, and within an epoch it stays.
+  assert_close(averages[:STEPS], own[:STEPS])
+  np.testing.assert_array_equal(averages[STEPS], averages[STEPS - 1])
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ema"])
+def test_the_average_over_steps_is_numpys(kind):
+  own, averages = course(kind, "step")
+  for last in (0, 4, EPOCHS * STEPS - 1):
+    steps = np.arange(1, last + 2)
+    weights = gauss(steps / STEPS) if kind == "gaussian" else 0.8 ** (last + 1 - steps)
+    assert_close(averages[last], np.average(own[: last + 1], axis=0, weights=weights))
+
+
+def test_weights_that_float32_lacks_are_relative(monkeypatch):
+  """Of a mean far behind the last epoch the last steps count."""
+  monkeypatch.setitem(GAUSS, "mean", 3000.0)
+  own, averages = course("gaussian", "step")
+  assert_close(averages[-1], own[-1])
+
+
+def test_a_resumed_run_has_the_same_average_and_uses_it(tmp_path, one_layer):
+  config = small_config(**{"clip.model": one_layer, "optim.average": "ema"})
+  run_job(config, tmp_path / "run")
+  again = shutil.copytree(tmp_path / "run", tmp_path / "again")
+  for name in ("results.json", "prompt.npz", "checkpoints/12"):
+    path = again / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  run_job(config, again)
+  states = [
+    read_checkpoint(folder / "checkpoints/12").state for folder in (again, tmp_path / "run")
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  average = result_of(None, states[0]["opt_state"])["context"]
+  assert np.abs(average - states[0]["params"]["context"]).max() > 0
+  np.testing.assert_array_equal(load_prompt(again).context, average)
+  stored = {named.step: named.prompt for named in read_prompts([f"{again}/checkpoints"], "prompts")}
+  np.testing.assert_array_equal(stored[12].context, average)
