@@ -9,6 +9,7 @@ Shapes: as in `clip.layers`; D also the width of a head where one turns.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 
 from pomp_jax.array_types import Array, Float
 from pomp_jax.clip.attention import attention
-from pomp_jax.clip.layers import Tensors, count, dense, latent_pooling, layer_norm, patches, tensor
+from pomp_jax.clip.layers import Tensors, count, dense, layer_norm, patches, tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +55,9 @@ class EvaConfig:
     turn = _rotation(self, side, width // self.num_attention_heads, n_before)
     for i in range(count(params, "blocks.")):
       hidden = _block(self, params, f"blocks.{i}", turn, hidden)
-    hidden = layer_norm(
-      params, "norm", hidden if self.pooling_heads else hidden[:, 0], self.epsilon
-    )
-    if self.pooling_heads:
-      hidden = latent_pooling(
-        params, "attn_pool", self.pooling_heads, hidden, self.epsilon, self.tanh
-      )
+    hidden = hidden if self.pooling_heads else hidden[:, 0]
+    hidden = layer_norm(params, "norm", hidden, self.epsilon)
+    hidden = _pooled(self, params, "attn_pool", hidden) if self.pooling_heads else hidden
     return dense(params, "head", hidden) if self.projects else hidden
 
 
@@ -78,16 +75,27 @@ def _siglip(size: int, heads: int, tanh: bool = False) -> SiglipConfig:
 
 def _block(config: EvaConfig, params: Tensors, name: str, turn: Any, hidden: Array) -> Array:
   """One layer: attention and MLP, each on normed rows, or normed itself."""
-  for part, norm in ((_attention, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
+  attend = functools.partial(_attention, turn=turn)
+  for part, norm in ((attend, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
     if config.post_norm:
-      hidden += layer_norm(params, norm, part(config, params, name, turn, hidden), config.epsilon)
+      hidden += layer_norm(params, norm, part(config, params, name, hidden), config.epsilon)
     else:
-      rows = layer_norm(params, norm, hidden, config.epsilon)
-      hidden += part(config, params, name, turn, rows)
+      hidden += part(config, params, name, layer_norm(params, norm, hidden, config.epsilon))
   return hidden
 
 
-def _attention(config: EvaConfig, params: Tensors, name: str, turn: Any, rows: Array) -> Array:
+def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Array:
+  """Attention of one learned query over all tokens, and an MLP (SigLIP, PE-Core)."""
+  batch, _, width = hidden.shape
+  latent = tensor(params, f"{name}.latent", 1, 1, width).astype(hidden.dtype)
+  query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
+  key, value = jnp.split(dense(params, f"{name}.kv", hidden), 2, axis=-1)
+  pooled = dense(params, f"{name}.proj", attention(config.pooling_heads, query, key, value))
+  normed = layer_norm(params, f"{name}.norm", pooled, config.epsilon)
+  return (pooled + _mlp(config, params, name, normed))[:, 0]
+
+
+def _attention(config: EvaConfig, params: Tensors, name: str, rows: Array, turn: Any) -> Array:
   name = f"{name}.attn"
   if f"{name}.q_proj.weight" in params:
     query, key, value = (
@@ -107,8 +115,7 @@ def _attention(config: EvaConfig, params: Tensors, name: str, turn: Any, rows: A
   return dense(params, f"{name}.proj", attended)
 
 
-def _mlp(config: EvaConfig, params: Tensors, name: str, turn: Any, rows: Array) -> Array:
-  del turn
+def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
   name = f"{name}.mlp"
   if f"{name}.fc1_g.weight" in params:
     inner = jax.nn.silu(dense(params, f"{name}.fc1_g", rows)) * dense(params, f"{name}.fc1_x", rows)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float
 from pomp_jax.clip import packed
-from pomp_jax.clip.attention import attention
 
 Tensors = Mapping[str, Any]
 gelu = functools.partial(jax.nn.gelu, approximate=False)
@@ -73,25 +72,6 @@ def convolution(
     dimension_numbers=("NHWC", "OIHW", "NHWC"),
     feature_group_count=n_groups,
   )
-
-
-def latent_pooling(
-  params: Tensors,
-  name: str,
-  n_heads: int,
-  tokens_BxTxD: Float[Array, "B T D"],
-  epsilon: float,
-  approximate: bool = False,
-) -> Float[Array, "B D"]:
-  """Attention of one learned query over all tokens, and an MLP (SigLIP, PE-Core)."""
-  batch, _, width = tokens_BxTxD.shape
-  latent = tensor(params, f"{name}.latent", 1, 1, width).astype(tokens_BxTxD.dtype)
-  query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
-  key, value = jnp.split(dense(params, f"{name}.kv", tokens_BxTxD), 2, axis=-1)
-  pooled = dense(params, f"{name}.proj", attention(n_heads, query, key, value))
-  normed = layer_norm(params, f"{name}.norm", pooled, epsilon)
-  hidden = jax.nn.gelu(dense(params, f"{name}.mlp.fc1", normed), approximate)
-  return (pooled + dense(params, f"{name}.mlp.fc2", hidden))[:, 0]
 
 
 def count(params: Tensors, prefix: str) -> int:

@@ -6,6 +6,7 @@ the weights has both. Without it they are assumed to be the usual ones of the tw
 
 from collections.abc import Mapping
 import math
+import re
 from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig
@@ -38,7 +39,7 @@ _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
 
 # Parts of FlaxCLIP's names, and OpenAI's in their place, in this order. The ResNet's modules have
-# OpenAI's names in `clip.resnet` too.
+# OpenAI's names in `clip.resnet` too, but for items of lists.
 _NAMES = {
   "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
   "text_model.embeddings.position_embedding.embedding": "positional_embedding",
@@ -70,6 +71,7 @@ def _source(path: Parameter) -> Source:
   name = ".".join(path)
   for ours, theirs in _NAMES.items():
     name = name.replace(ours, theirs)
+  name = re.sub(r"(layer\d|downsample)_", r"\1.", name)
   if "encoder" in path and path[-2] in _STACKED:
     stacked = name.replace(f"{path[-2]}.", "in_proj_")
     return Source(stacked, part=_STACKED.index(path[-2]))

@@ -1,7 +1,8 @@
 """CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section 2.4).
 
 A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling
-(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules.
+(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules, of
+lists as "layer1_0".
 Batch norm is frozen, so its statistics are parameters.
 Shapes: B images of height H and width W, D channels, T positions and their mean, E embedding.
 """
@@ -44,9 +45,13 @@ class ModifiedResNet(nn.Module):
     for i, (channels, stride) in enumerate([(width // 2, 2), (width // 2, 1), (width, 1)], 1):
       x = nn.relu(_normed(x, channels, 3, stride, self.dtype, f"conv{i}", f"bn{i}"))
     x = _average(x, 2)
-    for i, n_blocks in enumerate(self.config.layers):
-      stride = 1 if i == 0 else 2
-      x = _Stage(n_blocks, width * 2**i, stride, self.dtype, name=f"layer{i + 1}")(x)
+    for stage, n_blocks in enumerate(self.config.layers, 1):
+      for i in range(n_blocks):
+        stride = 2 if stage > 1 and i == 0 else 1
+        block = _Bottleneck(
+          width * 2 ** (stage - 1), stride, i > 0, self.dtype, name=f"layer{stage}_{i}"
+        )
+        x = block(x)
     return _AttentionPool(
       self.config.num_attention_heads, self.config.projection_dim, self.dtype, name="attnpool"
     )(x)
@@ -68,22 +73,6 @@ class FrozenBatchNorm(nn.Module):
     return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
-class _Stage(nn.Module):
-  """Bottlenecks named by their number; the first may have a stride."""
-
-  n_blocks: int
-  channels: int
-  stride: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    for i in range(self.n_blocks):
-      stride = self.stride if i == 0 else 1
-      x = _Bottleneck(self.channels, stride, shortcut=i > 0, dtype=self.dtype, name=str(i))(x)
-    return x
-
-
 class _Bottleneck(nn.Module):
   """Three convolutions beside the identity (`shortcut`) or a projection of the input."""
 
@@ -99,19 +88,9 @@ class _Bottleneck(nn.Module):
     n_out, out = self.channels * _EXPANSION, _average(out, self.stride)
     out = _normed(out, n_out, 1, 1, self.dtype, "conv3", "bn3")
     if not self.shortcut:
-      x = _Projection(n_out, self.dtype, name="downsample")(_average(x, self.stride))
+      x = _average(x, self.stride)
+      x = _normed(x, n_out, 1, 1, self.dtype, "downsample_0", "downsample_1")
     return nn.relu(out + x)
-
-
-class _Projection(nn.Module):
-  """The shortcut of a bottleneck that changes size or channels, after its average pooling."""
-
-  channels: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return _normed(x, self.channels, 1, 1, self.dtype, "0", "1")
 
 
 class _AttentionPool(nn.Module):
