@@ -3,7 +3,7 @@
 from transformers import CLIPConfig, CLIPTokenizerFast
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.tokens import MERGES_FILES, Tokenizer, read_bpe
 from pomp_jax.clip.weights import FLAX_SUFFIX, Files, Layout, Parameter, Source, Weights
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
@@ -66,7 +66,8 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   """HuggingFace's tokenizer beside the weights, otherwise one from the merges."""
   own = files.find_first(_TOKENIZER_FILES[:2])
   if own is None:
-    return read_bpe(files.find, config.text_config.vocab_size, files.source)
+    merges = files.find_first(MERGES_FILES)
+    return read_bpe(merges, config.text_config.vocab_size, files.source)
   # From the hub, each file is downloaded when it is looked up; from a bucket, when it is copied.
   for found in filter(None, map(files.find, _TOKENIZER_FILES)):
     local_copy(found)

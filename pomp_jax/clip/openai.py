@@ -16,7 +16,7 @@ from pomp_jax.clip.families import ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.layers import count
 from pomp_jax.clip.open_clip import CONFIG, check_agreement, model_settings
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.clip.tokens import FileTokenizer, Tokenizer, read_bpe
+from pomp_jax.clip.tokens import MERGES_FILES, FileTokenizer, Tokenizer, read_bpe
 from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
@@ -117,7 +117,8 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   settings = ((files.json(CONFIG) or {}).get("model_cfg") or {}).get("text_cfg", {})
   name = settings.get("hf_tokenizer_name")
   if not name:
-    return read_bpe(files.find, config.text_config.vocab_size, files.source)
+    merges = files.find_first(MERGES_FILES)
+    return read_bpe(merges, config.text_config.vocab_size, files.source)
   own = files.find("tokenizer.json") or Files(name).find("tokenizer.json")
   if own is None:
     expected = f"tokenizer.json beside the weights, or in {name}"

@@ -6,7 +6,7 @@ HuggingFace's tokenizer of the same merges skips the repair and the entities. Un
 text is read as SOS or EOT here. Shapes: N texts, L the longest of them in tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import gzip
 import html
 import string
@@ -27,11 +27,9 @@ from pomp_jax.files.paths import Path, read_bytes
 from pomp_jax.files.terminal import quoted
 
 Tokenizer = Any  # HuggingFace's, or one of the two below, which have the same interface
-# Function from the name of a file beside the weights to its path, or to None.
-Find = Callable[[str], Path | None]
 
-ZIPPED_MERGES, MERGES = "bpe_simple_vocab_16e6.txt.gz", "merges.txt"
-ACCEPTED_FILES = f"{ZIPPED_MERGES}, or {MERGES}"
+MERGES = "merges.txt"
+MERGES_FILES = ("bpe_simple_vocab_16e6.txt.gz", MERGES)
 
 # OpenAI's file lists more merges than its vocabulary of 49,408 takes.
 _N_OPENAI_MERGES = 49_408 - 2 * 256 - 2
@@ -126,25 +124,24 @@ def _canonical(text: str) -> str:
 _CLEANERS = {"whitespace": _basic, "lower": clean, "canonicalize": _canonical}
 
 
-def read_bpe(find: Find, n_tokens: int, where: str) -> BytePairTokenizer:
-  """Reads the tokenizer from the merges beside a checkpoint, for an embedding of `n_tokens` rows.
+def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
+  """Reads the tokenizer from one of MERGES_FILES, for an embedding of `n_tokens` rows.
 
-  `where` is the checkpoint, for messages. ClipError: no such file, a damaged one, or another number
-  of tokens.
+  `where` is the checkpoint, for messages. ClipError: no file, a damaged one, or another number of
+  tokens.
   """
-  for file in filter(None, map(find, (ZIPPED_MERGES, MERGES))):
-    try:
-      merges = _merges(file)
-      tokenizer = BytePairTokenizer(merges)
-    except Exception as error:  # the tokenizers' library raises bare Exceptions
-      raise ClipError(f"{file}: not the merges of a CLIP's tokenizer ({error})") from error
-    if (found := tokenizer.eos_token_id + 1) != n_tokens:
-      raise ClipError(
-        f"{file}: {len(merges)} merges make {found} tokens, expected {n_tokens}, the embeddings of"
-        f" {where}"
-      )
-    return tokenizer
-  raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
+  if file is None:
+    expected = ", or ".join(MERGES_FILES)
+    raise ClipError(f"{where}: no tokenizer beside the weights, expected {expected}")
+  try:
+    merges = _merges(file)
+    tokenizer = BytePairTokenizer(merges)
+  except Exception as error:  # the tokenizers' library raises bare Exceptions
+    raise ClipError(f"{file}: not the merges of a CLIP's tokenizer ({error})") from error
+  if (found := tokenizer.eos_token_id + 1) != n_tokens:
+    found_here = f"{len(merges)} merges make {found} tokens"
+    raise ClipError(f"{file}: {found_here}, expected {n_tokens}, the embeddings of {where}")
+  return tokenizer
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:

@@ -3,34 +3,18 @@
 Shapes: n images, B images of one call, E embedding.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from pomp_jax.data.source import Storage, StoredImages
-
-
-@runtime_checkable
-class FeatureStorage(Storage, Protocol):
-  """Features in place of images; `read` raises ImageError."""
-
-  width: int  # E
-  checksums_n: np.ndarray  # of the features of each image
-
-  def features(self, rows_B: np.ndarray) -> np.ndarray:
-    """Features of some rows, float32 [B,E]."""
-    ...
-
-  def check_clip(self, model: str, width: int) -> None:
-    """Raises SourceError unless a CLIP of this name and width computed them."""
-    ...
+from pomp_jax.data.source import StoredImages
 
 
 class FeatureSource(StoredImages):
   """Labelled images whose features are known, and whose pixels are not."""
 
-  storage: FeatureStorage
+  storage: Any  # `FeatureRows` of the room data_sets
 
   @property
   def checksums(self) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: G rows of a global batch, V views an image, B images of a batch that a p
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -91,7 +92,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     names = {index: name_of(source, index) for index in unreadable}
     self.skipped = SkippedImages(source, max_corrupt, names)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    read = _ReadBatch(source.labels, fetch, order, batch_size // n_views, shard)
+    read = functools.partial(_read_batch, source.labels, fetch, order, batch_size // n_views, shard)
     self._batches = map_ahead(read, range(start, _N_BATCHES), readers)
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -219,38 +220,35 @@ def name_of(source: Labelled, index: int) -> str:
   return source.where(index) if hasattr(source, "where") else f"image {index}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadBatch:
-  """Reads this process's part of a batch; pickled for worker processes."""
-
-  labels: np.ndarray
-  fetch: Fetch
-  order: grain.MapDataset
-  batch_size: int
-  shard: tuple[int, int]
-
-  def __call__(self, batch: int) -> dict[str, np.ndarray]:
-    index, count = self.shard
-    part = self.batch_size // count
-    positions_B = batch * self.batch_size + index * part + np.arange(part)
-    epochs_B = positions_B // len(self.labels)
-    shown_B = np.array([self.order[position] for position in positions_B.tolist()])
-    views, readable_B = self.fetch(shown_B, epochs_B)
-    unreadable: list[int] = []
-    for _ in range(_MAX_SKIPS):
-      again = np.flatnonzero(~readable_B)
-      if not len(again):
-        labels = np.repeat(self.labels[shown_B].astype(np.int32), views.shape[1])
-        counted = {"label": labels, "unreadable": np.array(unreadable, np.int64)}
-        views = views.reshape(-1, *views.shape[2:])
-        if views.dtype.names is None:
-          return {"image": views} | counted
-        return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names} | counted
-      unreadable += shown_B[again].tolist()
-      shown_B[again] = (shown_B[again] + 1) % len(self.labels)
-      views[again], readable_B[again] = self.fetch(shown_B[again], epochs_B[again])
-    found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
-    raise CorruptDataError(f"{found}, can't be read")
+def _read_batch(
+  labels_n: np.ndarray,
+  fetch: Fetch,
+  order: grain.MapDataset,
+  batch_size: int,
+  shard: tuple[int, int],
+  batch: int,
+) -> dict[str, np.ndarray]:
+  """Reads this process's part of a batch of images; pickled for worker processes."""
+  part = batch_size // shard[1]
+  positions_B = batch * batch_size + shard[0] * part + np.arange(part)
+  epochs_B = positions_B // len(labels_n)
+  shown_B = np.array([order[position] for position in positions_B.tolist()])
+  views, readable_B = fetch(shown_B, epochs_B)
+  unreadable: list[int] = []
+  for _ in range(_MAX_SKIPS):
+    again = np.flatnonzero(~readable_B)
+    if not len(again):
+      labels = np.repeat(labels_n[shown_B].astype(np.int32), views.shape[1])
+      counted = {"label": labels, "unreadable": np.array(unreadable, np.int64)}
+      views = views.reshape(-1, *views.shape[2:])
+      if views.dtype.names is None:
+        return {"image": views} | counted
+      return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names} | counted
+    unreadable += shown_B[again].tolist()
+    shown_B[again] = (shown_B[again] + 1) % len(labels_n)
+    views[again], readable_B[again] = fetch(shown_B[again], epochs_B[again])
+  found = f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}"
+  raise CorruptDataError(f"{found}, can't be read")
 
 
 @dataclasses.dataclass

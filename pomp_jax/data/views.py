@@ -51,11 +51,6 @@ class Augmentation:
     """Numbers, below n_epochs * V, of the views that an epoch shows."""
     return (epochs % self.n_epochs)[:, None] * self.n_views + np.arange(self.n_views)
 
-  def draw(self, width: int, height: int, index: int, epoch: int) -> list["View"]:
-    """Draws the views of an image of width x height pixels under `crop_flip` or `recipe`."""
-    epoch = epoch % self.view_epochs if self.view_epochs else epoch
-    return [draw_view(width, height, self, index, epoch, view) for view in range(self.n_views)]
-
 
 def stored_views(
   features: Features,
@@ -94,12 +89,13 @@ def views(
         image = open_image(stored.encoded(index), where)
       else:
         where, upright, image = f"image {index}", False, Image.fromarray(ready[row])
-      drawn = augmentation.draw(*sides(image, upright), index, epoch)
+      whole, numbers = sides(image, upright), range(augmentation.n_views)
+      drawn = [draw_view(*whole, augmentation, index, epoch, view) for view in numbers]
       # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
       smallest = min(min(view.crop[2:]) for view in drawn)
       shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
-      whole, shrink = load_rgb(image, where, shrink, upright)
-      result[row] = [np.asarray(make_view(whole, view, size, shrink)) for view in drawn]
+      decoded, shrink = load_rgb(image, where, shrink, upright)
+      result[row] = [np.asarray(make_view(decoded, view, size, shrink)) for view in drawn]
       readable[row] = True
   return result, readable
 
@@ -117,8 +113,9 @@ def draw_view(
 ) -> View:
   """Draws one view of an image of width x height pixels under `crop_flip` or `recipe`.
 
-  It depends on the arguments, and on kind, seed and crop area of the augmentation, alone.
+  It depends on the arguments alone; of the augmentation not on its number of views.
   """
+  epoch = epoch % augmentation.view_epochs if augmentation.view_epochs else epoch
   # The generator's raw output, which NumPy guarantees never to change, unlike its distributions.
   # The lowest word of the counter counts the draws.
   bits = np.random.Philox(key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index])

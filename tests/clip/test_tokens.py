@@ -14,12 +14,13 @@ from transformers import CLIPTextConfig
 from pomp_jax.clip import tokens
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.tokens import (
-  ACCEPTED_FILES,
+  MERGES_FILES,
   TokenizeError,
   check_token_counts,
   read_bpe,
   tokenize,
 )
+from pomp_jax.clip.weights import Files
 from pomp_jax.data.class_lists import SYNSETS, read_table
 from tests.support.clips import MERGES, clip_tokenizer
 
@@ -126,8 +127,8 @@ NASTY = [
 ]
 
 
-def _find(folder):
-  return lambda name: next((file for file in [folder / name] if file.is_file()), None)
+def _read_bpe(folder, n_tokens=49_408, where="here"):
+  return read_bpe(Files(str(folder)).find_first(MERGES_FILES), n_tokens, where)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def theirs():
 def ours(tmp_path_factory):
   folder = tmp_path_factory.mktemp("bpe")
   shutil.copy(ZIPPED, folder)
-  return read_bpe(_find(folder), 49_408, "here")
+  return _read_bpe(folder)
 
 
 def test_all_names_of_imagenet21k(ours, theirs):
@@ -173,7 +174,7 @@ def test_nothing_in_a_text_is_eot(ours, theirs):
 
 def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
   huggingface = clip_tokenizer(tmp_path)
-  from_merges = read_bpe(_find(tmp_path), 49_408, "here")
+  from_merges = _read_bpe(tmp_path)
   texts = ["a photo of a grey wolf.", "Café at 10 o'clock!", *read_table(SYNSETS)[1][:2000]]
   rows = ours(texts)["input_ids"]
   assert from_merges(texts)["input_ids"] == rows
@@ -189,7 +190,7 @@ GOOD, ZIP = ("\n".join(["#version: 0.2", *MERGES, ""])).encode(), ZIPPED.read_by
 @pytest.mark.parametrize(
   "files, n_tokens, found",
   [
-    ({}, 524, ACCEPTED_FILES),
+    ({}, 524, ", or ".join(MERGES_FILES)),
     ({"merges.txt": GOOD}, 600, "merges.txt: 10 merges make 524 tokens, expected 600"),
     ({"merges.txt": b"#version: 0.2\nt h\nth e</w> x\n"}, 524, "is no pair"),
     ({"merges.txt": b"#version: 0.2\nt h\nqu een</w>\n"}, 524, "`qu`"),
@@ -203,6 +204,6 @@ def test_damaged_and_other_files(tmp_path, files, n_tokens, found):
   for name, content in files.items():
     (tmp_path / name).write_bytes(content)
   with pytest.raises(ClipError) as error:
-    read_bpe(_find(tmp_path), n_tokens, "some/clip")
+    _read_bpe(tmp_path, n_tokens, "some/clip")
   assert "\n" not in str(error.value)
   assert found in str(error.value)

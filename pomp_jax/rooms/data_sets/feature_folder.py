@@ -62,7 +62,7 @@ class Header(NamedTuple):
 
 
 class FeatureRows:
-  """The `FeatureStorage` of one split; a worker process maps the file for itself."""
+  """The `storage` of a `FeatureSource`; a worker process maps the file for itself."""
 
   def __init__(self, path: Path, checksums_n: UInt32[np.ndarray, " n"], header: Header):
     """Maps the file; SourceError if it is not float16 or float32 [n,E]."""
