@@ -308,6 +308,7 @@ HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
 LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
 TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
+CATEGORIES = "rooms.regions.categories:categories_by_id"  # of annotations, for class lists
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 WORDS = "rooms.regularisation.words"  # anchors, and candidates of `prompt.init=best`
 

@@ -13,13 +13,14 @@ import logging
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, read_text, read_user_json, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
+from pomp_jax.registry import CATEGORIES, load
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   if isinstance(content, list):
     return _from_list(content, path)
   if not isinstance(content, dict):
-    raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
+    raise VocabularyError(f"{path}: found {shown(content)}, expected a list or an object")
   if content and all(map(str.isdecimal, content)):
     raise VocabularyError(f"{path}: the object's keys are numbers, expected class names")
   check_names(tuple(content), str(path))
@@ -190,10 +191,10 @@ def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[s
   for number, row in enumerate(rows, 1):
     where, synset = f"{path}: item {number} of {len(rows)}", row.get("synset")
     if not isinstance(row.get("name"), str):
-      raise VocabularyError(f"{where}: found {_shown(content[number - 1])}, expected a name")
+      raise VocabularyError(f"{where}: found {shown(content[number - 1])}, expected a name")
     if synset is not None and not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
       expected = "a WordNet id such as n02084071"
-      raise VocabularyError(f"{where}: found synset {_shown(synset)}, expected {expected}")
+      raise VocabularyError(f"{where}: found synset {shown(synset)}, expected {expected}")
   names = tuple(row["name"].strip() for row in rows)
   synsets = tuple(row["synset"] for row in rows if row.get("synset") is not None)
   check_names(names, str(path), distinct=False)
@@ -206,7 +207,7 @@ def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[s
   return names, synsets or None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
   """A JSON value for an error line."""
   if isinstance(value, list | dict):
     return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
@@ -235,48 +236,10 @@ def has_categories(content: Any) -> bool:
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
-
-  Each has `id`, `name` and optionally `synonyms` (LVIS). VocabularyError for one without integer
-  `id` or name, and for a control character or a repeated id or name ("a_b" equals "a b").
-  """
-
-  def refuse(field: str, found: str, accepted: str) -> NoReturn:
-    raise VocabularyError(f"{path}: {field} is {found}; accepted: {accepted}")
-
-  def words_of(field: str, text: Any) -> str:
-    words = normalized_name(text) if isinstance(text, str) else ""
-    if not words or not is_unicode(words) or control_character(words):
-      refuse(field, "missing" if text is None else _shown(text), "a name")
-    return words
-
-  if not isinstance(value, dict) or "categories" not in value:
-    found = f"the keys {quoted(', '.join(value))}" if isinstance(value, dict) else "no object"
-    refuse("the file", f"without categories ({found})", "COCO or LVIS annotations")
-  rows = value["categories"]
-  if not isinstance(rows, list) or not rows:
-    refuse("categories", _shown(rows), "a list of at least one category")
-  by_id: dict[int, Category] = {}
-  names: set[str] = set()
-  for index, row in enumerate(rows):
-    where = f"categories[{index}]"
-    if not isinstance(row, dict):
-      refuse(where, _shown(row), "an object with id and name")
-    number, synonyms = row.get("id"), row.get("synonyms", [])
-    if type(number) is not int:
-      refuse(f"{where}.id", "missing" if number is None else _shown(number), "an integer")
-    if number in by_id:
-      refuse(f"{where}.id", f"{number}, which is repeated", "different ids")
-    name = words_of(f"{where}.name", row.get("name"))
-    if name in names:
-      refuse(f"{where}.name", f"{quoted(name)}, which is repeated", "different names")
-    if not isinstance(synonyms, list):
-      refuse(f"{where}.synonyms", _shown(synonyms), "a list of strings")
-    others = dict.fromkeys(words_of(f"{where}.synonyms", synonym) for synonym in synonyms)
-    others.pop(name, None)
-    by_id[number] = Category(name, tuple(others))
-    names.add(name)
-  return by_id
+  """Categories of annotations, the JSON value of a file; VocabularyError for unusable ones."""
+  if not CATEGORIES:
+    raise VocabularyError(f"{path}: annotations are read by the room regions, expected names")
+  return load(CATEGORIES)(path, value)
 
 
 @functools.cache

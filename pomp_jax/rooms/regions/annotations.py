@@ -18,11 +18,12 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float32, Int, Int16, Int32, UInt8
 import numpy as np
 
-from pomp_jax.data.class_lists import VocabularyError, categories_by_id, normalized_name
+from pomp_jax.data.class_lists import VocabularyError, normalized_name
 from pomp_jax.data.images import MAX_PIXELS, open_image
 from pomp_jax.data.source import Files
 from pomp_jax.files.paths import Path, is_file, join, read_user_json, scheme_of
 from pomp_jax.files.terminal import is_unicode
+from pomp_jax.rooms.regions.categories import categories_by_id
 from pomp_jax.rooms.regions.label_images import image_size, read_rgb
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
