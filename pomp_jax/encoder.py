@@ -17,13 +17,7 @@ import numpy as np
 
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
-from pomp_jax.clip.text import (
-  TextTower,
-  text_tower,
-  token_embeddings,
-  token_table,
-  with_embeddings,
-)
+from pomp_jax.clip.text import TextTower, text_tower, token_embeddings, token_table, with_embeddings
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import normalized_names

@@ -40,11 +40,7 @@ _CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
 
 
 def family_of(settings: Mapping[str, Any], width: int) -> Any:
-  """The tower of a `vision_cfg`; None for OpenAI's ViT or ResNet.
-
-  Raises:
-    ValueError: `item: got .., expected ..`.
-  """
+  """The tower of a `vision_cfg`; None for OpenAI's ViT or ResNet. ValueError: `item: got ..`."""
   name, size = settings.get("timm_model_name"), settings.get("image_size")
   if name is not None and name not in MODELS:
     raise ValueError(f"timm_model_name: got {name!r}, expected one of {', '.join(MODELS)}")
@@ -66,8 +62,7 @@ def tower_shapes(
 ) -> dict[str, tuple[int, ...]]:
   """Shapes of the tensors that the tower reads of a checkpoint, by their names below its prefix.
 
-  Raises:
-    ValueError: one line: a tensor that is missing or of another shape.
+  ValueError: one line: a tensor that is missing or of another shape.
   """
   structs = {
     name.removeprefix(tower.prefix): jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -12,13 +12,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import (
-  CLIPS_RESIZE,
-  ImageError,
-  Resize,
-  check_decodes,
-  read_image,
-)
+from pomp_jax.data.images import CLIPS_RESIZE, ImageError, Resize, check_decodes, read_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import read_file, to_path
 
