@@ -99,11 +99,6 @@ def _attention_forward(
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(products: str, *inputs: Any) -> tuple:
-  with jax.default_matmul_precision(products):
-    return _gradients(*inputs)
-
-
 def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array) -> tuple:
   query, key, value, prefix_HxPxP, weights_HxTxS = residuals
   window = query.packed.shape[2]
@@ -135,7 +130,10 @@ def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array)
   )
 
 
-_attention.defvjp(_attention_forward, _attention_backward)
+_attention.defvjp(
+  _attention_forward,
+  lambda products, *inputs: jax.default_matmul_precision(products)(_gradients)(*inputs),
+)
 
 
 class _Heads(NamedTuple):

@@ -8,14 +8,13 @@ from pomp_jax.clip.weights import FLAX_SUFFIX, Files, Layout, Parameter, Source,
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
-NEEDED = ("config.json",)  # without it, files of these names are another family's
+CONFIG = "config.json"  # without it, files of these names are another family's
 WEIGHTS = (
   f"flax_model{FLAX_SUFFIX}",
   "model.safetensors",
   "model.safetensors.index.json",
   "pytorch_model.bin",
 )
-PREFIX = "text_model."  # of the names of some tensors
 # File, item and prefix of the names of the preprocessing's mean and std.
 STATISTICS = ("preprocessor_config.json", "", "image_")
 _TOKENIZER_FILES = (
@@ -40,9 +39,9 @@ def _as_in_torch(path: Parameter) -> Source:
 def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Reads config.json; ClipError if it is missing, or no CLIP's."""
   del weights, image_tower
-  file, where = files.find(*NEEDED), files.source
+  file, where = files.find(CONFIG), files.source
   if file is None:
-    raise ClipError(f"{where}: no {NEEDED[0]}, expected beside weights in HuggingFace's layout")
+    raise ClipError(f"{where}: no {CONFIG}, expected beside weights in HuggingFace's layout")
   try:
     config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
   except Exception as error:  # the errors of transformers' checks share no base

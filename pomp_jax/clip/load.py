@@ -32,13 +32,10 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
 # Values of open_clip's preprocess_cfg, the default first.
 _RESIZES = {"resize_mode": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
-# A module each: names of its files and where the statistics are, `layout`, `read_config`,
-# `read_tokenizer`; the most specific first.
-_FAMILIES = (huggingface, openai)
 # What the names of an image tower's tensors begin with.
 _IMAGE_TOWERS = ("visual.", "vision_model.", "visual_projection.")
 _ACCEPTED = (
-  f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.NEEDED[0]} and one of"
+  f"{', '.join(_CLIPS)}, a folder or hub id with {huggingface.CONFIG} and one of"
   f" {', '.join(huggingface.WEIGHTS)}, or with one of {', '.join(openai.WEIGHTS)}, or a"
   f" .safetensors, .pt or .bin file of OpenAI's or open_clip's, or {PREFIX}MODEL/TAG"
 )
@@ -153,13 +150,12 @@ def read_clip(
   named = named_clip(source)
   known = {CONFIG: named.settings} if named.settings else {}
   files = Files(named.source, _CLIPS.get(named.source), known)
-  family, file = (None, files.file) if files.file else _found(files, named)
+  file = files.file or _found(files, named)
   with open_weights(file) as weights:
-    if named.settings:
-      family = openai
-    elif family is not huggingface:  # a file, or one of open_clip's: the tensors' names decide
-      begins = lambda prefix: any(name.startswith(prefix) for name in weights.shapes)
-      family = next((family for family in _FAMILIES if begins(family.PREFIX)), openai)
+    # Of a file of its own the tensors' names decide.
+    is_huggingfaces = not files.file and file.name in huggingface.WEIGHTS
+    is_huggingfaces |= any(name.startswith("text_model.") for name in weights.shapes)
+    family: Any = huggingface if is_huggingfaces and not named.settings else openai
     config = family.read_config(files, weights, activation, image_tower)
     if not image_tower:
       config = dataclasses.replace(config, vision_config=NoImageTower())
@@ -178,13 +174,14 @@ def read_clip(
   return Clip(source, config, params, tokenizer, *preprocessing)
 
 
-def _found(files: Files, named: NamedClip) -> tuple[Any, Path]:
-  """The first family whose files are there, and its weights."""
-  of_table = (named.file or openai.WEIGHTS[0], *openai.WEIGHTS)
-  if named.settings and (file := files.find_first(of_table)):
-    return openai, file
-  for family in _FAMILIES:
-    if all(map(files.find, family.NEEDED)) and (file := files.find_first(family.WEIGHTS)):
-      return family, file
+def _found(files: Files, named: NamedClip) -> Path:
+  """The weights of a folder or repository, HuggingFace's first if its configuration is there."""
+  names = openai.WEIGHTS
+  if named.settings:
+    names = (named.file or names[0], *names)
+  elif files.find(huggingface.CONFIG):
+    names = huggingface.WEIGHTS + names
+  if file := files.find_first(names):
+    return file
   because = f" ({files.trouble})" if files.trouble else ""
   raise ClipError(f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")

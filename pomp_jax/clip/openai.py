@@ -21,7 +21,6 @@ from pomp_jax.clip.weights import Files, Layout, Parameter, Source, Weights
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.terminal import one_line
 
-NEEDED, PREFIX = (), ""
 WEIGHTS = (
   "open_clip_model.safetensors",
   "open_clip_pytorch_model.safetensors",
