@@ -158,12 +158,6 @@ class LabelledSet(NamedTuple):
   classes: ClassList
   split: str  # test, validation, train, or all for an undivided data set
 
-  def of_classes(self, classes: Int[np.ndarray, " C"]) -> "LabelledSet":
-    """C of the classes and their images, which must be `StoredImages`."""
-    assert isinstance(self.source, StoredImages)
-    source = self.source.of_classes(classes)
-    return self._replace(source=source, classes=self.classes.subset(classes))
-
 
 def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
   """Images of any source, black where unreadable, and index -> reason for the unreadable ones."""

@@ -4,11 +4,14 @@ import dataclasses
 import functools
 import os
 
+from jaxtyping import Int
+import numpy as np
+
 from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
-from pomp_jax.data.source import LabelledSet, SourceError
+from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
 from pomp_jax.files.paths import is_dir, to_path
@@ -71,10 +74,17 @@ def _open(reader: str, root: str, name: str, part: str) -> LabelledSet:
   source, _, split = open_test_set(reader, root, name, classes)
   labelled = LabelledSet(source, _matched(classes, tuple(source.names), where), split)
   if part != "all":
-    labelled = labelled.of_classes(half_of_classes(len(labelled.classes), part))
+    labelled = of_classes(labelled, half_of_classes(len(labelled.classes), part))
   if not len(labelled.source):
     raise SourceError(f"{where} has no test image of the classes asked for")
   return labelled
+
+
+def of_classes(labelled: LabelledSet, classes: Int[np.ndarray, " C"]) -> LabelledSet:
+  """C of the classes and their images, which must be `StoredImages`."""
+  assert isinstance(labelled.source, StoredImages)
+  source = labelled.source.of_classes(classes)
+  return labelled._replace(source=source, classes=labelled.classes.subset(classes))
 
 
 def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:

@@ -23,7 +23,7 @@ from pomp_jax.evaluate.evaluation_sets import EvaluationSet
 from pomp_jax.files.paths import join, read_text, to_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.report.evaluation_report import OWN
-from pomp_jax.rooms.data_sets.named_sets import open_test_set
+from pomp_jax.rooms.data_sets.named_sets import of_classes, open_test_set
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
   try:
     labelled = _open_whole(own)
     if part != "all":
-      labelled = labelled.of_classes(_kept_classes(own, labelled.classes, part))
+      labelled = of_classes(labelled, _kept_classes(own, labelled.classes, part))
   except (SourceError, class_lists.VocabularyError) as error:
     prefix = f"{own.where}: set {own.name!r}: "
     raise SourceError(prefix + str(error).removeprefix(prefix)) from error
