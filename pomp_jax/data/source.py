@@ -45,29 +45,24 @@ class Source(Labelled, Protocol):
     ...
 
 
-@runtime_checkable
-class Storage(Protocol):
-  """Encoded images of a data set; pickled for worker processes, which open it themselves."""
-
-  def read(self, row: int, key: str) -> bytes:
-    """Content of the image file with this number and name; ImageError if it can't be read."""
-    ...
-
-  def where(self, row: int, key: str) -> str:
-    """Name of an image for messages."""
-    ...
+Storage = Any  # encoded images of a data set, with the methods of `Files`
 
 
 class Files:
-  """Storage of images in files; a key is a path relative to the root."""
+  """Storage of images in files; a key is a path relative to the root.
+
+  A storage is pickled for worker processes, which open it themselves.
+  """
 
   def __init__(self, root: str | os.PathLike):
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
+    """Content of the image with this number and name; ImageError if it can't be read."""
     return read_file(self._root / key, ImageError)
 
   def where(self, row: int, key: str) -> str:
+    """Name of an image for messages."""
     return str(self._root / key)
 
 

@@ -5,7 +5,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 import pytest
 from scipy import stats
 import torch
@@ -176,15 +176,6 @@ def test_operations_equal_torchvisions(name):
       other = expected(tensor, magnitude).permute(1, 2, 0).numpy()
       assert np.abs(found.astype(int) - other).max() <= 1, magnitude
   np.testing.assert_array_equal(image, IMAGE)
-
-
-def test_sharpness_equals_pillows_on_any_pixels():
-  noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-  for pixels in (noise, 255 * (noise > 127).astype(np.uint8), noise[:3, :3], noise[:2], noise[:1]):
-    image = Image.fromarray(pixels)
-    for magnitude in (0.1, 0.7, 1.0, 1.9):
-      expected = ImageEnhance.Sharpness(image).enhance(magnitude)
-      np.testing.assert_array_equal(OPERATIONS["sharpness"][0](image, magnitude), expected)
 
 
 def test_operations_follow_in_order():
