@@ -176,7 +176,7 @@ def read_clip(
 
 def _found(files: Files, named: NamedClip) -> Path:
   """The weights of a folder or repository, HuggingFace's first if its configuration is there."""
-  names = openai.WEIGHTS
+  names: tuple[str, ...] = openai.WEIGHTS
   if named.settings:
     names = (named.file or names[0], *names)
   elif files.find(huggingface.CONFIG):

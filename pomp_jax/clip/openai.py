@@ -156,11 +156,6 @@ def config_from_shapes(
   else:
     _, embedding = _shape(shapes, f"{prefix}text_projection", 2, where)
   n_heads = text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where)
-  if width % n_heads:
-    raise ClipError(
-      f"{where}: open_clip_config.json: text_cfg.heads: got {n_heads}, expected a divisor of the"
-      f" text tower's width {width}"
-    )
   hidden_act, note = _activation(shapes, activation, model)
   notes = [note]
   text = CLIPTextConfig(

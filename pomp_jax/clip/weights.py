@@ -224,10 +224,8 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
 
 def _flax(path: Path) -> Weights:
   try:
-    tensors = {
-      ".".join(key): np.asarray(leaf, np.float32)
-      for key, leaf in flatten_dict(msgpack_restore(local_copy(path).read_bytes())).items()
-    }
+    leaves = flatten_dict(msgpack_restore(local_copy(path).read_bytes()), sep=".")
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
   except Exception as error:  # the libraries' errors share no base
     refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
   shapes = {name: leaf.shape for name, leaf in tensors.items()}
@@ -285,12 +283,9 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
     if tensor not in shards[name].shapes:
       refuse(path, tensor, f"not in {name}", "the shards that belong to this index")
   shapes = {tensor: shards[name].shapes[tensor] for tensor, name in shard_of.items()}
-  return Weights(
-    str(path),
-    shapes,
-    lambda tensor: shards[shard_of[tensor]].read(tensor),
-    mapped=lambda tensor: shards[shard_of[tensor]].mapped(tensor),
-  )
+  read = lambda tensor: shards[shard_of[tensor]].read(tensor)
+  mapped = lambda tensor: shards[shard_of[tensor]].mapped(tensor)
+  return Weights(str(path), shapes, read, mapped=mapped)
 
 
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
