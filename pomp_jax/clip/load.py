@@ -152,7 +152,7 @@ def read_clip(
   files = Files(named.source, _CLIPS.get(named.source), known)
   file = files.file or _found(files, named)
   with open_weights(file) as weights:
-    # Of a file of its own the tensors' names decide.
+    # For a single file the names of its tensors decide.
     is_huggingfaces = not files.file and file.name in huggingface.WEIGHTS
     is_huggingfaces |= any(name.startswith("text_model.") for name in weights.shapes)
     family: Any = huggingface if is_huggingfaces and not named.settings else openai

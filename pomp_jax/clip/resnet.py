@@ -1,9 +1,8 @@
 """CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section 2.4).
 
 A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling
-(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules, of
-lists as "layer1_0".
-Batch norm is frozen, so its statistics are parameters.
+(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules,
+with "layer1_0" for "layer1.0". Batch norm is frozen, so its statistics are parameters.
 Shapes: B images of height H and width W, D channels, T positions and their mean, E embedding.
 """
 
