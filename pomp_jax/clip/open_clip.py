@@ -13,7 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, NoImageTower
+from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.errors import InputError
 
@@ -103,6 +103,11 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
     value = parts[part].get(item)
     if value is not None and (type(value) is not int or value < 1):
       raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
+  try:
+    if image_tower:
+      family_of(parts["vision_cfg"], 0)
+  except ValueError as error:
+    raise ClipError(f"{where}: vision_cfg.{error}") from error
   return dict(parts["model_cfg"])
 
 

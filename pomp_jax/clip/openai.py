@@ -144,10 +144,6 @@ def config_from_shapes(
   """
   model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
-  try:
-    family = family_of(vision_settings, vision_settings.get("width", 0)) if image_tower else None
-  except ValueError as error:
-    raise ClipError(f"{where}: {CONFIG}: vision_cfg.{error}") from error
   prefix = _text_prefix(shapes)
   n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
   n_positions, _ = _shape(shapes, f"{prefix}positional_embedding", 2, where)
@@ -173,8 +169,10 @@ def config_from_shapes(
     bidirectional=bool(text_settings.get("no_causal_mask")),
   )
   head_width = vision_settings.get("head_width")
-  if family or not image_tower:
-    vision: Any = family or NoImageTower()
+  if not image_tower:
+    vision: Any = NoImageTower()
+  elif family := family_of(vision_settings, vision_settings.get("width", 0)):
+    vision = family
   elif "visual.layer1.0.conv1.weight" in shapes:
     vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
   else:
