@@ -164,6 +164,7 @@ def test_figures_equal_torch(case, results):
   assert figures["classes"] == 200
   assert figures["top1"] == pytest.approx(top1)
   assert figures["errors"]["images"] == n_images - round(top1 * n_images)
+  assert figures["hierarchy"]["at_depth"]["1"] >= figures["hierarchy"]["top1"]
 
 
 def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):

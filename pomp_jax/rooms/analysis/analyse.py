@@ -71,6 +71,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         }
         for label, rows in features.items()
       },
+      "similarity_of_prompts": geometry.prompt_similarity(list(features.values())),
     }
     if first:
       _log_set(name, sets[name])

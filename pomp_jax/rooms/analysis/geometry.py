@@ -1,10 +1,10 @@
 """Geometry of features and learned vectors: alignment, uniformity, nearest tokens.
 
-Everything runs on the host, with sums in float64. Shapes: n images, N classes, E embedding,
-M context vectors, V tokens of the vocabulary, D width, T nearest tokens.
+Everything runs on the host, with sums in float64. Shapes: n images, N classes, P prompts,
+E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
@@ -50,6 +50,14 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
     potential_RxS = np.exp(4 * (cosines_RxS - 1), dtype=np.float64)
     total += np.sum(np.triu(potential_RxS, 1))
   return float(np.log(total / (n_classes * (n_classes - 1) / 2)))
+
+
+def prompt_similarity(
+  features_PxNxE: Sequence[Float[np.ndarray, "N E"]],
+) -> Float[np.ndarray, "P P"]:
+  """Computes the mean cosine between the unit features of a class under two prompts."""
+  rows_PxNE = np.stack(features_PxNxE).astype(np.float64).reshape(len(features_PxNxE), -1)
+  return rows_PxNE @ rows_PxNE.T / len(features_PxNxE[0])
 
 
 def nearest_tokens(

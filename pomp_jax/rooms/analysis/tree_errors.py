@@ -19,12 +19,13 @@ class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
   The height of a node counts the edges of the longest path down to a leaf (Bertinetto et al.,
-  "Making Better Mistakes", 2020). The lowest common ancestor is the one with the longest path up to
-  the root, then the first by id.
+  "Making Better Mistakes", 2020), its depth those of the longest path up to the root. Of common
+  ancestors the lowest is the deepest one, then the first by id.
   """
 
   distance: Int[np.ndarray, " B"]  # edges of the shortest path through a common ancestor
   ancestor_height: Int[np.ndarray, " B"]  # of the lowest common one; 0 for the class itself
+  ancestor_depth: Int[np.ndarray, " B"]
   sibling: Bool[np.ndarray, " B"]  # whether they are two classes that share a parent
   kin: Bool[np.ndarray, " B"]  # whether they are equal, or one is an ancestor of the other
 
@@ -47,6 +48,7 @@ class Hierarchy:
       above = tree.parents[node]
       self._heights[above] = np.maximum(self._heights[above], self._heights[node] + 1)
     self._distances_up = functools.cache(self._distances_up)  # type: ignore[method-assign]
+    self.depth: Int[np.ndarray, " N"] = self._depths[class_nodes_N]
     children = collections.defaultdict(set)
     for c, node in enumerate(self._nodes):
       for parent in self._parents[node]:
@@ -75,6 +77,7 @@ class Hierarchy:
     return (
       min(up_a[node] + up_b[node] for node in common),
       0 if a == b else self._heights[lowest],
+      self._depths[lowest],
       a != b and not self._parents[a].isdisjoint(self._parents[b]),
       a in up_b or b in up_a,
     )
@@ -93,6 +96,7 @@ class TreeTally:
 
   "sibling_chance" is the share on a class with a common parent if errors were uniform over the
   other classes. "top1" of the hierarchy counts ancestors and descendants of the class as right.
+  "at_depth" is the share with a common ancestor at that depth, over the classes that are as deep.
   """
 
   def __init__(self, hierarchy: Hierarchy):
@@ -111,16 +115,25 @@ class TreeTally:
     siblings = sum(n_siblings[own[~right]].sum() / n_others for own, _, right in self._batches)
     n_errors = int(wrong_n.sum())
     errors = max(n_errors, 1)
+    distances = zip(*np.unique(found.distance[wrong_n], return_counts=True), strict=True)
+    depth_n, heights = self._hierarchy.depth[labels_n], int(found.ancestor_height.sum())
+    at_depth = {
+      str(depth): (found.ancestor_depth >= depth).sum() / (depth_n >= depth).sum()
+      for depth in range(1, int(depth_n.max()) + 1)
+    }
     return {
       "errors": {
         "images": n_errors,
         "sibling": int(found.sibling[wrong_n].sum()) / errors,
         "sibling_chance": siblings / errors,
         "mean_distance": float(found.distance[wrong_n].sum() / errors),
+        "distance": {str(distance): count / errors for distance, count in distances},
       },
       "hierarchy": {
         "top1": int(found.kin.sum()) / n,
-        "ancestor_height": int(found.ancestor_height.sum()) / n,
+        "ancestor_height": heights / n,
+        "ancestor_height_of_errors": heights / errors,
+        "at_depth": at_depth,
       },
     }
 

@@ -62,6 +62,7 @@ def test_figures(analysed):
     top1 = np.mean((images @ classes.T).argmax(-1) == source.labels)
     assert found["top1"] == pytest.approx(top1)
     assert results["sets"][split]["classes"] == 60
+    assert np.shape(results["sets"][split]["similarity_of_prompts"]) == (3, 3)
   assert [prompt["label"] for prompt in results["prompts"]] == list(config.analyse.prompts)
 
 
@@ -105,6 +106,7 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   assert features["top1"] == words["top1"]
   for figure in ("alignment", "uniformity"):
     assert features[figure] == pytest.approx(words[figure], abs=2e-3)
+  assert results["sets"]["novel"]["similarity_of_prompts"][0][1] == pytest.approx(1, abs=1e-4)
   assert not results["tokens"]["vectors"]
   write_detic(tmp_path / "rows.npy", rows[:4])
   with pytest.raises(PromptFileError, match=r"rows\.npy, set novel: .*\[4, .*accepted: \[5, "):

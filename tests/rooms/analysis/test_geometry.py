@@ -22,6 +22,13 @@ def test_uniformity_is_over_distinct_pairs(n_classes, monkeypatch):
   assert geometry.uniformity(classes) == pytest.approx(expected, abs=1e-6)
 
 
+def test_similarity_of_prompts():
+  a, b = unit(5, 9, 4), unit(6, 9, 4)
+  mean = np.mean(np.sum(a.astype(np.float64) * b, axis=1))
+  expected = [[1, mean, 1], [mean, 1, mean], [1, mean, 1]]
+  np.testing.assert_allclose(geometry.prompt_similarity([a, b, a]), expected, atol=1e-6)
+
+
 def test_nearest_tokens():
   rng = np.random.default_rng(0)
   table = rng.normal(size=(60, 8)).astype(np.float32)

@@ -18,7 +18,7 @@ def siblings_of(tree, nodes, label):
 
 
 def related(tree, pairs):
-  """Each relation of pairs of nodes by networkx, pair by pair."""
+  """Each relation of pairs of nodes by networkx, pair by pair; the depth of each node."""
   graph = tree_graph(tree)
   depth = {tree.root: 0}
   for node in nx.topological_sort(graph):
@@ -38,16 +38,18 @@ def related(tree, pairs):
       (
         min(up_a[c] + up_b[c] for c in common),
         0 if a == b else {height[c] for c in common if depth[c] == deepest},
+        deepest,
         a != b and bool(set(graph.predecessors(a)) & set(graph.predecessors(b))),
         a in above_b or b in above_a,
       )
     )
-  return [np.array(column) for column in zip(*rows, strict=True)]
+  return [np.array(column) for column in zip(*rows, strict=True)], depth
 
 
 def check_relations(found, expected):
-  distance, height, sibling, kin = expected
+  distance, height, common_depth, sibling, kin = expected
   np.testing.assert_array_equal(found.distance, distance)
+  np.testing.assert_array_equal(found.ancestor_depth, common_depth)
   np.testing.assert_array_equal(found.sibling, sibling)
   np.testing.assert_array_equal(found.kin, kin)
   for one, possible in zip(found.ancestor_height, height, strict=True):
@@ -69,8 +71,8 @@ def test_relations_and_figures_in_any_tree_equal_networkx(seed):
   labels, answers = (grid.ravel() for grid in np.meshgrid(np.arange(25), np.arange(25)))
   hierarchy = Hierarchy(tree, nodes)
   pairs = zip(nodes[labels].tolist(), nodes[answers].tolist(), strict=True)
-  expected = related(tree, pairs)
-  distance, _, sibling, kin = expected
+  expected, depth = related(tree, pairs)
+  distance, _, common_depth, sibling, kin = expected
   found = hierarchy.relations(labels, answers)
   check_relations(found, expected)
   n_siblings = [len(siblings_of(tree, nodes, c)) for c in range(25)]
@@ -85,8 +87,17 @@ def test_relations_and_figures_in_any_tree_equal_networkx(seed):
   assert errors["images"] == np.sum(~right)
   assert errors["sibling"] == pytest.approx(sibling[~right].mean())
   assert errors["mean_distance"] == pytest.approx(distance[~right].mean())
+  assert {int(d): share for d, share in errors["distance"].items()} == pytest.approx(
+    {int(d): np.mean(distance[~right] == d) for d in np.unique(distance[~right])}
+  )
   assert tree["top1"] == pytest.approx(kin.mean())
-  assert tree["ancestor_height"] == pytest.approx(found.ancestor_height.mean())
+  own = np.array([depth[node] for node in nodes[labels].tolist()])
+  assert {int(d): share for d, share in tree["at_depth"].items()} == pytest.approx(
+    {d: np.mean(common_depth[own >= d] >= d) for d in range(1, own.max() + 1)}
+  )
+  heights = found.ancestor_height
+  assert tree["ancestor_height"] == pytest.approx(heights.mean())
+  assert tree["ancestor_height_of_errors"] == pytest.approx(heights[~right].mean())
 
 
 def test_chance_of_a_sibling_is_what_random_errors_do():
