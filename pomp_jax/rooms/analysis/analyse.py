@@ -55,7 +55,7 @@ def check(config: Settings, workdir: str) -> None:
   folder.check(config.job)
   if folder.results.exists():
     # Images of another folder are others.
-    check_same_run(config.flat(), folder, lambda field: field != "data.root" and may_change(field))
+    check_same_run(config.flat(), folder, MAY_CHANGE - {"data.root"})
   given = config.clip, config.evaluate, config.data, config.eval
   check_prompts(config.analyse.prompts, _FIELD, *given)
 
