@@ -113,12 +113,13 @@ class Encoder:
     return Frozen(text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
 
   def class_features(
-    self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
+    self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True, cut: bool = False
   ) -> Float[np.ndarray, "N E"]:
     """Text features of class names, normalised if `unit`; computed once for a prompt and names.
 
     The prompt is a learned one, or a template such as "a photo of a {}.". PromptFileError: it does
-    not fit the CLIP or the number of names, or has no {}. Errors of names are `vocabulary`'s.
+    not fit the CLIP or the number of names, or has no {}. Errors of names are `vocabulary`'s; with
+    `cut` a sentence of a template may be too long, and loses its end.
     """
     if isinstance(prompt, str):
       if prompt.count("{}") != 1:
@@ -126,7 +127,7 @@ class Encoder:
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
       # The whole sentence counts as the name, without a context inside.
       sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
-      tokens = self._tokenize(sentences)
+      tokens = self._tokenize(sentences, cut=cut)
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
@@ -185,14 +186,16 @@ class Encoder:
     """
     return self._images(self.vision_params, images)
 
-  def _tokenize(self, texts: Sequence[str], n_vectors: int = 0, n_after: int = 0) -> ClassTokens:
+  def _tokenize(
+    self, texts: Sequence[str], n_vectors: int = 0, n_after: int = 0, cut: bool = False
+  ) -> ClassTokens:
     """Tokens of texts beside M vectors, with `n_after` tokens that are no part of a name.
 
     The texts of a bidirectional tower are padded to its last position.
     """
     config, tokenizer = self.clip.config.text_config, self.clip.tokenizer
     budget = self.clip.positions - len(self.clip.sos_embedding) - n_vectors
-    ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget)
+    ids_NxL, lengths_N = tokenize(texts, tokenizer, config, budget, cut=cut)
     name_lengths_N = lengths_N - n_after
     if self.clip.config.bidirectional:
       padded_NxL = np.full((len(texts), budget), tokenizer.pad_token_id, np.int32)

@@ -309,6 +309,8 @@ HUB_UPLOAD = "rooms.interchange.prompt_hub"
 LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
 TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
 CATEGORIES = "rooms.regions.categories:categories_by_id"  # of annotations, for class lists
+MIXTURE_WEIGHTS = "rooms.mixtures.weights:Weights"  # chooses those of mixtures in `evaluate`
+OTHER_PROMPTS = "rooms.mixtures.prompts:read_prompt"  # name, field, chosen -> a prompt, or None
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 WORDS = "rooms.regularisation.words"  # anchors, and candidates of `prompt.init=best`
 

@@ -159,13 +159,19 @@ def _merges(file: Path) -> list[tuple[str, str]]:
 
 
 def tokenize(
-  texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int | None = None
+  texts: Sequence[str],
+  tokenizer: Tokenizer,
+  config: CLIPTextConfig,
+  budget: int | None = None,
+  *,
+  cut: bool = False,
 ) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"]]:
   """Token ids [N,L] of each text without SOS, up to and with EOT, zero-padded; and lengths [N].
 
   The feature of text i is read at ids[i, lengths[i] - 1]. The tokenizer is the checkpoint's own;
   `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, or one with
-  more tokens than `budget`, EOT included; all positions but SOS's if None.
+  more tokens than `budget`, EOT included; all positions but SOS's if None. With `cut` it loses the
+  last ones before EOT, as with OpenAI's `truncate`.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")
@@ -174,6 +180,9 @@ def tokenize(
   n_start = 0 if getattr(tokenizer, "bos_token_id", 0) is None else 1
   lengths_N = np.array([_eot_position(row, config.eos_token_id) for row in rows], np.int32)
   lengths_N += 1 - n_start
+  for i in np.flatnonzero(lengths_N > budget).tolist() if cut else ():
+    rows[i] = [*rows[i][: budget - 1 + n_start], rows[i][lengths_N[i] - 1 + n_start]]
+    lengths_N[i] = budget
   longest = int(np.argmax(lengths_N))
   if lengths_N[longest] > budget:
     raise TokenizeError(

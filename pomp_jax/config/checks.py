@@ -282,16 +282,14 @@ def check_predict(predict: Predict) -> None:
   images, prompt = predict.images, predict.prompt
   require(exists(images), "predict.images", images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
-  expected = f"{_PROMPTS}, or a text with {{}}"
-  require("{}" in prompt or is_prompt_file(prompt), "predict.prompt", prompt, expected)
+  require(prompt, "predict.prompt", prompt, f"{_PROMPTS}, or a text with {{}}")
 
 
 def check_export(export: Export) -> None:
   """Checks the fields of `export`."""
   name, prompt, suffixes = export.output, export.prompt, FORMATS[export.format].suffixes
   if FORMATS[export.format].features:
-    expected = f"{_PROMPTS}, or a template with {{}}"
-    require("{}" in prompt or is_prompt_file(prompt), "export.prompt", prompt, expected)
+    require(prompt, "export.prompt", prompt, f"{_PROMPTS}, or a template with {{}}")
     _check_names("export.names", export.names)
   else:
     require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)

@@ -206,7 +206,9 @@ class Predict:
   """The job predict: names for pictures, their pixels or their objects; see docs/evaluation.md."""
 
   task: str = row("classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS))
-  prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME, or a text with {} for the name")
+  prompt: str = row(
+    "", "prompt file, run's folder, text with {}, or another name of evaluate.prompts"
+  )
   images: str = row("", "an image, or a folder of images and of such folders")
   names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
   top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
@@ -216,7 +218,9 @@ class Predict:
 class Export:
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
-  prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME; for features also a template")
+  prompt: str = row(
+    "", "prompt file, run's folder, hf:OWNER/NAME; for features as evaluate.prompts"
+  )
   format: str = row("npz", "format; detic, open_clip: features", one_of(*FORMATS))
   names: str = row("", "for features: class list or file of names, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")

@@ -14,12 +14,14 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.data.class_lists import check_names, load_class_list
+from pomp_jax.config.declare import ConfigError, require
+from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, is_prompt_file, load_prompt
+from pomp_jax.evaluate.named_prompts import AnyPrompt, class_features, read_prompts
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
 
 ImageLike = Image.Image | np.ndarray | str | os.PathLike
 
@@ -43,7 +45,8 @@ class Classifier:
 
     Args:
       clip: a CLIP, an encoder that holds one, or a name such as "world" or a hub id.
-      prompt: learned prompt, a file or a run's folder, or a template such as "a photo of a {}.".
+      prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or a run's
+        folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
       names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
       batch_size: images that are decoded and computed at a time, at least 1.
 
@@ -54,15 +57,17 @@ class Classifier:
     self._batch_size = batch_size
     where = "the class list"
     if isinstance(names, str | os.PathLike):
-      names, where = load_class_list(names).names, str(names)
-    self.names = tuple(names)
+      classes, where = load_class_list(names), str(names)
+    else:
+      classes = ClassList(tuple(names))
+    self.names = classes.names
     check_names(self.names, where)
     # Open the files first: computing takes longer.
-    prompt = open_prompt(prompt)
+    opened = open_prompt(prompt)
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
-    self.class_features = self._encoder.class_features(self.names, prompt)
+    self.class_features = class_features(self._encoder, classes, opened)
     check_finite(self.class_features, "classes")
 
   def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
@@ -127,13 +132,14 @@ def _listed(images: Any) -> tuple[Iterable[Any], bool]:
   return ([images] if is_one else images), is_one
 
 
-def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
-  """Loads a prompt file; returns a prompt or a template unchanged."""
-  if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
+def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> AnyPrompt:
+  """Loads what a name of `evaluate.prompts` stands for; a prompt, or a name of texts, unchanged."""
+  if isinstance(prompt, Prompt):
     return prompt
-  if is_prompt_file(prompt):
-    return load_prompt(prompt)
-  raise PromptFileError(
-    f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"
-    " prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME, or a text with one {}"
-  )
+  name = os.fspath(prompt)
+  try:
+    found = read_prompts([name], field)
+    require(len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder")
+  except ConfigError as error:
+    raise PromptFileError(str(error).replace("config.prompt:", "prompt:", 1)) from error
+  return found[0].prompt

@@ -35,7 +35,14 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import BY_CLASS, CLIP_BENCHMARK, PUBLISHED, TREE_ERRORS, load
+from pomp_jax.registry import (
+  BY_CLASS,
+  CLIP_BENCHMARK,
+  MIXTURE_WEIGHTS,
+  PUBLISHED,
+  TREE_ERRORS,
+  load,
+)
 from pomp_jax.report import evaluation_report as report
 from pomp_jax.report import plots
 from pomp_jax.report.labels import prompt_labels
@@ -53,7 +60,11 @@ def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   RunFolder(workdir).check(config.job)
   settings, field = config.evaluate, "evaluate.prompts"
-  check_prompts(settings.prompts, field, config.clip, settings, config.data, config.eval)
+  given = settings.prompts, field, config.clip, settings, config.data, config.eval
+  check_prompts(*given, chosen=True)
+  if MIXTURE_WEIGHTS:
+    prompts = named_prompts.read_prompts(settings.prompts, field, chosen=True)
+    load(MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval).check()
 
 
 def check_prompts(
@@ -63,10 +74,11 @@ def check_prompts(
   settings: Evaluate,
   data: Data,
   evaluation: Eval,
+  chosen: bool = False,
 ) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip.model, clip.image_tower)
-  prompts = named_prompts.read_prompts(names, field)
+  prompts = named_prompts.read_prompts(names, field, chosen)
   sets = evaluation_sets(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
   for name, (source, classes, _) in opened.items():
@@ -86,11 +98,14 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts")
+  prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts", chosen=True)
+  weights = None
+  if MIXTURE_WEIGHTS:
+    weights = load(MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval)
   sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
-  keys = _keys(config.clip, encoder, opened, prompts)
+  keys = _keys(config.clip, encoder, opened, prompts, weights.key(encoder) if weights else ())
   run = {
     "job": config.job,
     "suite": settings.suite,
@@ -119,6 +134,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         )
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
+  if weights:
+    prompts, run["prompts"] = weights.choose(encoder)
   for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
     figures = _evaluate(encoder, opened[name], prompts, settings.batch_size, config.data)
     if first:
@@ -228,7 +245,11 @@ def _draw(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def _keys(
-  own: Clip, encoder: Encoder, opened: Mapping[str, LabelledSet], prompts: Sequence[NamedPrompt]
+  own: Clip,
+  encoder: Encoder,
+  opened: Mapping[str, LabelledSet],
+  prompts: Sequence[NamedPrompt],
+  more: Sequence[str],
 ) -> dict[str, str]:
   """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
   clip = encoder.clip
@@ -246,7 +267,7 @@ def _keys(
     parts += [source.checksums] if isinstance(source, FeatureSource) else []
     for label, prompt, _ in prompts:
       parts += ["prompt", label, *named_prompts.describe(prompt, classes)]
-    keys[file_name(name)] = fingerprint(parts)
+    keys[file_name(name)] = fingerprint([*parts, *more])
   return keys
 
 

@@ -1,6 +1,6 @@
 """Prompts by their names in a config: files, hand-written texts, all checkpoints of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pomp_jax.files.prompt_file import (
 )
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.optimizer import result_of
-from pomp_jax.registry import CLASS_FEATURES, load
+from pomp_jax.registry import CLASS_FEATURES, OTHER_PROMPTS, load
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
@@ -33,23 +33,46 @@ _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
   " file of class features, a run's folder with prompt.npz, its checkpoints/ for all, a text with"
   " one {},"
-  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
+  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}; with the"
+  " room mixtures a .json of sentences for each class, waffle:SEED, 0.5*A + 0.5*B of two of these"
 )
+
+
+class OtherPrompt:
+  """Class vectors of a room's own kind, by the name of `registry.OTHER_PROMPTS`.
+
+  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row a class.
+  """
+
+  of_one_list = has_rows = False
+  # Unit features [N,E] under it; the other three as the functions of these names below.
+  features: Callable[[Encoder, ClassList], np.ndarray]
+  check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None]
+  check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None]
+  describe: Callable[[ClassList], list[Any]]
+
+
+AnyPrompt = Prompt | ClassFeatures | OtherPrompt | str
 
 
 class NamedPrompt(NamedTuple):
   """A prompt with its label."""
 
   label: str  # name as written by the user; "x" for the folder runs/x, "x@80" for a checkpoint
-  prompt: Prompt | ClassFeatures | str  # learned, or the name of hand-written texts
+  prompt: AnyPrompt  # learned, of a room, or the name of hand-written texts
   step: int | None = None  # of a checkpoint
 
 
-def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
-  """Loads the prompts that a config field names; ConfigError if one is unknown or repeated."""
+def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list[NamedPrompt]:
+  """Loads the prompts that a config field names; ConfigError if one is unknown or repeated.
+
+  A mixture needs weights unless the caller has them `chosen`.
+  """
   found: list[NamedPrompt] = []
   for item in names:
-    if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
+    if OTHER_PROMPTS and (other := load(OTHER_PROMPTS)(item, field, chosen)):
+      found.append(NamedPrompt(item, other))
+    elif item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
       run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
@@ -82,13 +105,20 @@ def _folder_name(label: str) -> str:
   return os.path.basename(os.path.abspath(label)) if is_dir(label) else label
 
 
-def features_under(
-  encoder: Encoder, classes: ClassList, prompt: Prompt | ClassFeatures | str
-) -> np.ndarray:
+def of_one_list(prompt: AnyPrompt) -> bool:
+  """Whether a prompt belongs to one list of classes, so that it does not fit any names."""
+  if isinstance(prompt, Prompt):
+    return prompt.context.ndim == 3
+  return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
+
+
+def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> np.ndarray:
   """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
 
   Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4).
   """
+  if isinstance(prompt, OtherPrompt):
+    return prompt.features(encoder, classes)
   if isinstance(prompt, Prompt):
     return encoder.class_features(classes.names, prompt)
   if isinstance(prompt, ClassFeatures):
@@ -97,6 +127,18 @@ def features_under(
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
   total_NxE = sum(encoder.class_features(classes.names, text) for text in texts)
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+
+
+def class_features(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt, *, unit: bool = True
+) -> np.ndarray:
+  """Computes features [N,E] as `features_under`, but a text's are the tower's own.
+
+  Those of a text or a learned prompt alone may have other than unit rows.
+  """
+  if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
+    return encoder.class_features(classes.names, prompt, unit=unit)
+  return features_under(encoder, classes, prompt)
 
 
 def check_prompt(
@@ -112,10 +154,12 @@ def check_prompt(
     check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
   elif isinstance(prompt, ClassFeatures):
     prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
+  elif isinstance(prompt, OtherPrompt):
+    prompt.check(label, synonyms, clip_config, clip_model)
 
 
 def check_lengths(
-  prompt: Prompt | ClassFeatures | str,
+  prompt: AnyPrompt,
   classes: ClassList,
   tokenizer: Tokenizer,
   config: CLIPTextConfig,
@@ -124,6 +168,8 @@ def check_lengths(
   """Raises TokenizeError if a text of the classes under a prompt is too long for the tower."""
   if isinstance(prompt, ClassFeatures):
     return
+  if isinstance(prompt, OtherPrompt):
+    return prompt.check_lengths(classes, tokenizer, config, where)
   templates, budget = ["{}."], config.max_position_embeddings - 1
   if isinstance(prompt, Prompt):
     budget -= prompt.context.shape[-2]
@@ -138,12 +184,14 @@ def check_lengths(
     raise TokenizeError(f"{where}: {error}") from error
 
 
-def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:
+def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
   """Returns the cache key parts of the features under a prompt, for `pieces.fingerprint`."""
   if isinstance(prompt, Prompt):
     return [prompt.position, prompt.context]
   if isinstance(prompt, ClassFeatures):
     return [prompt.features]
+  if isinstance(prompt, OtherPrompt):
+    return prompt.describe(classes)
   return list(_texts(prompt, classes))
 
 

@@ -54,7 +54,8 @@ class Task:
 
   def check(self, files: Mapping[str, Path]) -> None:
     """Raises InputError for what it can't do; opens no picture."""
-    named = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
+    opened = open_prompt(self._settings.prompt, "predict.prompt")
+    named = NamedPrompt(self._settings.prompt, opened)
     clip_config = inputs.clip_config(self._clip.model)
     check_prompt(named, self._synonyms, clip_config, self._clip.model)
 
@@ -102,10 +103,9 @@ class Classify(Task):
   columns = ("name", "probability")
 
   def _open(self, encoder):
-    names, top = [name for (name,) in self._synonyms], self._settings.top
-    self.facts = {"n_classes": len(names)}
+    top, self.facts = self._settings.top, {"n_classes": len(self._synonyms)}
     self._size, self._resize = encoder.clip.image_size, encoder.resize
-    classifier = Classifier(encoder, self._settings.prompt, names)
+    classifier = Classifier(encoder, self._settings.prompt, self._settings.names)
     return lambda block: zip(
       block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )

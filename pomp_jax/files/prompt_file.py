@@ -247,9 +247,13 @@ def format_of_content(path: str | os.PathLike) -> str | None:
 
 
 def recorded_clip(path: str) -> str | None:
-  """CLIP that a prompt's file names; None for no path, a text with `{}`, or a file without one."""
-  name = load_prompt(path).clip_model if path and "{}" not in path else UNKNOWN_CLIP
-  return None if name == UNKNOWN_CLIP else name
+  """CLIP that a prompt's file names, in a mixture the first; None for other prompts."""
+  parts = [part.rpartition("*")[2].strip() for part in path.split(" + ")]
+  for name in parts if len(parts) > 1 else filter(None, [path]):
+    if is_prompt_file(name) and not name.endswith((".npy", ".json")):
+      clip_model = load_prompt(name).clip_model
+      return None if clip_model == UNKNOWN_CLIP else clip_model
+  return None
 
 
 def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:

@@ -15,6 +15,7 @@ _WORDS = {  # labels of prompts that results call by a key
   "hand_written": "hand-written prompt",
   "class_name": "class name alone",
   "ensemble": "ensemble of prompts",
+  "waffle": "WaffleCLIP",
 }
 _METHOD_NAMES = {  # as their papers write them
   "pomp": "POMP",
@@ -34,16 +35,17 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
 
   A path is called "learned, " or "class features, " and its last folders, as many as tell it from
   the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
-  path keeps two parts. Ids on the hub and texts stay as they are. Behind a name may be `@STEP` of a
-  checkpoint.
+  path keeps two parts. Ids on the hub, texts and mixtures stay as they are. Behind a name may be
+  `@STEP` of a checkpoint.
   """
-  is_text = lambda name: name.count("{}") == 1 or name.partition(":")[0] in _WORDS
+  is_text = lambda name: "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
   paths = [name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)]
   parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
   labels = []
   for name in names:
     if name in parts_of:
-      kind = "class features" if name.endswith(".npy") else "learned"
+      kinds = {".npy": "class features", ".json": "descriptions"}
+      kind = kinds.get(os.path.splitext(name)[1], "learned")
       labels.append(f"{kind}, {'/'.join(parts_of[name])}")
     else:
       labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))

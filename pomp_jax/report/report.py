@@ -102,7 +102,8 @@ def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, s
   if any(one["step"] is not None for one in prompts):
     rows = [[*row, cell(one["step"])] for row, one in zip(rows, prompts, strict=True)]
     columns.append("step of a checkpoint")
-  return Section("Prompts", table=Table(columns, rows), brief=True)
+  notes = [one["note"] for one in prompts if "note" in one]
+  return Section("Prompts", table=Table(columns, rows), notes=notes, brief=True)
 
 
 def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:

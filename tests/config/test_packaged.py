@@ -95,6 +95,8 @@ def test_a_prompt_behind_the_colon_brings_its_clip(module, tmp_path):
     (f"clip=world,prompt={files}/model.pth.tar", "world"),
     (f"prompt={files}/model.pth.tar", VIT_B16),
     ("prompt=a {}.", VIT_B16),
+    ("prompt=0.5*ensemble + 0.5*a {}.", VIT_B16),
+    (f"prompt=0.5*ensemble + 0.5*{files}/run", "laion/some-clip"),
     ("", VIT_B16),
   ):
     assert clip_of(module, argument) == expected

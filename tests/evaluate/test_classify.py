@@ -168,7 +168,7 @@ def test_refused_prompts_and_names(encoder, tmp_path):
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
   for text in ("prompt.npz", "a photo of", "{} or {}", ""):
-    with pytest.raises(PromptFileError, match=r"one \{\}$"):
+    with pytest.raises(PromptFileError, match=r"^prompt: .*one \{\}"):
       Classifier(encoder, text, NAMES)
     with pytest.raises(PromptFileError, match=r"one \{\}$"):
       encoder.class_features(NAMES, text)

@@ -22,9 +22,10 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, class_features
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, check_fits, refuse
+from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, refuse
 from pomp_jax.files.terminal import one_line
 
 
@@ -34,14 +35,15 @@ class ClassFeatureError(RunError, ValueError):
 
 def check(export: Export, clip: Clip) -> None:
   """Checks names and prompt of an export of features; needs no weights."""
-  prompt, categories = open_prompt(export.prompt), load_categories(export.names)
+  prompt = open_prompt(export.prompt, "export.prompt")
+  categories = load_categories(export.names)
   if export.synonyms and not any(category.synonyms for category in categories):
     raise ConfigError("export.synonyms", True, f"False, as {export.names} has no synonyms")
-  if isinstance(prompt, Prompt):
-    if export.synonyms and prompt.context.ndim == 3:
-      raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
-    width = inputs.clip_config(clip.model, clip.image_tower).text_config.hidden_size
-    check_fits(prompt, width, clip.model, len(categories), export.prompt)
+  if export.synonyms and isinstance(prompt, Prompt) and prompt.context.ndim == 3:
+    raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
+  names = [(one.name, *(one.synonyms if export.synonyms else ())) for one in categories]
+  config = inputs.clip_config(clip.model, clip.image_tower)
+  check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
 
 
 def load_categories(name_or_path: str | os.PathLike) -> tuple[class_lists.Category, ...]:
@@ -86,7 +88,7 @@ def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[
 def category_features(
   encoder: Encoder,
   categories: Sequence[class_lists.Category],
-  prompt: Prompt | str,
+  prompt: AnyPrompt,
   synonyms: bool = False,
   *,
   unit: bool = True,
@@ -97,10 +99,11 @@ def category_features(
   before and after if `unit`; the prompt's context is shared then.
   """
   if not synonyms:
-    return encoder.class_features([category.name for category in categories], prompt, unit=unit)
+    classes = class_lists.ClassList(tuple(category.name for category in categories))
+    return class_features(encoder, classes, prompt, unit=unit)
   names = [[category.name, *category.synonyms] for category in categories]
   row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
-  features_NxE = encoder.class_features(list(row), prompt, unit=unit)
+  features_NxE = class_features(encoder, class_lists.ClassList(tuple(row)), prompt, unit=unit)
   means_CxE = np.stack([features_NxE[[row[name] for name in own]].mean(axis=0) for own in names])
   return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
 

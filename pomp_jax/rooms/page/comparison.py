@@ -18,20 +18,21 @@ from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, describe, features_under
+from pomp_jax.evaluate.named_prompts import (
+  NamedPrompt,
+  check_prompt,
+  describe,
+  features_under,
+  of_one_list,
+)
 from pomp_jax.files.paths import without_folders
 from pomp_jax.files.pieces import ArrayCache, fingerprint
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.rooms.page.form import FormError
 
 _MOST_FEATURES = 32  # in memory, one array for each prompt and list of names
 # A prompt, and the likeliest names under it with their probabilities, best first.
 Answer = tuple[NamedPrompt, list[tuple[str, float]]]
-
-
-def of_one_list(prompt: Prompt | ClassFeatures | str) -> bool:
-  """Whether a prompt belongs to one list of classes, so that it does not fit any names."""
-  return prompt.context.ndim == 3 if isinstance(prompt, Prompt) else not isinstance(prompt, str)
 
 
 class Comparison:

@@ -18,11 +18,11 @@ from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError, Settings
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import check_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import check_prompt, of_one_list, read_prompts
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
-from pomp_jax.rooms.page.comparison import Comparison, of_one_list, shown_prompts
+from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
 from pomp_jax.rooms.page.form import Example
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names

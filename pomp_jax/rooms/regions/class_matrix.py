@@ -31,7 +31,7 @@ def class_matrix(
   encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
 ) -> ClassMatrix:
   """Computes the class matrix of a prompt for C classes with these names."""
-  if isinstance(named.prompt, ClassFeatures):
+  if isinstance(named.prompt, ClassFeatures) or getattr(named.prompt, "has_rows", False):
     synonyms = [names[:1] for names in synonyms]  # a file has one row a class
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
   return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))

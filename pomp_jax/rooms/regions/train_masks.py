@@ -18,11 +18,11 @@ from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, read_prompts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt
+from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
@@ -171,7 +171,7 @@ def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pie
   return Pieces(folder.path, fingerprint(map(str, key_parts(named, _synonyms(names)))))
 
 
-def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
+def _stored_context(prompt: AnyPrompt) -> np.ndarray | None:
   """The context that a checkpoint can hold: one of all classes, before their names."""
   if not isinstance(prompt, Prompt) or prompt.context.ndim != 2 or prompt.position != "end":
     return None

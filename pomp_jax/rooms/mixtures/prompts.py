@@ -1,0 +1,107 @@
+"""Mixtures of class vectors by their names, "0.5*A + 0.5*B", beside what the room reads from files.
+
+Shapes: N classes, E embedding.
+"""
+
+from collections.abc import Sequence
+import math
+
+from jaxtyping import Float
+import numpy as np
+
+from pomp_jax.config.declare import require
+from pomp_jax.evaluate.named_prompts import (
+  ENSEMBLE,
+  HAND_WRITTEN,
+  NamedPrompt,
+  OtherPrompt,
+  check_lengths,
+  check_prompt,
+  describe,
+  features_under,
+  of_one_list,
+  read_prompts,
+)
+from pomp_jax.files.paths import is_dir
+from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
+from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions
+
+_TAKES = "a positive weight for each part, such as 0.5*A + 0.5*B, each a prompt by one name"
+
+
+class Mixture(OtherPrompt):
+  """Weighted sum of the class vectors of several prompts, normalised."""
+
+  def __init__(self, parts: Sequence[NamedPrompt], weights: Sequence[float] = ()):
+    """`weights` are scaled to the sum 1; there are none before they are chosen."""
+    self.parts = parts
+    self.weights = tuple(weight / sum(weights) for weight in weights)
+    self.of_one_list = any(of_one_list(part.prompt) for part in parts)
+    self.has_rows = any(
+      isinstance(part.prompt, ClassFeatures) or getattr(part.prompt, "has_rows", False)
+      for part in parts
+    )
+
+  def features(self, encoder, classes):
+    return mixed([features_under(encoder, classes, x.prompt) for x in self.parts], self.weights)
+
+  def check(self, label, synonyms, clip_config, clip_model):
+    for part in self.parts:
+      own = part._replace(label=f"{part.label} of {label}")
+      check_prompt(own, synonyms, clip_config, clip_model)
+
+  def check_lengths(self, classes, tokenizer, text_config, where):
+    for part in self.parts:
+      check_lengths(part.prompt, classes, tokenizer, text_config, f"{part.label} of {where}")
+
+  def describe(self, classes):
+    parts = [["part", *describe(part.prompt, classes)] for part in self.parts]
+    return sum(parts, [str(self.weights)])
+
+
+def mixed(
+  features: Sequence[Float[np.ndarray, "N E"]], weights: Sequence[float]
+) -> Float[np.ndarray, "N E"]:
+  """Weighted sum of unit features, with unit rows."""
+  total_NxE = np.sum([weight * one for weight, one in zip(weights, features, strict=True)], axis=0)
+  return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+
+
+def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
+  """Reads a prompt of this room by its name; None for another name, ConfigError for a wrong part.
+
+  A mixture needs weights unless the caller has them `chosen`.
+  """
+  if is_waffle(item):
+    return Waffle(item)
+  if item.endswith(".json") and is_prompt_file(item) and " + " not in item:
+    return read_descriptions(item)
+  weights, names = zip(*map(_weight, item.split(" + ")), strict=True)
+  if len(names) == 1 or (is_prompt_file(item) and not is_hub(item)):
+    return None
+  # A text may contain the signs too. It is one unless each part has a weight, or one is a name.
+  if item.count("{}") == 1 and None in weights and not any(map(_is_name, names)):
+    return None
+  given = [weight for weight in weights if weight is not None]
+  is_given = len(given) == len(names) and all(0 < weight < math.inf for weight in given)
+  require(is_given or (chosen and not given), field, item, _TAKES)
+  parts = [read_prompts([name], field) for name in names]
+  require(all(len(part) == 1 for part in parts), field, item, _TAKES)
+  return Mixture(
+    [part._replace(label=name) for name, [part] in zip(names, parts, strict=True)], given
+  )
+
+
+def _weight(part: str) -> tuple[float | None, str]:
+  """The weight and the name of a part of a mixture."""
+  weight, star, name = part.partition("*")
+  try:
+    return (float(weight), name.strip()) if star else (None, part.strip())
+  except ValueError:
+    return None, part.strip()
+
+
+def _is_name(text: str) -> bool:
+  """Whether a part can't be the words of a text."""
+  is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith(f"{ENSEMBLE}:") or is_waffle(text)
+  return is_known or is_dir(text) or is_prompt_file(text)

@@ -1,0 +1,101 @@
+"""Weights of mixtures of class vectors, chosen by accuracy on the validation images."""
+
+from collections.abc import Sequence
+import itertools
+import logging
+from typing import Any
+
+from pomp_jax.config import WORLD
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import Clip, Data, Eval
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt, features_under
+from pomp_jax.evaluate.predictions import topk_accuracy
+from pomp_jax.evaluate.split_features import images_key, split_features
+from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
+
+log = logging.getLogger(__name__)
+
+# Steps of the grid from one part to the other, and between more than two.
+_STEPS, _STEPS_OF_MORE = 10, 4
+
+
+class Weights:
+  """The choice of the weights that mixtures among prompts do not have."""
+
+  def __init__(self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval):
+    """Opens the validation images of `config.data` if one is needed; ConfigError for none."""
+    self._prompts, self._clip, self._data, self._source = prompts, clip, data, None
+    self._open = [
+      one for one in prompts if isinstance(one.prompt, Mixture) and not one.prompt.weights
+    ]
+    if self._open:
+      # The world's pictures are those of its own CLIP.
+      fits = clip.model == WORLD or data.source != WORLD
+      expected = "weights, such as 0.5*A + 0.5*B, where config.data has no validation images"
+      is_there = fits and inputs.has_validation(data)
+      require(is_there, "evaluate.prompts", self._open[0].label, expected)
+      self._source = inputs.open_source(data, "validation", n_images=evaluation.images)
+      names, template = tuple(self._source.names), evaluation.template
+      self._classes = ClassList(names, None, template, (template,))
+
+  def check(self) -> None:
+    """Raises InputError for a mixture that does not fit the validation images."""
+    if self._source is not None:
+      model = self._clip.model
+      config, tokenizer = inputs.clip_config_and_tokenizer(model, self._clip.image_tower)
+      inputs.check_features(self._source, model, config)
+      names = [(name,) for name in self._classes.names]
+      for label, mixture, _ in self._open:
+        where = f"{label}, validation images"
+        check_prompt(NamedPrompt(where, mixture), names, config, model)
+        check_lengths(mixture, self._classes, tokenizer, config.text_config, where)
+
+  def key(self, encoder: Encoder) -> list[str]:
+    """What the weights depend on beside the prompts; nothing if all are given."""
+    if self._source is None:
+      return []
+    return [repr(images_key(self._source, encoder)), repr(self._classes)]
+
+  def choose(self, encoder: Encoder) -> tuple[list[NamedPrompt], list[dict[str, Any]]]:
+    """Returns the prompts, and what `results.json` says of each; all processes call it together.
+
+    Of equally good weights the nearest to equal weights win.
+    """
+    found, rows, images = [], [], None
+    if self._source is not None:
+      threads, max_corrupt = self._data.threads, self._data.max_corrupt
+      images = split_features(encoder, self._source, threads=threads, max_corrupt=max_corrupt)
+    for named in self._prompts:
+      row: dict[str, Any] = {"label": named.label, "step": named.step}
+      if isinstance(named.prompt, Mixture):
+        parts, weights = named.prompt.parts, named.prompt.weights
+        note = f"{named.label}: weights "
+        if not weights and images is not None:
+          own = [features_under(encoder, self._classes, part.prompt) for part in parts]
+          top1 = {}
+          for one in grid(len(parts)):
+            given = images.features, mixed(own, one), images.labels
+            top1[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)["top1"]
+          weights = max(top1, key=lambda one: top1[one])
+          row |= {"validation_images": len(images.labels), "grid": list(top1.items())}
+          note = f"{named.label}: top-1 {100 * top1[weights]:.1f}% on {len(images.labels):,}"
+          ends = sorted((one for one in top1 if 1 in one), reverse=True)
+          alone = ", ".join(f"{100 * top1[one]:.1f}%" for one in ends)
+          note += f" validation images (its parts alone {alone}) by the weights "
+        row |= {"weights": weights, "note": note + ", ".join(f"{one:.3g}" for one in weights)}
+        log.info("%s", row["note"])
+        named = named._replace(prompt=Mixture(parts, weights))
+      found.append(named)
+      rows.append(row)
+    return found, rows
+
+
+def grid(n_parts: int) -> list[tuple[float, ...]]:
+  """Weights to choose from, each part alone included; the nearest to equal weights first."""
+  steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
+  counts = itertools.product(range(steps + 1), repeat=n_parts)
+  found = [tuple(n / steps for n in own) for own in counts if sum(own) == steps]
+  return sorted(found, key=lambda weights: sum(weight**2 for weight in weights))
