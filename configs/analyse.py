@@ -1,4 +1,4 @@
-r"""What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
+r"""What prompts do to the features of classes: alignment, uniformity, nearest tokens.
 
 On the embedded world, a learned prompt beside the hand-written one:
 

@@ -1,4 +1,4 @@
-"""What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
+"""What prompts do to the features of classes: alignment, uniformity, nearest tokens.
 
 The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md`,
 `report.html` and plots in the run's folder. With several processes all of them compute, and the
@@ -9,13 +9,9 @@ from collections.abc import Mapping, Sequence
 import logging
 from typing import Any
 
-import numpy as np
-
 from pomp_jax import hosts
 from pomp_jax.clip.text import token_table
 from pomp_jax.config import Settings
-from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluate import check_prompts
@@ -29,19 +25,7 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
-from pomp_jax.rooms.analysis.geometry import (
-  Branches,
-  alignment,
-  alignment_uniformity,
-  class_maps,
-  nearest_tokens,
-  prompt_similarity,
-  shape_branches,
-  similarity_matrices,
-  token_spacing,
-  uniformity,
-  wordnet_branches,
-)
+from pomp_jax.rooms.analysis import geometry
 from pomp_jax.train.resume import MAY_CHANGE, check_same_run
 
 log = logging.getLogger(__name__)
@@ -81,17 +65,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       "classes": len(classes),
       "prompts": {
         label: {
-          "alignment": alignment(images.features, rows, images.labels),
-          "uniformity": uniformity(rows) if len(rows) > 1 else None,
+          "alignment": geometry.alignment(images.features, rows, images.labels),
+          "uniformity": geometry.uniformity(rows) if len(rows) > 1 else None,
           **topk_accuracy(images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh),
         }
         for label, rows in features.items()
       },
-      "similarity_of_prompts": prompt_similarity(list(features.values())),
+      "similarity_of_prompts": geometry.prompt_similarity(list(features.values())),
     }
     if first:
-      with writing(folder.plots):
-        _plot(folder, name, features, classes)
       _log_set(name, sets[name])
   results = {
     "job": config.job,
@@ -102,7 +84,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   if first:
     with writing(folder.plots):
-      alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
+      geometry.alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
     finish_run(folder, config.to_dict(), results, "results.md")
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -114,27 +96,15 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
   vectors = {}
   for label, prompt, _ in prompts:
     if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
-      found = nearest_tokens(prompt.context, embeddings_VxD, top)
+      found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
       vectors[label] = [
         {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
         for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
       ]
-  return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
-
-
-def _plot(
-  folder: RunFolder, name: str, features: Mapping[str, np.ndarray], classes: ClassList
-) -> None:
-  branches = shape_branches(classes.names)
-  branches = branches or Branches(("classes",), np.zeros(len(classes), np.int64))
-  if classes.synsets is not None:
-    branches = wordnet_branches(tree := load_tree(), tree.nodes(classes.synsets))
-  for draw, kind, title in (
-    (class_maps, "map", "Class features"),
-    (similarity_matrices, "similarity", "Cosines of classes"),
-  ):
-    path = folder.plots / f"{kind}_{name.replace('/', '-')}.png"
-    draw(path, features, branches, f"{title} of {name}")
+  return {
+    "median_distance_between_tokens": geometry.token_spacing(embeddings_VxD),
+    "vectors": vectors,
+  }
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

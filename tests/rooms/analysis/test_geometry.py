@@ -1,18 +1,12 @@
-"""Feature geometry against SciPy, scikit-learn and networkx; `test_analyse` has alignment."""
+"""Feature geometry against SciPy and scikit-learn; `test_analyse` has alignment."""
 
-import networkx as nx
 import numpy as np
 import pytest
 import scipy.spatial
-from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.wordnet import load_tree
 from pomp_jax.rooms.analysis import geometry
-from pomp_jax.world.names import SHAPES, class_attributes, class_names
 from tests.support import oracles
-from tests.support.oracles import tree_graph
 
 
 def unit(seed, *shape):
@@ -20,13 +14,12 @@ def unit(seed, *shape):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 40, 101])
-@pytest.mark.parametrize("temperature", [2.0, 0.5])
-def test_uniformity_is_over_distinct_pairs(n_classes, temperature, monkeypatch):
+def test_uniformity_is_over_distinct_pairs(n_classes, monkeypatch):
   monkeypatch.setattr(geometry, "_CHUNK", 20)  # several blocks, the last one not full
   classes = unit(3, n_classes, 6)
   squares = scipy.spatial.distance.pdist(classes.astype(np.float64), "sqeuclidean")
-  expected = np.log(np.mean(np.exp(-temperature * squares)))
-  assert geometry.uniformity(classes, temperature) == pytest.approx(expected, abs=1e-6)
+  expected = np.log(np.mean(np.exp(-2 * squares)))
+  assert geometry.uniformity(classes) == pytest.approx(expected, abs=1e-6)
 
 
 def test_similarity_of_prompts():
@@ -34,55 +27,6 @@ def test_similarity_of_prompts():
   mean = np.mean(np.sum(a.astype(np.float64) * b, axis=1))
   expected = [[1, mean, 1], [mean, 1, mean], [1, mean, 1]]
   np.testing.assert_allclose(geometry.prompt_similarity([a, b, a]), expected, atol=1e-6)
-
-
-def test_the_plane_of_a_class_each_is_that_of_principal_components():
-  rows = unit(7, 30, 5) * np.array([4, 2, 1, 1, 1])
-  pca = PCA(2).fit(rows)
-  for branches in (np.arange(30), np.zeros(30, int)):
-    points, explained = geometry.branch_plane(rows, branches)
-    np.testing.assert_allclose(np.abs(points), np.abs(pca.transform(rows)), atol=1e-5)
-    np.testing.assert_allclose(explained, pca.explained_variance_ratio_, atol=1e-6)
-
-
-def test_the_plane_is_that_of_the_branches_means():
-  """The widest direction is noise; only what tells the branches apart is drawn."""
-  rng = np.random.default_rng(8)
-  branches = np.repeat(np.arange(4), 50)
-  means = np.array([[1, 0], [-1, 0], [0, 0.5], [0, -0.5]])[branches]
-  rows = np.concatenate([rng.normal(0, 30, (200, 1)), means], axis=1)
-  rows[:, 0] -= np.array([rows[branches == b, 0].mean() for b in range(4)])[branches]
-  points, explained = geometry.branch_plane(rows, branches)
-  np.testing.assert_allclose(points, means, atol=1e-6)
-  assert sum(explained) < 0.01
-
-
-@pytest.mark.parametrize("name", ["imagenet1k", "imagenet21k"])
-def test_branches_of_wordnet(name):
-  tree = load_tree()
-  nodes = tree.nodes(load_class_list(name).synsets)
-  branches = geometry.wordnet_branches(tree, nodes)
-  sizes = np.bincount(branches.of_class)
-  assert len(sizes) == len(branches.names)
-  assert 8 <= len(sizes) <= 16
-  assert sizes[: len(sizes) - 1].min() >= len(nodes) / 50
-  assert sizes.max() < len(nodes) / 2
-  assert len(set(branches.names)) == len(branches.names)
-  graph = tree_graph(tree)
-  for c in range(0, len(nodes), 97):
-    branch = branches.names[branches.of_class[c]]
-    if branch != "other":
-      # A lemma may name several synsets; one of them has to be above.
-      above = nx.ancestors(graph, int(nodes[c])) | {int(nodes[c])}
-      assert branch in {tree.names[node] for node in above}, c
-
-
-def test_the_worlds_nouns():
-  names = class_names("novel")
-  branches = geometry.shape_branches(names)
-  shapes = class_attributes("novel")[:, 2]
-  assert [branches.names[b] for b in branches.of_class] == [SHAPES[s] for s in shapes]
-  assert geometry.shape_branches(["goldfish", *names]) is None
 
 
 def test_nearest_tokens():
