@@ -8,7 +8,7 @@ import pytest
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache, Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json
+from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json, write_json
 from pomp_jax.rooms.interchange.class_features import read_class_features, write_detic
 
 FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
@@ -50,6 +50,11 @@ def features(path):
   return lambda: read_class_features(path).features.tolist()
 
 
+def config(path):
+  write_json(path, FACTS)
+  return lambda: read_json(path)
+
+
 def piece(path):
   pieces = Pieces(path.parent, "key")
   pieces.save(path.stem, FACTS, ARRAYS if path.suffix == ".npz" else None)
@@ -63,10 +68,10 @@ def piece(path):
 
 @pytest.mark.parametrize(
   ("name", "write"),
-  [("a.npy", features), ("a.json", piece), ("a.npz", piece)],
+  [("a.npy", features), ("config.json", config), ("a.json", piece), ("a.npz", piece)],
 )
 def test_no_flipped_bit_becomes_another_figure(tmp_path, caplog, name, write):
-  """One in the word "checksum", a space or a date leaves the figures as they are."""
+  """One in a space or a date leaves the figures as they are."""
   caplog.set_level(logging.ERROR)
   path = tmp_path / name
   find = write(path)

@@ -85,21 +85,21 @@ def test_a_text_stays_a_text(folder):
     assert isinstance(read_prompts([mixture], FIELD, chosen=True)[0].prompt, Mixture)
 
 
-_MISREAD = dict.fromkeys(
-  ("runs/x", "0.5*runs/x", "0*runs/x", "-1*runs/x", "nan*runs/x"), "positive"
+@pytest.mark.parametrize(
+  ("name", "part"),
+  [
+    ("runs/x + a {}", "positive"),
+    ("0.5*runs/x + a {}", "positive"),
+    ("0*runs/x + 1*a {}", "positive"),
+    ("nan*runs/x + 1*a {}", "positive"),
+    ("0.5*runs/y + 1*a {}", "'runs/y', expected one or more of"),
+    ("1*a cat + 1*a {}", "'a cat', expected"),
+  ],
 )
-_MISREAD |= {"0.5*runs/y": "'runs/y', expected one or more of", "1*a cat": "'a cat', expected"}
-
-
-@pytest.mark.parametrize("first", _MISREAD)
-def test_a_mixture_that_can_t_be_read(folder, first):
-  name = f"{first} + {'' if first == 'runs/x' else '1*'}a {{}}".replace(
-    "0.5*runs/x + 1*", "1*runs/x + "
-  )
-  found = rf"^config\.evaluate\.prompts: [^\n]*{_MISREAD[first]}[^\n]*$"
-  for read in (lambda: read_prompts([name], FIELD), lambda: open_prompt(name, FIELD)):
-    with pytest.raises((ConfigError, PromptFileError), match=found):
-      read()
+def test_a_mixture_that_can_t_be_read(folder, name, part):
+  for read in (read_prompts, lambda names, field: open_prompt(names[0], field)):
+    with pytest.raises((ConfigError, PromptFileError), match=rf"^config\.{FIELD}: .*{part}.*$"):
+      read([name], FIELD)
 
 
 def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch):
@@ -163,8 +163,6 @@ def test_jobs_of_one_prompt_take_a_mixture(tmp_path):
   [found] = results["images"].values()
   probability = {row["name"]: row["probability"] for row in found}
   assert [probability[name] for name in names] == pytest.approx(softmax(logits), abs=1e-4)
-  with pytest.raises(PromptFileError, match=r"config\.predict\.prompt: got 'nothing'"):
-    run_job(small_config(job="predict", **own | {"predict.prompt": "nothing"}), tmp_path / "no")
 
 
 def test_no_weight_is_chosen_without_validation_images(monkeypatch):
@@ -193,9 +191,6 @@ def test_sentences_about_classes(tmp_path, encoder, spoken):
   np.testing.assert_allclose(under(encoder, path), expected, atol=1e-5)
   (named,) = read_prompts([path], FIELD)
   assert of_one_list(named.prompt)
-  mixture = under(encoder, f"1*{path} + 1*a {{}}.")
-  by_name = spoken(f"a {name}." for name in NAMES)
-  np.testing.assert_allclose(mixture, unit(expected + by_name), atol=1e-5)
   with pytest.raises(
     PromptFileError, match=r"^\S*cupl\.json: 2 of 3 classes have no .*: none, ox$"
   ):
