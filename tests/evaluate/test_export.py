@@ -132,14 +132,16 @@ def test_open_clip_has_a_column_a_class(files, encoder):
     (
       {"prompt": "HERE/each.safetensors", "synonyms": True},
       ConfigError,
-      "config.export.synonyms: got True, expected False, as the prompt has one context a class",
+      "config.export.synonyms: got True, expected False, as the prompt is class-specific",
     ),
+    ({"prompt": "HERE/rows.npy", "synonyms": True}, ConfigError, "is class-specific"),
     ({"names": "HERE/twice.json"}, VocabularyError, "repeats name 1"),
     ({"prompt": "HERE/wide.pth"}, PromptFileError, "has width 7"),
     ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),
   ],
 )
 def test_bad_input_is_one_line(files, changes, error, part):
+  np.save(files / "rows.npy", np.eye(3, 128, dtype=np.float32))
   (files / "twice.json").write_text('["star", "star"]')
   save_prompt(files / "wide.pth", Prompt(np.zeros((4, 7), np.float32), "other"))
   save_prompt(files / "each.safetensors", Prompt(np.zeros((2, 4, 64), np.float32), "world"))

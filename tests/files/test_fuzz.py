@@ -16,9 +16,7 @@ from pomp_jax.clip.weights import ClipError, open_weights
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.rooms.interchange.class_features import (
-  read_class_features,
-)
+from pomp_jax.rooms.interchange.class_features import read_class_features
 from pomp_jax.rooms.interchange.torch_archive import TorchArchive
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter

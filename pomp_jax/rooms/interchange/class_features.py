@@ -35,12 +35,12 @@ class ClassFeatureError(RunError, ValueError):
 
 def check(export: Export, clip: Clip) -> None:
   """Checks names and prompt of an export of features; needs no weights."""
-  prompt = open_prompt(export.prompt, "export.prompt")
-  categories = load_categories(export.names)
+  prompt, categories = open_prompt(export.prompt, "export.prompt"), load_categories(export.names)
   if export.synonyms and not any(category.synonyms for category in categories):
     raise ConfigError("export.synonyms", True, f"False, as {export.names} has no synonyms")
-  if export.synonyms and isinstance(prompt, Prompt) and prompt.context.ndim == 3:
-    raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
+  has_rows = getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
+  if export.synonyms and (has_rows or (isinstance(prompt, Prompt) and prompt.context.ndim == 3)):
+    raise ConfigError("export.synonyms", True, "False, as the prompt is class-specific")
   names = [(one.name, *(one.synonyms if export.synonyms else ())) for one in categories]
   config = inputs.clip_config(clip.model, clip.image_tower)
   check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
