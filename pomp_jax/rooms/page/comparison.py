@@ -81,9 +81,9 @@ class Comparison:
     return self.answers(names, list(map(scipy.special.softmax, logits)))
 
   def asked(self, image: Image.Image, names: Sequence[str]) -> tuple:
-    """What `regions` take: picture and names, and features and labels of each prompt."""
+    """What `regions` take: picture, names, what computes their features, labels of prompts."""
     labels = [named.label for named in self.prompts]
-    return image, names, self._class_features(names), labels
+    return image, names, lambda: self._class_features(names), labels
 
   def answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
     """Best names by probabilities under each prompt."""

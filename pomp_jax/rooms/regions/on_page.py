@@ -30,8 +30,8 @@ from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
-Features = Sequence[Float[np.ndarray, "S E"]]  # of the names under each prompt
-# A picture, names, their features, and labels of the prompts.
+Features = Callable[[], Sequence[Float[np.ndarray, "S E"]]]  # of the names under each prompt
+# A picture, names, what computes their features, and labels of the prompts.
 Asked = tuple[Image.Image, Sequence[str], Features, Sequence[str]]
 
 _SEGMENT_SIDE = 384
@@ -112,7 +112,7 @@ class RegionsOfPictures:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
-      [found] = segmenter.label_maps([pixels], [_matrix(rows) for rows in features])
+      [found] = segmenter.label_maps([pixels], [_matrix(rows) for rows in features()])
       # Rows beyond the names repeat the first one.
       maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
@@ -150,7 +150,7 @@ class RegionsOfPictures:
     else:
       source = RegionSource(images, None, lambda block: [given])
     # Rows beyond the names repeat the first one.
-    matrices = [_matrix(rows[: len(names)]) for rows in features]
+    matrices = [_matrix(rows[: len(names)]) for rows in features()]
     scorer = RegionScorer(
       self._fields,
       source,
