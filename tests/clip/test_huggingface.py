@@ -38,12 +38,12 @@ def _assert_params(source, expected):
 
 
 def test_one_file_shards_and_torchs_own_file(written, folder):
-  """The towers' tests hold the features, of weights that were read from one file."""
   _, model, params = written
   model.save_pretrained(folder)
   _assert_params(folder, params)
   # The file alone is enough where its configuration and tokenizer stand beside it.
   _assert_params(folder / "model.safetensors", params)
+  assert "its own gelu" in load_clip(str(folder), "quick_gelu").config.notes[0]
   (folder / "model.safetensors").unlink()
   torch.save(model.state_dict(), folder / "pytorch_model.bin")
   _assert_params(folder, params)

@@ -79,10 +79,10 @@ SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining
 
 
 def test_published_features_of_other_classes_are_refused(encoder, tmp_path):
-  width = encoder.clip.config.projection_dim
-  np.save(tmp_path / "pomp.npy", np.ones((3, width), np.float16))
+  np.save(tmp_path / "pomp.npy", np.ones((3, encoder.clip.config.projection_dim), np.float16))
   (named,) = read_prompts((str(tmp_path / "pomp.npy"),), "segment.prompts")
   check_prompt(named, SYNONYMS, encoder.clip.config, encoder.clip.name)
+  assert class_matrix(encoder, SYNONYMS, named).starts.tolist() == [0, 1, 2]  # a row a class
   for synonyms in (SYNONYMS[:2], (*SYNONYMS, ("dog",))):
     with pytest.raises(PromptFileError, match=r"pomp\.npy: the array's shape"):
       check_prompt(named, synonyms, encoder.clip.config, encoder.clip.name)
