@@ -248,8 +248,8 @@ def format_of_content(path: str | os.PathLike) -> str | None:
 
 def recorded_clip(path: str) -> str | None:
   """CLIP that a prompt's file names, in a mixture the first; None for other prompts."""
-  parts = [part.rpartition("*")[2].strip() for part in path.split(" + ")]
-  for name in parts if len(parts) > 1 else filter(None, [path]):
+  parts = [part.partition("*")[2].strip() for part in path.split(" + ")]
+  for name in filter(None, [path, *parts]):
     if is_prompt_file(name) and not name.endswith((".npy", ".json")):
       clip_model = load_prompt(name).clip_model
       return None if clip_model == UNKNOWN_CLIP else clip_model
