@@ -29,7 +29,7 @@ Path: TypeAlias = pathlib.Path | epath.Path
 ACCEPTED = " or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES)))
 
 # Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
-_FOLDERS = re.compile(r"(^|[=:;,'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
+_FOLDERS = re.compile(r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 for _scheme, _store in STORES.items():

@@ -114,7 +114,7 @@ def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
   """The prompts with labels that tell no folder of the server: a file's last two names."""
   found: list[NamedPrompt] = []
   for named in prompts:
-    label = named.label
+    label = named.label if isinstance(named.prompt, Prompt | str) else without_folders(named.label)
     if isinstance(named.prompt, Prompt) and "://" not in label:
       label = "/".join(pathlib.PurePath(label).parts[-2:])
     number = sum(one.label.partition(" #")[0] == label for one in found) + 1

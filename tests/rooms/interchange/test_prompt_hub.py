@@ -26,7 +26,7 @@ CONFIG = {
   "eval": {"template": "a photo of a {}."},
   "k": 64,
   "seed": 1,
-  "evaluate": {"own_sets": ["gs://bucket/folder/set", {"root": "~/x"}]},
+  "evaluate": {"own_sets": ["gs://bucket/folder/set", "0.5*/home/me/a + 0.5*b", {"root": "~/x"}]},
 }
 PROMPT = Prompt(CONTEXT, "openai/clip-vit-base-patch16", "middle", config=CONFIG)
 COMMAND = "python -m pomp_jax.main --config=configs/own.py:root=/home/someone/pictures,k=64"
@@ -65,7 +65,7 @@ def test_a_prompt_goes_there_and_back(hub, tmp_path):
     assert (back.clip_model, back.position) == (PROMPT.clip_model, "middle")
   # Of folders, which belong to the machine, the last name alone.
   assert back.config["data"] == CONFIG["data"] | {"root": "pictures"}
-  assert back.config["evaluate"] == {"own_sets": ["set", {"root": "x"}]}
+  assert back.config["evaluate"] == {"own_sets": ["set", "0.5*a + 0.5*b", {"root": "x"}]}
   # A local CLIP is no base model, and its folder is not told.
   push_prompt("hf:me/birds", Prompt(CONTEXT + 1, "/home/some/`|\nclip.pt"), "mit")
   card = hub.files["me/birds"]["README.md"].decode()
