@@ -67,8 +67,10 @@ def test_what_an_interrupted_start_left_is_used(encoder, tmp_path, monkeypatch):
   # Of two batches the second was still with the devices.
   assert len(blocks(folder)) == 1
   counted = reads(encoder, monkeypatch)
-  assert_equal(split_features(encoder, source, store=folder), expected)
-  assert counted.call_count == 2
+  for n_batches in (2, 3):  # the third for a block that is damaged then
+    assert_equal(split_features(encoder, source, store=folder), expected)
+    assert counted.call_count == n_batches
+    blocks(folder)[0].write_bytes(b"damaged")
 
 
 def test_unreadable_images_are_tried_again_at_each_start(encoder, tmp_path, monkeypatch, caplog):
@@ -85,10 +87,8 @@ def test_unreadable_images_are_tried_again_at_each_start(encoder, tmp_path, monk
   with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
     split_features(encoder, source, store=folder)
   # Once they can be read, their features are stored as well.
-  rng = np.random.default_rng(5)
   for index in BAD:
-    image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
-    image.save(tmp_path / "images" / f"{index}.png")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / f"{index}.png")
   whole = split_features(encoder, source, store=folder)
   assert_equal(whole, split_features(encoder, source))
   counted = reads(encoder, monkeypatch)
