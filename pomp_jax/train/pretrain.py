@@ -47,8 +47,7 @@ def check(config: Settings, workdir: str) -> None:
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
     methods.method_of(config.method).check(config.prompt, clip)
     if WORDS:
-      given = n_classes, clip, config.clip.model
-      load(WORDS).check(config.contrast, config.prompt, config.data, *given)
+      load(WORDS).check(config.contrast, config.prompt, config.data, clip, config.clip.model)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
   check_same_run(config.flat(), folder)

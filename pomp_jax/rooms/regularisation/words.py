@@ -58,12 +58,7 @@ def check_fields(
 
 
 def check(
-  contrast: fields.Contrast,
-  prompt: fields.Prompt,
-  data: fields.Data,
-  n_classes: int,
-  clip: ClipConfig,
-  model: str,
+  contrast: fields.Contrast, prompt: fields.Prompt, data: fields.Data, clip: ClipConfig, model: str
 ) -> None:
   """Checks that anchors and candidates fit the CLIP and the classes; reads no weights."""
   names = {}
@@ -76,7 +71,9 @@ def check(
   for name, field in names.items():
     found = read_prompts([name], field)
     require(len(found) == 1, field, name, "one prompt")
-    check_prompt(found[0], [("",)] * n_classes, clip, model)
+    if not isinstance(found[0].prompt, str):
+      classes = inputs.open_source(data, "train").names
+      check_prompt(found[0], [(own,) for own in classes], clip, model)
 
 
 def features(name: str, encoder: Encoder, classes: ClassList) -> np.ndarray:

@@ -12,6 +12,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Prompt as PromptFields
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regularisation import words
 from tests.support.checks import assert_close
 from tests.support.small_run import run_job, small_config
@@ -70,14 +71,16 @@ def test_a_run_that_can_not_beat_its_words_says_so(
   """It learns nothing, so that step 0 is every step; a restart scores no words again."""
   caplog.set_level(logging.INFO)
   changes = {"optim.lr": 0.0, "consistency": 8.0, "anchors": "best", "steps": 4}
-  changes |= {"prompt.candidates": f"{LONG};hand_written;{SHORT};{{}}."}
+  names = inputs.open_source(small_config().data, "train").names
+  (sentences := tmp_path / "own.json").write_text(json.dumps({name: ["It."] for name in names}))
+  changes |= {"prompt.candidates": f"{LONG};hand_written;{SHORT};{{}}.;{sentences}"}
   config = small_config(**{"clip.model": one_layer} | BEST | changes)
   results = run_job(config, tmp_path / "run")
   found = results["words"]
   scores = json.loads((tmp_path / "run/candidates.json").read_text())
-  assert list(found["candidates"]) == [LONG, "a photo of a {}.", SHORT, "{}."]
+  assert list(found["candidates"]) == [LONG, "a photo of a {}.", SHORT, "{}.", str(sentences)]
   assert scores.items() >= found["candidates"].items()
-  single = {name: top1 for name, top1 in found["candidates"].items() if name != "{}."}
+  single = {name: top1 for name, top1 in found["candidates"].items() if " {}." in name}
   saved = max(single, key=single.get)
   assert found["saved"] == saved
   assert results["evaluated_step"] == 0
@@ -88,12 +91,7 @@ def test_a_run_that_can_not_beat_its_words_says_so(
   assert found["remark"] in caplog.messages
   assert "no training beat the words" in (tmp_path / "run/report.html").read_text()
   # The term is 0 where the anchors are the start itself.
-  terms = [
-    json.loads(line)["consistency"]
-    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    if "consistency" in line
-  ]
-  assert terms
+  terms = RunFolder(tmp_path / "run").scalars()["consistency"][1]
   assert (max(terms) < 1e-10) == (saved == found["best"])
   (tmp_path / "run/results.json").unlink()
   shutil.rmtree(tmp_path / "run/checkpoints")
