@@ -23,14 +23,13 @@ from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
+_m = at_least(0 if registry.WORDS else 1)
 _weight = at_least(0) if registry.CONSISTENCY else between(0, 0)
 _averages = ("none", "gaussian", "ema") if registry.AVERAGING else ("none",)
 _suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
-
-
 BEST = "best"  # of `prompt.candidates`
 
 
@@ -90,7 +89,7 @@ class Data:
 class Prompt:
   """The prompt."""
 
-  m: int = row(4, "context vectors M; 0: as many as the words where init=best", at_least(0))
+  m: int = row(4, "context vectors M; 0: as many as the words where init=best", _m)
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
   init: str = row(
     "",
