@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
+from pomp_jax.config import METHODS, ConfigError, Settings, fields, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts import peak_mib
@@ -99,6 +99,10 @@ def method_runs(
     if method and method.pixels and one.data.features == "stored":
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
+    if method and not method.saves_prompt and "prompt.init" not in values:
+      # Nor does the best of words that a prompt must beat, the start of `configs/own.py`.
+      random = {"prompt.init": "", "prompt.m": one.prompt.m or fields.Prompt.m}
+      one = one.replace(random if one.prompt.init == fields.BEST else {})
     validate(one.replace({"job": "pretrain"}))
     found[label] = runs_of_seeds(one.repeat.seeds, one.replace, os.path.join(workdir, label))
   if not found:

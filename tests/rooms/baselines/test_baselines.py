@@ -215,11 +215,13 @@ def test_methods_that_would_look_equal_keep_their_names():
 
 
 def test_values_keep_the_spaces_within_them():
-  methods = "one : k = 5 , prompt.init = a photo of a; two: k=6"
-  config = tiny_config(job="baselines", **{"baselines.methods": methods})
+  methods = "one : k = 5 , prompt.init = a photo of a; two: k=6; three: method=zero_shot"
+  best = {"prompt.init": "best", "checkpoint.select": "best"}
+  config = tiny_config(job="baselines", **best, **{"baselines.methods": methods})
   found = baselines.method_runs(config.baselines.methods, config.replace, "runs")
-  (one, _), (two, _) = found["one"][0], found["two"][0]
-  assert (one.k, one.prompt.init, two.k) == (5, "a photo of a", 6)
+  one, two, three = (runs[0][0] for runs in found.values())
+  assert (one.k, one.prompt.init, two.k, two.prompt.init) == (5, "a photo of a", 6, "best")
+  assert three.prompt.init == ""  # zero-shot CLIP has no start
 
 
 def of_methods(text):
