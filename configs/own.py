@@ -13,7 +13,8 @@ the colon, separated by commas:
 
 Training starts from the sentence that is best on the validation images, and must beat all of them:
 prompt.npz is the best of sentences and checkpoints. `consistency=8` behind the colon holds it near
-the class features of the best words. With `m=16` it starts from 16 random vectors instead.
+the class features of the best words. With `m=16` there it starts from 16 random vectors instead;
+`--config.prompt.m=16` would look for words of 16 tokens, and other methods go there too.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
