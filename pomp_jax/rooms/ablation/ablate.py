@@ -155,11 +155,7 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
 
 
 def _finish(
-  shared: SharedInputs,
-  cell: Cell,
-  run: setup.PromptRun,
-  trained: Trained,
-  n_lanes: int,
+  shared: SharedInputs, cell: Cell, run: setup.PromptRun, trained: Trained, n_lanes: int
 ) -> None:
   """Evaluates a lane, all processes together, and writes its cell."""
   try:
