@@ -183,10 +183,10 @@ def outcome(found: Scores, clip: Clip, step: int, top1: float | None) -> Outcome
 
 
 def _as_prompt(name: str, clip: Clip) -> Prompt | None:
-  """The context that is a candidate exactly: of "WORDS {}.", or of a prompt file; None for none."""
+  """The shared context that is a candidate: of "WORDS {}.", or of a prompt file; None for none."""
   words = _words_before(name)
   if words and name == f"{words} {{}}.":
     context_MxD = np.asarray(token_embeddings(clip.params, _tokens(words, clip)))
     return Prompt(context_MxD, clip.name, "end")
   found = read_prompts([name], _FIELD)[0].prompt
-  return found if isinstance(found, Prompt) else None
+  return found if isinstance(found, Prompt) and found.context.ndim == 2 else None
