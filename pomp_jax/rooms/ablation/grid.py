@@ -25,9 +25,10 @@ _TAKES = (
   f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
   f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
 )
-# Fields that only runs with a bank read, and those that only a sampled contrast reads.
+# Fields that only runs with a bank read, a sampled contrast, and a Gaussian average.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
+_GAUSSIAN = ("optim.average_mean", "optim.average_sigma")
 _METHOD_GROUPS = {method.group for method in METHODS.values() if method.group}
 
 # From field -> value to the config with these values.
@@ -122,6 +123,9 @@ def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
     *(_DRAW if exact else ()),
     *(("epochs",) if values["steps"] else ()),
     *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
+    *(() if values["consistency"] else ("consistency_loss", "anchors")),
+    *(() if values["optim.average"] == "ema" else ("optim.average_decay",)),
+    *(() if values["optim.average"] == "gaussian" else _GAUSSIAN),
     # Of other methods than POMP.
     *(field for field in values if field.partition(".")[0] in _METHOD_GROUPS),
     "prompt.visual_tokens",
