@@ -10,11 +10,10 @@ the colon, separated by commas:
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
   :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
+  :root=PICTURES,best                    start from the best sentence, and keep it if it stays so
 
-Training starts from the sentence that is best on the validation images, and must beat all of them:
-prompt.npz is the best of sentences and checkpoints. `consistency=8` behind the colon holds it near
-the class features of the best words. With `m=16` there it starts from 16 random vectors instead;
-`--config.prompt.m=16` would look for words of 16 tokens, and other methods go there too.
+With `best`, prompt.npz is the best of sentences and checkpoints on the validation images, and
+`consistency=1` holds it near the class features of the best words.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -29,7 +28,6 @@ import os
 
 from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
 from pomp_jax.evaluate import inputs
-from pomp_jax.registry import WORDS
 
 _SHORT = {
   "root": "data.root",
@@ -42,6 +40,14 @@ _SHORT = {
   "lr": "optim.lr",
   "store": "data.feature_store",
   "features": "data.features",
+}
+_VARIANTS = {
+  "best": {
+    "prompt.init": "best",
+    "prompt.m": 0,
+    "checkpoint.select": "best",
+    "anchors": "best",
+  }
 }
 _STEPS, _EPOCHS = 1000, (5, 200)
 _MOST_EXACT = 1000  # classes
@@ -59,7 +65,7 @@ def get_config(argument: str = ""):
   config.optim.warmup = 1.0
   config.optim.warmup_lr = 0.001
   config.eval.images = 0
-  with_argument(config, argument, **_SHORT)
+  with_argument(config, argument, variants=_VARIANTS, **_SHORT)
   if not os.path.isdir(config.data.root):
     takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
     raise ConfigError("data.root", config.data.root, takes)
@@ -72,15 +78,5 @@ def get_config(argument: str = ""):
   steps_per_epoch = max(1, len(train) // config.batch_size)
   config.epochs = min(max(round(_STEPS / steps_per_epoch), _EPOCHS[0]), _EPOCHS[1])
   config.checkpoint.every = max(1, config.epochs * steps_per_epoch // 10)
-  if _can_start_from_words(config):
-    config.prompt.init, config.prompt.m, config.checkpoint.select = "best", 0, "best"
-    config.anchors = "best"  # where `consistency` has a weight
   # What is given counts more than what follows.
-  return with_argument(config, argument, **_SHORT)
-
-
-def _can_start_from_words(config) -> bool:
-  """Whether no other start is given, and validation images can choose the words."""
-  plain = (config.prompt.init, config.prompt.m, config.prompt.position) == ("", 4, "end")
-  learns = METHODS[config.method].saves_prompt
-  return bool(WORDS) and plain and learns and inputs.has_validation(unpack(config).data)
+  return with_argument(config, argument, variants=_VARIANTS, **_SHORT)

@@ -100,7 +100,7 @@ def method_runs(
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
     if method and not method.saves_prompt and "prompt.init" not in values:
-      # Nor does the best of words that a prompt must beat, the start of `configs/own.py`.
+      # Nor does the best of words that a prompt must beat, that of `configs/own.py:best`.
       random = {"prompt.init": "", "prompt.m": one.prompt.m or fields.Prompt.m}
       one = one.replace(random if one.prompt.init == fields.BEST else {})
     validate(one.replace({"job": "pretrain"}))
