@@ -20,14 +20,7 @@ SMALL |= {"tip.beta_steps": 3, "tip.alpha_steps": 3}
 JOBS = {
   "pretrain": (
     {"data.features": "stored"},
-    (
-      "loading ",
-      "features of training images  ",
-      "step ",
-      "features of images",
-      "class features",
-      "scoring",
-    )
+    ("loading ", "features of tr", "step ", "features of images", "class features", "scoring")
     + ("compiling train step", "compiled train step in ", "what was learned, results and plots"),
   ),
   "evaluate": (
