@@ -71,7 +71,6 @@ def piece(path):
   [("a.npy", features), ("config.json", config), ("a.json", piece), ("a.npz", piece)],
 )
 def test_no_flipped_bit_becomes_another_figure(tmp_path, caplog, name, write):
-  """One in a space or a date leaves the figures as they are."""
   caplog.set_level(logging.ERROR)
   path = tmp_path / name
   find = write(path)
