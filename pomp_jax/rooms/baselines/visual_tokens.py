@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.array_types import Array, Float
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.vision import image_tower
@@ -63,44 +62,23 @@ class VPTLearner:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaPLeLearner:
-  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+class DeepTextLearner:
+  """{"context": [M,D], "deep": [J-1,M,D]}; image features are the frozen CLIP's.
 
   No "deep" where J = 1: checkpoints hold no empty arrays.
   """
 
   plain: ContextLearner  # a context before the name, and the shared tower
-  image_tower: PromptedImageTower
-  vision_width: int
-  depth: int  # J, in both towers
+  depth: int  # J, layers of the text tower with vectors of their own
 
   def init(self, key: jax.Array) -> Any:
-    """See `Learner`; as published, the maps of the deeper layers start equal."""
-    context_key, deep_key, first_key, other_key = jax.random.split(key, 4)
-    width = self.plain.module.width
-    first = init_dense(first_key, width, self.vision_width)
-    other = init_dense(other_key, width, self.vision_width)
-    params = {
-      **self.plain.init(context_key),
-      "coupling": jax.tree.map(
-        lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
-      ),
-    }
+    """See `Learner`; the last two of the four keys are for learners with visual tokens."""
+    context_key, deep_key, _, _ = jax.random.split(key, 4)
+    params = self.plain.init(context_key)
     if self.depth > 1:
-      shape = (self.depth - 1, self.plain.module.n_vectors, width)
+      shape = (self.depth - 1, self.plain.module.n_vectors, self.plain.module.width)
       params["deep"] = INIT_STDDEV * jax.random.normal(deep_key, shape)
     return params
-
-  def visual_tokens(self, params: Any) -> Float[Array, "J M W"]:
-    """Maps the text tower's tokens to the vision tower's."""
-    text_JxMxD = params["context"][None]
-    if "deep" in params:
-      text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
-    return jax.vmap(dense)(params["coupling"], text_JxMxD)
-
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """See `ImageLearner`."""
-    return self.image_tower(frozen.image, images_B, self.visual_tokens(params))
 
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
@@ -110,6 +88,31 @@ class MaPLeLearner:
     tower = lambda *inputs: shared(*inputs, params.get("deep"))
     plain = dataclasses.replace(self.plain, text_tower=tower)
     return plain.text_features(params, frozen, class_ids_R, image_features_BxE)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaPLeLearner(DeepTextLearner):
+  """`DeepTextLearner`'s and {"coupling": {"kernel": [J,D,W], "bias": [J,W]}}."""
+
+  image_tower: PromptedImageTower
+  vision_width: int
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`; as published, the maps of the deeper layers start equal."""
+    _, _, first_key, other_key = jax.random.split(key, 4)
+    width = self.plain.module.width
+    first = init_dense(first_key, width, self.vision_width)
+    other = init_dense(other_key, width, self.vision_width)
+    coupling = jax.tree.map(lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1))
+    return {**super().init(key), "coupling": coupling}
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """See `ImageLearner`; maps the text tower's tokens to the vision tower's."""
+    text_JxMxD = params["context"][None]
+    if "deep" in params:
+      text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
+    visual_JxMxW = jax.vmap(dense)(params["coupling"], text_JxMxD)
+    return self.image_tower(frozen.image, images_B, visual_JxMxW)
 
 
 class VPT(Baseline):
@@ -140,8 +143,7 @@ class VPT(Baseline):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    width = encoder.clip.config.vision_config.hidden_size
-    return VPTLearner(_image_tower(encoder, clip), width, prompt.visual_tokens, prompt.depth)
+    return VPTLearner(*_vision(encoder, clip), prompt.visual_tokens, prompt.depth)
 
 
 class MaPLe(VPT):
@@ -169,14 +171,14 @@ class MaPLe(VPT):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    width = encoder.clip.config.vision_config.hidden_size
-    return MaPLeLearner(plain, _image_tower(encoder, clip), width, prompt.depth)
+    return MaPLeLearner(plain, prompt.depth, *_vision(encoder, clip))
 
 
-def _image_tower(encoder: Encoder, clip: fields.Clip) -> PromptedImageTower:
-  # The text tower gets the other half.
+def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:
+  # The tower and its width. The text tower gets the other half.
   memory = activation_memory(clip) / 2
-  return prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
+  tower = prompted_image_tower(encoder.clip, clip.dtype, clip.image_chunk, memory)
+  return tower, encoder.clip.config.vision_config.hidden_size
 
 
 def prompted_image_tower(

@@ -73,8 +73,8 @@ def learner_of(tiny, name):
     "cocoop": lambda: CoCoOpLearner(plain(3, "middle"), 24),
     "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
     "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
-    "maple": lambda: MaPLeLearner(plain(2), vision, vision_width, N_LAYERS),
-    "maple_one": lambda: MaPLeLearner(plain(3), vision, vision_width, 1),
+    "maple": lambda: MaPLeLearner(plain(2), N_LAYERS, vision, vision_width),
+    "maple_one": lambda: MaPLeLearner(plain(3), 1, vision, vision_width),
   }[name]()
 
 
