@@ -8,7 +8,6 @@ from typing import Any
 from pomp_jax.config import WORLD
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval
-from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt, features_under
@@ -38,8 +37,7 @@ class Weights:
       is_there = fits and inputs.has_validation(data)
       require(is_there, "evaluate.prompts", self._open[0].label, expected)
       self._source = inputs.open_source(data, "validation", n_images=evaluation.images)
-      names, template = tuple(self._source.names), evaluation.template
-      self._classes = ClassList(names, None, template, (template,))
+      self._classes = inputs.class_list(data, evaluation.template, self._source.names)
 
   def check(self) -> None:
     """Raises InputError for a mixture that does not fit the validation images."""
