@@ -228,19 +228,6 @@ def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
   assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"
 
 
-def test_the_first_line_names_devices_and_precision(capsys, monkeypatch, play):
-  monkeypatch.setattr(jax, "device_count", lambda: 8)
-  play(lambda *_: print("the job"))
-  fields = ("--config.clip.dtype=bfloat16", "--config.mesh.class_size=2")
-  assert main_module.main([DEMO, "--workdir=run", *fields]) == 0
-  *first, last = capsys.readouterr().out.splitlines()
-  assert last == "the job"
-  # The name of the host can be long.
-  line = " ".join("".join(first).split())
-  assert re.match(r"\d\d:\d\d:\d\d process 0 of 1 on ", line)
-  assert line.endswith("1 of 8 devices (cpu), bfloat16, mesh data 4 x class 2")
-
-
 def test_names_of_files_direct_no_terminal(refused, capsys, tmp_path):
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   (tmp_path / "\x1b]0;x\x07").write_text("cat\ncat")

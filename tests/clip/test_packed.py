@@ -131,7 +131,6 @@ def test_refuses_what_it_does_not_know(quick, names):
 
 
 def test_work_does_not_grow_with_the_padding(quick, n_rows=100):
-  """The compiled FLOPs are those of the budget, whatever L is."""
   config = quick.clip.config.text_config
 
   def flops(longest):

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pickle
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +11,8 @@ import pytest
 
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import classes_in, find_images, open_folder, split_folders
-from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import Files, Source, SourceError, StoredImages
-from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
+from pomp_jax.data.source import Source, SourceError
+from pomp_jax.data.subsets import even_sample, few_shot, held_out
 
 
 def picture(path, level=0):
@@ -66,25 +64,6 @@ def test_what_is_not_read_is_said_once(root, caplog):
     f"{root}: 3 files are not read, their suffixes are no image's (.heic 2, .txt 1), such as"
     " 'axe/b.HEIC'",
   ]
-
-
-def test_a_class_list_gives_names_and_order_and_leaves_folders_out(root):
-  source = open_folder(root, ClassList(("teddy bear", "axe")))
-  assert source.names == ("teddy bear", "axe")
-  assert source.keys.tolist() == ["teddy_bear/x.png", "axe/1.webp"]
-  assert source.labels.tolist() == [0, 1]
-  # A split may lack classes.
-  source = open_folder(root, ClassList(("axe", "cat", "dog")), all_classes=False)
-  assert source.names == ("axe", "cat", "dog")
-  assert source.labels.tolist() == [0, 1, 1]
-
-
-def test_synsets_take_the_names_of_the_list(tmp_path):
-  for synset in ("n02084071", "n01440764"):
-    picture(tmp_path / synset / "a.jpg")
-  assert open_whole(tmp_path).names == ("tench", "dog")
-  classes = ClassList(("a dog", "a fish"), ("n02084071", "n01440764"))
-  assert open_folder(tmp_path, classes).keys.tolist() == ["n02084071/a.jpg", "n01440764/a.jpg"]
 
 
 def test_splits(root, tmp_path_factory):
@@ -145,36 +124,6 @@ def test_images_at_any_depth(root, tmp_path_factory):
       read(root)
 
 
-@pytest.fixture
-def stored(tmp_path):
-  """Six pictures, grey of level 40 i in file i, of three classes."""
-  keys = [f"{i % 3}/{i}.png" for i in range(6)]
-  for i, key in enumerate(keys):
-    (tmp_path / key).parent.mkdir(exist_ok=True)
-    Image.new("L", (30 + i, 20), 40 * i).save(tmp_path / key)
-  return StoredImages("abc", np.arange(6) % 3, keys, Files(tmp_path), image_size=16)
-
-
-def test_subset_and_relabelled_keep_images_and_labels_together(stored):
-  # Pickled on the way to a worker process.
-  part = pickle.loads(pickle.dumps(stored.subset(np.array([5, 0, 3]))))
-  assert part.keys.tolist() == ["2/5.png", "0/0.png", "0/3.png"]
-  assert part.labels.tolist() == [2, 0, 0]
-  assert part.images(np.arange(3))[:, 0, 0, 0].tolist() == [200, 0, 120]
-  other = part.relabelled("xy", np.array([1, -1, 0]))
-  assert (other.names, other.labels.tolist()) == (("x", "y"), [1, 0])
-  assert other.images(np.arange(2))[:, 0, 0, 0].tolist() == [200, 120]
-  assert stored.labels.tolist() == [0, 1, 2, 0, 1, 2]
-
-
-def test_unreadable_images_are_named(stored, tmp_path):
-  (tmp_path / "1/4.png").write_bytes(b"no picture")
-  (tmp_path / "2/5.png").unlink()
-  for index, message in ((4, r"1/4\.png: not a readable"), (5, r"2/5\.png: can't be read \(No s")):
-    with pytest.raises(ImageError, match=message):
-      stored.images(np.array([index]))
-
-
 LABELS = st.lists(st.integers(0, 5), max_size=60)
 
 
@@ -231,10 +180,3 @@ def test_a_sample_is_even(labels, count):
   most = max(taken.values(), default=0)
   for label, size in collections.Counter(labels).items():
     assert taken[label] >= min(size, most - 1)
-
-
-# OxfordPets has 37 classes: 19 base and 18 new in CoOp's tables.
-@pytest.mark.parametrize(("n", "n_base"), [(1, 1), (2, 1), (37, 19), (100, 50), (101, 51)])
-def test_halves(n, n_base):
-  parts = [half_of_classes(n, half).tolist() for half in ("base", "new", "all")]
-  assert parts == [list(range(n_base)), list(range(n_base, n)), list(range(n))]

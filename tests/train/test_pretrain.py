@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import torch
 
 from pomp_jax.config import JOBS, ConfigError, load_job
 from pomp_jax.encoder import Encoder
@@ -16,9 +15,8 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.train import batches, pretrain, resume, setup
 from pomp_jax.train.watch import Watch
-from tests.support.data_files import damage, write_folder
-from tests.support.openai_clip import RESNET, small_open_clip, write_merges
-from tests.support.small_run import run_job, small_config, trained
+from tests.support.data_files import damage
+from tests.support.small_run import small_config, trained
 
 
 def test_a_run_leaves_its_folder(pretrained):
@@ -164,21 +162,6 @@ def test_class_specific_contexts_are_evaluated_on_their_classes_alone(one_layer,
   results = pretrain.run(small_config(steps=2, **changes), str(tmp_path))
   assert load_prompt(tmp_path).context.shape[:2] == (300, 4)
   assert set(results["eval"]) == {"base"}
-
-
-def test_a_resnet_in_a_file_of_openais_layout(tmp_path):
-  """That its features are open_clip's is held in tests/clip."""
-  write_merges(tmp_path)
-  torch.save(small_open_clip(RESNET).state_dict(), tmp_path / "RN.pt")
-  write_folder(tmp_path / "images", ("cat", "dog", "star", "the sea", "zebra"), 8)
-  settings = {"clip.model": str(tmp_path / "RN.pt"), "data.source": "folder", "data.n_classes": 0}
-  settings |= {"data.root": str(tmp_path / "images"), "eval.template": "a {}."}
-  config = small_config(k=4, steps=2, batch_size=8, **settings)
-  results = run_job(config, tmp_path / "run")
-  assert results["eval"]["test"]["hand_written"]["images"] == 10
-  prompt = load_prompt(tmp_path / "run")
-  assert prompt.clip_model == str(tmp_path / "RN.pt")
-  assert prompt.context.shape == (4, 64)
 
 
 def test_each_process_reads_all_views_of_an_image(monkeypatch, tmp_path):

@@ -29,13 +29,9 @@ def test_no_caption_spells_a_novel_class(noise):
         assert " ".join(words[start : start + length]) not in novel
 
 
-def test_training_images_are_of_base_classes_in_sets_that_differ_by_one_attribute():
+def test_training_images_are_of_base_classes():
   attributes = captions.training_classes(0, np.arange(8_000))
   assert captions.base_table()[tuple(attributes.T)].all()
-  sets = attributes.reshape(-1, captions.SET_SIZE, 4)
-  # Each differs in one attribute at most from a common class, hence in two from each other.
-  assert ((sets[:, :1] != sets).sum(-1) <= 2).all()
-  assert len(np.unique(sets[:, 0], axis=0)) > 900
 
 
 @pytest.fixture(scope="module")

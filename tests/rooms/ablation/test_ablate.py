@@ -101,7 +101,6 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
 
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
-  """Computed once for each seed."""
   features = setup.PromptRun.class_features
   computed = mock.create_autospec(features, side_effect=features)
   monkeypatch.setattr(setup.PromptRun, "class_features", computed)

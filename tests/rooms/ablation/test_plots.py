@@ -5,7 +5,7 @@ import pytest
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation.ablation_report import write_cells
-from pomp_jax.rooms.ablation.plots import groups, sweep, swept
+from pomp_jax.rooms.ablation.plots import groups, sweep
 from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, plot, threshold_of
 from tests.support.report_page import Case, check_page
 
@@ -23,20 +23,6 @@ def synthetic_cells():
         cells.append(cell)
   cells[4] = {"values": cells[4]["values"], "error": "TrainingError: loss is nan at step 7"}
   return cells
-
-
-def test_groups_are_over_the_seeds():
-  cells = synthetic_cells()
-  found = groups(cells)
-  values = [(16, "log"), (16, "none"), (64, "log"), (64, "none"), ("all", None)]
-  assert [tuple(group.values.values()) for group in found] == values
-  novel = [cell["top1"]["novel"] for cell in cells[:3]]
-  assert found[0].figures["novel_top1"].mean == pytest.approx(np.mean(novel))
-  assert found[0].figures["novel_top1"].std == pytest.approx(np.std(novel, ddof=1))
-  assert [group.failed for group in found] == [0, 1, 0, 0, 0]
-  assert len(found[1].figures["novel_top1"].values) == 2
-  assert swept(found) == ["k", "correction"]
-  assert swept(found[:2]) == ["correction"]
 
 
 def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):

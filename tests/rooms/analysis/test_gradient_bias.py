@@ -31,6 +31,7 @@ from pomp_jax.train.resume import first_state
 from tests.support.checks import assert_close
 from tests.support.clips import PLAIN_TOWER, with_logit_scale, write_fewer_layers
 from tests.support.data_files import write_folder
+from tests.support.oracles import torch_losses
 from tests.support.report_page import Page
 from tests.support.small_run import run_job, small_config, trained
 
@@ -224,18 +225,13 @@ class _Free:
 
 def _gradients_of_all_draws(scale, correction, k, params, images, labels):
   """Returns the gradients of all equally likely draws of K-1 of N classes, PyTorch float64."""
-  n_classes, found = len(params), []
-  unit = torch.nn.functional.normalize
+  n_classes, found, images = len(params), [], torch.tensor(images)
+  settings = {"scale": scale, "n_classes": n_classes, "correction": correction}
   for drawn in itertools.combinations(range(n_classes), k if k == n_classes else k - 1):
-    classes = torch.tensor(params, dtype=torch.float64, requires_grad=True)
-    logits = scale * unit(torch.tensor(images, dtype=torch.float64)) @ unit(classes).T
-    losses = []
-    for row, label in zip(logits, labels, strict=True):
-      kept = [c for c in drawn if c != label]
-      weight = (n_classes - 1) / len(kept) if correction == "log" else 1.0
-      negatives = torch.logsumexp(row[kept], 0) + math.log(weight)
-      losses.append(torch.logaddexp(row[label], negatives) - row[label])
-    torch.stack(losses).mean().backward()
+    classes = torch.tensor(params, requires_grad=True)
+    rows = images, classes[labels], classes[list(drawn)]
+    losses, _ = torch_losses(*rows, labels, drawn, **settings)
+    losses.mean().backward()
     found.append(classes.grad.numpy().ravel())
   return np.array(found)
 

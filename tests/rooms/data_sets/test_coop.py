@@ -15,7 +15,7 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import coop
-from pomp_jax.rooms.data_sets.coop import COOP_SETS, open_coop
+from pomp_jax.rooms.data_sets.coop import open_coop
 
 # The few-shot index of EuroSAT, 4 shots, seed 2, as cross_modal_adaptation (MIT) publishes it under
 # indices/eurosat: for each class the positions among its images in split_zhou_EuroSAT.json.
@@ -214,9 +214,3 @@ def test_split_files_that_are_not_as_they_have_to_be(pets, file, content, messag
   write(path, content if isinstance(content, str) else json.dumps(whole | content))
   with pytest.raises(SourceError, match=message):
     open_coop(pets.parent, "oxford_pets", shots=1)
-
-
-@pytest.mark.parametrize("name", COOP_SETS)
-def test_missing_sets(tmp_path, name):
-  with pytest.raises(SourceError, match="can't be read"):
-    open_coop(tmp_path, name)

@@ -1,13 +1,11 @@
-"""Scenes: repeatable, disjoint masks, tight boxes, base classes alone in training."""
+"""Scenes: repeatable, disjoint visible masks, tight boxes, base classes alone in training."""
 
 import numpy as np
 from pycocotools import mask as pycoco_mask
 import pytest
-from scipy import ndimage
 
-from pomp_jax.rooms.regions.scenes import SIZE, Scenes
-from pomp_jax.world import class_names, render
-from pomp_jax.world.names import COLOURS
+from pomp_jax.rooms.regions.scenes import Scenes
+from pomp_jax.world import class_names
 
 
 @pytest.fixture(scope="module")
@@ -27,38 +25,6 @@ def test_a_scene_depends_on_seed_split_and_number_alone(drawn):
     Scenes("test", 2).scene(2)
 
 
-def test_masks_are_disjoint_and_boxes_tight(drawn):
-  for scene in drawn[1]:
-    assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
-    assert 1 <= len(scene.labels) <= 5
-    assert scene.masks.sum(0).max() == 1
-    for mask, (x0, y0, x1, y1) in zip(scene.masks, scene.boxes, strict=True):
-      assert mask.sum() > 50
-      (rows, columns) = ndimage.find_objects(mask.astype(int))[0]
-      assert (rows.start, columns.start, rows.stop, columns.stop) == (y0, x0, y1, x1)
-  assert np.mean([len(scene.labels) for scene in drawn[1]]) > 3
-
-
-def test_colours_are_those_of_the_names(drawn):
-  """The nearest colour of the palette is the named one; light and tint move a few."""
-
-  def nearest(pixels):
-    distance = np.abs(np.median(pixels, axis=0) / 255 - render._PALETTE).max(1)
-    return COLOURS[distance.argmin()]
-
-  scenes, shown = drawn
-  right = {"ground": [], "object": []}
-  for scene in shown:
-    words = [scenes.names[c].split(" on ") for c in scene.labels]
-    (ground,) = {ground for _, ground in words}
-    right["ground"].append(nearest(scene.image[scene.label_map() < 0]) == ground)
-    for mask, (thing, _) in zip(scene.masks, words, strict=True):
-      if " plain " in thing:
-        right["object"].append(thing.startswith(nearest(scene.image[mask])))
-  assert np.mean(right["ground"]) > 0.9
-  assert len(right["object"]) > 5 and np.mean(right["object"]) > 0.7
-
-
 def test_classes(drawn):
   scenes, shown = drawn
   assert len(set(scenes.names)) == len(scenes.names) == 2400
@@ -76,13 +42,14 @@ def test_classes(drawn):
 
 
 def test_label_map_and_annotations_hold_the_masks(drawn):
+  """One label a pixel, which no two objects share; boxes by pycocotools."""
   scenes, shown = drawn
-  value = Scenes("test", 5).annotations()
+  value = scenes.annotations()
   assert [category["name"] for category in value["categories"]] == list(scenes.names)
   for row in value["annotations"]:
     scene = shown[row["image_id"] - 1]
     mask = pycoco_mask.decode(row["segmentation"]).astype(bool)
     np.testing.assert_array_equal(scene.label_map()[mask], row["category_id"] - 1)
-    assert row["area"] == mask.sum()
+    assert row["area"] == mask.sum() > 50
     np.testing.assert_array_equal(pycoco_mask.toBbox(row["segmentation"]), row["bbox"])
-  assert len(value["annotations"]) == sum(len(scene.labels) for scene in shown[:5])
+  assert len(value["annotations"]) == sum(len(scene.labels) for scene in shown)
