@@ -45,10 +45,11 @@ class OtherPrompt:
   """
 
   of_one_list = has_rows = False
-  # Unit features [N,E] under it; the other three as the functions of these names below.
+  # Unit features [N,E] under it; the other three as the functions of these names below, and checks
+  # that accept everything unless a class has its own.
   features: Callable[[Encoder, ClassList], np.ndarray]
-  check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None]
-  check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None]
+  check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None] = lambda *_: None
+  check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None] = lambda *_: None
   describe: Callable[[ClassList], list[Any]]
 
 

@@ -57,6 +57,17 @@ def create_state(learner: Any, optimizer: optax.GradientTransformation, seed: in
   )
 
 
+def repeated(program: jax.stages.Compiled, state: TrainState, *others: Any) -> Callable[[], None]:
+  """Calls that each take the next step with a compiled one, which donates the state."""
+
+  def step() -> None:
+    nonlocal state
+    state, metrics = program(state, *others)
+    jax.block_until_ready((state, metrics))
+
+  return step
+
+
 class Renewal(NamedTuple):
   """The rows of the bank that a step computes beside its own classes, in turn."""
 

@@ -26,19 +26,13 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.ablation import vmapped_training
 from pomp_jax.rooms.ablation.ablation_report import write_cells
 from pomp_jax.rooms.ablation.fields import Ablate
 from pomp_jax.rooms.ablation.grid import Cell, make_cells
 from pomp_jax.rooms.ablation.plots import kind_of
 from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
-from pomp_jax.rooms.ablation.vmapped_training import (
-  Trained,
-  curve_steps,
-  lanes_of_program,
-  measure_step_times,
-  program_groups,
-  train_lanes,
-)
+from pomp_jax.rooms.ablation.vmapped_training import Trained, curve_steps, train_lanes
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.watch import LossMonitor, TrainingError
@@ -86,7 +80,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder = RunFolder(workdir)
   cells, shared = make_cells(fields.grid, config.replace), SharedInputs(folder, config.replace)
   index, count = fields.part or (1, 1)
-  groups = program_groups(cells)[index - 1 :: count]
+  groups = vmapped_training.program_groups(cells)[index - 1 :: count]
   missing = [todo for group in groups if (todo := _missing(folder, group, fields.curve_every))]
   for group in missing:
     # CLIP and images stay open. Their checks read no field in which cells of a group differ.
@@ -136,7 +130,7 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
     # As many as their activations leave room for.
     of_step = activation_bytes(run.encoder.clip.config.text_config, run.n_prefix, run.token_budget)
     most = fields.lanes or int(activation_memory(run.clip) // of_step)
-    size = lanes_of_program(len(group), most)
+    size = vmapped_training.lanes_of_program(len(group), most)
     trained = train_lanes(runs, streams, size, fields.curve_every)
     for cell, run, one in zip(group, runs, trained, strict=True):
       _finish(shared, cell, run, one, size)
@@ -213,7 +207,7 @@ def _step_times(
   for cell in cells:
     kinds.setdefault(repr(kind_of(cell.values)), cell)
   runs = [shared.prepare(cell) for cell in kinds.values()]
-  times = measure_step_times(runs, [shared.stream(run) for run in runs])
+  times = vmapped_training.measure_step_times(runs, [shared.stream(run) for run in runs])
   return [
     {"values": kind_of(cell.values), **time}
     for cell, time in zip(kinds.values(), times, strict=True)

@@ -24,6 +24,7 @@ import numpy as np
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
+from pomp_jax.prompt.step import repeated
 from pomp_jax.rooms.ablation.grid import Cell
 from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
@@ -132,13 +133,11 @@ def _numbers(runs: Sequence[setup.PromptRun]) -> dict[str, jax.Array]:
 
 
 def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
-  """Puts this process's rows of a batch on the devices."""
   build = jax.make_array_from_process_local_data
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
 def _step(run: setup.PromptRun):
-  """The step of all lanes; the state is donated."""
   on_features = _on_features(run)
 
   def step_of_cells(state, numbers, frozen, batch):
@@ -194,10 +193,4 @@ def _step_of(run: setup.PromptRun, stream: Stream) -> Callable[[], None]:
   batch = _batch(rows, stream.features[0], stream.labels[0])
   state = first_state(run)
   program = run.build_step().lower(state, run.frozen, batch).compile()
-
-  def step():
-    nonlocal state
-    state, metrics = program(state, run.frozen, batch)
-    jax.block_until_ready((state, metrics))
-
-  return step
+  return repeated(program, state, run.frozen, batch)

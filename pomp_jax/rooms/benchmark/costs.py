@@ -26,7 +26,7 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
-from pomp_jax.prompt.step import TrainState
+from pomp_jax.prompt.step import TrainState, repeated
 from pomp_jax.train import batches, setup
 from pomp_jax.train.resume import blank_state, gather_bank, place_bank
 
@@ -106,7 +106,7 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
   # Only now: a batch that is too large for the devices may be too long to run.
-  step = _stepping(program, _noise_state(run), run.frozen, _ones(batch))
+  step = repeated(program, _noise_state(run), run.frozen, _ones(batch))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -149,7 +149,7 @@ def _class_cost(run: setup.PromptRun) -> Cost:
     state, batch = _noise_state(small), _batch(small)
     with waiting("compiling a part of the step"):
       program = small.build_step().lower(state, run.frozen, batch).compile()
-    return _stepping(program, state, run.frozen, _ones(batch))
+    return repeated(program, state, run.frozen, _ones(batch))
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if cost.measured == cost.total:
@@ -158,17 +158,6 @@ def _class_cost(run: setup.PromptRun) -> Cost:
   tokens = [one.n_prefix + one.token_budget for one in (run, smaller(cost.measured))]
   by_tokens = tokens[0] / tokens[1]
   return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
-
-
-def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
-  """Takes one step after another and donates the state."""
-
-  def step():
-    nonlocal state
-    state, metrics = program(state, frozen, batch)
-    jax.block_until_ready(metrics)
-
-  return step
 
 
 def _batch(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
@@ -215,7 +204,6 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 
 def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
-  """Measures a checkpoint and a prompt."""
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
     config = {"config": run.config}
     save = lambda: checkpoints.save(1, gather_bank(run, state), config, metric=0.5)

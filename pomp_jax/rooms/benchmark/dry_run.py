@@ -37,13 +37,13 @@ def check(config: Settings, workdir: str) -> None:
   if config.job != "pretrain":
     takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
     raise ConfigError("dry_run", True, takes)
-  changes = _changes(config.data, config.eval.images, config.clip.model) | _words(config.prompt)
+  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
   pretrain.check(config.replace(changes), workdir)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  changes = _changes(config.data, config.eval.images, config.clip.model) | _words(config.prompt)
+  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
@@ -73,9 +73,12 @@ def _is_here(model: str) -> bool:
   return source == WORLD or exists(source) or any(map(cached, names))
 
 
-def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:
+def _changes(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
   """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
-  changes: dict[str, Any] = {}
+  # No candidates are scored, and an anchor of one text costs a step as much.
+  changes: dict[str, Any] = {"anchors": "{}."}
+  if prompt.init == BEST:
+    changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
   if has_folder(data):
     if not n_images:
       splits = inputs.evaluation_splits(data)
@@ -95,12 +98,6 @@ def _changes(data: Data, n_images: int, model: str) -> dict[str, Any]:
   if is_synthetic(model) and not os.path.exists(model):
     changes["clip.model"] = SYNTHETIC_CLIP + model
   return changes
-
-
-def _words(prompt: Prompt) -> dict[str, Any]:
-  """Fields that score no candidates, and anchors of one text, which cost a step as much."""
-  start = {"prompt.init": "", "prompt.m": prompt.m or 4} if prompt.init == BEST else {}
-  return start | {"anchors": "{}."}
 
 
 def _random_features(
@@ -141,7 +138,6 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
-  """The report."""
   batch_size, step, read = run.loop.batch_size, figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"
   memory = "the backend does not say"

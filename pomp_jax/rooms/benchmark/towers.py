@@ -27,6 +27,7 @@ from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
 from pomp_jax.hosts import peak_mib
+from pomp_jax.prompt import step as training
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -34,22 +35,11 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.sampling import draws, samplers
-from pomp_jax.prompt.step import (
-  Renewal,
-  StepParts,
-  TrainState,
-  create_state,
-  make_train_step,
-  step_token_budget,
-)
+from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
+from pomp_jax.rooms.benchmark import synthetic_clip
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step
-from pomp_jax.rooms.benchmark.synthetic_clip import (
-  open_clips_config,
-  random_params,
-  synthetic_config,
-  token_lengths,
-)
+from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config, random_params, token_lengths
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
 _GROUP = 32
@@ -57,8 +47,8 @@ _GROUP = 32
 _ACTIVATION_BYTES = 4.0 * 2**30
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {
-  "vit_b_16": synthetic_config("openai/clip-vit-base-patch16").text_config,
-  "vit_l_14": synthetic_config("openai/clip-vit-large-patch14").text_config,
+  "vit_b_16": synthetic_clip.synthetic_config("openai/clip-vit-base-patch16").text_config,
+  "vit_l_14": synthetic_clip.synthetic_config("openai/clip-vit-large-patch14").text_config,
   "tiny": CLIPTextConfig(
     vocab_size=100,
     hidden_size=64,
@@ -247,19 +237,13 @@ def whole_step(
   """
   compiled, state, frozen, batch = compile_step(fields, k, n_classes, renew)
   lengths_N = np.asarray(frozen.tokens.lengths)
-
-  def step(warm_up):
-    nonlocal state
-    del warm_up
-    state, metrics = compiled(state, frozen, batch)
-    jax.block_until_ready((state, metrics))
-
+  step = training.repeated(compiled, state, frozen, batch)
   n_rows = _GROUP + draws.n_negatives(k, n_classes)
   n_tokens = fields.m + 1 + round(n_rows * float(lengths_N.mean()))
   flops, peak = dense_flops(MODELS[fields.model], n_tokens), temporaries_mib(compiled)
   bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
   sizes = k, n_classes, n_tokens, n_rows, flops, peak
-  return Measurement("train_step", *sizes, renew=renew, bank_mib=bank), step
+  return Measurement("train_step", *sizes, renew=renew, bank_mib=bank), lambda warm_up: step()
 
 
 def compile_step(
@@ -288,9 +272,9 @@ def compile_step(
 
   learner, renewal = learner_of(budget), None
   if renew:
-    renewal = Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
+    renewal = training.Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
   train_step = make_train_step(
-    StepParts(
+    training.StepParts(
       mesh=mesh,
       learner=learner,
       image_tower=None,

@@ -22,13 +22,8 @@ from tensorflow_datasets.core import registered
 from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax.config.fields import Data
-from pomp_jax.data.class_lists import (
-  CLASS_LISTS,
-  ClassList,
-  VocabularyError,
-  load_class_list,
-  read_table,
-)
+from pomp_jax.data import class_lists
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, read_table
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
@@ -235,8 +230,8 @@ def _classes(
     # A later release of TFDS may have other labels.
     if tuple(label_names) != labels:
       differing = sorted(set(labels) ^ set(label_names)) or ["their order"]
-      found = f"{len(label_names)} labels are not the {len(labels)} known ones"
-      raise VocabularyError(f"TFDS's {builder}: {found}; they differ in {differing[0]!r}")
+      told = f"TFDS's {builder}: {len(label_names)} labels are not the {len(labels)} known ones"
+      raise class_lists.VocabularyError(f"{told}; they differ in {differing[0]!r}")
     return load_class_list(known[0]).names, class_of_label
   if classes is None:
     classes = classes_of(label_names, f"TFDS's {builder}")

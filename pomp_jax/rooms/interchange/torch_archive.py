@@ -30,18 +30,9 @@ from pomp_jax.files.terminal import printable
 # Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
 _STATE_DICTS = ("state_dict", "model")
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
-_TYPES = {
-  "DoubleStorage": "f8",
-  "FloatStorage": "f4",
-  "HalfStorage": "f2",
-  "BFloat16Storage": "u2",
-  "LongStorage": "i8",
-  "IntStorage": "i4",
-  "ShortStorage": "i2",
-  "CharStorage": "i1",
-  "ByteStorage": "u1",
-  "BoolStorage": "?",
-}
+_TYPES = {"Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4"}
+_TYPES |= {"Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
+_TYPES = {f"{name}Storage": kind for name, kind in _TYPES.items()}
 # The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
 # models), and that of ZSSeg's own, which may also have vectors after the name.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
@@ -136,9 +127,8 @@ class TorchArchive(contextlib.AbstractContextManager):
       stack.enter_context(self._zip)
       names = [name for name in self._zip.namelist() if _PICKLE_NAME.fullmatch(name)]
       if len(names) != 1:
-        self._refuse(
-          "the file", f"a zip with {len(names)} data.pkl", "a torch checkpoint, with one"
-        )
+        found = f"a zip with {len(names)} data.pkl"
+        self._refuse("the file", found, "a torch checkpoint, with one")
       self._root = names[0].removesuffix("/data.pkl")
       try:
         self.value = TorchUnpickler.read(self._read("data.pkl"))

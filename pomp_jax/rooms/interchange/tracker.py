@@ -42,14 +42,12 @@ class Wandb(Tracker):
         self._run = _start_wandb(folder, json.loads(to_json(config)))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Sends the scalars of one step."""
     if self._run is not None:
       with self._stop_on_error():
         # Not as wandb's own step, which may only grow: a roll-back or a restart repeats some.
         self._run.log({"step": step, **scalars})
 
   def finish(self, results: Mapping[str, Any]) -> None:
-    """Sends the results of the whole run."""
     if self._run is not None:
       with self._stop_on_error():
         self._run.summary.update({"results": json.loads(to_json(results))})

@@ -42,9 +42,6 @@ class Descriptions(OtherPrompt):
   def check(self, label, synonyms, clip_config, clip_model):
     self._of([name for names in synonyms for name in names], label)
 
-  def check_lengths(self, classes, tokenizer, text_config, where):
-    pass
-
   def describe(self, classes):
     return [repr(self._sentences)]
 
@@ -90,12 +87,6 @@ class Waffle(OtherPrompt):
     texts = steps_of(self.describe(classes), "class features of texts", "texts")
     total_NxE = sum(encoder.class_features(classes.names, text, cut=True) for text in texts)
     return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
-
-  def check(self, label, synonyms, clip_config, clip_model):
-    pass
-
-  def check_lengths(self, classes, tokenizer, text_config, where):
-    pass
 
   def describe(self, classes):
     return list(waffle_texts(self._seed, self._words, self._characters, classes.names))

@@ -10,18 +10,8 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.config.declare import require
-from pomp_jax.evaluate.named_prompts import (
-  ENSEMBLE,
-  HAND_WRITTEN,
-  NamedPrompt,
-  OtherPrompt,
-  check_lengths,
-  check_prompt,
-  describe,
-  features_under,
-  of_one_list,
-  read_prompts,
-)
+from pomp_jax.evaluate import named_prompts
+from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, NamedPrompt, OtherPrompt
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
 from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions
@@ -36,26 +26,26 @@ class Mixture(OtherPrompt):
     """`weights` are scaled to the sum 1; there are none before they are chosen."""
     self.parts = parts
     self.weights = tuple(weight / sum(weights) for weight in weights)
-    self.of_one_list = any(of_one_list(part.prompt) for part in parts)
-    self.has_rows = any(
-      isinstance(part.prompt, ClassFeatures) or getattr(part.prompt, "has_rows", False)
-      for part in parts
-    )
+    self.of_one_list = any(named_prompts.of_one_list(part.prompt) for part in parts)
+    prompts = [part.prompt for part in parts]
+    self.has_rows = any(getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts)
 
   def features(self, encoder, classes):
-    return mixed([features_under(encoder, classes, x.prompt) for x in self.parts], self.weights)
+    own = [named_prompts.features_under(encoder, classes, part.prompt) for part in self.parts]
+    return mixed(own, self.weights)
 
   def check(self, label, synonyms, clip_config, clip_model):
     for part in self.parts:
       own = part._replace(label=f"{part.label} of {label}")
-      check_prompt(own, synonyms, clip_config, clip_model)
+      named_prompts.check_prompt(own, synonyms, clip_config, clip_model)
 
   def check_lengths(self, classes, tokenizer, text_config, where):
     for part in self.parts:
-      check_lengths(part.prompt, classes, tokenizer, text_config, f"{part.label} of {where}")
+      own = f"{part.label} of {where}"
+      named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, own)
 
   def describe(self, classes):
-    parts = [["part", *describe(part.prompt, classes)] for part in self.parts]
+    parts = [["part", *named_prompts.describe(part.prompt, classes)] for part in self.parts]
     return sum(parts, [str(self.weights)])
 
 
@@ -85,7 +75,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   given = [weight for weight in weights if weight is not None]
   is_given = len(given) == len(names) and all(0 < weight < math.inf for weight in given)
   require(is_given or (chosen and not given), field, item, _TAKES)
-  parts = [read_prompts([name], field) for name in names]
+  parts = [named_prompts.read_prompts([name], field) for name in names]
   require(all(len(part) == 1 for part in parts), field, item, _TAKES)
   return Mixture(
     [part._replace(label=name) for name, [part] in zip(names, parts, strict=True)], given

@@ -17,14 +17,9 @@ from pomp_jax.config import WORLD
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import (
-  NamedPrompt,
-  check_prompt,
-  describe,
-  features_under,
-  of_one_list,
-)
+from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
 from pomp_jax.files.paths import without_folders
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
@@ -60,11 +55,11 @@ class Comparison:
     """The same under other prompts, with what is computed by now; FormError if one can't be."""
     clip = self._encoder.clip
     for named in prompts:
-      if of_one_list(named.prompt):
+      if named_prompts.of_one_list(named.prompt):
         line = "is of one list of classes, expected one that fits any names"
         raise FormError(f"{named.label}: {line}")
       try:
-        check_prompt(named, (), clip.config, clip.name)
+        named_prompts.check_prompt(named, (), clip.config, clip.name)
       except PromptFileError as error:
         raise FormError(without_folders(str(error))) from error
     other = copy.copy(self)
