@@ -56,7 +56,6 @@ def test_a_signal_outside_of_training_asks_for_another_start(run_as, number):
 
 
 def test_the_earliest_signal_that_main_handles(run_as, monkeypatch):
-  """Before a config is read: no job has begun."""
   handle = hosts.StopSignals.handle
 
   def handle_and_receive(stop, number):

@@ -109,6 +109,8 @@ def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, v
     (_file(lambda _: b"\xc1 not msgpack" * 50), WEIGHTS),
     (lambda folder: (folder / WEIGHTS).unlink(), "no CLIP's weights there"),
     (_config(text_config__hidden_size=64), "shape"),
+    (_config(vision_config__hidden_act="swish"), "'swish', expected quick_gelu, gelu"),
+    (_config(vision_config__num_attention_heads=5), "got 5, expected a divisor of 48"),
     (_weights(lambda tree: {k: v for k, v in tree.items() if k != "logit_scale"}), "logit_scale"),
     (_only("config.json", WEIGHTS), "tokenizer"),
     *(

@@ -13,13 +13,7 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip import tokens
 from pomp_jax.clip.architecture import ClipError
-from pomp_jax.clip.tokens import (
-  MERGES_FILES,
-  TokenizeError,
-  check_token_counts,
-  read_bpe,
-  tokenize,
-)
+from pomp_jax.clip.tokens import MERGES_FILES, TokenizeError, check_token_counts, read_bpe, tokenize
 from pomp_jax.clip.weights import Files
 from pomp_jax.data.class_lists import SYNSETS, read_table
 from tests.support.clips import MERGES, clip_tokenizer

@@ -68,7 +68,6 @@ def records(indices, epochs):
 
 
 def test_fields_of_records_are_arrays_of_the_batch():
-  """Also where unreadable images are replaced."""
   loader = Loader(Numbers(), records, batch_size=4, seed=0, max_corrupt=0.1)
   expected = shown(5, damaged=(3, 8), max_corrupt=0.1)[:, :, :2]
   for places, batch in zip(expected, loader, strict=False):

@@ -250,7 +250,6 @@ def test_one_picture(root, tmp_path, upright):
 
 
 def test_the_csv_file_holds_what_the_json_file_does(root, tmp_path):
-  """Whatever the names of files and classes are."""
   expected = [
     {"file": key, "rank": str(rank), "name": one["name"], "probability": str(one["probability"])}
     for key, best in predicted(root, tmp_path).items()

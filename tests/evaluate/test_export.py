@@ -22,11 +22,12 @@ from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.rooms.interchange.prompt_hub import HubError, results_of
 from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts
+from tests.support.oracles import unit
 from tests.support.small_run import small_config
 
 CATEGORIES = [
   {"id": 7, "name": "teal_leaf", "synonyms": ["teal_leaf"]},
-  {"id": 2, "name": "red_star", "synonyms": ["red_star", "crimson_star"]},
+  {"id": 2, "name": "red_star", "synonyms": ["red_star", "crimson_star", "teal_leaf"]},
   {"id": 40, "name": "blue_ring_(shape)", "synonyms": ["blue_ring_(shape)"]},
 ]
 _UPLOAD = {"hub": "hf:me/a", "license": "mit", "format": "npz"}
@@ -97,13 +98,17 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):
   assert np.all(np.abs(norms - 1) > 0.05)
 
 
-def test_detic_with_synonyms_under_a_template(files, encoder):
-  path, _ = run(files, format="detic", prompt="a {}", synonyms=True)
+@pytest.mark.parametrize("kind", ["detic", "open_clip"])
+def test_synonyms_are_means_of_features_in_open_clips_format_of_unit_ones(files, encoder, kind):
+  """Of the red star's three names one is another category's too."""
+  path, _ = run(files, format=kind, prompt="a {}", synonyms=True)
   texts = [f"a {name}" for name in (*NAMES, "crimson star")]
   tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
   expected = np.array(encode_texts(encoder.clip, texts, tower))
-  expected[0] = (expected[0] + expected[3]) / 2
-  np.testing.assert_allclose(np.load(path), expected[:3], rtol=2**-10, atol=1e-3)
+  expected = unit(expected) if kind == "open_clip" else expected
+  expected[0] = (expected[0] + expected[1] + expected[3]) / 3
+  expected = unit(expected[:3]).T if kind == "open_clip" else expected[:3]
+  np.testing.assert_allclose(np.load(path), expected, rtol=2**-10, atol=1e-3)
 
 
 def test_open_clip_has_a_column_a_class(files, encoder):

@@ -118,7 +118,6 @@ def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
 
 @pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])
 def test_a_failed_write_of_features_costs_a_warning(encoder, tmp_path, monkeypatch, caplog, fault):
-  """The folder cannot be created, or the disk is full."""
   source = pictures(tmp_path / "images")
   full = RunFolderWriteError("file: can't be written (No space left on device)")
   if fault == "No space left":

@@ -34,15 +34,6 @@ from pomp_jax.files.run_folder import (
 from tests.support.data_files import small_files_only
 
 
-def test_nothing_is_made_before_create(tmp_path):
-  folder = RunFolder(tmp_path / "runs" / "a")
-  folder.check()
-  assert not list(tmp_path.iterdir())
-  folder.create()
-  folder.create()
-  assert folder.path.is_dir() and not list(folder.path.iterdir())
-
-
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
 @pytest.mark.parametrize("content", [{"job": "pretrain"}, {}, []])
 def test_another_jobs_run(tmp_path, name, content):
@@ -274,15 +265,3 @@ def test_a_result_says_where_it_comes_from(tmp_path, monkeypatch):
   folder.results.write_text("[]")
   with pytest.raises(RunFolderError, match=r"results\.json: not a JSON object"):
     folder.read_results()
-
-
-def test_a_run_is_finished_by_its_results_and_what_they_must_hold(tmp_path, caplog):
-  caplog.set_level("INFO", logger="pomp_jax")
-  folder, results = RunFolder(tmp_path), {"job": "detect", "key": "a", "seeds": [0, 1]}
-  assert folder.finished() is None
-  folder.write_results(results)
-  for facts in ({}, {"key": "a"}, {"seeds": [0, 1], "key": "a"}):
-    assert folder.finished(**facts) == results
-  assert len(caplog.messages) == 3
-  for facts in ({"key": "b"}, {"key": "a", "seeds": [0]}):
-    assert folder.finished(**facts) is None

@@ -42,7 +42,6 @@ def config_of(tmp_path):
   ],
 )
 def test_what_follows_from_the_pictures(config_of, pictures, expected):
-  """From the number of classes, and of the pictures of each."""
   assert config_of("", *pictures).flat().items() >= expected.items()
 
 

@@ -24,7 +24,6 @@ def on_eight(one_layer, tmp_path_factory):
 
 @pytest.mark.parametrize("accumulate, differ", [(1, True), (2, False)])
 def test_half_the_devices_have_to_draw_twice(on_eight, tmp_path, caplog, accumulate, differ):
-  """Eight devices, then four; what then differs is said."""
   config, folder, expected = on_eight
   config = config.replace({"accumulate": accumulate})
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -54,7 +54,6 @@ def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, capl
 
 
 def test_methods_on_features(config_of, images, tmp_path):
-  """Of the training images one is damaged as well."""
   broken = shutil.copytree(images, tmp_path / "eurosat")
   (broken / "train" / NAMES[5] / "0.png").write_bytes(b"no image")
   config = config_of(broken, method="linear_probe", **{"probe.iterations": 20})

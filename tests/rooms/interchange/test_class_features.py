@@ -8,27 +8,13 @@ import safetensors.torch
 import torch
 
 from pomp_jax.data.class_lists import Category, VocabularyError
-from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.rooms.interchange import class_features
-from tests.support.oracles import unit
 from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 FEATURES /= np.linalg.norm(FEATURES, axis=-1, keepdims=True)
 NAN, ZERO = (FEATURES * np.array([[1], [1], [x], [1], [1]], np.float32) for x in (np.nan, 0))
-
-
-def test_detic_gets_rows(tmp_path):
-  """Detic: np.load, transpose, a column of zeros, normalise the columns."""
-  class_features.write_detic(tmp_path / "a.npy", np.asfortranarray(7 * FEATURES))
-  found = np.load(tmp_path / "a.npy", allow_pickle=False)
-  assert found.dtype == np.float16 and found.flags.c_contiguous
-  np.testing.assert_allclose(found, 7 * FEATURES, rtol=2**-11, atol=1e-7)
-  weight = torch.tensor(found, dtype=torch.float32).permute(1, 0).contiguous()
-  weight = torch.cat([weight, weight.new_zeros((8, 1))], dim=1)
-  weight = torch.nn.functional.normalize(weight, p=2, dim=0).numpy()
-  np.testing.assert_allclose(weight[:, :5], FEATURES.T, atol=1e-3)
-  assert not weight[:, 5].any()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
@@ -156,24 +142,3 @@ def test_which_files_are_annotations(tmp_path):
   for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
     (tmp_path / "names.txt").write_text(content)
     assert class_features.is_annotation_file(tmp_path / "names.txt") == expected
-
-
-CATEGORIES = (
-  Category("red star", ("scarlet star", "star")),
-  Category("blue ring"),
-  Category("star", ("red star",)),
-)
-
-
-@pytest.mark.parametrize("learned", [False, True])
-def test_synonyms_are_means_of_unit_features(encoder, learned):
-  context = np.random.default_rng(0).normal(0, 0.02, (4, encoder.clip.text_width))
-  prompt = Prompt(context.astype(np.float32), "a/clip") if learned else "a {}"
-  names = ["red star", "scarlet star", "star", "blue ring"]
-  one, two, three, four = encoder.class_features(names, prompt)
-  expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))
-  found = class_features.category_features(encoder, CATEGORIES, prompt, synonyms=True)
-  np.testing.assert_allclose(found, expected, atol=1e-6)
-  plain = class_features.category_features(encoder, CATEGORIES, prompt)
-  np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
-  assert np.abs(found - plain).max() > 1e-3

@@ -84,7 +84,6 @@ def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, 
 
 @pytest.mark.usefixtures("few_texts")
 def test_a_method_without_steps(one_layer, installed, tmp_path):
-  """Its results alone."""
   wandb = installed()
   config = small_config(**SMALL | {"method": "zero_shot", "clip.model": one_layer})
   pretrain.run(config, str(tmp_path))
@@ -155,32 +154,28 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
 
 
 _PROGRAM = """
-import os, sys, time
+import sys
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.interchange.tracker import Wandb
 with Wandb(RunFolder(sys.argv[1]), {"job": "pretrain", "k": 3}) as tracker:
   for step in range(1, 21):
     tracker.write(step, {"loss": 1 / step})
-  if sys.argv[2] == "killed":
-    time.sleep(4)  # the service writes every second
-    os.kill(os.getpid(), 9)
   tracker.finish({"top1": 0.5})
 """
 
 
 @pytest.mark.slow("starts the package's service; a mock is above")
-@pytest.mark.parametrize("end", ["finished", "killed"])
-def test_the_package_itself_offline(tmp_path, end):
-  """Its file has all that was sent, also after SIGKILL; a home that is missing does not matter."""
+def test_the_package_itself_offline(tmp_path):
+  """Its file has all that was sent; a home that is missing does not matter."""
   if importlib.util.find_spec("wandb") is None:
     pytest.skip("wandb is not installed")
   environ = environment(1, WANDB_MODE="offline", HOME="/proc/none")
-  command = [sys.executable, "-c", _PROGRAM, str(tmp_path), end]
+  command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
   done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-  assert done.returncode == {"finished": 0, "killed": -signal.SIGKILL}[end], done.stderr
+  assert done.returncode == 0, done.stderr
   (file,) = tmp_path.rglob("*.wandb")
   # Strings in a log of protocol buffers, which are not compressed.
   sent = file.read_bytes()
   assert all(json.dumps(1 / step).encode() in sent for step in range(1, 21))
   assert json.loads((tmp_path / "tracker.json").read_text())["wandb"].encode() in sent
-  assert (b"results" in sent) == (end == "finished")
+  assert b"results" in sent

@@ -6,7 +6,6 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import VocabularyError
@@ -89,20 +88,6 @@ def test_lvis_fields():
   value["categories"][1]["frequency"] = "x"
   with pytest.raises(RegionError, match="category 2"):
     annotations_of(value)
-
-
-def test_image_files(tmp_path):
-  annotations = annotations_of(small())
-  with pytest.raises(RegionError, match=r"val/a\.jpg"):
-    annotations.check_images(tmp_path)
-  (tmp_path / "val").mkdir()
-  Image.new("RGB", (8, 7)).save(tmp_path / "val" / "a.jpg")
-  annotations.check_images(tmp_path)
-  with pytest.raises(RegionError, match=r"a\.jpg: has 8 x 7 pixels; accepted: 8 x 6"):
-    annotations.check_images(tmp_path, sizes=True)
-  Image.new("RGB", (8, 6)).save(tmp_path / "val" / "a.jpg")
-  annotations.check_images(tmp_path, sizes=True)
-  assert annotations.image_path(0, tmp_path) == tmp_path / "val" / "a.jpg"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,7 @@ import pytest
 from pomp_jax.rooms.regions import box_metrics
 from pomp_jax.rooms.regions.annotations import annotations_of
 from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision
-from tests.support.detection_cases import (
-  IOU_TYPES,
-  only,
-  pycoco,
-  random_annotations,
-  random_detections,
-)
+from tests.support import detection_cases
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,12 +35,12 @@ def assert_equal(figures, expected):
 @pytest.mark.parametrize("kind", ["box", "mask"])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_pycocotools(seed, kind):
-  value = random_annotations(seed)
-  results = random_detections(value, seed + 100)
+  value = detection_cases.random_annotations(seed)
+  results = detection_cases.random_detections(value, seed + 100)
   annotations = annotations_of(value)
   groups = {"base": np.array([0, 1, 4]), "novel": np.array([3, 5])}
   figures = average_precision(annotations, results, kind, groups)
-  expected, precision, ids = pycoco(value, results, kind)
+  expected, precision, ids = detection_cases.pycoco(value, results, kind)
   assert 0.05 < expected["AP"] < 0.95
   assert_equal(figures, expected)
   for name, classes in groups.items():
@@ -59,10 +53,10 @@ def test_equals_pycocotools(seed, kind):
 
 
 def test_more_detections_of_a_class_than_count():
-  value = random_annotations(0, n_images=2, n_classes=2)
-  results = random_detections(value, 0, n_random=300)
+  value = detection_cases.random_annotations(0, n_images=2, n_classes=2)
+  results = detection_cases.random_detections(value, 0, n_random=300)
   figures = average_precision(annotations_of(value), results)
-  assert_equal(figures, pycoco(value, results, "box")[0])
+  assert_equal(figures, detection_cases.pycoco(value, results, "box")[0])
 
 
 def lvis(tmp_path, value, results, kind):
@@ -72,7 +66,11 @@ def lvis(tmp_path, value, results, kind):
   path = tmp_path / "lvis.json"
   path.write_text(json.dumps(value))
   truth = api.LVIS(str(path))
-  evaluation = api.LVISEval(truth, api.LVISResults(truth, only(results, kind)), IOU_TYPES[kind])
+  evaluation = api.LVISEval(
+    truth,
+    api.LVISResults(truth, detection_cases.only(results, kind)),
+    detection_cases.IOU_TYPES[kind],
+  )
   evaluation.run()
   names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
   return {name: evaluation.get_results()[name] for name in names}
@@ -81,15 +79,15 @@ def lvis(tmp_path, value, results, kind):
 @pytest.mark.parametrize("kind", ["box", "mask"])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_lvis(tmp_path, seed, kind):
-  value = random_annotations(seed, lvis=True)
-  results = random_detections(value, seed + 100)
+  value = detection_cases.random_annotations(seed, lvis=True)
+  results = detection_cases.random_detections(value, seed + 100)
   figures = average_precision(annotations_of(value), results, kind)
   assert_equal(figures, lvis(tmp_path, value, results, kind))
 
 
 def test_only_300_detections_of_an_image_count_in_lvis(tmp_path, monkeypatch):
-  value = random_annotations(1, n_images=2, lvis=True)
-  results = random_detections(value, 1, n_random=600)
+  value = detection_cases.random_annotations(1, n_images=2, lvis=True)
+  results = detection_cases.random_detections(value, 1, n_random=600)
   figures = average_precision(annotations_of(value), results)
   assert_equal(figures, lvis(tmp_path, value, results, "box"))
   monkeypatch.setitem(MAX_DETECTIONS, "lvis", 10_000)
@@ -98,15 +96,15 @@ def test_only_300_detections_of_an_image_count_in_lvis(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lvis", [True, False])
 def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
-  value = random_annotations(4, lvis=lvis)
-  results = random_detections(value, 4)
+  value = detection_cases.random_annotations(4, lvis=lvis)
+  results = detection_cases.random_detections(value, 4)
   figures = average_precision(annotations_of(value), results)
   monkeypatch.setattr(box_metrics, "_CATEGORIES", 4)
   assert average_precision(annotations_of(value), results) == figures
 
 
 def test_nothing_to_measure():
-  value = random_annotations(0)
+  value = detection_cases.random_annotations(0)
   assert average_precision(annotations_of(value), [])["AP"] == 0
   value["annotations"] = []
   figures = average_precision(annotations_of(value), [])

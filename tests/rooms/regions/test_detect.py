@@ -185,7 +185,6 @@ def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, config_for, tmp
 
 
 def test_an_interrupted_run_resumes(config_for, detected, tmp_path, monkeypatch):
-  """In the second of three blocks."""
   monkeypatch.setattr(detect, "_BLOCK", 2)
   scored, taken = detect.RegionScorer.scored, []
 

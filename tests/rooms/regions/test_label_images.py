@@ -251,7 +251,6 @@ def test_each_class_of_a_label_image_is_an_image(labelled):
 
 
 def test_classes_of_label_images_are_remembered(labelled, monkeypatch):
-  """Until a label image changes."""
   data = of_labels(labelled, cache=str(labelled / "cache"))
   first = training_crops.open_split(data, "train")
   with monkeypatch.context() as patch:
@@ -302,8 +301,7 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("changes", "error"),
-  [({"names": ""}, InputError), ({"annotations": "nowhere"}, ConfigError)],
+  ("changes", "error"), [({"names": ""}, InputError), ({"annotations": "nowhere"}, ConfigError)]
 )
 def test_bad_input_is_one_line(labelled, changes, error):
   data = of_labels(labelled, **changes)

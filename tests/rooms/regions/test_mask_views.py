@@ -8,19 +8,11 @@ import pytest
 
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
+from pomp_jax.rooms.regions import mask_views
 from pomp_jax.rooms.regions.annotations import read_panoptic
 from pomp_jax.rooms.regions.class_splits import undivided
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
-from pomp_jax.rooms.regions.mask_views import (
-  MaskViews,
-  Place,
-  RegionMap,
-  RegionMaps,
-  cut,
-  largest_regions,
-  map_of_masks,
-)
 from pomp_jax.rooms.regions.region_errors import RegionError
 
 LABELS = np.array([4, -1, 2], np.int32)
@@ -35,13 +27,13 @@ def maps(error=ImageError):
     rng = np.random.default_rng(index)
     shape = (24, 36) if index else (30, 20)
     pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
-    return RegionMap(pixels, rng.integers(-1, 3, shape).astype(np.int16), LABELS)
+    return mask_views.RegionMap(pixels, rng.integers(-1, 3, shape).astype(np.int16), LABELS)
 
-  return RegionMaps(undivided("abcde"), np.arange(3), read, "image {}".format)
+  return mask_views.RegionMaps(undivided("abcde"), np.arange(3), read, "image {}".format)
 
 
 def test_the_whole_image_fits_and_begins_in_the_corner():
-  views = MaskViews(maps(), 48, 4)
+  views = mask_views.MaskViews(maps(), 48, 4)
   records, readable = views(np.array([0, 1]), np.array([0, 3]))
   assert records.shape == (2, 1) and readable.all()
   assert records["sides"][:, 0].tolist() == [[48, 32], [32, 48]]
@@ -57,8 +49,8 @@ def test_the_whole_image_fits_and_begins_in_the_corner():
 def test_a_view_is_cut_out_of_the_scaled_image():
   """Scales of height and width differ where sides are rounded; here 3 and 2 times."""
   whole = maps().region_map(0)
-  place = Place(90, 40, 7, 11, 40, 25, False)
-  part = cut(whole, place)
+  place = mask_views.Place(90, 40, 7, 11, 40, 25, False)
+  part = mask_views.cut(whole, place)
   rows = ((np.arange(40) + 7 + 0.5) / 3).astype(int)
   columns = ((np.arange(25) + 11 + 0.5) / 2).astype(int)
   np.testing.assert_array_equal(part.owners, whole.owners[np.ix_(rows, columns)])
@@ -66,13 +58,13 @@ def test_a_view_is_cut_out_of_the_scaled_image():
   inner = (slice(3, -3), slice(3, -3))  # the border of a cut knows nothing beyond it
   difference = part.image[inner].astype(int) - scaled[7:47, 11:36][inner]
   assert np.abs(difference).max() <= 1
-  turned = cut(whole, place._replace(flip=True))
+  turned = mask_views.cut(whole, place._replace(flip=True))
   np.testing.assert_array_equal(turned.image, part.image[:, ::-1])
   np.testing.assert_array_equal(turned.owners, part.owners[:, ::-1])
 
 
 def test_places_are_inside_and_follow_the_seed_image_and_epoch():
-  place_of = MaskViews(maps(), 32, 2, "crop_flip", seed=5).place
+  place_of = mask_views.MaskViews(maps(), 32, 2, "crop_flip", seed=5).place
   drawn = [place_of(30, 20, index=index, epoch=1) for index in range(200)]
   for place in drawn:
     assert 0 <= place.top <= place.height - place.rows
@@ -83,7 +75,7 @@ def test_places_are_inside_and_follow_the_seed_image_and_epoch():
   scales = [place.width / 32 for place in drawn]
   assert min(scales) < 0.6 and max(scales) > 1.9 and abs(np.mean(scales) - 1.25) < 0.1
   assert 0.35 < np.mean([place.flip for place in drawn]) < 0.65
-  other = MaskViews(maps(), 32, 2, "crop_flip", seed=6).place
+  other = mask_views.MaskViews(maps(), 32, 2, "crop_flip", seed=6).place
   assert drawn[199] == place_of(30, 20, index=199, epoch=1)
   assert drawn[199] not in (place_of(30, 20, index=199, epoch=2), other(30, 20, index=199, epoch=1))
 
@@ -91,10 +83,10 @@ def test_places_are_inside_and_follow_the_seed_image_and_epoch():
 def test_regions_without_pixel_or_class_are_dropped_and_the_largest_are_first():
   owners = np.array([[0, 0, 1, 1], [2, 2, 2, 4], [-1, 4, 4, 4]], np.int16)
   labels = np.array([7, -1, 9, 8, 6], np.int32)
-  found, kept = largest_regions(owners, labels, 5)
+  found, kept = mask_views.largest_regions(owners, labels, 5)
   assert kept.tolist() == [6, 9, 7]
   assert found.tolist() == [[2, 2, -1, -1], [1, 1, 1, 0], [-1, 0, 0, 0]]
-  found, kept = largest_regions(owners, labels, 1)
+  found, kept = mask_views.largest_regions(owners, labels, 1)
   assert kept.tolist() == [6]
   assert (found >= 0).sum() == 4
 
@@ -102,13 +94,13 @@ def test_regions_without_pixel_or_class_are_dropped_and_the_largest_are_first():
 def test_smaller_masks_are_in_front():
   masks = np.zeros((3, 2, 4), bool)
   masks[0, :, :2], masks[1], masks[2, 0, 1:] = True, True, True
-  assert map_of_masks(masks).tolist() == [[0, 2, 2, 2], [0, 0, 1, 1]]
-  assert (map_of_masks(masks[:0]) == -1).all()
+  assert mask_views.map_of_masks(masks).tolist() == [[0, 2, 2, 2], [0, 0, 1, 1]]
+  assert (mask_views.map_of_masks(masks[:0]) == -1).all()
 
 
 @pytest.mark.parametrize("error", [ImageError, RegionError])
 def test_an_unreadable_image_or_label_is_told(error):
-  views = MaskViews(maps(error), 32, 2, "crop_flip")
+  views = mask_views.MaskViews(maps(error), 32, 2, "crop_flip")
   records, readable = views(np.array([2, 0]), np.array([0, 0]))
   assert readable.tolist() == [False, True]
   assert not records["image"][0].any() and records["image"][1].any()
@@ -176,7 +168,7 @@ def test_training_sees_base_classes_without_crowds(root):
   whole = source.region_map(0)
   assert whole.labels.tolist() == [-1, 1, -1, 0]  # novel, cat, crowd, sky
   assert whole.image.shape == (2, 3, 3)
-  views, readable = MaskViews(source, 4, 3)(np.array([0]), np.array([0]))
+  views, readable = mask_views.MaskViews(source, 4, 3)(np.array([0]), np.array([0]))
   assert readable.all()
   assert sorted(views[0, 0]["labels"].tolist()) == [-1, 0, 1]
   # Without a list: the categories of the file.

@@ -5,15 +5,8 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
+from pomp_jax.rooms.regions import plots
 from pomp_jax.rooms.regions.detections import Detections
-from pomp_jax.rooms.regions.plots import (
-  OTHER,
-  boxes_picture,
-  colours_of,
-  label_colours,
-  overlay,
-  sheet,
-)
 
 NAMES = [f"name {i}" for i in range(20)]
 
@@ -26,10 +19,10 @@ def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
   labels = np.full((40, 60), -1, np.int32)
   labels[:, :30], labels[:10, 30:] = 3, 7
   image = np.full((40, 60, 3), 100, np.uint8)
-  overlay(tmp_path / "a.png", image, labels, NAMES, "a.png")
+  plots.overlay(tmp_path / "a.png", image, labels, NAMES, "a.png")
   assert legend_of(drawn[0]) == ["name 3  50.0%", "name 7  12.5%", "no region  37.5%"]
   picture = drawn[0].axes[0].get_images()[0].get_array()
-  mixed = 0.4 * 100 / 255 + 0.6 * np.array(to_rgb(label_colours(labels)[3]))
+  mixed = 0.4 * 100 / 255 + 0.6 * np.array(to_rgb(plots.label_colours(labels)[3]))
   height, width = picture.shape[:2]
   np.testing.assert_allclose(picture[height // 2, width // 4], mixed)
   np.testing.assert_allclose(picture[height * 3 // 4, width * 3 // 4], 100 / 255)
@@ -41,10 +34,10 @@ def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
 
 def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
   labels = np.arange(16, dtype=np.int32).repeat(10).reshape(4, 40)
-  overlay(tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png")
+  plots.overlay(tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png")
   texts = legend_of(drawn[0])
   assert len(texts) == 13 and texts[-1] == "4 other names  25.0%"
-  grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(OTHER))
+  grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(plots.OTHER))
   np.testing.assert_allclose(drawn[0].axes[0].get_images()[0].get_array()[-1, -1], grey)
 
 
@@ -52,7 +45,7 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
   boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 50, 40]], np.float32)
   found = Detections(boxes, np.array([0.5, 0.9, 0.25], np.float32), np.array([2, 5, 2]))
   image = np.full((50, 75, 3), (10, 120, 240), np.uint8)
-  boxes_picture(tmp_path / "a.png", image, found, NAMES, "a.png")
+  plots.boxes_picture(tmp_path / "a.png", image, found, NAMES, "a.png")
   # The first overlaps the second, which has the higher score.
   assert legend_of(drawn[0]) == ["1  name 5  0.90", "2  name 2  0.25"]
   (axes,) = drawn[0].axes
@@ -62,16 +55,16 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
   frames = [(frame.get_width(), frame.get_height()) for frame in axes.patches]
   assert frames == [(90, 100)] * 2 + [(300, 200)] * 2
   nothing = Detections(boxes[:0], found.scores[:0], found.classes[:0])
-  boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
+  plots.boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
   assert legend_of(drawn[1]) == []
 
 
 def test_legends_of_a_wide_sheet_are_inside_and_apart():
   names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
-  legends = [dict(zip(names, colours_of(range(n)).values(), strict=False)) for n in (12, 3)]
+  legends = [dict(zip(names, plots.colours_of(range(n)).values(), strict=False)) for n in (12, 3)]
   pictures = [[np.zeros((4, 4, 3), np.uint8)] * 7] * 2
   headings = [f"learned, coop/seed_{n}" for n in range(7)]
-  figure, _ = sheet(pictures, legends, headings, "2 of 400 images")
+  figure, _ = plots.sheet(pictures, legends, headings, "2 of 400 images")
   FigureCanvasAgg(figure).draw()
   first, second = (legend.get_window_extent() for legend in figure.legends)
   assert first.y0 >= second.y1 >= second.y0 >= 0

@@ -212,7 +212,6 @@ KINDS = {
   ],
 )
 def test_two_processes_find_what_one_does(region_set, tmp_path, kinds, devices):
-  """Two processes start, once for several kinds of regions."""
   configs = {kind: regions_config(region_set, KINDS[kind][0], **KINDS[kind][1]) for kind in kinds}
   folders = {kind: [tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in kinds}
   jobs = [(config, folders[kind]) for kind, config in configs.items()]

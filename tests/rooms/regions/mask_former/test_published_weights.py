@@ -79,7 +79,6 @@ def test_a_small_network_and_its_classes(tmp_path):
 
 
 def test_names_and_shapes_of_the_published_sizes():
-  """No weight is allocated."""
   with torch.device("meta"):
     state = detectron2_state(torch_mask_former(PUBLISHED))
   shapes = flax.traverse_util.flatten_dict(parameter_shapes(VARIANTS["r101c"]))
