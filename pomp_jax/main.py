@@ -41,7 +41,7 @@ from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from pomp_jax.files.provenance import commit
-from pomp_jax.files.run_folder import noting_failure
+from pomp_jax.files.run_folder import RunFolder, noting_failure
 from pomp_jax.files.terminal import Output, one_line, set_up_logging
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
       raise InputError(f"job {config.job!r} runs in one process; {count} were started")
     if not config.dry_run and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
+    RunFolder(workdir).check(config.job)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     if workdir == options.default_workdir:

@@ -15,7 +15,7 @@ from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import InputError
 from pomp_jax.files.features import DamagedFeaturesError
-from pomp_jax.files.run_folder import RunFolderError
+from pomp_jax.files.run_folder import RunFolderError, write_json
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.processes import ROOT
 
@@ -104,6 +104,13 @@ def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argume
 )
 def test_a_bad_command_line_is_one_line(refused, arguments, expected):
   assert expected in refused(*arguments)
+
+
+@pytest.mark.parametrize("file", ["config.json", "results.json"])
+def test_another_jobs_folder_is_left_alone(refused, tmp_path, play, file):
+  play()
+  write_json(tmp_path / file, {"job": "another", "seed": 0})
+  assert f"{file} is of job='another'" in refused("--config=analyse", f"--workdir={tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,6 @@ def _text_prefix(shapes: Shapes) -> str:
   return "text." if "text.token_embedding.weight" in shapes else ""
 
 
-def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
-  """Infers the sizes, see `config_from_shapes`."""
-  settings = files.json(CONFIG)
-  return config_from_shapes(weights.shapes, weights.path, activation, settings, image_tower)
-
-
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   """A tokenizer from the merges beside the weights, or the one that open_clip names instead.
 
@@ -128,20 +122,14 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
     raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
-def config_from_shapes(
-  shapes: Shapes,
-  where: str,
-  activation: str,
-  open_clip: Mapping[str, Any] | None = None,
-  image_tower: bool = True,
-) -> ClipConfig:
+def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
-  `where` is the file, for messages. The activation `auto` is that of `open_clip`, the content of
-  open_clip_config.json, or else the assumed one. Of what has no image tower here, the text tower's
-  are inferred without `image_tower`. ClipError: no such CLIP, or one that `open_clip`
-  contradicts.
+  The activation `auto` is that of open_clip_config.json, or else the assumed one. Of what has no
+  image tower here, the text tower's are inferred without `image_tower`. ClipError: no such CLIP, or
+  one that open_clip_config.json contradicts.
   """
+  shapes, where, open_clip = weights.shapes, weights.path, files.json(CONFIG)
   model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
   prefix = _text_prefix(shapes)

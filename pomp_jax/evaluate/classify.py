@@ -14,13 +14,13 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.config.declare import ConfigError, require
+from pomp_jax.config.declare import ConfigError
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import AnyPrompt, class_features, read_prompts
+from pomp_jax.evaluate.named_prompts import AnyPrompt, class_features, read_prompt
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 
 ImageLike = Image.Image | np.ndarray | str | os.PathLike
@@ -136,10 +136,7 @@ def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> An
   """Loads what a name of `evaluate.prompts` stands for; a prompt, or a name of texts, unchanged."""
   if isinstance(prompt, Prompt):
     return prompt
-  name = os.fspath(prompt)
   try:
-    found = read_prompts([name], field)
-    require(len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder")
+    return read_prompt(os.fspath(prompt), field).prompt
   except ConfigError as error:
     raise PromptFileError(str(error).replace("config.prompt:", "prompt:", 1)) from error
-  return found[0].prompt

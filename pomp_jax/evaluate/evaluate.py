@@ -33,7 +33,7 @@ from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.evaluate.predictions import tally
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import (
   BY_CLASS,
@@ -58,7 +58,6 @@ _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes"
 
 def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
-  RunFolder(workdir).check(config.job)
   settings, field = config.evaluate, "evaluate.prompts"
   given = settings.prompts, field, config.clip, settings, config.data, config.eval
   check_prompts(*given, chosen=True)
@@ -124,8 +123,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not todo and (results := folder.finished(key=key)) is not None:
     return results
   if first:
-    folder.create()
-    write_json(folder.config, config.to_dict())
+    folder.create(config.to_dict())
     for name, count in counts.items():
       if count["missing_classes"]:
         log.warning(

@@ -16,7 +16,6 @@ from pomp_jax.registry import FORMATS, HUB_UPLOAD, load
 def check(config: Settings, workdir: str) -> None:
   """Refuses names or a prompt that can't be used, and another run's folder; writes nothing."""
   export, row = config.export, FORMATS[config.export.format]
-  RunFolder(workdir).check(config.job)
   if row.features:
     load(row.features).check(export, config.clip)
     return

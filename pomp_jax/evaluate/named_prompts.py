@@ -98,6 +98,13 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
   return found
 
 
+def read_prompt(name: str, field: str) -> NamedPrompt:
+  """Loads the prompt of a field that takes one; ConfigError as `read_prompts`, or for several."""
+  found = read_prompts([name], field)
+  require(len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder")
+  return found[0]
+
+
 def _folder_name(label: str) -> str:
   """Shortens the path of a run's folder to its last part; keeps the step of a checkpoint."""
   folder, at, step = label.rpartition("@")

@@ -21,7 +21,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier, open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
@@ -122,7 +122,6 @@ class Classify(Task):
 
 def check(config: Settings, workdir: str) -> None:
   """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
-  RunFolder(workdir).check(config.job)
   kind = TASKS[config.predict.task]
   groups = {name: getattr(config, name) for name in kind.groups}
   task = load(kind.open)(config.predict, config.data, config.clip, **groups)
@@ -166,7 +165,7 @@ def run(config: Settings, workdir: str) -> dict:
     for rank, found in enumerate(rows, 1)
   ]
   path = folder.path / "results.csv"
-  with writing(path), replacing(path) as file:
-    file.write(csv_text(("file", "rank", *task.columns), lines).encode())
+  with writing(path):
+    write_file(path, csv_text(("file", "rank", *task.columns), lines))
   folder.write_results(results)
   return results

@@ -13,6 +13,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
@@ -44,8 +45,7 @@ def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
     part, group = parts[split]
   source = _open_part(data, part)
   kept = _classes_of_group(data, source.names, group)
-  if not len(kept):
-    raise ConfigError("data.classes", group, "all, for a data set of one class")
+  require(len(kept), "data.classes", group, "all, for a data set of one class")
   kept = kept[spread_evenly(data.n_classes, len(kept))]
   if not np.array_equal(kept, np.arange(len(source.names))):
     source = source.of_classes(kept)
@@ -135,8 +135,7 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
     return base
   others = np.setdiff1d(np.arange(len(names)), base)
   novel = _listed_labels(data, "novel", names) if data.novel else others
-  if not len(novel):
-    raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
+  require(len(novel), "data.base", data.base, "a list that leaves classes for novel ones")
   if len(both := np.intersect1d(base, novel)):
     expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
     raise ConfigError("data.novel", data.novel, expected)

@@ -54,6 +54,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       os.close(descriptor)
 
 
+def write_file(path: str | os.PathLike, content: bytes | str) -> None:
+  """Writes a file atomically, see `replacing`; text in UTF-8."""
+  with replacing(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
 def why_unwritable(folder: str | os.PathLike) -> str | None:
   """Reason why a folder can't be created or written to; None if there is none.
 

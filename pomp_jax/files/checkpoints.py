@@ -23,7 +23,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files import checkpoint_folders
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.run_folder import DamagedFileError, parse_json, with_checksum
 
@@ -68,8 +68,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint_folders.remove_incomplete(self.folder)
-        with replacing(self.folder / _OWNER) as file:
-          file.write(self._owner.encode())
+        write_file(self.folder / _OWNER, self._owner)
       except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{self.folder}: can't hold checkpoints ({reason})") from error

@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder
 
@@ -60,8 +60,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     with self._drop_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
       earlier = [record for record in self._target.records() if record["step"] < first_step]
-      with replacing(self._folder.metrics) as file:
-        file.writelines(map(_line, earlier))
+      write_file(self._folder.metrics, b"".join(map(_line, earlier)))
       # TensorBoard drops what earlier files have from this step on.
       self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -85,8 +84,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self._next_upload = time.monotonic() + _UPLOAD_SECONDS
     try:
       for file in pathlib.Path(self._temporary.name).iterdir():
-        with replacing(self._target.path / file.name) as sent:
-          sent.write(file.read_bytes())
+        write_file(self._target.path / file.name, file.read_bytes())
     except OSError as error:
       self._next_upload = time.monotonic() + _PAUSE_SECONDS
       log.warning("%s: metrics can't be sent for now (%s)", self._target.path, error.strerror)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import is_file, local_copy
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.terminal import printable
@@ -161,9 +161,7 @@ def format_of_name(path: str | os.PathLike) -> str | None:
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
   """Writes a prompt file atomically, in the format of its name; errors as `encode`'s."""
-  content = encode(path, prompt)
-  with replacing(path) as file:
-    file.write(content)
+  write_file(path, encode(path, prompt))
 
 
 def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:

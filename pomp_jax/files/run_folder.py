@@ -13,7 +13,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
-from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
+from pomp_jax.files.atomic import disk_failure, why_unwritable, write_file
 from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import one_line
@@ -73,11 +73,13 @@ class RunFolder:
           f"workdir {self.path}: {file.name} is of job={found!r}; job={job!r} needs another workdir"
         )
 
-  def create(self) -> None:
-    """Creates the folder unless it exists; errors as `check`'s and `writing`'s."""
+  def create(self, config: Mapping[str, Any] | None = None) -> None:
+    """Creates the folder unless it exists, and its config.json; as `check` and `writing`."""
     self.check()
     with writing(f"workdir {self.path}"):
       self.path.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+      write_json(self.config, config)
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes `results.json`, with the results' provenance; errors as `write_json`'s."""
@@ -168,8 +170,8 @@ def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) ->
   text = to_json(value)
   if checksum and isinstance(plain := json.loads(text), dict):
     text = to_json(with_checksum(plain))
-  with writing(path), replacing(path) as file:
-    file.write(text.encode())
+  with writing(path):
+    write_file(path, text)
 
 
 def to_json(value: Any) -> str:
@@ -249,6 +251,5 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
     reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
     with contextlib.suppress(OSError):
       if getattr(error, "status", None) != InputError.status and is_dir(path.parent):
-        with replacing(path) as file:
-          file.write(one_line(reason).encode())
+        write_file(path, one_line(reason))
     raise

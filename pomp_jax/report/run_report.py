@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from pomp_jax.config.settings import defaults, flatten
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
 from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
@@ -61,11 +61,9 @@ def finish_run(
   with writing(folder.path):
     for name in names:
       if write := markdown if name == "results.md" else LATEX and load(LATEX):
-        with replacing(folder.path / name) as file:
-          file.write(write(report).encode())
+        write_file(folder.path / name, write(report))
     page = _page(folder, config, report, stored["provenance"])  # links to the files above
-    with replacing(folder.path / "report.html") as file:
-      file.write(page.encode())
+    write_file(folder.path / "report.html", page)
   folder.write_results(stored)
 
 

@@ -99,8 +99,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 def _start_folder(run: PromptRun) -> None:
   """Writes the config, and computes the features of the training images if they are stored."""
   if hosts.is_first():
-    run.folder.create()
-    write_json(run.folder.config, run.config)
+    run.folder.create(run.config)
     if run.candidates:
       write_json(run.folder.candidates, run.candidates)
     if run.data.features != "online":

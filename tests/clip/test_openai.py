@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ import torch
 
 from pomp_jax.clip.architecture import ClipError, parameter_shapes
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.clip.openai import LAYOUT, config_from_shapes
+from pomp_jax.clip.openai import LAYOUT, read_config
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
-from pomp_jax.clip.weights import check_weights
+from pomp_jax.clip.weights import Files, Weights, check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import PLAIN_TOWER, encode_texts, error_of
 from tests.support.openai_clip import (
@@ -150,7 +151,9 @@ def test_names_and_shapes_of_the_true_sizes(name):
   with torch.device("meta"):
     model = open_clip.CLIP(settings["embed_dim"], vision, text)
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-  config = config_from_shapes(shapes, name, "auto")
+  files = mock.Mock(spec=Files, **{"json.return_value": None})
+  weights = Weights(name, shapes, np.zeros)
+  config = read_config(files, weights, "auto", True)
   check_weights(shapes, parameter_shapes(config), LAYOUT, name)
   assert config.text_config.num_attention_heads == text.heads
   assert config.vision_config.image_size == vision.image_size
@@ -160,10 +163,8 @@ def test_names_and_shapes_of_the_true_sizes(name):
     "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG")) else "quick_gelu"
   )
   # Their settings and ours contradict each other nowhere.
-  assert (
-    config_from_shapes(shapes, name, "auto", {"model_cfg": settings}).text_config.hidden_act
-    == "gelu"
-  )
+  files.json.return_value = {"model_cfg": settings}
+  assert read_config(files, weights, "auto", True).text_config.hidden_act == "gelu"
 
 
 def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(folder):

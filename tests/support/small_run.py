@@ -53,6 +53,7 @@ def small_config(**changes) -> Settings:
 def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:
   """Validates, checks and runs a job as the command line does; returns its results."""
   validate(config)
+  RunFolder(workdir).check(config.job)
   job = load_job(config.job)
   job.check(config, str(workdir))
   return job.run(config, str(workdir))

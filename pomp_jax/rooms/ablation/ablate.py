@@ -23,7 +23,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.ablation import vmapped_training
@@ -44,7 +44,6 @@ _FOLDER = "cells"
 
 def check(config: Settings, workdir: str) -> None:
   """Checks each cell as the pretrain job does; InputErrors of one line."""
-  RunFolder(workdir).check(config.job)
   every = config.ablate.curve_every
   if every and not inputs.has_validation(config.data):
     raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
@@ -93,8 +92,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       if jax.process_count() > 1:
         raise
   if hosts.is_first():
-    folder.create()
-    write_json(folder.config, config.to_dict())
+    folder.create(config.to_dict())
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in steps_of(groups, "ablation", "programs"):
     _run_group(shared, fields, group)

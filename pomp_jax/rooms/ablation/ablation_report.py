@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.report import Report, Section, Table, failures
@@ -29,8 +29,7 @@ _SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
   cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
-  with replacing(folder.path / "cells.csv") as file:
-    file.write(plots.cells_csv(cells).encode())
+  write_file(folder.path / "cells.csv", plots.cells_csv(cells))
   references = {}  # the better hand-written prompt, unless cells differ in theirs
   for split, top1 in by_hand[0][1].items() if len(by_hand) == 1 else ():
     best = max(top1, key=top1.get)

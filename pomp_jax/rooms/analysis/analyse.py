@@ -21,7 +21,7 @@ from pomp_jax.evaluate.named_prompts import NamedPrompt, features_under, read_pr
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
@@ -36,7 +36,6 @@ _FIELD = "analyse.prompts"
 def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   folder = RunFolder(workdir)
-  folder.check(config.job)
   if folder.results.exists():
     # Images of another folder are others.
     check_same_run(config.flat(), folder, MAY_CHANGE - {"data.root"})
@@ -50,8 +49,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
-    folder.create()
-    write_json(folder.config, config.to_dict())
+    folder.create(config.to_dict())
   sets, wanted = {}, evaluation_sets(config.evaluate, config.data, config.eval)
   opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):

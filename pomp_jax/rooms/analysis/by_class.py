@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import prompt_labels
@@ -78,8 +78,7 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     ("classes.csv", _CLASS, classes),
     ("confusions.csv", _CONFUSION, confusions),
   ):
-    with replacing(folder.path / file) as written:
-      written.write(csv_text(columns, found).encode())
+    write_file(folder.path / file, csv_text(columns, found))
 
 
 def _best_prompt(of_set: Mapping[str, Any]) -> str | None:

@@ -88,7 +88,6 @@ class Gradients:
 
 def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing. InputErrors of one line."""
-  RunFolder(workdir).check(config.job)
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
   if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):

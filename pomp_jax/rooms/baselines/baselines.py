@@ -32,7 +32,6 @@ _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 def check(config: Settings, workdir: str) -> None:
   """Checks each method and seed as the pretrain job does."""
-  RunFolder(workdir).check(config.job)
   for runs in method_runs(config.baselines.methods, config.replace, workdir).values():
     for one in runs.values():
       pretrain.check(*one)

@@ -19,7 +19,7 @@ from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_und
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 from pomp_jax.train import batches, results
 from pomp_jax.train.fill_features import fill_features
@@ -104,9 +104,8 @@ def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str
     **({"found": fitted.found} if fitted else {}),
   }
   if hosts.is_first():
-    folder.create()
     fields = config.to_dict()
-    write_json(folder.config, fields)
+    folder.create(fields)
     with writing(folder.plots):
       results.finish(folder, fields, found, sets)
     with results.open_tracker(config.log.tracker, folder, fields) as tracker:

@@ -37,7 +37,6 @@ def check_method(method: str) -> None:
 
 def check(config: Settings, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
-  RunFolder(workdir).check(config.job)
   for one in runs_of_seeds(config.repeat.seeds, config.replace, workdir).values():
     pretrain.check(*one)
 

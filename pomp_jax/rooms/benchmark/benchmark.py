@@ -33,7 +33,6 @@ def check(config: Settings, workdir: str) -> None:
     size = getattr(config.benchmark, field)
     packed = not getattr(MODELS[config.benchmark.model], "bidirectional", False)
     require(packed or not size, f"benchmark.{field}", size, "'' for a bidirectional text tower")
-  RunFolder(workdir).check(config.job)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, is_bucket
 from pomp_jax.files.pieces import Piece, Pieces
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.data_sets.archives import DATASETS, Input, Tar, Task, open_input
 
@@ -70,8 +70,6 @@ def check(config: Settings, workdir: str) -> None:
   require(prepare.dataset in DATASETS, "prepare.dataset", prepare.dataset, expected)
   fits = not prepare.names or prepare.dataset == "imagenet21k"
   require(fits, "prepare.names", prepare.names, "'' for other sets than imagenet21k")
-  # This job leaves no run's files: where there are some, they are another job's.
-  RunFolder(workdir).check(config.job)
 
 
 def run(config: Settings, workdir: str) -> dict:

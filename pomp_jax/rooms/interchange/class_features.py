@@ -23,7 +23,7 @@ from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, class_features
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, refuse
 from pomp_jax.files.terminal import one_line
@@ -146,8 +146,7 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
   _check(path, half_CxE)
   content = io.BytesIO()
   np.save(content, half_CxE, allow_pickle=False)
-  with replacing(path) as file:
-    file.write(content.getvalue() + _crc32(content.getvalue()))
+  write_file(path, content.getvalue() + _crc32(content.getvalue()))
 
 
 def write_open_clip(

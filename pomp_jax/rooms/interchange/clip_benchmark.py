@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import write_json
 from pomp_jax.report.report import csv_text
@@ -28,8 +28,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
   files.mkdir()
   for name, record in records.items():
     write_json(files / f"{name}.json", record, checksum=False)
-  with replacing(folder / "clip_benchmark.csv") as file:
-    file.write(benchmark_csv(records.values()).encode())
+  write_file(folder / "clip_benchmark.csv", benchmark_csv(records.values()))
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Export
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files import prompt_file
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import one_line, printable
@@ -183,8 +183,7 @@ def push_prompt(
     model_card(name, prompt, license, results or {}).save(local / "README.md")
     if keep_in is not None:
       for file in local.iterdir():
-        with replacing(keep_in / file.name) as copy:
-          copy.write(file.read_bytes())
+        write_file(keep_in / file.name, file.read_bytes())
     repository, api = check_upload(name, private), HfApi()
     with _as_hub_error(name, HubWriteError):
       api.create_repo(repository, private=private or None, exist_ok=True)

@@ -20,7 +20,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import check_prompt, of_one_list, read_prompts
 from pomp_jax.files.paths import is_bucket
-from pomp_jax.files.run_folder import RunFolder, prompt_path
+from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
 from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
 from pomp_jax.rooms.page.form import Example
@@ -37,7 +37,6 @@ _SECONDS = 0.2
 
 def check(config: Settings, workdir: str) -> None:
   """Checks libraries, prompts, folder and port; writes nothing."""
-  RunFolder(workdir).check(config.job)
   for library in _LIBRARIES:
     if importlib.util.find_spec(library) is None:
       raise InputError(f"the page needs {library}: pip install 'pomp-jax[page]'")

@@ -17,17 +17,18 @@ from pomp_jax import hosts
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
+from pomp_jax.evaluate.named_prompts import check_prompt
 from pomp_jax.files.pieces import Piece, Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, PixelSet
+from pomp_jax.rooms.regions.proposals import network_key_parts, prompts_of
+from pomp_jax.rooms.regions.region_folder import region_files
 from pomp_jax.rooms.regions.region_scorer import compared
-from pomp_jax.rooms.regions.region_sources import region_key_parts
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,9 @@ class Blocks:
     Results of an earlier run are removed: they would vouch for files that this one replaces.
     """
     if hosts.is_first():
-      folder.create()
+      folder.create(record)
       with writing(folder.results):
         folder.results.unlink(missing_ok=True)
-      write_json(folder.config, record)
     self.folder, self.record, self.key = folder, record, key
     blocks = [range(n_images)[start : start + size] for start in range(0, n_images, size)]
     self._rows = {f"{block.start:07d}-{block.stop:07d}": block for block in blocks}
@@ -87,14 +87,32 @@ class Comparison:
   Attributes:
     prompts: prompts under the labels of their results.
     groups: classes of the halves `base` and `novel`, unless a half is empty.
+    key: fingerprint of all that the results depend on; a file counts by its stamp.
   """
 
   def __init__(
-    self, encoder: Encoder, data: BoxSet | PixelSet, prompts: Sequence[NamedPrompt], alone: bool
+    self,
+    version: str,  # of the job's computation
+    encoder: Encoder,
+    data: BoxSet | PixelSet,
+    own: Detect | Segment,
+    regions: Regions,
+    propose: Propose,
+    clip: Clip,
   ):
-    """Takes the prompts of the config; `alone` is `regions.alone`."""
-    self._encoder, self._data, self._plain = encoder, data, prompts
-    self.prompts = compared(alone, prompts)
+    """Reads the prompts."""
+    self._encoder, self._data, self._plain = encoder, data, prompts_of(own, propose)
+    self.prompts = compared(regions.alone, self._plain)
+    parts = [version, encoder.image_fingerprint, encoder.clip.name, str(own)]
+    parts += [clip.text_tower, str(tuple(data.keys)), str(data.classes), str(regions)]
+    if regions.source == "file":
+      parts.append(file_stamps(region_files(regions.path, data.keys)))
+    if regions.source == "network":
+      parts += network_key_parts(propose, regions.mask_threshold, clip.dtype)
+    parts.append(file_stamps(data.files))
+    for named in self.prompts:
+      parts += key_parts(named, data.classes.synonyms)
+    self.key = fingerprint(parts)
     halves = [name for name in ("base", "novel") if name in data.classes.groups]
     self.groups: dict[str, np.ndarray] = {name: data.classes.indices(name) for name in halves}
 
@@ -102,22 +120,6 @@ class Comparison:
     """Computes the classes under each prompt of the config."""
     synonyms = self._data.classes.synonyms
     return [class_matrix(self._encoder, synonyms, named) for named in self._plain]
-
-  def key(
-    self, version: str, own: Detect | Segment, regions: Regions, propose: Propose, clip: Clip
-  ) -> str:
-    """Fingerprint of all that the results depend on; a file counts by its stamp.
-
-    `version` is that of the job's computation.
-    """
-    data = self._data
-    parts = [version, self._encoder.image_fingerprint, self._encoder.clip.name, str(own)]
-    parts += [clip.text_tower, str(tuple(data.keys)), str(data.classes)]
-    parts += region_key_parts(regions, propose, clip.dtype, data.keys)
-    parts.append(file_stamps(data.files))
-    for named in self.prompts:
-      parts += key_parts(named, data.classes.synonyms)
-    return fingerprint(parts)
 
   def write(
     self, blocks: Blocks, own: Mapping[str, Any], draw: Callable[[dict[str, Any]], None]
@@ -141,9 +143,9 @@ class Comparison:
 
 
 def check_prompts(
-  prompts: Sequence[NamedPrompt], synonyms: Sequence[Sequence[str]], clip_model: str
+  own: Detect | Segment, propose: Propose, synonyms: Sequence[Sequence[str]], clip_model: str
 ) -> None:
-  """Raises InputError unless prompts fit a CLIP and classes with these names."""
+  """Raises InputError unless the prompts fit a CLIP and classes with these names."""
   clip_config = inputs.clip_config(clip_model)
-  for named in prompts:
+  for named in prompts_of(own, propose):
     check_prompt(named, synonyms, clip_config, clip_model)

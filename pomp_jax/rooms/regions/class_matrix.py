@@ -9,7 +9,6 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
@@ -35,14 +34,6 @@ def class_matrix(
     synonyms = [names[:1] for names in synonyms]  # a file has one row a class
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
   return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))
-
-
-def only_prompt(found: Sequence[NamedPrompt], field: str) -> NamedPrompt:
-  """Returns the prompt of a field that takes one; ConfigError for the checkpoints of a run."""
-  if len(found) > 1:
-    labels = ", ".join(named.label for named in found)
-    raise ConfigError(field, labels, "one prompt, such as the prompt.npz of a run's folder")
-  return found[0]
 
 
 def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:

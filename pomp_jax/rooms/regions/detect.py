@@ -25,7 +25,6 @@ from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
-from pomp_jax.rooms.regions.proposals import read_prompts_of
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
 
 # Images between two saves.
@@ -37,15 +36,13 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 def check(config: Settings, workdir: str) -> None:
   """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
-  RunFolder(workdir).check(config.job)
   regions, detect, propose = config.regions, config.detect, config.propose
   clip_model = config.clip.model
   boxes, masked = open_box_set(detect), regions.crop == "masked"
   read = region_sources.needs_crops(regions) or regions.source == "network" or boxes.root
   if detect.source == "coco" and read:
     boxes.check_images()
-  prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
-  check_prompts(prompts, boxes.classes.synonyms, clip_model)
+  check_prompts(detect, propose, boxes.classes.synonyms, clip_model)
   region_sources.check_region_source(regions, propose, clip_model, boxes, "detect")
   if masked and regions.source == "truth":
     for index in range(len(boxes.keys)):
@@ -60,10 +57,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, boxes = RunFolder(workdir), open_box_set(config.detect)
   regions, detect, propose, clip = config.regions, config.detect, config.propose, config.clip
   encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
-  prompts = read_prompts_of(detect.prompts, "detect.prompts", propose.network)
-  ours = Comparison(encoder, boxes, prompts, regions.alone)
-  key = ours.key(_VERSION, detect, regions, propose, clip)
-  if (finished := folder.finished(key=key)) is not None:
+  ours = Comparison(_VERSION, encoder, boxes, detect, regions, propose, clip)
+  if (finished := folder.finished(key=ours.key)) is not None:
     return finished
   masked = regions.crop == "masked"
   images = dataclasses.replace(boxes, annotated=lambda index: boxes.regions(index, masked)[0])
@@ -90,7 +85,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       taken.append({"rows": rows, "labels": labels, "best": best})
     return {"images": taken}, None
 
-  blocks = Blocks(folder, config.to_dict(), key, len(boxes.keys), _BLOCK)
+  blocks = Blocks(folder, config.to_dict(), ours.key, len(boxes.keys), _BLOCK)
   blocks.run(scorer.scored, take, "detection")
   if not hosts.is_first():
     return {}

@@ -10,7 +10,7 @@ import functools
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.config import ConfigError
+from pomp_jax.config.declare import require
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
@@ -57,8 +57,7 @@ class BoxSet(Images):
 
   def check_images(self) -> None:
     """Raises InputError unless the annotated images are in a folder, with the sizes named there."""
-    if not self.root:
-      raise ConfigError("detect.images", "", "the folder of the images, which are read here")
+    require(self.root, "detect.images", "", "the folder of the images, which are read here")
     with waiting("checking all images"):
       self.annotations.check_images(self.root, sizes=True)
 

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.config import ConfigError
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Predict
 from pomp_jax.data.images import ImageError
 from pomp_jax.evaluate import inputs
@@ -120,9 +120,8 @@ class SegmentPictures(_Pictures):
     self._synonyms = self._classes.synonyms
 
   def check(self, files):
-    if len(self._classes) > _MAX_NAMES:
-      found = f"{len(self._classes)} names"
-      raise ConfigError("predict.names", found, f"at most {_MAX_NAMES}")
+    n_names = len(self._classes)
+    require(n_names <= _MAX_NAMES, "predict.names", f"{n_names} names", f"at most {_MAX_NAMES}")
     super().check(files)
 
   def _finder(self, encoder, images, matrices):

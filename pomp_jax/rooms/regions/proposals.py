@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
 import numpy as np
 
-from pomp_jax.config import ConfigError
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompt, read_prompts
 from pomp_jax.files.paths import Path, is_dir, to_path
 from pomp_jax.prompt.mesh import replicate, split_rows
-from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
-from pomp_jax.rooms.regions.fields import Propose
+from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
+from pomp_jax.rooms.regions.fields import Detect, Propose, Segment
 from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.masks import ONE, boxes_of_masks, hard_masks, resized_image
@@ -40,9 +40,9 @@ def check_network(propose: Propose, clip_model: str) -> None:
   """Reads the network; checks its width, and the prompt of its classes."""
   clip_config = inputs.clip_config(clip_model)
   network = published_weights.read_mask_former(network_path(propose.network))
-  if network.config.embedding != clip_config.projection_dim:
-    accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
-    raise ConfigError("clip.model", clip_model, accepted)
+  accepted = f"a CLIP of {network.config.embedding} numbers, as {propose.network}"
+  fits = network.config.embedding == clip_config.projection_dim
+  require(fits, "clip.model", clip_model, accepted)
   named = _prompt_of_classes(propose)
   if network.trained_classes:
     check_prompt(named, [(name,) for name in network.trained_classes], clip_config, clip_model)
@@ -68,17 +68,20 @@ def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> li
   return parts + key_parts(_prompt_of_classes(propose), [])
 
 
-def read_prompts_of(names: Sequence[str], field: str, network: str) -> list[NamedPrompt]:
-  """`read_prompts`, where `network` stands for the prompt inside the file of `propose.network`."""
-  if _NETWORK_PROMPT in names and not network:
-    raise ConfigError("propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
-  path = str(network_path(network))
-  return read_prompts([path if name == _NETWORK_PROMPT else name for name in names], field)
+def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
+  """Reads the prompts of a job's fields."""
+  field = f"{type(own).__name__.lower()}.prompts"
+  fits = propose.network or _NETWORK_PROMPT not in own.prompts
+  require(fits, "propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
+  return read_prompts([_file_of(name, propose) for name in own.prompts], field)
 
 
 def _prompt_of_classes(propose: Propose) -> NamedPrompt:
-  field = "propose.prompt"
-  return only_prompt(read_prompts_of([propose.prompt], field, propose.network), field)
+  return read_prompt(_file_of(propose.prompt, propose), "propose.prompt")
+
+
+def _file_of(prompt: str, propose: Propose) -> str:
+  return str(network_path(propose.network)) if prompt == _NETWORK_PROMPT else prompt
 
 
 class Proposer:

@@ -36,7 +36,6 @@ _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 def check(config: Settings, workdir: str) -> None:
   """Opens network and images; writes nothing. InputError: one line."""
-  RunFolder(workdir).check(config.job)
   proposals.check_network(config.propose, config.clip.model)
   if config.propose.images == "segment":
     open_pixel_set(config.segment)

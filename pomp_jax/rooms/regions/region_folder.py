@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, is_dir, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
@@ -162,8 +162,7 @@ class RegionWriter:
     own = dataclasses.asdict(header)
     value = {"format_version": FORMAT_VERSION, "made_by": own.pop("made_by")}
     value = with_checksum(value | {"embeddings": own if header.stages else None})
-    with replacing(self._path / _HEADER) as file:
-      file.write(json.dumps(value, indent=2).encode())
+    write_file(self._path / _HEADER, json.dumps(value, indent=2))
 
   def write(self, key: str | int, regions: Regions) -> None:
     """Writes the regions of an image, which are as the header says."""

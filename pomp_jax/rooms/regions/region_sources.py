@@ -14,15 +14,13 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions import fields
-from pomp_jax.rooms.regions.file_stamps import file_stamps
-from pomp_jax.rooms.regions.proposals import check_network, network_key_parts, open_network
+from pomp_jax.rooms.regions.proposals import check_network, open_network
 from pomp_jax.rooms.regions.region_folder import (
   RegionFolder,
   RegionHeader,
   RegionResults,
   Regions,
   open_regions,
-  region_files,
 )
 
 
@@ -93,18 +91,6 @@ def check_region_source(
   if regions.crop == "masked" and needs_crops(regions):
     accepted = f"context (image {boxes_alone} has regions without masks)"
     raise ConfigError("regions.crop", "masked", accepted)
-
-
-def region_key_parts(
-  regions: fields.Regions, propose: fields.Propose, dtype: str, keys: Sequence[str | int]
-) -> list[Any]:
-  """Parts of a cache key of what depends on the regions; a file counts by its stamp."""
-  parts: list[Any] = [str(regions)]
-  if regions.source == "file":
-    parts.append(file_stamps(region_files(regions.path, keys)))
-  if regions.source == "network":
-    parts += network_key_parts(propose, regions.mask_threshold, dtype)
-  return parts
 
 
 def _open_file(path: str, clip_model: str) -> RegionFolder | RegionResults:

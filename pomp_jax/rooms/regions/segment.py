@@ -24,7 +24,6 @@ from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
 from pomp_jax.rooms.regions.plots import segmentation_sheet
-from pomp_jax.rooms.regions.proposals import read_prompts_of
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
 from pomp_jax.rooms.regions.region_sources import check_region_source, open_region_source
 
@@ -37,11 +36,9 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 def check(config: Settings, workdir: str) -> None:
   """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
-  RunFolder(workdir).check(config.job)
   segment, propose, clip_model = config.segment, config.propose, config.clip.model
   images = open_pixel_set(segment)
-  prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
-  check_prompts(prompts, images.classes.synonyms, clip_model)
+  check_prompts(segment, propose, images.classes.synonyms, clip_model)
   if config.regions.source == "none":
     check_patches(segment, inputs.clip_config(clip_model))
   with waiting("reading all labels"):
@@ -58,10 +55,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, images = RunFolder(workdir), open_pixel_set(config.segment)
   regions, segment, propose, clip = config.regions, config.segment, config.propose, config.clip
   encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
-  prompts = read_prompts_of(segment.prompts, "segment.prompts", propose.network)
-  ours = Comparison(encoder, images, prompts, regions.alone)
-  key = ours.key(_VERSION, segment, regions, propose, clip)
-  if (finished := folder.finished(key=key)) is not None:
+  ours = Comparison(_VERSION, encoder, images, segment, regions, propose, clip)
+  if (finished := folder.finished(key=ours.key)) is not None:
     return finished
   matrices, n_images = ours.matrices(), len(images.keys)
   if regions.source == "none":
@@ -88,7 +83,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
             write_labels(path, one.labels_HxW, len(images.classes))
     return {}, {"counts": np.stack([tally.counts for tally in tallies])}
 
-  blocks = Blocks(folder, config.to_dict(), key, n_images, _BLOCK)
+  blocks = Blocks(folder, config.to_dict(), ours.key, n_images, _BLOCK)
   blocks.run(find, take, "segmentation")
   if not hosts.is_first():
     return {}

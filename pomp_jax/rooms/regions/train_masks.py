@@ -17,21 +17,21 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.declare import require
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, read_prompt
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
-from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts, only_prompt
+from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import TrainMasks
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former import published_weights
-from pomp_jax.rooms.regions.mask_former.losses import LossWeights
 from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
 from pomp_jax.rooms.regions.mask_former.model import STRIDE, MaskFormer
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
@@ -43,6 +43,7 @@ from pomp_jax.train.setup import Run, length_of
 
 log = logging.getLogger(__name__)
 
+_PROMPT = "train_masks.prompt"
 # Scalars of the last steps in `results.json`.
 _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
@@ -50,11 +51,10 @@ _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 def check(config: Settings, workdir: str) -> None:
   """Opens images, classes, prompt and network; writes nothing. InputError: one line."""
   folder, own = RunFolder(workdir), config.train_masks
-  folder.check(config.job)
   source = open_mask_set(own, config.seed)
   clip_config = inputs.clip_config(config.clip.model)
   _network_sizes(own, clip_config.projection_dim)
-  named = _prompt_of_classes(own)
+  named = read_prompt(own.prompt, _PROMPT)
   check_prompt(named, _synonyms(source.names), clip_config, config.clip.model)
   check_mesh(config.mesh.class_size, config.loop)
   check_same_run(config.flat(), folder)
@@ -62,7 +62,7 @@ def check(config: Settings, workdir: str) -> None:
   # A resumed run has the classes and the prompt of its start, also under the same paths.
   if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
     accepted = f"the prompt and the classes with which {folder.path} was started"
-    raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
+    raise ConfigError(_PROMPT, own.prompt, f"{accepted} (or another --workdir)")
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -71,7 +71,7 @@ def run(config: Settings, workdir: str) -> dict:
   if (finished := folder.finished()) is not None:
     return finished
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  source, prompt = open_mask_set(own, config.seed), _prompt_of_classes(own)
+  source, prompt = open_mask_set(own, config.seed), read_prompt(own.prompt, _PROMPT)
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
   steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
   rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
@@ -99,8 +99,7 @@ def run(config: Settings, workdir: str) -> dict:
     sizes=_network_sizes(own, encoder.clip.config.projection_dim),
   )
   if hosts.is_first():
-    folder.create()
-    write_json(folder.config, config.to_dict())
+    folder.create(config.to_dict())
     _classes(folder, prompt, source.names).save("classes", {})
   done = loop.train(training)
   if hosts.is_first():
@@ -133,13 +132,12 @@ class MaskRun(Run):
 
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `mask_former.mask_step.make_mask_step` in `clip.dtype`."""
-    own = self.fields
     dtype, products = precision_of(self.clip.dtype)
     step = make_mask_step(
       mesh=self.encoder.mesh,
       model=MaskFormer(self.sizes, dtype),
       optimizer=self.optimizer,
-      weights=LossWeights(own.classes, own.focal, own.dice, own.no_object),
+      weights=self.fields,
     )
     return jax.default_matmul_precision(products)(step)
 
@@ -149,16 +147,11 @@ def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
   sizes = dataclasses.replace(VARIANTS[own.network], embedding=embedding)
   if own.init:
     sizes = published_weights.read_mask_former(own.init).config
-    if sizes.embedding != embedding:
-      found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
-      raise ConfigError("train_masks.init", own.init, found)
-  if own.targets > sizes.n_queries:
-    raise ConfigError("train_masks.targets", own.targets, f"at most {sizes.n_queries}, the queries")
+    found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
+    require(sizes.embedding == embedding, "train_masks.init", own.init, found)
+  most = sizes.n_queries
+  require(own.targets <= most, "train_masks.targets", own.targets, f"at most {most}, the queries")
   return sizes
-
-
-def _prompt_of_classes(own: TrainMasks) -> NamedPrompt:
-  return only_prompt(read_prompts([own.prompt], "train_masks.prompt"), "train_masks.prompt")
 
 
 def _synonyms(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -147,14 +147,14 @@ CHANGES = {
   "power": (0.1, {}, "poly_schedule.power"),
   "warmup": (3, {}, "poly_schedule.warmup"),
   "clip_norm": (0.5, {}, "adamw.clip_norm"),
-  "classes": (7.0, {}, "LossWeights.classes"),
-  "focal": (7.0, {}, "LossWeights.focal"),
-  "dice": (7.0, {}, "LossWeights.dice"),
-  "no_object": (0.7, {}, "LossWeights.no_object"),
+  "classes": (7.0, {}, "weights.classes"),
+  "focal": (7.0, {}, "weights.focal"),
+  "dice": (7.0, {}, "weights.dice"),
+  "no_object": (0.7, {}, "weights.no_object"),
 }
 SPIED = (
   *((image_sets, name) for name in ("open_pixels", "read_annotations", "Scenes")),
-  *((train_masks, name) for name in ("MaskViews", "poly_schedule", "adamw", "LossWeights")),
+  *((train_masks, name) for name in ("MaskViews", "poly_schedule", "adamw")),
   (train_masks, "class_matrix"),
 )
 
@@ -188,7 +188,8 @@ def prepared(region_set, tmp_path_factory):
       (training,) = stopped.value.args
       given = training.build_step()()
       # What is prepared is what is used.
-      assert given["optimizer"] is training.optimizer and given["weights"] is not None
+      assert given["optimizer"] is training.optimizer
+      seen.update({f"weights.{name}": value for name, value in vars(given["weights"]).items()})
       assert given["model"].config == training.sizes
       seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
       seen["training.names"] = tuple(training.source.names)

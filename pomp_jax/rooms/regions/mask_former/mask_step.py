@@ -6,7 +6,6 @@ Shapes: G images of a batch, S side of an image in pixels, T targets, N classes,
 """
 
 import functools
-from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
@@ -17,13 +16,8 @@ import optax
 
 from pomp_jax.array_types import Array, Int
 from pomp_jax.prompt.mesh import DATA
-from pomp_jax.rooms.regions.mask_former.losses import (
-  LossWeights,
-  Predictions,
-  Targets,
-  mask_losses,
-  match,
-)
+from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.mask_former.losses import Predictions, Targets, mask_losses, match
 from pomp_jax.rooms.regions.mask_former.model import (
   STRIDE,
   MaskFormer,
@@ -37,7 +31,7 @@ _EMBEDDINGS = ("query_embed", "non_object")
 
 
 def make_mask_step(
-  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: LossWeights
+  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: TrainMasks
 ) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
 
@@ -114,7 +108,9 @@ def adamw(
   stay as they are. Norms and learned embeddings have no weight decay, which is decoupled. Gradients
   are scaled down to the norm `clip_norm` over all; 0: never.
   """
-  own = optax.adamw(rate, weight_decay=weight_decay, mask=_decayed)
+  decays = lambda path: path[-1] not in _EMBEDDINGS and not any(p.startswith("norm") for p in path)
+  decayed = lambda params: unflatten_dict({path: decays(path) for path in flatten_dict(params)})
+  own = optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
   groups = {
     "heads": own,
     "backbone": optax.chain(own, optax.scale(backbone)),
@@ -125,9 +121,3 @@ def adamw(
   multi = optax.multi_transform(groups, lambda params: parameter_groups(params))
   frozen = lambda params: jax.tree.map("frozen".__eq__, parameter_groups(params))
   return optax.chain(optax.masked(optax.set_to_zero(), frozen), clip, multi)
-
-
-def _decayed(params: Any) -> Any:
-  """Whether each parameter has weight decay, as a tree."""
-  undecayed = lambda path: path[-1] in _EMBEDDINGS or any(p.startswith("norm") for p in path)
-  return unflatten_dict({path: not undecayed(path) for path in flatten_dict(params)})

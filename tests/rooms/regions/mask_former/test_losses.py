@@ -8,19 +8,15 @@ import pytest
 import torch
 from transformers.models.maskformer import modeling_maskformer
 
-from pomp_jax.rooms.regions.mask_former.losses import (
-  LossWeights,
-  Predictions,
-  Targets,
-  mask_losses,
-  match,
-)
+from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.mask_former.losses import Predictions, Targets, mask_losses, match
 
 LAYERS, IMAGES, QUERIES, TARGETS, CLASSES = 3, 4, 7, 5, 6
 SMALL, FULL = (8, 6), (32, 24)
 # Real targets of each image: all, some, and none.
 COUNTS = np.array([5, 2, 0, 3])
-WEIGHTS = LossWeights()
+WEIGHTS = TrainMasks()
+OTHERS = TrainMasks(classes=2.0, focal=5.0, dice=3.0, no_object=0.4)
 
 
 def random_predictions(seed=0):
@@ -38,7 +34,7 @@ def random_targets(counts=COUNTS, seed=1):
   return Targets(labels, masks, rng.permuted(np.arange(TARGETS) < counts[:, None], axis=1))
 
 
-matched = jax.jit(match)
+matched = jax.jit(functools.partial(match, weights=WEIGHTS))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -77,7 +73,7 @@ def torch_losses(predictions, targets, weights=WEIGHTS):
   return [total.item(), *last], Predictions(classes.grad.numpy(), masks.grad.numpy())
 
 
-@pytest.mark.parametrize("weights", [WEIGHTS, LossWeights(2.0, 5.0, 3.0, 0.4)])
+@pytest.mark.parametrize("weights", [WEIGHTS, OTHERS])
 @pytest.mark.parametrize("seed", range(3))
 def test_losses_and_gradients_equal_torch(seed, weights):
   """Which they do only where each matching costs no more than SciPy's."""
