@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pomp_jax import hosts
+from pomp_jax import hosts, registry
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.data.feature_source import FeatureSource
@@ -35,14 +35,7 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import (
-  BY_CLASS,
-  CLIP_BENCHMARK,
-  MIXTURE_WEIGHTS,
-  PUBLISHED,
-  TREE_ERRORS,
-  load,
-)
+from pomp_jax.registry import load
 from pomp_jax.report import evaluation_report as report
 from pomp_jax.report import plots
 from pomp_jax.report.labels import prompt_labels
@@ -61,9 +54,9 @@ def check(config: Settings, workdir: str) -> None:
   settings, field = config.evaluate, "evaluate.prompts"
   given = settings.prompts, field, config.clip, settings, config.data, config.eval
   check_prompts(*given, chosen=True)
-  if MIXTURE_WEIGHTS:
+  if registry.MIXTURE_WEIGHTS:
     prompts = named_prompts.read_prompts(settings.prompts, field, chosen=True)
-    load(MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval).check()
+    load(registry.MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval).check()
 
 
 def check_prompts(
@@ -99,8 +92,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts", chosen=True)
   weights = None
-  if MIXTURE_WEIGHTS:
-    weights = load(MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval)
+  if registry.MIXTURE_WEIGHTS:
+    weights = load(registry.MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval)
   sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
@@ -143,11 +136,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
   results = {"key": key, **run, **_sums(sets, done, sampled)}
   with writing(folder.path):
-    if BY_CLASS:
-      load(BY_CLASS).write(folder, done)
+    if registry.BY_CLASS:
+      load(registry.BY_CLASS).write(folder, done)
     _draw(folder.plots, results)
-    if CLIP_BENCHMARK:
-      load(CLIP_BENCHMARK)(folder.path, results)
+    if registry.CLIP_BENCHMARK:
+      load(registry.CLIP_BENCHMARK)(folder.path, results)
   finish_run(folder, config.to_dict(), results, "results.md", "results.tex")
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -163,8 +156,8 @@ def _evaluate(
   """Computes every figure of a set under every prompt."""
   start, more = time.monotonic(), None
   source, classes, split = labelled
-  if classes.synsets is not None and TREE_ERRORS:
-    more = load(TREE_ERRORS)(classes.synsets)
+  if classes.synsets is not None and registry.TREE_ERRORS:
+    more = load(registry.TREE_ERRORS)(classes.synsets)
   tallies = tally(
     encoder,
     source,
@@ -197,7 +190,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
       label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
       for label, figures in of_set["prompts"].items()
     }
-    by_class = load(BY_CLASS).summary(of_set) if BY_CLASS else {}
+    by_class = load(registry.BY_CLASS).summary(of_set) if registry.BY_CLASS else {}
     own = {key: of_set[key] for key in _OF_SET} | {"by_class": by_class, "prompts": prompts}
     sets[item.name] = own
     found.append(report.SetFigures(item.group, item.column, item.part, prompts, own["split"]))
@@ -205,7 +198,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
     if not of_test or item.reader not in report.group_of(item.group).readers:
       other.add(item.group)
   accuracy = report.accuracy_by_group(found)
-  compared = load(PUBLISHED) if PUBLISHED else lambda *_: {}
+  compared = load(registry.PUBLISHED) if registry.PUBLISHED else lambda *_: {}
   return {
     "accuracy": accuracy,
     "intervals": report.figure_by_group(found, "top1_interval"),

@@ -13,16 +13,9 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder
+from pomp_jax.files import prompt_file
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.paths import is_dir, join
-from pomp_jax.files.prompt_file import (
-  ClassFeatures,
-  Prompt,
-  check_fits,
-  is_prompt_file,
-  load_prompt,
-  validate,
-)
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import CLASS_FEATURES, OTHER_PROMPTS, load
@@ -53,7 +46,7 @@ class OtherPrompt:
   describe: Callable[[ClassList], list[Any]]
 
 
-AnyPrompt = Prompt | ClassFeatures | OtherPrompt | str
+AnyPrompt = prompt_file.Prompt | prompt_file.ClassFeatures | OtherPrompt | str
 
 
 class NamedPrompt(NamedTuple):
@@ -81,11 +74,11 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
         prompt = prompt_of_checkpoint(one, join(item, str(one.step)))
         found.append(NamedPrompt(f"{run}@{one.step}", prompt, one.step))
       require(len(found) > n_before, field, item, "a run's folder of complete checkpoints")
-    elif is_prompt_file(item):
+    elif prompt_file.is_prompt_file(item):
       is_features = item.endswith(".npy")
       expected = "no .npy file of class features without the room interchange"
       require(CLASS_FEATURES or not is_features, field, item, expected)
-      read = load(CLASS_FEATURES) if is_features else load_prompt
+      read = load(CLASS_FEATURES) if is_features else prompt_file.load_prompt
       found.append(NamedPrompt(item, read(item)))
     else:
       raise ConfigError(field, item, _TAKES)
@@ -115,7 +108,7 @@ def _folder_name(label: str) -> str:
 
 def of_one_list(prompt: AnyPrompt) -> bool:
   """Whether a prompt belongs to one list of classes, so that it does not fit any names."""
-  if isinstance(prompt, Prompt):
+  if isinstance(prompt, prompt_file.Prompt):
     return prompt.context.ndim == 3
   return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
 
@@ -127,9 +120,9 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
   """
   if isinstance(prompt, OtherPrompt):
     return prompt.features(encoder, classes)
-  if isinstance(prompt, Prompt):
+  if isinstance(prompt, prompt_file.Prompt):
     return encoder.class_features(classes.names, prompt)
-  if isinstance(prompt, ClassFeatures):
+  if isinstance(prompt, prompt_file.ClassFeatures):
     prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
     return prompt.features
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
@@ -144,7 +137,9 @@ def class_features(
 
   Those of a text or a learned prompt alone may have other than unit rows.
   """
-  if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
+  if isinstance(prompt, prompt_file.Prompt) or (
+    isinstance(prompt, str) and prompt.count("{}") == 1
+  ):
     return encoder.class_features(classes.names, prompt, unit=unit)
   return features_under(encoder, classes, prompt)
 
@@ -157,10 +152,10 @@ def check_prompt(
   `synonyms` are the names of each class. A file of class features has one row a class.
   """
   label, prompt, _ = named
-  if isinstance(prompt, Prompt):
+  if isinstance(prompt, prompt_file.Prompt):
     n_names = sum(map(len, synonyms))
-    check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
-  elif isinstance(prompt, ClassFeatures):
+    prompt_file.check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
+  elif isinstance(prompt, prompt_file.ClassFeatures):
     prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
   elif isinstance(prompt, OtherPrompt):
     prompt.check(label, synonyms, clip_config, clip_model)
@@ -174,12 +169,12 @@ def check_lengths(
   where: str,
 ) -> None:
   """Raises TokenizeError if a text of the classes under a prompt is too long for the tower."""
-  if isinstance(prompt, ClassFeatures):
+  if isinstance(prompt, prompt_file.ClassFeatures):
     return
   if isinstance(prompt, OtherPrompt):
     return prompt.check_lengths(classes, tokenizer, config, where)
   templates, budget = ["{}."], config.max_position_embeddings - 1
-  if isinstance(prompt, Prompt):
+  if isinstance(prompt, prompt_file.Prompt):
     budget -= prompt.context.shape[-2]
   else:
     templates = list(_texts(prompt, classes))
@@ -194,9 +189,9 @@ def check_lengths(
 
 def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
   """Returns the cache key parts of the features under a prompt, for `pieces.fingerprint`."""
-  if isinstance(prompt, Prompt):
+  if isinstance(prompt, prompt_file.Prompt):
     return [prompt.position, prompt.context]
-  if isinstance(prompt, ClassFeatures):
+  if isinstance(prompt, prompt_file.ClassFeatures):
     return [prompt.features]
   if isinstance(prompt, OtherPrompt):
     return prompt.describe(classes)
@@ -213,7 +208,7 @@ def _named_templates(text: str) -> tuple[str, ...]:
   return load_templates(name) if kind == ENSEMBLE and name in TEMPLATES else ()
 
 
-def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Prompt:
+def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> prompt_file.Prompt:
   """Returns the prompt that a checkpoint in the folder `path` holds.
 
   CheckpointError if it holds none, such as of another method; PromptFileError for an invalid one.
@@ -224,8 +219,8 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Promp
       raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
     params = result_of(state["params"], state.get("opt_state"))
     context, model = params["context"], config["clip"]["model"]
-    prompt = Prompt(context, model, config["prompt"]["position"])
+    prompt = prompt_file.Prompt(context, model, config["prompt"]["position"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
-  validate(path, prompt)
+  prompt_file.validate(path, prompt)
   return prompt

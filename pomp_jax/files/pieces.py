@@ -18,17 +18,9 @@ import zlib
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.files import run_folder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, exists, read_bytes, read_file, remove_folder, to_path
-from pomp_jax.files.run_folder import (
-  DamagedFileError,
-  RunFolderError,
-  parse_json,
-  to_json,
-  with_checksum,
-  write_json,
-  writing,
-)
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -83,7 +75,7 @@ class Pieces:
     for path in (self.path(name), self.path(name, "npz")):
       try:
         piece = _read(path) if exists(path) else None
-      except DamagedFileError as error:
+      except run_folder.DamagedFileError as error:
         log.warning("%s; computing it again", printable(str(error)))
         continue
       if piece is not None and piece.facts.get("key") == self._key(name):
@@ -94,7 +86,9 @@ class Pieces:
     """As `load`, of a piece that is done; RunFolderError if its file has gone since."""
     piece = self.load(name)
     if piece is None:
-      raise RunFolderError(f"{self.path(name)}: gone while the job ran; the same command resumes")
+      raise run_folder.RunFolderError(
+        f"{self.path(name)}: gone while the job ran; the same command resumes"
+      )
     return piece
 
   def save(
@@ -106,13 +100,13 @@ class Pieces:
     it can't be written.
     """
     path = self.path(name, "json" if arrays is None else "npz")
-    plain = json.loads(to_json({"key": self._key(name), **facts}))
-    with writing(path):
+    plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))
+    with run_folder.writing(path):
       self.folder.mkdir(parents=True, exist_ok=True)
       if arrays is None:
-        write_json(path, plain)
+        run_folder.write_json(path, plain)
         return Piece(plain, {})
-      stored = to_json(with_checksum({**plain, "arrays": _checksums(arrays)}))
+      stored = run_folder.to_json(run_folder.with_checksum({**plain, "arrays": _checksums(arrays)}))
       contents: dict[str, Any] = {_FACTS: np.frombuffer(stored.encode(), np.uint8), **arrays}
       with replacing(path) as file:
         np.savez(file, **contents)
@@ -169,7 +163,7 @@ def _read(path: Path) -> Piece | None:
   """Reads a piece; None of an archive without facts, a cell's prompt for example."""
   arrays: dict[str, np.ndarray] = {}
   if path.suffix == ".json":
-    content = read_file(path, RunFolderError)
+    content = read_file(path, run_folder.RunFolderError)
   else:
     try:
       with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
@@ -178,12 +172,12 @@ def _read(path: Path) -> Piece | None:
         arrays = {name: archive[name] for name in archive.files}
       content = arrays.pop(_FACTS).tobytes()
     except Exception as error:  # a damaged archive fails in more ways than NumPy documents
-      raise DamagedFileError(f"{path}: can't be read ({error})") from error
-  facts = parse_json(content, path)
+      raise run_folder.DamagedFileError(f"{path}: can't be read ({error})") from error
+  facts = run_folder.parse_json(content, path)
   if not isinstance(facts, dict) or b'"checksum": ' not in content:
-    raise DamagedFileError(f"{path}: not a JSON object with its checksum")
+    raise run_folder.DamagedFileError(f"{path}: not a JSON object with its checksum")
   if path.suffix != ".json" and facts.pop("arrays") != _checksums(arrays):
-    raise DamagedFileError(f"{path}: changed after it was written")
+    raise run_folder.DamagedFileError(f"{path}: changed after it was written")
   return Piece(facts, arrays)
 
 

@@ -9,18 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax.registry import BY_CLASS, SUITES, WORLD, load
+from pomp_jax.report import report
 from pomp_jax.report.labels import counted
-from pomp_jax.report.report import (
-  INTERVAL,
-  Report,
-  Section,
-  Table,
-  cell,
-  highest_cells,
-  percent,
-  prompts_section,
-  short_labels,
-)
 
 _TITLES = {
   "top1": "Top-1 accuracy (%)",
@@ -156,19 +146,19 @@ def title_of(group: str, kind: str) -> str:
   return f"{_TITLES[kind]}: {group_of(group).title}"
 
 
-def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
+def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
   """Report of an evaluation: a table and a plot for each group of sets, and every figure."""
-  labels, sets = short_labels(results["prompts"]), results["sets"]
+  labels, sets = report.short_labels(results["prompts"]), results["sets"]
   summaries = {name: of["by_class"] for name, of in sets.items() if of.get("by_class")}
   sections = [
-    prompts_section(results["prompts"], labels),
+    report.prompts_section(results["prompts"], labels),
     *_missing(results),
     *(
       _accuracy(results, group, kind, labels)
       for group, kinds in results["accuracy"].items()
       for kind in kinds
     ),
-    Section("Calibration", picture="calibration.png"),
+    report.Section("Calibration", picture="calibration.png"),
     *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
     _details(sets, labels),
   ]
@@ -179,10 +169,10 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Repor
   text += f" {results['clip_model']}."
   if unreadable:
     text += f" {counted(unreadable, 'image')} could not be read and were skipped."
-  return Report(f"Evaluation on {data}", text, sections)
+  return report.Report(f"Evaluation on {data}", text, sections)
 
 
-def _missing(results: Mapping[str, Any]) -> list[Section]:
+def _missing(results: Mapping[str, Any]) -> list[report.Section]:
   """Names the sets that are missing, and counts the classes that have no image in a set."""
   missing = results["missing"]
   lines = [f"{len(missing)} sets are missing: {', '.join(missing)}"] if missing else []
@@ -192,13 +182,14 @@ def _missing(results: Mapping[str, Any]) -> list[Section]:
     for name, of in results["sets"].items()
     if of.get("missing_classes")
   ]
-  table = Table(("set", "reason"), list(missing.items())) if missing else None
-  return [Section("Missing sets and classes", table=table, notes=lines, brief=True)] * bool(lines)
+  table = report.Table(("set", "reason"), list(missing.items())) if missing else None
+  title = "Missing sets and classes"
+  return [report.Section(title, table=table, notes=lines, brief=True)] * bool(lines)
 
 
 def _accuracy(
   results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
-) -> Section:
+) -> report.Section:
   """Accuracies of a group of sets, ours first, then published ones, and the numbers of images."""
   accuracy = results["accuracy"][group][kind]
   columns = list(next(iter(accuracy.values())))
@@ -207,25 +198,25 @@ def _accuracy(
   intervals = results["intervals"].get(group, {}).get(kind, {})
   splits = results["splits"].get(group, {})
   ours = [
-    [labels[label], *(percent(row[c], intervals.get(label, {}).get(c)) for c in columns)]
+    [labels[label], *(report.percent(row[c], intervals.get(label, {}).get(c)) for c in columns)]
     for label, row in accuracy.items()
   ]
   theirs = []
   for name, one in methods.items():
-    figures = [cell(one["figures"].get(column)) for column in columns]
+    figures = [report.cell(one["figures"].get(column)) for column in columns]
     theirs.append([f"{name} [{1 + sources.index(one['source'])}]", *figures])
   counts = results["images"][group][kind]
-  text = [INTERVAL, *remarks(splits[column] for column in columns if column in splits)]
+  text = [report.INTERVAL, *remarks(splits[column] for column in columns if column in splits)]
   text += ["Published figures are with ViT-B/16."] if theirs else []
-  table = Table(
+  table = report.Table(
     ("prompt", *(_marked(column, splits.get(column, "test")) for column in columns)),
-    [*ours, *theirs, ["images", *(cell(counts.get(c)) for c in columns)]],
+    [*ours, *theirs, ["images", *(report.cell(counts.get(c)) for c in columns)]],
     [*[""] * len(ours), *["published"] * len(theirs), "images"],
-    highest_cells(ours),
+    report.highest_cells(ours),
   )
   notes = [f"[{i}] {source}" for i, source in enumerate(sources, 1)]
   picture = f"accuracy_{group}_{kind}.png"
-  return Section(title_of(group, kind), " ".join(text), table, picture, notes, brief=True)
+  return report.Section(title_of(group, kind), " ".join(text), table, picture, notes, brief=True)
 
 
 def _marked(name: str, split: str) -> str:
@@ -239,13 +230,13 @@ def remarks(splits: Iterable[str]) -> list[str]:
   return [f"{text}. A prompt that was trained on them has seen them." for text in found]
 
 
-def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> Section:
+def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> report.Section:
   """Every figure of each prompt on each set, without the columns that are empty."""
   shown, found = [], []
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
       shown.append(f"{_marked(name, of_set['split'])}: {labels[label]}")
-      found.append([cell(_at(figures, path, factor)) for _, path, factor in _DETAILS])
+      found.append([report.cell(_at(figures, path, factor)) for _, path, factor in _DETAILS])
   columns = zip(_DETAILS, zip(*found, strict=True), strict=True)
   used = {detail: column for detail, column in columns if set(column) != {"-"}}
   on_tree = any(path[0] in ("errors", "hierarchy") for _, path, _ in used)
@@ -253,8 +244,8 @@ def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> Section:
   heads = ["set: prompt", *(head for head, _, _ in used)]
   text = [_DIFFERENCE] if "difference" in heads else []
   text += remarks(of_set["split"] for of_set in sets.values())
-  table = Table(heads, list(zip(shown, *used.values(), strict=True)))
-  return Section(f"Every figure ({units})", " ".join(text), table, folded=True, brief=True)
+  table = report.Table(heads, list(zip(shown, *used.values(), strict=True)))
+  return report.Section(f"Every figure ({units})", " ".join(text), table, folded=True, brief=True)
 
 
 def _at(figures: Any, path: Sequence[str | int], factor: float | int) -> float | int | None:

@@ -9,19 +9,9 @@ from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
 from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
+from pomp_jax.report import report
 from pomp_jax.report.evaluation_report import remarks
 from pomp_jax.report.labels import counted, method_label, with_counts
-from pomp_jax.report.report import (
-  INTERVAL,
-  Report,
-  Section,
-  Table,
-  facts,
-  html,
-  markdown,
-  percent,
-  with_pictures,
-)
 
 _FILES = {  # that a report links to, with what they hold
   "results.json": "every figure",
@@ -55,20 +45,20 @@ def finish_run(
   provenance; `names` are "results.md" and "results.tex", as the job leaves them.
   """
   stored = with_provenance(results)
-  report = load(JOBS[results["job"]].report)(stored, flatten(config))
-  drawn = {section.picture for section in report.sections} - {""}
-  report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
+  found = load(JOBS[results["job"]].report)(stored, flatten(config))
+  drawn = {section.picture for section in found.sections} - {""}
+  found = report.with_pictures(found, {name for name in drawn if exists(folder.plots / name)})
   with writing(folder.path):
     for name in names:
-      if write := markdown if name == "results.md" else LATEX and load(LATEX):
-        write_file(folder.path / name, write(report))
-    page = _page(folder, config, report, stored["provenance"])  # links to the files above
+      if write := report.markdown if name == "results.md" else LATEX and load(LATEX):
+        write_file(folder.path / name, write(found))
+    page = _page(folder, config, found, stored["provenance"])  # links to the files above
     write_file(folder.path / "report.html", page)
   folder.write_results(stored)
 
 
 def _page(
-  folder: RunFolder, config: Mapping[str, Any], report: Report, origin: Mapping[str, Any]
+  folder: RunFolder, config: Mapping[str, Any], found: report.Report, origin: Mapping[str, Any]
 ) -> str:
   """The report as HTML, with what every run says: origin, command, config, files, versions."""
   devices, commit = origin.get("devices"), origin.get("commit") or ""
@@ -89,24 +79,24 @@ def _page(
   files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]
   versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
   sections = [
-    *report.sections,
-    Section("Run", table=facts(run)),
-    *([Section("Command", code=origin["command"])] if "command" in origin else []),
-    Section(
+    *found.sections,
+    report.Section("Run", table=report.facts(run)),
+    *([report.Section("Command", code=origin["command"])] if "command" in origin else []),
+    report.Section(
       "Fields of the config that differ from their defaults",
       "" if changed else "None.",
-      Table(("field", "value"), changed) if changed else None,
+      report.Table(("field", "value"), changed) if changed else None,
     ),
-    Section("Config", code=json.dumps(config, indent=2), folded=True),
-    Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
-    Section("Versions", table=facts(versions)),
+    report.Section("Config", code=json.dumps(config, indent=2), folded=True),
+    report.Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
+    report.Section("Versions", table=report.facts(versions)),
   ]
-  lines = " \u00b7 ".join(filter(None, short.values())), report.text
-  whole = report._replace(sections=sections)
-  return html(whole, lines, lambda name: read_bytes(folder.plots / name))
+  lines = " \u00b7 ".join(filter(None, short.values())), found.text
+  whole = found._replace(sections=sections)
+  return report.html(whole, lines, lambda name: read_bytes(folder.plots / name))
 
 
-def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
+def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
   """Report of a training: its accuracy beside hand-written prompts, its course, its predictions."""
   method, splits = method_label(results["method"]), results["eval"]
   images, classes = results["eval_images"], results["eval_classes"]
@@ -114,7 +104,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   rows = []
   for name in dict.fromkeys(name for scores in splits.values() for name in scores):
     found = [scores.get(name, {}) for scores in splits.values()]
-    shown = [percent(one.get("top1"), one.get("top1_interval")) for one in found]
+    shown = [report.percent(one.get("top1"), one.get("top1_interval")) for one in found]
     rows.append([method_label(name), *shown])
   remark = remarks("train" if name.split("/")[0] == "train" else "test" for name in splits)
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
@@ -135,19 +125,19 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     **{f"found: {name}": value for name, value in results.get("found", {}).items()},
     "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())),
   }
-  table = Table(("prompt", *columns), rows, marks)
+  table = report.Table(("prompt", *columns), rows, marks)
   sections = [
-    Section("Top-1 accuracy (%)", " ".join((INTERVAL, *remark)), table),
+    report.Section("Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table),
     *_differences(splits),
-    Section("Accuracy", picture="accuracy.png"),
-    Section("Course of the training", picture="training.png"),
-    Section("Training", table=facts(training)),
-    Section("Test images and the most probable classes", picture="predictions.png"),
+    report.Section("Accuracy", picture="accuracy.png"),
+    report.Section("Course of the training", picture="training.png"),
+    report.Section("Training", table=report.facts(training)),
+    report.Section("Test images and the most probable classes", picture="predictions.png"),
     *(load(BY_CLASS).sections(summaries, {"prompt": method_label("prompt")}) if BY_CLASS else ()),
   ]
   if unreadable:
-    table = Table(("split", "image"), unreadable)
-    sections.append(Section("Images that can't be read", table=table))
+    table = report.Table(("split", "image"), unreadable)
+    sections.append(report.Section("Images that can't be read", table=table))
   title = f"{method} on {counted(results['n_classes'], 'class')}"
   text = (
     f"{title}, CLIP {results['clip_model']}, seed {results['seed']}. One run: the intervals say"
@@ -155,10 +145,10 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   )
   if words := results.get("words"):
     text = f"{text} {words['remark']}."
-  return Report(f"Training: {title}", text, sections)
+  return report.Report(f"Training: {title}", text, sections)
 
 
-def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
   """Differences of each prompt to the hand-written one, where the job has computed them."""
   rows = []
   for name, scores in splits.items():
@@ -168,5 +158,5 @@ def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
         shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
         rows.append([name, method_label(label), shown, f"{found['p_value']:.2g}"])
   text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
-  table = Table(("split", "prompt", "difference", "p"), rows)
-  return [Section("Difference to the hand-written prompt", text, table)] if rows else []
+  table = report.Table(("split", "prompt", "difference", "p"), rows)
+  return [report.Section("Difference to the hand-written prompt", text, table)] if rows else []
