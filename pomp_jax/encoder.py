@@ -50,8 +50,7 @@ class Encoder:
 
     `tower` is one of `clip.text.TEXT_TOWERS`, `dtype` one of `clip.precision.DTYPES`. `chunk`
     classes or images are computed at a time, over all devices, and at most `image_chunk` images are
-    in a device's memory together (0: no limit). Class features are cached, in memory if `cache` is
-    None.
+    in a device's memory together (0: no limit). Without `cache` class features are held in memory.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
@@ -97,8 +96,7 @@ class Encoder:
     VocabularyError or TokenizeError: no names, or one that is unusable or too long.
     """
     sentences = [f"{name}." for name in normalized_names(names)]
-    # Usually the last two tokens are "." and EOT. (Punctuation at a name's end may share that of
-    # ".".)
+    # Usually the last two tokens are "." and EOT; punctuation at a name's end may share the first.
     n_after = getattr(self.clip.tokenizer, "n_after_name", 2)
     return self._tokenize(sentences, n_vectors, n_after)
 

@@ -1,10 +1,8 @@
-"""Attention of the fast text tower with a custom VJP: of the prefix, and of packed tokens on both;
-and plain attention.
+"""Attention of the fast text tower with a custom VJP: of prefix and packed tokens; and plain one.
 
 Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and the one
 before, masked to its own class.
-Shapes: P prefix tokens, T packed tokens, R = P + T, D width, H heads, e width of a head, G blocks
-of W tokens.
+Shapes: P prefix and T packed tokens, R = P + T, D width, H heads of width e, G blocks of W tokens.
 """
 
 import functools

@@ -3,8 +3,7 @@
 A tower's parameters are a mapping from a tensor's name to the tensor, as torch stores it: [out, in]
 kernels. A layer raises ValueError for a tensor of another shape than its input and the others need,
 KeyError for a missing one.
-Shapes: B images of height H and width W, T tokens, D and O widths, P the side of a patch, G side of
-the grid of patches.
+Shapes: B images of height H and width W, T tokens, D and O widths, P side of a patch, G of a grid.
 """
 
 from collections.abc import Mapping

@@ -47,8 +47,7 @@ class Clip:
 
   name: str  # source it was loaded from (recorded in prompt files)
   config: ClipConfig  # sizes of each tower, under HuggingFace's names
-  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; that of `clip.resnet` for a ResNet
-  # image tower.
+  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; of a ResNet that of `clip.resnet`.
   params: Params
   tokenizer: Tokenizer  # the checkpoint's own tokenizer
   # Per-channel mean of the preprocessing, for pixels in [0, 1].

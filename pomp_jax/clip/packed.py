@@ -244,8 +244,7 @@ def in_chunks(
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
-  Rows are dealt out from the longest to the shortest, so the tokens of two chunks differ by at most
-  one row's.
+  Rows are dealt out from the longest on, so the tokens of two chunks differ by at most one row's.
   """
   n_chunks, remat = memory
   if n_chunks == 1:

@@ -16,9 +16,8 @@ DTYPES = ("float32", "tensorfloat32", "bfloat16")
 def precision_of(dtype: Any) -> tuple[Any, str]:
   """Type of activations, and `jax.default_matmul_precision`, of a name in DTYPES or a NumPy type.
 
-  `float32`: products of float32 in float32 (on TPUs six bfloat16 passes). `tensorfloat32`: float32
-  with faster products (TF32 on GPUs, three bfloat16 passes on TPUs). `bfloat16`: bfloat16, summed
-  in float32.
+  `float32`: products in float32 (on TPUs six bfloat16 passes). `tensorfloat32`: float32 with faster
+  products (TF32 on GPUs, three bfloat16 passes on TPUs). `bfloat16`: bfloat16, summed in float32.
   """
   if isinstance(dtype, str) and dtype == "tensorfloat32":
     return jnp.float32, "high"

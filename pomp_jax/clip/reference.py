@@ -21,8 +21,7 @@ def reference_text_tower(
 ) -> Callable[..., Float[Array, "C E"]]:
   """Builds the tower of `clip.text.TextTower` over the full sequence of positions.
 
-  Every class has its own copy of the prefix and padding up to the last position, as in the
-  published code.
+  Every class has its copy of the prefix and padding to the last position, as in the published code.
   """
   dtype, products = precision_of(dtype)
   encoder = FlaxCLIPEncoder(config, dtype=dtype)

@@ -39,10 +39,9 @@ def text_tower(
   """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
 
   `shared` computes the prefix once and packs names, see `clip.packed`; a bidirectional CLIP has a
-  tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`:
-  InputError where transformers has none (5 and newer). `config` is HuggingFace's, or an object with
-  its fields. `dtype` is the compute type, see `clip.precision`. `reference` ignores `token_budget`
-  and `memory`.
+  tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`, and
+  ignores `token_budget` and `memory`: InputError where transformers has none (5 and newer).
+  `config` is HuggingFace's, or has its fields. `dtype` is the compute type, see `clip.precision`.
   """
   if getattr(config, "bidirectional", False):
     if kind != "shared":

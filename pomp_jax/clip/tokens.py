@@ -127,8 +127,7 @@ _CLEANERS = {"whitespace": _basic, "lower": clean, "canonicalize": _canonical}
 def read_bpe(file: Path | None, n_tokens: int, where: str) -> BytePairTokenizer:
   """Reads the tokenizer from one of MERGES_FILES, for an embedding of `n_tokens` rows.
 
-  `where` is the checkpoint, for messages. ClipError: no file, a damaged one, or another number of
-  tokens.
+  `where` is the checkpoint, for messages. ClipError: no file, damage, or another number of tokens.
   """
   if file is None:
     expected = ", or ".join(MERGES_FILES)

@@ -26,9 +26,8 @@ def image_tower(
 
   The images, values 0..255 of any type, are already resized and cropped. Channel statistics are
   applied on the device, so that bytes and not floats are transferred. `dtype` is the compute type
-  of the layers, see `clip.precision`; parameters stay float32. See `in_chunks` for `chunk`, each of
-  which is rematerialised in the backward pass if `remat`. A ViT takes learned tokens, too, see
-  `clip.vit`.
+  of the layers, see `clip.precision`; parameters stay float32. Chunks, see `in_chunks`, are
+  rematerialised in the backward pass if `remat`. A ViT takes learned tokens too, see `clip.vit`.
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config

@@ -1,7 +1,6 @@
 """CLIP's ViT on FlaxCLIP's parameter tree (Radford et al., 2021), with learned tokens or without.
 
-Pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021), with one more norm
-after the embeddings.
+Pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021); a norm in front.
 
 Shapes: B images of H by W pixels, h by w patches, T tokens (class, patches, learned), D width, J
 layers with learned tokens of their own, V of these in each.

@@ -1,8 +1,7 @@
 """The config: a table of fields, registries, checks.
 
 A file in `configs/` starts from `base(job)`, the fields that the job reads, and changes a few; the
-command line overrides them (`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed
-`Settings`.
+command line overrides them (`--config.optim.lr=0.01`). `main` unpacks it into frozen `Settings`.
 """
 
 from pomp_jax.config.checks import (

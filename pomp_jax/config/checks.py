@@ -209,8 +209,7 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   except InputError as error:
     raise ConfigError("clip.model", clip.model, str(error)) from error
   if not (exists(name) or is_published):
-    # A hub id has one slash at most, and starts with a letter or a digit; open_clip's names of its
-    # models alone do not.
+    # A hub id starts with a letter or a digit and has a slash at most; open_clip's models are none.
     of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
     hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
     require(hub_id and not of_open_clip, "clip.model", name, _CLIPS)

@@ -83,8 +83,7 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 
-  `imagenet` is CLIP's ensemble of 80, `imagenet_7` its subset of seven. The others are named after
-  their class list.
+  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them; others are named as class lists.
   """
   return read_names(_FOLDER / "templates" / f"{name}.txt")
 

@@ -1,8 +1,7 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
 
 docs/evaluation.md lists the files that it leaves. A restart evaluates the sets that are missing or
-whose prompts, images or CLIP have changed. Several processes work on each set together, and the
-first writes.
+whose prompts, images or CLIP have changed. Processes work on each set together; the first writes.
 """
 
 from collections.abc import Mapping, Sequence

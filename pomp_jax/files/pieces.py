@@ -96,8 +96,7 @@ class Pieces:
   ) -> Piece:
     """Writes a piece, on one process, and returns it as `load` would.
 
-    The piece is an `.npz` file if arrays are given, even if there are none. RunFolderWriteError if
-    it can't be written.
+    It is an `.npz` file if arrays are given, even none. RunFolderWriteError if it can't be written.
     """
     path = self.path(name, "json" if arrays is None else "npz")
     plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))

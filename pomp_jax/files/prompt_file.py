@@ -40,8 +40,7 @@ FORMAT_VERSION = 1
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 
-# Text of a class, in which `{}` stands for the name. Around more words it would not be known where
-# the context goes.
+# Text of a class, with `{}` for the name. With more words the context's place would be unknown.
 TEMPLATE = "{}."
 UNKNOWN_CLIP = "unknown"
 # Fields of a file that other code has written.
@@ -167,8 +166,7 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
 def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
   """Content of a prompt file, in the format of its name.
 
-  PromptFileError if the format does not take a field's value, a NaN for example, or if the name has
-  no known suffix.
+  PromptFileError if the format does not take a field's value, such as a NaN, or for another suffix.
   """
   kind = format_of_name(path)
   if kind is None or is_hub(path):

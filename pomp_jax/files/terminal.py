@@ -1,7 +1,6 @@
 """What a run prints: text that is safe for a terminal, and progress by tqdm.
 
-A terminal gets tqdm's bars, a log a line every ten seconds, and later every minute. The first
-process alone prints.
+A terminal gets tqdm's bars, a log a line every ten seconds, later every minute, of process 0 alone.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

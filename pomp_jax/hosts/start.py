@@ -1,8 +1,7 @@
 """Finding the other processes of a run, and starting JAX's distributed runtime with timeouts.
 
 JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added here:
-flags, JobSet and Open MPI 5, one-line errors, and all accelerators of a node for a process that has
-the node to itself.
+flags, JobSet and Open MPI 5, one-line errors, and all accelerators for a process alone on its node.
 """
 
 from collections.abc import Mapping

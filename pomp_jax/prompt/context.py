@@ -47,8 +47,7 @@ class PromptContext(nn.Module):
   width: int  # D
   position: str = "end"  # one of POSITIONS
   n_classes: int | None = None  # N for class-specific contexts; None for a shared one
-  # Initial context, [M,D] (such as the embeddings of "a photo of a") or [N,M,D]; if None, drawn
-  # from N(0, 0.02^2).
+  # Initial context, [M,D] (such as embeddings of "a photo of a") or [N,M,D]; None: N(0, 0.02^2).
   init_value: Any = None
 
   def setup(self) -> None:

@@ -1,7 +1,6 @@
 """Short labels of prompts and methods, and names cut to a length: distinct wherever these are.
 
-Nothing here draws. A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub or
-a text with one {}.
+A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text with one {}.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 
 # Share of a device's own limit; weights, data and the other temporaries take the rest.
 _SHARE = 0.5
-# Where a device has no limit of its own: CPUs. The same on all machines, so that a run that moves
-# keeps its bits.
+# Of CPUs, which have no limit: the same on all machines, so that a run that moves keeps its bits.
 _NO_LIMIT_GIB = 4.0
 
 

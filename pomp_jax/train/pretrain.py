@@ -1,7 +1,6 @@
 """Learns a prompt on many classes, and evaluates it, also on classes that it never saw.
 
-`config.method` may name a baseline instead. A restart resumes exactly from what the run's folder
-holds.
+`config.method` may name a baseline instead. A restart resumes exactly from the run's folder.
 """
 
 import dataclasses

@@ -2,8 +2,7 @@
 
 An image is a function of its 64-bit key, whatever the batch; processors may round sines otherwise.
 An object is about 2 units across and centred at the origin, with u to the right and v down.
-Shapes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
-P = S * S pixels.
+Shapes: B images, A = 4 attributes (colour, texture, shape, ground), P = S * S pixels.
 """
 
 from collections.abc import Callable
@@ -35,8 +34,7 @@ class Style(NamedTuple):
 
 # One inked object under a lighting gradient, soft clutter behind it, sensor noise.
 PHOTO = Style()
-# Only for tests: warm or cold light, also blur and low contrast, half of the time without the dark
-# outline.
+# Only for tests: warm or cold light, blur, low contrast, half of the time without dark outline.
 SHIFTED = Style(0.5, 0.9 - 0.5, angle=0.35, light=0.4, noise=0.02, noises=0.1 - 0.02)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field

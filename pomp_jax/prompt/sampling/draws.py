@@ -24,8 +24,7 @@ _ONE = 2.0**32
 def n_negatives(k: int, n_classes: int) -> int:
   """Returns S, the size of a draw: K-1, or all N classes when K = N.
 
-  At K = N each image rejects its own class and keeps the N-1 others: the plain softmax. ValueError:
-  K below 2 or above N.
+  At K = N each image rejects its own class: the plain softmax. ValueError: K below 2 or above N.
   """
   if not 2 <= k <= n_classes:
     raise ValueError(f"k: got {k}, expected 2 to {n_classes}, the number of classes")

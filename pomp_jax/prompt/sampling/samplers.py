@@ -1,8 +1,7 @@
 """The samplers of negatives: one registry, from a batch's classes to a draw, weights, exclusions.
 
 A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The draw mixes q
-with the uniform distribution and gives each class the weight that keeps sums over all classes
-unbiased.
+with the uniform distribution; its weights keep sums over all classes unbiased.
 
 Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling groups of a
 class, A sibling groups in all, D relatives of a class, H levels.
@@ -70,8 +69,7 @@ def propose_posterior(
   """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c), g the bank.
 
   p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the share of c
-  in that of the batch. An image that is certain of its class has next to no gradient and proposes
-  next to nothing.
+  in that of the batch. An image that is certain of its class proposes next to nothing.
   """
   temperature = 1.0 / settings.logit_scale
   q_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
@@ -171,8 +169,7 @@ def draw_negatives(
   """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
 
   `independent` draws K-1 classes for each image. K and N are static, `labels_B` the images'
-  classes, `images_BxE` their unit features. Returns classes and weights; `complete_negatives` adds
-  the rest.
+  classes, `images_BxE` unit features. Returns classes and weights, for `complete_negatives`.
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
   if settings.name == "independent" and size < n_classes:

@@ -1,8 +1,7 @@
 """Features of a ViT's patches under the published recipes, which change its last layer alone.
 
 Positions are interpolated to the grid of patches of an image.
-Shapes: B images, h and w patches, P of them in all, T tokens (class and patches), D width, E
-embedding.
+Shapes: B images, h by w = P patches, T tokens (class and patches), D width, E embedding.
 """
 
 from collections.abc import Callable

@@ -150,8 +150,7 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
   """Opens the training images of `config.train_masks`; `seed` is that of the world's scenes.
 
   The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
-  has a region for each class, and annotated objects and segments are regions of their own; crowds
-  are left out.
+  has a region for each class; each annotated object or segment is one, crowds are left out.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)

@@ -80,8 +80,7 @@ class MaskViews:
   """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most.
 
   With the augmentation `none` the longer side becomes S. With `crop_flip` the shorter side becomes
-  S times a uniform random scale, of which a random crop of at most S x S is taken, flipped in half
-  of the cases.
+  S times a uniform random scale; a random crop of at most S x S is flipped in half of the cases.
   """
 
   source: RegionMaps

@@ -2,8 +2,7 @@
 
 ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row of a class
 matrix by cosine, or a learned vector of no object, so that any names can be its classes.
-Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J decoder layers, E embedding, N
-classes, D width.
+Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J layers, E embedding, N classes.
 """
 
 from collections.abc import Callable
@@ -52,8 +51,7 @@ class MaskFormer(nn.Module):
   ) -> MaskFormerOutput:
     """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary losses.
 
-    The pixels are the output of `normalized_pixels`. With `train` the random stream "dropout" drops
-    activations.
+    The pixels are those of `normalized_pixels`; with `train` the random stream "dropout" is used.
     """
     config = self.config
     backbone: Any = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
