@@ -250,8 +250,7 @@ def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = T
   """Compiles a function whose last argument is split by rows over all devices.
 
   Each device computes its own rows under `shard_map`, because the compiler cannot split the packing
-  of names into one row of tokens. Rows and results may be trees. With `gather` the results are
-  replicated; otherwise they stay split.
+  of names into one row of tokens. Rows and results may be trees; `gather` replicates the results.
   """
   rows = P((DATA, CLASS))
   local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)

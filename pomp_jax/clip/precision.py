@@ -1,8 +1,7 @@
 """The precision of matrix products and convolutions.
 
-XLA's default on float32 inputs is TF32 on GPUs (11 bits of the products' inputs) and a single
-bfloat16 pass (8 bits) on TPUs. A precision that is set here is part of the compiled program. CPUs
-compute in float32 either way.
+XLA's default on float32 inputs is TF32 on GPUs (11 bits of the products' inputs), one bfloat16 pass
+(8 bits) on TPUs, float32 on CPUs. A precision that is set here is part of the compiled program.
 """
 
 from typing import Any

@@ -110,8 +110,7 @@ def with_argument(
 def unpack(config: ConfigDict, job: str = "") -> Settings:
   """Typed settings of the config's job, or of another one for which the file has fields too.
 
-  Fields that only other jobs read are dropped. ConfigError for an unknown field or another type;
-  `validate` checks the values.
+  Fields of other jobs are dropped. ConfigError for an unknown field or type; see `validate`.
   """
   values = flatten(config.to_dict()) | ({"job": job} if job else {})
   settings = defaults(values.get("job", "pretrain"))

@@ -75,9 +75,8 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
 def open_folder(folder: Path, classes: ClassList, all_classes: bool = True) -> StoredImages:
   """Opens the images of one split, a folder with one folder a class.
 
-  Folders of classes outside the list are skipped with a warning. With `all_classes` a class of the
-  list without a folder is an error. Images are in the order of the labels, then of the file names;
-  keys are CLASS_FOLDER/FILE.
+  Folders of other classes are skipped with a warning; with `all_classes` each class needs a folder.
+  Images are in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
   """
   where, found = str(folder), list_folder(folder).folders
   if not found:

@@ -63,8 +63,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
   """Endless training batches from a position on, prepared ahead of the step.
 
   Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle by
-  Grain, a function of the seed. An unreadable image is replaced by the next one of the source.
-  Those met so far are in `skipped`.
+  Grain, a function of the seed. An unreadable image, see `skipped`, is replaced by the next one.
 
   Yields:
     {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent. Of

@@ -1,7 +1,6 @@
 """Features of the images of a split, in a folder, so that a restart computes only what is missing.
 
-Process 0 reads and writes the folder. Images that could not be read are computed again at each
-start, and so are damaged blocks.
+Process 0 reads and writes it. Unreadable images and damaged blocks are computed at each start.
 
 Shapes: n images of a split, N classes, B images of a batch, E embedding.
 """

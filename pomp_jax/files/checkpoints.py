@@ -79,9 +79,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
 
     It is not written if this step or a newer one is stored already. The state has arrays and
-    numbers, the same on all processes, and keys as `jax.random.key_data`. A higher metric is
-    better; None and NaN are none. CheckpointError if a save fails without `retry`, or if a later
-    start has taken the folder over.
+    numbers, the same on all processes, and keys as `jax.random.key_data`. A higher metric is better
+    (NaN: none). CheckpointError if a save fails without `retry`, or a later start has the folder.
     """
     if not hosts.is_first():
       return False

@@ -90,8 +90,7 @@ def check_fits(
 ) -> None:
   """Checks that a prompt can be used with a CLIP and N classes; warns if it is another CLIP's.
 
-  PromptFileError for another width than that of the CLIP's text tower, and a class-specific context
-  of another number of classes.
+  PromptFileError for another width than the text tower's, or class-specific for other N classes.
   """
   shape = list(prompt.context.shape)
   if shape[-1] != width:

@@ -118,9 +118,8 @@ def posted(name: str) -> dict[int, Any]:
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
   """Checks that all processes have the same facts, as text: the same config, code and data.
 
-  A host with an older checkout or another class list would not fail by itself: it would average
-  the gradient of another loss into everybody's prompt. HostError names the first fact that differs,
-  its values and their hosts.
+  A host with an older checkout or another class list would not fail by itself: it would average the
+  gradient of another loss into all. HostError names the first that differs, its values and hosts.
   """
   mine = {name: str(value) for name, value in facts.items()}
   found = gather(mine, "comparing the hosts", seconds)

@@ -76,8 +76,7 @@ class Bank(struct.PyTreeNode):
     """Draws classes for each image by itself, with replacement and never the image's own.
 
     q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(x_i . g_c / T) over c != y_i, with mix > 0 and unit
-    features x_i. A draw takes a uniform random number in [0, 1) of `positions_BxS`. Returns the
-    classes, and q_i of each.
+    features x_i. A draw takes a uniform number in [0, 1), of `positions_BxS`; also returns q_i.
     """
     shares_BxR, other_BxR = self._shares(images_BxE, labels_B, temperature, own_class=False)
     q_BxR = jnp.where(other_BxR, mix / (self.n_classes - 1) + (1.0 - mix) * shares_BxR, 0.0)
@@ -203,9 +202,8 @@ def renewed_classes(
   """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps renew all N.
 
   Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of which each
-  part, a device and micro-step, computes `rows`. Names that follow one another in a list are of
-  similar lengths, so neighbours need a larger token budget: 912 tokens beside 582 for 128 of
-  ImageNet-21K's classes.
+  part, a device and micro-step, computes `rows`. Neighbours in a list have names of similar lengths
+  and need a larger token budget: 912 tokens beside 582 for 128 of ImageNet-21K's classes.
   """
   # The remainder first, so that no number exceeds N + n_parts * rows.
   turn = -(-n_classes // (n_parts * rows))

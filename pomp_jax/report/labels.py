@@ -34,8 +34,7 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
 
   A path is called "learned, " or "class features, " and its last folders, as many as tell it from
   the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
-  path keeps two parts. Ids on the hub, texts and mixtures stay as they are. Behind a name may be
-  `@STEP` of a checkpoint.
+  path keeps two parts. Ids on the hub, texts and mixtures stay. `@STEP` of a checkpoint may follow.
   """
   is_text = lambda name: "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
   paths = [name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)]

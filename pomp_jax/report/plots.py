@@ -25,8 +25,7 @@ def training_curves(
 ) -> None:
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
-  `series` may hold `loss`, and fractions `accuracy` (over `classes`) and `validation_top1` (over
-  all classes); others are ignored.
+  `series` may hold `loss`, `accuracy` (over `classes`) and `validation_top1` (over all), fractions.
   """
   figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
   none: Series = (), ()

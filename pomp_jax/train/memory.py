@@ -22,8 +22,7 @@ _NO_LIMIT_GIB = 4.0
 def activation_memory(clip: Clip) -> float:
   """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own limit.
 
-  The limit is that of the first process, so that all compile the same program. All processes make
-  their first call together.
+  It is the first process's limit, for equal programs; all processes make the first call together.
   """
   return (clip.memory_gib or _of_device()) * 2**30
 

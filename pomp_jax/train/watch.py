@@ -29,8 +29,7 @@ _STATM = pathlib.Path("/proc/self/statm")
 # A run is input bound when it spends more than this fraction of its time waiting for the loader,
 # and more than that fraction of its batches find the device idle.
 _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
-# Steps that the host starts ahead of the device. One keeps it busy; a run that is asked to stop
-# waits for all of them.
+# Steps that the host starts ahead of the device: one keeps it busy, and a stop waits for all.
 _AHEAD = 2
 # Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20

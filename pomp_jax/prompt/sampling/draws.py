@@ -46,8 +46,7 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
 
   The cost does not depend on N when K is a small part of it: more ids than needed are drawn with
   replacement and the first K-1 distinct ones are kept, in order of drawing. If too few are distinct
-  (rare), all are drawn again. That condition is symmetric in the classes, so the draw stays
-  uniform. K and N are static.
+  (rare), all are drawn again, which is symmetric in the classes and so uniform. K, N are static.
   """
   size = n_negatives(k, n_classes)
   if size == n_classes:

@@ -134,8 +134,7 @@ class Sampler(NamedTuple):
   """A row of the registry."""
 
   # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds up to 1;
-  # an image gives nothing to its own class. None for the uniform draw, and for `independent`, whose
-  # images have a q each.
+  # an image gives its own class nothing. None for the uniform draw and `independent`, a q an image.
   propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
   # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.

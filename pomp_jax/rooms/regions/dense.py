@@ -25,8 +25,7 @@ from pomp_jax.rooms.regions.dense_tower import RECIPES, dense_tower
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
-# Largest number of pixels with scores of their own. Labels of a larger image are enlarged; no
-# published set has one.
+# Most pixels with scores of their own. Labels of larger images, of no published set, are enlarged.
 _MAX_PIXELS = 2**21
 # Largest number of scores in memory, names times pixels. More names are computed in chunks.
 _MAX_SCORES = 2**28

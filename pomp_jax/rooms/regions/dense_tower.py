@@ -23,8 +23,7 @@ class Recipe(NamedTuple):
 
   pairs: tuple[str, ...] = ("qk",)  # see `clip.vit.Last`
   whole_layer: bool = True
-  # Standard deviation, in patches, of a Gaussian of the distance between two patches that is added
-  # to the scores; 0 for none.
+  # Standard deviation of a Gaussian of two patches' distance that is added to the scores; 0: none.
   nearness: float = 0.0
   # Patches added to the grid's sides where positions are resampled; 0 as HuggingFace's.
   offset: float = 0.0

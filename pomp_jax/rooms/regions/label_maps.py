@@ -15,8 +15,7 @@ import numpy as np
 
 from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
 
-# Numbers of a block of pixels in memory together, under one prompt: a score of each class, or a
-# weight of each region.
+# Numbers of a block of pixels in memory under one prompt: scores of classes, weights of regions.
 _MAX_NUMBERS = 2**23
 # Few shapes, for fewer compilations: regions are padded to powers of two from this number on, and
 # columns of a block are multiples of the other.

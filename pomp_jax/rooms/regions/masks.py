@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 import numpy as np
 from PIL import Image
 
-# What stands for probability 1 in masks of each type. In 16 bits small masks, too, decide the class
-# of a pixel that has no others.
+# Probability 1 in masks of each type. In 16 bits small masks, too, decide a pixel without others.
 ONE = {np.bool_: 1, np.uint8: 255, np.float16: 2**15}
 # Longest side of a resized image, as a multiple of the shorter side that is asked for. ZSSeg's
 # INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are 640 and 2,560 for COCO-Stuff, 512 and 2,048 elsewhere.
@@ -62,8 +61,7 @@ def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
 def resized_sides(height: int, width: int, size: int, multiple: int = 1) -> tuple[int, int]:
   """Height and width of an image whose shorter side becomes `size`, as in detectron2; 0: as it is.
 
-  An image whose longer side would then exceed 4 times `size` becomes smaller. The new sides are
-  multiples of `multiple`.
+  If the longer side would exceed 4 times `size`, both are smaller; they divide by `multiple`.
   """
   sides = sorted((height, width))
   scale = min(size / sides[0], _MOST * size / sides[1]) if size else 1.0

@@ -49,8 +49,7 @@ class PixelTally:
     - fwIoU: IoU weighted by the pixels of the truth; pACC: share of right pixels.
     - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, hIoU_plain likewise.
 
-    Each group gets the same figures under its name. Pixels of other classes count where a class of
-    the group is predicted there.
+    Each group has the same under its name; other pixels count where a class of it is predicted.
     """
     figures = self._figures(np.arange(self.counts.shape[1]))
     groups = groups or {}

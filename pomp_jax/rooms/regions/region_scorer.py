@@ -75,9 +75,8 @@ def fuse(
 ) -> Float[_Array, "R C"]:
   """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e, with e by class.
 
-  One of both may be None. `trained_C` are the classes that the network was trained on, `valid_R`
-  the regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask); without
-  a network their scores are 0.
+  One of both may be None. `trained_C` are the classes of the network's training, `valid_R` regions
+  that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty mask); without a network 0.
 
   The exponents are those of `fusion`, whose `null` is what becomes of the probability of no class.
   `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the network's
