@@ -21,12 +21,11 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier, open_prompt
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
-from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.registry import TASKS, load
-from pomp_jax.report.report import csv_text
+from pomp_jax.report.report import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +165,6 @@ def run(config: Settings, workdir: str) -> dict:
   ]
   path = folder.path / "results.csv"
   with writing(path):
-    write_file(path, csv_text(("file", "rank", *task.columns), lines))
+    write_csv(path, ("file", "rank", *task.columns), lines)
   folder.write_results(results)
   return results

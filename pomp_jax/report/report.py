@@ -14,6 +14,8 @@ import re
 from typing import Any, NamedTuple
 import urllib.parse
 
+from pomp_jax.files.atomic import write_file
+from pomp_jax.files.paths import Path
 from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
@@ -215,8 +217,8 @@ def _html_table(table: Table) -> str:
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """Formats a CSV file; None becomes an empty field."""
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+  """Writes a CSV file atomically; None becomes an empty field."""
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-  return text.getvalue()
+  write_file(path, text.getvalue())

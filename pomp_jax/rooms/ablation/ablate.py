@@ -18,7 +18,8 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import activation_bytes
-from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config import METHODS, Settings
+from pomp_jax.config.declare import require
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import Pieces
@@ -45,17 +46,16 @@ _FOLDER = "cells"
 def check(config: Settings, workdir: str) -> None:
   """Checks each cell as the pretrain job does; InputErrors of one line."""
   every = config.ablate.curve_every
-  if every and not inputs.has_validation(config.data):
-    raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
+  fits = not every or inputs.has_validation(config.data)
+  require(fits, "ablate.curve_every", every, "0 for data without validation images")
   for cell in make_cells(config.ablate.grid, config.replace):
     training = config.replace(cell.overrides)
     with _named(cell):
-      if not METHODS[training.method].saves_prompt:
-        takes = "'pomp'; job='baselines' compares the others"
-        raise ConfigError("method", training.method, takes)
+      method, takes = training.method, "'pomp'; job='baselines' compares the others"
+      require(METHODS[method].saves_prompt, "method", method, takes)
       for field, value in {"on_bad_loss": "stop", "checkpoint.select": "last"}.items():
-        if (found := training.flat()[field]) != value:
-          raise ConfigError(field, found, f"{value!r}: cells have no checkpoints")
+        found = training.flat()[field]
+        require(found == value, field, found, f"{value!r}: cells have no checkpoints")
       pretrain.check(training, os.path.join(workdir, _FOLDER, cell.key))
 
 
@@ -194,18 +194,16 @@ def _finish(
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
 
 
-def _step_times(
-  shared: SharedInputs, cells: Sequence[Cell], curve_every: int
-) -> list[dict[str, Any]]:
+def _step_times(shared: SharedInputs, cells: Sequence[Cell], every: int) -> list[dict[str, Any]]:
   """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
-  if missing := _missing(shared.folder, cells, curve_every):
+  if missing := _missing(shared.folder, cells, every):
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
   kinds: dict[str, Cell] = {}
   for cell in cells:
     kinds.setdefault(repr(kind_of(cell.values)), cell)
   runs = [shared.prepare(cell) for cell in kinds.values()]
-  times = vmapped_training.measure_step_times(runs, [shared.stream(run) for run in runs])
+  times = vmapped_training.step_times(runs, [shared.stream(run) for run in runs])
   return [
     {"values": kind_of(cell.values), **time}
     for cell, time in zip(kinds.values(), times, strict=True)

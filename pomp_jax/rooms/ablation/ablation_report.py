@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
-from pomp_jax.files.atomic import write_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
-from pomp_jax.report.report import Report, Section, Table, failures
+from pomp_jax.report.report import Report, Section, Table, failures, write_csv
 from pomp_jax.rooms.ablation import plots, time_to_accuracy
 
 # The split whose best line is marked, the first of these that there is.
@@ -29,7 +28,11 @@ _SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
   cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
-  write_file(folder.path / "cells.csv", plots.cells_csv(cells))
+  fields = dict.fromkeys(field for cell in cells for field in cell["values"])
+  figures = dict.fromkeys(name for cell in cells for name in plots.figures_of(cell))
+  columns = (*fields, *figures, "error")
+  rows = [cell["values"] | plots.figures_of(cell) | {"error": cell["error"]} for cell in cells]
+  write_csv(folder.path / "cells.csv", columns, ([row.get(x) for x in columns] for row in rows))
   references = {}  # the better hand-written prompt, unless cells differ in theirs
   for split, top1 in by_hand[0][1].items() if len(by_hand) == 1 else ():
     best = max(top1, key=top1.get)

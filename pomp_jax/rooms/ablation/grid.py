@@ -6,24 +6,22 @@ Several grids are joined by "&": `k=all;seed=0|1 & k=16|64;steps=50|100;seed=0|1
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import itertools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from pomp_jax.config import METHODS, ConfigError, Settings, fields_of, validate, value_of_text
+from pomp_jax.config import METHODS, Settings, fields_of, validate, value_of_text
+from pomp_jax.config.declare import require
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import FREE_FIELDS
 
-_GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
-ALL = "all"
-_FIELD = "ablate.grid"
+ALL, _FIELD = "all", "ablate.grid"
 _TAKES = (
-  f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
-  f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
+  "fields separated by ';', each with its values separated by '|', such as"
+  " k=16|64|all;correction=log|none;seed=0|1"
 )
 # Fields that only runs with a bank read, a sampled contrast, and a Gaussian average.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
@@ -35,8 +33,7 @@ _METHOD_GROUPS = {method.group for method in METHODS.values() if method.group}
 Replace = Callable[[Mapping[str, Any]], Settings]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
   """One training of an ablation."""
 
   values: Mapping[str, Any]  # swept field -> its value here; None where the field is not read
@@ -59,21 +56,19 @@ class Cell:
 def read_grid(text: str) -> dict[str, list[str]]:
   """The swept fields and the texts of their values, in order; ConfigError if it is no grid."""
   grid: dict[str, list[str]] = {}
-  for item in filter(None, map(str.strip, text.split(_FIELDS_BY))):
+  for item in filter(None, map(str.strip, text.split(";"))):
     field, equals, values = item.partition("=")
-    field, found = field.strip(), [value.strip() for value in values.split(VALUES)]
-    if not equals or not all(found) or len(set(found)) < len(found):
-      raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
+    field, found = field.strip(), [value.strip() for value in values.split("|")]
+    fits = equals and all(found) and len(set(found)) == len(found)
+    require(fits, _FIELD, item, _TAKES + "; no value twice")
     check_read(field, "pretrain", fields_of("pretrain"))
-    if field in ("job", "dry_run") or field in FREE_FIELDS:
-      raise ConfigError(_FIELD, field, "a field that a training depends on")
-    if field in grid:
-      raise ConfigError(_FIELD, field, "each field once")
+    is_free = field in ("job", "dry_run") or field in FREE_FIELDS
+    require(not is_free, _FIELD, field, "a field that a training depends on")
+    require(field not in grid, _FIELD, field, "each field once")
     grid[field] = found
-  if ALL in grid.get("k", ()) and "negatives" in grid:
-    raise ConfigError(_FIELD, "negatives", "no negatives beside k=all, which sets them")
-  if not grid:
-    raise ConfigError(_FIELD, text, _TAKES)
+  is_twice = ALL in grid.get("k", ()) and "negatives" in grid
+  require(not is_twice, _FIELD, "negatives", "no negatives beside k=all, which sets them")
+  require(grid, _FIELD, text, _TAKES)
   return grid
 
 
@@ -82,7 +77,7 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
 
   `replace` is that of the ablation's config, which has all other fields of the trainings.
   """
-  grids = [read_grid(own) for own in text.split(_GRIDS_BY)]
+  grids = [read_grid(own) for own in text.split("&")]
   fields = dict.fromkeys(field for grid in grids for field in grid)
   found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # key -> swept values, all values
   for grid in grids:

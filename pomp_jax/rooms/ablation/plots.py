@@ -1,4 +1,4 @@
-"""Cells of an ablation: tidy CSV, mean and standard deviation over the seeds, and their plot."""
+"""Cells of an ablation: mean and standard deviation over the seeds, and their plot."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -9,7 +9,6 @@ import numpy as np
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.report.report import csv_text
 
 # Headings of the figures of a cell other than its accuracies.
 COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
@@ -68,15 +67,6 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
       spreads[name] = Spread(float(np.mean(values)), std, values)
     result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
   return result
-
-
-def cells_csv(cells: Sequence[Mapping[str, Any]]) -> str:
-  """Formats one line a cell: swept fields, figures, error; unread fields are empty."""
-  fields = dict.fromkeys(field for cell in cells for field in cell["values"])
-  figures = dict.fromkeys(name for cell in cells for name in figures_of(cell))
-  columns = (*fields, *figures, "error")
-  rows = [cell["values"] | figures_of(cell) | {"error": cell.get("error")} for cell in cells]
-  return csv_text(columns, ([row.get(name) for name in columns] for row in rows))
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:

@@ -88,16 +88,14 @@ class SharedInputs:
     return _accuracy(run.encoder, splits, {"prompt": prompt})
 
   def references(self, encoder: Encoder, data: Data, evaluation: Eval) -> Scores:
-    """Accuracy of the hand-written prompts."""
     by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
     return _accuracy(encoder, self._splits(encoder, data, evaluation.images), by_hand)
 
   def curve(self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
     """Steps of a run's prompts, and top-1 and images of the available splits of `CURVE`."""
     encoder, own = run.encoder, run.prompt
-    splits, rows_of, frozen = self._curve_splits(
-      encoder, run.data, run.eval.images, own.m, own.class_specific
-    )
+    given = run.data, run.eval.images, own.m, own.class_specific
+    splits, rows_of, frozen = self._curve_splits(encoder, *given)
     top1: dict[str, list[float]] = {name: [] for name in splits}
     # Bypass the encoder's cache of class features.
     for context in contexts.values():
@@ -110,14 +108,12 @@ class SharedInputs:
     images = {name: len(split.labels) for name, split in splits.items()}
     return {"steps": list(contexts), "top1": top1, "images": images}
 
-  def _curve_splits(
-    self, encoder: Encoder, data: Data, n_images: int, m: int, class_specific: bool
-  ):
+  def _curve_splits(self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool):
     """Splits of a curve, the rows of their classes among all names, and the arrays of these."""
-    source = inputs.open_source(data, "validation", n_images=n_images)
+    source = inputs.open_source(data, "validation", n_images=n)
     splits = {"validation": batches.readable_features(data, encoder, source, self.folder)}
     if not class_specific:  # such a context knows no class but those it was trained on
-      others = self._splits(encoder, data, n_images)
+      others = self._splits(encoder, data, n)
       splits |= {name: split for name, split in others.items() if name in CURVE}
     names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
     row = {name: i for i, name in enumerate(names)}

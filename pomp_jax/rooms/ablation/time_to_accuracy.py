@@ -32,7 +32,6 @@ class Course(NamedTuple):
 
   @property
   def is_exact(self) -> bool:
-    """Whether the contrast is with all classes."""
     return self.group.values.get("k") == "all"
 
   @property
@@ -46,7 +45,6 @@ class Course(NamedTuple):
     return "exact" if self.is_exact else ", ".join(parts)
 
   def seconds(self, step: int) -> float:
-    """Seconds of training until a step is done."""
     return self.start_seconds + step * self.step_seconds
 
 

@@ -26,8 +26,8 @@ from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import repeated
 from pomp_jax.rooms.ablation.grid import Cell
-from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
+from pomp_jax.train.setup import PromptRun, optimizer_of
 
 # Fields of `optim`, and of a training, in which lanes of a program may differ.
 _NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")
@@ -76,7 +76,7 @@ def curve_steps(every: int, total: int) -> list[int]:
 
 
 def train_lanes(
-  runs: Sequence[setup.PromptRun], streams: Sequence[Stream], size: int, curve_every: int
+  runs: Sequence[PromptRun], streams: Sequence[Stream], size: int, curve_every: int
 ) -> Iterator[Trained]:
   """Trains the runs of a `program_groups` group, in order, by one program that is compiled once.
 
@@ -112,7 +112,7 @@ def train_lanes(
       yield Trained(contexts[i], losses_SxT[i], seconds, mib, own)
 
 
-def _first_states(runs: Sequence[setup.PromptRun]) -> Any:
+def _first_states(runs: Sequence[PromptRun]) -> Any:
   """The state of each run, stacked along a new first axis that no device splits."""
   # It depends on the seed alone. With a bank it takes a pass over all classes.
   first = {seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()}
@@ -125,7 +125,7 @@ def _first_states(runs: Sequence[setup.PromptRun]) -> Any:
   return jax.tree.map(stacked, *(first[run.seed] for run in runs))
 
 
-def _numbers(runs: Sequence[setup.PromptRun]) -> dict[str, jax.Array]:
+def _numbers(runs: Sequence[PromptRun]) -> dict[str, jax.Array]:
   numbers = {name: [run.config["optim"][name] for run in runs] for name in _NUMBERS}
   numbers["correction"] = [SCALES.get(run.contrast.correction, math.nan) for run in runs]
   arrays = {name: np.array(of_runs, np.float32) for name, of_runs in numbers.items()}
@@ -137,13 +137,13 @@ def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dic
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
-def _step(run: setup.PromptRun):
+def _step(run: PromptRun):
   on_features = _on_features(run)
 
   def step_of_cells(state, numbers, frozen, batch):
     optim = run.config["optim"] | {name: numbers[name] for name in _NUMBERS}
     optim = types.SimpleNamespace(**optim)
-    optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
+    optimizer, _ = optimizer_of(optim, run.steps_per_epoch, run.total_steps)
     own = dataclasses.replace(on_features, optimizer=optimizer)
     scale = numbers["correction"] if run.contrast.correction in SCALES else None
     return own.build_step(scale)(state, frozen, batch)
@@ -151,14 +151,11 @@ def _step(run: setup.PromptRun):
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
-def _on_features(run: setup.PromptRun) -> setup.PromptRun:
-  """The run on batches that bring features."""
+def _on_features(run: PromptRun) -> PromptRun:
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
-def measure_step_times(
-  runs: Sequence[setup.PromptRun], streams: Sequence[Stream]
-) -> list[dict[str, float]]:
+def step_times(runs: Sequence[PromptRun], streams: Sequence[Stream]) -> list[dict[str, float]]:
   """Measures kinds of cells, trained alone, by one run of each and what it is trained on.
 
   A lane's time is only its share of a program. So that kinds can be compared, each takes steps of
@@ -186,7 +183,7 @@ def measure_step_times(
   ]
 
 
-def _step_of(run: setup.PromptRun, stream: Stream) -> Callable[[], None]:
+def _step_of(run: PromptRun, stream: Stream) -> Callable[[], None]:
   """The step of the pretrain job on the run's first batch, repeated; compiled."""
   run = _on_features(run)
   rows = NamedSharding(run.encoder.mesh, P(DATA))

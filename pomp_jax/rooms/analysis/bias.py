@@ -64,14 +64,9 @@ def gradient_function(
         kind = {"loss": "sigmoid", "correction": "log"}
 
       def loss(class_features_CxE):
-        return local_contrast(
-          dataclasses.replace(settings, **kind),
-          features_BxE,
-          class_features_CxE[:n_images],
-          class_features_CxE[-negatives.ids.size :],
-          labels_B,
-          negatives,
-        ).loss
+        parts = class_features_CxE[:n_images], class_features_CxE[-negatives.ids.size :]
+        own = dataclasses.replace(settings, **kind)
+        return local_contrast(own, features_BxE, *parts, labels_B, negatives).loss
 
       (gradient,) = pull_back(jax.grad(loss)(class_features_CxE))
       return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
@@ -206,11 +201,8 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
     " square distance of a draw from their mean; both relative to the norm of the exact gradient."
     " Cosines are with the exact gradient. In brackets and after ±: two standard errors."
   )
-  data = {
-    "prompt": results["prompt"],
-    "norm of the exact gradient": cell(results["exact_norm"], 4),
-    "time (s)": cell(results["seconds"]),
-  }
+  norm, seconds = cell(results["exact_norm"], 4), cell(results["seconds"])
+  data = {"prompt": results["prompt"], "norm of the exact gradient": norm, "time (s)": seconds}
   sections = [
     Section("Data", table=facts(data)),
     Section("Bias, deviation and direction against K", picture="gradient_bias.png"),

@@ -5,18 +5,17 @@ A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures
 """
 
 from collections.abc import Mapping, Sequence
-import os
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from pomp_jax.files.atomic import write_file
+from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import prompt_labels
-from pomp_jax.report.report import Section, Table, csv_text
+from pomp_jax.report.report import Section, Table, write_csv
 
 _RESULTS = (
   *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
@@ -38,12 +37,9 @@ def sets_of(
   sets = {}
   for split, classes in names.items():
     images = split.partition("/")[0]
-    sets[split] = {
-      "split": images if images in ("train", "validation") else "test",
-      "classes": classes,
-      "reference": reference,
-      "prompts": scores[split],
-    }
+    images = images if images in ("train", "validation") else "test"
+    own = {"split": images, "classes": classes, "reference": reference}
+    sets[split] = own | {"prompts": scores[split]}
   return sets
 
 
@@ -78,7 +74,7 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     ("classes.csv", _CLASS, classes),
     ("confusions.csv", _CONFUSION, confusions),
   ):
-    write_file(folder.path / file, csv_text(columns, found))
+    write_csv(folder.path / file, columns, found)
 
 
 def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
@@ -109,12 +105,10 @@ def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, An
   }
 
 
-def sections(
-  summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
-) -> list[Section]:
-  """Sections of confused names, confusion matrices and accuracy of classes, by `summary`."""
+def sections(sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[Section]:
+  """Sections of confused names, confusion matrices, accuracy of classes, by each `summary`."""
   confused, hardest = [], []
-  for name, of_set in summaries.items():
+  for name, of_set in sets.items():
     head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
     for one, answer, count, images in of_set.get("confused", ()):
       confused.append([*head, one, answer, f"{count} of {images}"])
@@ -127,7 +121,7 @@ def sections(
     table = Table((*columns, "taken for", "images"), confused)
     folded = len(confused) > _PAIRS
     sections.append(Section("Most confused names", text, table, folded=folded))
-  sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in summaries]
+  sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in sets]
   if hardest:
     text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
     table = Table((*columns, "images", "top-1 (%)"), hardest)
@@ -145,9 +139,7 @@ def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
   return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()
 
 
-def _draw_confusions(
-  path: str | os.PathLike, matrix_NxN: np.ndarray, names: Sequence[str], title: str
-) -> None:
+def _draw_confusions(path: Path, matrix_NxN: np.ndarray, names: Sequence[str], title: str) -> None:
   """Draws answers by class: a row a class, with its images' shares and numbers by answer."""
   n = len(names)
   side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)

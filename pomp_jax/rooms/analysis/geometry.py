@@ -52,12 +52,10 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
   return float(np.log(total / (n_classes * (n_classes - 1) / 2)))
 
 
-def prompt_similarity(
-  features_PxNxE: Sequence[Float[np.ndarray, "N E"]],
-) -> Float[np.ndarray, "P P"]:
+def prompt_similarity(rows_PxNxE: Sequence[Float[np.ndarray, "N E"]]) -> Float[np.ndarray, "P P"]:
   """Computes the mean cosine between the unit features of a class under two prompts."""
-  rows_PxNE = np.stack(features_PxNxE).astype(np.float64).reshape(len(features_PxNxE), -1)
-  return rows_PxNE @ rows_PxNE.T / len(features_PxNxE[0])
+  rows_PxNE = np.stack(rows_PxNxE).astype(np.float64).reshape(len(rows_PxNxE), -1)
+  return rows_PxNE @ rows_PxNE.T / len(rows_PxNxE[0])
 
 
 def nearest_tokens(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.config import ConfigError, Settings, fields
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.loader import SkippedImages
@@ -53,8 +54,7 @@ _VERSION = "1"
 _IMAGES = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
   """Gradients of the contrast at one prompt for the same images."""
 
   encoder: Encoder
@@ -62,20 +62,17 @@ class Gradients:
   module: PromptContext
   params: Any
   frozen: Frozen  # with the arrays of all samplers
-  sampling: SamplingSettings
+  contrast: ContrastSettings  # of another K and sampler
   features_BxE: Float[np.ndarray, "B E"]
   labels_B: Int[np.ndarray, " B"]
   seed: int
-  logit_bias: float  # of the sigmoid loss
 
   def of_draws(
     self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
     """Computes R = `n_draws` independent draws of K classes under each correction."""
     lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
-    contrast = ContrastSettings(
-      k, len(lengths_N), "log", clip.logit_scale, sampling, logit_bias=self.logit_bias
-    )
+    contrast = dataclasses.replace(self.contrast, k=k, sampling=sampling)
     size = self.labels_B.size
     budget = step_token_budget(self.module, lengths_N, settings=contrast, group_size=size)
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
@@ -90,19 +87,18 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing. InputErrors of one line."""
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
-  if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):
-    takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
-    raise ConfigError("gradient_bias.k", k, takes)
+  fits = k and all(type(n) is int and 2 <= n <= n_classes for n in k) and len(set(k)) == len(k)
+  takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
+  require(fits, "gradient_bias.k", k, takes)
   unread = {"method": "pomp", "consistency": 0.0, "prompt.class_specific": False}
-  unread["prompt.init"] = ""
-  for field, value in unread.items():
-    if (found := config.flat()[field]) != value:
-      raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
+  for field, value in {**unread, "prompt.init": ""}.items():
+    found = config.flat()[field]
+    require(found == value, field, found, f"{value!r} where job='gradient_bias'")
   source = inputs.open_source(config.data, "train", n_images=settings.images)
   clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
   inputs.check_features(source, config.clip.model, clip)
-  if settings.images > (there := len(source)):
-    raise ConfigError("gradient_bias.images", settings.images, f"at most {there}, the training's")
+  n_images, there = settings.images, len(source)
+  require(n_images <= there, "gradient_bias.images", n_images, f"at most {there}, the training's")
   if settings.prompt:
     prompt, bank_NxE = _load(settings.prompt)
     if prompt.context.ndim != 2:
@@ -141,11 +137,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     bank_NxE = encoder.features_of_classes(params, frozen, module.position)
   arrays = replicate(arrays._replace(bank=Bank(bank_NxE, len(names))), encoder.mesh)
   frozen = frozen._replace(sampling=arrays)
-  gradients = Gradients(
-    *(encoder, config.clip, module, params, frozen),
-    *(sampling_of(config.sampling, encoder.clip.logit_scale), features_BxE, labels_B, seed),
-    logit_bias,
-  )
+  n_classes, scale = len(names), encoder.clip.logit_scale
+  sampling = sampling_of(config.sampling, scale)
+  contrast = ContrastSettings(n_classes, n_classes, "log", scale, sampling, logit_bias=logit_bias)
+  given = encoder, config.clip, module, params, frozen, contrast
+  gradients = Gradients(*given, features_BxE, labels_B, seed)
   folder = RunFolder(workdir)
   folder.create()
   all_classes = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
@@ -243,7 +239,7 @@ def _cells(
   todo = pieces.missing(pairs)
   for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
     if name in todo:
-      sampling = dataclasses.replace(gradients.sampling, name=sampler)
+      sampling = dataclasses.replace(gradients.contrast.sampling, name=sampler)
       drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
       found = [
         {"sampler": sampler, "correction": correction, "k": k}

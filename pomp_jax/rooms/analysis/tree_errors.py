@@ -59,9 +59,7 @@ class Hierarchy:
   def __len__(self) -> int:
     return len(self._nodes)
 
-  def relations(
-    self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]
-  ) -> Relations:
+  def relate(self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]) -> Relations:
     """Relates right classes to answers, both given as indices into the class list."""
     pairs = labels_B.astype(np.int64) * len(self) + answers_B
     different, row_B = np.unique(pairs, return_inverse=True)
@@ -69,7 +67,6 @@ class Hierarchy:
     return Relations(*(np.array(column)[row_B] for column in zip(*rows, strict=True)))
 
   def _relation(self, label: int, answer: int) -> tuple[Any, ...]:
-    """A row of `Relations`."""
     a, b = self._nodes[label], self._nodes[answer]
     up_a, up_b = self._distances_up(a), self._distances_up(b)
     common = up_a.keys() & up_b.keys()
@@ -104,13 +101,12 @@ class TreeTally:
     self._batches: list[tuple[np.ndarray, ...]] = []  # labels, answers, right ones
 
   def add(self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray) -> None:
-    """Counts the answers to B images."""
     self._batches.append((labels_B, answers_B, right_B))
 
   def figures(self) -> dict[str, Any]:
     """The figures above, as JSON values."""
     labels_n, answers_n, right_n = map(np.concatenate, zip(*self._batches, strict=True))
-    found, wrong_n, n = self._hierarchy.relations(labels_n, answers_n), ~right_n, len(labels_n)
+    found, wrong_n, n = self._hierarchy.relate(labels_n, answers_n), ~right_n, len(labels_n)
     n_siblings, n_others = self._hierarchy.n_siblings, max(len(self._hierarchy) - 1, 1)
     siblings = sum(n_siblings[own[~right]].sum() / n_others for own, _, right in self._batches)
     n_errors = int(wrong_n.sum())

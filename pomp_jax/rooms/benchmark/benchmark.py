@@ -6,7 +6,6 @@ machine's rate at a large matrix product, measured in every round.
 """
 
 import dataclasses
-import functools
 import importlib.util
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax.clip.text import has_flax_clip
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
@@ -25,10 +24,9 @@ from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
 def check(config: Settings, workdir: str) -> None:
   """Refuses a K above the number of classes, and another job's folder."""
-  n_classes = token_lengths().size
-  if any(k > n_classes for (k,) in numbers(config.benchmark.k)):
-    expected = f"at most the number of classes, {n_classes}"
-    raise ConfigError("benchmark.k", config.benchmark.k, expected)
+  k, n_classes = config.benchmark.k, token_lengths().size
+  fits = all(own <= n_classes for (own,) in numbers(k))
+  require(fits, "benchmark.k", k, f"at most the number of classes, {n_classes}")
   for field in ("steps", "bank_steps"):
     size = getattr(config.benchmark, field)
     packed = not getattr(MODELS[config.benchmark.model], "bidirectional", False)
@@ -40,9 +38,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   fields, folder = config.benchmark, RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
-  measure = functools.partial(
-    measure_in_turn, dtype=fields.dtype, repeats=fields.repeats, seconds=fields.seconds
-  )
+  measure = lambda steps: measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds)
   rows: list[dict[str, Any]] = []
   results: dict[str, Any] = {"job": config.job, "settings": dataclasses.asdict(fields)}
   results |= {"device": jax.devices()[0].device_kind, "rows": rows}

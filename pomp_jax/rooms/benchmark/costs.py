@@ -77,11 +77,9 @@ def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   views = smaller * run.data.views
   # Take the readers of whole batches: each holds some that are ready.
   threads, workers = readers = run.readers
-  small = dataclasses.replace(
-    run,
-    loop=dataclasses.replace(run.loop, batch_size=views),
-    data=dataclasses.replace(run.data, threads=threads, workers=workers),
-  )
+  loop = dataclasses.replace(run.loop, batch_size=views)
+  data = dataclasses.replace(run.data, threads=threads, workers=workers)
+  small = dataclasses.replace(run, loop=loop, data=data)
   loader = small.open_batches()
   n_timed = max(_BATCHES, 4 * readers.threads * max(1, readers.workers))
   seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
@@ -135,14 +133,12 @@ def _class_cost(run: setup.PromptRun) -> Cost:
     contrast = run.contrast
     if part < 1:
       contrast = dataclasses.replace(contrast, negatives="sampled", k=max(2, round(k * part)))
-    return dataclasses.replace(
-      run,
-      data=dataclasses.replace(run.data, features="stored"),
-      loop=dataclasses.replace(run.loop, batch_size=run.n_groups * max(1, round(n_images * part))),
-      # Rematerialise as the whole step does.
-      clip=dataclasses.replace(run.clip, remat=plan.remat, n_chunks=n_chunks),
-      contrast=contrast,
-    )
+    data = dataclasses.replace(run.data, features="stored")
+    batch_size = run.n_groups * max(1, round(n_images * part))
+    loop = dataclasses.replace(run.loop, batch_size=batch_size)
+    # Rematerialise as the whole step does.
+    clip = dataclasses.replace(run.clip, remat=plan.remat, n_chunks=n_chunks)
+    return dataclasses.replace(run, data=data, loop=loop, clip=clip, contrast=contrast)
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
@@ -235,7 +231,6 @@ def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cos
 
 
 def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
-  """Times each of some calls, after `warmup` others."""
   for _ in range(warmup):
     call()
   return timeit.repeat(call, number=1, repeat=times)

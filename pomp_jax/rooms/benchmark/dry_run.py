@@ -19,7 +19,8 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
-from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
+from pomp_jax.config import SYNTHETIC_CLIP, WORLD, Settings, has_folder
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
@@ -34,9 +35,8 @@ log = logging.getLogger(__name__)
 
 def check(config: Settings, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
-  if config.job != "pretrain":
-    takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
-    raise ConfigError("dry_run", True, takes)
+  takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
+  require(config.job == "pretrain", "dry_run", True, takes)
   changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
   pretrain.check(config.replace(changes), workdir)
 
@@ -86,9 +86,8 @@ def _changes(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str,
       changes["eval.images"] = max(1, n_images // len(splits))
   elif data.source != WORLD:
     names = data.base or data.names or data.dataset
-    if names not in CLASS_LISTS and not is_file(names):
-      takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
-      raise ConfigError("data.names", data.names, takes)
+    takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
+    require(names in CLASS_LISTS or is_file(names), "data.names", data.names, takes)
     changes |= {"data.source": "synthetic", "data.names": names, "data.shots": 0}
     for field in ("root", "dataset", "base", "novel", "feature_store"):
       changes[f"data.{field}"] = ""

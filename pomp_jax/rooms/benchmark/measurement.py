@@ -42,9 +42,8 @@ class Measurement:
     """Returns the figures, medians over the rounds."""
     # Ratios of each round: a machine that slows down does so for both.
     shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
-    row = dataclasses.asdict(self)
-    for name in ("flops", "times", "rates"):
-      del row[name]
+    others = ("flops", "times", "rates")
+    row = {name: one for name, one in dataclasses.asdict(self).items() if name not in others}
     return row | {
       "seconds": float(np.median(self.times)),
       "share_of_matmul_rate": float(np.median(shares)),

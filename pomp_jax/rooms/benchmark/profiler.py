@@ -39,7 +39,6 @@ class Profiler:
       self._recording = _succeeds(jax.profiler.start_trace, self._local)
 
   def close(self) -> None:
-    """Stops the profile that is being recorded, if there is one."""
     stopped = self._recording and _succeeds(jax.profiler.stop_trace)
     if stopped and self._temporary is not None:
       put = store_of(self._path).put

@@ -59,7 +59,6 @@ class SyntheticTokenizer:
     return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
 
   def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-    """Returns a string for each id."""
     return [f"token {i}" for i in ids]
 
   def _ids(self, text: str) -> list[int]:
@@ -79,15 +78,10 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
     sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads}
     return {**sizes, "hidden_act": activation}
 
-  own = CLIPTextConfig(
-    **transformer(text["width"], text["layers"], text["heads"]),
-    vocab_size=text["vocab_size"],
-    max_position_embeddings=text["context_length"],
-    bos_token_id=_BOS,
-    eos_token_id=_EOT,
-    projection_dim=embedding,
-    bidirectional=bool(text.get("no_causal_mask")),
-  )
+  sizes = transformer(text["width"], text["layers"], text["heads"])
+  sizes |= {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
+  sizes |= {"bos_token_id": _BOS, "eos_token_id": _EOT, "projection_dim": embedding}
+  own = CLIPTextConfig(**sizes, bidirectional=bool(text.get("no_causal_mask")))
   if "timm_model_name" in vision or vision.get("no_ln_pre"):
     return ClipConfig(own, NoImageTower(), embedding)
   width, size, layers = vision["width"], vision["image_size"], vision["layers"]

@@ -45,18 +45,12 @@ from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config, random_pa
 _GROUP = 32
 # Memory for activations that config.clip.memory_gib stands for on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
+_TINY = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 256, "projection_dim": 32}
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {
   "vit_b_16": synthetic_clip.synthetic_config("openai/clip-vit-base-patch16").text_config,
   "vit_l_14": synthetic_clip.synthetic_config("openai/clip-vit-large-patch14").text_config,
-  "tiny": CLIPTextConfig(
-    vocab_size=100,
-    hidden_size=64,
-    intermediate_size=256,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    projection_dim=32,
-  ),
+  "tiny": CLIPTextConfig(**_TINY, num_hidden_layers=2, num_attention_heads=2),
 }
 # The base size of each family, or its smallest, by open_clip's name.
 OPEN_CLIPS = {
@@ -273,16 +267,7 @@ def compile_step(
   learner, renewal = learner_of(budget), None
   if renew:
     renewal = training.Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
-  train_step = make_train_step(
-    training.StepParts(
-      mesh=mesh,
-      learner=learner,
-      image_tower=None,
-      optimizer=optimizer,
-      settings=contrast,
-      renewal=renewal,
-    )
-  )
+  parts = training.StepParts(mesh, learner, None, optimizer, contrast, renewal=renewal)
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)
@@ -293,4 +278,4 @@ def compile_step(
     "label": rng.integers(0, n_classes, _GROUP, np.int32),
   }
   batch = jax.device_put(batch, NamedSharding(mesh, P(DATA)))
-  return train_step.lower(state, frozen, batch).compile(), state, frozen, batch
+  return make_train_step(parts).lower(state, frozen, batch).compile(), state, frozen, batch

@@ -33,8 +33,7 @@ _IMAGENET21K = (
 _AIRCRAFT = "FGVC-Aircraft 2013b, variants (Maji et al., 2013); for research only."
 
 
-@dataclasses.dataclass(frozen=True)
-class Tar:
+class Tar(NamedTuple):
   """Tar file of one synset: a file of its own, or a part of another file.
 
   Its regular members are read in place: nothing is extracted, and no name is used as a path.
@@ -103,8 +102,7 @@ class Task:
   units: tuple[StoredImages | Tar, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
   """Images of a data set to write."""
 
   dataset: str  # name in TFDS
@@ -172,14 +170,9 @@ def _from_splits(
   for split, source in splits.items():
     digest.update(f"{split} {len(source)} ".encode() + source.labels.tobytes())
     digest.update("\n".join(source.keys.tolist()).encode())
-  return Input(
-    dataset,
-    next(iter(splits.values())).names,
-    description,
-    identity=f"{sum(map(len, splits.values()))} images {digest.hexdigest()}",
-    tasks=_split_tasks(splits, images_per_class),
-    divided=len(splits) > 1,
-  )
+  names, tasks = next(iter(splits.values())).names, _split_tasks(splits, images_per_class)
+  identity = f"{sum(map(len, splits.values()))} images {digest.hexdigest()}"
+  return Input(dataset, names, description, identity, tasks, divided=len(splits) > 1)
 
 
 def _split_tasks(splits: dict[str, StoredImages], images_per_class: int) -> tuple[Task, ...]:
@@ -209,7 +202,7 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
     if size >= _SHARD_BYTES:
       groups.append([])
       size = 0
-    groups[-1].append(dataclasses.replace(tar, label=label))
+    groups[-1].append(tar._replace(label=label))
     size += min(tar.size, images_per_class * _IMAGE_BYTES or tar.size)
   listing = "".join(f"{tar.synset} {tar.size}\n" for tar in tars)
   digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()

@@ -74,11 +74,9 @@ class FeatureRows:
     return FeatureRows, self._given
 
   def read(self, row: int, key: str) -> bytes:
-    """Raises ImageError: there are no pixels."""
     raise ImageError(f"{self.where(row, key)}: has features and no pixels")
 
   def where(self, row: int, key: str) -> str:
-    """File, row and key."""
     return f"{self.path}: row {row}, {printable(key, 200)}"
 
   def features(self, rows_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
@@ -141,9 +139,7 @@ def read_header(root: str | os.PathLike) -> Header:
   return Header(path, *(found[key] for key in Header._fields[1:]))
 
 
-def _open(
-  header: Header, split: str, classes: ClassList | None, *, all_classes: bool
-) -> StoredImages:
+def _open(header: Header, split: str, classes: ClassList | None, all_classes: bool) -> StoredImages:
   """Opens a split under the file's own names, or those of a list, of which it may lack some."""
   folder, where = header.path.parent, str(header.path)
   rows, *others = (folder / f"{split}{ending}" for ending in _ENDINGS)

@@ -8,6 +8,7 @@ from jaxtyping import Int
 import numpy as np
 
 from pomp_jax.config import READERS, SOURCES, ConfigError, near_match
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.folder import classes_in, open_folder, split_folders
@@ -34,8 +35,7 @@ def _named(settings: Evaluate) -> list[str]:
     is_suite = name in SUITES and name not in known and not SUITES[name].halves
     whole = SUITES[name].sets if is_suite else ()
     found += whole if whole and set(whole) <= set(known) else (name,)
-  wrong = [name for name in found if name not in known] + [found[i] for i in repeats(found)]
-  for name in wrong:
+  for name in [x for x in found if x not in known] + [found[i] for i in repeats(found)]:
     takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
     raise ConfigError("evaluate.sets", name, takes)
   return found or list(suite.sets if suite else ())
@@ -46,18 +46,16 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
   if group in SOURCES:  # the sets of an image source, which has no files
-    if source != group:
-      field, got = ("suite", group) if settings.suite == group else ("sets", name)
-      takes = (
-        f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
-        " without sets evaluates what config.data names, evaluate.sets_file any sets"
-      )
-      raise ConfigError(f"evaluate.{field}", got, takes)
+    field, got = ("suite", group) if settings.suite == group else ("sets", name)
+    takes = (
+      f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
+      " without sets evaluates what config.data names, evaluate.sets_file any sets"
+    )
+    require(source == group, f"evaluate.{field}", got, takes)
     opened = functools.partial(of_split, name, "test")
     return [EvaluationSet(name, source, name, "all", opened)]
   reader, root = settings.source, settings.root
-  if not root or not is_dir(root):
-    raise ConfigError("evaluate.root", root, "a folder that exists, with the data sets")
+  require(root and is_dir(root), "evaluate.root", root, "a folder that exists, with the data sets")
   if expected := SOURCES[reader].expected_dataset(name):
     others = " or ".join(other for other in READERS if other != reader)
     raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} takes {expected}")

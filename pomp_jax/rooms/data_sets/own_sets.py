@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tomllib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ FIRST_HALF = "first half"
 _NAME = re.compile(r"\w([\w .+-]{0,78}[\w.+-])?")
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnSet:
+class OwnSet(NamedTuple):
   """Description of a data set."""
 
   name: str  # in tables and files
@@ -198,9 +197,8 @@ def _listed(own: OwnSet, key: str) -> class_lists.ClassList:
   if isinstance(value, tuple):
     class_lists.check_names(value, f"key {key!r}")
     return class_lists.ClassList(value)
-  return class_lists.load_class_list(
-    value if value in class_lists.CLASS_LISTS else join(own.folder, value)
-  )
+  name = value if value in class_lists.CLASS_LISTS else join(own.folder, value)
+  return class_lists.load_class_list(name)
 
 
 def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.ndarray:
@@ -235,7 +233,6 @@ def _indices(own: OwnSet, classes: class_lists.ClassList, key: str) -> set[int]:
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
-  """WordNet ids in the order of the names."""
   synsets = own.synsets
   if isinstance(synsets, str):
     synsets = class_lists.read_names(join(own.folder, synsets))

@@ -8,8 +8,9 @@ for each task (`files.pieces`), which a restart skips.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -115,8 +116,15 @@ def build(
   if source.divided:
     selection = dataclasses.replace(selection, held_out=0)
   store = functools.partial(_store, parts=parts, selection=selection)
-  done = _in_processes(store, source.tasks, workers)
-  pieces = list(steps_of(done, source.dataset, "shards", len(source.tasks)))
+  with contextlib.ExitStack() as stack:
+    each: Any = map
+    if workers > 1:
+      # Spawned: a fork would inherit locks that this process's threads hold.
+      spawn = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
+      each = stack.enter_context(pool).map
+    done = each(store, source.tasks)
+    pieces = list(steps_of(done, source.dataset, "shards", len(source.tasks)))
   report = {"dataset": source.dataset, "built_from": identity}
   report |= _finish(source, work, pieces, selection.held_out > 0)
   write_json(work / "report.json", report)
@@ -130,18 +138,6 @@ def build(
 def _check_identity(folder: pathlib.Path, found: Any, identity: dict[str, Any]) -> None:
   if found != identity:
     raise PrepareError(f"{folder}: has another input (found {found}, expected {identity})")
-
-
-def _in_processes(
-  store: Callable[[Task], Piece], tasks: Sequence[Task], workers: int
-) -> Iterator[Piece]:
-  if workers == 1:
-    yield from map(store, tasks)
-    return
-  # Spawned: a fork would inherit locks that this process's threads hold.
-  spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-    yield from pool.map(store, tasks)
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
@@ -241,19 +237,14 @@ def _finish(
   if not_validated:
     told = "have one readable image each: it is trained on, and nothing validates them"
     log.warning("%d classes %s, such as %s", len(not_validated), told, not_validated[0])
-  return {
-    "splits": counts,
-    "n_unreadable": len(unreadable),
-    "unreadable": unreadable,
-    "not_validated": not_validated,
-  }
+  of_images = {"n_unreadable": len(unreadable), "unreadable": unreadable}
+  return {"splits": counts, **of_images, "not_validated": not_validated}
 
 
 class Shard:
   """One file of records, with `labels` and `keys` of its images, and the records' `num_bytes`."""
 
   def __init__(self, path: pathlib.Path):
-    """Creates the file."""
     # Images are read one by one, and JPEG does not compress further.
     self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     self.labels: list[int] = []
@@ -261,7 +252,6 @@ class Shard:
     self.num_bytes = 0
 
   def write(self, image: bytes, label: int, key: str) -> None:
-    """Appends one image."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(image)
@@ -274,7 +264,6 @@ class Shard:
     self.num_bytes += len(record)
 
   def close(self) -> None:
-    """Completes the file."""
     self._writer.close()
 
 
@@ -306,14 +295,9 @@ def write_metadata(
     )
     sizes = {"shard_lengths": shard_lengths, "num_bytes": num_bytes}
     infos.append(tfds.core.SplitInfo(name=name, filename_template=template, **sizes))
-  tfds.folder_dataset.write_metadata(
-    data_dir=folder,
-    features=tfds.features.FeaturesDict(features),
-    split_infos=infos,
-    version=VERSION,
-    description=description,
-    check_data=False,
-  )
+  more = {"version": VERSION, "description": description, "check_data": False}
+  written = tfds.features.FeaturesDict(features)
+  tfds.folder_dataset.write_metadata(data_dir=folder, features=written, split_infos=infos, **more)
 
 
 def _part(split: str, index: int) -> str:

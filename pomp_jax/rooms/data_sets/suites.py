@@ -56,9 +56,7 @@ GROUP_OF = {
 } | {_IMAGENET: _IMAGENET}
 
 
-def published(
-  group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def published(group: str, kind: str, rows: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
   content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
   columns = {column for row in rows.values() for column in row}

@@ -75,7 +75,6 @@ class Records:
   """Storage of images in a prepared data set's records, which each process opens for itself."""
 
   def __init__(self, dataset: str, root: str, split: str):
-    """Stores the arguments; see `open_tfds`."""
     self._dataset, self._root, self.split = dataset, root, split
     self._opened: tuple[Any, str, str] | None = None
 

@@ -101,9 +101,7 @@ def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
   return padded
 
 
-def _arrays(
-  keys_NxG: np.ndarray, kin: Sequence[np.ndarray], levels_NxH: np.ndarray
-) -> SamplingArrays:
+def _arrays(keys_NxG: np.ndarray, kin: list[np.ndarray], levels_NxH: np.ndarray) -> SamplingArrays:
   """Numbers the groups from 0, and drops those of one class."""
   found, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
   kept = (found >= 0) & (sizes >= 2)

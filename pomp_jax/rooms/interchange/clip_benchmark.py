@@ -3,14 +3,13 @@
 https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import re
 from typing import Any
 
-from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import write_json
-from pomp_jax.report.report import csv_text
+from pomp_jax.report.report import write_csv
 
 _COLUMNS = (
   *("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task"),
@@ -28,7 +27,12 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
   files.mkdir()
   for name, record in records.items():
     write_json(files / f"{name}.json", record, checksum=False)
-  write_file(folder / "clip_benchmark.csv", benchmark_csv(records.values()))
+  rows = []
+  for record in records.values():
+    row = record["metrics"] | record
+    row["model_fullname"] = f"{record['model']} {record['pretrained']}"
+    rows.append([row[column] for column in _COLUMNS])
+  write_csv(folder / "clip_benchmark.csv", _COLUMNS, rows)
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -41,29 +45,13 @@ def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       while unused.lower() in used:
         number += 1
         unused = f"{stem}-{number}"
-      found[unused] = {
-        "dataset": name,
-        "model": results["clip_model"],
-        "pretrained": label,
-        "task": "zeroshot_classification",
-        "metrics": {
-          "acc1": figures["top1"],
-          "acc5": figures["top5"] if figures["classes"] >= _ACC5_CLASSES else None,
-          "mean_per_class_recall": figures["macro_top1"],
-        },
-        "language": "en",
-      }
+      acc5 = figures["top5"] if figures["classes"] >= _ACC5_CLASSES else None
+      accuracy = {"acc1": figures["top1"], "acc5": acc5}
+      accuracy["mean_per_class_recall"] = figures["macro_top1"]
+      record = {"dataset": name, "model": results["clip_model"], "pretrained": label}
+      record |= {"task": "zeroshot_classification", "metrics": accuracy, "language": "en"}
+      found[unused] = record
   return found
-
-
-def benchmark_csv(records: Iterable[Mapping[str, Any]]) -> str:
-  """Formats a line for each record under CLIP_benchmark's columns; null becomes an empty field."""
-  rows = []
-  for record in records:
-    name = f"{record['model']} {record['pretrained']}"
-    row = record["metrics"] | record | {"model_fullname": name}
-    rows.append([row[column] for column in _COLUMNS])
-  return csv_text(_COLUMNS, rows)
 
 
 def _slug(text: str) -> str:

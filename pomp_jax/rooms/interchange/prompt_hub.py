@@ -21,6 +21,7 @@ from pomp_jax.errors import InputError, RunError
 from pomp_jax.files import prompt_file
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, exists, to_path, without_folders
+from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import one_line, printable
 
@@ -28,9 +29,8 @@ log = logging.getLogger(__name__)
 
 # Neither kind of file can hold a pickle.
 _SUFFIXES = (".npz", ".safetensors")
-_ACCEPTED = (
-  f"hf:OWNER/NAME, hf:OWNER/NAME@REVISION, or one of them and /FILE, {' or '.join(_SUFFIXES)}"
-)
+_KINDS = " or ".join(_SUFFIXES)
+_ACCEPTED = f"hf:OWNER/NAME, hf:OWNER/NAME@REVISION, or one of them and /FILE, {_KINDS}"
 
 # No part begins with a dot, so that no path leads out of the repository.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -67,11 +67,11 @@ def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   return match[1], match[2], file
 
 
-def load_from_hub(name: str | os.PathLike) -> prompt_file.Prompt:
+def load_from_hub(name: str | os.PathLike) -> Prompt:
   """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and `_download`'s."""
   file = _download(name)
   if prompt_file.format_of_content(file) == "pth":
-    prompt_file.refuse(name, "the file", "a torch checkpoint", " or ".join(_SUFFIXES))
+    prompt_file.refuse(name, "the file", "a torch checkpoint", _KINDS)
   try:
     return prompt_file.load_prompt(file)
   except prompt_file.PromptFileError as error:
@@ -104,12 +104,11 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
     files = [found.rfilename for found in info.siblings or ()]
     if file not in files:
       usable = sorted(other for other in files if other.endswith(_SUFFIXES))[:5]
-      there = printable(", ".join(usable)) or f"no {' or '.join(_SUFFIXES)}"
+      there = printable(", ".join(usable)) or f"no {_KINDS}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
     # By the revision's name, under which it is found without a network.
-    return pathlib.Path(
-      api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
-    )
+    found = api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
+    return pathlib.Path(found)
 
 
 def _status_of(error: Any) -> int:
@@ -145,13 +144,13 @@ def check_fields(export: Export) -> None:
   require(known, "export.license", export.license, f"{accepted}, {where}")
 
 
-def check(export: Export, prompt: prompt_file.Prompt) -> None:
+def check(export: Export, prompt: Prompt) -> None:
   """Checks that `push` may succeed; errors as `results_of`'s and `check_upload`'s."""
   results_of(export.prompt, prompt)
   check_upload(export.hub, export.private)
 
 
-def push(export: Export, prompt: prompt_file.Prompt, folder: Path) -> str:
+def push(export: Export, prompt: Prompt, folder: Path) -> str:
   """Writes a prompt and its card to the folder, uploads both, and returns the commit's URL."""
   results = results_of(export.prompt, prompt)
   return push_prompt(export.hub, prompt, export.license, results, export.private, keep_in=folder)
@@ -159,7 +158,7 @@ def push(export: Export, prompt: prompt_file.Prompt, folder: Path) -> str:
 
 def push_prompt(
   name: str,
-  prompt: prompt_file.Prompt,
+  prompt: Prompt,
   license: str,
   results: Mapping[str, Any] | None = None,
   private: bool = False,
@@ -192,7 +191,7 @@ def push_prompt(
       return commit.commit_url
 
 
-def results_of(path: str | os.PathLike, prompt: prompt_file.Prompt) -> dict[str, Any]:
+def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it is damaged.
 
   Empty unless the folder is of the run that learned the prompt.
@@ -236,9 +235,7 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   return repository
 
 
-def model_card(
-  name: str, prompt: prompt_file.Prompt, license: str, results: Mapping[str, Any]
-) -> Any:
+def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:
   """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
   from huggingface_hub import ModelCard, ModelCardData
 
@@ -300,7 +297,7 @@ def _training(name: str, config: Mapping[str, Any]) -> str:
   )
 
 
-def _results(prompt: prompt_file.Prompt, results: Mapping[str, Any]) -> str:
+def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
   if not results:
     return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")

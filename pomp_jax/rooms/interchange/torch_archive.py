@@ -115,7 +115,6 @@ class TorchArchive(contextlib.AbstractContextManager):
   value: Any
 
   def __init__(self, path: str | os.PathLike, error: type[Exception] = ClipError):
-    """Reads the value, without the tensors."""
     self._path, self._error = path, error
     try:
       self._zip = zipfile.ZipFile(local_copy(path))
@@ -206,9 +205,8 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
         weights.refuse(path, name, f"of type {values.dtype}", "a float type")
       return np.asarray(values, np.float32)
 
-    yield weights.Weights(
-      str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, text
-    )
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    yield weights.Weights(str(path), shapes, read, text)
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:

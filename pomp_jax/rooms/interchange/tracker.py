@@ -21,7 +21,8 @@ from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 30.0  # for the tracker's server at the start, and for what is left at the end
+# For the tracker's server at the start, and for what is left at the end.
+_SECONDS, _TIMEOUTS = 30.0, ("init_timeout", "finish_timeout", "login_timeout")
 _PROJECT = "pomp-jax"
 # Its service, another process, ends with ours. What it has not written by then is lost offline.
 _FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
@@ -93,13 +94,8 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
     job_type=config["job"],
     config=config,
     dir=os.fspath(folder.path) if inside else None,
-    settings=wandb.Settings(
-      init_timeout=_SECONDS,
-      finish_timeout=_SECONDS,
-      login_timeout=_SECONDS,
-      console="off",  # our streams stay ours
-      silent=True,
-    ),
+    # Our streams stay ours.
+    settings=wandb.Settings(**dict.fromkeys(_TIMEOUTS, _SECONDS), console="off", silent=True),
   )
   run.define_metric("*", step_metric="step")
   offline = f"offline; `wandb sync` sends {os.path.dirname(run.dir)}"

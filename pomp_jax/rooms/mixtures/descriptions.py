@@ -49,10 +49,8 @@ class Descriptions(OtherPrompt):
     """The sentences of each class; PromptFileError with the names that have none."""
     found = [self._sentences.get(_key(name), ()) for name in names]
     if missing := [name for name, own in zip(names, found, strict=True) if not own]:
-      told = printable(", ".join(missing), 1000)
-      raise PromptFileError(
-        f"{where}: {len(missing)} of {len(names)} classes have no sentences: {told}"
-      )
+      told = f"{len(missing)} of {len(names)} classes have no sentences"
+      raise PromptFileError(f"{where}: {told}: {printable(', '.join(missing), 1000)}")
     return found
 
 

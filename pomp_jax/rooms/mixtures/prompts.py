@@ -77,9 +77,7 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   require(is_given or (chosen and not given), field, item, _TAKES)
   parts = [named_prompts.read_prompts([name], field) for name in names]
   require(all(len(part) == 1 for part in parts), field, item, _TAKES)
-  return Mixture(
-    [part._replace(label=name) for name, [part] in zip(names, parts, strict=True)], given
-  )
+  return Mixture([part._replace(label=x) for x, [part] in zip(names, parts, strict=True)], given)
 
 
 def _weight(part: str) -> tuple[float | None, str]:

@@ -27,9 +27,7 @@ class Weights:
   def __init__(self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval):
     """Opens the validation images of `config.data` if one is needed; ConfigError for none."""
     self._prompts, self._clip, self._data, self._source = prompts, clip, data, None
-    self._open = [
-      one for one in prompts if isinstance(one.prompt, Mixture) and not one.prompt.weights
-    ]
+    self._open = [x for x in prompts if isinstance(x.prompt, Mixture) and not x.prompt.weights]
     if self._open:
       # The world's pictures are those of its own CLIP.
       fits = clip.model == WORLD or data.source != WORLD

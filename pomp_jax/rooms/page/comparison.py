@@ -81,7 +81,6 @@ class Comparison:
     return image, names, lambda: self._class_features(names), labels
 
   def answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
-    """Best names by probabilities under each prompt."""
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]

@@ -88,10 +88,8 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
     elif _file(path, "results.json"):
       found = "finished", ""
     job, state = printable(str(config.get("job", "?")), 40), found
-  problem = " ".join(problems) or state[1]
-  return Run(
-    name, path, job, state[0], problem, time, report, os.path.realpath(prompt) if prompt else ""
-  )
+  problem, learned = " ".join(problems) or state[1], os.path.realpath(prompt) if prompt else ""
+  return Run(name, path, job, state[0], problem, time, report, learned)
 
 
 @contextlib.contextmanager

@@ -241,7 +241,6 @@ class _Page:
     return form.read_picture(content)
 
   def picture(self, key: str) -> Response:
-    """A picture that the page itself has drawn or encoded."""
     return _png(self._shelf.get(key))
 
   def run_list(self) -> str:
@@ -251,7 +250,6 @@ class _Page:
     return render_template("runs.html", tab=tab, runs=found)
 
   def run(self, name: str) -> str:
-    """One run: its state and its report."""
     run = self._run(name)
     report, problems = runs.show(run, lambda file: url_for("plot", name=name, file=file))
     tab = "reports" if run.report else "runs"
@@ -266,7 +264,6 @@ class _Page:
       return _png(runs.curves(run))
 
   def report(self, name: str) -> Response:
-    """The report of a run."""
     content = runs.read_file(self._run(name).path, "report.html")
     return Response(content or abort(404), headers={"Content-Security-Policy": _REPORT})
 

@@ -55,7 +55,7 @@ def test_relations_and_figures_in_any_tree_equal_networkx(seed):
   hierarchy = Hierarchy(tree, nodes)
   pairs = zip(nodes[labels].tolist(), nodes[answers].tolist(), strict=True)
   (distance, height, common_depth, sibling, kin), depth = related(tree, pairs)
-  found = hierarchy.relations(labels, answers)
+  found = hierarchy.relate(labels, answers)
   np.testing.assert_array_equal(found.distance, distance)
   np.testing.assert_array_equal(found.ancestor_depth, common_depth)
   np.testing.assert_array_equal(found.sibling, sibling)
