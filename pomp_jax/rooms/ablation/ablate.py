@@ -214,8 +214,7 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
   text = f"{type(error).__name__}: {' '.join(str(error).split())}"
   log.warning("%s failed: %s", cell.name, text)
   if hosts.is_first():
-    found = {"name": cell.name, "values": cell.values, "error": text}
-    _store(folder, cell).save(cell.stem, found)
+    _store(folder, cell).save(cell.stem, {"name": cell.name, "values": cell.values, "error": text})
 
 
 def _write_results(

@@ -119,8 +119,7 @@ def sections(sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -
   if confused:
     text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
     table = Table((*columns, "taken for", "images"), confused)
-    folded = len(confused) > _PAIRS
-    sections.append(Section("Most confused names", text, table, folded=folded))
+    sections.append(Section("Most confused names", text, table, folded=len(confused) > _PAIRS))
   sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in sets]
   if hardest:
     text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."

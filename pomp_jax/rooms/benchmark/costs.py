@@ -79,8 +79,7 @@ def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   threads, workers = readers = run.readers
   loop = dataclasses.replace(run.loop, batch_size=views)
   data = dataclasses.replace(run.data, threads=threads, workers=workers)
-  small = dataclasses.replace(run, loop=loop, data=data)
-  loader = small.open_batches()
+  loader = dataclasses.replace(run, loop=loop, data=data).open_batches()
   n_timed = max(_BATCHES, 4 * readers.threads * max(1, readers.workers))
   seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
   loader.close()
@@ -201,8 +200,7 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
-    config = {"config": run.config}
-    save = lambda: checkpoints.save(1, gather_bank(run, state), config, metric=0.5)
+    save = lambda: checkpoints.save(1, gather_bank(run, state), {"config": run.config}, metric=0.5)
     (seconds,) = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, run.prompt_of(state))
   return {

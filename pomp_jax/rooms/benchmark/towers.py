@@ -123,8 +123,7 @@ def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
       jax.random.normal(key, (n_rows, config.projection_dim)),
     )
 
-  shapes = jax.eval_shape(lambda: inputs(0, k))
-  compiled = gradient.lower(params, prefix_PxD, *shapes).compile()
+  compiled = gradient.lower(params, prefix_PxD, *jax.eval_shape(lambda: inputs(0, k))).compile()
   parts = [inputs(start, min(rows_at_a_time, k - start)) for start in range(0, k, rows_at_a_time)]
   call = compiled if len(parts) == 1 else gradient
 

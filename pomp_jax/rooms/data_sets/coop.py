@@ -305,5 +305,4 @@ def _check_files(images: Path, paths: Sequence[str]) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-  lines = [line.strip() for line in read_text(path, SourceError).split("\n")]
-  return list(filter(None, lines))
+  return list(filter(None, map(str.strip, read_text(path, SourceError).split("\n"))))

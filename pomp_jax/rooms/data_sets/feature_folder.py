@@ -133,8 +133,7 @@ def read_header(root: str | os.PathLike) -> Header:
   for key, (fits, expected) in _ITEMS.items():
     value = found.get(key) if isinstance(found, dict) else None
     if not fits(value):
-      got = printable(repr(value), 80)
-      raise SourceError(f"{path}: {key}: got {got}, expected {expected}")
+      raise SourceError(f"{path}: {key}: got {printable(repr(value), 80)}, expected {expected}")
   check_names(found["names"], f"{path}: names")
   return Header(path, *(found[key] for key in Header._fields[1:]))
 

@@ -35,5 +35,4 @@ def _latex_table(section: Section, table: Table) -> str:
 \begin{{tabular}}{{l{"r" * (len(columns) - 1)}}}
 \toprule"""
   notes = [rf"\par\footnotesize {escaped(note)}" for note in section.notes]
-  after = [r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]
-  return "\n".join([before, *lines, *after])
+  return "\n".join([before, *lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"])
