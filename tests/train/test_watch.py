@@ -27,16 +27,6 @@ def slow(clock, seconds, n):
     yield index
 
 
-def test_memory_of_a_process_without_device_statistics():
-  before = memory()
-  held = np.ones(2**28, np.uint8)
-  after = memory()
-  assert set(before) == {"process_memory_bytes"}
-  grown = after["process_memory_bytes"] - before["process_memory_bytes"]
-  # Other threads allocate and free memory too.
-  assert 0.7 * held.nbytes < grown < 1.5 * held.nbytes
-
-
 def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
   stats = (
     {"bytes_in_use": 3, "peak_bytes_in_use": 5, "other": 9},
@@ -121,7 +111,8 @@ def test_scalars_of_a_window(watch, tmp_path):
   assert scalars["loss"] == ([5, 10, 15], [3.0, 8.0, 13.0])
   # The rate of the window's last step: the schedule counts from 0.
   assert scalars["learning_rate"] == ([5, 10, 15], pytest.approx([1 / 5, 1 / 10, 1 / 15]))
-  assert scalars["process_memory_bytes"][1][0] > 0
+  assert 2**27 < scalars["process_memory_bytes"][1][0] < 2**40  # of a process with JAX
+  assert not [name for name in scalars if name.startswith("device_memory")]  # none on CPUs
 
 
 def losses(monitor, values, first=1):

@@ -5,7 +5,8 @@ from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.rooms.regions.scenes import Scenes
-from pomp_jax.world import class_names
+from pomp_jax.world import class_names, render
+from pomp_jax.world.names import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,26 @@ def test_a_scene_depends_on_seed_split_and_number_alone(drawn):
   assert len({image.tobytes() for image in images}) == 10
   with pytest.raises(IndexError):
     Scenes("test", 2).scene(2)
+
+
+def test_colours_are_those_of_the_names(drawn):
+  """The nearest colour of the palette is the named one; light and tint move a few."""
+
+  def nearest(pixels):
+    distance = np.abs(np.median(pixels, axis=0) / 255 - render._PALETTE).max(1)
+    return COLOURS[distance.argmin()]
+
+  scenes, shown = drawn
+  right = {"ground": [], "object": []}
+  for scene in shown:
+    words = [scenes.names[c].split(" on ") for c in scene.labels]
+    (ground,) = {ground for _, ground in words}
+    right["ground"].append(nearest(scene.image[scene.label_map() < 0]) == ground)
+    for mask, (thing, _) in zip(scene.masks, words, strict=True):
+      if " plain " in thing:
+        right["object"].append(thing.startswith(nearest(scene.image[mask])))
+  assert np.mean(right["ground"]) > 0.9
+  assert len(right["object"]) > 5 and np.mean(right["object"]) > 0.7
 
 
 def test_classes(drawn):
