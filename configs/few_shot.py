@@ -10,7 +10,7 @@ FEW_SHOT = {
   "data.shots": 16,
   "eval.images": 0,
 }
-# Of CoOp, CoCoOp, MaPLe and VPT: Dassl's random_resized_crop and random_flip.
+# Of all trainers: Dassl's random_resized_crop and random_flip.
 AUGMENTED = {"data.augment": "crop_flip"}
 # Training on the first half of the classes; evaluation on either half.
 BASE_TO_NEW = {"data.classes": "base"}

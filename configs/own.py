@@ -13,7 +13,7 @@ the colon, separated by commas:
   :root=PICTURES,best                    start from the best sentence, and keep it if it stays so
 
 With `best`, prompt.npz is the best of sentences and checkpoints on the validation images, and
-`consistency=1` holds it near the class features of the best words.
+`consistency=1` (`consistency_squared`) holds it near the class features of the best words.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -38,6 +38,7 @@ _SHORT = {
   "clip": "clip.model",
   "m": "prompt.m",
   "lr": "optim.lr",
+  "consistency": "consistency_squared",
   "store": "data.feature_store",
   "features": "data.features",
 }

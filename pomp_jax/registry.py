@@ -37,8 +37,9 @@ class Method(NamedTuple):
 
 
 _NOT_AUGMENTED = {"data.augment": "none"}
-_FIXED_TEXT = {"consistency": 0.0}
-# CoOp is pomp with negatives="all".
+_FIXED_TEXT = {"consistency_squared": 0.0, "consistency_l1": 0.0}
+_DEEP_TEXT = {"prompt.position": "end", "clip.text_tower": "shared"}
+# CoOp is pomp with negatives="all", and KgCoOp that with consistency_squared.
 METHODS = {
   "pomp": Method("train.methods:Pomp", saves_prompt=True),
   "cocoop": Method("rooms.baselines.cocoop:CoCoOp"),
@@ -46,12 +47,9 @@ METHODS = {
   "vpt_deep": Method(
     "rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True, deep=True
   ),
-  "maple": Method(
-    "rooms.baselines.visual_tokens:MaPLe",
-    fixes={"prompt.position": "end", "clip.text_tower": "shared"},
-    pixels=True,
-    deep=True,
-  ),
+  "maple": Method("rooms.baselines.visual_tokens:MaPLe", fixes=_DEEP_TEXT, pixels=True, deep=True),
+  # PromptSRC is ivlp with terms of consistency and an average.
+  "ivlp": Method("rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
     run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
@@ -302,7 +300,7 @@ SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROU
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
-CONSISTENCY = "rooms.regularisation.consistency:text_consistency"  # term of `config.consistency`
+CONSISTENCY = "rooms.regularisation.consistency:consistency"  # of `config.consistency_*`
 DASSL_PROMPT = "rooms.interchange.torch_archive:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"

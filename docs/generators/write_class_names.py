@@ -248,6 +248,9 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   ):
     templates = _constant(open_clip, constant).elts  # type: ignore[attr-defined]
     files[f"templates/{name}.txt"] = _lines(_template(function) for function in templates)
+  # Those of PromptSRC (Khattak et al., 2023).
+  of_80 = files["templates/imagenet.txt"].splitlines(keepends=True)
+  files["templates/imagenet_60.txt"] = "".join(of_80[:60])
   nodes = {*ids_21k, *ids_1k}
   nodes |= {above for synset in nodes for above in _ancestors(synset, nouns)}
   files["wordnet_hypernyms.tsv"] = _table(

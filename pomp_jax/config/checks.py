@@ -177,6 +177,8 @@ def _fixed_by_method(name: str, sampling: Sampling) -> dict[str, Any]:
       fixed["sampling.exclude"] = "none"
   if method.pixels:
     fixed["data.features"] = "online"
+  else:
+    fixed["consistency_images"] = 0.0
   if not method.deep:
     fixed["prompt.depth"] = 1
   return fixed

@@ -93,8 +93,8 @@ class Prompt:
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
   init: str = row(
     "",
-    "words, prompt file or run's folder; maple keeps words beyond M fixed; best: words of the best"
-    " candidate; empty: N(0, 0.02^2)",
+    "words, prompt file or run's folder; maple and ivlp keep words beyond M fixed; best: words of"
+    " the best candidate; empty: N(0, 0.02^2)",
   )
   candidates: tuple[str, ...] = row(
     ("hand_written", "ensemble:imagenet_7", "{}."),
@@ -102,8 +102,8 @@ class Prompt:
     " ensemble stands for its texts too",
   )
   class_specific: bool = row(False, "one context per class")
-  depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
-  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*", at_least(1))
+  depth: int = row(1, "layers with prompts of their own, for vpt_deep, maple, ivlp", at_least(1))
+  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,15 +239,25 @@ class Contrast:
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
   loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
   logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
-  consistency: float = row(0.0, "weight of the class features' distance to anchors", _weight)
-  consistency_loss: str = row(
-    "squared",
-    "distance: 1 - cosine (KgCoOp), or l1, or kl of the logits (PromptSRC)",
-    one_of(*CONSISTENCIES),
+  consistency_squared: float = row(
+    0.0, "weight of 1 - cosine of class features and anchors (KgCoOp)", _weight
+  )
+  consistency_l1: float = row(0.0, "weight of their l1 distance (PromptSRC)", _weight)
+  consistency_kl: float = row(
+    0.0, "weight of the KL from the frozen CLIP's probabilities (PromptSRC)", _weight
+  )
+  consistency_images: float = row(
+    0.0, "weight of image features' l1 distance to the frozen CLIP's (PromptSRC)", _weight
   )
   anchors: str = row(
     "ensemble:imagenet_7", "anchors: a prompt as evaluate.prompts'; best: of prompt.candidates"
   )
+
+  @property
+  def consistency(self) -> tuple[tuple[str, float], ...]:
+    """Some of CONSISTENCIES and their weights."""
+    weights = ((kind, getattr(self, f"consistency_{kind}")) for kind in CONSISTENCIES)
+    return tuple((kind, weight) for kind, weight in weights if weight)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 
-  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them; others are named as class lists.
+  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them, `imagenet_60` the first 60, which
+  PromptSRC takes; others are named as class lists.
   """
   return read_names(_FOLDER / "templates" / f"{name}.txt")
 

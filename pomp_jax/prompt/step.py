@@ -110,8 +110,8 @@ class StepParts(NamedTuple):
 
   mesh: Mesh
   learner: Learner
-  # Result of `clip.image_tower`; None when batches bring features or the learner has image features
-  # of its own.
+  # Result of `clip.image_tower`; None when batches bring features, or the learner has its own and
+  # no term of the loss reads the frozen ones.
   image_tower: ImageTower | None
   optimizer: optax.GradientTransformation
   settings: ContrastSettings
@@ -127,6 +127,7 @@ class _Group(NamedTuple):
   step: Any
   seed_key: Any
   micro: Any  # number of the group among those that a data index accumulates
+  fixed: Any  # features of the frozen tower [data*B,E], beside the images of an `ImageLearner`
 
 
 # Classes whose features a device computed, [X], and these, [X,E]; None without a bank.
@@ -143,8 +144,8 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   kept. A bank in the state gets the features of the draw, and those of `renewal`, if given.
 
   A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
-  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `consistency` (if any; without
-  its weight), `grad_norm`, and `param_norm` (of all learned parameters, before the update).
+  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `consistency` (if any: its
+  share of the loss), `grad_norm`, and `param_norm` (of all learned parameters, before the update).
   """
   if parts.image_tower is not None:
     parts = parts._replace(image_tower=over_all_devices(parts.mesh, parts.image_tower))
@@ -171,12 +172,14 @@ def _mean_gradient(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[Contrast, Any, _Computed]:
   """Means over all groups, which a scan takes one after the other."""
-  features = batch["image"]
+  images, fixed = batch["image"], None
   if parts.image_tower is not None:
     # Outside of what is differentiated, so the image tower leaves no residuals.
-    features = parts.image_tower(frozen.image, features)
-  features, labels = _in_groups(parts, features), _in_groups(parts, batch["label"])
-  groups = features, labels, jnp.arange(parts.accumulate)
+    fixed = parts.image_tower(frozen.image, images)
+    if not isinstance(parts.learner, ImageLearner):
+      images, fixed = fixed, None
+  rows = jax.tree.map(functools.partial(_in_groups, parts), (images, batch["label"], fixed))
+  groups = *rows, jnp.arange(parts.accumulate)
   figures = jnp.zeros(()), jnp.zeros(()), jnp.zeros(()) if parts.settings.consistency else None
   zero = (Contrast(*figures), jax.tree.map(jnp.zeros_like, state.params))
   add = functools.partial(_add_gradient, parts, state, frozen)
@@ -196,11 +199,11 @@ def _in_groups(parts: StepParts, rows: jax.Array) -> jax.Array:
 
 
 def _add_gradient(
-  parts: StepParts, state: TrainState, frozen: Frozen, total: Any, rows: tuple[jax.Array, ...]
+  parts: StepParts, state: TrainState, frozen: Frozen, total: Any, rows: tuple[Any, ...]
 ) -> tuple[Any, _Computed]:
   """Adds contrast and gradient of one group of each data index."""
-  images, labels, micro = rows
-  group = _Group(images, labels, state.step, state.seed_key, micro)
+  images, labels, fixed, micro = rows
+  group = _Group(images, labels, state.step, state.seed_key, micro, fixed)
   loss = jax.value_and_grad(functools.partial(_mean_loss, parts), has_aux=True)
   (_, (contrast, computed)), gradient = loss(state.params, frozen, state.bank, group)
   return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
@@ -213,7 +216,7 @@ def _mean_loss(
   contrast, computed = jax.shard_map(
     functools.partial(_device_contrast, parts),
     mesh=parts.mesh,
-    in_specs=(P(), P(), banks.SHARDED, _Group(P(DATA), P(DATA), P(), P(), P())),
+    in_specs=(P(), P(), banks.SHARDED, _Group(P(DATA), P(DATA), P(), P(), P(), P(DATA))),
     out_specs=(P(), banks.SHARDED),
   )(params, frozen, bank, group)
   return contrast.loss, (contrast, computed)
@@ -246,7 +249,7 @@ def _device_contrast(
   )
   mine_R = _dealt(jnp.concatenate([labels_B, drawn.ids]))
   classes = learner.text_features(params, frozen, mine_R, features_BxE)
-  contrast = _contrast(settings, frozen, features_BxE, labels_B, drawn, classes)
+  contrast = _contrast(settings, frozen, features_BxE, labels_B, drawn, classes, group.fixed)
   computed = None
   if bank is not None:
     found = [(mine_R, classes)]
@@ -281,6 +284,7 @@ def _contrast(
   labels_B: Int32[Array, " B"],
   drawn: samplers.Negatives,
   mine: TextFeatures,
+  fixed_BxE: Float[Array, "B E"] | None,
 ) -> Contrast:
   """The contrast of a group's images with its draw, gathered over the class axis."""
   n_images, n_classes = labels_B.size, labels_B.size + drawn.ids.size
@@ -298,9 +302,8 @@ def _contrast(
   parts = settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
   contrast = local_contrast(*parts)
   if settings.consistency:
-    term = load(CONSISTENCY)(*parts, frozen.anchors)
-    loss = contrast.loss + settings.consistency * term
-    contrast = contrast._replace(loss=loss, consistency=term)
+    share = load(CONSISTENCY)(*parts, frozen.anchors, fixed_BxE)
+    contrast = contrast._replace(loss=contrast.loss + share, consistency=share)
   return contrast
 
 

@@ -22,6 +22,7 @@ _METHOD_NAMES = {  # as their papers write them
   "cocoop": "CoCoOp",
   "vpt": "VPT",
   "maple": "MaPLe",
+  "ivlp": "IVLP",
   "zero_shot": "zero-shot",
   "linear_probe": "linear probe",
   "tip_adapter": "Tip-Adapter",

@@ -155,7 +155,6 @@ class PromptRun(Run):
       self.contrast.loss,
       logit_bias_of(self.contrast, self.encoder),
       self.contrast.consistency,
-      self.contrast.consistency_loss,
     )
 
   @property
@@ -200,7 +199,10 @@ class PromptRun(Run):
     loss, learner = self.loss, self.learner()
     if correction is not None:
       loss = dataclasses.replace(loss, correction=correction)
-    frozen_images = self.data.features == "online" and not isinstance(learner, ImageLearner)
+    reads_frozen = {"kl", "images"} & dict(loss.consistency).keys()
+    frozen_images = self.data.features == "online" and (
+      bool(reads_frozen) or not isinstance(learner, ImageLearner)
+    )
     return make_train_step(
       StepParts(
         mesh=self.encoder.mesh,

@@ -49,7 +49,7 @@ IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": 
 REGIONS = STORED | {"data.source": "regions", "data.annotations": "OBJECTS", "data.shots": 0}
 HARD = {"sampling.name": "hard"}
 BIASED = {"logit_bias": -15.0}
-NEAR = {"consistency": 8.0}
+NEAR = {"consistency_squared": 8.0}
 GAUSSIAN = {"optim.average": "gaussian"}
 SIMILAR = {"sampling.exclude": "similar"}
 SHALLOW = ONLINE | {"method": "vpt_shallow"}
@@ -108,8 +108,13 @@ CHANGES = {
   "correction": ("none", {}, "program", {"correction": "none"}),
   "loss": ("sigmoid", BIASED, "program", {"loss": "sigmoid", "logit_bias": -15.0}),
   "logit_bias": (-9.0, BIASED | {"loss": "sigmoid"}, "program", {"logit_bias": -9.0}),
-  "consistency": (4.0, {}, "program frozen", {"consistency": 4.0}),
-  "consistency_loss": ("l1", NEAR, "program", {"consistency_loss": "l1"}),
+  **{
+    f"consistency_{kind}": (4.0, beside, pieces, {"consistency": ((kind, 4.0),)})
+    for kind, beside, pieces in (
+      *((kind, {}, "program frozen") for kind in ("squared", "l1", "kl")),
+      ("images", SHALLOW, "program frozen"),
+    )
+  },
   "anchors": ("{}.", NEAR, "frozen", {}),
   "sampling.name": ("hard", {}, "program state", {"name": "hard"}),
   "sampling.mix": (1.0, HARD, "program", {"mix": 1.0}),

@@ -14,6 +14,7 @@ from pomp_jax.config import METHODS, Settings, fields_of, validate, value_of_tex
 from pomp_jax.config.declare import require
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
+from pomp_jax.prompt.loss import CONSISTENCIES
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import FREE_FIELDS
@@ -118,7 +119,7 @@ def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
     *(_DRAW if exact else ()),
     *(("epochs",) if values["steps"] else ()),
     *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
-    *(() if values["consistency"] else ("consistency_loss", "anchors")),
+    *(() if any(values[f"consistency_{kind}"] for kind in CONSISTENCIES) else ("anchors",)),
     *(() if values["optim.average"] == "ema" else ("optim.average_decay",)),
     *(() if values["optim.average"] == "gaussian" else _GAUSSIAN),
     # Of other methods than POMP.

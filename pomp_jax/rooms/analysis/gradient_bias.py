@@ -35,7 +35,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
-from pomp_jax.prompt.loss import ContrastSettings
+from pomp_jax.prompt.loss import CONSISTENCIES, ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import step_token_budget
@@ -90,8 +90,9 @@ def check(config: Settings, workdir: str) -> None:
   fits = k and all(type(n) is int and 2 <= n <= n_classes for n in k) and len(set(k)) == len(k)
   takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
   require(fits, "gradient_bias.k", k, takes)
-  unread = {"method": "pomp", "consistency": 0.0, "prompt.class_specific": False}
-  for field, value in {**unread, "prompt.init": ""}.items():
+  unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
+  unread |= {f"consistency_{kind}": 0.0 for kind in CONSISTENCIES}
+  for field, value in unread.items():
     found = config.flat()[field]
     require(found == value, field, found, f"{value!r} where job='gradient_bias'")
   source = inputs.open_source(config.data, "train", n_images=settings.images)

@@ -1,10 +1,11 @@
-"""Learned tokens in the vision tower: VPT (Jia et al., 2022) and MaPLe (Khattak et al., 2023).
+"""Learned tokens in the vision tower: VPT (Jia et al., 2022), MaPLe, IVLP (Khattak et al., 2023).
 
-Both train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones before each
+All train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones before each
 of J layers; its text features are fixed. MaPLe's text tower has M vectors before the name, and
 replaces them before each of its layers 1..J-1. The vision tower has M tokens at the same depths,
 each a linear map of the text's: p_j = Linear_j(t_j), D to W. As released, the context starts from
-the first M = 2 tokens of "a photo of a", and "of a" precedes each name (`initial_words`).
+the first M = 2 tokens of "a photo of a", and "of a" precedes each name (`initial_words`). IVLP,
+PromptSRC's learner, is VPT-deep beside MaPLe's text tower: no map, and V tokens of its own.
 Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens in each, D
 width of the text tower, W of the vision tower, E embedding.
 """
@@ -115,6 +116,16 @@ class MaPLeLearner(DeepTextLearner):
     return self.image_tower(frozen.image, images_B, visual_JxMxW)
 
 
+@dataclasses.dataclass(frozen=True)
+class IVLPLearner(DeepTextLearner, VPTLearner):
+  """`DeepTextLearner`'s and `VPTLearner`'s: tokens of both towers, learned independently."""
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`."""
+    *_, visual_key = jax.random.split(key, 4)
+    return DeepTextLearner.init(self, key) | VPTLearner.init(self, visual_key)
+
+
 class VPT(Baseline):
   """VPT as a method of a training."""
 
@@ -172,6 +183,17 @@ class MaPLe(VPT):
   ) -> Learner:
     """See `Pomp`."""
     return MaPLeLearner(plain, prompt.depth, *_vision(encoder, clip))
+
+
+class IVLP(MaPLe):
+  """IVLP as a method of a training."""
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> Learner:
+    """See `Pomp`."""
+    tower, width = _vision(encoder, clip)
+    return IVLPLearner(tower, width, prompt.visual_tokens, prompt.depth, plain)
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:

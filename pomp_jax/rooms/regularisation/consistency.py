@@ -1,9 +1,12 @@
-"""Textual consistency: how far class features are from those of hand-written words, the anchors.
+"""Consistency: terms of the loss that hold learned features near those of the frozen CLIP.
 
-A term of the loss, the mean over all N classes. A step knows its images' own classes and a draw of
-the others, which stand for the rest by their importance weights.
+Of class features these are features under hand-written words, the anchors. A term over classes is
+the mean over all N: a step knows its images' own classes and a draw of the others, which stand for
+the rest by their importance weights.
 Shapes: B images, S sampled negatives, N classes, E embedding.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from pomp_jax.prompt.loss import ContrastSettings, margin, normalize
 from pomp_jax.prompt.sampling.samplers import Negatives
 
 
-def text_consistency(
+def consistency(
   settings: ContrastSettings,
   image_features_BxE: Float[Array, "B E"],
   positive_features_BxE: Float[Array, "B E"],
@@ -21,17 +24,20 @@ def text_consistency(
   labels_B: Int32[Array, " B"],
   negatives: Negatives,
   anchors_NxE: Float[Array, "N E"],
+  frozen_features_BxE: Float[Array, "B E"] | None = None,
 ) -> Float[Array, ""]:
-  """Mean over the classes of a distance between g_c, unit text feature, and its anchor a_c.
+  """Weighted sum of the terms in `settings.consistency`, of unit features f and g.
 
-  squared: 1 - cos(g_c, a_c), half the squared distance (KgCoOp, Yao et al., 2023). l1: mean over E
-  of |g_c - a_c|, and kl: KL(p0 || p) / N, of an image's probabilities p0 under the anchors and p
-  under g, mean over the images (SCL of PromptSRC, Khattak et al., 2023). Each as its published code
-  reduces it, when all classes are negatives.
+  squared: mean over classes of 1 - cos(g_c, a_c), half the squared distance to the anchor
+  (KgCoOp, Yao et al., 2023). The others are PromptSRC's (Khattak et al., 2023). l1: mean over
+  classes and E of |g_c - a_c|. kl: KL(p0 || p) / N, of an image's probabilities p0 under f0 and
+  the anchors and p under f and g, mean over the images. images: mean over B and E of |f - f0|. Each
+  as its published code reduces it, when all classes are negatives. f0 are features of the frozen
+  image tower, f unless given.
 
   The expectation of `squared` and `l1` over the draw is the term over all classes, whichever the
   sampler, except for `top`. `kl` is between the corrected distributions over an image's classes,
-  whose logarithm is biased, as that of the loss. Arguments as of `loss.local_contrast`.
+  whose logarithm is biased, as that of the loss. Other arguments as of `loss.local_contrast`.
   """
   log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
   image_BxE, own_BxE, other_SxE = (
@@ -39,21 +45,35 @@ def text_consistency(
     for rows in (image_features_BxE, positive_features_BxE, negative_features_SxE)
   )
   own_anchor_BxE, anchor_SxE = anchors_NxE[labels_B], anchors_NxE[negatives.ids]
-  if settings.consistency_loss == "kl":
-    image_BxE *= settings.logit_scale
-    log_p_BxC = _log_probabilities(image_BxE, own_BxE, other_SxE, log_weights_BxS)
-    log_p0_BxC = _log_probabilities(image_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS)
-    # Of classes without a weight both are -inf.
-    ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
-    value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
-  else:
+  frozen_BxE = image_BxE
+  if frozen_features_BxE is not None:
+    frozen_BxE = normalize(frozen_features_BxE.astype(jnp.float32))
+
+  def over_classes(distance: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     per_image = other_SxE.ndim == 3
-    distance = _squared if settings.consistency_loss == "squared" else _l1
     other = distance(other_SxE, anchor_SxE[:, None] if per_image else anchor_SxE)
     other_BxS = other.T if per_image else other[None]
     value_B = distance(own_BxE, own_anchor_BxE)
     value_B += jnp.sum(jnp.exp(log_weights_BxS) * other_BxS, axis=-1)
-  return jnp.mean(value_B) / settings.n_classes
+    return jnp.mean(value_B) / settings.n_classes
+
+  def divergence() -> jax.Array:
+    scale = settings.logit_scale
+    log_p_BxC = _log_probabilities(scale * image_BxE, own_BxE, other_SxE, log_weights_BxS)
+    log_p0_BxC = _log_probabilities(scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS)
+    # Of classes without a weight both are -inf.
+    ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
+    value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
+    return jnp.mean(value_B) / settings.n_classes
+
+  terms = {
+    "squared": lambda: over_classes(_squared),
+    "l1": lambda: over_classes(_l1),
+    "kl": divergence,
+    "images": lambda: jnp.mean(_l1(image_BxE, frozen_BxE)),
+  }
+  first, *rest = (weight * terms[kind]() for kind, weight in settings.consistency)
+  return sum(rest, first)
 
 
 def _squared(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.Array:

@@ -317,7 +317,7 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
   assert len(make_cells_of(grid)) == 1 + 2 + 2
   for unread in ("sampling.exclude_threshold=0|1", "epochs=2|3", "probe.iterations=10|20"):
     assert len(make_cells_of(f"seed=0;{unread}")) == 1
-  assert len(make_cells_of("consistency=0|8;anchors=ensemble|{};epochs=2|3", steps=0)) == 6
+  assert len(make_cells_of("consistency_l1=0|8;anchors=ensemble|{};epochs=2|3", steps=0)) == 6
   # The exclusion by similar text features reads a bank.
   similar = {"sampling.exclude": "similar"}
   assert len(make_cells_of("k=16|all;sampling.renew=0|8", **similar)) == 4

@@ -1,4 +1,7 @@
-"""CoCoOp, VPT and MaPLe against torch, on HuggingFace's CLIPModel; what their towers keep."""
+"""CoCoOp, VPT, MaPLe, IVLP against torch, on HuggingFace's CLIPModel; what their towers keep.
+
+KgCoOp and PromptSRC, which are learners with terms of consistency, for 25 steps.
+"""
 
 import contextlib
 import copy
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+import optax
 import pytest
 import torch
 from torch.nn import functional
@@ -21,18 +25,21 @@ from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
-from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.optimizer import result_of, sgd
 from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import (
+  IVLPLearner,
   MaPLeLearner,
   VPTLearner,
   prompted_activation_bytes,
   prompted_image_tower,
 )
+from pomp_jax.rooms.regularisation.averaging import averaging
 from pomp_jax.train.methods import initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
+from tests.rooms.regularisation.test_consistency import published
 from tests.support.checks import assert_close, equations
 from tests.support.clips import pooled
 from tests.support.small_run import settings
@@ -70,10 +77,12 @@ def learner_of(tiny, name):
   width, vision_width = tiny.world.clip.text_width, tiny.world.clip.config.vision_config.hidden_size
   plain = lambda m, position="end": ContextLearner(PromptContext(m, width, position), tower)
   return {
+    "pomp": lambda: plain(2),
     "cocoop": lambda: CoCoOpLearner(plain(3, "middle"), 24),
     "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
     "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
     "maple": lambda: MaPLeLearner(plain(2), N_LAYERS, vision, vision_width),
+    "ivlp": lambda: IVLPLearner(vision, vision_width, 3, N_LAYERS, plain(2)),
     "maple_one": lambda: MaPLeLearner(plain(3), 1, vision, vision_width),
   }[name]()
 
@@ -135,24 +144,33 @@ def torch_logits(tiny, learner, params):
       classes = torch_class_features(tiny, params["context"] + shift, "middle")
       rows.append(functional.normalize(classes) @ image)
     return tiny.world.scale * torch.stack(rows)
+  images, classes = torch_features(tiny, learner, params)
+  return tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
+
+
+def torch_features(tiny, learner, params):
+  """Returns f(x) of all images and g(t_c) of all classes, which no image changes."""
   if isinstance(learner, MaPLeLearner):
     deep = list(params.get("deep", ()))
     text = torch.stack([params["context"], *deep])
     coupling = params["coupling"]
     visual = torch.stack([text[j] @ coupling["kernel"][j] for j in range(len(text))])
     images = torch_image_features(tiny, visual + coupling["bias"][:, None])
-    classes = torch_class_features(tiny, params["context"], deep=deep)
-  else:
-    images = torch_image_features(tiny, params["visual"])
-    classes = torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
-  return tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
+    return images, torch_class_features(tiny, params["context"], deep=deep)
+  no_tokens = torch.zeros(1, 0, tiny.world.clip.config.vision_config.hidden_size)
+  images = torch_image_features(tiny, params.get("visual", no_tokens))
+  if "context" in params:
+    return images, torch_class_features(tiny, params["context"], deep=list(params.get("deep", ())))
+  return images, torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
 
 
 def to_torch(tree):
   return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf, np.float64)), tree)
 
 
-@pytest.mark.parametrize("name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one"])
+@pytest.mark.parametrize(
+  "name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one", "ivlp"]
+)
 def test_loss_and_gradients_equal_torch(tiny, name):
   """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient; K = N."""
   learner = learner_of(tiny, name)
@@ -192,7 +210,72 @@ def test_loss_and_gradients_equal_torch(tiny, name):
       assert_close(start - np.asarray(moved), leaf.grad, 2e-5 + rounding)
 
 
-@pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
+@pytest.mark.parametrize(
+  ("name", "terms"),
+  [
+    ("pomp", {"squared": 8.0}),  # KgCoOp
+    ("pomp", {"l1": 25.0, "kl": 1.0}),  # PromptSRC of a context alone
+    ("ivlp", {"l1": 25.0, "kl": 1.0, "images": 10.0}),  # PromptSRC
+  ],
+)
+def test_25_steps_equal_the_published_trainer(tiny, name, terms):
+  """First gradient, losses and the mean over the ends of five epochs, on a 2 x 2 mesh.
+
+  KgCoOp/trainers/kgcoop.py of htyao89/KgCoOp c43ccc3: `CustomCLIP.forward`,
+  `KgCoOp.forward_backward`. trainers/promptsrc.py of muzairkhattak/PromptSRC bb95c77:
+  `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's.
+  """
+  learner, mesh = learner_of(tiny, name), make_mesh(2, jax.devices()[:4])
+  rate, epochs = 0.005, np.arange(1, 6)
+  gaussian = {"mean": 3.0, "sigma": 1.5, "decay": 0.0}
+  average = averaging("gaussian", schedule="epoch", steps_per_epoch=5, **gaussian)
+  optimizer = optax.chain(sgd(lambda step: rate, 0.9, 5e-4), average)
+  n_classes, tower = len(tiny.frozen.tokens.lengths), image_tower(tiny.world.clip)
+  numbers = n_classes, n_classes, "log", tiny.world.clip.logit_scale
+  settings = ContrastSettings(*numbers, consistency=tuple(terms.items()))
+  step = make_train_step(StepParts(mesh, learner, tower, optimizer, settings, accumulate=2))
+  state = replicate(create_state(learner, optimizer, seed=3), mesh)
+  params = to_torch(state.params)
+  leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(params)]
+  torch_optimizer = torch.optim.SGD(leaves, rate, 0.9, weight_decay=5e-4)
+  unit_rows = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
+  anchors = unit_rows(tiny.frozen.classes)
+  text0 = torch.tensor(anchors, dtype=torch.float64)
+  images0 = functional.normalize(tiny.world.image_features(tiny.images))
+  frozen = replicate(tiny.frozen._replace(anchors=anchors), mesh)
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  batch = jax.device_put({"image": tiny.images, "label": tiny.labels}, rows)
+  labels, scale, means = torch.tensor(tiny.labels).long(), tiny.world.scale, []
+  for number in range(1, 26):
+    images, text = map(functional.normalize, torch_features(tiny, learner, params))
+    logits = scale * images @ text.T
+    given = logits, text, text0, scale * images0 @ text0.T
+    loss = functional.cross_entropy(logits, labels)
+    for kind, weight in terms.items():
+      of_images = kind == "images"
+      term = functional.l1_loss(images, images0) if of_images else published(kind, *given)
+      loss = loss + weight * term
+    torch_optimizer.zero_grad()
+    loss.backward()
+    gradient = [(leaf.grad + 5e-4 * leaf).detach() for leaf in leaves]
+    torch_optimizer.step()
+    state, metrics = step(state, frozen, batch)
+    assert_close(metrics["loss"], loss.item())
+    if number == 1:
+      for trace, leaf in zip(
+        jax.tree.leaves(optax.tree.get(state.opt_state, "trace")), gradient, strict=True
+      ):
+        assert_close(trace, leaf)
+    if number % 5 == 0:
+      means.append([leaf.detach().numpy().copy() for leaf in leaves])
+  weights = np.exp(-0.5 * ((epochs - 3.0) / 1.5) ** 2)
+  found = jax.tree.leaves(result_of(state.params, state.opt_state))
+  for leaf, *of_epochs in zip(found, *means, strict=True):
+    assert_close(leaf, np.average(of_epochs, axis=0, weights=weights))
+    assert np.abs(of_epochs[0] - of_epochs[-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple", "ivlp"])
 def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._CLASSES", 4)
   monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._IMAGES", 5)

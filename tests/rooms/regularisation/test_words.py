@@ -70,7 +70,7 @@ def test_a_run_that_can_not_beat_its_words_says_so(
 ):
   """It learns nothing, so that step 0 is every step; a restart scores no words again."""
   caplog.set_level(logging.INFO)
-  changes = {"optim.lr": 0.0, "consistency": 8.0, "anchors": "best", "steps": 4}
+  changes = {"optim.lr": 0.0, "consistency_squared": 8.0, "anchors": "best", "steps": 4}
   names = inputs.open_source(small_config().data, "train").names
   (sentences := tmp_path / "own.json").write_text(json.dumps({name: ["It."] for name in names}))
   changes |= {"prompt.candidates": f"{LONG};hand_written;{SHORT};{{}}.;{sentences}"}
@@ -103,12 +103,15 @@ def test_a_run_that_can_not_beat_its_words_says_so(
   ("changes", "found"),
   [
     ({"prompt.init": "", "prompt.m": 0}, r"prompt\.m: got 0"),
-    ({"consistency": 1.0, "anchors": "best", "prompt.init": "", "prompt.m": 4}, "anchors: got"),
+    (
+      {"consistency_squared": 1.0, "anchors": "best", "prompt.init": "", "prompt.m": 4},
+      "anchors: got",
+    ),
     ({"checkpoint.select": "last"}, r"checkpoint\.select: got 'last'"),
     ({"prompt.position": "front"}, r"prompt\.position"),
     ({"method": "cocoop"}, r"prompt\.init: got 'best'"),
     ({"prompt.candidates": "nowhere"}, r"prompt\.candidates: got 'nowhere'"),
-    ({"consistency": 1.0, "anchors": "nowhere"}, "anchors: got 'nowhere'"),
+    ({"consistency_squared": 1.0, "anchors": "nowhere"}, "anchors: got 'nowhere'"),
   ],
 )
 def test_fields_that_do_not_fit_are_one_line(tmp_path, changes, found):
