@@ -223,10 +223,11 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
 
   KgCoOp/trainers/kgcoop.py of htyao89/KgCoOp c43ccc3: `CustomCLIP.forward`,
   `KgCoOp.forward_backward`. trainers/promptsrc.py of muzairkhattak/PromptSRC bb95c77:
-  `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's.
+  `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's. From this seed no
+  feature comes within rounding of its anchor, where L1's gradient jumps.
   """
   learner, mesh = learner_of(tiny, name), make_mesh(2, jax.devices()[:4])
-  rate, epochs = 0.005, np.arange(1, 6)
+  rate, epochs = 0.0025, np.arange(1, 6)
   gaussian = {"mean": 3.0, "sigma": 1.5, "decay": 0.0}
   average = averaging("gaussian", schedule="epoch", steps_per_epoch=5, **gaussian)
   optimizer = optax.chain(sgd(lambda step: rate, 0.9, 5e-4), average)
@@ -234,7 +235,7 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
   numbers = n_classes, n_classes, "log", tiny.world.clip.logit_scale
   settings = ContrastSettings(*numbers, consistency=tuple(terms.items()))
   step = make_train_step(StepParts(mesh, learner, tower, optimizer, settings, accumulate=2))
-  state = replicate(create_state(learner, optimizer, seed=3), mesh)
+  state = replicate(create_state(learner, optimizer, seed=4), mesh)
   params = to_torch(state.params)
   leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(params)]
   torch_optimizer = torch.optim.SGD(leaves, rate, 0.9, weight_decay=5e-4)
