@@ -28,7 +28,6 @@ from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
 _METHOD = {
-  "method": "ivlp",
   "negatives": "all",
   "prompt.visual_tokens": 4,
   "consistency_l1": 25.0,
@@ -39,7 +38,7 @@ _METHOD = {
 }
 # The world's CLIP has three layers, and 200 steps are 0.8 epochs: 15 and 1 of 20 in the mean.
 WORLD = SMALL | _METHOD
-WORLD |= {"prompt.init": "", "prompt.depth": 3, "optim.lr": 0.02}
+WORLD |= {"method": "ivlp", "prompt.init": "", "prompt.depth": 3, "optim.lr": 0.02}
 WORLD |= {"optim.average_mean": 0.6, "optim.average_sigma": 0.04}
 CROSS = {
   "data.dataset": "imagenet1k",
@@ -66,6 +65,7 @@ def get_config(argument: str = ""):
   """The recipe from base to new classes; `few_shot`, `late`, `cross`, `prompt`, `world`: above."""
   config = base()
   config.update_from_flattened_dict(FEW_SHOT | AUGMENTED | BASE_TO_NEW | _METHOD)
+  config.method = "ivlp"
   config.prompt.init = "a photo of a"
   config.prompt.depth = 9
   config.batch_size = 4
