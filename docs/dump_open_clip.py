@@ -18,21 +18,19 @@ import sys
 import zlib
 
 import numpy as np
-import open_clip
 from PIL import Image
-import torch
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class Pictures(torch.utils.data.Dataset):
+class Pictures:
   """Preprocessed pictures, and whether each could be read."""
 
   def __init__(self, paths, transform):
     """Reads nothing yet."""
     self.paths, self.transform = paths, transform
-    self.blank = torch.zeros_like(transform(Image.new("RGB", (64, 64))))
+    self.blank = 0 * transform(Image.new("RGB", (64, 64)))
 
   def __len__(self):
     return len(self.paths)
@@ -70,6 +68,23 @@ def write_split(out: pathlib.Path, split: str, labels, keys, batches, width: int
   return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+def open_header(out: pathlib.Path, header: dict) -> dict:
+  """Makes the folder, and returns its `features.json` if it has one; exits if that is of others."""
+  out.mkdir(parents=True, exist_ok=True)
+  if not (out / "features.json").exists():
+    return header
+  before = json.loads((out / "features.json").read_text())
+  if before | {"splits": {}} != header:
+    sys.exit(f"{out}: has features of another model or of other classes")
+  return before
+
+
+def write_header(out: pathlib.Path, header: dict) -> None:
+  """Writes `features.json` in one step, so that a complete split counts from then on."""
+  (out / "features.json.new").write_text(json.dumps(header, indent=1))
+  os.replace(out / "features.json.new", out / "features.json")
+
+
 def listed(folder: pathlib.Path) -> list[str]:
   """Sorted names in a folder, without hidden ones."""
   return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -77,6 +92,10 @@ def listed(folder: pathlib.Path) -> list[str]:
 
 def main(arguments=None) -> None:
   """Builds the model, and dumps each split that is not there yet."""
+  # Here, so that other scripts can write such folders without them.
+  import open_clip
+  import torch
+
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   for flag in ("--model", "--data", "--out"):
     parser.add_argument(flag, required=True)
@@ -112,12 +131,7 @@ def main(arguments=None) -> None:
   width = encode(Pictures([], transform).blank[None]).shape[1]
   header = {"format_version": 1, "clip_model": flags.clip or named, "width": width}
   header |= {"names": names, "splits": {}}
-  out.mkdir(parents=True, exist_ok=True)
-  if (out / "features.json").exists():
-    before = json.loads((out / "features.json").read_text())
-    if before | {"splits": {}} != header:
-      sys.exit(f"{out}: has features of another model or of other classes")
-    header = before
+  header = open_header(out, header)
   for split, folder in folders.items():
     pairs = [
       (label, f"{name}/{file}")
@@ -131,8 +145,7 @@ def main(arguments=None) -> None:
     labels, keys = zip(*pairs, strict=True)
     batches = features([folder / key for key in keys])
     header["splits"][split] = write_split(out, split, labels, keys, batches, width, flags.dtype)
-    (out / "features.json.new").write_text(json.dumps(header, indent=1))
-    os.replace(out / "features.json.new", out / "features.json")
+    write_header(out, header)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ METHODS = {
   "maple": Method("rooms.baselines.visual_tokens:MaPLe", fixes=_DEEP_TEXT, pixels=True, deep=True),
   # PromptSRC is ivlp with terms of consistency and an average.
   "ivlp": Method("rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True),
+  "protext": Method("rooms.baselines.visual_tokens:DeepText", fixes=_DEEP_TEXT, deep=True),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
     run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"

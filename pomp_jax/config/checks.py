@@ -191,6 +191,8 @@ def _check_loss(contrast: Contrast, sampling: Sampling, optim: Optim) -> None:
   if contrast.loss != "softmax":
     weight, expected = sampling.ancestors_weight, f"0.0 where loss={contrast.loss!r}"
     require(not weight, "sampling.ancestors_weight", weight, expected)
+  fits = optim.name == "sgd" or optim.momentum < 1
+  require(fits, "optim.momentum", optim.momentum, "below 1 where optim.name='adamw'")
   fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
 

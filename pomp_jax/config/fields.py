@@ -18,7 +18,7 @@ from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CONSISTENCIES, CORRECTIONS, LOSSES
-from pomp_jax.prompt.optimizer import SCHEDULES
+from pomp_jax.prompt.optimizer import OPTIMIZERS, SCHEDULES
 from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
@@ -102,7 +102,7 @@ class Prompt:
     " ensemble stands for its texts too",
   )
   class_specific: bool = row(False, "one context per class")
-  depth: int = row(1, "layers with prompts of their own, for vpt_deep, maple, ivlp", at_least(1))
+  depth: int = row(1, "layers with own prompts, for vpt_deep, maple, ivlp, protext", at_least(1))
   visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
 
 
@@ -125,10 +125,13 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """SGD and its learning rate."""
+  """The optimizer and its learning rate."""
 
+  name: str = row("sgd", "optimizer", one_of(*OPTIMIZERS))
   lr: float = row(0.002, "learning rate", at_least(0))
-  momentum: float = row(0.9, "momentum", at_least(0))
+  momentum: float = row(0.9, "momentum; beta1 of adamw", at_least(0))
+  beta2: float = row(0.98, "beta2 of adamw", below(1))
+  epsilon: float = row(1e-8, "epsilon of adamw", above(0))
   weight_decay: float = row(5e-4, "weight decay", at_least(0))
   clip_norm: float = row(0.0, "largest norm of the gradient; 0: any", at_least(0))
   schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))

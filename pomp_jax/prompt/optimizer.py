@@ -1,4 +1,4 @@
-"""The optimizer of the recipe: SGD with momentum, and its learning-rate schedules."""
+"""The optimizers of the recipes, SGD with momentum and AdamW, and their learning rates."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ import optax
 from pomp_jax.array_types import Array, Float
 
 SCHEDULES = ("epoch", "step")
+OPTIMIZERS = ("sgd", "adamw")
 
 # A number, traced or not.
 Number = float | int | Float[Array, ""]
@@ -65,6 +66,14 @@ def sgd(
     optax.trace(momentum),
     optax.scale_by_learning_rate(rate),
   )
+
+
+def adamw(
+  rate: optax.Schedule, beta1: Number, beta2: float, epsilon: float, decay: Number, clip_norm: float
+) -> optax.GradientTransformation:
+  """AdamW as in torch.optim.AdamW, of a gradient that is clipped as by `sgd`."""
+  decoupled = optax.adamw(rate, beta1, beta2, epsilon, weight_decay=decay)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), decoupled) if clip_norm else decoupled
 
 
 def result_of(params: Any, opt_state: Any) -> Any:

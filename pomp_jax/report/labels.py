@@ -23,6 +23,7 @@ _METHOD_NAMES = {  # as their papers write them
   "vpt": "VPT",
   "maple": "MaPLe",
   "ivlp": "IVLP",
+  "protext": "ProText",
   "zero_shot": "zero-shot",
   "linear_probe": "linear probe",
   "tip_adapter": "Tip-Adapter",

@@ -27,7 +27,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
-from pomp_jax.prompt.optimizer import learning_rate, result_of, sgd
+from pomp_jax.prompt.optimizer import adamw, learning_rate, result_of, sgd
 from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
 from pomp_jax.registry import AVERAGING, WORDS, load
 from pomp_jax.train import batches, methods
@@ -361,7 +361,11 @@ def optimizer_of(
     warmup=optim.warmup,
     warmup_rate=optim.warmup_lr,
   )
-  optimizer = sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm)
+  decay, clip_norm = optim.weight_decay, optim.clip_norm
+  if optim.name == "adamw":
+    optimizer = adamw(rate, optim.momentum, optim.beta2, optim.epsilon, decay, clip_norm)
+  else:
+    optimizer = sgd(rate, optim.momentum, decay, clip_norm)
   if optim.average != "none":
     numbers = {"mean": optim.average_mean, "sigma": optim.average_sigma}
     numbers |= {"decay": optim.average_decay, "steps_per_epoch": steps_per_epoch}

@@ -72,10 +72,10 @@ def config_of(name):
 
 
 def test_the_page_has_all_recipes():
-  assert len(RECIPES) == 14 and sum(map(len, RECIPES.values())) > 150
+  assert len(RECIPES) == 15 and sum(map(len, RECIPES.values())) > 150
   assert {config_of(name).method for name in RECIPES} == {
     *("pomp", "cocoop", "maple", "vpt_deep", "tip_adapter", "tip_adapter_f", "linear_probe"),
-    *("zero_shot", "ivlp"),
+    *("zero_shot", "ivlp", "protext"),
   }
 
 
@@ -83,7 +83,7 @@ def test_the_page_has_all_recipes():
 def test_every_value_is_the_published_one_or_explained(name, tmp_path):
   config = config_of(name)
   # The recipe is valid where the data is.
-  dataset = config.data.dataset or "dtd"
+  dataset = "" if config.data.source == "features" else config.data.dataset or "dtd"
   validate(config.replace({"data.root": str(tmp_path), "data.dataset": dataset}))
   ours = config.flat()
   for row in RECIPES[name]:

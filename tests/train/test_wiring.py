@@ -68,6 +68,8 @@ def _shown(images, epoch, tested=None, validated=None, n_classes=None) -> dict[s
 
 CLASSES_7 = {"images": 24, "tested": [7], "validated": [7], "n_classes": 7}
 OTHERS_SHOWN = "program batches frozen splits"
+# Arguments of the optimizers; tests/prompt/test_step.py and test_protext.py compare with torch.
+SGD, ADAMW = ("momentum", "weight_decay", "clip_norm"), {"beta2": 0.98, "epsilon": 1e-8}
 # field -> another value; what both trainings have beside the base's; the pieces that change, all
 # others being equal to the bit; the figures that change, and what they become.
 CHANGES = {
@@ -138,13 +140,15 @@ CHANGES = {
   "optim.warmup": (2.0, {}, "program", {"warmup": 2.0}),
   "optim.warmup_lr": (0.01, {}, "program", {"warmup_rate": 0.01}),
   "optim.clip_norm": (0.05, {}, "program state", {"clip_norm": 0.05}),
+  "optim.name": ("adamw", {}, "program state", dict.fromkeys(SGD) | ADAMW),
+  "optim.beta2": (0.5, {"optim.name": "adamw"}, "program", {"beta2": 0.5}),
+  "optim.epsilon": (0.1, {"optim.name": "adamw"}, "program", {"epsilon": 0.1}),
   "optim.average": ("ema", {}, "program state", {}),
   "optim.average_mean": (2.0, GAUSSIAN, "program", {}),
   "optim.average_sigma": (2.0, GAUSSIAN, "program", {}),
   "optim.average_decay": (0.5, {"optim.average": "ema"}, "program", {}),
 }
-# Arguments of the optimizer and its schedule; tests/prompt/test_step.py compares these with torch.
-OPTIMIZER = ("momentum", "weight_decay", "clip_norm")
+# tests/prompt/test_step.py compares these with torch.
 SCHEDULE = ("schedule", "base", "epochs", "warmup", "warmup_rate")
 # The same computation in another order: equal but for rounding; of pixels, and of names.
 ROUNDING_OF_IMAGES = {"clip.image_chunk": 3, "data.features": "stored"}
@@ -280,7 +284,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
 
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
-  seen = spy(patch, [(setup, "sgd"), (setup, "learning_rate")])
+  seen = spy(patch, [(setup, name) for name in ("sgd", "adamw", "learning_rate")])
   run = setup.prepare(config, folder)
   fill_features(run.data, run.clip, folder, run.source, run.encoder)
   step, given, splits = run.build_step(), [], []
@@ -322,7 +326,8 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   # Of the contrast, its sampler, and the views.
   figures |= contrast.pop("sampling") | contrast
   figures |= dataclasses.asdict(batches.augmentation(config.data))
-  figures |= {name: seen[f"sgd.{name}"] for name in OPTIMIZER}
+  figures |= {name: seen.get(f"sgd.{name}") for name in SGD}
+  figures |= {name: seen.get(f"adamw.{name}") for name in ADAMW}
   figures |= {name: seen[f"learning_rate.{name}"] for name in SCHEDULE}
   return {name: _digest(piece) for name, piece in pieces.items()}, figures
 

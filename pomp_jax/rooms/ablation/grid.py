@@ -119,6 +119,7 @@ def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
     *(_DRAW if exact else ()),
     *(("epochs",) if values["steps"] else ()),
     *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
+    *(() if values["optim.name"] == "adamw" else ("optim.beta2", "optim.epsilon")),
     *(() if any(values[f"consistency_{kind}"] for kind in CONSISTENCIES) else ("anchors",)),
     *(() if values["optim.average"] == "ema" else ("optim.average_decay",)),
     *(() if values["optim.average"] == "gaussian" else _GAUSSIAN),

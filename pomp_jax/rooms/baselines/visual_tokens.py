@@ -134,9 +134,9 @@ class VPT(Baseline):
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
     """Raises ConfigError for another tower than a ViT, or fewer layers than `prompt.depth`."""
-    if clip.vit is None:
+    if "vision" in self.towers and clip.vit is None:
       raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
-    layers = {"vision": clip.vit, "text": clip.text_config}
+    layers: dict[str, Any] = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
     if prompt.depth > most:
       limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
@@ -160,7 +160,7 @@ class VPT(Baseline):
 class MaPLe(VPT):
   """MaPLe as a method of a training."""
 
-  towers = ("vision", "text")
+  towers: tuple[str, ...] = ("vision", "text")
   fixed_words = True
 
   def frozen_arrays(
@@ -194,6 +194,18 @@ class IVLP(MaPLe):
     """See `Pomp`."""
     tower, width = _vision(encoder, clip)
     return IVLPLearner(tower, width, prompt.visual_tokens, prompt.depth, plain)
+
+
+class DeepText(MaPLe):
+  """ProText's vectors (Khattak et al., 2024), in the text tower alone, as a method."""
+
+  towers = ("text",)
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> Learner:
+    """See `Pomp`."""
+    return DeepTextLearner(plain, prompt.depth)
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:

@@ -33,19 +33,19 @@ class Descriptions(OtherPrompt):
 
   def features(self, encoder, classes):
     """Mean unit features of the sentences, normalised; long ones are cut, as in CuPL's code."""
-    sentences = self._of(classes.names, self._path)
+    sentences = self.of(classes.names, self._path)
     starts = np.cumsum([0, *map(len, sentences[:-1])])
     features_SxE = encoder.class_features([x for own in sentences for x in own], "{}", cut=True)
     sums_NxE = np.add.reduceat(features_SxE, starts, axis=0)
     return sums_NxE / np.linalg.norm(sums_NxE, axis=-1, keepdims=True)
 
   def check(self, label, synonyms, clip_config, clip_model):
-    self._of([name for names in synonyms for name in names], label)
+    self.of([name for names in synonyms for name in names], label)
 
   def describe(self, classes):
     return [repr(self._sentences)]
 
-  def _of(self, names: Sequence[str], where: str) -> list[Sequence[str]]:
+  def of(self, names: Sequence[str], where: str) -> list[Sequence[str]]:
     """The sentences of each class; PromptFileError with the names that have none."""
     found = [self._sentences.get(_key(name), ()) for name in names]
     if missing := [name for name, own in zip(names, found, strict=True) if not own]:
