@@ -1,6 +1,6 @@
-"""Labelled images with random access: the interface of every image source, and stored images.
+"""Labelled images with random access: the interface of all sources; stored images or features.
 
-Shapes: n images, N classes, B images of one call, S their side in pixels.
+Shapes: n images, N classes, B images of one call, S side in pixels, E embedding.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import copy
 import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
@@ -144,6 +144,28 @@ class StoredImages:
     labels_N = np.full(len(self.names), -1, np.int32)
     labels_N[classes] = np.arange(len(classes))
     return self.relabelled([self.names[c] for c in classes], labels_N[self.labels])
+
+
+class FeatureSource(StoredImages):
+  """Labelled images of which another program has computed the features, without pixels."""
+
+  storage: Any  # `FeatureRows` of the room data_sets
+
+  @property
+  def checksums(self) -> np.ndarray:
+    """Checksum of the features of each image."""
+    return self.storage.checksums_n[self._rows]
+
+  def features(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
+    """Features as the image tower gave them, not normalised; NaN for an unreadable image."""
+    return self.storage.features(self._rows[indices])
+
+  def views(
+    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+  ) -> tuple[Float[np.ndarray, "B 1 E"], Bool[np.ndarray, " B"]]:
+    """Features as views for `Loader`, the same in all epochs, and which images were readable."""
+    found_BxE = self.features(indices)
+    return found_BxE[:, None], ~np.isnan(found_BxE[:, 0])
 
 
 class LabelledSet(NamedTuple):

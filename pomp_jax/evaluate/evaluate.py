@@ -16,9 +16,8 @@ import numpy as np
 from pomp_jax import hosts, registry
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.data.source import LabelledSet, StoredImages
+from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.evaluation_sets import (

@@ -15,8 +15,7 @@ from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
-from pomp_jax.data.feature_source import FeatureSource
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import stored
 from pomp_jax.files.paths import join

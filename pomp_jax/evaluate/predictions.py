@@ -16,9 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.loader import SkippedImages
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import Accuracy, Tally, accuracy_of_ranks, ranks

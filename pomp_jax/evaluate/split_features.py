@@ -17,10 +17,9 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.loader import SkippedImages
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.source import FeatureSource, Source, StoredImages
 from pomp_jax.encoder import Encoder, fetched
 from pomp_jax.evaluate.image_batches import NO_LABEL, image_batches
 from pomp_jax.evaluate.metrics import check_finite

@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.config.fields import Data
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.images import RESIZER
 from pomp_jax.data.loader import Fetch, choose_readers, map_ahead
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.data.views import Augmentation, stored_views, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.split_features import SplitFeatures, images_key, split_features

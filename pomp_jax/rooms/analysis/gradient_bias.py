@@ -19,9 +19,8 @@ import numpy as np
 from pomp_jax.config import ConfigError, Settings, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.loader import SkippedImages
-from pomp_jax.data.source import readable_images
+from pomp_jax.data.source import FeatureSource, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import prompt_of_checkpoint

@@ -19,10 +19,9 @@ import numpy as np
 from pomp_jax.clip.open_clip import HUB_PREFIX, PREFIX
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
-from pomp_jax.data.feature_source import FeatureSource
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
+from pomp_jax.data.source import FeatureSource, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.features import DamagedFeaturesError
 from pomp_jax.files.paths import Path, is_dir, local_copy, read_file, read_user_json, to_path
 from pomp_jax.files.terminal import printable
