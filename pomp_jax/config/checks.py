@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax import registry
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, require
@@ -32,18 +33,7 @@ from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.prompt_file import is_prompt_file
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
-from pomp_jax.registry import (
-  FORMATS,
-  HUB_UPLOAD,
-  JOBS,
-  METHODS,
-  SOURCES,
-  SYNTHETIC_CLIPS,
-  TASKS,
-  WORDS,
-  groups_of,
-  load,
-)
+from pomp_jax.registry import groups_of, load
 
 SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
@@ -66,7 +56,7 @@ def base(job: str = "pretrain", *others: str) -> ConfigDict:
 def with_jobs(config: ConfigDict, job: str, *others: str) -> ConfigDict:
   """A config as that of another job: with the fields that it and `others` read, too."""
   of_all = ConfigDict()
-  for name in (*(other for other in others if other in JOBS), job):
+  for name in (*(other for other in others if other in registry.JOBS), job):
     of_all.update(defaults(name).to_dict())
   of_all.update({name: value for name, value in config.items() if name != "job"})
   return of_all.lock()
@@ -100,7 +90,7 @@ def with_argument(
     if fields_of()[field].type not in (str, tuple[str, ...]):
       text = text.rstrip(",")  # of an empty item
     value = value_of_text(field, text)
-    if field == "job" and value in JOBS and not fields_of(value).keys() <= known.keys():
+    if field == "job" and value in registry.JOBS and not fields_of(value).keys() <= known.keys():
       expected = f"{config.job!r}, whose fields this config has; --config.job={value} changes it"
       raise ConfigError("job", value, expected)
     config.update_from_flattened_dict({field: value})
@@ -132,9 +122,10 @@ def validate(settings: Settings) -> None:
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
       _check_loss(settings.contrast, settings.sampling, settings.optim)
-      require(WORDS or settings.prompt.init != "best", "prompt.init", "best", "words or a file")
-      if WORDS:
-        load(WORDS).check_fields(settings.prompt, settings.contrast, settings.checkpoint)
+      fits = registry.WORDS or settings.prompt.init != "best"
+      require(fits, "prompt.init", "best", "words or a file")
+      if registry.WORDS:
+        load(registry.WORDS).check_fields(settings.prompt, settings.contrast, settings.checkpoint)
       _check_views(settings.data, settings.batch_size)
     if "log" in groups and (tracker := settings.log.tracker) != "none":
       package = importlib.util.find_spec(tracker)
@@ -153,9 +144,9 @@ def validate(settings: Settings) -> None:
       if (folder := values.get(field)) and (field, folder) != ("compilation_cache", AUTO):
         problem = why_unwritable(folder)
         require(not problem, field, folder, f"a folder that can be written to; {problem}")
-    checks = [JOBS[settings.job].check]
+    checks = [registry.JOBS[settings.job].check]
     if "predict" in groups:
-      checks.append(TASKS[settings.predict.task].check)
+      checks.append(registry.TASKS[settings.predict.task].check)
     for check in map(load, filter(None, checks)):
       check(**{name: getattr(settings, name) for name in inspect.signature(check).parameters})
   except OSError as error:  # of a bucket
@@ -166,7 +157,7 @@ def validate(settings: Settings) -> None:
 
 def _fixed_by_method(name: str, sampling: Sampling) -> dict[str, Any]:
   """The only value that a method accepts, of each field that it does not read."""
-  method = METHODS[name]
+  method = registry.METHODS[name]
   fixed = dict(method.fixes)
   if not method.saves_prompt:
     fixed |= {"prompt.class_specific": False, "dry_run": False}
@@ -201,10 +192,10 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
   is_published = False
   # A dry run gives a published architecture random weights.
-  if SYNTHETIC_CLIPS and (dry_run or clip.model != name):
-    is_published = load(SYNTHETIC_CLIPS).is_synthetic(name)
+  if registry.SYNTHETIC_CLIPS and (dry_run or clip.model != name):
+    is_published = load(registry.SYNTHETIC_CLIPS).is_synthetic(name)
   if clip.model != name:
-    published = load(SYNTHETIC_CLIPS).SYNTHETIC_CLIPS if SYNTHETIC_CLIPS else ()
+    published = load(registry.SYNTHETIC_CLIPS).SYNTHETIC_CLIPS if registry.SYNTHETIC_CLIPS else ()
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     require(is_published, "clip.model", clip.model, expected)
   try:
@@ -234,7 +225,7 @@ def _check_data(data: Data, images: int, dry_run: bool) -> None:
     expected = "in a dry run the number of test images, which it does not open"
     require(images, "eval.images", 0, expected)
     return
-  source, where = SOURCES[data.source], f"where data.source={data.source!r}"
+  source, where = registry.SOURCES[data.source], f"where data.source={data.source!r}"
   require(source.stored or images, "eval.images", images, f"1 or more {where}: it is endless")
   for name in source.unread:
     value, default = getattr(data, name), getattr(Data, name)
@@ -289,14 +280,14 @@ def check_predict(predict: Predict) -> None:
 
 def check_export(export: Export) -> None:
   """Checks the fields of `export`."""
-  name, prompt, suffixes = export.output, export.prompt, FORMATS[export.format].suffixes
-  if FORMATS[export.format].features:
+  name, prompt, suffixes = export.output, export.prompt, registry.FORMATS[export.format].suffixes
+  if registry.FORMATS[export.format].features:
     require(prompt, "export.prompt", prompt, f"{_PROMPTS}, or a template with {{}}")
     _check_names("export.names", export.names)
   else:
     require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)
   if export.hub:
-    require(HUB_UPLOAD, "export.hub", export.hub, "'' without the room interchange")
-    load(f"{HUB_UPLOAD}:check_fields")(export)
+    require(registry.HUB_UPLOAD, "export.hub", export.hub, "'' without the room interchange")
+    load(f"{registry.HUB_UPLOAD}:check_fields")(export)
   fits = not name or (os.path.basename(name) == name and name.endswith(suffixes))
   require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
