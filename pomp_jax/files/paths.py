@@ -6,7 +6,8 @@ begins with it. fsspec's clients, `registry.STORES`, retry answers of 429 and 5x
 minute, and raise an OSError with errno, reason and URL for others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -30,6 +31,7 @@ ACCEPTED = " or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in 
 
 # Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
 _FOLDERS = re.compile(r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
+_STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 for _scheme, _store in STORES.items():
@@ -139,6 +141,22 @@ def store_of(path: str | os.PathLike) -> Any:
   """Client of a URL's object store, a class of `registry.STORES`."""
   scheme = scheme_of(path)
   return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
+
+
+def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
+  """Sizes and modification times, or versions in a bucket: a cache key of files that may change."""
+
+  def stamp(path: str | os.PathLike) -> str:
+    try:
+      if is_bucket(path):
+        return f"{path} {store_of(path).version_of(os.fspath(path))}"
+      found = os.stat(path)
+      return f"{path} {found.st_size} {found.st_mtime_ns}"
+    except OSError:
+      return f"{path} missing"
+
+  with concurrent.futures.ThreadPoolExecutor(_STAMPS) as pool:
+    return "\n".join(pool.map(stamp, paths))
 
 
 def remove_folder(path: str | os.PathLike) -> None:

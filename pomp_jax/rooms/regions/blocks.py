@@ -18,13 +18,13 @@ from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import check_prompt
+from pomp_jax.files.paths import file_stamps
 from pomp_jax.files.pieces import Piece, Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment
-from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, PixelSet
 from pomp_jax.rooms.regions.proposals import network_key_parts, prompts_of
 from pomp_jax.rooms.regions.region_folder import region_files

@@ -18,11 +18,10 @@ from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompt, read_prompts
-from pomp_jax.files.paths import Path, is_dir, to_path
+from pomp_jax.files.paths import Path, file_stamps, is_dir, to_path
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import Detect, Propose, Segment
-from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.masks import ONE, boxes_of_masks, hard_masks, resized_image
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions

@@ -14,14 +14,13 @@ import numpy as np
 from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.paths import is_file
+from pomp_jax.files.paths import file_stamps, is_file
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.regions import proposals
 from pomp_jax.rooms.regions.blocks import Blocks
 from pomp_jax.rooms.regions.fields import Detect, Segment
-from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionWriter

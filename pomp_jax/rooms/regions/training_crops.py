@@ -14,11 +14,11 @@ import numpy as np
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.files.paths import file_stamps
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split
-from pomp_jax.rooms.regions.file_stamps import file_stamps
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 
 # CLIP's mean colour, in 8 bits.
