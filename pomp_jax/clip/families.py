@@ -33,8 +33,7 @@ class NoImageTower:
 # Towers by timm's name, which open_clip_config.json gives.
 MODELS: dict[str, Any] = {**eva.MODELS, **convnext.MODELS}
 ImageTowerConfig = EvaConfig | ClipaConfig | ConvNextConfig | NoImageTower
-# Items of `vision_cfg` that a tower of timm may have beside its name and size: they say what its
-# tensors show, or matter in training alone.
+# Items of a timm tower's `vision_cfg` that its tensors show too, or that matter in training alone.
 TIMM_ITEMS = {"timm_model_name", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
 _CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
 

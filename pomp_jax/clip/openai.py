@@ -125,9 +125,8 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
 def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
-  The activation `auto` is that of open_clip_config.json, or else the assumed one. Of what has no
-  image tower here, the text tower's are inferred without `image_tower`. ClipError: no such CLIP, or
-  one that open_clip_config.json contradicts.
+  The activation `auto` is that of open_clip_config.json, or else the assumed one; without
+  `image_tower` only the text tower is read. ClipError: no such CLIP, or the JSON contradicts it.
   """
   shapes, where, open_clip = weights.shapes, weights.path, files.json(CONFIG)
   model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}

@@ -113,9 +113,8 @@ def tally(
 ) -> dict[str, Tally]:
   """Counts right answers over a source, one tally a prompt; arguments as of `split_features`.
 
-  `text_features` are unit rows of the source's classes by prompt. All are compared with the prompt
-  `reference`. `more()` makes what counts other figures of a prompt, see `Tally`. A batch is rounded
-  up to a multiple of the number of devices.
+  `text_features` are unit rows of the source's classes by prompt, all compared with `reference`.
+  `more()` makes what counts other figures, see `Tally`. The devices divide a batch, rounded up.
   """
   if isinstance(source, FeatureSource):
     split = split_features(encoder, source, max_corrupt=max_corrupt)

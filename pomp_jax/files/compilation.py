@@ -1,7 +1,6 @@
 """JAX's compiled programs: their cache, in a folder that outlives the run, and what the log says.
 
-JAX's key covers the program, the devices, the flags and the version of the compiler, and JAX only
-warns where an entry can't be read or written.
+JAX's key covers program, devices, flags and compiler; it only warns of entries that are unreadable.
 """
 
 from collections.abc import Iterator, Mapping

@@ -101,8 +101,7 @@ class RunFolder:
     """Results of a finished run, as process 0 sees them; None if the job still has work to do.
 
     A job writes `results.json` last, so a folder with results is a finished run, if they hold the
-    facts, such as `key=` all that the figures depend on. All processes call this together.
-    RunFolderError if the file can't be read.
+    facts, such as `key=`. All processes call this together. RunFolderError if it can't be read.
     """
     stored = (self.read_results() if hosts.is_first() else None) or {}
     same = bool(stored) and all(stored.get(name) == value for name, value in facts.items())

@@ -10,8 +10,7 @@ import functools
 
 import numpy as np
 
-# Each family has values that are easily confused, as often as the table in
-# docs/generators/captions.py says.
+# Each family has values that are easily confused, as often as docs/generators/captions.py says.
 _COLOURS = "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
 _TEXTURES = (
   "plain, shaded; striped, ribbed; dotted, spotted; checkered, plaid; ringed, swirled; wavy, zigzag"

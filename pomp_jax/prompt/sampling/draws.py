@@ -35,8 +35,7 @@ def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
   """The key of one draw, derived from (seed, step, group) and nothing else.
 
   A group is the images that share one draw: a data index of the mesh, times the micro-steps of
-  gradient accumulation. A resumed run therefore draws the same, and so does a run on another number
-  of devices that accumulates accordingly.
+  accumulation. So a resumed run draws the same, also on other devices if it accumulates so.
   """
   return jax.random.fold_in(jax.random.fold_in(seed_key, step), group)
 
@@ -84,8 +83,7 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
   rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
   t_S = (size - jnp.arange(size)) / rest_S
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
-  # Not q_N > ordered_N[n_certain]: XLA may compute q_N twice with different rounding, and the class
-  # at n_certain would then exceed itself.
+  # Not q_N > ordered_N[n_certain]: XLA may round q_N in two ways, and that class exceed itself.
   certain_N = t_S[n_certain] * q_N > 1.0
   # Computed a second time, as a sum with less rounding.
   t = (size - certain_N.sum()) / jnp.sum(jnp.where(certain_N, 0.0, q_N))

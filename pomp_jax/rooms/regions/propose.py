@@ -1,8 +1,7 @@
 """Finds the regions of images with a trained network, as a folder that `segment` and `detect` read.
 
-The network runs once, and any number of prompts and fusions are judged on what it found. Leaves in
-the run's folder `regions/` and `results.json`; for annotated objects with their recall. A restart
-resumes after the last block of images.
+The network runs once, and any number of prompts and fusions are judged on what it found. Leaves
+`regions/` and `results.json`, with annotated objects' recall. A restart resumes after a block.
 """
 
 import json
