@@ -51,6 +51,13 @@ METHODS = {
   # PromptSRC is ivlp with terms of consistency and an average.
   "ivlp": Method("rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True),
   "protext": Method("rooms.baselines.visual_tokens:DeepText", fixes=_DEEP_TEXT, deep=True),
+  "kdpl": Method(
+    "rooms.baselines.kdpl:KDPL",
+    fixes={"loss": "softmax", "correction": "log", "dry_run": False}
+    | {"sampling.ancestors_weight": 0.0},
+    saves_prompt=True,
+    group="kdpl",
+  ),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
     run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
@@ -212,7 +219,7 @@ JOBS = {
 
 # Modules with groups of fields that one room reads; all other groups are in `config.fields`.
 FIELD_GROUPS = {
-  **dict.fromkeys(("probe", "tip", "repeat", "baselines"), "rooms.baselines.fields"),
+  **dict.fromkeys(("kdpl", "probe", "tip", "repeat", "baselines"), "rooms.baselines.fields"),
   **dict.fromkeys(("regions", "segment", "detect", "propose"), "rooms.regions.fields"),
   "train_masks": "rooms.regions.fields",
   "ablate": "rooms.ablation.fields",

@@ -31,6 +31,8 @@ class Bank(struct.PyTreeNode):
   n_classes: int = struct.field(pytree_node=False)  # N, static
   # Whether `rows` are a device's own, inside a `shard_map` over the mesh.
   sharded: bool = struct.field(pytree_node=False, default=False)
+  # Whether `mean_softmax` has an image's own class too, as a teacher's does.
+  keeps_own: bool = struct.field(pytree_node=False, default=False)
 
   def of_classes(self, ids_C: Int32[Array, " C"]) -> Float[Array, "C E"]:
     """Features of some classes, which may differ between data indices."""
@@ -51,7 +53,7 @@ class Bank(struct.PyTreeNode):
     *,
     own_class: bool,
   ) -> Float[Array, " N"]:
-    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own class.
+    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own, but of a teacher.
 
     The anchors a_i are unit features; a negative T is for the classes far from them. With
     `own_class` an image's own class takes part in its denominator: an image that is certain of its
@@ -135,7 +137,8 @@ class Bank(struct.PyTreeNode):
     highest_B = reduced(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
     totals_B = reduced(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
-    return jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None]), other_BxR
+    shares_BxR = terms_BxR / totals_B[:, None]
+    return shares_BxR if self.keeps_own else jnp.where(own_BxR, 0.0, shares_BxR), other_BxR
 
   def _first_row(self) -> jax.Array | int:
     return _first_row(len(self.rows)) if self.sharded else 0

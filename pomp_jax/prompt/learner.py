@@ -6,6 +6,7 @@ Shapes: B images of a draw, R classes that a device computes, M context vectors,
 embedding.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -63,6 +64,14 @@ class ImageLearner(Learner, Protocol):
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
     """Features [B,E] of images, uint8 [B,H,W,3]."""
+
+
+@runtime_checkable
+class TaughtLearner(Learner, Protocol):
+  """A learner from a teacher's probabilities, and not from labels."""
+
+  def lesson(self, frozen: Frozen, rows_BxF: jax.Array) -> tuple[Array, Array, Array, Callable]:
+    """Image features [B,E]; the teacher's, for the sampler, and its classes [B]; the contrast."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,17 +108,7 @@ def local_contrast(
   else:
     cosine_BxS = jnp.einsum("be,sbe->bs", image_BxE, negative_SxE, precision=precision)
   negative_BxS = scale * cosine_BxS
-  kept_BxS = negatives.ids[None, :] != labels_B[:, None]
-  if negatives.available is not None:
-    kept_BxS &= negatives.available
-  if negatives.rejected is not None:
-    kept_BxS &= ~negatives.rejected
-  n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
-  own_B = margin(n_kept_B, settings.n_classes, correction)
-  margin_BxS = own_B[:, None]
-  if negatives.log_weights is not None and negatives.own_log_weights is not None:
-    margin_BxS = _factor(correction) * negatives.log_weights[None, :]
-    own_B = negatives.own_log_weights
+  kept_BxS, margin_BxS, own_B = kept_with_margin(settings, labels_B, negatives)
   corrected_BxS = jnp.where(kept_BxS, negative_BxS + margin_BxS, -jnp.inf)
   kind = correction if isinstance(correction, str) else "log"
   # Relative to the positive before the exponentials: exact for an image without negatives, and
@@ -140,6 +130,24 @@ def local_contrast(
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
     loss_B += settings.ancestors_weight * ancestors_B
   return Contrast(jnp.mean(loss_B), _accuracy(positive_B, negative_BxS, kept_BxS))
+
+
+def kept_with_margin(
+  settings: ContrastSettings, labels_B: Int32[Array, " B"], negatives: Negatives
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Negatives of each image [B,S]; what is added to their logits [B,S] or [B,1], and its own."""
+  kept_BxS = negatives.ids[None, :] != labels_B[:, None]
+  if negatives.available is not None:
+    kept_BxS &= negatives.available
+  if negatives.rejected is not None:
+    kept_BxS &= ~negatives.rejected
+  n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
+  own_B = margin(n_kept_B, settings.n_classes, settings.correction)
+  margin_BxS = own_B[:, None]
+  if negatives.log_weights is not None and negatives.own_log_weights is not None:
+    margin_BxS = _factor(settings.correction) * negatives.log_weights[None, :]
+    own_B = negatives.own_log_weights
+  return kept_BxS, margin_BxS, own_B
 
 
 def _accuracy(positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Array) -> jax.Array:

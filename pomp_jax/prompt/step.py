@@ -22,7 +22,7 @@ from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TextFeatures
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TaughtLearner, TextFeatures
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import CLASS, DATA
 from pomp_jax.prompt.sampling import draws, samplers
@@ -237,6 +237,9 @@ def _device_contrast(
   if isinstance(learner, ImageLearner):  # its images are split over the class axis
     share = learner.image_features(params, frozen, _own_share(group.images))
     features_BxE = jax.lax.all_gather(share, CLASS, tiled=True)[: len(group.images)]
+  seen_BxE, contrast_of = features_BxE, local_contrast
+  if isinstance(learner, TaughtLearner):
+    features_BxE, seen_BxE, labels_B, contrast_of = learner.lesson(frozen, features_BxE)
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
   drawn = samplers.draw_negatives(
     draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
@@ -244,12 +247,13 @@ def _device_contrast(
     k=settings.k,
     n_classes=settings.n_classes,
     labels_B=labels_B,
-    images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
+    images_BxE=jax.lax.stop_gradient(normalize(seen_BxE)),
     arrays=frozen.sampling,
   )
   mine_R = _dealt(jnp.concatenate([labels_B, drawn.ids]))
   classes = learner.text_features(params, frozen, mine_R, features_BxE)
-  contrast = _contrast(settings, frozen, features_BxE, labels_B, drawn, classes, group.fixed)
+  given = settings, frozen, features_BxE, labels_B, drawn, classes, group.fixed
+  contrast = _contrast(contrast_of, *given)
   computed = None
   if bank is not None:
     found = [(mine_R, classes)]
@@ -278,6 +282,7 @@ def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
 
 
 def _contrast(
+  contrast_of: Callable[..., Contrast],
   settings: ContrastSettings,
   frozen: Frozen,
   features_BxE: Float[Array, "B E"],
@@ -300,7 +305,7 @@ def _contrast(
   )
   negative_features = features_CxE[n_classes - negatives.ids.size :]
   parts = settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
-  contrast = local_contrast(*parts)
+  contrast = contrast_of(*parts)
   if settings.consistency:
     share = load(CONSISTENCY)(*parts, frozen.anchors, fixed_BxE)
     contrast = contrast._replace(loss=contrast.loss + share, consistency=share)

@@ -24,6 +24,7 @@ _METHOD_NAMES = {  # as their papers write them
   "maple": "MaPLe",
   "ivlp": "IVLP",
   "protext": "ProText",
+  "kdpl": "KDPL",
   "zero_shot": "zero-shot",
   "linear_probe": "linear probe",
   "tip_adapter": "Tip-Adapter",

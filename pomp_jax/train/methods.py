@@ -16,6 +16,7 @@ from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import METHODS, ConfigError, fields
 from pomp_jax.config.fields import Data, Prompt
+from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import Accuracy
@@ -31,6 +32,8 @@ class Pomp:
   """POMP as a method that learns by steps; others override what differs."""
 
   name: str  # value of `config.method`
+  own: Any = None  # fields of the group that it alone reads, if it has one
+  images: Any = None  # an `Encoder` of the training images other than the run's; None for that one
 
   # Whether words of `prompt.init` beyond `prompt.m` tokens stay fixed.
   fixed_words = False
@@ -39,6 +42,10 @@ class Pomp:
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
     """Checks that the method fits the CLIP; ConfigError if it does not."""
+
+  def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "Pomp":
+    """The method with what it opens beside the CLIP; errors of one line."""
+    return self
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
@@ -62,9 +69,9 @@ class Pomp:
     raise NotImplementedError
 
 
-def method_of(name: str) -> Pomp:
-  """Returns a method that learns by steps."""
-  method: Pomp = load(METHODS[name].steps)(name)
+def method_of(name: str, own: Any = None) -> Pomp:
+  """Returns a method that learns by steps, with the fields of its group."""
+  method: Pomp = load(METHODS[name].steps)(name, own)
   return method
 
 

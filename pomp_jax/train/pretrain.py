@@ -102,9 +102,9 @@ def _start_folder(run: PromptRun) -> None:
     if run.candidates:
       write_json(run.folder.candidates, run.candidates)
     if run.data.features != "online":
-      features = batches.open_features(run.data, run.source, run.encoder, run.folder)
+      features = batches.open_features(run.data, run.source, run.images, run.folder)
       check_same_images(run.folder, features.made_from)
-  fill_features(run.data, run.clip, run.folder, run.source, run.encoder)
+  fill_features(run.data, run.clip, run.folder, run.source, run.images)
 
 
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:

@@ -159,8 +159,8 @@ class PromptRun(Run):
 
   @property
   def needs_bank(self) -> bool:
-    """Whether the sampler compares features of all classes under recent prompts."""
-    return "bank" in self.loss.sampling.needs
+    """Whether the sampler compares features of all classes under recent prompts, no teacher's."""
+    return "bank" in self.loss.sampling.needs and self.frozen.sampling.bank is None
 
   @functools.cached_property
   def token_budget(self) -> int:
@@ -172,6 +172,11 @@ class PromptRun(Run):
       group_size=self.group_size,
       class_size=self.encoder.mesh.shape[CLASS],
     )
+
+  @property
+  def images(self) -> Encoder:
+    """Encoder of the training images."""
+    return self.method.images or self.encoder
 
   def learner(self) -> Learner:
     """Learner of the method with the run's token budget."""
@@ -207,7 +212,7 @@ class PromptRun(Run):
       StepParts(
         mesh=self.encoder.mesh,
         learner=learner,
-        image_tower=self.encoder.image_tower if frozen_images else None,
+        image_tower=self.images.image_tower if frozen_images else None,
         optimizer=self.optimizer,
         settings=loss,
         accumulate=self.loop.accumulate,
@@ -294,7 +299,7 @@ def prepare(
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
   data, loop = config.data, config.loop
-  method = methods.method_of(config.method)
+  method = methods.method_of(config.method, getattr(config, METHODS[config.method].group, None))
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   source = source or encoder.sized(inputs.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written
@@ -302,6 +307,7 @@ def prepare(
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
   classes = inputs.class_list(data, config.eval.template, source.names)
+  method = method.opened(config.clip, data, encoder, classes)
   prompt, candidates = config.prompt, None
   if prompt.init == fields.BEST:
     prompt, candidates = load(WORDS).start(prompt, data, config.eval, encoder, classes, folder)
@@ -319,6 +325,7 @@ def prepare(
   )
   if frozen is None or candidates:  # another run's has room for `config.prompt.m` vectors
     frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
+  sampling = replicate(sampling._replace(bank=frozen.sampling.bank), encoder.mesh)
   return PromptRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -330,8 +337,8 @@ def prepare(
     folder=folder,
     encoder=encoder,
     source=source,
-    fetch=batches.open_fetch(data, source, encoder, folder),
-    frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh), anchors=anchors),
+    fetch=batches.open_fetch(data, source, method.images or encoder, folder),
+    frozen=frozen._replace(sampling=sampling, anchors=anchors),
     optimizer=optimizer,
     rate=rate,
     steps_per_epoch=steps_per_epoch,

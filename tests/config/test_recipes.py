@@ -72,10 +72,10 @@ def config_of(name):
 
 
 def test_the_page_has_all_recipes():
-  assert len(RECIPES) == 15 and sum(map(len, RECIPES.values())) > 150
+  assert len(RECIPES) == 16 and sum(map(len, RECIPES.values())) > 150
   assert {config_of(name).method for name in RECIPES} == {
     *("pomp", "cocoop", "maple", "vpt_deep", "tip_adapter", "tip_adapter_f", "linear_probe"),
-    *("zero_shot", "ivlp", "protext"),
+    *("zero_shot", "ivlp", "protext", "kdpl"),
   }
 
 

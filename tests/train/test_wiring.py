@@ -53,6 +53,7 @@ NEAR = {"consistency_squared": 8.0}
 GAUSSIAN = {"optim.average": "gaussian"}
 SIMILAR = {"sampling.exclude": "similar"}
 SHALLOW = ONLINE | {"method": "vpt_shallow"}
+KDPL = ONLINE | {"method": "kdpl", "kdpl.teacher": "CLIP"}
 DEEP = ONLINE | {"method": "vpt_deep", "clip.model": "CLIP"}
 
 # Parameters of the context, and of CoCoOp's network.
@@ -103,6 +104,8 @@ CHANGES = {
   "prompt.class_specific": (True, {}, "program state", {"parameters": [(16, 2, 64)]}),
   "prompt.depth": (2, DEEP, "program state", {"parameters": [(2, 8, 128)]}),
   "prompt.visual_tokens": (4, SHALLOW, "program state", {"parameters": [(1, 4, 128)]}),
+  "kdpl.teacher": ("ONE", KDPL, "program frozen", {}),
+  "kdpl.prompt": ("{}.", KDPL, "frozen", {}),
   "eval.template": ("{}.", SHALLOW, "frozen", {}),
   "eval.images": (20, {}, "splits", {"tested": [32, 32, 32], "validated": [32]}),
   "negatives": ("all", {}, "program", {"k": 16}),

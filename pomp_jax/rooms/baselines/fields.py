@@ -23,6 +23,14 @@ def _method(text: str) -> tuple[str, dict[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kdpl:
+  """KDPL: a prompt learned from a teacher's probabilities, without labels."""
+
+  teacher: str = row("open_clip:ViT-H-14-quickgelu/dfn5b", "the teacher, as clip.model")
+  prompt: str = row("hand_written", "the teacher's prompt, as evaluate.prompts'")
+
+
+@dataclasses.dataclass(frozen=True)
 class Probe:
   """The linear probe."""
 

@@ -1,0 +1,45 @@
+r"""KDPL (Mistretta et al., 2024): CoOp that learns from a larger CLIP, without labels.
+
+  python -m pomp_jax.main --config=configs/kdpl.py --workdir=runs/kdpl \
+    --config.data.root=DATA --config.data.dataset=dtd
+  python -m pomp_jax.main --config=configs/kdpl.py:agnostic --workdir=runs/kdpl_ca \
+    --config.data.root=DATA --config.data.dataset=imagenet1k
+  python -m pomp_jax.main --config=configs/kdpl.py:world --workdir=runs/kdpl_world
+
+No class of a training image is read: the teacher's probabilities over all names stand for it.
+Numbers: the released config (CoOp_KDPL/vit_b32_ctxv1 with its scripts): M = 4 from "a photo of a",
+50 epochs of batches of 32, SGD at 0.002, cosine after an epoch at 1e-5, random crops and flips;
+docs/recipes.md has every value beside ours. `agnostic` keeps the 1,000 classes that the teacher
+finds most likely in a batch (KDPL-CA). In the world the teacher is its own CLIP under seven texts,
+and the student's context starts from noise. The world's images are not augmented.
+"""
+
+from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import AUGMENTED, FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
+
+WORLD = SMALL | {
+  "method": "kdpl",
+  "negatives": "all",
+  "prompt.init": "",
+  "kdpl.teacher": "world",
+  "kdpl.prompt": "ensemble:imagenet_7",
+}
+# K counts the teacher's class of an image, which is one of the 1,000.
+AGNOSTIC = {"negatives": "sampled", "k": 1001, "sampling.name": "top"}
+
+
+def get_config(argument: str = ""):
+  """The published recipe; `agnostic`: KDPL-CA; `world`: a size for two cores."""
+  config = base()
+  config.update_from_flattened_dict(FEW_SHOT | AUGMENTED)
+  config.method = "kdpl"
+  config.clip.model = "openai/clip-vit-base-patch32"
+  config.negatives = "all"
+  config.prompt.m = 4
+  config.prompt.init = "a photo of a"
+  config.batch_size = 32
+  config.epochs = 50
+  config.optim.lr = 0.002
+  variants = {"world": WORLD, "agnostic": AGNOSTIC}
+  return with_argument(config, argument, variants=variants, m="prompt.m", lr="optim.lr")

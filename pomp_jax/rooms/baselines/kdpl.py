@@ -1,0 +1,141 @@
+"""KDPL (Mistretta et al., 2024): a prompt learned from a teacher's probabilities, without labels.
+
+The teacher is another CLIP that sees the same views. A row of a batch holds its image feature
+behind the student's, and the samplers' bank its class features. Its most likely class takes the
+place of an image's label, and is contrasted with the draw. With all classes, or the `top` by the
+teacher's mean probability, this is the published loss.
+Shapes: B images of a draw, N classes, S sampled negatives, C = B + S, E and T widths of student and
+teacher, F of either.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.config import fields
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import Data, Prompt
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.named_prompts import features_under, read_prompts
+from pomp_jax.prompt.bank import Bank
+from pomp_jax.prompt.learner import ContextLearner, Frozen
+from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
+from pomp_jax.prompt.mesh import CLASS
+from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
+from pomp_jax.train.methods import Pomp
+
+
+class KDPLLearner(ContextLearner):
+  """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's bank."""
+
+  def lesson(self, frozen: Frozen, rows_BxF: jax.Array) -> tuple[Any, ...]:
+    """See `TaughtLearner`."""
+    bank = frozen.sampling.bank
+    width = rows_BxF.shape[1] - bank.rows.shape[1]  # E
+    student_BxE, teacher_BxT = rows_BxF[:, :width], rows_BxF[:, width:]
+    labels_B = jnp.argmax(_cosines(teacher_BxT, bank.rows), axis=1).astype(jnp.int32)
+    return student_BxE, teacher_BxT, labels_B, functools.partial(distillation, bank, teacher_BxT)
+
+
+def distillation(
+  bank: Bank,
+  teacher_BxT: Float[Array, "B T"],
+  settings: ContrastSettings,
+  student_BxE: Float[Array, "B E"],
+  own_BxE: Float[Array, "B E"],
+  others_SxE: Float[Array, "S E"],
+  labels_B: Int32[Array, " B"],
+  negatives: Negatives,
+) -> Contrast:
+  """Mean over the images of (KL(p || q) + KL(q || p)) / 2, in nats.
+
+  p are the teacher's probabilities and q the student's, with the student's logit scale, over the
+  teacher's class and the negatives, which stand for the others by their importance weights.
+  Accuracy is the share of the images that the student gives the teacher's class.
+  """
+  kept_BxS, margin_BxS, _ = kept_with_margin(settings, labels_B, negatives)
+  # The images' classes stand before the draw; each is only its own image's.
+  own_BxB, others_BxS = jnp.log(jnp.eye(len(labels_B))), jnp.where(kept_BxS, margin_BxS, -jnp.inf)
+  log_weights_BxC = jnp.concatenate([own_BxB, others_BxS], axis=1)
+  taught_CxT = bank.of_classes(jnp.concatenate([labels_B, negatives.ids]))
+  teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, taught_CxT)
+  student_BxC = settings.logit_scale * _cosines(student_BxE, jnp.concatenate([own_BxE, others_SxE]))
+  log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
+  log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
+  # Both are -inf where an image does not have the class.
+  has_BxC = log_weights_BxC > -jnp.inf
+  ratio_BxC = jnp.where(has_BxC, log_p_BxC - log_q_BxC, 0.0)
+  divergence_B = jnp.sum((jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)) * ratio_BxC, axis=1) / 2
+  best_B = jnp.argmax(jnp.where(has_BxC, student_BxC, -jnp.inf), axis=1)
+  return Contrast(jnp.mean(divergence_B), jnp.mean(best_B == jnp.arange(len(labels_B))))
+
+
+def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:
+  rows = (normalize(rows.astype(jnp.float32)) for rows in (images_BxF, classes_CxF))
+  return jnp.einsum("bf,cf->bc", *rows, precision=jax.lax.Precision.HIGHEST)  # as in the contrast
+
+
+class _SideBySide(Encoder):
+  """Student and teacher as one encoder of the training images: features [n,E+T]."""
+
+  def __init__(self, *each: Encoder):
+    self.each, clip = each, each[0].clip
+    width = sum(one.clip.config.projection_dim for one in each)
+    config = dataclasses.replace(clip.config, projection_dim=width)
+    self.clip = dataclasses.replace(clip, config=config)
+    self.image_tower = self._image_tower
+
+  def _image_tower(self, params: Any, images: jax.Array) -> jax.Array:
+    rows = [one.image_tower(own, images) for one, own in zip(self.each, params, strict=True)]
+    return jnp.concatenate(rows, axis=-1)
+
+  @property
+  def image_fingerprint(self) -> str:
+    return " ".join(one.image_fingerprint for one in self.each)
+
+  def image_features(self, images: np.ndarray, *, unit: bool = True) -> np.ndarray:
+    return np.concatenate([one.image_features(images, unit=unit) for one in self.each], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class KDPL(Pomp):
+  """KDPL as a method of a training."""
+
+  bank: Any = None  # the teacher's class features, once it is open
+
+  def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "KDPL":
+    """See `Pomp`: the teacher and its class features."""
+    prompts = read_prompts([self.own.prompt], "kdpl.prompt")
+    online = "'online': the teacher needs pixels, and several processes store no features for it"
+    fits = data.features == "online" or (data.features == "stored" and hosts.n_processes() == 1)
+    require(fits, "data.features", data.features, online)
+    clip = dataclasses.replace(clip, model=self.own.teacher, activation="auto")
+    teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
+    own, takes = ((one.clip.image_size, one.resize) for one in (encoder, teacher))
+    require(takes == own, "kdpl.teacher", clip.model, f"a CLIP with the student's images: {own}")
+    bank_NxT = features_under(teacher, classes, prompts[0].prompt)
+    bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
+    return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)
+
+  def frozen_arrays(
+    self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
+  ) -> Frozen:
+    """See `Pomp`; with both image towers and the teacher's class features."""
+    frozen = super().frozen_arrays(prompt, template, encoder, names)
+    towers = tuple(one.vision_params for one in self.images.each)
+    return frozen._replace(image=towers, sampling=SamplingArrays(bank=self.bank))
+
+  def make_learner(
+    self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
+  ) -> KDPLLearner:
+    """See `Pomp`."""
+    return KDPLLearner(plain.module, plain.text_tower, plain.token_budget)
