@@ -10,10 +10,13 @@ the colon, separated by commas:
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
   :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
-  :root=PICTURES,best                    start from the best sentence, and keep it if it stays so
+  :root=PICTURES,m=4                     from 4 random vectors, as POMP, with no regard to sentences
 
-With `best`, prompt.npz is the best of sentences and checkpoints on the validation images, and
-`consistency=1` (`consistency_squared`) holds it near the class features of the best words.
+Training starts from the best sentence of `prompt.candidates` on the validation images, is held near
+the class features of the best words (`consistency=1`, which is `consistency_squared`), and averages
+its steps; prompt.npz is the best of sentences and checkpoints on the validation images. Where
+`prompt.m`, `prompt.init` or another method is given, or there are no validation images, it is
+POMP's: from random vectors, without these. docs/better_than_words.md has the figures of both.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -42,13 +45,12 @@ _SHORT = {
   "store": "data.feature_store",
   "features": "data.features",
 }
-_VARIANTS = {
-  "best": {
-    "prompt.init": "best",
-    "prompt.m": 0,
-    "checkpoint.select": "best",
-    "anchors": "best",
-  }
+_BETTER_THAN_WORDS = {
+  "prompt.init": "best",
+  "checkpoint.select": "best",
+  "anchors": "best",
+  "consistency_squared": 1.0,
+  "optim.average": "ema",
 }
 _STEPS, _EPOCHS = 1000, (5, 200)
 _MOST_EXACT = 1000  # classes
@@ -66,13 +68,21 @@ def get_config(argument: str = ""):
   config.optim.warmup = 1.0
   config.optim.warmup_lr = 0.001
   config.eval.images = 0
-  with_argument(config, argument, variants=_VARIANTS, **_SHORT)
+  config.prompt.m = 0  # as many as the words have
+  with_argument(config, argument, **_SHORT)
   if not os.path.isdir(config.data.root):
     takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
     raise ConfigError("data.root", config.data.root, takes)
   trains_on_features = config.data.augment == "none" and not METHODS[config.method].pixels
   config.data.features = "stored" if trains_on_features else "online"
-  train = inputs.open_source(unpack(config).data, "train")
+  data = unpack(config).data
+  # Another prompt than the default one has no place for words.
+  given = config.prompt.m or config.prompt.init or config.prompt.position != "end"
+  if given or not METHODS[config.method].saves_prompt or not inputs.has_validation(data):
+    config.prompt.m = config.prompt.m or 4
+  else:
+    config.update_from_flattened_dict(_BETTER_THAN_WORDS)
+  train = inputs.open_source(data, "train")
   config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
   # Of larger sets an epoch has about as many steps.
   config.batch_size = 32 if len(train) < 12_800 else 256
@@ -80,4 +90,4 @@ def get_config(argument: str = ""):
   config.epochs = min(max(round(_STEPS / steps_per_epoch), _EPOCHS[0]), _EPOCHS[1])
   config.checkpoint.every = max(1, config.epochs * steps_per_epoch // 10)
   # What is given counts more than what follows.
-  return with_argument(config, argument, variants=_VARIANTS, **_SHORT)
+  return with_argument(config, argument, **_SHORT)

@@ -39,6 +39,9 @@ def config_of(tmp_path):
     ((1001, 20), {"negatives": "sampled", "k": 1000, "batch_size": 256, "epochs": 19}),
     # Features of pictures that stay the same are computed once.
     ((5, 10), {"data.features": "stored", "data.upright": True, "data.max_corrupt": 0.05}),
+    ((5, 10), {"prompt.init": "best", "prompt.m": 0, "optim.average": "ema"}),
+    # One picture a class leaves none to choose words by.
+    ((5, 1), {"prompt.init": "", "prompt.m": 4, "optim.average": "none"}),
   ],
 )
 def test_what_follows_from_the_pictures(config_of, pictures, expected):
@@ -49,7 +52,8 @@ def test_what_follows_from_the_pictures(config_of, pictures, expected):
   ("argument", "expected"),
   [
     ("epochs=3,batch_size=8,lr=0.5", {"epochs": 3, "batch_size": 8, "optim.lr": 0.5}),
-    ("method=vpt_deep", {"data.features": "online"}),
+    ("method=vpt_deep", {"data.features": "online", "prompt.init": ""}),
+    ("m=8", {"prompt.m": 8, "prompt.init": "", "checkpoint.select": "last"}),
     ("data.augment=crop_flip", {"data.features": "online"}),
     ("data.augment=crop_flip,data.view_epochs=3,features=stored", {"data.features": "stored"}),
   ],
