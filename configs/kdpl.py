@@ -3,15 +3,16 @@ r"""KDPL (Mistretta et al., 2024): CoOp that learns from a larger CLIP, without 
   python -m pomp_jax.main --config=configs/kdpl.py --workdir=runs/kdpl \
     --config.data.root=DATA --config.data.dataset=dtd
   python -m pomp_jax.main --config=configs/kdpl.py:agnostic --workdir=runs/kdpl_ca \
-    --config.data.root=DATA --config.data.dataset=imagenet1k
+    --config.data.source=tfds --config.data.root=RECORDS --config.data.dataset=imagenet21k
   python -m pomp_jax.main --config=configs/kdpl.py:world --workdir=runs/kdpl_world
 
 No class of a training image is read: the teacher's probabilities over all names stand for it.
 Numbers: the released config (CoOp_KDPL/vit_b32_ctxv1 with its scripts): M = 4 from "a photo of a",
 50 epochs of batches of 32, SGD at 0.002, cosine after an epoch at 1e-5, random crops and flips;
 docs/recipes.md has every value beside ours. `agnostic` keeps the 1,000 classes that the teacher
-finds most likely in a batch (KDPL-CA). In the world the teacher is its own CLIP under seven texts,
-and the student's context starts from noise. The world's images are not augmented.
+finds most likely in a batch (KDPL-CA), of a data set that has more. In the world the teacher is its
+own CLIP under seven texts, and the student's context starts from noise. The world's images are not
+augmented.
 """
 
 from pomp_jax.config import base, with_argument
@@ -27,6 +28,7 @@ WORLD = SMALL | {
 }
 # K counts the teacher's class of an image, which is one of the 1,000.
 AGNOSTIC = {"negatives": "sampled", "k": 1001, "sampling.name": "top"}
+AGNOSTIC |= {"kdpl.prompt": "a photo of a {}."}
 
 
 def get_config(argument: str = ""):
