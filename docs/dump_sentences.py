@@ -36,7 +36,10 @@ def main(arguments=None) -> None:
   try:
     described = read_descriptions(flags.sentences)
     if (out / "features.json").exists():
-      names = json.loads((out / "features.json").read_text())["names"]
+      before = json.loads((out / "features.json").read_text())
+      names = before["names"]
+      if "train" in before["splits"]:
+        sys.exit(f"{out}: has training rows already, expected another folder, or test rows alone")
     elif flags.names:
       names = list(load_class_list(flags.names).names)
     else:

@@ -37,6 +37,8 @@ def world(tmp_path_factory):
   (folder / "cupl.json").write_text(json.dumps(SENTENCES))
   given = ["--clip", str(folder), "--sentences", f"{folder}/cupl.json"]
   dump_sentences.main([*given, "--out", f"{folder}/features"])
+  with pytest.raises(SystemExit, match="has training rows already"):
+    dump_sentences.main([*given, "--out", f"{folder}/features"])
   with pytest.raises(SystemExit, match="1000 of 1000 classes have no sentences"):
     dump_sentences.main([*given, "--out", f"{folder}/none", "--names", "imagenet1k"])
   return world
