@@ -18,7 +18,7 @@ from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoin
 from pomp_jax.files.paths import is_dir, join
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.optimizer import result_of
-from pomp_jax.registry import CLASS_FEATURES, OTHER_PROMPTS, load
+from pomp_jax.registry import CLASS_FEATURES, METHODS, OTHER_PROMPTS, load
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
@@ -215,8 +215,8 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> promp
   """
   state, config = checkpoint.state, checkpoint.meta.get("config", {})
   try:
-    if config.get("method", "pomp") != "pomp":
-      raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
+    if not METHODS[method := config.get("method", "pomp")].saves_prompt:
+      raise CheckpointError(f"{path}: is of method {method!r}; a prompt (pomp, kdpl) is needed")
     params = result_of(state["params"], state.get("opt_state"))
     context, model = params["context"], config["clip"]["model"]
     prompt = prompt_file.Prompt(context, model, config["prompt"]["position"])

@@ -120,8 +120,9 @@ class KDPL(Pomp):
     require(fits, "data.features", data.features, online)
     clip = dataclasses.replace(clip, model=self.own.teacher, activation="auto")
     teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
-    own, takes = ((one.clip.image_size, one.resize) for one in (encoder, teacher))
-    require(takes == own, "kdpl.teacher", clip.model, f"a CLIP with the student's images: {own}")
+    # It sees the student's views, however its own images would be resized.
+    size, fits = encoder.clip.image_size, teacher.clip.image_size == encoder.clip.image_size
+    require(fits, "kdpl.teacher", clip.model, f"a CLIP for the student's images of {size} pixels")
     bank_NxT = features_under(teacher, classes, prompts[0].prompt)
     bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
     return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
@@ -31,6 +32,7 @@ def two(tmp_path_factory):
     write_folder(root / "pictures" / split, CLASSES, count)
   student = write_world(root / "student", CLASSES, positions=16)
   model = write_random_clip(root / "teacher", positions=16, seed=4, vision={"hidden_size": 32})
+  (root / "teacher/preprocessor_config.json").write_text('{"resize_mode": "squash"}')  # as DFN's
   model = model.double().requires_grad_(False)
   teacher = student._replace(clip=load_clip(str(root / "teacher")), model=model)
   fields = {"method": "kdpl", "kdpl.teacher": str(root / "teacher"), "negatives": "all"}
@@ -95,6 +97,7 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
     config = two[2](**changes, **{"data.features": features, "eval.images": 0})
     found[features] = run_job(config, tmp_path / features)
     assert found[features]["method"] == "kdpl" and found[features]["steps"] == 6
+    assert read_prompts([f"{tmp_path / features}/checkpoints"], "evaluate.prompts")
     monkeypatch.setattr(
       inputs,
       "open_source",
@@ -109,7 +112,7 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"kdpl.teacher": "world"}, r"kdpl\.teacher: got 'world', expected .*\(32, "),
+    ({"kdpl.teacher": "world"}, r"kdpl\.teacher: got 'world', expected .* 32 pixels"),
     ({"kdpl.prompt": "words"}, r"kdpl\.prompt: got 'words'"),
     ({"correction": "none"}, "correction: got 'none', expected 'log' where method='kdpl'"),
   ],
