@@ -25,9 +25,9 @@ activation, tokenizer, resizing and channel statistics are those of open_clip's 
 is bidirectional (SigLIP, CLIPA), all of its 64 or 32 positions: the context stands in front of the
 name, and padding follows it as in their training. PE-Core has 32 or 72 positions, which limit M and
 the name. Of the long tables of MetaCLIP 2 and SigLIP 2 (901,629 and 256,000 embeddings) only the
-rows that the names use are read. VPT, MaPLe and dense features need a ViT of OpenAI's kind. Images
-are resized as open_clip does: to a square or with a centre crop, bilinear or bicubic. A CLIP with
-another image tower gives its text tower (`clip.image_tower=False`), beside
+rows that the names use are read. VPT, MaPLe, IVLP and dense features need a ViT of OpenAI's kind.
+Images are resized as open_clip does: to a square or with a centre crop, bilinear or bicubic. A CLIP
+with another image tower gives its text tower (`clip.image_tower=False`), beside
 [features of a file](data.md#features-without-images).
 
 Read beside the rows of this table are {more}.

@@ -22,6 +22,7 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, fields
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Prompt
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.context import INIT_STDDEV, ClassTokens
@@ -133,14 +134,15 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Raises ConfigError for another tower than a ViT, or fewer layers than `prompt.depth`."""
+    """Raises ConfigError for another tower than a ViT, or a `prompt.depth` that it can't have."""
     if "vision" in self.towers and clip.vit is None:
       raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
     layers: dict[str, Any] = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
-    if prompt.depth > most:
-      limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
-      raise ConfigError("prompt.depth", prompt.depth, limit)
+    limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
+    if "text" in self.towers and clip.bidirectional:
+      most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
+    require(prompt.depth <= most, "prompt.depth", prompt.depth, limit)
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]

@@ -11,14 +11,18 @@ import optax
 import pytest
 import torch
 from torch.nn import functional
+from transformers import CLIPTextConfig
 
 from docs import dump_sentences
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError, unpack
+from pomp_jax.config.fields import Prompt
 from pomp_jax.configs import protext
 from pomp_jax.evaluate.inputs import open_source
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import batches, resume, setup
+from pomp_jax.train.methods import method_of
 from tests.rooms.baselines.test_learners import to_torch, torch_class_features
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
@@ -94,5 +98,8 @@ def test_26_steps_equal_torch(world, tmp_path):
 def test_a_prompt_in_the_first_layer_is_a_file(world, tmp_path):
   with pytest.raises(ConfigError, match="prompt.depth: got 9, expected at most 3"):
     run_job(config_of(world), tmp_path)
+  both_ways = ClipConfig(CLIPTextConfig(bidirectional=True), None, 8)
+  with pytest.raises(ConfigError, match="prompt.depth: got 2, expected 1 for a CLIP whose text"):
+    method_of("protext").check(Prompt(depth=2), both_ways)
   run_job(config_of(world, ",shallow").replace({"steps": 2}), tmp_path)
   assert load_prompt(tmp_path / "prompt.npz").context.shape[0] == 4
