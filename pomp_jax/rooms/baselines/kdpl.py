@@ -20,12 +20,13 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.config import fields
-from pomp_jax.config.declare import require
+from pomp_jax.config.declare import ConfigError, require
 from pomp_jax.config.fields import Data, Prompt
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import features_under, read_prompts
+from pomp_jax.evaluate.named_prompts import features_under, read_prompt
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
@@ -114,16 +115,19 @@ class KDPL(Pomp):
 
   def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "KDPL":
     """See `Pomp`: the teacher and its class features."""
-    prompts = read_prompts([self.own.prompt], "kdpl.prompt")
+    prompt = read_prompt(self.own.prompt, "kdpl.prompt").prompt
     online = "'online': the teacher needs pixels, and several processes store no features for it"
     fits = data.features == "online" or (data.features == "stored" and hosts.n_processes() == 1)
     require(fits, "data.features", data.features, online)
     clip = dataclasses.replace(clip, model=self.own.teacher, activation="auto")
-    teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
+    try:
+      teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
+    except InputError as error:
+      raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
     # It sees the student's views, however its own images would be resized.
     size, fits = encoder.clip.image_size, teacher.clip.image_size == encoder.clip.image_size
     require(fits, "kdpl.teacher", clip.model, f"a CLIP for the student's images of {size} pixels")
-    bank_NxT = features_under(teacher, classes, prompts[0].prompt)
+    bank_NxT = features_under(teacher, classes, prompt)
     bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
     return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)
 

@@ -113,6 +113,7 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
   ("changes", "message"),
   [
     ({"kdpl.teacher": "world"}, r"kdpl\.teacher: got 'world', expected .* 32 pixels"),
+    ({"kdpl.teacher": "open_clip:none"}, r"kdpl\.teacher: got 'open_clip:none', expected "),
     ({"kdpl.prompt": "words"}, r"kdpl\.prompt: got 'words'"),
     ({"correction": "none"}, "correction: got 'none', expected 'log' where method='kdpl'"),
   ],
