@@ -12,11 +12,11 @@ the colon, separated by commas:
   :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
   :root=PICTURES,m=4                     from 4 random vectors, as POMP, with no regard to sentences
 
-Training starts from the best sentence of `prompt.candidates` on the validation images, is held near
-the class features of the best words (`consistency=1`, which is `consistency_squared`), and averages
+Training starts from the best sentence of `prompt.candidates` on the validation images and averages
 its steps; prompt.npz is the best of sentences and checkpoints on the validation images. Where
 `prompt.m`, `prompt.init` or another method is given, or there are no validation images, it is
-POMP's: from random vectors, without these. docs/better_than_words.md has the figures of both.
+POMP's: from random vectors, without these. docs/better_than_words.md has the figures of both, and
+says when `consistency=1` helps, which holds class features near those of the best words.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -49,7 +49,6 @@ _BETTER_THAN_WORDS = {
   "prompt.init": "best",
   "checkpoint.select": "best",
   "anchors": "best",
-  "consistency_squared": 1.0,
   "optim.average": "ema",
 }
 _STEPS, _EPOCHS = 1000, (5, 200)

@@ -24,11 +24,13 @@ from pomp_jax.main import main as pomp
 CLASSES, IMAGES, SEEDS = 400, {"train": 16, "val": 4}, (0, 1, 2)
 ADDITIONS = {
   "as POMP": "m=4",
-  "from the best words": "consistency=0,optim.average=none",
+  "from the best words": "optim.average=none",
   "consistency": "m=4,consistency=1",
   "average": "m=4,optim.average=ema",
-  "all: own": "",
+  "own: best words, average": "",
+  "all": "consistency=1",
 }
+OWN = "own: best words, average"
 
 
 def write_pictures(root: pathlib.Path) -> None:
@@ -89,7 +91,7 @@ def main(folder: pathlib.Path) -> None:
     write_pictures(folder / "pictures")
   write_example_sets(folder / "sets", n_classes=100, images_per_class=16)
   runs = trained(folder)
-  results = read_json(runs["all: own"][0] / "results.json")
+  results = read_json(runs[OWN][0] / "results.json")
   print(results["words"]["remark"])
   words = list(results["words"]["candidates"])
   paths = [path for own_runs in runs.values() for path in own_runs]
@@ -108,9 +110,9 @@ def main(folder: pathlib.Path) -> None:
     best = max(words, key=lambda name: found[name]["top1"])
     for first in dict.fromkeys((results["words"]["best"], best)):
       slug = f"beside_{words.index(first)}"
-      beside = evaluated(folder, slug, [first, *runs["all: own"]])[one]
-      print(f"{one}: all less {first!r} {100 * found[first]['top1']:.1f}%:", end="")
-      for path in runs["all: own"]:
+      beside = evaluated(folder, slug, [first, *runs[OWN]])[one]
+      print(f"{one}: own less {first!r} {100 * found[first]['top1']:.1f}%:", end="")
+      for path in runs[OWN]:
         difference = beside[str(path)]["difference"]
         low, high = (100 * end for end in difference["interval"])
         print(f" {100 * difference['top1']:+.2f} ({low:+.2f} to {high:+.2f})", end=";")
