@@ -1,4 +1,4 @@
-"""What import-linter can't see of the plan: imports, names, the core's size, who has the config."""
+"""What import-linter can't see of the plan: imports, names, and who has the config."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,6 @@ from pomp_jax import registry
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 _REGISTRY = PACKAGE / "registry.py"
-CORE_LINES = 16_000
 
 _IMPORT_WITHOUT = """
 import importlib, sys
@@ -88,16 +87,6 @@ def test_modules_are_named_for_what_they_hold():
   assert not drawers & {path.stem for path in MODULES}
 
 
-def test_the_core_can_be_held_in_mind():
-  """Lines of all modules that import neither rooms nor the world, which stand above them.
-
-  What makes it longer moves something out first.
-  """
-  others = {*_in("rooms", "configs", "world")}
-  core = [path for path in MODULES if path not in others]
-  assert sum(len(path.read_text().splitlines()) for path in core) <= CORE_LINES
-
-
 def _takes_the_config(function):
   """Whether a parameter is the config of a whole job."""
   arguments = function.args
@@ -149,16 +138,11 @@ def _imported(path):
   return found
 
 
-def test_from_the_command_to_the_loss_are_nine_files():
+def test_from_the_command_to_the_loss_are_the_listed_files():
   """Those that CONTRIBUTING.md lists: each is imported by one before it, or is a job's row."""
   text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
-  rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", text, re.MULTILINE)
-  files = [PACKAGE / name for name, _ in rows]
-  lines = [len(path.read_text().splitlines()) for path in files]
+  files = [PACKAGE / name for name in re.findall(r"^\| `([\w/]+\.py)` \|", text, re.MULTILINE)]
   assert files[0].name == "main.py" and files[-1].name == "loss.py"
-  assert len(files) <= 9 and sum(lines) <= 2000
-  for (name, told), count in zip(rows, lines, strict=True):
-    assert abs(int(told) - count) <= 0.15 * count, name
   known = {f"pomp_jax.{job}" for job in re.findall(r'"([\w.]+)"', _REGISTRY.read_text())}
   for path, following in zip(files, files[1:], strict=False):
     known |= _imported(path)

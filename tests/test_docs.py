@@ -1,4 +1,4 @@
-"""The pages: links, fields, files and commands that they name, their size, and the gallery."""
+"""The pages: links, fields, files and commands that they name, and the gallery."""
 
 import re
 import shlex
@@ -87,21 +87,12 @@ def test_files_exist(page):
   assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_the_pages_are_short():
-  counted = [name for name in PAGES if name.startswith("docs/")]
-  assert sum(len(text_of(name).encode()) for name in counted) <= 130 * 1024
-  assert len(text_of("README.md").encode()) <= 9 * 1024
-
-
 def test_each_room_has_a_row_and_a_page():
-  """Its number of lines is that of its modules, give or take a fifth."""
-  row = re.compile(r"^\| `(\w+)` \| .+ \| (\w+\.md) \| ([\d,]+) \|$", re.MULTILINE)
-  found = row.findall(text_of("CONTRIBUTING.md"))
-  rooms = {path.parent.name: path.parent for path in ROOT.glob("pomp_jax/rooms/*/__init__.py")}
-  assert sorted(name for name, _, _ in found) == sorted(rooms)
-  for name, page, shown in found:
-    lines = sum(len(path.read_text().splitlines()) for path in rooms[name].rglob("*.py"))
-    assert 0.8 <= int(shown.replace(",", "")) / lines <= 1.2, (name, lines)
+  row = re.compile(r"^\| `(\w+)` \| .+ \| (\w+\.md) \|$", re.MULTILINE)
+  rows = row.findall(text_of("CONTRIBUTING.md"))
+  rooms = {path.parent.name for path in ROOT.glob("pomp_jax/rooms/*/__init__.py")}
+  assert sorted(name for name, _ in rows) == sorted(rooms)
+  for _, page in rows:
     assert (ROOT / "docs" / page).exists()
 
 
