@@ -12,11 +12,11 @@ the colon, separated by commas:
   :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
   :root=PICTURES,m=4                     from 4 random vectors, as POMP, with no regard to sentences
 
-Training starts from the best sentence of `prompt.candidates` on the validation images and averages
-its steps; prompt.npz is the best of sentences and checkpoints on the validation images. Where
-`prompt.m`, `prompt.init` or another method is given, or there are no validation images, it is
-POMP's: from random vectors, without these. docs/better_than_words.md has the figures of both, and
-says when `consistency=1` helps, which holds class features near those of the best words.
+Training starts from the best sentence of `prompt.candidates` on the validation images, averages its
+steps, and is held near the sentence where the CLIP's logit scale is low. The sentence stays unless
+training, or the mean of both, is better on the validation images beyond chance. Where `prompt.m`,
+`prompt.init` or another method is given, or there are no validation images, training is POMP's:
+from random vectors, without these. docs/better_than_words.md has the figures of both.
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -49,10 +49,12 @@ _BETTER_THAN_WORDS = {
   "prompt.init": "best",
   "checkpoint.select": "best",
   "anchors": "best",
+  "consistency_squared": -1.0,  # by the CLIP's logit scale
   "optim.average": "ema",
 }
 _STEPS, _EPOCHS = 1000, (5, 200)
 _MOST_EXACT = 1000  # classes
+_CHECKPOINTS = 10  # of a run
 
 
 def get_config(argument: str = ""):
@@ -87,6 +89,9 @@ def get_config(argument: str = ""):
   config.batch_size = 32 if len(train) < 12_800 else 256
   steps_per_epoch = max(1, len(train) // config.batch_size)
   config.epochs = min(max(round(_STEPS / steps_per_epoch), _EPOCHS[0]), _EPOCHS[1])
-  config.checkpoint.every = max(1, config.epochs * steps_per_epoch // 10)
   # What is given counts more than what follows.
+  with_argument(config, argument, **_SHORT)
+  steps_per_epoch = max(1, len(train) * config.data.views // config.batch_size)
+  n_steps = config.steps or config.epochs * steps_per_epoch
+  config.checkpoint.every = max(1, n_steps // _CHECKPOINTS)
   return with_argument(config, argument, **_SHORT)

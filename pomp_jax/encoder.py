@@ -4,6 +4,7 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -126,6 +127,8 @@ class Encoder:
       # The whole sentence counts as the name, without a context inside.
       sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
       tokens = self._tokenize(sentences, cut=cut)
+    elif prompt.sentences is not None:
+      return self._beside_sentences(names, prompt)
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
@@ -144,6 +147,18 @@ class Encoder:
       features_NxE = self.features_of_classes(params, self.frozen(tokens), position, unit=unit)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
     return found
+
+  def _beside_sentences(self, names: Sequence[str], prompt: Prompt) -> Float[np.ndarray, "N E"]:
+    """Unit features under the sentences of a prompt, or under these and its context."""
+    check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
+    assert prompt.sentences is not None
+    templates, weight = prompt.sentences
+    features_NxE = unit_rows(sum(self.class_features(names, text) for text in templates))
+    if weight == 1:
+      return features_NxE
+    context_alone = dataclasses.replace(prompt, sentences=None)
+    learned_NxE = self.class_features(names, context_alone)
+    return unit_rows((1 - weight) * learned_NxE + weight * features_NxE)
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
@@ -220,6 +235,11 @@ class Encoder:
     parts = chunks(rows, self._chunk, self.mesh, what)
     results = ((compute(split_rows(full, self.mesh)), n_real) for full, n_real in parts)
     return np.concatenate([found[:n_real] for found, n_real in fetched(results)])
+
+
+def unit_rows(features_NxE: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
+  """Rows divided by their norm."""
+  return features_NxE / np.linalg.norm(features_NxE, axis=-1, keepdims=True)
 
 
 def _fingerprint(params: Any, *settings: str) -> str:

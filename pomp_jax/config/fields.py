@@ -25,6 +25,10 @@ from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASK
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _m = at_least(0 if registry.WORDS else 1)
 _weight = at_least(0) if registry.CONSISTENCY else between(0, 0)
+AUTOMATIC = -1.0  # of `consistency_squared`
+_squared = Check(
+  lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"), "0 or more, or -1 for automatic"
+)
 _averages = ("none", "gaussian", "ema") if registry.AVERAGING else ("none",)
 _suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
@@ -243,7 +247,9 @@ class Contrast:
   loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
   logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
   consistency_squared: float = row(
-    0.0, "weight of 1 - cosine of class features and anchors (KgCoOp)", _weight
+    0.0,
+    "weight of 1 - cosine of class features and anchors (KgCoOp); -1: by the CLIP's logit scale",
+    _squared if registry.CONSISTENCY else _weight,
   )
   consistency_l1: float = row(0.0, "weight of their l1 distance (PromptSRC)", _weight)
   consistency_kl: float = row(

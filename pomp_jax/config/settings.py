@@ -154,6 +154,8 @@ def value_of_text(field: str, text: str) -> Any:
       return kind(text)
     if kind == tuple[int, ...]:
       return tuple(int(part) for part in re.split(r"[+/]", text) if text)
+    if re.match(r"""[(\[]\s*['"]""", text):
+      raise ConfigError(field, text, "items separated by ';', without brackets and quotes")
     parse = fields_of()[field].metadata["parse"]
     return tuple(parse(part) for part in map(str.strip, text.split(";")) if part)
   except (ValueError, KeyError) as error:

@@ -52,10 +52,23 @@ def ranks(
 
 
 def accuracy_of_ranks(
-  rank_B: Int[np.ndarray, " B"], n_classes: int, ks: Sequence[int] = (1, 5)
+  rank_B: Int[np.ndarray, " B"],
+  n_classes: int,
+  ks: Sequence[int] = (1, 5),
+  labels_B: Int[np.ndarray, " B"] | None = None,
 ) -> Accuracy:
-  """Figures of the ranks of the right classes; see `ranks`."""
+  """Figures of the ranks of the right classes; see `ranks`.
+
+  Args:
+    rank_B: rank of each image's own class.
+    n_classes: number of classes N.
+    ks: the k of each top-k accuracy.
+    labels_B: class of each image, for `macro_top1`, the mean accuracy of the classes with images;
+      None leaves it out.
+  """
   figures: Accuracy = {"images": len(rank_B)}
+  if labels_B is not None:
+    figures["macro_top1"] = float(class_weights(labels_B) @ (rank_B == 0))
   for k in ks:
     # Rank N (not finite) is wrong even where k > N.
     figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
@@ -83,16 +96,66 @@ def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   `top1` is the first's accuracy less the second's; `interval` its 95% ends by Agresti & Min (2005):
   Wald's, after half an image is added to each of the four cells; `p_value` McNemar's exact test.
   """
-  b, c, total = gained + 0.5, lost + 0.5, n + 2
-  centre = (b - c) / total
-  reach = _QUANTILE * np.sqrt((b + c) / total - centre**2) / np.sqrt(total)
   p_value = 2 * scipy.special.bdtr(min(gained, lost), gained + lost, 0.5)
   return {
     "top1": (gained - lost) / n,
-    "interval": [float(max(centre - reach, -1.0)), float(min(centre + reach, 1.0))],
+    "interval": _paired_interval(gained, lost, n),
     "p_value": float(min(p_value, 1.0)),
     "gained": gained,
     "lost": lost,
+  }
+
+
+def _paired_interval(gained: int | float, lost: int | float, n: int | float) -> list[float]:
+  """Agresti and Min's 95% interval of (gained - lost) / n; see `paired_difference`."""
+  total = n + 2
+  gained_share = (gained + 0.5) / total
+  lost_share = (lost + 0.5) / total
+  centre = gained_share - lost_share
+  reach = _QUANTILE * np.sqrt((gained_share + lost_share - centre**2) / total)
+  return [float(max(centre - reach, -1.0)), float(min(centre + reach, 1.0))]
+
+
+def class_weights(labels_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+  """Weight of each image in a mean over classes: 1 / (classes with images * images of its own).
+
+  The weights add up to 1.
+  """
+  _, class_B, images_C = np.unique(labels_B, return_inverse=True, return_counts=True)
+  return 1 / (len(images_C) * images_C[class_B])
+
+
+def paired_difference_over_classes(
+  first_B: Bool[np.ndarray, " B"],
+  second_B: Bool[np.ndarray, " B"],
+  labels_B: Int[np.ndarray, " B"],
+) -> dict[str, Any]:
+  """Compares two classifiers on the same images by the mean accuracy of the classes.
+
+  The interval is that of `paired_difference` with weighted counts: an image counts by its weight in
+  the mean, scaled to the effective number of images (Kish, 1965), 1 / sum of the squared weights.
+  Where all classes have the same number of images, it is the interval over the images.
+
+  Args:
+    first_B: whether the first classifier is right about each image.
+    second_B: likewise, the second.
+    labels_B: class of each image.
+
+  Returns:
+    `macro_top1`, the first's mean less the second's; `interval`, its 95% ends; `gained` and `lost`,
+    images that the first, or the second, alone has right.
+  """
+  weights_B = class_weights(labels_B)
+  n_effective = 1 / np.sum(weights_B**2)
+  gained_B = first_B & ~second_B
+  lost_B = second_B & ~first_B
+  gained = float(weights_B @ gained_B)
+  lost = float(weights_B @ lost_B)
+  return {
+    "macro_top1": gained - lost,
+    "interval": _paired_interval(gained * n_effective, lost * n_effective, n_effective),
+    "gained": int(gained_B.sum()),
+    "lost": int(lost_B.sum()),
   }
 
 

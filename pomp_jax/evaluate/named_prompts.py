@@ -12,7 +12,7 @@ from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
-from pomp_jax.encoder import Encoder
+from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.files import prompt_file
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.paths import is_dir, join
@@ -126,8 +126,7 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
     prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
     return prompt.features
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
-  total_NxE = sum(encoder.class_features(classes.names, text) for text in texts)
-  return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+  return unit_rows(sum(encoder.class_features(classes.names, text) for text in texts))
 
 
 def class_features(
@@ -173,16 +172,20 @@ def check_lengths(
     return
   if isinstance(prompt, OtherPrompt):
     return prompt.check_lengths(classes, tokenizer, config, where)
-  templates, budget = ["{}."], config.max_position_embeddings - 1
+  budget = config.max_position_embeddings - 1
+  # Templates, and the positions that their texts have.
+  templates: list[tuple[str, int]] = []
   if isinstance(prompt, prompt_file.Prompt):
-    budget -= prompt.context.shape[-2]
+    templates.append(("{}.", budget - prompt.context.shape[-2]))
+    if prompt.sentences is not None:
+      templates += [(text, budget) for text in prompt.sentences.templates]
   else:
-    templates = list(_texts(prompt, classes))
+    templates += [(text, budget) for text in _texts(prompt, classes)]
   names = normalized_names(classes.names)
   try:
-    for template in templates:
+    for template, positions in templates:
       texts = [template.replace("{}", name) for name in names]
-      check_token_counts(texts, tokenizer, config, budget)
+      check_token_counts(texts, tokenizer, config, positions)
   except TokenizeError as error:
     raise TokenizeError(f"{where}: {error}") from error
 
@@ -190,7 +193,8 @@ def check_lengths(
 def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
   """Returns the cache key parts of the features under a prompt, for `pieces.fingerprint`."""
   if isinstance(prompt, prompt_file.Prompt):
-    return [prompt.position, prompt.context]
+    sentences = [] if prompt.sentences is None else [prompt.sentences.to_json()]
+    return [prompt.position, prompt.context, *sentences]
   if isinstance(prompt, prompt_file.ClassFeatures):
     return [prompt.features]
   if isinstance(prompt, OtherPrompt):

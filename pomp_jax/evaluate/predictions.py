@@ -62,15 +62,35 @@ def topk_accuracy(
 ) -> Accuracy:
   """Computes the share of images whose class is among the k most similar, on the devices.
 
-  Ties count as wrong: a constant classifier scores 0. Features are unit rows, equal on all hosts.
-  Each device of `mesh` scores its share of the images; if it is None, this process's do.
+  `macro_top1` is the mean of the classes' top-1. The other arguments are `ranks_of_images`'.
+  """
+  rank_B = ranks_of_images(image_features_BxE, class_features_NxE, labels_B, mesh=mesh)
+  return accuracy_of_ranks(rank_B, len(class_features_NxE), ks, np.asarray(labels_B))
+
+
+def ranks_of_images(
+  image_features_BxE: Float[np.ndarray, "B E"],
+  class_features_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  *,
+  mesh: Mesh | None = None,
+) -> Int[np.ndarray, " B"]:
+  """Computes the rank of each image's class by cosine, on the devices; 0 is right, see `ranks`.
+
+  Ties count as wrong: a constant classifier is never right.
+
+  Args:
+    image_features_BxE: unit rows, equal on all hosts.
+    class_features_NxE: likewise.
+    labels_B: class of each image.
+    mesh: devices that divide the images; None for this process's.
   """
   mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
-  classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
+  classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
+  compute = rank_rows(mesh)
   batches = _row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)
-  found = fetched((compute(classes, rows), n) for *rows, n in batches)
-  rank_B = np.concatenate([ranks_B[:n] for ranks_B, n in found])
-  return accuracy_of_ranks(rank_B, len(class_features_NxE), ks)
+  ranked = fetched((compute(classes, rows), n_images) for *rows, n_images in batches)
+  return np.concatenate([rank_B[:n_images] for rank_B, n_images in ranked])
 
 
 @functools.cache

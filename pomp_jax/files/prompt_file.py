@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import os
 import re
 from typing import Any, NamedTuple, NoReturn
@@ -36,9 +37,14 @@ POSITIONS = ("end", "middle", "front")
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 FORMAT_VERSION = 1
+# Of a file with `sentences`, so that a reader of version 1 does not take it for its context alone.
+SENTENCES_VERSION = 2
+VERSIONS = (FORMAT_VERSION, SENTENCES_VERSION)
 # Type of each field beside `format_version`, whatever the format.
 TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
+# Fields that a file may lack.
+OPTIONAL = {"sentences": str}
 
 # Text of a class, with `{}` for the name. With more words the context's place would be unknown.
 TEMPLATE = "{}."
@@ -57,16 +63,33 @@ def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> No
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
+class Sentences(NamedTuple):
+  """Hand-written sentences that stand for a context, or beside it."""
+
+  templates: tuple[str, ...]  # texts with one {} for the name
+  weight: float = 1.0  # of the mean of their class features; the rest is the context's
+
+  def to_json(self) -> str:
+    """The field `sentences` of a file."""
+    return json.dumps({"templates": self.templates, "weight": self.weight}, allow_nan=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A learned prompt."""
+  """A learned prompt, or what was better than it: sentences, or a mixture of both.
 
-  # float32, [M, D] shared by all classes, or [N, M, D] with one context per class
+  Class features under a mixture are the weighted sum of the unit features of its two parts,
+  normalised. Features under several sentences are averaged and normalised first.
+  """
+
+  # float32, [M, D] shared by all classes, or [N, M, D] with one context per class; [0, D] of
+  # sentences alone
   context: np.ndarray
   clip_model: str  # name or folder of the CLIP that the context was trained with
   # The class name comes last (the context before it), in the middle of the context, or in front.
   position: str = "end"
   config: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the run, as JSON
+  sentences: Sentences | None = None
 
 
 class ClassFeatures(NamedTuple):
@@ -126,7 +149,10 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
   """Raises PromptFileError for the first field of a prompt, written or read, that breaks a rule."""
   context = prompt.context
   is_array = isinstance(context, np.ndarray) and context.dtype == np.float32
-  if not is_array or context.ndim not in (2, 3) or context.size == 0:
+  alone = is_array and prompt.sentences is not None and prompt.sentences.weight == 1
+  if alone and context.ndim == 2 and context.shape[0] == 0 and context.shape[1] > 0:
+    pass  # the sentences need no context
+  elif not is_array or context.ndim not in (2, 3) or context.size == 0:
     kind = getattr(context, "dtype", type(context).__name__)
     accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
     refuse(path, "context", f"{kind} {list(getattr(context, 'shape', ()))}", accepted)
@@ -137,6 +163,12 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "clip_model", "empty", "the name or the folder of a CLIP")
   if prompt.position not in POSITIONS:
     refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
+  if prompt.sentences is not None:
+    templates, weight = prompt.sentences
+    if not templates or any(text.count("{}") != 1 for text in templates):
+      refuse(path, "sentences", repr(templates)[:200], "one or more texts, each with one {}")
+    if not 0 < weight <= 1:
+      refuse(path, "sentences", f"of the weight {weight}", "a weight above 0, at most 1")
 
 
 def is_hub(name: str | os.PathLike) -> bool:
@@ -179,6 +211,12 @@ def encode(path: str | os.PathLike, prompt: Prompt) -> bytes:
     refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
   text = {"clip_model": prompt.clip_model, "position": prompt.position}
   text |= {"template": TEMPLATE, "config": config}
+  if prompt.sentences is not None:
+    if kind != "npz":
+      found = "sentences, or a mixture with them"
+      accepted = "a context in this format; .npz, and class features of names, take both"
+      refuse(path, "the prompt", found, accepted)
+    text["sentences"] = prompt.sentences.to_json()
   try:
     return load(FORMATS[kind].encode)(prompt.context, text)
   except UnicodeEncodeError as error:
@@ -205,9 +243,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     refuse(path, "the file", f"of the format {form}", ".npz, without the room interchange")
   fields = load(row.read)(path)
   version = fields.get("format_version")
-  if type(version) is not int or version != FORMAT_VERSION:
+  if type(version) is not int or version not in VERSIONS:
     told = "missing" if version is None else repr(version)
-    refuse(path, "format_version", told, f"{FORMAT_VERSION} (the only known version)")
+    refuse(path, "format_version", told, f"{' or '.join(map(str, VERSIONS))}, the known versions")
   for field, own in FIELDS.items():
     if field not in fields:
       names = ", ".join(sorted(map(str, fields))) or "nothing"
@@ -222,9 +260,34 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
   if fields["template"] != TEMPLATE:
     refuse(path, "template", repr(fields["template"]), f"{TEMPLATE!r}, as all contexts are trained")
-  prompt = Prompt(fields["context"], fields["clip_model"], fields["position"], config)
+  prompt = Prompt(
+    fields["context"],
+    fields["clip_model"],
+    fields["position"],
+    config,
+    _sentences(path, fields.get("sentences"), version),
+  )
   validate(path, prompt)
   return prompt
+
+
+def _sentences(path: str | os.PathLike, text: Any, version: int) -> Sentences | None:
+  """The sentences of a file's field; None for a file without them."""
+  if text is None and version != SENTENCES_VERSION:
+    return None
+  if text is None:
+    refuse(path, "sentences", "missing", f"a str of that name in version {SENTENCES_VERSION}")
+  accepted = 'a JSON object {"templates": [texts], "weight": number}, in version 2 alone'
+  try:
+    stored = json.loads(text)
+    templates, weight = stored["templates"], stored["weight"]
+    fits = version == SENTENCES_VERSION and all(isinstance(one, str) for one in templates)
+    fits = fits and type(weight) in (int, float) and math.isfinite(weight)
+  except (TypeError, ValueError, KeyError, RecursionError):
+    fits = False
+  if not fits:
+    refuse(path, "sentences", printable(repr(text))[:200], accepted)
+  return Sentences(tuple(templates), float(weight))
 
 
 def format_of_content(path: str | os.PathLike) -> str | None:
@@ -253,8 +316,9 @@ def recorded_clip(path: str) -> str | None:
 
 def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:
   """The arrays `context`, `format_version` and the text fields."""
+  version = SENTENCES_VERSION if "sentences" in text else FORMAT_VERSION
   arrays: dict[str, Any] = {"context": np.ascontiguousarray(context)}
-  arrays["format_version"] = np.int64(FORMAT_VERSION)
+  arrays["format_version"] = np.int64(version)
   file = io.BytesIO()
   np.savez(file, allow_pickle=False, **arrays, **{k: np.array(value) for k, value in text.items()})
   return file.getvalue()
@@ -267,7 +331,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, Any]:
   try:
     with zipfile.ZipFile(local_copy(path)) as archive:
       problem = "damaged, or not plain numbers"
-      for field in ("format_version", *FIELDS):
+      for field in ("format_version", *FIELDS, *OPTIONAL):
         if f"{field}.npy" in archive.namelist():
           # The whole member, whose CRC-32 is compared: NumPy stops where its header says.
           content = io.BytesIO(archive.read(f"{field}.npy"))

@@ -47,9 +47,11 @@ class RunFolder:
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
-    # Of the checkpoint that is not selected, by the value that would select it.
-    self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in ("last", "best")}
-    self.candidates = self.path / "candidates.json"  # top-1 of `prompt.candidates` by name
+    # Of the checkpoint that is not selected, by the value that would select it; `trained` where
+    # prompt.npz holds words, or a mixture with them.
+    names = ("last", "best", "trained")
+    self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
+    self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates` by name
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
     self.plots = self.path / "plots"

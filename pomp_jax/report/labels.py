@@ -3,8 +3,9 @@
 A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text with one {}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
+from typing import Any
 
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import DEFAULT_FILE, is_hub
@@ -63,6 +64,12 @@ def method_label(name: str) -> str:
   rest = name[len(known) :].lstrip("_")
   words = _WORDS.get(rest) or rest.replace("_", " ")
   return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
+
+
+def row_label(name: str, results: Mapping[str, Any]) -> str:
+  """The label of a row of a training's results: what it is, where the run says so."""
+  label: str = results.get("words", {}).get("labels", {}).get(name) or method_label(name)
+  return label
 
 
 def counted(n: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writi
 from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
 from pomp_jax.report import report
 from pomp_jax.report.evaluation_report import remarks
-from pomp_jax.report.labels import counted, method_label, with_counts
+from pomp_jax.report.labels import counted, method_label, row_label, with_counts
 
 _FILES = {  # that a report links to, with what they hold
   "results.json": "every figure",
@@ -26,6 +26,7 @@ _FILES = {  # that a report links to, with what they hold
   "candidates.json": "validation accuracy of the words that it competes with",
   "prompt_last.npz": "that of the last checkpoint",
   "prompt_best.npz": "that of the checkpoint that is best on validation",
+  "prompt_trained.npz": "what training has learned, where prompt.npz holds words or a mixture",
   "classifier.npz": "the classifier",
   "metrics.jsonl": "scalars of the training",
   "config.json": "every field of the config",
@@ -105,7 +106,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   for name in dict.fromkeys(name for scores in splits.values() for name in scores):
     found = [scores.get(name, {}) for scores in splits.values()]
     shown = [report.percent(one.get("top1"), one.get("top1_interval")) for one in found]
-    rows.append([method_label(name), *shown])
+    rows.append([row_label(name, results), *shown])
   remark = remarks("train" if name.split("/")[0] == "train" else "test" for name in splits)
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
   skipped = results.get("unreadable", {}).items()
@@ -128,7 +129,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   table = report.Table(("prompt", *columns), rows, marks)
   sections = [
     report.Section("Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table),
-    *_differences(splits),
+    *_differences(results),
     report.Section("Accuracy", picture="accuracy.png"),
     report.Section("Course of the training", picture="training.png"),
     report.Section("Training", table=report.facts(training)),
@@ -148,15 +149,16 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   return report.Report(f"Training: {title}", text, sections)
 
 
-def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[report.Section]:
-  """Differences of each prompt to the hand-written one, where the job has computed them."""
+def _differences(results: Mapping[str, Any]) -> list[report.Section]:
+  """Differences of each prompt from the run's reference, where the job has computed them."""
   rows = []
-  for name, scores in splits.items():
+  for name, scores in results["eval"].items():
     for label, one in scores.items():
       if found := one.get("difference"):
         points, low, high = (100 * value for value in (found["top1"], *found["interval"]))
         shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([name, method_label(label), shown, f"{found['p_value']:.2g}"])
+        rows.append([name, row_label(label, results), shown, f"{found['p_value']:.2g}"])
   text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
   table = report.Table(("split", "prompt", "difference", "p"), rows)
-  return [report.Section("Difference to the hand-written prompt", text, table)] if rows else []
+  reference = row_label(results.get("reference", "hand_written"), results)
+  return [report.Section(f"Difference to {reference}", text, table)] if rows else []

@@ -11,6 +11,7 @@ import time
 import jax
 
 from pomp_jax import hosts
+from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.prompt.step import TrainState
@@ -49,7 +50,7 @@ def _train_from(
   last: Checkpoint,
   run: Run,
   take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-  validate: Callable[[TrainState], float | None],
+  validate: Callable[[TrainState], Accuracy | None],
   stop: hosts.StopRequest,
   checkpoints: Checkpoints,
   tracker: Tracker | None,
@@ -68,8 +69,8 @@ def _train_from(
         # Checks all metrics, so only good states are saved.
         watch.flush()
         # No validation after a stop request, which may leave seconds only.
-        top1 = None if asked else validate(state)
-        watch.validated(step, top1)  # a resumed run has the metrics of the steps before
+        accuracy = None if asked else validate(state)
+        watch.validated(step, accuracy)  # a resumed run has the metrics of the steps before
         # Each process has met other unreadable images. Too many in all raise before the save.
         for _, theirs in hosts.gather(sorted(loader.skipped.reasons), "unreadable images"):
           loader.skipped.note(theirs)
@@ -80,7 +81,8 @@ def _train_from(
           unreadable=sorted(loader.skipped.reasons),
           statistics=monitor.statistics,
         )
-        checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=top1)
+        metric = accuracy and accuracy["macro_top1"]
+        checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=metric)
         watch.restart()
       if asked:
         # Only process 0 knows whether the save failed.

@@ -106,6 +106,8 @@ def initial_context(
     return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
   stored = load_prompt(path)
   check_fits(stored, clip.text_width, clip.name, n_classes, path)
+  if stored.sentences is not None:
+    raise ConfigError("prompt.init", path, "a context; this file holds sentences, or a mixture")
   if stored.context.shape[-2] != prompt.m:
     raise ConfigError("prompt.m", prompt.m, f"{stored.context.shape[-2]}, as in {path}")
   if stored.context.ndim == 3 and not prompt.class_specific:

@@ -3,7 +3,6 @@
 `config.method` may name a baseline instead. A restart resumes exactly from the run's folder.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -109,33 +108,51 @@ def _start_folder(run: PromptRun) -> None:
 
 def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   """Trains and evaluates; writes and returns the results."""
-  folder, select = run.folder, run.checkpoint.select
-  done, saves_prompt = loop.train(run, tracker), METHODS[run.contrast.method].saves_prompt
-  others = {"last": done, "best": best(run) if saves_prompt or select == "best" else None}
-  chosen = others.pop(select) or done
-  prompt = run.prompt_of(chosen.state) if saves_prompt else None
-  words = None
+  folder = run.folder
+  saves_prompt = METHODS[run.contrast.method].saves_prompt
+  last = loop.train(run, tracker)
+  checkpoints = {"last": last}
+  selected = "last"
+  if saves_prompt or run.checkpoint.select == "best":
+    best_checkpoint = best(run)
+    if best_checkpoint is not None:
+      checkpoints["best"] = best_checkpoint
+      selected = run.checkpoint.select
+  prompt = run.prompt_of(checkpoints[selected].state) if saves_prompt else None
+  others = {name: one for name, one in checkpoints.items() if name != selected}
+  beside_words = None
   if run.candidates:
-    words = load(WORDS).outcome(run.candidates, run.encoder.clip, chosen.step, chosen.top1)
-    if words.prompt is not None:
-      prompt, others["best"] = dataclasses.replace(words.prompt, config=run.config), chosen
+    beside_words = load(WORDS).choose(run, last, checkpoints.get("best"))
+    prompt = beside_words.prompt
+    others = {name: one for name, one in checkpoints.items() if one is not beside_words.checkpoint}
+    if beside_words.facts["chosen"] != "trained":
+      others["trained"] = beside_words.checkpoint
+  chosen = beside_words.checkpoint if beside_words else checkpoints[selected]
   if prompt and hosts.is_first():
     # Saved before the evaluation, so that a failure there does not lose it.
     with results.writing_results(folder):
       save_prompt(folder.prompt, prompt)
       for name, other in others.items():
-        if other is not None:
-          save_prompt(folder.other_prompts[name], run.prompt_of(other.state))
-  figures, sets = results.evaluate_run(run, prompt or run.result(chosen.state), done)
+        save_prompt(folder.other_prompts[name], run.prompt_of(other.state))
+  figures, sets = results.evaluate_run(
+    run,
+    prompt or run.result(chosen.state),
+    last,
+    rows=beside_words.rows if beside_words else {},
+    reference=beside_words.reference if beside_words else results.HAND_WRITTEN,
+  )
   found = {
     "job": run.config["job"],
     "method": run.contrast.method,
     "seed": run.seed,
     "clip_model": run.encoder.clip.name,
     **figures,
-    "evaluated_step": 0 if words and words.prompt is not None else chosen.step,
-    **({"words": words.facts} if words else {}),
+    "evaluated_step": chosen.step,
   }
+  if beside_words:
+    found["words"] = beside_words.facts
+    if beside_words.facts["chosen"] == "words":
+      found["evaluated_step"] = 0
   # On the devices of all processes, so by all of them.
   sheet = load(PREDICTION_SHEET)(run, prompt, found) if prompt and PREDICTION_SHEET else None
   if hosts.is_first():

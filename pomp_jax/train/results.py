@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import logging
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import BY_CLASS, TRACKERS, load
 from pomp_jax.report import plots
-from pomp_jax.report.labels import method_label
+from pomp_jax.report.labels import method_label, row_label
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
@@ -31,7 +32,7 @@ from pomp_jax.train.watch import TrainingError
 log = logging.getLogger(__name__)
 
 # The prompt that others are compared with, and what `results.json` has of each.
-_REFERENCE = "hand_written"
+HAND_WRITTEN = "hand_written"
 _FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
 _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
@@ -66,11 +67,23 @@ def open_splits(
 
 
 def evaluate_run(
-  run: PromptRun, learned: Prompt | Any, done: Checkpoint
+  run: PromptRun,
+  learned: Prompt | Any,
+  done: Checkpoint,
+  rows: Mapping[str, Prompt] = types.MappingProxyType({}),
+  reference: str = HAND_WRITTEN,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Evaluates a prompt, or the parameters of another method.
 
-  Returns what `results.json` holds, and the splits as sets of `rooms.analysis.by_class`.
+  Args:
+    run: the finished training.
+    learned: what it leaves.
+    done: its last checkpoint.
+    rows: prompts that the tables have beside it, by row.
+    reference: row that the others are compared with.
+
+  Returns:
+    What `results.json` holds, and the splits as sets of `rooms.analysis.by_class`.
   """
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
@@ -78,8 +91,8 @@ def evaluate_run(
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
-  prompts = own | {_REFERENCE: run.eval.template, "class_name": "{}."}
-  tallies = evaluate(run.encoder, features, prompts, _REFERENCE)
+  prompts = own | rows | {HAND_WRITTEN: run.eval.template, "class_name": "{}."}
+  tallies = evaluate(run.encoder, features, prompts, reference)
   scores: dict[str, dict[str, Any]] = {
     name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
     for name, of_split in tallies.items()
@@ -88,7 +101,7 @@ def evaluate_run(
     accuracy = run.accuracy()
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
-  results, sets = figures_of_splits(splits, scores, "prompt")
+  results, sets = figures_of_splits(splits, scores, "prompt", reference)
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
   results |= {
@@ -107,13 +120,17 @@ def evaluate_run(
 
 
 def figures_of_splits(
-  splits: Mapping[str, tuple[Source, SplitFeatures]], scores: Mapping[str, Any], learned: str
+  splits: Mapping[str, tuple[Source, SplitFeatures]],
+  scores: Mapping[str, Any],
+  learned: str,
+  reference: str = HAND_WRITTEN,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The part of `results.json` that all methods have, and sets of `rooms.analysis.by_class`.
 
-  `learned` names the method's own scores.
+  `learned` names the method's own scores, `reference` those that the others are compared with.
   """
   results: dict[str, Any] = {
+    "reference": reference,
     "eval_images": {name: len(split.labels) for name, (_, split) in splits.items()},
     "eval_classes": {name: len(split.names) for name, (_, split) in splits.items()},
     "eval": {},
@@ -131,7 +148,7 @@ def figures_of_splits(
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
   names = {name: split.names for name, (_, split) in splits.items()}
-  return results, load(BY_CLASS).sets_of(names, scores, _REFERENCE) if BY_CLASS else {}
+  return results, load(BY_CLASS).sets_of(names, scores, reference) if BY_CLASS else {}
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:
@@ -152,19 +169,21 @@ def finish(
     {name: {split: of[name][key] for split, of in splits.items() if name in of} for name in prompts}
     for key in ("top1", "top1_interval")
   )
-  labels, path = list(map(method_label, prompts)), folder.plots / "accuracy.png"
+  labels, path = [row_label(name, results) for name in prompts], folder.plots / "accuracy.png"
   plots.accuracy_panels(path, top1, labels, title, images, classes, ends, {})
   finish_run(folder, config, results)
   for split, scores in splits.items():
-    line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
+    line = ", ".join(
+      f"{row_label(name, results)} {100 * score['top1']:.1f}%" for name, score in scores.items()
+    )
     name, score = next(iter(scores.items()))
     log.info(
       "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
       *(split, images[split], classes[split], line),
-      *(name, *(100 * end for end in score["top1_interval"])),
+      *(row_label(name, results), *(100 * end for end in score["top1_interval"])),
     )
   if words := results.get("words"):
     log.info("%s", words["remark"])
   for split, files in results["unreadable"].items():
     log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
-  log.info("what was learned, results and plots are in %s", folder.path)
+  log.info("prompt, results and plots: %s", folder.path)

@@ -71,7 +71,6 @@ class Checkpoint(NamedTuple):
   roll_backs: int = 0  # to earlier checkpoints
   skipped_batches: int = 0  # batches that led to a bad loss
   statistics: dict[str, Any] | None = None  # of the `LossMonitor`
-  top1: float | None = None  # on validation images, of a checkpoint that is restored
 
   def meta(self, run: Run) -> dict[str, Any]:
     """JSON that a checkpoint holds beside the state."""
@@ -128,7 +127,6 @@ def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
     roll_backs=meta["detour"]["roll_backs"],
     skipped_batches=meta["detour"]["batches"],
     statistics=meta["judge"],
-    top1=restored.metric,
   )
 
 

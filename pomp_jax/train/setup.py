@@ -73,8 +73,12 @@ class Run(abc.ABC):
     `loss` and `accuracy` are among the metrics.
     """
 
-  def validation(self) -> Callable[[TrainState], float | None]:
-    """Returns a function from state to a figure by which checkpoints are kept, or to None."""
+  def validation(self) -> Callable[[TrainState], Accuracy | None]:
+    """Returns a function from state to its accuracy on validation images, or to None.
+
+    The mean over classes, `macro_top1`, decides which checkpoints are kept: where classes have
+    different numbers of images, top-1 over images rises while most classes fall.
+    """
     return lambda state: None
 
   @property
@@ -117,7 +121,7 @@ class PromptRun(Run):
   eval: Eval
   method: methods.Pomp
   module: PromptContext
-  # Validation top-1 of `prompt.candidates` by name; None unless training starts from the best.
+  # Validation accuracy of `prompt.candidates` by name; None unless training starts from the best.
   candidates: dict[str, float] | None = None
 
   @property
@@ -230,21 +234,21 @@ class PromptRun(Run):
     budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows)
     return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
-  def validation(self) -> Callable[[TrainState], float | None]:
-    """Returns state -> top-1 on validation images over all training classes; None without any."""
+  def validation(self) -> Callable[[TrainState], Accuracy | None]:
+    """Returns state -> accuracy on validation images over all classes; None without images."""
     if not inputs.has_validation(self.data):
       return lambda state: None
     source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
     split = batches.readable_features(self.data, self.encoder, source, self.folder)
     if not METHODS[self.contrast.method].saves_prompt:
       accuracy = self.accuracy()
-      return lambda state: accuracy(self.result(state), split, source)["top1"]
+      return lambda state: accuracy(self.result(state), split, source)
 
-    def top1(state: TrainState) -> float:
-      features_NxE, mesh = self.class_features(self.result(state)), self.encoder.mesh
-      return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
+    def accuracy_of(state: TrainState) -> Accuracy:
+      features_NxE = self.class_features(self.result(state))
+      return topk_accuracy(split.features, features_NxE, split.labels, mesh=self.encoder.mesh)
 
-    return top1
+    return accuracy_of
 
   def class_features(self, params: Any) -> np.ndarray:
     """Unit features of all training classes under a prompt [N,E]."""
@@ -308,13 +312,16 @@ def prepare(
   sampling = sampling_arrays(config.sampling, data, source.names, source.labels)
   classes = inputs.class_list(data, config.eval.template, source.names)
   method = method.opened(config.clip, data, encoder, classes)
+  contrast = config.contrast
+  if WORDS:
+    contrast = load(WORDS).with_automatic_weight(contrast, encoder.clip.logit_scale)
   prompt, candidates = config.prompt, None
   if prompt.init == fields.BEST:
     prompt, candidates = load(WORDS).start(prompt, data, config.eval, encoder, classes, folder)
   anchors = None
-  if config.contrast.consistency:
-    of_best = candidates and config.contrast.anchors == fields.BEST
-    name = load(WORDS).best(candidates) if of_best else config.contrast.anchors
+  if contrast.consistency:
+    of_best = candidates and contrast.anchors == fields.BEST
+    name = load(WORDS).best(candidates) if of_best else contrast.anchors
     anchors = replicate(load(WORDS).features(name, encoder, classes), encoder.mesh)
   module = PromptContext(
     prompt.m,
@@ -343,7 +350,7 @@ def prepare(
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    contrast=config.contrast,
+    contrast=contrast,
     prompt=prompt,
     sampling=config.sampling,
     eval=config.eval,

@@ -17,6 +17,7 @@ import jax
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
+from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.terminal import Progress
 from pomp_jax.registry import PROFILER, load
@@ -157,11 +158,12 @@ class Watch(contextlib.AbstractContextManager):
     """Reads all pending metrics, which waits for the device."""
     self._read(len(self._pending))
 
-  def validated(self, step: int, top1: float | None) -> None:
-    """Writes a top-1, if any; sends all scalars to the bucket, if the run's folder is in one."""
+  def validated(self, step: int, accuracy: Accuracy | None) -> None:
+    """Writes an accuracy, if any; sends all scalars to the bucket of the run's folder, if any."""
     if self._metrics is not None:
-      if top1 is not None:
-        self._metrics.write(step, validation_top1=top1)
+      if accuracy is not None:
+        names = ("top1", "macro_top1")
+        self._metrics.write(step, **{f"validation_{name}": accuracy[name] for name in names})
       self._metrics.upload()
 
   def __exit__(self, *exception: object) -> None:

@@ -66,6 +66,33 @@ def test_errors_and_the_difference_of_two_classifiers(scores):
     assert p == pytest.approx(scipy.stats.binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1)
 
 
+def test_the_difference_of_two_means_over_classes():
+  """Of even classes it is that of the images; of uneven ones its ends are a bootstrap's."""
+  rng = np.random.default_rng(5)
+  even = np.repeat(np.arange(40), 25)
+  first, second = rng.random(1000) < 0.6, rng.random(1000) < 0.5
+  difference = metrics.paired_difference_over_classes(first, second, even)
+  gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+  expected = metrics.paired_difference(gained, lost, 1000)
+  assert (difference["gained"], difference["lost"]) == (gained, lost)
+  assert difference["macro_top1"] == pytest.approx(expected["top1"], abs=1e-12)
+  assert difference["interval"] == pytest.approx(expected["interval"], abs=1e-12)
+  labels = np.repeat(np.arange(40), rng.permuted(np.r_[[5] * 20, [45] * 20]))
+  difference = metrics.paired_difference_over_classes(first, second, labels)
+  balanced = [balanced_accuracy_score(labels, np.where(r, labels, -1)) for r in (first, second)]
+  assert difference["macro_top1"] == pytest.approx(balanced[0] - balanced[1], abs=1e-12)
+  draws = []
+  for _ in range(2000):
+    rows = np.concatenate(
+      [rng.choice(np.flatnonzero(labels == c), np.sum(labels == c)) for c in range(40)]
+    )
+    means = [
+      np.mean([right[rows][labels == c].mean() for c in range(40)]) for right in (first, second)
+    ]
+    draws.append(means[0] - means[1])
+  np.testing.assert_allclose(difference["interval"], np.quantile(draws, [0.025, 0.975]), atol=0.012)
+
+
 @pytest.mark.parametrize("batch", [1000, 77])
 def test_accuracies_equal_scikit_learn(scores, batch):
   labels, logits = scores

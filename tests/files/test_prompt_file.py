@@ -10,7 +10,14 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.files import prompt_file
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import (
+  Prompt,
+  PromptFileError,
+  Sentences,
+  check_fits,
+  load_prompt,
+  save_prompt,
+)
 from tests.support.prompt_files import CONTEXT, refusal
 
 GOOD = {
@@ -21,6 +28,8 @@ GOOD = {
   "format_version": np.array(1),
   "config": np.array('{"seed": 1}'),
 }
+
+V2 = {"format_version": 2}
 
 
 def write(path, **changes):
@@ -41,6 +50,24 @@ def test_round_trip_is_exact(tmp_path, name):
     back = load_prompt(tmp_path / name)
     np.testing.assert_array_equal(back.context, context, strict=True)
     assert (back.clip_model, back.position, back.config) == ("org/näme", position, config)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_sentences_and_mixtures_come_back(tmp_path, weight):
+  """In .npz alone, as version 2; other formats would lose them."""
+  context = CONTEXT[:0] if weight == 1 else CONTEXT
+  sentences = Sentences(("a photo of a {}.", "ein Bild: {}, groß."), weight)
+  prompt = Prompt(context, "a/clip", sentences=sentences)
+  save_prompt(tmp_path / "prompt.npz", prompt)
+  back = load_prompt(tmp_path / "prompt.npz")
+  np.testing.assert_array_equal(back.context, context, strict=True)
+  assert back.sentences == sentences
+  with np.load(tmp_path / "prompt.npz", allow_pickle=False) as file:
+    assert file["format_version"] == 2
+  for name in ("p.safetensors", "p.pth.tar"):
+    with pytest.raises(PromptFileError, match="holds|sentences"):
+      save_prompt(tmp_path / name, prompt)
+    assert not (tmp_path / name).exists()
 
 
 def test_the_contract_of_the_arrays(tmp_path):
@@ -90,7 +117,18 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
   ("changes", "parts"),
   [
     ({"context": None}, ["context is missing", "clip_model, config"]),
-    ({"format_version": 2}, ["format_version is 2", "accepted: 1"]),
+    ({"format_version": 3}, ["format_version is 3", "accepted: 1 or 2"]),
+    ({"format_version": 2}, ["sentences is missing"]),
+    ({"sentences": '{"templates": ["a {}."], "weight": 1}'}, ["sentences is", "version 2"]),
+    (V2 | {"sentences": '{"templates": ["a."], "weight": 1}'}, ["sentences is ('a.',)", "one {}"]),
+    (V2 | {"sentences": '{"templates": [], "weight": 1}'}, ["sentences is ()"]),
+    (V2 | {"sentences": '{"templates": ["{}"], "weight": 1.5}'}, ["weight 1.5"]),
+    (V2 | {"sentences": '{"templates": ["{}"], "weight": "1"}'}, ["sentences is"]),
+    (V2 | {"sentences": '{"templates": ["{}"]}'}, ["sentences is"]),
+    (
+      V2 | {"sentences": '{"templates": ["{}"], "weight": 0.5}', "context": CONTEXT[:0]},
+      ["context is float32 [0, 8]"],
+    ),
     ({"context": CONTEXT.astype(np.float64)}, ["context is float64 [4, 8]", "float32 [M, D]"]),
     ({"context": CONTEXT[0]}, ["context is float32 [8]"]),
     ({"context": np.where(CONTEXT > 0, np.inf, CONTEXT)}, ["context is not finite"]),

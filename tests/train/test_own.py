@@ -40,6 +40,7 @@ def config_of(tmp_path):
     # Features of pictures that stay the same are computed once.
     ((5, 10), {"data.features": "stored", "data.upright": True, "data.max_corrupt": 0.05}),
     ((5, 10), {"prompt.init": "best", "prompt.m": 0, "optim.average": "ema"}),
+    ((5, 10), {"consistency_squared": -1.0, "anchors": "best"}),
     # One picture a class leaves none to choose words by.
     ((5, 1), {"prompt.init": "", "prompt.m": 4, "optim.average": "none"}),
   ],
@@ -52,6 +53,11 @@ def test_what_follows_from_the_pictures(config_of, pictures, expected):
   ("argument", "expected"),
   [
     ("epochs=3,batch_size=8,lr=0.5", {"epochs": 3, "batch_size": 8, "optim.lr": 0.5}),
+    # 35 pictures to train on are one step of 32, or four of 8: ten checkpoints a run, if it can.
+    ("epochs=50", {"epochs": 50, "checkpoint.every": 5}),
+    ("epochs=50,batch_size=8", {"checkpoint.every": 20}),
+    ("steps=300", {"checkpoint.every": 30}),
+    ("epochs=50,checkpoint.every=7", {"checkpoint.every": 7}),
     ("method=vpt_deep", {"data.features": "online", "prompt.init": ""}),
     ("m=8", {"prompt.m": 8, "prompt.init": "", "checkpoint.select": "last"}),
     ("data.augment=crop_flip", {"data.features": "online"}),
@@ -95,7 +101,7 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   assert list(results["unreadable"].values()) == [[str(skipped)]]
   assert results["unreadable_images"] + sum(results["eval_unreadable"].values()) == 1
   report = (run / "report.html").read_text()
-  for text in (str(skipped), "Accuracy of classes", "Difference to the"):
+  for text in (str(skipped), "Accuracy of classes", "Difference to words: "):
     assert text in report
   assert (run / "plots/confusions_novel.png").exists()
   # Of five pictures one tests and one validates.

@@ -38,6 +38,7 @@ BASE |= {"data.view_epochs": 3, "data.features": "stored", "k": 4, "prompt.m": 2
 BASE |= {"steps": 0, "epochs": 3, "eval.images": 16, "checkpoint.every": 6, "log.every": 10}
 BASE |= {"optim.schedule": "epoch", "optim.warmup": 1.0, "optim.warmup_lr": 0.02}
 BASE |= {"optim.weight_decay": 0.1}
+WRONG = {"top1": 0.0, "macro_top1": 0.0}  # validation
 ONLINE = {"data.features": "online"}
 # Words in capitals stand for folders and files that a fixture writes.
 STORED = ONLINE | {"data.source": "folder", "data.root": "PICTURES"}
@@ -305,7 +306,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   tested = list(splits)
   run.validation()
   patch.setattr(setup.PromptRun, "build_step", lambda run: take)
-  patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: 0.0)
+  patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: WRONG)
   loop.train(run)
   (state, frozen, batch), *_ = given
   pieces = {
@@ -406,7 +407,7 @@ def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path
   data = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0}
   config = small_config(k=9, **data, **{"eval.images": 0, "probe.iterations": 20})
   run = setup.prepare(config, RunFolder(tmp_path / "run"))
-  assert run.validation()(first_state(run)) == 0.0
+  assert run.validation()(first_state(run))["top1"] == 0.0
   found = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
   assert list(found["top1"]) == ["test"] and 0.4 < found["top1"]["test"] < 0.6
   assert set(found["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

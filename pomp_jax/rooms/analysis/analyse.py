@@ -93,7 +93,7 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
   embeddings_VxD = token_table(encoder.clip.params)
   vectors = {}
   for label, prompt, _ in prompts:
-    if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
+    if isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.context.size:
       found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
       vectors[label] = [
         {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}

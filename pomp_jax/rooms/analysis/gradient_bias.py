@@ -101,7 +101,7 @@ def check(config: Settings, workdir: str) -> None:
   require(n_images <= there, "gradient_bias.images", n_images, f"at most {there}, the training's")
   if settings.prompt:
     prompt, bank_NxE = _load(settings.prompt)
-    if prompt.context.ndim != 2:
+    if prompt.context.ndim != 2 or prompt.sentences is not None:
       raise ConfigError("gradient_bias.prompt", settings.prompt, "a context that classes share")
     if bank_NxE is not None and len(bank_NxE) != n_classes:
       found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"

@@ -83,8 +83,8 @@ def learner_accuracy(
   images = map_rows(mesh, of_images, n_replicated=2, gather=False)
   classes, pairs = map_rows(mesh, of_classes, 2), map_rows(mesh, ranks_of_pairs, 3)
 
-  def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
-    """Reads the images again; those that can't be read any more are dropped."""
+  def ranks_of_images(params, frozen, split, source, classes_NxE) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and labels of the images, read again; those that can't be read any more are dropped."""
     skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
     task = "features of images"
     read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)
@@ -92,7 +92,8 @@ def learner_accuracy(
     ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
     ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
-    return ranks_n[~np.isin(split.indices, list(skipped.reasons))]
+    is_read_n = ~np.isin(split.indices, list(skipped.reasons))
+    return ranks_n[is_read_n], split.labels[is_read_n]
 
   def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
     ids_N = np.arange(len(split.names), dtype=np.int32)
@@ -101,8 +102,8 @@ def learner_accuracy(
       classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
       if not isinstance(learner, ImageLearner):
         return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
-      rank_n = ranks_of_images(params, frozen, split, source, classes_NxE)
-      return accuracy_of_ranks(rank_n, ids_N.size)
+      rank_n, labels_n = ranks_of_images(params, frozen, split, source, classes_NxE)
+      return accuracy_of_ranks(rank_n, ids_N.size, labels_B=labels_n)
     found = []
     starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
     for start in steps_of(starts, "scoring", "parts"):
@@ -110,7 +111,7 @@ def learner_accuracy(
       rows = split.features[part], split.labels[part].astype(np.int32)
       of_rows = functools.partial(pairs, params, frozen, ids_N)
       found.append(encoder.in_chunks(of_rows, rows, "features"))
-    return accuracy_of_ranks(np.concatenate(found), ids_N.size)
+    return accuracy_of_ranks(np.concatenate(found), ids_N.size, labels_B=split.labels)
 
   return accuracy
 
@@ -124,4 +125,4 @@ def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
   for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
     part = slice(start, start + _ROWS)
     rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
-  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names))
+  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names), labels_B=split.labels)

@@ -58,6 +58,7 @@ def run(config: Settings, workdir: str) -> dict:
   for split, prompts in results["eval"].items():
     means = {name: scores["top1"]["mean"] for name, scores in prompts.items()}
     learned = means.pop("prompt")
+    means.pop("trained", None)
     best = max(means, key=means.__getitem__)
     gain = {"best_hand_written": best, "gain": learned - means[best]}
     results["gain"][split] = {"top1": prompts["prompt"]["top1"], **gain}
@@ -115,6 +116,7 @@ def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """Summaries of each split and prompt over the results of several seeds on the same images.
 
   `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over the seeds.
+  Prompts are those that all seeds have.
   """
 
   def of(scores: list[Accuracy]) -> dict[str, Any]:
@@ -123,7 +125,11 @@ def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     interval = wilson_interval(top1["mean"], images)
     return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
 
-  return {
-    split: {prompt: of([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
-    for split, prompts in runs[0]["eval"].items()
-  }
+  summaries: dict[str, dict[str, Any]] = {}
+  for split, scores_of_first in runs[0]["eval"].items():
+    summaries[split] = {}
+    for prompt in scores_of_first:
+      scores = [run["eval"][split][prompt] for run in runs if prompt in run["eval"][split]]
+      if len(scores) == len(runs):
+        summaries[split][prompt] = of(scores)
+  return summaries

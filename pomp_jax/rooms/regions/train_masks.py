@@ -166,7 +166,9 @@ def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pie
 
 def _stored_context(prompt: AnyPrompt) -> np.ndarray | None:
   """The context that a checkpoint can hold: one of all classes, before their names."""
-  if not isinstance(prompt, Prompt) or prompt.context.ndim != 2 or prompt.position != "end":
+  if not isinstance(prompt, Prompt) or prompt.sentences is not None:
+    return None
+  if prompt.context.ndim != 2 or prompt.position != "end":
     return None
   return prompt.context
 

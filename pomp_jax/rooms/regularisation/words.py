@@ -5,6 +5,7 @@ Names are those of `evaluate.prompts`. N classes, E embedding.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from pomp_jax.config import METHODS, ConfigError, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.encoder import Encoder
+from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
@@ -31,13 +32,39 @@ from pomp_jax.evaluate.named_prompts import (
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.paths import exists
-from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.prompt_file import Prompt, Sentences
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.report.labels import counted
+from pomp_jax.rooms.regularisation.contest import Contest
 from pomp_jax.train.batches import readable_features
+from pomp_jax.train.resume import Checkpoint
+from pomp_jax.train.setup import PromptRun
+
+log = logging.getLogger(__name__)
 
 _FIELD = "prompt.candidates"
-# Validation top-1 of each candidate by name.
+# Weight of the words' class vectors in a mixture with the training's.
+_SHARE_OF_WORDS = 0.5
+# What `consistency_squared=-1` stands for below this logit scale, and elsewhere.
+_LOW_SCALE, _WEIGHT_AT_LOW_SCALE, _WEIGHT = 50.0, 8.0, 0.0
+# Mean over the validation images' classes of each candidate's top-1, by name.
 Scores = Mapping[str, float]
+
+
+def with_automatic_weight(contrast: fields.Contrast, logit_scale: float) -> fields.Contrast:
+  """The fields with a weight for `consistency_squared=-1`, by the CLIP's logit scale; logs it.
+
+  docs/better_than_words.md has the measurements behind the rule.
+  """
+  if contrast.consistency_squared != fields.AUTOMATIC:
+    return contrast
+  is_low = logit_scale < _LOW_SCALE
+  weight = _WEIGHT_AT_LOW_SCALE if is_low else _WEIGHT
+  log.info(
+    "logit scale %.1f of the CLIP, %s %g: consistency_squared=%g",
+    *(logit_scale, "below" if is_low else "at least", _LOW_SCALE, weight),
+  )
+  return dataclasses.replace(contrast, consistency_squared=weight)
 
 
 def check_fields(
@@ -99,19 +126,30 @@ def start(
     source = inputs.open_source(data, "validation", n_images=evaluation.images)
     split = readable_features(data, encoder, source, folder)
     found = scores(prompt.candidates, encoder, classes, split)
+    name = best(found)
+    log.info(
+      "validation: mean over %s with %s; the best words are %r: %.1f%%",
+      counted(len(np.unique(split.labels)), "class"),
+      counted(len(split.labels), "image"),
+      name,
+      100 * found[name],
+    )
   return with_words(prompt, found, encoder.clip), found
 
 
 def scores(
   names: Sequence[str], encoder: Encoder, classes: ClassList, split: SplitFeatures
 ) -> dict[str, float]:
-  """Top-1 of the candidates: names, texts of ensembles, and "WORDS {}." of each for a start."""
+  """Mean over the classes of the top-1 of each candidate.
+
+  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a start.
+  """
   found: dict[str, float] = {}
   for name in _single(names, classes):
     for one in (name, f"{words} {{}}.") if (words := _words_before(name)) else (name,):
       if one not in found:
         rows_NxE, mesh = features(one, encoder, classes), encoder.mesh
-        found[one] = topk_accuracy(split.features, rows_NxE, split.labels, mesh=mesh)["top1"]
+        found[one] = topk_accuracy(split.features, rows_NxE, split.labels, mesh=mesh)["macro_top1"]
   return found
 
 
@@ -155,38 +193,154 @@ def _tokens(words: str, clip: Clip) -> np.ndarray:
   return ids_1xL[0, : lengths_1[0] - 1]
 
 
-class Outcome(NamedTuple):
-  """What a training has become beside its candidates."""
+class Choice(NamedTuple):
+  """What a training that started from words leaves."""
 
-  prompt: Prompt | None  # words as a context, where no checkpoint is better; None for a checkpoint
-  facts: dict[str, Any]  # for results.json: candidates, best, saved, remark
+  prompt: Prompt  # prompt.npz
+  checkpoint: Checkpoint  # of the training, whatever `prompt` is
+  rows: dict[str, Prompt]  # prompts beside it in the tables of the results, by row
+  reference: str  # row that the others are compared with: the words, where a file can hold them
+  facts: dict[str, Any]  # for results.json
 
 
-def outcome(found: Scores, clip: Clip, step: int, top1: float | None) -> Outcome:
-  """Compares the candidates with the best checkpoint; of equal ones the words are better."""
-  words = best(found)
-  contexts = {name: found[name] for name in found if _as_prompt(name, clip) is not None}
-  trained, saved, prompt = top1 or 0.0, f"step {step}", None
-  if contexts and contexts[best(contexts)] >= trained:
-    saved = best(contexts)
-    prompt = _as_prompt(saved, clip)
-  remark = f"{words!r} {100 * found[words]:.1f}%, step {step} {100 * trained:.1f}% on validation: "
-  if found[words] < trained:
-    remark += "training beat the words"
+def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choice:
+  """Chooses among words, training, and their mixture; all processes call it together.
+
+  The words stay unless another is better by the paired 95% interval of the mean over the validation
+  images' classes. The mixture, half the class vectors of each, in turn stays unless the trained
+  prompt is better than it in the same sense.
+
+  Args:
+    run: the finished training, with its candidates.
+    last: its last checkpoint.
+    earlier: the checkpoint with the highest mean over the classes. It replaces the last one only if
+      it is better in the same sense.
+  """
+  assert run.candidates is not None
+  source = inputs.open_source(run.data, "validation", n_images=run.eval.images)
+  split = readable_features(run.data, run.encoder, source, run.folder)
+  classes = inputs.class_list(run.data, run.eval.template, run.source.names)
+  name = best(run.candidates)
+  contest = Contest(split, run.encoder.mesh)
+  checkpoint, trained_NxE = _enter_training(contest, run, last, earlier)
+  words_NxE = features(name, run.encoder, classes)
+  contest.enter("words", words_NxE)
+  prompts = {"trained": run.prompt_of(checkpoint.state)}
+  words = as_prompt(name, run.encoder.clip, classes)
+  if words is not None:
+    prompts["words"] = words
+  templates = _templates(name, classes)
+  if templates:
+    sentences = Sentences(templates, _SHARE_OF_WORDS)
+    prompts["mixture"] = dataclasses.replace(prompts["trained"], sentences=sentences)
+    mixed_NxE = (1 - _SHARE_OF_WORDS) * trained_NxE + _SHARE_OF_WORDS * words_NxE
+    contest.enter("mixture", unit_rows(mixed_NxE))
+  chosen = "words"
+  for kind in ("mixture", "trained"):
+    if contest.is_better(kind, chosen):
+      chosen = kind
+  if chosen not in prompts:
+    # No prompt file can hold sentences of each class or random words, which have a name alone.
+    prompts["words"], name_of_file = _held(run.candidates, run.encoder.clip, classes)
   else:
-    remark += f"no training beat the words; prompt.npz is {saved!r}"
-    if saved != words:
-      remark += f", as {words!r} is no context: evaluate.prompts takes it"
-  return Outcome(
-    prompt, {"candidates": dict(found), "best": words, "saved": saved, "remark": remark}
+    name_of_file = name
+  step = f"step {checkpoint.step}"
+  mixture = f"{1 - _SHARE_OF_WORDS:g}*{step} + {_SHARE_OF_WORDS:g}*{name}"
+  saved = {"words": name_of_file, "trained": step, "mixture": mixture}[chosen]
+  kinds = [kind for kind in ("words", "trained", "mixture") if kind in prompts or kind == "words"]
+  facts = {
+    "candidates": dict(run.candidates),
+    "best": name,
+    "validation": {"images": len(split.labels), "classes": len(np.unique(split.labels))},
+    "figures": {kind: contest.figures(kind, "words") for kind in kinds},
+    "step": checkpoint.step,
+    "chosen": chosen,
+    "saved": saved,
+  }
+  facts["remark"] = _remark(facts)
+  facts["labels"] = {
+    "prompt": saved if chosen == "trained" else f"{chosen}: {saved}",
+    "trained": f"learned prompt, {step}",
+    "words": f"words: {name}",
+  }
+  prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
+  prompts.pop("mixture", None)
+  return Choice(prompt, checkpoint, prompts, "words" if "words" in prompts else "prompt", facts)
+
+
+def _enter_training(
+  contest: Contest, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None
+) -> tuple[Checkpoint, np.ndarray]:
+  """Enters the training as `trained`; returns its checkpoint and class features [N,E]."""
+  last_NxE = run.class_features(run.result(last.state))
+  contest.enter("trained", last_NxE)
+  if earlier is None or earlier.step == last.step:
+    return last, last_NxE
+  earlier_NxE = run.class_features(run.result(earlier.state))
+  contest.enter("earlier", earlier_NxE)
+  if not contest.is_better("earlier", "trained"):
+    return last, last_NxE
+  contest.enter("trained", earlier_NxE)
+  return earlier, earlier_NxE
+
+
+def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, str]:
+  """The best of the candidates that a prompt file can hold, and its name; one always can."""
+  held = {}
+  for name, score in candidates.items():
+    if as_prompt(name, clip, classes) is not None:
+      held[name] = score
+  name = best(held)
+  prompt = as_prompt(name, clip, classes)
+  assert prompt is not None
+  return prompt, name
+
+
+def _remark(facts: Mapping[str, Any]) -> str:
+  """One sentence: what words and training have on the validation images, and what that means."""
+  words, trained = facts["figures"]["words"], facts["figures"]["trained"]
+  n_images, n_classes = facts["validation"]["images"], facts["validation"]["classes"]
+  points, low, high = (
+    100 * value
+    for value in (trained["difference"]["macro_top1"], *trained["difference"]["interval"])
   )
+  verdict = "level with the words"
+  if low > 0:
+    verdict = "training beat the words"
+  elif high < 0:
+    verdict = "training is worse than the words"
+  remark = (
+    f"validation, {counted(n_images, 'image')} of {counted(n_classes, 'class')}, mean over classes:"
+    f" words {facts['best']!r} {100 * words['macro_top1']:.1f}% ({words['right']:,} right),"
+    f" step {facts['step']} {100 * trained['macro_top1']:.1f}% ({trained['right']:,} right):"
+    f" {verdict} ({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f})"
+  )
+  if facts["chosen"] != "trained":
+    remark += f"; prompt.npz is {facts['saved']!r}"
+    if facts["chosen"] == "words" and facts["saved"] != facts["best"]:
+      remark += f", as no file holds {facts['best']!r}: evaluate.prompts takes it"
+  return remark
 
 
-def _as_prompt(name: str, clip: Clip) -> Prompt | None:
-  """The shared context that is a candidate: of "WORDS {}.", or of a prompt file; None for none."""
+def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
+  """Sentences with one {} that a name stands for; none for a file and for random words."""
+  prompt = read_prompts([name], _FIELD)[0].prompt
+  return tuple(describe(prompt, classes)) if isinstance(prompt, str) else ()
+
+
+def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:
+  """A candidate as a prompt file holds it; None if none does.
+
+  "WORDS {}." is a context, the embeddings of its words, which other programs read too; other
+  sentences, a mean of several and the bare name are `Sentences` without a context.
+  """
   words = _words_before(name)
   if words and name == f"{words} {{}}.":
     context_MxD = np.asarray(token_embeddings(clip.params, _tokens(words, clip)))
     return Prompt(context_MxD, clip.name, "end")
-  found = read_prompts([name], _FIELD)[0].prompt
-  return found if isinstance(found, Prompt) and found.context.ndim == 2 else None
+  templates = _templates(name, classes)
+  if templates:
+    none = np.zeros((0, clip.text_width), np.float32)
+    return Prompt(none, clip.name, "end", sentences=Sentences(templates))
+  prompt = read_prompts([name], _FIELD)[0].prompt
+  return prompt if isinstance(prompt, Prompt) and prompt.context.ndim == 2 else None
