@@ -1,9 +1,14 @@
-"""Weights of mixtures of class vectors, chosen by accuracy on the validation images."""
+"""Weights of mixtures of class vectors, chosen by accuracy on the validation images.
+
+Accuracy is the mean over the classes, as in a training's validation.
+"""
 
 from collections.abc import Sequence
 import itertools
 import logging
 from typing import Any
+
+import numpy as np
 
 from pomp_jax.config import WORLD
 from pomp_jax.config.declare import require
@@ -13,6 +18,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt, features_under
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import images_key, split_features
+from pomp_jax.report.labels import counted
 from pomp_jax.rooms.mixtures.prompts import Mixture, mixed
 
 log = logging.getLogger(__name__)
@@ -71,16 +77,22 @@ class Weights:
         note = f"{named.label}: weights "
         if not weights and images is not None:
           own = [features_under(encoder, self._classes, part.prompt) for part in parts]
-          top1 = {}
+          scores = {}
           for one in grid(len(parts)):
             given = images.features, mixed(own, one), images.labels
-            top1[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)["top1"]
-          weights = max(top1, key=lambda one: top1[one])
-          row |= {"validation_images": len(images.labels), "grid": list(top1.items())}
-          note = f"{named.label}: top-1 {100 * top1[weights]:.1f}% on {len(images.labels):,}"
-          ends = sorted((one for one in top1 if 1 in one), reverse=True)
-          alone = ", ".join(f"{100 * top1[one]:.1f}%" for one in ends)
-          note += f" validation images (its parts alone {alone}) by the weights "
+            scores[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)["macro_top1"]
+          weights = max(scores, key=lambda one: scores[one])
+          n_images = len(images.labels)
+          n_classes = len(np.unique(images.labels))
+          row |= {"validation_images": n_images, "validation_classes": n_classes}
+          row["grid"] = list(scores.items())
+          note = (
+            f"{named.label}: top-1 {100 * scores[weights]:.1f}%, the mean over"
+            f" {counted(n_classes, 'class')} with {counted(n_images, 'validation image')}"
+          )
+          ends = sorted((one for one in scores if 1 in one), reverse=True)
+          alone = ", ".join(f"{100 * scores[one]:.1f}%" for one in ends)
+          note += f" (its parts alone {alone}), by the weights "
         row |= {"weights": weights, "note": note + ", ".join(f"{one:.3g}" for one in weights)}
         log.info("%s", row["note"])
         named = named._replace(prompt=Mixture(parts, weights))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 from scipy.special import softmax
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 import torch
 
 from pomp_jax.config import ConfigError
@@ -18,6 +19,7 @@ from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import describe, features_under, of_one_list, read_prompts
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import PromptFileError, save_prompt
+from pomp_jax.rooms.mixtures import weights
 from pomp_jax.rooms.mixtures.prompts import Mixture
 from pomp_jax.rooms.mixtures.weights import Weights, grid
 from tests.support.clips import pooled, words_as_prompt
@@ -108,18 +110,26 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
   prompts = " + ".join(texts), "0.25*ensemble + 0.75*hand_written"
   fields = {"evaluate.prompts": prompts, "evaluate.suite": "none", "data.n_classes": 150}
   config = small_config(job="evaluate", **fields)
+
+  def uneven(*arguments, **keywords):
+    """Five images of each of the first ten classes."""
+    images = split_features(*arguments, **keywords)
+    rows = np.r_[np.arange(len(images.labels)), np.tile(np.flatnonzero(images.labels < 10), 4)]
+    return images._replace(labels=images.labels[rows], features=images.features[rows])
+
+  monkeypatch.setattr(weights, "split_features", uneven)
   with caplog.at_level(logging.INFO):
     results = run_job(config, tmp_path / "run")
   encoder = inputs.open_encoder(config.clip)
 
-  def top1(source, weight):
+  def answers(source, weight, split_features=split_features):
     own = [weight * encoder.class_features(source.names, texts[0])]
     own.append((1 - weight) * encoder.class_features(source.names, texts[1]))
     images = split_features(encoder, source)
-    return np.mean((images.features @ unit(sum(own)).T).argmax(-1) == images.labels)
+    return images.labels, (images.features @ unit(sum(own)).T).argmax(-1)
 
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  found = {n / 10: top1(source, n / 10) for n in range(11)}
+  found = {n / 10: balanced_accuracy_score(*answers(source, n / 10, uneven)) for n in range(11)}
   assert len(set(grid(3))) == 15 and set(map(tuple, np.eye(3).tolist())) <= set(grid(3))
   chosen, given = results["prompts"]
   weight, best = chosen["weights"][0], max(found.values())
@@ -127,13 +137,15 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
   # Of equally good weights the one nearest to the mean.
   nearest = min(abs(one - 0.5) for one, share in found.items() if share == best)
   assert found[weight] == best > min(found.values()) and abs(weight - 0.5) == nearest
-  assert chosen["validation_images"] == len(source) and given["weights"] == (0.25, 0.75)
+  assert best != pytest.approx(accuracy_score(*answers(source, weight, uneven)), abs=1e-6)
+  assert (chosen["validation_images"], chosen["validation_classes"]) == (len(source) + 40, 150)
+  assert given["weights"] == (0.25, 0.75)
   ends = f"(its parts alone {100 * found[1.0]:.1f}%, {100 * found[0.0]:.1f}%)"
   assert ends in chosen["note"] and f"top-1 {100 * best:.1f}%" in chosen["note"]
   assert ends in caplog.text and ends in (tmp_path / "run" / "results.md").read_text()
   for item in evaluation_sets(config.evaluate, config.data, config.eval):
     figures = results["sets"][item.name]["prompts"][prompts[0]]
-    assert figures["top1"] == pytest.approx(top1(item.open().source, weight))
+    assert figures["top1"] == pytest.approx(accuracy_score(*answers(item.open().source, weight)))
   monkeypatch.setattr(Weights, "choose", None)  # a finished run chooses nothing
   assert run_job(config, tmp_path / "run")["prompts"][0]["weights"] == list(chosen["weights"])
 
