@@ -22,7 +22,7 @@ from pomp_jax.config import (
 )
 from pomp_jax.config.command_line import help_text
 from pomp_jax.config.declare import UnknownFieldError
-from pomp_jax.config.settings import flatten
+from pomp_jax.config.settings import flatten, value_of_text
 
 
 def test_defaults_are_valid_and_survive_the_config_file():
@@ -90,6 +90,17 @@ def test_each_text_of_a_tuple_may_be_a_path():
   prompts = ("a.npz", "hdfs://bucket/b.npz")
   with pytest.raises(ConfigError, match=r"evaluate\.prompts: got 'hdfs:.* gs://BUCKET/"):
     validate(defaults("evaluate").replace({"evaluate.prompts": prompts}))
+
+
+def test_texts_are_separated_as_the_docs_do_it():
+  """The last command of the page on sentences; Python's brackets and quotes are no part of a text."""
+  page = (pathlib.Path(__file__).parents[2] / "docs/better_than_words.md").read_text()
+  [value] = re.findall(r'--config\.prompt\.candidates="(.*)"', page)
+  expected = ("a photo of a {}, a bird.", "{}.")
+  assert value_of_text("prompt.candidates", value) == expected
+  for wrong in (repr(expected), "['{}.']", '("{}.",)'):
+    with pytest.raises(ConfigError, match=r"prompt\.candidates: got .* separated by ';'"):
+      value_of_text("prompt.candidates", wrong)
 
 
 def test_the_page_is_generated_from_the_table():
