@@ -93,7 +93,7 @@ def test_each_text_of_a_tuple_may_be_a_path():
 
 
 def test_texts_are_separated_as_the_docs_do_it():
-  """The last command of the page on sentences; Python's brackets and quotes are no part of a text."""
+  """As the last command of the page on sentences; brackets and quotes are no part of a text."""
   page = (pathlib.Path(__file__).parents[2] / "docs/better_than_words.md").read_text()
   [value] = re.findall(r'--config\.prompt\.candidates="(.*)"', page)
   expected = ("a photo of a {}, a bird.", "{}.")
