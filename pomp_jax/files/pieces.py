@@ -1,8 +1,9 @@
 """The store of finished pieces: what a job has done, so that its restart does only the rest.
 
 A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text `facts`). It
-holds the key of what it was computed from, and a checksum, and is written atomically, on a disk and
-in a bucket. A piece that is missing, damaged (a warning) or of another key counts as not done.
+holds its name, the key of what it was computed from, and a checksum, and is written atomically, on
+a disk and in a bucket. A piece that is missing, of another key, damaged or another piece's (both
+with a warning) counts as not done. Pieces of earlier versions do not hold their name.
 """
 
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from pomp_jax.files.terminal import printable
 log = logging.getLogger(__name__)
 
 _FACTS, _ARRAY = "facts", "array"
+_NAME = "piece"  # member of the stored facts that holds the piece's name
 
 
 def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
@@ -74,7 +76,7 @@ class Pieces:
     """Reads a piece, on this process; None if it has to be computed."""
     for path in (self.path(name), self.path(name, "npz")):
       try:
-        piece = _read(path) if exists(path) else None
+        piece = _read(path, name) if exists(path) else None
       except run_folder.DamagedFileError as error:
         log.warning("%s; computing it again", printable(str(error)))
         continue
@@ -100,12 +102,13 @@ class Pieces:
     """
     path = self.path(name, "json" if arrays is None else "npz")
     plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))
+    named = {**plain, _NAME: name}
     with run_folder.writing(path):
       self.folder.mkdir(parents=True, exist_ok=True)
       if arrays is None:
-        run_folder.write_json(path, plain)
+        run_folder.write_json(path, named)
         return Piece(plain, {})
-      stored = run_folder.to_json(run_folder.with_checksum({**plain, "arrays": _checksums(arrays)}))
+      stored = run_folder.to_json(run_folder.with_checksum({**named, "arrays": _checksums(arrays)}))
       contents: dict[str, Any] = {_FACTS: np.frombuffer(stored.encode(), np.uint8), **arrays}
       with replacing(path) as file:
         np.savez(file, **contents)
@@ -158,8 +161,8 @@ class ArrayCache:
     return array
 
 
-def _read(path: Path) -> Piece | None:
-  """Reads a piece; None of an archive without facts, a cell's prompt for example."""
+def _read(path: Path, name: str) -> Piece | None:
+  """Reads a piece of a name; None of an archive without facts, a cell's prompt for example."""
   arrays: dict[str, np.ndarray] = {}
   if path.suffix == ".json":
     content = read_file(path, run_folder.RunFolderError)
@@ -177,6 +180,9 @@ def _read(path: Path) -> Piece | None:
     raise run_folder.DamagedFileError(f"{path}: not a JSON object with its checksum")
   if path.suffix != ".json" and facts.pop("arrays") != _checksums(arrays):
     raise run_folder.DamagedFileError(f"{path}: changed after it was written")
+  stored_name = facts.pop(_NAME, name)
+  if stored_name != name:
+    raise run_folder.DamagedFileError(f"{path}: holds the piece {stored_name!r}, not {name!r}")
   return Piece(facts, arrays)
 
 

@@ -42,7 +42,7 @@ def test_a_piece_is_read_as_it_was_saved(tmp_path, arrays):
     for name, array in piece.arrays.items():
       assert array.dtype == ARRAYS[name].dtype and np.array_equal(array, ARRAYS[name])
   if arrays is None:
-    assert read_json(pieces.path("a")) == saved.facts
+    assert read_json(pieces.path("a")) == saved.facts | {"piece": "a"}
 
 
 def features(path):
@@ -97,6 +97,24 @@ def test_a_cut_piece_is_a_warning_and_a_folder_that_is_a_file_an_error(tmp_path,
   (tmp_path / "file").write_text("")
   with pytest.raises(RunFolderWriteError, match="file"):
     Pieces(tmp_path / "file", "key").save("a", FACTS)
+
+
+@pytest.mark.parametrize("arrays", [None, ARRAYS])
+def test_swapped_pieces_of_one_key_are_computed_again(tmp_path, caplog, arrays):
+  """Of an earlier version, without its name, a piece is taken by its key alone."""
+  pieces = Pieces(tmp_path, "key")
+  a, b, c = (pieces.path(name, "json" if arrays is None else "npz") for name in "abc")
+  for name in "abc":
+    pieces.save(name, FACTS, arrays)
+  assert pieces.missing("abc") == []
+  b.replace(tmp_path / "b")
+  a.replace(b)
+  (tmp_path / "b").replace(a)
+  assert pieces.missing("abc") == ["a", "b"]
+  assert [str(path) in text for path, text in zip((a, b), caplog.messages, strict=True)] == [1, 1]
+  if arrays is None:
+    write_json(c, {"key": "key", **FACTS})
+    assert pieces.read("c").facts == {"key": "key", **FACTS}
 
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
