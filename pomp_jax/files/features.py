@@ -1,8 +1,10 @@
 """Features of images in a folder, on a disk or in a bucket, for concurrent writers and readers.
 
-The folder is a zarr array (version 3), float32 [n,R,E]: R versions of each of n images. TensorStore
-writes each block of images as one file, atomically, with a CRC-32C for each chunk and for the index
-of the chunks. The features of an unreadable image are NaN.
+The folder is a zarr array (version 3), float32 [n,R,E+1]: R versions of each of n images.
+TensorStore writes each block of images as one file, atomically, with a CRC-32C for each chunk and
+for the index of the chunks. The features of an unreadable image are NaN. The last number of a row
+is its place, by which the rows of a moved or swapped file are noticed. Version 1 of the format,
+[n,R,E], has no places; `create` adds them.
 
 Shapes: n images, R versions of each, E embedding, B images of a read, b of a block.
 """
@@ -14,12 +16,12 @@ import os
 import re
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 import numpy as np
 import tensorstore
 
 from pomp_jax.errors import InputError, RunError
-from pomp_jax.files.paths import Path, is_bucket, store_of, to_path
+from pomp_jax.files.paths import Path, exists, is_bucket, store_of, to_path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolderWriteError, to_json
 from pomp_jax.files.terminal import printable, steps_of
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 1024  # images
 _COMPLETE = "complete"
+_DESCRIPTION = "zarr.json"
+_PLACES = 2**24  # integers up to here are float32 numbers
 _IN_MEMORY = 256 * 2**20  # bytes of chunks, and of the files' indexes, that stay in memory
 
 
@@ -59,21 +63,10 @@ class Features:
     # Blocks of whole chunks; one block of few images is no larger than it has to be.
     n_chunks = min(_BLOCK // n_together, -(-shape[0] // n_together))
     self.block_size = n_together * n_chunks
-    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    # Google's store can be asked for the first bytes of an object in the same way as for others.
-    shards = {"codecs": checked, "index_codecs": checked, "index_location": "start"}
-    shards |= {"chunk_shape": (n_together, together[1], shape[2])}
-    block = {"chunk_shape": (self.block_size, *shape[1:])}
-    self._metadata: dict[str, Any] = {
-      "shape": shape,
-      "data_type": "float32",
-      "fill_value": 0.0,
-      "chunk_grid": {"name": "regular", "configuration": block},
-      "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-      "codecs": [{"name": "sharding_indexed", "configuration": shards}],
-      "attributes": {"made_from": self.made_from},
-    }
-    self._pieces = Pieces(self.folder, fingerprint([to_json(self._metadata)]))
+    self._chunk = n_together, together[1]
+    key = fingerprint([to_json(self._metadata(shape[2] + 1))])
+    self._pieces = Pieces(self.folder, key)
+    self._first_place = int(key[:6], 16)  # another one for another array
     self._array: tensorstore.TensorStore | None = None
 
   def __getstate__(self) -> dict[str, Any]:
@@ -95,10 +88,21 @@ class Features:
     return rows.stop - rows.start
 
   def create(self) -> None:
-    """Writes `zarr.json`; RunFolderWriteError if it can't, or if that describes something else."""
+    """Writes `zarr.json`, also in place of a damaged one; RunFolderWriteError if it can't."""
+    path = self.folder / _DESCRIPTION
     with self._writing():
       if not is_bucket(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
+      try:
+        self._array = self._open(create=True)
+        return
+      except Exception:  # TensorStore's errors have few types
+        if not exists(path):
+          raise
+      # Its content is known, and the rows of the blocks tell whether they belong to it.
+      if not self._add_places():
+        log.warning("%s: damaged, or of other features; writing it again", path)
+      path.unlink(missing_ok=True)
       self._array = self._open(create=True)
 
   def stored(self) -> list[int]:
@@ -121,7 +125,7 @@ class Features:
     """Indices of the unreadable images; DamagedFeaturesError if a block is missing or damaged."""
     known = self._pieces.load(_COMPLETE)
     if known is None:
-      parts = [self._read(np.s_[self.rows(block), 0, 0]) for block in range(self.n_blocks)]
+      parts = [self._read_block(block, np.s_[:1])[:, 0, 0] for block in range(self.n_blocks)]
       unreadable = np.flatnonzero(np.isnan(np.concatenate(parts)))
       known = self._pieces.save(_COMPLETE, {"unreadable": unreadable})
     return known.facts["unreadable"]
@@ -129,7 +133,7 @@ class Features:
   def find(self, block: int) -> Float[np.ndarray, "b R E"] | None:
     """Reads a block; None, with a warning, if it is damaged or missing."""
     try:
-      return self._read(np.s_[self.rows(block)])
+      return self._read_block(block)
     except DamagedFeaturesError as error:
       log.warning("%s", error)
       return None
@@ -141,20 +145,55 @@ class Features:
 
     DamagedFeaturesError if a block is missing or damaged: the next start then reads all of them.
     """
-    return self._read((indices[:, None], versions))
+    return self._read((indices[:, None], versions), indices)
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
     """Writes a block; RunFolderWriteError if that fails."""
+    rows = self.rows(block)
+    places_bxR = np.broadcast_to(self._places(np.r_[rows])[:, None], features.shape[:2])
     with self._writing():
       if self.size(block) < self.block_size:
         # It would be read before it is written: its file has room for more images.
         files: Any = self._opened().kvstore
-        del files[f"c.{block}.0.0"]
-      self._opened()[self.rows(block)].write(features).result()
+        del files[_file_of(block)]
+      placed = np.concatenate([features, places_bxR[..., None]], axis=-1, dtype=np.float32)
+      self._opened()[rows].write(placed).result()
 
-  def _read(self, where: Any) -> np.ndarray:
+  def _places(self, indices: Int[np.ndarray, " B"]) -> Float32[np.ndarray, " B"]:
+    """The last number of the rows of some images."""
+    return ((self._first_place + indices) % _PLACES).astype(np.float32)
+
+  def _read_block(self, block: int, versions: slice = np.s_[:]) -> np.ndarray:
+    rows = self.rows(block)
+    return self._read((rows, versions), np.r_[rows])
+
+  def _read(self, where: Any, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B V E"]:
+    """Reads the rows of some images, and compares their places."""
     with self._reading():
-      return self._opened().vindex[where].read().result()
+      placed_BxVxE = self._opened().vindex[where].read().result()
+      moved = (placed_BxVxE[..., -1] != self._places(indices)[:, None]).any(axis=1)
+      if moved.any():
+        file = _file_of(int(indices[moved][0]) // self.block_size)
+        raise ValueError(f"{file} holds the rows of another file")
+    return np.ascontiguousarray(placed_BxVxE[..., :-1])
+
+  def _add_places(self) -> bool:
+    """Writes stored blocks of version 1 of the format with places; False if it is not of that.
+
+    Does the rest after an interruption: a block with places can't be read as one without.
+    """
+    try:
+      old = self._open(create=False, width=self.shape[2])
+    except Exception:  # TensorStore's errors have few types
+      return False
+    self._array = self._open(assume=True)
+    for block in steps_of(self.stored(), "adding places to stored features", "blocks"):
+      try:
+        features = old[self.rows(block)].read().result()
+      except Exception:  # damaged, or written with places already
+        continue
+      self.write(block, features)
+    return True
 
   @contextlib.contextmanager
   def _reading(self) -> Iterator[None]:
@@ -177,17 +216,41 @@ class Features:
 
   def _opened(self) -> tensorstore.TensorStore:
     if self._array is None:
-      self._array = self._open(create=False)
+      self._array = self._open(assume=True)
     return self._array
 
-  def _open(self, *, create: bool) -> tensorstore.TensorStore:
+  def _metadata(self, width: int) -> dict[str, Any]:
+    """Content of `zarr.json`, for rows of `width` numbers."""
+    n_images, n_versions, _ = self.shape
+    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    # Google's store can be asked for the first bytes of an object in the same way as for others.
+    shards = {"codecs": checked, "index_codecs": checked, "index_location": "start"}
+    shards |= {"chunk_shape": (*self._chunk, width)}
+    block = {"chunk_shape": (self.block_size, n_versions, width)}
+    return {
+      "shape": (n_images, n_versions, width),
+      "data_type": "float32",
+      "fill_value": 0.0,
+      "chunk_grid": {"name": "regular", "configuration": block},
+      "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+      "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+      "attributes": {"made_from": self.made_from},
+    }
+
+  def _open(
+    self, *, create: bool = False, assume: bool = False, width: int | None = None
+  ) -> tensorstore.TensorStore:
+    """Opens the array: as `zarr.json` has it, which may be created, or as it is assumed to be.
+
+    `width` is that of a row, by default with the place.
+    """
     folder = os.fspath(self.folder)
     local = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
     return tensorstore.open(
       {
         "driver": "zarr3",
         "kvstore": store_of(folder).key_value_store(folder) if is_bucket(folder) else local,
-        "metadata": self._metadata,
+        "metadata": self._metadata(self.shape[2] + 1 if width is None else width),
         # A missing block is an error, and not zeros.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
@@ -196,8 +259,12 @@ class Features:
       },
       open=True,
       create=create,
-      assume_metadata=not create,
+      assume_metadata=assume,
     ).result()
+
+
+def _file_of(block: int) -> str:
+  return f"c.{block}.0.0"
 
 
 def _reason(error: Exception) -> str:

@@ -55,8 +55,10 @@ def test_rows_come_back_by_image_and_version(where, tmp_path):
     indices, versions = np.array([9, 0, 5, 0]), np.array([[0, 1], [2, 3], [4, 5], [5, 0]])
     expected = FEATURES[indices[:, None], versions]
     np.testing.assert_array_equal(again.read(indices, versions), expected)
-    with pytest.raises(RunFolderWriteError, match=r"features: .*made_from.*'?seed"):
-      features_in(folder, MADE_FROM | {"seed": 4}).create()
+    # Others' features in this folder are not taken for them.
+    others = features_in(folder, MADE_FROM | {"seed": 4})
+    others.create()
+    assert others.to_compute() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n_together", [1, 3, 4, 8, 10])
@@ -84,11 +86,75 @@ def test_no_flipped_bit_comes_back_as_a_feature(tmp_path):
     with pytest.raises(DamagedFeaturesError, match=f"{tmp_path}.*{path.name}"):
       features_in(tmp_path).read(*ALL)
     path.write_bytes(content)
-  # A changed description is noticed by the next start that writes.
+
+
+def swap(one, other):
+  first = one.read_bytes()
+  one.write_bytes(other.read_bytes())
+  other.write_bytes(first)
+
+
+def test_blocks_in_the_place_of_others_are_computed_again(tmp_path, caplog):
+  filled(tmp_path / "one").complete()
+  other = features_in(tmp_path / "other", MADE_FROM | {"seed": 4})
+  other.create()
+  for block in range(3):
+    other.write(block, FEATURES[other.rows(block)])
+  swap(*(tmp_path / "one" / f"c.{block}.0.0" for block in (0, 1)))
+  swap(*(tmp_path / folder / "c.2.0.0" for folder in ("one", "other")))
+  for image, block in ((0, 0), (7, 1), (9, 2)):
+    with pytest.raises(DamagedFeaturesError, match=rf"{tmp_path}.*c\.{block}\.0\.0"):
+      features_in(tmp_path / "one").read(np.array([image]), ALL[1][:1])
+  features = features_in(tmp_path / "one")
+  features.create()
+  assert features.to_compute() == [0, 1, 2] and len(caplog.messages) == 3
+  assert features_in(tmp_path / "other", other.made_from).to_compute() == [2]
+
+
+def test_a_damaged_description_is_written_again_and_the_blocks_stay(tmp_path, caplog):
+  filled(tmp_path).complete()
   path = tmp_path / "zarr.json"
-  path.write_bytes(path.read_bytes().replace(b"3", b"2"))
-  with pytest.raises(RunFolderWriteError, match="zarr"):
+  content, random_bits = path.read_bytes(), random.Random(0)
+  damaged = [b"", b"{}", b"\xff", content[:-40], content.replace(b"6", b"7")]
+  for _ in range(31):
+    flipped = bytearray(content)
+    flipped[random_bits.randrange(len(content))] ^= 1 << random_bits.randrange(8)
+    damaged.append(bytes(flipped))
+  for one in damaged:
+    path.write_bytes(one)
+    features = features_in(tmp_path)
+    features.create()
+    assert features.to_compute() == [] and features.complete() == [5]
+    np.testing.assert_array_equal(features.read(*ALL), FEATURES)
     features_in(tmp_path).create()
+    assert path.read_bytes() == content
+  assert len(caplog.messages) == len(damaged)
+  assert all(str(path) in line and "\n" not in line for line in caplog.messages)
+
+
+def test_features_of_version_1_get_places(tmp_path, monkeypatch):
+  """Also after an interruption, and without the blocks that are damaged."""
+  features = features_in(tmp_path)
+  old = features._open(create=True, width=FEATURES.shape[2])
+  for block in range(3):
+    old[features.rows(block)].write(FEATURES[features.rows(block)]).result()
+  path = tmp_path / "c.1.0.0"
+  path.write_bytes(path.read_bytes()[:-1] + b"?")
+  write = Features.write
+
+  def interrupted(self, block, features):
+    if block > 0:
+      raise KeyboardInterrupt
+    write(self, block, features)
+
+  monkeypatch.setattr(Features, "write", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    features_in(tmp_path).create()
+  monkeypatch.setattr(Features, "write", write)
+  features.create()
+  assert features.to_compute() == [1]
+  features.write(1, FEATURES[4:8])
+  np.testing.assert_array_equal(features_in(tmp_path).read(*ALL), FEATURES)
 
 
 def test_damaged_and_missing_blocks_are_computed_again_and_whole_ones_are_not(tmp_path, caplog):

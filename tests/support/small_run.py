@@ -68,10 +68,10 @@ def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:
 
 
 def training_features(store: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-  """Returns the stored features [n,R,E] of these n and R, as `zarr.json` describes them."""
+  """Returns the stored features [n,R,E] of these n and R, without the places beside them."""
   for folder in (store / "training").iterdir():
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}}
     array = tensorstore.open(spec, open=True).result()
     if array.shape[:2] == shape:
-      return array.read().result()
+      return array.read().result()[..., :-1]
   raise AssertionError(f"{store}: no features of {shape}")
