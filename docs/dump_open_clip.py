@@ -74,14 +74,20 @@ def open_header(out: pathlib.Path, header: dict) -> dict:
   if not (out / "features.json").exists():
     return header
   before = json.loads((out / "features.json").read_text())
+  before.pop("checksum", None)
   if before | {"splits": {}} != header:
     sys.exit(f"{out}: has features of another model or of other classes")
   return before
 
 
 def write_header(out: pathlib.Path, header: dict) -> None:
-  """Writes `features.json` in one step, so that a complete split counts from then on."""
-  (out / "features.json.new").write_text(json.dumps(header, indent=1))
+  """Writes `features.json` in one step, so that a complete split counts from then on.
+
+  The checksum is that of the reader's JSON files: CRC-32 of the rest with its keys in order.
+  """
+  checksum = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+  checked = {**header, "checksum": f"{checksum:08x}"}
+  (out / "features.json.new").write_text(json.dumps(checked, indent=1))
   os.replace(out / "features.json.new", out / "features.json")
 
 

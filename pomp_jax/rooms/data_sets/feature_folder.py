@@ -1,8 +1,8 @@
 """Image source `features`: features that another program has computed, in place of the images.
 
 docs/formats.md describes the folder, and docs/dump_open_clip.py writes it. The features are mapped
-into memory, and each row is compared with its CRC-32 whenever it is read. The features of an image
-that the other program could not read are NaN.
+into memory, and each row is compared with its CRC-32 whenever it is read. `features.json` may have
+a checksum. The features of an image that the other program could not read are NaN.
 
 Shapes: n images of a split, N classes, B images of one call, E embedding.
 """
@@ -24,6 +24,7 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import FeatureSource, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.features import DamagedFeaturesError
 from pomp_jax.files.paths import Path, is_dir, local_copy, read_file, read_user_json, to_path
+from pomp_jax.files.run_folder import DamagedFileError, without_checksum
 from pomp_jax.files.terminal import printable
 
 _SPLITS = ("train", "validation", "test")
@@ -128,7 +129,10 @@ def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | No
 def read_header(root: str | os.PathLike) -> Header:
   """Reads `features.json`; SourceError, or VocabularyError of the names."""
   path = to_path(root) / "features.json"
-  found = read_user_json(path, SourceError)
+  try:
+    found = without_checksum(read_user_json(path, SourceError), path)
+  except DamagedFileError as error:
+    raise SourceError(str(error)) from error
   for key, (fits, expected) in _ITEMS.items():
     value = found.get(key) if isinstance(found, dict) else None
     if not fits(value):

@@ -21,7 +21,7 @@ from pomp_jax.evaluate import inputs, stored
 from pomp_jax.files.features import DamagedFeaturesError, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.data_sets.feature_folder import open_split
+from pomp_jax.rooms.data_sets.feature_folder import open_split, read_header
 from pomp_jax.train import batches
 from tests.support.checks import assert_close
 from tests.support.data_files import NAMES
@@ -57,7 +57,7 @@ def dumped(shared, cut_pictures, one_layer):
       of_splits[split] = script.write_split(out, split, *given, features.shape[1], "float32")
     header = {"format_version": 1, "clip_model": one_layer, "width": features.shape[1]}
     header |= {"names": sorted(NAMES), "splits": of_splits}
-    (out / "features.json").write_text(json.dumps(header))
+    script.write_header(out, header)
 
   return shared("dumped", write)
 
@@ -157,12 +157,12 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
   run_job(config, tmp_path / "run")
   (tmp_path / "run" / "results.json").unlink()
   before = run_job(evaluation, tmp_path / "evaluation")["accuracy"]
-  header = json.loads((root / "features.json").read_text())
+  header = _header(root)
   for split in ("train", "test"):
     rows, labels = np.load(root / f"{split}.npy"), np.load(root / f"{split}_labels.npy")
     given = labels, (root / f"{split}_keys.txt").read_text().splitlines(), [-rows]
     header["splits"][split] = script.write_split(root, split, *given, rows.shape[1], "float32")
-  (root / "features.json").write_text(json.dumps(header))
+  script.write_header(root, header)
   stored._open_split.cache_clear()
   with pytest.raises(FeatureStoreError, match="training_images.json: images is .*features"):
     run_job(config, tmp_path / "run")
@@ -226,12 +226,33 @@ def _figures(results):
   return dict(flat(results, ()))
 
 
-def _with_header(**changes):
-  def change(root):
-    header = json.loads((root / "features.json").read_text())
-    (root / "features.json").write_text(json.dumps(header | changes))
+def _header(root):
+  header = json.loads((root / "features.json").read_text())
+  del header["checksum"]
+  return header
 
-  return change
+
+def _with_header(**changes):
+  return lambda root: script.write_header(root, _header(root) | changes)
+
+
+def test_no_flipped_bit_becomes_another_name(dumped, copy_of):
+  """Without a checksum, as earlier scripts wrote the file, it is taken as it is."""
+  path = copy_of(dumped) / "features.json"
+  content, whole, noticed = path.read_bytes(), read_header(path.parent), 0
+  bits = np.random.default_rng(0).permutation(8 * len(content))[:400].tolist()
+  for bit in bits:
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    try:
+      assert read_header(path.parent) == whole, bit
+    except (SourceError, VocabularyError) as error:
+      assert str(path) in str(error)
+      noticed += 1
+  assert noticed > 0.9 * len(bits)
+  path.write_text(json.dumps(_header(dumped)))
+  assert read_header(path.parent) == whole
 
 
 def _write(name, content):
