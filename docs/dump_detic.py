@@ -51,7 +51,7 @@ def dump(model, loader, out: pathlib.Path, clip: str, made_by: str, trained, mas
     ends = torch.tensor([*found["size"]][::-1] * 2)
     seen = found["boxes"][0].float().cpu().clamp(min=0).minimum(ends)
     boxes = seen / ends * torch.tensor([item["width"], item["height"]] * 2)
-    own = {}
+    own = {"key": str(item["image_id"])}
     if masks:
       pasted = pasted_masks(heads, found, seen, boxes, (item["height"], item["width"]))
       own["masks"] = 255 * pasted.cpu().numpy().astype(np.uint8)

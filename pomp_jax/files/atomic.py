@@ -9,6 +9,7 @@ import re
 import secrets
 import tempfile
 from typing import BinaryIO
+import zlib
 
 from pomp_jax.files.paths import is_bucket, store_of
 
@@ -54,10 +55,17 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       os.close(descriptor)
 
 
-def write_file(path: str | os.PathLike, content: bytes | str) -> None:
-  """Writes a file atomically, see `replacing`; text in UTF-8."""
+def write_file(path: str | os.PathLike, content: bytes | str) -> str:
+  """Writes a file atomically, see `replacing`, text in UTF-8; returns the content's `checksum`."""
+  content = content.encode() if isinstance(content, str) else content
   with replacing(path) as file:
-    file.write(content.encode() if isinstance(content, str) else content)
+    file.write(content)
+  return checksum(content)
+
+
+def checksum(content: bytes) -> str:
+  """CRC-32 of a file's content, in hexadecimal."""
+  return f"{zlib.crc32(content):08x}"
 
 
 def why_unwritable(folder: str | os.PathLike) -> str | None:

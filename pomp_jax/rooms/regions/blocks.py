@@ -6,10 +6,12 @@ writes it. Finished blocks are pieces of `files.pieces`, so a restart does only 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import concurrent.futures
 import contextlib
+import itertools
 import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +20,11 @@ from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import check_prompt
-from pomp_jax.files.paths import file_stamps
+from pomp_jax.files.atomic import checksum
+from pomp_jax.files.paths import Path, file_stamps, read_bytes
 from pomp_jax.files.pieces import Piece, Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolder, to_json, writing
-from pomp_jax.files.terminal import steps_of
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, to_json, writing
+from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment
@@ -31,6 +34,17 @@ from pomp_jax.rooms.regions.region_folder import region_files
 from pomp_jax.rooms.regions.region_scorer import compared
 
 log = logging.getLogger(__name__)
+
+_READS = 16  # files that are read at once: a bucket's answer takes time
+_FILES = "files"  # fact of a piece: `Taken.files` of its block
+
+
+class Taken(NamedTuple):
+  """What a block leaves: facts and arrays, and checksums of its files by path in the run."""
+
+  facts: Mapping[str, Any] = {}
+  arrays: Mapping[str, np.ndarray] | None = None
+  files: Mapping[str, str] = {}
 
 
 class Blocks:
@@ -56,25 +70,56 @@ class Blocks:
   def run(
     self,
     find: Callable[[Sequence[int]], Iterable[tuple[int, Any]]],
-    take: Callable[[Iterator[tuple[int, Any]]], tuple],
+    take: Callable[[Iterator[tuple[int, Any]]], Taken],
     description: str,
-    fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> None:
     """Finds what is missing, on all processes; `take` gets it on the first.
 
-    `find` yields the number of each image in turn, and what is found in it; `take` returns facts
-    and arrays to store. `description` names the work in the log. For `fits` see `Pieces.missing`.
+    A block is missing too if a file that it has written is no longer as it was written.
+
+    Args:
+      find: yields the number of each image of a block in turn, and what is found in it.
+      take: writes files of a block, and returns what to store.
+      description: the work, for the log.
     """
-    missing = self.store.missing(self._rows, fits)
+    with waiting(f"checking the files of earlier starts: {description}"):
+      missing = self.store.missing(self._rows, self._has_files)
     if len(missing) == len(self._rows) and hosts.is_first():
       # The files of another start will be replaced, so it must not resume.
       self.store.remove()
     for name in steps_of(missing, description, self._what):
       found = iter(find(self._rows[name]))
       if hosts.is_first():
-        self.store.save(name, *take(found))
+        taken = take(found)
+        self.store.save(name, {**taken.facts, _FILES: taken.files}, taken.arrays)
       else:
         deque(found, maxlen=0)  # computes its share
+
+  def check_files(self) -> None:
+    """RunFolderError if a file that the blocks have written is no longer as it was written."""
+    with waiting("checking the files that were written"):
+      for piece in self.pieces():
+        for path in self._changed_files(piece.facts):
+          raise RunFolderError(f"{path}: changed while the job ran; the same command resumes")
+
+  def _has_files(self, facts: Mapping[str, Any]) -> bool:
+    """Whether all files of a stored block are as they were written; not of earlier versions."""
+    changed = self._changed_files(facts) if _FILES in facts else []
+    for path in changed:
+      log.warning("%s: missing, or changed after it was written; computing it again", path)
+    return _FILES in facts and not changed
+
+  def _changed_files(self, facts: Mapping[str, Any]) -> list[Path]:
+    def is_changed(path: Path, written: str) -> bool:
+      try:
+        return checksum(read_bytes(path)) != written
+      except OSError:
+        return True
+
+    files = {self.folder.path / name: written for name, written in facts[_FILES].items()}
+    with concurrent.futures.ThreadPoolExecutor(_READS) as pool:
+      changed = pool.map(is_changed, files, files.values())
+      return list(itertools.compress(files, changed))
 
   def pieces(self) -> Iterator[Piece]:
     """Pieces of all blocks in the order of the images, on the first process."""
@@ -126,13 +171,14 @@ class Comparison:
   ) -> dict[str, Any]:
     """Writes the pictures of `draw`, the report, and the results, which it returns.
 
-    `own` are the figures of the job. Removes the store of the blocks.
+    `own` are the figures of the job. Checks the blocks' files, and removes the blocks' store.
     """
     record, folder = blocks.record, blocks.folder
     of_all = {"key": blocks.key, "job": record["job"], "clip_model": self._encoder.clip.name}
     of_all |= {"regions": record["regions"]["source"]}
     of_all |= {"classes": self._data.classes.names, "groups": self._data.classes.groups}
     plain = json.loads(to_json({**of_all, **own}))
+    blocks.check_files()
     with writing(folder.path):
       draw(plain)
     finish_run(folder, record, plain, "results.md")

@@ -20,7 +20,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions import region_sources
-from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
 from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
@@ -83,7 +83,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       labels = boxes.regions(index, masks=False)[1].tolist() if of_truth else []
       best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in one.scores]
       taken.append({"rows": rows, "labels": labels, "best": best})
-    return {"images": taken}, None
+    return Taken({"images": taken})
 
   blocks = Blocks(folder, config.to_dict(), ours.key, len(boxes.keys), _BLOCK)
   blocks.run(scorer.scored, take, "detection")

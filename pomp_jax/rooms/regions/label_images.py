@@ -6,6 +6,7 @@ Shapes: H, W sides of an image in pixels, C classes.
 """
 
 from collections.abc import Sequence
+import io
 import os
 
 from jaxtyping import Int32, UInt8
@@ -15,7 +16,7 @@ from PIL import Image
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, load_rgb, open_image, sides
 from pomp_jax.data.subsets import spread_evenly
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path
 from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.region_errors import RegionError
@@ -146,14 +147,15 @@ def write_labels(
   labels_HxW: Int32[np.ndarray, "H W"],
   n_classes: int,
   colours: UInt8[np.ndarray, "256 3"] | None = None,
-) -> None:
+) -> str:
   """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the largest value.
 
-  Viewers show the `colours` (sRGB of each value) of a file of 8 bits.
+  Viewers show the `colours` (sRGB of each value) of a file of 8 bits. Returns the file's checksum.
   """
   kind = np.uint8 if n_classes <= 255 else np.uint16
   image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value
   if colours is not None and kind is np.uint8:
     image.putpalette(colours.tobytes())
-  with replacing(path) as file:
-    image.save(file, "PNG")
+  content = io.BytesIO()
+  image.save(content, "PNG")
+  return write_file(path, content.getvalue())

@@ -13,12 +13,12 @@ import numpy as np
 from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.paths import file_stamps, is_file
+from pomp_jax.files.paths import file_stamps
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.regions import proposals
-from pomp_jax.rooms.regions.blocks import Blocks
+from pomp_jax.rooms.regions.blocks import Blocks, Taken
 from pomp_jax.rooms.regions.fields import Detect, Segment
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
@@ -62,19 +62,19 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   regions = folder.path / "regions"
 
   def take(found):
-    written = []
+    files = {}
     for index, of_image in found:
-      writer.write(images.keys[index], of_image)
-      written.append(images.keys[index])
-    return {"images": written}, None
+      image = images.keys[index]
+      files[f"{regions.name}/{image}.npz"] = writer.write(image, of_image)
+    return Taken(files=files)
 
   with writing(regions):
     writer = RegionWriter(regions, proposer.header)
     find = lambda block: zip(
       block, proposer.regions([images.pixels(row) for row in block]), strict=True
     )
-    fits = lambda facts: all(is_file(regions / f"{own}.npz") for own in facts["images"])
-    blocks.run(find, take, "regions", fits)
+    blocks.run(find, take, "regions")
+  blocks.check_files()
   results = {
     "job": config.job,
     "key": key,

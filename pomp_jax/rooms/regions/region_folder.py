@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError
-from pomp_jax.files.atomic import replacing, write_file
+from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import Path, is_dir, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import architecture
 from pomp_jax.files.run_folder import DamagedFileError, with_checksum, without_checksum
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _HEADER = "regions.json"
+_KEY = "key"  # array of an image's file, which tells a file that was swapped
 ACTIVATIONS = ("softmax", "sigmoid")
 # Key of an image in a file of regions, its height and width in pixels.
 _ImageSize = tuple[str | int, int, int]
@@ -124,8 +125,12 @@ class RegionFolder:
     objectness = masks = embeddings = None
     with _open(path) as archive:
       names = _names(archive)
-      if strange := sorted({*names} - {*Regions._fields}):
-        refuse(path, "an array", repr(strange[0]), ", ".join(Regions._fields))
+      if strange := sorted({*names} - {*Regions._fields, _KEY}):
+        refuse(path, "an array", repr(strange[0]), ", ".join((*Regions._fields, _KEY)))
+      if _KEY in names:
+        stored = _array(archive, path, _KEY, ()).item()
+        if stored != str(key):
+          refuse(path, _KEY, repr(stored), f"{str(key)!r}, that of the file's image")
       boxes = _array(archive, path, "boxes", ("R", 4))
       n = len(boxes)
       if "objectness" in names:
@@ -164,11 +169,12 @@ class RegionWriter:
     value = with_checksum(value | {"embeddings": own if header.stages else None})
     write_file(self._path / _HEADER, json.dumps(value, indent=2))
 
-  def write(self, key: str | int, regions: Regions) -> None:
-    """Writes the regions of an image, which are as the header says."""
+  def write(self, key: str | int, regions: Regions) -> str:
+    """Writes the regions of an image, which are as the header says; returns the file's checksum."""
     arrays = {name: part for name, part in regions._asdict().items() if part is not None}
-    with replacing(self._path / f"{key}.npz") as file:
-      np.savez_compressed(file, allow_pickle=False, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays, **{_KEY: np.array(str(key))})
+    return write_file(self._path / f"{key}.npz", content.getvalue())
 
 
 def _read_header(path: Path) -> RegionHeader:
@@ -231,7 +237,7 @@ def _array(
   shape: Sequence[int | str],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads floats, or masks, of a shape in which letters stand for any size; unpickles nothing."""
+  """Reads floats, masks or a text, of a shape in which letters stand for any size; no pickles."""
   if field not in _names(archive):
     found = f"missing (the file has: {', '.join(_names(archive)) or 'nothing'})"
     refuse(path, field, found, "an array of that name")
@@ -256,10 +262,15 @@ def _array(
     raise
   except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
     refuse(path, field, f"damaged, or not plain numbers ({error})", "an undamaged array")
-  if field == "masks" and array.dtype not in _MASKS:
-    refuse(path, field, str(array.dtype), "float16, uint8")
-  if field != "masks" and array.dtype.kind != "f":
-    refuse(path, field, str(array.dtype), "floats")
+  match field:
+    case "masks":
+      fits, accepted = array.dtype in _MASKS, "float16, uint8"
+    case "key":
+      fits, accepted = array.dtype.kind == "U", "a text"
+    case _:
+      fits, accepted = array.dtype.kind == "f", "floats"
+  if not fits:
+    refuse(path, field, str(array.dtype), accepted)
   return array
 
 

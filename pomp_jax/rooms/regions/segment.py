@@ -14,11 +14,10 @@ from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
-from pomp_jax.rooms.regions.blocks import Blocks, Comparison, check_prompts
+from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
 from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
@@ -71,17 +70,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   def take(found):
     """Counts pixels under each prompt, and writes label images."""
-    tallies = [PixelTally(len(images.classes)) for _ in ours.prompts]
+    tallies, files = [PixelTally(len(images.classes)) for _ in ours.prompts], {}
     for index, maps in found:
       labels_HxW = images.labels(index)
       for number, (tally, one) in enumerate(zip(tallies, maps, strict=True)):
         tally.add(labels_HxW, one.labels_HxW)
         if index in written:
-          path = _labels_path(folder, images, index, number)
+          name = _labels_name(images, index, number)
+          path = folder.path / name
           with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_labels(path, one.labels_HxW, len(images.classes))
-    return {}, {"counts": np.stack([tally.counts for tally in tallies])}
+            files[name] = write_labels(path, one.labels_HxW, len(images.classes))
+    return Taken(arrays={"counts": np.stack([tally.counts for tally in tallies])}, files=files)
 
   blocks = Blocks(folder, config.to_dict(), ours.key, n_images, _BLOCK)
   blocks.run(find, take, "segmentation")
@@ -107,8 +107,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return ours.write(blocks, results, lambda results: _draw(folder, images, results))
 
 
-def _labels_path(folder: RunFolder, images: PixelSet, index: int, prompt: int) -> Path:
-  return folder.path / "labels" / str(prompt) / f"{images.keys[index]}.png"
+def _labels_name(images: PixelSet, index: int, prompt: int) -> str:
+  """Path of a label image in the run's folder."""
+  return f"labels/{prompt}/{images.keys[index]}.png"
 
 
 def _draw(folder: RunFolder, images: PixelSet, results: Mapping[str, Any]) -> None:
@@ -121,7 +122,8 @@ def _draw(folder: RunFolder, images: PixelSet, results: Mapping[str, Any]) -> No
   for number, label in enumerate(labels):
     titles.append(label)
     for index, row in zip(shown, maps, strict=True):
-      map_HxW = read_values(_labels_path(folder, images, index, number)).astype(np.int32)
+      path = folder.path / _labels_name(images, index, number)
+      map_HxW = read_values(path).astype(np.int32)
       row.append(np.where(map_HxW < len(images.classes), map_HxW, IGNORED))
   segmentation_sheet(
     folder.plots / "segmentation.png",

@@ -111,7 +111,10 @@ def test_an_equal_start_does_nothing(region_set, proposed, monkeypatch):
   assert found == RunFolder(workdir).read_results()
 
 
-@pytest.mark.parametrize("between", ["nothing", "another network", "no regions", "a damaged file"])
+@pytest.mark.parametrize(
+  "between",
+  ["nothing", "another network", "no regions", "a damaged piece", "damaged regions", "a swap"],
+)
 def test_a_killed_run_resumes_after_its_last_block(
   region_set, proposed, found_images, tmp_path, monkeypatch, between
 ):
@@ -130,9 +133,19 @@ def test_a_killed_run_resumes_after_its_last_block(
     killed(config_of(region_set, **{"propose.size": 64}), 1)
   elif between == "no regions":
     shutil.rmtree(workdir / "regions")
-  elif between == "a damaged file":
+  elif between == "a damaged piece":
     (piece,) = (workdir / "progress").iterdir()
     piece.write_text("{")
+  elif between == "damaged regions":
+    path = workdir / "regions" / "2.npz"
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 1
+    path.write_bytes(content)
+  elif between == "a swap":
+    one, other = (workdir / "regions" / f"{key}.npz" for key in (0, 3))
+    first = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(first)
   found_images.clear()
   found_images.stop_at = None
   found = run_job(config, workdir)

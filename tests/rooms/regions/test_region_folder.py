@@ -129,6 +129,22 @@ def test_a_header_that_names_fewer_rows_is_noticed(tmp_path):
     RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
 
 
+def test_a_file_of_another_image_is_noticed(tmp_path):
+  """Of another writer, without the key, it is taken as it is."""
+  writer = RegionWriter(tmp_path, HEADER)
+  for key in (7, 8):
+    writer.write(key, REGIONS)
+  (tmp_path / "8.npz").replace(tmp_path / "7.npz")
+  for read in (RegionFolder(tmp_path).check, lambda images: RegionFolder(tmp_path).read(*SEVEN)):
+    with pytest.raises(RegionError, match=rf"{tmp_path}/7\.npz: key is '8'"):
+      read([SEVEN])
+  np.savez(tmp_path / "7.npz", key=7.0, **REGIONS._asdict())
+  with pytest.raises(RegionError, match=r"7\.npz: key is float64"):
+    RegionFolder(tmp_path).check([SEVEN])
+  np.savez(tmp_path / "7.npz", **REGIONS._asdict())
+  assert_equal(RegionFolder(tmp_path).read(*SEVEN), REGIONS)
+
+
 def test_missing_and_impossible_keys(folder):
   regions = RegionFolder(folder)
   with pytest.raises(RegionError, match=r"8\.npz"):

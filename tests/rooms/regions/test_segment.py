@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.rooms.regions import region_scorer, segment
 from tests.support.processes import run_in_processes
 from tests.support.region_jobs import (
@@ -131,6 +131,67 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(
   assert taken == [2, 3, 4] and plot.stat().st_mtime_ns == before
 
 
+def of_other_size(path):
+  Image.open(path).resize((7, 5)).save(path)
+
+
+def cut_off(path):
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+def swapped(path):
+  """With that of the same image under the other prompt."""
+  other = path.parent.parent / "1" / path.name
+  first = path.read_bytes()
+  path.write_bytes(other.read_bytes())
+  other.write_bytes(first)
+
+
+@pytest.mark.parametrize("damage", [of_other_size, cut_off, swapped])
+def test_a_restart_writes_changed_label_images_again(
+  region_set, segmented, tmp_path, monkeypatch, without_report, damage
+):
+  monkeypatch.setattr(segment, "_BLOCK", 2)
+  label_maps_of = segment.RegionScorer.label_maps
+  blocks = []
+
+  def killed(scorer, block):
+    blocks.append(block)
+    if len(blocks) == 2:
+      raise KeyboardInterrupt
+    return label_maps_of(scorer, block)
+
+  monkeypatch.setattr(segment.RegionScorer, "label_maps", killed)
+  with pytest.raises(KeyboardInterrupt):
+    run_job(config_for(region_set), tmp_path)
+  damage(tmp_path / "labels" / "0" / "1.png")
+  run_job(config_for(region_set), tmp_path)
+  assert blocks == [range(2), range(2, 4), range(2), range(2, 4), range(4, 5)]
+  for prompt in (0, 1):
+    for one, two in zip(label_maps(tmp_path, prompt), label_maps(segmented, prompt), strict=True):
+      np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("damage", [of_other_size, cut_off])
+def test_a_label_image_that_changes_before_it_is_drawn_is_one_line(
+  region_set, segmented, tmp_path, monkeypatch, damage
+):
+  """The next start writes it again."""
+  write, path = segment.Comparison.write, tmp_path / "labels" / "1" / "0.png"
+
+  def damaged(*given):
+    damage(path)
+    return write(*given)
+
+  monkeypatch.setattr(segment.Comparison, "write", damaged)
+  with pytest.raises(RunFolderError, match=f"{path}: .*the same command resumes") as error:
+    run_job(config_for(region_set), tmp_path)
+  assert "\n" not in str(error.value) and not (tmp_path / "results.json").exists()
+  monkeypatch.setattr(segment.Comparison, "write", write)
+  assert run_job(config_for(region_set), tmp_path) == RunFolder(segmented).read_results()
+  np.testing.assert_array_equal(label_maps(tmp_path, 1)[0], label_maps(segmented, 1)[0])
+
+
 def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report):
   """A label image or a file of regions that changes in its place."""
   root = tmp_path / "copy"
@@ -143,7 +204,8 @@ def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report
   labels.save(root / "labels" / "1.png")
   results.append(run_job(config, tmp_path / "run"))
   stored = np.load(root / "regions" / "0.npz")
-  np.savez(root / "regions" / "0.npz", **{name: stored[name][:0] for name in stored})
+  arrays = ("boxes", "objectness", "masks", "embeddings")
+  np.savez(root / "regions" / "0.npz", **{name: stored[name][:0] for name in arrays})
   results.append(run_job(config, tmp_path / "run"))
   assert results[0]["pixels"] != results[1]["pixels"] == results[2]["pixels"]
   assert results[1] != results[2] == run_job(config, tmp_path / "new")
