@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import is_bucket, read_bytes
+from pomp_jax.files.paths import is_bucket, local_copy, read_bytes
 from pomp_jax.files.terminal import printable
 
 try:
@@ -170,7 +170,8 @@ def _open(file: File) -> Image.Image:
   if not isinstance(file, bytes) and is_bucket(file):
     file = read_bytes(file)
   try:
-    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    opened = io.BytesIO(file) if isinstance(file, bytes) else local_copy(file)
+    image = Image.open(opened, formats=FORMATS)
   except UnidentifiedImageError as error:
     # Pillow's own message contains the object's address.
     raise ImageError(f"none of {', '.join(FORMATS)}") from error

@@ -8,6 +8,7 @@ minute, and raise an OSError with errno, reason and URL for others.
 
 from collections.abc import Iterable, Mapping
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -100,10 +101,10 @@ def is_file(path: str | os.PathLike) -> bool:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """Content of a file; of an object in one request, where epath makes two."""
+  """Content of a file; of an object in one request, where epath makes two. Errors: OSError."""
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
-  return pathlib.Path(path).read_bytes()
+  return local_copy(path).read_bytes()
 
 
 def read_file(path: str | os.PathLike, error: type[Exception]) -> bytes:
@@ -170,9 +171,14 @@ def remove_folder(path: str | os.PathLike) -> None:
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """Returns a local file with an object's content, or a local path as it is.
 
-  OSError if the object can't be read, or the copy not written.
+  OSError if the object can't be read, or the copy not written; for a device, a pipe or a socket,
+  which a reader would wait for, or read without end.
   """
-  return store_of(path).local_copy(os.fspath(path)) if is_bucket(path) else pathlib.Path(path)
+  if is_bucket(path):
+    return store_of(path).local_copy(os.fspath(path))
+  if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+    raise OSError(errno.EINVAL, "a device or a pipe", os.fspath(path))
+  return pathlib.Path(path)
 
 
 def without_folders(value: Any) -> Any:

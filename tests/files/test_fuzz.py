@@ -1,8 +1,10 @@
 """Fuzzing of the readers of `files`: damaged, edited and hostile files; no pickle is run."""
 
 import io
+import os
 import pickle
 import struct
+import threading
 import zipfile
 
 from hypothesis import given
@@ -13,7 +15,10 @@ import torch
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.images import open_image
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import local_copy
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.rooms.interchange.class_features import read_class_features
@@ -196,6 +201,34 @@ def test_no_pickle_is_run(tmp_path, name):
     with allowed_errors(InputError, within=[path.parent]):
       READERS[name](path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", [*READERS, "image.png", "names.json"])
+def test_no_pipe_is_waited_for(tmp_path, name):
+  path, errors = tmp_path / name, []
+  os.mkfifo(path)
+  reader = {"image.png": open_image, "names.json": load_class_list, **READERS}[name]
+
+  def read():
+    try:
+      reader(path)
+    except InputError as error:
+      errors.append(str(error))
+
+  thread = threading.Thread(target=read, daemon=True)
+  thread.start()
+  thread.join(20)
+  waits = thread.is_alive()
+  if waits:
+    os.close(os.open(path, os.O_RDWR))  # lets it end
+  assert not waits
+  assert name == "key.npz" or (str(path) in errors[0] and errors[0].isprintable())
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_no_device_is_read(device):
+  with pytest.raises(OSError, match=device):
+    local_copy(device)
 
 
 def test_they_would_run(tmp_path):

@@ -24,7 +24,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, class_features
 from pomp_jax.files.atomic import replacing, write_file
-from pomp_jax.files.paths import Path, local_copy, read_user_json, to_path
+from pomp_jax.files.paths import Path, is_file, local_copy, read_user_json, to_path
 from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, refuse
 from pomp_jax.files.terminal import one_line
 
@@ -63,6 +63,8 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
   """Whether a file is JSON annotations: its suffix is .json or its first character is {."""
   if os.fspath(path).lower().endswith(".json"):
     return True
+  if not is_file(path):
+    return False
   try:
     with to_path(path).open("rb") as file:
       return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
