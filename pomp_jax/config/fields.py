@@ -146,9 +146,10 @@ class Optim:
     "mean over the training that is the result: Gaussian over epochs (PromptSRC), or exponential",
     one_of(*_averages),
   )
-  average_mean: float = row(15.0, "epoch of the largest weight, for gaussian", at_least(0))
+  # Bounds within which float32 holds the logarithms of the weights.
+  average_mean: float = row(15.0, "epoch of the largest weight, for gaussian", between(0, 10**6))
   average_sigma: float = row(
-    1.0, "standard deviation of the weights, epochs, for gaussian", above(0)
+    1.0, "standard deviation of the weights, epochs, for gaussian", between(1e-6, 10**6)
   )
   average_decay: float = row(0.99, "factor of the weights a step, for ema", below(1))
 

@@ -25,7 +25,10 @@ class Mixture(OtherPrompt):
   def __init__(self, parts: Sequence[NamedPrompt], weights: Sequence[float] = ()):
     """`weights` are scaled to the sum 1; there are none before they are chosen."""
     self.parts = parts
-    self.weights = tuple(weight / sum(weights) for weight in weights)
+    # Powers of two change no digit, and the sum of the largest weights is finite then.
+    power = math.frexp(max(weights, default=1.0))[1]
+    scaled = [math.ldexp(weight, -power) for weight in weights]
+    self.weights = tuple(weight / sum(scaled) for weight in scaled)
     self.of_one_list = any(named_prompts.of_one_list(part.prompt) for part in parts)
     prompts = [part.prompt for part in parts]
     self.has_rows = any(getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts)

@@ -80,6 +80,23 @@ def test_a_mixture_is_the_weighted_sum_with_unit_rows(folder, encoder, spoken):
   np.testing.assert_allclose(classified, unit(3 * the + one), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("one", "other", "share"),
+  [
+    ("1e308", "1e308", 0.5),
+    ("1e308", "1e-308", 1),
+    ("5e-324", "5e-324", 0.5),
+    ("0.3", "0.4", 3 / 7),
+  ],
+)
+def test_weights_of_any_size_are_shares(folder, encoder, one, other, share):
+  name = f"{one}*runs/x + {other}*a {{}}"
+  (named,) = read_prompts([name], FIELD)
+  assert named.prompt.weights == pytest.approx((share, 1 - share), rel=1e-15)
+  expected = unit(share * under(encoder, "runs/x") + (1 - share) * under(encoder, "a {}"))
+  np.testing.assert_allclose(under(encoder, name), expected, atol=1e-6)
+
+
 def test_a_text_stays_a_text(folder):
   for text in ("a cat + a {}", "2*3 {}", "0.5*a {}", "a * b + {}", "x + 0.5*{}"):
     assert read_prompts([text], FIELD)[0].prompt == text

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from pomp_jax.config import ConfigError, validate
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
@@ -67,6 +68,31 @@ def test_weights_that_float32_lacks_are_relative(monkeypatch):
   monkeypatch.setitem(GAUSS, "mean", 3000.0)
   own, averages = course("gaussian", "step")
   assert_close(averages[-1], own[-1])
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+@pytest.mark.parametrize("sigma", [1e-6, 1e6])
+def test_the_least_and_largest_numbers_have_a_finite_average(monkeypatch, mean, sigma):
+  monkeypatch.setitem(GAUSS, "mean", mean)
+  monkeypatch.setitem(GAUSS, "sigma", sigma)
+  own, averages = course("gaussian", "step")
+  assert (averages >= own.min(0) - 1e-6).all() and (averages <= own.max(0) + 1e-6).all()
+  if sigma == 1e6:
+    assert_close(averages[-1], own.mean(0))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("optim.average_mean", 1e30),
+    ("optim.average_mean", -1.0),
+    ("optim.average_sigma", 0.0),
+    ("optim.average_sigma", 1e-30),
+  ],
+)
+def test_numbers_beyond_are_refused(field, value):
+  with pytest.raises(ConfigError, match=f"config.{field}: got "):
+    validate(small_config(**{"optim.average": "gaussian", field: value}))
 
 
 def test_a_resumed_run_has_the_same_average_and_uses_it(tmp_path, one_layer):
