@@ -23,7 +23,8 @@ file of yours behind a second colon: `{prefix}ViT-H-14-378-quickgelu/dfn5b:PATH`
 activation, tokenizer, resizing and channel statistics are those of open_clip's tables
 (`clip/open_clip.json`). A packed text tower computes a class's own 4 to 6 tokens; a full one, which
 is bidirectional (SigLIP, CLIPA), all of its 64 or 32 positions: the context stands in front of the
-name, and padding follows it as in their training. PE-Core has 32 or 72 positions, which limit M and
+name, and padding follows it as in their training. CLIPA's last position, where its feature is read,
+is padding in any text, so that 30 tokens are left to the words. PE-Core has 32 or 72 positions, which limit M and
 the name. Of the long tables of MetaCLIP 2 and SigLIP 2 (901,629 and 256,000 embeddings) only the
 rows that the names use are read. VPT, MaPLe, IVLP and dense features need a ViT of OpenAI's kind.
 Images are resized as open_clip does: to a square or with a centre crop, bilinear or bicubic. A CLIP

@@ -3,7 +3,9 @@
 As in OpenAI's code, a text is cleaned first: ftfy repairs it (mojibake, ligatures, curly quotes,
 full width), HTML entities are resolved twice, white space becomes single spaces, letters lowercase.
 HuggingFace's tokenizer of the same merges skips the repair and the entities. Unlike in both, no
-text is read as SOS or EOT here. Shapes: N texts, L the longest of them in tokens.
+text is read as SOS or EOT here: "<|endoftext|>" is plain text for `BytePairTokenizer`, and an error
+where HuggingFace's tokenizers would read a special token, such as "</s>" or "[SEP]".
+Shapes: N texts, L the longest of them in tokens.
 """
 
 from collections.abc import Sequence
@@ -34,6 +36,8 @@ MERGES_FILES = ("bpe_simple_vocab_16e6.txt.gz", MERGES)
 # OpenAI's file lists more merges than its vocabulary of 49,408 takes.
 _N_OPENAI_MERGES = 49_408 - 2 * 256 - 2
 _END = "</w>"
+# open_clip pads CLIP's tokens with it, and writes it in the place of a stripped end token.
+_ZERO = 0
 _WORD = regex.compile(
   r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
 )
@@ -48,6 +52,8 @@ class BytePairTokenizer:
 
   Ids: 256 bytes, the same at a word's end, a token for each merge, SOS, EOT.
   """
+
+  pad_token_id = _ZERO
 
   def __init__(self, merges: Sequence[tuple[str, str]]):
     """Builds the vocabulary from pairs of tokens, the first to be joined first."""
@@ -82,23 +88,26 @@ class FileTokenizer:
   def __init__(self, folder: str, *, clean: str = "whitespace", strip_sep_token: bool = False):
     """Reads it, with open_clip's `tokenizer_kwargs`; the library raises bare Exceptions."""
     self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    self._clean, self._strips_end = _CLEANERS[clean], strip_sep_token
+    self.clean, self._strips_end = _CLEANERS[clean], strip_sep_token
     self.pad_token_id = int(self._tokenizer.pad_token_id)
+    self.all_special_tokens = list(self._tokenizer.all_special_tokens)
     # Tokens of an empty text: a start token or none, and one at the end.
     *start, end = self._tokenizer([""])["input_ids"][0]
     self.bos_token_id = start[0] if start else None
-    self.eos_token_id = None if strip_sep_token else end
-    # Tokens of "." and after it: canonical text has no punctuation.
-    self.n_after_name = (clean != "canonicalize") + (not strip_sep_token)
+    # CLIPA's feature is read at the last position, which open_clip never gives to a word: its
+    # tokenizer ends a text with [SEP], and then writes a zero over it.
+    self.eos_token_id = _ZERO if strip_sep_token else end
+    # Tokens of "." and the end token: canonical text has no punctuation.
+    self.n_after_name = 1 if clean == "canonicalize" else 2
 
   def __call__(
     self, texts: Sequence[str], add_special_tokens: bool = True
   ) -> dict[str, list[list[int]]]:
     """Returns `input_ids`, one list a text; start and end tokens if `add_special_tokens`."""
-    cleaned = [self._clean(text) for text in texts]
+    cleaned = [self.clean(text) for text in texts]
     rows = self._tokenizer(cleaned, add_special_tokens=add_special_tokens)["input_ids"]
     if add_special_tokens and self._strips_end:
-      rows = [row[:-1] for row in rows]
+      rows = [[*row[:-1], self.eos_token_id] for row in rows]
     return {"input_ids": rows}
 
   def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
@@ -168,12 +177,13 @@ def tokenize(
   """Token ids [N,L] of each text without SOS, up to and with EOT, zero-padded; and lengths [N].
 
   The feature of text i is read at ids[i, lengths[i] - 1]. The tokenizer is the checkpoint's own;
-  `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, or one with
-  more tokens than `budget`, EOT included; all positions but SOS's if None. With `cut` it loses the
-  last ones before EOT, as with OpenAI's `truncate`.
+  `config.eos_token_id` selects HuggingFace's rule for EOT. TokenizeError: no texts, one that holds
+  the text of a special token, or one with more tokens than `budget`, EOT included; all positions
+  but SOS's if None. With `cut` it loses the last ones before EOT, as with OpenAI's `truncate`.
   """
   if not texts:
     raise TokenizeError("no texts to tokenize, expected at least one")
+  _check_plain(texts, tokenizer)
   budget = config.max_position_embeddings - 1 if budget is None else budget
   rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
   n_start = 0 if getattr(tokenizer, "bos_token_id", 0) is None else 1
@@ -194,14 +204,43 @@ def tokenize(
   return ids_NxL, lengths_N
 
 
+def _special_tokens(tokenizer: Tokenizer) -> list[str]:
+  """Texts that HuggingFace's tokenizers read as one token, wherever they stand."""
+  # Some checkpoints pad with a letter, such as "!", which is no error in a name.
+  return [token for token in getattr(tokenizer, "all_special_tokens", ()) if len(token) > 1]
+
+
+def _check_plain(texts: Sequence[str], tokenizer: Tokenizer) -> None:
+  """TokenizeError for a text that holds a special token's: it would end or begin in between."""
+  special = _special_tokens(tokenizer)
+  # Entities and full width may hide one: look at what the tokenizer will read.
+  cleaned = getattr(tokenizer, "clean", str)
+  for text in texts if special else ():
+    read = cleaned(text)
+    for token in special:
+      if token in read:
+        raise TokenizeError(
+          f"{quoted(text)}: {token!r} is a special token of this CLIP's tokenizer,"
+          " expected a text without it"
+        )
+
+
 def check_token_counts(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
-  """Raises what `tokenize` would; tokenizes only the texts that may be too long."""
+  """Raises what `tokenize` would; tokenizes only the texts that may be refused."""
   # A token is at least a byte, and cleaning lengthens no ASCII text without HTML entities.
-  long = [text for text in texts if not text.isascii() or "&" in text or len(text) >= budget]
+  special = _special_tokens(tokenizer)
+  suspects = [
+    text
+    for text in texts
+    if not text.isascii()
+    or "&" in text
+    or len(text) >= budget
+    or any(token in text for token in special)
+  ]
   # One text in any case: it shows whether the tokenizer is the configuration's.
-  tokenize(long or texts[:1], tokenizer, config, budget)
+  tokenize(suspects or texts[:1], tokenizer, config, budget)
 
 
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:

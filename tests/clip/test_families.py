@@ -16,13 +16,13 @@ import timm
 import tokenizers
 from tokenizers.models import Unigram
 import torch
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import BertTokenizerFast, CLIPTextConfig, PreTrainedTokenizerFast
 
 from docs.generators.clips_page import page
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.open_clip import named_clip, tables
 from pomp_jax.clip.text import token_table
-from pomp_jax.clip.tokens import FileTokenizer
+from pomp_jax.clip.tokens import FileTokenizer, TokenizeError, check_token_counts, tokenize
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.encoder import Encoder
@@ -35,6 +35,8 @@ from tests.support.openai_clip import write_merges
 from tests.support.processes import ROOT
 
 NAMES = ("cat", "teddy bear", "Bell's \u201cvireo\u201d x", "naïve & caf\u00e9, 12 o'clock!")
+# More tokens than any of these towers has positions.
+LONG = " ".join(NAMES[1] + letter for letter in "abcdefgh")
 EMBEDDING = 24
 _BPE = {"vocab_size": 512 + len(MERGES) + 2, "context_length": 48}
 _SMALL = {"width": 32, "heads": 4, "layers": 2}
@@ -102,6 +104,12 @@ ORIGINALS = {
     _META,
     custom=False,
     quick_gelu=True,
+  ),
+  # No released one: CLIP's own tokens under a full text tower.
+  "bidirectional_bpe": Original(
+    {"image_size": 28, "layers": 2, "width": 64, "head_width": 16, "patch_size": 14},
+    _BPE | {"no_causal_mask": True, "pool_type": "last"},
+    custom=False,
   ),
 }
 
@@ -197,7 +205,7 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
 
   # Text features of sentences by open_clip's own tokens, and through the learned context.
   encoder = Encoder(clip)
-  n_positions, texts = clip.positions, [f"a photo of a {one}." for one in NAMES]
+  n_positions, texts = clip.positions, [f"a photo of a {one}." for one in (*NAMES, LONG)]
   if "hf_tokenizer_name" in original.text:
     kwargs = original.text.get("tokenizer_kwargs", {})
     tokens = HFTokenizer(str(tmp_path), context_length=n_positions, **kwargs)(texts)
@@ -205,11 +213,12 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
     rows = clip.tokenizer(texts)["input_ids"]
     tokens = torch.zeros(len(rows), n_positions, dtype=torch.long)
     for i, row in enumerate(rows):
+      row = row if len(row) <= n_positions else [*row[: n_positions - 1], row[-1]]
       tokens[i, : len(row)] = torch.tensor(row)
   with torch.no_grad():
     expected = model.encode_text(tokens).numpy()
   names = [text.removesuffix(".") for text in texts]
-  assert_close(encoder.class_features(names, "{}.", unit=False), expected, 1e-5)
+  assert_close(encoder.class_features(names, "{}.", unit=False, cut=True), expected, 1e-5)
 
   n_vectors = 3
   context = 0.1 * np.random.default_rng(1).standard_normal((n_vectors, 32)).astype(np.float32)
@@ -267,6 +276,53 @@ def test_tokens_are_open_clips(name, tmp_path):
     assert row == padded[: len(row)].tolist()
     # The rest is padding alone.
     assert len(set(padded[len(row) :].tolist())) <= 1
+
+
+@pytest.mark.parametrize("name", ["siglip_b", "clipa", "metaclip2"])
+def test_a_long_text_is_cut_where_open_clip_cuts_it(name, tmp_path):
+  """CLIPA's last position, where its feature is read, is never a word's."""
+  original = ORIGINALS[name]
+  lemmas = load_class_list("imagenet21k").names[::220]
+  n_positions = 32
+  texts = [f"a photo of a {' '.join(lemmas[i : i + 1 + i % 4])}." for i in range(96)]
+  _write_tokenizer(tmp_path, original, texts)
+  kwargs = original.text.get("tokenizer_kwargs", {})
+  tokenizer = FileTokenizer(str(tmp_path), **kwargs)
+  start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+  config = CLIPTextConfig(max_position_embeddings=n_positions, eos_token_id=None)
+  budget = n_positions - len(start)
+  found = tokenize(texts, tokenizer, config, budget, cut=True)
+  expected = HFTokenizer(str(tmp_path), context_length=n_positions, **kwargs)(texts).tolist()
+  for ids, length, row in zip(*found, expected, strict=True):
+    padding = [tokenizer.pad_token_id] * (budget - length)
+    assert [*start, *ids[:length].tolist(), *padding] == row
+    # So the last is no word: `prompt.init` takes all before it.
+    assert ids[length - 1] == tokenizer.eos_token_id
+  n_long = sum(len(row) > n_positions for row in tokenizer(texts)["input_ids"])
+  assert 50 < n_long < len(texts)
+  with pytest.raises(TokenizeError, match=f"expected at most {budget}"):
+    tokenize(texts, tokenizer, config, budget)
+
+
+@pytest.mark.parametrize(("name", "token"), [("clipa", "[SEP]"), ("metaclip2", "</s>")])
+def test_the_text_of_a_special_token_is_refused(name, token, tmp_path):
+  """Both tokenizers read it as the end of the text, wherever it stands."""
+  original = ORIGINALS[name]
+  _write_tokenizer(tmp_path, original, [token, "a cat."])
+  kwargs = original.text.get("tokenizer_kwargs", {})
+  tokenizer = FileTokenizer(str(tmp_path), **kwargs)
+  config = CLIPTextConfig(max_position_embeddings=32, eos_token_id=None)
+  hidden = token.replace("<", "&lt;").replace("[", "［")
+  for text in (f"a{token}b", f"a {hidden} b"):
+    for check in (tokenize, check_token_counts):
+      with pytest.raises(TokenizeError) as error:
+        check(["a cat.", text], tokenizer, config, 30)
+      assert repr(text) in str(error.value) and "\n" not in str(error.value)
+  # As open_clip's for the same letters without the brackets.
+  plain = ["a sep b", "a /s b"]
+  rows = tokenizer(plain)["input_ids"]
+  expected = HFTokenizer(str(tmp_path), context_length=30, **kwargs)(plain).tolist()
+  assert [row[: len(found)] for row, found in zip(expected, rows, strict=True)] == rows
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
