@@ -1,8 +1,8 @@
 r"""PromptSRC (Khattak et al., 2023, "Self-regulating Prompts").
 
 Tokens in both towers (IVLP), held near the frozen CLIP by three terms: L1 of class features to
-anchors, the mean of 60 sentences, L1 of image features, KL of the logits. The result is a Gaussian
-mean over the ends of epochs.
+anchors, L1 of image features, KL of the logits. The anchors are the mean of the text tower's
+outputs for 60 sentences. The result is a Gaussian mean over the ends of epochs.
 
   python -m pomp_jax.main --config=configs/promptsrc.py --workdir=runs/promptsrc \
     --config.data.root=DATA --config.data.dataset=dtd
@@ -33,7 +33,7 @@ _METHOD = {
   "consistency_l1": 25.0,
   "consistency_kl": 1.0,
   "consistency_images": 10.0,
-  "anchors": "ensemble:imagenet_60",
+  "anchors": "outputs:imagenet_60",
   "optim.average": "gaussian",
 }
 # The world's CLIP has three layers, and 200 steps are 0.8 epochs: 15 and 1 of 20 in the mean.

@@ -20,14 +20,16 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import CLASS_FEATURES, METHODS, OTHER_PROMPTS, load
 
-# Prompts by name: the first template of the class list, and the mean over an ensemble.
-HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
+# Prompts by name: the first template of the class list, and the mean over an ensemble, of unit
+# features or of the text tower's outputs.
+HAND_WRITTEN, ENSEMBLE, OUTPUTS = "hand_written", "ensemble", "outputs"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
   " file of class features, a run's folder with prompt.npz, its checkpoints/ for all, a text with"
   " one {},"
-  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}; with the"
-  " room mixtures a .json of sentences for each class, waffle:SEED, 0.5*A + 0.5*B of two of these"
+  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME or {OUTPUTS}:NAME (averaged before they are"
+  f" normalised) with NAME one of {', '.join(TEMPLATES)}; with the room mixtures a .json of"
+  " sentences for each class, waffle:SEED, 0.5*A + 0.5*B of two of these"
 )
 
 
@@ -116,7 +118,8 @@ def of_one_list(prompt: AnyPrompt) -> bool:
 def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> np.ndarray:
   """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
 
-  Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4).
+  Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4):
+  unit features under `ensemble`, the text tower's outputs under `outputs`, as PromptSRC's anchors.
   """
   if isinstance(prompt, OtherPrompt):
     return prompt.features(encoder, classes)
@@ -126,7 +129,8 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
     prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
     return prompt.features
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
-  return unit_rows(sum(encoder.class_features(classes.names, text) for text in texts))
+  unit = not prompt.startswith(f"{OUTPUTS}:")
+  return unit_rows(sum(encoder.class_features(classes.names, text, unit=unit) for text in texts))
 
 
 def class_features(
@@ -199,7 +203,8 @@ def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
     return [prompt.features]
   if isinstance(prompt, OtherPrompt):
     return prompt.describe(classes)
-  return list(_texts(prompt, classes))
+  mean = [OUTPUTS] if prompt.startswith(f"{OUTPUTS}:") else []
+  return [*mean, *_texts(prompt, classes)]
 
 
 def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
@@ -209,7 +214,7 @@ def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
 
 def _named_templates(text: str) -> tuple[str, ...]:
   kind, _, name = text.partition(":")
-  return load_templates(name) if kind == ENSEMBLE and name in TEMPLATES else ()
+  return load_templates(name) if kind in (ENSEMBLE, OUTPUTS) and name in TEMPLATES else ()
 
 
 def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> prompt_file.Prompt:

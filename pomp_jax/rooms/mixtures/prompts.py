@@ -11,7 +11,13 @@ import numpy as np
 
 from pomp_jax.config.declare import require
 from pomp_jax.evaluate import named_prompts
-from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, NamedPrompt, OtherPrompt
+from pomp_jax.evaluate.named_prompts import (
+  ENSEMBLE,
+  HAND_WRITTEN,
+  OUTPUTS,
+  NamedPrompt,
+  OtherPrompt,
+)
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
 from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions
@@ -94,5 +100,5 @@ def _weight(part: str) -> tuple[float | None, str]:
 
 def _is_name(text: str) -> bool:
   """Whether a part can't be the words of a text."""
-  is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith(f"{ENSEMBLE}:") or is_waffle(text)
-  return is_known or is_dir(text) or is_prompt_file(text)
+  is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith((f"{ENSEMBLE}:", f"{OUTPUTS}:"))
+  return is_known or is_waffle(text) or is_dir(text) or is_prompt_file(text)

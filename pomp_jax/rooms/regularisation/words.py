@@ -24,6 +24,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import (
   ENSEMBLE,
   HAND_WRITTEN,
+  OUTPUTS,
   check_prompt,
   describe,
   features_under,
@@ -323,9 +324,11 @@ def _remark(facts: Mapping[str, Any]) -> str:
 
 
 def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
-  """Sentences with one {} that a name stands for; none for a file and for random words."""
+  """Sentences whose mean of unit features a name stands for; none for another kind of name."""
   prompt = read_prompts([name], _FIELD)[0].prompt
-  return tuple(describe(prompt, classes)) if isinstance(prompt, str) else ()
+  if not isinstance(prompt, str) or prompt.startswith(f"{OUTPUTS}:"):
+    return ()
+  return tuple(describe(prompt, classes))
 
 
 def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:

@@ -5,6 +5,7 @@ KgCoOp and PromptSRC, which are learners with terms of consistency, for 25 steps
 
 import contextlib
 import copy
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -18,9 +19,12 @@ from torch.nn import functional
 
 from pomp_jax.clip.text import text_tower, token_embeddings
 from pomp_jax.clip.vision import image_tower
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, unpack
 from pomp_jax.config.fields import Data
+from pomp_jax.configs import promptsrc
+from pomp_jax.data.class_lists import load_class_list, load_templates
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.named_prompts import describe
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
@@ -36,6 +40,7 @@ from pomp_jax.rooms.baselines.visual_tokens import (
   prompted_activation_bytes,
   prompted_image_tower,
 )
+from pomp_jax.rooms.regularisation import words
 from pomp_jax.rooms.regularisation.averaging import averaging
 from pomp_jax.train.methods import initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
@@ -274,6 +279,25 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
   for leaf, *of_epochs in zip(found, *means, strict=True):
     assert_close(leaf, np.average(of_epochs, axis=0, weights=weights))
     assert np.abs(of_epochs[0] - of_epochs[-1]).max() > 1e-3
+
+
+def test_promptsrcs_anchors_are_the_mean_of_the_towers_outputs(quick):
+  """`VLPromptLearner.fixed_embeddings` of muzairkhattak/PromptSRC bb95c77, and its norm."""
+  names = ("cat", "the_dog", "star of the sea")
+  encoder = Encoder(quick.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  classes = dataclasses.replace(load_class_list("imagenet1k"), names=names, synsets=None)
+  outputs = []
+  for template in load_templates("imagenet_60"):
+    texts = [template.replace("{}", name.replace("_", " ")) for name in names]
+    with torch.no_grad():
+      outputs.append(pooled(quick.torch_model.get_text_features(**quick.padded(texts))))
+  expected = functional.normalize(torch.stack(outputs).mean(0)).numpy()
+  anchors = unpack(promptsrc.get_config()).contrast.anchors
+  assert_close(words.features(anchors, encoder, classes), expected, 1e-5)
+  # The mean of unit features is another, and a cache must tell them apart.
+  other = anchors.replace("outputs", "ensemble")
+  assert np.abs(words.features(other, encoder, classes) - expected).max() > 1e-3
+  assert describe(other, classes) != describe(anchors, classes)
 
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple", "ivlp"])
