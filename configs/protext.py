@@ -11,7 +11,13 @@ Numbers: the released config for transfer from ImageNet (configs/trainers/ProTex
 M = 4 from "a photo of a" in each of 9 layers of the text tower, squared distance, 10 epochs of
 batches of 256, AdamW at 0.03 after 5 epochs at 1e-5. docs/recipes.md has every value beside ours.
 
-  :root=FEATURES,shallow    vectors in the first layer alone: a prompt.npz, for all other jobs
+  :root=FEATURES,all_imagenet1k    all of a data set's classes: here the paper's prompt for ImageNet
+                                   and its variants, 16 vectors from noise, 200 epochs
+  :root=FEATURES,base_dtd          the base classes of a data set, evaluated on base and new ones
+  :root=FEATURES,shallow           vectors in the first layer alone: a prompt.npz, for other jobs
+
+FEATURES are of the data set's own sentences, for all of its classes in the order of its class list
+(`docs.dump_sentences --names dtd`).
 
 docs/studies/world_sentences.py has sentences for the embedded world, and what is learned from them.
 """
@@ -19,10 +25,49 @@ docs/studies/world_sentences.py has sentences for the embedded world, and what i
 from pomp_jax.config import base, with_argument
 
 SHALLOW = {"method": "pomp", "prompt.depth": 1}
+# configs/trainers/ProText/base2novel and text_only_supervised by data set: vectors, learning rate,
+# epochs. All else is equal. Up to four vectors start from "a photo of a", more from noise.
+BASE_TO_NEW = {
+  "caltech101": (16, 0.0025, 30),
+  "dtd": (4, 0.03, 200),
+  "eurosat": (16, 0.0025, 30),
+  "fgvc_aircraft": (4, 0.03, 200),
+  "flowers102": (4, 0.0025, 150),
+  "food101": (8, 0.0025, 50),
+  "imagenet1k": (4, 0.03, 30),
+  "oxford_pets": (4, 0.03, 50),
+  "stanford_cars": (8, 0.0025, 30),
+  "sun397": (8, 0.03, 30),
+  "ucf101": (16, 0.03, 30),
+}
+ALL_CLASSES = {
+  "caltech101": (16, 0.03, 30),
+  "dtd": (16, 0.03, 200),
+  "eurosat": (4, 0.0025, 300),
+  "fgvc_aircraft": (4, 0.03, 200),
+  "flowers102": (4, 0.0025, 300),
+  "food101": (16, 0.03, 30),
+  "imagenet1k": (16, 0.0025, 200),
+  "oxford_pets": (4, 0.03, 50),
+  "stanford_cars": (8, 0.03, 20),
+  "sun397": (16, 0.03, 150),
+  "ucf101": (8, 0.0025, 100),
+}
+
+
+def _variants():
+  """Fields of each variant by its name."""
+  variants = {"shallow": SHALLOW}
+  for classes, published in (("base", BASE_TO_NEW), ("all", ALL_CLASSES)):
+    for dataset, (m, rate, epochs) in published.items():
+      words = "a photo of a" if m <= 4 else ""
+      fields = {"data.names": dataset, "data.classes": classes, "prompt.m": m, "prompt.init": words}
+      variants[f"{classes}_{dataset}"] = fields | {"optim.lr": rate, "epochs": epochs}
+  return variants
 
 
 def get_config(argument: str = ""):
-  """The published recipe; `root` remains to be given."""
+  """The published recipe for transfer, and its variants above; `root` remains to be given."""
   config = base()
   config.clip.model = "openai/clip-vit-base-patch16"
   config.clip.image_tower = False
@@ -48,4 +93,4 @@ def get_config(argument: str = ""):
   config.optim.warmup = 5.0
   config.optim.warmup_lr = 1e-5
   short = {"root": "data.root", "clip": "clip.model", "m": "prompt.m", "lr": "optim.lr"}
-  return with_argument(config, argument, variants={"shallow": SHALLOW}, **short)
+  return with_argument(config, argument, variants=_variants(), **short)

@@ -8,6 +8,7 @@ published data, its steps, no view twice, and the rehearsal.
 import collections
 import importlib
 import json
+import math
 import pathlib
 import re
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, defaults, unpack, validate, value_of_text
-from pomp_jax.configs import imagenet21k_fall11_vit_b16, rehearsal, world_masks
+from pomp_jax.configs import imagenet21k_fall11_vit_b16, protext, rehearsal, world_masks
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.rooms.baselines import tip_adapter
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
@@ -72,7 +73,7 @@ def config_of(name):
 
 
 def test_the_page_has_all_recipes():
-  assert len(RECIPES) == 16 and sum(map(len, RECIPES.values())) > 150
+  assert len(RECIPES) == 18 and sum(map(len, RECIPES.values())) > 150
   assert {config_of(name).method for name in RECIPES} == {
     *("pomp", "cocoop", "maple", "vpt_deep", "tip_adapter", "tip_adapter_f", "linear_probe"),
     *("zero_shot", "ivlp", "protext", "kdpl"),
@@ -98,11 +99,38 @@ def test_no_field_differs_from_the_default_without_a_row(name):
   """What a config changes and no row tells would be a difference that nobody sees."""
   told = {row.field for row in RECIPES[name]}
   if any(row.key == "the others" for row in RECIPES[name]):
-    told |= {row.field for row in RECIPES[name.removesuffix("-F")]}
+    told |= {row.field for row in RECIPES[name.removesuffix("-F").removesuffix(", transfer")]}
   unchanged = defaults().flat()
   changed = {field for field, value in config_of(name).flat().items() if value != unchanged[field]}
   # Which data set is the user's choice, in CoOp's layout.
   assert changed - told <= {"data.source", "clip.model", "data.shots"}
+
+
+def test_a_batch_of_kgcoop_on_eurosat_is_all_of_its_images():
+  """Dassl's loader has one batch of a set that is smaller than a batch."""
+  config = config_of("KgCoOp, EuroSAT")
+  n_base = math.ceil(len(load_class_list(config.data.dataset)) / 2)
+  assert config.batch_size == n_base * config.data.shots == 80
+  assert config_of("KgCoOp").batch_size > config.batch_size
+
+
+PROTEXT = rows_of(sections()["ProText by data set"])
+
+
+@pytest.mark.parametrize("cells", PROTEXT, ids=lambda cells: cells[0])
+def test_protexts_values_by_data_set(cells, tmp_path):
+  dataset, *cells = cells
+  assert dataset in COOP_SETS and len(PROTEXT) == 11
+  transfer = config_of("ProText").flat()
+  for classes, (variant, m, rate, epochs) in (("base", cells[:4]), ("all", cells[4:])):
+    config = unpack(protext.get_config(f"root={tmp_path},{variant}"))
+    validate(config)
+    assert (config.data.names, config.data.classes) == (dataset, classes)
+    assert (config.prompt.m, config.optim.lr, config.epochs) == (int(m), float(rate), int(epochs))
+    assert config.prompt.init == ("a photo of a" if int(m) == 4 else "")
+    changed = {field for field, value in config.flat().items() if value != transfer[field]}
+    named = {"data.root", "data.names", "data.classes", "prompt.m", "prompt.init", "optim.lr"}
+    assert changed <= named | {"epochs"}
 
 
 # Tip-Adapter's configs/: alpha, the ends of the searches of alpha and beta, epochs.

@@ -54,6 +54,13 @@ def config_of(world, variant=""):
   return config.replace(small | {"prompt.init": "the star of a"})
 
 
+def test_from_base_to_new_only_the_base_classes_have_sentences(world):
+  config = config_of(world).replace({"data.classes": "base"})
+  source = open_source(config.data, "train")
+  assert source.names == NAMES[:2] and set(source.labels) == {0, 1}
+  assert len(source) == sum(len(SENTENCES[name]) for name in NAMES[:2])
+
+
 def test_a_row_is_a_sentence(world):
   source, model = open_source(config_of(world).data, "train"), world.model.float()
   assert source.names == NAMES[:4]
