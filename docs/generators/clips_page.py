@@ -10,10 +10,10 @@ that of the mean over 38 data sets.
 import csv
 import itertools
 import pathlib
+import re
 
-from pomp_jax.clip.architecture import ClipError
 from pomp_jax.clip.families import family_of
-from pomp_jax.clip.open_clip import PREFIX, model_settings, named_clip, tables
+from pomp_jax.clip.open_clip import PREFIX, model_settings, named_clip, tables, unread
 
 _HERE = pathlib.Path(__file__).parent
 _TEXT = """# CLIPs by open_clip's names
@@ -24,14 +24,24 @@ activation, tokenizer, resizing and channel statistics are those of open_clip's 
 (`clip/open_clip.json`). A packed text tower computes a class's own 4 to 6 tokens; a full one, which
 is bidirectional (SigLIP, CLIPA), all of its 64 or 32 positions: the context stands in front of the
 name, and padding follows it as in their training. CLIPA's last position, where its feature is read,
-is padding in any text, so that 30 tokens are left to the words. PE-Core has 32 or 72 positions, which limit M and
-the name. Of the long tables of MetaCLIP 2 and SigLIP 2 (901,629 and 256,000 embeddings) only the
-rows that the names use are read. VPT, MaPLe, IVLP and dense features need a ViT of OpenAI's kind.
-Images are resized as open_clip does: to a square or with a centre crop, bilinear or bicubic. A CLIP
-with another image tower gives its text tower (`clip.image_tower=False`), beside
-[features of a file](data.md#features-without-images).
+is padding in any text, so that 30 tokens are left to the words. PE-Core has 32 or 72 positions,
+which limit M and the name. Of the long tables of MetaCLIP 2 and SigLIP 2 (901,629 and 256,000
+embeddings) only the rows that the names use are read. VPT, MaPLe, IVLP and dense features need a
+ViT of OpenAI's kind. Images are resized as the table says, to a square or with a centre crop,
+bilinear or bicubic: RGB and grey files to open_clip's pixels. Files with a palette, 1 bit,
+transparency or CMYK become RGB before they are resized, and after it in open_clip, whose pixels
+differ ([image files](data.md#image-files)). A CLIP with another image tower gives its text tower
+(`clip.image_tower=False`), beside [features of a file](data.md#features-without-images).
 
-Read beside the rows of this table are {more}.
+Read beside the rows of [the table](#the-table) are {more}.
+
+**Not read**, and refused before anything is downloaded, are of all that open_clip names:
+
+{others}
+
+**Activation.** Some tags are of weights that QuickGELU trained, where the model of that name has
+GELU. open_clip keeps GELU then, and warns; here the tag's QuickGELU wins, so that the features are
+those of the training. With `clip.activation=gelu` they are open_clip's. These tags are {quick}.
 
 A step of the text tower, forward and backward to the context, K = 128 names of ImageNet-21K,
 M = 16, random weights, beside open_clip's over all positions, in turn on 2 shared cores, float32:
@@ -103,11 +113,9 @@ def how(model: str, tag: str) -> tuple[bool, str]:
   """Whether a CLIP is read, and its text tower or the reason."""
   settings = named_clip(f"{PREFIX}{model}/{tag}").settings
   assert settings is not None
-  try:
-    found = model_settings(settings, "")
-  except ClipError as error:
-    item, _, value = str(error).split(": ", 2)[2].partition(": got ")
-    return False, item if value.startswith("{") else f"{item} {value.split(',')[0]}"
+  if reasons := unread(settings["model_cfg"]):
+    return False, " and ".join(reasons)
+  found = model_settings(settings, "")
   text = found["text_cfg"]
   tower = "packed"
   if text.get("no_causal_mask"):
@@ -141,11 +149,46 @@ def page() -> str:
     for tag in facts["tags"]
     if (model, tag) not in listed and how(model, tag)[0]
   ]
-  families = itertools.groupby(sorted(more), key=lambda one: one[0])
-  names = [f"{model}/{'|'.join(tag for _, tag in tags)}" for model, tags in families]
   return _TEXT.format(
-    prefix=PREFIX, counts=counts, rows="\n".join(rows), more=", ".join(f"`{one}`" for one in names)
+    prefix=PREFIX,
+    counts=counts,
+    rows="\n".join(rows),
+    more=_names(more),
+    others=_unread(),
+    quick=_names(_of_quick_gelu()),
   )
+
+
+def _names(clips: list[tuple[str, str]]) -> str:
+  """Pairs of model and tag in words, the tags of a model together."""
+  families = itertools.groupby(sorted(clips), key=lambda one: one[0])
+  names = [f"{model}/{'|'.join(tag for _, tag in tags)}" for model, tags in families]
+  return ", ".join(f"`{name}`" for name in names)
+
+
+def _unread() -> str:
+  """A list of the models that are not read, those of one reason together."""
+  models: dict[str, list[str]] = {}
+  for model, facts in tables().items():
+    if reasons := unread(facts["model_cfg"]):
+      why = " and ".join(reasons)
+      if not unread(facts["model_cfg"], image_tower=False):
+        why += " (its text tower alone is read, with `clip.image_tower=False`)"
+      # The sizes of ViTamin and FastViT together.
+      why = re.sub(r"timm's (vitamin|fastvit)\w*", r"timm's \1", why)
+      models.setdefault(why, []).append(model)
+  lines = [f"- {', '.join(f'`{name}`' for name in names)}: {why}" for why, names in models.items()]
+  return "\n".join(lines)
+
+
+def _of_quick_gelu() -> list[tuple[str, str]]:
+  """Tags of weights of QuickGELU whose model has GELU."""
+  return [
+    (model, tag)
+    for model, facts in tables().items()
+    for tag, of_tag in facts["tags"].items()
+    if of_tag.get("quick_gelu") and not facts["model_cfg"].get("quick_gelu")
+  ]
 
 
 if __name__ == "__main__":

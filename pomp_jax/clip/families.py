@@ -42,11 +42,12 @@ def family_of(settings: Mapping[str, Any], width: int) -> Any:
   """The tower of a `vision_cfg`; None for OpenAI's ViT or ResNet. ValueError: `item: got ..`."""
   name, size = settings.get("timm_model_name"), settings.get("image_size")
   if name is not None and name not in MODELS:
-    raise ValueError(f"timm_model_name: got {name!r}, expected one of {', '.join(MODELS)}")
+    raise ValueError(f"timm_model_name: got {name!r}, expected a tower of clip.families.MODELS")
   is_clipa = {item: settings.get(item) for item in _CLIPA} == _CLIPA
   some_of_clipa = any(map(settings.get, _CLIPA.keys() - {"pool_type"}))
   if (some_of_clipa or settings.get("pool_type") == "avg") and not is_clipa:
-    raise ValueError(f"pool_type: got {settings.get('pool_type')!r}, expected all of {_CLIPA}")
+    items = ", ".join(f"{item}={value!r}" for item, value in _CLIPA.items())
+    raise ValueError(f"pool_type: got {settings.get('pool_type')!r}, expected 'tok', or {items}")
   if not (name or is_clipa):
     return None
   if not isinstance(size, int) or size < 1:

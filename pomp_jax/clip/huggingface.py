@@ -39,6 +39,16 @@ def _as_in_torch(path: Parameter) -> Source:
 def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Reads config.json; ClipError if it is missing, or no CLIP's."""
   del weights, image_tower
+  return _config(files, activation)
+
+
+def check_config(files: Files, where: str, image_tower: bool) -> None:
+  """Raises `read_config`'s ClipError before weights are downloaded."""
+  del where, image_tower
+  _config(files, "auto")
+
+
+def _config(files: Files, activation: str) -> ClipConfig:
   file, where = files.find(CONFIG), files.source
   if file is None:
     raise ClipError(f"{where}: no {CONFIG}, expected beside weights in HuggingFace's layout")

@@ -149,7 +149,7 @@ def read_clip(
   named = named_clip(source)
   known = {CONFIG: named.settings} if named.settings else {}
   files = Files(named.source, _CLIPS.get(named.source), known)
-  file = files.file or _found(files, named)
+  file = files.file or _found(files, named, source, image_tower)
   with open_weights(file) as weights:
     # For a single file the names of its tensors decide.
     is_huggingfaces = not files.file and file.name in huggingface.WEIGHTS
@@ -173,14 +173,23 @@ def read_clip(
   return Clip(source, config, params, tokenizer, *preprocessing)
 
 
-def _found(files: Files, named: NamedClip) -> Path:
-  """The weights of a folder or repository, HuggingFace's first if its configuration is there."""
+def _found(files: Files, named: NamedClip, source: str, image_tower: bool) -> Path:
+  """The weights of a folder or repository, HuggingFace's first if its configuration is there.
+
+  ClipError: none, or by the configuration, which is read first, those of no CLIP that is read.
+  """
   names: tuple[str, ...] = openai.WEIGHTS
   if named.settings:
+    # The tables know it: the hub is not asked.
+    openai.check_config(files, source, image_tower)
     names = (named.file or names[0], *names)
-  elif files.find(huggingface.CONFIG):
+  elif files.has(huggingface.CONFIG):
     names = huggingface.WEIGHTS + names
-  if file := files.find_first(names):
-    return file
+  if name := next(filter(files.has, names), None):
+    if not named.settings:
+      family: Any = huggingface if name in huggingface.WEIGHTS else openai
+      family.check_config(files, source, image_tower)
+    if file := files.find(name):
+      return file
   because = f" ({files.trouble})" if files.trouble else ""
   raise ClipError(f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")

@@ -13,7 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.families import TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
+from pomp_jax.clip.families import MODELS, TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.errors import InputError
 
@@ -38,6 +38,12 @@ _HARMLESS_ITEMS = {
   ("text_cfg", "proj_type"): ("linear",),
   ("text_cfg", "norm_kwargs"): ({"eps": 1e-6},),
   ("text_cfg", "act_kwargs"): ({"approximate": "tanh"},),
+}
+# What a user calls a CLIP with such an item.
+_OTHER_CLIPS = {
+  ("model_cfg", "multimodal_cfg"): "a CoCa, which has a decoder of captions",
+  ("text_cfg", "hf_model_name"): "its text tower is the language model {}",
+  ("text_cfg", "proj_type"): "its text tower has no projection",
 }
 _TRAINING_ITEMS = {"patch_dropout", "init_logit_scale", "init_logit_bias"}
 
@@ -82,7 +88,7 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
 
   Without `image_tower` the text tower alone has to be one of here.
   """
-  where = f"{where}: open_clip_config.json"
+  source, where = where, f"{where}: {CONFIG}"
   model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
   parts: dict[str, Any] = {"model_cfg": model}
   if isinstance(model, Mapping):
@@ -90,15 +96,12 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
   for part, items in parts.items():
     if not isinstance(items, Mapping):
       raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
-    for item, value in items.items() if image_tower or part != "vision_cfg" else ():
-      known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
-      if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
-        raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
-  text = parts["text_cfg"]
-  pools = ("eos", "argmax") if text.get("hf_tokenizer_name") else ("argmax",)
-  pools = ("last",) if text.get("no_causal_mask") else pools
-  if (pool := text.get("pool_type", "argmax")) not in pools:
-    raise ClipError(f"{where}: text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
+  reasons = unread(parts["model_cfg"], image_tower)
+  if reasons:
+    why = " and ".join(reasons)
+    if not unread(parts["model_cfg"], image_tower=False):
+      why += "; its text tower alone is, with clip.image_tower=False"
+    raise ClipError(f"{source}: this CLIP is not read: {why} (docs/clips.md lists those that are)")
   for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
     value = parts[part].get(item)
     if value is not None and (type(value) is not int or value < 1):
@@ -109,6 +112,48 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
   except ValueError as error:
     raise ClipError(f"{where}: vision_cfg.{error}") from error
   return dict(parts["model_cfg"])
+
+
+def unread(model: Mapping[str, Any], image_tower: bool = True) -> list[str]:
+  """Returns why no towers here implement a `model_cfg`, in its user's words; empty if they do.
+
+  One reason for the whole CLIP, or one for each of its towers; the image tower's only if it is
+  read. `model` has `vision_cfg` and `text_cfg`.
+  """
+  vision, text = model["vision_cfg"], model["text_cfg"]
+  of_model = _other_items("model_cfg", model)
+  if of_model:
+    return of_model[:1]
+  of_text = _other_items("text_cfg", text)
+  pools = ("eos", "argmax") if text.get("hf_tokenizer_name") else ("argmax",)
+  pool = text.get("pool_type", "argmax")
+  if text.get("no_causal_mask") and pool != "last":
+    of_text.append("its text tower attends to all positions, but has its feature at EOT")
+  elif not text.get("no_causal_mask") and pool not in pools:
+    of_text.append(f"text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
+  if not image_tower:
+    return of_text[:1]
+  of_image = []
+  name = vision.get("timm_model_name")
+  if name is not None and name not in MODELS:
+    of_image.append(f"its image tower is timm's {name}")
+  of_image += _other_items("vision_cfg", vision)
+  return of_image[:1] + of_text[:1]
+
+
+def _other_items(part: str, items: Mapping[str, Any]) -> list[str]:
+  """Items that would change what the weights compute, those that say most first."""
+  named, others = [], []
+  for item, value in items.items():
+    known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
+    if known or value in _HARMLESS_ITEMS.get((part, item), ()):
+      continue
+    if (part, item) in _OTHER_CLIPS:
+      named.append(_OTHER_CLIPS[part, item].format(value))
+    else:
+      value = repr(value) if isinstance(value, str | int | float) else "a table"
+      others.append(f"{part}.{item}: got {value}, expected a CLIP without it")
+  return named + others
 
 
 def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:

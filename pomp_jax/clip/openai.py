@@ -122,6 +122,13 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
     raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
+def check_config(files: Files, where: str, image_tower: bool) -> None:
+  """Raises ClipError by open_clip_config.json, if there is one, before weights are downloaded."""
+  open_clip = files.json(CONFIG)
+  if open_clip is not None:
+    model_settings(open_clip, where, image_tower)
+
+
 def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 

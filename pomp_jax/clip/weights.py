@@ -160,6 +160,11 @@ class Files:
       self.trouble = self.trouble or one_line(error, 200)
       return None
 
+  def has(self, name: str) -> bool:
+    """Whether there is such a file; downloads it only where the hub has no list of files."""
+    listed = self._listed if self._on_hub else None
+    return name in listed if listed is not None else self.find(name) is not None
+
   def find_first(self, names: Iterable[str]) -> Path | None:
     """Returns the first of these files that exists."""
     return next(filter(None, map(self.find, names)), None)

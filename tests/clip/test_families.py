@@ -20,7 +20,7 @@ from transformers import BertTokenizerFast, CLIPTextConfig, PreTrainedTokenizerF
 
 from docs.generators.clips_page import page
 from pomp_jax.clip.load import load_clip
-from pomp_jax.clip.open_clip import named_clip, tables
+from pomp_jax.clip.open_clip import named_clip, tables, unread
 from pomp_jax.clip.text import token_table
 from pomp_jax.clip.tokens import FileTokenizer, TokenizeError, check_token_counts, tokenize
 from pomp_jax.clip.vision import image_tower
@@ -387,3 +387,7 @@ def test_the_page_of_open_clips_table():
   text = page()
   assert (ROOT / "docs/clips.md").read_text() == text, "docs.generators.clips_page > docs/clips.md"
   assert "20 of the best 20, 47 of the best 50, 110 of all 121" in text
+  refused = text.partition("**Not read**")[2].partition("**Activation.**")[0]
+  for model, row in tables().items():
+    assert (f"`{model}`" in refused) == bool(unread(row["model_cfg"])), model
+  assert "`MobileCLIP-S1`" in refused and "`ViTamin-S`" in refused and "i18n" in refused

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import ClipError, parameter_shapes
 from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.clip.openai import LAYOUT, read_config
@@ -152,8 +154,8 @@ def test_names_and_shapes_of_the_true_sizes(name):
     model = open_clip.CLIP(settings["embed_dim"], vision, text)
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
   files = mock.Mock(spec=Files, **{"json.return_value": None})
-  weights = Weights(name, shapes, np.zeros)
-  config = read_config(files, weights, "auto", True)
+  meta = Weights(name, shapes, np.zeros)
+  config = read_config(files, meta, "auto", True)
   check_weights(shapes, parameter_shapes(config), LAYOUT, name)
   assert config.text_config.num_attention_heads == text.heads
   assert config.vision_config.image_size == vision.image_size
@@ -164,7 +166,7 @@ def test_names_and_shapes_of_the_true_sizes(name):
   )
   # Their settings and ours contradict each other nowhere.
   files.json.return_value = {"model_cfg": settings}
-  assert read_config(files, weights, "auto", True).text_config.hidden_act == "gelu"
+  assert read_config(files, meta, "auto", True).text_config.hidden_act == "gelu"
 
 
 def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(folder):
@@ -221,7 +223,7 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, chan
     ({"text_cfg__heads": "1"}, "text_cfg.heads: got '1'"),
     ({"vision_cfg__image_size": 224}, "vision_cfg.image_size: got 224"),
     ({"vision_cfg__head_width": 48}, "expected a multiple of its heads' width 48"),
-    ({"vision_cfg__timm_model_name": "vit"}, "vision_cfg.timm_model_name: got 'vit'"),
+    ({"vision_cfg__timm_model_name": "vit"}, "its image tower is timm's vit"),
     ({"text_cfg__pool_type": "last"}, "text_cfg.pool_type: got 'last'"),
     ({"model_cfg__vision_cfg": None}, "no vision_cfg"),
   ],
@@ -250,10 +252,48 @@ def test_weights_of_another_vocabulary(folder, state):
 
 
 @pytest.mark.parametrize(
-  "name", ["coca_ViT-B-32", "roberta-ViT-B-32", "MobileCLIP-S1", "ViTamin-B"]
+  ("name", "reason", "text_is_read"),
+  [
+    ("coca_ViT-B-32/laion2b_s13b_b90k", "CoCa", False),
+    ("roberta-ViT-B-32/laion2b_s12b_b32k", "roberta-base", False),
+    ("MobileCLIP-S1/datacompdr", "fastvit_mci1 and its text tower", False),
+    ("MobileCLIP-B/datacompdr", "vit_base_mci_224", True),
+    ("ViTamin-B/datacomp1b", "vitamin_base_224", True),
+    ("ViT-SO400M-16-SigLIP-i18n-256/webli", "no projection", False),
+  ],
 )
-def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
-  settings = open_clip.get_model_config(name)
+def test_open_clips_other_models_are_refused_before_a_download(
+  name, reason, text_is_read, folder, state, monkeypatch
+):
+  for name_of_client in ("HfApi", "hf_hub_download"):
+    monkeypatch.setattr(weights, name_of_client, lambda *_, **__: pytest.fail("asked the hub"))
+  message = error_of(f"open_clip:{name}")
+  assert reason in message and len(message) < 300
+  # No table of settings, and no list of towers.
+  assert not re.search(r"[{}\[\]]|eva02", message)
+  assert ("clip.image_tower=False" in message) == text_is_read
+  # Beside weights of one's own too.
+  settings = open_clip.get_model_config(name.partition("/")[0])
   (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-  message = error_of(_save(state, folder / "clip.safetensors"))
-  assert re.search("expected (a CLIP without it|one of .*eva02|last)", message)
+  _save(state, folder / "open_clip_model.safetensors")
+  assert reason in error_of(folder)
+
+
+def test_another_model_in_huggingfaces_layout_is_refused_before_a_download(tmp_path, monkeypatch):
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps({"model_type": "siglip"}))
+  downloads = []
+
+  class Hub:
+    def model_info(self, repository, timeout):
+      names = ("config.json", "model.safetensors")
+      return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+  def download(repository, name, local_files_only):
+    downloads.append(name)
+    return str(file)
+
+  monkeypatch.setattr(weights, "HfApi", Hub)
+  monkeypatch.setattr(weights, "hf_hub_download", download)
+  assert "model_type: got 'siglip'" in error_of("google/siglip-base")
+  assert set(downloads) == {"config.json"}

@@ -84,7 +84,6 @@ SENTENCES = [
   "x",
   "Crème brûlée, 1900 £!",
   "a zebra at the sea.",
-  "cat <|endoftext|> dog",
 ]
 
 

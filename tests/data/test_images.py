@@ -1,4 +1,4 @@
-"""Image files: decoding and preprocessing against open_clip; resized crops against float64."""
+"""Image files: preprocessing against open_clip and Dassl; resized crops against float64."""
 
 import io
 
@@ -46,10 +46,12 @@ def many_modes():
   transparent.putalpha(natural_image(5, 75, 100).convert("L"))
   turned = Image.Exif()
   turned[0x0112] = 6
+  black = natural_image(6, 75, 100).convert("L")
   return {
     "progressive": encode(picture, progressive=True),
     "grey": encode(picture.convert("L")),
     "cmyk": encode(picture.convert("CMYK")),
+    "cmyk with black": encode(Image.merge("CMYK", [*picture.split(), black])),
     "orientation": encode(picture, exif=turned),
     "palette": encode(picture.quantize(64), "PNG"),
     "palette with a transparent colour": encode(picture.quantize(64), "PNG", transparency=3),
@@ -71,6 +73,23 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   rgb = Image.fromarray(np.asarray(image.convert("RGB")))
   expected = PillowProcessor(**settings)(rgb, return_tensors="np")["pixel_values"][0]
   np.testing.assert_array_equal(found, expected.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("name, encoded", many_modes().items())
+def test_pictures_become_rgb_before_they_are_resized(name, encoded):
+  """As by Dassl, on which the baselines were published; open_clip resizes in the file's mode."""
+  settings = {"is_train": False, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+  published = open_clip.transform.image_transform(32, **settings)
+  image = Image.open(io.BytesIO(encoded))
+  found = read_image(encoded, 32, where=name)
+  # dassl/utils/tools.py, `read_image`, in front of torchvision's Resize and CenterCrop.
+  rgb = Image.fromarray(np.asarray(image.convert("RGB")))
+  of_dassl = np.rint(255 * published(rgb).numpy().transpose(1, 2, 0))
+  np.testing.assert_array_equal(found, of_dassl)
+  of_open_clip = np.rint(255 * published(image).numpy().transpose(1, 2, 0))
+  # Inks without black are the inverted colours.
+  is_open_clips = image.mode in ("RGB", "L") or name == "cmyk"
+  assert np.array_equal(found, of_open_clip) == is_open_clips
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
