@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 import numpy as np
 
@@ -43,15 +44,28 @@ def panels(
   n: int, width: float, height: float, title: str = "", columns: int = COLUMNS
 ) -> tuple[Figure, list[Axes]]:
   """Creates a figure with n axes in rows of equal length, at most `columns`; sizes in inches."""
+  figure, stacks = stacked_panels(n, width, (height,), title, columns)
+  return figure, [axes for [axes] in stacks]
+
+
+def stacked_panels(
+  n: int, width: float, heights: Sequence[float], title: str = "", columns: int = COLUMNS
+) -> tuple[Figure, list[list[Axes]]]:
+  """Creates a figure as `panels`, whose n panels are axes of these heights below one another."""
   rows = -(-n // columns)
   columns = -(-n // rows)
-  figure = Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
+  size = (1.6 + width * columns, 0.6 + sum(heights) * rows)
+  figure = Figure(figsize=size, layout="constrained")
   if title:
     figure.suptitle(escape(title), fontsize=TITLE)
-  axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-  for unused in axes[n:]:
-    unused.remove()
-  return figure, axes[:n]
+  ratios = [*heights] * rows
+  grid = figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
+  stacks = []
+  for number in range(n):
+    row, column = divmod(number, columns)
+    lines = range(row * len(heights), (row + 1) * len(heights))
+    stacks.append([figure.add_subplot(grid[line, column]) for line in lines])
+  return figure, stacks
 
 
 def label_panel(
@@ -89,6 +103,17 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
   axis.set_minor_locator(NullLocator())
 
 
+def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
+  """Ends a linear axis where its values do, such as at 0 and 100%; after all is drawn.
+
+  Marks on the end are drawn whole.
+  """
+  low, high = getattr(axes, f"get_{which}lim")()
+  axes.set(**{f"{which}lim": (max(low, lowest), min(high, highest))})
+  for artist in (*axes.lines, *axes.collections):
+    artist.set_clip_on(False)
+
+
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
   """Draws the series of a number with error bars; `options` are those of `Axes.errorbar`."""
   base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
@@ -121,6 +146,11 @@ def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
 def escape(text: str) -> str:
   """Escapes "$", which starts a formula."""
   return text.replace("$", r"\$")
+
+
+def outline(colour: str = "white") -> list[AbstractPathEffect]:
+  """`path_effects` of a text that lies on other elements: a rim of another colour."""
+  return [withStroke(linewidth=2.0, foreground=colour)]
 
 
 def save(path: str | os.PathLike, figure: Figure) -> None:

@@ -5,13 +5,13 @@ import os
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 import numpy as np
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import prompt_labels, with_counts
 
 _COLUMN = 22  # letters of a data set's or split's name
+_FEWEST = 20  # images of a point in a plot of calibration
 Series = tuple[Sequence[int], Sequence[float]]  # steps and values of a scalar
 
 
@@ -23,40 +23,51 @@ def training_curves(
   loss_unit: str = "cross-entropy (nats)",
   classes: str = "sampled classes",
 ) -> None:
-  """Plots loss and accuracy against the step: raw values faint under a moving average.
+  """Plots loss and accuracy against the step: logged values thin under their moving average.
 
   `series` may hold `loss`, `accuracy` (over `classes`) and `validation_top1` (over all), fractions.
+  Both accuracies have a panel of their own: they are over different numbers of classes.
   """
-  figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
-  none: Series = (), ()
-  _smoothed_curve(loss, *series.get("loss", none), "loss")
-  _smoothed_curve(accuracy, *series.get("accuracy", none), f"training, {classes}")
-  steps, values = series.get("validation_top1", none)
-  if len(steps):
-    options: dict[str, Any] = {"color": drawing.RED, "markersize": 5}
-    accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
-  accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-  if accuracy.has_data():
-    accuracy.legend(frameon=False, fontsize=drawing.TEXT)
-  drawing.label_panel(loss, "Loss", "step", loss_unit, grid="both")
-  drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
-  for axes in (loss, accuracy):
+  panels = [
+    ("loss", "Loss", loss_unit, 1.0),
+    ("accuracy", f"Training: {classes}", "top-1 (%)", 100.0),
+    ("validation_top1", "Validation: all classes", "top-1 (%)", 100.0),
+  ]
+  if not series.get("validation_top1", ((), ()))[0]:
+    panels.pop()
+  figure, axes_of = drawing.panels(len(panels), 3.4, 3.4, title)
+  for axes, (name, heading, unit, factor) in zip(axes_of, panels, strict=True):
+    steps, values = series.get(name, ((), ()))
+    scaled = factor * np.array(values, float)
+    if name == "validation_top1":
+      axes.plot(steps, scaled, "o-", color=drawing.RED, markersize=5)
+    elif len(steps):
+      _smoothed_curve(axes, steps, scaled)
+    if factor == 100.0:
+      drawing.end_at(axes, "y", 0.0, 100.0)
     axes.locator_params("x", integer=True)
+    drawing.label_panel(axes, heading, "step", unit, grid="both")
   drawing.save(path, figure)
 
 
-def _smoothed_curve(
-  axes: Axes, steps: Sequence[int], values: Sequence[float] | np.ndarray, label: str
-) -> None:
-  if not len(steps):
+def _smoothed_curve(axes: Axes, steps: Sequence[int], values: np.ndarray) -> None:
+  """Draws values; from 50 on thin, under their moving average, with a legend of the two."""
+  n = len(values)
+  window = n // 25
+  if window < 2:
+    axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8)
     return
-  window = max(len(values) // 25, 1)
-  if window > 1:
-    axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.3)
-    # The mean of `window` values on either side, of fewer at the ends.
-    kernel, ones = np.ones(2 * window + 1), np.ones(len(values))
-    values = np.convolve(values, kernel, "same") / np.convolve(ones, kernel, "same")
-  axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
+  axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.45, label="as logged")
+  # As many values behind as before, so that the average starts where the values do, also where
+  # they fall; at the end those that there are.
+  place = np.arange(n)
+  before = np.minimum(place, window)
+  behind = np.minimum(before, n - 1 - place)
+  sums = np.append(0.0, np.cumsum(values))
+  means = (sums[place + behind + 1] - sums[place - before]) / (before + behind + 1)
+  label = f"mean of {2 * window + 1} values"
+  axes.plot(steps, means, color=drawing.BLUE, linewidth=1.8, label=label)
+  axes.legend(frameon=False, fontsize=drawing.TEXT)
 
 
 def accuracy_panels(
@@ -91,13 +102,15 @@ def accuracy_panels(
     )  # fmt: skip
     shown = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
     axes.bar_label(bars, shown, padding=2, fontsize=drawing.TEXT)
-    widest = max(1.22 * np.nanmax(values + errors_2xV[1]), 1.0)
+    # Figures beside the longest bars may stand beyond 100%, where the axis ends.
+    widest = min(max(1.22 * np.nanmax(values + errors_2xV[1]), 1.0), 100.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
     # Prompts are the same in every panel and named once a row; published methods differ.
     names = own if place % drawing.COLUMNS == 0 else []
     axes.set_yticks(range(len(names)), names)
     for y, name in enumerate(drawing.names(list(others)), len(accuracy)):
-      axes.text(0.02 * widest, y, name, va="center", fontsize=6.5)
+      font: dict[str, Any] = {"fontsize": 6.5, "path_effects": drawing.outline()}
+      axes.text(0.02 * widest, y, name, va="center", **font)
     name = drawing.name(column, _COLUMN)
     drawing.label_panel(axes, with_counts(name, images.get(column), classes.get(column)))
   drawing.save(path, figure)
@@ -106,21 +119,59 @@ def accuracy_panels(
 def calibration_panels(
   path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-  """Plots accuracy against confidence; below the diagonal a prompt is overconfident."""
+  """Plots accuracy against confidence over the number of images at each confidence.
+
+  Below the diagonal a prompt is overconfident. A point has 20 images at least: neighbouring bins
+  with fewer are one point; below, every bin has its count.
+  """
   names = list(next(iter(sets.values())))
-  figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (in each corner: ECE, %)")
-  for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+  title = f"Calibration (in each corner: ECE, %; a point: {_FEWEST} images or more)"
+  figure, stacks = drawing.stacked_panels(len(sets), 3.0, (3.2, 1.1), title)
+  for place, ((axes, counts), (name, prompts)) in enumerate(zip(stacks, sets.items(), strict=True)):
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for i, figures in enumerate(prompts.values()):
-      bins = {key: np.asarray(value) for key, value in figures["reliability"].items()}
-      filled = bins["images"] > 0
-      x, y = bins["confidence"][filled], bins["accuracy"][filled]
+      x, y, _ = merged_bins(figures["reliability"])
       options = {"markersize": 4, "linewidth": 1.2, **drawing.style(i)}
-      axes.plot(x, y, label=f"{100 * figures['ece']:.1f}", **options)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+      axes.plot(x, y, label=f"{100 * figures['ece']:.1f}", clip_on=False, **options)
+      images = np.asarray(figures["reliability"]["images"])
+      edges = np.linspace(0, 1, len(images) + 1)
+      counts.stairs(images, edges, color=options["color"], linewidth=1.2)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    counts.set(xlim=(0, 1), yscale="log")
+    counts.set_ylim(bottom=0.7)  # one image is seen
+    drawing.log_axis(counts, "y")
     one = next(iter(prompts.values()))
     heading = with_counts(drawing.name(name, _COLUMN), one.get("images"), one.get("classes"))
-    drawing.label_panel(axes, heading, "confidence", "" if place % drawing.COLUMNS else "accuracy")
+    y_labels = ("", "") if place % drawing.COLUMNS else ("accuracy", "images")
+    drawing.label_panel(axes, heading, "", y_labels[0])
+    drawing.label_panel(counts, "", "confidence", y_labels[1])
     axes.legend(loc="upper left", frameon=False, fontsize=drawing.TEXT)
-  drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
+  drawing.legend_below(figure, stacks[0][0].get_lines()[1:], prompt_labels(names))
   drawing.save(path, figure)
+
+
+def merged_bins(
+  bins: Mapping[str, Sequence[float | int]], fewest: int = _FEWEST
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Confidence, accuracy and number of images of the points of a reliability diagram.
+
+  Neighbouring bins of `Tally.figures`'s `reliability` are joined, from the lowest confidence on,
+  until they have the fewest images; a rest that has fewer joins the point before it.
+  """
+  images, confidence, accuracy = (
+    np.asarray(bins[key], float) for key in ("images", "confidence", "accuracy")
+  )
+  groups: list[list[int]] = [[]]
+  for number in np.flatnonzero(images):
+    if images[groups[-1]].sum() >= fewest:
+      groups.append([])
+    groups[-1].append(int(number))
+  if len(groups) > 1 and images[groups[-1]].sum() < fewest:
+    rest = groups.pop()
+    groups[-1] += rest
+  totals = np.array([images[group].sum() for group in groups])
+  means = [
+    np.array([np.average(values[group], weights=images[group]) for group in groups])
+    for values in (confidence, accuracy)
+  ]
+  return means[0], means[1], totals

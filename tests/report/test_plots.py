@@ -36,18 +36,29 @@ def ends(axes, axis):
 
 
 def test_training_curves(tmp_path, drawn):
-  series = dict.fromkeys(("loss", "accuracy", "grad_norm"), (STEPS, VALUES))
+  """The average starts where the values do; each accuracy has a panel, which ends at 100%."""
+  accuracies = [1 - value / 100 for value in VALUES]
+  series = {"loss": (STEPS, VALUES), "accuracy": (STEPS, accuracies)}
   series["validation_top1"] = [1000, 2000], [0.2, 0.3]
   plots.training_curves(tmp_path / "training.png", series)
-  loss, accuracy = drawn[0].axes
+  loss, accuracy, validation = drawn[0].axes
   raw, smooth = loss.lines
   np.testing.assert_array_equal(raw.get_ydata(), VALUES)
-  # 200 values: the mean of eight on either side.
-  padded = np.array(VALUES)
-  expected = [padded[max(i - 8, 0) : i + 9].mean() for i in range(200)]
+  # 200 values: the mean of eight on either side, of as many where fewer are before.
+  expected = [np.mean(VALUES[i - min(i, 8) : i + min(i, 8) + 1]) for i in range(200)]
   np.testing.assert_allclose(smooth.get_ydata(), expected, atol=1e-12)
-  assert len(accuracy.lines) == 3
-  np.testing.assert_array_equal(accuracy.lines[2].get_ydata(), [0.2, 0.3])
+  assert smooth.get_ydata()[0] == pytest.approx(VALUES[0])
+  widths = [line.get_linewidth() for line in loss.get_legend().get_lines()]
+  assert widths == [raw.get_linewidth(), smooth.get_linewidth()] and widths[0] < 1 < widths[1]
+  np.testing.assert_allclose(accuracy.lines[0].get_ydata(), 100 * np.array(accuracies))
+  np.testing.assert_allclose(validation.lines[0].get_ydata(), [20, 30])
+  assert accuracy.get_ylim()[1] == 100 and accuracy.get_ylim()[0] > 90
+
+
+def test_panels_of_trainings_without_validation_or_with_few_values(tmp_path, drawn):
+  plots.training_curves(tmp_path / "training.png", {"loss": (STEPS[:9], VALUES[:9])})
+  loss, _ = drawn[0].axes
+  assert [line.get_ydata().tolist() for line in loss.lines] == [VALUES[:9]]
 
 
 def test_accuracy_of_prompts_on_splits(tmp_path, drawn):
@@ -72,10 +83,38 @@ def test_accuracy_of_prompts_on_splits(tmp_path, drawn):
   assert {"10.0", "15.0", "20.0"} <= shown and "nan" not in shown
 
 
+@pytest.mark.parametrize("highest", [0.999, 1.0])
+def test_an_axis_of_accuracies_ends_at_all(tmp_path, drawn, highest):
+  columns = {"a": {"dtd": highest}}
+  ends_of = {"a": {"dtd": [0.9, 1.0]}}
+  plots.accuracy_panels(tmp_path / "bars.png", columns, ["a"], "t", {}, {}, ends_of, {})
+  assert drawn[0].axes[0].get_xlim() == (0, 100)
+
+
+def test_bins_of_a_calibration_with_few_images_are_joined(tmp_path, drawn):
+  """None has fewer than 20 images; the counts below are those of all bins."""
+  images = [0, 1, 0, 3, 25, 30, 10]
+  bins = {
+    "images": images,
+    "confidence": [0.0, 0.2, 0.0, 0.5, 0.6, 0.8, 0.95],
+    "accuracy": [0.0, 1.0, 0.0, 0.0, 0.4, 0.9, 1.0],
+  }
+  confidence, accuracy, counts = plots.merged_bins(bins)
+  assert counts.tolist() == [29, 40]
+  assert confidence == pytest.approx([(0.2 + 1.5 + 15) / 29, (24 + 9.5) / 40])
+  assert accuracy == pytest.approx([(1 + 10) / 29, (27 + 10) / 40])
+  assert plots.merged_bins({key: values[:4] for key, values in bins.items()})[2].tolist() == [4]
+  figures = {"ece": 0.05, "reliability": bins, "images": 69, "classes": 5}
+  plots.calibration_panels(tmp_path / "calibration.png", {"dtd": {"a {}.": figures}})
+  points, histogram = drawn[0].axes
+  assert points.lines[1].get_ydata() == pytest.approx(accuracy)
+  assert histogram.patches[0].get_data().values.tolist() == images
+
+
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   """Paths by the part that differs; a mean has no number of images."""
   prompts = ["/a/long/way/to/runs/one/prompt.npz", "/a/long/way/to/runs/two/prompt.npz", "{}."]
-  labels = ["learned, one", "learned, two", "{}."]
+  labels = ["learned (one)", "learned (two)", "{}."]
   plots.accuracy_panels(
     tmp_path / "bars.png",
     {prompt: {"dtd": 0.5, "mean": 0.5} for prompt in prompts},
