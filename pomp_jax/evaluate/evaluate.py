@@ -139,7 +139,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     _draw(folder.plots, results)
     if registry.CLIP_BENCHMARK:
       load(registry.CLIP_BENCHMARK)(folder.path, results)
-  finish_run(folder, config.to_dict(), results, "results.md", "results.tex")
+  finish_run(folder, config.to_dict(), results)
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
 
@@ -196,10 +196,12 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
     if not of_test or item.reader not in report.group_of(item.group).readers:
       other.add(item.group)
   accuracy = report.accuracy_by_group(found)
+  intervals, differences = report.comparisons_by_group(found, accuracy)
   compared = load(registry.PUBLISHED) if registry.PUBLISHED else lambda *_: {}
   return {
     "accuracy": accuracy,
-    "intervals": report.figure_by_group(found, "top1_interval"),
+    "intervals": intervals,
+    "differences": differences,
     "images": report.counts_by_group(found, "images"),
     "classes": report.counts_by_group(found, "classes"),
     "splits": {

@@ -10,6 +10,7 @@ import numpy as np
 
 from pomp_jax.registry import BY_CLASS, SUITES, WORLD, load
 from pomp_jax.report import report
+from pomp_jax.report.intervals import bootstrap
 from pomp_jax.report.labels import counted
 
 _TITLES = {
@@ -44,6 +45,9 @@ _DIFFERENCE = (
   "difference: top-1 less that of the first prompt on the same images, with its 95% interval; p:"
   " McNemar's exact test."
 )
+_BOLD = (
+  "Bold: above the first prompt on the same images, by the 95% interval of the paired difference."
+)
 OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
 _REMARKS = {  # on images that are no test images
   "train": "(train): training images of the set",
@@ -75,6 +79,11 @@ class SetFigures(NamedTuple):
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
   split: str = "test"  # of its images
 
+  @property
+  def kind(self) -> str:
+    """Kind of the accuracy, see `accuracy_by_group`."""
+    return "top1" if self.part == "all" else self.part
+
 
 # Group -> kind -> prompt -> set, or the mean -> value.
 AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -98,12 +107,60 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
   return tables
 
 
+def comparisons_by_group(
+  found: Sequence[SetFigures], accuracy: AccuracyTables
+) -> tuple[AccuracyTables, AccuracyTables]:
+  """95% intervals of all values of `accuracy_by_group`, and differences to the first prompt.
+
+  Those of single sets are of the sets' figures, Wilson's and Agresti and Min's; those of means by
+  `bootstrap`. A difference has `top1` and `interval`; the first prompt has none.
+  """
+  intervals: AccuracyTables = {}
+  differences: AccuracyTables = {}
+  for group, kinds in accuracy.items():
+    intervals[group], differences[group] = {}, {}
+    others = next((part for part in _OTHERS if part in kinds), "")
+    for kind, rows in kinds.items():
+      parts = ("base", others) if kind == "harmonic" else (kind,)
+      intervals[group][kind], differences[group][kind] = {}, {}
+      for label, row in rows.items():
+        compared = {
+          column: _compared([_figures_behind(found, group, part, label, column) for part in parts])
+          for column in row
+        }
+        intervals[group][kind][label] = {c: one["interval"] for c, one in compared.items()}
+        differences[group][kind][label] = {
+          c: one["difference"] for c, one in compared.items() if "difference" in one
+        }
+  return intervals, differences
+
+
+def _figures_behind(
+  found: Sequence[SetFigures], group: str, kind: str, label: str, column: str
+) -> list[Mapping[str, Any]]:
+  """Figures of a prompt on the set of a column; on all sets of its table where it is a mean."""
+  sets = {
+    one.column: one.prompts[label]
+    for one in found
+    if (one.group, one.kind) == (group, kind) and label in one.prompts
+  }
+  return [sets[column]] if column in sets else list(sets.values())
+
+
+def _compared(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+  """Interval and difference of a single set's figures; else as `bootstrap`."""
+  if len(parts) > 1 or len(parts[0]) > 1:
+    return bootstrap(parts)
+  figures = parts[0][0]
+  difference = {"difference": figures["difference"]} if "difference" in figures else {}
+  return {"interval": figures["top1_interval"], **difference}
+
+
 def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
   """Sorts one figure by group and kind; sets without it are skipped."""
   tables: AccuracyTables = {}
   for one in found:
-    kind = "top1" if one.part == "all" else one.part
-    rows = tables.setdefault(one.group, {}).setdefault(kind, {})
+    rows = tables.setdefault(one.group, {}).setdefault(one.kind, {})
     for label, figures in one.prompts.items():
       if figure in figures:
         rows.setdefault(label, {})[one.column] = figures[figure]
@@ -195,24 +252,35 @@ def _accuracy(
   columns = list(next(iter(accuracy.values())))
   methods = results["published"].get(group, {}).get(kind, {})
   sources = list(dict.fromkeys(method["source"] for method in methods.values()))
-  intervals = results["intervals"].get(group, {}).get(kind, {})
+  intervals, differences = (
+    results.get(name, {}).get(group, {}).get(kind, {}) for name in ("intervals", "differences")
+  )
   splits = results["splits"].get(group, {})
   ours = [
     [labels[label], *(report.percent(row[c], intervals.get(label, {}).get(c)) for c in columns)]
     for label, row in accuracy.items()
+  ]
+  bold = [
+    (row, 1 + columns.index(column))
+    for row, label in enumerate(accuracy)
+    for column, one in differences.get(label, {}).items()
+    if one["interval"][0] > 0
   ]
   theirs = []
   for name, one in methods.items():
     figures = [report.cell(one["figures"].get(column)) for column in columns]
     theirs.append([f"{name} [{1 + sources.index(one['source'])}]", *figures])
   counts = results["images"][group][kind]
-  text = [report.INTERVAL, *remarks(splits[column] for column in columns if column in splits)]
+  has_means = kind == "harmonic" or not set(columns) <= set(splits)
+  text = [report.INTERVAL_OF_MEANS if has_means else report.INTERVAL]
+  text += [_BOLD] if len(ours) > 1 else []
+  text += remarks(splits[column] for column in columns if column in splits)
   text += ["Published figures are with ViT-B/16."] if theirs else []
   table = report.Table(
     ("prompt", *(_marked(column, splits.get(column, "test")) for column in columns)),
     [*ours, *theirs, ["images", *(report.cell(counts.get(c)) for c in columns)]],
     [*[""] * len(ours), *["published"] * len(theirs), "images"],
-    report.highest_cells(ours),
+    bold,
   )
   notes = [f"[{i}] {source}" for i, source in enumerate(sources, 1)]
   picture = f"accuracy_{group}_{kind}.png"

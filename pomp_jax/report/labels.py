@@ -10,8 +10,9 @@ from typing import Any
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import DEFAULT_FILE, is_hub
 
+LEARNED = "prompt"  # key of the learned prompt in a run's results
 _WORDS = {  # labels of prompts that results call by a key
-  "prompt": "learned prompt",
+  LEARNED: "learned prompt",
   "hand_written": "hand-written prompt",
   "class_name": "class name alone",
   "ensemble": "ensemble of prompts",
@@ -36,9 +37,10 @@ _METHOD_NAMES = {  # as their papers write them
 def prompt_labels(names: Sequence[str]) -> list[str]:
   """Returns a short label for each prompt, distinct if the names are.
 
-  A path is called "learned, " or "class features, " and its last folders, as many as tell it from
-  the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
-  path keeps two parts. Ids on the hub, texts and mixtures stay. `@STEP` of a checkpoint may follow.
+  A path is called "learned (..)", "class features (..)" or "descriptions (..)", after its last
+  folders, as many as tell it from the other paths; parts that all paths end with are left out, and
+  `prompt.npz` always. Ids on the hub are learned too. Texts and mixtures stay. `@STEP` of a
+  checkpoint may follow.
   """
   is_text = lambda name: "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
   paths = [name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)]
@@ -48,10 +50,28 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
     if name in parts_of:
       kinds = {".npy": "class features", ".json": "descriptions"}
       kind = kinds.get(os.path.splitext(name)[1], "learned")
-      labels.append(f"{kind}, {'/'.join(parts_of[name])}")
+      labels.append(f"{kind} ({'/'.join(parts_of[name])})")
     else:
-      labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))
+      labels.append(f"learned ({name})" if is_hub(name) else _WORDS.get(name, name))
   return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def run_labels(names: Sequence[str], folder: str, results: Mapping[str, Any]) -> list[str]:
+  """Labels of the prompts of a training's results, by the name of the run's folder.
+
+  What the run has learned has the name that `prompt_labels` gives to its file in other reports.
+  Where the run compared with words, `results` says what each prompt is.
+  """
+  stated = results.get("words", {}).get("labels", {})
+  labels = []
+  for name in names:
+    if name in stated:
+      labels.append(stated[name])
+    elif name == LEARNED and folder:
+      labels.append(f"learned ({folder})")
+    else:
+      labels.append(method_label(name))
+  return labels
 
 
 def method_label(name: str) -> str:
@@ -66,15 +86,9 @@ def method_label(name: str) -> str:
   return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
 
 
-def row_label(name: str, results: Mapping[str, Any]) -> str:
-  """The label of a row of a training's results: what it is, where the run says so."""
-  label: str = results.get("words", {}).get("labels", {}).get(name) or method_label(name)
-  return label
-
-
 def counted(n: int, noun: str) -> str:
   """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
-  plural = "es" if noun.endswith("s") else "s"
+  plural = "es" if noun.endswith(("s", "x")) else "s"
   return f"{n:,} {noun}{'' if n == 1 else plural}"
 
 
@@ -95,7 +109,7 @@ def _parts(path: str) -> tuple[str, ...]:
 def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
   """The last parts of each path, as few as keep them distinct."""
   if len(set(paths)) < 2:
-    return [path[-2:] for path in paths]
+    return [path[-1:] for path in paths]
   while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
     paths = [path[:-1] for path in paths]
   n_parts = 1

@@ -20,7 +20,10 @@ from pomp_jax.report.labels import prompt_labels
 
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
 _STYLE = pathlib.Path(__file__).with_name("report.css")
-INTERVAL = "In brackets: 95% interval (Wilson) over the images."  # below a table of accuracies
+# Legends of tables of accuracies with intervals: of single sets, and of means too.
+INTERVAL = "In brackets: 95% interval (Wilson) over the images."
+INTERVAL_OF_MEANS = "In brackets: 95% interval over the images (Wilson; of a mean by bootstrap)."
+_INTERVAL_CELL = re.compile(r"(?<=\d) \([-+]?[\d.]+ to [-+]?[\d.]+\)$")
 
 
 class Table(NamedTuple):
@@ -29,7 +32,8 @@ class Table(NamedTuple):
   columns: Sequence[str]  # headings; empty for facts, whose rows are a name and a value
   rows: Sequence[Sequence[str]]
   marks: Sequence[str] = ()  # of each row "best", "failed", a word for a part of the table, or ""
-  highest: Collection[tuple[int, int]] = ()  # row and column of each highlighted cell
+  # Row and column of each cell that is shown to be better than a reference, by an interval.
+  bold: Collection[tuple[int, int]] = ()
 
 
 class Section(NamedTuple):
@@ -82,13 +86,23 @@ def percent(value: float | None, ends: Sequence[float] | None = None) -> str:
   return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
 
-def highest_cells(rows: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-  """Row and column of the highest figure of each column but the first, among several rows."""
-  found = []
-  for column in range(1, len(rows[0]) if len(rows) > 1 else 0):
-    shown = {r: float(row[column].split()[0]) for r, row in enumerate(rows) if row[column] != "-"}
-    found += [(r, column) for r, value in shown.items() if value == max(shown.values())]
-  return found
+def without_intervals(section: Section) -> Section:
+  """The section without the intervals that `percent` puts into cells, and without their legend."""
+  if section.table is None:
+    return section
+  rows = [[_INTERVAL_CELL.sub("", text) for text in row] for row in section.table.rows]
+  text = section.text
+  for legend in (INTERVAL, INTERVAL_OF_MEANS):
+    text = text.replace(legend, "").strip()
+  return section._replace(text=text, table=section.table._replace(rows=rows))
+
+
+def is_words(table: Table, column: int) -> bool:
+  """Whether a column holds words rather than figures; a table without headings holds words."""
+  # A column of figures has few other cells, such as dashes.
+  cells_of_column = [row[column] for row in table.rows]
+  n_figures = sum(bool(re.match(r"[-+]?\d", text)) for text in cells_of_column)
+  return not table.columns or 2 * n_figures < len(cells_of_column)
 
 
 def short_labels(prompts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -126,9 +140,9 @@ def markdown(report: Report) -> str:
 
 
 def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
-  """The cells of a table, escaped; `bold` formats the highlighted ones."""
+  """The cells of a table, escaped; `bold` formats the bold ones."""
   return [
-    [bold.format(escaped(x)) if (r, c) in table.highest else escaped(x) for c, x in enumerate(row)]
+    [bold.format(escaped(x)) if (r, c) in table.bold else escaped(x) for c, x in enumerate(row)]
     for r, row in enumerate(table.rows)
   ]
 
@@ -194,12 +208,8 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 
 
 def _html_table(table: Table) -> str:
-  # A column of figures has few other cells, such as dashes. Facts, without a heading, are words.
-  is_figure = re.compile(r"[-+]?\d").match
-  kinds = []
-  for column in list(zip(*table.rows, strict=True)) or [()] * len(table.columns):
-    is_words = not table.columns or 2 * len(list(filter(is_figure, column))) < len(column)
-    kinds.append("words" if is_words else "figure")
+  n_columns = len(table.columns) or max(map(len, table.rows), default=0)
+  kinds = ["words" if is_words(table, column) else "figure" for column in range(n_columns)]
   # A heading of one long word breaks behind its underscores.
   head = "".join(
     f'<th class="{kind}">{escape(text).replace("_", "_<wbr>")}</th>'

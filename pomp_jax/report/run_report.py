@@ -11,7 +11,7 @@ from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writi
 from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
 from pomp_jax.report import report
 from pomp_jax.report.evaluation_report import remarks
-from pomp_jax.report.labels import counted, method_label, row_label, with_counts
+from pomp_jax.report.labels import counted, method_label, run_labels, with_counts
 
 _FILES = {  # that a report links to, with what they hold
   "results.json": "every figure",
@@ -37,22 +37,21 @@ _FILES = {  # that a report links to, with what they hold
 }
 
 
-def finish_run(
-  folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any], *names: str
-) -> None:
+def finish_run(folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any]) -> None:
   """Writes a run's report and, last, its results: a folder with results is a finished run.
 
   The plots are in the folder already. `config` is that of config.json; `results` are without their
-  provenance; `names` are "results.md" and "results.tex", as the job leaves them.
+  provenance, which gets the name of the folder.
   """
   stored = with_provenance(results)
+  stored["provenance"]["folder"] = folder.path.name
   found = load(JOBS[results["job"]].report)(stored, flatten(config))
   drawn = {section.picture for section in found.sections} - {""}
   found = report.with_pictures(found, {name for name in drawn if exists(folder.plots / name)})
   with writing(folder.path):
-    for name in names:
-      if write := report.markdown if name == "results.md" else LATEX and load(LATEX):
-        write_file(folder.path / name, write(found))
+    write_file(folder.path / "results.md", report.markdown(found))
+    if LATEX:
+      write_file(folder.path / "results.tex", load(LATEX)(found))
     page = _page(folder, config, found, stored["provenance"])  # links to the files above
     write_file(folder.path / "report.html", page)
   folder.write_results(stored)
@@ -102,11 +101,11 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   method, splits = method_label(results["method"]), results["eval"]
   images, classes = results["eval_images"], results["eval_classes"]
   columns = [with_counts(name, images[name], classes[name]) for name in splits]
-  rows = []
-  for name in dict.fromkeys(name for scores in splits.values() for name in scores):
+  rows, labels = [], _labels(results)
+  for name, label in labels.items():
     found = [scores.get(name, {}) for scores in splits.values()]
     shown = [report.percent(one.get("top1"), one.get("top1_interval")) for one in found]
-    rows.append([row_label(name, results), *shown])
+    rows.append([label, *shown])
   remark = remarks("train" if name.split("/")[0] == "train" else "test" for name in splits)
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
   skipped = results.get("unreadable", {}).items()
@@ -128,13 +127,14 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   }
   table = report.Table(("prompt", *columns), rows, marks)
   sections = [
-    report.Section("Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table),
-    *_differences(results),
+    report.Section("Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table, brief=True),
+    *_differences(results, labels),
     report.Section("Accuracy", picture="accuracy.png"),
     report.Section("Course of the training", picture="training.png"),
     report.Section("Training", table=report.facts(training)),
     report.Section("Test images and the most probable classes", picture="predictions.png"),
-    *(load(BY_CLASS).sections(summaries, {"prompt": method_label("prompt")}) if BY_CLASS else ()),
+    report.Section("Misclassified test images", picture="mistakes.png"),
+    *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
   ]
   if unreadable:
     table = report.Table(("split", "image"), unreadable)
@@ -149,7 +149,14 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   return report.Report(f"Training: {title}", text, sections)
 
 
-def _differences(results: Mapping[str, Any]) -> list[report.Section]:
+def _labels(results: Mapping[str, Any]) -> dict[str, str]:
+  """Label of each prompt of a training's results, the learned one by the name of the folder."""
+  names = list(dict.fromkeys(name for scores in results["eval"].values() for name in scores))
+  folder = results.get("provenance", {}).get("folder", "")
+  return dict(zip(names, run_labels(names, folder, results), strict=True))
+
+
+def _differences(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[report.Section]:
   """Differences of each prompt from the run's reference, where the job has computed them."""
   rows = []
   for name, scores in results["eval"].items():
@@ -157,8 +164,8 @@ def _differences(results: Mapping[str, Any]) -> list[report.Section]:
       if found := one.get("difference"):
         points, low, high = (100 * value for value in (found["top1"], *found["interval"]))
         shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([name, row_label(label, results), shown, f"{found['p_value']:.2g}"])
+        rows.append([name, labels[label], shown, f"{found['p_value']:.2g}"])
   text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
   table = report.Table(("split", "prompt", "difference", "p"), rows)
-  reference = row_label(results.get("reference", "hand_written"), results)
-  return [report.Section(f"Difference to {reference}", text, table)] if rows else []
+  title = f"Difference to {labels[results.get('reference', 'hand_written')]}" if rows else ""
+  return [report.Section(title, text, table, brief=True)] if rows else []

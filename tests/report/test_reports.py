@@ -1,17 +1,26 @@
 """The reports of trainings and evaluations, as pages, Markdown and LaTeX; means, and labels."""
 
+import operator
 import re
 import string
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
+from pomp_jax.evaluate.metrics import paired_difference
 from pomp_jax.registry import METHODS
 from pomp_jax.report import drawing
-from pomp_jax.report.evaluation_report import SetFigures, accuracy_by_group, counts_by_group
-from pomp_jax.report.labels import method_label, prompt_labels, shorten
-from pomp_jax.report.report import Report, Section, Table, facts, markdown
+from pomp_jax.report.evaluation_report import (
+  SetFigures,
+  accuracy_by_group,
+  comparisons_by_group,
+  counts_by_group,
+)
+from pomp_jax.report.intervals import bootstrap
+from pomp_jax.report.labels import method_label, prompt_labels, run_labels, shorten
+from pomp_jax.report.report import INTERVAL, Report, Section, Table, facts, markdown
 from pomp_jax.rooms.data_sets.suites import FOUR, TEN, published
 from pomp_jax.rooms.interchange.latex import latex
 from tests.support.report_page import AWKWARD, PATHS, Case, check_page, page_of
@@ -59,7 +68,7 @@ CASES = [
     """CoCoOp.*1,000 classes
 
 prompt | base, 1,000 images, 50 classes | novel, 1,000 images, 50 classes
-learned prompt | 51.1 (48.1 to 53.1) | 62.2 (59.2 to 64.2)
+learned (FOLDER) | 51.1 (48.1 to 53.1) | 62.2 (59.2 to 64.2)
 hand-written prompt | 41.1 (38.1 to 43.1) | 52.2 (49.2 to 54.2)""",
   ),
   Case(
@@ -69,14 +78,14 @@ hand-written prompt | 41.1 (38.1 to 43.1) | 52.2 (49.2 to 54.2)""",
     """Evaluation on 1 data set
 
 prompt | dtd
-learned, one | 51.1 (40.0 to 90.0)
-learned, two | 61.1 (40.0 to 90.0)
+learned (one) | 51.1 (40.0 to 90.0)
+learned (two) | 61.1 (40.0 to 90.0)
 AWKWARD | 71.1 (40.0 to 90.0)
 images | 1,000
 
 called here
-learned, one | /data/runs/one/prompt.npz | 80
-learned, two | /data/runs/two/prompt.npz
+learned (one) | /data/runs/one/prompt.npz | 80
+learned (two) | /data/runs/two/prompt.npz
 AWKWARD
 
 set | reason
@@ -93,11 +102,20 @@ def test_every_figure_is_on_the_page(case, tmp_path):
 
 
 def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
-  """Published figures with their source beside ours, of which the highest is bold."""
+  """Published figures with their source beside ours, which are bold above the first prompt."""
   found = evaluation_results()
   top1 = {label: {"dtd": 0.511 + i / 10, "mean": 0.4} for i, label in enumerate(PROMPTS)}
   found["accuracy"] = {"cross_dataset": {"top1": top1}}
   found["images"] = {"cross_dataset": {"top1": {"dtd": 1234}}}
+  ends = {PROMPTS[1]: {"dtd": [0.01, 0.2], "mean": [-0.1, 0.1]}, PROMPTS[2]: {"dtd": [0.0, 0.4]}}
+  found["differences"] = {
+    "cross_dataset": {
+      "top1": {
+        label: {column: {"top1": 0.1, "interval": own} for column, own in of_label.items()}
+        for label, of_label in ends.items()
+      }
+    }
+  }
   found["published"] = {"cross_dataset": {"top1": published("cross_dataset", "top1", top1)}}
   found["splits"] = {"cross_dataset": {"dtd": "all"}}
   page_of("evaluate", tmp_path, found)
@@ -105,8 +123,8 @@ def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
   lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
   assert ["prompt", "dtd (all)", "mean"] in lines and ["images", "1,234", "-"] in lines
   assert ["POMP, paper \\[1]", "-", "67.0"] in lines and "\n[1] Ren et al." in text
-  ours = [line[1:] for line in lines if len(line) == 3 and line[2] == "**40.0**"]
-  assert ours == [["51.1", "**40.0**"], ["61.1", "**40.0**"], ["**71.1**", "**40.0**"]]
+  ours = [line[1:] for line in lines if len(line) == 3 and line[2] == "40.0"]
+  assert ours == [["51.1", "40.0"], ["**61.1**", "40.0"], ["71.1", "40.0"]]
   assert "(all): all images of a folder" in text and "1 sets are missing" in text
   assert "a \\<b>&" in text  # escaped
   assert "## Prompts" in text and "## Calibration" not in text  # brief
@@ -114,7 +132,46 @@ def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
   assert text.count(r"\begin{table}") == text.count(r"\end{table}") >= 3
   body = "".join(line for line in text.splitlines() if not line.startswith("%"))
   assert not re.search(r"(?<!\\)[%_#]", body)
-  assert r"\textbf{71.1}" in body and "POMP, paper [1]" in body and r"of a \{\}." in body
+  assert re.findall(r"\\textbf\{([^}]*)\}", body) == ["61.1"]
+  assert "/data" not in text  # paths of a machine
+  assert "71.1" in body and "POMP, paper [1]" in body and r"of a \{\}." in body
+
+
+PACKAGES = {"toprule": "booktabs", "rotatebox": "graphicx", "resizebox": "graphicx"}
+
+
+def latex_of(rows, columns, text=INTERVAL):
+  table = Table(columns, rows, bold=[(1, 1)])
+  section = Section("part", text, table, brief=True)
+  return latex(Report("title", "text of /home/me/runs", [section]))
+
+
+@pytest.mark.parametrize("n_sets", [2, 11, 14])
+def test_a_wide_table_is_compact_in_latex(n_sets):
+  """Without intervals, and without the sentence on them; the header names what it needs."""
+  row = ["51.1 (48.1 to 53.1)"] * n_sets
+  rows = [[label, *row] for label in ("a photo of a {}.", "[x] learned (/home/me/demo)")]
+  text = latex_of(rows, ["prompt", *(f"stanford_cars {n}" for n in range(n_sets))])
+  head, body = text.split(r"\begin{table}", 1)
+  used = {package for command, package in PACKAGES.items() if rf"\{command}" in body}
+  assert used and all(rf"\usepackage{{{package}}}" in head for package in used)
+  assert ("48.1 to 53.1" in body) == ("In brackets" in body) == (n_sets == 2)
+  assert body.count(r"\rotatebox") == (n_sets if n_sets > 2 else 0)
+  assert "home" not in text
+  # Behind the end of a line LaTeX reads "[x]" as a length.
+  assert not re.search(r"\\\\\s*\[", body) and r"\textbf{51.1" in body
+
+
+def test_a_long_table_is_divided_in_latex():
+  text = latex_of([[f"set {n}", "-1.5"] for n in range(90)], ["set", "difference"])
+  assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+  assert all(rf"set {n} & $-$1.5 \\" in text for n in range(90) if n != 1)
+
+
+def test_headings_are_broken_and_a_sign_is_a_minus():
+  text = latex_of([["a-b", "-0.5 ± 0.1"]] * 2, ["prompt", "base, 2,000 images, 50 classes"])
+  assert r"\shortstack{base \\ 2,000 images \\ 50 classes}" in text
+  assert r"a-b & $-$0.5 $\pm$ 0.1" in text
 
 
 def test_tables_without_rows_or_headings_have_as_many_columns_as_their_cells():
@@ -144,6 +201,76 @@ def test_the_harmonic_mean_over_sets_is_that_of_the_means():
   assert harmonic["mean of 2"] == pytest.approx(2 * 0.7 * 0.3 / (0.7 + 0.3))
   images = counts_by_group(sets, "images")["base_to_new"]
   assert images["harmonic"] == {"dtd": 17, "eurosat": 20}
+
+
+def answers_of(n, top1, gained, lost):
+  """Right answers of a prompt and of the reference to n images."""
+  right = round(n * top1)
+  own, reference = np.arange(n) < right, np.arange(n) < right
+  reference[:gained], reference[right : right + lost] = False, True
+  return own, reference
+
+
+def test_intervals_of_means_are_those_of_a_bootstrap_over_images():
+  """Of the images themselves, with another generator; of a harmonic mean, and of means."""
+  parts = {("a", "base"): (900, 0.8, 60, 20), ("a", "new"): (500, 0.6, 40, 25)}
+  parts |= {("b", "base"): (400, 0.9, 20, 25), ("b", "new"): (700, 0.3, 50, 70)}
+  sets, answers = [], {}
+  for (name, part), (n, top1, gained, lost) in parts.items():
+    own, reference = answers[name, part] = answers_of(n, top1, gained, lost)
+    difference = paired_difference(gained, lost, n)
+    figures = {"images": n, "top1": float(own.mean()), "top1_interval": [0.1, 0.9]}
+    first = figures | {"top1": float(reference.mean())}
+    prompts = {"first": first, "p": figures | {"difference": difference}}
+    sets.append(SetFigures("base_to_new", name, part, prompts))
+  accuracy = accuracy_by_group(sets)
+  intervals, differences = (found["base_to_new"] for found in comparisons_by_group(sets, accuracy))
+  generator = np.random.default_rng(1)
+
+  def drawn(chosen):
+    """Draws of the harmonic mean over base and new of the mean over sets, of both prompts."""
+    found = []
+    for _ in range(1500):
+      means = []
+      for part in ("base", "new"):
+        rows = [answers[name, part] for name in chosen]
+        picked = [generator.integers(len(own), size=len(own)) for own, _ in rows]
+        means.append(
+          np.mean(
+            [
+              (own[i].mean(), other[i].mean()) for (own, other), i in zip(rows, picked, strict=True)
+            ],
+            axis=0,
+          )
+        )
+      found.append(2 / (1 / means[0] + 1 / means[1]))
+    return np.array(found)
+
+  for column, chosen in (("a", "a"), ("mean of 2", "ab")):
+    found = drawn(chosen)
+    quantiles = lambda values: pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.005)
+    assert intervals["harmonic"]["p"][column] == quantiles(found[:, 0])
+    difference = differences["harmonic"]["p"][column]
+    assert difference["interval"] == quantiles(found[:, 0] - found[:, 1])
+    both = (accuracy["base_to_new"]["harmonic"][label][column] for label in ("p", "first"))
+    assert difference["top1"] == pytest.approx(operator.sub(*both))
+  # A set has its own; the first prompt has no difference.
+  assert intervals["base"]["p"]["a"] == [0.1, 0.9]
+  assert differences["base"]["p"]["a"] == sets[0].prompts["p"]["difference"]
+  assert differences["harmonic"]["first"] == {} and "mean of 2" in intervals["base"]["first"]
+  assert (intervals, differences) == tuple(
+    found["base_to_new"] for found in comparisons_by_group(sets, accuracy)
+  )
+
+
+def test_a_bootstrap_of_all_right_answers_has_an_interval():
+  figures = {"images": 50, "top1": 1.0, "difference": paired_difference(0, 0, 50)}
+  found = bootstrap([[figures], [figures]])
+  low, high = found["interval"]
+  assert 0.9 < low < high == 1.0
+  low, high = found["difference"]["interval"]
+  assert low < 0.0 < high
+  assert bootstrap([[figures | {"top1": 0.0}], [figures]])["interval"][0] == 0.0
 
 
 def test_no_harmonic_mean_of_means_over_different_sets():
@@ -191,28 +318,36 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
     # The part that differs, with the method in it.
     (
       [f"/data/runs/baselines/{run}/prompt.npz" for run in ("coop/seed_0", "pomp/seed_0")],
-      ["learned, coop", "learned, pomp"],
+      ["learned (coop)", "learned (pomp)"],
     ),
-    (["/x/a/last/prompt.npz", "/x/b/last/prompt.npz"], ["learned, a", "learned, b"]),
+    (["/x/a/last/prompt.npz", "/x/b/last/prompt.npz"], ["learned (a)", "learned (b)"]),
     # Equal names in different folders, and one path inside the other.
-    (["a/best.npz", "b/best.npz"], ["learned, a", "learned, b"]),
-    (["runs/a", "runs/a/b/prompt.npz"], ["learned, a", "learned, b"]),
-    (["demo", "runs/demo"], ["learned, demo", "learned, runs/demo"]),
+    (["a/best.npz", "b/best.npz"], ["learned (a)", "learned (b)"]),
+    (["runs/a", "runs/a/b/prompt.npz"], ["learned (a)", "learned (b)"]),
+    (["demo", "runs/demo"], ["learned (demo)", "learned (runs/demo)"]),
     # One alone keeps its folder.
-    (["/home/me/runs/demo/prompt.npz"], ["learned, runs/demo"]),
-    (["runs/demo@20", "runs/demo@80"], ["learned, demo@20", "learned, demo@80"]),
+    (["/home/me/runs/demo/prompt.npz"], ["learned (demo)"]),
+    (["runs/demo@20", "runs/demo@80"], ["learned (demo@20)", "learned (demo@80)"]),
     (
       ["hf:me/prompts", "a {}.", "hand_written"],
-      ["learned, hf:me/prompts", "a {}.", "hand-written prompt"],
+      ["learned (hf:me/prompts)", "a {}.", "hand-written prompt"],
     ),
-    (["ensemble:imagenet", "w/zs.npy"], ["ensemble:imagenet", "class features, w/zs.npy"]),
+    (["ensemble:imagenet", "w/zs.npy"], ["ensemble:imagenet", "class features (zs.npy)"]),
     # The same file, written in two ways: only the names tell them apart.
     (["runs/a", "./runs/a"], ["runs/a", "./runs/a"]),
-    (["gs://bucket/a/prompt.npz", "gs://bucket/b"], ["learned, a", "learned, b"]),
+    (["gs://bucket/a/prompt.npz", "gs://bucket/b"], ["learned (a)", "learned (b)"]),
   ],
 )
 def test_labels_of_prompts(names, labels):
   assert prompt_labels(names) == labels
+
+
+@pytest.mark.parametrize("folder", ["demo", "ensemble"])
+def test_a_runs_prompt_has_one_name(folder):
+  """In its own report and in that of an evaluation beside texts."""
+  own = run_labels(["prompt", "hand_written"], folder)
+  assert own == prompt_labels([f"/x/{folder}/prompt.npz", "hand_written"])
+  assert run_labels(["prompt"], "") == ["learned prompt"]
 
 
 @given(st.lists(NAMED | TEXTS, max_size=8, unique=True))

@@ -70,6 +70,7 @@ class Case(NamedTuple):
   results: Mapping[str, Any]
   plots: Sequence[str]
   # The heading, and tables: the first cells of the head and of each row. "..": number of others.
+  # FOLDER is the name of the run's folder.
   expected: str
   facts: Mapping[str, str] = {}  # rows of two cells
   text: str = ""  # a sentence
@@ -78,7 +79,7 @@ class Case(NamedTuple):
 def page_of(job: str, path: pathlib.Path, results: Mapping[str, Any], **changes: Any) -> Page:
   """The page of a run, with the plots that are in its folder."""
   config = small_config(job=job, **changes)
-  finish_run(RunFolder(path), config.to_dict(), {"job": job} | results, "results.md", "results.tex")
+  finish_run(RunFolder(path), config.to_dict(), {"job": job} | results)
   return Page((path / "report.html").read_text())
 
 
@@ -89,7 +90,9 @@ def check_page(case: Case, path: pathlib.Path) -> Page:
     if not (path / "plots" / name).exists():
       Image.new("RGB", (3, 2), "red").save(path / "plots" / name)
   parsed = page_of(case.job, path, case.results, **{"eval.template": AWKWARD})
-  _check_figures(case, parsed)
+  _check_figures(case._replace(expected=case.expected.replace("FOLDER", path.name)), parsed)
+  for name, mark in (("results.md", "| --- |"), ("results.tex", r"\begin{tabular}")):
+    assert mark in (path / name).read_text()
   text = (path / "report.html").read_text()
   assert parsed.open == []
   assert not parsed.tags & {"script", "link", "iframe", "b"}

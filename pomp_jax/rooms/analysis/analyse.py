@@ -83,7 +83,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     with writing(folder.plots):
       geometry.alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
-    finish_run(folder, config.to_dict(), results, "results.md")
+    finish_run(folder, config.to_dict(), results)
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

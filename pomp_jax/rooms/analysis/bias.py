@@ -206,7 +206,7 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
   sections = [
     Section("Data", table=facts(data)),
     Section("Bias, deviation and direction against K", picture="gradient_bias.png"),
-    Section("Sampled gradients beside the exact one", text, Table(columns, rows)),
+    Section("Sampled gradients beside the exact one", text, Table(columns, rows), brief=True),
   ]
   combinations = f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
   return Report(f"Bias of the sampled gradient: {counts}", combinations, sections)

@@ -63,7 +63,9 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
           confusions.append((name, label, names[c], names[answer], count, images_N[c]))
     best = _best_prompt(of_set)
     if best and 1 < len(names) <= _MOST_DRAWN:
-      title = f"{name}: answers under {prompt_labels([best])[0]}"
+      prompts = list(of_set["prompts"])
+      labels = dict(zip(prompts, prompt_labels(prompts), strict=True))
+      title = f"{name}: answers under {labels[best]}"
       images_N, top1_N = _per_class(of_set["prompts"][best])
       matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))
       for c, answer, count in of_set["prompts"][best]["confusions"]:

@@ -68,7 +68,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     top1 = {label: row["top1"] for label, row in methods.items()}
     with writing(folder.plots):
       method_dots(folder.plots / "accuracy.png", top1)
-  finish_run(folder, config.to_dict(), results, "results.md")
+  finish_run(folder, config.to_dict(), results)
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
     log.info("%s: %s", label, ", ".join(figures))

@@ -181,7 +181,7 @@ class Comparison:
     blocks.check_files()
     with writing(folder.path):
       draw(plain)
-    finish_run(folder, record, plain, "results.md")
+    finish_run(folder, record, plain)
     with contextlib.suppress(OSError):
       blocks.store.remove()
     log.info("figures and pictures are in %s", folder.path)

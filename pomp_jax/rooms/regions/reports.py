@@ -86,8 +86,7 @@ def _table(
 ) -> list[report.Section]:
   """A section with fractions as percentages; none without columns."""
   shown = [[label, *(report.percent(row[c]) for c in columns)] for label, row in rows.items()]
-  highest = report.highest_cells(shown) if shown else ()
-  table = report.Table(("prompt", *columns), shown, highest=highest)
+  table = report.Table(("prompt", *columns), shown)
   return [report.Section(title, text, table, brief=True)] if columns else []
 
 

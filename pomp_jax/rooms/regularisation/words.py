@@ -259,11 +259,9 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
     "saved": saved,
   }
   facts["remark"] = _remark(facts)
-  facts["labels"] = {
-    "prompt": saved if chosen == "trained" else f"{chosen}: {saved}",
-    "trained": f"learned prompt, {step}",
-    "words": f"words: {name}",
-  }
+  facts["labels"] = {"trained": f"trained prompt, {step}", "words": f"words: {name}"}
+  if chosen != "trained":
+    facts["labels"]["prompt"] = f"{chosen}: {saved}"
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
   prompts.pop("mixture", None)
   return Choice(prompt, checkpoint, prompts, "words" if "words" in prompts else "prompt", facts)

@@ -100,7 +100,7 @@ def test_short_labels_say_whose_scores_count():
   """`regions.alone` has each prompt three times."""
   ends = [*shares_of(alone=True)]
   assert len(ends) == 3
-  names = {"/data/runs/a/prompt.npz": "learned, a", "/data/runs/b/prompt.npz": "learned, b"}
+  names = {"/data/runs/a/prompt.npz": "learned (a)", "/data/runs/b/prompt.npz": "learned (b)"}
   names |= {"hand_written": "hand-written prompt"}
   expected = [label + end for label in names.values() for end in ends]
   assert short_labels([name + end for name in names for end in ends]) == expected

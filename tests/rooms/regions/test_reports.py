@@ -35,7 +35,7 @@ EXPECTED = f"""Segmentation: 1,234 images, 20 classes
 
 prompt | hIoU | base mIoU | novel mIoU | mIoU
 AWKWARD | 25.0 | 51.1 | 12.5 | 51.1
-learned, runs/one | 25.0 | 51.1 | 12.5 | 51.1
+learned (one) | 25.0 | 51.1 | 12.5 | 51.1
 
 class | group | pixels
 <i>0</i> | base | 1,000 | 50.0 | 70.0 | +20.0
