@@ -8,13 +8,15 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.report import Report, Section, Table, failures, write_csv
 from pomp_jax.rooms.ablation import plots, time_to_accuracy
+from pomp_jax.rooms.ablation.seed_pairs import Differences, differences_section, paired_differences
 
 # The split whose best line is marked, the first of these that there is.
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
 _COSTS = (
   "Training time is a cell's share of the steps of the program that trained it, memory its share"
   " of that program's temporaries; rendering, features of images and compilation are shared and"
-  " not in them."
+  " not in them. Lanes of one program are measured together, once: they have no spread."
+  " Bold: above the first row by the interval of the paired difference."
 )
 _TIMES = (
   "Seconds are steps times the median seconds of a step of a cell trained alone, without the image"
@@ -33,14 +35,21 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   columns = (*fields, *figures, "error")
   rows = [cell["values"] | plots.figures_of(cell) | {"error": cell["error"]} for cell in cells]
   write_csv(folder.path / "cells.csv", columns, ([row.get(x) for x in columns] for row in rows))
-  references = {}  # the better hand-written prompt, unless cells differ in theirs
-  for split, top1 in by_hand[0][1].items() if len(by_hand) == 1 else ():
-    best = max(top1, key=top1.get)
-    references[f"{split}_top1"] = {method_label(best): top1[best]}
+  references = _references(by_hand[0][1]) if len(by_hand) == 1 else {}
   plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, _images(cells))
   found = time_to_accuracy.courses(cells, results.get("step_times", ()))
   if found:
     time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
+
+
+def _references(by_hand: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+  """Figure -> label -> top-1 of one hand-written prompt: that of the highest mean over splits."""
+  prompts = next(iter(by_hand.values()), {})
+  mean_of = lambda prompt: sum(top1[prompt] for top1 in by_hand.values())
+  best = max(prompts, key=mean_of, default=None)
+  if best is None:
+    return {}
+  return {f"{split}_top1": {method_label(best): top1[best]} for split, top1 in by_hand.items()}
 
 
 def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
@@ -57,12 +66,14 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     shown = [f"{plots.scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
     rows.append([*(plots.text_of(cell["values"].get(field)) for field in swept), *shown])
   marks = ["failed" if cell["error"] else "" for cell in cells]
+  differences = paired_differences(cells)
   text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
   sections = [
-    Section("Summary", text, _summary(plots.groups(cells))),
+    Section("Summary", text, _summary(plots.groups(cells), differences), brief=True),
+    *differences_section(differences),
     Section("Figures against the swept field", picture=_SWEEP),
     *_time_to_accuracy(results),
-    Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
+    Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells), brief=True),
     Section("Cells", table=Table([*swept, *map(_heading, names)], rows, marks)),
     failures("Failed cells", "cell", failed),
     Section("Missing cells", ", ".join(results["missing"]) or "None."),
@@ -94,7 +105,7 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")
   table = Table(columns, rows) if rows else None
   return [
-    Section("Time to accuracy", text, table),
+    Section("Time to accuracy", text, table, brief=True),
     Section("Accuracy against seconds of training", picture=_COURSES),
   ]
 
@@ -122,16 +133,23 @@ def _heading(name: str) -> str:
   return plots.COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
 
 
-def _summary(of_cells: Sequence[plots.Group]) -> Table:
+def _summary(of_cells: Sequence[plots.Group], differences: Differences) -> Table:
+  """A row for each kind; bold where the paired difference to the first is above 0."""
   fields = list(dict.fromkeys(field for group in of_cells for field in group.values))
   names = list(dict.fromkeys(name for group in of_cells for name in group.figures))
   rows, marked = [], next((name for name in _MARKED if name in names), None)
   for group in of_cells:
     figures = [_spread(group, name) for name in names]
     rows.append([*(plots.text_of(group.values.get(field)) for field in fields), *figures])
+  bold = [
+    (row, len(fields) + names.index(name))
+    for row, (_, own) in enumerate(differences, 1)
+    for name, difference in own.items()
+    if difference.interval and difference.interval[0] > 0
+  ]
   means = [g.figures[marked].mean if marked in g.figures else -1.0 for g in of_cells]
   marks = ["best" if m == max(means) and m >= 0 else "" for m in means]
-  return Table([*fields, *map(_heading, names)], rows, marks)
+  return Table([*fields, *map(_heading, names)], rows, marks, bold)
 
 
 def _spread(group: plots.Group, name: str) -> str:

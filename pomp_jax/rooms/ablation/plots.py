@@ -5,6 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 import numpy as np
 
 from pomp_jax.report import drawing
@@ -15,7 +16,10 @@ COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
 class Spread(NamedTuple):
-  """Mean and sample standard deviation of a figure over seeds, and its value at each seed."""
+  """Mean and sample standard deviation of a figure over seeds, and its value at each seed.
+
+  Of costs the values are those of programs: the lanes of one share what was measured once.
+  """
 
   mean: float
   std: float
@@ -63,6 +67,8 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
     figures, spreads = list(map(figures_of, own)), {}
     for name in dict.fromkeys(name for of_cell in figures for name in of_cell):
       values = tuple(of_cell[name] for of_cell in figures if name in of_cell)
+      # Lanes of one program have exactly the same share of it.
+      values = tuple(dict.fromkeys(values)) if name in COSTS else values
       std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
       spreads[name] = Spread(float(np.mean(values)), std, values)
     result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
@@ -76,6 +82,12 @@ def swept(groups_of: Sequence[Group]) -> list[str]:
   return [field for field in fields if len(values[field]) > 1]
 
 
+def is_ordered(groups_of: Sequence[Group], field: str) -> bool:
+  """Whether the values of a field are numbers, or "all" classes, rather than names."""
+  values = [group.values.get(field) for group in groups_of]
+  return all(value == "all" or type(value) in (int, float) for value in values)
+
+
 def sweep(
   path: str | os.PathLike,
   groups_of: Sequence[Group],
@@ -85,8 +97,9 @@ def sweep(
   """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
 
   The x axis is the first swept field with its values evenly spaced. Every combination of the other
-  swept fields is a line; a group that does not read one of them belongs to every line. References
-  are grey lines: figure -> label -> value. `images` are the numbers of images of each split.
+  swept fields is a line, or marks alone where the x axis has names; a group that does not read one
+  of them belongs to every line. References are grey lines: figure -> label -> value. `images` are
+  the numbers of images of each split.
   """
   along, *others = swept(groups_of) or [""]
   x_of = [text_of(group.values.get(along, "")) for group in groups_of]
@@ -98,30 +111,39 @@ def sweep(
   title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
   drawn: dict[str, Any] = {}
+  between = "-" if is_ordered(groups_of, along) else "none"
   for axes, name in zip(axes_of, names, strict=False):
-    for number, line in enumerate(lines):
+    for number, key_of_line in enumerate(lines):
       points = [
         (ticks.index(x), group.figures[name])
         for x, key, group in zip(x_of, keys, groups_of, strict=True)
         if name in group.figures
-        and all(a is None or a == b for a, b in zip(key, line, strict=False))
+        and all(a is None or a == b for a, b in zip(key, key_of_line, strict=False))
       ]
       points.sort(key=lambda point: point[0])
       # Shifted, so that the error bars of several lines can be told apart.
       shift = 0.06 * (number - (len(lines) - 1) / 2)
-      label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
-      drawn.setdefault(label, _draw_line(axes, points, number, shift, scale_of(name)))
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, key_of_line, strict=False))
+      line = _draw_line(axes, points, number, shift, scale_of(name), between)
+      drawn.setdefault(label, line)
     for label, value in references.get(name, {}).items():
-      reference_line(axes, scale_of(name) * value, label)
+      drawn[label] = reference_line(axes, scale_of(name) * value)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]
-    if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
+    if name not in COSTS:
+      drawing.end_at(axes, "y", 0.0, 100.0)
+    elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
       drawing.log_axis(axes, "y")
-    heading = COSTS.get(name) or top1_heading(name.removesuffix("_top1"), images)
+    else:
+      spreads = [group.figures[name] for group in groups_of if name in group.figures]
+      axes.set_ylim(0, 1.1 * max([1e-6, *(value for one in spreads for value in one.values)]))
+    split = name.removesuffix("_top1")
+    heading = f"{COSTS[name]}, a cell's share" if name in COSTS else top1_heading(split, images)
     drawing.label_panel(axes, heading, along, grid="both")
-  if len(drawn) > 1:
-    drawing.legend_below(figure, list(drawn.values()), list(drawn))
+  shown = {label: line for label, line in drawn.items() if label}
+  if shown:
+    drawing.legend_below(figure, list(shown.values()), list(shown))
   drawing.save(path, figure)
 
 
@@ -132,23 +154,28 @@ def top1_heading(split: str, images: Mapping[str, str]) -> str:
 
 
 def _draw_line(
-  axes: Axes, points: Sequence[tuple[int, Spread]], number: int, shift: float, scale: float
+  axes: Axes,
+  points: Sequence[tuple[int, Spread]],
+  number: int,
+  shift: float,
+  scale: float,
+  between: str,
 ):
-  """Draws means with error bars, and the seeds as dots."""
+  """Draws means with error bars, a line style between them, and the seeds as dots."""
   x = shift + np.array([place for place, _ in points])
   means, stds = scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
   for place, (_, found) in zip(x, points, strict=True):
     seeds = scale * np.array(found.values)
     dots = {"s": 9, "color": drawing.style(number)["color"], "alpha": 0.35, "linewidths": 0}
     axes.scatter(np.full(len(seeds), place), seeds, **dots)
-  return drawing.error_bars(axes, x, means, number, yerr=stds)
+  return drawing.error_bars(axes, x, means, number, yerr=stds, linestyle=between)
 
 
-def reference_line(axes: Axes, value: float, label: str) -> None:
-  """Draws a grey horizontal line, named on the right, where curves have left it."""
-  axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-  box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-  place: dict[str, Any] = {"va": "bottom", "ha": "right", "bbox": box, "fontsize": 7}
-  # Never over a mark.
-  where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 0.5}
-  axes.text(0.99, value, label, color="0.35", **place, **where)
+def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
+  """Draws a grey horizontal line, perhaps named on the right, where curves have left it."""
+  line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
+  place: dict[str, Any] = {"va": "bottom", "ha": "right", "fontsize": 7}
+  # Above curves and marks, which its rim leaves visible.
+  where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 5}
+  axes.text(0.99, value, label, color="0.25", path_effects=drawing.outline(), **place, **where)
+  return line

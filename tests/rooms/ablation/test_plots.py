@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation.ablation_report import write_cells
 from pomp_jax.rooms.ablation.plots import groups, sweep
+from pomp_jax.rooms.ablation.seed_pairs import paired_differences
 from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, plot, threshold_of
-from tests.support.report_page import Case, check_page
+from tests.support.report_page import Case, check_page, page_of
 
 
 def synthetic_cells():
@@ -41,7 +43,88 @@ def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
   assert [label.get_text() for label in base.get_xticklabels()] == ["16", "64", "all"]
   assert seconds.get_yscale() == "log"
   legend = {text.get_text() for text in drawn[0].legends[0].get_texts()}
-  assert legend == {"correction=log", "correction=none"}
+  assert legend == {"correction=log", "correction=none", "a photo of a {}."}
+
+
+def test_names_are_not_joined_and_costs_start_at_0(tmp_path, drawn):
+  cells = synthetic_cells()
+  for cell in cells:
+    cell["values"] = cell["values"] | {
+      "k": {16: "uniform", 64: "hard", "all": "top"}[cell["values"]["k"]]
+    }
+    cell |= {} if cell["error"] else {"seconds": 50.0 + cell["values"]["seed"]}
+  sweep(tmp_path / "names.png", groups(cells), {}, {})
+  sweep(tmp_path / "numbers.png", groups(synthetic_cells()), {}, {})
+  styles = [
+    {container.lines[0].get_linestyle() for container in figure.axes[0].containers}
+    for figure in drawn
+  ]
+  assert styles == [{"None"}, {"-"}]
+  _, _, seconds, memory = drawn[0].axes
+  for axes, highest in ((seconds, 52), (memory, 10)):
+    low, high = axes.get_ylim()
+    assert low == 0 and highest < high
+
+
+def test_one_hand_written_prompt_is_the_reference_of_all_panels(tmp_path, drawn):
+  results = ablation_results()
+  # Better on novel classes alone.
+  by_hand = {"base": {"a": 0.4, "b": 0.25}, "novel": {"a": 0.25, "b": 0.3}}
+  results["cells"] = [cell | {"by_hand": by_hand} for cell in results["cells"]]
+  write_cells(RunFolder(tmp_path), results)
+  dashed = [
+    [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    for axes in drawn[0].axes
+  ]
+  assert dashed == [[40], [25], [], []]
+  assert [text.get_text() for text in drawn[0].legends[0].get_texts()][-1] == "a"
+
+
+def test_what_was_measured_once_has_no_spread():
+  """Lanes of one program have the same share; of two programs the spread is theirs."""
+  cells = synthetic_cells()[:3]
+  for cell, seconds in zip(cells, (4.0, 4.0, 4.0), strict=True):
+    cell["seconds"] = seconds
+  [group] = groups(cells)
+  assert group.figures["seconds"] == (4.0, 0.0, (4.0,)) and len(group.figures["base_top1"][2]) == 3
+  cells[2]["seconds"] = 6.0
+  [group] = groups(cells)
+  assert group.figures["seconds"].values == (4.0, 6.0)
+
+
+def test_differences_are_paired_by_seed():
+  cells = synthetic_cells()
+  found = paired_differences(cells)
+  assert [values for values, _ in found] == [group.values for group in groups(cells)[1:]]
+  of = lambda k, correction, seeds: np.array(
+    [
+      cell["top1"]["novel"]
+      for cell in cells
+      if cell["values"] in [{"k": k, "correction": correction, "seed": seed} for seed in seeds]
+    ]
+  )
+  # The cell of seed 1 has failed.
+  for row, seeds in ((0, [0, 2]), (1, [0, 1, 2])):
+    values, differences = found[row]
+    own, first = of(values["k"], values["correction"], seeds), of(16, "log", seeds)
+    expected = scipy.stats.ttest_rel(own, first)
+    assert differences["novel_top1"].mean == pytest.approx(np.mean(own - first))
+    interval = expected.confidence_interval(0.95)
+    assert differences["novel_top1"].interval == pytest.approx(tuple(interval))
+  assert set(found[0][1]) == {"base_top1", "novel_top1"}
+  alone = [cell for cell in cells if cell["values"]["seed"] == 0]
+  assert paired_differences(alone)[0][1]["novel_top1"].interval is None
+
+
+def test_bold_is_what_is_above_the_first_by_its_interval(tmp_path):
+  cells = [cell for cell in ablation_results()["cells"] if not cell["error"]]
+  for cell in cells:
+    better = 0.1 + 0.001 * cell["values"]["seed"] if cell["values"]["k"] == "all" else 0.0
+    cell["top1"] = {"novel": 0.5 + better + 0.01 * cell["values"]["seed"]}
+  page_of("ablate", tmp_path, {"cells": cells, "missing": []})
+  bold = [line for line in (tmp_path / "results.tex").read_text().splitlines() if "textbf" in line]
+  assert len(bold) == 1 and bold[0].startswith("all &")
+  assert "training (s)" in (tmp_path / "results.md").read_text()
 
 
 STEPS = [10, 20, 30]
