@@ -11,6 +11,7 @@ from pomp_jax.report.labels import counted, method_label, with_counts
 from pomp_jax.report.report import Report, Section, Table, cell, facts, failures, percent
 
 _SEEDS = "Mean ± sample standard deviation over the seeds."
+_TEXTS = ("hand_written", "class_name")  # prompts that no seed changes
 
 
 def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
@@ -48,13 +49,16 @@ def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report
 def top1_of_prompts(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
   """Prompt -> split -> summary of top-1 over the seeds, images, classes, interval over the images.
 
-  `results` has `eval` of `repeat.of_seeds`, and `eval_classes`.
+  A text has one value, without a spread. `results` has `eval` of `repeat.of_seeds`, and
+  `eval_classes`.
   """
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
     for name, of_split in prompts.items():
       sizes = {"images": of_split["images"], "classes": results["eval_classes"][split]}
       found = of_split["top1"] | sizes | {"interval": of_split["top1_interval"]}
+      if name in _TEXTS:
+        found |= {"values": found["values"][:1], "t_interval": None}
       top1.setdefault(name, {})[split] = found
   return top1
 
@@ -76,12 +80,13 @@ def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   seconds = ", ".join(map("{:.1f}".format, results["seconds"]["values"]))
   training = {name: results[name] for name in ("method", "steps", "k", "correction")}
   sections = [
-    Section("Top-1 accuracy (%)", _SEEDS, Table(("prompt", *columns.values()), means)),
+    Section("Top-1 accuracy (%)", _SEEDS, Table(("prompt", *columns.values()), means), brief=True),
     Section("Accuracy", picture="accuracy.png"),
     Section(
       "Gain of the learned prompt",
       "Mean of the learned prompt less that of the best hand-written one.",
       Table(("split", "gain (points)", "over", "best seed less worst (points)"), gained),
+      brief=True,
     ),
     _intervals_section("prompt", top1, columns),
     Section(
@@ -162,10 +167,12 @@ def method_dots(
       if not several:
         drawn.lines[2][0].set_linestyle(":")
       place: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+      place["path_effects"] = drawing.outline()
       axes.annotate(f"{mean:.1f}", (mean, number), (0, 5), fontsize=7, **place)
     axes.set_yticks(np.arange(len(methods)), [])
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
+    drawing.end_at(axes, "x", 0.0, 100.0)
     one = next(iter(own.values()))
     heading = with_counts(drawing.name(split, 22), one["images"], one.get("classes"))
     drawing.label_panel(axes, heading, grid="both")

@@ -62,6 +62,11 @@ def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
   expected = percents("images {} to {}; seeds {} to {}", low, high, *t_interval)
   assert intervals[1][place] == expected
   assert [row[place] for row in seeds[1:]] == [percents("{}", value) for value in values]
+  # A text is the same under all seeds.
+  assert means[2][place] == percents("{}", novel["hand_written"]["top1"]["mean"])
+  assert "seeds" not in intervals[2][place]
+  for name in ("results.md", "results.tex"):
+    assert percents("{}", by_hand) in (tmp_path / name).read_text()
   assert {"seed_3/report.html", "seed_4/report.html"} <= set(page.links)
 
 
