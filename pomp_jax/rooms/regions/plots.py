@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.report import drawing
-from pomp_jax.report.labels import shorten
+from pomp_jax.report.labels import counted, shorten
 from pomp_jax.rooms.regions.detections import Detections, select_detections
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
@@ -92,13 +92,17 @@ def detection_sheet(
   names: Sequence[str],
   title: str = "",
 ) -> None:
-  """Draws the `strongest` boxes, a row for each image with a legend, and a picture a title."""
+  """Draws the `strongest` boxes, a row for each image with a legend, and a picture a title.
+
+  Each picture says how many of its boxes it shows.
+  """
   drawn = [[strongest(one) for one in of_image] for of_image in boxes]
   legends = [colours_of(int(c) for one in row for c in one.classes) for row in drawn]
   pictures = [[image] * len(titles) for image in images]
   figure, axes_of = sheet(pictures, [_named(one, names) for one in legends], titles, title)
-  for row, colours, axes_of_row in zip(drawn, legends, axes_of, strict=True):
-    for one, axes in zip(row, axes_of_row, strict=True):
+  for row, all_boxes, colours, axes_of_row in zip(drawn, boxes, legends, axes_of, strict=True):
+    for one, whole, axes in zip(row, all_boxes, axes_of_row, strict=True):
+      _draw_label(axes, (0.02, 0.02), _shown(one, whole, "box"), va="bottom", of_axes=True)
       for box, label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
         _draw_frame(axes, box, colours.get(label, OTHER))
   drawing.save(path, figure)
@@ -140,22 +144,44 @@ def boxes_picture(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws the `strongest` boxes on a picture with numbers, and a legend with names and scores."""
+  """Draws the `strongest` boxes on a picture with numbers, and a legend with names and scores.
+
+  The title is followed by their number, and that of all boxes.
+  """
   drawn = strongest(boxes, _OF_PICTURE)
   colours = colours_of(drawn.classes.tolist())
   shown = dict(zip(colours, _named(colours, names), strict=True))
   rows = list(zip(drawn.classes.tolist(), drawn.scores, strict=True))
   legend = {f"{i}  {shown[c]}  {score:.2f}": colours[c] for i, (c, score) in enumerate(rows, 1)}
   picture = _resized(image, Image.Resampling.BICUBIC)
-  figure, axes = _alone(picture, legend, title)
+  figure, axes = _alone(picture, legend, f"{title}: {_shown(drawn, boxes, 'detection')}")
   factor = max(picture.shape[:2]) / max(image.shape[:2])
   for number, (box, (label, _)) in enumerate(zip(drawn.boxes * factor, rows, strict=True), 1):
     _draw_frame(axes, box.tolist(), colours[label])
-    axes.text(
-      *(box[0], box[1], str(number)), fontsize=drawing.TEXT, va="top", color="white",
-      bbox={"facecolor": "black", "edgecolor": colours[label], "pad": 1.5},
-    )  # fmt: skip
+    corner = float(box[0]), float(box[1])
+    _draw_label(axes, corner, str(number), va="top", edge=colours[label])
   drawing.save(path, figure)
+
+
+def _shown(drawn: Detections, boxes: Detections, noun: str) -> str:
+  """The number of the boxes that are drawn, and of all if there are more."""
+  n_drawn, n_all = len(drawn.boxes), len(boxes.boxes)
+  return counted(n_all, noun) if n_drawn == n_all else f"{n_drawn} of {counted(n_all, noun)}"
+
+
+def _draw_label(
+  axes: Axes,
+  place: tuple[float, float],
+  text: str,
+  *,
+  va: str,
+  edge: str = "black",
+  of_axes: bool = False,
+) -> None:
+  """Writes white on black, which can be read on any picture, at a pixel or a share of the axes."""
+  box = {"facecolor": "black", "edgecolor": edge, "pad": 1.5}
+  where = {"transform": axes.transAxes} if of_axes else {}
+  axes.text(*place, text, fontsize=drawing.TEXT, va=va, color="white", bbox=box, **where)
 
 
 def _named(colours: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:

@@ -175,8 +175,7 @@ class DetectPictures(_Pictures):
     limits = sides, self._detect, self._regions.mask_threshold, MAX_DETECTIONS["coco"]
     kept = detections_of(found.regions, scores_RxC, *limits)
     with writing(self._folder.path):
-      path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
-      boxes_picture(path, image, kept, names, title)
+      boxes_picture(self._path("pictures", key), image, kept, names, key)
     # COCO results in pixels of the file.
     height, width = (a / b for a, b in zip(sides, image.shape, strict=False))
     kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))

@@ -54,16 +54,30 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
   assert [text.get_position() for text in axes.texts] == [(10, 0), (200, 200)]
   frames = [(frame.get_width(), frame.get_height()) for frame in axes.patches]
   assert frames == [(90, 100)] * 2 + [(300, 200)] * 2
+  assert drawn[0].get_suptitle() == "a.png: 2 of 3 detections"
   nothing = Detections(boxes[:0], found.scores[:0], found.classes[:0])
   plots.boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
-  assert legend_of(drawn[1]) == []
+  assert legend_of(drawn[1]) == [] and drawn[1].get_suptitle() == "b.png: 0 detections"
+
+
+def test_each_picture_of_a_sheet_says_how_many_boxes_it_shows(drawn, tmp_path):
+  boxes = np.array([[10 * n, 0, 10 * n + 9, 9] for n in range(10)], np.float32)
+  many = Detections(boxes, np.linspace(0.9, 0.1, 10, dtype=np.float32), np.arange(10))
+  one = Detections(*(part[:1] for part in many[:3]))
+  image = np.zeros((20, 100, 3), np.uint8)
+  plots.detection_sheet(tmp_path / "a.png", [image], [[one, many]], ["a", "b"], NAMES)
+  texts = [text for axes in drawn[0].axes for text in axes.texts]
+  assert [text.get_text() for text in texts] == ["1 box", "8 of 10 boxes"]
+  # White on black can be read on any picture.
+  assert {text.get_color() for text in texts} == {"white"}
+  assert {text.get_bbox_patch().get_facecolor() for text in texts} == {(0, 0, 0, 1)}
 
 
 def test_legends_of_a_wide_sheet_are_inside_and_apart():
   names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
   legends = [dict(zip(names, plots.colours_of(range(n)).values(), strict=False)) for n in (12, 3)]
   pictures = [[np.zeros((4, 4, 3), np.uint8)] * 7] * 2
-  headings = [f"learned, coop/seed_{n}" for n in range(7)]
+  headings = [f"learned (coop/seed_{n})" for n in range(7)]
   figure, _ = plots.sheet(pictures, legends, headings, "2 of 400 images")
   FigureCanvasAgg(figure).draw()
   first, second = (legend.get_window_extent() for legend in figure.legends)
