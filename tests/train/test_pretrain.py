@@ -26,9 +26,10 @@ def test_a_run_leaves_its_folder(pretrained):
   assert names == {
     *("config.json", "checkpoints", "features", "metrics.jsonl", "prompt.npz", "results.json"),
     *("plots", "report.html", "prompt_best.npz", "results.csv", "classes.csv", "confusions.csv"),
+    *("results.md", "results.tex"),
   }
   plots = {path.name for path in (pretrained / "plots").iterdir()}
-  assert plots == {"training.png", "accuracy.png", "predictions.png"}
+  assert plots == {"training.png", "accuracy.png", "predictions.png", "mistakes.png"}
   results = read_json(pretrained / "results.json")
   assert results["provenance"]["devices"]["number"] == jax.device_count()
   assert (results["job"], results["seed"], results["steps"]) == ("pretrain", 0, 12)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 import logging
 import textwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from pomp_jax.data.source import readable_images
+from pomp_jax.data.source import Source, readable_images
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier
@@ -21,7 +21,23 @@ from pomp_jax.train.setup import PromptRun
 
 log = logging.getLogger(__name__)
 
-_IMAGES = 12
+_IMAGES = 12  # of a sheet
+_CLASSIFIED = 256  # images among which misclassified ones are looked for
+MISTAKES = "mistakes.png"
+
+
+class Sheet(NamedTuple):
+  """Images, uint8 [n,H,W,3], with their names and the most probable ones, best first."""
+
+  images: np.ndarray
+  names: Sequence[str]
+  top3: Sequence[Sequence[tuple[str, float]]]
+
+  def of(self, rows: Sequence[int]) -> "Sheet":
+    """The sheet of these rows."""
+    return Sheet(
+      self.images[list(rows)], [self.names[row] for row in rows], [self.top3[row] for row in rows]
+    )
 
 
 def prediction_sheet(
@@ -29,27 +45,60 @@ def prediction_sheet(
 ) -> Callable[[Path], None] | None:
   """Predicts test images of a finished training; all processes call it.
 
-  Returns a function that draws the sheet as a PNG file; None if none of the images can be read.
+  Returns a function that draws the sheet as a PNG file, and misclassified images as `mistakes.png`
+  beside it, if there are any; None if no image can be read.
   """
   # Prefer classes that the training did not see.
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
-  source = run.encoder.sized(inputs.open_source(run.data, split, n_images=_IMAGES))
-  shown = spread_evenly(_IMAGES, len(source))
-  images, reasons = readable_images(source, shown)
-  read = ~np.isin(shown, list(reasons))
+  sources = [
+    run.encoder.sized(inputs.open_source(run.data, split, n_images=n))
+    for n in (_IMAGES, min(_CLASSIFIED, results["eval_images"][split]))
+  ]
+  classifier = Classifier(run.encoder, prompt, sources[0].names)
+  shown = _classified(classifier, sources[0], _IMAGES)
+  if shown is None:
+    return None
+  n_images, classes = results["eval_images"][split], counted(len(classifier.names), "class")
+  title = f"{split}: {len(shown.images)} of {counted(n_images, 'image')}, {classes}"
+  mistakes, title_of_mistakes = misclassified(_classified(classifier, sources[1], _CLASSIFIED))
+
+  def draw(path: Path) -> None:
+    _draw(path, *shown, title)
+    if mistakes is not None:
+      _draw(path.parent / MISTAKES, *mistakes, f"{split}, {classes}: {title_of_mistakes}")
+
+  return draw
+
+
+def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
+  """The misclassified images, and their number; None without any."""
+  if classified is None:
+    return None, ""
+  # The most certain first: some of them are errors of the labels.
+  by_certainty = sorted(range(len(classified.names)), key=lambda row: -classified.top3[row][0][1])
+  wrong = [row for row in by_certainty if classified.top3[row][0][0] != classified.names[row]]
+  if not wrong:
+    return None, ""
+  sheet = classified.of(wrong[:_IMAGES])
+  title = (
+    f"{len(sheet.names)} of {counted(len(wrong), 'misclassified image')} among"
+    f" {len(classified.names):,}, the most certain first"
+  )
+  return sheet, title
+
+
+def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet | None:
+  """Predicts images of a source, as evenly over it as possible; None if none can be read."""
+  rows = spread_evenly(n_images, len(source))
+  images, reasons = readable_images(source, rows)
+  read = ~np.isin(rows, list(reasons))
   if not read.any():
     log.info("no picture of predictions: %s", next(iter(reasons.values())))
     return None
-  images, shown = images[read], shown[read]
-  classifier = Classifier(run.encoder, prompt, source.names)
-  title = (
-    f"{split}: {len(images)} of {counted(results['eval_images'][split], 'image')},"
-    f" {counted(len(source.names), 'class')}"
-  )
-  names = [source.names[label] for label in source.labels[shown]]
-  top3: Sequence[Any] = classifier.predict(list(images), top=3)
-  return lambda path: _draw(path, images, names, top3, title)
+  names = [source.names[label] for label in source.labels[rows[read]]]
+  top3: Sequence[Any] = classifier.predict(list(images[read]), top=3)
+  return Sheet(images[read], names, top3)
 
 
 def _draw(
