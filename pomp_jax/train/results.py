@@ -22,7 +22,7 @@ from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import BY_CLASS, TRACKERS, load
 from pomp_jax.report import plots
-from pomp_jax.report.labels import method_label, row_label
+from pomp_jax.report.labels import method_label, run_labels
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint
@@ -169,18 +169,20 @@ def finish(
     {name: {split: of[name][key] for split, of in splits.items() if name in of} for name in prompts}
     for key in ("top1", "top1_interval")
   )
-  labels, path = [row_label(name, results) for name in prompts], folder.plots / "accuracy.png"
+  labels = run_labels(prompts, folder.path.name, results)
+  label_of = dict(zip(prompts, labels, strict=True))
+  path = folder.plots / "accuracy.png"
   plots.accuracy_panels(path, top1, labels, title, images, classes, ends, {})
   finish_run(folder, config, results)
   for split, scores in splits.items():
     line = ", ".join(
-      f"{row_label(name, results)} {100 * score['top1']:.1f}%" for name, score in scores.items()
+      f"{label_of[name]} {100 * score['top1']:.1f}%" for name, score in scores.items()
     )
     name, score = next(iter(scores.items()))
     log.info(
       "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
       *(split, images[split], classes[split], line),
-      *(row_label(name, results), *(100 * end for end in score["top1_interval"])),
+      *(label_of[name], *(100 * end for end in score["top1_interval"])),
     )
   if words := results.get("words"):
     log.info("%s", words["remark"])

@@ -13,7 +13,9 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
+from pomp_jax.report.labels import prompt_labels
 from pomp_jax.train import batches, pretrain, resume, setup
+from pomp_jax.train.results import finish
 from pomp_jax.train.watch import Watch
 from tests.support.data_files import damage
 from tests.support.small_run import small_config, trained
@@ -46,6 +48,15 @@ def test_a_run_leaves_its_folder(pretrained):
   assert sum(b"test_top1/novel/prompt" in data for data in events) == 1
   prompt = load_prompt(pretrained / "prompt.npz")
   assert (prompt.context.shape[0], prompt.clip_model, prompt.config["k"]) == (4, "world", 20)
+
+
+def test_its_prompt_has_one_name_in_plots_and_tables(pretrained, copy_of, drawn):
+  """After the run's folder, as in the evaluation of its prompt."""
+  folder = RunFolder(copy_of(pretrained, "demo"))
+  finish(folder, read_json(folder.config), folder.read_results(), {})
+  ticks = drawn[0].axes[0].get_yticklabels()
+  assert [tick.get_text() for tick in ticks][:1] == prompt_labels(["x/demo/prompt.npz"])
+  assert "| learned (demo) |" in (folder.path / "results.md").read_text()
 
 
 def test_a_restart_has_its_features_and_the_selected_prompt(pretrained, copy_of, monkeypatch):
