@@ -6,6 +6,7 @@ one picture. Shapes: H, W sides of a picture in pixels, D boxes.
 
 from collections.abc import Iterable, Mapping, Sequence
 import os
+from typing import Any
 
 from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
@@ -180,7 +181,7 @@ def _draw_label(
 ) -> None:
   """Writes white on black, which can be read on any picture, at a pixel or a share of the axes."""
   box = {"facecolor": "black", "edgecolor": edge, "pad": 1.5}
-  where = {"transform": axes.transAxes} if of_axes else {}
+  where: dict[str, Any] = {"transform": axes.transAxes} if of_axes else {}
   axes.text(*place, text, fontsize=drawing.TEXT, va=va, color="white", bbox=box, **where)
 
 
