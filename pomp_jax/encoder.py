@@ -153,7 +153,8 @@ class Encoder:
     check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
     assert prompt.sentences is not None
     templates, weight = prompt.sentences
-    features_NxE = unit_rows(sum(self.class_features(names, text) for text in templates))
+    of_texts = (self.class_features(names, text) for text in templates)
+    features_NxE = unit_rows(functools.reduce(np.add, of_texts))
     if weight == 1:
       return features_NxE
     context_alone = dataclasses.replace(prompt, sentences=None)

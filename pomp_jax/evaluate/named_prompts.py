@@ -1,6 +1,7 @@
 """Prompts by their names in a config: files, hand-written texts, all checkpoints of a run."""
 
 from collections.abc import Callable, Sequence
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
     return prompt.features
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
   unit = not prompt.startswith(f"{OUTPUTS}:")
-  return unit_rows(sum(encoder.class_features(classes.names, text, unit=unit) for text in texts))
+  of_texts = (encoder.class_features(classes.names, text, unit=unit) for text in texts)
+  return unit_rows(functools.reduce(np.add, of_texts))
 
 
 def class_features(

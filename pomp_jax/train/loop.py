@@ -81,7 +81,7 @@ def _train_from(
           unreadable=sorted(loader.skipped.reasons),
           statistics=monitor.statistics,
         )
-        metric = accuracy and accuracy["macro_top1"]
+        metric = None if accuracy is None else accuracy["macro_top1"]
         checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=metric)
         watch.restart()
       if asked:

@@ -70,7 +70,7 @@ def evaluate_run(
   run: PromptRun,
   learned: Prompt | Any,
   done: Checkpoint,
-  rows: Mapping[str, Prompt] = types.MappingProxyType({}),
+  rows: Mapping[str, Prompt | str] = types.MappingProxyType({}),
   reference: str = HAND_WRITTEN,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Evaluates a prompt, or the parameters of another method.
@@ -91,7 +91,7 @@ def evaluate_run(
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
-  prompts = own | rows | {HAND_WRITTEN: run.eval.template, "class_name": "{}."}
+  prompts = own | dict(rows) | {HAND_WRITTEN: run.eval.template, "class_name": "{}."}
   tallies = evaluate(run.encoder, features, prompts, reference)
   scores: dict[str, dict[str, Any]] = {
     name: {label: one.figures() | one.by_class() for label, one in of_split.items()}

@@ -44,7 +44,7 @@ class Contest:
   def figures(self, name: str, reference: str) -> dict[str, Any]:
     """Right answers and mean over the classes, and the difference from another one, as JSON."""
     right_n = self._right[name]
-    figures = {
+    figures: dict[str, Any] = {
       "right": int(right_n.sum()),
       "macro_top1": float(class_weights(self._split.labels) @ right_n),
     }

@@ -200,7 +200,7 @@ class Choice(NamedTuple):
   prompt: Prompt  # prompt.npz
   checkpoint: Checkpoint  # of the training, whatever `prompt` is
   rows: dict[str, Prompt]  # prompts beside it in the tables of the results, by row
-  reference: str  # row that the others are compared with: the words, where a file can hold them
+  reference: str  # row that the others are compared with: the words, if a file can hold them
   facts: dict[str, Any]  # for results.json
 
 
@@ -249,7 +249,10 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
   mixture = f"{1 - _SHARE_OF_WORDS:g}*{step} + {_SHARE_OF_WORDS:g}*{name}"
   saved = {"words": name_of_file, "trained": step, "mixture": mixture}[chosen]
   kinds = [kind for kind in ("words", "trained", "mixture") if kind in prompts or kind == "words"]
-  facts = {
+  labels = {"trained": f"trained prompt, {step}", "words": f"words: {name}"}
+  if chosen != "trained":
+    labels["prompt"] = f"{chosen}: {saved}"
+  facts: dict[str, Any] = {
     "candidates": dict(run.candidates),
     "best": name,
     "validation": {"images": len(split.labels), "classes": len(np.unique(split.labels))},
@@ -257,14 +260,17 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
     "step": checkpoint.step,
     "chosen": chosen,
     "saved": saved,
+    "labels": labels,
   }
   facts["remark"] = _remark(facts)
-  facts["labels"] = {"trained": f"trained prompt, {step}", "words": f"words: {name}"}
-  if chosen != "trained":
-    facts["labels"]["prompt"] = f"{chosen}: {saved}"
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
   prompts.pop("mixture", None)
-  return Choice(prompt, checkpoint, prompts, "words" if "words" in prompts else "prompt", facts)
+  reference = HAND_WRITTEN
+  if chosen == "words":
+    reference = "prompt"
+  elif "words" in prompts:
+    reference = "words"
+  return Choice(prompt, checkpoint, prompts, reference, facts)
 
 
 def _enter_training(
