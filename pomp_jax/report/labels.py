@@ -5,6 +5,7 @@ A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a 
 
 from collections.abc import Mapping, Sequence
 import os
+import types
 from typing import Any
 
 from pomp_jax.files.paths import is_bucket
@@ -56,7 +57,9 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   return labels if len(set(labels)) == len(set(names)) else list(names)
 
 
-def run_labels(names: Sequence[str], folder: str, results: Mapping[str, Any]) -> list[str]:
+def run_labels(
+  names: Sequence[str], folder: str, results: Mapping[str, Any] = types.MappingProxyType({})
+) -> list[str]:
   """Labels of the prompts of a training's results, by the name of the run's folder.
 
   What the run has learned has the name that `prompt_labels` gives to its file in other reports.
