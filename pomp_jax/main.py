@@ -49,11 +49,11 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the job of a command line, without the program's name; returns the exit status."""
+  set_up_logging()  # a config file may open data, which warns
   try:
     options = parse(arguments)
   except InputError as error:
     return _end(error, error.status)
-  set_up_logging()
   stop = hosts.StopSignals(options.workdir)
   try:
     stop.start()

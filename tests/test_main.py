@@ -244,3 +244,16 @@ def test_names_of_files_direct_no_terminal(refused, capsys, tmp_path):
   assert line.isprintable() and "?]0;x?" in line
   logging.getLogger("pomp_jax.data").warning("%s: \x1b[31m%s", "a\x9b1mb", "c\rd")
   assert capsys.readouterr().out.endswith("  a?1mb: ?[31mc?d\n")
+
+
+def test_a_warning_while_the_config_is_read_looks_like_any_line(capsys, tmp_path, monkeypatch):
+  """`own` opens the pictures before the fields are known."""
+  monkeypatch.setattr(logging.getLogger("pomp_jax"), "handlers", [])
+  for name in ("cup", "plate"):
+    (tmp_path / "pictures" / name).mkdir(parents=True)
+    (tmp_path / "pictures" / name / "a.jpg").touch()
+    (tmp_path / "pictures" / name / "notes.txt").touch()
+  assert main_module.main([f"--config=own:root={tmp_path}/pictures,clip=world,k=1"]) == 2
+  shown = capsys.readouterr()
+  lines = [line for text in shown for line in text.splitlines() if "notes.txt" in line]
+  assert [bool(re.match(r"\d\d:\d\d:\d\d  \S", line)) for line in lines] == [True]
