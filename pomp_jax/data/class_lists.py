@@ -1,8 +1,8 @@
 """Class lists, in the order of the labels: those of `class_names/`, or a user's from a file.
 
-A file is text, one name a line, or JSON: a list of names, an object whose keys are the names, a
-list of objects with `name` and, in all or none, `synset`, or annotations as COCO and LVIS store
-them, whose `categories` are read in order of their ids. N classes.
+A file is text, one name a line, or JSON: a run's `classes.json`, a list of names, an object whose
+keys are the names, a list of objects with `name` and, in all or none, `synset`, or annotations as
+COCO and LVIS store them, whose `categories` are read in order of their ids. N classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,6 +19,7 @@ import numpy as np
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, read_text, read_user_json, to_path
+from pomp_jax.files.run_folder import DamagedFileError, is_class_file, names_in
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
 from pomp_jax.registry import CATEGORIES, load
 
@@ -36,6 +37,7 @@ SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
 SYNSETS = _FOLDER / "imagenet21k_synsets.tsv"
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
+_MOST_NUMBERS = 10  # of empty lines that a warning names
 _MAX_NAME = 1000  # more than a text tower has positions for
 
 
@@ -159,8 +161,15 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
-  """Reads a text file of class names, one a line; VocabularyError as `check_names`."""
-  names = tuple(line.strip() for line in read_lines(path))
+  """Reads a text file of class names, one a line; VocabularyError as `check_names`.
+
+  Empty lines are skipped, with a warning that has their numbers.
+  """
+  lines = [line.strip() for line in read_lines(path)]
+  empty = [number for number, line in enumerate(lines, 1) if not line]
+  if empty:
+    _warn_of_empty_lines(str(path), tuple(empty))
+  names = tuple(filter(None, lines))
   check_names(names, str(path), distinct=distinct)
   return names
 
@@ -173,6 +182,13 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   content = read_user_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
+  if is_class_file(content):
+    try:
+      names = names_in(content, path)
+    except DamagedFileError as error:
+      raise VocabularyError(str(error)) from error
+    check_names(names, str(path), distinct=False)
+    return names, None
   if has_categories(content):
     by_id = categories_by_id(path, content)
     return tuple(by_id[number].name for number in sorted(by_id)), None
@@ -240,6 +256,13 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
   if not CATEGORIES:
     raise VocabularyError(f"{path}: annotations are read by the room regions, expected names")
   return load(CATEGORIES)(path, value)
+
+
+@functools.cache
+def _warn_of_empty_lines(where: str, numbers: tuple[int, ...]) -> None:
+  more = ", .." if len(numbers) > _MOST_NUMBERS else ""
+  shown = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
+  log.warning("%s: empty lines are skipped: %s%s", where, shown, more)
 
 
 @functools.cache

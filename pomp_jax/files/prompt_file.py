@@ -7,7 +7,7 @@ unchecked. Nothing is ever unpickled or run.
 Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E embedding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import io
 import json
@@ -24,9 +24,9 @@ import numpy as np
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import is_file, local_copy
-from pomp_jax.files.run_folder import prompt_path
+from pomp_jax.files.run_folder import classes_path, prompt_path
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import FORMATS, HUB_PROMPT, load
+from pomp_jax.registry import FORMATS, HUB_PROMPT, SOURCES, load
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ TEXTS = ("clip_model", "position", "template", "config")
 FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 # Fields that a file may lack.
 OPTIONAL = {"sentences": str}
+
+# What a prompt lacks that is no run's, nor in its folder.
+NO_NAMES = "has no classes.json beside it, as in a run's folder: give a file or a list of names"
 
 # Text of a class, with `{}` for the name. With more words the context's place would be unknown.
 TEMPLATE = "{}."
@@ -90,6 +93,21 @@ class Prompt:
   position: str = "end"
   config: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the run, as JSON
   sentences: Sentences | None = None
+
+  @property
+  def upright(self) -> bool | None:
+    """Whether the pictures of its training were turned as their EXIF orientation says.
+
+    None if the config does not say, or the images were no files: these have no orientation.
+    """
+    data = self.config.get("data")
+    if not isinstance(data, dict):
+      return None
+    source = SOURCES.get(str(data.get("source")))
+    if source is None or not source.stored or source.generated or "upright" in source.unread:
+      return None
+    upright = data.get("upright")
+    return upright if isinstance(upright, bool) else None
 
 
 class ClassFeatures(NamedTuple):
@@ -306,12 +324,33 @@ def format_of_content(path: str | os.PathLike) -> str | None:
 
 def recorded_clip(path: str) -> str | None:
   """CLIP that a prompt's file names, in a mixture the first; None for other prompts."""
+  for name in _files_in(path):
+    clip_model = load_prompt(name).clip_model
+    return None if clip_model == UNKNOWN_CLIP else clip_model
+  return None
+
+
+def recorded_upright(path: str) -> bool | None:
+  """`Prompt.upright` of a prompt's file, in a mixture the first that is known."""
+  found = (load_prompt(name).upright for name in _files_in(path))
+  return next((upright for upright in found if upright is not None), None)
+
+
+def recorded_classes(path: str) -> str:
+  """File of the class names of the run that has learned a prompt, or all parts of a mixture.
+
+  Empty if it is not beside the prompt: for other prompts, and for a copy of a run's file elsewhere.
+  """
+  files = {str(classes_path(name) or "") for name in _files_in(path) if not is_hub(name)}
+  return files.pop() if len(files) == 1 else ""
+
+
+def _files_in(path: str) -> Iterator[str]:
+  """Prompt files that a name of `evaluate.prompts` stands for: itself, or parts of a mixture."""
   parts = [part.partition("*")[2].strip() for part in path.split(" + ")]
   for name in filter(None, [path, *parts]):
     if is_prompt_file(name) and not name.endswith((".npy", ".json")):
-      clip_model = load_prompt(name).clip_model
-      return None if clip_model == UNKNOWN_CLIP else clip_model
-  return None
+      yield name
 
 
 def encode_npz(context: np.ndarray, text: Mapping[str, str]) -> bytes:

@@ -1,6 +1,6 @@
 """A run's folder: its file names and its JSON files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import logging
@@ -16,12 +16,13 @@ from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, why_unwritable, write_file
 from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.provenance import provenance
-from pomp_jax.files.terminal import one_line
+from pomp_jax.files.terminal import one_line, printable
 from pomp_jax.registry import DASSL_PROMPT, load
 
 log = logging.getLogger(__name__)
 
 _CHECKSUM, _PROVENANCE = "checksum", "provenance"
+_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1  # of classes.json
 ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
@@ -51,6 +52,7 @@ class RunFolder:
     # prompt.npz holds words, or a mixture with them.
     names = ("last", "best", "trained")
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
+    self.classes = self.path / "classes.json"  # names of the training's classes
     self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates` by name
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
@@ -98,6 +100,10 @@ class RunFolder:
     if not isinstance(stored, dict):
       raise RunFolderError(f"{self.results}: not a JSON object; remove or repair it")
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
+
+  def write_classes(self, names: Sequence[str]) -> None:
+    """Writes `classes.json`, a class list with a checksum; errors as `write_json`'s."""
+    write_json(self.classes, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
 
   def finished(self, **facts: Any) -> dict[str, Any] | None:
     """Results of a finished run, as process 0 sees them; None if the job still has work to do.
@@ -151,6 +157,32 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
   if exists(own) or not DASSL_PROMPT:
     return own
   return load(DASSL_PROMPT)(to_path(path)) or own
+
+
+def classes_path(prompt: str | os.PathLike) -> Path | None:
+  """The class names that a run has left beside a prompt of its own, a file or its folder."""
+  file = to_path(prompt_path(prompt))
+  folder = RunFolder(file.parent)
+  is_own = file in (folder.prompt, *folder.other_prompts.values())
+  return folder.classes if is_own and exists(folder.classes) else None
+
+
+def is_class_file(content: Any) -> bool:
+  """Whether a JSON value is that of `classes.json`, of any version, or with one damaged key."""
+  known = {_VERSION, CLASS_NAMES, _CHECKSUM}
+  return isinstance(content, dict) and len(content) <= 3 and len(known & content.keys()) >= 2
+
+
+def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, ...]:
+  """Class names of a `classes.json`; DamagedFileError for another content than was written."""
+  fields = without_checksum(dict(content), path)
+  names, version = fields.get(CLASS_NAMES), fields.get(_VERSION)
+  are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+  if version != CLASSES_VERSION or not are_names:
+    found = printable(repr(version))
+    expected = f"{CLASSES_VERSION}, and a list of {CLASS_NAMES}"
+    raise DamagedFileError(f"{path}: {_VERSION} is {found}, expected {expected}")
+  return tuple(names)
 
 
 @contextlib.contextmanager

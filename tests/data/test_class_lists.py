@@ -17,6 +17,7 @@ from docs.generators import write_class_names
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import CLASS_LISTS, VocabularyError, load_class_list
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.files.run_folder import RunFolder
 from tests.support.clips import clip_tokenizer
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
 from tests.support.oracles import tree_graph
@@ -69,6 +70,36 @@ def test_a_text_file(tmp_path):
   assert class_lists.read_names(file) == ("cat", "d\u00f6g")
 
 
+def test_empty_lines_are_skipped_and_named(tmp_path, caplog):
+  file = tmp_path / "names.txt"
+  file.write_text("\ncat\n  \ndog\n\n", encoding="utf-8")
+  for _ in range(2):
+    assert load_class_list(file).names == ("cat", "dog")
+  # Those at the end are none.
+  assert [message.endswith(": 1, 3") and str(file) in message for message in caplog.messages] == [
+    True
+  ]
+
+
+def test_a_runs_classes_and_their_checksum(tmp_path):
+  """No change of a byte gives other names."""
+  folder = RunFolder(tmp_path)
+  folder.write_classes(("grey_wolf", "k\u00e9pi"))
+  assert load_class_list(folder.classes).names == ("grey_wolf", "k\u00e9pi")
+  content = folder.classes.read_bytes()
+  for place in range(len(content)):
+    changed = bytearray(content)
+    changed[place] ^= 1
+    folder.classes.write_bytes(changed)
+    try:
+      assert load_class_list(folder.classes).names == ("grey_wolf", "k\u00e9pi"), bytes(changed)
+    except VocabularyError as error:
+      assert str(folder.classes) in str(error)
+  folder.classes.write_text('{"format_version": 2, "names": ["cat"]}')
+  with pytest.raises(VocabularyError, match="format_version is 2, expected 1"):
+    load_class_list(folder.classes)
+
+
 ANNOTATIONS = (
   '{"images": [], "categories": [{"id": 7, "name": "bow_(weapon)", "synset": "bow.n.04",'
   ' "synonyms": ["bow_(weapon)"]}, {"name": "aerosol_can", "id": 2}]}'
@@ -113,7 +144,6 @@ REFUSED_JSON = [
   (b'[{"name": "a", "synset": "n00000001"}, {"name": "b", "synset": "n00000001"}]', "n00000001"),
 ]
 REFUSED_TEXT = [
-  (b"cat\n\ndog\n", "name 2, '', is blank"),
   (b"\xff\xfe\x00", "not UTF-8"),
   (b"", "empty"),
   (b"cat\n" + 10**6 * b"x", "name 2, 'x*'.* is too long"),

@@ -16,8 +16,11 @@ from pomp_jax.files.prompt_file import (
   Sentences,
   check_fits,
   load_prompt,
+  recorded_classes,
+  recorded_upright,
   save_prompt,
 )
+from pomp_jax.files.run_folder import RunFolder
 from tests.support.prompt_files import CONTEXT, refusal
 
 GOOD = {
@@ -228,3 +231,44 @@ def test_the_contract_of_the_tensors(tmp_path):
 def test_a_bad_safetensors_file_is_refused_by_field(tmp_path, changes, parts):
   message = refusal(write_safetensors(tmp_path / "p.safetensors", **changes))
   assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+  ("data", "expected"),
+  [
+    ({"source": "folder", "upright": True}, True),
+    ({"source": "coop", "upright": False}, False),
+    # Images that are no files have no orientation.
+    ({"source": "world", "upright": False}, None),
+    ({"source": "synthetic", "upright": False}, None),
+    ({"source": "features", "upright": False}, None),
+    ({"source": "folder"}, None),
+    ({"source": "folder", "upright": "no"}, None),
+    ({"source": ["folder"], "upright": True}, None),
+    ("folder", None),
+  ],
+)
+@pytest.mark.parametrize("name", ["p.npz", "p.safetensors", "p.pth"])
+def test_how_pictures_were_turned_comes_with_each_format(tmp_path, name, data, expected):
+  path = str(tmp_path / name)
+  save_prompt(path, Prompt(CONTEXT, "a/clip", config={"data": data}))
+  assert load_prompt(path).upright is expected
+  assert recorded_upright(path) is expected
+  assert recorded_upright(f"0.5*{path} + 0.5*ensemble") is expected
+  assert recorded_upright("a photo of a {}.") is None
+
+
+def test_class_names_are_those_of_a_runs_own_files(tmp_path):
+  """Not of another file in its folder, nor of a copy elsewhere; of a mixture if it is one run's."""
+  for run in ("a", "b"):
+    folder = RunFolder(tmp_path / run)
+    folder.create()
+    for file in (folder.prompt, folder.other_prompts["last"], folder.path / "copy.npz"):
+      save_prompt(file, Prompt(CONTEXT, "a/clip"))
+    assert recorded_classes(str(folder.path)) == ""
+    folder.write_classes(["cat", "dog"])
+  a, b = tmp_path / "a", tmp_path / "b"
+  for name in (a, a / "prompt.npz", a / "prompt_last.npz", f"0.5*{a} + 0.5*ensemble"):
+    assert recorded_classes(str(name)) == str(a / "classes.json")
+  for name in (a / "copy.npz", f"0.5*{a} + 0.5*{b}", "a photo of a {}.", "hf:owner/name", ""):
+    assert recorded_classes(str(name)) == ""
