@@ -16,11 +16,13 @@ On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of
     --workdir=runs/own_sets --config.evaluate.prompts="hand_written;prompt.npz"
 
 A suite of photographs that is given behind the colon sets the CLIP of the published figures,
-OpenAI's ViT-B/16; `clip` sets another. Anything else leaves the embedded world's.
+OpenAI's ViT-B/16; `clip` sets another. Anything else leaves the embedded world's. Learned prompts
+that are given behind the colon (`prompts=runs/a;runs/b`) decide whether pictures are turned as
+their EXIF says: as in their trainings, where these agree. Otherwise `data.upright` does.
 """
 
 from pomp_jax.config import base, with_argument
-from pomp_jax.files.prompt_file import PUBLISHED_CLIP
+from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_upright
 
 
 def get_config(argument: str = ""):
@@ -31,4 +33,6 @@ def get_config(argument: str = ""):
   with_argument(config, argument, **short)
   if config.evaluate.suite not in ("none", "world"):
     config.clip.model = PUBLISHED_CLIP
+  turns = {recorded_upright(name) for name in config.evaluate.prompts} - {None}
+  config.data.upright = turns == {True}
   return with_argument(config, argument, **short)

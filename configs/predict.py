@@ -1,14 +1,16 @@
 r"""Names for pictures, their pixels or their objects, under a prompt and any list of names.
 
-A run's prompt on the CLIP that it was trained with, and a published checkpoint on ViT-B/16:
+A run's prompt on the CLIP that it was trained with, with the names of its classes, and a published
+checkpoint on ViT-B/16:
 
-  python -m pomp_jax.main --config=configs/predict.py:prompt=runs/own,images=NEW,names=names.txt \
+  python -m pomp_jax.main --config=configs/predict.py:prompt=runs/own,images=NEW \
     --workdir=runs/names
   python -m pomp_jax.main --config=configs/predict.py:prompt=model.pth.tar-5,images=NEW \
     --workdir=runs/names --config.predict.names=lvis_v1_val.json
 
-NEW is a picture, or a folder of pictures and of such folders. names.txt has one name a line; a
-file of COCO's or LVIS's annotations gives its categories, and `imagenet1k` is a packaged list.
+NEW is a picture, or a folder of pictures and of such folders. `names=names.txt` gives other names,
+one a line; a file of COCO's or LVIS's annotations gives its categories, and `imagenet1k` is a
+packaged list. Pictures are turned as their EXIF says, unless the prompt's training did not.
 
 A name for every pixel, by dense CLIP or by the regions of a network, and for objects, which take
 a network (or --config.regions.source=file):
@@ -24,13 +26,12 @@ which the prompt's file names if the prompt is given behind the colon, else Open
 """
 
 from pomp_jax.config import base, with_argument
-from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_clip
+from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_clip, recorded_upright
 
 
 def get_config(argument: str = ""):
-  """The base config with the job; `images` and `names` remain to be given."""
+  """The base config with the job; `images` remain to be given, and `names` where no run has any."""
   config = base("predict")
-  config.data.upright = True
   # Of a network's regions those that are objects count most.
   if "regions" in config:
     config.regions.objectness = True
@@ -38,4 +39,5 @@ def get_config(argument: str = ""):
   short |= {"network": "propose.network", "clip": "clip.model"}
   with_argument(config, argument, **short)
   config.clip.model = recorded_clip(config.predict.prompt) or PUBLISHED_CLIP
+  config.data.upright = recorded_upright(config.predict.prompt) is not False
   return with_argument(config, argument, **short)

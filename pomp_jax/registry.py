@@ -81,6 +81,7 @@ class Source(NamedTuple):
   generated: bool = False  # whether `data.names` alone describes its images
   test_sets: bool = False  # whether `evaluate.source` may name it
   holds_out: bool = False  # whether images for missing splits are held out of the training images
+  sorted_by_hand: bool = False  # whether empty classes and duplicates between splits are dropped
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
   dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead
   lists: str = ""  # "module:names" of the class lists that it reads itself, beside packaged ones
@@ -111,7 +112,13 @@ SOURCES = {
     test_sets=True,
     dataset="rooms.data_sets.fields:expected_by_tfds",
   ),
-  "folder": Source("data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True),
+  "folder": Source(
+    "data.folder",
+    ("dataset", "annotations"),
+    test_sets=True,
+    holds_out=True,
+    sorted_by_hand=True,
+  ),
   "features": Source(
     "rooms.data_sets.feature_folder",
     ("dataset", "annotations", "upright"),

@@ -31,7 +31,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.paths import exists, is_dir, is_file
-from pomp_jax.files.prompt_file import is_prompt_file
+from pomp_jax.files.prompt_file import NO_NAMES, is_prompt_file, recorded_classes
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
 from pomp_jax.registry import groups_of, load
 
@@ -253,7 +253,11 @@ def _check_data(data: Data, images: int, dry_run: bool) -> None:
       _check_names(f"data.{field}", names)
 
 
-def _check_names(field: str, names: str) -> None:
+def _check_names(field: str, names: str, prompt: str = "") -> None:
+  """Checks a class list; it may be empty beside a run's prompt, which has names of its own."""
+  if prompt and not names:
+    require(recorded_classes(prompt), field, names, f"{_NAMES}; {prompt!r} {NO_NAMES}")
+    return
   require(names in CLASS_LISTS or is_file(names), field, names, _NAMES)
 
 
@@ -274,8 +278,8 @@ def check_predict(predict: Predict) -> None:
   """Checks the fields of `predict`."""
   images, prompt = predict.images, predict.prompt
   require(exists(images), "predict.images", images, "a file or a folder that exists")
-  _check_names("predict.names", predict.names)
   require(prompt, "predict.prompt", prompt, f"{_PROMPTS}, or a text with {{}}")
+  _check_names("predict.names", predict.names, prompt)
 
 
 def check_export(export: Export) -> None:
@@ -283,7 +287,7 @@ def check_export(export: Export) -> None:
   name, prompt, suffixes = export.output, export.prompt, registry.FORMATS[export.format].suffixes
   if registry.FORMATS[export.format].features:
     require(prompt, "export.prompt", prompt, f"{_PROMPTS}, or a template with {{}}")
-    _check_names("export.names", export.names)
+    _check_names("export.names", export.names, prompt)
   else:
     require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)
   if export.hub:

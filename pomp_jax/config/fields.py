@@ -69,6 +69,11 @@ class Data:
   novel: str = row("", "class list or file of names: evaluated beside base; empty: all others")
   test_share: float = row(0.2, "test share of a class, in a folder without test images", below(1))
   validation_share: float = row(0.1, "likewise, of validation images", below(1))
+  duplicates: str = row(
+    "drop",
+    "of a folder's test and validation pictures, those that equal one of an earlier split",
+    one_of("drop", "keep"),
+  )
   cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
   images_per_class: int = row(16, "training images per class, of generated data", at_least(1))
   n_classes: int = row(0, "classes from the source's list, evenly spread; 0: all", at_least(0))
@@ -217,7 +222,9 @@ class Predict:
     "", "prompt file, run's folder, text with {}, or another name of evaluate.prompts"
   )
   images: str = row("", "an image, or a folder of images and of such folders")
-  names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
+  names: str = row(
+    "", "class list such as imagenet1k, or a file: one name per line, or JSON; empty: the run's"
+  )
   top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
 
 
@@ -229,7 +236,9 @@ class Export:
     "", "prompt file, run's folder, hf:OWNER/NAME; for features as evaluate.prompts"
   )
   format: str = row("npz", "format; detic, open_clip: features", one_of(*FORMATS))
-  names: str = row("", "for features: class list or file of names, or COCO or LVIS JSON")
+  names: str = row(
+    "", "for features: class list or file of names, or COCO or LVIS JSON; empty: the run's"
+  )
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
   hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")

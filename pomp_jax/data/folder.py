@@ -15,7 +15,7 @@ import os
 from typing import Any, NamedTuple
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
-from pomp_jax.data.images import EXTENSIONS
+from pomp_jax.data.images import EXTENSIONS, UNREAD_EXTENSIONS, UNREAD_REASON
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.files.paths import Path, is_bucket, is_file, store_of, to_path
 from pomp_jax.files.terminal import is_unicode, printable
@@ -92,17 +92,35 @@ def open_folder(folder: Path, classes: ClassList, all_classes: bool = True) -> S
   keys = [f"{name}/{file}" for name in names for file in listed[name].images]
   labels = [class_of[name] for name in names for _ in listed[name].images]
   if not keys:
-    expected = f"(expected {', '.join(EXTENSIONS)})"
-    raise SourceError(f"{where}: no images found in {len(class_of)} class folders {expected}")
+    expected = _expected([file for inside in listed.values() for file in inside.others])
+    raise SourceError(f"{where}: no images found in {len(class_of)} class folders ({expected})")
   empty = [name for name, inside in listed.items() if not inside.images]
   folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
   others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
+  unread = [name for name in others if is_unread_picture(name)]
+  others = [name for name in others if not is_unread_picture(name)]
   suffixes = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
   counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
-  _warn_once(where, empty, "class folders have no image, and stay classes that are never right")
+  _warn_once(where, empty, "class folders have no image")
   _warn_once(where, folders, "folders within class folders are not read")
   _warn_once(where, others, f"files are not read, their suffixes are no image's ({counts})")
-  return StoredImages(classes.names, labels, keys, Files(folder))
+  _warn_once(where, unread, f"pictures are skipped: {UNREAD_REASON}")
+  source = StoredImages(classes.names, labels, keys, Files(folder))
+  return source.replace(unread=tuple(os.path.join(where, name) for name in unread))
+
+
+def is_unread_picture(name: str) -> bool:
+  """Whether a file's name is that of a picture which is not read; see `images.UNREAD_REASON`."""
+  return name.lower().endswith(UNREAD_EXTENSIONS)
+
+
+def _expected(others: Sequence[str]) -> str:
+  """What images are, where none is found among these files."""
+  unread = [name for name in others if is_unread_picture(name)]
+  more = (
+    f"; {len(unread)} files are HEIC, which is not read: convert them to JPEG" if unread else ""
+  )
+  return f"expected {', '.join(EXTENSIONS)}{more}"
 
 
 def _warn_once(where: str, names: Sequence[str], text: str) -> None:
@@ -180,21 +198,28 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
   return Listing(images, others, folders)
 
 
-def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Path]:
+def find_images(
+  path: str | os.PathLike, *, nested: bool = True, unread: bool = False
+) -> dict[str, Path]:
   """Finds the image files of a folder and, if `nested`, of all folders within.
 
-  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name.
+  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name. With
+  `unread` pictures of formats that are not read are among them, for a caller that names them.
   """
   root = to_path(path)
   single = is_file(root)
   keys, folders = ([root.name], []) if single else ([], [""])
+  others: list[str] = []
   while folders:
     inner = folders.pop()
     inside = list_folder(root / inner)
     keys += [f"{inner}{name}" for name in inside.images]
+    others += [f"{inner}{name}" for name in inside.others]
     folders += [f"{inner}{name}/" for name in inside.folders if nested]
+  if unread:
+    keys += filter(is_unread_picture, others)
   if not keys:
-    raise SourceError(f"{path}: no images found (expected {', '.join(EXTENSIONS)})")
+    raise SourceError(f"{path}: no images found ({_expected(others)})")
   for key in keys:
     if not is_unicode(key):
       raise SourceError(f"{path}: the file name {key!r} is not Unicode text")

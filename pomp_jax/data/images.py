@@ -30,6 +30,10 @@ _AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp") + tuple(
   f".{name.lower()}" for name in _AVIF
 )
+# Pictures that phones write and Pillow does not read.
+UNREAD_EXTENSIONS = (".heic", ".heif", ".hif")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+UNREAD_REASON = "a HEIC picture, which is not read: convert it to JPEG"
 # Decoders to try, whatever the file's name. EPS is excluded because it starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *_AVIF)
 # Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up to 320 MiB.
@@ -173,12 +177,22 @@ def _open(file: File) -> Image.Image:
     opened = io.BytesIO(file) if isinstance(file, bytes) else local_copy(file)
     image = Image.open(opened, formats=FORMATS)
   except UnidentifiedImageError as error:
+    if _is_heic(file):
+      raise ImageError(UNREAD_REASON) from error
     # Pillow's own message contains the object's address.
     raise ImageError(f"none of {', '.join(FORMATS)}") from error
   if image.width * image.height > MAX_PIXELS:
     image.close()
     raise ImageError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}")
   return image
+
+
+def _is_heic(file: File) -> bool:
+  """Whether a file begins as HEIC does, whatever its name."""
+  if not isinstance(file, bytes):
+    with open(file, "rb") as opened:
+      file = opened.read(12)
+  return file[4:8] == b"ftyp" and file[8:12] in _HEIC_BRANDS
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.images import CLIPS_RESIZE, ImageError, Resize, check_decodes, read_image
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import read_file, to_path
+from pomp_jax.files.paths import file_size, read_file, to_path
 
 
 class SourceError(InputError, ValueError):
@@ -61,6 +61,13 @@ class Files:
     """Content of the image with this number and name; ImageError if it can't be read."""
     return read_file(self._root / key, ImageError)
 
+  def size(self, row: int, key: str) -> int:
+    """Bytes of the image with this number and name; ImageError if it can't be read."""
+    try:
+      return file_size(self._root / key)
+    except OSError as error:
+      raise ImageError(f"{self.where(row, key)}: can't be read ({error.strerror})") from error
+
   def where(self, row: int, key: str) -> str:
     """Name of an image for messages."""
     return str(self._root / key)
@@ -69,6 +76,7 @@ class Files:
 class StoredImages:
   """Labelled encoded images (JPEG files, records) with random access; a `Source`."""
 
+  unread: tuple[str, ...] = ()  # files beside the images, pictures of a format that is not read
   upright = False  # whether images are turned as their EXIF orientation says
   resize: Resize = CLIPS_RESIZE  # how they become S x S pixels
 
@@ -109,6 +117,10 @@ class StoredImages:
     except ImageError as error:
       problem = str(error)[:300]
     return content, problem
+
+  def encoded_size(self, index: int) -> int:
+    """Bytes of one image file; ImageError if it can't be read."""
+    return self.storage.size(int(self._rows[index]), str(self.keys[index]))
 
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""

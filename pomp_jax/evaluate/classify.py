@@ -15,19 +15,27 @@ import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.config.declare import ConfigError
-from pomp_jax.data.class_lists import ClassList, check_names, load_class_list
+from pomp_jax.data.class_lists import ClassList, VocabularyError, check_names, load_class_list
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
 from pomp_jax.evaluate.named_prompts import AnyPrompt, class_features, read_prompt
-from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.files.prompt_file import (
+  NO_NAMES,
+  Prompt,
+  PromptFileError,
+  recorded_classes,
+  recorded_upright,
+)
 
 ImageLike = Image.Image | np.ndarray | str | os.PathLike
 
 
 class Classifier:
   """Names and probabilities for images; `class_features` are unit rows [N,E] of the `names`.
+
+  `upright` is whether images are turned as their EXIF orientation says.
 
   An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size. One image
   gives one result; an iterable of images, or an array [B,H,W,3], gives several.
@@ -37,8 +45,9 @@ class Classifier:
     self,
     clip: Clip | Encoder | str | os.PathLike,
     prompt: Prompt | str | os.PathLike,
-    names: Sequence[str] | str | os.PathLike,
+    names: Sequence[str] | str | os.PathLike | None = None,
     *,
+    upright: bool | None = None,
     batch_size: int = 64,
   ):
     """Computes the text features of all names once.
@@ -48,6 +57,9 @@ class Classifier:
       prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or a run's
         folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
       names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
+        None: those of the training, of a run's folder or of the prompt file in it.
+      upright: whether images are turned as their EXIF orientation says; arrays have none. None: as
+        in the training, if the prompt's file records it, and otherwise True.
       batch_size: images that are decoded and computed at a time, at least 1.
 
     InputError for what can't be used, EvaluationError if features are not finite.
@@ -55,6 +67,12 @@ class Classifier:
     if batch_size < 1:
       raise InputError(f"batch_size: got {batch_size}, expected at least 1")
     self._batch_size = batch_size
+    # Open the files first: computing takes longer.
+    opened = open_prompt(prompt)
+    if names is None:
+      names = "" if isinstance(prompt, Prompt) else recorded_classes(os.fspath(prompt))
+      if not names:
+        raise VocabularyError(f"names: none given, and {_described(prompt)} {NO_NAMES}")
     where = "the class list"
     if isinstance(names, str | os.PathLike):
       classes, where = load_class_list(names), str(names)
@@ -62,8 +80,7 @@ class Classifier:
       classes = ClassList(tuple(names))
     self.names = classes.names
     check_names(self.names, where)
-    # Open the files first: computing takes longer.
-    opened = open_prompt(prompt)
+    self.upright = pictures_upright(prompt, opened) if upright is None else upright
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
@@ -117,10 +134,10 @@ class Classifier:
     """Reads or prepares one image; an error names its path or its place."""
     size, resize = self._encoder.clip.image_size, self._encoder.resize
     if isinstance(image, str | os.PathLike):
-      return read_image(image, size, resize=resize)
+      return read_image(image, size, self.upright, resize=resize)
     try:
       image = image if isinstance(image, Image.Image) else np.asarray(image)
-      return prepare(image, size, resize=resize)
+      return prepare(image, size, self.upright, resize=resize)
     except ImageError as error:
       raise ImageError(f"image {place}: {error}, or the path of an image file") from error
 
@@ -130,6 +147,21 @@ def _listed(images: Any) -> tuple[Iterable[Any], bool]:
   is_path = isinstance(images, Image.Image | str | os.PathLike)
   is_one = images.ndim != 4 if hasattr(images, "ndim") else is_path
   return ([images] if is_one else images), is_one
+
+
+def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> bool:
+  """Whether pictures are turned under a prompt, `opened` by `open_prompt`: as in its training.
+
+  True if that is not recorded: a person sees them so.
+  """
+  recorded = getattr(opened, "upright", None)
+  if recorded is None and isinstance(prompt, str | os.PathLike):
+    recorded = recorded_upright(os.fspath(prompt))
+  return True if recorded is None else recorded
+
+
+def _described(prompt: Prompt | str | os.PathLike) -> str:
+  return "a prompt" if isinstance(prompt, Prompt) else repr(os.fspath(prompt))
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> AnyPrompt:

@@ -71,6 +71,8 @@ def check_prompts(
   prompts = named_prompts.read_prompts(names, field, chosen)
   sets = evaluation_sets(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
+  if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
+    named_prompts.warn_of_turns(prompts, data.upright, f"data.upright={data.upright}")
   for name, (source, classes, _) in opened.items():
     inputs.check_features(source, clip.model, clip_config)
     for named in prompts:

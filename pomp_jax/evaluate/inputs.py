@@ -105,6 +105,11 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
   return _module(data).evaluation_splits(data)
 
 
+def left_out(data: Data) -> dict[str, Any]:
+  """What of stored images is no answer or in no figure; see `stored.left_out`."""
+  return stored.left_out(data) if SOURCES[data.source].stored else {}
+
+
 def check_readable(data: Data, n_images: int) -> None:
   """Decodes the images of a folder before a run; SourceError if `data.max_corrupt` allows fewer.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import logging
 import os
 from typing import Any, NamedTuple
 
@@ -37,10 +38,12 @@ _TAKES = (
 class OtherPrompt:
   """Class vectors of a room's own kind, by the name of `registry.OTHER_PROMPTS`.
 
-  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row a class.
+  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row a class,
+  `upright` as that of a learned prompt.
   """
 
   of_one_list = has_rows = False
+  upright: bool | None = None
   # Unit features [N,E] under it; the other three as the functions of these names below, and checks
   # that accept everything unless a class has its own.
   features: Callable[[Encoder, ClassList], np.ndarray]
@@ -48,6 +51,8 @@ class OtherPrompt:
   check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None] = lambda *_: None
   describe: Callable[[ClassList], list[Any]]
 
+
+_warn_once = functools.cache(logging.getLogger(__name__).warning)
 
 AnyPrompt = prompt_file.Prompt | prompt_file.ClassFeatures | OtherPrompt | str
 
@@ -114,6 +119,26 @@ def of_one_list(prompt: AnyPrompt) -> bool:
   if isinstance(prompt, prompt_file.Prompt):
     return prompt.context.ndim == 3
   return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
+
+
+def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> None:
+  """Warns of prompts that were trained on pictures turned otherwise than these are.
+
+  `upright` is whether these are turned as their EXIF orientation says, `where` names what says so.
+  """
+  others = [
+    named.label
+    for named in prompts
+    if (recorded := getattr(named.prompt, "upright", None)) is not None and recorded != upright
+  ]
+  if others:
+    _warn_once(
+      "%s: pictures are %s as their EXIF says; the training of %s %s",
+      where,
+      "turned" if upright else "not turned",
+      ", ".join(map(repr, others)),
+      "did not turn its own" if upright else "turned its own",
+    )
 
 
 def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> np.ndarray:
@@ -230,7 +255,7 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> promp
       raise CheckpointError(f"{path}: is of method {method!r}; a prompt (pomp, kdpl) is needed")
     params = result_of(state["params"], state.get("opt_state"))
     context, model = params["context"], config["clip"]["model"]
-    prompt = prompt_file.Prompt(context, model, config["prompt"]["position"])
+    prompt = prompt_file.Prompt(context, model, config["prompt"]["position"], config)
   except (KeyError, TypeError) as error:
     raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
   prompt_file.validate(path, prompt)

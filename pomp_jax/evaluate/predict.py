@@ -20,8 +20,9 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier, open_prompt
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt
+from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, warn_of_turns
 from pomp_jax.files.paths import Path
+from pomp_jax.files.prompt_file import recorded_classes
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.registry import TASKS, load
@@ -44,8 +45,10 @@ class Task:
   def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
     """Reads the names. A task gets the groups that its row of the registry has as keywords too."""
     self._settings, self._upright, self._clip = settings, data.upright, clip
-    names = load_class_list(settings.names).names
-    check_names(names, settings.names)
+    # Of a run without a list of names those of its training.
+    self.names = settings.names or recorded_classes(settings.prompt)
+    names = load_class_list(self.names).names
+    check_names(names, self.names)
     self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]  # of each class
     self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
     self.rows: dict[str, Rows] = {}  # what is found in each picture
@@ -57,6 +60,7 @@ class Task:
     named = NamedPrompt(self._settings.prompt, opened)
     clip_config = inputs.clip_config(self._clip.model)
     check_prompt(named, self._synonyms, clip_config, self._clip.model)
+    warn_of_turns([named], self._upright, f"data.upright={self._upright}")
 
   def open(self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder) -> None:
     """Opens what is computed with; reads no picture."""
@@ -104,7 +108,7 @@ class Classify(Task):
   def _open(self, encoder):
     top, self.facts = self._settings.top, {"n_classes": len(self._synonyms)}
     self._size, self._resize = encoder.clip.image_size, encoder.resize
-    classifier = Classifier(encoder, self._settings.prompt, self._settings.names)
+    classifier = Classifier(encoder, self._settings.prompt, self.names)
     return lambda block: zip(
       block, classifier.predict([self._picture(row) for row in block], top), strict=True
     )
@@ -124,7 +128,7 @@ def check(config: Settings, workdir: str) -> None:
   kind = TASKS[config.predict.task]
   groups = {name: getattr(config, name) for name in kind.groups}
   task = load(kind.open)(config.predict, config.data, config.clip, **groups)
-  task.check(find_images(config.predict.images))
+  task.check(find_images(config.predict.images, unread=True))
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -136,7 +140,7 @@ def run(config: Settings, workdir: str) -> dict:
   groups = {name: getattr(config, name) for name in kind.groups}
   task = load(kind.open)(settings, config.data, config.clip, **groups)
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  files = find_images(settings.images)
+  files = find_images(settings.images, unread=True)
   task.open(encoder, files, folder)
   blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]
   for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
@@ -154,7 +158,8 @@ def run(config: Settings, workdir: str) -> dict:
   if not hosts.is_first():
     return {}
   results = {"job": config.job, "task": settings.task, "clip_model": encoder.clip.name}
-  results |= {"prompt": settings.prompt} | task.facts
+  results |= {"prompt": settings.prompt, "names": task.names, "upright": config.data.upright}
+  results |= task.facts
   results |= {"images": task.rows, "unreadable": task.unreadable}
   task.finish()
   lines = [

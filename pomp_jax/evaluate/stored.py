@@ -2,12 +2,18 @@
 
 A missing split of train, validation and test is held out of the training images if the source's row
 in the registry allows it. Otherwise another split replaces it, under its own name, with a log line.
+
+Of a folder that a person has sorted, a class without a picture in any split is no class, unless a
+list names it: neither an answer nor a negative, which would only push the prompt away from a word
+that no picture speaks for. Test and validation pictures that equal one of an earlier split are
+dropped, unless `data.duplicates=keep`.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import logging
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +22,7 @@ from pomp_jax.config import SOURCES, ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.duplicates import find_duplicates
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.loader import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages
@@ -26,32 +33,143 @@ from pomp_jax.registry import load
 
 log = logging.getLogger(__name__)
 _log_once = functools.cache(log.info)
+_warn_once = functools.cache(log.warning)
 _NO_SPLIT = "%s has no split %r: %s"
 
 # All training images, before any are held out or dropped by few shots.
 _UNDIVIDED = "undivided"
 # Images of a set that are decoded before a run at most, and unreadable ones that are named.
 _MOST_DECODED, _MOST_NAMED = 20_000, 20
+# Images of which duplicates are looked for at most.
+_MOST_COMPARED = 200_000
 
 
 def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
   """Opens a split; see `inputs.open_source`. Train and validation have the classes to train on."""
-  if split in ("train", "validation"):
-    part, group = split, _training_group(data)
-  else:
-    parts = _evaluation_parts(data)
-    if split not in parts:
-      raise ValueError(f"no split {split!r} to evaluate on; there are {', '.join(parts)}")
-    part, group = parts[split]
+  source = _with_duplicates(data, split)
+  found = _duplicates(data, split)
+  if found and data.duplicates == "drop":
+    if len(found) == len(source):
+      lack = f"every picture of the split {split!r} equals one of an earlier split"
+      raise SourceError(f"{_name(data)}: {lack}; data.duplicates=keep keeps them")
+    source = source.subset(np.delete(np.arange(len(source)), list(found)))
+  return source.subset(even_sample(source.labels, source.keys, n_images)) if n_images else source
+
+
+def _with_duplicates(data: Data, split: str) -> StoredImages:
+  """The images of a split, also those of earlier splits."""
+  part, group = _part_and_group(data, split)
   source = _open_part(data, part)
   kept = _classes_of_group(data, source.names, group)
+  is_listed = data.base and (group == "base" or (group == "novel" and data.novel))
+  if not is_listed:
+    kept = kept[~np.isin(kept, _empty_classes(data, part))]
   require(len(kept), "data.classes", group, "all, for a data set of one class")
   kept = kept[spread_evenly(data.n_classes, len(kept))]
   if not np.array_equal(kept, np.arange(len(source.names))):
     source = source.of_classes(kept)
   if not len(source):
     raise SourceError(f"{_name(data)}: no image of these classes in the split {split!r}")
-  return source.subset(even_sample(source.labels, source.keys, n_images)) if n_images else source
+  return source
+
+
+def _part_and_group(data: Data, split: str) -> tuple[str, str]:
+  """Part of the images of a split, and its group of classes."""
+  if split in ("train", "validation"):
+    return split, _training_group(data)
+  parts = _evaluation_parts(data)
+  if split not in parts:
+    raise ValueError(f"no split {split!r} to evaluate on; there are {', '.join(parts)}")
+  return parts[split]
+
+
+@functools.lru_cache(maxsize=4)
+def _empty_classes(data: Data, part: str) -> np.ndarray:
+  """Labels of the folders without a picture in any split, which no list asks for."""
+  if data.names or not SOURCES[data.source].sorted_by_hand:
+    return np.zeros(0, int)
+  splits = _splits(data)
+  # Without training images a split has classes of its own.
+  sources = [_open_whole(data, one) for one in (splits if "train" in splits else (part,))]
+  seen = np.concatenate([source.labels for source in sources])
+  names = sources[0].names
+  empty = np.setdiff1d(np.arange(len(names)), seen)
+  if len(empty):
+    _warn_once(
+      "%s: %d of %d classes have no picture in any split and are no answers, such as %r; a list of"
+      " names (data.names) keeps them",
+      *(_name(data), len(empty), len(names), names[empty[0]]),
+    )
+  return empty
+
+
+@functools.lru_cache(maxsize=8)
+def _duplicates(data: Data, split: str) -> dict[int, str]:
+  """Index of each picture of a split that equals one of an earlier split -> the file of that one.
+
+  The order is train, validation, test. A split that another one replaces has no duplicates there.
+  """
+  if split == "train" or not SOURCES[data.source].sorted_by_hand or "train" not in _splits(data):
+    return {}
+  part, _ = _part_and_group(data, split)
+  others = {"train": "train", "validation": _replacement(data, "validation")}
+  if split == "validation":
+    part = others.pop("validation")
+  if part == "train":
+    return {}
+  earlier = [open_source(data, one) for one, own in others.items() if own != part]
+  source = _with_duplicates(data, split)
+  n_images = len(source) + sum(map(len, earlier))
+  if is_bucket(data.root) or n_images > _MOST_COMPARED:
+    place = "in a bucket" if is_bucket(data.root) else f"among {n_images:,} pictures"
+    _log_once("%s: duplicates between splits are not looked for %s", _name(data), place)
+    return {}
+  found = find_duplicates(source, earlier)
+  if found:
+    first = next(iter(found))
+    fate = "are dropped (data.duplicates=keep keeps them)"
+    if data.duplicates == "keep":
+      fate = "are kept (data.duplicates=keep)"
+    _warn_once(
+      "%s: %d of %d %s pictures equal a picture of an earlier split byte for byte and %s; the"
+      " first: %s = %s",
+      *(_name(data), len(found), len(source), split, fate, source.where(first), found[first]),
+    )
+  return found
+
+
+def left_out(data: Data) -> dict[str, Any]:
+  """What of a folder is no answer, or in no figure, for results and report; empty for nothing.
+
+  `classes_without_pictures` and `classes_without_test_pictures` are names, `duplicates` the files
+  of each split with those that they equal, `not_read` files of formats that are not read.
+  """
+  if not SOURCES[data.source].sorted_by_hand:
+    return {}
+  tested = evaluation_splits(data)
+  empty: dict[str, None] = {}
+  untested: dict[str, list[str]] = {}
+  duplicates: dict[str, dict[str, str]] = {}
+  for split in ("train", "validation", *tested):
+    part, _ = _part_and_group(data, split)
+    names = _open_part(data, part).names
+    empty |= dict.fromkeys(names[label] for label in _empty_classes(data, part))
+    source = _with_duplicates(data, split)
+    found = _duplicates(data, split)
+    if found:
+      duplicates[split] = {source.where(index): where for index, where in found.items()}
+    if split in tested:
+      shown = open_source(data, split)
+      without = np.setdiff1d(np.arange(len(shown.names)), shown.labels)
+      if len(without):
+        untested[split] = [shown.names[label] for label in without]
+  facts = {
+    "classes_without_pictures": list(empty),
+    "classes_without_test_pictures": untested,
+    "duplicates": duplicates,
+    "not_read": [file for split in _splits(data) for file in _open_whole(data, split).unread],
+  }
+  return {name: fact for name, fact in facts.items() if fact}
 
 
 def evaluation_splits(data: Data) -> tuple[str, ...]:
@@ -198,8 +316,13 @@ def _open_part(data: Data, part: str) -> StoredImages:
     raise SourceError(f"{_name(data)}: no training images (found {', '.join(splits)})")
   if part == "train" and SOURCES[data.source].draws_shots:
     return _open_split(data, "train")
-  undivided = _open_split(dataclasses.replace(data, shots=0), "train")
+  undivided = _open_whole(data, "train")
   return undivided if part == _UNDIVIDED else undivided.subset(_divided(data)[part])
+
+
+def _open_whole(data: Data, split: str) -> StoredImages:
+  """Opens a split with all of its images, whatever the shots."""
+  return _open_split(dataclasses.replace(data, shots=0), split)
 
 
 @functools.lru_cache(maxsize=4)

@@ -12,6 +12,7 @@ from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
 from pomp_jax.report import report
 from pomp_jax.report.evaluation_report import remarks
 from pomp_jax.report.labels import counted, method_label, run_labels, with_counts
+from pomp_jax.report.left_out import left_out_section
 
 _FILES = {  # that a report links to, with what they hold
   "results.json": "every figure",
@@ -23,6 +24,7 @@ _FILES = {  # that a report links to, with what they hold
   "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
   "prompt.npz": "the learned prompt",
+  "classes.json": "names of the training's classes",
   "candidates.json": "validation accuracy of the words that it competes with",
   "prompt_last.npz": "that of the last checkpoint",
   "prompt_best.npz": "that of the checkpoint that is best on validation",
@@ -136,6 +138,8 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     report.Section("Misclassified test images", picture="mistakes.png"),
     *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
   ]
+  if left_out := results.get("left_out"):
+    sections.append(left_out_section(left_out))
   if unreadable:
     table = report.Table(("split", "image"), unreadable)
     sections.append(report.Section("Images that can't be read", table=table))

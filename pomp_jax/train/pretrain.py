@@ -6,15 +6,26 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.tokens import Tokenizer
+from pomp_jax.config import METHODS, SOURCES, ConfigError, Settings, fields
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import Loop
+from pomp_jax.config.fields import BEST, Data, Eval, Loop
+from pomp_jax.data import class_lists
 from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths, read_prompts
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.paths import exists
-from pomp_jax.files.prompt_file import PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import (
+  UNKNOWN_CLIP,
+  Prompt,
+  PromptFileError,
+  load_prompt,
+  save_prompt,
+)
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.prompt.mesh import DATA, make_mesh
 from pomp_jax.registry import PREDICTION_SHEET, WORDS, load
@@ -31,7 +42,7 @@ def check(config: Settings, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
-  clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
+  clip, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model, config.clip.image_tower)
   if config.data.features == "file":
     inputs.check_features(inputs.open_source(config.data, "train"), config.clip.model, clip)
   if METHODS[config.method].steps:
@@ -48,9 +59,37 @@ def check(config: Settings, workdir: str) -> None:
       load(WORDS).check(config.contrast, config.prompt, config.data, clip, config.clip.model)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
+    if SOURCES[config.data.source].stored:
+      check_names(config.prompt, config.data, config.eval, clip, tokenizer)
   check_same_run(config.flat(), folder)
   if hosts.is_first() and not folder.config.exists():
     inputs.check_readable(config.data, config.eval.images)
+
+
+def check_names(
+  prompt: fields.Prompt, data: Data, evaluation: Eval, clip: ClipConfig, tokenizer: Tokenizer
+) -> None:
+  """Raises VocabularyError or TokenizeError for a class name that a text of the run can't hold.
+
+  Args:
+    prompt: fields of the prompt, whose M vectors or candidates need places beside a name.
+    data: fields of the stored images, whose training and test classes are checked.
+    evaluation: fields with the hand-written prompt.
+    clip: sizes of the CLIP.
+    tokenizer: the CLIP's.
+  """
+  splits = ("train", *inputs.evaluation_splits(data))
+  names = dict.fromkeys(name for one in splits for name in inputs.open_source(data, one).names)
+  classes = inputs.class_list(data, evaluation.template, list(names))
+  class_lists.check_names(classes.names, f"{data.source} {data.root}")
+  prompts: list[AnyPrompt] = [evaluation.template, "{}."]
+  if prompt.init == BEST:
+    prompts += [named.prompt for named in read_prompts(prompt.candidates, "prompt.candidates")]
+  if prompt.m:
+    # Any context of M vectors leaves the same places.
+    prompts.append(Prompt(np.zeros((prompt.m, 1), np.float32), UNKNOWN_CLIP))
+  for one in prompts:
+    check_lengths(one, classes, tokenizer, clip.text_config, f"{data.source} {data.root}")
 
 
 def check_mesh(class_size: int, loop: Loop, n_views: int = 1) -> None:
@@ -98,6 +137,7 @@ def _start_folder(run: PromptRun) -> None:
   """Writes the config, and computes the features of the training images if they are stored."""
   if hosts.is_first():
     run.folder.create(run.config)
+    run.folder.write_classes(run.source.names)
     if run.candidates:
       write_json(run.folder.candidates, run.candidates)
     if run.data.features != "online":
@@ -153,6 +193,8 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     found["words"] = beside_words.facts
     if beside_words.facts["chosen"] == "words":
       found["evaluated_step"] = 0
+  if left_out := inputs.left_out(run.data):
+    found["left_out"] = left_out
   # On the devices of all processes, so by all of them.
   sheet = load(PREDICTION_SHEET)(run, prompt, found) if prompt and PREDICTION_SHEET else None
   if hosts.is_first():

@@ -11,6 +11,7 @@ import pytest
 
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import classes_in, find_images, open_folder, split_folders
+from pomp_jax.data.images import UNREAD_REASON
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.data.subsets import even_sample, few_shot, held_out
 
@@ -59,11 +60,13 @@ def test_what_is_not_read_is_said_once(root, caplog):
   for _ in range(2):
     open_whole(root)
   assert [record.getMessage() for record in caplog.records] == [
-    f"{root}: 1 class folders have no image, and stay classes that are never right, such as 'none'",
+    f"{root}: 1 class folders have no image, such as 'none'",
     f"{root}: 2 folders within class folders are not read, such as 'cat/deeper'",
-    f"{root}: 3 files are not read, their suffixes are no image's (.heic 2, .txt 1), such as"
-    " 'axe/b.HEIC'",
+    f"{root}: 1 files are not read, their suffixes are no image's (.txt 1), such as"
+    " 'cat/notes.txt'",
+    f"{root}: 2 pictures are skipped: {UNREAD_REASON}, such as 'axe/b.HEIC'",
   ]
+  assert open_whole(root).unread == (f"{root}/axe/b.HEIC", f"{root}/cat/a.heic")
 
 
 def test_splits(root, tmp_path_factory):

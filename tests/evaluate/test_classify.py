@@ -15,9 +15,11 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.metrics import EvaluationError
+from pomp_jax.evaluate.named_prompts import NamedPrompt, warn_of_turns
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.mixtures.prompts import Mixture
 from tests.support.clips import huggingface_outputs, with_kernel, words_as_prompt
 from tests.support.small_run import run_job, small_config
 
@@ -184,6 +186,61 @@ def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, pa
   broken = with_kernel(clip, part, np.nan * clip.params[part]["kernel"])
   with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
     Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
+
+
+def turned(path, pixels):
+  """Writes a picture that lies on its side, as its EXIF says."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+  return path
+
+
+def recorded(context, **data):
+  """A prompt whose config has these fields of the data."""
+  return Prompt(context, "random", config={"data": {"source": "folder"} | data})
+
+
+def test_pictures_are_turned_as_in_the_training_and_else_as_a_person_sees_them(
+  encoder, images, tmp_path
+):
+  standing = images[0]
+  context = np.zeros((2, encoder.clip.text_width), np.float32)
+  path = turned(tmp_path / "a.png", standing)
+  lying = standing.transpose(1, 0, 2)[::-1]
+  for prompt, upright, expected in (
+    ("a {}", None, standing),
+    ("a {}", False, lying),
+    (recorded(context), None, standing),
+    (recorded(context, upright=True), None, standing),
+    (recorded(context, upright=False), None, lying),
+    (recorded(context, upright=False), True, standing),
+  ):
+    found = Classifier(encoder, prompt, NAMES, upright=upright)
+    assert found.upright == (expected is standing)
+    wanted = found.probabilities(expected)
+    for picture in (path, Image.open(path)):
+      np.testing.assert_allclose(found.probabilities(picture), wanted, atol=1e-6)
+
+
+def test_a_prompt_without_a_run_needs_names(encoder):
+  for prompt in ("a {}", recorded(np.zeros((2, encoder.clip.text_width), np.float32))):
+    with pytest.raises(VocabularyError, match=r"^names: [^\n]*classes\.json"):
+      Classifier(encoder, prompt)
+
+
+@pytest.mark.parametrize(
+  ("recorded_rule", "rule", "n_lines"), [(True, False, 1), (False, True, 1), (True, True, 0)]
+)
+def test_another_rule_than_the_trainings_is_one_line(caplog, recorded_rule, rule, n_lines):
+  """Also of a prompt in a mixture."""
+  prompt = recorded(np.zeros((2, 8), np.float32), upright=recorded_rule)
+  texts = [NamedPrompt("texts", "a {}")]
+  for number, named in enumerate((NamedPrompt("own", prompt), NamedPrompt("mixed", None))):
+    mixed = Mixture([NamedPrompt("own", prompt), *texts], [0.5, 0.5])
+    named = named if named.prompt else named._replace(prompt=mixed)
+    warn_of_turns([named, *texts], rule, f"{caplog.handler} {number} {rule} {recorded_rule}")
+  assert [("own" in line or "mixed" in line) for line in caplog.messages] == [True] * 2 * n_lines
 
 
 # Names of files and of classes that CSV, spreadsheets and consoles take for something else.

@@ -1,5 +1,6 @@
 """The export job, and prompts that a folder or the hub holds instead of a file."""
 
+import dataclasses
 import json
 import sys
 
@@ -120,6 +121,24 @@ def test_open_clip_has_a_column_a_class(files, encoder):
   path, _ = run(files, format="open_clip", output="weights.safetensors", names=names)
   found = safetensors.torch.load_file(path)["classifier"].numpy()
   np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
+  """A `.safetensors` holds the rule; a `.npy` can't, so the results do."""
+  folder = RunFolder(files / "own")
+  folder.create()
+  config = {"data": {"source": "folder", "upright": False}}
+  prompt = dataclasses.replace(load_prompt(files / "prompt.npz"), config=config)
+  save_prompt(folder.prompt, prompt)
+  folder.write_classes(NAMES)
+  own = {"prompt": str(folder.path), "names": "", "format": "open_clip"}
+  path, results = run(files, **own, output="weights.safetensors")
+  with safetensors.safe_open(str(path), framework="numpy") as file:
+    assert json.loads(file.metadata()["names"]) == NAMES
+    assert file.metadata()["upright"] == "false"
+  assert (results["upright"], results["names"]) == (False, str(folder.classes))
+  _, results = run(files, format="detic")
+  assert results["upright"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ STORED = ONLINE | {"data.source": "folder", "data.root": "PICTURES"}
 STORED |= {"data.n_classes": 9, "data.shots": 4}
 DRAWN = STORED | {"data.source": "world"}
 FLAT = STORED | {"data.root": "FLAT", "data.shots": 0}
+# A training picture is among those of validation and of the test, too.
+DOUBLES = STORED | {"data.root": "DOUBLES", "data.shots": 0}
 BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
 REGIONS = STORED | {"data.source": "regions", "data.annotations": "OBJECTS", "data.shots": 0}
@@ -91,6 +93,7 @@ CHANGES = {
   "data.novel": ("NOVEL", BASE_CLASSES, "splits", {"tested": [7, 1]}),
   "data.test_share": (0.4, FLAT, "program batches splits", _shown(20, 2, [14])),
   "data.validation_share": (0.4, FLAT, "program batches splits", _shown(11, 1, None, [14])),
+  "data.duplicates": ("keep", DOUBLES, "splits", {"tested": [10], "validated": [10]}),
   "data.upright": (True, STORED, "batches", {}),
   "data.images_per_class": (2, ONLINE, "program batches", _shown(32, 4)),
   "data.n_classes": (12, ONLINE, OTHERS_SHOWN, _shown(12, 1, [24, 24, 24], [24], 12)),
@@ -239,6 +242,10 @@ def folders(tmp_path_factory):
   (root / "novel.txt").write_text(f"{CLASSES[8]}\n")
   write_fewer_layers(root / "one", 1)
   shutil.copytree(root / "pictures", root / "copy of pictures")
+  shutil.copytree(root / "pictures", root / "doubles")
+  for split in ("val", "test"):
+    again = root / "doubles" / split / CLASSES[0] / "again.png"
+    shutil.copy(root / "doubles" / "train" / CLASSES[0] / "0-0.png", again)
   for name, side in (("objects", 40), ("smaller", 30)):
     _write_objects(root / f"{name}.json", root / "pictures", side)
   return {
@@ -248,6 +255,7 @@ def folders(tmp_path_factory):
     "COOP": str(root / "coop"),
     "OBJECTS": str(root / "objects.json"),
     "SMALLER": str(root / "smaller.json"),
+    "DOUBLES": str(root / "doubles"),
     "FLAT": str(root / "pictures" / "train"),
     "NAMES": str(root / "names.txt"),
     "NOVEL": str(root / "novel.txt"),

@@ -21,11 +21,17 @@ from pomp_jax.data import class_lists
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import RunError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.classify import open_prompt, pictures_upright
 from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, class_features
 from pomp_jax.files.atomic import replacing, write_file
 from pomp_jax.files.paths import Path, is_file, local_copy, read_user_json, to_path
-from pomp_jax.files.prompt_file import ClassFeatures, Prompt, PromptFileError, refuse
+from pomp_jax.files.prompt_file import (
+  ClassFeatures,
+  Prompt,
+  PromptFileError,
+  recorded_classes,
+  refuse,
+)
 from pomp_jax.files.terminal import one_line
 
 
@@ -35,7 +41,7 @@ class ClassFeatureError(RunError, ValueError):
 
 def check(export: Export, clip: Clip) -> None:
   """Checks names and prompt of an export of features; needs no weights."""
-  prompt, categories = open_prompt(export.prompt, "export.prompt"), load_categories(export.names)
+  prompt, categories = open_prompt(export.prompt, "export.prompt"), categories_of(export)
   if export.synonyms and not any(category.synonyms for category in categories):
     raise ConfigError("export.synonyms", True, f"False, as {export.names} has no synonyms")
   has_rows = getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
@@ -44,6 +50,11 @@ def check(export: Export, clip: Clip) -> None:
   names = [(one.name, *(one.synonyms if export.synonyms else ())) for one in categories]
   config = inputs.clip_config(clip.model, clip.image_tower)
   check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
+
+
+def categories_of(export: Export) -> tuple[class_lists.Category, ...]:
+  """The categories of `export.names`, or else of the run that has learned the prompt."""
+  return load_categories(export.names or recorded_classes(export.prompt))
 
 
 def load_categories(name_or_path: str | os.PathLike) -> tuple[class_lists.Category, ...]:
@@ -74,16 +85,18 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
 
 def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[[Path], None]]:
   """Facts of the results, and a function that writes the file."""
-  categories, is_detic = load_categories(export.names), export.format == "detic"
+  categories, is_detic = categories_of(export), export.format == "detic"
   # Detic normalises the features itself.
-  features_CxE = category_features(
-    encoder, categories, open_prompt(export.prompt), export.synonyms, unit=not is_detic
-  )
-  facts: dict[str, Any] = {"clip_model": encoder.clip.name, "names": export.names}
+  prompt = open_prompt(export.prompt)
+  features_CxE = category_features(encoder, categories, prompt, export.synonyms, unit=not is_detic)
+  # Who computes image features for these weights turns pictures likewise.
+  upright = pictures_upright(export.prompt, prompt)
+  names = export.names or recorded_classes(export.prompt)
+  facts: dict[str, Any] = {"clip_model": encoder.clip.name, "names": names, "upright": upright}
   if is_detic:
     return facts | {"shape": features_CxE.shape}, lambda path: write_detic(path, features_CxE)
   labels = [category.name for category in categories], encoder.clip.name
-  write = lambda path: write_open_clip(path, features_CxE, *labels)
+  write = lambda path: write_open_clip(path, features_CxE, *labels, upright=upright)
   return facts | {"shape": features_CxE.shape[::-1]}, write
 
 
@@ -156,12 +169,14 @@ def write_open_clip(
   features_CxE: Float[np.ndarray, "C E"],
   names: Sequence[str] = (),
   clip_model: str = "",
+  upright: bool = True,
 ) -> None:
   """Writes the weights of a zero-shot classifier, float32 [E,C], as open_clip builds them.
 
   `logits = logit_scale * image_features @ weights`, with unit columns, from unit rows. The file is
-  a `.npy`, or a `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON list)
-  and `clip_model`. ClassFeatureError for values not finite, or a row of zeros.
+  a `.npy`, or a `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON list),
+  `clip_model` and `upright`, "true" if pictures are to be turned as their EXIF orientation says,
+  or "false". ClassFeatureError for values not finite, or a row of zeros.
   """
   _check(path, features_CxE)
   weights_ExC = np.ascontiguousarray(features_CxE.T, np.float32)
@@ -172,6 +187,7 @@ def write_open_clip(
       # Bytes of a folder's name that are not Unicode become "?".
       clip_model = clip_model.encode(errors="replace").decode()
       metadata = {"names": json.dumps(list(names)), "clip_model": clip_model}
+      metadata["upright"] = json.dumps(upright)
       file.write(safetensors.numpy.save({"classifier": weights_ExC}, metadata))
 
 

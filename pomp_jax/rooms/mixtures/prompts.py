@@ -37,6 +37,8 @@ class Mixture(OtherPrompt):
     self.weights = tuple(weight / sum(scaled) for weight in scaled)
     self.of_one_list = any(named_prompts.of_one_list(part.prompt) for part in parts)
     prompts = [part.prompt for part in parts]
+    of_parts = (getattr(prompt, "upright", None) for prompt in prompts)
+    self.upright = next((upright for upright in of_parts if upright is not None), None)
     self.has_rows = any(getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts)
 
   def features(self, encoder, classes):

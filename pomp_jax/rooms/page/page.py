@@ -18,7 +18,12 @@ from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError, Settings
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import check_prompt, of_one_list, read_prompts
+from pomp_jax.evaluate.named_prompts import (
+  check_prompt,
+  of_one_list,
+  read_prompts,
+  warn_of_turns,
+)
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.registry import REGIONS_ON_PAGE, load
@@ -60,6 +65,7 @@ def run(config: Settings, _: str) -> None:
 
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
+  warn_of_turns(prompts, True, "the page")  # it shows pictures as browsers do
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   regions = None
   if REGIONS_ON_PAGE:

@@ -17,7 +17,13 @@ from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_prompt, read_prompt, read_prompts
+from pomp_jax.evaluate.named_prompts import (
+  NamedPrompt,
+  check_prompt,
+  read_prompt,
+  read_prompts,
+  warn_of_turns,
+)
 from pomp_jax.files.paths import Path, file_stamps, is_dir, to_path
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
@@ -72,7 +78,10 @@ def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
   field = f"{type(own).__name__.lower()}.prompts"
   fits = propose.network or _NETWORK_PROMPT not in own.prompts
   require(fits, "propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
-  return read_prompts([_file_of(name, propose) for name in own.prompts], field)
+  prompts = read_prompts([_file_of(name, propose) for name in own.prompts], field)
+  # Boxes and label images are those of the pictures as they are stored.
+  warn_of_turns(prompts, False, f"{field}: annotated images")
+  return prompts
 
 
 def _prompt_of_classes(propose: Propose) -> NamedPrompt:
