@@ -1,8 +1,9 @@
 """Class lists, in the order of the labels: those of `class_names/`, or a user's from a file.
 
-A file is text, one name a line, or JSON: a run's `classes.json`, a list of names, an object whose
-keys are the names, a list of objects with `name` and, in all or none, `synset`, or annotations as
-COCO and LVIS store them, whose `categories` are read in order of their ids. N classes.
+A file is text, one name a line, or JSON: a run's `class_names.json`, a list of names, an object
+whose keys are the names, a list of objects with `name` and, in all or none, `synset`, or
+annotations as COCO and LVIS store them, whose `categories` are read in order of their ids. N
+classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence

@@ -141,6 +141,8 @@ def run(config: Settings, workdir: str) -> dict:
   task = load(kind.open)(settings, config.data, config.clip, **groups)
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   files = find_images(settings.images, unread=True)
+  if not settings.names:
+    log.info("names: those of the training, %s", task.names)
   task.open(encoder, files, folder)
   blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]
   for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):

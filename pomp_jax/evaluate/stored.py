@@ -282,7 +282,8 @@ def _replacement(data: Data, split: str) -> str:
     held, source = _divided(data)[split], _open_part(data, _UNDIVIDED)
     few = ""
     if len(small := np.setdiff1d(source.labels, source.labels[held])):
-      few = f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
+      n_small = f"{len(small)} of {len(source.names)} classes"
+      few = f"; {n_small} have too few to hold any out, such as {source.names[small[0]]!r}"
     _log_once(_NO_SPLIT, _name(data), split, f"held out {share}, {len(held)} images{few}")
   return used
 

@@ -9,6 +9,7 @@ Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E e
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -29,6 +30,7 @@ from pomp_jax.files.terminal import printable
 from pomp_jax.registry import FORMATS, HUB_PROMPT, SOURCES, load
 
 log = logging.getLogger(__name__)
+_log_once = functools.cache(log.info)
 
 HUB_PREFIX, DEFAULT_FILE = "hf:", "prompt.npz"
 POSITIONS = ("end", "middle", "front")
@@ -47,7 +49,7 @@ FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 OPTIONAL = {"sentences": str}
 
 # What a prompt lacks that is no run's, nor in its folder.
-NO_NAMES = "has no classes.json beside it, as in a run's folder: give a file or a list of names"
+NO_NAMES = "has no class_names.json beside it, as in a run's folder: give a file or a list of names"
 
 # Text of a class, with `{}` for the name. With more words the context's place would be unknown.
 TEMPLATE = "{}."
@@ -254,7 +256,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
       refuse(path, "the name", "one on a hub", "a file or folder, without the room interchange")
     return load(HUB_PROMPT)(path)
   if (found := prompt_path(path)) != path:
-    log.info("%s: its prompt is %s", path, found)
+    _log_once("%s: its prompt is %s", str(path), str(found))
   path = found
   form = format_of_content(path) or format_of_name(path) or "npz"
   if (row := FORMATS.get(form)) is None:

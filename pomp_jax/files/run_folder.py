@@ -22,7 +22,7 @@ from pomp_jax.registry import DASSL_PROMPT, load
 log = logging.getLogger(__name__)
 
 _CHECKSUM, _PROVENANCE = "checksum", "provenance"
-_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1  # of classes.json
+_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1  # of class_names.json
 ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
@@ -52,7 +52,7 @@ class RunFolder:
     # prompt.npz holds words, or a mixture with them.
     names = ("last", "best", "trained")
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
-    self.classes = self.path / "classes.json"  # names of the training's classes
+    self.class_names = self.path / "class_names.json"  # names of the training's classes
     self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates` by name
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
@@ -102,8 +102,8 @@ class RunFolder:
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
   def write_classes(self, names: Sequence[str]) -> None:
-    """Writes `classes.json`, a class list with a checksum; errors as `write_json`'s."""
-    write_json(self.classes, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
+    """Writes `class_names.json`, a class list with a checksum; errors as `write_json`'s."""
+    write_json(self.class_names, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
 
   def finished(self, **facts: Any) -> dict[str, Any] | None:
     """Results of a finished run, as process 0 sees them; None if the job still has work to do.
@@ -164,17 +164,17 @@ def classes_path(prompt: str | os.PathLike) -> Path | None:
   file = to_path(prompt_path(prompt))
   folder = RunFolder(file.parent)
   is_own = file in (folder.prompt, *folder.other_prompts.values())
-  return folder.classes if is_own and exists(folder.classes) else None
+  return folder.class_names if is_own and exists(folder.class_names) else None
 
 
 def is_class_file(content: Any) -> bool:
-  """Whether a JSON value is that of `classes.json`, of any version, or with one damaged key."""
+  """Whether a JSON value is that of `class_names.json`, of any version, or with one damaged key."""
   known = {_VERSION, CLASS_NAMES, _CHECKSUM}
   return isinstance(content, dict) and len(content) <= 3 and len(known & content.keys()) >= 2
 
 
 def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, ...]:
-  """Class names of a `classes.json`; DamagedFileError for another content than was written."""
+  """Class names of a `class_names.json`; DamagedFileError for another content than was written."""
   fields = without_checksum(dict(content), path)
   names, version = fields.get(CLASS_NAMES), fields.get(_VERSION)
   are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -24,7 +24,7 @@ _FILES = {  # that a report links to, with what they hold
   "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
   "prompt.npz": "the learned prompt",
-  "classes.json": "names of the training's classes",
+  "class_names.json": "names of the training's classes",
   "candidates.json": "validation accuracy of the words that it competes with",
   "prompt_last.npz": "that of the last checkpoint",
   "prompt_best.npz": "that of the checkpoint that is best on validation",

@@ -85,19 +85,19 @@ def test_a_runs_classes_and_their_checksum(tmp_path):
   """No change of a byte gives other names."""
   folder = RunFolder(tmp_path)
   folder.write_classes(("grey_wolf", "k\u00e9pi"))
-  assert load_class_list(folder.classes).names == ("grey_wolf", "k\u00e9pi")
-  content = folder.classes.read_bytes()
+  assert load_class_list(folder.class_names).names == ("grey_wolf", "k\u00e9pi")
+  content = folder.class_names.read_bytes()
   for place in range(len(content)):
     changed = bytearray(content)
     changed[place] ^= 1
-    folder.classes.write_bytes(changed)
+    folder.class_names.write_bytes(changed)
     try:
-      assert load_class_list(folder.classes).names == ("grey_wolf", "k\u00e9pi"), bytes(changed)
+      assert load_class_list(folder.class_names).names == ("grey_wolf", "k\u00e9pi"), bytes(changed)
     except VocabularyError as error:
-      assert str(folder.classes) in str(error)
-  folder.classes.write_text('{"format_version": 2, "names": ["cat"]}')
+      assert str(folder.class_names) in str(error)
+  folder.class_names.write_text('{"format_version": 2, "names": ["cat"]}')
   with pytest.raises(VocabularyError, match="format_version is 2, expected 1"):
-    load_class_list(folder.classes)
+    load_class_list(folder.class_names)
 
 
 ANNOTATIONS = (

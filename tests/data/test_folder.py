@@ -2,6 +2,7 @@
 
 import collections
 import os
+import shutil
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ import pytest
 
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import classes_in, find_images, open_folder, split_folders
-from pomp_jax.data.images import UNREAD_REASON
+from pomp_jax.data.images import UNREAD_REASON, ImageError, read_image
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.data.subsets import even_sample, few_shot, held_out
 
@@ -105,6 +106,23 @@ def test_what_is_no_folder_of_classes(root):
       open_folder(root / below, classes or classes_in(root / below))
   with pytest.raises(SourceError, match="Not a dir"):
     split_folders(root / "loose.jpg")
+
+
+def test_pictures_that_are_not_read_are_found_on_demand_and_named_where_there_are_no_others(
+  tmp_path,
+):
+  (tmp_path / "cat").mkdir()
+  (tmp_path / "cat/a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+  (tmp_path / "cat/notes.txt").touch()
+  assert list(find_images(tmp_path, unread=True)) == ["cat/a.HEIC"]
+  for read in (find_images, open_whole):
+    with pytest.raises(SourceError, match="no images found .*1 files are HEIC.*JPEG"):
+      read(tmp_path)
+  # Whatever its name is.
+  shutil.copy(tmp_path / "cat/a.HEIC", tmp_path / "cat/a.jpg")
+  for file in (tmp_path / "cat/a.jpg", (tmp_path / "cat/a.jpg").read_bytes()):
+    with pytest.raises(ImageError, match=UNREAD_REASON):
+      read_image(file, 8)
 
 
 def test_images_at_any_depth(root, tmp_path_factory):

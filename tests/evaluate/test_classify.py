@@ -225,7 +225,7 @@ def test_pictures_are_turned_as_in_the_training_and_else_as_a_person_sees_them(
 
 def test_a_prompt_without_a_run_needs_names(encoder):
   for prompt in ("a {}", recorded(np.zeros((2, encoder.clip.text_width), np.float32))):
-    with pytest.raises(VocabularyError, match=r"^names: [^\n]*classes\.json"):
+    with pytest.raises(VocabularyError, match=r"^names: [^\n]*class_names\.json"):
       Classifier(encoder, prompt)
 
 

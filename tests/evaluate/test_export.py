@@ -136,7 +136,7 @@ def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
   with safetensors.safe_open(str(path), framework="numpy") as file:
     assert json.loads(file.metadata()["names"]) == NAMES
     assert file.metadata()["upright"] == "false"
-  assert (results["upright"], results["names"]) == (False, str(folder.classes))
+  assert (results["upright"], results["names"]) == (False, str(folder.class_names))
   _, results = run(files, format="detic")
   assert results["upright"]
 

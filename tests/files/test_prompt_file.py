@@ -269,6 +269,6 @@ def test_class_names_are_those_of_a_runs_own_files(tmp_path):
     folder.write_classes(["cat", "dog"])
   a, b = tmp_path / "a", tmp_path / "b"
   for name in (a, a / "prompt.npz", a / "prompt_last.npz", f"0.5*{a} + 0.5*ensemble"):
-    assert recorded_classes(str(name)) == str(a / "classes.json")
+    assert recorded_classes(str(name)) == str(a / "class_names.json")
   for name in (a / "copy.npz", f"0.5*{a} + 0.5*{b}", "a photo of a {}.", "hf:owner/name", ""):
     assert recorded_classes(str(name)) == ""

@@ -13,7 +13,7 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.config import ConfigError, unpack, validate
-from pomp_jax.configs import own, predict
+from pomp_jax.configs import evaluate, own, predict
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
 from pomp_jax.errors import InputError
@@ -21,6 +21,7 @@ from pomp_jax.evaluate import inputs, stored
 from pomp_jax.evaluate import predict as job
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.files.features import FeatureStoreError
+from pomp_jax.files.prompt_file import load_prompt, save_prompt
 from pomp_jax.rooms.benchmark import dry_run
 from pomp_jax.train import pretrain
 from tests.support.data_files import write_world
@@ -232,7 +233,7 @@ def test_a_run_knows_its_classes_and_how_pictures_are_turned(phone, tmp_path):
   shutil.copy(phone / f"pictures/train/{PHONE_NAMES[0]}/2.HEIC", tmp_path / "new")
   config = unpack(predict.get_config(f"prompt={run},images={tmp_path / 'new'}"))
   results = run_job(config, tmp_path / "names")
-  assert results["upright"] and results["names"] == str(run / "classes.json")
+  assert results["upright"] and results["names"] == str(run / "class_names.json")
   best = {row["name"]: row["probability"] for row in results["images"]["0.jpg"]}
   for name, probability in zip(classifier.names, expected, strict=True):
     assert best[name] == pytest.approx(probability, abs=1e-5)
@@ -249,13 +250,28 @@ def test_a_rule_that_contradicts_the_training_is_said(phone, tmp_path, caplog):
     assert [f"{run}" in line or "'run'" in line for line in lines] == [True] * (not upright)
 
 
+def test_an_evaluation_turns_pictures_as_the_trainings_where_these_agree(phone, tmp_path):
+  unturned = load_prompt(phone / "run/prompt.npz")
+  data = unturned.config["data"] | {"upright": False}
+  unturned = dataclasses.replace(unturned, config=unturned.config | {"data": data})
+  save_prompt(tmp_path / "other.npz", unturned)
+  for prompts, upright in (
+    (f"hand_written;{phone / 'run'}", True),
+    (f"{tmp_path / 'other.npz'}", False),
+    (f"{phone / 'run'};{tmp_path / 'other.npz'}", False),
+    ("hand_written", False),
+    (f"{phone / 'run'},data.upright=false", False),
+  ):
+    assert evaluate.get_config(f"prompts={prompts}").data.upright is upright
+
+
 def test_a_copy_of_the_prompt_alone_needs_names(phone, tmp_path):
   shutil.copy(phone / "run/prompt.npz", tmp_path)
-  with pytest.raises(VocabularyError, match=r"^names: [^\n]*prompt\.npz[^\n]*classes\.json"):
+  with pytest.raises(VocabularyError, match=r"^names: [^\n]*prompt\.npz[^\n]*class_names\.json"):
     Classifier("world", tmp_path / "prompt.npz")
   images = phone / "pictures/test"
   config = unpack(predict.get_config(f"prompt={tmp_path / 'prompt.npz'},images={images}"))
-  with pytest.raises(ConfigError, match=r"^config\.predict\.names: [^\n]*classes\.json"):
+  with pytest.raises(ConfigError, match=r"^config\.predict\.names: [^\n]*class_names\.json"):
     validate(config)
 
 

@@ -27,6 +27,7 @@ def test_a_run_leaves_its_folder(pretrained):
   names = {path.name for path in pretrained.iterdir() if "tfevents" not in path.name}
   assert names == {
     *("config.json", "checkpoints", "features", "metrics.jsonl", "prompt.npz", "results.json"),
+    "class_names.json",
     *("plots", "report.html", "prompt_best.npz", "results.csv", "classes.csv", "confusions.csv"),
     *("results.md", "results.tex"),
   }

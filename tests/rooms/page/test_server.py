@@ -15,6 +15,7 @@ import pytest
 
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.fields import Page
 from tests.rooms.page.conftest import MAX_NAMES
@@ -67,6 +68,13 @@ def _check_answers(made, answer, prompts):
   assert list(map(html.unescape, names)) == [name for name, _ in expected]
   percents = np.array(percents, float)
   np.testing.assert_allclose(percents, [100 * p for _, p in expected], atol=0.06)
+
+
+@pytest.mark.parametrize("upright", [True, False, None])
+def test_an_answer_says_that_its_training_did_not_turn_pictures(client, monkeypatch, upright):
+  monkeypatch.setattr(Prompt, "upright", upright)
+  text = post(client).data.decode()
+  assert ("were not turned as their EXIF says" in text) == (upright is False)
 
 
 def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
