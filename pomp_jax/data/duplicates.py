@@ -12,7 +12,7 @@ def find_duplicates(source: StoredImages, earlier: Sequence[StoredImages]) -> di
   """Finds the images of a source whose files equal files of earlier sources.
 
   Sizes are compared first, so that few files are read: those of a size that both sides have. Files
-  that can't be read, or are empty, equal none.
+  that can't be read or decoded equal none.
 
   Args:
     source: images of a split.
@@ -21,32 +21,33 @@ def find_duplicates(source: StoredImages, earlier: Sequence[StoredImages]) -> di
   Returns:
     Index of each such image -> the file that it equals.
   """
-  own = {source.where(index) for index in range(len(source))}
+  own = [(source, index) for index in range(len(source))]
+  inside = {source.where(index) for _, index in own}
   others = [
-    (one, index) for one in earlier for index in range(len(one)) if one.where(index) not in own
+    (one, index) for one in earlier for index in range(len(one)) if one.where(index) not in inside
   ]
-  images = [*others, *((source, index) for index in range(len(source)))]
-  sizes = [_size(*image) for image in steps_of(images, "comparing the pictures", "sizes")]
-  of_others, of_own = sizes[: len(others)], sizes[len(others) :]
-  shared = set(of_others) & set(of_own) - {0}
-  digests: dict[str, str] = {}
-  for image, size in zip(others, of_others, strict=True):
-    if size in shared and (digest := _digest(*image)):
-      digests.setdefault(digest, image[0].where(image[1]))
-  found = {
-    index: digests.get(_digest(source, index))
-    for index, size in enumerate(of_own)
-    if size in shared
-  }
-  return {index: where for index, where in found.items() if where}
+  sizes_of_own = [_size(*image) for image in own]
+  sizes_of_others = [_size(*image) for image in others]
+  shared = set(sizes_of_own) & set(sizes_of_others)
+  own = [image for image, size in zip(own, sizes_of_own, strict=True) if size in shared]
+  others = [image for image, size in zip(others, sizes_of_others, strict=True) if size in shared]
+  file_of: dict[str, str] = {}
+  found = {}
+  for image in steps_of([*others, *own], "comparing the pictures", "pictures"):
+    where, digest = image[0].where(image[1]), _digest(*image)
+    if where not in inside:
+      file_of.setdefault(digest, where)
+    elif digest in file_of and not source.checked(image[1])[1]:
+      found[image[1]] = file_of[digest]
+  return found
 
 
 def _size(source: StoredImages, index: int) -> int:
-  """Bytes of a file; 0 if it can't be read."""
+  """Bytes of a file; -1 if it can't be read."""
   try:
     return source.encoded_size(index)
   except ImageError:
-    return 0
+    return -1
 
 
 def _digest(source: StoredImages, index: int) -> str:
