@@ -33,6 +33,8 @@ _DEPTH = 3
 MAX_RUNS = 500
 _MOST_ROWS = 200  # of figures
 _MAX_BYTES = 32 * 2**20  # files beyond this are not read
+# The list reads these of every run, for each page: configs are some kilobytes.
+_LISTED_BYTES = 256 * 2**10
 CURVES, _PROMPT = "training.png", "prompt.npz"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
 _HUGE = 1e15  # steps and values from here on are damage; axes can't be drawn
@@ -81,9 +83,10 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
   problems: list[str] = []
   with _lines(problems, "config.json"):
     time = datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes")
-    config = _json(path, "config.json") or _json(path, "results.json")
+    config = _json(path, "config.json", _LISTED_BYTES)
+    config = config or _json(path, "results.json", _LISTED_BYTES)
     found = "not finished", "it runs, was stopped, or was killed; the same command resumes it"
-    if reason := (read_file(path, ERROR) or b"").decode("utf-8", "replace"):
+    if reason := (read_file(path, ERROR, most=_LISTED_BYTES) or b"").decode("utf-8", "replace"):
       found = "failed", printable(without_folders(reason.strip()), 2000)
     elif _file(path, "results.json"):
       found = "finished", ""
@@ -164,7 +167,7 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
   with _lines(problems, "results.json"):
     results = _json(run.path, "results.json")
     if results and run.job in JOBS and (report := JOBS[run.job].report):
-      fields = flatten(_json(run.path, "config.json"))
+      fields = flatten(_json(run.path, "config.json", _LISTED_BYTES))
       text = _html(load(report)(results, fields), files, address)
   if text:
     return text, problems
@@ -213,20 +216,25 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
   return path if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
 
 
-def read_file(folder: pathlib.Path, *names: str) -> bytes | None:
-  """Content of a file as `_file` finds it; a link that just took its place is not followed."""
+def read_file(folder: pathlib.Path, *names: str, most: int = _MAX_BYTES) -> bytes | None:
+  """The first bytes of a file as `_file` finds it, at most `most`.
+
+  A link that just took its place is not followed.
+  """
   path = _file(folder, *names)
   with contextlib.suppress(OSError):
     if path is not None:
       with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        return file.read(_MAX_BYTES)
+        return file.read(most)
   return None
 
 
-def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  """A JSON object, empty if there is no such file; RunFileError for another content."""
+def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
+  """A JSON object, empty if there is no such file; RunFileError for another or a longer content."""
   try:
-    content = read_file(folder, name)
+    content = read_file(folder, name, most=most + 1)
+    if content is not None and len(content) > most:
+      raise RunFileError(f"{name}: too large, expected at most {most // 2**10:,} KiB")
     found = {} if content is None else parse_json(content, name)
     json.dumps(found, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:

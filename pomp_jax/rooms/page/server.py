@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, abort, render_template, request, url_for
 from PIL import Image
 import waitress
+from waitress.channel import HTTPChannel
+from waitress.task import WSGITask
 from werkzeug.exceptions import HTTPException
 
 from pomp_jax.errors import InputError, RunError
@@ -321,9 +323,27 @@ def _png(content: bytes | None) -> Response:
   return Response(content or abort(404), mimetype="image/png")
 
 
+class _OnlyAnswer(WSGITask):
+  """Answers the first request of a connection and closes it, whatever else was sent.
+
+  With a second answer to write, a thread would wait until the client has read of the first.
+  """
+
+  def build_response_header(self) -> bytes:
+    self.request.headers["CONNECTION"] = "close"
+    return super().build_response_header()
+
+
+class _Channel(HTTPChannel):
+  task_class = _OnlyAnswer
+
+
 @contextlib.contextmanager
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread; closes the oldest idle connections and slow uploads."""
+  """Serves the application in a thread.
+
+  Closes the oldest idle connections, slow uploads, and clients that read nothing of an answer.
+  """
   server = waitress.create_server(
     app,
     sockets=[listener],
@@ -336,14 +356,22 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
     # Uploads that are too large are told so by the page. What is far larger is not read.
     max_request_body_size=int(4 * max_upload * 2**20) + _FORM_BYTES,
   )
-  close_silent = server.maintenance
+  server.channel_class = _Channel
 
   def maintenance(now: float) -> None:
     """Called every second in the server's own thread."""
-    waiting = (channel for channel in server.active_channels.values() if not channel.requests)
-    for channel in sorted(waiting, key=lambda channel: -channel.creation_time)[_IDLE:]:
-      channel.will_close = True
-    close_silent(now)
+    channels = list(server.active_channels.values())
+    waiting = [channel for channel in channels if not channel.requests]
+    newest_first = sorted(waiting, key=lambda channel: -channel.creation_time)
+    silent = [
+      channel
+      for channel in channels
+      if now - channel.last_activity > _SILENCE
+      and (channel.total_outbufs_len or not channel.requests)
+    ]
+    for channel in {*newest_first[_IDLE:], *silent}:
+      # At once: with `will_close` alone it would wait until the client reads.
+      channel.handle_close()
 
   server.maintenance = maintenance
   threading.Thread(target=server.run, name="page", daemon=True).start()

@@ -125,6 +125,24 @@ def test_the_state_of_a_run_and_why_it_failed(root):
   assert runs._run("demo", demo, 1e18).state == "unreadable"  # a time that is none
 
 
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_the_list_reads_little_of_large_files(root, name, monkeypatch):
+  """A line of their run; each page has the list, so 31 MB of each run would stop it."""
+  demo, parsed = root / "demo", []
+  (demo / "config.json").unlink()
+  text = '{"job": "' + 31 * 2**20 * "x" + '"}'
+  (demo / name).write_text(text)
+  parse = runs.parse_json
+  monkeypatch.setattr(
+    runs, "parse_json", lambda content, file: parsed.append(len(content)) or parse(content, file)
+  )
+  run = runs.find_runs(root)["demo"]
+  assert max(parsed) < 2**20
+  assert run.state == "unreadable" and run.problem.startswith(f"{name}: ")
+  _, problems = runs.show(run, str)
+  assert all(len(line) < 1000 for line in problems)
+
+
 # Of each field of each file: values of other types, and texts that are no JSON object.
 _VALUES = (None, True, 10**400, float("nan"), 1e308, "\ud800", "x\0\n" * 99, [], {}, [[]])
 _TEXTS = ("", "[]", "\xff", '{"job": 1e999}', "9" * 5000, '{"eval":' * 900 + "1" + "}" * 900)

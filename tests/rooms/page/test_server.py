@@ -20,7 +20,7 @@ from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.fields import Page
 from tests.rooms.page.conftest import MAX_NAMES
 from tests.rooms.page.test_form import encoded, noise
-from tests.rooms.page.test_runs import NO_CLIP
+from tests.rooms.page.test_runs import NO_CLIP, write_run
 
 NAMES = "red star on navy\nteal leaf on pink\n<script>alert(1)</script>"
 
@@ -262,3 +262,38 @@ def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
       connection.sendall(upload if number < 99 else b"")
     url = f"http://127.0.0.1:{address[1]}/style.css"
     assert urllib.request.urlopen(url, timeout=60).status == 200
+
+
+def pipelined(address, stack, number):
+  """Connections that send many requests for a large report and read no answer."""
+  connections = []
+  request = b"GET /report/large HTTP/1.1\r\nHost: localhost\r\n\r\n"
+  for _ in range(number):
+    connection = stack.enter_context(socket.socket())
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(address)
+    connection.sendall(100 * request)
+    connections.append(connection)
+  return connections
+
+
+@pytest.mark.parametrize(
+  ("number", "limits"), [(8, {}), (30, {"_CONNECTIONS": 20, "_SILENCE": 0.5})]
+)
+def test_clients_that_read_nothing_keep_nobody_out(tmp_path, monkeypatch, number, limits):
+  """As many as there are threads; and more than connections, which are closed when silent."""
+  for name, value in limits.items():
+    monkeypatch.setattr(server, name, value)
+  write_run(tmp_path / "large")
+  # Beyond what sockets hold, and what waitress holds of a connection before its thread waits.
+  (tmp_path / "large" / "report.html").write_bytes(b"x" * 17 * 2**20)
+  app = server.make_app(NO_CLIP, Page(runs=str(tmp_path)), server.Turns())
+  listener = socket.create_server(("127.0.0.1", 0))
+  with server.serving(app, listener, 1.0), contextlib.ExitStack() as stack:
+    address = listener.getsockname()
+    connections = pipelined(address, stack, number)
+    for connection in connections[:8]:
+      assert connection.recv(1, socket.MSG_PEEK) == b"H"  # its first answer is under way
+    url = f"http://127.0.0.1:{address[1]}/style.css"
+    for _ in range(5):
+      assert urllib.request.urlopen(url, timeout=20).status == 200
