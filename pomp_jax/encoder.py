@@ -28,9 +28,15 @@ from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext
-from pomp_jax.prompt.learner import Frozen, class_sequences
+from pomp_jax.prompt.learner import Frozen, sequences_of_tokens
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
+
+# Shapes are rounded up, so that sentences of other lengths and other lists of names use a program
+# that is compiled already, which takes seconds. Own tokens of a class: 1 + a multiple of these.
+_LENGTHS = 16
+# Tokens of a device, and embeddings that are read from the host, at least.
+_LEAST_TOKENS, _LEAST_EMBEDDINGS = 512, 1024
 
 
 class Encoder:
@@ -107,7 +113,9 @@ class Encoder:
     if self._mapped:
       used, ids_NxL = np.unique(tokens.ids, return_inverse=True)
       tokens = tokens._replace(ids=ids_NxL.reshape(tokens.ids.shape).astype(np.int32))
-      rows = token_embeddings(self.clip.params, used)
+      used_rows = token_embeddings(self.clip.params, used)
+      rows = np.zeros((rounded_up(len(used), _LEAST_EMBEDDINGS), *used_rows.shape[1:]), np.float32)
+      rows[: len(used)] = used_rows
       text_params = with_embeddings(text_params, replicate(rows, self.mesh))
     return Frozen(text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
 
@@ -179,14 +187,24 @@ class Encoder:
     shape = params["context"].shape
     n_classes = shape[0] if len(shape) == 3 else None
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
-    lengths_N = np.asarray(frozen.tokens.lengths) + module.n_own
-    # Tokens of the fullest device of the fullest chunk, rounded for fewer compilations.
-    full_chunks = chunks(lengths_N, self._chunk, self.mesh, "tokens")
+    tokens = self._padded(jax.tree.map(np.asarray, frozen.tokens), module)
+    # Tokens of the fullest device of the fullest chunk.
+    full_chunks = chunks(tokens.lengths + module.n_own, self._chunk, self.mesh, "tokens")
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
-    compute = self._compiled(module, 64 * -(-int(np.max(shares)) // 64), unit)
-    frozen = Frozen(frozen.text, {}, frozen.sos, frozen.tokens)
-    ids = np.arange(len(lengths_N), dtype=np.int32)
-    return self.in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
+    compute = self._compiled(module, rounded_up(int(np.max(shares)), _LEAST_TOKENS), unit)
+    # Without the tokens of all classes, whose number would be a part of the program.
+    frozen = Frozen(frozen.text, {}, frozen.sos, ClassTokens((), (), ()))
+    ids_N = np.arange(len(tokens.lengths), dtype=np.int32)
+    in_chunk = lambda rows: compute(params, frozen, rows)
+    return self.in_chunks(in_chunk, (tokens, ids_N), "class features")
+
+  def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
+    """The tokens of classes with padding after EOT, which has no effect, up to a common width."""
+    n_tokens, n_own = tokens.ids.shape[1], module.n_own
+    n_prefix = len(self.clip.sos_embedding) + module.n_vectors - n_own
+    rounded = 1 + _LENGTHS * -(-(n_tokens + n_own - 1) // _LENGTHS)
+    padding = min(rounded, self.clip.positions - n_prefix) - n_own - n_tokens
+    return tokens._replace(ids=np.pad(tokens.ids, ((0, 0), (0, max(0, padding)))))
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
     """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
@@ -222,8 +240,10 @@ class Encoder:
     """Compiles the class features of a layout and budget."""
     tower = self.text_tower(token_budget)
 
-    def class_features(params: Any, frozen: Frozen, ids_C: jax.Array) -> jax.Array:
-      features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
+    def class_features(
+      params: Any, frozen: Frozen, rows: tuple[ClassTokens, jax.Array]
+    ) -> jax.Array:
+      features_CxE = tower(frozen.text, *sequences_of_tokens(module, params, frozen, *rows))
       return normalize(features_CxE) if unit else features_CxE
 
     return map_rows(self.mesh, class_features, 2)
@@ -241,6 +261,16 @@ class Encoder:
 def unit_rows(features_NxE: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
   """Rows divided by their norm."""
   return features_NxE / np.linalg.norm(features_NxE, axis=-1, keepdims=True)
+
+
+def rounded_up(number: int, least: int) -> int:
+  """A number of at least `least` that is up to a quarter larger: 4, 5, 6 or 7 times a power of 2.
+
+  Shapes that are rounded so take few values, and each value is a program to compile.
+  """
+  number = max(number, least)
+  unit = 2 ** max(0, (number - 1).bit_length() - 3)
+  return unit * -(-number // unit)
 
 
 def _fingerprint(params: Any, *settings: str) -> str:

@@ -105,13 +105,32 @@ def class_sequences(
   module: PromptContext, params: Any, frozen: Frozen, class_ids_C: Int32[Array, " C"]
 ) -> Sequences:
   """Lays out some classes under a prompt as inputs of a text tower."""
-  tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
+  tokens_C = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
+  return sequences_of_tokens(module, params, frozen, tokens_C, class_ids_C)
+
+
+def sequences_of_tokens(
+  module: PromptContext,
+  params: Any,
+  frozen: Frozen,
+  tokens_C: ClassTokens,
+  class_ids_C: Int32[Array, " C"],
+) -> Sequences:
+  """Lays out classes by their own tokens, which need not be those of `frozen`.
+
+  Args:
+    module: context and its layout.
+    params: {"context": [M,D] or [N,M,D]}.
+    frozen: embeddings of the tokens and of the start token.
+    tokens_C: own tokens of C classes.
+    class_ids_C: their rows of a class-specific context.
+  """
   sequences: Any = module.apply(
     {"params": params},
     frozen.sos,
-    token_embeddings(frozen.text, tokens.ids),
-    tokens.name_lengths,
-    tokens.lengths,
+    token_embeddings(frozen.text, tokens_C.ids),
+    tokens_C.name_lengths,
+    tokens_C.lengths,
     class_ids_C,
   )
   return sequences
