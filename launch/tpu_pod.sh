@@ -62,12 +62,26 @@ hash gcloud 2>&- || [[ -n "$dryrun" ]] || fail "no gcloud on this machine: cloud
 tpus=(${dryrun:+tell} gcloud compute tpus) where=("--zone=$zone" ${project:+"--project=$project"})
 tell() { printf '%q ' "$@" && echo; }
 on_workers() { "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"; }
-pause() { [[ -n "$dryrun" ]] || sleep "${POLL_SECONDS:-30}"; }
+awaited='' since='' told=0
+pause() { # $1: what is waited for; a line when that changes, and every five minutes
+  [[ -z "$dryrun" ]] || return 0
+  if [[ "$1" != "$awaited" ]]; then awaited="$1" since="$(date +%T)" told=-300; fi
+  if ((SECONDS - told >= 300)); then
+    echo "$(date +%T)  waiting since $since: $1" >&2
+    told=$SECONDS
+  fi
+  sleep "${POLL_SECONDS:-30}"
+}
 queue() { "${tpus[@]}" queued-resources "$1" "$name" "${where[@]}" "${@:2}" 2> "$errors"; }
-insist() { # for ten minutes, until the cloud answers
+# Answers that asking again does not change: rights, sign-in, the command itself.
+final='PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|[Rr]eauthentication|active account'
+final+='|required property|unrecognized arguments'
+insist() { # for ten minutes, until the cloud answers; status 2 if it refuses
   for _ in {1..20}; do
     if queue "$@" || grep NOT_FOUND "$errors"; then return 0; fi
-    cat "$errors" >&2 && pause
+    cat "$errors" >&2
+    ! grep -qE "$final" "$errors" || return 2
+    pause "the cloud does not answer a question about $name"
   done
   return 1
 }
@@ -85,7 +99,9 @@ prepare="mkdir -p pomp && ( ${mount:-true} ) || exit 4
 flock --verbose --timeout=600 --conflict-exit-code=3 pomp/lock tar -xzf pomp.tar.gz -C pomp || exit
 flock pomp/installing $worker-install || exit 4"
 for ((attempts = 0; attempts < 100; )); do
-  event="$(insist describe --format='value(state.state)')" || event=UNKNOWN
+  asked=0
+  event="$(insist describe --format='value(state.state)')" || asked=$? event=UNKNOWN
+  ((asked != 2)) || event=REFUSED
   [[ -z "$dryrun" || -z "$made" ]] || event=ACTIVE
   if [[ "$event" == ACTIVE ]]; then
     new='' event=0
@@ -109,10 +125,14 @@ for ((attempts = 0; attempts < 100; )); do
       [[ -n "$made" ]] || fail "$name is $event and was not made here; delete it"
       [[ -z "$new" ]] || fail "$name is $event and gets no machines" 1
       insist delete --force --quiet && made='' || exit 1 ;;
+    REFUSED) # what was made stays, for it can't be deleted either
+      keep=1
+      fail "the cloud refuses to show $name (above)${made:+; nothing is deleted}" ;;
     UNKNOWN) keep=1 && fail "the state of $name is unknown; nothing is deleted" 75 ;;
     11) fail "$name is busy with another run; stop that first" ;;
-    75 | 134 | 137 | 143) started=0 && pause ;;
-    1 | 2 | 255 | '' | [!0-9]*) pause ;; # no worker was reached, or not ACTIVE yet
+    75 | 134 | 137 | 143) started=0 awaited='' && pause "the run ended with status $event, and restarts" ;;
+    1 | 2 | 255) pause "no worker of $name was reached" ;;
+    '' | [!0-9]*) pause "$name is ${event:-without a state}, not ACTIVE" ;;
     *) exit $((event == 101 || event == 102 ? event - 100 : event)) ;;
   esac
 done

@@ -1,6 +1,7 @@
 """launch/tpu_pod.sh: the commands of a dry run, and whole runs where a folder plays the cloud."""
 
 import os
+import re
 import shlex
 import signal
 from typing import NamedTuple
@@ -82,7 +83,9 @@ CASES = {
     says="the network is down",
   ),
   "existing machines are waited for, used and kept": Case(
-    {"waits": "WAITING_FOR_RESOURCES - PROVISIONING", "state": "ACTIVE"}, machines="k"
+    {"waits": "WAITING_FOR_RESOURCES - PROVISIONING", "state": "ACTIVE"},
+    machines="k",
+    says="pomp is WAITING_FOR_RESOURCES",
   ),
   "a preempted run restarts on new machines": Case({"statuses": "75 0"}, 0, 2, "cdcd"),
   "a failed run is not restarted": Case({"statuses": "1 0"}, 1),
@@ -139,6 +142,26 @@ def test_a_run(cloud, name):
   assert machines + "k" * (cloud / "state").exists() == case.machines
   assert not any(file.read_text() for file in cloud.glob("broken*"))
   assert (cloud / "worker" / "mounted").exists() == ("mounted" in case.more)
+
+
+@pytest.mark.parametrize("error", ["PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT"])
+def test_what_the_cloud_refuses_is_not_asked_again(cloud, error):
+  (cloud / "denied").write_text(f"ERROR: (gcloud.compute.tpus) {error}: no tpu.nodes.get\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 2 and error in done.stderr
+  assert done.stderr.count("\n") == 2  # the cloud's line and ours
+  assert len((cloud / "calls").read_text().splitlines()) == 1
+
+
+def test_what_it_waits_for_is_a_line(cloud):
+  """And since when, once until it changes."""
+  states = ["ACCEPTED", "WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING"]
+  (cloud / "waits").write_text("\n".join(states) + "\n")
+  (cloud / "state").write_text("ACTIVE\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  lines = re.findall(r"\d\d:\d\d:\d\d  waiting since \d\d:\d\d:\d\d: pomp is (\w+)", done.stderr)
+  assert lines == ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"]
 
 
 def test_a_kept_run_is_followed_again_and_not_started_twice(cloud):

@@ -23,6 +23,7 @@ case "$3 $4" in
       echo "ERROR: the network is down" >&2
       exit 1
     fi
+    [[ ! -e "$CLOUD/denied" ]] || { cat "$CLOUD/denied" >&2; exit 1; }
     [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
     if [[ -s "$CLOUD/waits" ]]; then
       head -n 1 "$CLOUD/waits" | tr -d -
