@@ -40,6 +40,7 @@ from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
+from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import RunFolder, noting_failure
 from pomp_jax.files.terminal import Output, one_line, set_up_logging
@@ -54,12 +55,20 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
   except InputError as error:
     return _end(error, error.status)
-  stop = hosts.StopSignals(options.workdir)
+  stop = hosts.StopSignals(lambda: _what_remains(options))
   try:
     stop.start()
     return _run_job(options, stop)
   except hosts.Preempted as error:  # `_run_job` was about to return, or to handle another error
-    return _status_after(error, TryAgain.status, stop, options.workdir)
+    return _status_after(error, TryAgain.status, stop, options)
+
+
+def _what_remains(options: argparse.Namespace) -> str:
+  """What a run that was stopped leaves, in words."""
+  workdir = options.workdir
+  if options.settings.dry_run or not (is_bucket(workdir) or os.path.isdir(workdir)):
+    return "nothing was written"
+  return f"the same command resumes from {workdir}"
 
 
 def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
@@ -89,10 +98,12 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
     stop.ignore()
     return 0
   except BaseException as error:
-    return _status_after(error, status, stop, workdir)
+    return _status_after(error, status, stop, options)
 
 
-def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, workdir: str) -> int:
+def _status_after(
+  error: BaseException, status: int, stop: hosts.StopSignals, options: argparse.Namespace
+) -> int:
   """Reports what ended the job, or raises it again; the exit status is `status` for a disk's."""
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
@@ -103,7 +114,7 @@ def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, wo
       hosts.finish()
     return _end(error, TryAgain.status, error.together)
   if isinstance(error, KeyboardInterrupt):
-    return _end(f"interrupted; the same command resumes from {workdir}", 130)
+    return _end(f"interrupted; {_what_remains(options)}", 130)
   if not isinstance(error, Exception):
     raise error
   if line := disk_failure(error):

@@ -38,6 +38,7 @@ def send(number=signal.SIGTERM):
 def run_as(capsys, tmp_path, monkeypatch):
   """Runs the program with a function as its job; `run_main`'s result."""
   monkeypatch.chdir(tmp_path)
+  (tmp_path / "run").mkdir()
 
   def run(function):
     played = SimpleNamespace(check=lambda *_: None, run=lambda *_: function())
@@ -72,8 +73,19 @@ def test_a_signal_in_the_check_of_any_job(capsys, tmp_path, monkeypatch, job):
   monkeypatch.setattr(main_module, "validate", lambda _: None)
   monkeypatch.setattr(main_module, "load_job", lambda name: played)
   monkeypatch.chdir(tmp_path)
-  assert run_main(capsys, DEMO, "--workdir=run", f"--config.job={job}") == STOPPED
+  status, lines = run_main(capsys, DEMO, "--workdir=run", f"--config.job={job}")
+  assert (status, lines) == (75, ["error: stopped by SIGTERM; nothing was written"])
   assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_leaves_nothing_to_resume(capsys, tmp_path, monkeypatch):
+  """Not even where a run of the same folder does."""
+  played = SimpleNamespace(check=lambda *_: None, run=lambda *_: send())
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "run").mkdir()
+  status, lines = run_main(capsys, DEMO, "--workdir=run", "--config.dry_run")
+  assert (status, lines) == (75, ["error: stopped by SIGTERM; nothing was written"])
 
 
 @pytest.mark.parametrize("failed", [False, True])

@@ -5,6 +5,7 @@ process that fails leaves its reason with the coordinator and the others end wit
 would wait in a collective until the heartbeat timeout, as they do when one is killed.
 """
 
+from collections.abc import Callable
 import contextlib
 import itertools
 import json
@@ -79,10 +80,10 @@ class StopSignals:
   it, `received` has it. Where a library drops it, the next signal is heard.
   """
 
-  def __init__(self, resumes_from: str):
-    """Handles no signal yet; `resumes_from`: the run's folder."""
+  def __init__(self, remains: Callable[[], str]):
+    """Handles no signal yet; `remains` says at a signal what the run leaves."""
     self.received: Preempted | None = None
-    self._resumes_from = resumes_from
+    self._remains = remains
     self._ending, self._number = False, 0
     self._deaf_until = 0.0
     self._next_hook = sys.unraisablehook
@@ -112,8 +113,7 @@ class StopSignals:
     if not heard:
       return
     self._number, name = number, signal.Signals(number).name
-    line = f"stopped by {name}; the same command resumes from {self._resumes_from}"
-    self.received = Preempted(line)
+    self.received = Preempted(f"stopped by {name}; {self._remains()}")
     raise self.received
 
   def _at_unraisable(self, unraisable: Any) -> None:
