@@ -32,10 +32,15 @@ from pomp_jax.train.resume import blank_state, gather_bank, place_bank
 
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0
+# A measurement that takes as long is scaled as it is: the clock is fine enough for it.
+_ENOUGH_SECONDS = 0.05
+# A computation of at most this is run in whole at once: a slow core takes two seconds for it.
+_FEW_FLOPS = 2e10
 _STEPS = 4  # timed steps, after one for warmup
 _BATCHES = 4  # least number of timed batches, after twice as many for warmup
-# Measure at least this many images per device, images read by a process, classes per device.
-_IMAGES, _READ, _CLASSES = 4, 16, 64
+# Measure at least this many images per device, images read by a process, classes per device of a
+# step and of class features, which fill the encoder's smallest program.
+_IMAGES, _READ, _CLASSES, _FEATURES = 4, 16, 64, 128
 _TEST_IMAGES = 512
 
 
@@ -96,15 +101,33 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   if memory := program.memory_analysis():
     found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
     found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
-  online = run.data.features == "online"
-  images = _image_cost(run) if online else Cost(0.0, 1, 1)
-  classes = _class_cost(run)
-  seconds = images.seconds + classes.seconds
-  if (1 + _STEPS) * seconds > _PART_SECONDS:
-    return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
+  if not _is_short(run):
+    online = run.data.features == "online"
+    images = _image_cost(run) if online else Cost(0.0, 1, 1)
+    classes = _class_cost(run)
+    seconds = images.seconds + classes.seconds
+    if (1 + _STEPS) * seconds > _PART_SECONDS:
+      return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
   # Only now: a batch that is too large for the devices may be too long to run.
   step = repeated(program, _noise_state(run), run.frozen, _ones(batch))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
+
+
+def _is_short(run: setup.PromptRun) -> bool:
+  """Whether the step surely takes little time, so that no part of it has to be compiled first."""
+  n_tokens = run.n_prefix + run.token_budget
+  flops = 3 * _text_flops(run, n_tokens)  # forward and backward
+  if run.data.features == "online":
+    n_patches = run.encoder.clip.image_size**2 / 14**2  # of the smallest usual size
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.encoder.vision_params))
+    flops += 2 * size * n_patches * run.loop.batch_size
+  return flops <= _FEW_FLOPS
+
+
+def _text_flops(run: setup.PromptRun, n_tokens: int) -> float:
+  """Floating-point operations of the text tower's dense layers, forward."""
+  layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
+  return 2.0 * sum(leaf.size for leaf in layers) * n_tokens
 
 
 def _image_cost(run: setup.PromptRun) -> Cost:
@@ -182,7 +205,11 @@ def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     of_part = frozen._replace(tokens=part)
     return lambda: encoder.features_of_classes(state.params, of_part, run.module.position)
 
-  return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
+  # A whole chunk of a small tower: another number of rows would be another program.
+  chunk = min(n_classes, run.clip.chunk)
+  is_small = _text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS
+  least = chunk if is_small else _FEATURES * encoder.mesh.size
+  return {"class_features": _cost(of, n_classes, least)}
 
 
 def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
@@ -223,9 +250,10 @@ def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cos
     # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")
     affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
-    if n == total or affordable < min(total, 8 * n):
+    if n == total or seconds >= _ENOUGH_SECONDS or affordable < min(total, 8 * n):
       return Cost(seconds * total / n, n, total)
-    n = min(total, affordable)
+    enough = int(n * max(8, _ENOUGH_SECONDS / max(seconds, 1e-9)))
+    n = min(total, affordable, enough)
 
 
 def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
