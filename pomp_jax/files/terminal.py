@@ -136,17 +136,17 @@ class Progress(contextlib.AbstractContextManager):
     unit: str = "steps",  # empty: nothing can be counted
     brief: bool = False,  # show nothing of work that ends before its first line is due
     after: float = math.inf,  # seconds until the first line, if it comes earlier than by default
+    warmup: bool = True,  # what comes before the first report compiles: no part of the speed
   ):
     """Starts the clock."""
     self._description, self._brief, self._reported = description, brief, False
+    self._unit, self._warmup = unit, warmup
     self._lines = None if sys.stderr.isatty() else _Lines(after)
     in_log = self._lines is not None
-    # A line of a log, from the second report on.
-    self._form = f"{{desc}}  {{rate_noinv:.3g}} {unit}/s" + ("  eta {remaining}" if total else "")
     self._bar = tqdm(
       total=total,
       initial=initial,
-      desc=description,
+      desc=f"{description} {initial}/{total}" if in_log and total else description,
       unit=f" {unit}",
       file=self._lines or sys.stderr,
       disable=not hosts.is_first(),
@@ -173,12 +173,21 @@ class Progress(contextlib.AbstractContextManager):
         count = "" if bar.total is None else f"{step}/{bar.total}"
         shown = [f"{self._description} {count}", *(f"{k} {text}" for k, text in texts.items())]
         bar.set_description_str("  ".join(shown), refresh=False)
-        if self._reported and bar.format_dict["elapsed"]:  # else there is no speed
-          bar.bar_format = self._form
+        elapsed = bar.format_dict["elapsed"]
+        if (self._reported or not self._warmup) and elapsed:  # else there is no speed
+          bar.bar_format = self._line(is_slow=step - bar.initial < elapsed)
       if not self._reported:
-        bar.unpause()  # the steps before the first report compile
+        if self._warmup:
+          bar.unpause()
         self._reported = True
       bar.update(step - bar.n)
+
+  def _line(self, is_slow: bool) -> str:
+    """Format of a line of a log; slow work has seconds for each, not a small fraction of one."""
+    word, *more = self._unit.split()
+    one = " ".join([word.removesuffix("es" if word.endswith("ches") else "s"), *more])
+    speed = f"{{rate_inv:.3g}} s/{one}" if is_slow else f"{{rate_noinv:.3g}} {self._unit}/s"
+    return f"{{desc}}  {speed}" + ("  eta {remaining}" if self._bar.total else "")
 
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""

@@ -66,6 +66,25 @@ def test_a_line_has_metrics_speed_and_remaining_time(clock, lines, arguments, nu
   assert lines()[number] == expected
 
 
+def test_slow_work_has_seconds_for_each(clock, lines):
+  """And its number from the start; what does not compile first has a speed after one report."""
+  with Progress(24, 8, "cells", "cells", warmup=False) as progress:
+    for seconds, done in ((20, 0), (140, 16), (160, 24)):
+      clock.now += seconds
+      if done:
+        progress.update(done)
+      progress.tick()
+  assert lines() == [
+    "cells 8/24  running for 00:20",
+    "cells 16/24  20 s/cell  eta 02:40",
+    "cells 24/24  20 s/cell  eta 00:00",
+  ]
+  with Progress(2, 0, "pictures", "batches of 8 images", warmup=False) as progress:
+    clock.now += 30
+    progress.update(1)
+  assert lines() == ["pictures 1/2  30 s/batch of 8 images  eta 00:30"]
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
   stream = io.StringIO()
   stream.isatty = lambda: True

@@ -25,7 +25,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, writing
-from pomp_jax.files.terminal import steps_of
+from pomp_jax.files.terminal import Progress
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.ablation import vmapped_training
 from pomp_jax.rooms.ablation.ablation_report import write_cells
@@ -93,9 +93,14 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         raise
   if hosts.is_first():
     folder.create(config.to_dict())
-  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
-  for group in steps_of(groups, "ablation", "programs"):
-    _run_group(shared, fields, group)
+  n_own, n_missing = sum(map(len, groups)), sum(map(len, missing))
+  log.info("%d cells, %d of them to do here", len(cells), n_missing)
+  done = n_own - n_missing
+  with Progress(n_own, done, "ablation", "cells", warmup=False) as progress:
+    for group in missing:
+      _run_group(shared, fields, group)
+      done += len(group)
+      progress.update(done)
   times = _step_times(shared, cells, fields.curve_every) if fields.curve_every else []
   results = None
   if hosts.is_first():

@@ -97,7 +97,7 @@ def train_lanes(
     if program is None:
       program = _step(run).lower(*arguments(state, 1)).compile()
     start, losses, curve = time.monotonic(), [], {}
-    for step in steps_of(range(1, total + 1), f"{size} cells", "steps"):
+    for step in steps_of(range(1, total + 1), f"{size} cells together, step", "steps"):
       state, metrics = program(*arguments(state, step))
       losses.append(metrics["loss"])
       if step in shown:
