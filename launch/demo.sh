@@ -11,4 +11,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 
 prepare_venv requirements.txt
+if [[ ! -x "$VENV/bin/pomp" ]]; then
+  echo "Installing the command pomp into $VENV, for this checkout" >&2
+  pip_install --no-deps --editable . || echo "No $VENV/bin/pomp; the demo runs without it" >&2
+fi
+echo "Training a prompt, then evaluating it; the last line names the report to open" >&2
 exec "$VENV/bin/python" -m pomp_jax.main --config=configs/demo.py --workdir=runs/demo "$@"

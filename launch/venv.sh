@@ -25,10 +25,33 @@ find_python() {
   fail "no Python 3.11 or newer with venv (Debian: python3-venv) among ${candidates[*]}; set PYTHON"
 }
 
-# Installs what the arguments name, in the releases that CONSTRAINTS allows.
+# Installs what the arguments name, in the releases that CONSTRAINTS allows. Says every ten seconds
+# how far it is; what pip says is in pip.log, and shown if it fails.
 pip_install() {
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} "$@"
+  local log="$VENV/pip.log" start=$SECONDS status=0 reporter
+  : > "$log"
+  # In the background it hears no Ctrl-C: it ends with this script.
+  while sleep 1 && kill -0 $$ 2> /dev/null; do
+    (((SECONDS - start) % 10)) || pip_progress "$log" $((SECONDS - start))
+  done >&2 &
+  reporter=$!
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-color \
+    ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} "$@" > "$log" 2>&1 || status=$?
+  kill "$reporter" 2> /dev/null || true
+  wait "$reporter" 2> /dev/null || true
+  ((status == 0)) || tail -n 15 "$log" >&2
+  return "$status"
+}
+
+# Prints how far pip is by its log $1, after $2 seconds, on a line of a narrow terminal.
+pip_progress() {
+  local packages doing
+  packages="$(grep -c '^Collecting ' "$1")"
+  doing="$(grep -oE '^ *(Collecting|Downloading|Using cached|Building|Preparing|Installing) [^ ]+' \
+    "$1" | tail -n 1)"
+  doing="${doing#"${doing%%[! ]*}"}"
+  [[ "$doing" != Installing* ]] || doing="unpacking them, the last half of the time"
+  printf '  %d:%02d  %d packages found; %.50s\n' $(($2 / 60)) $(($2 % 60)) "$packages" "$doing"
 }
 
 # Makes the environment unless it exists, and installs the requirement file $1 and those it includes
@@ -43,7 +66,7 @@ prepare_venv() {
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
   if [[ "$wanted" != "$(cat "$stamp" 2> /dev/null)" ]]; then
-    echo "Installing $requirements into $VENV" >&2
+    echo "Installing $requirements into $VENV (once, minutes; pip says more in $VENV/pip.log)" >&2
     "$VENV/bin/python" -m pip --version &> /dev/null || "$VENV/bin/python" -m ensurepip > /dev/null
     pip_install -r "$requirements"
     echo "$wanted" > "$stamp"

@@ -26,7 +26,7 @@ from pomp_jax.data.images import Resize
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
-from pomp_jax.files.terminal import steps_of
+from pomp_jax.files.terminal import quoted, steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, sequences_of_tokens
 from pomp_jax.prompt.loss import normalize
@@ -135,12 +135,14 @@ class Encoder:
       # The whole sentence counts as the name, without a context inside.
       sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
       tokens = self._tokenize(sentences, cut=cut)
+      label = quoted(prompt)
     elif prompt.sentences is not None:
       return self._beside_sentences(names, prompt)
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = self.vocabulary(names, context_MxD.shape[-2])
+      label = "learned prompt"
     more: list[Any] = [] if unit else ["of the tower"]
     if self._mapped:
       more.append(token_embeddings(self.clip.params, np.unique(tokens.ids)))
@@ -152,7 +154,8 @@ class Encoder:
       missing = bool(np.any(multihost_utils.process_allgather(np.array(missing))))
     if found is None or missing:
       params = replicate({"context": context_MxD}, self.mesh)
-      features_NxE = self.features_of_classes(params, self.frozen(tokens), position, unit=unit)
+      frozen, what = self.frozen(tokens), f"class features of {len(names):,}: {label}"
+      features_NxE = self.features_of_classes(params, frozen, position, unit=unit, what=what)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
     return found
 
@@ -181,9 +184,23 @@ class Encoder:
     return _fingerprint(self.clip.vision_params, self.clip.settings, self._dtype)
 
   def features_of_classes(
-    self, params: Any, frozen: Frozen, position: str, *, unit: bool = True
+    self,
+    params: Any,
+    frozen: Frozen,
+    position: str,
+    *,
+    unit: bool = True,
+    what: str = "class features",
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of the classes of `frozen`; `params` (the context) on the mesh too."""
+    """Text features of the classes of `frozen`.
+
+    Args:
+      params: {"context": [M,D] or [N,M,D]}, on the mesh.
+      frozen: tokens of the classes, and parameters of the text tower.
+      position: place of the name in the context.
+      unit: whether the features are normalised.
+      what: description for the progress.
+    """
     shape = params["context"].shape
     n_classes = shape[0] if len(shape) == 3 else None
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
@@ -196,7 +213,7 @@ class Encoder:
     frozen = Frozen(frozen.text, {}, frozen.sos, ClassTokens((), (), ()))
     ids_N = np.arange(len(tokens.lengths), dtype=np.int32)
     in_chunk = lambda rows: compute(params, frozen, rows)
-    return self.in_chunks(in_chunk, (tokens, ids_N), "class features")
+    return self.in_chunks(in_chunk, (tokens, ids_N), what)
 
   def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
     """The tokens of classes with padding after EOT, which has no effect, up to a common width."""

@@ -88,6 +88,7 @@ def evaluate_run(
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = run.source.names if run.prompt.class_specific else None
+  log.info("trained; evaluating on %s", ", ".join(inputs.evaluation_splits(run.data)))
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
@@ -188,4 +189,4 @@ def finish(
     log.info("%s", words["remark"])
   for split, files in results["unreadable"].items():
     log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
-  log.info("prompt, results and plots: %s", folder.path)
+  log.info("done; open the report: %s", folder.path / "report.html")

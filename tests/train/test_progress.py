@@ -21,7 +21,12 @@ JOBS = {
   "pretrain": (
     {"data.features": "stored"},
     ("loading ", "features of tr", "step ", "features of images", "class features", "scoring")
-    + ("compiling train step", "compiled train step in ", "what was learned, results and plots"),
+    + (
+      "compiling train step",
+      "compiled train step in ",
+      "trained; evaluating",
+      "done; open the report: ",
+    ),
   ),
   "evaluate": (
     {"evaluate.sets": "novel"},
