@@ -56,14 +56,16 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
   return buffer.getvalue()
 
 
-def write_folder(root: pathlib.Path, names: Sequence[str], count: int, suffix=".jpg") -> None:
-  """Writes JPEG files of each class, named 0, 1, .."""
+def write_folder(
+  root: pathlib.Path, names: Sequence[str], count: int, suffix: str = ".jpg", seed: int = 0
+) -> None:
+  """Writes JPEG files of each class, named 0, 1, ..; another seed gives other pictures."""
   from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
   for label, name in enumerate(names):
     (root / name).mkdir(parents=True)
     for number in range(count):
-      content = encode(natural_image(10 * label + number, 60, 80))
+      content = encode(natural_image(1000 * seed + 10 * label + number, 60, 80))
       (root / name / f"{number}{suffix}").write_bytes(content)
 
 

@@ -28,8 +28,8 @@ CLASSES = ("fig", "hen", "jug", "owl", "pen", "red")  # of as many tokens: a dra
 def two(tmp_path_factory):
   """Student and teacher over the classes of pictures, and a function: changes -> config."""
   root = tmp_path_factory.mktemp("kdpl")
-  for split, count in (("train", 5), ("val", 1), ("test", 2)):
-    write_folder(root / "pictures" / split, CLASSES, count)
+  for seed, (split, count) in enumerate((("train", 5), ("val", 1), ("test", 2))):
+    write_folder(root / "pictures" / split, CLASSES, count, seed=seed)
   student = write_world(root / "student", CLASSES, positions=16)
   model = write_random_clip(root / "teacher", positions=16, seed=4, vision={"hidden_size": 32})
   (root / "teacher/preprocessor_config.json").write_text('{"resize_mode": "squash"}')  # as DFN's

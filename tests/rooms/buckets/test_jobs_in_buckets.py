@@ -36,8 +36,8 @@ def local(tmp_path_factory):
   # CLIP's scores alone.
   RegionWriter(root / "pixels" / "regions", RegionHeader("no embeddings"))
   shutil.copytree(world.CLIP_PATH, root / "clip")
-  for split, count in (("train", 4), ("test", 2)):
-    write_folder(root / "images" / split, NAMES, count)
+  for seed, (split, count) in enumerate((("train", 4), ("test", 2))):
+    write_folder(root / "images" / split, NAMES, count, seed=seed)
   (root / "names.txt").write_text("\n".join(NAMES))
   (root / "sets.toml").write_text(SETS_FILE)
   context = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
