@@ -25,20 +25,23 @@ find_python() {
   fail "no Python 3.11 or newer with venv (Debian: python3-venv) among ${candidates[*]}; set PYTHON"
 }
 
-# Installs what the arguments name, in the releases that CONSTRAINTS allows. Says every ten seconds
-# how far it is; what pip says is in pip.log, and shown if it fails.
+# Installs what the arguments name, in the releases that CONSTRAINTS allows. Says how far it is, in a
+# log every ten seconds; what pip says is in pip.log, and shown if it fails.
 pip_install() {
-  local log="$VENV/pip.log" start=$SECONDS status=0 reporter
+  local log="$VENV/pip.log" start=$SECONDS status=0 every=10 before='' after='\n' reporter
+  [[ ! -t 2 ]] || { every=1 before='\r\e[K' after=''; }
   : > "$log"
   # In the background it hears no Ctrl-C: it ends with this script.
   while sleep 1 && kill -0 $$ 2> /dev/null; do
-    (((SECONDS - start) % 10)) || pip_progress "$log" $((SECONDS - start))
+    (((SECONDS - start) % every)) ||
+      printf "$before%s$after" "$(pip_progress "$log" $((SECONDS - start)))"
   done >&2 &
   reporter=$!
   "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-color \
     ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} "$@" > "$log" 2>&1 || status=$?
   kill "$reporter" 2> /dev/null || true
   wait "$reporter" 2> /dev/null || true
+  [[ ! -t 2 ]] || printf '\r\e[K' >&2
   ((status == 0)) || tail -n 15 "$log" >&2
   return "$status"
 }
@@ -50,8 +53,8 @@ pip_progress() {
   doing="$(grep -oE '^ *(Collecting|Downloading|Using cached|Building|Preparing|Installing) [^ ]+' \
     "$1" | tail -n 1)"
   doing="${doing#"${doing%%[! ]*}"}"
-  [[ "$doing" != Installing* ]] || doing="unpacking them, the last half of the time"
-  printf '  %d:%02d  %d packages found; %.50s\n' $(($2 / 60)) $(($2 % 60)) "$packages" "$doing"
+  [[ "$doing" != Installing* ]] || doing="unpacking them, half of the time"
+  printf '  %d:%02d  %d packages; %.56s' $(($2 / 60)) $(($2 % 60)) "$packages" "$doing"
 }
 
 # Makes the environment unless it exists, and installs the requirement file $1 and those it includes
@@ -66,7 +69,7 @@ prepare_venv() {
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
   if [[ "$wanted" != "$(cat "$stamp" 2> /dev/null)" ]]; then
-    echo "Installing $requirements into $VENV (once, minutes; pip says more in $VENV/pip.log)" >&2
+    echo "Installing $requirements into $VENV, once; pip's log: $VENV/pip.log" >&2
     "$VENV/bin/python" -m pip --version &> /dev/null || "$VENV/bin/python" -m ensurepip > /dev/null
     pip_install -r "$requirements"
     echo "$wanted" > "$stamp"

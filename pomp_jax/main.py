@@ -43,7 +43,7 @@ from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import RunFolder, noting_failure
-from pomp_jax.files.terminal import Output, one_line, set_up_logging
+from pomp_jax.files.terminal import Output, drop_native_output, one_line, set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,10 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
     _join(options, stop)
     if (count := hosts.n_processes()) > 1 and not JOBS[config.job].processes:
       raise InputError(f"job {config.job!r} runs in one process; {count} were started")
+    # First: a folder of programs may be in it, which would complain too.
+    RunFolder(workdir).check(config.job)
     if not config.dry_run and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
-    RunFolder(workdir).check(config.job)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     if workdir == options.default_workdir:
@@ -146,6 +147,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  if jax.default_backend() == "cpu":
+    drop_native_output()  # Gloo tells each of its connections
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
   hosts.agree(

@@ -84,6 +84,15 @@ def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argume
   assert expected in refused(DEMO, "--workdir=run", f"--config.{argument}")
 
 
+def test_a_workdir_that_can_not_be_is_all_that_is_said(refused, tmp_path, monkeypatch):
+  """The cache of compiled programs, which may be in it, is not asked before."""
+  cache = mock.Mock()
+  monkeypatch.setattr(main_module, "use_compilation_cache", cache)
+  (tmp_path / "file").write_text("")
+  assert refused(DEMO, "--workdir=file/run").startswith("workdir file/run: ")
+  assert not cache.called
+
+
 @pytest.mark.parametrize(
   ("arguments", "expected"),
   [

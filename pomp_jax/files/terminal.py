@@ -95,6 +95,19 @@ class Output:
   def flush(self) -> None:
     self._try("flush")
 
+  def move(self) -> None:
+    """Writes to a copy of the stream's file descriptor from now on, and closes the original."""
+    self.flush()
+    original = self._stream.fileno()
+    copy = open(  # noqa: SIM115 (open until the process ends)
+      os.dup(original), "w", encoding=self._stream.encoding, errors=self._stream.errors
+    )
+    copy.reconfigure(line_buffering=self._stream.isatty())
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, original)
+    os.close(null)
+    self._stream = copy
+
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
 
@@ -106,6 +119,12 @@ class Output:
       # Python flushes the standard streams at exit, and would fail again.
       self._stream = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
       print(f"warning: {name} can't be written ({error.strerror}); output ends", file=sys.stderr)
+
+
+def drop_native_output() -> None:
+  """Drops what libraries that are not Python write to the standard output; ours stays."""
+  if isinstance(sys.stdout, Output):
+    sys.stdout.move()
 
 
 class _Lines:
@@ -191,7 +210,13 @@ class Progress(contextlib.AbstractContextManager):
 
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""
-    self._bar.refresh()
+    bar = self._bar
+    if not bar.disable and bar.delay:
+      # tqdm itself knows only of what its `update` draws, and would not clear this at the end.
+      if time.time() < bar.start_t + bar.delay:
+        return
+      bar.delay = 0
+    bar.refresh()
 
   def close(self) -> None:
     """Ends the bar; a log has a last line, unless the work was brief."""

@@ -96,6 +96,21 @@ def test_a_terminal_gets_a_bar(monkeypatch):
   assert "training: 100%" in text and "10/10" in text and "loss=0.25" in text
 
 
+def test_brief_work_leaves_nothing_on_a_terminal(clock, monkeypatch):
+  """Shown after two seconds, and cleared at its end."""
+  stream = io.StringIO()
+  stream.isatty = lambda: True
+  monkeypatch.setattr(sys, "stderr", stream)
+  shown = []
+  with waiting("loading") as progress:
+    for _ in range(3):
+      clock.now += 0.9
+      progress.tick()
+      shown.append("loading" in stream.getvalue())
+  assert shown == [False, False, True]
+  assert re.search(r"\r +\r$", stream.getvalue())
+
+
 @pytest.mark.parametrize(("options", "shown"), [({}, [10, 20, 30]), ({"after": 2.0}, [2, 12, 22])])
 def test_work_that_does_not_report(clock, lines, options, shown):
   with waiting("compiling", **options) as progress:
@@ -146,6 +161,24 @@ for number in range(3):
   print("line", number, file=sys.stderr, flush=True)
 print("end")
 """
+_NATIVE = """
+import os, sys
+from pomp_jax.files.terminal import Output, drop_native_output
+sys.stdout = Output(sys.stdout)
+print("before")
+drop_native_output()
+os.write(1, b"[Gloo] Rank 0 is connected to 0 peer ranks")
+print("after")
+"""
+
+
+def test_native_libraries_write_nothing_between_our_lines():
+  root = pathlib.Path(__file__).parents[2]
+  command = [sys.executable, "-c", _NATIVE]
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout) == (0, "before\nafter\n"), done.stderr
+
+
 _LINES = "line 0\nline 1\nline 2\n"
 _ENDS = "warning: <stdout> can't be written (No space left on device); output ends\n"
 
