@@ -14,7 +14,7 @@ from pomp_jax import hosts
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.clip.tokens import tokenize
+from pomp_jax.clip.tokens import TokenizeError, tokenize
 from pomp_jax.config import METHODS, ConfigError, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST
@@ -143,15 +143,26 @@ def scores(
 ) -> dict[str, float]:
   """Mean over the classes of the top-1 of each candidate.
 
-  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a start.
+  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a start. One
+  whose sentences are too long for the CLIP is skipped with a warning. ConfigError if none is left.
   """
-  found: dict[str, float] = {}
+  candidates: list[str] = []
   for name in _single(names, classes):
-    for one in (name, f"{words} {{}}.") if (words := _words_before(name)) else (name,):
-      if one not in found:
-        rows_NxE, mesh = features(one, encoder, classes), encoder.mesh
-        found[one] = topk_accuracy(split.features, rows_NxE, split.labels, mesh=mesh)["macro_top1"]
-  return found
+    candidates.append(name)
+    if words := _words_before(name):
+      candidates.append(f"{words} {{}}.")
+  scores_by_name: dict[str, float] = {}
+  for candidate in dict.fromkeys(candidates):
+    try:
+      rows_NxE = features(candidate, encoder, classes)
+    except TokenizeError as error:
+      log.warning("%s: %r is skipped: %s", _FIELD, candidate, error)
+      continue
+    figures = topk_accuracy(split.features, rows_NxE, split.labels, mesh=encoder.mesh)
+    scores_by_name[candidate] = figures["macro_top1"]
+  expected = "a text that leaves the CLIP's text tower room for each name"
+  require(scores_by_name, _FIELD, tuple(names), expected)
+  return scores_by_name
 
 
 def _single(names: Sequence[str], classes: ClassList) -> list[str]:

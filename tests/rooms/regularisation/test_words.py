@@ -74,6 +74,17 @@ def test_the_start_has_the_words_of_the_best_text_that_is_a_context(encoder):
     words.with_words(PromptFields(m=50, init="best"), scores, encoder.clip)
 
 
+def test_a_candidate_that_is_too_long_for_the_clip_is_skipped(encoder, caplog):
+  features = np.eye(len(CLASSES), encoder.clip.config.projection_dim, dtype=np.float32)
+  split = SplitFeatures(CLASSES.names, np.arange(len(CLASSES)), features, None)
+  endless = f"a{' very' * 80} good photo of a {{}}."
+  scores = words.scores([endless, SHORT], encoder, CLASSES, split)
+  assert list(scores) == [SHORT]
+  assert "prompt.candidates" in caplog.text and endless in caplog.text
+  with pytest.raises(ConfigError, match=r"prompt\.candidates"):
+    words.scores([endless], encoder, CLASSES, split)
+
+
 IMAGES, KINDS = 400, 4
 
 
