@@ -229,14 +229,15 @@ def check_token_counts(
   texts: Sequence[str], tokenizer: Tokenizer, config: CLIPTextConfig, budget: int
 ) -> None:
   """Raises what `tokenize` would; tokenizes only the texts that may be refused."""
-  # A token is at least a byte, and cleaning lengthens no ASCII text without HTML entities.
+  # A token is at least a byte, but for one that sentencepiece puts in front. Cleaning lengthens no
+  # ASCII text without HTML entities.
   special = _special_tokens(tokenizer)
   suspects = [
     text
     for text in texts
     if not text.isascii()
     or "&" in text
-    or len(text) >= budget
+    or len(text) + 1 >= budget
     or any(token in text for token in special)
   ]
   # One text in any case: it shows whether the tokenizer is the configuration's.

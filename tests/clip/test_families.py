@@ -302,6 +302,15 @@ def test_a_long_text_is_cut_where_open_clip_cuts_it(name, tmp_path):
   assert 50 < n_long < len(texts)
   with pytest.raises(TokenizeError, match=f"expected at most {budget}"):
     tokenize(texts, tokenizer, config, budget)
+  # The check that tokenizes few texts refuses the same ones: sentencepiece begins with a token.
+  refused = {tokenize: [], check_token_counts: []}
+  for check, lengths in refused.items():
+    for n_letters in range(budget - 4, budget + 2):
+      try:
+        check(["b", "b" * n_letters], tokenizer, config, budget)
+      except TokenizeError:
+        lengths.append(n_letters)
+  assert refused[tokenize] == refused[check_token_counts] != []
 
 
 @pytest.mark.parametrize(("name", "token"), [("clipa", "[SEP]"), ("metaclip2", "</s>")])
