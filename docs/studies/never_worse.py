@@ -219,8 +219,9 @@ def trained(
   workdir = folder / slug / "runs" / f"{kind}_{seed}"
   argument = f"root={world.pictures},clip={world.clip},seed={seed}"
   argument += f",store={folder / slug / 'features'}"
+  argument += f",{world.short}"
   if weight is not None:
-    argument += f",consistency={weight},{world.short}"
+    argument += f",consistency={weight}"
   return workdir, better_than_words.run(f"own:{argument}", workdir, **world.fields)
 
 
