@@ -69,7 +69,7 @@ prepare_venv() {
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
   if [[ "$wanted" != "$(cat "$stamp" 2> /dev/null)" ]]; then
-    echo "Installing $requirements into $VENV, once; pip's log: $VENV/pip.log" >&2
+    echo "Installing $requirements into $VENV, once: minutes; log: $VENV/pip.log" >&2
     "$VENV/bin/python" -m pip --version &> /dev/null || "$VENV/bin/python" -m ensurepip > /dev/null
     pip_install -r "$requirements"
     echo "$wanted" > "$stamp"

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -59,15 +60,25 @@ def command(argv: list[str]) -> str:
 def commit() -> str | None:
   """Commit of the repository that tracks this package, with `+` behind it if files differ from it.
 
-  None for an installed package, without git, and for a repository that git does not read. Cached,
-  because the checkout of a long run may change after its code was imported: call it early.
+  Of an installed package the one that pip installed it from, if that was a repository. None without
+  either: then `versions` has the release. Cached, because the checkout of a long run may change
+  after its code was imported: call it early.
   """
   # A repository around an installed package does not track `__init__.py`, and git fails.
   names = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
   if names is None or names.returncode:
-    return None
+    return _installed_commit()
   differs = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
   return names.stdout.split()[0] + ("+" if differs is None or differs.returncode else "")
+
+
+def _installed_commit() -> str | None:
+  """Commit that pip wrote beside the package, for `pip install git+URL`."""
+  for folder in _PACKAGE.parent.glob("pomp_jax-*.dist-info"):
+    # PEP 610.
+    origin = importlib.metadata.Distribution.at(folder).read_text("direct_url.json")
+    return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
+  return None
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:

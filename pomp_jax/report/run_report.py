@@ -64,13 +64,15 @@ def _page(
 ) -> str:
   """The report as HTML, with what every run says: origin, command, config, files, versions."""
   devices, commit = origin.get("devices"), origin.get("commit") or ""
+  versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
+  release = f"pomp_jax {versions['pomp_jax']}" if "pomp_jax" in versions else ""
   run = {
     "job": config["job"],
     "date": (origin.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
-    "commit": commit,
+    "commit": commit or (release and f"none; installed as {release}"),
     "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
   }
-  short = run | {"commit": f"commit {commit[:10]}" if commit else ""}
+  short = run | {"commit": f"commit {commit[:10]}" if commit else release}
   unchanged = defaults(config["job"]).flat() | {"job": defaults().job}
   changed = [
     (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
@@ -79,7 +81,6 @@ def _page(
   ]
   # results.json is written after the report, so that a folder with results is complete.
   files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]
-  versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
   sections = [
     *found.sections,
     report.Section("Run", table=report.facts(run)),

@@ -227,6 +227,13 @@ def test_a_repository_around_an_installed_package_is_not_its_own(checkout, monke
   shutil.copytree(checkout / "pomp_jax", installed)
   monkeypatch.setattr(provenance, "_PACKAGE", installed)
   assert provenance.commit() is None
+  # pip install git+URL, and of a wheel or a folder.
+  record = checkout / "venv" / "pomp_jax-1.0.dist-info" / "direct_url.json"
+  record.parent.mkdir()
+  for content, expected in (('{"vcs_info": {"commit_id": "abc"}}', "abc"), ("{}", None)):
+    record.write_text(content)
+    provenance.commit.cache_clear()
+    assert provenance.commit() == expected
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from pomp_jax import __version__
 from pomp_jax.evaluate.metrics import paired_difference
+from pomp_jax.files import provenance
 from pomp_jax.registry import METHODS
 from pomp_jax.report import drawing
 from pomp_jax.report.evaluation_report import (
@@ -99,6 +101,17 @@ set | reason
 def test_every_figure_is_on_the_page(case, tmp_path):
   parsed = check_page(case, tmp_path)
   assert ("could not be read" in parsed.text) == (case.job == "evaluate")
+
+
+@pytest.mark.parametrize(
+  ("commit", "told"), [("a" * 40, "commit " + "a" * 10), (None, "pomp_jax ")]
+)
+def test_a_page_says_what_made_it(tmp_path, monkeypatch, commit, told):
+  """The commit, or the release of an installed package."""
+  monkeypatch.setattr(provenance, "commit", lambda: commit)
+  parsed = page_of("pretrain", tmp_path, training_results())
+  rows = {row[0]: row[1] for table in parsed.tables for row in table if len(row) == 2}
+  assert told in parsed.text and (commit or f"pomp_jax {__version__}") in rows["commit"]
 
 
 def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
