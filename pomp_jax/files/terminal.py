@@ -211,12 +211,8 @@ class Progress(contextlib.AbstractContextManager):
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""
     bar = self._bar
-    if not bar.disable and bar.delay:
-      # tqdm itself knows only of what its `update` draws, and would not clear this at the end.
-      if time.time() < bar.start_t + bar.delay:
-        return
-      bar.delay = 0
-    bar.refresh()
+    if bar.disable or time.time() >= bar.start_t + bar.delay:
+      bar.refresh()
 
   def close(self) -> None:
     """Ends the bar; a log has a last line, unless the work was brief."""
@@ -228,6 +224,8 @@ class Progress(contextlib.AbstractContextManager):
       if lines and self._reported and bar.n == bar.total and (lines.last or not self._brief):
         lines.due = 0.0
         bar.refresh()
+      # Else tqdm clears only what its `update` has drawn, neither a tick nor what follows a log line.
+      bar.delay = 0
       bar.close()
 
   def __exit__(self, *exception: object) -> None:

@@ -96,18 +96,21 @@ def test_a_terminal_gets_a_bar(monkeypatch):
   assert "training: 100%" in text and "10/10" in text and "loss=0.25" in text
 
 
-def test_brief_work_leaves_nothing_on_a_terminal(clock, monkeypatch):
-  """Shown after two seconds, and cleared at its end."""
+@pytest.mark.parametrize("early", [False, True])
+def test_brief_work_leaves_nothing_on_a_terminal(clock, monkeypatch, early):
+  """Shown after two seconds, or by tqdm after a log line, and cleared at its end."""
   stream = io.StringIO()
   stream.isatty = lambda: True
   monkeypatch.setattr(sys, "stderr", stream)
   shown = []
   with waiting("loading") as progress:
-    for _ in range(3):
+    if early:
+      progress._bar.refresh()
+    for _ in range(1 if early else 3):
       clock.now += 0.9
       progress.tick()
       shown.append("loading" in stream.getvalue())
-  assert shown == [False, False, True]
+  assert shown == ([True] if early else [False, False, True])
   assert re.search(r"\r +\r$", stream.getvalue())
 
 
