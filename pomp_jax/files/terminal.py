@@ -224,7 +224,7 @@ class Progress(contextlib.AbstractContextManager):
       if lines and self._reported and bar.n == bar.total and (lines.last or not self._brief):
         lines.due = 0.0
         bar.refresh()
-      # Else tqdm clears only what its `update` has drawn, neither a tick nor what follows a log line.
+      # Else tqdm clears only what its `update` has drawn, not a tick or what follows a log line.
       bar.delay = 0
       bar.close()
 
