@@ -314,12 +314,9 @@ def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, s
 
 def _remark(facts: Mapping[str, Any]) -> str:
   """One sentence: what words and training have on the validation images, and what that means."""
-  words, trained = facts["figures"]["words"], facts["figures"]["trained"]
+  figures = facts["figures"]
   n_images, n_classes = facts["validation"]["images"], facts["validation"]["classes"]
-  points, low, high = (
-    100 * value
-    for value in (trained["difference"]["macro_top1"], *trained["difference"]["interval"])
-  )
+  low, high = figures["trained"]["difference"]["interval"]
   verdict = "level with the words"
   if low > 0:
     verdict = "training beat the words"
@@ -327,15 +324,34 @@ def _remark(facts: Mapping[str, Any]) -> str:
     verdict = "training is worse than the words"
   remark = (
     f"validation, {counted(n_images, 'image')} of {counted(n_classes, 'class')}, mean over classes:"
-    f" words {facts['best']!r} {100 * words['macro_top1']:.1f}% ({words['right']:,} right),"
-    f" step {facts['step']} {100 * trained['macro_top1']:.1f}% ({trained['right']:,} right):"
-    f" {verdict} ({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f})"
+    f" words {facts['best']!r} {_share(figures['words'])}, step {facts['step']}"
+    f" {_share(figures['trained'])}: {verdict} {_points(figures['trained'])}"
   )
-  if facts["chosen"] != "trained":
+  if facts["chosen"] == "words":
     remark += f"; prompt.npz is {facts['saved']!r}"
-    if facts["chosen"] == "words" and facts["saved"] != facts["best"]:
+    if facts["saved"] != facts["best"]:
       remark += f", as no file holds {facts['best']!r}: evaluate.prompts takes it"
+  elif facts["chosen"] == "mixture":
+    remark += (
+      f"; the mean of both {_share(figures['mixture'])} beat the words"
+      f" {_points(figures['mixture'])}: prompt.npz is {facts['saved']!r}"
+    )
   return remark
+
+
+def _share(figures: Mapping[str, Any]) -> str:
+  """The mean over the classes, and the number of right answers."""
+  return f"{100 * figures['macro_top1']:.1f}% ({figures['right']:,} right)"
+
+
+def _points(figures: Mapping[str, Any]) -> str:
+  """The difference from the words with its interval."""
+  difference = figures["difference"]
+  low, high = difference["interval"]
+  return (
+    f"({100 * difference['macro_top1']:+.1f} points, 95% interval {100 * low:+.1f} to"
+    f" {100 * high:+.1f})"
+  )
 
 
 def _templates(name: str, classes: ClassList) -> tuple[str, ...]:

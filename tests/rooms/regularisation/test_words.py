@@ -172,6 +172,7 @@ def test_words_stay_unless_another_is_better_beyond_chance(
   assert figures["words"]["macro_top1"] == pytest.approx(right[0] / IMAGES)
   for text in (verdict, "400 images of 4 classes", f"({right[0]} right)", MEAN):
     assert text in choice.facts["remark"]
+  assert ("the mean of both" in choice.facts["remark"]) == (chosen == "mixture")
 
 
 def test_the_mean_over_classes_decides(monkeypatch, encoder):
