@@ -18,7 +18,7 @@ from PIL import Image
 
 from docs.generators.example_sets import write_example_sets
 from pomp_jax import world
-from pomp_jax.files.run_folder import read_json
+from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.main import main as pomp
 
 CLASSES, IMAGES, SEEDS = 400, {"train": 16, "val": 4}, (0, 1, 2)
@@ -27,10 +27,10 @@ ADDITIONS = {
   "from the best words": "optim.average=none",
   "consistency": "m=4,consistency=1",
   "average": "m=4,optim.average=ema",
-  "own: best words, average": "",
+  "best words, average": "",
   "all": "consistency=1",
 }
-OWN = "own: best words, average"
+OWN = "best words, average"
 
 
 def write_pictures(root: pathlib.Path) -> None:
@@ -65,6 +65,12 @@ def trained(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   return runs
 
 
+def trained_prompt(workdir: pathlib.Path) -> str:
+  """What a run has learned, whatever it leaves as its prompt."""
+  trained_file = RunFolder(workdir).other_prompts["trained"]
+  return str(trained_file if trained_file.exists() else workdir)
+
+
 def evaluated(
   folder: pathlib.Path, name: str, prompts: Sequence[object]
 ) -> dict[str, dict[str, Any]]:
@@ -94,11 +100,10 @@ def main(folder: pathlib.Path) -> None:
   results = read_json(runs[OWN][0] / "results.json")
   print(results["words"]["remark"])
   words = list(results["words"]["candidates"])
-  paths = [path for own_runs in runs.values() for path in own_runs]
+  prompts = {name: list(map(trained_prompt, workdirs)) for name, workdirs in runs.items()}
+  paths = [path for of_addition in prompts.values() for path in of_addition]
   figures = evaluated(folder, "all", [*words, *paths])
-  rows = {name: [name] for name in words} | {
-    name: list(map(str, own)) for name, own in runs.items()
-  }
+  rows = {name: [name] for name in words} | prompts
   print("| prompt | " + " | ".join(figures) + " |")
   for name, labels in rows.items():
     cells = []
@@ -110,10 +115,10 @@ def main(folder: pathlib.Path) -> None:
     best = max(words, key=lambda name: found[name]["top1"])
     for first in dict.fromkeys((results["words"]["best"], best)):
       slug = f"beside_{words.index(first)}"
-      beside = evaluated(folder, slug, [first, *runs[OWN]])[one]
+      beside = evaluated(folder, slug, [first, *prompts[OWN]])[one]
       print(f"{one}: own less {first!r} {100 * found[first]['top1']:.1f}%:", end="")
-      for path in runs[OWN]:
-        difference = beside[str(path)]["difference"]
+      for path in prompts[OWN]:
+        difference = beside[path]["difference"]
         low, high = (100 * end for end in difference["interval"])
         print(f" {100 * difference['top1']:+.2f} ({low:+.2f} to {high:+.2f})", end=";")
       print()
