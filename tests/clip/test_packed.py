@@ -74,6 +74,30 @@ def test_equals_the_reference_to_1e_5(request, which, m, position, class_specifi
   assert_close(found[1], expected[1])
 
 
+@pytest.mark.parametrize("longest", [9, 10, 17, 18])
+def test_the_last_token_sees_the_first_of_the_longest_row(quick, longest):
+  """Also where a block of the packed tokens begins with it, so that it sees one block more."""
+  rng = np.random.default_rng(longest)
+  # The first row fills up so that the second one's last token is the first of a block.
+  first = (1 - longest) % 8 or 8
+  lengths = np.array([first, longest], np.int32)
+  n_tokens = quick.clip.config.text_config.vocab_size
+  ids = rng.integers(0, n_tokens, (2, longest)).astype(np.int32)
+  tokens = jnp.asarray(token_embeddings(quick.clip.params, ids))
+  names = tokens, jnp.asarray(lengths - 2), jnp.asarray(lengths)
+  assert (lengths.sum() - 1) % 8 == 0
+  module = PromptContext(4, quick.clip.text_width)
+  sequences = module.apply(
+    module.init(jax.random.key(1), method=lambda m: m.context),
+    *(quick.clip.sos_embedding, *names, jnp.arange(2, dtype=jnp.int32)),
+  )
+  config = quick.clip.config.text_config
+  tower = shared_text_tower(config, token_budget=int(lengths.sum()), memory=MemoryPlan())
+  found = jax.jit(tower)(quick.clip.text_params, *sequences)
+  expected = jax.jit(reference_tower(config))(quick.clip.text_params, *sequences)
+  assert_close(found, expected)
+
+
 def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names):
   module = PromptContext(16, quick.clip.text_width)
   config = quick.clip.config.text_config
