@@ -162,6 +162,20 @@ def test_a_path_of_another_scheme_is_refused(refused, argument):
   assert value.split(";")[-1] in line and "gs://BUCKET/.." in line
 
 
+@pytest.mark.parametrize("measures", [False, True])
+def test_the_field_names_the_folder_of_compiled_programs(
+  capsys, play, monkeypatch, tmp_path, measures
+):
+  """But for what measures compilation."""
+  used = []
+  monkeypatch.setattr(main_module, "use_compilation_cache", lambda *given: used.append(given))
+  play()
+  folder, workdir = str(tmp_path / "programs"), str(tmp_path / "run")
+  fields = [f"--config.compilation_cache={folder}", f"--config.dry_run={measures}"]
+  run_main(capsys, DEMO, f"--workdir={workdir}", *fields)
+  assert used == ([] if measures else [(folder, workdir)])
+
+
 @pytest.mark.parametrize("field", ["data.cache", "data.feature_store"])
 def test_a_cache_that_can_not_be_written_is_found_before_the_work(refused, tmp_path, field):
   (tmp_path / "file").touch()

@@ -34,7 +34,9 @@ def config_for(grid=GRID, **changes):
 @pytest.fixture(scope="session")
 def curved(one_layer):
   """A function: changes -> config of the grid above, with curves."""
+  # Averages, so that a cell that stored the last parameters would be another prompt.
   own = {"clip.model": one_layer, "ablate.curve_every": 4, "ablate.lanes": 2}
+  own |= {"optim.average": "ema", "optim.average_decay": 0.5}
   return lambda **changes: config_for(**own | changes)
 
 

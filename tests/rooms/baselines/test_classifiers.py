@@ -1,5 +1,6 @@
 """Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from unittest import mock
@@ -9,8 +10,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 import torch
 
+from pomp_jax.config import defaults
+from pomp_jax.data.source import StoredImages
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.split_features import SplitFeatures
-from pomp_jax.rooms.baselines import learner_accuracy
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.baselines import learner_accuracy, tip_adapter
+from pomp_jax.rooms.baselines.classifiers import Training
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
 from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, grid, mean_keys, tune
 from tests.support.checks import assert_close
@@ -68,6 +74,48 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
   found = knowing.searched(features, labels, np.array(alphas), np.array(betas))
   assert (found.beta, found.alpha) == expected
   assert expected != (betas[0], alphas[0])
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ({}, (10.0, 12.0)),  # EuroSAT's of the published configs
+    ({"alpha_max": 2.0}, (2.0, 12.0)),
+    ({"beta_max": 3.0}, (10.0, 3.0)),
+  ],
+)
+def test_the_search_has_the_published_ends_or_those_of_the_config(monkeypatch, given, expected):
+  searched = []
+  monkeypatch.setattr(
+    TipAdapter, "searched", lambda self, features, labels, *grids: searched.append(grids) or self
+  )
+  for name in ("open_fetch", "features_under"):
+    monkeypatch.setattr(tip_adapter, name, lambda *_: None)
+  monkeypatch.setattr(tip_adapter.inputs, "class_list", lambda *_: None)
+  epoch = tip_adapter.Epoch(np.ones((1, 1, WIDTH)), np.ones(1, bool))
+  monkeypatch.setattr(tip_adapter, "view_features", lambda *_: iter([epoch]))
+  config = defaults().replace({"data.source": "coop", "data.dataset": "eurosat"})
+  steps = {"alpha_steps": 4, "beta_steps": 5}
+  tip = dataclasses.replace(config.tip, **steps, **given)
+  training = Training(
+    data=config.data,
+    encoder=mock.Mock(spec=Encoder, clip=SimpleNamespace(logit_scale=SCALE)),
+    folder=RunFolder("run"),
+    source=mock.Mock(spec=StoredImages, names=("a",), labels=[0]),
+    validation=SplitFeatures(("a",), np.zeros(1, int), np.ones((1, WIDTH)), np.zeros(1, int)),
+  )
+  tip_adapter.fit_classifier(
+    training,
+    tip,
+    "",
+    tuned=False,
+    batch_size=1,
+    rate=0.1,
+    seed=0,
+  )
+  [(alphas, betas)] = searched
+  for values, most, count in zip((alphas, betas), expected, (4, 5), strict=True):
+    np.testing.assert_allclose(values, np.linspace(0.1, most, count, endpoint=False))
 
 
 def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.clip.text import text_tower, token_embeddings
+from pomp_jax.clip.text import text_tower, token_table
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, unpack
 from pomp_jax.config.fields import Data
@@ -42,7 +42,7 @@ from pomp_jax.rooms.baselines.visual_tokens import (
 )
 from pomp_jax.rooms.regularisation import words
 from pomp_jax.rooms.regularisation.averaging import averaging
-from pomp_jax.train.methods import initial_words, method_of
+from pomp_jax.train.methods import initial_context, initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
 from tests.rooms.regularisation.test_consistency import published
 from tests.support.checks import assert_close, equations
@@ -373,7 +373,9 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2
 
-  start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
+  start = initial_context(config.prompt, tiny.world.clip, len(names), method.fixed_words)
+  embeddings_VxD = np.asarray(token_table(tiny.world.clip.params))
+  np.testing.assert_array_equal(start, embeddings_VxD[whole[:2]])
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
   plain = ContextLearner(module, encoder.text_tower())
   learner = method.make_learner(plain, encoder, config.prompt, config.clip)

@@ -12,6 +12,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from pomp_jax.config import defaults
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.run_folder import read_json
@@ -125,6 +126,24 @@ def test_few_shots_and_held_out_images(tmp_path, layout):
   if layout is not folders:
     made(folders(tmp_path / "f"), tmp_path / "folders", selection)
     assert stored(tmp_path / "folders") == train
+
+
+def test_the_job_builds_what_its_fields_say(tmp_path, monkeypatch):
+  """Each field reaches the function that it names; the functions have tests of their own."""
+  source = object()
+  opened = mock.Mock(return_value=source)
+  built = mock.Mock(return_value={"splits": {}, "n_unreadable": 0, "dataset": "imagenet21k"})
+  monkeypatch.setattr(prepare, "open_input", opened)
+  monkeypatch.setattr(prepare, "build", built)
+  fields = {"input": "in", "dataset": "imagenet21k", "names": "names.json", "shots": 5}
+  fields |= {"shots_seed": 3, "held_out": 2, "workers": 7}
+  config = defaults("prepare").replace({f"prepare.{name}": value for name, value in fields.items()})
+  assert {*fields} == {
+    name.removeprefix("prepare.") for name in config.flat() if "prepare." in name
+  }
+  prepare.run(config, str(tmp_path))
+  opened.assert_called_once_with("imagenet21k", "in", names="names.json", images_per_class=7)
+  built.assert_called_once_with(source, str(tmp_path), Selection(5, 3, 2), 7)
 
 
 def test_one_image_of_each_class_is_left_to_train_on(tmp_path, caplog):

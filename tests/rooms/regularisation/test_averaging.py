@@ -14,6 +14,7 @@ from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.prompt.optimizer import result_of, sgd
 from pomp_jax.rooms.regularisation.averaging import averaging
+from pomp_jax.train import setup
 from tests.support.checks import assert_close
 from tests.support.small_run import run_job, small_config
 
@@ -112,3 +113,21 @@ def test_a_resumed_run_has_the_same_average_and_uses_it(tmp_path, one_layer):
   np.testing.assert_array_equal(load_prompt(again).context, average)
   stored = {named.step: named.prompt for named in read_prompts([f"{again}/checkpoints"], "prompts")}
   np.testing.assert_array_equal(stored[12].context, average)
+
+
+def test_a_run_validates_the_average_that_it_keeps(tmp_path, one_layer, monkeypatch):
+  """Not the last parameters, whose class features differ."""
+  config = small_config(**{"clip.model": one_layer, "optim.average": "ema", "steps": 4})
+  validated = []
+  of_parameters = setup.PromptRun.class_features
+
+  def class_features(run, params):
+    validated.append(np.asarray(params["context"]))
+    return of_parameters(run, params)
+
+  monkeypatch.setattr(setup.PromptRun, "class_features", class_features)
+  run_job(config, tmp_path / "run")
+  state = read_checkpoint(tmp_path / "run/checkpoints/4").state
+  average = result_of(None, state["opt_state"])["context"]
+  np.testing.assert_array_equal(validated[-1], average)
+  assert np.abs(average - state["params"]["context"]).max() > 0
