@@ -135,6 +135,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     return {}
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
   results = {"key": key, **run, **_sums(sets, done, sampled)}
+  if any(isinstance(labelled.source, StoredImages) for labelled in opened.values()):
+    upright = config.data.upright
+    if others := named_prompts.turned_otherwise(prompts, upright):
+      results["turned_otherwise"] = {"upright": upright, "prompts": others}
   with writing(folder.path):
     if registry.BY_CLASS:
       load(registry.BY_CLASS).write(folder, done)

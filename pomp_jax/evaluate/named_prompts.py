@@ -121,16 +121,25 @@ def of_one_list(prompt: AnyPrompt) -> bool:
   return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
 
 
+def turned_otherwise(prompts: Sequence[NamedPrompt], upright: bool) -> list[str]:
+  """Labels of the prompts whose training turned its pictures otherwise.
+
+  `upright` is whether pictures are turned as their EXIF orientation says.
+  """
+  labels = []
+  for named in prompts:
+    recorded = getattr(named.prompt, "upright", None)
+    if recorded is not None and recorded != upright:
+      labels.append(named.label)
+  return labels
+
+
 def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> None:
   """Warns of prompts that were trained on pictures turned otherwise than these are.
 
   `upright` is whether these are turned as their EXIF orientation says, `where` names what says so.
   """
-  others = [
-    named.label
-    for named in prompts
-    if (recorded := getattr(named.prompt, "upright", None)) is not None and recorded != upright
-  ]
+  others = turned_otherwise(prompts, upright)
   if others:
     _warn_once(
       "%s: pictures are %s as their EXIF says; the training of %s %s",

@@ -30,6 +30,7 @@ DPI = 150
 # Font sizes in points: of the figure's title, a panel's, and all other text.
 TITLE, HEADING, TEXT = 11, 10, 8
 _LENGTH = 34  # of a name, in characters
+_LEGEND_COLUMN = 2.6  # inches of a name in a legend
 # Ticks on a logarithmic axis: the most, and the multiples of a power of ten, up to some decades.
 _MOST = 8
 _MULTIPLES = {1.2: (1, 2, 3, 4, 6, 8), 2.4: (1, 2, 4), 3.6: (1, 3), math.inf: (1,)}
@@ -122,7 +123,9 @@ def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> Error
 
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
   """Adds one legend for all panels below them."""
-  options = {"ncols": min(len(labels), 3), "fontsize": TEXT, "frameon": False}
+  fitting = max(1, int(figure.get_figwidth() // _LEGEND_COLUMN))
+  options: dict[str, Any] = {"ncols": min(len(labels), fitting, 3), "fontsize": TEXT}
+  options["frameon"] = False
   figure.legend(lines, names(labels, 44), loc="outside lower center", **options)
 
 

@@ -226,6 +226,13 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> repor
   text += f" {results['clip_model']}."
   if unreadable:
     text += f" {counted(unreadable, 'image')} could not be read and were skipped."
+  if turned := results.get("turned_otherwise"):
+    did = "were turned" if turned["upright"] else "were not turned"
+    other = "did not turn its pictures" if turned["upright"] else "turned its pictures"
+    text += (
+      f" Images {did} as their EXIF orientation says, but the training of"
+      f" {', '.join(turned['prompts'])} {other}: data.upright={not turned['upright']} does as it."
+    )
   return report.Report(f"Evaluation on {data}", text, sections)
 
 

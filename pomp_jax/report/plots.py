@@ -125,7 +125,7 @@ def calibration_panels(
   with fewer are one point; below, every bin has its count.
   """
   names = list(next(iter(sets.values())))
-  title = f"Calibration (in each corner: ECE, %; a point: {_FEWEST} images or more)"
+  title = f"Calibration; in the corner: ECE (%)\na point: {_FEWEST} images or more"
   figure, stacks = drawing.stacked_panels(len(sets), 3.0, (3.2, 1.1), title)
   for place, ((axes, counts), (name, prompts)) in enumerate(zip(stacks, sets.items(), strict=True)):
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)

@@ -23,7 +23,7 @@ _FILES = {  # that a report links to, with what they hold
   "classes.csv": "accuracy of each class",
   "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
-  "prompt.npz": "the learned prompt",
+  "prompt.npz": "the prompt: learned, or words that training did not beat",
   "class_names.json": "names of the training's classes",
   "candidates.json": "validation accuracy of the words that it competes with",
   "prompt_last.npz": "that of the last checkpoint",

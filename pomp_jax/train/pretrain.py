@@ -180,6 +180,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
     last,
     rows=beside_words.rows if beside_words else {},
     reference=beside_words.reference if beside_words else results.HAND_WRITTEN,
+    labels=beside_words.facts["labels"] if beside_words else {},
   )
   found = {
     "job": run.config["job"],

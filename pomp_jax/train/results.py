@@ -72,6 +72,7 @@ def evaluate_run(
   done: Checkpoint,
   rows: Mapping[str, Prompt | str] = types.MappingProxyType({}),
   reference: str = HAND_WRITTEN,
+  labels: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Evaluates a prompt, or the parameters of another method.
 
@@ -81,6 +82,7 @@ def evaluate_run(
     done: its last checkpoint.
     rows: prompts that the tables have beside it, by row.
     reference: row that the others are compared with.
+    labels: of rows, where they say what a prompt is.
 
   Returns:
     What `results.json` holds, and the splits as sets of `rooms.analysis.by_class`.
@@ -102,7 +104,7 @@ def evaluate_run(
     accuracy = run.accuracy()
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
-  results, sets = figures_of_splits(splits, scores, "prompt", reference)
+  results, sets = figures_of_splits(splits, scores, "prompt", reference, labels)
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
   results |= {
@@ -125,6 +127,7 @@ def figures_of_splits(
   scores: Mapping[str, Any],
   learned: str,
   reference: str = HAND_WRITTEN,
+  labels: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The part of `results.json` that all methods have, and sets of `rooms.analysis.by_class`.
 
@@ -149,7 +152,7 @@ def figures_of_splits(
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
   names = {name: split.names for name, (_, split) in splits.items()}
-  return results, load(BY_CLASS).sets_of(names, scores, reference) if BY_CLASS else {}
+  return results, load(BY_CLASS).sets_of(names, scores, reference, labels) if BY_CLASS else {}
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:

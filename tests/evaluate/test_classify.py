@@ -15,7 +15,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.metrics import EvaluationError
-from pomp_jax.evaluate.named_prompts import NamedPrompt, warn_of_turns
+from pomp_jax.evaluate.named_prompts import NamedPrompt, turned_otherwise, warn_of_turns
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -240,6 +240,7 @@ def test_another_rule_than_the_trainings_is_one_line(caplog, recorded_rule, rule
     mixed = Mixture([NamedPrompt("own", prompt), *texts], [0.5, 0.5])
     named = named if named.prompt else named._replace(prompt=mixed)
     warn_of_turns([named, *texts], rule, f"{caplog.handler} {number} {rule} {recorded_rule}")
+    assert turned_otherwise([named, *texts], rule) == [named.label] * n_lines
   assert [("own" in line or "mixed" in line) for line in caplog.messages] == [True] * 2 * n_lines
 
 

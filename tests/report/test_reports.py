@@ -114,6 +114,14 @@ def test_a_page_says_what_made_it(tmp_path, monkeypatch, commit, told):
   assert told in parsed.text and (commit or f"pomp_jax {__version__}") in rows["commit"]
 
 
+@pytest.mark.parametrize("upright", [True, False])
+def test_an_evaluation_says_that_a_training_turned_its_pictures_otherwise(tmp_path, upright):
+  turned = {"turned_otherwise": {"upright": upright, "prompts": ["runs/x"]}}
+  text = page_of("evaluate", tmp_path, evaluation_results() | turned).text
+  assert f"data.upright={not upright}" in text and "runs/x" in text
+  assert ("were turned as their EXIF" in text) == upright
+
+
 def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
   """Published figures with their source beside ours, which are bold above the first prompt."""
   found = evaluation_results()

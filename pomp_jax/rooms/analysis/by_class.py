@@ -31,14 +31,20 @@ _PAIRS, _CLASSES = 20, 50
 
 
 def sets_of(
-  names: Mapping[str, Sequence[str]], scores: Mapping[str, Mapping[str, Any]], reference: str
+  names: Mapping[str, Sequence[str]],
+  scores: Mapping[str, Mapping[str, Any]],
+  reference: str,
+  labels: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-  """Sets of a training's splits, by the names of their classes and the figures of their prompts."""
+  """Sets of a training's splits, by the names of their classes and the figures of their prompts.
+
+  `labels` has the prompts that are called otherwise than by `prompt_labels`.
+  """
   sets = {}
   for split, classes in names.items():
     images = split.partition("/")[0]
     images = images if images in ("train", "validation") else "test"
-    own = {"split": images, "classes": classes, "reference": reference}
+    own = {"split": images, "classes": classes, "reference": reference, "labels": labels}
     sets[split] = own | {"prompts": scores[split]}
   return sets
 
@@ -64,7 +70,7 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     best = _best_prompt(of_set)
     if best and 1 < len(names) <= _MOST_DRAWN:
       prompts = list(of_set["prompts"])
-      labels = dict(zip(prompts, prompt_labels(prompts), strict=True))
+      labels = dict(zip(prompts, prompt_labels(prompts), strict=True)) | of_set.get("labels", {})
       title = f"{name}: answers under {labels[best]}"
       images_N, top1_N = _per_class(of_set["prompts"][best])
       matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 _FIELD = "prompt.candidates"
 # Weight of the words' class vectors in a mixture with the training's.
 _SHARE_OF_WORDS = 0.5
+# Width of an interval, as a share, above which validation images decide next to nothing.
+_WIDE = 0.1
 # What `consistency_squared=-1` stands for below this logit scale, and elsewhere.
 _LOW_SCALE, _WEIGHT_AT_LOW_SCALE, _WEIGHT = 50.0, 8.0, 0.0
 # Mean over the validation images' classes of each candidate's top-1, by name.
@@ -276,6 +278,8 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
   facts["remark"] = _remark(facts)
   prompt = dataclasses.replace(prompts.pop(chosen), config=run.config)
   prompts.pop("mixture", None)
+  if name == run.eval.template:
+    prompts.pop("words", None)  # the hand-written prompt, which has a row
   reference = HAND_WRITTEN
   if chosen == "words":
     reference = "prompt"
@@ -327,6 +331,8 @@ def _remark(facts: Mapping[str, Any]) -> str:
     f" words {facts['best']!r} {_share(figures['words'])}, step {facts['step']}"
     f" {_share(figures['trained'])}: {verdict} {_points(figures['trained'])}"
   )
+  if low <= 0 <= high and high - low > _WIDE:
+    remark += "; so few images tell little: hold out more"
   if facts["chosen"] == "words":
     remark += f"; prompt.npz is {facts['saved']!r}"
     if facts["saved"] != facts["best"]:

@@ -15,6 +15,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Prompt as PromptFields
 from pomp_jax.data.class_lists import ClassList, load_templates
 from pomp_jax.evaluate import Classifier, inputs
+from pomp_jax.evaluate.metrics import paired_difference_over_classes
 from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
@@ -183,6 +184,33 @@ def test_the_mean_over_classes_decides(monkeypatch, encoder):
   figures = choice.facts["figures"]
   assert figures["trained"]["right"] > figures["words"]["right"]
   assert choice.facts["chosen"] == "words" and "worse" in choice.facts["remark"]
+
+
+def test_words_that_are_the_hand_written_prompt_have_its_row(monkeypatch, encoder):
+  right = {"words": first(200), "last": first(280), "earlier": first(280), "mixture": first(240)}
+  choice = contest_of(monkeypatch, encoder, right, name="a photo of a {}.")
+  assert choice.facts["chosen"] == "trained"
+  assert (choice.rows, choice.reference) == ({}, "hand_written")
+
+
+@pytest.mark.parametrize("n_images", [24, 400])
+def test_few_images_are_said_to_tell_little(n_images):
+  """The interval of one image more out of 24 is 19 points wide."""
+  difference = paired_difference_over_classes(
+    np.arange(n_images) < 23, np.arange(n_images) < 22, np.arange(n_images) % 4
+  )
+  figures = {"right": 22, "macro_top1": 0.9}
+  facts = {
+    "best": SHORT,
+    "step": 9,
+    "chosen": "words",
+    "saved": SHORT,
+    "validation": {"images": n_images, "classes": 4},
+    "figures": {"words": figures, "trained": figures | {"difference": difference}},
+  }
+  remark = words._remark(facts)
+  assert "level with the words" in remark
+  assert ("hold out more" in remark) == (n_images == 24)
 
 
 def test_where_no_file_holds_the_best_words_another_stands_for_them(monkeypatch, encoder, tmp_path):
