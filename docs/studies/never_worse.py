@@ -1,7 +1,7 @@
 """Is what `own` learns ever worse than the words that it chose? docs/better_than_words.md.
 
   python -m docs.studies.never_worse FOLDER            # by the weight of consistency, then defaults
-  python -m docs.studies.never_worse FOLDER defaults   # `own`'s defaults alone
+  python -m docs.studies.never_worse FOLDER defaults   # `own`'s defaults alone, at full length
 
 Three CLIPs, which differ in logit scale, and pictures for each:
 
@@ -12,7 +12,7 @@ Three CLIPs, which differ in logit scale, and pictures for each:
   renderings that no picture of its training has (`docs.studies.glyphs`). `glyphs, careful` has the
   openings of careful captions among the candidates, so that the words are hard to beat.
 - `siglip`: a text tower as SigLIP's, scale 17 (`docs.studies.siglip_context`), on the pictures and
-  sets of the world; K = 64, and candidates that fit its 20 positions.
+  sets of the world; candidates that fit its 20 positions.
 
 Each table compares on the same images, with a 95% interval of the paired difference: of prompts as
 good as the words, 2.5% have an interval below 0 by chance. An interrupted study resumes with the
@@ -45,13 +45,13 @@ from pomp_jax.evaluate.metrics import paired_difference, ranks
 from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.paths import to_path
-from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.files.run_folder import RunFolder
 from tests.support.clips import with_logit_scale
 from tests.support.small_run import settings
 
 SEEDS = (0, 1, 2)
 WEIGHTS = (0, 1, 3, 8)  # consistency_squared
-# Trainings by weight take a minute: the defaults, 1,000 steps over all classes, take several.
+# Fields of the trainings by weight: 36 of them at full length would take hours.
 SHORT = "negatives=sampled,k=128,epochs=3"
 SIGLIP = "siglip"  # the name of the CLIP in configs
 # No caption is longer than 18 tokens but for about one in a hundred.
@@ -74,9 +74,9 @@ class World:
   pictures: pathlib.Path
   # Fields of an evaluation's config by what its sets are called in front of their names.
   sets: Mapping[str, Mapping[str, str]]
-  # Fields that all its trainings have, and those by weight alone.
+  # Fields of all its trainings.
   fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
-  short: str = SHORT
+  short: str = SHORT  # fields of the trainings by weight
 
 
 def prepared(folder: pathlib.Path) -> list[World]:
@@ -107,12 +107,11 @@ def prepared(folder: pathlib.Path) -> list[World]:
   worlds.append(World("glyphs", str(clip), drawn, of_glyphs))
   careful = {"prompt__candidates": CAREFUL}
   worlds.append(World("glyphs, careful", str(clip), drawn, of_glyphs, careful))
-  # A bidirectional text tower computes all of a class's positions, so few classes a step. These are
-  # 20, too few for the longer sentences of the default candidates.
-  of_siglip: dict[str, object] = {"negatives": "sampled", "k": 64}
-  of_siglip["prompt__candidates"] = ";".join(siglip_context.SENTENCES)
-  siglip = World("siglip", SIGLIP, pictures, of_world, of_siglip, short="epochs=2")
-  worlds.append(siglip)
+  # The tower has 20 positions, too few for the longer sentences of the default candidates.
+  that_fit = {"prompt__candidates": ";".join(siglip_context.SENTENCES)}
+  # A bidirectional text tower computes all of a class's positions, so few classes a step.
+  short = "negatives=sampled,k=64,epochs=2"
+  worlds.append(World("siglip", SIGLIP, pictures, of_world, that_fit, short=short))
   return worlds
 
 
@@ -219,9 +218,8 @@ def trained(
   workdir = folder / slug / "runs" / f"{kind}_{seed}"
   argument = f"root={world.pictures},clip={world.clip},seed={seed}"
   argument += f",store={folder / slug / 'features'}"
-  argument += f",{world.short}"
   if weight is not None:
-    argument += f",consistency={weight}"
+    argument += f",{world.short},consistency={weight}"
   return workdir, better_than_words.run(f"own:{argument}", workdir, **world.fields)
 
 
@@ -259,11 +257,9 @@ def by_weight(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
 def of_defaults(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
   """Trains with `own`'s defaults, and compares what the run's folder stands for with the words."""
   runs = {seed: trained(folder, world, seed, None) for seed in SEEDS}
-  for seed, (workdir, results) in runs.items():
-    config = read_json(RunFolder(workdir).config)
-    facts = {name: fact for name, fact in results["words"].items() if name != "candidates"}
-    facts |= {name: config[name] for name in ("consistency_squared", "anchors") if name in config}
-    print(f"{world.name}, seed {seed}: {facts}")
+  for seed, (_, results) in runs.items():
+    chosen = results["words"]
+    print(f"{world.name}, seed {seed}: {chosen['best']!r} were the words, {chosen['saved']!r} is left")
   rows = []
   for name, tested in opened_sets(world, folder / "features").items():
     known: dict[str, np.ndarray] = {}
