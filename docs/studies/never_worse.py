@@ -259,7 +259,9 @@ def of_defaults(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
   runs = {seed: trained(folder, world, seed, None) for seed in SEEDS}
   for seed, (_, results) in runs.items():
     chosen = results["words"]
-    print(f"{world.name}, seed {seed}: {chosen['best']!r} were the words, {chosen['saved']!r} is left")
+    print(
+      f"{world.name}, seed {seed}: {chosen['best']!r} were the words, {chosen['saved']!r} is left"
+    )
   rows = []
   for name, tested in opened_sets(world, folder / "features").items():
     known: dict[str, np.ndarray] = {}
