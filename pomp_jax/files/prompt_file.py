@@ -165,14 +165,26 @@ def architecture(clip_model: str) -> str | None:
   return f"rn{resnet[1]}" if resnet else None
 
 
+def _has_shape_of_a_context(context: object) -> bool:
+  """Whether it is float32 [M,D] or [N,M,D] with no axis empty."""
+  if not isinstance(context, np.ndarray) or context.dtype != np.float32:
+    return False
+  return context.ndim in (2, 3) and context.size > 0
+
+
+def _stands_aside(prompt: Prompt) -> bool:
+  """Whether the context is float32 [0,D], beside sentences that have all of the weight."""
+  context = prompt.context
+  if prompt.sentences is None or prompt.sentences.weight != 1:
+    return False
+  is_array = isinstance(context, np.ndarray) and context.dtype == np.float32
+  return is_array and context.ndim == 2 and len(context) == 0 and context.shape[1] > 0
+
+
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
   """Raises PromptFileError for the first field of a prompt, written or read, that breaks a rule."""
   context = prompt.context
-  is_array = isinstance(context, np.ndarray) and context.dtype == np.float32
-  alone = is_array and prompt.sentences is not None and prompt.sentences.weight == 1
-  if alone and context.ndim == 2 and context.shape[0] == 0 and context.shape[1] > 0:
-    pass  # the sentences need no context
-  elif not is_array or context.ndim not in (2, 3) or context.size == 0:
+  if not _has_shape_of_a_context(context) and not _stands_aside(prompt):
     kind = getattr(context, "dtype", type(context).__name__)
     accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
     refuse(path, "context", f"{kind} {list(getattr(context, 'shape', ()))}", accepted)
