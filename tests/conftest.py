@@ -1,6 +1,6 @@
-"""What all tests need before JAX starts, the two tiers, and the devices that a test sees.
+"""What all tests need before JAX starts, the two tiers, and the devices that a test computes on.
 
-A file whose `pytestmark` is `mesh` sees 8 virtual devices, every other file sees one. A test with
+In a file whose `pytestmark` is `mesh` the package has 8 virtual devices, elsewhere one. A test with
 `@pytest.mark.slow("reason")` is in the second tier: `bash launch/test.sh --all` runs both.
 """
 
@@ -23,9 +23,8 @@ import hypothesis
 import jax
 import pytest
 
-_DEVICES = 8
 # For this process; those that it starts have one, or as many as `environment` says.
-jax.config.update("jax_num_cpu_devices", _DEVICES)
+jax.config.update("jax_num_cpu_devices", 8)
 
 pytest_plugins = ["tests.support.shared_runs"]
 
@@ -44,21 +43,26 @@ for _name, _examples in (("pomp", 15), ("many", 50)):
 # Started behind a shell (`&`, nohup) this process ignores it, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# JAX's public functions tell of the first devices alone.
-_shown = 1
-for _name in ("devices", "local_devices"):
-  _all = getattr(jax, _name)
-  setattr(jax, _name, lambda *args, _all=_all, **more: _all(*args, **more)[:_shown])
-jax.device_count = jax.local_device_count = lambda *_: _shown
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+  """Gives the package the first device alone, also for what a session makes once."""
+  from pomp_jax import hosts
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(hosts, "devices", lambda *, local=False: jax.local_devices()[:1])
+    yield
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shown_devices(request: pytest.FixtureRequest) -> Iterator[None]:
-  """Shows all devices to the files of the group `mesh`."""
-  global _shown
-  _shown = _DEVICES if request.node.get_closest_marker("mesh") else 1
-  yield
-  _shown = 1
+def all_devices(one_device: None, request: pytest.FixtureRequest) -> Iterator[None]:
+  """Gives the package all devices in the files of the group `mesh`."""
+  from pomp_jax import hosts
+
+  with pytest.MonkeyPatch.context() as patch:
+    if request.node.get_closest_marker("mesh"):
+      patch.setattr(hosts, "devices", lambda *, local=False: jax.local_devices())
+    yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -82,6 +82,19 @@ def test_no_string_names_another_framework():
   assert found == {"rooms/benchmark/towers.py"}
 
 
+def test_jax_is_asked_for_devices_in_one_place():
+  """Tests give the package fewer devices than JAX has."""
+  functions = {"devices", "local_devices", "device_count", "local_device_count"}
+  found = {
+    path.relative_to(PACKAGE).as_posix()
+    for path in MODULES
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and node.attr in functions
+    if ast.unparse(node.value) == "jax"
+  }
+  assert found == {"hosts/resources.py"}
+
+
 def test_modules_are_named_for_what_they_hold():
   drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
   assert not drawers & {path.stem for path in MODULES}

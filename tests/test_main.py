@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import InputError
@@ -79,8 +80,7 @@ def play(monkeypatch):
   ],
 )
 def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argument, expected):
-  eight = 8 * jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda: eight)
+  monkeypatch.setattr(hosts, "devices", lambda **_: jax.devices()[:8])
   assert expected in refused(DEMO, "--workdir=run", f"--config.{argument}")
 
 

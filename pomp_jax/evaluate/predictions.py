@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, Source
 from pomp_jax.encoder import Encoder, chunks, fetched, map_rows
@@ -85,7 +86,7 @@ def ranks_of_images(
     labels_B: class of each image.
     mesh: devices that divide the images; None for this process's.
   """
-  mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+  mesh = make_mesh(devices=hosts.devices(local=True)) if mesh is None else mesh
   classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
   compute = rank_rows(mesh)
   batches = _row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh)

@@ -272,7 +272,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 def _as_target(leaf: Any) -> Any:
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return np.asarray(leaf)
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(hosts.devices(local=True)[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

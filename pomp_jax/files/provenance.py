@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from pomp_jax import __version__
+from pomp_jax import __version__, hosts
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
@@ -23,7 +23,7 @@ _GIT_SECONDS = 10.0
 
 def provenance() -> dict[str, Any]:
   """Describes this process and its devices, for results; a missing library's version is None."""
-  devices = jax.devices()
+  devices = hosts.devices()
   versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": __version__}
   return {
     "command": command(sys.argv),

@@ -16,7 +16,7 @@ from pomp_jax.hosts.messages import (
   post,
   posted,
 )
-from pomp_jax.hosts.resources import own_cores, peak_mib, share_cores
+from pomp_jax.hosts.resources import devices, own_cores, peak_mib, share_cores
 from pomp_jax.hosts.start import Cluster, describe, detect, start
 from pomp_jax.hosts.stop import (
   Preempted,

@@ -1,4 +1,4 @@
-"""CPU cores that this process may run on, shared with those beside it, and its peak memory."""
+"""Devices; CPU cores that this process may run on, shared with those beside it; its peak memory."""
 
 import contextlib
 import math
@@ -8,12 +8,23 @@ import re
 import resource
 import sys
 
+import jax
+
 from pomp_jax.hosts.messages import gather, own_index
 
 # "QUOTA PERIOD" in microseconds, or "max PERIOD"; a container's limit (cgroup v2).
 _QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
 _n_sharers = 1
+
+
+def devices(*, local: bool = False) -> list[jax.Device]:
+  """Devices of all processes, or only this one's, those of a process together.
+
+  The package asks JAX for devices here alone.
+  """
+  found = jax.local_devices() if local else jax.devices()
+  return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
 def own_cores() -> int:

@@ -19,6 +19,7 @@ from jax._src import clusters  # `jax.distributed.initialize` uses these and nam
 
 from pomp_jax.errors import TryAgain
 from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
+from pomp_jax.hosts.resources import devices
 from pomp_jax.hosts.stop import OF_OTHERS, Preempted
 
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
@@ -78,8 +79,8 @@ def detect(
     )
   if coordinator is None:
     raise HostError(f"--coordinator: got nothing from {launcher}, expected host:port of process 0")
-  devices = _own_accelerator(launcher, os.environ)
-  return Cluster(launcher, coordinator, num_processes, process_id, devices)
+  accelerators = _own_accelerator(launcher, os.environ)
+  return Cluster(launcher, coordinator, num_processes, process_id, accelerators)
 
 
 def _is_present(launcher: str) -> bool:
@@ -215,11 +216,11 @@ def _exit(message: str, status: int) -> NoReturn:
 
 def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
   """One line: this process, its devices, the mesh with its class axis, and the compute type."""
-  local, n_devices = jax.local_devices(), jax.device_count()
-  devices = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
+  local, n_devices = devices(local=True), len(devices())
+  found = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"
   launcher = "" if cluster is None else f", started by {cluster.launcher}"
   return (
-    f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {devices},"
+    f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {found},"
     f" {dtype}, {mesh}{launcher}"
   )

@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.errors import InputError
 
 DATA, CLASS = "data", "class"
@@ -18,8 +19,8 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   InputError: the devices do not divide by `class_size`.
   """
   if devices is None:
-    # Grouped by process, so that its images are on neighbouring rows.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    # The devices of a process are together, so that its images are on neighbouring rows.
+    devices = hosts.devices()
   devices = np.asarray(devices)
   if devices.size % class_size:
     expected = f"a divisor of the {devices.size} devices"

@@ -51,7 +51,7 @@ def fill_features(
   start = time.monotonic()
   if missing and hosts.n_processes() > 1:
     # Each process works at its own pace, which no collective allows.
-    encoder = inputs.open_encoder(clip, devices=jax.local_devices())
+    encoder = inputs.open_encoder(clip, devices=hosts.devices(local=True))
   _fill(data, features, mine, source, encoder)
   for _ in range(len(mine), -(-len(missing) // jax.process_count())):
     # As often as the process with the most blocks.

@@ -4,8 +4,6 @@ import functools
 import logging
 from typing import Any
 
-import jax
-
 from pomp_jax import hosts
 from pomp_jax.clip.packed import MemoryPlan
 from pomp_jax.clip.text import plan_memory
@@ -41,7 +39,7 @@ def memory_plan(
 
 @functools.cache
 def _of_device() -> float:
-  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
   limit = hosts.from_first(limit, "the memory of a device")
   gib = _SHARE * limit or _NO_LIMIT_GIB

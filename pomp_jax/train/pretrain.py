@@ -96,7 +96,7 @@ def check_mesh(class_size: int, loop: Loop, n_views: int = 1) -> None:
   """Raises InputError unless the devices share the classes and the batches of a step."""
   mesh = make_mesh(class_size)
   shares = jax.process_index() in batches.process_shards(mesh)
-  takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
+  takes = f"a divisor or a multiple of the {len(hosts.devices(local=True))} devices of each process"
   require(shares, "mesh.class_size", class_size, takes)
   n_data, n_draws = mesh.shape[DATA], loop.accumulate
   takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"

@@ -81,7 +81,7 @@ class Checkpoint(NamedTuple):
       # Names of the first versions.
       "detour": {"roll_backs": self.roll_backs, "batches": self.skipped_batches},
       "judge": self.statistics,
-      "devices": jax.device_count(),
+      "devices": len(hosts.devices()),
       "groups": run.n_groups,
       "config": run.config,
     }
@@ -131,7 +131,7 @@ def _checkpoint(run: Run, restored: Restored) -> Checkpoint:
 
 
 def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
-  before, now = meta["devices"], jax.device_count()
+  before, now = meta["devices"], len(hosts.devices())
   groups, n_data = meta["groups"], run.encoder.mesh.shape[DATA]
   if groups != run.n_groups:
     remedy = f"; config.accumulate={groups // n_data} keeps them" if groups % n_data == 0 else ""

@@ -38,7 +38,7 @@ _WEIGHT, _STEPS_BEFORE = 0.05, 20
 
 def memory() -> dict[str, float]:
   """Memory of the fullest device; where devices have no statistics (CPUs), of the process."""
-  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}
   figures = {
     ours: float(max(of_device[theirs] for of_device in stats))

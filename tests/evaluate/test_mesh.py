@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
+from pomp_jax import hosts
 from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import predictions
@@ -28,7 +29,7 @@ IMAGES = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
 
 def test_features(clip_and_torch):
   clip, _ = clip_and_torch
-  assert jax.device_count() == 8
+  assert len(hosts.devices()) == 8
   one, eight = Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3), Encoder(clip, chunk=64)
   context = RNG.normal(0, 0.02, (4, one.clip.text_width)).astype(np.float32)
   for prompt in ("{}.", Prompt(context, "random", position="middle")):

@@ -2,6 +2,7 @@
 
 import os
 import types
+from unittest import mock
 
 import jax
 import pytest
@@ -120,3 +121,15 @@ def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, ex
   monkeypatch.setattr(resources, "gather", lambda own, *_: [["here", own], *others])
   hosts.share_cores(1.0)
   assert hosts.own_cores() == expected
+
+
+def test_devices_are_grouped_by_process(monkeypatch):
+  """And of this process alone. The session's devices are not these."""
+  found = [
+    mock.Mock(spec=jax.Device, process_index=process, id=number)
+    for process, number in ((1, 5), (0, 7), (1, 2), (0, 3))
+  ]
+  monkeypatch.setattr(jax, "devices", lambda: found)
+  monkeypatch.setattr(jax, "local_devices", lambda: found[::2])
+  numbers = lambda **given: [device.id for device in resources.devices(**given)]
+  assert numbers() == [3, 7, 2, 5] and numbers(local=True) == [2, 5]

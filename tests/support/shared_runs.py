@@ -91,8 +91,7 @@ def encoder(clip_and_torch):
 @pytest.fixture(scope="session", autouse=True)
 def encoders_opened_once():
   """Gives each job the encoder that an earlier one opened with the same fields and weights."""
-  import jax
-
+  from pomp_jax import hosts
   from pomp_jax.evaluate import inputs
 
   opened, encoders = inputs.open_encoder, {}
@@ -101,7 +100,7 @@ def encoders_opened_once():
     model = pathlib.Path(clip.model)
     files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
     weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = repr((clip, class_size, feature_store, jax.device_count(), devices, weights))
+    key = repr((clip, class_size, feature_store, hosts.devices(), devices, weights))
     if key not in encoders:
       encoders[key] = opened(clip, class_size, feature_store, devices)
     return encoders[key]

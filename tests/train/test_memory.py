@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import pytest
 
 from pomp_jax import hosts
@@ -22,7 +21,7 @@ def asked_again():
 def devices(monkeypatch, *gibibytes):
   stats = [lambda n=n: {"bytes_limit": n * 2**30} for n in gibibytes]
   found = [types.SimpleNamespace(memory_stats=one) for one in stats]
-  monkeypatch.setattr(jax, "local_devices", lambda: found)
+  monkeypatch.setattr(hosts, "devices", lambda *, local: found)
 
 
 def found(**fields):

@@ -3,7 +3,6 @@
 import random
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ def test_a_run_leaves_its_folder(pretrained):
   plots = {path.name for path in (pretrained / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png", "mistakes.png"}
   results = read_json(pretrained / "results.json")
-  assert results["provenance"]["devices"]["number"] == jax.device_count()
+  assert results["provenance"]["devices"]["number"] == 1
   assert (results["job"], results["seed"], results["steps"]) == ("pretrain", 0, 12)
   assert (results["n_classes"], results["k"], results["correction"]) == (300, 20, "log")
   assert results["seconds"] > 0

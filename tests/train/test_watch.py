@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import setup
@@ -33,7 +34,7 @@ def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
     {"bytes_in_use": 4, "peak_bytes_in_use": 4},
   )
   devices = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
-  monkeypatch.setattr(watch_module.jax, "local_devices", lambda: devices)
+  monkeypatch.setattr(hosts, "devices", lambda *, local: devices)
   assert memory() == {"device_memory_bytes": 4.0, "device_memory_peak_bytes": 5.0}
 
 

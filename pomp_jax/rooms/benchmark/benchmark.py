@@ -9,9 +9,9 @@ import dataclasses
 import importlib.util
 from typing import Any
 
-import jax
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
@@ -41,7 +41,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   measure = lambda steps: measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds)
   rows: list[dict[str, Any]] = []
   results: dict[str, Any] = {"job": config.job, "settings": dataclasses.asdict(fields)}
-  results |= {"device": jax.devices()[0].device_kind, "rows": rows}
+  results |= {"device": hosts.devices()[0].device_kind, "rows": rows}
   # Write after every K; the largest may run out of memory.
   if sizes := numbers(fields.steps) + numbers(fields.bank_steps):
     rows += measure([whole_step(fields, *one) for one in sizes])

@@ -57,7 +57,7 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
 
   Returns figures by name: a `Cost` of each part, and numbers.
   """
-  figures: dict[str, Any] = {"devices": jax.device_count(), "steps": run.total_steps}
+  figures: dict[str, Any] = {"devices": len(hosts.devices()), "steps": run.total_steps}
   state = _noise_state(run)
   for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
     figures |= part(run, state)

@@ -153,7 +153,7 @@ def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
   test, classes = figures["test_images"], figures["class_features"]
   rate = batch_size / read.seconds / jax.process_count()
   return [
-    f"dry run of {run.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
+    f"dry run of {run.clip.model} on {figures['devices']} {hosts.devices()[0].device_kind}:"
     f" {len(run.source.names):,} classes, {len(run.source):,} training images{origin};"
     f" {figures['steps']:,} steps of {batch_size:,} views",
     f"  step: {step:.3g} s ({batch_size / step:,.3g} views/s)"

@@ -26,7 +26,7 @@ from pomp_jax.clip.open_clip import tables
 from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
-from pomp_jax.hosts import peak_mib
+from pomp_jax.hosts import devices, peak_mib
 from pomp_jax.prompt import step as training
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
@@ -248,7 +248,7 @@ def compile_step(
   lengths_N = np.resize(token_lengths(), n_classes)
   ids_NxL = rng.integers(0, config.vocab_size, (n_classes, lengths_N.max()), np.int32)
   params, prefix = random_inputs(config, fields.m, fields.seed)
-  mesh = make_mesh(devices=jax.devices()[:1])
+  mesh = make_mesh(devices=devices()[:1])
   tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
   frozen = replicate(Frozen(params, {}, prefix[:1], tokens), mesh)
   module = PromptContext(fields.m, config.hidden_size)

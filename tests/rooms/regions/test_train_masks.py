@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.config import fields_of, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt
@@ -106,8 +107,7 @@ def test_what_a_run_leaves(whole):
 
 
 def test_devices_share_a_batch(region_set, tmp_path, monkeypatch):
-  three = 3 * jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda: three)
+  monkeypatch.setattr(hosts, "devices", lambda **_: jax.devices()[:3])
   with pytest.raises(InputError, match=r"batch_size: got 8, expected a multiple of 3"):
     train_masks.check(regions_config(region_set, "train_masks"), str(tmp_path / "run"))
 
