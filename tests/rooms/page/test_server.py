@@ -3,6 +3,7 @@
 import contextlib
 import html
 import io
+import queue
 import re
 import socket
 import threading
@@ -222,24 +223,27 @@ def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
 
 
 def test_one_computes_at_a_time_and_few_wait():
-  turns, order = server.Turns(waiting=1), []
+  """Of two that come during a turn one is turned away, and the other waits for the end of it."""
+  turns, order = server.Turns(waiting=1), queue.Queue()
 
   def compute():
-    with turns.turn():
-      order.append("second")
+    try:
+      with turns.turn():
+        order.put("computed")
+    except server.BusyError:
+      order.put("busy")
 
-  second = threading.Thread(target=compute)
+  others = [threading.Thread(target=compute, daemon=True) for _ in range(2)]
   with turns.turn():
-    second.start()
-    while turns._places._value:  # until it waits
-      pass
-    with pytest.raises(server.BusyError), turns.turn():
-      pass
-    order.append("first")
-  second.join(30)
-  assert order == ["first", "second"]
+    for other in others:
+      other.start()
+    assert order.get(timeout=60) == "busy"
+    assert order.empty()
+  assert order.get(timeout=60) == "computed"
+  for other in others:
+    other.join(60)
   turns.close()
-  assert not turns._lock.acquire(blocking=False)
+  assert turns._lock.locked()
 
 
 def test_the_shelf_drops_the_oldest_and_keeps_what_it_must():
