@@ -56,6 +56,13 @@ def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
   return source.subset(even_sample(source.labels, source.keys, n_images)) if n_images else source
 
 
+def forget_sources() -> None:
+  """Forgets what was found of all data, for files that have changed since; a run looks once."""
+  found = (_open_split, _divided, _duplicates, _empty_classes, check_readable)
+  for remembered in (*found, _log_once, _warn_once):
+    remembered.cache_clear()
+
+
 def _with_duplicates(data: Data, split: str) -> StoredImages:
   """The images of a split, also those of earlier splits."""
   part, group = _part_and_group(data, split)

@@ -22,7 +22,7 @@ def activation_memory(clip: Clip) -> float:
 
   It is the first process's limit, for equal programs; all processes make the first call together.
   """
-  return (clip.memory_gib or _of_device()) * 2**30
+  return (clip.memory_gib or memory_of_device()) * 2**30
 
 
 def memory_plan(
@@ -38,7 +38,8 @@ def memory_plan(
 
 
 @functools.cache
-def _of_device() -> float:
+def memory_of_device() -> float:
+  """Half of the first process's smallest device, GiB; all processes call it first together."""
   stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
   limit = hosts.from_first(limit, "the memory of a device")

@@ -14,13 +14,6 @@ from pomp_jax.rooms.data_sets import coop
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
-
-@pytest.fixture(autouse=True)
-def nothing_remembered():
-  for function in (stored._open_split, stored._divided, stored._log_once, coop._open_all):
-    function.cache_clear()
-
-
 NAMES = world.class_names("base")[::2500]  # 9 of them
 
 
@@ -118,8 +111,7 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
   assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
   write_world(root / "val", "validation", 1, NAMES)
-  stored._open_split.cache_clear()
-  stored._divided.cache_clear()
+  stored.forget_sources()
   sizes = [len(inputs.open_source(data(root), split)) for split in ("train", "validation")]
   assert sizes == [45, 9]
   # A class may be missing in a split for testing, whose names are the training's all the same.

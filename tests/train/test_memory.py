@@ -13,9 +13,9 @@ from tests.support.small_run import settings
 @pytest.fixture(autouse=True)
 def asked_again():
   """The device is asked once for each process."""
-  memory._of_device.cache_clear()
+  memory.memory_of_device.cache_clear()
   yield
-  memory._of_device.cache_clear()
+  memory.memory_of_device.cache_clear()
 
 
 def devices(monkeypatch, *gibibytes):

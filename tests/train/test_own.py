@@ -124,8 +124,7 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   pretrain.check(config.replace({"data.max_corrupt": 0.5}), str(run))
   (run / "results.json").unlink()
   (pictures / names[0] / "more.jpg").write_bytes((pictures / names[0] / "0.jpg").read_bytes())
-  for function in (stored._open_split, stored._divided, stored._duplicates):
-    function.cache_clear()
+  stored.forget_sources()
   with pytest.raises(FeatureStoreError, match="images were added, removed or renamed; .*--workdir"):
     pretrain.run(config, str(run))
 

@@ -36,12 +36,6 @@ def _opened(folder, size):
   return open_folder(folder, classes_in(folder)).replace(image_size=size)
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered():
-  for function in (stored._open_split, stored._divided):
-    function.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def dumped(shared, cut_pictures, one_layer):
   """Features of the world's CLIP, as a folder."""
@@ -163,7 +157,7 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
     given = labels, (root / f"{split}_keys.txt").read_text().splitlines(), [-rows]
     header["splits"][split] = script.write_split(root, split, *given, rows.shape[1], "float32")
   script.write_header(root, header)
-  stored._open_split.cache_clear()
+  stored.forget_sources()
   with pytest.raises(FeatureStoreError, match="training_images.json: images is .*features"):
     run_job(config, tmp_path / "run")
   assert run_job(evaluation, tmp_path / "evaluation")["accuracy"] != before

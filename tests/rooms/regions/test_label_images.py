@@ -14,7 +14,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
-from pomp_jax.evaluate import inputs, stored
+from pomp_jax.evaluate import inputs
 from pomp_jax.rooms.regions import training_crops
 from pomp_jax.rooms.regions.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.rooms.regions.label_images import IGNORED, open_pixels, write_labels
@@ -196,12 +196,6 @@ def test_an_unusable_file(tmp_path, text, part):
 
 NAMES = "cat\tbase\t3\nsky\tnovel\t0\nstar\tbase\t2\nhouse\t-\t1\n"
 FILL = np.array([122.77, 116.75, 104.09])  # CLIP's mean
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered():
-  for function in (stored._open_split, stored._divided, stored._log_once):
-    function.cache_clear()
 
 
 @pytest.fixture
