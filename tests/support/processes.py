@@ -192,14 +192,13 @@ def _main() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
   assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
-  from pomp_jax.config import defaults, load_job, validate
+  from pomp_jax.config import defaults
+  from tests.support.encoders import encoders_opened_once
+  from tests.support.small_run import run_job
 
-  for values, workdirs in json.loads(arguments.file.read_text()):
-    config = defaults().replace(values)
-    validate(config)
-    module = load_job(config.job)
-    module.check(config, workdirs[arguments.process_id])
-    module.run(config, workdirs[arguments.process_id])
+  with encoders_opened_once():
+    for values, workdirs in json.loads(arguments.file.read_text()):
+      run_job(defaults().replace(values), workdirs[arguments.process_id])
 
 
 if __name__ == "__main__":

@@ -89,24 +89,11 @@ def encoder(clip_and_torch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def encoders_opened_once():
-  """Gives each job the encoder that an earlier one opened with the same fields and weights."""
-  from pomp_jax import hosts
-  from pomp_jax.evaluate import inputs
+def encoders_opened_once(one_device: None):
+  """See `tests.support.encoders`."""
+  from tests.support import encoders
 
-  opened, encoders = inputs.open_encoder, {}
-
-  def open_once(clip, class_size=1, feature_store="", devices=None):
-    model = pathlib.Path(clip.model)
-    files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
-    weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = repr((clip, class_size, feature_store, hosts.devices(), devices, weights))
-    if key not in encoders:
-      encoders[key] = opened(clip, class_size, feature_store, devices)
-    return encoders[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inputs, "open_encoder", open_once)
+  with encoders.encoders_opened_once():
     yield
 
 
