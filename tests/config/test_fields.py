@@ -106,7 +106,8 @@ def test_texts_are_separated_as_the_docs_do_it():
 def test_the_page_is_generated_from_the_table():
   path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
   assert path.read_text() == page(), "python -m docs.generators.config_page > docs/config.md"
-  assert all(f"--config.{field}=" in help_text() for field in fields_of())
+  text = help_text()
+  assert all(f"--config.{field}=" in text for field in fields_of())
 
 
 @pytest.mark.parametrize(
