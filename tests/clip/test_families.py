@@ -19,6 +19,8 @@ import torch
 from transformers import BertTokenizerFast, CLIPTextConfig, PreTrainedTokenizerFast
 
 from docs.generators.clips_page import page
+from pomp_jax.clip.eva import SiglipConfig
+from pomp_jax.clip.families import MODELS
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.open_clip import named_clip, tables, unread
 from pomp_jax.clip.text import token_table
@@ -251,6 +253,42 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
   n_rows = len(token_table(encoder.frozen(classes).text))
   used = rounded_up(len(np.unique(classes.ids)), 1024)
   assert n_rows == (used if name == "metaclip2" else clip.config.text_config.vocab_size)
+
+
+def _timm_row(name):
+  """What `eva.MODELS` and `convnext.MODELS` say of a tower, read from timm's, which has no memory.
+
+  `timm_proj` is open_clip's, which has no projection for SigLIP's towers alone.
+  """
+  with torch.device("meta"):
+    if name.startswith("convnext"):
+      model = timm.create_model(name, depths=[1, 1, 1, 1])
+      norms = [layer for layer in model.modules() if "LayerNorm" in type(layer).__name__]
+      return {"epsilon": {norm.eps for norm in norms}}
+    model = timm.create_model(name, depth=1)
+  block, pool, rope = model.blocks[0], model.attn_pool, getattr(model, "rope", None)
+  norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm)]
+  return {
+    "image_size": model.default_cfg["input_size"][-1],
+    "num_attention_heads": block.attn.num_heads,
+    "rope_grid": rope.ref_feat_shape[0] if rope else 0,
+    "rope_offset": rope.grid_offset if rope else 0.0,
+    "rope_x_first": rope is not None and rope.grid_indexing == "xy",
+    "post_norm": type(block).__name__ == "EvaBlockPostNorm",
+    "epsilon": {norm.eps for norm in norms},
+    "pooling_heads": pool.num_heads if pool else 0,
+    "projects": "siglip" not in name,
+    "tanh": type(block.mlp.act).__name__ == "GELUTanh",
+  }
+
+
+def test_each_row_of_the_towers_is_timms():
+  for name, tower in MODELS.items():
+    expected, row = _timm_row(name), dataclasses.asdict(tower)
+    found = row | {"epsilon": {tower.epsilon}}
+    assert {field: found[field] for field in expected} == expected, name
+    assert isinstance(tower, SiglipConfig) == ("siglip" in name), name
+  assert len(MODELS) == 33
 
 
 @pytest.mark.parametrize("name", ["siglip_b", "clipa", "metaclip2"])
