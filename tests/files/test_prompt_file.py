@@ -3,6 +3,7 @@
 import logging
 import os
 import stat
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from pomp_jax.files.prompt_file import (
   save_prompt,
 )
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.registry import FORMATS
 from tests.support.prompt_files import CONTEXT, refusal
 
 GOOD = {
@@ -53,6 +55,28 @@ def test_round_trip_is_exact(tmp_path, name):
     back = load_prompt(tmp_path / name)
     np.testing.assert_array_equal(back.context, context, strict=True)
     assert (back.clip_model, back.position, back.config) == ("org/näme", position, config)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth.tar-5"])
+def test_the_content_decides_the_format_and_not_the_name(tmp_path, suffix):
+  save_prompt(tmp_path / f"written{suffix}", Prompt(CONTEXT, "a/clip", config={"seed": 1}))
+  content = (tmp_path / f"written{suffix}").read_bytes()
+  for name in ("p.npz", "p.safetensors", "p.pt", "p.pth.tar-5", "p.txt", "p"):
+    (tmp_path / name).write_bytes(content)
+    back = load_prompt(tmp_path / name)
+    np.testing.assert_array_equal(back.context, CONTEXT)
+    assert (back.clip_model, back.config) == ("a/clip", {"seed": 1})
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "pth"])
+def test_the_name_decides_where_the_content_is_damaged(tmp_path, kind, monkeypatch):
+  path = tmp_path / f"p.{kind}"
+  path.write_bytes(b"\0" * 100)
+  read = mock.Mock(side_effect=PromptFileError("damaged"))
+  monkeypatch.setattr(prompt_file, "load", lambda path: {FORMATS[kind].read: read}[path])
+  with pytest.raises(PromptFileError, match="damaged"):
+    load_prompt(path)
+  read.assert_called_once_with(path)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])

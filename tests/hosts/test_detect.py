@@ -17,6 +17,7 @@ SLURM = {
   "SLURM_PROCID": "3",
   "SLURM_LOCALID": "1",
 }
+UNEVEN = {"SLURM_STEP_TASKS_PER_NODE": "1,2(x2),3", "SLURM_NTASKS": "4"}
 OMPI_5 = {
   "OMPI_COMM_WORLD_SIZE": "8",
   "OMPI_COMM_WORLD_RANK": "5",
@@ -57,6 +58,15 @@ def detected(environ, **flags):
     (
       SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1"},
       ON_SLURM._replace(local_device_ids=(1,)),
+    ),
+    # Nodes of 1, 2, 2 and 3 tasks, and of 2, 2 and 1.
+    *(
+      (SLURM | UNEVEN | {"SLURM_NODEID": str(node)}, ON_SLURM._replace(local_device_ids=own))
+      for node, own in enumerate(((), (1,), (1,), (1,)))
+    ),
+    (
+      SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "2", "SLURM_LOCALID": "0"},
+      ON_SLURM,
     ),
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     (without(SLURM, "SLURM_STEP_NODELIST"), None),  # the batch script itself
@@ -115,6 +125,7 @@ def test_tpu_machines(monkeypatch, environ, expected):
     (JOBSET | {"JOBSET_NUM_PROCESSES": "many"}, {}, "jobset: .*'many'"),
     (OMPI_4 | {"OMPI_MCA_orte_hnp_uri": "1.0;x"}, {}, "ompi: "),
     (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "two"}, {}, "SLURM_STEP_TASKS_PER_NODE: got 'two'"),
+    (SLURM | {"SLURM_NODEID": "2"}, {}, r"SLURM_STEP_TASKS_PER_NODE: got '2\(x2\)'"),
     (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {}, r"slurm: 2 .* 4 GPUs \(0,1,2,3\)"),
   ],
 )
