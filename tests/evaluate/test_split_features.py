@@ -1,5 +1,8 @@
 """Features of evaluation images from files equal those computed at once, after any fault."""
 
+import dataclasses
+import json
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -114,6 +117,40 @@ def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
     assert_equal(found, split_features(other_encoder, other))
     assert len(blocks(folder)) == 3 * (n_before + 2), what
   assert_equal(split_features(encoder, source, store=folder), first)
+
+
+def test_each_part_of_the_images_has_its_own_key(encoder, tmp_path, monkeypatch):
+  """Alone: few-shot subsets of other seeds begin with the same image, and have the same labels."""
+  folder, rng = tmp_path / "images", np.random.default_rng(0)
+  folder.mkdir()
+  for name in ("a.png", "b.png", "c.png"):
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / name)
+  keys = ["a.png", "b.png"]
+  source = StoredImages(["x", "y"], [0, 1], keys, Files(folder), image_size=32)
+  of_clip = lambda **changes: Encoder(dataclasses.replace(encoder.clip, **changes), chunk=8)
+  other_vision = with_kernel(encoder.clip, "visual_projection", np.ones((48, 24), np.float32))
+  others = [
+    (encoder, source.replace(keys=np.array(["a.png", "c.png"], np.dtypes.StringDType()))),
+    (encoder, source.replace(labels=np.array([0, 0], np.int32))),
+    (encoder, source.replace(names=("x", "z"))),
+    (encoder, source.replace(upright=True)),
+    (Encoder(other_vision, chunk=8), source),
+    (Encoder(encoder.clip, chunk=8, dtype="bfloat16"), source),
+    (of_clip(squash=True), source),
+    (of_clip(bilinear=True), source),
+    (of_clip(mean=(0.5, 0.5, 0.5)), source),
+    (of_clip(std=(0.5, 0.5, 0.5)), source),
+  ]
+  found = [module.images_key(source, encoder), *(module.images_key(of, one) for one, of in others)]
+  shutil.copytree(folder, tmp_path / "moved")
+  moved = source.replace(storage=Files(tmp_path / "moved"))
+  assert module.images_key(moved, encoder) == found[0]
+  (tmp_path / "moved" / "a.png").write_bytes((folder / "b.png").read_bytes())
+  found.append(module.images_key(moved, encoder))
+  monkeypatch.setattr(module, "PREPROCESSING_VERSION", module.PREPROCESSING_VERSION + 1)
+  found.append(module.images_key(source, encoder))
+  texts = [json.dumps(key, sort_keys=True) for key in found]
+  assert len({*texts}) == len(texts), [texts.index(text) for text in texts]
 
 
 @pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])

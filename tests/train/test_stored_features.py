@@ -142,6 +142,24 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
     assert sum(shown) == n_images, changes
 
 
+def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path):
+  """Alone; without augmentation there is no draw that its seed and its crops could change."""
+  config = config_of(**STORED)
+  encoder = inputs.open_encoder(config.clip)
+  source = encoder.sized(inputs.open_source(config.data, "train"))
+
+  def place_of(**changes):
+    data = config_of(**STORED | changes).data
+    return batches.open_features(data, source, encoder, RunFolder(tmp_path)).folder
+
+  own = [{"data.augment": "crop_flip"}, {"data.views": 4}, {"data.view_epochs": 3}]
+  own += [{"data.augment_seed": 1}, {"data.crop_area": 0.5}, {"data.views": 1}, PLAIN, {}]
+  places = [place_of(**changes) for changes in own]
+  assert len({*places}) == len(own)
+  drawn = PLAIN | {"data.augment_seed": 1, "data.crop_area": 0.5}
+  assert place_of(**drawn) == place_of(**PLAIN)
+
+
 def test_a_classifier_reads_stored_features(config_of, shown, tmp_path, monkeypatch):
   keys, encoder = {}, inputs.open_encoder(config_of().clip)
 
