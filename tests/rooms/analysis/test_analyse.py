@@ -126,7 +126,7 @@ def test_what_is_analysed_is_not_replaced(analysed, field, value):
     analyse.check(changed(config, {field: value}), str(workdir))
 
 
-@pytest.mark.parametrize("kind", ["template", "ensemble", "prompt"])
+@pytest.mark.parametrize("kind", ["template", "ensemble", "prompt", "class_specific"])
 def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
   """Two sets of two classes, of which the last name and the set's own template are the longest."""
   longest = "the last name"
@@ -139,9 +139,10 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
     n_all, prompt = WORLD.positions - 1 + excess, kind
     template = "red " * (n_all - n_tokens("{}")) + "{}"
     assert n_tokens(template) == n_all
-    if kind == "prompt":
+    if kind in ("prompt", "class_specific"):
       prompt = str(tmp_path / f"{excess}.npz")
       shape = n_all - n_tokens("{}."), WORLD.text_width
+      shape = (2, *shape) if kind == "class_specific" else shape
       save_prompt(prompt, Prompt(np.zeros(shape, np.float32), "world"))
     own = [{"name": name, "root": str(tmp_path / name)} for name in ("short", "long")]
     if kind == "ensemble":
