@@ -12,8 +12,11 @@ import torch
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget, renewed_classes
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import learning_rate
+from pomp_jax.prompt.sampling.samplers import SamplingSettings
+from pomp_jax.prompt.step import step_token_budget
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
@@ -69,6 +72,37 @@ def test_the_budget_of_a_renewal_holds_its_longest_part():
   ]
   longest = max((lengths_N[np.asarray(ids)] + n_own).sum() for ids in renewed)
   assert renewal_token_budget(lengths_N, n_own, n_parts, rows) == longest
+
+
+@pytest.mark.parametrize(
+  ("k", "sampler", "images", "class_size", "tokens"),
+  [
+    # K - 1 = 9 classes of a draw, and those of 4 images.
+    (10, "uniform", 4, 1, 9 + 4),
+    (10, "posterior", 4, 1, 9 + 4),
+    # A draw of 9 for each image.
+    (10, "independent", 4, 1, 4 * 9 + 4),
+    (2, "independent", 1, 1, 1 + 1),
+    # The fuller of two devices, and of four.
+    (10, "uniform", 4, 2, 5 + 2),
+    (10, "uniform", 5, 4, 3 + 2),
+    (10, "independent", 3, 2, 14 + 2),
+    # Each image rejects its own class among all 21, which all images share.
+    (21, "uniform", 4, 1, 21 + 4),
+    (21, "independent", 4, 1, 21 + 4),
+    (21, "uniform", 4, 4, 6 + 1),
+    (20, "uniform", 4, 1, 19 + 4),
+  ],
+)
+def test_the_budget_of_names_of_one_length(k, sampler, images, class_size, tokens):
+  """Names of 16 tokens, beside the vectors that classes do not share."""
+  settings = ContrastSettings(k, 21, "log", 10.0, SamplingSettings(sampler))
+  for position, n_classes, own in (("end", None, 0), ("middle", None, 16), ("end", 21, 32)):
+    module = PromptContext(32, 8, position, n_classes)
+    budget = step_token_budget(
+      module, np.full(21, 16, np.int32), settings=settings, group_size=images, class_size=class_size
+    )
+    assert budget == tokens * (16 + own)
 
 
 def test_names_of_one_length_that_follow_one_another_are_renewed_apart():
