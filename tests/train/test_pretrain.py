@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.report.labels import prompt_labels
-from pomp_jax.train import batches, pretrain, resume, setup
-from pomp_jax.train.results import finish
+from pomp_jax.train import batches, loop, pretrain, resume, setup
+from pomp_jax.train.results import finish, open_splits
 from pomp_jax.train.watch import Watch
 from tests.support.data_files import damage
 from tests.support.small_run import small_config, trained
@@ -34,9 +35,19 @@ def test_a_run_leaves_its_folder(pretrained):
   assert plots == {"training.png", "accuracy.png", "predictions.png", "mistakes.png"}
   results = read_json(pretrained / "results.json")
   assert results["provenance"]["devices"]["number"] == 1
-  assert (results["job"], results["seed"], results["steps"]) == ("pretrain", 0, 12)
-  assert (results["n_classes"], results["k"], results["correction"]) == (300, 20, "log")
-  assert results["seconds"] > 0
+  same = {"job": "pretrain", "method": "pomp", "seed": 0, "steps": 12, "evaluated_step": 12}
+  same |= {"clip_model": "world", "n_classes": 300, "k": 20, "correction": "log"}
+  same |= {"reference": "hand_written", "roll_backs": 0, "unreadable_images": 0, "unreadable": {}}
+  # Of 64 images an evaluation has one of each class at least.
+  for key, count in (("eval_images", 300), ("eval_classes", 300), ("eval_unreadable", 0)):
+    same[key] = dict.fromkeys(("base", "novel", "shifted"), count)
+  same["top1"] = {split: scores["prompt"]["top1"] for split, scores in results["eval"].items()}
+  timed = {"seconds", "eval_seconds", "images_per_second"}
+  assert same == {key: results[key] for key in same}
+  assert results.keys() == same.keys() | timed | {"eval", "by_class", "provenance"}
+  seconds = read_checkpoint(pretrained / "checkpoints" / "12").meta["seconds"]
+  assert results["seconds"] == round(seconds, 2) and results["eval_seconds"] > 0
+  assert results["images_per_second"] == round(192 / seconds, 1)
   assert set(results["eval"]) == {"base", "novel", "shifted"}
   scalars = RunFolder(pretrained).scalars()
   assert scalars["loss"][0] == [2, 4, 6, 8, 10, 12]
@@ -48,6 +59,25 @@ def test_a_run_leaves_its_folder(pretrained):
   assert sum(b"test_top1/novel/prompt" in data for data in events) == 1
   prompt = load_prompt(pretrained / "prompt.npz")
   assert (prompt.context.shape[0], prompt.clip_model, prompt.config["k"]) == (4, "world", 20)
+
+
+def test_its_figures_are_those_of_the_features(pretrained):
+  """Of each split and prompt, by NumPy."""
+  config, results = small_config(), RunFolder(pretrained).read_results()
+  encoder, prompt = inputs.open_encoder(config.clip), load_prompt(pretrained)
+  splits = open_splits(config.data, config.eval.images, encoder, RunFolder(pretrained), None)
+  for name, (_, split) in splits.items():
+    texts = {"prompt": prompt, "hand_written": "a photo of a {}.", "class_name": "{}."}
+    for label, one in texts.items():
+      scores = split.features @ encoder.class_features(split.names, one).T
+      own = np.take_along_axis(scores, split.labels[:, None], axis=1)
+      place = (scores > own).sum(axis=1)
+      found = results["eval"][name][label]
+      assert found["images"] == len(place)
+      assert found["top1"] == pytest.approx(np.mean(place == 0))
+      assert found["top5"] == pytest.approx(np.mean(place < 5))
+      of_classes = np.bincount(split.labels, place == 0) / np.bincount(split.labels)
+      assert found["macro_top1"] == pytest.approx(of_classes.mean())
 
 
 def test_its_prompt_has_one_name_in_plots_and_tables(pretrained, copy_of, drawn):
@@ -64,12 +94,19 @@ def test_a_restart_has_its_features_and_the_selected_prompt(pretrained, copy_of,
   folder, scalars = copy_of(pretrained), RunFolder(pretrained).scalars()
   (folder / "results.json").unlink()
   shutil.rmtree(folder / "checkpoints" / "12")
+  before = read_checkpoint(folder / "checkpoints" / "8").meta["seconds"]
+  # A clock that is asked at the start and at the one checkpoint.
+  clock = mock.Mock(side_effect=[50.0, 1050.0])
+  monkeypatch.setattr(loop, "time", mock.Mock(monotonic=clock))
   monkeypatch.setattr(Encoder, "features_of_images", None)
   monkeypatch.setattr(setup.PromptRun, "validation", lambda run: lambda state: WRONG)
   results = pretrain.run(small_config(**{"checkpoint.select": "best"}), str(folder))
   top1 = dict(zip(*scalars["validation_macro_top1"], strict=True))
   best = max((4, 8), key=lambda step: (top1[step], step))
   assert results["evaluated_step"] == best and results["steps"] == 12
+  # Of all starts: twelve steps of 16 images.
+  assert results["seconds"] == pytest.approx(before + 1000, abs=0.01)
+  assert results["images_per_second"] == round(192 / (before + 1000), 1)
   state, found = read_checkpoint(folder / "checkpoints" / str(best)).state, load_prompt(folder)
   np.testing.assert_array_equal(found.context, state["params"]["context"])
   last = load_prompt(folder / "prompt_last.npz").context
