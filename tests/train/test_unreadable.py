@@ -1,5 +1,6 @@
 """Files that can't be read, in every job that evaluates: counted, left out, told once."""
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.evaluate import predict
+from pomp_jax.evaluate import inputs, predict
+from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
 from pomp_jax.train import pretrain, setup
+from pomp_jax.train.results import figures_of_splits, open_splits
 from tests.support.data_files import write_unreadable_set
 from tests.support.small_run import small_config
 
@@ -51,6 +55,32 @@ def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, capl
   assert [line.split(" images")[0] for line in told[:2]] == ["1 of 30", "1 of 50"]
   assert results["unreadable"]["test"][0] in told[2]
   assert (run / "plots/predictions.png").exists()
+
+
+def test_a_part_of_the_images_names_its_own_unreadable_ones(config_of, images, tmp_path):
+  """35 of the 50 test images: their places in the part are not those in the split."""
+  config = config_of(images, **{"eval.images": 35, "data.max_corrupt": 0.1})
+  encoder = inputs.open_encoder(config.clip)
+  splits = open_splits(config.data, 35, encoder, RunFolder(tmp_path), None)
+  source, split = splits["test"]
+  files = [pathlib.Path(source.where(index)) for index in range(35)]
+  whole = sorted((images / "test").glob("*/*"))
+  damaged = [file for file in files if file.read_bytes() == b"no image"]
+  assert damaged and all(files.index(file) != whole.index(file) for file in damaged)
+  scores = evaluate(encoder, {"test": split}, {"prompt": "{}."}, "prompt")["test"]["prompt"]
+  scores = {"test": {"prompt": scores.figures() | scores.by_class()}}
+  found, _ = figures_of_splits(splits, scores, "prompt", "prompt")
+  assert found["unreadable"] == {"test": [str(file) for file in damaged]}
+  n_readable = 35 - len(damaged)
+  assert found["eval_images"] == {"test": n_readable}
+  assert found["eval"]["test"]["prompt"]["images"] == n_readable
+  assert found["eval_unreadable"] == {"test": len(damaged)}
+  assert found["eval_classes"] == {"test": 10}
+  readable = [file for file in files if file not in damaged]
+  assert [NAMES[label] for label in split.labels] == [file.parent.name for file in readable]
+  sized = encoder.sized(source)
+  pixels = np.stack([sized.image(files.index(file)) for file in readable])
+  np.testing.assert_allclose(split.features, encoder.image_features(pixels), atol=1e-6)
 
 
 def test_methods_on_features(config_of, images, tmp_path):
