@@ -14,7 +14,7 @@ from tests.support.processes import share_compilation_cache, xla_flags
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(1)}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "jax" in sys.modules:
+if "jax" in sys.modules and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   raise AssertionError("JAX reads the folder of its cache when it is imported")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
   share_compilation_cache()

@@ -1,0 +1,90 @@
+"""Shows mutants of the packages to their tests: small mistakes, one at a time.
+
+  python -m tests.mutants                      a sample of each package, drawn by today's date
+  python -m tests.mutants prompt files         of some packages
+  python -m tests.mutants --sample=all         all mutants: hours; resumes where it was interrupted
+  python -m tests.mutants --list prompt        lists mutants, runs nothing
+
+A mutant is shown to the test files that import its module, and with --whole-room to all tests of
+its package.
+"""
+
+import argparse
+import datetime
+import pathlib
+import tempfile
+
+from cosmic_ray.work_db import use_db
+from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
+
+from tests.mutants.listing import ROOMS, all_mutants, change_of, equivalents, is_equivalent
+from tests.mutants.running import run
+from tests.mutants.session import fill, outcomes, print_outcomes
+
+
+def _print_list(rooms: list[str]) -> None:
+  for room in rooms:
+    mutants = all_mutants(room)
+    for mutant in mutants:
+      change = change_of(mutant)
+      print(f"{change.file}:{mutant.start_pos[0]}: {change.line}  ->  {change.becomes}")
+    print(f"{room}: {len(mutants)} mutants")
+
+
+def main() -> None:
+  """Runs the command."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tests.mutants",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  today = datetime.date.today().strftime("%Y%m%d")
+  parser.add_argument("rooms", nargs="*", choices=[*ROOMS, []], metavar="PACKAGE")
+  parser.add_argument("--list", action="store_true", help="only list the mutants")
+  parser.add_argument("--sample", default="20", help="mutants of each package, or 'all'")
+  parser.add_argument("--seed", default=today, help="seed of the sample (default: the date)")
+  parser.add_argument("--minutes", type=float, default=float("inf"), help="time for all of it")
+  parser.add_argument("--limit", type=float, default=600, help="seconds for one mutant")
+  parser.add_argument("--processes", type=int, default=2, help="mutants at the same time")
+  parser.add_argument("--whole-room", action="store_true", help="all tests of the package")
+  parser.add_argument("--session", type=pathlib.Path, help="file to resume from")
+  flags = parser.parse_args()
+  rooms = flags.rooms or list(ROOMS)
+  if flags.list:
+    _print_list(rooms)
+    return
+  count = None if flags.sample == "all" else int(flags.sample)
+  name = f"mutants-{flags.seed}-{flags.sample}-{'-'.join(rooms)}.sqlite"
+  path = flags.session or pathlib.Path(tempfile.gettempdir(), name)
+  print(f"session: {path}")
+  with use_db(path) as session:
+    fill(session, rooms, count, flags.seed)
+    known = equivalents()
+    pending = [
+      item for item in session.pending_work_items if not is_equivalent(item.mutations[0], known)
+    ]
+    n_done = 0
+
+    def done(item: WorkItem, result: WorkResult) -> None:
+      nonlocal n_done
+      n_done += 1
+      session.set_result(item.job_id, result)
+      outcome = "seen" if result.test_outcome == TestOutcome.KILLED else "SURVIVED"
+      seconds = result.output.split("\n")[0]
+      print(f"{n_done}/{len(pending)}  {outcome:8}  {seconds:>8}  {item.job_id}", flush=True)
+
+    try:
+      run(
+        pending,
+        done,
+        whole_room=flags.whole_room,
+        limit=flags.limit,
+        processes=flags.processes,
+        seconds=60 * flags.minutes,
+      )
+    finally:
+      print_outcomes(outcomes(session))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,157 @@
+"""Runs tests against mutants in copies of the tree; the tree itself is never changed."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import multiprocessing
+from multiprocessing.connection import wait
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from cosmic_ray.mutating import apply_mutation
+from cosmic_ray.plugins import get_operator
+from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
+
+from tests.mutants.listing import ROOMS, ROOT, tests_of
+
+_NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info")
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["tests.mutants.preloaded"])
+
+
+def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode: bool) -> None:
+  """Runs pytest in a copy of the tree; a process and session of its own."""
+  os.setsid()
+  with open(output, "w") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  os.chdir(copy)
+  sys.dont_write_bytecode = not write_bytecode
+  # Everything of the project is imported from the copy.
+  sys.path[:] = [copy, *(path for path in sys.path if path not in ("", str(ROOT)))]
+  for name in list(sys.modules):
+    if name.split(".")[0] == "tests":
+      del sys.modules[name]
+  import pytest
+
+  options = ["-n", "0", "-p", "no:cacheprovider", "--tb=line", "--basetemp=../temporary"]
+  status = pytest.main([*options, *arguments])
+  sys.stdout.flush()
+  os._exit(status)
+
+
+def _start(copy: pathlib.Path, arguments: Sequence[str], *, write_bytecode: bool = False):
+  output = str(copy.parent / "output.txt")
+  process = _FORKED.Process(
+    target=_run_pytest, args=(str(copy), arguments, output, write_bytecode)
+  )
+  process.start()
+  return process
+
+
+def _copy_tree(copy: pathlib.Path) -> None:
+  """Copies the tree; compiles what the tests import, so that a mutant compiles its file alone.
+
+  Raises:
+    RuntimeError: the tests can't be collected, so each mutant would count as seen.
+  """
+  shutil.copytree(ROOT, copy, symlinks=True, ignore=_NOT_COPIED)
+  tests = [test for room in ROOMS.values() for test in room.tests]
+  process = _start(copy, ["--collect-only", *tests], write_bytecode=True)
+  process.join()
+  if process.exitcode:
+    output = (copy.parent / "output.txt").read_text()
+    raise RuntimeError(f"the tests can't be collected without a mutant:\n{output[-2000:]}")
+
+
+class _Trial(NamedTuple):
+  """The tests of one mutant, while they run in a copy of the tree."""
+
+  item: WorkItem
+  copy: pathlib.Path
+  original: str
+  modified_ns: int
+  process: multiprocessing.Process
+  start: float
+
+  @classmethod
+  def begin(cls, item: WorkItem, copy: pathlib.Path, tests: Sequence[str]) -> "_Trial":
+    (mutant,) = item.mutations
+    path = copy / mutant.module_path
+    modified_ns = path.stat().st_mtime_ns
+    operator = get_operator(mutant.operator_name)()
+    original, _ = apply_mutation(path, operator, mutant.occurrence)
+    process = _start(copy, ["-x", *tests])
+    return cls(item, copy, original, modified_ns, process, time.monotonic())
+
+  def end(self) -> WorkResult:
+    """Stops the tests if they still run, and restores the file."""
+    stopped = self.process.is_alive()
+    if stopped:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(self.process.pid, signal.SIGKILL)
+    self.process.join()
+    path = self.copy / self.item.mutations[0].module_path
+    path.write_text(self.original)
+    # Its bytecode was compiled from a file of this time.
+    os.utime(path, ns=(self.modified_ns, self.modified_ns))
+    output = "timeout"
+    if not stopped:
+      output = (self.copy.parent / "output.txt").read_text(errors="replace")[-1000:]
+    return WorkResult(
+      worker_outcome=WorkerOutcome.NORMAL,
+      test_outcome=TestOutcome.KILLED if self.process.exitcode else TestOutcome.SURVIVED,
+      output=f"{time.monotonic() - self.start:.1f} s\n{output}",
+    )
+
+
+def run(
+  items: Sequence[WorkItem],
+  done: Callable[[WorkItem, WorkResult], None],
+  *,
+  whole_room: bool,
+  limit: float,
+  processes: int = 2,
+  seconds: float = float("inf"),
+) -> None:
+  """Tests mutants and passes each result to `done`.
+
+  Args:
+    items: mutants, in the order in which they begin.
+    done: receives a mutant and its result.
+    whole_room: whether a mutant that the nearest tests miss is shown to the rest of its room.
+    limit: seconds after which the tests of a mutant are stopped; it counts as seen, since most such
+      mutants wait or repeat for ever.
+    processes: mutants that are tested at the same time, in a copy of the tree each.
+    seconds: time for all; mutants under test are then stopped without a result.
+  """
+  pending = list(reversed(items))
+  end = time.monotonic() + seconds
+  trials: dict[int, _Trial] = {}
+  with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+    free = [pathlib.Path(folder, str(index), "tree") for index in range(processes)]
+    _copy_tree(free[0])
+    for copy in free[1:]:
+      shutil.copytree(free[0], copy, symlinks=True)
+    try:
+      while (pending or trials) and time.monotonic() < end:
+        while pending and free:
+          item = pending.pop()
+          tests = tests_of(item.mutations[0], whole_room=whole_room)
+          trial = _Trial.begin(item, free.pop(), tests)
+          trials[trial.process.sentinel] = trial
+        wait(trials, timeout=1)
+        for sentinel, trial in list(trials.items()):
+          if not trial.process.is_alive() or time.monotonic() > trial.start + limit:
+            del trials[sentinel]
+            done(trial.item, trial.end())
+            free.append(trial.copy)
+    finally:
+      for trial in trials.values():
+        trial.end()

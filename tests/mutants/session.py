@@ -1,0 +1,133 @@
+"""A session: a sample of mutants with the results so far, in a database of cosmic-ray."""
+
+from collections.abc import Iterable
+import hashlib
+from typing import NamedTuple
+
+from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkItem
+from scipy.stats import binom
+
+from tests.mutants.listing import (
+  ROOMS,
+  ROOT,
+  Change,
+  all_mutants,
+  change_of,
+  draw,
+  equivalents,
+  is_equivalent,
+  room_of,
+)
+
+
+def _item_of(mutant: MutationSpec) -> WorkItem:
+  """A mutant as an item whose name changes with its file."""
+  digest = hashlib.sha256((ROOT / mutant.module_path).read_bytes()).hexdigest()[:8]
+  operator = mutant.operator_name.removeprefix("core/")
+  line, column = mutant.start_pos
+  place = f"{mutant.module_path}:{line}:{column}"
+  return WorkItem.single(f"{place} {operator} {mutant.occurrence} of {digest}", mutant)
+
+
+def fill(session: WorkDB, rooms: Iterable[str], count: int | None, seed: str) -> None:
+  """Draws the mutants of a new session; checks that those of an old one are of these files.
+
+  Args:
+    session: the database.
+    rooms: names of packages.
+    count: mutants of each; None: all.
+    seed: seed of the draw.
+
+  Raises:
+    ValueError: a file has changed since the session began.
+  """
+  if not session.num_work_items:
+    for room in rooms:
+      mutants = all_mutants(room) if count is None else draw(room, count, seed)
+      session.add_work_items(map(_item_of, mutants))
+    return
+  for item in session.work_items:
+    (mutant,) = item.mutations
+    if _item_of(mutant).job_id != item.job_id:
+      raise ValueError(f"{mutant.module_path} has changed since this session began: delete it")
+
+
+class Outcome(NamedTuple):
+  """What a session found in one room.
+
+  Attributes:
+    listed: mutants of the room.
+    equivalent: mutants of the session that no test can see.
+    seen: mutants that failed a test.
+    survivors: the others that were tested, with their change.
+    minutes: of one process.
+  """
+
+  listed: int
+  equivalent: int
+  seen: int
+  survivors: list[tuple[MutationSpec, Change]]
+  minutes: float
+
+  @property
+  def tested(self) -> int:
+    """Mutants with a result that is not equivalent."""
+    return self.seen + len(self.survivors)
+
+  @property
+  def rate(self) -> float:
+    """Share of the tested mutants that was seen."""
+    return self.seen / self.tested if self.tested else 1.0
+
+
+def is_below(seen: int, tested: int, bar: float) -> bool:
+  """Whether so few were seen that the share of all mutants is hardly at the bar.
+
+  A small sample scatters: below means that if each mutant were seen with the probability `bar`, so
+  few or fewer of `tested` would be seen in less than one sample of a hundred. Of 20 mutants at a bar
+  of 0.85, at least 13 have to be seen.
+  """
+  return binom.cdf(seen, tested, bar) < 0.01
+
+
+def outcomes(session: WorkDB) -> dict[str, Outcome]:
+  """What the session found so far, by room."""
+  known = equivalents()
+  results = dict(session.results)
+  found: dict[str, Outcome] = {}
+  for room in ROOMS:
+    items = [item for item in session.work_items if room_of(item.mutations[0]) == room]
+    if not items:
+      continue
+    survivors, seen, equivalent, seconds = [], 0, 0, 0.0
+    for item in items:
+      (mutant,) = item.mutations
+      result = results.get(item.job_id)
+      if is_equivalent(mutant, known):
+        equivalent += 1
+      elif result is not None:
+        seconds += float(result.output.split(" ")[0])
+        if result.test_outcome == TestOutcome.KILLED:
+          seen += 1
+        else:
+          survivors.append((mutant, change_of(mutant)))
+    listed = len(all_mutants(room))
+    found[room] = Outcome(listed, equivalent, seen, survivors, seconds / 60)
+  return found
+
+
+def print_outcomes(found: dict[str, Outcome]) -> None:
+  """Prints each survivor, and a row for each room."""
+  for outcome in found.values():
+    for mutant, change in sorted(outcome.survivors, key=lambda survivor: survivor[1]):
+      operator = mutant.operator_name.removeprefix("core/")
+      print(f"\n{change.file}:{mutant.start_pos[0]} {change.function} ({operator})")
+      print(f"  - {change.line}\n  + {change.becomes}")
+  print("\nroom      mutants  equivalent  tested  seen  survived    rate     bar  minutes")
+  for room, outcome in found.items():
+    print(
+      f"{room:8}  {outcome.listed:7}  {outcome.equivalent:10}  {outcome.tested:6}  "
+      f"{outcome.seen:4}  {len(outcome.survivors):8}  {outcome.rate:6.1%}  {ROOMS[room].bar:6.0%}  "
+      f"{outcome.minutes:7.1f}"
+    )
