@@ -12,6 +12,7 @@ its package.
 import argparse
 import datetime
 import pathlib
+import sys
 import tempfile
 
 from cosmic_ray.work_db import use_db
@@ -19,7 +20,7 @@ from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
 from tests.mutants.listing import ROOMS, all_mutants, change_of, equivalents, is_equivalent
 from tests.mutants.running import run
-from tests.mutants.session import fill, outcomes, print_outcomes
+from tests.mutants.session import fill, is_below, outcomes, print_outcomes
 
 
 def _print_list(rooms: list[str]) -> None:
@@ -83,7 +84,15 @@ def main() -> None:
         seconds=60 * flags.minutes,
       )
     finally:
-      print_outcomes(outcomes(session))
+      found = outcomes(session)
+      print_outcomes(found)
+  below = [
+    room
+    for room, outcome in found.items()
+    if is_below(outcome.seen, outcome.tested, ROOMS[room].bar)
+  ]
+  if below:
+    sys.exit(f"below the bar, by more than the chance of a sample explains: {', '.join(below)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """All mutants of the packages, each a change of one place by cosmic-ray, and their tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import hashlib
 import pathlib
 import re
@@ -84,14 +84,14 @@ def _is_pointless(node: NodeOrLeaf) -> bool:
   programmers from a mistake.
   """
   while (parent := node.parent) is not None:
+    if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
+      return True
     match parent.type:
       case "annassign" if node is parent.children[1]:
         return True
       case "funcdef" if node is parent.annotation:
         return True
       case "tfpdef" | "raise_stmt" | "assert_stmt":
-        return True
-      case "if_stmt" if parent.children[1].get_code().strip() == "TYPE_CHECKING":
         return True
       case "argument" if parent.children[0].get_code().strip() == "frozen":
         return True
@@ -178,14 +178,14 @@ def equivalents() -> dict[Change, str]:
   }
 
 
-def is_equivalent(mutant: MutationSpec, known: dict[Change, str]) -> bool:
+def is_equivalent(mutant: MutationSpec, known: Iterable[Change], root: pathlib.Path = ROOT) -> bool:
   """Whether a mutant is one of `equivalents()`; most are told apart without applying them."""
-  file = str(mutant.module_path)
-  functions = {(change.file, change.function) for change in known}
-  return (file, mutant.definition_name or "") in functions and change_of(mutant) in known
+  place = str(mutant.module_path), mutant.definition_name or ""
+  near = [change for change in known if (change.file, change.function) == place]
+  return bool(near) and change_of(mutant, root) in near
 
 
-def tests_of(mutant: MutationSpec, *, whole_room: bool, root: pathlib.Path = ROOT) -> list[str]:
+def shown_to(mutant: MutationSpec, *, whole_room: bool, root: pathlib.Path = ROOT) -> list[str]:
   """The test files that a mutant is shown to, those first that are most likely to see it.
 
   That is the file of its module's name, then those that import the module, and with `whole_room`

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from cosmic_ray.mutating import apply_mutation
 from cosmic_ray.plugins import get_operator
-from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
-from tests.mutants.listing import ROOMS, ROOT, tests_of
+from tests.mutants.listing import ROOMS, ROOT, shown_to
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info")
 _FORKED = multiprocessing.get_context("forkserver")
@@ -48,9 +47,7 @@ def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode
 
 def _start(copy: pathlib.Path, arguments: Sequence[str], *, write_bytecode: bool = False):
   output = str(copy.parent / "output.txt")
-  process = _FORKED.Process(
-    target=_run_pytest, args=(str(copy), arguments, output, write_bytecode)
-  )
+  process = _FORKED.Process(target=_run_pytest, args=(str(copy), arguments, output, write_bytecode))
   process.start()
   return process
 
@@ -143,7 +140,7 @@ def run(
       while (pending or trials) and time.monotonic() < end:
         while pending and free:
           item = pending.pop()
-          tests = tests_of(item.mutations[0], whole_room=whole_room)
+          tests = shown_to(item.mutations[0], whole_room=whole_room)
           trial = _Trial.begin(item, free.pop(), tests)
           trials[trial.process.sentinel] = trial
         wait(trials, timeout=1)

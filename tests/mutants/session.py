@@ -84,9 +84,9 @@ class Outcome(NamedTuple):
 def is_below(seen: int, tested: int, bar: float) -> bool:
   """Whether so few were seen that the share of all mutants is hardly at the bar.
 
-  A small sample scatters: below means that if each mutant were seen with the probability `bar`, so
-  few or fewer of `tested` would be seen in less than one sample of a hundred. Of 20 mutants at a bar
-  of 0.85, at least 13 have to be seen.
+  A small sample scatters. It is below if so few, or fewer, would be seen in less than one sample
+  of a hundred where each mutant is seen with the probability `bar`. Of 20 mutants at a bar of 0.85,
+  at least 13 have to be seen.
   """
   return binom.cdf(seen, tested, bar) < 0.01
 
