@@ -45,6 +45,17 @@ def test_another_jobs_run(tmp_path, name, content):
     RunFolder(tmp_path).check("export")
 
 
+def test_a_run_has_finished_if_its_results_hold_the_facts(tmp_path, monkeypatch):
+  folder, results = RunFolder(tmp_path), {"key": "a", "top1": 0.5}
+  assert folder.finished() is None
+  folder.write_results(results)
+  assert folder.finished() == folder.finished(key="a") == results
+  assert folder.finished(key="b") is None and folder.finished(key="a", steps=3) is None
+  # What process 0 reads is asked for once.
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  assert folder.finished() is None
+
+
 @pytest.mark.parametrize("place", ["file", "file/a/b"])
 def test_a_file_in_the_way(tmp_path, place, monkeypatch):
   (tmp_path / "file").write_text("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.prompt.loss import ContrastSettings, local_contrast
+from pomp_jax.prompt.loss import ContrastSettings, local_contrast, margin
 from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import torch_losses, unit
@@ -67,6 +67,22 @@ def test_loss_accuracy_and_gradients_equal_torch(correction, scale):
   assert 0 < hits.mean() < 1
   for found, plain in zip(gradients, expected, strict=True):
     assert_close(found, plain)
+
+
+def test_an_image_as_near_to_another_class_is_not_right():
+  """One-hot features: exact ties of all images, image 1 with a negative that is its own class."""
+  images, positives, negatives = np.eye(6)[:4], np.eye(6)[:4], np.eye(6)[:5]
+  contrast, _ = _evaluate([images, positives, negatives], LABELS, NEGATIVES, correction="log")
+  assert contrast.accuracy == 1 / 4
+
+
+@pytest.mark.parametrize(
+  "correction, factor", [("log", 1.0), ("log10", 1 / math.log(10)), ("none", 0)]
+)
+def test_the_margin_is_the_log_of_all_negatives_for_each_that_is_kept(correction, factor):
+  expected = [0.0, factor * math.log(11 / 1), factor * math.log(11 / 5)]
+  n_kept = jax.numpy.array([0, 1, 5])
+  assert_close(margin(n_kept, N_CLASSES, correction), np.array(expected))
 
 
 @pytest.mark.parametrize("correction", ["log", "none"])
