@@ -80,8 +80,8 @@ def room_of(mutant: MutationSpec) -> str:
 def _is_pointless(node: NodeOrLeaf) -> bool:
   """Whether no test should see a change of this node.
 
-  Annotations, messages, what only type checkers run, and `frozen` of dataclasses, which keeps
-  programmers from a mistake.
+  Annotations, messages, and what only keeps programmers from a mistake: what type checkers run,
+  `frozen` of dataclasses, and `*` before arguments that have to be named.
   """
   while (parent := node.parent) is not None:
     if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
@@ -90,6 +90,8 @@ def _is_pointless(node: NodeOrLeaf) -> bool:
       case "annassign" if node is parent.children[1]:
         return True
       case "funcdef" if node is parent.annotation:
+        return True
+      case "parameters" | "lambdef" if node.type == "operator":
         return True
       case "tfpdef" | "raise_stmt" | "assert_stmt":
         return True
@@ -164,7 +166,11 @@ def change_of(mutant: MutationSpec, root: pathlib.Path = ROOT) -> Change:
   # Only a removed decorator changes the number of lines.
   becomes = changed[first] if len(changed) == len(lines) else ""
   return Change(
-    str(mutant.module_path), mutant.definition_name or "", lines[first].strip(), becomes.strip()
+    file=str(mutant.module_path),
+    function=mutant.definition_name or "",
+    line=lines[first].strip(),
+    # cosmic-ray puts a space before a new number.
+    becomes=re.sub(r"(?<=[(\[]) +| +(?= )", "", becomes.strip()),
   )
 
 

@@ -36,7 +36,7 @@ class Limit:
 
   value: int | float = 3
 
-  def holds(self, other: int | None) -> int | None:
+  def holds(self, *, other: int | None) -> int | None:
     if other is None:
       raise ValueError(f"more than {self.value - 1}, {other is None}")
     log.info("below %d", self.value + 2)

@@ -167,12 +167,14 @@ def test_epoch_boundaries_are_exact_for_any_number_of_steps():
 
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
 def test_the_step_variant_moves_at_every_step_and_ends_near_zero(warmup):
-  """Its warm-up may be a fraction of an epoch."""
+  """Its warm-up may be a fraction of an epoch. After the end it stays 0."""
   rates, first = _rates("step", warmup=warmup), math.ceil(7 * warmup)
   assert (rates[:first] == np.float32(1e-5)).all()
   share = (np.arange(first, 35) - 7 * warmup) / (35 - 7 * warmup)
   assert_close(rates[first:], 0.001 * (1 + np.cos(np.pi * share)), 1e-6)
   assert 0 < rates[-1] < 0.01 * 0.002
+  after = learning_rate(schedule="step", **{**RECIPE, "warmup": warmup})
+  assert [after(step) for step in (35, 50, 70)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
