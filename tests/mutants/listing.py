@@ -185,10 +185,13 @@ def equivalents() -> dict[Change, str]:
 
 
 def is_equivalent(mutant: MutationSpec, known: Iterable[Change], root: pathlib.Path = ROOT) -> bool:
-  """Whether a mutant is one of `equivalents()`; most are told apart without applying them."""
+  """Whether a mutant is one of `equivalents()`; only one of their lines is applied."""
   place = str(mutant.module_path), mutant.definition_name or ""
   near = [change for change in known if (change.file, change.function) == place]
-  return bool(near) and change_of(mutant, root) in near
+  if not near:
+    return False
+  line = (root / mutant.module_path).read_text().splitlines()[mutant.start_pos[0] - 1].strip()
+  return line in {change.line for change in near} and change_of(mutant, root) in near
 
 
 def shown_to(mutant: MutationSpec, *, whole_room: bool, root: pathlib.Path = ROOT) -> list[str]:

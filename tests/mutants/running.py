@@ -21,7 +21,7 @@ from tests.mutants.listing import ROOMS, ROOT, shown_to
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info")
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["tests.mutants.preloaded"])
+_FORKED.set_forkserver_preload(["tests.mutants.preloaded", "tests.mutants.session"])
 
 
 def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode: bool) -> None:

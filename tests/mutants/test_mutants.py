@@ -118,6 +118,13 @@ def test_a_small_sample_may_be_below_its_bar_by_chance():
   assert not is_below(0, 0, 0.85)
 
 
+@pytest.mark.slow("seconds of parsing; the test of its line is of the first tier")
+def test_each_equivalent_mutant_is_one():
+  known = equivalents()
+  mutants = [mutant for room in ROOMS for mutant in all_mutants(room)]
+  assert {change_of(mutant) for mutant in mutants if is_equivalent(mutant, known)} == set(known)
+
+
 @pytest.mark.slow("ten minutes of mutants, each shown to the tests of its package")
 def test_the_sample_of_the_day():
   command = [sys.executable, "-m", "tests.mutants", "--minutes=9.5", "--session=:memory:"]
