@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from pomp_jax.files import prompt_file
 from pomp_jax.files.prompt_file import (
+  ClassFeatures,
   Prompt,
   PromptFileError,
   Sentences,
@@ -215,6 +216,21 @@ def test_a_clip_of_the_same_width_is_told_of(trained, used, told, caplog):
     check_fits(Prompt(CONTEXT, trained), 8, used, path="p.npz")
   message = f"p.npz was trained with {trained}, but config.clip.model is {used}"
   assert (message in caplog.text) == told
+
+
+def test_what_does_not_fit_the_clip_or_the_classes_is_refused():
+  shared, specific = Prompt(np.zeros((2, 8)), "a/clip"), Prompt(np.zeros((3, 2, 8)), "a/clip")
+  features = ClassFeatures(np.zeros((3, 8)))
+  for prompt, n_classes in [(shared, 3), (shared, 5), (specific, 3), (specific, None)]:
+    check_fits(prompt, 8, n_classes=n_classes)
+    with pytest.raises(PromptFileError, match=r"p\.npz.*width 8"):
+      check_fits(prompt, 3, n_classes=n_classes, path="p.npz")
+  with pytest.raises(PromptFileError, match=r"p\.npz.*class-specific"):
+    check_fits(specific, 8, n_classes=5, path="p.npz")
+  features.check_fits(3, 8, "words")
+  for n_classes, width in [(5, 8), (3, 2), (8, 3)]:
+    with pytest.raises(PromptFileError, match=r"words.*\[3, 8\]"):
+      features.check_fits(n_classes, width, "words")
 
 
 METADATA = {name: str(array) for name, array in GOOD.items() if name != "context"}
