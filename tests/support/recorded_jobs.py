@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import inspect
 import itertools
+import json
 import os
 import pathlib
 import types
@@ -28,7 +29,7 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.config import SOURCES, Settings, load_job
 from pomp_jax.data.loader import Loader, SkippedImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.evaluate import evaluate, evaluation_sets, inputs, predict
+from pomp_jax.evaluate import evaluate, evaluation_sets, export, inputs, predict
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
@@ -249,6 +250,7 @@ def classifier(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note_split(batches, "split_features")
   calls.note_split(classifiers, "split_features")
   calls.note(classifiers, "fill_features", lambda *given: None)
+  calls.note(inputs, "open_source")
   calls.note(results, "open_splits", lambda *given: {})
   calls.note(results, "open_tracker", lambda *given: results.Tracker())
   calls.skip(results, "finish")
@@ -259,7 +261,10 @@ def classifier(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(tip_adapter, "open_fetch", lambda data, *_: lambda rows, epochs: _views(data, rows))
   calls.note(tip_adapter, "tune", lambda adapter, *given, **more: adapter)
   calls.note(tip_adapter.TipAdapter, "searched", lambda adapter, *given: adapter)
-  load_job(config.job).run(config, str(folder))
+  found = load_job(config.job).run(config, str(folder))
+  calls.seen |= {name: found[name] for name in ("method", "seed")}
+  if (epochs := calls.seen.get("tune.epochs")) is not None:
+    calls.seen["epochs"] = len(list(epochs))
 
 
 _PROBE = linear_probe.LinearProbe(np.ones((128, 6), np.float32), np.ones(6, np.float32), 1.0)
@@ -281,9 +286,8 @@ def seeds(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.patch.setattr(baselines, "_rows", lambda *given: {})
   calls.skip(RunFolder, "write_results")
   calls.patch.setattr(baselines, "in_own_process", lambda function, *given: function(*given))
-  job = load_job(config.job)
-  job.check(config, str(folder))
-  job.run(config, str(folder))
+  results = check_and_run(config, folder)
+  calls.seen |= {"seeds": results["seeds"], "settings": results.get("settings")}
   for name in ("check", "run"):
     trainings = zip(calls.seen[f"{name}.workdir*"], calls.seen[f"{name}.config*"], strict=True)
     calls.seen[f"{name}.seeds"] = [(pathlib.Path(own).name, one.seed) for own, one in trainings]
@@ -298,6 +302,7 @@ def ablation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(ablate, "activation_memory")
   calls.note(ablate, "LossMonitor")
   calls.note(ablate, "_step_times", lambda *given: [])
+  calls.note(ablate, "_write_results")
   calls.note(ablate, "train_lanes", _untrained)
   calls.note(results, "open_splits")
   calls.note(shared_inputs.SharedInputs, "stream", lambda _, run: None)
@@ -306,6 +311,7 @@ def ablation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.skip(ablate, "write_cells", "finish_run")
   with contextlib.suppress(ablate.TrainingError):
     check_and_run(config, folder)
+  calls.seen["grid"] = calls.seen["_write_results.others"]["grid"]
   calls.seen["batches"] = [run.loop.batch_size for run in calls.seen["stream.run*"]]
   prompts = itertools.chain(*(one.values() for one in calls.seen.get("evaluate.prompts*", ())))
   calls.seen["templates"] = {one for one in prompts if isinstance(one, str)}
@@ -323,6 +329,7 @@ def evaluation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """An evaluation up to the images of its first set."""
   calls.open_encoder()
   calls.note(evaluate, "_keys")
+  calls.note(evaluate, "_count_classes")
   calls.note(evaluate, "fingerprint")
   calls.note(evaluate, "tally", Recorded)
   calls.note(evaluation_sets, "open_each")
@@ -334,6 +341,7 @@ def evaluation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   seen, opened = calls.seen, calls.seen["_keys.opened"]
   seen["prompts"] = list(seen["tally.text_features"])
   seen["key"] = tuple(seen["fingerprint.parts*"][0][1:3])
+  seen["suite"] = json.loads(seen["fingerprint.parts"][-2])["suite"]
   if "split_features.source" in seen:
     seen["validation"] = len(seen["split_features.source"])
   seen["sets"] = list(opened)
@@ -347,6 +355,7 @@ def analysis(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """The job analyse."""
   calls.open_encoder()
   calls.note_split(analyse, "split_features")
+  calls.note(analyse, "check_prompts")
   calls.note(analyse, "open_everywhere")
   calls.note(analyse, "topk_accuracy", lambda *given, **more: {"top1": 0.5})
   calls.note(geometry, "nearest_tokens")
@@ -365,6 +374,9 @@ def prediction(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(Classifier, "predict", answers)
   calls.note(predict, "Classifier")
   calls.note(predict, "read_image")
+  calls.note(predict, "check_prompt")
+  calls.note(predict, "find_images")
+  calls.note(predict, "printable")
   for name in ("SegmentPictures", "DetectPictures"):
     calls.note(predict_tasks, name, Recorded)
   try:
@@ -381,6 +393,9 @@ def exported(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """The job export."""
   calls.open_encoder()
   calls.note(class_features, "category_features")
+  calls.note(class_features, "check_prompt")
+  calls.note(export, "encode")
+  calls.note(prompt_hub, "results_of")
   calls.note(prompt_hub, "check_upload", lambda *given: None)
   calls.note(prompt_hub, "push_prompt", Recorded)
   found = check_and_run(config, folder)
@@ -434,7 +449,9 @@ def measured(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(towers, "plan_memory")
   calls.note(towers, "place_rows")
   calls.note(towers, "make_train_step", lambda parts: types.SimpleNamespace(lower=lambda *_: step))
+  calls.note(towers, "create_state")
   calls.note(jax.random, "key")
+  calls.note(np.random, "default_rng")
   calls.skip(towers, "temporaries_mib")
   calls.skip(benchmark, "plot")
   calls.skip(RunFolder, "write_results")
@@ -444,6 +461,9 @@ def measured(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.patch.setattr(benchmark, "has_flax_clip", lambda: True)
   found = check_and_run(config, folder)["rows"]
   calls.seen["rows"] = [(one.implementation, one.k, one.n_classes, one.renew) for one in found]
+  given = ("random_inputs.seed*", "create_state.seed*", "key.seed*", "default_rng.seed*")
+  calls.seen["seeds"] = {*itertools.chain(*(calls.seen.get(name, ()) for name in given))}
+  calls.seen["tokens"] = [one.tokens for one in found]
   calls.seen["rows_at_a_time"] = {one.implementation: one.rows_at_a_time for one in found}
 
 
