@@ -18,9 +18,9 @@ import tempfile
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
-from tests.mutants.listing import ROOMS, all_mutants, change_of, equivalents, is_equivalent
-from tests.mutants.running import run
-from tests.mutants.session import fill, is_below, outcomes, print_outcomes
+from tests.mutants.listing import ROOMS, all_mutants, change_of
+from tests.mutants.running import run, seconds_of, was_stopped
+from tests.mutants.session import fill, is_below, outcomes, pending, print_outcomes
 
 
 def _print_list(rooms: list[str]) -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   today = datetime.date.today().strftime("%Y%m%d")
-  parser.add_argument("rooms", nargs="*", choices=[*ROOMS, []], metavar="PACKAGE")
+  parser.add_argument("rooms", nargs="*", metavar="PACKAGE", help=f"of {', '.join(ROOMS)}")
   parser.add_argument("--list", action="store_true", help="only list the mutants")
   parser.add_argument("--sample", default="20", help="mutants of each package, or 'all'")
   parser.add_argument("--seed", default=today, help="seed of the sample (default: the date)")
@@ -51,41 +51,49 @@ def main() -> None:
   parser.add_argument("--session", type=pathlib.Path, help="file to resume from")
   flags = parser.parse_args()
   rooms = flags.rooms or list(ROOMS)
+  if unknown := set(rooms) - set(ROOMS):
+    parser.error(f"no such package: {', '.join(unknown)}")
   if flags.list:
     _print_list(rooms)
     return
   count = None if flags.sample == "all" else int(flags.sample)
-  name = f"mutants-{flags.seed}-{flags.sample}-{'-'.join(rooms)}.sqlite"
+  drawn = "all" if count is None else f"{count}-{flags.seed}"
+  name = f"mutants-{'-'.join(rooms)}-{drawn}.sqlite"
   path = flags.session or pathlib.Path(tempfile.gettempdir(), name)
   print(f"session: {path}")
   with use_db(path) as session:
-    fill(session, rooms, count, flags.seed)
-    known = equivalents()
-    pending = [
-      item for item in session.pending_work_items if not is_equivalent(item.mutations[0], known)
-    ]
+    try:
+      fill(session, rooms, count, flags.seed)
+    except ValueError as error:
+      sys.exit(f"{path}: {error}")
+    items = pending(session)
     n_done = 0
 
     def done(item: WorkItem, result: WorkResult) -> None:
       nonlocal n_done
       n_done += 1
       session.set_result(item.job_id, result)
-      outcome = "seen" if result.test_outcome == TestOutcome.KILLED else "SURVIVED"
-      seconds = result.output.split("\n")[0]
-      print(f"{n_done}/{len(pending)}  {outcome:8}  {seconds:>8}  {item.job_id}", flush=True)
+      outcome = "SURVIVED"
+      if result.test_outcome != TestOutcome.SURVIVED:
+        outcome = "stopped" if was_stopped(result) else "seen"
+      print(
+        f"{n_done}/{len(items)}  {outcome:8}  {seconds_of(result):5.1f} s  {item.job_id}",
+        flush=True,
+      )
 
     try:
       run(
-        pending,
+        items,
         done,
         whole_room=flags.whole_room,
         limit=flags.limit,
         processes=flags.processes,
         seconds=60 * flags.minutes,
       )
-    finally:
-      found = outcomes(session)
-      print_outcomes(found)
+    except KeyboardInterrupt:
+      print("interrupted; the same command resumes")
+    found = outcomes(session)
+    print_outcomes(found)
   below = [
     room
     for room, outcome in found.items()

@@ -20,6 +20,7 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResul
 from tests.mutants.listing import ROOMS, ROOT, shown_to
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info")
+_STOPPED = ", stopped"
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["tests.mutants.preloaded", "tests.mutants.session"])
 
@@ -98,14 +99,22 @@ class _Trial(NamedTuple):
     path.write_text(self.original)
     # Its bytecode was compiled from a file of this time.
     os.utime(path, ns=(self.modified_ns, self.modified_ns))
-    output = "timeout"
-    if not stopped:
-      output = (self.copy.parent / "output.txt").read_text(errors="replace")[-1000:]
+    output = (self.copy.parent / "output.txt").read_text(errors="replace")[-1000:]
     return WorkResult(
       worker_outcome=WorkerOutcome.NORMAL,
       test_outcome=TestOutcome.KILLED if self.process.exitcode else TestOutcome.SURVIVED,
-      output=f"{time.monotonic() - self.start:.1f} s\n{output}",
+      output=f"{time.monotonic() - self.start:.1f} s{_STOPPED * stopped}\n{output}",
     )
+
+
+def seconds_of(result: WorkResult) -> float:
+  """How long the tests of a mutant took."""
+  return float(result.output.split(maxsplit=1)[0])
+
+
+def was_stopped(result: WorkResult) -> bool:
+  """Whether the tests of a mutant did not end in time."""
+  return result.output.split("\n", 1)[0].endswith(_STOPPED)
 
 
 def run(

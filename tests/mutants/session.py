@@ -11,7 +11,6 @@ from scipy.stats import binom
 from tests.mutants.listing import (
   ROOMS,
   ROOT,
-  Change,
   all_mutants,
   change_of,
   draw,
@@ -19,6 +18,7 @@ from tests.mutants.listing import (
   is_equivalent,
   room_of,
 )
+from tests.mutants.running import seconds_of, was_stopped
 
 
 def _item_of(mutant: MutationSpec) -> WorkItem:
@@ -53,21 +53,32 @@ def fill(session: WorkDB, rooms: Iterable[str], count: int | None, seed: str) ->
       raise ValueError(f"{mutant.module_path} has changed since this session began: delete it")
 
 
+def pending(session: WorkDB) -> list[WorkItem]:
+  """The mutants that have no result yet, but for equivalent ones; the rooms mixed."""
+  known = equivalents()
+  items = [
+    item for item in session.pending_work_items if not is_equivalent(item.mutations[0], known)
+  ]
+  return sorted(items, key=lambda item: hashlib.sha256(item.job_id.encode()).digest())
+
+
 class Outcome(NamedTuple):
   """What a session found in one room.
 
   Attributes:
     listed: mutants of the room.
     equivalent: mutants of the session that no test can see.
-    seen: mutants that failed a test.
-    survivors: the others that were tested, with their change.
+    seen: mutants that failed a test, or that were stopped.
+    stopped: those among them whose tests did not end in time.
+    survivors: the others that were tested.
     minutes: of one process.
   """
 
   listed: int
   equivalent: int
   seen: int
-  survivors: list[tuple[MutationSpec, Change]]
+  stopped: list[MutationSpec]
+  survivors: list[MutationSpec]
   minutes: float
 
   @property
@@ -100,34 +111,44 @@ def outcomes(session: WorkDB) -> dict[str, Outcome]:
     items = [item for item in session.work_items if room_of(item.mutations[0]) == room]
     if not items:
       continue
-    survivors, seen, equivalent, seconds = [], 0, 0, 0.0
+    equivalent, seen, seconds = 0, 0, 0.0
+    stopped: list[MutationSpec] = []
+    survivors: list[MutationSpec] = []
     for item in items:
       (mutant,) = item.mutations
       result = results.get(item.job_id)
       if is_equivalent(mutant, known):
         equivalent += 1
       elif result is not None:
-        seconds += float(result.output.split(" ")[0])
-        if result.test_outcome == TestOutcome.KILLED:
-          seen += 1
+        seconds += seconds_of(result)
+        if result.test_outcome == TestOutcome.SURVIVED:
+          survivors.append(mutant)
         else:
-          survivors.append((mutant, change_of(mutant)))
-    listed = len(all_mutants(room))
-    found[room] = Outcome(listed, equivalent, seen, survivors, seconds / 60)
+          seen += 1
+          if was_stopped(result):
+            stopped.append(mutant)
+    n_listed = len(all_mutants(room))
+    found[room] = Outcome(n_listed, equivalent, seen, stopped, survivors, seconds / 60)
   return found
 
 
+def _print_mutants(title: str, mutants: list[MutationSpec]) -> None:
+  for mutant in sorted(mutants, key=lambda mutant: (mutant.module_path, mutant.start_pos)):
+    change = change_of(mutant)
+    operator = mutant.operator_name.removeprefix("core/")
+    print(f"\n{title}: {change.file}:{mutant.start_pos[0]} {change.function} ({operator})")
+    print(f"  - {change.line}\n  + {change.becomes}")
+
+
 def print_outcomes(found: dict[str, Outcome]) -> None:
-  """Prints each survivor, and a row for each room."""
+  """Prints what survived or was stopped, and a row for each room."""
   for outcome in found.values():
-    for mutant, change in sorted(outcome.survivors, key=lambda survivor: survivor[1]):
-      operator = mutant.operator_name.removeprefix("core/")
-      print(f"\n{change.file}:{mutant.start_pos[0]} {change.function} ({operator})")
-      print(f"  - {change.line}\n  + {change.becomes}")
-  print("\nroom      mutants  equivalent  tested  seen  survived    rate     bar  minutes")
+    _print_mutants("stopped", outcome.stopped)
+    _print_mutants("survived", outcome.survivors)
+  print("\nroom      mutants  equivalent  tested  seen  stopped  survived    rate     bar  minutes")
   for room, outcome in found.items():
     print(
       f"{room:8}  {outcome.listed:7}  {outcome.equivalent:10}  {outcome.tested:6}  "
-      f"{outcome.seen:4}  {len(outcome.survivors):8}  {outcome.rate:6.1%}  {ROOMS[room].bar:6.0%}  "
-      f"{outcome.minutes:7.1f}"
+      f"{outcome.seen:4}  {len(outcome.stopped):7}  {len(outcome.survivors):8}  "
+      f"{outcome.rate:6.1%}  {ROOMS[room].bar:6.0%}  {outcome.minutes:7.1f}"
     )
