@@ -38,6 +38,7 @@ OPERATORS = (
 )
 # Calls whose arguments are messages.
 _MESSAGES = ("log.", "_log_once(", "_warn_once(", "print(", "printable(")
+_CACHES = ("@functools.cache\n", "@functools.lru_cache")
 
 
 class Room(NamedTuple):
@@ -80,11 +81,14 @@ def room_of(mutant: MutationSpec) -> str:
 def _is_pointless(node: NodeOrLeaf) -> bool:
   """Whether no test should see a change of this node.
 
-  Annotations, messages, and what only keeps programmers from a mistake: what type checkers run,
-  `frozen` of dataclasses, and `*` before arguments that have to be named.
+  Annotations, messages, caches, which only make a second call faster, and what only keeps
+  programmers from a mistake: what type checkers run, `frozen` of dataclasses, and `*` before
+  arguments that have to be named.
   """
   while (parent := node.parent) is not None:
     if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
+      return True
+    if node.type == "decorator" and node.get_code().lstrip().startswith(_CACHES):
       return True
     match parent.type:
       case "annassign" if node is parent.children[1]:

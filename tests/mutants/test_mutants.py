@@ -24,6 +24,7 @@ from tests.mutants.session import is_below
 
 _SOURCE = """\
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Limit:
 
   value: int | float = 3
 
+  @functools.cache
   def holds(self, *, other: int | None) -> int | None:
     if other is None:
       raise ValueError(f"more than {self.value - 1}, {other is None}")
@@ -51,7 +53,7 @@ def _written(tmp_path: pathlib.Path) -> pathlib.Path:
   return source
 
 
-def test_annotations_messages_and_declarations_are_not_mutated(tmp_path):
+def test_annotations_messages_caches_and_declarations_are_not_mutated(tmp_path):
   source = _written(tmp_path)
   changes = [change_of(mutant, tmp_path) for mutant in mutants_of(source, tmp_path)]
   assert {(change.function, change.line, change.becomes) for change in changes} == {

@@ -15,7 +15,7 @@ import scipy.stats
 
 from pomp_jax.prompt.sampling import draws
 from pomp_jax.prompt.sampling.draws import inclusion_probabilities, sample_weighted
-from tests.support.checks import equations
+from tests.support.checks import assert_close, equations
 from tests.support.oracles import plain_inclusion
 
 LEVEL = 1e-3
@@ -163,6 +163,15 @@ def test_a_draw_has_its_size_and_holds_what_is_certain(kind, n_classes, size):
   assert all(set(certain) <= set(row) for row in ids.tolist())
   # The weights are of the draw that was made: its lengths add up to its size.
   assert np.exp(log_pi.astype(np.float64)).sum() == pytest.approx(size, rel=1e-5)
+
+
+def test_classes_without_probability_are_not_drawn_and_have_finite_weights():
+  """As an image's own class their weight is added too."""
+  q_N = jnp.asarray([0.0] * 3 + [1 / 9] * 9)
+  ids, log_pi = _weighted_draws(q_N, 4, 50, 1)
+  assert set(np.unique(ids)) == set(range(3, 12))
+  assert_close(log_pi[3:], np.full(9, math.log(4 / 9)))
+  assert np.isfinite(log_pi).all() and (log_pi[:3] < -20).all()
 
 
 def test_every_set_is_drawn_as_often_as_by_plain_systematic_sampling():
