@@ -120,9 +120,8 @@ def bombs(folder: pathlib.Path) -> list[bytes]:
 
 # Paths that any code may open: Python, installed packages, this package, devices.
 _OURS = str(pathlib.Path(__file__).resolve().parent.parent.parent / "pomp_jax")
-_OPEN_TO_ALL = tuple(
-  {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, _OURS, "/dev/", "/proc/", "/sys/"}
-)
+_PYTHON = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
+_OPEN_TO_ALL = (*map(os.path.realpath, _PYTHON), _OURS, "/dev/", "/proc/", "/sys/")
 _watching: list[tuple[tuple[str, ...], set[int], list[str]]] = []
 
 
