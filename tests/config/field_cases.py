@@ -56,7 +56,7 @@ PREDICTED = {
 }
 PREDICTED |= {"predict.names": "ROOT/names.txt"}
 EXPORTED = {"job": "export", "export.prompt": "ROOT/a.npz"}
-EXPORTED_FEATURES = {"job": "export", "export.format": "detic", "export.prompt": "{}."}
+EXPORTED_FEATURES = {"job": "export", "export.format": "open_clip", "export.prompt": "{}."}
 EXPORTED_FEATURES |= {"export.names": "ROOT/names.txt"}
 UPLOADED = EXPORTED | {"export.hub": "hf:me/a", "export.license": "mit"}
 DETECTED = {"job": "detect", "clip.model": "REGIONS/clip", "regions.source": "truth"}
@@ -184,6 +184,7 @@ CASES = {
       "checkpoint.every": (7, "save.step*", [7, 14, 21, 28, 30]),
       "checkpoint.keep": (5, "Checkpoints.keep"),
       "checkpoint.on_failure": ("retry", "Checkpoints.retry", True),
+      "eval.images": (12, "check_readable.n_images"),
       "log.tracker": ("wandb", "open_tracker.name"),
       "profile_steps": ((2, 3), "Profiler.steps"),
       "data.threads": (3, "choose_readers.threads"),
@@ -209,7 +210,10 @@ CASES = {
   "a training with the best words": Case(
     "training",
     TRAINING | {"prompt.init": "best", "prompt.m": 0, "checkpoint.select": "best"},
-    {"prompt.candidates": (("a photo of a {}.", "{}!"), "prompts", {"a photo of a {}.", "{}!"})},
+    {
+      "prompt.candidates": (("a photo of a {}.", "{}!"), "prompts", {"a photo of a {}.", "{}!"}),
+      "eval.images": (12, "open_source.n_images*", [0, 12, 12]),
+    },
   ),
   "features of a training": Case(
     "stored_features",
@@ -295,7 +299,7 @@ CASES = {
     "ablate",
     CELLS,
     {
-      "eval.images": (12, "open_splits.n_images"),
+      "eval.images": (12, "images", {12}),
       "eval.template": ("my {}.", "templates", {"my {}.", "{}."}),
       "data.max_corrupt": (0.5, "split_features.max_corrupt"),
     },
@@ -413,13 +417,7 @@ CASES = {
         "the {}",
         {"Classifier.prompt": "the {}", "check_prompt.named.prompt": "the {}", "prompt": "the {}"},
       ),
-      "predict.top": (
-        2,
-        {
-          "answers": {2},
-          "printable.text": "teal leaf/0.png: red star 50.0%, teal leaf 50.0%",
-        },
-      ),
+      "predict.top": (1, {"answers": {2}, "printable.text": "teal leaf/0.png: red star 50.0%"}),
       "data.upright": (True, {"read_image.upright": True, "upright": True}),
     },
   ),
@@ -469,10 +467,11 @@ CASES = {
         {
           "category_features.prompt": "the {}",
           "check_prompt.named.prompt": "the {}",
+          "pictures_upright.prompt": "the {}",
           "prompt": "the {}",
         },
       ),
-      "export.format": ("open_clip", {"format": "open_clip", "category_features.unit": True}),
+      "export.format": ("detic", {"output": "class_features.npy", "category_features.unit": False}),
     },
   ),
   "an upload": Case(
@@ -531,8 +530,10 @@ CASES = {
       ),
       "gradient_bias.corrections": (
         ("none", "sigmoid"),
-        "gradient_function.corrections",
-        ("none", "sigmoid"),
+        {
+          "gradient_function.corrections": ("none", "sigmoid"),
+          "cell": ["hard", "4 27", "none", "sigmoid"],
+        },
       ),
       "gradient_bias.images": (8, "images"),
       "gradient_bias.rows": (330, "n_draws", [30, 27]),
@@ -599,7 +600,10 @@ CASES = {
       ),
       "benchmark.bank_dtype": ("bfloat16", "place_rows.dtype"),
       "benchmark.dtype": ("bfloat16", dict.fromkeys(DTYPES, "bfloat16")),
-      "benchmark.m": (5, "random_inputs.m"),
+      "benchmark.m": (
+        5,
+        {"random_inputs.m": 5, "PromptContext.n_vectors": 5, "plan_memory.n_prefix": 6},
+      ),
       "benchmark.seed": (9, "seeds", {9}),
       "benchmark.model": ("vit_l_14", "text_tower.config.hidden_size", 768),
     },
@@ -641,7 +645,10 @@ CASES = {
     "propose",
     NETWORK | {"job": "propose", "segment.n_images": 1, "segment.scene_classes": 48},
     {
-      "clip.dtype": ("bfloat16", "mask_predictor.dtype"),
+      "clip.dtype": (
+        "bfloat16",
+        {"mask_predictor.dtype": "bfloat16", "network_key_parts.dtype": "bfloat16"},
+      ),
       "clip.text_tower": ("reference", "key"),
       "regions.mask_threshold": (0.8, "Proposer.threshold"),
     },

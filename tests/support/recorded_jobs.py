@@ -183,6 +183,8 @@ def training(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """A training of 30 steps with a loss of 1, but of 9 at the 25th."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
+  calls.note(inputs, "open_source")
+  calls.note(inputs, "check_readable")
   calls.note(setup, "Loader", lambda source, *given, **more: _Loader(source))
   calls.note(setup, "choose_readers")
   calls.note(setup, "memory_plan")
@@ -313,6 +315,7 @@ def ablation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
     check_and_run(config, folder)
   calls.seen["grid"] = calls.seen["_write_results.others"]["grid"]
   calls.seen["batches"] = [run.loop.batch_size for run in calls.seen["stream.run*"]]
+  calls.seen["images"] = {*calls.seen.get("open_splits.n_images*", ())}
   prompts = itertools.chain(*(one.values() for one in calls.seen.get("evaluate.prompts*", ())))
   calls.seen["templates"] = {one for one in prompts if isinstance(one, str)}
 
@@ -370,7 +373,9 @@ def analysis(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
 def prediction(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """The job predict, whose answers are the first names."""
   calls.open_encoder()
-  answers = lambda own, images, top: [[(name, 0.5) for name in own.names[:top]] for _ in images]
+  # One more than is shown.
+  rows = lambda names, top: [(name, 0.5) for name in names[: top + 1]]
+  answers = lambda own, images, top: [rows(own.names, top) for _ in images]
   calls.note(Classifier, "predict", answers)
   calls.note(predict, "Classifier")
   calls.note(predict, "read_image")
@@ -394,6 +399,7 @@ def exported(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.open_encoder()
   calls.note(class_features, "category_features")
   calls.note(class_features, "check_prompt")
+  calls.note(class_features, "pictures_upright")
   calls.note(export, "encode")
   calls.note(prompt_hub, "results_of")
   calls.note(prompt_hub, "check_upload", lambda *given: None)
@@ -432,6 +438,7 @@ def gradients(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   contrasts = calls.seen["gradient_function.settings*"][1:]  # without the exact one
   calls.seen["draws"] = [(one.sampling.name, one.k) for one in contrasts]
   calls.seen["key"] = calls.seen["fingerprint.parts*"][0][0]
+  calls.seen["cell"] = calls.seen["fingerprint.parts"][1:]
   calls.seen["n_draws"] = calls.seen["draws_of.n_draws*"][1:]
   calls.seen["logit_bias"] = contrasts[0].logit_bias
   calls.seen |= {f"sampling.{name}": value for name, value in vars(contrasts[0].sampling).items()}
@@ -450,6 +457,7 @@ def measured(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(towers, "place_rows")
   calls.note(towers, "make_train_step", lambda parts: types.SimpleNamespace(lower=lambda *_: step))
   calls.note(towers, "create_state")
+  calls.note(towers, "PromptContext")
   calls.note(jax.random, "key")
   calls.note(np.random, "default_rng")
   calls.skip(towers, "temporaries_mib")
@@ -517,13 +525,11 @@ def proposing(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(published_weights, "check_clip", lambda *given: None)
   calls.note(model, "mask_predictor", lambda *given: None)
   calls.note(proposals, "Proposer")
+  calls.note(proposals, "network_key_parts")
   calls.note(propose, "fingerprint", Recorded)
-  try:
+  with contextlib.suppress(Recorded):
     load_job(config.job).run(config, str(folder))
-  finally:
-    parts = calls.seen["fingerprint.parts"]
-    calls.seen["key"] = parts[3]
-    calls.seen["key of the network"] = parts[-5:-2]
+  calls.seen["key"] = calls.seen["fingerprint.parts"][3]
 
 
 def masks(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
@@ -534,10 +540,9 @@ def masks(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(train_masks, "precision_of")
   calls.note(train_masks, "make_mask_step", lambda **given: lambda: None)
   calls.note(loop, "train", Recorded)
-  try:
+  with contextlib.suppress(Recorded):
     load_job(config.job).run(config, str(folder))
-  finally:
-    calls.seen["train.run"].build_step()
+  calls.seen["train.run"].build_step()
 
 
 def page_regions(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
