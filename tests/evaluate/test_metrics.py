@@ -157,3 +157,16 @@ def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
   np.testing.assert_array_equal(found, [3, 3, 3, 0])
   accuracy = metrics.accuracy_of_ranks(np.asarray(found), 3)
   assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4, 5, 6])
+def test_top5_of_few_classes(n_classes):
+  """An image of each rank, the last of which stands for scores that are not finite."""
+  rank = np.arange(n_classes + 1)
+  expected = min(5, n_classes) / (n_classes + 1)
+  accuracy = metrics.accuracy_of_ranks(rank, n_classes)
+  assert accuracy["top5"] == pytest.approx(expected)
+  tally = metrics.Tally(n_classes)
+  tally.add(np.zeros_like(rank), rank, np.minimum(rank, n_classes - 1), np.full(len(rank), 0.5))
+  assert tally.figures()["top5"] == pytest.approx(expected)
+  assert accuracy["top1"] == tally.figures()["top1"] == pytest.approx(1 / (n_classes + 1))

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import statistics
 from unittest import mock
 
 import jax
@@ -184,6 +185,33 @@ def test_cosines():
   single = [1, 0, 1 / math.sqrt(2)]
   assert found["draw_cosine"] == pytest.approx(np.mean(single))
   assert found["draw_cosine_error"] == pytest.approx(np.std(single, ddof=1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize("n_draws", [3, 4, 9])
+def test_the_figures_of_few_draws(n_draws):
+  """By Python's statistics, whose variance is that of a sample; a jackknife by hand."""
+  rng = np.random.default_rng(n_draws)
+  exact = rng.normal(size=5)
+  # A bias that is larger than its error, so that no figure is cut off at 0.
+  draws = (2 * exact + 0.3 * rng.normal(size=(n_draws, 5))).tolist()
+  size = math.fsum(g * g for g in exact)
+
+  def of(rows):
+    """Squared bias and variance, both relative to the squared length of the exact gradient."""
+    entries = list(zip(*rows, strict=True))
+    variance = math.fsum(map(statistics.variance, entries))
+    gaps = (statistics.mean(entry) - g for entry, g in zip(entries, exact, strict=True))
+    squared = math.fsum(gap**2 for gap in gaps)
+    return (squared - variance / len(rows)) / size, variance / size
+
+  biases = [of(draws[:r] + draws[r + 1 :])[0] for r in range(n_draws)]
+  error = math.sqrt((n_draws - 1) * statistics.pvariance(biases))
+  bias, variance = of(draws)
+  found = summarise(np.array(draws), exact)
+  assert found["relative_bias"] == pytest.approx(math.sqrt(bias))
+  assert found["bias_low"] == pytest.approx(math.sqrt(bias - 2 * error))
+  assert found["bias_high"] == pytest.approx(math.sqrt(bias + 2 * error))
+  assert found["relative_deviation"] == pytest.approx(math.sqrt(variance))
 
 
 def test_all_classes_give_the_gradient_of_the_full_softmax(tmp_path, monkeypatch):

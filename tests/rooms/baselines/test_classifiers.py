@@ -76,6 +76,23 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
   assert expected != (betas[0], alphas[0])
 
 
+def test_of_equal_pairs_the_first_wins_beta_by_beta():
+  """Images that are their own keys, under texts of which two are swapped.
+
+  These two are right where alpha (1 - exp(-beta)) is above the text logit of 2, the third always.
+  """
+  eye = np.eye(3, dtype=np.float32)
+  adapter = TipAdapter(eye, np.arange(3), eye[[1, 0, 2]], 2.0, alpha=-1.0, beta=-1.0)
+  search = lambda *grids: adapter.searched(eye, np.arange(3), *map(np.array, grids))[-2:]
+  assert search((0.1, 30.0, 20.0), (9.0, 5.0, 7.0)) == (30.0, 9.0)
+  assert search((30.0, 0.1, 20.0), (9.0, 5.0, 7.0)) == (30.0, 9.0)
+  # None is better than the first.
+  assert search((0.1, 0.2), (9.0, 5.0)) == (0.1, 9.0)
+  # A tie of the own class with another is wrong.
+  assert search((1.0, 2.0), (1e4,)) == (1.0, 1e4)
+  assert search((2.5,), (0.0, 0.1, 9.0, 5.0)) == (2.5, 9.0)
+
+
 @pytest.mark.parametrize(
   ("given", "expected"),
   [
