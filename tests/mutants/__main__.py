@@ -92,6 +92,8 @@ def main() -> None:
       )
     except KeyboardInterrupt:
       print("interrupted; the same command resumes")
+    except RuntimeError as error:
+      sys.exit(f"{path}: {error}")
     found = outcomes(session)
     print_outcomes(found)
   below = [

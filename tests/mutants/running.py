@@ -6,6 +6,7 @@ import multiprocessing
 from multiprocessing.connection import wait
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -107,6 +108,20 @@ class _Trial(NamedTuple):
     )
 
 
+def _failed_tests(output: str) -> list[str]:
+  """The tests that pytest's summary names; not files, whose import fails."""
+  return re.findall(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", output, re.MULTILINE)
+
+
+def _check_without_mutants(copy: pathlib.Path, tests: Sequence[str]) -> None:
+  """Raises RuntimeError if some of the tests fail for another reason than a mutant."""
+  process = _start(copy, tests)
+  process.join()
+  if process.exitcode:
+    failed = _failed_tests((copy.parent / "output.txt").read_text(errors="replace"))
+    raise RuntimeError(f"fail without a mutant, so what they saw is not seen: {failed or tests}")
+
+
 def seconds_of(result: WorkResult) -> float:
   """How long the tests of a mutant took."""
   return float(result.output.split(maxsplit=1)[0])
@@ -135,9 +150,14 @@ def run(
     limit: seconds after which the tests of a mutant are stopped; it counts as seen, since most such
       mutants wait or repeat for ever.
     processes: mutants that are tested at the same time, in a copy of the tree each.
-    seconds: time for all; mutants under test are then stopped without a result.
+    seconds: time for all; mutants under test are then stopped without a result. The check of the
+      tests that saw mutants comes after it.
+
+  Raises:
+    RuntimeError: the tests can't be collected, or those that saw mutants fail without them.
   """
   pending = list(reversed(items))
+  saw: set[str] = set()
   end = time.monotonic() + seconds
   trials: dict[int, _Trial] = {}
   with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
@@ -156,8 +176,13 @@ def run(
         for sentinel, trial in list(trials.items()):
           if not trial.process.is_alive() or time.monotonic() > trial.start + limit:
             del trials[sentinel]
-            done(trial.item, trial.end())
+            result = trial.end()
+            saw.update(_failed_tests(result.output))
+            done(trial.item, result)
             free.append(trial.copy)
     finally:
       for trial in trials.values():
         trial.end()
+        free.append(trial.copy)
+    if saw:
+      _check_without_mutants(free[0], sorted(saw))

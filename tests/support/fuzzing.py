@@ -120,7 +120,8 @@ def bombs(folder: pathlib.Path) -> list[bytes]:
 
 # Paths that any code may open: Python, installed packages, this package, devices.
 _OURS = str(pathlib.Path(__file__).resolve().parent.parent.parent / "pomp_jax")
-_PYTHON = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
+_PACKAGES = [path for path in sys.path if path.endswith("site-packages")]
+_PYTHON = {*sysconfig.get_paths().values(), *_PACKAGES, sys.prefix, sys.base_prefix}
 _OPEN_TO_ALL = (*map(os.path.realpath, _PYTHON), _OURS, "/dev/", "/proc/", "/sys/")
 _watching: list[tuple[tuple[str, ...], set[int], list[str]]] = []
 
