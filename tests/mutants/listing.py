@@ -59,8 +59,8 @@ ROOMS = {
   "prompt": Room(("prompt/**/*.py",), ("tests/prompt",), 0.85),
   "train": Room(("train/*.py",), ("tests/train",), 0.75),
   "evaluate": Room(("evaluate/*.py",), ("tests/evaluate",), 0.85),
-  "files": Room(("files/*.py",), ("tests/files",), 0.85),
-  "config": Room(("config/*.py",), ("tests/config",), 0.75),
+  "files": Room(("files/*.py",), ("tests/files", "tests/faults/test_damage.py"), 0.85),
+  "config": Room(("config/*.py",), ("tests/config", "tests/test_main.py"), 0.75),
   "clip": Room(
     ("clip/packed*.py", "clip/attention*.py", "clip/tokens*.py", "clip/text*.py"),
     ("tests/clip", "tests/test_encoder.py"),
@@ -70,6 +70,8 @@ ROOMS = {
 # Tests of modules that they reach through another module.
 _TESTS_OF = {
   "clip/attention": ("tests/clip/test_packed.py", "tests/clip/test_towers.py"),
+  "evaluate/predict": ("tests/evaluate/test_predictions.py", "tests/evaluate/test_classify.py"),
+  "files/restricted_pickle": ("tests/files/test_fuzz.py",),
 }
 
 

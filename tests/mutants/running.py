@@ -47,7 +47,9 @@ def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode
   os._exit(status)
 
 
-def _start(copy: pathlib.Path, arguments: Sequence[str], *, write_bytecode: bool = False):
+def _start(
+  copy: pathlib.Path, arguments: Sequence[str], *, write_bytecode: bool = False
+) -> multiprocessing.process.BaseProcess:
   output = str(copy.parent / "output.txt")
   process = _FORKED.Process(target=_run_pytest, args=(str(copy), arguments, output, write_bytecode))
   process.start()
@@ -76,7 +78,7 @@ class _Trial(NamedTuple):
   copy: pathlib.Path
   original: str
   modified_ns: int
-  process: multiprocessing.Process
+  process: multiprocessing.process.BaseProcess
   start: float
 
   @classmethod
