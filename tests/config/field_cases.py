@@ -151,6 +151,17 @@ CASES = {
       "data.dataset": ("food101", "tfds_splits.dataset"),
     },
   ),
+  "images in CoOp's layout": Case(
+    "source",
+    {"data.source": "coop"},
+    {
+      "data.root": ("ROOT/coop", "_open_all.root*", ["ROOT/coop", "ROOT/coop"]),
+      "data.dataset": ("eurosat", "_open_all.name*", ["eurosat", "eurosat"]),
+      "data.shots": (2, "_open_all.shots*", [2, 2]),
+      "data.shots_seed": (3, "_open_all.seed*", [3, 3]),
+      "data.names": ("ROOT/two.txt", "names", ("red star", "teal leaf")),
+    },
+  ),
   "features of a file": Case(
     "source",
     {"data.source": "features"},
@@ -184,7 +195,11 @@ CASES = {
       "checkpoint.every": (7, "save.step*", [7, 14, 21, 28, 30]),
       "checkpoint.keep": (5, "Checkpoints.keep"),
       "checkpoint.on_failure": ("retry", "Checkpoints.retry", True),
-      "eval.images": (12, "check_readable.n_images"),
+      "eval.images": (12, {"check_readable.n_images": 12, "open_splits.n_images": 12}),
+      "eval.template": ("my {}.", "evaluate.prompts.hand_written"),
+      "checkpoint.select": ("best", "evaluated_step", 7),
+      "k": (4, "results.k"),
+      "correction": ("none", "results.correction"),
       "log.tracker": ("wandb", "open_tracker.name"),
       "profile_steps": ((2, 3), "Profiler.steps"),
       "data.threads": (3, "choose_readers.threads"),
@@ -195,7 +210,44 @@ CASES = {
       "clip.n_chunks": (2, "text_tower.memory.n_chunks"),
     },
   ),
-  "scalars": Case("training", TRAINING, {"log.every": (12, "write.step*", [12, 30, 30])}),
+  "views of a training": Case(
+    "training",
+    TRAINING | {"data.augment": "crop_flip"},
+    {
+      # 6 views of 40 x 40 pixels; two of each of 12 images.
+      "batch_size": (
+        6,
+        {"choose_readers.batch_bytes": 6 * 3 * 40**2, "_train_from.run.group_size": 6},
+      ),
+      "data.views": (2, "choose_readers.n_batches", 2 * 12 // 6),
+    },
+  ),
+  "a training of several towers": Case(
+    "training", TRAINING, {"method": ("cocoop", "memory_plan.n_times", 4)}
+  ),
+  "a training of two towers": Case(
+    "training", TRAINING, {"method": ("vpt_shallow", "memory_plan.n_times", 2)}
+  ),
+  "a dry run of a training": Case(
+    "dry_run",
+    TRAINING | {"dry_run": True},
+    {
+      # Ten images take a second, and all classes of one of the six validations.
+      "eval.images": (12, "validation_seconds", 1.2 + 6),
+      "checkpoint.every": (10, "validation_seconds", 1.2 + 6),
+      "checkpoint.keep": (5, "disk_bytes", 7 * 100 + 7),
+      "steps": (60, "training_seconds", 60),
+    },
+  ),
+  "a dry run without its images": Case(
+    "dry_run",
+    {"dry_run": True, "k": 3, "data.source": "tfds", "eval.images": 6},
+    {
+      "data.dataset": ("eurosat", "prepare.config.data.names"),
+      "data.shots": (2, "prepare.config.data.images_per_class"),
+    },
+  ),
+  "scalars": Case("training", TRAINING, {"log.every": (12, "write.step*", [12, 30, 30, 30])}),
   "a training whose loss rises once": Case(
     "training", TRAINING, {"loss_spike": (2.0, "LossMonitor.spike")}
   ),
@@ -213,6 +265,30 @@ CASES = {
     {
       "prompt.candidates": (("a photo of a {}.", "{}!"), "prompts", {"a photo of a {}.", "{}!"}),
       "eval.images": (12, "open_source.n_images*", [0, 12, 12]),
+    },
+  ),
+  "a teacher": Case(
+    "taught",
+    WORLD | {"method": "kdpl"},
+    {
+      "kdpl.teacher": ("REGIONS/clip", "open_encoder.settings.model"),
+      "eval.template": ("my {}.", "features_under.classes.template"),
+      "data.feature_store": ("ROOT/store", "open_encoder.feature_store*", 2 * ["ROOT/store"]),
+    },
+  ),
+  "the prompt of a teacher": Case(
+    "taught", WORLD | {"method": "kdpl"}, {"kdpl.prompt": ("the {}", "features_under.prompt")}
+  ),
+  "tokens of an image tower": Case(
+    "images_learner",
+    WORLD | {"method": "vpt_shallow"},
+    {
+      "clip.dtype": ("bfloat16", "prompted_image_tower.dtype"),
+      "clip.image_chunk": (3, "prompted_image_tower.chunk"),
+      "clip.memory_gib": (5.0, "prompted_image_tower.limit_bytes", 2.5 * 2**30),
+      "eval.template": ("my {}.", "class_features.prompt*", ["my {}.", "my {}."]),
+      "data.threads": (3, "image_batches.threads"),
+      "data.max_corrupt": (0.5, "SkippedImages.max_corrupt"),
     },
   ),
   "features of a training": Case(
@@ -425,12 +501,24 @@ CASES = {
     "predict",
     PREDICTED,
     {
-      "predict.task": ("segment", "task", "SegmentPictures"),
-      "segment.pamr": (3, "segment.pamr"),
-      "detect.top": (3, "detect.top"),
-      "regions.expand": (1.7, "regions.expand"),
-      "propose.size": (64, "propose.size"),
+      "predict.task": ("segment", "DenseSegmenter.segment.size", 336),
+      "segment.pamr": (3, "DenseSegmenter.segment.pamr"),
+      "clip.dtype": ("bfloat16", "DenseSegmenter.dtype"),
     },
+  ),
+  "names of pixels in regions": Case(
+    "predict",
+    PREDICTED | {"predict.task": "segment", "propose.network": "REGIONS/net.pth"},
+    {
+      "segment.logit_scale": (7.0, "RegionScorer.logit_scale"),
+      "regions.expand": (1.7, "RegionScorer.regions.expand"),
+      "propose.size": (64, "open_region_source.propose.size"),
+    },
+  ),
+  "names of objects": Case(
+    "predict",
+    PREDICTED | {"predict.task": "detect", "propose.network": "REGIONS/net.pth"},
+    {"detect.logit_scale": (7.0, "RegionScorer.logit_scale")},
   ),
   "a prompt for others": Case(
     "export",
@@ -728,6 +816,7 @@ def write_files(root: pathlib.Path, region_set: pathlib.Path) -> None:
   lines = (f'[[set]]\nname = "{name}"\nroot = "{folder}"\n' for name, folder in sets)
   (root / "sets.toml").write_text("".join(lines))
   (root / "names.txt").write_text("\n".join((*names, "blue ring")))
+  (root / "two.txt").write_text("\n".join(names))
   (root / "other.txt").write_text("\n".join((*names, "a cat")))
   rows = [
     {"id": i + 1, "name": name, "synonyms": [name, f"a {name}"]} for i, name in enumerate(names)

@@ -87,7 +87,7 @@ def test_a_field_changes_its_records(records, folders, case, field):
 
 
 def read(records: dict[str, Any], name: str) -> Any:
-  """A record, or a part of one by its attributes; None if there is none."""
+  """A record, or a part of one by attributes and keys; None if there is none."""
   owner, attributes = name, []
   while owner not in records:
     owner, _, attribute = owner.rpartition(".")
@@ -96,5 +96,5 @@ def read(records: dict[str, Any], name: str) -> Any:
       return None
   value = records[owner]
   for attribute in attributes:
-    value = getattr(value, attribute)
+    value = value[attribute] if isinstance(value, dict) else getattr(value, attribute)
   return pytest.approx(value) if isinstance(value, np.ndarray) else value

@@ -28,6 +28,7 @@ from pomp_jax import main
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import SOURCES, Settings, load_job
 from pomp_jax.data.loader import Loader, SkippedImages
+from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate, evaluation_sets, export, inputs, predict
 from pomp_jax.evaluate.classify import Classifier
@@ -38,9 +39,19 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.registry import load
 from pomp_jax.rooms.ablation import ablate, shared_inputs, vmapped_training
 from pomp_jax.rooms.analysis import analyse, bias, geometry, gradient_bias
-from pomp_jax.rooms.baselines import baselines, classifiers, linear_probe, repeat, tip_adapter
-from pomp_jax.rooms.benchmark import benchmark, profiler, towers
-from pomp_jax.rooms.data_sets import feature_folder, prepare, tfds
+from pomp_jax.rooms.baselines import (
+  baselines,
+  classifiers,
+  kdpl,
+  learner_accuracy,
+  linear_probe,
+  repeat,
+  tip_adapter,
+  visual_tokens,
+)
+from pomp_jax.rooms.benchmark import benchmark, costs, profiler, towers
+from pomp_jax.rooms.benchmark import dry_run as dry_run_job
+from pomp_jax.rooms.data_sets import coop, feature_folder, prepare, tfds
 from pomp_jax.rooms.interchange import class_features, prompt_hub
 from pomp_jax.rooms.mixtures import weights
 from pomp_jax.rooms.regions import (
@@ -59,6 +70,7 @@ from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_scorer import Scored
 from pomp_jax.train import batches, fill_features, loop, memory, pretrain, results, setup
+from pomp_jax.train.resume import Checkpoint
 
 
 class Recorded(BaseException):
@@ -166,6 +178,8 @@ def command_line(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
 def source(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """The training images of a source that another program has made."""
   header = types.SimpleNamespace(splits=())
+  images = StoredImages(("a", "b"), (0, 1), ("0.png", "1.png"), Files("images"))
+  calls.note(coop, "_open_all", lambda *given: {"train": images})
   calls.note(tfds, "tfds_splits", lambda *given: ())
   calls.note(tfds, "open_tfds", Recorded)
   calls.note(feature_folder, "read_header", lambda root: header)
@@ -194,17 +208,23 @@ def training(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(loop, "Checkpoints")
   calls.note(loop, "_train_from")
   calls.note(profiler, "Profiler", lambda *given: unittest.mock.Mock())
-  calls.note(pretrain, "best", lambda run: None)
+  best = lambda run: Checkpoint(7, calls.seen["_train_from.last"].state, 1.0)
+  calls.note(pretrain, "best", best)
   calls.note(MetricsWriter, "write")
   calls.note(Checkpoints, "save", lambda *given, **more: True)
   calls.note(results, "open_tracker", lambda *given: results.Tracker())
-  calls.note(results, "evaluate_run", Recorded)
+  calls.note(results, "open_splits", lambda *given: {})
+  calls.note(results, "evaluate", lambda *given: {})
+  calls.skip(results, "finish")
+  calls.skip(pretrain.plots, "training_curves")
+  calls.patch.setattr(pretrain, "PREDICTION_SHEET", "")
   calls.patch.setattr(setup.PromptRun, "build_step", lambda run: run.learner() and _losses())
   accuracy = {"top1": 0.5, "macro_top1": 0.5}
   calls.patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: accuracy)
-  with contextlib.suppress(loop.TrainingError, Recorded):
-    check_and_run(config, folder)
   seen = calls.seen
+  with contextlib.suppress(loop.TrainingError):
+    seen["results"] = check_and_run(config, folder)
+    seen["evaluated_step"] = seen["results"]["evaluated_step"]
   seen["attempts"] = len(seen["_train_from.last*"])
   seen["prompts"] = {*seen.get("class_features.prompt*", ())}
 
@@ -230,6 +250,41 @@ def _losses() -> Callable[..., Any]:
     return state, {"loss": jnp.float32(loss), "accuracy": jnp.float32(0.5)}
 
   return step
+
+
+def taught(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+  """A training that has a teacher."""
+  calls.open_encoder()
+  calls.note(kdpl, "features_under")
+  setup.prepare(config, RunFolder(folder))
+
+
+def images_learner(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+  """The accuracy of a method with tokens of the image tower."""
+  calls.open_encoder()
+  calls.note(visual_tokens, "activation_memory")
+  calls.note(visual_tokens, "prompted_image_tower")
+  calls.note(learner_accuracy, "image_batches", Recorded)
+  calls.note(learner_accuracy, "SkippedImages")
+  calls.patch.setattr(Encoder, "in_chunks", lambda _, compute, rows, what: rows)
+  calls.note_split(batches, "split_features")
+  run = setup.prepare(config, RunFolder(folder))
+  source = inputs.open_source(config.data, "validation", n_images=4)
+  split = batches.split_features(calls.encoder, source)
+  run.accuracy()({}, split, source)
+
+
+def dry_run(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+  """A dry run whose parts take a second each."""
+  calls.open_encoder()
+  calls.note(setup, "prepare")
+  second = costs.Cost(1.0, 10, 10)
+  figures = {"test_images": second, "class_features": second, "read": second}
+  figures |= {"step_seconds": 1.0, "checkpoint_seconds": 1.0}
+  figures |= {"checkpoint_bytes": 100, "prompt_bytes": 7}
+  calls.note(costs, "measure", lambda run: figures)
+  calls.patch.setattr(dry_run_job, "_lines", lambda *given: [])
+  calls.seen |= dry_run_job.run(config, str(folder))
 
 
 def stored_features(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
@@ -382,13 +437,11 @@ def prediction(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(predict, "check_prompt")
   calls.note(predict, "find_images")
   calls.note(predict, "printable")
-  for name in ("SegmentPictures", "DetectPictures"):
-    calls.note(predict_tasks, name, Recorded)
-  try:
-    found = check_and_run(config, folder)
-  except Recorded as reached:
-    calls.seen |= {"task": str(reached)} | calls.seen[f"{reached}.groups"]
-    return
+  calls.note(predict_tasks, "DenseSegmenter", Recorded)
+  calls.note(predict_tasks, "RegionScorer", Recorded)
+  calls.note(predict_tasks, "open_region_source", lambda *given: None)
+  calls.skip(predict_tasks, "check_region_source")
+  found = check_and_run(config, folder)
   calls.seen |= {name: found[name] for name in ("task", "prompt", "names", "upright")}
   calls.seen["pictures"] = list(found["images"])
   calls.seen["answers"] = {len(rows) for rows in found["images"].values()}
@@ -577,6 +630,9 @@ RUNS: dict[str, Callable[[Calls, Settings, pathlib.Path], None]] = {
   "main": command_line,
   "source": source,
   "training": training,
+  "dry_run": dry_run,
+  "taught": taught,
+  "images_learner": images_learner,
   "stored_features": stored_features,
   "classifier": classifier,
   "seeds": seeds,

@@ -70,6 +70,7 @@ def _shown(images, epoch, tested=None, validated=None, n_classes=None) -> dict[s
   return {name: figure for name, figure in figures.items() if figure is not None}
 
 
+FOURS = {"batch": 4, "group_size": 4}
 CLASSES_7 = {"images": 24, "tested": [7], "validated": [7], "n_classes": 7}
 OTHERS_SHOWN = "program batches frozen splits"
 # Arguments of the optimizers; tests/prompt/test_step.py and test_protext.py compare with torch.
@@ -125,21 +126,21 @@ CHANGES = {
     )
   },
   "anchors": ("{}.", NEAR, "frozen", {}),
-  "sampling.name": ("hard", {}, "program state", {"name": "hard"}),
+  "sampling.name": ("hard", {}, "program state", {"name": "hard", "renewed": 16}),
   "sampling.mix": (1.0, HARD, "program", {"mix": 1.0}),
   "sampling.temperature": (1.0, HARD, "program", {"temperature": 1.0}),
   "sampling.anchors": ("images", HARD, "program", {"anchors": "images"}),
-  "sampling.renew": (0, HARD, "program", {}),
+  "sampling.renew": (3, HARD, "program", {"renewed": 3}),
   "sampling.bank_dtype": ("bfloat16", HARD, "program state", {}),
   "sampling.power": (1.0, STORED | {"sampling.name": "frequency"}, "frozen", {}),
   "sampling.exclude": ("kin", {}, "program frozen", {"exclude": "kin"}),
   "sampling.exclude_threshold": (0.0, SIMILAR, "program", {"exclude_threshold": 0.0}),
   "sampling.batch_positives": (True, {}, "program", {"batch_positives": True}),
   "sampling.ancestors_weight": (0.5, {}, "program frozen", {"ancestors_weight": 0.5}),
-  "batch_size": (4, {}, "program batches", _shown(None, 4) | {"batch": 4}),
-  "accumulate": (2, {}, "program", {}),
+  "batch_size": (4, {}, "program batches", _shown(None, 4) | FOURS),
+  "accumulate": (2, HARD, "program", {"accumulate": 2, "group_size": 4, "renewed": 8}),
   "steps": (5, {}, "program batches", {"steps": 5, "epochs": 2.5}),
-  "epochs": (5, {}, "program batches", {"steps": 10, "epochs": 5}),
+  "epochs": (4, {}, "program batches", {"steps": 8, "epochs": 4}),
   "optim.lr": (0.04, {}, "program", {"base": 0.04}),
   "optim.momentum": (0.5, {}, "program", {"momentum": 0.5}),
   "optim.weight_decay": (0.3, {}, "program", {"weight_decay": 0.3}),
@@ -293,7 +294,8 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
 
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
-  seen = spy(patch, [(setup, name) for name in ("sgd", "adamw", "learning_rate")])
+  spied = ("sgd", "adamw", "learning_rate", "make_train_step")
+  seen = spy(patch, [(setup, name) for name in spied])
   run = setup.prepare(config, folder)
   fill_features(run.data, run.clip, folder, run.source, run.encoder)
   step, given, splits = run.build_step(), [], []
@@ -321,13 +323,16 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "state": state,
     "splits": splits,
   }
-  contrast = dataclasses.asdict(run.loss)
+  contrast, parts = dataclasses.asdict(run.loss), seen["make_train_step.parts"]
   figures = {
     "steps": len(given),
     "epoch": seen["learning_rate.steps_per_epoch"],
     "batch": len(batch["label"]),
     "images": len(run.source),
     "position": run.module.position,
+    "accumulate": parts.accumulate,
+    "group_size": run.group_size,
+    "renewed": parts.renewal and parts.renewal.rows,
     "parameters": [np.shape(leaf) for leaf in jax.tree.leaves(state.params)],
     "tested": [len(labels) for _, labels, _ in tested],
     "validated": [len(labels) for _, labels, _ in splits[len(tested) :]],
@@ -360,6 +365,7 @@ def _difference(before, after) -> tuple[list[str], dict[str, Any]]:
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_field_that_matters_changes_its_pieces_alone(reached, field):
   value, beside, pieces, becomes = CHANGES[field]
+  assert value != fields_of()[field].default
   after = beside | {field: value}
   if after.get("method", "pomp") not in METHODS or after.get("data.source", "world") not in SOURCES:
     pytest.skip("its room is taken off: tests/rooms/test_taken_off.py")
