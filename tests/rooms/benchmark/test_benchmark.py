@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 import math
 import re
+import statistics
 
 from flax.traverse_util import flatten_dict
 import open_clip
@@ -15,7 +16,8 @@ from pomp_jax.clip.families import NoImageTower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark import benchmark, towers
+from pomp_jax.rooms.benchmark import benchmark, measurement, towers
+from pomp_jax.rooms.benchmark.measurement import Measurement
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import compile_step, temporaries_mib
 from tests.support.clips import needs_flax_clip
@@ -85,10 +87,10 @@ def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations)
 def test_all_classes_run_in_chunks():
   """Only compiles: running all classes takes seconds."""
   lengths_N = token_lengths()
-  measurement, _ = towers.shared_step(_config(chunk=4096).benchmark, lengths_N)
-  assert (measurement.k, measurement.tokens) == (21_841, 94_447 + 17)
+  measured, _ = towers.shared_step(_config(chunk=4096).benchmark, lengths_N)
+  assert (measured.k, measured.tokens) == (21_841, 94_447 + 17)
   # A layer's [T, 4 D] alone would take 92 MiB in one piece.
-  assert measurement.peak_mib < 400
+  assert measured.peak_mib < 400
 
 
 def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, capsys):
@@ -103,6 +105,10 @@ def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, cap
   # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
   assert [row["bank_mib"] for row in rows[:2]] == [0.0, 0.0]
+  # 15 negatives beside the images of a group, of 94,447 tokens of 21,841 names; SOS and 16 vectors.
+  n_rows = towers._GROUP + 15
+  assert {row["rows_at_a_time"] for row in rows} == {n_rows}
+  assert {row["tokens"] for row in rows} == {17 + round(n_rows * 94_447 / 21_841)}
   assert rows[2]["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
   ratio = f"{rows[2]['seconds'] / rows[0]['seconds']:.2f}"
   lines = capsys.readouterr().out.splitlines()
@@ -122,6 +128,72 @@ def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
   plain, *_ = compile_step(settings, 16, n_classes, None)
   more = temporaries_mib(compiled) - temporaries_mib(plain)
   assert more < 2.1 * n_images * n_classes * 4 / 2**20
+
+
+def test_figures_are_medians_of_rounds_between_two_products(monkeypatch, capsys):
+  """Of two steps in three rounds, by a clock that is known; no fourth round starts after 60 s."""
+  seconds = {
+    # A product, the step, a product.
+    "first": [(1, 2, 3), (2, 5, 2), (4, 3, 4)],
+    "second": [(1, 8, 1), (1, 4, 3), (2, 6, 2)],
+  }
+  read = iter(time for pair in zip(*seconds.values(), strict=True) for one in pair for time in one)
+  monkeypatch.setattr(measurement.timeit, "timeit", lambda call, number: (call(), next(read))[1])
+  monkeypatch.setattr(measurement, "_large_product", lambda dtype: (lambda: None, 1e10))
+  now = iter((100.0, 130.0, 159.0, 161.0))
+  monkeypatch.setattr(measurement.time, "monotonic", lambda: next(now))
+  monkeypatch.setattr(measurement, "steps_of", lambda steps, *_: steps)
+  calls = {name: [] for name in seconds}
+  sizes = {
+    "first": ("shared", 8, 20, 50, 8, 6e9, 3.0),
+    "second": ("torch_77", 8, 20, 99, 4, 1e9, 6.0),
+  }
+  steps = [(Measurement(*sizes[name]), calls[name].append) for name in seconds]
+  rows = measurement.measure_in_turn(steps, "float32", repeats=9, seconds=60)
+  # The products' rate: 2 of 1e10 FLOPs in the seconds of both.
+  for row, (name, rounds) in zip(rows, seconds.items(), strict=True):
+    flops = sizes[name][5]
+    rates = [2e10 / (before + after) for before, _, after in rounds]
+    assert row["seconds"] == statistics.median(own for _, own, _ in rounds)
+    assert row["matmul_gflops"] == pytest.approx(statistics.median(rates) / 1e9)
+    shares = [flops / own / rate for (_, own, _), rate in zip(rounds, rates, strict=True)]
+    assert row["share_of_matmul_rate"] == pytest.approx(statistics.median(shares))
+    assert (row["rounds"], row["renew"], row["bank_mib"]) == (3, None, 0.0)
+    fields = ("implementation", "k", "n_classes", "tokens", "rows_at_a_time")
+    assert tuple(row[field] for field in fields) == sizes[name][:5]
+    assert row["peak_mib"] == sizes[name][6]
+    assert calls[name] == [True, False, False, False]
+  header, *lines, last = capsys.readouterr().out.splitlines()
+  assert header.split()[:5] == ["implementation", "K", "N", "tokens", "seconds"]
+  assert [line.split() for line in lines] == [
+    ["shared", "8", "20", "50", "3.000", "375.00", "60.0%", "3", "1.00", "1.00", "-", "0"],
+    ["torch_77", "8", "20", "99", "6.000", "750.00", "3.3%", "6", "2.00", "2.00", "-", "0"],
+  ]
+  assert last == "large matrix product: 5 GFLOP/s"
+
+
+def test_the_plot_has_seconds_and_peaks_by_k(tmp_path, drawn):
+  """Without whole steps, and without torch's peak, which is that of a part of the rows."""
+  rows = [
+    {"implementation": name, "k": k, "n_classes": 20, "seconds": k / 4, "peak_mib": 3.0 * k}
+    for name in ("shared", "torch_77", "train_step")
+    for k in (8, 4)
+  ]
+  measurement.plot(tmp_path / "plot.png", rows)
+  points = lambda axes: {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+  seconds = [[4, 1], [8, 2]]
+  assert [points(axes) for axes in drawn[0].axes] == [
+    {"shared prefix, packed names": seconds, "HuggingFace torch, 77 tokens": seconds},
+    {"shared prefix, packed names": [[4, 12], [8, 24]]},
+  ]
+
+
+def test_the_flops_of_a_layer():
+  """Q, K, V, the output, and an MLP of 4 D: 12 D^2 multiplications and additions a token, twice."""
+  config = towers.MODELS["tiny"]
+  width, n_layers = config.hidden_size, config.num_hidden_layers
+  forward = 2 * (4 * width * width + 2 * width * 4 * width)
+  assert towers.dense_flops(config, 7) == 7 * n_layers * 2 * forward
 
 
 @pytest.mark.parametrize(
