@@ -84,6 +84,21 @@ def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations)
   assert "measuring 2/2" in captured.err
 
 
+@pytest.mark.parametrize("kind", ["shared", "reference"])
+def test_a_tower_is_of_the_named_model_and_type(monkeypatch, kind):
+  class Asked(Exception):
+    pass
+
+  def ask(*given):
+    raise Asked(given[:3])
+
+  monkeypatch.setattr(towers, "text_tower", ask)
+  step = {"shared": towers.shared_step, "reference": towers.reference_step}[kind]
+  with pytest.raises(Asked) as asked:
+    step(_config(dtype="bfloat16").benchmark, token_lengths()[:12])
+  assert asked.value.args == ((kind, towers.MODELS["tiny"], "bfloat16"),)
+
+
 def test_all_classes_run_in_chunks():
   """Only compiles: running all classes takes seconds."""
   lengths_N = token_lengths()

@@ -228,9 +228,9 @@ def test_label_images_have_a_region_for_each_base_class(region_set):
       np.testing.assert_array_equal(np.isin(whole.owners, region), labels == label)
 
 
-def open_objects(root, annotations):
-  changes = {"source": "coco", "annotations": str(annotations), "names": ""}
-  own = {f"train_masks.{name}": text for name, text in changes.items()}
+def open_objects(root, annotations, n_images=0):
+  changes = {"source": "coco", "annotations": str(annotations), "names": "", "n_images": n_images}
+  own = {f"train_masks.{name}": value for name, value in changes.items()}
   return image_sets.open_mask_set(regions_config(root, "train_masks", **own).train_masks, 0)
 
 
@@ -240,6 +240,13 @@ def test_objects_lie_over_larger_ones_and_crowds_are_dropped(region_set):
   whole = source.region_map(0)
   assert whole.labels[0] == -1 and (whole.labels[1:] >= 0).all()
   assert whole.owners.max() < len(whole.labels)
+
+
+def test_some_images_with_objects_are_evenly_spread(region_set):
+  whole = open_objects(region_set, region_set / "objects.json")
+  some = open_objects(region_set, region_set / "objects.json", n_images=2)
+  assert (len(whole), len(some)) == (5, 2)
+  assert [some.where(0), some.where(1)] == [whole.where(0), whole.where(2)]
 
 
 def test_objects_without_masks_are_refused_at_once(region_set, tmp_path):
@@ -254,6 +261,7 @@ def test_scenes_of_the_world_show_base_classes_alone():
   changes = WORLD | {"train_masks.n_images": 3, "train_masks.scene_classes": 480}
   config = regions_config(pathlib.Path("nowhere"), "train_masks", **changes)
   source = image_sets.open_mask_set(config.train_masks, 5)
+  assert len(source) == 3
   scenes = Scenes("train", 3, 480, seed=5)
   names = np.array(scenes.names)
   assert set(source.names) == set(names[np.array(scenes.groups) == "base"])
