@@ -89,22 +89,21 @@ def test_a_candidate_that_is_too_long_for_the_clip_is_skipped(encoder, caplog):
 IMAGES, KINDS = 400, 4
 
 
-def contest_of(monkeypatch, encoder, right, *, name=MEAN, uneven=False):
+def contest_of(monkeypatch, encoder, right, *, name=MEAN, uneven=False, taken="last"):
   """The choice of a run whose classifiers are right about some of 400 images.
 
-  `right` has the images for `words`, `last`, `earlier` and `mixture`; no feature is computed.
+  `right` has the images for `words`, `last`, `earlier`, and for `mixture` of the words with the one
+  that is `taken` of these; no feature is computed.
   """
   labels = np.arange(IMAGES) % KINDS
   if uneven:
     labels = np.where(np.arange(IMAGES) < 340, 0, labels)
-  rows = {kind: np.full((KINDS, 2), index, float) for index, kind in enumerate(right)}
-  rows["mixture"] = (rows["last"] + rows["words"]) / 2
+  values = {"words": 0.0, "last": 1.0, "earlier": 4.0}
+  values["mixture"] = (values[taken] + values["words"]) / 2
+  rows = {kind: np.full((KINDS, 2), value) for kind, value in values.items()}
 
   def ranks(_, class_features, labels, *, mesh):
-    kind = next(
-      (kind for kind in ("words", "last", "earlier") if (class_features == rows[kind]).all()),
-      "mixture",
-    )
+    (kind,) = (kind for kind, own in rows.items() if (class_features == own).all())
     return np.asarray(~np.isin(np.arange(IMAGES), right[kind]), int)
 
   monkeypatch.setattr(contest, "ranks_of_images", ranks)
@@ -155,7 +154,8 @@ def test_words_stay_unless_another_is_better_beyond_chance(
   monkeypatch, encoder, right, chosen, saved, verdict
 ):
   named = dict(zip(("words", "last", "earlier", "mixture"), map(first, right), strict=True))
-  choice = contest_of(monkeypatch, encoder, named)
+  taken = "earlier" if saved == "step 5" else "last"
+  choice = contest_of(monkeypatch, encoder, named, taken=taken)
   assert (choice.facts["chosen"], choice.facts["saved"]) == (chosen, saved)
   assert choice.checkpoint.step == choice.facts["step"] == int(5 if saved == "step 5" else 9)
   assert choice.prompt.config == {"seed": 7}
