@@ -159,6 +159,12 @@ def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
       "config.export.synonyms: got True, expected False, as the prompt is class-specific",
     ),
     ({"prompt": "HERE/rows.npy", "synonyms": True}, ConfigError, "is class-specific"),
+    # One part of a mixture is enough.
+    (
+      {"prompt": "0.5*HERE/rows.npy + 0.5*{}.", "synonyms": True},
+      ConfigError,
+      "is class-specific",
+    ),
     ({"names": "HERE/twice.json"}, VocabularyError, "repeats name 1"),
     ({"prompt": "HERE/wide.pth"}, PromptFileError, "has width 7"),
     ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),
