@@ -218,6 +218,13 @@ def test_a_field_changes_what_it_names(prepared, region_set, name):
     jax.tree.map(np.testing.assert_array_equal, params, random_params(NETWORK))
 
 
+def test_the_rate_falls_until_the_last_step(prepared):
+  # 5 label images in batches of 2 are 2 steps an epoch.
+  seen, training = prepared({"steps": 0, "epochs": 3, "batch_size": 2})
+  assert (training.steps_per_epoch, training.total_steps) == (2, 6)
+  assert seen["poly_schedule.steps"] == 6
+
+
 def test_label_images_have_a_region_for_each_base_class(region_set):
   source = image_sets.open_mask_set(regions_config(region_set, "train_masks").train_masks, 0)
   assert tuple(source.names) == ("the cat", "sky") and len(source) == 5
