@@ -5,6 +5,7 @@ In a file whose `pytestmark` is `mesh` the package has 8 virtual devices, elsewh
 """
 
 from collections.abc import Iterator
+import gc
 import os
 import signal
 import sys
@@ -68,6 +69,13 @@ def all_devices(one_device: None, request: pytest.FixtureRequest) -> Iterator[No
 def pytest_configure(config: pytest.Config) -> None:
   # Fuzzing takes more examples where both tiers run.
   hypothesis.settings.load_profile("pomp" if config.option.markexpr else "many")
+
+
+def pytest_collection_finish() -> None:
+  # Tracing makes many objects, and a million are there from imports: with Python's thresholds a
+  # tenth of the time is spent on searching them for cycles.
+  gc.freeze()
+  gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
