@@ -127,10 +127,10 @@ def test_each_equivalent_mutant_is_one():
   assert {change_of(mutant) for mutant in mutants if is_equivalent(mutant, known)} == set(known)
 
 
-@pytest.mark.slow("ten minutes of mutants, each shown to the tests of its package")
+@pytest.mark.slow("minutes of mutants, each shown to the tests of its package")
 def test_the_sample_of_the_day(tmp_path):
   session = f"--session={tmp_path / 'session.sqlite'}"
-  command = [sys.executable, "-m", "tests.mutants", "--minutes=8", session]
+  command = [sys.executable, "-m", "tests.mutants", "--minutes=5", session]
   found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   print(found.stdout)
   assert found.returncode == 0, found.stdout + found.stderr

@@ -1,29 +1,28 @@
 """Which devices share a draw's classes, and which rows of a batch a process reads."""
 
-import dataclasses
 from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.errors import InputError
+from pomp_jax.hosts import resources
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh
 from pomp_jax.train.batches import process_shards
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-  """What a mesh reads of a device."""
-
-  process_index: int
-  id: int
-
-
 def mesh_of(n_processes, n_devices, class_size):
   """The mesh of processes whose devices are numbered in turn, as on a TPU's torus."""
-  devices = [Device(i % n_processes, i) for i in range(n_processes * n_devices)]
-  with mock.patch.object(jax, "devices", lambda: devices[::-1]):
+  devices = [
+    mock.Mock(spec=jax.Device, process_index=i % n_processes, id=i)
+    for i in range(n_processes * n_devices)
+  ]
+  with (
+    mock.patch.object(jax, "devices", lambda: devices[::-1]),
+    mock.patch.object(hosts, "devices", resources.devices),
+  ):
     return make_mesh(class_size)
 
 

@@ -19,36 +19,12 @@ def _listing(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
   return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def render():
-  """The function that saves a figure: shared runs and tests with `drawn` call it.
-
-  All other jobs build their figures and save a blank picture, since rendering takes a fifth of a
-  short job's time.
-  """
-  from pomp_jax.files.atomic import replacing
-  from pomp_jax.files.paths import to_path
-  from pomp_jax.report import drawing
-
-  def save_blank(path, figure):
-    to_path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-      Image.new("RGB", (120, 120)).save(file, "png")
-
-  with pytest.MonkeyPatch.context() as patch:
-    save = drawing.save
-    patch.setattr(drawing, "save", save_blank)
-    yield save
-
-
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, render):
+def shared(tmp_path_factory: pytest.TempPathFactory):
   """A function `(name, make) -> folder`: `make(folder)` runs once, in the worker that is first.
 
   Tests only read the folder, which is held at the end, and copy what they change: see `copy_of`.
   """
-  from pomp_jax.report import drawing
-
   root = tmp_path_factory.getbasetemp()
   # The parent of a worker's folder is the session's.
   root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
@@ -63,9 +39,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, render):
           # After an error the next test tries again.
           shutil.rmtree(folder, ignore_errors=True)
           folder.mkdir()
-          with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drawing, "save", render)
-            make(folder)
+          make(folder)
           complete.touch()
       seen[name] = folder, _listing(folder)
     return seen[name][0]
@@ -124,14 +98,14 @@ def encoders_opened_once(one_device: None):
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, render):
+def drawn(monkeypatch: pytest.MonkeyPatch):
   """The figures that were saved, each of which became a picture."""
   from pomp_jax.report import drawing
 
-  figures = []
+  figures, save = [], drawing.save
 
   def noted(path, figure):
-    render(path, figure)
+    save(path, figure)
     figures.append(figure)
     with Image.open(path) as image:
       assert image.format == "PNG" and min(image.size) > 100

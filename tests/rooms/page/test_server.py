@@ -114,7 +114,7 @@ def test_bad_input_is_a_line(client, fields, part):
     assert "\n".join(html.escape(name) for name in NAMES.split("\n")) in answer.data.decode()
 
 
-def test_regions_of_a_scene(client, drawn):
+def test_regions_of_a_scene(client):
   """The two buttons on an example: boxes are named as its objects, and a label map is drawn."""
   key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
   filled = client.post("/regions", data={"example": key}).data.decode()
