@@ -15,7 +15,7 @@ from pomp_jax.data.source import StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.baselines import learner_accuracy, tip_adapter
+from pomp_jax.rooms.baselines import learner_accuracy, linear_probe, tip_adapter
 from pomp_jax.rooms.baselines.classifiers import Training
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
 from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, grid, mean_keys, tune
@@ -285,6 +285,34 @@ def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
   assert all(start is None or np.isfinite(start.kernel).all() for start in starts)
   with pytest.raises(FloatingPointError, match="1e-06, .* finite"):
     search(lambda strength, start: _probe(np.nan, strength), lambda probe: 1.0)
+
+
+def test_the_strength_is_chosen_by_the_validation_images(data, monkeypatch):
+  """Two thirds of the points train, the others validate; the accuracies are scikit-learn's."""
+  features, labels = data
+  split = lambda rows: SplitFeatures(
+    tuple("abcd"), labels[rows], features[rows], np.arange(90)[rows]
+  )
+  train, validation = split(slice(60)), split(slice(60, None))
+  asked = []
+
+  def fit_and_record(*given, iterations, start):
+    asked.append(iterations)
+    return fit(*given, iterations=iterations, start=start)
+
+  monkeypatch.setattr(linear_probe, "fit", fit_and_record)
+  training = mock.Mock(spec=Training, features=lambda: train, validation=validation)
+  probe, facts = linear_probe.fit_classifier(training, 500)
+  assert set(asked) == {500}
+  assert facts["validation_images"] == 30 and facts["strength"] == probe.strength
+  of_strength = {}
+  for strength in COARSE[2:-2]:
+    oracle = LogisticRegression(C=1 / strength, max_iter=10_000).fit(train.features, train.labels)
+    of_strength[f"{strength:.4g}"] = oracle.score(validation.features, validation.labels)
+    # Otherwise the test could not tell the images apart.
+    assert oracle.score(train.features, train.labels) != of_strength[f"{strength:.4g}"]
+  assert {key: facts["validation_top1"][key] for key in of_strength} == of_strength
+  assert facts["validation_top1"][f"{probe.strength:.4g}"] == max(facts["validation_top1"].values())
 
 
 def test_a_classifier_scores_images_in_parts(monkeypatch):
