@@ -213,6 +213,9 @@ def test_the_tables_hold_each_class_error_and_difference(case, results):
     assert {(row["class"], row["answer"]): int(row["images"]) for row in errors} == {
       (names[label], names[other]): matrix[label, other] for label, other in wrong
     }
+    assert {row["class"]: int(row["images_of_class"]) for row in errors} == {
+      names[c]: counts[c] for c in np.unique(wrong[:, 0])
+    }
     assert float(line["top1"]) == pytest.approx(np.mean(answer == labels))
     figures = results["sets"]["dtd"]["prompts"][label]
     found = [float(line[name]) for name in ("top1_low", "top1_high", "ece", "macro_top1")]

@@ -115,6 +115,11 @@ def test_what_takes_long_is_scaled(dry, tmp_path, caplog, monkeypatch, capsys):
   test, bank = figures["test_images"], figures["class_features"].seconds
   assert test.seconds == 5.0 * test.total / 8 and test.measured == 8
   assert figures["training_seconds"] == pytest.approx(12 * figures["step_seconds"] + bank)
+  # Base, novel and shifted images, each with three prompts; one validation.
+  n_images, n_validations = dry().eval.images, -(-12 // dry().checkpoint.every)
+  images = n_images * test.seconds / test.total
+  assert figures["evaluation_seconds"] == pytest.approx(3 * images + 9 * bank)
+  assert figures["validation_seconds"] == pytest.approx(images + n_validations * bank)
   assert "images: 20 s, scaled from 8 of 80; classes: " in caplog.text
   assert "at most, the whole step not run" in caplog.text
   assert "dry run 5/5" in capsys.readouterr().err
