@@ -5,7 +5,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 import pytest
 from scipy import stats
 import torch
@@ -96,6 +96,23 @@ def test_a_reduced_jpeg_lies_where_the_whole_one_does():
     assert np.abs(shifted - exact).mean() > 2
   png, one = load_rgb(open_image(encode(image, "PNG"), "a"), "a", 2)
   assert (one, png.size) == (1, (750, 610))
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_views_of_a_turned_picture_are_those_of_its_upright_copy(tmp_path, orientation):
+  """Of a wide one, so that crops drawn for its stored sides would differ."""
+  exif, picture = Image.Exif(), natural_image(3, 40, 120)
+  exif[0x0112] = orientation
+  lying, standing = io.BytesIO(), io.BytesIO()
+  picture.save(lying, "png", exif=exif)
+  ImageOps.exif_transpose(Image.open(lying)).save(standing, "png")
+  found = []
+  for name, content in (("lying", lying), ("standing", standing)):
+    (tmp_path / name).mkdir()
+    own = stored(tmp_path / name, [content.getvalue()])
+    own = own.replace(upright=name == "lying")
+    found.append(views(own, np.zeros(4, int), np.arange(4), RECIPE, 32)[0])
+  np.testing.assert_array_equal(*found)
 
 
 def test_view_epochs_repeat_the_views(source):

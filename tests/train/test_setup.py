@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, defaults
+from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
@@ -35,6 +37,19 @@ def start(encoder, folder, **changes):
   run = setup.prepare(small_config(**changes), RunFolder(folder), encoder=encoder)
   params = run.module.init(jax.random.key(0), method=lambda module: module.context)["params"]
   return np.asarray(params["context"])
+
+
+@pytest.mark.parametrize(
+  ("n_images", "n_views", "batch_size", "expected"),
+  [(16, 1, 8, 2), (12, 1, 8, 1), (12, 2, 8, 3), (10, 4, 8, 5), (7, 1, 8, 1), (3, 1, 8, 1)],
+)
+def test_an_epoch_has_all_whole_batches_of_views(n_images, n_views, batch_size, expected):
+  data = dataclasses.replace(defaults().data, views=n_views)
+  source = mock.MagicMock(spec=Source)
+  source.__len__.return_value = n_images
+  for steps, epochs, total in ((0, 3, 3 * expected), (4, 3, 4)):
+    loop = dataclasses.replace(defaults().loop, batch_size=batch_size, steps=steps, epochs=epochs)
+    assert setup.length_of(loop, data, source) == (expected, total)
 
 
 def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
