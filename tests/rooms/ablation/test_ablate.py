@@ -317,8 +317,22 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
   # What a run reads follows from the sampler's row.
   grid = "sampling.name=posterior|hard|frequency;sampling.temperature=0.1|1;sampling.power=0.5|1"
   assert len(make_cells_of(grid)) == 1 + 2 + 2
-  for unread in ("sampling.exclude_threshold=0|1", "epochs=2|3", "probe.iterations=10|20"):
-    assert len(make_cells_of(f"seed=0;{unread}")) == 1
+  # Each field that nothing reads, and what reads it.
+  for unread, reader in (
+    ("sampling.exclude_threshold=0|1", {"sampling.exclude": "similar"}),
+    ("sampling.bank_dtype=float32|bfloat16", {"sampling.name": "posterior"}),
+    ("epochs=2|3", {"steps": 0}),
+    ("optim.warmup_lr=0.1|0.2", {"optim.warmup": 1.0}),
+    ("optim.beta2=0.9|0.99", {"optim.name": "adamw"}),
+    ("optim.epsilon=1e-8|1e-6", {"optim.name": "adamw"}),
+    ("optim.average_decay=0.9|0.99", {"optim.average": "ema"}),
+    ("optim.average_mean=1.0|2.0", {"optim.average": "gaussian"}),
+    ("optim.average_sigma=1.0|2.0", {"optim.average": "gaussian"}),
+    ("anchors={}.|ensemble", {"consistency_squared": 1.0}),
+  ):
+    assert len(make_cells_of(f"seed=0;{unread}", **{"optim.warmup": 0.0})) == 1, unread
+    assert len(make_cells_of(f"seed=0;{unread}", **reader)) == 2, unread
+  assert len(make_cells_of("seed=0;probe.iterations=10|20")) == 1
   assert len(make_cells_of("consistency_l1=0|8;anchors=ensemble|{};epochs=2|3", steps=0)) == 6
   # The exclusion by similar text features reads a bank.
   similar = {"sampling.exclude": "similar"}
