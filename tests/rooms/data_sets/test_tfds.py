@@ -124,6 +124,19 @@ def prepared(tmp_path):
   return tmp_path
 
 
+def test_records_of_copied_shards(prepared, monkeypatch):
+  """As on S3, where each shard is copied when the first of its records is read."""
+  local, copied = open_tfds("shades", "train", root=prepared), []
+  ours = "pomp_jax.rooms.data_sets.tfds"
+  monkeypatch.setattr(f"{ours}.scheme_of", lambda path: "s3")
+  monkeypatch.setattr(f"{ours}.local_copy", lambda path: copied.append(path) or path)
+  source = open_tfds("shades", "train", root=prepared)
+  # The first of the second shard, before and after others.
+  for row in (4, 3, 0, 6, 4):
+    assert source.encoded(row) == local.encoded(row)
+  assert len(copied) == 2
+
+
 def test_images_come_from_their_records(prepared):
   source = open_tfds("shades", "train", root=prepared).replace(image_size=6)
   assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
