@@ -19,6 +19,8 @@ from pomp_jax.array_types import Array, Float, Int32
 # Lengths along the line are multiples of 2^-32 and positions are unsigned integers modulo 1, so
 # that no rounding accumulates over thousands of classes.
 _ONE = 2.0**32
+# Above the rounding error of a float32 probability, and below every probability that matters.
+_NEAR = 2.0**-20
 
 
 def n_negatives(k: int, n_classes: int) -> int:
@@ -101,12 +103,11 @@ def sample_weighted(
   n_classes = q_N.shape[0]
   order_key, start_key, turn_key = jax.random.split(key, 3)
   pi_N = inclusion_probabilities(q_N, size)
-  certain_N = pi_N >= 1.0
-  # A certain class is a whole turn: 0 modulo 1.
-  length_N = jnp.where(certain_N, 0.0, pi_N * _ONE).astype(jnp.uint32)
-  # The rounding error is added to the class whose length is nearest to one half.
-  middle = jnp.argmin(jnp.where(certain_N, 1.0, jnp.abs(pi_N - 0.5)))
-  length_N = length_N.at[middle].add(jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32))
+  # What float32 cannot tell from 1 is certain: a whole turn, 0 modulo 1.
+  certain_N = pi_N > 1.0 - _NEAR
+  has_rest = size > certain_N.sum()
+  length_N = jnp.where(certain_N | ~has_rest, 0.0, pi_N * _ONE).astype(jnp.uint32)
+  length_N = _whole_turns(length_N)
   order_N = jax.random.permutation(order_key, n_classes)
   ends_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
   start = jax.random.bits(start_key, (), jnp.uint32)
@@ -117,3 +118,15 @@ def sample_weighted(
   ids_S = jnp.zeros(size, jnp.int32).at[place_N].set(order_N.astype(jnp.int32), mode="drop")
   drawn_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
   return ids_S, jnp.where(certain_N, 0.0, jnp.log(drawn_N))
+
+
+def _whole_turns(length_N: Array) -> Array:
+  """Lengths that add up to 0 modulo 1: the rounding error is shared out evenly.
+
+  No class takes a share that is nearly 0 or 1 long, so none passes either end.
+  """
+  is_free_N = (length_N > _NEAR * _ONE) & (length_N < (1.0 - _NEAR) * _ONE)
+  error = (jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32)).astype(jnp.int32)
+  share, rest = jnp.divmod(error, jnp.maximum(is_free_N.sum(), 1).astype(jnp.int32))
+  share_N = share + (jnp.cumsum(is_free_N) <= rest)
+  return length_N + jnp.where(is_free_N, share_N, 0).astype(jnp.uint32)

@@ -174,6 +174,25 @@ def test_classes_without_probability_are_not_drawn_and_have_finite_weights():
   assert np.isfinite(log_pi).all() and (log_pi[:3] < -20).all()
 
 
+@pytest.mark.parametrize("n_positive", [1, 2, 29, 999])
+def test_as_many_classes_as_have_a_probability_are_all_drawn(n_positive):
+  """Rounding made the last of them a little shorter than a turn, and the error a turn too long."""
+  for seed in range(10):
+    q_N = np.random.default_rng(seed).dirichlet(np.ones(n_positive)).astype(np.float32) + 1e-4
+    ids, log_pi = _weighted_draws(jnp.asarray([*q_N, 0.0]), n_positive, 20, seed)
+    assert all(sorted(row) == list(range(n_positive)) for row in np.asarray(ids).tolist())
+    np.testing.assert_array_equal(log_pi[:n_positive], 0.0)
+
+
+def test_all_classes_but_one_are_drawn_by_nearly_equal_probabilities():
+  """Each is 5e-5 below certain, and all rounding errors together are more than that."""
+  q_N = np.random.default_rng(0).uniform(1.0, 1.0 + 1e-5, 20_000).astype(np.float32)
+  ids = np.asarray(_weighted_draws(jnp.asarray(q_N), 19_999, 8, 0)[0])
+  assert all(len(set(row)) == 19_999 for row in ids.tolist())
+  missing = [set(range(20_000)) - set(row) for row in ids.tolist()]
+  assert len(set.union(*missing)) == 8
+
+
 def test_every_set_is_drawn_as_often_as_by_plain_systematic_sampling():
   """Pairs and triples too: in a random order, with a random start, and not some other way."""
   q_N, size, n_draws = np.array([0.4, 0.22, 0.16, 0.1, 0.08, 0.04]), 3, 40_000
