@@ -227,6 +227,14 @@ def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
   assert all(cell["error"] is None for cell in run_job(config_for("seed=0|1"), tmp_path)["cells"])
 
 
+def test_a_cells_loss_is_the_mean_of_its_last_ten_steps(tmp_path, synthetic):
+  losses = np.concatenate([np.full(15, 4.0), np.arange(10) / 10]).astype(np.float32)
+  synthetic(lambda _: losses)
+  (cell,) = run_job(config_for("seed=0"), tmp_path)["cells"]
+  assert cell["loss"] == pytest.approx(0.45)
+  assert cell["steps"] == 25
+
+
 def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, synthetic):
   def part(number):
     return run_job(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
