@@ -4,8 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.activations import ACT2FN
 
-from pomp_jax.clip.packed import MemoryPlan, kept_rows, shared_text_tower, token_budget
+from pomp_jax.clip.packed import (
+  ACTIVATIONS,
+  MemoryPlan,
+  kept_rows,
+  shared_text_tower,
+  token_budget,
+)
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 from tests.support.checks import assert_close
@@ -168,3 +176,10 @@ def test_work_does_not_grow_with_the_padding(quick, n_rows=100):
     return jax.jit(tower).lower(*arguments).compile().cost_analysis()["flops"]
 
   assert flops(16) < 1.15 * flops(9)
+
+
+def test_each_activation_is_huggingfaces():
+  rows = np.linspace(-4, 4, 33, dtype=np.float32)
+  for name, activation in ACTIVATIONS.items():
+    expected = ACT2FN[name](torch.tensor(rows)).numpy()
+    np.testing.assert_allclose(activation(jnp.asarray(rows)), expected, rtol=1e-5, atol=1e-6)

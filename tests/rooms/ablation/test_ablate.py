@@ -72,6 +72,9 @@ def test_a_cell_equals_a_run_of_its_own(finished, curved, tmp_path, number):
   np.testing.assert_allclose(prompt_of(workdir, cell).context, context, atol=2e-5)
   stored = results["cells"][number]
   assert stored["name"] == cell.name
+  assert stored["steps"] == alone["steps"] and stored["error"] is None
+  # At most two cells are trained as one program; one with a bank is alone.
+  assert (stored["lanes"], results["cells"][-1]["lanes"]) == (2, 1)
   # Its curve is of the run's validations.
   validated = dict(zip(*RunFolder(tmp_path).scalars()["validation_top1"], strict=True))
   assert stored["curve"]["steps"] == [4, 6]

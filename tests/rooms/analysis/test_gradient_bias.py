@@ -123,7 +123,10 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
   changes |= {"sampling.exclude": "similar"}
   changes["gradient_bias.corrections"] = ("log",)
-  gradient_bias.run(_config(**changes, **{"clip.model": str(clip)}), str(tmp_path / "run"))
+  config = _config(**changes, **{"clip.model": str(clip)})
+  results = gradient_bias.run(config, str(tmp_path / "run"))
+  # Of the exact gradient (1, 1, 1).
+  assert results["exact_norm"] == pytest.approx(math.sqrt(3))
   exact, drawn = asked
   assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")
   assert (exact.sampling.exclude, drawn.sampling.exclude) == ("none", "similar")

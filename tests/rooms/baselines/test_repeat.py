@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ def test_the_interval_over_seeds_is_students(values):
   expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
   assert repeat.summary(values)["t_interval"] == pytest.approx(list(expected))
   assert repeat.summary(values[:1])["t_interval"] is None
+  summary = repeat.summary(values)
+  assert summary["median"] == pytest.approx(statistics.median(values))
+  assert summary["spread"] == pytest.approx(max(values) - min(values))
 
 
 def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
@@ -53,6 +57,8 @@ def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
   assert novel["prompt"]["top1_interval"] == pytest.approx(expected)
   by_hand = max(novel[prompt]["top1"]["mean"] for prompt in ("hand_written", "class_name"))
   assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
+  best = results["gain"]["novel"]["best_hand_written"]
+  assert best != "prompt" and novel[best]["top1"]["mean"] == by_hand
   page = Page((tmp_path / "report.html").read_text())
   place = 1 + list(results["eval"]).index("novel")
   means, gains, intervals, seeds = page.tables[:4]

@@ -62,8 +62,14 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
   slower = max(figures["step_seconds"], figures["read"].seconds)
   assert figures["training_seconds"] == pytest.approx(250 * slower)
+  # 63 checkpoints, each with a validation; three prompts on 64 images of one split.
+  images = 64 * figures["test_images"].seconds / figures["test_images"].total
+  classes = figures["class_features"].seconds
+  assert figures["validation_seconds"] == pytest.approx(images + 63 * classes)
+  assert figures["evaluation_seconds"] == pytest.approx(images + 3 * classes)
   parts = [figures[f"{part}_seconds"] for part in ("training", "validation", "evaluation")]
-  assert figures["total_seconds"] > sum(parts) * 0.999
+  saves = 63 * figures["checkpoint_seconds"]
+  assert figures["total_seconds"] == pytest.approx(sum(parts) + saves)
   assert figures["checkpoint_bytes"] > 0
   assert figures["disk_bytes"] == 4 * figures["checkpoint_bytes"] + figures["prompt_bytes"]
 

@@ -249,3 +249,8 @@ def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatc
   enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]
   np.testing.assert_array_equal(found, enlarged.numpy().astype(int))
   assert 0.9 < (found == whole).mean() < 1
+  # A very narrow one becomes one pixel high: 0.2 of its sides are 0.4 and 72 pixels.
+  image = _image(2, 360)
+  monkeypatch.setattr(dense, "_MAX_PIXELS", 28.8)
+  (((found, _),),) = segmenter.label_maps([image], [matrix])
+  np.testing.assert_array_equal(found, np.repeat(found[:1, ::5], 5, axis=1).repeat(2, axis=0))

@@ -133,6 +133,18 @@ def test_the_class_of_the_highest_sum(grid, sides, kind):
     assert (found == -1).any() and sure.any()
 
 
+@pytest.mark.parametrize("n_over", [1, 2, 3])
+def test_hard_masks_that_overlap_by_hand(n_over):
+  """A pixel each of the first region alone, of `n_over` at once, of the last alone, and of none."""
+  masks = np.zeros((n_over, 1, 4), bool)
+  masks[0, 0, 0] = masks[:, 0, 1] = masks[-1, 0, 2] = True
+  # Each region has a class of its own, and class 3 is the second of all.
+  scores = np.full((n_over, 4), 0.1, np.float32)
+  scores[np.arange(n_over), np.arange(n_over)], scores[:, 3] = 0.9, 0.8
+  [[found]] = label_maps_of_regions([scores], masks, 1, 4)
+  assert found.tolist() == [0, 3 if n_over > 1 else 0, n_over - 1, -1]
+
+
 def test_many_small_blocks(monkeypatch):
   """Several in both directions, the last of which reach beyond the image."""
   monkeypatch.setattr(label_maps, "_MAX_NUMBERS", 128 * 2 * 16)

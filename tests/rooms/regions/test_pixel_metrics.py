@@ -46,6 +46,11 @@ def test_equals_zssegs_formula_torchmetrics_and_scikit_learn(seed):
   assert figures["pACC"] == pytest.approx(accuracy_score(truth, own))
   weighted = jaccard_score(truth, own, labels=range(5), average="weighted")
   assert figures["fwIoU"] == pytest.approx(weighted)
+  for name, classes in GROUPS.items():
+    in_truth = len({*classes} & {*truth.tolist()})
+    found = figures[name]["classes"], figures[name]["classes_in_truth"]
+    assert found == (len(classes), in_truth)
+  assert (figures["classes"], figures["classes_in_truth"]) == (5, 4)
   in_novel = np.isin(truth, NOVEL)
   assert figures["novel"]["pACC"] == pytest.approx(np.mean((truth == own)[in_novel]))
   base, novel = zsseg(pairs, 5, BASE), zsseg(pairs, 5, NOVEL)
