@@ -31,10 +31,7 @@ TRAINING = WORLD | {"k": 3, "batch_size": 4, "steps": 30, "checkpoint.every": 40
 TRAINING |= {"optim.schedule": "step", "optim.warmup": 0.0}
 EVALUATED = WORLD | {"job": "evaluate", "evaluate.prompts": ("{}.",)}
 EUROSAT = EVALUATED | {"evaluate.root": "ROOT/coop", "evaluate.sets": ("eurosat",)}
-PICTURES = {"data.source": "folder", "data.root": "ROOT/pictures"}
 TEXTS = ("{}.", "the {}")
-# Of a CLIP that is open, for the jobs that read them beside it.
-CLIP = {"clip.text_tower": "reference", "clip.dtype": "bfloat16"}
 LABELS = {"data.source": "regions", "data.annotations": "REGIONS/labels"}
 LABELS |= {"data.root": "REGIONS/images", "data.names": "REGIONS/names.txt"}
 FITTED = WORLD | {"method": "tip_adapter_f", "data.augment": "crop_flip"}
@@ -49,12 +46,8 @@ DTYPES = ("text_tower.dtype", "measure_in_turn.dtype")
 MEASURED = [("reference", 11, 21841, None), ("torch_77", 11, 21841, None)]
 TINY = {"job": "benchmark", "benchmark.model": "tiny", "benchmark.k": "12", "benchmark.steps": ""}
 TINY |= {"benchmark.bank_steps": "", "benchmark.baseline_k": "", "benchmark.chunk": 5}
-PREDICTED = {
-  "job": "predict",
-  "predict.images": "ROOT/pictures/test/red star",
-  "predict.prompt": "{}.",
-}
-PREDICTED |= {"predict.names": "ROOT/names.txt"}
+PREDICTED = {"job": "predict", "predict.images": "ROOT/pictures/test/red star"}
+PREDICTED |= {"predict.names": "ROOT/names.txt", "predict.prompt": "{}."}
 EXPORTED = {"job": "export", "export.prompt": "ROOT/a.npz"}
 EXPORTED_FEATURES = {"job": "export", "export.format": "open_clip", "export.prompt": "{}."}
 EXPORTED_FEATURES |= {"export.names": "ROOT/names.txt"}
@@ -65,7 +58,6 @@ DETECTED |= {"detect.images": "REGIONS/images"}
 OBJECTS = tuple(names[0] for names in TEXTS_OF_OBJECTS)
 SCENES = {"job": "detect", "regions.source": "truth", "regions.crop": "context"}
 SCENES |= {"detect.n_images": 2}
-
 NETWORK = {"clip.model": "REGIONS/clip", "propose.network": "REGIONS/net.pth"}
 MASKS = {"job": "train_masks", "clip.model": "REGIONS/clip", "train_masks.source": "folder"}
 MASKS |= {"train_masks.images": "REGIONS/images", "train_masks.labels": "REGIONS/labels"}
@@ -87,8 +79,10 @@ OPENED = {
   "propose": {"propose.network": "REGIONS/net.pth"},
   "train_masks": {},
 }
+
 _WIRING = "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
 _REGIONS = "tests/rooms/regions/test_region_fields.py::test_a_field_changes_what_it_names"
+
 CASES = {
   **{
     f"the CLIP of {job}": Case(
@@ -738,8 +732,15 @@ CASES = {
         {"mask_predictor.dtype": "bfloat16", "network_key_parts.dtype": "bfloat16"},
       ),
       "clip.text_tower": ("reference", "key"),
-      "regions.mask_threshold": (0.8, "Proposer.threshold"),
+      "propose.size": (64, "resized_image.size"),
+      "propose.stride": (1, "resized_image.multiple"),
+      "propose.batch_size": (3, "batch"),
     },
+  ),
+  "masks of a network": Case(
+    "propose",
+    NETWORK | {"job": "propose", "segment.n_images": 1, "segment.scene_classes": 48},
+    {"regions.mask_threshold": (0.8, "Proposer.threshold*", [0.8, 0.5])},
   ),
   "a training of masks": Case(
     "train_masks",
@@ -786,7 +787,7 @@ CASES = {
 }
 
 
-# Fields, or the beginning of their names, whose rows are in the table of another test.
+# Fields, or groups of fields, whose rows are in the table of another test.
 ELSEWHERE = {
   **dict.fromkeys(CHANGES, _WIRING),
   "page.": "tests/rooms/page/test_page.py::test_each_field_reaches_the_page",
@@ -795,8 +796,6 @@ ELSEWHERE = {
   **dict.fromkeys(("detect.min_score", "detect.nms", "detect.top"), _REGIONS),
   "propose.": "tests/rooms/regions/test_propose.py::test_each_field_reaches_the_network",
   "train_masks.": "tests/rooms/regions/test_train_masks.py::test_a_field_changes_what_it_names",
-  "checkpoint.select": "tests/train/test_pretrain.py::"
-  "test_a_restart_has_its_features_and_the_selected_prompt",
 }
 
 

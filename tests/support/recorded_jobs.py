@@ -583,6 +583,12 @@ def proposing(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   with contextlib.suppress(Recorded):
     load_job(config.job).run(config, str(folder))
   calls.seen["key"] = calls.seen["fingerprint.parts"][3]
+  calls.note(proposals, "resized_image")
+  calls.note(proposals, "split_rows", Recorded)
+  network = proposals.open_network(config.propose, config.clip, 0.5, calls.encoder)
+  with contextlib.suppress(Recorded):
+    network.regions([np.zeros((40, 40, 3), np.uint8)])
+  calls.seen["batch"] = len(calls.seen["split_rows.tree"][0])
 
 
 def masks(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
