@@ -66,6 +66,17 @@ def test_unknown_fields_and_other_types_are_refused(field, value):
     defaults().replace({field: value})
 
 
+@pytest.mark.parametrize("steps", [(), (3, 3), (1, 9)])
+def test_a_pair_of_steps_is_accepted(steps):
+  validate(defaults().replace({"profile_steps": steps}))
+
+
+@pytest.mark.parametrize("steps", [(4, 3), (0, 3), (-1, 3), (2,), (1, 2, 3)])
+def test_no_pair_of_steps_is_refused(steps):
+  with pytest.raises(ConfigError, match=r"profile_steps: got .*, expected two integers from 1 on"):
+    validate(defaults().replace({"profile_steps": steps}))
+
+
 # Values that no check of a number accepts both of, and a word that is no choice.
 BEYOND = {int: (-2, 2**33), float: (-2.0, math.nan), str: ("?",)}
 

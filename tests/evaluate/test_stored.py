@@ -190,6 +190,37 @@ def test_lists_that_can_not_be(flat, tmp_path, lists, message):
   assert "\n" not in str(error.value)
 
 
+def test_a_class_without_a_picture_is_an_answer_where_a_list_names_it(flat, tmp_path, caplog):
+  empty = "zebra"
+  (flat / empty).mkdir()
+  assert empty not in names_of(data(flat), "test")
+  assert f"1 of 10 classes have no picture in any split and are no answers, such as {empty!r}" in (
+    caplog.text
+  )
+  base, novel = listed(tmp_path, "b", NAMES[:3]), listed(tmp_path, "n", [NAMES[4], empty])
+  assert names_of(data(flat, base=base, novel=novel), "novel") == (NAMES[4], empty)
+  # Without a list, the novel classes are those that have pictures.
+  assert set(names_of(data(flat, base=base), "novel")) == set(NAMES[3:])
+
+
+@pytest.mark.parametrize(
+  ("duplicates", "n_images", "fate"),
+  [
+    ("drop", 8, "are dropped (data.duplicates=keep keeps them)"),
+    ("keep", 9, "are kept (data.duplicates=keep)"),
+  ],
+)
+def test_what_becomes_of_duplicates_is_said(tmp_path, caplog, duplicates, n_images, fate):
+  write_world(tmp_path / "data/train", "train", 2, NAMES)
+  write_world(tmp_path / "data/test", "base", 1, NAMES)
+  one = next((tmp_path / "data/train" / NAMES[0]).iterdir())
+  same = next((tmp_path / "data/test" / NAMES[0]).iterdir())
+  same.write_bytes(one.read_bytes())
+  settings = data(tmp_path / "data", duplicates=duplicates)
+  assert len(inputs.open_source(settings, "test")) == n_images
+  assert fate in caplog.text
+
+
 def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
   some = listed(tmp_path, "some.txt", [NAMES[3], NAMES[1]])
   assert names_of(data(flat, names=some), "train") == (NAMES[3], NAMES[1])

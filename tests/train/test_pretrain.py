@@ -11,12 +11,12 @@ from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import read_checkpoint
-from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.prompt_file import PromptFileError, load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from pomp_jax.report.labels import prompt_labels
 from pomp_jax.train import batches, loop, pretrain, resume, setup
-from pomp_jax.train.results import finish, open_splits
-from pomp_jax.train.watch import Watch
+from pomp_jax.train.results import finish, open_splits, writing_results
+from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.data_files import damage
 from tests.support.small_run import small_config, trained
 
@@ -148,6 +148,21 @@ def test_a_finished_run_whose_prompt_is_damaged_is_no_finished_run(pretrained, c
   damage(folder / "prompt.npz", how, np.random.default_rng(0))
   with pytest.raises(RunFolderError, match=r"prompt\.npz.*without .*results\.json"):
     pretrain.run(small_config(), str(folder))
+
+
+@pytest.mark.parametrize(
+  "error",
+  [PermissionError("report.html"), PromptFileError("prompt.npz: x"), RunFolderError("plots: x")],
+)
+def test_results_that_cannot_be_written_are_an_error_that_says_what_is_left(tmp_path, error):
+  folder = RunFolder(tmp_path)
+  with (
+    pytest.raises(TrainingError, match="the training is done, its last checkpoint is in") as caught,
+    writing_results(folder),
+  ):
+    raise error
+  message = str(caught.value)
+  assert str(error) in message and str(folder.checkpoints) in message and "\n" not in message
 
 
 def test_another_config_is_refused(pretrained):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import types
 from typing import NamedTuple
@@ -36,6 +37,14 @@ def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
   devices = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
   monkeypatch.setattr(hosts, "devices", lambda *, local: devices)
   assert memory() == {"device_memory_bytes": 4.0, "device_memory_peak_bytes": 5.0}
+
+
+def test_memory_of_a_process_is_its_resident_pages(tmp_path, monkeypatch):
+  """The second number of /proc/self/statm; the first counts what is only mapped."""
+  file = tmp_path / "statm"
+  file.write_text("9000 70 30 1 0 40 0\n")
+  monkeypatch.setattr(watch_module, "_STATM", file)
+  assert memory() == {"process_memory_bytes": 70.0 * os.sysconf("SC_PAGE_SIZE")}
 
 
 @pytest.fixture
@@ -101,11 +110,11 @@ def test_a_busy_device_and_short_waits_are_no_problem(watch, caplog, monkeypatch
 
 
 def test_scalars_of_a_window(watch, tmp_path):
-  walk(*watch, 0.5, 1.5, range(1, 21))
+  walk(*watch, 0.03125, 0.09375, range(1, 21))
   scalars = RunFolder(tmp_path).scalars()
   for name, value in {
-    "step_seconds": 2.0,
-    "images_per_second": 4.0,
+    "step_seconds": 0.125,
+    "images_per_second": 64.0,
     "data_wait_ratio": 0.25,
   }.items():
     assert scalars[name] == ([5, 10, 15], [value] * 3)
