@@ -8,6 +8,7 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs, predict
 from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.files.prompt_file import load_prompt
@@ -33,6 +34,18 @@ def config_of(one_layer):
   settings = {"clip.model": one_layer, "data.source": "folder", "data.n_classes": 0}
   settings |= {"data.max_corrupt": 0.05, "k": 4, "batch_size": 8, "steps": 4}
   return lambda images, **more: small_config(**settings | {"data.root": str(images)} | more)
+
+
+def test_each_unreadable_picture_is_named_before_the_run(config_of, images, caplog):
+  """Of training, validation and test, and in which of them are too many."""
+  inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.1}).data, 0)
+  named = [line.split(": can't be read")[0] for line in caplog.messages if "can't be read" in line]
+  expected = {file for file in images.glob("*/*/*") if file.read_bytes() == b"no image"}
+  assert set(named) == {str(file) for file in expected} and len(named) == 3
+  # 1 of 30 images for validation is too much, 2 of 50 test images as well.
+  for share, message in ((0.038, "2 of 50 images"), (0.03, "1 of 30 images|2 of 50 images")):
+    with pytest.raises(SourceError, match=message):
+      inputs.check_readable(config_of(images, **{"data.max_corrupt": share}).data, 0)
 
 
 def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, caplog, monkeypatch):
