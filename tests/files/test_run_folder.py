@@ -145,6 +145,13 @@ def test_scalars_come_back_also_of_a_killed_process(tmp_path):
   assert RunFolder(tmp_path).scalars() == {}
 
 
+def test_of_a_step_that_is_taken_again_the_last_values_count(tmp_path):
+  with MetricsWriter(tmp_path) as metrics:
+    for step, loss in ((1, 5.0), (2, 9.0), (1, 4.0), (2, 3.0)):
+      metrics.write(step, loss=loss)
+  assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [4.0, 3.0])}
+
+
 def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
   """Three starts within a second, with a clock that jumps."""
   real = time.time
