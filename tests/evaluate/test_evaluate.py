@@ -21,10 +21,8 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import evaluate
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import describe
 from pomp_jax.files.checkpoints import CheckpointError
-from pomp_jax.files.pieces import fingerprint
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, Sentences, save_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from tests.support.clips import huggingface_outputs, words_as_prompt, write_random_clip
 from tests.support.data_files import write_set
@@ -300,25 +298,6 @@ def test_published_figures_stand_beside_those_of_all_images_alone(case, no_drawi
   damaged.write_bytes(b"no image")
   fewer = run_job(config, tmp_path / "fewer")
   assert fewer["sets"]["eurosat"]["unreadable"] and "cross_dataset" not in fewer["published"]
-
-
-def test_each_part_of_a_prompt_is_in_the_key_of_its_features():
-  context = np.zeros((2, 4), np.float32)
-  prompts = [
-    Prompt(context, "clip"),
-    Prompt(context, "clip", "middle"),
-    Prompt(context + 1, "clip"),
-    Prompt(context, "clip", sentences=Sentences(("a {}.",), 0.5)),
-    Prompt(context, "clip", sentences=Sentences(("a {}.",), 0.25)),
-    Prompt(context, "clip", sentences=Sentences(("the {}.",), 0.5)),
-    Prompt(context, "clip", sentences=Sentences(("a {}.", "the {}."), 0.5)),
-  ]
-  classes = load_class_list("eurosat")
-  keys = {fingerprint(describe(prompt, classes)) for prompt in prompts}
-  assert len(keys) == len(prompts)
-  # What its features do not depend on is not.
-  named = Prompt(context, "other", config={"seed": 1})
-  assert fingerprint(describe(named, classes)) == fingerprint(describe(prompts[0], classes))
 
 
 def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, tmp_path):

@@ -51,6 +51,12 @@ def test_errors_and_the_difference_of_two_classifiers(scores):
     counts[c, answer] = count
   expected = confusion_matrix(labels, other.argmax(-1), labels=range(N))
   np.testing.assert_array_equal(counts, expected - np.diag(np.diag(expected)))
+  of_classes = np.bincount(labels, minlength=N)
+  rates = np.where(of_classes, np.diag(expected) / np.maximum(of_classes, 1), np.nan)
+  assert np.isnan(rates[-2:]).all()
+  per_class = tally.by_class()["per_class"]
+  np.testing.assert_array_equal(per_class["images"], of_classes)
+  np.testing.assert_allclose(np.array(per_class["top1"], float), rates)
   most = [count for *_, count in tally.by_class(most=10)["confusions"]]
   assert most == sorted(counts.ravel(), reverse=True)[:10]
   gains = (other.argmax(-1) == labels) * 1 - (logits.argmax(-1) == labels)

@@ -9,7 +9,7 @@ import pytest
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
-from pomp_jax.evaluate import inputs, predict
+from pomp_jax.evaluate import inputs, predict, stored
 from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -46,6 +46,12 @@ def test_each_unreadable_picture_is_named_before_the_run(config_of, images, capl
   for share, message in ((0.038, "2 of 50 images"), (0.03, "1 of 30 images|2 of 50 images")):
     with pytest.raises(SourceError, match=message):
       inputs.check_readable(config_of(images, **{"data.max_corrupt": share}).data, 0)
+
+
+def test_a_large_folder_is_not_decoded_before_the_run(config_of, images, caplog, monkeypatch):
+  monkeypatch.setattr(stored, "_MOST_DECODED", 99)  # there are 100
+  inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.0}).data, 0)
+  assert caplog.messages == []
 
 
 def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, caplog, monkeypatch):
