@@ -10,9 +10,10 @@ from typing import NamedTuple
 from cosmic_ray.ast import ast_nodes, get_ast_from_path
 from cosmic_ray.ast.ast_query import ASTQuery
 from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_item import MutationSpec
 from parso.tree import NodeOrLeaf
+
+from tests.mutants.operators import OWN, operator_of
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -22,7 +23,7 @@ _PAIRS = {
   "ComparisonOperator": "Eq_NotEq NotEq_Eq Lt_LtE LtE_Lt Gt_GtE GtE_Gt Is_IsNot IsNot_Is",
   "UnaryOperator": "Delete_USub Delete_Not Delete_Invert",
 }
-OPERATORS = (
+_OF_COSMIC_RAY = (
   *(f"Replace{kind}_{pair}" for kind, pairs in _PAIRS.items() for pair in pairs.split()),
   "ReplaceTrueWithFalse",
   "ReplaceFalseWithTrue",
@@ -36,6 +37,7 @@ OPERATORS = (
   "RemoveDecorator",
   "ZeroIterationForLoop",
 )
+OPERATORS = (*(f"core/{name}" for name in _OF_COSMIC_RAY), *OWN)
 # Calls whose arguments are messages.
 _MESSAGES = ("log.", "_log_once(", "_warn_once(", "print(", "printable(")
 _CACHES = ("@functools.cache\n", "@functools.lru_cache")
@@ -120,14 +122,14 @@ def mutants_of(source: pathlib.Path, root: pathlib.Path = ROOT) -> Iterator[Muta
   """All mutants of a file, whose path is relative to `root`."""
   nodes = list(ast_nodes(get_ast_from_path(root / source)))
   for name in OPERATORS:
-    operator = get_operator(f"core/{name}")()
+    operator = operator_of(name)()
     places = [(node, place) for node in nodes for place in operator.mutation_positions(node)]
     # cosmic-ray finds a place by its number among those of the operator.
     for occurrence, (node, (start, end)) in enumerate(places):
       if not _is_pointless(node):
         yield MutationSpec(
           module_path=source,
-          operator_name=f"core/{name}",
+          operator_name=name,
           occurrence=occurrence,
           start_pos=start,
           end_pos=end,
@@ -165,7 +167,7 @@ class Change(NamedTuple):
 def change_of(mutant: MutationSpec, root: pathlib.Path = ROOT) -> Change:
   """Applies a mutant to the text of its file and compares."""
   text = (root / mutant.module_path).read_text()
-  operator = get_operator(mutant.operator_name)()
+  operator = operator_of(mutant.operator_name)()
   changed = mutate_code(text, operator, mutant.occurrence).splitlines()
   lines = text.splitlines()
   first = mutant.start_pos[0] - 1

@@ -15,10 +15,10 @@ import time
 from typing import NamedTuple
 
 from cosmic_ray.mutating import apply_mutation
-from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
 from tests.mutants.listing import ROOMS, ROOT, shown_to
+from tests.mutants.operators import operator_of
 
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info")
 _STOPPED = ", stopped"
@@ -86,7 +86,7 @@ class _Trial(NamedTuple):
     (mutant,) = item.mutations
     path = copy / mutant.module_path
     modified_ns = path.stat().st_mtime_ns
-    operator = get_operator(mutant.operator_name)()
+    operator = operator_of(mutant.operator_name)()
     original, _ = apply_mutation(path, operator, mutant.occurrence)
     process = _start(copy, ["-x", *tests])
     return cls(item, copy, original, modified_ns, process, time.monotonic())

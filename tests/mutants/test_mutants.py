@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+from cosmic_ray.mutating import mutate_code
 import pytest
 
 from tests.mutants.listing import (
@@ -20,6 +21,7 @@ from tests.mutants.listing import (
   mutants_of,
   shown_to,
 )
+from tests.mutants.operators import OWN
 from tests.mutants.session import is_below
 
 _SOURCE = """\
@@ -51,6 +53,13 @@ def _written(tmp_path: pathlib.Path) -> pathlib.Path:
   (tmp_path / source).parent.mkdir(parents=True)
   (tmp_path / source).write_text(_SOURCE)
   return source
+
+
+@pytest.mark.parametrize("operator", OWN.values())
+def test_our_operators_make_their_examples(operator):
+  for example in operator.examples():
+    made = mutate_code(example.pre_mutation_code, operator(), example.occurrence)
+    assert made == example.post_mutation_code
 
 
 def test_annotations_messages_caches_and_declarations_are_not_mutated(tmp_path):
