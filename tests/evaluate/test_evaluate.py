@@ -4,6 +4,7 @@ One evaluation, of packaged and own sets, under words and learned prompts, is sh
 """
 
 import csv
+import dataclasses
 import json
 import shutil
 from unittest import mock
@@ -17,14 +18,22 @@ import torch
 
 from pomp_jax.clip.load import load_clip
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.source import SourceError
+from pomp_jax.config.fields import Clip
+from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
+from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import evaluate
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from tests.support.clips import huggingface_outputs, words_as_prompt, write_random_clip
+from tests.support.clips import (
+  huggingface_outputs,
+  with_kernel,
+  words_as_prompt,
+  write_random_clip,
+)
 from tests.support.data_files import write_set
 from tests.support.small_run import changed, run_job, small_config
 
@@ -298,6 +307,59 @@ def test_published_figures_stand_beside_those_of_all_images_alone(case, no_drawi
   damaged.write_bytes(b"no image")
   fewer = run_job(config, tmp_path / "fewer")
   assert fewer["sets"]["eurosat"]["unreadable"] and "cross_dataset" not in fewer["published"]
+
+
+def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
+  """Alone: a set whose key stays the same keeps figures that are another's."""
+  for folder in ("images", "others"):
+    (tmp_path / folder).mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+      Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
+  stored = StoredImages(["x", "y"], [0, 1], ["a.png", "b.png"], Files(tmp_path / "images"))
+  classes, own = ClassList(("x", "y")), Clip()
+  prompts = [NamedPrompt("one", "a {}."), NamedPrompt("two", "the {}.")]
+
+  def key(
+    source=stored,
+    classes=classes,
+    own=own,
+    clip=encoder.clip,
+    name="set",
+    split="test",
+    prompts=prompts,
+    more=(),
+  ):
+    of = Encoder(clip, chunk=8)
+    (found,) = evaluate._keys(
+      own, of, {name: LabelledSet(source, classes, split)}, prompts, more
+    ).values()
+    return found
+
+  of_clip = lambda **changes: dataclasses.replace(encoder.clip, **changes)
+  first = key()
+  assert key() == first
+  others = [
+    key(stored.replace(keys=np.array(["a.png", "c.png"], np.dtypes.StringDType()))),
+    key(stored.replace(labels=np.array([0, 0], np.int32))),
+    key(stored.replace(storage=Files(tmp_path / "others"))),
+    key(stored.replace(upright=True)),
+    key(classes=ClassList(("x", "z"))),
+    key(classes=ClassList(("x", "y"), ("n01440764", "n02084071"))),
+    key(own=Clip(dtype="bfloat16")),
+    key(own=Clip(text_tower="reference")),
+    key(clip=of_clip(squash=True)),
+    key(clip=with_kernel(encoder.clip, "text_projection", np.ones((32, 24), np.float32))),
+    key(name="other"),
+    key(split="validation"),
+    key(prompts=prompts[:1]),
+    key(prompts=prompts[::-1]),
+    key(prompts=[NamedPrompt("other", "a {}."), prompts[1]]),
+    key(prompts=[NamedPrompt("one", "an {}."), prompts[1]]),
+    key(more=("0.5",)),
+  ]
+  monkeypatch.setattr(evaluate, "_VERSION", f"{evaluate._VERSION} and more")
+  others.append(key())
+  assert len({first, *others}) == 1 + len(others), [[first, *others].index(one) for one in others]
 
 
 def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, tmp_path):
