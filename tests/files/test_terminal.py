@@ -15,7 +15,7 @@ import tqdm.std
 
 from pomp_jax import hosts
 from pomp_jax.files import terminal as module
-from pomp_jax.files.terminal import Progress, steps_of, waiting
+from pomp_jax.files.terminal import Progress, control_character, steps_of, waiting
 
 _LINE = r"[0-2]\d:[0-5]\d:[0-5]\d  (\S.*)"
 _METRICS = "loss 0.3333  grad_norm 2"
@@ -83,6 +83,19 @@ def test_slow_work_has_seconds_for_each(clock, lines):
     clock.now += 30
     progress.update(1)
   assert lines() == ["pictures 1/2  30 s/batch of 8 images  eta 00:30"]
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("a b, \u00fc\U0001f600", None),
+    ("a\x1b[1m", "U+001B"),
+    ("\u2028b\n", "U+2028"),
+    ("\u2029", "U+2029"),
+  ],
+)
+def test_what_would_end_a_line_or_control_a_terminal_is_found(text, expected):
+  assert control_character(text) == expected
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):

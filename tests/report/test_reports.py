@@ -161,8 +161,8 @@ def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
 PACKAGES = {"toprule": "booktabs", "rotatebox": "graphicx", "resizebox": "graphicx"}
 
 
-def latex_of(rows, columns, text=INTERVAL):
-  table = Table(columns, rows, bold=[(1, 1)])
+def latex_of(rows, columns, text=INTERVAL, bold=((1, 1),)):
+  table = Table(columns, rows, bold=list(bold))
   section = Section("part", text, table, brief=True)
   return latex(Report("title", "text of /home/me/runs", [section]))
 
@@ -187,6 +187,16 @@ def test_a_long_table_is_divided_in_latex():
   text = latex_of([[f"set {n}", "-1.5"] for n in range(90)], ["set", "difference"])
   assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
   assert all(rf"set {n} & $-$1.5 \\" in text for n in range(90) if n != 1)
+
+
+def test_each_part_of_a_long_table_has_its_own_bold_figures():
+  bold = [1, 39, 40, 41, 89]
+  text = latex_of(
+    [[f"set {n}", f"{n}.5"] for n in range(90)],
+    ["set", "difference"],
+    bold=[(n, 1) for n in bold],
+  )
+  assert re.findall(r"\\textbf\{([^}]*)\}", text) == [f"{n}.5" for n in bold]
 
 
 def test_headings_are_broken_and_a_sign_is_a_minus():

@@ -29,6 +29,17 @@ def synthetic_cells():
   return cells
 
 
+def test_seeds_of_equal_accuracy_count_each_and_lanes_of_one_program_once():
+  cells = synthetic_cells()[:3]
+  for cell, top1, seconds in zip(cells, (0.5, 0.5, 0.8), (7.0, 7.0, 4.0), strict=True):
+    cell |= {"top1": {"novel": top1}, "seconds": seconds}
+  (group,) = groups(cells)
+  novel, seconds = group.figures["novel_top1"], group.figures["seconds"]
+  assert novel.mean == pytest.approx(0.6) and novel.values == (0.5, 0.5, 0.8)
+  assert novel.std == pytest.approx(np.std([0.5, 0.5, 0.8], ddof=1))
+  assert seconds.mean == 5.5 and seconds.values == (7.0, 4.0)
+
+
 def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
   found = groups(synthetic_cells())
   references = {"novel_top1": {"a photo of a {}.": 0.5}}
