@@ -16,6 +16,7 @@ from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
 from pomp_jax.rooms.benchmark.synthetic_images import open_split
 from pomp_jax.train import setup
@@ -129,6 +130,14 @@ def test_what_takes_long_is_scaled(dry, tmp_path, caplog, monkeypatch, capsys):
   assert "images: 20 s, scaled from 8 of 80; classes: " in caplog.text
   assert "at most, the whole step not run" in caplog.text
   assert "dry run 5/5" in capsys.readouterr().err
+
+
+def test_reading_takes_as_long_as_the_images_of_a_batch_have_views(dry, tmp_path, monkeypatch):
+  """80 views of 40 images, of which 16 images with their 32 views are read."""
+  monkeypatch.setattr(costs, "_seconds", lambda call, times, warmup: [call() and 3.0])
+  views = {"data.augment": "crop_flip", "data.views": 2, "data.view_epochs": 1}
+  prepared = setup.prepare(dry(**{"batch_size": 80} | views), RunFolder(tmp_path))
+  assert costs._reading(prepared, costs.blank_state(prepared)) == {"read": costs.Cost(3.0 * 40 / 16, 32, 80)}
 
 
 @pytest.mark.parametrize(

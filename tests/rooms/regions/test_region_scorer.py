@@ -11,8 +11,15 @@ from pomp_jax.evaluate.named_prompts import check_prompt, read_prompts
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
+from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
-from pomp_jax.rooms.regions.region_scorer import region_scores, shares_of, short_labels
+from pomp_jax.rooms.regions.region_scorer import (
+  region_scores,
+  shares_of,
+  short_labels,
+  trained_classes,
+)
+from pomp_jax.rooms.regions.region_sources import needs_crops
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 
@@ -32,6 +39,27 @@ def parts():
   clip, text = (unit(rng.normal(size=(n, E))).astype(np.float32) for n in (R, 7))
   clip[3] = 0  # an empty mask
   return regions, header, clip, ClassMatrix(text, STARTS)
+
+
+def test_trained_classes_are_those_that_a_file_names_or_else_the_base_classes():
+  classes = ClassSplit((("Cat", "kitty"), ("dog",), ("sea_star",)), ("base", "novel", "-"))
+  for header in (None, RegionHeader("a network")):
+    assert trained_classes(header, classes).tolist() == [True, False, False]
+  named = RegionHeader("a network", trained_classes=("sea star", "dog", "ox"))
+  assert trained_classes(named, classes).tolist() == [False, True, True]
+
+
+def test_clip_sees_crops_where_its_scores_count(tmp_path):
+  """Without a network's embeddings, alone, or with an exponent above 0 for either group."""
+  assert needs_crops(fields.Regions(source="truth", e_base=0.0, e_novel=0.0))
+  for base, novel, alone, expected in (
+    (0.0, 0.0, False, False),
+    (0.0, 0.5, False, True),
+    (0.5, 0.0, False, True),
+    (0.0, 0.0, True, True),
+  ):
+    regions = fields.Regions(source="network", e_base=base, e_novel=novel, alone=alone)
+    assert needs_crops(regions) == expected
 
 
 def _highest(scores):
