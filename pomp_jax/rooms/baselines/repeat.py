@@ -54,14 +54,7 @@ def run(config: Settings, workdir: str) -> dict:
     "seconds": summary([run["seconds"] for run in runs]),
     "eval": of_seeds(runs),
   }
-  results["gain"] = {}
-  for split, prompts in results["eval"].items():
-    means = {name: scores["top1"]["mean"] for name, scores in prompts.items()}
-    learned = means.pop("prompt")
-    means.pop("trained", None)
-    best = max(means, key=means.__getitem__)
-    gain = {"best_hand_written": best, "gain": learned - means[best]}
-    results["gain"][split] = {"top1": prompts["prompt"]["top1"], **gain}
+  results["gain"] = {split: gain(prompts) for split, prompts in results["eval"].items()}
   if not hosts.is_first():
     return results
   folder = RunFolder(workdir)
@@ -69,13 +62,13 @@ def run(config: Settings, workdir: str) -> dict:
   with writing(folder.plots):
     method_dots(folder.plots / "accuracy.png", top1_of_prompts(results))
   finish_run(folder, config.to_dict(), results)
-  for split, gain in results["gain"].items():
+  for split, found in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
       " hand-written prompt (%s), spread %.2f",
-      *(split, 100 * gain["top1"]["mean"], 100 * gain["top1"]["std"], len(runs)),
+      *(split, 100 * found["top1"]["mean"], 100 * found["top1"]["std"], len(runs)),
       results["eval"][split]["prompt"]["images"],
-      *(100 * gain["gain"], gain["best_hand_written"], 100 * gain["top1"]["spread"]),
+      *(100 * found["gain"], found["best_hand_written"], 100 * found["top1"]["spread"]),
     )
   return results
 
@@ -109,6 +102,21 @@ def summary(values: list[float]) -> dict:
     "t_interval": None if reach is None else [mean - reach, mean + reach],
     "spread": float(np.ptp(values)),
     "values": list(values),
+  }
+
+
+def gain(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """How much more the learned prompt has than the best hand-written one, of summaries by prompt.
+
+  What training has learned where words were kept ("trained") is not hand-written either.
+  """
+  means = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "trained"}
+  learned = means.pop("prompt")
+  best = max(means, key=means.__getitem__)
+  return {
+    "top1": prompts["prompt"]["top1"],
+    "best_hand_written": best,
+    "gain": learned - means[best],
   }
 
 

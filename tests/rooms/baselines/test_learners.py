@@ -20,7 +20,7 @@ from torch.nn import functional
 from pomp_jax.clip.text import text_tower, token_table
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import ConfigError, unpack
-from pomp_jax.config.fields import Data
+from pomp_jax.config.fields import Data, Prompt
 from pomp_jax.configs import promptsrc
 from pomp_jax.data.class_lists import load_class_list, load_templates
 from pomp_jax.encoder import Encoder
@@ -213,6 +213,21 @@ def test_loss_and_gradients_equal_torch(tiny, name):
       # The difference of float32 parameters loses some digits of the gradient.
       rounding = 1e-6 * np.abs(start).max() / leaf.grad.abs().max().item()
       assert_close(start - np.asarray(moved), leaf.grad, 2e-5 + rounding)
+
+
+@pytest.mark.parametrize(
+  ("name", "vision", "text", "most"),
+  [("vpt_deep", 3, 2, 3), ("maple", 3, 2, 2), ("maple", 2, 3, 2), ("ivlp", 2, 3, 2)]
+  + [("protext", 2, 3, 3)],
+)
+def test_a_depth_has_at_most_the_layers_of_the_shallower_tower(tiny, name, vision, text, most):
+  config = copy.deepcopy(tiny.world.clip.config)
+  config.vision_config.num_hidden_layers = vision
+  config.text_config.num_hidden_layers = text
+  method = method_of(name)
+  method.check(Prompt(depth=most), config)
+  with pytest.raises(ConfigError, match=f"prompt.depth: got {most + 1}, expected at most {most}"):
+    method.check(Prompt(depth=most + 1), config)
 
 
 @pytest.mark.parametrize(

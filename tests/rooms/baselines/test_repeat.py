@@ -27,6 +27,15 @@ def test_the_interval_over_seeds_is_students(values):
   assert summary["spread"] == pytest.approx(max(values) - min(values))
 
 
+def test_the_gain_is_over_the_best_hand_written_prompt():
+  """Not over what training has learned where its words were kept."""
+  means = {"prompt": 0.5, "trained": 0.6, "hand_written": 0.3, "class_name": 0.4, "words": 0.2}
+  prompts = {name: {"top1": {"mean": mean}} for name, mean in means.items()}
+  found = repeat.gain(prompts)
+  assert found["best_hand_written"] == "class_name"
+  assert found["gain"] == pytest.approx(0.1) and found["top1"] == {"mean": 0.5}
+
+
 def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
   fields = {"repeat.seeds": (3, 4), "clip.model": one_layer}
   config, starts = small_config(job="repeat", steps=2, **fields), []
