@@ -253,6 +253,8 @@ def test_a_run_that_can_not_beat_its_words_says_so(
   config = small_config(**{"clip.model": one_layer} | BEST | changes)
   results = run_job(config, tmp_path / "run")
   found = results["words"]
+  # Scored on `eval.images` validation images, at least one a class.
+  assert any("validation: mean over" in line and "300 images" in line for line in caplog.messages)
   scores = json.loads((tmp_path / "run/candidates.json").read_text())
   assert list(found["candidates"]) == [LONG, "a photo of a {}.", SHORT, "{}.", str(sentences)]
   assert scores.items() >= found["candidates"].items()
