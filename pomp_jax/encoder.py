@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -17,8 +18,15 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip.load import Clip
-from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
-from pomp_jax.clip.text import TextTower, text_tower, token_embeddings, token_table, with_embeddings
+from pomp_jax.clip.packed import AT_ONCE, MemoryPlan, taken_of
+from pomp_jax.clip.text import (
+  TextTower,
+  block_of,
+  text_tower,
+  token_embeddings,
+  token_table,
+  with_embeddings,
+)
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import normalized_names
@@ -95,7 +103,18 @@ class Encoder:
   def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> TextTower:
     """Builds the text tower for a token budget; see `clip.text.text_tower`."""
     config = self.clip.config.text_config
-    return text_tower(self._tower, config, self._dtype, token_budget, memory)
+    return text_tower(self._tower, config, self._dtype, token_budget, memory, self._block)
+
+  def capacity(self, module: PromptContext) -> int | None:
+    """Own tokens that a block of the text tower holds; None where it has no blocks."""
+    if self._block is None:
+      return None
+    return self._block - len(self.clip.sos_embedding) - module.n_vectors + module.n_own
+
+  @property
+  def _block(self) -> int | None:
+    platform = self.mesh.devices.flat[0].platform
+    return block_of(self._tower, self.clip.config.text_config, platform)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
     """Tokenizes "{name}." for every class, with room for a context of M vectors.
@@ -206,9 +225,10 @@ class Encoder:
     module = PromptContext(shape[-2], shape[-1], position, n_classes)
     tokens = self._padded(jax.tree.map(np.asarray, frozen.tokens), module)
     # Tokens of the fullest device of the fullest chunk.
-    full_chunks = chunks(tokens.lengths + module.n_own, self._chunk, self.mesh, "tokens")
+    taken_N = taken_of(tokens.lengths + np.int32(module.n_own), self.capacity(module))
+    full_chunks = chunks(taken_N, self._chunk, self.mesh, "tokens")
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
-    compute = self._compiled(module, rounded_up(int(np.max(shares)), _LEAST_TOKENS), unit)
+    compute = self._compiled(module, rounded_up(math.ceil(np.max(shares)), _LEAST_TOKENS), unit)
     # Without the tokens of all classes, whose number would be a part of the program.
     frozen = Frozen(frozen.text, {}, frozen.sos, ClassTokens((), (), ()))
     ids_N = np.arange(len(tokens.lengths), dtype=np.int32)

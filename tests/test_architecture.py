@@ -41,7 +41,7 @@ def _in(*rooms):
   return [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in rooms]
 
 
-_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "attention", "text")]
+_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "blocks", "attention", "text")]
 _GROUPS = {
   "tower, method and step need JAX and Flax alone": (
     ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"],

@@ -5,7 +5,8 @@ equal for all classes, and no token after EOT influences EOT. One row of R = P +
 prefix and then the classes' own tokens, passes through every dense layer. Only attention separates
 classes: a token attends to the prefix and to a window of the tokens before it, masked to its own
 class. The window covers the longest class, so it is exact. The last layer computes its MLP at the
-EOT tokens alone. T is static, the token budget; rows beyond it are dropped, see `kept_rows`.
+EOT tokens alone. T is static, the token budget; rows beyond it are dropped, see `kept_rows`. On
+TPUs the tokens are packed into blocks instead, each with the prefix, see `clip.blocks`.
 
 The weights are frozen, so the backward pass needs no input of any dense layer: layer norm,
 activation and attention have custom VJPs with few residuals.
@@ -25,6 +26,7 @@ import numpy as np
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.attention import masks_of, packed_attention
+from pomp_jax.clip.blocks import PARTS, block_attention, n_blocks, pack_blocks, room_of
 from pomp_jax.clip.precision import precision_of
 
 # What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
@@ -55,6 +57,7 @@ def shared_text_tower(
   dtype: Any = jnp.float32,
   token_budget: int | None = None,
   memory: MemoryPlan = AT_ONCE,
+  block: int | None = None,
 ) -> Callable[..., Float[Array, "C E"]]:
   """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that is kept.
 
@@ -64,6 +67,7 @@ def shared_text_tower(
   `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer
   norm, softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of
   all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient.
+  `block` is the W of `clip.blocks.block_width`; None packs all tokens into one row.
 
   ValueError: in a call, a prompt that does not fit.
   """
@@ -78,40 +82,68 @@ def shared_text_tower(
         f"prompt of {prefix_PxD.shape[0]} + {n_suffix} tokens: expected at most"
         f" {config.max_position_embeddings}, the text tower's positions"
       )
-    budget = n_classes * n_suffix if token_budget is None else token_budget
-    kept_C = kept_rows(lengths_C, budget)
+    capacity = None if block is None else block - prefix_PxD.shape[0]
+    longest = math.ceil(taken_of(np.array([n_suffix], np.int32), capacity)[0])
+    budget = n_classes * longest if token_budget is None else token_budget
+    kept_C = kept_rows(lengths_C, budget, capacity)
     lengths_C = jnp.where(kept_C, lengths_C, 0)
     if memory.n_chunks > 1:
       # Every chunk gets its share of the tokens and one row more.
-      budget = math.ceil(budget / memory.n_chunks) + n_suffix
-    tower = Tower(config, dtype, memory.remat, params)
-    compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
+      budget = math.ceil(budget / memory.n_chunks) + longest
+    if block is None:
+      tower = Tower(config, dtype, memory.remat, params)
+      compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
+    else:
+      tower = Tower(config, dtype, memory.remat, params, one_pass=True)
+      compute = functools.partial(_block_features, tower, block, budget, prefix_PxD, deep)
     features_CxE = in_chunks(compute, memory, suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
   return jax.default_matmul_precision(products)(features)
 
 
-def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
-  """The rows that a tower with budget T computes: those from the first on that fit."""
-  return jnp.cumsum(lengths_C) <= token_budget
+def kept_rows(
+  lengths_C: Int32[Array, " C"], token_budget: int, capacity: int | None = None
+) -> Bool[Array, " C"]:
+  """The rows that a tower with budget T computes: those from the first on that fit.
+
+  In blocks with room for `capacity` own tokens a row takes its share of one, see `taken_of`.
+  """
+  if capacity is None:
+    return jnp.cumsum(lengths_C) <= token_budget
+  return jnp.cumsum(room_of(lengths_C, capacity)) <= PARTS * token_budget
 
 
-def token_budget(lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0) -> int:
+def taken_of(
+  lengths_N: Int32[np.ndarray, " N"], capacity: int | None = None
+) -> Float[np.ndarray, " N"]:
+  """Tokens that rows take of a budget: their own, or their shares of blocks of this capacity.
+
+  The sums of any number of rows are exact.
+  """
+  if capacity is None:
+    return lengths_N.astype(np.float64)
+  return room_of(lengths_N.astype(np.int64), capacity) / PARTS
+
+
+def token_budget(
+  lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0, capacity: int | None = None
+) -> int:
   """T for a step: enough for uniform draws except with negligible probability.
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance
   n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
   `n_given` arbitrary rows before them (the positives) count as further draws, but always fit, even
   if all are of the longest class. T is a multiple of 16, at most the tokens of the longest names.
+  In blocks of this capacity all tokens are those that rows take, see `taken_of`.
   """
-  lengths_N = np.asarray(lengths_N, np.int64)
-  n, longest = lengths_N.size, int(lengths_N.max())
-  variance = lengths_N.var() * (n_drawn * (n - n_drawn) / max(n - 1, 1) + n_given)
-  expected = lengths_N.mean() * (n_drawn + n_given) + 4.0 * math.sqrt(variance)
+  taken_N = taken_of(lengths_N, capacity)
+  n, longest = taken_N.size, taken_N.max()
+  variance = taken_N.var() * (n_drawn * (n - n_drawn) / max(n - 1, 1) + n_given)
+  expected = taken_N.mean() * (n_drawn + n_given) + 4.0 * math.sqrt(variance)
   # No draw without replacement holds more than the n_drawn longest names.
-  most = int(np.sort(lengths_N)[n - n_drawn :].sum()) + n_given * longest
-  budget = min(max(math.ceil(expected), n_given * longest), most)
+  most = np.sort(taken_N)[n - n_drawn :].sum() + n_given * longest
+  budget = min(max(expected, n_given * longest), most)
   return 16 * math.ceil(budget / 16)
 
 
@@ -172,6 +204,7 @@ class Tower(NamedTuple):
   dtype: Any
   remat: str
   params: Any
+  one_pass: bool = False  # of the layer norms, see `_Norm`
 
 
 def _packed_features(
@@ -211,6 +244,53 @@ def _packed_features(
   return encoded(tower, hidden_RxD, attend, select_eot, deepened)
 
 
+def _block_features(
+  tower: Tower,
+  width: int,
+  budget: int,
+  prefix_PxD: Any,
+  deep: Any,
+  suffix_CxLxD: Any,
+  lengths_C: Array,
+) -> Float[Array, "C E"]:
+  """Features of all rows in blocks; undefined but finite for rows of length 0."""
+  n_classes, n_suffix, n_features = suffix_CxLxD.shape
+  n_prefix = prefix_PxD.shape[0]
+  number = n_blocks(budget, width - n_prefix, n_suffix)
+  packing = pack_blocks(lengths_C, n_suffix, n_prefix, width, number)
+
+  config, model = tower.config, tower.params["text_model"]
+  positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
+  suffix_RxD = _select(
+    suffix_CxLxD.reshape(n_classes * n_suffix, n_features), packing.source_R, packing.target_CL
+  )
+  suffix_RxD = suffix_RxD + positions_SxD[n_prefix + packing.position_R]
+  place_W = np.arange(width)[:, None]
+
+  def with_prefix(rows_RxD: Array, prefix_MxD: Array) -> Array:
+    """Every block's last rows of the prefix replaced."""
+    n_before = n_prefix - prefix_MxD.shape[0]
+    prefix_WxD = jnp.pad(prefix_MxD, ((n_before, width - n_prefix), (0, 0)))
+    replaced_Wx1 = (place_W >= n_before) & (place_W < n_prefix)
+    rows_GxWxD = rows_RxD.reshape(number, width, n_features)
+    return jnp.where(replaced_Wx1, prefix_WxD, rows_GxWxD).reshape(number * width, n_features)
+
+  hidden_RxD = with_prefix(suffix_RxD, prefix_PxD + positions_SxD[:n_prefix]).astype(jnp.float32)
+
+  def select_eot(rows_RxD: Array) -> Array:
+    return _select(rows_RxD, packing.eot_C, packing.eot_R)
+
+  def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
+    return block_attention(config.num_attention_heads, query_RxD, key_RxD, value_RxD, packing.mask)
+
+  def deepened(i: int, hidden_RxD: Array) -> Array:
+    if deep is None or not 0 < i <= deep.shape[0]:
+      return hidden_RxD
+    return with_prefix(hidden_RxD, deep[i - 1])
+
+  return encoded(tower, hidden_RxD, attend, select_eot, deepened)
+
+
 def encoded(
   tower: Tower,
   hidden_RxD: Float[Array, "R D"],
@@ -232,7 +312,7 @@ def encoded(
       compute = jax.checkpoint(compute)
     hidden_RxD = compute(enter(i, hidden_RxD))
   norm, projection = model["final_layer_norm"], tower.params["text_projection"]
-  read_CxD = layer_norm(config.layer_norm_eps, tower.dtype, hidden_RxD, **norm)
+  read_CxD = _normed(tower, norm, hidden_RxD)
   features_CxE = read_CxD @ projection["kernel"].astype(tower.dtype)
   if "bias" in projection:
     features_CxE += projection["bias"]
@@ -284,8 +364,8 @@ def layer(
   `attend` maps scaled queries, keys and values to [R,D]; `select` picks the rows that are read.
   """
   config, dtype = tower.config, tower.dtype
-  epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
-  normed_RxD = layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
+  attention, mlp = weights["self_attn"], weights["mlp"]
+  normed_RxD = _normed(tower, weights["layer_norm1"], hidden_RxD)
   scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
 
   def projected(name: str) -> Array:
@@ -296,7 +376,7 @@ def layer(
   attended_RxD = attend(query_RxD, key_RxD, value_RxD)
   hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
   hidden_RxD += _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
-  normed_RxD = layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm2"])
+  normed_RxD = _normed(tower, weights["layer_norm2"], hidden_RxD)
   inner_RxF = _activation(config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"])
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
@@ -316,26 +396,50 @@ _activation = jax.custom_vjp(_activated, nondiff_argnums=(0,))
 _activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _activation_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
+  settings = _Norm(tower.config.layer_norm_eps, tower.dtype, tower.one_pass)
+  return _layer_norm(settings, rows_RxD, weights["scale"], weights["bias"])
+
+
 def layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any) -> Array:
   """Layer norm in float32, its result in the compute type, with the rows as residual."""
-  return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
+  return _layer_norm(_Norm(epsilon, dtype), rows_RxD, scale, bias)
+
+
+class _Norm(NamedTuple):
+  """What is static in a layer norm."""
+
+  epsilon: float
+  dtype: Any
+  # Variance as E[x^2] - E[x]^2, as Flax has it: one pass over the rows, which a TPU fuses with the
+  # product before. Exact to rounding where the mean is no larger than the deviation.
+  one_pass: bool = False
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(settings: _Norm, rows_RxD: Array, scale: Any, bias: Any) -> Array:
+  return _layer_norm_forward(settings, rows_RxD, scale, bias)[0]
 
 
 def _layer_norm_forward(
-  epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
+  settings: _Norm, rows_RxD: Array, scale: Any, bias: Any
 ) -> tuple[Array, Any]:
   mean_Rx1 = jnp.mean(rows_RxD, axis=-1, keepdims=True)
-  variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)
-  inverse_Rx1 = jax.lax.rsqrt(variance_Rx1 + epsilon)
+  if settings.one_pass:
+    squares_Rx1 = jnp.mean(jnp.square(rows_RxD), axis=-1, keepdims=True)
+    variance_Rx1 = jnp.maximum(squares_Rx1 - jnp.square(mean_Rx1), 0)
+  else:
+    variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)
+  inverse_Rx1 = jax.lax.rsqrt(variance_Rx1 + settings.epsilon)
   normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
-  return (normed_RxD * scale + bias).astype(dtype), (rows_RxD, mean_Rx1, inverse_Rx1, scale)
+  residuals = rows_RxD, mean_Rx1, inverse_Rx1, scale
+  return (normed_RxD * scale + bias).astype(settings.dtype), residuals
 
 
 def _layer_norm_backward(
-  epsilon: float, dtype: Any, kept: Any, gradient_RxD: Array
+  settings: _Norm, kept: Any, gradient_RxD: Array
 ) -> tuple[Array, Array, Array]:
-  del epsilon, dtype
+  del settings
   rows_RxD, mean_Rx1, inverse_Rx1, scale = kept
   gradient_RxD = gradient_RxD.astype(jnp.float32)
   normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
@@ -349,4 +453,4 @@ def _layer_norm_backward(
   )
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -19,6 +19,7 @@ import numpy as np
 
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.attention import attention
+from pomp_jax.clip.blocks import block_width
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan, Tower, encoded, in_chunks, shared_text_tower
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.errors import InputError
@@ -35,6 +36,7 @@ def text_tower(
   dtype: Any = jnp.float32,
   token_budget: int | None = None,
   memory: MemoryPlan = AT_ONCE,
+  block: int | None = None,
 ) -> TextTower:
   """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
 
@@ -42,13 +44,14 @@ def text_tower(
   tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`, and
   ignores `token_budget` and `memory`: InputError where transformers has none (5 and newer).
   `config` is HuggingFace's, or has its fields. `dtype` is the compute type, see `clip.precision`.
+  `block` is the result of `block_of` for the packed tower.
   """
   if getattr(config, "bidirectional", False):
     if kind != "shared":
       raise InputError(f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP")
     return _bidirectional_text_tower(config, dtype, memory)
   if kind == "shared":
-    return shared_text_tower(config, dtype, token_budget, memory)
+    return shared_text_tower(config, dtype, token_budget, memory, block)
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
   from pomp_jax.clip.reference import reference_text_tower
@@ -93,6 +96,13 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
     return in_chunks(features_of, memory, suffix_CxLxD, lengths_C)
 
   return jax.default_matmul_precision(products)(features)
+
+
+def block_of(kind: str, config: Any, platform: str) -> int | None:
+  """Rows of a block of the tower called `kind` on devices of a platform; None without blocks."""
+  if kind != "shared" or getattr(config, "bidirectional", False):
+    return None
+  return block_width(platform, config.max_position_embeddings)
 
 
 def has_flax_clip() -> bool:

@@ -7,6 +7,7 @@ Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices
 images of a group, C classes, E embedding.
 """
 
+import math
 from typing import Any
 
 from flax import struct
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.clip.packed import taken_of
 from pomp_jax.prompt.mesh import CLASS, DATA
 
 DTYPES = ("float32", "bfloat16")
@@ -191,12 +193,14 @@ def write_rows(
   )
 
 
-def renewal_token_budget(lengths_N: np.ndarray, n_own: int, n_parts: int, rows: int) -> int:
-  """Own tokens of the longest part of a renewal, see `renewed_classes`."""
-  lengths_N = np.asarray(lengths_N) + n_own
-  turn = -(-lengths_N.size // (n_parts * rows))
-  ids = (np.arange(turn)[:, None] + turn * np.arange(n_parts * rows)) % lengths_N.size
-  return int(lengths_N[ids].reshape(turn, n_parts, rows).sum(-1).max())
+def renewal_token_budget(
+  lengths_N: np.ndarray, n_own: int, n_parts: int, rows: int, capacity: int | None = None
+) -> int:
+  """Own tokens of the longest part of a renewal, see `renewed_classes` and `Encoder.capacity`."""
+  taken_N = taken_of(np.asarray(lengths_N, np.int32) + np.int32(n_own), capacity)
+  turn = -(-taken_N.size // (n_parts * rows))
+  ids = (np.arange(turn)[:, None] + turn * np.arange(n_parts * rows)) % taken_N.size
+  return math.ceil(taken_N[ids].reshape(turn, n_parts, rows).sum(-1).max())
 
 
 def renewed_classes(

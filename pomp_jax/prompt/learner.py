@@ -82,6 +82,8 @@ class ContextLearner:
   text_tower: TextTower  # result of `clip.text.text_tower`, with the same budget
   # Result of `step.step_token_budget`; rows beyond it are not available. None for no limit.
   token_budget: int | None = None
+  # Own tokens that a block of the text tower holds, see `Encoder.capacity`; None without blocks.
+  capacity: int | None = None
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
@@ -98,7 +100,9 @@ class ContextLearner:
 
   def available(self, lengths_R: Int32[Array, " R"]) -> Bool[Array, " R"] | None:
     """The rows that the text tower computes, by their own tokens; None for all."""
-    return None if self.token_budget is None else kept_rows(lengths_R, self.token_budget)
+    if self.token_budget is None:
+      return None
+    return kept_rows(lengths_R, self.token_budget, self.capacity)
 
 
 def class_sequences(

@@ -8,6 +8,7 @@ class, D width, E embedding.
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 
 from pomp_jax.array_types import Array, Float, Int32
-from pomp_jax.clip.packed import token_budget
+from pomp_jax.clip.packed import taken_of, token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TaughtLearner, TextFeatures
@@ -82,6 +83,7 @@ def step_token_budget(
   settings: ContrastSettings,
   group_size: int,
   class_size: int = 1,
+  capacity: int | None = None,
 ) -> int:
   """Own tokens that one device's rows of a step may take; see `clip.packed.token_budget`.
 
@@ -90,19 +92,20 @@ def step_token_budget(
   longer, the last few classes of a draw are dropped, and the weights of the others grow.
 
   `lengths_N` are own tokens of the names; vectors that classes do not share are added to them. A
-  draw of `group_size` images is split over `class_size` devices.
+  draw of `group_size` images is split over `class_size` devices. `capacity` is `Encoder.capacity`.
   """
-  lengths_N = np.asarray(lengths_N) + module.n_own
+  lengths_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
   size = draws.n_negatives(settings.k, settings.n_classes)
   n_given = -(-group_size // class_size)
   if size == settings.n_classes:
-    shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
-    return int(max(shares) + n_given * lengths_N.max())
+    taken_N = taken_of(lengths_N, capacity)
+    shares = [taken_N[first::class_size].sum() for first in range(class_size)]
+    return math.ceil(max(shares) + n_given * taken_N.max())
   if settings.sampling.name == "independent":
     # Each image draws from a list of its own.
     lengths_N, size = np.tile(lengths_N, group_size), size * group_size
   n_drawn = -(-size // class_size)
-  return token_budget(lengths_N, n_drawn, n_given)
+  return token_budget(lengths_N, n_drawn, n_given, capacity)
 
 
 class StepParts(NamedTuple):

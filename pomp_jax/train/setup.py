@@ -175,6 +175,7 @@ class PromptRun(Run):
       settings=self.loss,
       group_size=self.group_size,
       class_size=self.encoder.mesh.shape[CLASS],
+      capacity=self.encoder.capacity(self.module),
     )
 
   @property
@@ -200,7 +201,8 @@ class PromptRun(Run):
 
   def _learner(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
-    plain = ContextLearner(self.module, text_tower, token_budget)
+    capacity = self.encoder.capacity(self.module)
+    plain = ContextLearner(self.module, text_tower, token_budget, capacity)
     return self.method.make_learner(plain, self.encoder, self.prompt, self.clip)
 
   def build_step(self, correction: str | jax.Array | None = None) -> Any:
@@ -231,7 +233,8 @@ class PromptRun(Run):
     if not self.needs_bank or not rows:
       return None
     lengths_N = np.asarray(self.frozen.tokens.lengths)
-    budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows)
+    capacity = self.encoder.capacity(self.module)
+    budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows, capacity)
     return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
   def validation(self) -> Callable[[TrainState], Accuracy | None]:

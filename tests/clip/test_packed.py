@@ -1,5 +1,7 @@
 """The shared text tower against the reference, which computes every class in full."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from pomp_jax.clip.packed import (
   MemoryPlan,
   kept_rows,
   shared_text_tower,
+  taken_of,
   token_budget,
 )
 from pomp_jax.clip.text import token_embeddings
@@ -56,6 +59,15 @@ def _features_and_gradient(stored, tower, module, names):
   return features, gradient["context"]
 
 
+BLOCKS = (None, 48, 128)
+
+
+def _tokens(lengths, capacity):
+  """T that the rows just fit."""
+  return math.ceil(taken_of(np.asarray(lengths), capacity).sum())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(
   "which, m, position, class_specific, n_chunks, remat",
   [
@@ -67,15 +79,19 @@ def _features_and_gradient(stored, tower, module, names):
     ("quick", 4, "middle", False, 3, "chunks"),
   ],
 )
-def test_equals_the_reference_to_1e_5(request, which, m, position, class_specific, n_chunks, remat):
+def test_equals_the_reference_to_1e_5(
+  request, which, m, position, class_specific, n_chunks, remat, block
+):
   stored = request.getfixturevalue(which)
   names = _names(stored)
   module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
   reference = reference_tower(stored.clip.config.text_config)
   expected = _features_and_gradient(stored, reference, module, names)
-  budget = int(names[2].sum()) + module.n_own * N_CLASSES
+  capacity = block and block - 1 - m + module.n_own
+  budget = _tokens(names[2] + module.n_own, capacity)
+  memory = MemoryPlan(n_chunks, remat)
   tower = shared_text_tower(
-    stored.clip.config.text_config, token_budget=budget, memory=MemoryPlan(n_chunks, remat)
+    stored.clip.config.text_config, token_budget=budget, memory=memory, block=block
   )
   found = _features_and_gradient(stored, tower, module, names)
   assert_close(found[0], expected[0])
@@ -106,12 +122,14 @@ def test_the_last_token_sees_the_first_of_the_longest_row(quick, longest):
   assert_close(found, expected)
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names, block):
   module = PromptContext(16, quick.clip.text_width)
   config = quick.clip.config.text_config
   exact = _features_and_gradient(quick, reference_tower(config), module, names)
   theirs = _features_and_gradient(quick, reference_tower(config, jnp.bfloat16), module, names)
-  ours = _features_and_gradient(quick, shared_text_tower(config, jnp.bfloat16), module, names)
+  tower = shared_text_tower(config, jnp.bfloat16, block=block)
+  ours = _features_and_gradient(quick, tower, module, names)
   for mine, other, truth in zip(ours, theirs, exact, strict=True):
     error, other_error = (
       float(np.linalg.norm(x - truth) / np.linalg.norm(truth)) for x in (mine, other)
@@ -120,17 +138,19 @@ def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names):
     assert error < 1.5 * other_error
 
 
-def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(quick, names):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(quick, names, block):
   tokens, _, lengths = names
   prefix = jnp.asarray(token_embeddings(quick.clip.params, np.arange(3, dtype=np.int32)))
-  budget = int(lengths[:6].sum()) + 1
-  kept = np.asarray(kept_rows(lengths, budget))
+  capacity = block and block - 3
+  budget = _tokens(lengths[:6], capacity) + 1
+  kept = np.asarray(kept_rows(lengths, budget, capacity))
   np.testing.assert_array_equal(kept, np.arange(N_CLASSES) < 6)
   reference = jax.jit(reference_tower(quick.clip.config.text_config))
   expected = reference(quick.clip.text_params, prefix, tokens, lengths)
   for n_chunks in (1, 3):
     config, memory = quick.clip.config.text_config, MemoryPlan(n_chunks)
-    tower = shared_text_tower(config, token_budget=budget, memory=memory)
+    tower = shared_text_tower(config, token_budget=budget, memory=memory, block=block)
     features = jax.jit(tower)(quick.clip.text_params, prefix, tokens, lengths)
     assert_close(features[:6], expected[:6])
     np.testing.assert_array_equal(features[6:], 1.0)
@@ -141,16 +161,24 @@ def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(quick, names):
     np.testing.assert_array_equal(jax.jit(jax.grad(dropped))(tokens), 0.0)
 
 
-def test_budget_holds_draws_and_always_the_given_rows():
+@pytest.mark.parametrize("capacity", [None, 123])
+def test_budget_holds_draws_and_always_the_given_rows(capacity):
   rng = np.random.default_rng(0)
   lengths = rng.integers(3, 15, 5000).astype(np.int32)
-  budget = token_budget(lengths, 200, n_given=10)
+  taken = taken_of(lengths, capacity)
+  budget = token_budget(lengths, 200, n_given=10, capacity=capacity)
   assert budget % 16 == 0
-  totals = [lengths[rng.permutation(5000)[:210]].sum() for _ in range(500)]
+  draws = [rng.permutation(5000)[:210] for _ in range(500)]
+  totals = [taken[draw].sum() for draw in draws]
   assert max(totals) <= budget < 1.15 * np.mean(totals)
-  assert token_budget(lengths, 1, n_given=300) >= 300 * 14
+  assert all(kept_rows(jnp.asarray(lengths[draw]), budget, capacity).all() for draw in draws[:9])
+  positives = jnp.full(300, 14, jnp.int32)
+  budget = token_budget(lengths, 1, n_given=300, capacity=capacity)
+  assert kept_rows(positives, budget, capacity).all()
   # All of them: no slack beyond the rounding.
-  assert lengths.sum() <= token_budget(lengths, 5000) < lengths.sum() + 16
+  budget = token_budget(lengths, 5000, capacity=capacity)
+  assert taken.sum() <= budget < taken.sum() + 16
+  assert kept_rows(jnp.asarray(lengths), budget, capacity).all()
 
 
 def test_refuses_what_it_does_not_know(quick, names):

@@ -64,7 +64,13 @@ ROOMS = {
   "files": Room(("files/*.py",), ("tests/files", "tests/faults/test_damage.py"), 0.85),
   "config": Room(("config/*.py",), ("tests/config", "tests/test_main.py"), 0.75),
   "clip": Room(
-    ("clip/packed*.py", "clip/attention*.py", "clip/tokens*.py", "clip/text*.py"),
+    (
+      "clip/packed*.py",
+      "clip/blocks*.py",
+      "clip/attention*.py",
+      "clip/tokens*.py",
+      "clip/text*.py",
+    ),
     ("tests/clip", "tests/test_encoder.py"),
     0.75,
   ),
@@ -72,6 +78,7 @@ ROOMS = {
 # Tests of modules that they reach through another module.
 _TESTS_OF = {
   "clip/attention": ("tests/clip/test_packed.py", "tests/clip/test_towers.py"),
+  "clip/blocks": ("tests/clip/test_blocks.py", "tests/clip/test_packed.py"),
   "evaluate/predict": ("tests/evaluate/test_predictions.py", "tests/evaluate/test_classify.py"),
   "files/restricted_pickle": ("tests/files/test_fuzz.py",),
 }

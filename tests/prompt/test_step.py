@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.clip.packed import kept_rows
+from pomp_jax.clip.packed import kept_rows, taken_of
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget, renewed_classes
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.loss import ContrastSettings
@@ -22,16 +22,26 @@ from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
 
 
-def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(world, image_features):
+@pytest.mark.parametrize("block", [None, 32])
+def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(
+  world, image_features, block
+):
   """Nor are they written into the bank, which gets all others that the step computes."""
   module, mesh = PromptContext(3, world.clip.text_width), make_mesh()
   labels, drawn = LABELS[:4], draw_of(0, 0)
   lengths = np.array([world.tokens.lengths[c] for c in [*labels, *drawn]])
-  budget = int(lengths[:7].sum())
-  kept = np.asarray(kept_rows(jnp.asarray(lengths), budget))
+  capacity = block and block - 4
+  budget = math.ceil(taken_of(lengths, capacity)[:7].sum())
+  kept = np.asarray(kept_rows(jnp.asarray(lengths), budget, capacity))
   assert kept.tolist() == [True] * 7 + [False] * 2
   step, state, frozen = make_step(
-    world, mesh=mesh, module=module, settings=settings_of(world), kind="shared", budget=budget
+    world,
+    mesh=mesh,
+    module=module,
+    settings=settings_of(world),
+    kind="shared",
+    budget=budget,
+    block=block,
   )
   bank = unit(np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1])))
   state = state.replace(bank=place_rows(bank, mesh, "float32"))

@@ -46,6 +46,7 @@ def make_step(
   module,
   kind=PLAIN_TOWER,
   budget=None,
+  block=None,
   vision=None,
   rate: float = 0.5,
   clip_norm: float = 0.0,
@@ -53,11 +54,12 @@ def make_step(
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh.
 
-  `more` goes to `StepParts`.
+  `block` is that of the text tower; `more` goes to `StepParts`.
   """
   optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01, clip_norm)
-  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
-  learner = ContextLearner(module, tower, budget)
+  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget, block=block)
+  capacity = block and block - 1 - module.n_vectors + module.n_own
+  learner = ContextLearner(module, tower, budget, capacity)
   step = make_train_step(StepParts(mesh, learner, vision, optimizer, **more))
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)

@@ -73,10 +73,14 @@ class Gradients(NamedTuple):
     lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
     contrast = dataclasses.replace(self.contrast, k=k, sampling=sampling)
     size = self.labels_B.size
-    budget = step_token_budget(self.module, lengths_N, settings=contrast, group_size=size)
+    capacity = self.encoder.capacity(self.module)
+    budget = step_token_budget(
+      self.module, lengths_N, settings=contrast, group_size=size, capacity=capacity
+    )
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
     memory = memory_plan(self.clip, clip.config.text_config, n_prefix, budget)
-    learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
+    tower = self.encoder.text_tower(budget, memory)
+    learner = ContextLearner(self.module, tower, budget, capacity)
     images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)
     gradients = bias.gradient_function(learner, contrast, corrections)
     return bias.draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)

@@ -143,4 +143,4 @@ class KDPL(Pomp):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
     """See `Pomp`."""
-    return KDPLLearner(plain.module, plain.text_tower, plain.token_budget)
+    return KDPLLearner(plain.module, plain.text_tower, plain.token_budget, plain.capacity)

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from pomp_jax.clip import packed
 from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
 from pomp_jax.clip.open_clip import tables
-from pomp_jax.clip.text import plan_memory, text_tower
+from pomp_jax.clip.text import block_of, plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
 from pomp_jax.hosts import devices, peak_mib
@@ -81,17 +81,25 @@ def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
 def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
   k, config = lengths_K.size, MODELS[fields.model]
-  budget, n_chunks = packed.token_budget(token_lengths(), k), -(-k // fields.chunk)
+  block, capacity = _block(fields)
+  budget = packed.token_budget(token_lengths(), k, capacity=capacity)
+  n_chunks = -(-k // fields.chunk)
   memory = packed.MemoryPlan(n_chunks, "none" if n_chunks == 1 else "layers")
-  tower = text_tower("shared", config, fields.dtype, budget, memory)
+  tower = text_tower("shared", config, fields.dtype, budget, memory, block)
   if getattr(config, "bidirectional", False):
     n_positions = config.max_position_embeddings
     lengths_K = np.full(k, n_positions - fields.m - 1)
     return _jax_step("shared", fields, lengths_K, tower, n_positions * k, k)
-  if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
+  if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget, capacity).all()):
     raise ConfigError("benchmark.seed", fields.seed, "one whose names fit the token budget")
   tokens = fields.m + 1 + int(lengths_K.sum())
   return _jax_step("shared", fields, lengths_K, tower, tokens, k)
+
+
+def _block(fields: Benchmark) -> tuple[int | None, int | None]:
+  """Rows of a block of the packed tower on the measured device, and its own tokens."""
+  block = block_of("shared", MODELS[fields.model], devices()[0].platform)
+  return block, None if block is None else block - fields.m - 1
 
 
 def reference_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
@@ -256,16 +264,20 @@ def compile_step(
   name = "uniform" if renew is None else "posterior"
   drawing = samplers.SamplingSettings(name, mix=Sampling().mix)
   contrast = ContrastSettings(k, n_classes, "log", 100.0, drawing)
-  budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
+  block, capacity = _block(fields)
+  budget = step_token_budget(
+    module, lengths_N, settings=contrast, group_size=_GROUP, capacity=capacity
+  )
 
   def learner_of(budget):
     memory = plan_memory(config, fields.m + 1, budget, _ACTIVATION_BYTES)
-    tower = text_tower("shared", config, fields.dtype, budget, memory)
-    return ContextLearner(module, tower, budget)
+    tower = text_tower("shared", config, fields.dtype, budget, memory, block)
+    return ContextLearner(module, tower, budget, capacity)
 
   learner, renewal = learner_of(budget), None
   if renew:
-    renewal = training.Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
+    renewal_budget = renewal_token_budget(lengths_N, 0, 1, renew, capacity)
+    renewal = training.Renewal(learner_of(renewal_budget), renew)
   parts = training.StepParts(mesh, learner, None, optimizer, contrast, renewal=renewal)
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:

@@ -1,0 +1,181 @@
+"""Packing of names into blocks for the fast text tower, and attention within a block.
+
+A TPU computes tiles of 128 rows, and a slice that is not aligned to one costs more than a product.
+So each block of W rows begins with a copy of the prefix, a class never crosses two blocks, and
+attention is a plain masked product within the block: nothing is sliced or joined between layers.
+
+Blocks are filled with the classes from the longest on (next-fit decreasing). A class of l tokens
+takes 1/k of a block, with k = floor(c / l) and c = W - P: its room, which budgets count.
+
+Shapes: C classes, P prefix tokens, L own tokens of a class, G blocks of W rows, R = G * W rows, c
+the capacity of a block in own tokens, D width, H heads of width e.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.array_types import Array, Bool, Float, Int32
+
+# Room is rounded up to these parts of a token, so that its sums are exact integers.
+PARTS = 64
+
+
+def block_width(platform: str, n_positions: int) -> int | None:
+  """W for the devices of a platform; None where tokens are packed without blocks.
+
+  A block holds any prompt: P + L is at most the number of positions. CPUs lose by the copies of the
+  prefix, and GPUs were not measured.
+  """
+  return 128 * math.ceil(n_positions / 128) if platform == "tpu" else None
+
+
+def room_of(lengths: Any, capacity: int) -> Any:
+  """Room that classes take of a token budget, in PARTS of a token; of NumPy's or JAX's lengths.
+
+  A class of l tokens shares its block with k - 1 others of this length, k = floor(c / l), so that
+  it takes c / k >= l tokens. Classes of length 0 take none.
+  """
+  numpy: Any = np if isinstance(lengths, np.ndarray) else jnp
+  per_block = capacity // numpy.maximum(lengths, 1)
+  return numpy.where(lengths > 0, -(-PARTS * capacity // per_block), 0)
+
+
+def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
+  """G: enough for any classes of at most `longest` tokens whose room is within the budget.
+
+  Every block but the last is full by its room, unless it holds classes of different k. It then
+  lacks less than 1/k of the next block's first class, and each k comes next at most once.
+  """
+  per_block = {capacity // length for length in range(1, longest + 1)}
+  lacking = sum(1 / k for k in per_block - {min(per_block)})
+  return max(1, math.ceil(token_budget / capacity + lacking))
+
+
+class Blocks(NamedTuple):
+  """Indices between rows of the blocks and classes; -1 for none."""
+
+  source_R: Int32[Array, " R"]  # class * L + position of each row in the suffix [C * L]
+  target_CL: Int32[Array, " C*L"]  # row of each suffix token; the inverse
+  position_R: Int32[Array, " R"]  # position among the class's own tokens
+  eot_C: Int32[Array, " C"]  # row of each class's EOT
+  eot_R: Int32[Array, " R"]  # class of which a row is the EOT; the inverse
+  mask: Bool[Array, "G W W"]  # whether a row attends to another
+
+
+def pack_blocks(
+  lengths_C: Int32[Array, " C"], n_suffix: int, n_prefix: int, width: int, number: int
+) -> Blocks:
+  """Fills G = `number` blocks, which must suffice, see `n_blocks`."""
+  n_classes, capacity = lengths_C.shape[0], width - n_prefix
+  order_C = jnp.argsort(-lengths_C).astype(jnp.int32)
+  rank_C = jnp.argsort(order_C).astype(jnp.int32)
+  # Tokens are numbered along the sorted classes.
+  ends_C = jnp.cumsum(lengths_C[order_C])
+
+  def fill(first: Array, _: None) -> tuple[Array, Array]:
+    """From a block's first token to that of the next: the classes that fit are left out."""
+    return jnp.max(jnp.where(ends_C <= first + capacity, ends_C, first)), first
+
+  _, first_G = jax.lax.scan(fill, jnp.minimum(ends_C[0], 0), None, number)
+  end_G = jnp.append(first_G[1:], ends_C[-1])
+
+  place_W = jnp.arange(width, dtype=jnp.int32) - n_prefix
+  token_GxW = first_G[:, None] + place_W
+  exists_R = ((place_W >= 0) & (token_GxW < end_G[:, None])).reshape(-1)
+  token_R = token_GxW.reshape(-1)
+  sorted_R = jnp.searchsorted(ends_C, token_R, side="right").astype(jnp.int32)
+  sorted_R = jnp.minimum(sorted_R, n_classes - 1)
+  class_R = jnp.where(exists_R, order_C[sorted_R], -1)
+  starts_C = ends_C - lengths_C[order_C]
+  position_R = jnp.where(exists_R, token_R - starts_C[sorted_R], 0)
+  is_eot_R = exists_R & (token_R == ends_C[sorted_R] - 1)
+
+  # Block of each sorted class, and the row of its first token.
+  block_C = jnp.searchsorted(first_G, starts_C, side="right").astype(jnp.int32) - 1
+  row_C = (block_C * width + n_prefix + starts_C - first_G[block_C])[rank_C]
+  position_L = jnp.arange(n_suffix, dtype=jnp.int32)
+  target_CxL = jnp.where(position_L < lengths_C[:, None], row_C[:, None] + position_L, -1)
+
+  class_GxW = class_R.reshape(number, width)
+  same = class_GxW[:, :, None] == class_GxW[:, None, :]
+  # A row of no class attends to others of none, so that no softmax is empty.
+  visible = same | (place_W < 0)
+  return Blocks(
+    source_R=jnp.where(exists_R, class_R * n_suffix + position_R, -1),
+    target_CL=target_CxL.reshape(-1),
+    position_R=position_R,
+    eot_C=jnp.where(lengths_C > 0, row_C + lengths_C - 1, -1),
+    eot_R=jnp.where(is_eot_R, class_R, -1),
+    mask=visible & np.tri(width, dtype=bool),
+  )
+
+
+def block_attention(
+  n_heads: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, mask_GxWxW: Array
+) -> Float[Array, "R D"]:
+  """Softmax attention within each block, between its projections; the softmax in float32.
+
+  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights. Rows are
+  the last axis of each head, as TPUs lay them out, so that cutting into heads moves nothing.
+  """
+  # The backward pass is traced later, outside of the context that sets the precision.
+  products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
+  return _attention(products, n_heads, query_RxD, key_RxD, value_RxD, mask_GxWxW)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(products: str | None, *inputs: Any) -> Array:
+  return _forward(products, *inputs)[0]
+
+
+def _forward(
+  products: str | None,
+  n_heads: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  mask: Array,
+) -> tuple[Array, Any]:
+  del products
+  query, key, value = (_to_heads(rows, n_heads, mask) for rows in (query_RxD, key_RxD, value_RxD))
+  scores = jnp.einsum("gheq,ghek->ghqk", query, key)
+  scores = jnp.where(mask[:, None], scores, -jnp.inf).astype(jnp.float32)
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  attended = jnp.einsum("ghqk,ghek->gheq", weights, value)
+  return _from_heads(attended), (query, key, value, weights)
+
+
+def _backward(n_heads: int, residuals: Any, gradient_RxD: Array) -> tuple:
+  query, key, value, weights = residuals
+  gradient = _to_heads(gradient_RxD, n_heads, weights[:, 0])
+  d_weights = jnp.einsum("gheq,ghek->ghqk", gradient, value).astype(jnp.float32)
+  exact = weights.astype(jnp.float32)
+  mean = jnp.sum(exact * d_weights, axis=-1, keepdims=True)
+  d_scores = (exact * (d_weights - mean)).astype(weights.dtype)
+  return (
+    _from_heads(jnp.einsum("ghqk,ghek->gheq", d_scores, key)),
+    _from_heads(jnp.einsum("ghqk,gheq->ghek", d_scores, query)),
+    _from_heads(jnp.einsum("ghqk,gheq->ghek", weights, gradient)),
+    None,
+  )
+
+
+_attention.defvjp(
+  _forward, lambda products, *inputs: jax.default_matmul_precision(products)(_backward)(*inputs)
+)
+
+
+def _to_heads(rows_RxD: Array, n_heads: int, mask_GxWxW: Array) -> Float[Array, "G H e W"]:
+  number, width, _ = mask_GxWxW.shape
+  rows_GxDxW = rows_RxD.reshape(number, width, -1).swapaxes(1, 2)
+  return rows_GxDxW.reshape(number, n_heads, -1, width)
+
+
+def _from_heads(rows_GxHxexW: Array) -> Float[Array, "R D"]:
+  number, _, _, width = rows_GxHxexW.shape
+  return rows_GxHxexW.reshape(number, -1, width).swapaxes(1, 2).reshape(number * width, -1)
