@@ -32,7 +32,9 @@ def run() -> None:
 
 def _end(number: int, frame: object) -> NoReturn:
   """Ends the process with one line: nothing is open yet."""
-  line = f"error: stopped by {signal.Signals(number).name}; the same command resumes\n"
+  is_dry = any(one.startswith("--config.dry_run") for one in sys.argv)
+  remains = "nothing was written" if is_dry else "the same command resumes"
+  line = f"error: stopped by {signal.Signals(number).name}; {remains}\n"
   with contextlib.suppress(OSError):
     os.write(2, line.encode())
   os._exit(75)

@@ -35,7 +35,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.config import JOBS, METHODS, load_job, validate
+from pomp_jax.config import HERE, JOBS, METHODS, load_job, validate
 from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
@@ -76,18 +76,21 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
   config, workdir, status = options.settings, options.workdir, InputError.status
   try:
     validate(config)
+    compiles_only = config.dry_run not in ("", HERE)
+    if compiles_only:  # the devices of a machine that is not here
+      jax.config.update("jax_platforms", "cpu")
     _join(options, stop)
     if (count := hosts.n_processes()) > 1 and not JOBS[config.job].processes:
       raise InputError(f"job {config.job!r} runs in one process; {count} were started")
     # First: a folder of programs may be in it, which would complain too.
     RunFolder(workdir).check(config.job)
-    if not config.dry_run and config.job != "benchmark":  # they measure compilation
+    if config.dry_run != HERE and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     if workdir == options.default_workdir:
       log.info("workdir: %s", workdir)
-    if not jax.distributed.is_initialized() and JOBS[config.job].devices:
+    if not (jax.distributed.is_initialized() or compiles_only) and JOBS[config.job].devices:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
     commit()  # read now: the checkout may change while the run lasts
@@ -160,7 +163,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
-def _stops_together(job: str, method: str, dry_run: bool) -> bool:
+def _stops_together(job: str, method: str, dry_run: str) -> bool:
   return JOBS[job].trains and bool(METHODS[method].steps) and not dry_run
 
 

@@ -53,7 +53,7 @@ METHODS = {
   "protext": Method("rooms.baselines.visual_tokens:DeepText", fixes=_DEEP_TEXT, deep=True),
   "kdpl": Method(
     "rooms.baselines.kdpl:KDPL",
-    fixes={"loss": "softmax", "correction": "log", "dry_run": False}
+    fixes={"loss": "softmax", "correction": "log", "dry_run": ""}
     | {"sampling.ancestors_weight": 0.0},
     saves_prompt=True,
     group="kdpl",

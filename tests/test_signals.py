@@ -153,11 +153,18 @@ def test_a_signal_within_the_garbage_collector(run_as):
   assert run_as(collect) == STOPPED
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
+@pytest.mark.parametrize(
+  ("number", "field", "remains"),
+  [
+    (signal.SIGTERM, "--config.k=20", "the same command resumes"),
+    (signal.SIGHUP, "--config.k=20", "the same command resumes"),
+    (signal.SIGTERM, "--config.dry_run=v5e:4x4", "nothing was written"),
+  ],
+)
+def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number, field, remains):
   (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
   environ = os.environ | {"PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-m", "pomp_jax.main"]
+  command = [sys.executable, "-m", "pomp_jax.main", field]
   signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
   with subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, **pipes) as process:
@@ -165,12 +172,12 @@ def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
     process.send_signal(number)
     lines = process.stderr.read().splitlines()
   assert process.returncode == 75
-  assert lines == [f"error: stopped by {number.name}; the same command resumes"]
+  assert lines == [f"error: stopped by {number.name}; {remains}"]
 
 
 def test_whose_loop_asks_for_the_signal():
   for job, method in (("pretrain", "pomp"), ("repeat", "pomp"), ("pretrain", "vpt_deep")):
-    assert main_module._stops_together(job, method, dry_run=False)
-    assert not main_module._stops_together(job, method, dry_run=True)
+    assert main_module._stops_together(job, method, dry_run="")
+    assert not main_module._stops_together(job, method, dry_run="here")
   for job, method in (("evaluate", "pomp"), ("repeat", "linear_probe")):
-    assert not main_module._stops_together(job, method, dry_run=False)
+    assert not main_module._stops_together(job, method, dry_run="")

@@ -14,5 +14,5 @@ from pomp_jax.config.checks import (
   with_jobs,
 )
 from pomp_jax.config.declare import ConfigError, near_match
-from pomp_jax.config.settings import Settings, defaults, fields_of, value_of_text
+from pomp_jax.config.settings import HERE, Settings, defaults, fields_of, value_of_text
 from pomp_jax.registry import JOBS, METHODS, READERS, SOURCES, WORLD, load_job

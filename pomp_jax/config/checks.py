@@ -19,6 +19,7 @@ from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, require
 from pomp_jax.config.fields import Clip, Contrast, Data, Export, Optim, Predict, Sampling
 from pomp_jax.config.settings import (
+  HERE,
   Settings,
   check_read,
   defaults,
@@ -118,7 +119,10 @@ def validate(settings: Settings) -> None:
     check_value(field, fields_of()[field].metadata["check"], value)
   try:
     if "contrast" in groups:
-      for field, value in _fixed_by_method(settings.method, settings.sampling).items():
+      fixed = _fixed_by_method(settings.method, settings.sampling)
+      if settings.dry_run != HERE:  # the step of each method is compiled
+        fixed.pop("dry_run", None)
+      for field, value in fixed.items():
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
       _check_loss(settings.contrast, settings.sampling, settings.optim)
@@ -160,7 +164,7 @@ def _fixed_by_method(name: str, sampling: Sampling) -> dict[str, Any]:
   method = registry.METHODS[name]
   fixed = dict(method.fixes)
   if not method.saves_prompt:
-    fixed |= {"prompt.class_specific": False, "dry_run": False}
+    fixed |= {"prompt.class_specific": False, "dry_run": ""}
     # The bank holds class features under a context.
     if "bank" in SAMPLERS[sampling.name].needs:
       fixed["sampling.name"] = "uniform"
@@ -188,7 +192,7 @@ def _check_loss(contrast: Contrast, sampling: Sampling, optim: Optim) -> None:
   require(fits, "optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
 
 
-def _check_model(clip: Clip, dry_run: bool) -> None:
+def _check_model(clip: Clip, dry_run: str) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
   is_published = False
   # A dry run gives a published architecture random weights.
@@ -216,7 +220,7 @@ def has_folder(data: Data) -> bool:
   return data.source in ("folder", "features") and bool(data.root) and is_dir(data.root)
 
 
-def _check_data(data: Data, images: int, dry_run: bool) -> None:
+def _check_data(data: Data, images: int, dry_run: str) -> None:
   """Checks the data, and the number of images of an evaluation."""
   of_file, expected = data.source == "features", "'file' if and only if data.source='features'"
   require(of_file == (data.features == "file"), "data.features", data.features, expected)

@@ -85,7 +85,8 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
       continue
     field, text = found.groups()
     if text is None:
-      is_flag = field in fields_of() and fields_of()[field].type is bool
+      known = fields_of().get(field)
+      is_flag = known and (known.type is bool or "true" in known.metadata["spellings"])
       text = "true" if is_flag else next(remaining, None)
       if text is None:
         raise InputError(f"{argument}: expected a value, found nothing")

@@ -73,9 +73,20 @@ def below(high: float | int) -> Check:
   return Check(lambda value: 0 <= value < high, f"0 or more and below {high}")
 
 
-def row(default: Any, help: str, check: Check = anything, parse: Callable[[str], Any] = str) -> Any:
-  """One field: default, noun phrase with the unit, check, and what reads an item of a tuple."""
-  return dataclasses.field(default=default, metadata={"check": check, "help": help, "parse": parse})
+def row(
+  default: Any,
+  help: str,
+  check: Check = anything,
+  parse: Callable[[str], Any] = str,
+  spellings: Mapping[str, Any] = {},
+) -> Any:
+  """One field: default, noun phrase with the unit, check, and what reads an item of a tuple.
+
+  `spellings` are other texts for some values, in lower case. With one of "true" the field is a flag
+  as well.
+  """
+  metadata = {"check": check, "help": help, "parse": parse, "spellings": spellings}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:

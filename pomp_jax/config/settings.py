@@ -13,6 +13,7 @@ from pomp_jax.config.declare import (
   MAX_SEED,
   ConfigError,
   UnknownFieldError,
+  at_least,
   between,
   check_name,
   check_value,
@@ -23,6 +24,9 @@ from pomp_jax.config.declare import (
 )
 from pomp_jax.config.fields import Contrast, Loop
 from pomp_jax.registry import FIELD_GROUPS, JOBS, groups_of, load
+
+# Value of `config.dry_run` for these devices; others name a machine to compile for.
+HERE = "here"
 
 # Nested dicts -> dotted name -> value.
 flatten = functools.partial(flatten_dict, sep=".")
@@ -42,7 +46,12 @@ class Settings:
   """
 
   job: str = row("pretrain", "job to run", one_of(*JOBS))
-  dry_run: bool = row(False, "measurement of the run on synthetic data, with its cost as a result")
+  dry_run: str = row(
+    "",
+    "the run's cost instead of the run: here, measured; or of v5e:4x4, h100:8, .., compiled for",
+    spellings={"true": HERE, "1": HERE, "false": "", "0": ""},
+  )
+  dry_run_rate: float = row(0.0, "rate an hour of that machine, for a price", at_least(0.0))
   seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
   compilation_cache: str = row("auto", "folder of compiled programs; auto: the user's; empty: none")
   clip: fields.Clip = fields.Clip()
@@ -84,6 +93,7 @@ class Settings:
     for field, value in changes.items():
       check_read(field, job, known)
       group, _, leaf = field.rpartition(".")
+      value = known[field].metadata["spellings"].get(str(value).lower(), value)
       groups.setdefault(group, {})[leaf] = typed(field, known[field].type, value)
     own = groups.pop("", {})
     nested = {name: dataclasses.replace(getattr(self, name), **of) for name, of in groups.items()}

@@ -29,8 +29,8 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree, equal on all hosts, to every device of the mesh."""
-  return _placed(jax.tree.map(np.asarray, tree), NamedSharding(mesh, P()))
+  """Copies a tree, equal on all hosts, to every device of the mesh; shapes stay shapes."""
+  return _placed(tree, NamedSharding(mesh, P()))
 
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
@@ -39,5 +39,10 @@ def split_rows(tree: Any, mesh: Mesh) -> Any:
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:
-  place = lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
+  def place(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(sharding=sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
   return jax.tree.map(place, tree)

@@ -37,13 +37,18 @@ def memory_plan(
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
 
+def share_of_device(limit_gib: float) -> float:
+  """Memory for activations, GiB, of a device with this limit; 0 is for none."""
+  return _SHARE * limit_gib or _NO_LIMIT_GIB
+
+
 @functools.cache
 def memory_of_device() -> float:
   """Half of the first process's smallest device, GiB; all processes call it first together."""
   stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
   limit = hosts.from_first(limit, "the memory of a device")
-  gib = _SHARE * limit or _NO_LIMIT_GIB
+  gib = share_of_device(limit)
   why = f"half of a device's limit of {limit:.1f} GiB" if limit else "a device has no limit"
   log.info("memory for activations: %.1f GiB, %s", gib, why)
   return gib

@@ -92,11 +92,12 @@ def check_names(
     check_lengths(one, classes, tokenizer, clip.text_config, f"{data.source} {data.root}")
 
 
-def check_mesh(class_size: int, loop: Loop, n_views: int = 1) -> None:
-  """Raises InputError unless the devices share the classes and the batches of a step."""
-  mesh = make_mesh(class_size)
+def check_mesh(class_size: int, loop: Loop, n_views: int = 1, devices: Any = None) -> None:
+  """Raises InputError unless the devices, all if None, share classes and batches of a step."""
+  mesh = make_mesh(class_size, devices)
   shares = jax.process_index() in batches.process_shards(mesh)
-  takes = f"a divisor or a multiple of the {len(hosts.devices(local=True))} devices of each process"
+  n_local = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+  takes = f"a divisor or a multiple of the {n_local} devices of each process"
   require(shares, "mesh.class_size", class_size, takes)
   n_data, n_draws = mesh.shape[DATA], loop.accumulate
   takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Fields that leave the result of a run as it is.
 FREE_FIELDS = (
+  *("dry_run", "dry_run_rate"),  # no dry run leaves anything
   *("log.every", "log.tracker", "profile_steps", "compilation_cache"),
   *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
   *("data.threads", "data.workers", "data.max_corrupt", "data.root"),

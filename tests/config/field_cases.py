@@ -126,7 +126,7 @@ CASES = {
       "clip.dtype": ("bfloat16", "describe.dtype"),
     },
   ),
-  "a dry run": Case("main", {}, {"dry_run": (True, "load_job.name", "dry_run")}),
+  "a dry run": Case("main", {}, {"dry_run": ("here", "load_job.name", "dry_run")}),
   "images of TFDS": Case(
     "source",
     {"data.source": "tfds"},
@@ -231,6 +231,14 @@ CASES = {
       "checkpoint.every": (10, "validation_seconds", 1.2 + 6),
       "checkpoint.keep": (5, "disk_bytes", 7 * 100 + 7),
       "steps": (60, "training_seconds", 60),
+    },
+  ),
+  "a dry run for another machine": Case(
+    "absent",
+    TRAINING | {"dry_run": "v5e:2x2"},
+    {
+      "dry_run_rate": (2.5, "figures_of.rate"),
+      "clip.memory_gib": (3.0, "job.clip.memory_gib"),
     },
   ),
   "a dry run without its images": Case(

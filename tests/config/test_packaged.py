@@ -47,7 +47,7 @@ def test_a_job_without_a_file_of_its_name_has_the_defaults_of_its_fields(argumen
 def test_overrides_in_their_three_forms():
   overrides = ["--config.k=16", "--config.prompt.m", "8", "--config.dry_run"]
   settings = parse(["--config=demo", *overrides]).settings
-  assert (settings.k, settings.prompt.m, settings.dry_run) == (16, 8, True)
+  assert (settings.k, settings.prompt.m, settings.dry_run) == (16, 8, "here")
 
 
 @pytest.mark.parametrize(

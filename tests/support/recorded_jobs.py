@@ -287,6 +287,20 @@ def dry_run(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen |= dry_run_job.run(config, str(folder))
 
 
+def absent_machine(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+  """A dry run for a machine that is not here; nothing is compiled."""
+  outcome = types.SimpleNamespace(there=None)
+
+  def run(text, job_of):
+    calls.seen["job"] = job_of({})
+    return outcome
+
+  calls.patch.setattr(dry_run_job.absent, "run", run)
+  calls.note(dry_run_job.forecast, "figures_of", lambda *given: {})
+  calls.patch.setattr(dry_run_job.forecast, "lines", lambda *given: [])
+  dry_run_job.run(config, str(folder))
+
+
 def stored_features(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   """The features of a training's images, and of its validation images."""
   calls.open_encoder()
@@ -637,6 +651,7 @@ RUNS: dict[str, Callable[[Calls, Settings, pathlib.Path], None]] = {
   "source": source,
   "training": training,
   "dry_run": dry_run,
+  "absent": absent_machine,
   "taught": taught,
   "images_learner": images_learner,
   "stored_features": stored_features,

@@ -173,7 +173,14 @@ SAME = {
 # What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), the words that
 # it starts from (tests/rooms/regularisation), the text tower alone
 # (tests/rooms/data_sets/test_feature_folder.py), and the devices.
-CHOOSE = ("job", "dry_run", "checkpoint.select", "clip.image_tower", "prompt.candidates")
+CHOOSE = (
+  "job",
+  "dry_run",
+  "dry_run_rate",
+  "checkpoint.select",
+  "clip.image_tower",
+  "prompt.candidates",
+)
 CHOOSE += ("mesh.class_size",)
 # Of methods that don't learn by steps.
 METHODS_WITHOUT_STEPS = ("probe.", "tip.")

@@ -63,7 +63,7 @@ def read_grid(text: str) -> dict[str, list[str]]:
     fits = equals and all(found) and len(set(found)) == len(found)
     require(fits, _FIELD, item, _TAKES + "; no value twice")
     check_read(field, "pretrain", fields_of("pretrain"))
-    is_free = field in ("job", "dry_run") or field in FREE_FIELDS
+    is_free = field == "job" or field in FREE_FIELDS
     require(not is_free, _FIELD, field, "a field that a training depends on")
     require(field not in grid, _FIELD, field, "each field once")
     grid[field] = found

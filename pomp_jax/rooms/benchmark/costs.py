@@ -59,7 +59,7 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
   """
   figures: dict[str, Any] = {"devices": len(hosts.devices()), "steps": run.total_steps}
   state = _noise_state(run)
-  for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
+  for part in steps_of([reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
     figures |= part(run, state)
   return figures | {"process_peak_mib": hosts.peak_mib()}
 
@@ -74,7 +74,7 @@ def _noise_state(run: setup.PromptRun) -> TrainState:
   return place_bank(run, state.replace(bank=bank_NxE))
 
 
-def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
+def reading(run: setup.PromptRun, state: TrainState | None = None) -> dict[str, Any]:
   """Reads a smaller batch of this process; views are read one by one."""
   _, count = batches.own_shard(run.encoder.mesh)
   n_images = run.loop.batch_size // run.data.views
@@ -93,7 +93,7 @@ def _reading(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
-  batch = _batch(run)
+  batch = batch_shapes(run)
   with waiting("compiling the training step"):
     start = time.monotonic()
     program = run.build_step().lower(state, run.frozen, batch).compile()
@@ -116,7 +116,7 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 def _is_short(run: setup.PromptRun) -> bool:
   """Whether the step surely takes little time, so that no part of it has to be compiled first."""
   n_tokens = run.n_prefix + run.token_budget
-  flops = 3 * _text_flops(run, n_tokens)  # forward and backward
+  flops = 3 * text_flops(run, n_tokens)  # forward and backward
   if run.data.features == "online":
     n_patches = run.encoder.clip.image_size**2 / 14**2  # of the smallest usual size
     size = sum(leaf.size for leaf in jax.tree.leaves(run.encoder.vision_params))
@@ -124,7 +124,7 @@ def _is_short(run: setup.PromptRun) -> bool:
   return flops <= _FEW_FLOPS
 
 
-def _text_flops(run: setup.PromptRun, n_tokens: int) -> float:
+def text_flops(run: setup.PromptRun, n_tokens: float | int) -> float:
   """Floating-point operations of the text tower's dense layers, forward."""
   layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
   return 2.0 * sum(leaf.size for leaf in layers) * n_tokens
@@ -164,7 +164,7 @@ def _class_cost(run: setup.PromptRun) -> Cost:
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
-    state, batch = _noise_state(small), _batch(small)
+    state, batch = _noise_state(small), batch_shapes(small)
     with waiting("compiling a part of the step"):
       program = small.build_step().lower(state, run.frozen, batch).compile()
     return repeated(program, state, run.frozen, _ones(batch))
@@ -178,7 +178,7 @@ def _class_cost(run: setup.PromptRun) -> Cost:
   return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
 
 
-def _batch(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch, its rows split over the data axis."""
   clip, size = run.encoder.clip, run.loop.batch_size
   rows = NamedSharding(run.encoder.mesh, P(DATA))
@@ -207,7 +207,7 @@ def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
   # A whole chunk of a small tower: another number of rows would be another program.
   chunk = min(n_classes, run.clip.chunk)
-  is_small = _text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS
+  is_small = text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS
   least = chunk if is_small else _FEATURES * encoder.mesh.size
   return {"class_features": _cost(of, n_classes, least)}
 

@@ -1,9 +1,11 @@
 """Measures a training on synthetic data, and estimates the cost of the real one.
 
 The same code runs on the same devices with the same shapes. Each part is timed, a long one on some
-of its rows (`costs.py`), and the run's total is the sum. Files go to a temporary folder.
+of its rows (`costs.py`), and the run's total is the sum. Files go to a temporary folder. For a
+machine that is not here the step is compiled only (`absent.py`).
 """
 
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import logging
@@ -19,14 +21,15 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
-from pomp_jax.config import SYNTHETIC_CLIP, WORLD, Settings, has_folder
+from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD, Settings, has_folder
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST, Data, Prompt
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import exists, is_file
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark import costs
+from pomp_jax.rooms.benchmark import absent, costs, forecast
+from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
 from pomp_jax.train import batches, pretrain, setup
 
@@ -36,9 +39,14 @@ log = logging.getLogger(__name__)
 def check(config: Settings, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
-  require(config.job == "pretrain", "dry_run", True, takes)
+  require(config.job == "pretrain", "dry_run", config.dry_run, takes)
   changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
-  pretrain.check(config.replace(changes), workdir)
+  trial = config.replace(changes)
+  if config.dry_run != HERE:
+    require(METHODS[config.method].steps, "method", config.method, "a method that trains by steps")
+    absent.check(trial.dry_run, trial.mesh.class_size, trial.loop, trial.data.views)
+    trial = trial.replace({"mesh.class_size": 1})  # of the devices here
+  pretrain.check(trial, workdir)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -47,6 +55,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
+    if config.dry_run != HERE:
+
+      def job_of(changes: Mapping[str, Any]) -> absent.Job:
+        tried = trial.replace(changes)
+        prepare = lambda encoder: setup.prepare(tried, folder, encoder=encoder)
+        return absent.Job(tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare)
+
+      machine = machine_of(config.dry_run)
+      outcome = absent.run(config.dry_run, job_of)
+      figures = forecast.figures_of(outcome, machine, config.dry_run_rate)
+      _log(forecast.lines(outcome.there, machine, figures))
+      return figures
     run = setup.prepare(trial, folder)
     if trial.data.features == "stored":
       shape = trial.data.views, run.encoder.clip.config.projection_dim
@@ -54,15 +74,20 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     folder.create()
     figures = costs.measure(run)
   figures |= _whole_run(run, figures)
-  if hosts.is_first():
-    for line in _lines(run, figures):
-      log.info("%s", line)
-    if trial.clip.model != config.clip.model and not _is_here(config.clip.model):
-      log.warning(
-        "the weights of %s are not on this machine: a file is needed, or the run downloads them",
-        config.clip.model,
-      )
+  _log(_lines(run, figures))
+  is_random = trial.clip.model != config.clip.model and not _is_here(config.clip.model)
+  if hosts.is_first() and is_random:
+    log.warning(
+      "the weights of %s are not on this machine: a file is needed, or the run downloads them",
+      config.clip.model,
+    )
   return figures
+
+
+def _log(lines: Iterable[str]) -> None:
+  if hosts.is_first():
+    for line in lines:
+      log.info("%s", line)
 
 
 def _is_here(model: str) -> bool:

@@ -183,7 +183,7 @@ def test_missing_weights_are_told(tmp_path, monkeypatch, caplog):
 def test_what_a_dry_run_can_not_do(dry, tmp_path):
   folder = {"data.source": "folder"}
   for changes, message in (
-    ({"job": "evaluate"}, "dry_run: got True, expected false where config.job='evaluate'"),
+    ({"job": "evaluate"}, "dry_run: got 'here', expected false where config.job='evaluate'"),
     (folder | {"data.root": "x"}, "data.names: got '', expected a file of names, or"),
     (folder | {"data.names": "dtd", "k": 48}, "k: got 48, expected at most the numb"),
     ({"eval.images": 0}, "eval.images: got 0, expected in a dry run"),

@@ -1,0 +1,258 @@
+"""What a compiled step says of a run on a machine that is not here: its figures and the report.
+
+Memory, collectives and cycles are the compiler's, the floor is the arithmetic of the model's sizes
+at the chip's peak rates (`chips.py`). Nothing is measured on the machine, so no time here is more
+than an estimate.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import METHODS
+from pomp_jax.prompt.mesh import CLASS
+from pomp_jax.rooms.benchmark import costs, hlo
+from pomp_jax.rooms.benchmark.absent import Outcome
+from pomp_jax.rooms.benchmark.chips import GIB, SOURCES, Machine
+from pomp_jax.train import batches, setup
+
+_MIB = 2**20
+
+
+def read_rate(run: setup.PromptRun) -> float:
+  """Views/s that a core of this machine reads for a training."""
+  read = costs.reading(run)["read"]
+  threads, workers = run.readers
+  n_cores = min(hosts.own_cores(), threads * max(1, workers))
+  return run.loop.batch_size / read.seconds / n_cores
+
+
+def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[str, Any]:
+  """Numbers of a compiled step and its run, by name; times in seconds.
+
+  `rate` is the machine's an hour.
+  """
+  run, compiled = outcome.there, outcome.compiled
+  tries: dict[str, Any] = {
+    "machine": str(machine),
+    "fits": outcome.fits,
+    "changes": outcome.changes,
+    "problems": [with_text(changes) + problem for changes, problem in outcome.problems],
+    "rate": rate,
+  }
+  if compiled is None or not outcome.fits:
+    return tries
+  chip, mesh = machine.chip, run.encoder.mesh
+  program = hlo.parse(compiled.text)
+  flops = step_flops(run)
+  floor = max(
+    sum(flops.values()) / chip.peak[run.clip.dtype], compiled.memory.arguments / chip.bandwidth
+  )
+  cycles = hlo.cycles(program) if chip.clock else None
+  estimate = cycles.total / chip.clock if cycles else None
+  online = run.data.features == "online"
+  return tries | {
+    "views_per_core": read_rate(outcome.here) if online else None,
+    "memory": compiled.memory,
+    "flops": flops,
+    "floor_seconds": floor,
+    "cycles": cycles,
+    "estimate_seconds": estimate,
+    "collectives": hlo.collectives(program, dict(mesh.shape)),
+    "compile_seconds": compiled.seconds,
+    "compile_cpu_seconds": compiled.cpu_seconds,
+    "is_cached": compiled.is_cached,
+    "step_memory": run.step_memory,
+    "n_hosts": len({device.process_index for device in mesh.devices.flat}),
+  }
+
+
+def step_flops(run: setup.PromptRun) -> dict[str, float]:
+  """Floating-point operations of a step's matrix products on one device, from the model's sizes.
+
+  The least that the mathematics needs: each class of a draw once, with the mean length of a name,
+  forward and backward to its tokens, and each image forward. Weights have no gradient.
+  """
+  mesh, text = run.encoder.mesh, run.encoder.clip.config.text_config
+  lengths_N = np.asarray(run.frozen.tokens.lengths) + run.module.n_own
+  n_classes = (run.group_size + run.k - 1) / mesh.shape[CLASS] * run.loop.accumulate
+  n_tokens = n_classes * float(lengths_N.mean())
+  if run.method.per_image_text:
+    n_tokens *= run.group_size
+  layers = jax.tree.leaves(run.frozen.text["text_model"]["encoder"])
+  n_weights = sum(leaf.size for leaf in layers if len(leaf.shape) > 1)
+  # Forward, and backward to the tokens; two FLOP a weight and token each.
+  dense = 2 * 2.0 * n_weights * (n_tokens + run.n_prefix)
+  # Scores and their use, forward; in the backward pass twice as many.
+  span = run.n_prefix + float(lengths_N.mean())
+  attention = 3 * 4 * n_tokens * span * text.hidden_size * text.num_hidden_layers
+  found = {"classes": dense + attention}
+  if run.data.features == "online":
+    n_images = run.loop.batch_size / mesh.size
+    passes = 3 if METHODS[run.contrast.method].pixels else 1  # forward, and backward to tokens
+    found["images"] = passes * n_images * image_flops(run)
+  return found
+
+
+def image_flops(run: setup.PromptRun) -> float:
+  """Floating-point operations of the image tower's products for one image."""
+  encoder = run.images
+  size = encoder.clip.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), encoder.vision_params
+  )
+  return product_flops(jax.make_jaxpr(encoder.image_tower)(params, image).jaxpr)
+
+
+def product_flops(jaxpr: Any) -> float:
+  """Floating-point operations of all matrix products and convolutions of a jaxpr.
+
+  A scan counts each of its trips, a `while` loop one, a conditional all branches.
+  """
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      left = eqn.invars[0].aval.shape
+      depth = np.prod([left[axis] for axis in contracted])
+      total += 2.0 * np.prod(eqn.outvars[0].aval.shape) * depth
+    elif eqn.primitive.name == "conv_general_dilated":
+      kernel = eqn.invars[1].aval.shape
+      out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+      depth = np.prod(kernel) / kernel[out_axis]
+      total += 2.0 * np.prod(eqn.outvars[0].aval.shape) * depth
+    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+    total += times * sum(map(product_flops, _inner(eqn.params)))
+  return float(total)
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+  """The jaxprs among the parameters of an equation."""
+  for value in params.values():
+    for one in value if isinstance(value, list | tuple) else [value]:
+      jaxpr = getattr(one, "jaxpr", one)
+      if hasattr(jaxpr, "eqns"):
+        yield jaxpr
+
+
+def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
+  """The report of `figures_of` and `absent.run`, with the source of each figure."""
+  chip, batch_size = machine.chip, run.loop.batch_size
+  mesh = " x ".join(f"{name} {size}" for name, size in run.encoder.mesh.shape.items())
+  limit = chip.memory / GIB
+  source = "XLA's list, 75% of it" if chip.gpu else "libtpu"
+  found = [
+    f"compiled {run.clip.model} for {machine}, mesh {mesh}: nothing was measured on it",
+    f"  run: {len(run.source.names):,} classes, {len(run.source):,} training images,"
+    f" {run.total_steps:,} steps of {batch_size:,} views",
+  ]
+  found += [f"  does NOT fit: {problem}" for problem in figures["problems"]]
+  if not figures["fits"]:
+    ways = "a smaller batch_size or k, more devices, or data.features=stored"
+    n_tries = len(figures["problems"])
+    return [*found, f"  none of the {n_tries} above fits; left are {ways}"]
+  if figures["changes"]:
+    found.append(f"  fits {with_text(figures['changes'])}compiled again")
+  memory, plan = figures["memory"], figures["step_memory"]
+  flops, floor, estimate = (figures[f"{x}"] for x in ("flops", "floor_seconds", "estimate_seconds"))
+  found += [
+    f"  memory of a device: {memory.arguments / _MIB:,.0f} MiB of weights and data,"
+    f" {memory.temporaries / _MIB:,.0f} MiB of temporaries, {memory.others / _MIB:,.0f} MiB of"
+    f" program and results (the compiler's); {memory.total / GIB:.1f} of {limit:.1f} GiB"
+    f" ({source}): fits",
+    f"  text tower: remat={plan.remat}, {plan.n_chunks} chunks, as clip.memory_gib="
+    f"{run.clip.memory_gib:.3g} GiB allows",
+    f"  step, floor: {_seconds(floor)}: {_flops(flops)} a device (counted from the model's sizes)"
+    f" at {chip.peak[run.clip.dtype] / 1e12:,.0f} TFLOP/s, {memory.arguments / 1e9:.2f} GB of"
+    f" arguments at {chip.bandwidth / 1e9:,.0f} GB/s ({SOURCES[chip.kind]})",
+  ]
+  if estimate is None:
+    found.append("  step, estimate: XLA gives none for GPUs; the floor alone")
+  else:
+    cycles = figures["cycles"]
+    unknown = f", {cycles.unknown} loops of unknown length once" if cycles.unknown else ""
+    found.append(
+      f"  step, estimate: {_seconds(estimate)}: {cycles.total / 1e6:,.1f} M cycles (the compiler's;"
+      f" {cycles.products / cycles.total:.0%} in products, {cycles.loops / cycles.total:.0%} in"
+      f" loops{unknown}) at {chip.clock / 1e9:.2f} GHz"
+    )
+  step, by = (estimate, "by the estimate") if estimate else (floor, "by the floor")
+  most = "" if estimate else "at most "
+  found.append(
+    f"  steps an hour: {most}{3600 / step:,.0f} {by}; {batch_size / step:,.0f} views/s,"
+    f" {batch_size / step / machine.n_devices:,.0f} of a device"
+  )
+  of_step = [
+    f"{one.number} {one.kind} over {one.axes}, {_bytes(one.n_bytes)}"
+    for one in figures["collectives"]
+  ]
+  found.append(f"  collectives of a step (in the compiled program): {'; '.join(of_step) or 'none'}")
+  found.append(f"  reading: {most}{_reading(run, figures, step)}")
+  found += _whole_run(run, machine, figures)
+  origin = "compiled by an earlier dry run; read" if figures["is_cached"] else "compiled"
+  times = figures["compile_seconds"], figures["compile_cpu_seconds"]
+  found.append(f"  {origin} in {times[0]:.0f} s, {times[1]:.0f} s of a core")
+  return found
+
+
+def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
+  """Hours of the training, and their price."""
+  estimate, n_hours = figures["estimate_seconds"], run.total_steps / 3600
+  hours = least = n_hours * figures["floor_seconds"]
+  text, bound = f"at least {_hours(least)} by the floor", "at least "
+  if estimate:
+    hours, bound = n_hours * estimate, ""
+    text = f"{_hours(hours)} by the estimate, {text}"
+  if run.data.features == "stored":
+    shown = batches.augmentation(run.data)
+    repeats = shown.kind == "none" or shown.view_epochs
+    n_views = len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
+    rate = machine.n_devices * machine.chip.peak[run.clip.dtype]
+    features = n_views * image_flops(run) / rate / 3600
+    text += f"; before it, once, features of {n_views:,} views: {_hours(features)} by the floor"
+  found = [f"  training: {text}; without validation, evaluation and start"]
+  if rate := figures["rate"]:
+    found.append(f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}")
+  return found
+
+
+def _reading(run: setup.PromptRun, figures: dict[str, Any], step: float) -> str:
+  """What hosts must deliver, beside what a core of this one does."""
+  n_hosts, rate = figures["n_hosts"], run.loop.batch_size / step
+  hosts_text = "the host" if n_hosts == 1 else f"each of {n_hosts} hosts"
+  of_host = rate / n_hosts
+  if run.data.features != "online":
+    size = 4 * run.encoder.clip.config.projection_dim
+    return f"{of_host:,.0f} stored features/s for {hosts_text}, {of_host * size / 1e6:,.1f} MB/s"
+  per_core = figures["views_per_core"]
+  return (
+    f"{of_host:,.0f} views/s for {hosts_text}; a core of this machine read {per_core:,.0f}"
+    f" (measured now), so {of_host / per_core:,.0f} such cores"
+  )
+
+
+def with_text(changes: dict[str, Any]) -> str:
+  """Changed fields in words; "" without any."""
+  texts = [f"{field}={value:.4g}" for field, value in changes.items()]
+  return f"with {' '.join(texts)}: " if texts else ""
+
+
+def _seconds(seconds: float) -> str:
+  return f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+
+
+def _hours(hours: float) -> str:
+  return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _flops(flops: dict[str, float]) -> str:
+  parts = [f"{name} {value / 1e12:.2f}" for name, value in flops.items()]
+  return f"{sum(flops.values()) / 1e12:.2f} TFLOP ({', '.join(parts)})"
+
+
+def _bytes(n_bytes: int) -> str:
+  return f"{n_bytes / _MIB:,.1f} MiB" if n_bytes >= _MIB else f"{n_bytes / 2**10:,.1f} KiB"
