@@ -137,9 +137,7 @@ def test_reading_takes_as_long_as_the_images_of_a_batch_have_views(dry, tmp_path
   monkeypatch.setattr(costs, "_seconds", lambda call, times, warmup: [call() and 3.0])
   views = {"data.augment": "crop_flip", "data.views": 2, "data.view_epochs": 1}
   prepared = setup.prepare(dry(**{"batch_size": 80} | views), RunFolder(tmp_path))
-  assert costs._reading(prepared, costs.blank_state(prepared)) == {
-    "read": costs.Cost(3.0 * 40 / 16, 32, 80)
-  }
+  assert costs.reading(prepared) == {"read": costs.Cost(3.0 * 40 / 16, 32, 80)}
 
 
 @pytest.mark.parametrize(
