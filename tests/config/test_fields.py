@@ -23,6 +23,7 @@ from pomp_jax.config import (
 from pomp_jax.config.command_line import help_text
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.settings import flatten, value_of_text
+from tests.support.small_run import small_config
 
 
 def test_defaults_are_valid_and_survive_the_config_file():
@@ -75,6 +76,27 @@ def test_a_pair_of_steps_is_accepted(steps):
 def test_no_pair_of_steps_is_refused(steps):
   with pytest.raises(ConfigError, match=r"profile_steps: got .*, expected two integers from 1 on"):
     validate(defaults().replace({"profile_steps": steps}))
+
+
+DTD = {"export.names": "dtd"}
+
+
+@pytest.mark.parametrize(
+  ("fields", "accepted"),
+  [
+    ({"job": "export", "export.format": "open_clip", "export.prompt": "{}."} | DTD, True),
+    ({"job": "evaluate", "evaluate.prompts": "{}."}, False),
+    ({"job": "predict", "predict.prompt": "{}."}, False),
+    ({"job": "pretrain"}, False),
+  ],
+)
+def test_a_clip_without_its_image_tower_is_for_jobs_without_images(fields, accepted):
+  config = small_config(**{"clip.image_tower": False} | fields)
+  if accepted:
+    validate(config)
+  else:
+    with pytest.raises(ConfigError, match=r"clip\.image_tower: got False, expected True where im"):
+      validate(config)
 
 
 # Values that no check of a number accepts both of, and a word that is no choice.

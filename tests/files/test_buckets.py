@@ -56,6 +56,15 @@ def test_a_missing_or_old_library_is_named(scheme, library, monkeypatch):
     assert paths.problem_of(f"{scheme}://bucket/run") is None
 
 
+@pytest.mark.parametrize(
+  "url", ["s4://bucket/run", "http://host/run", "gs://", "gs:///run", "s3://"]
+)
+def test_another_scheme_or_no_bucket_is_refused(url):
+  assert paths.problem_of(url) == paths.ACCEPTED
+  with pytest.raises(InputError, match="expected"):
+    paths.to_path(url)
+
+
 def put(path, content: bytes):
   with replacing(path) as file:
     file.write(content)

@@ -153,6 +153,12 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
     (V2 | {"sentences": '{"templates": ["{}"], "weight": 1.5}'}, ["weight 1.5"]),
     (V2 | {"sentences": '{"templates": ["{}"], "weight": "1"}'}, ["sentences is"]),
     (V2 | {"sentences": '{"templates": ["{}"]}'}, ["sentences is"]),
+    (V2 | {"sentences": "3"}, ["sentences is '3'", "a JSON object"]),
+    (V2 | {"sentences": "{"}, ["sentences is '{'", "a JSON object"]),
+    (
+      V2 | {"sentences": '{"templates": ["{}"], "weight": 1}', "context": np.zeros((0, 8))},
+      ["context is float64 [0, 8]"],
+    ),
     (
       V2 | {"sentences": '{"templates": ["{}"], "weight": 0.5}', "context": CONTEXT[:0]},
       ["context is float32 [0, 8]"],

@@ -152,6 +152,13 @@ def test_of_a_step_that_is_taken_again_the_last_values_count(tmp_path):
   assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [4.0, 3.0])}
 
 
+@pytest.mark.parametrize("value", [{}, [], [1, "a"], "text", "", 3, None, {"a": [{}]}])
+def test_json_of_others_is_taken_as_it_is(tmp_path, value):
+  """Without a checksum, whatever it holds."""
+  (tmp_path / "others.json").write_text(json.dumps(value))
+  assert read_json(tmp_path / "others.json") == value
+
+
 def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
   """Three starts within a second, with a clock that jumps."""
   real = time.time

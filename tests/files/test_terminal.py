@@ -1,6 +1,7 @@
 """Progress in a log and on a terminal; standard streams on a disk that is full (/dev/full)."""
 
 import io
+import logging
 import pathlib
 import re
 import subprocess
@@ -83,6 +84,24 @@ def test_slow_work_has_seconds_for_each(clock, lines):
     clock.now += 30
     progress.update(1)
   assert lines() == ["pictures 1/2  30 s/batch of 8 images  eta 00:30"]
+
+
+def test_a_message_is_printed_once_whatever_the_root_logger_prints(capsys):
+  """Such as a notebook's."""
+  ours, root = logging.getLogger("pomp_jax"), logging.getLogger()
+  before = ours.handlers, ours.propagate, ours.level
+  handler = logging.StreamHandler(sys.stdout)
+  root.addHandler(handler)
+  try:
+    module.set_up_logging()
+    logging.getLogger("pomp_jax.train").info("one line")
+    logging.getLogger("pomp_jax.train").debug("no line")
+  finally:
+    root.removeHandler(handler)
+    ours.handlers, ours.propagate, level = before
+    ours.setLevel(level)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert re.fullmatch(r"\d\d:\d\d:\d\d  one line", line)
 
 
 @pytest.mark.parametrize(
