@@ -67,6 +67,8 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "is_cached": compiled.is_cached,
     "step_memory": run.step_memory,
     "n_hosts": len({device.process_index for device in mesh.devices.flat}),
+    "steps": run.total_steps,
+    "stored_views": 0 if online else _stored_views(run),
   }
 
 
@@ -207,10 +209,7 @@ def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) 
   if estimate:
     hours, bound = n_hours * estimate, ""
     text = f"{_hours(hours)} by the estimate, {text}"
-  if run.data.features == "stored":
-    shown = batches.augmentation(run.data)
-    repeats = shown.kind == "none" or shown.view_epochs
-    n_views = len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
+  if n_views := figures["stored_views"]:
     rate = machine.n_devices * machine.chip.peak[run.clip.dtype]
     features = n_views * image_flops(run) / rate / 3600
     text += f"; before it, once, features of {n_views:,} views: {_hours(features)} by the floor"
@@ -218,6 +217,13 @@ def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) 
   if rate := figures["rate"]:
     found.append(f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}")
   return found
+
+
+def _stored_views(run: setup.PromptRun) -> int:
+  """Views whose features are computed before the first step, and stored."""
+  shown = batches.augmentation(run.data)
+  repeats = shown.kind == "none" or shown.view_epochs
+  return len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
 
 
 def _reading(run: setup.PromptRun, figures: dict[str, Any], step: float) -> str:

@@ -170,9 +170,10 @@ def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
 
 def _bytes_of_result(one: Instruction) -> int:
   sizes = [_bytes(*array) for array in _ARRAY.findall(one.type)]
-  if one.operation in ("all-gather-start", "collective-permute-start"):
-    # Operands and results are in one tuple; of equal numbers, but for the permutation's contexts.
-    sizes = sizes[1:2] if one.operation.startswith("collective") else sizes[len(sizes) // 2 :]
+  if one.operation == "collective-permute-start":  # operand, result, contexts
+    sizes = sizes[1:2]
+  elif one.operation in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
+    sizes = sizes[len(sizes) // 2 :]  # after as many operands
   return sum(sizes)
 
 
@@ -245,8 +246,9 @@ def findings(text: str) -> Findings:
     origin = _OP_NAME.search(one.rest)
     backward = bool(origin and "transpose(" in origin[1])
     scatters += one.operation == "scatter" and backward
-    if one.operation in ("dot", "convolution"):
-      kind = one.type.partition("[")[0]
+    is_library = bool(target and re.search(r"gemm|matmul|\$conv", target[1]))  # cuBLAS's, cuDNN's
+    if one.operation in ("dot", "convolution") or is_library:
+      kind = one.type.lstrip("(").partition("[")[0]
       products[kind] = products.get(kind, 0) + 1
   head = text.partition("\n")[0]
   donated = len(re.findall(r"(?:may|must)-alias", head))

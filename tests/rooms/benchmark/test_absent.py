@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from docs.studies import pods
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
@@ -314,6 +315,18 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
     assert str(found.value).startswith(line)
 
 
+def test_a_row_of_the_table_of_pods():
+  settings = small_config()
+  figures = {"fits": True, "memory": absent.Memory(2**30, 2**29, 0), "floor_seconds": 0.5}
+  figures |= {"estimate_seconds": 1.0, "steps": 7200, "n_hosts": 2, "problems": ["99 GiB"]}
+  found = pods.cells(settings, "v5e-8", figures)
+  assert found == ["1.5 of 15.8", "1.0", "8", "2.00", ">= 1.00", "4 steps, 4 s"]
+  found = pods.cells(settings, "h100:8", figures | {"estimate_seconds": None})
+  assert found == ["1.5 of 59.3", "<= 2.0", "<= 16", "-", ">= 1.00", "4 steps, >= 2 s"]
+  found = pods.cells(settings, "v5e-8", figures | {"fits": False})
+  assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(pods.HEAD)
+
+
 def test_products_are_counted():
   def f(x, w):
     y = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=5)[0]
@@ -339,22 +352,53 @@ def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   assert flops["images"] == n_images * forecast.image_flops(run)
 
 
-def test_a_step_for_a_tpu(config, tmp_path, monkeypatch):
-  """What the compiler of TPUs makes of the step; needs libtpu, and no TPU."""
-  pytest.importorskip("libtpu", reason="pomp-jax[aot-tpu] is not installed")
-  monkeypatch.setattr(forecast, "read_rate", lambda run: 100.0)
-  settings = config(dry_run="v5e:2x2", **{"data.features": "stored", "clip.dtype": "bfloat16"})
-  dry_run.check(settings, str(tmp_path / "run"))
-  outcome = absent.run("v5e:2x2", job_of(settings, RunFolder(tmp_path / "run")))
-  assert outcome.fits
-  machine = machine_of("v5e:2x2")
-  figures = forecast.figures_of(outcome, machine)
-  # One sum of the context's gradient, the loss and the accuracy.
-  m, width = settings.prompt.m, outcome.there.encoder.clip.text_width
-  expected = hlo.Collective("all-reduce", "data", 1, 4 * (m * width + 2))
-  assert figures["collectives"] == [expected]
-  assert figures["cycles"].total > figures["cycles"].products > 0
-  found = hlo.findings(outcome.compiled.text)
-  assert (found.float64, found.callbacks, found.backward_scatters) == (0, 0, 0)
-  assert found.donated == len(jax.tree.leaves(absent.step_arguments(outcome.there)[0]))
-  assert found.products["bf16"] > found.products.get("f32", 0)
+_SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU seconds")
+
+
+@pytest.mark.parametrize(
+  ("machine", "class_size"),
+  [
+    ("v5e:2x2", 1),
+    pytest.param("v5p:2x2x1", 2, marks=_SLOW),
+    pytest.param("v6e:2x4", 1, marks=_SLOW),
+    pytest.param("h100:8", 2, marks=_SLOW),
+  ],
+)
+def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
+  """What compilers make of the step; needs libtpu or JAX's CUDA plugin, and no device."""
+  settings = config(
+    dry_run=machine,
+    **{"mesh.class_size": class_size, "data.features": "stored", "clip.dtype": "bfloat16"},
+  )
+  try:
+    dry_run.check(settings, str(tmp_path / "run"))
+  except InputError as error:
+    if "is not installed" not in str(error):
+      raise
+    pytest.skip(str(error))
+  outcome = absent.run(machine, job_of(settings, RunFolder(tmp_path / "run")))
+  assert outcome.fits and outcome.changes == {}
+  run, there = outcome.there, machine_of(machine)
+  figures = forecast.figures_of(outcome, there)
+  # One sum of the context's gradient, the loss and the accuracy over all devices.
+  m, width = settings.prompt.m, run.encoder.clip.text_width
+  n_sum = 4 * (m * width + 2)
+  found = {one.kind: (one.axes, one.n_bytes) for one in figures["collectives"]}
+  if class_size == 1:
+    assert found == {"all-reduce": ("data", n_sum)}
+  else:
+    # The classes' features, and whether there was room for them; backward the gradient of these.
+    rows = -(-(run.group_size + run.k - 1) // class_size)
+    of_device = 4 * rows * run.encoder.clip.config.projection_dim
+    assert found == {
+      "all-gather": ("class", class_size * (of_device + rows)),
+      "all-reduce": ("data x class", n_sum),
+      "reduce-scatter": ("class", of_device),
+    }
+  if there.chip.clock:
+    assert figures["cycles"].total > figures["cycles"].products > 0
+    assert figures["estimate_seconds"] > figures["floor_seconds"]
+  of_step = hlo.findings(outcome.compiled.text)
+  assert (of_step.float64, of_step.callbacks, of_step.backward_scatters) == (0, 0, 0)
+  assert of_step.donated == len(jax.tree.leaves(absent.step_arguments(run)[0]))
+  assert of_step.products["bf16"] > of_step.products.get("f32", 0)

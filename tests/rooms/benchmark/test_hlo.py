@@ -122,6 +122,27 @@ def test_a_collective_in_a_fusion_or_an_asynchronous_call_is_found():
   assert len(hlo.collectives(hlo.parse(text), SIZES)) == 4
 
 
+@pytest.mark.parametrize(
+  ("kind", "operation", "n_bytes"),
+  [
+    ("(f32[24,8]{1,0}, f32[12,8]{1,0})", "reduce-scatter-start", 12 * 8 * 4),
+    ("(f32[4]{0}, f32[4]{0}, u32[], u32[])", "collective-permute-start", 16),
+    ("(f32[4]{0}, pred[3]{0})", "all-reduce", 19),
+    ("s4[6]{0}", "all-gather", 6),
+  ],
+)
+def test_bytes_of_what_arrives(kind, operation, n_bytes):
+  text = f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  %a = {kind} {operation}(%x), x=1\n}}"
+  (found,) = hlo.collectives(hlo.parse(text), SIZES)
+  assert found.n_bytes == n_bytes
+
+
+def test_products_of_libraries_are_found():
+  line = "  %g = (bf16[4,8]{1,0}, s8[33]{0}) custom-call(%w), custom_call_target="
+  text = TPU.replace("  %start =", f'{line}"__cublas$gemm"\n  %start =')
+  assert hlo.findings(text).products == {"bf16": 2}
+
+
 def test_findings():
   assert hlo.findings(TPU) == hlo.Findings(0, 0, 0, 1, {"bf16": 1})
   lines = (

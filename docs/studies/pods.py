@@ -1,0 +1,89 @@
+"""What trainings would take on pods that are not here: a table in Markdown.
+
+  python -m docs.studies.pods [--configs=imagenet21k_vit_l14 ..] [--machines=v5e-8 h100:8 ..]
+
+Compiles each step (`config.dry_run`), which takes one to five CPU minutes for each row; another
+start reads the rows that are there already from JAX's folder of compiled programs. TPUs need the
+extra `aot-tpu`, GPUs `aot-cuda`; a row that can't be compiled says why. Times are estimates of the
+compiler (GPUs: the floor alone), and nothing was measured.
+"""
+
+import argparse
+import tempfile
+from typing import Any
+
+import jax
+
+from pomp_jax.config import unpack, validate
+from pomp_jax.config.command_line import load_config
+from pomp_jax.errors import InputError
+from pomp_jax.files.compilation import use_compilation_cache
+from pomp_jax.rooms.benchmark import dry_run
+from pomp_jax.rooms.benchmark.chips import GIB, machine_of
+
+_RECIPE = "imagenet21k_vit_l14"
+CONFIGS = (_RECIPE, f"{_RECIPE}:features=stored,fresh=5")
+MACHINES = ("v5e-8", "v5e-16", "v5p-16", "v6e-8", "h100:8", "a100:8")
+HEAD = (
+  "machine",
+  "config",
+  "GiB of a device",
+  "steps/s",
+  "views/s a host",
+  "hours",
+  "hours, floor",
+  "lost at a preemption",
+)
+
+
+def row(config: str, machine: str) -> list[str]:
+  """Cells of a config on a machine, see `HEAD`; InputError: it can't be compiled here."""
+  settings = unpack(load_config(config)).replace({"dry_run": machine})
+  validate(settings)
+  with tempfile.TemporaryDirectory() as folder:
+    dry_run.check(settings, folder)
+    figures = dry_run.run(settings, folder)
+  return [machine, config.removeprefix("imagenet21k_"), *cells(settings, machine, figures)]
+
+
+def cells(settings: Any, machine: str, figures: dict[str, Any]) -> list[str]:
+  """Cells of the figures of a dry run for a machine."""
+  if not figures["fits"]:
+    return [f"does not fit: {figures['problems'][-1]}", *["-"] * 5]
+  estimate, floor = figures["estimate_seconds"], figures["floor_seconds"]
+  step = estimate or floor
+  most, least = ("", "") if estimate else ("<= ", ">= ")
+  limit = machine_of(machine).chip.memory
+  steps, every = figures["steps"], settings.checkpoint.every
+  return [
+    f"{figures['memory'].total / GIB:.1f} of {limit / GIB:.1f}",
+    f"{most}{1 / step:,.1f}",
+    f"{most}{settings.batch_size / step / figures['n_hosts']:,.0f}",
+    f"{least}{steps * step / 3600:.2f}" if estimate else "-",
+    f">= {steps * floor / 3600:.2f}",
+    f"{every} steps, {least}{every * step:.0f} s",
+  ]
+
+
+def main() -> None:
+  """Entry point."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--configs", nargs="+", default=CONFIGS)
+  parser.add_argument("--machines", nargs="+", default=MACHINES)
+  parser.add_argument("--cache", default="auto", help="folder of compiled programs")
+  options = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  use_compilation_cache(options.cache, "")
+  for line in (HEAD, ["---"] * len(HEAD)):
+    print(f"| {' | '.join(line)} |", flush=True)
+  for config in options.configs:
+    for machine in options.machines:
+      try:
+        found = row(config, machine)
+      except InputError as error:
+        found = [machine, config, str(error), *["-"] * 5]
+      print(f"| {' | '.join(found)} |", flush=True)
+
+
+if __name__ == "__main__":
+  main()
