@@ -60,7 +60,12 @@ class Room(NamedTuple):
 ROOMS = {
   "prompt": Room(("prompt/**/*.py",), ("tests/prompt",), 0.85),
   "train": Room(("train/*.py",), ("tests/train",), 0.75),
-  "evaluate": Room(("evaluate/*.py",), ("tests/evaluate",), 0.85),
+  "evaluate": Room(
+    ("evaluate/*.py",),
+    ("tests/evaluate", "tests/train/test_unreadable.py", "tests/train/test_own.py")
+    + ("tests/rooms/mixtures",),
+    0.85,
+  ),
   "files": Room(("files/*.py",), ("tests/files", "tests/faults/test_damage.py"), 0.85),
   "config": Room(("config/*.py",), ("tests/config", "tests/test_main.py"), 0.75),
   "clip": Room(
