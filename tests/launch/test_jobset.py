@@ -50,3 +50,11 @@ def test_it_fits_the_schemas_and_what_fails_by_itself_is_not_tried_again(parts):
   (rule,) = spec["podFailurePolicy"]["rules"]
   assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
   assert rule["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_the_claim_is_the_one_that_the_pods_mount(parts):
+  claim = yaml.safe_load((ROOT / "launch" / "gke_claim.yaml").read_text())
+  kubernetes_validate.validate(claim, "1.33", strict=True)
+  volumes = {volume["name"]: volume for volume in parts[2]["template"]["spec"]["volumes"]}
+  assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+  assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
