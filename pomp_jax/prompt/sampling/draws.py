@@ -63,10 +63,10 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
     repeats = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
-    is_new = jnp.ones(n_draws, bool).at[order].set(~repeats)
-    # Every new id moves to its rank among the new ones; the rest is dropped at the end.
-    rank = jnp.where(is_new, jnp.cumsum(is_new) - 1, size)
-    return jnp.zeros(size, jnp.int32).at[rank].set(ids, mode="drop"), is_new.sum()
+    # Back in the order of drawing, and the new ones first: by sorts, as TPUs scatter in a loop.
+    is_repeat = repeats[jnp.argsort(order)]
+    first_new = jnp.argsort(is_repeat, stable=True)[:size]
+    return ids[first_new], (~is_repeat).sum()
 
   def again(carry: Any) -> Any:
     key = jax.random.split(carry[0], 1)[0]
@@ -115,9 +115,9 @@ def sample_weighted(
   picked_N = (start - (ends_N - length_N[order_N]) < length_N[order_N]) | certain_N[order_N]
   turn = jax.random.randint(turn_key, (), 0, size)
   place_N = jnp.where(picked_N, (jnp.cumsum(picked_N) - 1 + turn) % size, size)
-  ids_S = jnp.zeros(size, jnp.int32).at[place_N].set(order_N.astype(jnp.int32), mode="drop")
+  ids_N = jax.lax.sort((place_N, order_N.astype(jnp.int32)), num_keys=1)[1]
   drawn_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
-  return ids_S, jnp.where(certain_N, 0.0, jnp.log(drawn_N))
+  return ids_N[:size], jnp.where(certain_N, 0.0, jnp.log(drawn_N))
 
 
 def _whole_turns(length_N: Array) -> Array:
