@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pomp_jax.clip.tokens import TokenizeError
+from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.evaluate.named_prompts import check_lengths, describe, of_one_list
+from pomp_jax.evaluate.named_prompts import check_lengths, describe, of_one_list, read_prompts
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import (
   ClassFeatures,
@@ -40,6 +41,12 @@ def test_each_part_of_a_prompt_is_in_the_key_of_its_features():
   # What its features do not depend on is not.
   assert key_of(Prompt(CONTEXT, "other", config={"seed": 1})) == key_of(prompts[0])
   assert key_of("hand_written") == key_of(CLASSES.template)
+
+
+@pytest.mark.parametrize("names", [[], ["{}.", "{}."], ["a"], ["{} and {}"]])
+def test_no_prompt_two_of_one_name_and_no_text_are_refused(names):
+  with pytest.raises(ConfigError, match=r"evaluate\.prompts: got .*, expected one or more of"):
+    read_prompts(names, "evaluate.prompts")
 
 
 def test_a_prompt_belongs_to_one_list_if_it_has_a_row_for_each_class():

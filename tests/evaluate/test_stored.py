@@ -219,6 +219,7 @@ def test_what_becomes_of_duplicates_is_said(tmp_path, caplog, duplicates, n_imag
   settings = data(tmp_path / "data", duplicates=duplicates)
   assert len(inputs.open_source(settings, "test")) == n_images
   assert fate in caplog.text
+  assert inputs.left_out(settings)["duplicates"]["test"] == {str(same): str(one)}
 
 
 def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
