@@ -10,6 +10,7 @@ its package.
 """
 
 import argparse
+from collections.abc import Sequence
 import datetime
 import pathlib
 import sys
@@ -18,14 +19,15 @@ import tempfile
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
-from tests.mutants.listing import ROOMS, all_mutants, change_of
+from tests.mutants.listing import OPERATORS, ROOMS, all_mutants, change_of
+from tests.mutants.operators import OWN
 from tests.mutants.running import run, seconds_of, was_stopped
 from tests.mutants.session import fill, is_below, outcomes, pending, print_outcomes
 
 
-def _print_list(rooms: list[str]) -> None:
+def _print_list(rooms: list[str], operators: Sequence[str]) -> None:
   for room in rooms:
-    mutants = all_mutants(room)
+    mutants = all_mutants(room, operators=operators)
     for mutant in mutants:
       change = change_of(mutant)
       print(f"{change.file}:{mutant.start_pos[0]}: {change.line}  ->  {change.becomes}")
@@ -47,23 +49,26 @@ def main() -> None:
   parser.add_argument("--minutes", type=float, default=float("inf"), help="time for all of it")
   parser.add_argument("--limit", type=float, default=600, help="seconds for one mutant")
   parser.add_argument("--processes", type=int, default=2, help="mutants at the same time")
+  parser.add_argument("--own", action="store_true", help="what is left out or changes places")
   parser.add_argument("--whole-room", action="store_true", help="all tests of the package")
   parser.add_argument("--session", type=pathlib.Path, help="file to resume from")
   flags = parser.parse_args()
   rooms = flags.rooms or list(ROOMS)
   if unknown := set(rooms) - set(ROOMS):
     parser.error(f"no such package: {', '.join(unknown)}")
+  operators = tuple(OWN) if flags.own else OPERATORS
   if flags.list:
-    _print_list(rooms)
+    _print_list(rooms, operators)
     return
   count = None if flags.sample == "all" else int(flags.sample)
   drawn = "all" if count is None else f"{count}-{flags.seed}"
+  drawn += "-own" * flags.own
   name = f"mutants-{'-'.join(rooms)}-{drawn}.sqlite"
   path = flags.session or pathlib.Path(tempfile.gettempdir(), name)
   print(f"session: {path}")
   with use_db(path) as session:
     try:
-      fill(session, rooms, count, flags.seed)
+      fill(session, rooms, count, flags.seed, operators)
     except ValueError as error:
       sys.exit(f"{path}: {error}")
     items = pending(session)
@@ -94,7 +99,7 @@ def main() -> None:
       print("interrupted; the same command resumes")
     except RuntimeError as error:
       sys.exit(f"{path}: {error}")
-    found = outcomes(session)
+    found = outcomes(session, operators)
     print_outcomes(found)
   below = [
     room

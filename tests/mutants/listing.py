@@ -1,6 +1,6 @@
 """All mutants of the packages, each a change of one place by cosmic-ray, and their tests."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import hashlib
 import pathlib
 import re
@@ -13,7 +13,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.work_item import MutationSpec
 from parso.tree import NodeOrLeaf
 
-from tests.mutants.operators import OWN, operator_of
+from tests.mutants.operators import operator_of
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -37,7 +37,8 @@ _OF_COSMIC_RAY = (
   "RemoveDecorator",
   "ZeroIterationForLoop",
 )
-OPERATORS = (*(f"core/{name}" for name in _OF_COSMIC_RAY), *OWN)
+_EXCEPTIONS = "core/ExceptionReplacer"
+OPERATORS = tuple(f"core/{name}" for name in _OF_COSMIC_RAY)
 # Calls whose arguments are messages.
 _MESSAGES = ("log.", "_log_once(", "_warn_once(", "print(", "printable(")
 _CACHES = ("@functools.cache\n", "@functools.lru_cache")
@@ -123,6 +124,12 @@ def _is_pointless(node: NodeOrLeaf) -> bool:
   return False
 
 
+def _is_dotted(node: NodeOrLeaf, start: tuple[int, int], end: tuple[int, int]) -> bool:
+  """Whether more than a name stands there, such as `zlib.error`, which cosmic-ray can't replace."""
+  within = start[0], start[1] + 1
+  return node.get_leaf_for_position(within).end_pos != end
+
+
 def sources_of(room: Room, root: pathlib.Path = ROOT) -> list[pathlib.Path]:
   """The files of a package, relative to `root`."""
   package = root / "pomp_jax"
@@ -130,15 +137,17 @@ def sources_of(room: Room, root: pathlib.Path = ROOT) -> list[pathlib.Path]:
   return sorted(path.relative_to(root) for path in paths)
 
 
-def mutants_of(source: pathlib.Path, root: pathlib.Path = ROOT) -> Iterator[MutationSpec]:
+def mutants_of(
+  source: pathlib.Path, root: pathlib.Path = ROOT, operators: Sequence[str] = OPERATORS
+) -> Iterator[MutationSpec]:
   """All mutants of a file, whose path is relative to `root`."""
   nodes = list(ast_nodes(get_ast_from_path(root / source)))
-  for name in OPERATORS:
+  for name in operators:
     operator = operator_of(name)()
     places = [(node, place) for node in nodes for place in operator.mutation_positions(node)]
     # cosmic-ray finds a place by its number among those of the operator.
     for occurrence, (node, (start, end)) in enumerate(places):
-      if not _is_pointless(node):
+      if not (_is_pointless(node) or (name == _EXCEPTIONS and _is_dotted(node, start, end))):
         yield MutationSpec(
           module_path=source,
           operator_name=name,
@@ -149,12 +158,21 @@ def mutants_of(source: pathlib.Path, root: pathlib.Path = ROOT) -> Iterator[Muta
         )
 
 
-def all_mutants(room: str, root: pathlib.Path = ROOT) -> list[MutationSpec]:
+def all_mutants(
+  room: str, root: pathlib.Path = ROOT, operators: Sequence[str] = OPERATORS
+) -> list[MutationSpec]:
   """All mutants of a room."""
-  return [mutant for source in sources_of(ROOMS[room], root) for mutant in mutants_of(source, root)]
+  sources = sources_of(ROOMS[room], root)
+  return [mutant for source in sources for mutant in mutants_of(source, root, operators)]
 
 
-def draw(room: str, count: int, seed: str, root: pathlib.Path = ROOT) -> list[MutationSpec]:
+def draw(
+  room: str,
+  count: int | None,
+  seed: str,
+  root: pathlib.Path = ROOT,
+  operators: Sequence[str] = OPERATORS,
+) -> list[MutationSpec]:
   """Draws mutants of a room without replacement: the first by a hash of each with the seed.
 
   A change of one file leaves the draw of the others nearly as it was.
@@ -164,7 +182,7 @@ def draw(room: str, count: int, seed: str, root: pathlib.Path = ROOT) -> list[Mu
     place = f"{seed} {mutant.module_path} {mutant.operator_name} {mutant.occurrence}"
     return hashlib.sha256(place.encode()).hexdigest()
 
-  return sorted(all_mutants(room, root), key=rank)[:count]
+  return sorted(all_mutants(room, root, operators), key=rank)[:count]
 
 
 class Change(NamedTuple):

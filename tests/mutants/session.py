@@ -1,6 +1,6 @@
 """A session: a sample of mutants with the results so far, in a database of cosmic-ray."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import hashlib
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkItem
 from scipy.stats import binom
 
 from tests.mutants.listing import (
+  OPERATORS,
   ROOMS,
   ROOT,
   all_mutants,
@@ -30,7 +31,13 @@ def _item_of(mutant: MutationSpec) -> WorkItem:
   return WorkItem.single(f"{place} {operator} {mutant.occurrence} of {digest}", mutant)
 
 
-def fill(session: WorkDB, rooms: Iterable[str], count: int | None, seed: str) -> None:
+def fill(
+  session: WorkDB,
+  rooms: Iterable[str],
+  count: int | None,
+  seed: str,
+  operators: Sequence[str] = OPERATORS,
+) -> None:
   """Draws the mutants of a new session; checks that those of an old one are of these files.
 
   Args:
@@ -44,7 +51,7 @@ def fill(session: WorkDB, rooms: Iterable[str], count: int | None, seed: str) ->
   """
   if not session.num_work_items:
     for room in rooms:
-      mutants = all_mutants(room) if count is None else draw(room, count, seed)
+      mutants = draw(room, count, seed, operators=operators)
       session.add_work_items(map(_item_of, mutants))
     return
   for item in session.work_items:
@@ -102,7 +109,7 @@ def is_below(seen: int, tested: int, bar: float) -> bool:
   return binom.cdf(seen, tested, bar) < 0.01
 
 
-def outcomes(session: WorkDB) -> dict[str, Outcome]:
+def outcomes(session: WorkDB, operators: Sequence[str] = OPERATORS) -> dict[str, Outcome]:
   """What the session found so far, by room."""
   known = equivalents()
   results = dict(session.results)
@@ -127,7 +134,7 @@ def outcomes(session: WorkDB) -> dict[str, Outcome]:
           seen += 1
           if was_stopped(result):
             stopped.append(mutant)
-    n_listed = len(all_mutants(room))
+    n_listed = len(all_mutants(room, operators=operators))
     found[room] = Outcome(n_listed, equivalent, seen, stopped, survivors, seconds / 60)
   return found
 

@@ -75,6 +75,15 @@ def test_annotations_messages_caches_and_declarations_are_not_mutated(tmp_path):
   }
 
 
+def test_a_dotted_exception_is_not_replaced(tmp_path):
+  source = _written(tmp_path)
+  (tmp_path / source).write_text("try:\n  x\nexcept (OSError, zlib.error):\n  pass\n")
+  changes = [change_of(mutant, tmp_path) for mutant in mutants_of(source, tmp_path)]
+  assert [change.becomes for change in changes] == [
+    "except (CosmicRayTestingException, zlib.error):"
+  ]
+
+
 def test_an_equivalent_mutant_stays_one_when_lines_move(tmp_path):
   source = _written(tmp_path)
   known = {change_of(mutant, tmp_path): "a reason" for mutant in mutants_of(source, tmp_path)}
