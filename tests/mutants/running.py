@@ -29,6 +29,9 @@ _FORKED.set_forkserver_preload(["tests.mutants.preloaded", "tests.mutants.sessio
 def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode: bool) -> None:
   """Runs pytest in a copy of the tree; a process and session of its own."""
   os.setsid()
+  # Not a worker of the tests that show the sample of the day: these share runs between processes.
+  for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+    del os.environ[name]
   with open(output, "w") as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -120,8 +123,11 @@ def _check_without_mutants(copy: pathlib.Path, tests: Sequence[str]) -> None:
   process = _start(copy, tests)
   process.join()
   if process.exitcode:
-    failed = _failed_tests((copy.parent / "output.txt").read_text(errors="replace"))
-    raise RuntimeError(f"fail without a mutant, so what they saw is not seen: {failed or tests}")
+    output = (copy.parent / "output.txt").read_text(errors="replace")
+    failed = _failed_tests(output) or tests
+    raise RuntimeError(
+      f"fail without a mutant, so what they saw is not seen: {failed}\n{output[-3000:]}"
+    )
 
 
 def seconds_of(result: WorkResult) -> float:
