@@ -411,7 +411,7 @@ class _Norm(NamedTuple):
 
   epsilon: float
   dtype: Any
-  # Variance as E[x^2] - E[x]^2, as Flax has it: one pass over the rows, which a TPU fuses with the
+  # The variance is E[x^2] - E[x]^2, as in Flax: one pass over the rows, which a TPU fuses with the
   # product before. Exact to rounding where the mean is no larger than the deviation.
   one_pass: bool = False
 

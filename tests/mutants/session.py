@@ -47,7 +47,7 @@ def fill(
     seed: seed of the draw.
 
   Raises:
-    ValueError: a file has changed since the session began.
+    ValueError: a file has changed since the mutants were drawn.
   """
   if not session.num_work_items:
     for room in rooms:
@@ -57,7 +57,9 @@ def fill(
   for item in session.work_items:
     (mutant,) = item.mutations
     if _item_of(mutant).job_id != item.job_id:
-      raise ValueError(f"{mutant.module_path} has changed since this session began: delete it")
+      raise ValueError(
+        f"{mutant.module_path} has changed since these mutants were drawn: delete their file"
+      )
 
 
 def pending(session: WorkDB) -> list[WorkItem]:

@@ -62,13 +62,15 @@ def run(config: Settings, workdir: str) -> dict:
   with writing(folder.plots):
     method_dots(folder.plots / "accuracy.png", top1_of_prompts(results))
   finish_run(folder, config.to_dict(), results)
-  for split, found in results["gain"].items():
+  for split, of_split in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
       " hand-written prompt (%s), spread %.2f",
-      *(split, 100 * found["top1"]["mean"], 100 * found["top1"]["std"], len(runs)),
+      *(split, 100 * of_split["top1"]["mean"], 100 * of_split["top1"]["std"], len(runs)),
       results["eval"][split]["prompt"]["images"],
-      *(100 * found["gain"], found["best_hand_written"], 100 * found["top1"]["spread"]),
+      100 * of_split["gain"],
+      of_split["best_hand_written"],
+      100 * of_split["top1"]["spread"],
     )
   return results
 

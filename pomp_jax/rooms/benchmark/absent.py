@@ -159,7 +159,7 @@ def open_devices(text: str) -> list[Any]:
     name, platform = f"{machine.chip.kind}:{machine.topology}", "tpu"
   try:
     found = topologies.get_topology_desc(topology_name=name, platform=platform, **options)
-  except Exception as error:  # JaxRuntimeError, NotImplementedError, or of a missing symbol
+  except Exception as error:  # of many kinds, by platform and release
     reason = one_line(error)
     if "lockfile" in reason or "already in use" in reason:
       way = "set ALLOW_MULTIPLE_LIBTPU_LOAD=1, or wait for its end"

@@ -54,7 +54,7 @@ def of_cpu(monkeypatch):
 
 
 def job_of(config, folder):
-  """A function: changed fields -> the job, as `dry_run.run` has it."""
+  """A function: changed fields -> the job that `dry_run.run` makes of them."""
 
   def make(changes):
     tried = config.replace(changes)
