@@ -49,7 +49,7 @@ def test_a_run_leaves_its_folder(pretrained):
   seconds = read_checkpoint(pretrained / "checkpoints" / "12").meta["seconds"]
   assert results["seconds"] == round(seconds, 2) and results["eval_seconds"] > 0
   assert results["images_per_second"] == round(192 / seconds, 1)
-  assert 0 < results["productive_share"] < 1
+  assert 0 < results["productive_share"] <= 1  # windows are written late, all at the end
   assert set(results["eval"]) == {"base", "novel", "shifted"}
   scalars = RunFolder(pretrained).scalars()
   assert scalars["loss"][0] == [2, 4, 6, 8, 10, 12]

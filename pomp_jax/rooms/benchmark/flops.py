@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step by the model's sizes, and their share of the peak."""
+"""Floating-point operations of a step by the model's sizes, and their share of the peak."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
