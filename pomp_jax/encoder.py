@@ -103,16 +103,17 @@ class Encoder:
   def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> TextTower:
     """Builds the text tower for a token budget; see `clip.text.text_tower`."""
     config = self.clip.config.text_config
-    return text_tower(self._tower, config, self._dtype, token_budget, memory, self._block)
+    return text_tower(self._tower, config, self._dtype, token_budget, memory, self.block)
 
   def capacity(self, module: PromptContext) -> int | None:
     """Own tokens that a block of the text tower holds; None where it has no blocks."""
-    if self._block is None:
+    if self.block is None:
       return None
-    return self._block - len(self.clip.sos_embedding) - module.n_vectors + module.n_own
+    return self.block - len(self.clip.sos_embedding) - module.n_vectors + module.n_own
 
   @property
-  def _block(self) -> int | None:
+  def block(self) -> int | None:
+    """Rows of a block of the text tower on these devices; None without blocks."""
     platform = self.mesh.devices.flat[0].platform
     return block_of(self._tower, self.clip.config.text_config, platform)
 

@@ -307,6 +307,7 @@ PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # picture
 TREE_ERRORS = "rooms.analysis.tree_errors:tallies"  # WordNet ids -> tally of errors on its tree
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
 PROFILER = "rooms.benchmark.profiler:Profiler"  # of `config.profile_steps`
+SHARE_OF_PEAK = "rooms.benchmark.flops:share_of_peak"  # of the devices, by seconds of a step
 SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"  # architectures with random weights
 NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"  # of `evaluate.sets`, `evaluate.suite`
 OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"  # of `evaluate.sets_file` and its `own_sets`

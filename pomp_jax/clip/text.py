@@ -131,20 +131,25 @@ def with_embeddings(params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"
   return params | {"text_model": model | {"embeddings": embeddings}}
 
 
-def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
+def plan_memory(
+  config: Any, n_prefix: int, n_tokens: int, limit_bytes: float, block: int | None = None
+) -> MemoryPlan:
   """The fastest plan whose activations stay below a limit, by a rough estimate for one device."""
-  needed = activation_bytes(config, n_prefix, n_tokens)
+  needed = activation_bytes(config, n_prefix, n_tokens, block)
   if needed <= limit_bytes:
     return AT_ONCE
   return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
 
 
-def activation_bytes(config: Any, n_prefix: int, n_tokens: int) -> float:
+def activation_bytes(config: Any, n_prefix: int, n_tokens: int, block: int | None = None) -> float:
   """Rough size of all residuals without rematerialisation, for P and T tokens.
 
-  For each token and layer about nine vectors of width D (inputs of the norms, query, key, value,
-  the result of attention), the MLP's hidden vector, and the attention weights.
+  For each row and layer about nine vectors of width D (inputs of the norms, query, key, value, the
+  result of attention), the MLP's hidden vector, and the attention weights. In blocks of W rows each
+  begins with a copy of the prefix, and a row has W weights.
   """
+  n_rows = n_tokens if block is None else n_tokens * block / (block - n_prefix)
+  n_weights = n_prefix + 16 if block is None else block
   floats = 9 * config.hidden_size + config.intermediate_size
-  floats += config.num_attention_heads * (n_prefix + 16)
-  return 4.0 * floats * config.num_hidden_layers * n_tokens
+  floats += config.num_attention_heads * n_weights
+  return 4.0 * floats * config.num_hidden_layers * n_rows

@@ -67,10 +67,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
   def write(self, step: int, **scalars: SupportsFloat) -> None:
     """Writes the scalars of one step; NaN and infinities become null in `metrics.jsonl`."""
     values = {name: float(value) for name, value in scalars.items()}
+    stamp = {"step": step, "time": round(time.time(), 3)}
     with self._drop_on_error(step):
       with open(self._folder.metrics, "ab") as file:
         # After a failed write the last line may be incomplete.
-        file.write(b"\n" * self._warned + _line({"step": step} | values))
+        file.write(b"\n" * self._warned + _line(stamp | values))
       summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
       self._write_event(step, summary=summary)
     self._tracker.write(step, values)

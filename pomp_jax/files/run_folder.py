@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -123,9 +124,26 @@ class RunFolder:
     points: dict[str, dict[int, float]] = {}
     for record in self.records():
       step = record.pop("step")
+      record.pop("time", None)
       for name, value in record.items():
         points.setdefault(name, {})[step] = value
     return {name: (sorted(of), [of[step] for step in sorted(of)]) for name, of in points.items()}
+
+  def productive_share(self) -> float | None:
+    """Share of the wall clock that the run's steps took, from its first window to its last.
+
+    The rest is validation, saving, starts, and steps that were done again after a lost process.
+    None if `metrics.jsonl` has fewer than two windows with times.
+    """
+    windows = [one for one in self.records() if {"time", "step_seconds"} <= one.keys()]
+    wall = windows[-1]["time"] - windows[0]["time"] if windows else 0.0
+    if wall <= 0:
+      return None
+    productive = sum(
+      (window["step"] - before["step"]) * window["step_seconds"]
+      for before, window in itertools.pairwise(windows)
+    )
+    return min(1.0, productive / wall)
 
   def records(self) -> Iterator[dict[str, Any]]:
     """Yields the lines of `metrics.jsonl`; null becomes NaN, and damaged lines are skipped."""

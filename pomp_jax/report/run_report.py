@@ -122,6 +122,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     "steps": results.get("steps"),
     "training (s)": results["seconds"],
     "images a second": results.get("images_per_second"),
+    "share of the wall clock in steps (%)": report.percent(results.get("productive_share")),
     "evaluation (s)": results["eval_seconds"],
     "roll-backs": results.get("roll_backs"),
     "unreadable images": results.get("unreadable_images"),

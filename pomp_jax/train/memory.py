@@ -2,12 +2,12 @@
 
 import functools
 import logging
-from typing import Any
 
 from pomp_jax import hosts
 from pomp_jax.clip.packed import MemoryPlan
 from pomp_jax.clip.text import plan_memory
 from pomp_jax.config.fields import Clip
+from pomp_jax.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,14 @@ def activation_memory(clip: Clip) -> float:
 
 
 def memory_plan(
-  clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
+  clip: Clip, encoder: Encoder, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
   """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
 
   `n_times` text towers share the memory; see `plan_memory`.
   """
-  plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
+  config, limit = encoder.clip.config.text_config, activation_memory(clip) / n_times
+  plan = plan_memory(config, n_prefix, token_budget, limit, encoder.block)
   remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 

@@ -115,6 +115,7 @@ def evaluate_run(
     "steps": run.total_steps,
     "roll_backs": done.roll_backs,
     "images_per_second": round(run.total_steps * run.loop.batch_size / done.seconds, 1),
+    "productive_share": run.folder.productive_share(),
     "k": run.k,
     "correction": run.contrast.correction,
     "unreadable_images": len(done.unreadable),

@@ -196,8 +196,7 @@ class PromptRun(Run):
     return self._memory_plan(self.token_budget, n_times)
 
   def _memory_plan(self, token_budget: int, n_times: int = 1) -> MemoryPlan:
-    text_config = self.encoder.clip.config.text_config
-    return memory_plan(self.clip, text_config, self.n_prefix, token_budget, n_times)
+    return memory_plan(self.clip, self.encoder, self.n_prefix, token_budget, n_times)
 
   def _learner(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)

@@ -20,7 +20,7 @@ from pomp_jax.errors import RunError
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.terminal import Progress
-from pomp_jax.registry import PROFILER, load
+from pomp_jax.registry import PROFILER, SHARE_OF_PEAK, load
 from pomp_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,9 @@ class Watch(contextlib.AbstractContextManager):
     if steps := run.loop.profile_steps:
       self._profile = load(PROFILER)(run.folder.path / "profile", steps, first)
       self._opened.callback(self._profile.close)
+    self._share_of_peak: Callable[[float], dict[str, float]] = lambda seconds: {}
+    if SHARE_OF_PEAK and self._metrics is not None:
+      self._share_of_peak = load(SHARE_OF_PEAK)(run)
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
     self._warned = False
@@ -197,6 +200,7 @@ class Watch(contextlib.AbstractContextManager):
       return
     processes = hosts.posted("watch")  # the latest of each
     scalars = means | {"images_per_second": rate} | own
+    scalars |= self._share_of_peak(own["step_seconds"])
     if len(processes) > 1:
       for process, found in processes.items():
         scalars |= {f"process_{process}/{name}": value for name, value in found.items()}

@@ -137,12 +137,30 @@ def test_scalars_come_back_also_of_a_killed_process(tmp_path):
   metrics.write(3, loss=math.inf)
   assert len(_tensorboard(tmp_path / "new")) == 5
   *_, last = (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
-  assert json.loads(last) == {"step": 3, "loss": None}
+  last = json.loads(last)
+  assert abs(last.pop("time") - time.time()) < 60 and last == {"step": 3, "loss": None}
   found = RunFolder(tmp_path / "new").scalars()
   assert found.pop("accuracy") == ([1], [0.25]) and found.pop("eval/top1") == ([2], [1.0])
   assert found["loss"][0] == [1, 2, 3]
   np.testing.assert_array_equal(found["loss"][1], [1.5, 1.25, np.nan])
   assert RunFolder(tmp_path).scalars() == {}
+
+
+def test_the_productive_share_is_of_the_steps_that_count(tmp_path):
+  """Steps of 2 s: validation after the second window, a start of 50 s that does two steps again."""
+  records = [
+    {"step": 5, "time": 1000.0, "step_seconds": 2.0},
+    {"step": 5, "time": 1000.5, "validation_top1": 0.5},
+    {"step": 10, "time": 1014.0, "step_seconds": 2.0},
+    {"step": 15, "time": 1080.0, "step_seconds": 2.0},
+  ]
+  folder = RunFolder(tmp_path)
+  assert folder.productive_share() is None
+  folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records[:1]))
+  assert folder.productive_share() is None
+  folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+  assert folder.productive_share() == pytest.approx(20 / 80)
+  assert "time" not in folder.scalars()
 
 
 def test_of_a_step_that_is_taken_again_the_last_values_count(tmp_path):

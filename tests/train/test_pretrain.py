@@ -43,12 +43,13 @@ def test_a_run_leaves_its_folder(pretrained):
   for key, count in (("eval_images", 300), ("eval_classes", 300), ("eval_unreadable", 0)):
     same[key] = dict.fromkeys(("base", "novel", "shifted"), count)
   same["top1"] = {split: scores["prompt"]["top1"] for split, scores in results["eval"].items()}
-  timed = {"seconds", "eval_seconds", "images_per_second"}
+  timed = {"seconds", "eval_seconds", "images_per_second", "productive_share"}
   assert same == {key: results[key] for key in same}
   assert results.keys() == same.keys() | timed | {"eval", "by_class", "provenance"}
   seconds = read_checkpoint(pretrained / "checkpoints" / "12").meta["seconds"]
   assert results["seconds"] == round(seconds, 2) and results["eval_seconds"] > 0
   assert results["images_per_second"] == round(192 / seconds, 1)
+  assert 0 < results["productive_share"] <= 1  # windows are written late, all at the end
   assert set(results["eval"]) == {"base", "novel", "shifted"}
   scalars = RunFolder(pretrained).scalars()
   assert scalars["loss"][0] == [2, 4, 6, 8, 10, 12]

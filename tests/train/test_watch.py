@@ -125,6 +125,22 @@ def test_scalars_of_a_window(watch, tmp_path):
   assert not [name for name in scalars if name.startswith("device_memory")]  # none on CPUs
 
 
+def test_the_share_of_the_peak_is_written_where_it_is_known(tmp_path, monkeypatch):
+  asked = []
+
+  def share_of_peak(run):
+    asked.append(run)
+    return lambda seconds: {"mfu": 0.5 / seconds}
+
+  clock = types.SimpleNamespace(now=100.0)
+  monkeypatch.setattr(watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+  monkeypatch.setattr(watch_module, "load", lambda name: share_of_peak)
+  with opened(tmp_path) as watch:
+    walk(watch, clock, 0.5, 1.5, range(1, 11))
+  assert len(asked) == 1
+  assert RunFolder(tmp_path).scalars()["mfu"] == ([5], [0.25])
+
+
 def losses(monitor, values, first=1):
   for step, loss in enumerate(values, first):
     monitor(step, {"loss": np.float32(loss), "accuracy": 0.5})

@@ -131,7 +131,8 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
     streams = [shared.stream(run) for run in runs]
     run = runs[0]
     # As many as their activations leave room for.
-    of_step = activation_bytes(run.encoder.clip.config.text_config, run.n_prefix, run.token_budget)
+    text_config, block = run.encoder.clip.config.text_config, run.encoder.block
+    of_step = activation_bytes(text_config, run.n_prefix, run.token_budget, block)
     most = fields.lanes or int(activation_memory(run.clip) // of_step)
     size = vmapped_training.lanes_of_program(len(group), most)
     trained = train_lanes(runs, streams, size, fields.curve_every)

@@ -70,7 +70,7 @@ class Gradients(NamedTuple):
     self, k: int, sampling: SamplingSettings, corrections: Sequence[str], n_draws: int
   ) -> Float[np.ndarray, "R corrections P"]:
     """Computes R = `n_draws` independent draws of K classes under each correction."""
-    lengths_N, clip = np.asarray(self.frozen.tokens.lengths), self.encoder.clip
+    lengths_N = np.asarray(self.frozen.tokens.lengths)
     contrast = dataclasses.replace(self.contrast, k=k, sampling=sampling)
     size = self.labels_B.size
     capacity = self.encoder.capacity(self.module)
@@ -78,7 +78,7 @@ class Gradients(NamedTuple):
       self.module, lengths_N, settings=contrast, group_size=size, capacity=capacity
     )
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
-    memory = memory_plan(self.clip, clip.config.text_config, n_prefix, budget)
+    memory = memory_plan(self.clip, self.encoder, n_prefix, budget)
     tower = self.encoder.text_tower(budget, memory)
     learner = ContextLearner(self.module, tower, budget, capacity)
     images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)

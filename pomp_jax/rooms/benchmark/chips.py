@@ -71,6 +71,7 @@ class Chip(NamedTuple):
   per_chip: int = 1  # devices of a chip
   options: tuple[tuple[str, str], ...] = ()  # of the topology
   gpu: Gpu | None = None
+  device_kind: str = ""  # as JAX names it
 
   @property
   def peak(self) -> dict[str, float]:
@@ -108,19 +109,25 @@ def _gpu(
 ) -> Chip:
   memory = _GPU_SHARE * gpu.memory
   title, bandwidth = gpu.name, gbps * 1e9
-  return Chip(kind, title, tflops * 1e12, float32_tflops * 1e12, bandwidth, memory, gpu=gpu)
+  flops = tflops * 1e12, float32_tflops * 1e12
+  return Chip(kind, title, *flops, bandwidth, memory, gpu=gpu, device_kind=gpu.name)
 
 
 # TPUs: peak in bfloat16 (TFLOP/s), memory's rate (GB/s), memory that libtpu 0.0.42 lets a program
 # have (GiB, from its own message), matrix units and their side. From these follows the clock.
 _CHIPS = (
-  _tpu("v4", 275, 1200, 30.75, 8, 128, axes=3, options=(("chip_config_name", "megacore"),)),
-  _tpu("v5e", 197, 819, 15.75, 4, 128, axes=2),
-  _tpu("v5p", 459, 2765, 95.74, 8, 128, axes=3),
-  _tpu("v6e", 918, 1640, 31.25, 4, 256, axes=2),
+  _tpu(
+    *("v4", 275, 1200, 30.75, 8, 128),
+    axes=3,
+    options=(("chip_config_name", "megacore"),),
+    device_kind="TPU v4",
+  ),
+  _tpu("v5e", 197, 819, 15.75, 4, 128, axes=2, device_kind="TPU v5 lite"),
+  _tpu("v5p", 459, 2765, 95.74, 8, 128, axes=3, device_kind="TPU v5"),
+  _tpu("v6e", 918, 1640, 31.25, 4, 256, axes=2, device_kind="TPU v6 lite"),
   # Half of a chip. No page says the number of units: with four a large product reaches 80% of the
   # peak by the compiler's estimate, with two it would be above it.
-  _tpu("tpu7x", 2307 / 2, 7380 / 2, 94.75, 4, 256, axes=3, per_chip=2),
+  _tpu("tpu7x", 2307 / 2, 7380 / 2, 94.75, 4, 256, axes=3, per_chip=2, device_kind="TPU7x"),
   # Without sparsity; float32 on the cores that are not tensor cores.
   _gpu(
     *("h100", 989.5, 66.9, 3352),
@@ -220,6 +227,11 @@ class Machine(NamedTuple):
     n_chips = math.prod(self.shape)
     halves = f", {self.n_devices} devices" if self.chip.per_chip > 1 else ""
     return f"{self.chip.title} {self.topology} ({n_chips} chips{halves})"
+
+
+def chip_of(device_kind: str) -> Chip | None:
+  """The chip whose devices JAX gives this name; None for another."""
+  return next((chip for chip in _CHIPS if chip.device_kind == device_kind), None)
 
 
 def machine_of(text: str) -> Machine:

@@ -270,7 +270,7 @@ def compile_step(
   )
 
   def learner_of(budget):
-    memory = plan_memory(config, fields.m + 1, budget, _ACTIVATION_BYTES)
+    memory = plan_memory(config, fields.m + 1, budget, _ACTIVATION_BYTES, block)
     tower = text_tower("shared", config, fields.dtype, budget, memory, block)
     return ContextLearner(module, tower, budget, capacity)
 

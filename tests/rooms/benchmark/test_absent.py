@@ -9,7 +9,6 @@ import types
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from docs.studies import pods
@@ -17,7 +16,7 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark import absent, costs, dry_run, forecast, hlo
+from pomp_jax.rooms.benchmark import absent, costs, dry_run, flops, forecast, hlo
 from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.train import setup
 from pomp_jax.train.resume import blank_state, place_bank
@@ -327,29 +326,16 @@ def test_a_row_of_the_table_of_pods():
   assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(pods.HEAD)
 
 
-def test_products_are_counted():
-  def f(x, w):
-    y = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=5)[0]
-    kernel = jnp.ones((3, 3, 2, 4))
-    image = y.reshape(1, 8, 8, 2)
-    return jax.lax.conv_general_dilated(
-      image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-  jaxpr = jax.make_jaxpr(jax.jit(f))(np.ones((8, 16)), np.ones((16, 16))).jaxpr
-  assert forecast.product_flops(jaxpr) == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 8 * 4 * 3 * 3 * 2
-
-
 def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   """The program also multiplies for selections, and has slack for names that are longer."""
   job = job_of(config(**{"clip.model": "world"}), RunFolder(tmp_path / "run"))({})
   run = absent.prepare(job, SIXTEEN_GIB, hosts.devices()).there
-  flops = forecast.step_flops(run)
+  found = flops.step_flops(run)
   jaxpr = run.build_step().trace(*absent.step_arguments(run)).jaxpr.jaxpr
-  counted = forecast.product_flops(jaxpr)
-  assert 0.4 * counted < sum(flops.values()) < counted
+  counted = flops.product_flops(jaxpr)
+  assert 0.4 * counted < sum(found.values()) < counted
   n_images = run.loop.batch_size
-  assert flops["images"] == n_images * forecast.image_flops(run)
+  assert found["images"] == n_images * flops.image_flops(run)
 
 
 _SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU seconds")

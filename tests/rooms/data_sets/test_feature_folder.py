@@ -205,7 +205,7 @@ def test_own_sets_of_a_file(config_of, cut_pictures, dumped, tmp_path):
 def _figures(results):
   """Accuracies and the like, rounded, by their place."""
   skipped = {"seconds", "eval_seconds", "memory_mib", "images_per_second", "seconds_of_last_start"}
-  skipped |= {"unreadable", "step_times", "loss"}
+  skipped |= {"unreadable", "step_times", "loss", "productive_share"}
 
   def flat(value, place):
     items = value.items() if isinstance(value, dict) else enumerate(value)
