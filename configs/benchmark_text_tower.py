@@ -1,4 +1,4 @@
-r"""What a step of the text tower costs: ours, HuggingFace Flax's and HuggingFace torch's.
+r"""What a step of the text tower costs: ours and HuggingFace Flax's.
 
   python -m pomp_jax.main --config=configs/benchmark_text_tower.py --workdir=runs/benchmark
 

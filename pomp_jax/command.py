@@ -27,6 +27,8 @@ def run() -> None:
     jax = importlib.metadata.version("jax")
     print(f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})")
     sys.exit()
+  # Read when transformers is imported, which would else import PyTorch: two seconds for nothing.
+  os.environ.setdefault("USE_TORCH", "0")
   importlib.import_module("pomp_jax.main").start()
 
 

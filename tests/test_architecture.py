@@ -79,7 +79,7 @@ def test_no_string_names_another_framework():
       roots = {str(value.value).split(".")[0] for value in given if isinstance(value, ast.Constant)}
       if roots & {"tensorflow", "torch"} and not ast.unparse(call.func).endswith("find_spec"):
         found.add(path.relative_to(PACKAGE).as_posix())
-  assert found == {"rooms/benchmark/towers.py"}
+  assert found == set()
 
 
 def test_jax_is_asked_for_devices_in_one_place():

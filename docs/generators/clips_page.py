@@ -55,12 +55,11 @@ M = 16, random weights, beside open_clip's over all positions, in turn on 2 shar
 | ViT-L-14-CLIPA, full | 32 | 11.9 s | 22.9 s | 1.9x | 3,256 MiB | 1,739 MiB |
 
 ```bash
-B=baseline_k=128,steps=,bank_steps=,repeats=2,implementations=shared+torch_77
 for model in eva02_b_16 pe_core_b_16 siglip_b_16 clipa_l_14; do
-  pomp --config=benchmark_text_tower:model=$model,k=128,$B --workdir=runs/$model
+  python -m docs.studies.torch_tower --model=$model --k=128 --repeats=2
 done
-model=metaclip2_h_14,k=128,rows_at_a_time=32  # open_clip's in parts of 32 names
-pomp --config=benchmark_text_tower:model=$model,$B --workdir=runs/metaclip2
+# open_clip's in parts of 32 names
+python -m docs.studies.torch_tower --model=metaclip2_h_14 --k=128 --repeats=2 --rows_at_a_time=32
 ```
 
 The full towers keep more for the backward pass than torch does; `clip.memory_gib` bounds it, by

@@ -43,7 +43,7 @@ CELLS = TRAINING | {"job": "ablate", "ablate.grid": "batch_size=4|6|8;seed=0|1"}
 GRADIENTS = WORLD | {"job": "gradient_bias", "gradient_bias.k": (3,), "gradient_bias.images": 6}
 GRADIENTS |= {"gradient_bias.samplers": ("uniform",), "gradient_bias.corrections": ("log",)}
 DTYPES = ("text_tower.dtype", "measure_in_turn.dtype")
-MEASURED = [("reference", 11, 21841, None), ("torch_77", 11, 21841, None)]
+MEASURED = [("reference", 11, 21841, None)]
 TINY = {"job": "benchmark", "benchmark.model": "tiny", "benchmark.k": "12", "benchmark.steps": ""}
 TINY |= {"benchmark.bank_steps": "", "benchmark.baseline_k": "", "benchmark.chunk": 5}
 PREDICTED = {"job": "predict", "predict.images": "ROOT/pictures/test/red star"}
@@ -656,8 +656,8 @@ CASES = {
     {
       "benchmark.k": ("11+13", "rows", MEASURED),
       "benchmark.baseline_k": ("11", "rows", MEASURED),
-      "benchmark.implementations": ("reference+torch_77", "rows", MEASURED),
-      "benchmark.rows_at_a_time": (3, "rows_at_a_time", {"reference": 3, "torch_77": 3}),
+      "benchmark.implementations": ("reference", "rows", MEASURED),
+      "benchmark.rows_at_a_time": (3, "rows_at_a_time", {"reference": 3}),
       "benchmark.m": (5, "random_inputs.m"),
       "benchmark.seed": (9, "seeds", {9}),
       "benchmark.repeats": (2, "measure_in_turn.repeats"),

@@ -56,6 +56,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
   clusters = ("SLURM_", "OMPI_", "JOBSET_", "TPU_", "MEGASCALE_")
   found = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
   own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
+  own["USE_TORCH"] = "0"  # as `pomp_jax.command` sets it
   return found | own | more
 
 

@@ -7,7 +7,6 @@ in `calls.seen`: arguments of the last call by `function.argument`, those of all
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import inspect
 import itertools
@@ -530,9 +529,6 @@ def measured(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.skip(towers, "temporaries_mib")
   calls.skip(benchmark, "plot")
   calls.skip(RunFolder, "write_results")
-  calls.note(towers, "_torch_step", lambda *given: lambda warm_up: None)
-  calls.patch.setattr(towers, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
-  calls.patch.setattr(towers, "_torch_growth_mib", lambda *given: 0.0)
   calls.patch.setattr(benchmark, "has_flax_clip", lambda: True)
   found = check_and_run(config, folder)["rows"]
   calls.seen["rows"] = [(one.implementation, one.k, one.n_classes, one.renew) for one in found]

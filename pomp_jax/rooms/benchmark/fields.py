@@ -11,7 +11,7 @@ _MODELS = (
   *("vit_b_16", "vit_l_14", "tiny", "eva02_b_16", "pe_core_b_16", "convnext_base_w"),
   *("metaclip2_h_14", "siglip_b_16", "siglip2_b_16", "clipa_l_14"),
 )
-_IMPLEMENTATIONS = ("shared", "reference", "torch_77")
+_IMPLEMENTATIONS = ("shared", "reference")
 
 
 def numbers(text: str) -> list[tuple[int, ...]]:
@@ -47,7 +47,7 @@ class Benchmark:
   baseline_k: str = row(
     "128+1000", "rows that the implementations of 77 tokens run too", _sizes("K")
   )
-  implementations: str = row("shared+reference+torch_77", "implementations", _implementations)
+  implementations: str = row("shared+reference", "implementations", _implementations)
   steps: str = row(
     "128/21841+128/1000000+1000/21841+21841/21841",
     "K/N of whole training steps; K = N: exact",

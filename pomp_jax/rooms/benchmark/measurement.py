@@ -23,7 +23,7 @@ class Measurement:
 
   `tokens` are those that a step must compute: for `shared` without padding and slack of the budget,
   for the others all 77 positions. `peak_mib` are the peak temporaries of the compiled step with all
-  rows together; for torch the growth of the process with `rows_at_a_time` rows.
+  rows together.
   """
 
   implementation: str
@@ -134,7 +134,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 _LABELS = {
   "shared": "shared prefix, packed names",
   "reference": "HuggingFace Flax, 77 tokens",
-  "torch_77": "HuggingFace torch, 77 tokens",
 }
 
 
@@ -152,8 +151,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     for number, name in enumerate(names):
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
-      # torch's peak covers only a part of the rows.
-      if points and (name, field) != ("torch_77", "peak_mib"):
+      if points:
         style = drawing.style(number)
         axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **style)
     drawing.log_axis(axes, "x", sorted({row["k"] for row in rows}))

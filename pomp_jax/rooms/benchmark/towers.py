@@ -2,15 +2,11 @@
 
 shared      ours: the prefix once, names packed (`clip.packed`)
 reference   HuggingFace Flax, all positions of every class
-torch_77    torch, likewise: HuggingFace's, which the published code computes, or open_clip's
 
 Weights are random. The whole step (draw, tower, loss, gradient, update) is against the number of
 classes: image features are given, names are synthetic, their lengths those of ImageNet-21K's.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-import importlib
-import multiprocessing
 from typing import Any
 
 import jax
@@ -26,7 +22,7 @@ from pomp_jax.clip.open_clip import tables
 from pomp_jax.clip.text import block_of, plan_memory, text_tower
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Sampling
-from pomp_jax.hosts import devices, peak_mib
+from pomp_jax.hosts import devices
 from pomp_jax.prompt import step as training
 from pomp_jax.prompt.bank import place_rows, renewal_token_budget
 from pomp_jax.prompt.context import ClassTokens, PromptContext
@@ -64,13 +60,16 @@ OPEN_CLIPS = {
 }
 
 
-def _settings(name: str) -> dict[str, Any]:
-  # No step reads the table of tokens: inputs are embedded.
+def open_clip_settings(name: str) -> dict[str, Any]:
+  """Returns open_clip's settings of a family's CLIP, with a table of 8 tokens.
+
+  No step reads the table of tokens: inputs are embedded.
+  """
   settings = tables()[OPEN_CLIPS[name]]["model_cfg"]
   return settings | {"text_cfg": settings["text_cfg"] | {"vocab_size": 8}}
 
 
-MODELS |= {name: open_clips_config(_settings(name)).text_config for name in OPEN_CLIPS}
+MODELS |= {name: open_clips_config(open_clip_settings(name)).text_config for name in OPEN_CLIPS}
 
 
 def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
@@ -159,73 +158,8 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
   return jax.device_put((params, 0.02 * prefix))
 
 
-def torch_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
-  """Builds the step of torch, `rows_at_a_time` rows after one another, on the CPU."""
-  k, config, n_classes = lengths_K.size, MODELS[fields.model], token_lengths().size
-  n_rows, tokens = min(fields.rows_at_a_time, k), config.max_position_embeddings * k
-  # In a process of its own, for a peak memory of its own.
-  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own_process:
-    growth = own_process.submit(_torch_growth_mib, fields, n_rows).result()
-  flops = dense_flops(config, tokens)
-  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, growth)
-  return measurement, _torch_step(fields, k, n_rows)
-
-
-def _torch_step(fields: Benchmark, k: int, rows_at_a_time: int) -> Step:
-  torch: Any = importlib.import_module("torch")
-  config, n_prefix = MODELS[fields.model], fields.m + 1
-  dtype = torch.bfloat16 if fields.dtype == "bfloat16" else torch.float32
-  n_positions, width = config.max_position_embeddings, config.hidden_size
-  if fields.model in OPEN_CLIPS:
-    settings = _settings(fields.model)
-    build = importlib.import_module("open_clip.model")._build_text_tower
-    quick = settings.get("quick_gelu", False)
-    tower = build(settings["embed_dim"], settings["text_cfg"], quick_gelu=quick)
-    tower = tower.to(dtype).eval().requires_grad_(False)
-    positions = tower.positional_embedding
-
-    def encode(hidden, at):
-      read = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))[:, at]
-      dense = tower.text_projection
-      return dense(read) if callable(dense) else read @ dense
-
-  else:
-    tower = importlib.import_module("transformers").CLIPTextModelWithProjection(config)
-    tower = tower.to(dtype).eval().requires_grad_(False)
-    positions = tower.text_model.embeddings.position_embedding.weight
-    mask = torch.full((n_positions, n_positions), torch.finfo(dtype).min).triu_(1)
-    mask = mask[None, None].to(dtype)
-
-    def encode(hidden, at):
-      hidden = tower.text_model.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
-      return tower.text_projection(tower.text_model.final_layer_norm(hidden)[:, at])
-
-  context = 0.02 * torch.randn(n_prefix, width, dtype=dtype)
-  context.requires_grad_()
-
-  def part(n_rows):
-    rest = torch.zeros(n_rows, n_positions - n_prefix, width, dtype=dtype)
-    hidden = torch.cat([context.expand(n_rows, -1, -1), rest], dim=1) + positions
-    encode(hidden, n_prefix + 3).square().sum().backward()
-
-  def step(warm_up):
-    for start in range(0, 1 if warm_up else k, rows_at_a_time):
-      part(min(rows_at_a_time, k - start))
-
-  return step
-
-
-def _torch_growth_mib(fields: Benchmark, n_rows: int) -> float:
-  """Growth of the process by a step, after a step of one row, MiB."""
-  _torch_step(fields, 1, 1)(True)
-  step = _torch_step(fields, n_rows, n_rows)
-  before = peak_mib()
-  step(True)
-  return peak_mib() - before
-
-
 # By config.benchmark.implementations.
-IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step, "torch_77": torch_step}
+IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step}
 
 
 def whole_step(
