@@ -316,7 +316,7 @@ SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROU
 RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
 CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
 CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
-CONSISTENCY = "rooms.regularisation.consistency:consistency"  # of `config.consistency_*`
+CONSISTENCY = "rooms.regularisation.consistency:consistency_term"  # of `config.consistency_*`
 DASSL_PROMPT = "rooms.interchange.torch_archive:prompt_of_trainer"
 HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
 HUB_UPLOAD = "rooms.interchange.prompt_hub"
@@ -324,6 +324,7 @@ LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
 TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
 CATEGORIES = "rooms.regions.categories:categories_by_id"  # of annotations, for class lists
 MIXTURE_WEIGHTS = "rooms.mixtures.weights:Weights"  # chooses those of mixtures in `evaluate`
+FINISHED_RUN = "rooms.baselines.finished_run:FinishedRun"  # of a method that learns no prompt
 OTHER_PROMPTS = "rooms.mixtures.prompts:read_prompt"  # name, field, chosen -> a prompt, or None
 REGIONS_ON_PAGE = "rooms.regions.on_page"
 WORDS = "rooms.regularisation.words"  # anchors, and candidates of `prompt.init=best`

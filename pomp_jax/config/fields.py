@@ -17,7 +17,7 @@ from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
-from pomp_jax.prompt.loss import CONSISTENCIES, CORRECTIONS, LOSSES
+from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import OPTIMIZERS, SCHEDULES
 from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
 from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
@@ -25,6 +25,7 @@ from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASK
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _m = at_least(0 if registry.WORDS else 1)
 _weight = at_least(0) if registry.CONSISTENCY else between(0, 0)
+CONSISTENCIES = ("squared", "l1", "kl", "images")  # terms of the loss, see `registry.CONSISTENCY`
 AUTOMATIC = -1.0  # of `consistency_squared`
 _squared = Check(
   lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"), "0 or more, or -1 for automatic"

@@ -20,7 +20,8 @@ from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import AnyPrompt, class_features, read_prompt
+from pomp_jax.evaluate.named_prompts import AnyPrompt, OtherPrompt, class_features, read_prompt
+from pomp_jax.evaluate.predictions import Scorer
 from pomp_jax.files.prompt_file import (
   NO_NAMES,
   Prompt,
@@ -28,13 +29,15 @@ from pomp_jax.files.prompt_file import (
   recorded_classes,
   recorded_upright,
 )
+from pomp_jax.prompt.mesh import split_rows
 
 ImageLike = Image.Image | np.ndarray | str | os.PathLike
 
 
 class Classifier:
-  """Names and probabilities for images; `class_features` are unit rows [N,E] of the `names`.
+  """Names and probabilities for images.
 
+  `class_features` are unit rows [N,E] of the `names`, or None for a method without class vectors.
   `upright` is whether images are turned as their EXIF orientation says.
 
   An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size. One image
@@ -84,8 +87,16 @@ class Classifier:
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
-    self.class_features = class_features(self._encoder, classes, opened)
-    check_finite(self.class_features, "classes")
+    classifier: np.ndarray | Scorer
+    if isinstance(opened, OtherPrompt):
+      classifier = opened.classifier(self._encoder, classes)
+    else:
+      classifier = class_features(self._encoder, classes, opened)
+    self.class_features: Float[np.ndarray, "N E"] | None = None
+    if isinstance(classifier, np.ndarray):
+      check_finite(classifier, "classes")
+      self.class_features = classifier
+    self._classifier = classifier
 
   def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
     """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
@@ -124,11 +135,24 @@ class Classifier:
       # Pad to a power of two, so that a new number of images compiles nothing.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
-      features_BxE = self._encoder.image_features(np.stack(pixels))[: len(part)]
-      check_finite(features_BxE, "images")
-      logits_BxN = clip.logit_scale * features_BxE @ self.class_features.T
-      yield scipy.special.softmax(logits_BxN, axis=-1)
+      cosine_BxN = self._cosines(np.stack(pixels))[: len(part)]
+      yield scipy.special.softmax(clip.logit_scale * cosine_BxN, axis=-1)
       first += len(part)
+
+  def _cosines(self, pixels_BxSxSx3: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N"]:
+    """Cosines of images with all classes; EvaluationError if they are not finite."""
+    if isinstance(self._classifier, np.ndarray):
+      features_BxE = self._encoder.image_features(pixels_BxSxSx3)
+      check_finite(features_BxE, "images")
+      return features_BxE @ self._classifier.T
+    # The devices divide the images.
+    n_images, n_devices = len(pixels_BxSxSx3), self._encoder.mesh.size
+    padding = np.repeat(pixels_BxSxSx3[:1], -n_images % n_devices, axis=0)
+    images = split_rows(np.concatenate([pixels_BxSxSx3, padding]), self._encoder.mesh)
+    frozen_BxE = self._encoder.features_of_images(images)
+    cosine_BxN = np.asarray(self._classifier(frozen_BxE, images))[:n_images]
+    check_finite(cosine_BxN, "images")
+    return cosine_BxN
 
   def _pixels(self, image: Any, place: int) -> UInt8[np.ndarray, "S S 3"]:
     """Reads or prepares one image; an error names its path or its place."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from pomp_jax import hosts, registry
 from pomp_jax.config import Settings
+from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
@@ -76,6 +77,9 @@ def check_prompts(
   for name, (source, classes, _) in opened.items():
     inputs.check_features(source, clip.model, clip_config)
     for named in prompts:
+      pixels = isinstance(source, FeatureSource) and getattr(named.prompt, "needs_pixels", False)
+      expected = f"prompts of the text tower alone: the set {name} has features, and no images"
+      require(not pixels, field, named.label, expected)
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]
       named_prompts.check_prompt(named._replace(label=where), single, clip_config, clip.model)
@@ -165,7 +169,7 @@ def _evaluate(
   tallies = tally(
     encoder,
     source,
-    {one.label: named_prompts.features_under(encoder, classes, one.prompt) for one in prompts},
+    {one.label: named_prompts.classifier_under(encoder, classes, one.prompt) for one in prompts},
     more=more,
     reference=prompts[0].label,
     batch_size=batch_size,

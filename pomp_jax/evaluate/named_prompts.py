@@ -15,19 +15,26 @@ from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder, unit_rows
+from pomp_jax.evaluate.predictions import Scorer
 from pomp_jax.files import prompt_file
-from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
+from pomp_jax.files.checkpoints import (
+  CheckpointError,
+  Restored,
+  read_checkpoint,
+  read_checkpoints,
+)
 from pomp_jax.files.paths import is_dir, join
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.optimizer import result_of
-from pomp_jax.registry import CLASS_FEATURES, METHODS, OTHER_PROMPTS, load
+from pomp_jax.registry import CLASS_FEATURES, FINISHED_RUN, METHODS, OTHER_PROMPTS, load
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble, of unit
 # features or of the text tower's outputs.
 HAND_WRITTEN, ENSEMBLE, OUTPUTS = "hand_written", "ensemble", "outputs"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
-  " file of class features, a run's folder with prompt.npz, its checkpoints/ for all, a text with"
+  " file of class features, a finished run's folder, its checkpoints/ for all, a text with"
   " one {},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME or {OUTPUTS}:NAME (averaged before they are"
   f" normalised) with NAME one of {', '.join(TEMPLATES)}; with the room mixtures a .json of"
@@ -50,6 +57,11 @@ class OtherPrompt:
   check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None] = lambda *_: None
   check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None] = lambda *_: None
   describe: Callable[[ClassList], list[Any]]
+  needs_pixels = False  # whether stored features of images are of no use
+
+  def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
+    """Unit features [N,E], or what scores images where these do not tell all."""
+    return self.features(encoder, classes)
 
 
 _warn_once = functools.cache(logging.getLogger(__name__).warning)
@@ -79,7 +91,7 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
       run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
       for one in read_checkpoints(item):  # one at a time in memory
-        prompt = prompt_of_checkpoint(one, join(item, str(one.step)))
+        prompt = _of_checkpoint(one, join(item, str(one.step)))
         found.append(NamedPrompt(f"{run}@{one.step}", prompt, one.step))
       require(len(found) > n_before, field, item, "a run's folder of complete checkpoints")
     elif prompt_file.is_prompt_file(item):
@@ -88,6 +100,8 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
       require(CLASS_FEATURES or not is_features, field, item, expected)
       read = load(CLASS_FEATURES) if is_features else prompt_file.load_prompt
       found.append(NamedPrompt(item, read(item)))
+    elif is_dir(item) and (finished := _finished_run(item, field)):
+      found.append(NamedPrompt(item, finished))
     else:
       raise ConfigError(field, item, _TAKES)
   # Call runs by the names of their folders, where these differ.
@@ -169,6 +183,15 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
   return unit_rows(functools.reduce(np.add, of_texts))
 
 
+def classifier_under(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
+) -> np.ndarray | Scorer:
+  """What `predictions.tally` takes: features as `features_under`, or what scores images."""
+  if isinstance(prompt, OtherPrompt):
+    return prompt.classifier(encoder, classes)
+  return features_under(encoder, classes, prompt)
+
+
 def class_features(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt, *, unit: bool = True
 ) -> np.ndarray:
@@ -241,6 +264,28 @@ def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
     return prompt.describe(classes)
   mean = [OUTPUTS] if prompt.startswith(f"{OUTPUTS}:") else []
   return [*mean, *_texts(prompt, classes)]
+
+
+def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
+  """The prompt of a checkpoint, or what another method has learned."""
+  method = checkpoint.meta.get("config", {}).get("method", "pomp")
+  if FINISHED_RUN and method in METHODS and not METHODS[method].saves_prompt:
+    finished: OtherPrompt = load(FINISHED_RUN)(checkpoint, path)
+    return finished
+  return prompt_of_checkpoint(checkpoint, path)
+
+
+def _finished_run(folder: str, field: str) -> AnyPrompt | None:
+  """What a finished run without a prompt file has learned; None for another folder."""
+  results = RunFolder(folder).read_results()
+  if results is None or "method" not in results or not FINISHED_RUN:
+    return None
+  if "evaluated_step" not in results:
+    expected = "a run that learns by steps"
+    known = f"{results['method']} tells apart the classes of its training alone"
+    raise ConfigError(field, folder, f"{expected}; {known}")
+  path = join(folder, "checkpoints", str(results["evaluated_step"]))
+  return _of_checkpoint(read_checkpoint(path), path)
 
 
 def _texts(prompt: str, classes: ClassList) -> Sequence[str]:

@@ -26,6 +26,10 @@ from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
+# Cosines [B,N] of a batch with all classes, replicated, from the images' unit features under the
+# frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3], or None for stored features.
+Scorer = Callable[[jax.Array, jax.Array | None], jax.Array]
+
 # Scores that a device computes at a time: 64 MB.
 _SCORES = 2**24
 
@@ -47,9 +51,10 @@ def evaluate(
   results = {}
   for split_name, split in splits.items():
     rows = [row[name] for name in split.names]
-    batches = _row_batches(split.features, split.labels, len(rows), encoder.mesh)
+    rows_of_split = _row_batches(split.features, split.labels, len(rows), encoder.mesh)
+    batches = ((features, None, labels, n) for features, labels, n in rows_of_split)
     text_features = {name: one[rows] for name, one in features.items()}
-    results[split_name] = _count(encoder, batches, text_features, None, reference)
+    results[split_name] = _count(encoder, batches, text_features, len(rows), None, reference)
   return results
 
 
@@ -124,7 +129,7 @@ def _row_batches(
 def tally(
   encoder: Encoder,
   source: Source,
-  text_features: Mapping[str, Float[np.ndarray, "N E"]],
+  classifiers: Mapping[str, Float[np.ndarray, "N E"] | Scorer],
   *,
   more: Callable[[], Any] | None = None,
   reference: str | None = None,
@@ -134,65 +139,93 @@ def tally(
 ) -> dict[str, Tally]:
   """Counts right answers over a source, one tally a prompt; arguments as of `split_features`.
 
-  `text_features` are unit rows of the source's classes by prompt, all compared with `reference`.
+  `classifiers` are unit rows of the source's classes, or what scores them, by prompt; all are
+  compared with `reference`.
   `more()` makes what counts other figures, see `Tally`. The devices divide a batch, rounded up.
   """
   if isinstance(source, FeatureSource):
     split = split_features(encoder, source, max_corrupt=max_corrupt)
     rows = _row_batches(split.features, split.labels, len(source.names), encoder.mesh)
-    return _count(encoder, rows, text_features, more, reference)
+    without_images = ((features, None, labels, n) for features, labels, n in rows)
+    return _count(encoder, without_images, classifiers, len(source.names), more, reference)
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
-  batches = ((encoder.features_of_images(x.images), x.labels, x.n_images) for x in images)
-  tallies = _count(encoder, batches, text_features, more, reference)
+  batches = ((encoder.features_of_images(x.images), x.images, x.labels, x.n_images) for x in images)
+  tallies = _count(encoder, batches, classifiers, len(source.names), more, reference)
   skipped.gather()
   return tallies
 
 
 def _count(
   encoder: Encoder,
-  batches: Iterable[tuple[jax.Array, jax.Array, int]],
-  text_features: Mapping[str, Float[np.ndarray, "N E"]],
+  batches: Iterable[tuple[jax.Array, jax.Array | None, jax.Array, int]],
+  classifiers: Mapping[str, Float[np.ndarray, "N E"] | Scorer],
+  n_classes: int,
   more: Callable[[], Any] | None,
   reference: str | None,
 ) -> dict[str, Tally]:
-  """Scores batches (unit features, labels, number of images) under all prompts."""
-  text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
-  score = _score(encoder.mesh, encoder.clip.logit_scale)
-  tallies = {label: Tally(text_PxNxE.shape[1], more and more()) for label in text_features}
-  scored = ((n, *score(features, text_PxNxE, labels)) for features, labels, n in batches)
-  for n_images, labels_B, *answers in fetched(scored):
+  """Scores batches (unit features, images, labels, number of images) under all prompts."""
+  vectors = {label: one for label, one in classifiers.items() if isinstance(one, np.ndarray)}
+  scorers = {label: one for label, one in classifiers.items() if callable(one)}
+  text_PxNxE = replicate(np.stack(list(vectors.values())), encoder.mesh) if vectors else None
+  under_vectors, under_cosines = _score(encoder.mesh, encoder.clip.logit_scale)
+
+  def answers_of(features, images, labels):
+    """Answers under the vectors together, and under each scorer."""
+    together = [] if text_PxNxE is None else [under_vectors(features, text_PxNxE, labels)]
+    apart = [under_cosines(scorer(features, images), labels) for scorer in scorers.values()]
+    return together + apart
+
+  tallies = {label: Tally(n_classes, more and more()) for label in classifiers}
+  scored = ((n, answers_of(features, images, labels)) for features, images, labels, n in batches)
+  for n_images, answers in fetched(scored):
+    labels_B = answers[0][0]
     counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)
-    of_prompts = zip(*(one_PxB[:, counted_B] for one_PxB in answers), strict=True)
-    answered = dict(zip(tallies, of_prompts, strict=True))
-    right_b = answered[reference][0] == 0 if reference else None
+    _, *kinds = zip(*answers, strict=True)
+    of_prompts = zip(*map(np.concatenate, kinds), strict=True)
+    answered = dict(zip([*vectors, *scorers], of_prompts, strict=True))
+    right_b = answered[reference][0][counted_B] == 0 if reference else None
     for label, one in tallies.items():
-      rank_b, answer_b, confidence_b = answered[label]
+      rank_b, answer_b, confidence_b = (of_images[counted_B] for of_images in answered[label])
       other_b = None if label == reference else right_b
       one.add(labels_B[counted_B], rank_b, answer_b, confidence_b, other_b)
   return tallies
 
 
 @functools.cache
-def _score(mesh: Mesh, logit_scale: float) -> Callable[..., tuple[jax.Array, ...]]:
-  """Compiles (image features [B,E], text features [P,N,E], labels [B]) -> what `Tally` adds."""
-  rows = NamedSharding(mesh, P((DATA, CLASS)))
+def _score(mesh: Mesh, logit_scale: float) -> tuple[Callable[..., tuple[jax.Array, ...]], ...]:
+  """Compiles what `Tally` adds, [P,B] of P prompts, behind the labels [B].
 
-  def answers(features_BxE, text_PxNxE, labels_B):
+  Returns two functions: of image features [B,E], text features [P,N,E] and labels [B]; and of
+  cosines [B,N] of one prompt, and labels.
+  """
+  rows, everywhere = NamedSharding(mesh, P((DATA, CLASS))), NamedSharding(mesh, P())
+
+  def answers_to(cosine_BxN, labels_B):
+    is_right_BxN = labels_B[:, None] == jnp.arange(cosine_BxN.shape[1])
+    rank_B = ranks(cosine_BxN, labels_B)
+    best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
+    answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
+    best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
+    confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
+    return rank_B, answer_B, confidence_B
+
+  def under_vectors(features_BxE, text_PxNxE, labels_B):
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
-    is_right_BxN = labels_B[:, None] == jnp.arange(text_PxNxE.shape[1])
 
     def of_prompt(text_NxE):
       # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
       cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
-      rank_B = ranks(cosine_BxN, labels_B)
-      best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
-      answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
-      best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
-      confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
-      return rank_B, answer_B, confidence_B
+      return answers_to(cosine_BxN, labels_B)
 
     # A sequential map keeps the scores [B,N] of only one prompt in memory.
     return labels_B, *jax.lax.map(of_prompt, text_PxNxE)
 
-  return jax.jit(answers, out_shardings=NamedSharding(mesh, P()))
+  def under_cosines(cosine_BxN, labels_B):
+    cosine_BxN = jax.lax.with_sharding_constraint(cosine_BxN, rows)
+    return labels_B, *(answers[None] for answers in answers_to(cosine_BxN, labels_B))
+
+  return (
+    jax.jit(under_vectors, out_shardings=everywhere),
+    jax.jit(under_cosines, out_shardings=everywhere),
+  )

@@ -24,7 +24,7 @@ import numpy as np
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import write_file
-from pomp_jax.files.paths import is_file, local_copy
+from pomp_jax.files.paths import is_dir, is_file, local_copy
 from pomp_jax.files.run_folder import classes_path, prompt_path
 from pomp_jax.files.terminal import printable
 from pomp_jax.registry import FORMATS, HUB_PROMPT, SOURCES, load
@@ -355,7 +355,9 @@ def recorded_classes(path: str) -> str:
 
   Empty if it is not beside the prompt: for other prompts, and for a copy of a run's file elsewhere.
   """
-  files = {str(classes_path(name) or "") for name in _files_in(path) if not is_hub(name)}
+  # A run of a method without a prompt has classes too.
+  names = [path] if is_dir(path) else [name for name in _files_in(path) if not is_hub(name)]
+  files = {str(classes_path(name) or "") for name in names}
   return files.pop() if len(files) == 1 else ""
 
 

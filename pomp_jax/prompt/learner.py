@@ -1,14 +1,15 @@
-"""What is learned: parameters, and the features of images and classes under them.
+"""What is learned: parameters, the features of images and classes under them, and the contrast.
 
-The step (`prompt.step`) contrasts the features of a learner. POMP's is `ContextLearner`: a context
-beside the class names, and image features of the frozen CLIP.
-Shapes: B images of a draw, R classes that a device computes, M context vectors, D width, E
-embedding.
+A step (`prompt.step`) asks a learner, and knows nothing else of the method. POMP's is
+`ContextLearner`: a context beside the class names, and image features of the frozen CLIP.
+Shapes: G images of a step, B of a draw, S negatives, R classes that a device computes, M context
+vectors, D width, E embedding.
 """
 
-from collections.abc import Callable
+import abc
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,7 +17,9 @@ from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
-from pomp_jax.prompt.sampling.samplers import SamplingArrays
+from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast
+from pomp_jax.prompt.mesh import ImageTower
+from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
 
 
 class Frozen(NamedTuple):
@@ -40,42 +43,99 @@ class TextFeatures(NamedTuple):
   available: Bool[Array, " R"] | None = None  # rows that were computed; None for all
 
 
-@runtime_checkable
-class Learner(Protocol):
-  """Parameters, and features of images and classes as functions of them.
+class Seen(NamedTuple):
+  """What a learner sees of the images of a draw."""
 
-  The functions are pure and run inside the step's `shard_map`, without collectives. Image features
-  come from the frozen tower or from the batch, outside of what is differentiated, except for an
-  `ImageLearner`.
+  features: Float[Array, "B E"]  # contrasted with those of classes; of any length
+  labels: Int32[Array, " B"]  # class of each image: the given one, or a teacher's
+  # What the sampler compares with its bank: features of the student, or of the teacher.
+  for_sampler: Float[Array, "B F"]
+  # Features of the frozen tower, where `features` are learned and a term of the loss reads both.
+  frozen: Float[Array, "B E"] | None = None
+
+
+class ClassFeatures(NamedTuple):
+  """Features of the classes of a draw, of any length."""
+
+  own: Float[Array, "B E"]  # of each image's class
+  negatives: Float[Array, "S E"] | Float[Array, "S B E"]  # [S,B,E] where they depend on the image
+
+
+class Term(NamedTuple):
+  """A term of the loss beside the contrast."""
+
+  # (settings, frozen arrays, images, classes, draw) -> its share of the loss, a scalar.
+  share: Callable[[ContrastSettings, Frozen, Seen, ClassFeatures, Negatives], jax.Array]
+  # Whether it reads features of the frozen image tower beside learned ones.
+  reads_frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner(abc.ABC):
+  """Parameters, what a step contrasts as functions of them, and the contrast.
+
+  The functions are pure. All but `init` and `observe` run inside the step's `shard_map`.
   """
 
+  # Result of `clip.vision.image_tower`; None when batches bring features, and for a learner that
+  # sees the pixels itself, unless a term of its loss reads the frozen features too.
+  image_tower: ImageTower | None = None
+  terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)  # by the name in the log
+
+  # Whether image features depend on the parameters, so that images must be pixels.
+  learns_images = False
+
+  @abc.abstractmethod
   def init(self, key: jax.Array) -> Any:
     """Returns the initial parameters, a function of the key."""
 
+  def observe(self, frozen: Frozen, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """What no gradient moves, of all images of a step, outside of what is differentiated.
+
+    Args:
+      frozen: with the image tower's parameters.
+      images: uint8 [G,H,W,3], or float32 features [G,E].
+
+    Returns:
+      The images as `see` takes them, and features of the frozen tower beside them, or None.
+    """
+    return images if self.image_tower is None else self.image_tower(frozen.image, images), None
+
+  def see(
+    self,
+    params: Any,
+    frozen: Frozen,
+    images_B: jax.Array,
+    labels_B: Int32[Array, " B"],
+    frozen_BxE: Float[Array, "B E"] | None,
+  ) -> Seen:
+    """What is contrasted of a draw's images, from both results of `observe` and the labels."""
+    del params, frozen
+    return Seen(images_B, labels_B, for_sampler=images_B, frozen=frozen_BxE)
+
+  @abc.abstractmethod
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> TextFeatures:
-    """Features of some classes; only some learners read the images'."""
+    """Features of some classes; only some learners read the images'. No collectives."""
 
-
-@runtime_checkable
-class ImageLearner(Learner, Protocol):
-  """A learner whose image features depend on the parameters too."""
-
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """Features [B,E] of images, uint8 [B,H,W,3]."""
-
-
-@runtime_checkable
-class TaughtLearner(Learner, Protocol):
-  """A learner from a teacher's probabilities, and not from labels."""
-
-  def lesson(self, frozen: Frozen, rows_BxF: jax.Array) -> tuple[Array, Array, Array, Callable]:
-    """Image features [B,E]; the teacher's, for the sampler, and its classes [B]; the contrast."""
+  def contrast(
+    self,
+    settings: ContrastSettings,
+    frozen: Frozen,
+    seen: Seen,
+    classes: ClassFeatures,
+    negatives: Negatives,
+  ) -> Contrast:
+    """Loss and accuracy of a draw's images, without the terms."""
+    del frozen
+    return local_contrast(
+      settings, seen.features, classes.own, classes.negatives, seen.labels, negatives
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextLearner:
+class ContextLearner(Learner):
   """POMP's and CoOp's learner: the context alone, {"context": [M,D] or [N,M,D]}."""
 
   module: PromptContext  # the context and its layout

@@ -3,6 +3,7 @@
 Shapes: B images, S sampled negatives, E embedding, H levels of a hierarchy.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -21,8 +22,6 @@ CORRECTIONS = ("log", "log10", "none", "refined", "logq")
 # `l2`: how far the own class is from the image, or the text in its place (Khattak et al., 2024).
 LOSSES = ("softmax", "sigmoid", "l1", "l2")
 _DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
-# Terms that hold features near the frozen CLIP's, see `registry.CONSISTENCY`.
-CONSISTENCIES = ("squared", "l1", "kl", "images")
 # Factors on the log importance weight; 1 for the others.
 SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
@@ -39,7 +38,6 @@ class ContrastSettings:
   ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
   loss: str = "softmax"  # one of LOSSES
   logit_bias: float = 0.0  # added to the logits of `sigmoid`
-  consistency: tuple[tuple[str, float], ...] = ()  # some of CONSISTENCIES and their weights
 
 
 class Contrast(NamedTuple):
@@ -48,7 +46,7 @@ class Contrast(NamedTuple):
   loss: Float[Array, ""]  # mean over the images, nats
   # Share of the images whose own class has the highest similarity in their set.
   accuracy: Float[Array, ""]
-  consistency: Float[Array, ""] | None = None  # its share of the loss
+  terms: Mapping[str, Float[Array, ""]] = {}  # shares of the loss of a learner's terms
 
 
 def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:

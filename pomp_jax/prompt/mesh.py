@@ -1,8 +1,10 @@
 """The mesh of devices: `data` splits the images, `class` splits the classes of one draw."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -11,6 +13,8 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError
 
 DATA, CLASS = "data", "class"
+# Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
+ImageTower = Callable[[Any, jax.Array], jax.Array]
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
@@ -46,3 +50,39 @@ def _placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
   return jax.tree.map(place, tree)
+
+
+def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
+  """Splits the image tower's rows over all devices, those of the class axis too.
+
+  Its images are sharded over `data`, and it is not compiled.
+  """
+  split = jax.shard_map(
+    lambda params, images: image_tower(params, _own_share(images)),
+    mesh=mesh,
+    in_specs=(P(), P(DATA)),
+    out_specs=P((DATA, CLASS)),
+  )
+
+  def features(params: Any, images: jax.Array) -> jax.Array:
+    shares = split(params, images)
+    shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
+    whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
+    return whole.reshape(images.shape[0], -1)
+
+  return features
+
+
+def _own_share(images: jax.Array) -> jax.Array:
+  """This device's share of a data index's images along the class axis, padded to equal sizes."""
+  class_size = jax.lax.axis_size(CLASS)
+  rows = -(-images.shape[0] // class_size)
+  padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
+  start = jax.lax.axis_index(CLASS) * rows
+  return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
+
+
+def split_over_class(function: Callable[[jax.Array], jax.Array], images_B: jax.Array) -> jax.Array:
+  """Applies a function of images, inside the step, to this device's share, and gathers all."""
+  shares = jax.lax.all_gather(function(_own_share(images_B)), CLASS, tiled=True)
+  return shares[: len(images_B)]

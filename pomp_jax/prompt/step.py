@@ -7,6 +7,7 @@ class, D width, E embedding.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -19,18 +20,15 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.array_types import Array, Int32
 from pomp_jax.clip.packed import taken_of, token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner, TaughtLearner, TextFeatures
-from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
-from pomp_jax.prompt.mesh import CLASS, DATA
+from pomp_jax.prompt.learner import ClassFeatures, Frozen, Learner, Seen, TextFeatures
+from pomp_jax.prompt.loss import Contrast, ContrastSettings, normalize
+from pomp_jax.prompt.mesh import CLASS, DATA, over_all_devices
 from pomp_jax.prompt.sampling import draws, samplers
-from pomp_jax.registry import CONSISTENCY, load
 
-# Function (parameters of the tower, images [G,H,W,3]) -> features [G,E].
-ImageTower = Callable[[Any, jax.Array], jax.Array]
 Batch = dict[str, jax.Array]
 
 
@@ -113,9 +111,6 @@ class StepParts(NamedTuple):
 
   mesh: Mesh
   learner: Learner
-  # Result of `clip.image_tower`; None when batches bring features, or the learner has its own and
-  # no term of the loss reads the frozen ones.
-  image_tower: ImageTower | None
   optimizer: optax.GradientTransformation
   settings: ContrastSettings
   accumulate: int = 1  # groups of each data index, each with its own negatives
@@ -130,7 +125,7 @@ class _Group(NamedTuple):
   step: Any
   seed_key: Any
   micro: Any  # number of the group among those that a data index accumulates
-  fixed: Any  # features of the frozen tower [data*B,E], beside the images of an `ImageLearner`
+  frozen: Any  # features of the frozen tower [data*B,E] beside the images, or None
 
 
 # Classes whose features a device computed, [X], and these, [X,E]; None without a bank.
@@ -150,8 +145,9 @@ def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
   over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `consistency` (if any: its
   share of the loss), `grad_norm`, and `param_norm` (of all learned parameters, before the update).
   """
-  if parts.image_tower is not None:
-    parts = parts._replace(image_tower=over_all_devices(parts.mesh, parts.image_tower))
+  if parts.learner.image_tower is not None:
+    tower = over_all_devices(parts.mesh, parts.learner.image_tower)
+    parts = parts._replace(learner=dataclasses.replace(parts.learner, image_tower=tower))
   return jax.jit(functools.partial(train_step, parts), donate_argnums=0)
 
 
@@ -162,7 +158,9 @@ def train_step(
   contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
-    **{name: value for name, value in contrast._asdict().items() if value is not None},
+    "loss": contrast.loss,
+    "accuracy": contrast.accuracy,
+    **contrast.terms,
     "grad_norm": optax.tree.norm(gradient),
     "param_norm": optax.tree.norm(state.params),
   }
@@ -175,19 +173,17 @@ def _mean_gradient(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[Contrast, Any, _Computed]:
   """Means over all groups, which a scan takes one after the other."""
-  images, fixed = batch["image"], None
-  if parts.image_tower is not None:
-    # Outside of what is differentiated, so the image tower leaves no residuals.
-    fixed = parts.image_tower(frozen.image, images)
-    if not isinstance(parts.learner, ImageLearner):
-      images, fixed = fixed, None
+  # Outside of what is differentiated, so the image tower leaves no residuals.
+  images, fixed = parts.learner.observe(frozen, batch["image"])
   rows = jax.tree.map(functools.partial(_in_groups, parts), (images, batch["label"], fixed))
   groups = *rows, jnp.arange(parts.accumulate)
-  figures = jnp.zeros(()), jnp.zeros(()), jnp.zeros(()) if parts.settings.consistency else None
-  zero = (Contrast(*figures), jax.tree.map(jnp.zeros_like, state.params))
+  no_terms = {name: jnp.zeros(()) for name in parts.learner.terms}
+  no_contrast = Contrast(jnp.zeros(()), jnp.zeros(()), no_terms)
+  no_gradient = jax.tree.map(jnp.zeros_like, state.params)
   add = functools.partial(_add_gradient, parts, state, frozen)
-  total, computed = jax.lax.scan(add, zero, groups)
-  return *jax.tree.map(lambda leaf: leaf / parts.accumulate, total), computed
+  total, computed = jax.lax.scan(add, (no_contrast, no_gradient), groups)
+  contrast, gradient = jax.tree.map(lambda leaf: leaf / parts.accumulate, total)
+  return contrast, gradient, computed
 
 
 def _in_groups(parts: StepParts, rows: jax.Array) -> jax.Array:
@@ -236,27 +232,20 @@ def _device_contrast(
   if bank is not None:
     rows = banks.Bank(bank, settings.n_classes, sharded=True)
     frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
-  features_BxE, labels_B = group.images, group.labels
-  if isinstance(learner, ImageLearner):  # its images are split over the class axis
-    share = learner.image_features(params, frozen, _own_share(group.images))
-    features_BxE = jax.lax.all_gather(share, CLASS, tiled=True)[: len(group.images)]
-  seen_BxE, contrast_of = features_BxE, local_contrast
-  if isinstance(learner, TaughtLearner):
-    features_BxE, seen_BxE, labels_B, contrast_of = learner.lesson(frozen, features_BxE)
+  seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
   drawn = samplers.draw_negatives(
     draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
     settings.sampling,
     k=settings.k,
     n_classes=settings.n_classes,
-    labels_B=labels_B,
-    images_BxE=jax.lax.stop_gradient(normalize(seen_BxE)),
+    labels_B=seen.labels,
+    images_BxE=jax.lax.stop_gradient(normalize(seen.for_sampler)),
     arrays=frozen.sampling,
   )
-  mine_R = _dealt(jnp.concatenate([labels_B, drawn.ids]))
-  classes = learner.text_features(params, frozen, mine_R, features_BxE)
-  given = settings, frozen, features_BxE, labels_B, drawn, classes, group.fixed
-  contrast = _contrast(contrast_of, *given)
+  mine_R = _dealt(jnp.concatenate([seen.labels, drawn.ids]))
+  classes = learner.text_features(params, frozen, mine_R, seen.features)
+  contrast = _contrast(parts, frozen, seen, drawn, classes)
   computed = None
   if bank is not None:
     found = [(mine_R, classes)]
@@ -265,7 +254,7 @@ def _device_contrast(
       n_parts, (other, n_rows) = parts.mesh.size * parts.accumulate, parts.renewal
       ids_R = banks.renewed_classes(group.step, part, n_parts, n_rows, settings.n_classes)
       fixed = jax.lax.stop_gradient(params)
-      found.append((ids_R, other.text_features(fixed, frozen, ids_R, features_BxE)))
+      found.append((ids_R, other.text_features(fixed, frozen, ids_R, seen.features)))
     computed = _known_rows(found, beyond=settings.n_classes + parts.mesh.size)
   return jax.lax.pmean(contrast, (DATA, CLASS)), computed
 
@@ -285,34 +274,30 @@ def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
 
 
 def _contrast(
-  contrast_of: Callable[..., Contrast],
-  settings: ContrastSettings,
-  frozen: Frozen,
-  features_BxE: Float[Array, "B E"],
-  labels_B: Int32[Array, " B"],
-  drawn: samplers.Negatives,
-  mine: TextFeatures,
-  fixed_BxE: Float[Array, "B E"] | None,
+  parts: StepParts, frozen: Frozen, seen: Seen, drawn: samplers.Negatives, mine: TextFeatures
 ) -> Contrast:
   """The contrast of a group's images with its draw, gathered over the class axis."""
-  n_images, n_classes = labels_B.size, labels_B.size + drawn.ids.size
+  settings, learner = parts.settings, parts.learner
+  n_images = seen.labels.size
+  n_classes = n_images + drawn.ids.size
   features_CxE = _gathered(mine.features, n_classes)
-  positives_BxE, available_S = features_CxE[:n_images], None
+  own_BxE = features_CxE[:n_images]
   if features_CxE.ndim == 3:
     # [C,B,E], one for each image: the diagonal pairs each image with its own class.
-    positives_BxE = jnp.diagonal(positives_BxE).T
+    own_BxE = jnp.diagonal(own_BxE).T
+  available_S = None
   if mine.available is not None:
     available_S = _gathered(mine.available, n_classes)[n_images:]
   negatives = samplers.complete_negatives(
-    settings.sampling, frozen.sampling, drawn, labels_B, available_S
+    settings.sampling, frozen.sampling, drawn, seen.labels, available_S
   )
-  negative_features = features_CxE[n_classes - negatives.ids.size :]
-  parts = settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
-  contrast = contrast_of(*parts)
-  if settings.consistency:
-    share = load(CONSISTENCY)(*parts, frozen.anchors, fixed_BxE)
-    contrast = contrast._replace(loss=contrast.loss + share, consistency=share)
-  return contrast
+  classes = ClassFeatures(own_BxE, features_CxE[n_classes - negatives.ids.size :])
+  contrast = learner.contrast(settings, frozen, seen, classes, negatives)
+  terms = {
+    name: term.share(settings, frozen, seen, classes, negatives)
+    for name, term in learner.terms.items()
+  }
+  return Contrast(sum(terms.values(), contrast.loss), contrast.accuracy, terms)
 
 
 def _known_rows(
@@ -336,33 +321,3 @@ def _updated_bank(parts: StepParts, rows: jax.Array, computed: _Computed) -> jax
 
   rows = banks.write_rows(rows, parts.mesh, *jax.tree.map(in_order, computed))
   return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(parts.mesh))
-
-
-def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
-  """Splits the image tower's rows over all devices, those of the class axis too.
-
-  Its images are sharded over `data`, and it is not compiled.
-  """
-  split = jax.shard_map(
-    lambda params, images: image_tower(params, _own_share(images)),
-    mesh=mesh,
-    in_specs=(P(), P(DATA)),
-    out_specs=P((DATA, CLASS)),
-  )
-
-  def features(params: Any, images: jax.Array) -> jax.Array:
-    shares = split(params, images)
-    shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
-    whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
-    return whole.reshape(images.shape[0], -1)
-
-  return features
-
-
-def _own_share(images: jax.Array) -> jax.Array:
-  """This device's share of a data index's images along the class axis, padded to equal sizes."""
-  class_size = jax.lax.axis_size(CLASS)
-  rows = -(-images.shape[0] // class_size)
-  padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
-  start = jax.lax.axis_index(CLASS) * rows
-  return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)

@@ -24,12 +24,12 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.bank import renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner, Learner
+from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Term
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import adamw, learning_rate, result_of, sgd
 from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
-from pomp_jax.registry import AVERAGING, WORDS, load
+from pomp_jax.registry import AVERAGING, CONSISTENCY, WORDS, load
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import memory_plan
@@ -158,7 +158,6 @@ class PromptRun(Run):
       weight,
       self.contrast.loss,
       logit_bias_of(self.contrast, self.encoder),
-      self.contrast.consistency,
     )
 
   @property
@@ -184,8 +183,16 @@ class PromptRun(Run):
     return self.method.images or self.encoder
 
   def learner(self) -> Learner:
-    """Learner of the method with the run's token budget."""
-    return self._learner(self.token_budget, self.step_memory)
+    """Learner of the method with the run's token budget, terms of the loss and image tower."""
+    learner = self._learner(self.token_budget, self.step_memory)
+    terms: dict[str, Term] = {}
+    if self.contrast.consistency:
+      terms["consistency"] = load(CONSISTENCY)(dict(self.contrast.consistency))
+    tower = None
+    reads_frozen = any(term.reads_frozen for term in terms.values())
+    if self.data.features == "online" and (reads_frozen or not learner.learns_images):
+      tower = self.images.image_tower
+    return dataclasses.replace(learner, terms=terms, image_tower=tower)
 
   @property
   def step_memory(self) -> MemoryPlan:
@@ -209,15 +216,10 @@ class PromptRun(Run):
     loss, learner = self.loss, self.learner()
     if correction is not None:
       loss = dataclasses.replace(loss, correction=correction)
-    reads_frozen = {"kl", "images"} & dict(loss.consistency).keys()
-    frozen_images = self.data.features == "online" and (
-      bool(reads_frozen) or not isinstance(learner, ImageLearner)
-    )
     return make_train_step(
       StepParts(
         mesh=self.encoder.mesh,
         learner=learner,
-        image_tower=self.images.image_tower if frozen_images else None,
         optimizer=self.optimizer,
         settings=loss,
         accumulate=self.loop.accumulate,

@@ -410,7 +410,7 @@ def evaluation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   with contextlib.suppress(Recorded):
     check_and_run(config, folder)
   seen, opened = calls.seen, calls.seen["_keys.opened"]
-  seen["prompts"] = list(seen["tally.text_features"])
+  seen["prompts"] = list(seen["tally.classifiers"])
   seen["key"] = tuple(seen["fingerprint.parts*"][0][1:3])
   seen["suite"] = json.loads(seen["fingerprint.parts"][-2])["suite"]
   if "split_features.source" in seen:

@@ -50,6 +50,7 @@ def make_step(
   vision=None,
   rate: float = 0.5,
   clip_norm: float = 0.0,
+  terms=None,
   **more,
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh.
@@ -59,8 +60,8 @@ def make_step(
   optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01, clip_norm)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget, block=block)
   capacity = block and block - 1 - module.n_vectors + module.n_own
-  learner = ContextLearner(module, tower, budget, capacity)
-  step = make_train_step(StepParts(mesh, learner, vision, optimizer, **more))
+  learner = ContextLearner(module, tower, budget, capacity, image_tower=vision, terms=terms or {})
+  step = make_train_step(StepParts(mesh, learner, optimizer, **more))
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)
 

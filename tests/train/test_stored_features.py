@@ -67,7 +67,11 @@ def runs(config_of, shown, tmp_path_factory):
       seen = spy(patch, [(setup, "make_train_step")])
       results = run_job(config_of(**{"data.features": features}), folder)
     assert results["unreadable_images"] == 1
-    found[features] = RunFolder(folder), list(shown), seen["make_train_step.parts"].image_tower
+    found[features] = (
+      RunFolder(folder),
+      list(shown),
+      seen["make_train_step.parts"].learner.image_tower,
+    )
   return found
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from pomp_jax.config import METHODS, Settings, fields_of, validate, value_of_text
 from pomp_jax.config.declare import require
+from pomp_jax.config.fields import CONSISTENCIES
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
-from pomp_jax.prompt.loss import CONSISTENCIES
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import FREE_FIELDS

@@ -20,8 +20,7 @@ from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.prompt.mesh import DATA, replicate
-from pomp_jax.prompt.step import over_all_devices
+from pomp_jax.prompt.mesh import DATA, over_all_devices, replicate
 from pomp_jax.rooms.ablation.grid import Cell, Replace
 from pomp_jax.rooms.ablation.vmapped_training import Stream
 from pomp_jax.train import batches, results, setup

@@ -18,7 +18,7 @@ import numpy as np
 
 from pomp_jax.config import ConfigError, Settings, fields
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import Clip, Data
+from pomp_jax.config.fields import CONSISTENCIES, Clip, Data
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, readable_images
 from pomp_jax.encoder import Encoder
@@ -34,7 +34,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
-from pomp_jax.prompt.loss import CONSISTENCIES, ContrastSettings
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import step_token_budget

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pomp_jax.array_types import Array, Float
 from pomp_jax.config.fields import Clip, Prompt
 from pomp_jax.encoder import Encoder
-from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
+from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 
@@ -25,7 +25,7 @@ _BOTTLENECK = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class CoCoOpLearner:
+class CoCoOpLearner(Learner):
   """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}."""
 
   plain: ContextLearner  # the context, and the token budget of one image

@@ -10,7 +10,6 @@ teacher, F of either.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import features_under, read_prompt
 from pomp_jax.prompt.bank import Bank
-from pomp_jax.prompt.learner import ContextLearner, Frozen
+from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
 from pomp_jax.prompt.mesh import CLASS
 from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
@@ -38,13 +37,41 @@ from pomp_jax.train.methods import Pomp
 class KDPLLearner(ContextLearner):
   """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's bank."""
 
-  def lesson(self, frozen: Frozen, rows_BxF: jax.Array) -> tuple[Any, ...]:
-    """See `TaughtLearner`."""
-    bank = frozen.sampling.bank
-    width = rows_BxF.shape[1] - bank.rows.shape[1]  # E
-    student_BxE, teacher_BxT = rows_BxF[:, :width], rows_BxF[:, width:]
-    labels_B = jnp.argmax(_cosines(teacher_BxT, bank.rows), axis=1).astype(jnp.int32)
-    return student_BxE, teacher_BxT, labels_B, functools.partial(distillation, bank, teacher_BxT)
+  def see(
+    self,
+    params: Any,
+    frozen: Frozen,
+    images_B: jax.Array,
+    labels_B: jax.Array,
+    frozen_BxE: jax.Array | None,
+  ) -> Seen:
+    """See `Learner`; the teacher's most likely classes take the place of the labels."""
+    del params, labels_B
+    taught_NxT = frozen.sampling.bank.rows
+    width = images_B.shape[1] - taught_NxT.shape[1]  # E
+    student_BxE, teacher_BxT = images_B[:, :width], images_B[:, width:]
+    labels_B = jnp.argmax(_cosines(teacher_BxT, taught_NxT), axis=1).astype(jnp.int32)
+    return Seen(student_BxE, labels_B, for_sampler=teacher_BxT, frozen=frozen_BxE)
+
+  def contrast(
+    self,
+    settings: ContrastSettings,
+    frozen: Frozen,
+    seen: Seen,
+    classes: ClassFeatures,
+    negatives: Negatives,
+  ) -> Contrast:
+    """See `Learner`; `distillation`."""
+    return distillation(
+      frozen.sampling.bank,
+      seen.for_sampler,
+      settings,
+      seen.features,
+      classes.own,
+      classes.negatives,
+      seen.labels,
+      negatives,
+    )
 
 
 def distillation(

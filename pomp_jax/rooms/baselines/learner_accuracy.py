@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from pomp_jax.config.fields import Data
@@ -20,7 +21,7 @@ from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.predictions import rank_rows, topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.train.methods import Pomp
@@ -45,6 +46,55 @@ class Baseline(Pomp):
     return learner_accuracy(encoder, learner, self.per_image_text, data)
 
 
+class CompiledLearner:
+  """A learner's features and scores, compiled for a mesh; the learner has no token budget.
+
+  Rows are split over the devices, as `predictions.rank_rows` takes them. Arguments are parameters
+  and frozen arrays on the mesh, with the classes to tell apart.
+  """
+
+  def __init__(self, learner: Learner, mesh: Mesh):
+    def of_images(params, frozen, images_B):
+      return normalize(learner.image_features(params, frozen, images_B))
+
+    def of_classes(params, frozen, ids_R):
+      no_images = jnp.zeros((0, 1))
+      return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
+
+    def cosines_of_pairs(params, frozen, ids_N, features_BxE):
+      unit_BxE = normalize(features_BxE)
+      # The last chunk is padded with the first class.
+      ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
+
+      def of_part(ids_R):
+        classes = learner.text_features(params, frozen, ids_R, features_BxE)
+        return jnp.einsum(
+          "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
+        )
+
+      scores_PxBxR = jax.lax.map(of_part, ids_PxR)
+      scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+      return scores_BxN[:, : ids_N.size]
+
+    def ranks_of_pairs(params, frozen, ids_N, rows):
+      features_BxE, labels_B = rows
+      return ranks(cosines_of_pairs(params, frozen, ids_N, features_BxE), labels_B)
+
+    # (params, frozen, images [B,S,S,3]) -> unit features [B,E], of a learner that sees pixels.
+    self.images = map_rows(mesh, of_images, n_replicated=2, gather=False)
+    # (params, frozen, ids [R]) -> unit features [R,E], equal for all images.
+    self.classes = map_rows(mesh, of_classes, 2)
+
+    def cosines_in_parts(params, frozen, ids_N, features_BxE):
+      of_one = lambda feature_E: cosines_of_pairs(params, frozen, ids_N, feature_E[None])[0]
+      return jax.lax.map(of_one, features_BxE, batch_size=_IMAGES_WITH_CLASSES)
+
+    # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with classes for each image.
+    self.cosines = map_rows(mesh, cosines_in_parts, 3)
+    # The same with (features, labels [B]) -> ranks [B].
+    self.ranks = map_rows(mesh, ranks_of_pairs, 3)
+
+
 def learner_accuracy(
   encoder: Encoder, learner: Learner, per_image: bool, data: Data
 ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
@@ -52,43 +102,16 @@ def learner_accuracy(
 
   The learner has no token budget; `per_image` is whether its class features depend on the image.
   The function takes parameters on the mesh, frozen arrays with the split's classes, features of the
-  split, and its images, which only an `ImageLearner` reads.
+  split, and its images, which are read where the learner sees pixels.
   """
-
-  def of_images(params, frozen, images_B):
-    return normalize(learner.image_features(params, frozen, images_B))
-
-  def of_classes(params, frozen, ids_R):
-    no_images = jnp.zeros((0, 1))
-    return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
-
-  def ranks_of_pairs(params, frozen, ids_N, rows):
-    features_BxE, labels_B = rows
-    unit_BxE = normalize(features_BxE)
-    # The last chunk is padded with the first class.
-    ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
-
-    def of_part(ids_R):
-      classes = learner.text_features(params, frozen, ids_R, features_BxE)
-      return jnp.einsum(
-        "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
-      )
-
-    scores_PxBxR = jax.lax.map(of_part, ids_PxR)
-    scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
-    return ranks(scores_BxN[:, : ids_N.size], labels_B)
-
-  # Split over the devices, as `rank_rows` takes them.
-  mesh = encoder.mesh
-  images = map_rows(mesh, of_images, n_replicated=2, gather=False)
-  classes, pairs = map_rows(mesh, of_classes, 2), map_rows(mesh, ranks_of_pairs, 3)
+  mesh, compiled = encoder.mesh, CompiledLearner(learner, encoder.mesh)
 
   def ranks_of_images(params, frozen, split, source, classes_NxE) -> tuple[np.ndarray, np.ndarray]:
     """Ranks and labels of the images, read again; those that can't be read any more are dropped."""
     skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
     task = "features of images"
     read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)
-    rows = ((images(params, frozen, x.images), x.labels, x.n_images) for x in read)
+    rows = ((compiled.images(params, frozen, x.images), x.labels, x.n_images) for x in read)
     ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
     ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
@@ -98,9 +121,9 @@ def learner_accuracy(
   def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
     ids_N = np.arange(len(split.names), dtype=np.int32)
     if not per_image:
-      of_ids = functools.partial(classes, params, frozen)
+      of_ids = functools.partial(compiled.classes, params, frozen)
       classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
-      if not isinstance(learner, ImageLearner):
+      if not learner.learns_images:
         return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
       rank_n, labels_n = ranks_of_images(params, frozen, split, source, classes_NxE)
       return accuracy_of_ranks(rank_n, ids_N.size, labels_B=labels_n)
@@ -109,7 +132,7 @@ def learner_accuracy(
     for start in steps_of(starts, "scoring", "parts"):
       part = slice(start, start + _IMAGES_WITH_CLASSES)
       rows = split.features[part], split.labels[part].astype(np.int32)
-      of_rows = functools.partial(pairs, params, frozen, ids_N)
+      of_rows = functools.partial(compiled.ranks, params, frozen, ids_N)
       found.append(encoder.in_chunks(of_rows, rows, "features"))
     return accuracy_of_ranks(np.concatenate(found), ids_N.size, labels_B=split.labels)
 

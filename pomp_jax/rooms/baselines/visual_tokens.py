@@ -10,8 +10,10 @@ Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M 
 width of the text tower, W of the vision tower, E embedding.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -26,8 +28,8 @@ from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Prompt
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.context import INIT_STDDEV, ClassTokens
-from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, TextFeatures
-from pomp_jax.prompt.mesh import replicate
+from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Seen, TextFeatures
+from pomp_jax.prompt.mesh import replicate, split_over_class
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
 from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 from pomp_jax.train.memory import activation_memory
@@ -38,10 +40,39 @@ PromptedImageTower = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class VPTLearner:
+class PixelLearner(Learner):
+  """A learner with tokens in the image tower."""
+
+  prompted_tower: PromptedImageTower
+
+  learns_images = True
+
+  @abc.abstractmethod
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """Features [B,E] of images, uint8 [B,H,W,3]."""
+
+  def observe(self, frozen: Frozen, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """See `Learner`; the pixels."""
+    return images, None if self.image_tower is None else self.image_tower(frozen.image, images)
+
+  def see(
+    self,
+    params: Any,
+    frozen: Frozen,
+    images_B: jax.Array,
+    labels_B: jax.Array,
+    frozen_BxE: jax.Array | None,
+  ) -> Seen:
+    """See `Learner`; the images are split over the class axis."""
+    features = functools.partial(self.image_features, params, frozen)
+    features_BxE = split_over_class(features, images_B)
+    return Seen(features_BxE, labels_B, for_sampler=features_BxE, frozen=frozen_BxE)
+
+
+@dataclasses.dataclass(frozen=True)
+class VPTLearner(PixelLearner):
   """{"visual": [J,V,W]}, from N(0, 0.02^2); text features are `Frozen.classes`."""
 
-  image_tower: PromptedImageTower
   width: int
   n_tokens: int
   depth: int  # 1 is VPT-shallow, all layers VPT-deep
@@ -52,8 +83,8 @@ class VPTLearner:
     return {"visual": INIT_STDDEV * jax.random.normal(key, shape)}
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """See `ImageLearner`."""
-    return self.image_tower(frozen.image, images_B, params["visual"])
+    """See `PixelLearner`."""
+    return self.prompted_tower(frozen.image, images_B, params["visual"])
 
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
@@ -64,7 +95,7 @@ class VPTLearner:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepTextLearner:
+class DeepTextLearner(Learner):
   """{"context": [M,D], "deep": [J-1,M,D]}; image features are the frozen CLIP's.
 
   No "deep" where J = 1: checkpoints hold no empty arrays.
@@ -93,10 +124,9 @@ class DeepTextLearner:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaPLeLearner(DeepTextLearner):
+class MaPLeLearner(DeepTextLearner, PixelLearner):
   """`DeepTextLearner`'s and {"coupling": {"kernel": [J,D,W], "bias": [J,W]}}."""
 
-  image_tower: PromptedImageTower
   vision_width: int
 
   def init(self, key: jax.Array) -> Any:
@@ -109,12 +139,12 @@ class MaPLeLearner(DeepTextLearner):
     return {**super().init(key), "coupling": coupling}
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """See `ImageLearner`; maps the text tower's tokens to the vision tower's."""
+    """See `PixelLearner`; maps the text tower's tokens to the vision tower's."""
     text_JxMxD = params["context"][None]
     if "deep" in params:
       text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
     visual_JxMxW = jax.vmap(dense)(params["coupling"], text_JxMxD)
-    return self.image_tower(frozen.image, images_B, visual_JxMxW)
+    return self.prompted_tower(frozen.image, images_B, visual_JxMxW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +214,8 @@ class MaPLe(VPT):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    return MaPLeLearner(plain, prompt.depth, *_vision(encoder, clip))
+    tower, width = _vision(encoder, clip)
+    return MaPLeLearner(tower, plain, prompt.depth, vision_width=width)
 
 
 class IVLP(MaPLe):

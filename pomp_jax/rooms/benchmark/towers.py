@@ -212,7 +212,7 @@ def compile_step(
   if renew:
     renewal_budget = renewal_token_budget(lengths_N, 0, 1, renew, capacity)
     renewal = training.Renewal(learner_of(renewal_budget), renew)
-  parts = training.StepParts(mesh, learner, None, optimizer, contrast, renewal=renewal)
+  parts = training.StepParts(mesh, learner, optimizer, contrast, renewal=renewal)
   state = replicate(create_state(learner, optimizer, fields.seed), mesh)
   if renew is not None:
     rows_NxE = rng.standard_normal((n_classes, config.projection_dim), np.float32)

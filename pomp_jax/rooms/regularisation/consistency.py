@@ -6,17 +6,44 @@ the rest by their importance weights.
 Shapes: B images, S sampled negatives, N classes, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.prompt.learner import ClassFeatures, Frozen, Seen, Term
 from pomp_jax.prompt.loss import ContrastSettings, margin, normalize
 from pomp_jax.prompt.sampling.samplers import Negatives
 
 
+def consistency_term(weights: Mapping[str, float]) -> Term:
+  """Returns the weighted sum of the named terms, see `consistency`, as a term of a learner."""
+
+  def share(
+    settings: ContrastSettings,
+    frozen: Frozen,
+    seen: Seen,
+    classes: ClassFeatures,
+    negatives: Negatives,
+  ) -> jax.Array:
+    return consistency(
+      weights,
+      settings,
+      seen.features,
+      classes.own,
+      classes.negatives,
+      seen.labels,
+      negatives,
+      frozen.anchors,
+      seen.frozen,
+    )
+
+  return Term(share, reads_frozen=bool({"kl", "images"} & weights.keys()))
+
+
 def consistency(
+  weights: Mapping[str, float],
   settings: ContrastSettings,
   image_features_BxE: Float[Array, "B E"],
   positive_features_BxE: Float[Array, "B E"],
@@ -26,7 +53,7 @@ def consistency(
   anchors_NxE: Float[Array, "N E"],
   frozen_features_BxE: Float[Array, "B E"] | None = None,
 ) -> Float[Array, ""]:
-  """Weighted sum of the terms in `settings.consistency`, of unit features f and g.
+  """Weighted sum of the terms in `weights`, of unit features f and g.
 
   squared: mean over classes of 1 - cos(g_c, a_c), half the squared distance to the anchor
   (KgCoOp, Yao et al., 2023). The others are PromptSRC's (Khattak et al., 2023). l1: mean over
@@ -72,7 +99,7 @@ def consistency(
     "kl": divergence,
     "images": lambda: jnp.mean(_l1(image_BxE, frozen_BxE)),
   }
-  first, *rest = (weight * terms[kind]() for kind, weight in settings.consistency)
+  first, *rest = (weight * terms[kind]() for kind, weight in weights.items())
   return sum(rest, first)
 
 

@@ -27,7 +27,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.named_prompts import describe
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
+from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import result_of, sgd
 from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
@@ -42,6 +42,7 @@ from pomp_jax.rooms.baselines.visual_tokens import (
 )
 from pomp_jax.rooms.regularisation import words
 from pomp_jax.rooms.regularisation.averaging import averaging
+from pomp_jax.rooms.regularisation.consistency import consistency_term
 from pomp_jax.train.methods import initial_context, initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
 from tests.rooms.regularisation.test_consistency import published
@@ -86,9 +87,9 @@ def learner_of(tiny, name):
     "cocoop": lambda: CoCoOpLearner(plain(3, "middle"), 24),
     "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
     "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
-    "maple": lambda: MaPLeLearner(plain(2), N_LAYERS, vision, vision_width),
+    "maple": lambda: MaPLeLearner(vision, plain(2), N_LAYERS, vision_width),
     "ivlp": lambda: IVLPLearner(vision, vision_width, 3, N_LAYERS, plain(2)),
-    "maple_one": lambda: MaPLeLearner(plain(3), 1, vision, vision_width),
+    "maple_one": lambda: MaPLeLearner(vision, plain(3), 1, vision_width),
   }[name]()
 
 
@@ -179,13 +180,14 @@ def to_torch(tree):
 def test_loss_and_gradients_equal_torch(tiny, name):
   """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient; K = N."""
   learner = learner_of(tiny, name)
+  if not learner.learns_images:
+    learner = dataclasses.replace(learner, image_tower=image_tower(tiny.world.clip))
   n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
   optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
   step = make_train_step(
     StepParts(
       mesh=mesh,
       learner=learner,
-      image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.world.clip),
       optimizer=optimizer,
       settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
       accumulate=2,
@@ -246,15 +248,16 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
   `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's. From this seed no
   feature comes within rounding of its anchor, where L1's gradient jumps.
   """
-  learner, mesh = learner_of(tiny, name), make_mesh(2, jax.devices()[:4])
+  consistency = {"consistency": consistency_term(terms)} if terms else {}
+  tower, mesh = image_tower(tiny.world.clip), make_mesh(2, jax.devices()[:4])
+  learner = dataclasses.replace(learner_of(tiny, name), image_tower=tower, terms=consistency)
   rate, epochs = 0.0025, np.arange(1, 6)
   gaussian = {"mean": 3.0, "sigma": 1.5, "decay": 0.0}
   average = averaging("gaussian", schedule="epoch", steps_per_epoch=5, **gaussian)
   optimizer = optax.chain(sgd(lambda step: rate, 0.9, 5e-4), average)
-  n_classes, tower = len(tiny.frozen.tokens.lengths), image_tower(tiny.world.clip)
-  numbers = n_classes, n_classes, "log", tiny.world.clip.logit_scale
-  settings = ContrastSettings(*numbers, consistency=tuple(terms.items()))
-  step = make_train_step(StepParts(mesh, learner, tower, optimizer, settings, accumulate=2))
+  n_classes = len(tiny.frozen.tokens.lengths)
+  settings = ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale)
+  step = make_train_step(StepParts(mesh, learner, optimizer, settings, accumulate=2))
   state = replicate(create_state(learner, optimizer, seed=4), mesh)
   params = to_torch(state.params)
   leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(params)]

@@ -1,6 +1,5 @@
 """Textual consistency against KgCoOp's and PromptSRC's terms in torch, and its mean over draws."""
 
-import dataclasses
 import functools
 
 import jax
@@ -16,7 +15,7 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import samplers
 from pomp_jax.prompt.sampling.samplers import SamplingArrays, SamplingSettings
-from pomp_jax.rooms.regularisation.consistency import consistency
+from pomp_jax.rooms.regularisation.consistency import consistency, consistency_term
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, K, batch_of, draw_of, make_step, settings_of
@@ -53,7 +52,7 @@ def torch_term(loss, images, classes, anchors, scale):
   return published(loss, scale * images @ text.T, text, anchors, scale * images @ anchors.T)
 
 
-def term_of_draw(settings, arrays, key, classes_NxE, k, available=None):
+def term_of_draw(weights, settings, arrays, key, classes_NxE, k, available=None):
   """The term of one draw of K-1 classes, and its gradient by all class features."""
   images_BxE = jnp.asarray(unit(IMAGES))
   drawing = settings.sampling
@@ -64,7 +63,7 @@ def term_of_draw(settings, arrays, key, classes_NxE, k, available=None):
 
   def term(rows_NxE):
     given = jnp.asarray(IMAGES), rows_NxE[Y], rows_NxE[negatives.ids], jnp.asarray(Y), negatives
-    return consistency(settings, *given, jnp.asarray(ANCHORS))
+    return consistency(weights, settings, *given, jnp.asarray(ANCHORS))
 
   return jax.value_and_grad(term)(classes_NxE)
 
@@ -72,8 +71,10 @@ def term_of_draw(settings, arrays, key, classes_NxE, k, available=None):
 @pytest.mark.parametrize("loss", ["squared", "l1", "kl"])
 def test_of_all_classes_it_is_the_published_term(loss):
   """Value and gradient; class features that depend on the image give the same."""
-  settings = ContrastSettings(N, N, "log10", SCALE, consistency=((loss, 1.0),))
-  found, gradient = term_of_draw(settings, SamplingArrays(), jax.random.key(0), CLASSES, N)
+  settings = ContrastSettings(N, N, "log10", SCALE)
+  found, gradient = term_of_draw(
+    {loss: 1.0}, settings, SamplingArrays(), jax.random.key(0), CLASSES, N
+  )
   leaf = torch.tensor(CLASSES, dtype=torch.float64, requires_grad=True)
   expected = torch_term(loss, IMAGES, leaf, ANCHORS, SCALE)
   expected.backward()
@@ -82,7 +83,7 @@ def test_of_all_classes_it_is_the_published_term(loss):
   negatives = samplers.Negatives(jnp.arange(N))
   per_image = jnp.repeat(jnp.asarray(CLASSES)[:, None], len(Y), axis=1)
   given = map(jnp.asarray, (IMAGES, CLASSES[Y], per_image, Y))
-  found = consistency(settings, *given, negatives, jnp.asarray(ANCHORS))
+  found = consistency({loss: 1.0}, settings, *given, negatives, jnp.asarray(ANCHORS))
   assert_close(found, expected.item())
 
 
@@ -109,11 +110,11 @@ ARRAYS = SamplingArrays(
 )
 def test_its_mean_over_draws_is_the_term_over_all_classes(loss, sampling, n_available):
   """Value and gradient, by NumPy in float64 over many draws, within five standard errors."""
-  settings = ContrastSettings(6, N, "none", SCALE, sampling, consistency=((loss, 1.0),))
+  settings = ContrastSettings(6, N, "none", SCALE, sampling)
   size = 5 * (len(Y) if sampling.name == "independent" else 1)
   available = None if n_available is None else jnp.arange(size) < n_available
   draw = functools.partial(
-    term_of_draw, settings, ARRAYS, classes_NxE=CLASSES, k=6, available=available
+    term_of_draw, {loss: 1.0}, settings, ARRAYS, classes_NxE=CLASSES, k=6, available=available
   )
   n_draws = 4000
   keys = jax.random.split(jax.random.key(1), n_draws)
@@ -134,8 +135,11 @@ def test_the_step_adds_the_term_of_its_own_draw(world, image_features, k, class_
   mesh = make_mesh(class_size, jax.devices()[:class_size])
   anchors = unit(np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1])))
   weight, images = 8.0, image_features[:4]
-  settings = dataclasses.replace(settings_of(world, k), consistency=(("squared", weight),))
-  step, state, frozen = make_step(world, mesh=mesh, module=module, settings=settings)
+  parts = {
+    "settings": settings_of(world, k),
+    "terms": {"near": consistency_term({"squared": weight})},
+  }
+  step, state, frozen = make_step(world, mesh=mesh, module=module, **parts)
   frozen = frozen._replace(anchors=replicate(anchors.astype(np.float32), mesh))
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   drawn = draw_of(0, 0) if k == K else list(range(N_CLASSES))
@@ -155,6 +159,6 @@ def test_the_step_adds_the_term_of_its_own_draw(world, image_features, k, class_
     )
   (loss + weight * term).backward()
   state, metrics = step(state, frozen, batch_of(mesh, images.astype(np.float32), labels))
-  assert_close(metrics["consistency"], weight * term.item())
+  assert_close(metrics["near"], weight * term.item())
   assert_close(metrics["loss"], (loss + weight * term).item())
   assert_close(metrics["grad_norm"], leaf.grad.norm().item())

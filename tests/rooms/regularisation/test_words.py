@@ -237,7 +237,7 @@ def test_a_run_is_prepared_with_that_weight(tmp_path, one_layer, scale):
   with_logit_scale(clip, scale)
   changes = {"clip.model": str(clip), "consistency_squared": -1.0, "anchors": "{}."}
   run = setup.prepare(small_config(**changes), RunFolder(tmp_path / "run"))
-  assert run.loss.consistency == ((("squared", 8.0),) if scale < 50 else ())
+  assert run.contrast.consistency == ((("squared", 8.0),) if scale < 50 else ())
   assert (run.frozen.anchors is None) == (scale > 50)
 
 

@@ -1,0 +1,119 @@
+"""A finished run of a method that learns no prompt, as a classifier of any names.
+
+Its parameters are those of a checkpoint. Class features are computed for the names that are asked
+for, by the method's own learner; a method with tokens in the image tower sees the images by itself,
+and CoCoOp's class features depend on the image, so that these have no class vectors alone.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.config import METHODS, fields
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate.named_prompts import OtherPrompt
+from pomp_jax.evaluate.predictions import Scorer
+from pomp_jax.files.checkpoints import CheckpointError, Restored
+from pomp_jax.files.prompt_file import Prompt, check_fits
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.mesh import replicate
+from pomp_jax.prompt.optimizer import result_of
+from pomp_jax.rooms.baselines.learner_accuracy import CompiledLearner
+from pomp_jax.train.methods import method_of
+
+
+class FinishedRun(OtherPrompt):
+  """What a checkpoint of such a method holds, as `evaluate.prompts` takes it."""
+
+  def __init__(self, checkpoint: Restored, path: str | os.PathLike):
+    """Reads the parameters, and the method's fields; CheckpointError for what holds none."""
+    self._path = path
+    try:
+      config: Mapping[str, Any] = checkpoint.meta["config"]
+      self._name: str = config["method"]
+      self._model: str = config["clip"]["model"]
+      self._prompt = fields.Prompt(**_typed(config["prompt"]))
+      self._clip = fields.Clip(**_typed(config["clip"]))
+      self._template: str = config["eval"]["template"]
+      self.upright = config["data"].get("upright")
+      state = checkpoint.state
+      self._params = result_of(state["params"], state.get("opt_state"))
+    except (KeyError, TypeError) as error:
+      raise CheckpointError(f"{path}: is of no method that this version knows ({error})") from error
+    self._method = method_of(self._name)
+    self.needs_pixels = METHODS[self._name].pixels
+
+  def check(
+    self, label: str, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
+  ) -> None:
+    """Raises InputError where it does not fit a CLIP, by the shapes of its parameters."""
+    self._method.check(self._prompt, clip_config)
+    if "context" in self._params:
+      context = Prompt(self._params["context"], self._model, self._prompt.position)
+      check_fits(context, clip_config.text_config.hidden_size, clip_model, path=label)
+    elif clip_model != self._model:
+      raise InputError(
+        f"{label}: learned with the CLIP {self._model!r}; got config.clip.model={clip_model!r}"
+      )
+
+  def describe(self, classes: ClassList) -> list[Any]:
+    """Cache key of what it answers: method, fields and parameters."""
+    settings = [self._name, vars(self._prompt), self._template]
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._params)]
+    return [json.dumps(settings, default=str), *leaves]
+
+  def features(self, encoder: Encoder, classes: ClassList) -> np.ndarray:
+    """Unit features [N,E]; InputError for a method whose images or classes are its own."""
+    classifier = self.classifier(encoder, classes)
+    if callable(classifier):
+      raise InputError(
+        f"{self._path}: the method {self._name} has no class vectors for the frozen image tower;"
+        " `evaluate` and `predict` take it"
+      )
+    return classifier
+
+  def classifier(self, encoder: Encoder, classes: ClassList) -> np.ndarray | Scorer:
+    """Unit features [N,E], or what scores images where these do not tell all."""
+    prompt, method = self._prompt, self._method
+    module = PromptContext(prompt.m, encoder.clip.text_width, prompt.position)
+    plain = ContextLearner(
+      module, encoder.text_tower(), token_budget=None, capacity=encoder.capacity(module)
+    )
+    learner = method.make_learner(plain, encoder, prompt, self._clip)
+    frozen = method.frozen_arrays(prompt, self._template, encoder, classes.names)
+    params = replicate(self._params, encoder.mesh)
+    compiled, ids_N = (
+      CompiledLearner(learner, encoder.mesh),
+      np.arange(len(classes), dtype=np.int32),
+    )
+    if method.per_image_text:
+      return lambda features_BxE, images_B: compiled.cosines(params, frozen, ids_N, features_BxE)
+    of_ids = functools.partial(compiled.classes, params, frozen)
+    classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
+    if not learner.learns_images:
+      return classes_NxE
+    placed_NxE = replicate(classes_NxE, encoder.mesh)
+    return lambda features_BxE, images_B: _cosines(
+      compiled.images(params, frozen, images_B), placed_NxE
+    )
+
+
+def _typed(group: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a group, whose tuples JSON keeps as lists."""
+  return {name: tuple(one) if isinstance(one, list) else one for name, one in group.items()}
+
+
+@jax.jit
+def _cosines(features_BxE: jax.Array, classes_NxE: jax.Array) -> jax.Array:
+  # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
+  return jnp.matmul(features_BxE, classes_NxE.T, precision=jax.lax.Precision.HIGHEST)
