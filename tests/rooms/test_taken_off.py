@@ -67,7 +67,15 @@ def take_off(root: pathlib.Path, room: str) -> None:
     gone = [rf"pomp_jax.configs(\.| import .*\b){file.stem}\b" for file in found]
 
 
-@pytest.fixture(scope="module", params=ROOMS)
+# The rooms that the core asks for most; a process with a training takes 8 s for each.
+_FIRST = ("baselines", "regions", "regularisation")
+_OTHERS = pytest.mark.slow("the same for the other rooms")
+
+
+@pytest.fixture(
+  scope="module",
+  params=[*_FIRST, *(pytest.param(room, marks=_OTHERS) for room in ROOMS if room not in _FIRST)],
+)
 def without(request, tmp_path_factory):
   """A copy of the package and of tests without a room, and the name of the room."""
   root = tmp_path_factory.mktemp("without")
@@ -102,6 +110,7 @@ def test_the_others_work_without_a_room(without):
   assert (root / "run/prompt.npz").exists() and (root / "run/report.html").exists()
 
 
+@pytest.mark.slow("two lowered steps in a process of its own")
 def test_fields_reach_what_they_name_without_a_room(without):
   root, _ = without
   test = "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
