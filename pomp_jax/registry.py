@@ -299,35 +299,8 @@ TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
 
 NO_SUITE = "none"  # the first value of `evaluate.suite`
 
-# What rooms do for the core: a module, or a function of one; empty: the room is not installed.
-AVERAGING = "rooms.regularisation.averaging:averaging"  # of `config.optim.average`
-MISSING_LIBRARY = "rooms.buckets.libraries:missing_library"  # scheme -> what is to be installed
-BY_CLASS = "rooms.analysis.by_class"  # files of each class, a summary, sections of a report
-PREDICTION_SHEET = "rooms.analysis.prediction_sheet:prediction_sheet"  # pictures with their classes
-TREE_ERRORS = "rooms.analysis.tree_errors:tallies"  # WordNet ids -> tally of errors on its tree
+# What rooms do for the core beside these rows stands in `pomp_jax.hooks`.
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
-PROFILER = "rooms.benchmark.profiler:Profiler"  # of `config.profile_steps`
-SHARE_OF_PEAK = "rooms.benchmark.flops:share_of_peak"  # of the devices, by seconds of a step
-SYNTHETIC_CLIPS = "rooms.benchmark.synthetic_clip"  # architectures with random weights
-NAMED_SETS = "rooms.data_sets.named_sets:evaluation_sets"  # of `evaluate.sets`, `evaluate.suite`
-OWN_SETS = "rooms.data_sets.own_sets:evaluation_sets"  # of `evaluate.sets_file` and its `own_sets`
-PUBLISHED = "rooms.data_sets.suites:published"  # group, kind, accuracies -> published figures
-SUITES = "rooms.data_sets.suites"  # `SUITES`, values of `evaluate.suite`; `GROUPS`, their tables
-RELATIONS = "rooms.hierarchy.relations:relations"  # of classes, for samplers
-CLASS_FEATURES = "rooms.interchange.class_features:read_class_features"
-CLIP_BENCHMARK = "rooms.interchange.clip_benchmark:write"  # results of `evaluate` in its form
-CONSISTENCY = "rooms.regularisation.consistency:consistency_term"  # of `config.consistency_*`
-DASSL_PROMPT = "rooms.interchange.torch_archive:prompt_of_trainer"
-HUB_PROMPT = "rooms.interchange.prompt_hub:load_from_hub"
-HUB_UPLOAD = "rooms.interchange.prompt_hub"
-LATEX = "rooms.interchange.latex:latex"  # report -> its tables, for results.tex
-TORCH_WEIGHTS = "rooms.interchange.torch_archive:open_torch"
-CATEGORIES = "rooms.regions.categories:categories_by_id"  # of annotations, for class lists
-MIXTURE_WEIGHTS = "rooms.mixtures.weights:Weights"  # chooses those of mixtures in `evaluate`
-FINISHED_RUN = "rooms.baselines.finished_run:FinishedRun"  # of a method that learns no prompt
-OTHER_PROMPTS = "rooms.mixtures.prompts:read_prompt"  # name, field, chosen -> a prompt, or None
-REGIONS_ON_PAGE = "rooms.regions.on_page"
-WORDS = "rooms.regularisation.words"  # anchors, and candidates of `prompt.init=best`
 
 
 def groups_of(job: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from pomp_jax.clip.tokens import MERGES
 from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
 from pomp_jax.files.prompt_file import is_safetensors
 from pomp_jax.files.terminal import one_line, printable
-from pomp_jax.registry import TORCH_WEIGHTS, load
+from pomp_jax.hooks import TORCH_WEIGHTS
 
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 
@@ -220,7 +220,7 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       if not TORCH_WEIGHTS:
         accepted = ".safetensors or .msgpack, without the room interchange"
         refuse(path, "the file", "a torch archive", accepted)
-      yield stack.enter_context(load(TORCH_WEIGHTS)(path))
+      yield stack.enter_context(TORCH_WEIGHTS.open()(path))
     else:
       found = f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})"
       accepted = f"an undamaged .safetensors, or {TORCH_FILES}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pomp_jax import registry
+from pomp_jax import hooks, registry
 from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, require
@@ -126,10 +126,10 @@ def validate(settings: Settings) -> None:
         accepted = f"{value!r} where method={settings.method!r}"
         require(values[field] == value, field, values[field], accepted)
       _check_loss(settings.contrast, settings.sampling, settings.optim)
-      fits = registry.WORDS or settings.prompt.init != "best"
+      fits = hooks.WORDS or settings.prompt.init != "best"
       require(fits, "prompt.init", "best", "words or a file")
-      if registry.WORDS:
-        load(registry.WORDS).check_fields(settings.prompt, settings.contrast, settings.checkpoint)
+      if hooks.WORDS:
+        hooks.WORDS.open().check_fields(settings.prompt, settings.contrast, settings.checkpoint)
       _check_views(settings.data, settings.batch_size)
     if "log" in groups and (tracker := settings.log.tracker) != "none":
       package = importlib.util.find_spec(tracker)
@@ -196,10 +196,10 @@ def _check_model(clip: Clip, dry_run: str) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
   is_published = False
   # A dry run gives a published architecture random weights.
-  if registry.SYNTHETIC_CLIPS and (dry_run or clip.model != name):
-    is_published = load(registry.SYNTHETIC_CLIPS).is_synthetic(name)
+  if hooks.SYNTHETIC_CLIPS and (dry_run or clip.model != name):
+    is_published = hooks.SYNTHETIC_CLIPS.open().is_synthetic(name)
   if clip.model != name:
-    published = load(registry.SYNTHETIC_CLIPS).SYNTHETIC_CLIPS if registry.SYNTHETIC_CLIPS else ()
+    published = hooks.SYNTHETIC_CLIPS.open().SYNTHETIC_CLIPS if hooks.SYNTHETIC_CLIPS else ()
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     require(is_published, "clip.model", clip.model, expected)
   try:
@@ -295,7 +295,7 @@ def check_export(export: Export) -> None:
   else:
     require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)
   if export.hub:
-    require(registry.HUB_UPLOAD, "export.hub", export.hub, "'' without the room interchange")
-    load(f"{registry.HUB_UPLOAD}:check_fields")(export)
+    require(hooks.HUB_UPLOAD, "export.hub", export.hub, "'' without the room interchange")
+    hooks.HUB_UPLOAD.open().check_fields(export)
   fits = not name or (os.path.basename(name) == name and name.endswith(suffixes))
   require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")

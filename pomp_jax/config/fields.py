@@ -8,30 +8,31 @@ together are in `checks.py`.
 from collections.abc import Mapping
 import dataclasses
 
-from pomp_jax import registry
+from pomp_jax import hooks, registry
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, pair, row
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
+from pomp_jax.hooks import PROFILER
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import OPTIMIZERS, SCHEDULES
 from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
-from pomp_jax.registry import FORMATS, METHODS, PROFILER, READERS, SOURCES, TASKS, TRACKERS, WORLD
+from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, TRACKERS, WORLD
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
-_m = at_least(0 if registry.WORDS else 1)
-_weight = at_least(0) if registry.CONSISTENCY else between(0, 0)
-CONSISTENCIES = ("squared", "l1", "kl", "images")  # terms of the loss, see `registry.CONSISTENCY`
+_m = at_least(0 if hooks.WORDS else 1)
+_weight = at_least(0) if hooks.CONSISTENCY else between(0, 0)
+CONSISTENCIES = ("squared", "l1", "kl", "images")  # terms of the loss, see `hooks.CONSISTENCY`
 AUTOMATIC = -1.0  # of `consistency_squared`
 _squared = Check(
   lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"), "0 or more, or -1 for automatic"
 )
-_averages = ("none", "gaussian", "ema") if registry.AVERAGING else ("none",)
-_suites = registry.load(registry.SUITES).SUITES if registry.SUITES else ()
+_averages = ("none", "gaussian", "ema") if hooks.AVERAGING else ("none",)
+_suites = hooks.SUITES.open().SUITES if hooks.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
@@ -260,7 +261,7 @@ class Contrast:
   consistency_squared: float = row(
     0.0,
     "weight of 1 - cosine of class features and anchors (KgCoOp); -1: by the CLIP's logit scale",
-    _squared if registry.CONSISTENCY else _weight,
+    _squared if hooks.CONSISTENCY else _weight,
   )
   consistency_l1: float = row(0.0, "weight of their l1 distance (PromptSRC)", _weight)
   consistency_kl: float = row(

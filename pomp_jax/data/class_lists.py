@@ -22,7 +22,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path, exists, read_text, read_user_json, to_path
 from pomp_jax.files.run_folder import DamagedFileError, is_class_file, names_in
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
-from pomp_jax.registry import CATEGORIES, load
+from pomp_jax.hooks import CATEGORIES
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
   """Categories of annotations, the JSON value of a file; VocabularyError for unusable ones."""
   if not CATEGORIES:
     raise VocabularyError(f"{path}: annotations are read by the room regions, expected names")
-  return load(CATEGORIES)(path, value)
+  return CATEGORIES.open()(path, value)
 
 
 @functools.cache

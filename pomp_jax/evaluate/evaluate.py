@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pomp_jax import hosts, registry
+from pomp_jax import hooks, hosts
 from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
@@ -34,7 +34,6 @@ from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.registry import load
 from pomp_jax.report import evaluation_report as report
 from pomp_jax.report import plots
 from pomp_jax.report.labels import prompt_labels
@@ -53,9 +52,9 @@ def check(config: Settings, workdir: str) -> None:
   settings, field = config.evaluate, "evaluate.prompts"
   given = settings.prompts, field, config.clip, settings, config.data, config.eval
   check_prompts(*given, chosen=True)
-  if registry.MIXTURE_WEIGHTS:
+  if hooks.MIXTURE_WEIGHTS:
     prompts = named_prompts.read_prompts(settings.prompts, field, chosen=True)
-    load(registry.MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval).check()
+    hooks.MIXTURE_WEIGHTS.open()(prompts, config.clip, config.data, config.eval).check()
 
 
 def check_prompts(
@@ -96,8 +95,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts", chosen=True)
   weights = None
-  if registry.MIXTURE_WEIGHTS:
-    weights = load(registry.MIXTURE_WEIGHTS)(prompts, config.clip, config.data, config.eval)
+  if hooks.MIXTURE_WEIGHTS:
+    weights = hooks.MIXTURE_WEIGHTS.open()(prompts, config.clip, config.data, config.eval)
   sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
@@ -144,11 +143,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     if others := named_prompts.turned_otherwise(prompts, upright):
       results["turned_otherwise"] = {"upright": upright, "prompts": others}
   with writing(folder.path):
-    if registry.BY_CLASS:
-      load(registry.BY_CLASS).write(folder, done)
+    if hooks.BY_CLASS:
+      hooks.BY_CLASS.open().write(folder, done)
     _draw(folder.plots, results)
-    if registry.CLIP_BENCHMARK:
-      load(registry.CLIP_BENCHMARK)(folder.path, results)
+    if hooks.CLIP_BENCHMARK:
+      hooks.CLIP_BENCHMARK.open()(folder.path, results)
   finish_run(folder, config.to_dict(), results)
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -164,8 +163,8 @@ def _evaluate(
   """Computes every figure of a set under every prompt."""
   start, more = time.monotonic(), None
   source, classes, split = labelled
-  if classes.synsets is not None and registry.TREE_ERRORS:
-    more = load(registry.TREE_ERRORS)(classes.synsets)
+  if classes.synsets is not None and hooks.TREE_ERRORS:
+    more = hooks.TREE_ERRORS.open()(classes.synsets)
   tallies = tally(
     encoder,
     source,
@@ -198,7 +197,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
       label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
       for label, figures in of_set["prompts"].items()
     }
-    by_class = load(registry.BY_CLASS).summary(of_set) if registry.BY_CLASS else {}
+    by_class = hooks.BY_CLASS.open().summary(of_set) if hooks.BY_CLASS else {}
     own = {key: of_set[key] for key in _OF_SET} | {"by_class": by_class, "prompts": prompts}
     sets[item.name] = own
     found.append(report.SetFigures(item.group, item.column, item.part, prompts, own["split"]))
@@ -207,7 +206,7 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
       other.add(item.group)
   accuracy = report.accuracy_by_group(found)
   intervals, differences = report.comparisons_by_group(found, accuracy)
-  compared = load(registry.PUBLISHED) if registry.PUBLISHED else lambda *_: {}
+  compared = hooks.PUBLISHED.open() if hooks.PUBLISHED else lambda *_: {}
   return {
     "accuracy": accuracy,
     "intervals": intervals,

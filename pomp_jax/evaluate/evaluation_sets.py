@@ -14,7 +14,8 @@ from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
 from pomp_jax.evaluate import inputs
-from pomp_jax.registry import NAMED_SETS, NO_SUITE, OWN_SETS, load
+from pomp_jax.hooks import NAMED_SETS, OWN_SETS
+from pomp_jax.registry import NO_SUITE
 from pomp_jax.report.evaluation_report import OWN
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,12 @@ def evaluation_sets(settings: Evaluate, data: Data, evaluation: Eval) -> list[Ev
   if settings.sets or settings.suite != NO_SUITE:
     field, got = ("sets", settings.sets) if settings.sets else ("suite", settings.suite)
     require(NAMED_SETS, f"evaluate.{field}", got, "no set by name without the room data_sets")
-    sets += load(NAMED_SETS)(settings, data.source, of_split)
+    sets += NAMED_SETS.open()(settings, data.source, of_split)
   if settings.sets_file or settings.own_sets:
     where = settings.sets_file or "config.evaluate.own_sets"
     field = "evaluate.sets_file" if settings.sets_file else "evaluate.own_sets"
     require(OWN_SETS, field, where, "no set of one's own without the room data_sets")
-    sets += load(OWN_SETS)(settings.sets_file, settings.own_sets)
+    sets += OWN_SETS.open()(settings.sets_file, settings.own_sets)
   sets = sets or _of_data(data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
     raise SourceError(f"{where}: two sets are named {sets[index].name!r}")

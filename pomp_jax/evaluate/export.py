@@ -10,7 +10,8 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import encode, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, writing
-from pomp_jax.registry import FORMATS, HUB_UPLOAD, load
+from pomp_jax.hooks import HUB_UPLOAD
+from pomp_jax.registry import FORMATS, load
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -22,7 +23,7 @@ def check(config: Settings, workdir: str) -> None:
   prompt = load_prompt(export.prompt)
   encode(export.output or row.usual_name, prompt)
   if export.hub:
-    load(HUB_UPLOAD).check(export, prompt)
+    HUB_UPLOAD.open().check(export, prompt)
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -43,7 +44,7 @@ def run(config: Settings, workdir: str) -> dict:
   folder.create()
   with writing(path):
     if export.hub:
-      results["url"] = load(HUB_UPLOAD).push(export, prompt, folder.path)
+      results["url"] = HUB_UPLOAD.open().push(export, prompt, folder.path)
       print(results["url"])
     else:
       write(path)

@@ -21,15 +21,16 @@ from pomp_jax.evaluate import stored
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.terminal import waiting
+from pomp_jax.hooks import SYNTHETIC_CLIPS
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.registry import SYNTHETIC_CLIPS, load
+from pomp_jax.registry import load
 
 
 def open_clip(settings: fields.Clip) -> Clip:
   """Opens the CLIP of `config.clip`; ClipError if it can't be read."""
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
-    return load(SYNTHETIC_CLIPS).open_clip(model)
+    return SYNTHETIC_CLIPS.open().open_clip(model)
   return load_clip(model, settings.activation, image_tower=settings.image_tower)
 
 
@@ -41,7 +42,7 @@ def clip_config(model: str, image_tower: bool = True) -> ClipConfig:
 def clip_config_and_tokenizer(model: str, image_tower: bool = True) -> tuple[ClipConfig, Tokenizer]:
   """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
-    return load(SYNTHETIC_CLIPS).config_and_tokenizer(model)
+    return SYNTHETIC_CLIPS.open().config_and_tokenizer(model)
   clip = read_clip(model, image_tower=image_tower, with_params=False)
   return clip.config, clip.tokenizer
 

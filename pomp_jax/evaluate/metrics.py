@@ -162,7 +162,7 @@ def paired_difference_over_classes(
 class Tally:
   """Counts over a data set, batch by batch; `more` counts other figures of the same answers.
 
-  It has `add(labels_B, answers_B, right_B)` and `figures()`, as `registry.TREE_ERRORS` has.
+  It has `add(labels_B, answers_B, right_B)` and `figures()`, as `hooks.TREE_ERRORS` has.
   """
 
   def __init__(self, n_classes: int, more: Any = None):

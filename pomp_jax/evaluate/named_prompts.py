@@ -26,8 +26,9 @@ from pomp_jax.files.checkpoints import (
 from pomp_jax.files.paths import is_dir, join
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.hooks import CLASS_FEATURES, FINISHED_RUN, OTHER_PROMPTS
 from pomp_jax.prompt.optimizer import result_of
-from pomp_jax.registry import CLASS_FEATURES, FINISHED_RUN, METHODS, OTHER_PROMPTS, load
+from pomp_jax.registry import METHODS
 
 # Prompts by name: the first template of the class list, and the mean over an ensemble, of unit
 # features or of the text tower's outputs.
@@ -43,7 +44,7 @@ _TAKES = (
 
 
 class OtherPrompt:
-  """Class vectors of a room's own kind, by the name of `registry.OTHER_PROMPTS`.
+  """Class vectors of a room's own kind, by the name of `hooks.OTHER_PROMPTS`.
 
   `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row a class,
   `upright` as that of a learned prompt.
@@ -84,7 +85,7 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
   """
   found: list[NamedPrompt] = []
   for item in names:
-    if OTHER_PROMPTS and (other := load(OTHER_PROMPTS)(item, field, chosen)):
+    if OTHER_PROMPTS and (other := OTHER_PROMPTS.open()(item, field, chosen)):
       found.append(NamedPrompt(item, other))
     elif item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
@@ -98,7 +99,7 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
       is_features = item.endswith(".npy")
       expected = "no .npy file of class features without the room interchange"
       require(CLASS_FEATURES or not is_features, field, item, expected)
-      read = load(CLASS_FEATURES) if is_features else prompt_file.load_prompt
+      read = CLASS_FEATURES.open() if is_features else prompt_file.load_prompt
       found.append(NamedPrompt(item, read(item)))
     elif is_dir(item) and (finished := _finished_run(item, field)):
       found.append(NamedPrompt(item, finished))
@@ -270,7 +271,7 @@ def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
   """The prompt of a checkpoint, or what another method has learned."""
   method = checkpoint.meta.get("config", {}).get("method", "pomp")
   if FINISHED_RUN and method in METHODS and not METHODS[method].saves_prompt:
-    finished: OtherPrompt = load(FINISHED_RUN)(checkpoint, path)
+    finished: OtherPrompt = FINISHED_RUN.open()(checkpoint, path)
     return finished
   return prompt_of_checkpoint(checkpoint, path)
 

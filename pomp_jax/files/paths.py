@@ -24,7 +24,8 @@ import fsspec
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import MISSING_LIBRARY, STORES, load
+from pomp_jax.hooks import MISSING_LIBRARY
+from pomp_jax.registry import STORES
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
@@ -66,7 +67,7 @@ def problem_of(path: str | os.PathLike) -> str | None:
   bucket = os.fspath(path).partition("://")[2].partition("/")[0]
   if scheme not in STORES or not bucket:
     return ACCEPTED
-  return load(MISSING_LIBRARY)(scheme)
+  return MISSING_LIBRARY.open()(scheme)
 
 
 def to_path(path: str | os.PathLike) -> Path:

@@ -27,7 +27,8 @@ from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import is_dir, is_file, local_copy
 from pomp_jax.files.run_folder import classes_path, prompt_path
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import FORMATS, HUB_PROMPT, SOURCES, load
+from pomp_jax.hooks import HUB_PROMPT
+from pomp_jax.registry import FORMATS, SOURCES, load
 
 log = logging.getLogger(__name__)
 _log_once = functools.cache(log.info)
@@ -266,7 +267,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   if is_hub(path):
     if not HUB_PROMPT:
       refuse(path, "the name", "one on a hub", "a file or folder, without the room interchange")
-    return load(HUB_PROMPT)(path)
+    return HUB_PROMPT.open()(path)
   if (found := prompt_path(path)) != path:
     _log_once("%s: its prompt is %s", str(path), str(found))
   path = found

@@ -18,7 +18,7 @@ from pomp_jax.files.atomic import disk_failure, why_unwritable, write_file
 from pomp_jax.files.paths import Path, exists, is_dir, read_file, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import one_line, printable
-from pomp_jax.registry import DASSL_PROMPT, load
+from pomp_jax.hooks import DASSL_PROMPT
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
   own = RunFolder(path).prompt
   if exists(own) or not DASSL_PROMPT:
     return own
-  return load(DASSL_PROMPT)(to_path(path)) or own
+  return DASSL_PROMPT.open()(to_path(path)) or own
 
 
 def classes_path(prompt: str | os.PathLike) -> Path | None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pomp_jax.registry import BY_CLASS, SUITES, WORLD, load
+from pomp_jax.hooks import BY_CLASS, SUITES
+from pomp_jax.registry import WORLD
 from pomp_jax.report import report
 from pomp_jax.report.intervals import bootstrap
 from pomp_jax.report.labels import counted
@@ -67,7 +68,7 @@ class Group(NamedTuple):
 def group_of(name: str) -> Group:
   """The table of a group of sets: a user's own, the world's, or one of the room of named sets."""
   own = {OWN: Group("own sets"), WORLD: Group("embedded world", mean=False)}
-  return own.get(name) or Group(*load(SUITES).GROUPS[name])
+  return own.get(name) or Group(*SUITES.open().GROUPS[name])
 
 
 class SetFigures(NamedTuple):
@@ -216,7 +217,7 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> repor
       for kind in kinds
     ),
     report.Section("Calibration", picture="calibration.png"),
-    *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
+    *(BY_CLASS.open().sections(summaries, labels) if BY_CLASS else ()),
     _details(sets, labels),
   ]
   images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())

@@ -8,7 +8,8 @@ from pomp_jax.config.settings import defaults, flatten
 from pomp_jax.files.atomic import write_file
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
-from pomp_jax.registry import BY_CLASS, JOBS, LATEX, load
+from pomp_jax.hooks import BY_CLASS, LATEX
+from pomp_jax.registry import JOBS, load
 from pomp_jax.report import report
 from pomp_jax.report.evaluation_report import remarks
 from pomp_jax.report.labels import counted, method_label, run_labels, with_counts
@@ -53,7 +54,7 @@ def finish_run(folder: RunFolder, config: Mapping[str, Any], results: Mapping[st
   with writing(folder.path):
     write_file(folder.path / "results.md", report.markdown(found))
     if LATEX:
-      write_file(folder.path / "results.tex", load(LATEX)(found))
+      write_file(folder.path / "results.tex", LATEX.open()(found))
     page = _page(folder, config, found, stored["provenance"])  # links to the files above
     write_file(folder.path / "report.html", page)
   folder.write_results(stored)
@@ -138,7 +139,7 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     report.Section("Training", table=report.facts(training)),
     report.Section("Test images and the most probable classes", picture="predictions.png"),
     report.Section("Misclassified test images", picture="mistakes.png"),
-    *(load(BY_CLASS).sections(summaries, labels) if BY_CLASS else ()),
+    *(BY_CLASS.open().sections(summaries, labels) if BY_CLASS else ()),
   ]
   if left_out := results.get("left_out"):
     sections.append(left_out_section(left_out))

@@ -27,8 +27,9 @@ from pomp_jax.files.prompt_file import (
   save_prompt,
 )
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
+from pomp_jax.hooks import PREDICTION_SHEET, WORDS
 from pomp_jax.prompt.mesh import DATA, make_mesh
-from pomp_jax.registry import PREDICTION_SHEET, WORDS, load
+from pomp_jax.registry import load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.train import batches, loop, methods, results
@@ -56,7 +57,7 @@ def check(config: Settings, workdir: str) -> None:
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
     methods.method_of(config.method).check(config.prompt, clip)
     if WORDS:
-      load(WORDS).check(config.contrast, config.prompt, config.data, clip, config.clip.model)
+      WORDS.open().check(config.contrast, config.prompt, config.data, clip, config.clip.model)
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
     if SOURCES[config.data.source].stored:
@@ -163,7 +164,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   others = {name: one for name, one in checkpoints.items() if name != selected}
   beside_words = None
   if run.candidates:
-    beside_words = load(WORDS).choose(run, last, checkpoints.get("best"))
+    beside_words = WORDS.open().choose(run, last, checkpoints.get("best"))
     prompt = beside_words.prompt
     others = {name: one for name, one in checkpoints.items() if one is not beside_words.checkpoint}
     if beside_words.facts["chosen"] != "trained":
@@ -198,7 +199,7 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   if left_out := inputs.left_out(run.data):
     found["left_out"] = left_out
   # On the devices of all processes, so by all of them.
-  sheet = load(PREDICTION_SHEET)(run, prompt, found) if prompt and PREDICTION_SHEET else None
+  sheet = PREDICTION_SHEET.open()(run, prompt, found) if prompt and PREDICTION_SHEET else None
   if hosts.is_first():
     top1 = {
       f"test_top1/{split}/{name}": score["top1"]

@@ -20,7 +20,8 @@ from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.files.terminal import printable
-from pomp_jax.registry import BY_CLASS, TRACKERS, load
+from pomp_jax.hooks import BY_CLASS
+from pomp_jax.registry import TRACKERS, load
 from pomp_jax.report import plots
 from pomp_jax.report.labels import method_label, run_labels
 from pomp_jax.report.run_report import finish_run
@@ -108,7 +109,7 @@ def evaluate_run(
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
   results |= {
-    "by_class": {name: load(BY_CLASS).summary(one, "prompt") for name, one in sets.items()},
+    "by_class": {name: BY_CLASS.open().summary(one, "prompt") for name, one in sets.items()},
     "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -153,7 +154,7 @@ def figures_of_splits(
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
   names = {name: split.names for name, (_, split) in splits.items()}
-  return results, load(BY_CLASS).sets_of(names, scores, reference, labels) if BY_CLASS else {}
+  return results, BY_CLASS.open().sets_of(names, scores, reference, labels) if BY_CLASS else {}
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:
@@ -165,7 +166,7 @@ def finish(
 ) -> None:
   """Writes tables of all classes, the plot of the accuracy and, last, the results; logs these."""
   if BY_CLASS:
-    load(BY_CLASS).write(folder, sets)
+    BY_CLASS.open().write(folder, sets)
   title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"
   title += ", 95% intervals over the images"
   images, classes, splits = results["eval_images"], results["eval_classes"], results["eval"]

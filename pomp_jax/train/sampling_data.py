@@ -10,8 +10,8 @@ import numpy as np
 
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data, Sampling
+from pomp_jax.hooks import RELATIONS
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
-from pomp_jax.registry import RELATIONS, load
 
 # Fields of SamplingArrays that relations between classes fill.
 _RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
@@ -38,7 +38,7 @@ def sampling_arrays(
   needed = {part: field for field, parts in needs.items() for part in _RELATIONS & {*parts}}
   if not needed:
     return arrays
-  relations = load(RELATIONS)(data, names) if RELATIONS else None
+  relations = RELATIONS.open()(data, names) if RELATIONS else None
   if relations is None:
     field = next(iter(needed.values()))
     expected = "a value that needs no relations between classes, or data.names with synsets"

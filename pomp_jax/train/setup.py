@@ -1,7 +1,7 @@
 """A training made ready for the loop: its data, its learner, its optimizer, its compiled step."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -22,6 +22,7 @@ from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.hooks import AVERAGING, CONSISTENCY, WORDS
 from pomp_jax.prompt.bank import renewal_token_budget
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Term
@@ -29,7 +30,6 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import adamw, learning_rate, result_of, sgd
 from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
-from pomp_jax.registry import AVERAGING, CONSISTENCY, WORDS, load
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import memory_plan
@@ -122,7 +122,7 @@ class PromptRun(Run):
   method: methods.Pomp
   module: PromptContext
   # Validation accuracy of `prompt.candidates` by name; None unless training starts from the best.
-  candidates: dict[str, float] | None = None
+  candidates: Mapping[str, float] | None = None
 
   @property
   def k(self) -> int:
@@ -187,7 +187,7 @@ class PromptRun(Run):
     learner = self._learner(self.token_budget, self.step_memory)
     terms: dict[str, Term] = {}
     if self.contrast.consistency:
-      terms["consistency"] = load(CONSISTENCY)(dict(self.contrast.consistency))
+      terms["consistency"] = CONSISTENCY.open()(dict(self.contrast.consistency))
     tower = None
     reads_frozen = any(term.reads_frozen for term in terms.values())
     if self.data.features == "online" and (reads_frozen or not learner.learns_images):
@@ -318,15 +318,16 @@ def prepare(
   method = method.opened(config.clip, data, encoder, classes)
   contrast = config.contrast
   if WORDS:
-    contrast = load(WORDS).with_automatic_weight(contrast, encoder.clip.logit_scale)
+    contrast = WORDS.open().with_automatic_weight(contrast, encoder.clip.logit_scale)
   prompt, candidates = config.prompt, None
   if prompt.init == fields.BEST:
-    prompt, candidates = load(WORDS).start(prompt, data, config.eval, encoder, classes, folder)
+    prompt, candidates = WORDS.open().start(prompt, data, config.eval, encoder, classes, folder)
   anchors = None
   if contrast.consistency:
-    of_best = candidates and contrast.anchors == fields.BEST
-    name = load(WORDS).best(candidates) if of_best else contrast.anchors
-    anchors = replicate(load(WORDS).features(name, encoder, classes), encoder.mesh)
+    name = contrast.anchors
+    if candidates and name == fields.BEST:
+      name = WORDS.open().best(candidates)
+    anchors = replicate(WORDS.open().features(name, encoder, classes), encoder.mesh)
   module = PromptContext(
     prompt.m,
     encoder.clip.text_width,
@@ -387,6 +388,6 @@ def optimizer_of(
   if optim.average != "none":
     numbers = {"mean": optim.average_mean, "sigma": optim.average_sigma}
     numbers |= {"decay": optim.average_decay, "steps_per_epoch": steps_per_epoch}
-    average = load(AVERAGING)(optim.average, schedule=optim.schedule, **numbers)
+    average = AVERAGING.open()(optim.average, schedule=optim.schedule, **numbers)
     optimizer = optax.chain(optimizer, average)
   return optimizer, rate

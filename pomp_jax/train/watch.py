@@ -20,7 +20,7 @@ from pomp_jax.errors import RunError
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.files.metrics_log import MetricsWriter, Tracker
 from pomp_jax.files.terminal import Progress
-from pomp_jax.registry import PROFILER, SHARE_OF_PEAK, load
+from pomp_jax.hooks import PROFILER, SHARE_OF_PEAK
 from pomp_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
@@ -119,11 +119,11 @@ class Watch(contextlib.AbstractContextManager):
     self._progress = self._opened.enter_context(Progress(run.total_steps, first, "step"))
     self._profile = None
     if steps := run.loop.profile_steps:
-      self._profile = load(PROFILER)(run.folder.path / "profile", steps, first)
+      self._profile = PROFILER.open()(run.folder.path / "profile", steps, first)
       self._opened.callback(self._profile.close)
     self._share_of_peak: Callable[[float], dict[str, float]] = lambda seconds: {}
     if SHARE_OF_PEAK and self._metrics is not None:
-      self._share_of_peak = load(SHARE_OF_PEAK)(run)
+      self._share_of_peak = SHARE_OF_PEAK.open()(run)
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._done_step = first
     self._warned = False

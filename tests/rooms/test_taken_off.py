@@ -1,4 +1,4 @@
-"""Each room can be taken off: its folder, its rows in the registry and its configs."""
+"""Each room can be taken off: its folder, its rows in the registry, its hooks and its configs."""
 
 import ast
 import pathlib
@@ -37,7 +37,7 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def take_off(root: pathlib.Path, room: str) -> None:
-  """Deletes a room's folder, its rows in the registry, and the configs that name one of them."""
+  """Deletes a room's folder, its rows in the registry, its hooks, and the configs that name a row."""
   shutil.rmtree(root / "pomp_jax/rooms" / room)
   path = root / "pomp_jax/registry.py"
   lines = path.read_text().splitlines()
@@ -56,6 +56,8 @@ def take_off(root: pathlib.Path, room: str) -> None:
     if isinstance(value, ast.Constant) and f"rooms.{room}." in str(value.value):
       lines[node.lineno - 1] = f'{node.targets[0].id} = ""'
   path.write_text("\n".join(lines))
+  path = root / "pomp_jax/hooks.py"
+  path.write_text(re.sub(rf'Hook\(\s*"rooms\.{room}\.[^"]*"\s*\)', 'Hook("")', path.read_text()))
   # Those whose job or method is gone, and those that start from one of them.
   gone = [rf'(base\(|with_jobs\(.*, |method = )"{name}"' for name in names]
   left = set((root / "pomp_jax/configs").glob("*.py"))

@@ -12,14 +12,15 @@ from pomp_jax.rooms.benchmark.chips import chip_of
 from pomp_jax.train import setup
 
 
-def share_of_peak(run: setup.PromptRun) -> Callable[[float], dict[str, float]]:
+def share_of_peak(run: setup.Run) -> Callable[[float], dict[str, float]]:
   """A function: seconds of a step -> "mfu", the model's FLOP/s over the peak of the run's devices.
 
   It counts `step_flops`, so that a step which computes more than the mathematics needs has less.
-  Where the peak of the device is unknown (a CPU, another GPU) the result is empty.
+  Where the peak of the device is unknown (a CPU, another GPU), and of a training of another kind
+  than a prompt's, the result is empty.
   """
   chip = chip_of(run.encoder.mesh.devices.flat[0].device_kind)
-  if chip is None:
+  if chip is None or not isinstance(run, setup.PromptRun):
     return lambda seconds: {}
   least_seconds = sum(step_flops(run).values()) / chip.peak[run.clip.dtype]
   return lambda seconds: {"mfu": least_seconds / seconds}

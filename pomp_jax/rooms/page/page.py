@@ -26,7 +26,7 @@ from pomp_jax.evaluate.named_prompts import (
 )
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import prompt_path
-from pomp_jax.registry import REGIONS_ON_PAGE, load
+from pomp_jax.hooks import REGIONS_ON_PAGE
 from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
 from pomp_jax.rooms.page.form import Example
 from pomp_jax.world import source
@@ -49,7 +49,7 @@ def check(config: Settings, workdir: str) -> None:
   if is_bucket(page.runs):
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
-    load(REGIONS_ON_PAGE).check(config.regions, config.propose, model)
+    REGIONS_ON_PAGE.open().check(config.regions, config.propose, model)
   clip_config = inputs.clip_config(model)
   for named in read_prompts(page.prompts, "page.prompts"):
     if of_one_list(named.prompt):
@@ -70,7 +70,7 @@ def run(config: Settings, _: str) -> None:
   regions = None
   if REGIONS_ON_PAGE:
     groups = config.clip, config.regions, config.segment, config.detect, config.propose
-    regions = load(REGIONS_ON_PAGE).RegionsOfPictures(encoder, *groups)
+    regions = REGIONS_ON_PAGE.open().RegionsOfPictures(encoder, *groups)
   files = {os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)}
   comparison = Comparison(encoder, prompts, page.top, regions, files)
   of_world = config.clip.model == WORLD
@@ -123,4 +123,4 @@ def _pictures() -> tuple[Example, ...]:
 
 def _scenes() -> tuple[Example, ...]:
   """Scenes of several objects, with their boxes, their names and some others'."""
-  return tuple(Example(*scene) for scene in load(REGIONS_ON_PAGE).examples())
+  return tuple(Example(*scene) for scene in REGIONS_ON_PAGE.open().examples())

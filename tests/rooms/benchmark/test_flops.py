@@ -1,5 +1,7 @@
 """Floating-point operations by the model's sizes, and their share of a device's peak."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,9 @@ def test_the_share_of_the_peak(tmp_path, monkeypatch, dtype, passes):
   monkeypatch.setattr(flops, "chip_of", lambda kind: CHIPS["v5e"] if kind == "cpu" else None)
   least = sum(flops.step_flops(run).values()) * passes / 197e12
   assert flops.share_of_peak(run)(4 * least)["mfu"] == pytest.approx(0.25)
+  # A training of masks is no `PromptRun`, and has no such count.
+  masks = mock.Mock(spec=setup.Run, encoder=run.encoder, clip=run.clip)
+  assert flops.share_of_peak(masks)(4 * least) == {}
 
 
 def test_products_are_counted():
