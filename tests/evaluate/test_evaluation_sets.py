@@ -89,10 +89,23 @@ def test_images_of_own_sets_are_turned_and_sampled_as_the_config_says(tmp_path):
     (one,) = sets_of(tmp_path / "a", **{"data.upright": upright, "evaluate.images": 9})
     source = one.open().source
     assert source.upright == upright
+    # Also of sets that no field of the data names.
+    own = {"evaluate.own_sets": ({"name": "b", "root": str(tmp_path / "a/test")},)}
+    config = small_config(job="evaluate", **{"data.upright": upright}).replace(own)
+    (other,) = evaluation_sets(config.evaluate, config.data, config.eval)
+    assert other.open().source.upright == upright
     assert np.bincount(source.labels).tolist() == [1] * len(NAMES)
   # What a training evaluates on does not limit the images of files.
   (one,) = sets_of(tmp_path / "a", **{"eval.images": 3})
   assert len(one.open().source) == 2 * len(NAMES)
+
+
+def test_generated_images_are_as_many_as_the_evaluation_asks():
+  """Of 300 classes; else as many as a training evaluates on."""
+  for changes, count in (({"evaluate.images": 600}, 600), ({}, 900)):
+    config = small_config(job="evaluate", **{"eval.images": 900} | changes)
+    base, *_ = evaluation_sets(config.evaluate, config.data, config.eval)
+    assert len(base.open().source) == count
 
 
 def test_two_sets_never_have_one_file(tmp_path):
