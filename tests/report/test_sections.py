@@ -11,7 +11,7 @@ from pomp_jax.report.labels import counted, prompt_labels, run_labels, with_coun
 from pomp_jax.report.left_out import left_out_section
 from pomp_jax.report.report import Report, Section, Table
 from pomp_jax.report.run_report import training_report
-from tests.report.test_reports import training_results
+from tests.report.test_reports import evaluation_results, training_results
 from tests.support.report_page import page_of
 
 
@@ -26,7 +26,7 @@ TREE = {
   "errors": {"sibling": 0.217, "sibling_chance": 0.018, "mean_distance": 6.29},
   "hierarchy": {"top1": 0.61, "ancestor_height": 3.42},
 }
-DIFFERENCE = {"difference": {"top1": 0.051, "interval": [-0.012, 0.113], "p_value": 0.0004}}
+DIFFERENCE = {"difference": {"top1": 0.051, "interval": [-0.012, 0.113], "p_value": 0.034}}
 
 
 def evaluation(**more):
@@ -69,7 +69,7 @@ def test_each_figure_of_a_set_stands_below_its_heading():
     "difference": ["-", "5.1", "-"],
     "difference from": ["-", "-1.2", "-"],
     "difference to": ["-", "11.3", "-"],
-    "p (%)": ["-", "0.0", "-"],
+    "p (%)": ["-", "3.4", "-"],
   }
   assert dict(
     zip(one.table.columns, map(list, zip(*one.table.rows, strict=True)), strict=True)
@@ -83,6 +83,21 @@ def test_columns_without_a_figure_are_left_out():
   one = section(evaluation_report(found, {}), "Every figure")
   assert one.title == "Every figure (%)" and "McNemar" not in one.text
   assert len(one.table.columns) == 8
+
+
+@pytest.mark.parametrize("part", list(TREE))
+def test_edges_of_the_tree_are_explained_where_a_column_has_them(part):
+  found = evaluation()
+  found["sets"]["dtd"]["prompts"]["b {}."] = figures(**{part: TREE[part]})
+  one = section(evaluation_report(found, {}), "Every figure")
+  assert one.title.endswith("in edges of WordNet's tree)")
+
+
+def test_a_harmonic_mean_of_one_set_has_the_legend_of_means():
+  tables = {"own": {"harmonic": {"a {}.": {"dtd": 0.501}}}}
+  found = evaluation(accuracy=tables, images={"own": {"harmonic": {"dtd": 9}}})
+  found["splits"] = {"own": {"dtd": "test"}}
+  assert section(evaluation_report(found, {}), "Harmonic").text == report.INTERVAL_OF_MEANS
 
 
 def test_the_first_lines_of_an_evaluation_count_all_of_it():
@@ -269,6 +284,9 @@ def test_parts_of_a_page():
   assert '<th class="words">name</th><th class="figure">top_<wbr>1</th>' in text
   assert f'<tr class="best"><td class="text">{"a" * 37}</td><td class="figure">-1.5</td>' in text
   assert '<tr class=""><td class="words">b</td><td class="figure">-</td></tr>' in text
+  # A column of figures has as many dashes at most.
+  kinds = [report.is_words(Table(("a",), rows), 0) for rows in ([["1"], ["-"]], [["1"], ["-"]] * 2)]
+  assert kinds == [False, False] and report.is_words(Table(("a",), [["1"], ["-"], ["-"]]), 0)
   plain = report.html_section(Section("t", "x"), lambda name: "")
   assert plain == "<h2>t</h2>\n<p>x</p>\n"
 
@@ -321,3 +339,5 @@ def test_the_page_of_a_run_lists_its_files_and_the_fields_that_differ(tmp_path):
   rows = {row[0]: row[1] for row in parsed.table("field", "value")}
   assert json.loads(rows["prompt.candidates"]) == ["a {}.", "b {}."]
   assert rows["k"] == "20" and "checkpoint.keep" not in rows and "job" not in rows
+  parsed = page_of("evaluate", tmp_path, evaluation_results())
+  assert ["job", "evaluate"] in parsed.table("field", "value")

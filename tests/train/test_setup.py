@@ -168,21 +168,23 @@ def run(encoder, tmp_path_factory):
   return setup.prepare(small_config(), RunFolder(tmp_path_factory.mktemp("run")), encoder=encoder)
 
 
-@pytest.mark.parametrize(("kind", "features"), [(StoredImages, "online"), (Source, "stored")])
-def test_readers_are_chosen_by_what_an_epoch_decodes(run, monkeypatch, kind, features):
+@pytest.mark.parametrize(
+  ("kind", "features", "decodes"),
+  [(StoredImages, "online", True), (StoredImages, "stored", False), (Source, "online", False)],
+)
+def test_readers_are_chosen_by_what_an_epoch_decodes(run, monkeypatch, kind, features, decodes):
   """Of a process that takes half of each batch."""
   asked = mock.Mock(return_value=Readers(2, 0))
   monkeypatch.setattr(setup, "choose_readers", asked)
   monkeypatch.setattr(setup, "own_shard", lambda mesh: (1, 2))
   source = mock.MagicMock(spec=kind, names=("a",), labels=np.zeros(100, np.int32))
   source.__len__.return_value = 100
-  data = dataclasses.replace(run.data, threads=3, workers=5, views=2)
+  data = dataclasses.replace(run.data, threads=3, workers=5, views=2, features=features)
   fetch = functools.partial(lambda indices, epochs, size: None, size=10)
   other = dataclasses.replace(run, data=data, source=source, fetch=fetch)
-  expected = mock.call(3, 5, decodes=kind is StoredImages, n_batches=12, batch_bytes=8 * 3 * 100)
-  assert other.readers == Readers(2, 0) and asked.call_args == expected
-  other = dataclasses.replace(other, data=dataclasses.replace(data, features=features))
-  assert other.readers and asked.call_args == expected  # neither is decoded
+  assert other.readers == Readers(2, 0)
+  # 100 images are 200 views in batches of 16; a view has 10 x 10 pixels.
+  assert asked.call_args == mock.call(3, 5, decodes=decodes, n_batches=12, batch_bytes=8 * 300)
 
 
 def test_batches_are_opened_as_the_run_says(run, monkeypatch):
