@@ -128,6 +128,7 @@ def test_each_kind_of_processor_has_its_own_programs(updates, tmp_path, monkeypa
     ("x86_64", "a", "flags : sse avx"),
     ("x86_64", "a", "flags : sse"),
     ("x86_64", "b", "flags : sse"),
+    ("amd64", "b", "flags : sse"),
     ("aarch64", "a", "Features : neon"),
     ("aarch64", "a", "Features : neon sve"),
   ):

@@ -31,6 +31,7 @@ def test_the_key_of_files_has_each_ones_path_size_and_time(tmp_path):
   # A file that is missing has a key too, which is another once it is there.
   files[1].write_bytes(b"1234")
   assert paths.file_stamps(files) != found[-1]
+  assert paths.file_stamps([tmp_path / "c"]) != paths.file_stamps([tmp_path / "d"])
 
 
 @pytest.mark.parametrize(
