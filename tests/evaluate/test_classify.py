@@ -1,6 +1,7 @@
 """Features and probabilities against HuggingFace's torch CLIP; the job predict against them."""
 
 import csv
+import dataclasses
 from unittest import mock
 
 import numpy as np
@@ -114,6 +115,19 @@ def test_images_that_are_none(classifier, images, tmp_path):
     classifier.predict(images, top=0)
   with pytest.raises(InputError, match="batch_size: got 0"):
     Classifier(classifier._encoder, "{}", NAMES, batch_size=0)
+
+
+def test_pictures_become_square_as_the_clip_asks(classifier, monkeypatch, tmp_path):
+  """A wide one is cropped by OpenAI's CLIPs, and squashed by others."""
+  clip, size = classifier._encoder.clip, classifier._encoder.clip.image_size
+  wide = np.random.default_rng(1).integers(0, 256, (30, 90, 3), np.uint8)
+  Image.fromarray(wide).save(tmp_path / "wide.png")
+  squashed = np.asarray(Image.fromarray(wide).resize((size, size), Image.Resampling.BICUBIC))
+  expected, cropped = classifier.probabilities(squashed), classifier.probabilities(wide)
+  assert np.abs(expected - cropped).max() > 1e-3
+  monkeypatch.setattr(classifier._encoder, "clip", dataclasses.replace(clip, squash=True))
+  for picture in (tmp_path / "wide.png", wide, Image.fromarray(wide)):
+    np.testing.assert_allclose(classifier.probabilities(picture), expected, atol=1e-6)
 
 
 def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):

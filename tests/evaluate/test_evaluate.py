@@ -27,7 +27,7 @@ from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.evaluate.named_prompts import NamedPrompt
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, read_json
 from tests.support.clips import (
   huggingface_outputs,
   with_kernel,
@@ -176,6 +176,97 @@ def test_figures_equal_torch(case, results):
   assert figures["hierarchy"]["at_depth"]["1"] >= figures["hierarchy"]["top1"]
 
 
+def test_each_table_has_the_counts_and_splits_of_its_own_sets(case, results):
+  sizes = {name: len(load_class_list(name)) for name in SIZES}
+  own = {"my textures": sizes["dtd"], "archive": sizes["eurosat"]}
+  assert results["classes"] == {
+    "cross_dataset": {"top1": {name: sizes[name] for name in ("dtd", "eurosat")}},
+    "cross_domain": {"top1": {"imagenet_a": sizes["imagenet_a"]}},
+    "own": {
+      "base": {"satellite": 5},
+      "novel": {"satellite": 3},
+      "harmonic": {"satellite": 8},
+      "top1": own,
+    },
+  }
+  assert results["splits"] == {
+    "cross_dataset": {"dtd": "test", "eurosat": "test"},
+    "cross_domain": {"imagenet_a": "test"},
+    "own": {"satellite": "all", "my textures": "all", "archive": "test"},
+  }
+  for name in SIZES:
+    without = sizes[name] - len(np.unique(case.labels[name]))
+    found = results["sets"][name]
+    assert (found["listed_classes"], found["missing_classes"]) == (sizes[name], without)
+    assert found["unreadable"] == 0
+
+
+@pytest.fixture
+def done(case, results):
+  """What the file of each set holds."""
+  return {
+    name: json.loads((case.workdir / "sets" / f"{name.replace('/', '-')}.json").read_text()) | of
+    for name, of in results["sets"].items()
+  }
+
+
+def test_published_figures_are_of_test_images_by_the_published_reader(case, done):
+  """Of whole sets; one other set takes them from its table alone."""
+  items, both = sets_of(case.shared_config), {"cross_dataset", "cross_domain"}
+
+  def groups(items=items, sampled=False, **of_dtd):
+    return set(evaluate._sums(items, done | {"dtd": done["dtd"] | of_dtd}, sampled)["published"])
+
+  assert groups() == groups(split="validation") == both
+  assert groups(split="train") == groups(split="all") == {"cross_domain"}
+  assert groups(unreadable=1) == {"cross_domain"}
+  assert groups(sampled=True) == set()
+  other = [item._replace(reader="folder") if item.name == "dtd" else item for item in items]
+  assert groups(other) == {"cross_domain"}
+
+
+def test_plots_show_the_figures_of_their_tables(results, monkeypatch, tmp_path):
+  drawn = mock.Mock()
+  monkeypatch.setattr(evaluate, "plots", drawn)
+  published = {"cross_dataset": {"top1": {"CoOp": {"figures": {"dtd": 60.0}, "source": "x"}}}}
+  evaluate._draw(tmp_path, results | {"published": published})
+  calls = {call.args[0].name: call.args[1:] for call in drawn.accuracy_panels.call_args_list}
+  kinds = ("base", "novel", "harmonic", "top1")
+  assert sorted(calls) == sorted(
+    ["accuracy_cross_dataset_top1.png", "accuracy_cross_domain_top1.png"]
+    + [f"accuracy_own_{kind}.png" for kind in kinds]
+  )
+  rows, labels, title, images, classes, intervals, others = calls["accuracy_own_novel.png"]
+  ours = results["accuracy"]["own"]["novel"]
+  assert (rows, intervals, others) == (ours, results["intervals"]["own"]["novel"], {})
+  assert title == "Top-1 accuracy on novel classes (%): own sets" and len(labels) == len(ours)
+  assert images == {"satellite": results["images"]["own"]["novel"]["satellite"]}
+  assert classes == {"satellite": 3}
+  assert calls["accuracy_cross_dataset_top1.png"][-1] == {"CoOp": {"dtd": 60.0}}
+  ((path, figures),) = [call.args for call in drawn.calibration_panels.call_args_list]
+  assert path.name == "calibration.png"
+  assert figures == {name: of["prompts"] for name, of in results["sets"].items()}
+
+
+def test_what_only_the_tables_depend_on_is_in_the_key_of_the_results(case, monkeypatch):
+  """No set is evaluated again."""
+  keys, changes, config = [], {}, case.shared_config
+  monkeypatch.setattr(RunFolder, "finished", lambda folder, key: keys.append(key) or {})
+
+  def others(*given):
+    of_dtd = lambda item: item._replace(**changes) if item.name == "dtd" else item
+    return [of_dtd(item) for item in evaluation_sets(*given)]
+
+  monkeypatch.setattr(evaluate, "evaluation_sets", others)
+  for one in ({}, {"column": "x"}, {"group": "own"}, {"part": "base"}, {"reader": "folder"}):
+    changes |= one
+    assert evaluate.run(config, str(case.workdir)) == {}
+    changes.clear()
+  # As many images as there are, but chosen.
+  evaluate.run(config.replace({"evaluate.images": 10_000}), str(case.workdir))
+  assert keys[0] == read_json(case.workdir / "results.json")["key"] and len({*keys}) == 6
+
+
 def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
   """Folders and CoOp's layout, named in one file, beside named sets."""
   accuracy, images = (results[key]["own"] for key in ("accuracy", "images"))
@@ -303,10 +394,12 @@ def test_published_figures_stand_beside_those_of_all_images_alone(case, no_drawi
   assert "cross_dataset" in run_job(config, tmp_path / "all")["published"]
   part = run_job(changed(config, {"evaluate.images": 20}), tmp_path / "part")
   assert "cross_dataset" not in part["published"]
+  # Whether a class has an image is known of all images alone.
+  assert part["sets"]["eurosat"]["missing_classes"] is None
   damaged = next((tmp_path / "data" / "eurosat").rglob("0003.png"))
   damaged.write_bytes(b"no image")
   fewer = run_job(config, tmp_path / "fewer")
-  assert fewer["sets"]["eurosat"]["unreadable"] and "cross_dataset" not in fewer["published"]
+  assert fewer["sets"]["eurosat"]["unreadable"] == 1 and "cross_dataset" not in fewer["published"]
 
 
 def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
@@ -376,6 +469,7 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, 
   assert [item.name for item in sets_of(config)] == ["base", "novel", "shifted"]
   results = run_job(changed(config, {"evaluate.sets": "novel"}), tmp_path)
   assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8, 12]
+  assert results["sets"]["novel"]["missing_classes"] is None  # the world has no list
   rows = results["sets"]["novel"]["prompts"]
   file, first, last = (rows[f"{pretrained.name}{end}"] for end in ("", "@4", "@12"))
   assert {**file, "difference": 0} == {**last, "difference": 0}
@@ -456,6 +550,8 @@ def test_the_folder_that_data_names_is_one_set(case, tmp_path):
   parts = {item.part: item.open() for item in sets_of(halves)}
   assert list(parts) == ["base", "new"]
   assert parts["base"].classes.names + parts["new"].classes.names == classes.names
+  assert {part.split for part in parts.values()} == {"test"} == {split}
+  assert item.reader == "folder"
   for field, value in (("suite", "world"), ("sets", "base")):
     other = changed(config, {f"evaluate.{field}": value})
     with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):

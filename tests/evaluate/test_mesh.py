@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from pomp_jax import hosts
 from pomp_jax.config.fields import Clip
@@ -51,6 +51,8 @@ def test_topk_equals_scikit_learn(n_devices, at_a_time, monkeypatch):
   for k in (1, 2, 5):
     expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
     assert found[f"top{k}"] == pytest.approx(expected)
+  expected = balanced_accuracy_score(labels, np.argmax(images @ classes.T, axis=-1))
+  assert found["macro_top1"] == pytest.approx(expected)
   assert found["images"] == 200 and found["top1_interval"] == wilson_interval(found["top1"], 200)
 
 

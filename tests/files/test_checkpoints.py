@@ -152,6 +152,18 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, 
   assert restored.count(1) >= 3 and set(restored) <= {1, 2}
 
 
+def test_what_was_set_aside_before_stays(two, monkeypatch):
+  monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
+  (two / "damaged-2").mkdir()
+  (two / "damaged-2" / "note.txt").write_text("mine")
+  shutil.rmtree(two / "2" / "state")
+  with Checkpoints(two) as checkpoints:
+    assert checkpoints.restore(make_state()).step == 1
+  assert (two / "damaged-2" / "note.txt").read_text() == "mine"
+  (other,) = two.glob("damaged-2-*")
+  assert (other / "meta").is_dir()
+
+
 def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
   file = two / "1" / "meta" / "metadata"
   content = file.read_bytes()

@@ -91,6 +91,60 @@ def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
   assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "b-cache"]
 
 
+def test_a_users_own_folder_is_not_cleared(updates, tmp_path, monkeypatch):
+  """Nor the shared one by another process than the first."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(compilation, "_MAX_BYTES", 50)
+  use_compilation_cache("auto", "run")
+  shared = pathlib.Path(updates["jax_compilation_cache_dir"])
+  for folder in (shared, tmp_path / "own"):
+    folder.mkdir(parents=True)
+    (folder / "a-cache").write_bytes(bytes(100))
+  use_compilation_cache(str(tmp_path / "own"), "run")
+  assert (tmp_path / "own" / "a-cache").exists()
+  with monkeypatch.context() as other:
+    other.setattr(compilation.hosts, "is_first", lambda: False)
+    use_compilation_cache("auto", "run")
+  assert (shared / "a-cache").exists()
+  use_compilation_cache("auto", "run")
+  assert not (shared / "a-cache").exists()
+
+
+def test_a_users_own_threshold_counts_and_a_bucket_has_no_files_of_xlas(updates, monkeypatch):
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+  monkeypatch.setattr(compilation, "_problem", lambda path: None)
+  use_compilation_cache("auto", "gs://bucket/run")
+  assert updates == {
+    "jax_compilation_cache_dir": "gs://bucket/run/programs",
+    "jax_persistent_cache_enable_xla_caches": "none",
+  }
+
+
+def test_each_kind_of_processor_has_its_own_programs(updates, tmp_path, monkeypatch):
+  """By its name and by its instructions, on x86 and on Arm."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  read, folders = pathlib.Path.read_text, []
+  for machine, processor, line in (
+    ("x86_64", "a", "flags : sse avx"),
+    ("x86_64", "a", "flags : sse"),
+    ("x86_64", "b", "flags : sse"),
+    ("amd64", "b", "flags : sse"),
+    ("aarch64", "a", "Features : neon"),
+    ("aarch64", "a", "Features : neon sve"),
+  ):
+    monkeypatch.setattr(compilation.platform, "machine", lambda machine=machine: machine)
+    monkeypatch.setattr(compilation.platform, "processor", lambda processor=processor: processor)
+    text = f"model name : x\n{line}\nbogomips : 1\n"
+    monkeypatch.setattr(
+      pathlib.Path,
+      "read_text",
+      lambda self, text=text: text if str(self) == "/proc/cpuinfo" else read(self),
+    )
+    use_compilation_cache("auto", "run")
+    folders.append(updates["jax_compilation_cache_dir"])
+  assert len(set(folders)) == len(folders)
+
+
 def started(tmp_path, name, count, *more, **environ):
   (tmp_path / "program.py").write_text(_PROGRAM)
   own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}

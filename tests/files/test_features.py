@@ -177,6 +177,13 @@ def test_damaged_and_missing_blocks_are_computed_again_and_whole_ones_are_not(tm
   assert features.complete() == [5] and features_in(tmp_path).to_compute() == []
 
 
+def test_a_block_that_is_gone_is_computed_again_also_of_what_was_complete(tmp_path):
+  """Before anything is read."""
+  filled(tmp_path).complete()
+  (tmp_path / "c.1.0.0").unlink()
+  assert features_in(tmp_path).to_compute() == [1]
+
+
 def test_what_is_complete_is_not_read_again_until_something_is_amiss(tmp_path, monkeypatch):
   filled(tmp_path).complete()
   path = tmp_path / "c.0.0.0"

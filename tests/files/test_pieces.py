@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,20 @@ def test_no_flipped_bit_becomes_another_figure(tmp_path, caplog, name, write):
   assert noticed > len(bits) / 2
 
 
+@pytest.mark.parametrize("change", [np.ravel, lambda one: one.view(np.uint64), np.zeros_like])
+def test_an_array_of_another_type_or_shape_is_not_what_was_saved(tmp_path, caplog, change):
+  """Of the same bytes too, and in an archive whose own checksums are right."""
+  pieces = Pieces(tmp_path, "key")
+  pieces.save("a", FACTS, ARRAYS)
+  path = pieces.path("a", "npz")
+  with np.load(path) as archive:
+    arrays = {name: archive[name] for name in archive.files}
+  np.savez(path, **arrays | {"counts": change(arrays["counts"])})
+  assert pieces.missing(["a"]) == ["a"] and "changed after it was written" in caplog.text
+  np.savez(path, **{name: array for name, array in arrays.items() if name != "empty"})
+  assert pieces.missing(["a"]) == ["a"]
+
+
 def test_a_cut_piece_is_a_warning_and_a_folder_that_is_a_file_an_error(tmp_path, caplog):
   pieces = Pieces(tmp_path / "pieces", "key")
   pieces.save("a", FACTS, ARRAYS)
@@ -153,5 +168,12 @@ def test_a_folder_keeps_what_memory_does_not(tmp_path):
   assert found.dtype == ARRAY.dtype and not found.flags.writeable
   np.testing.assert_array_equal(found, ARRAY)
   assert ArrayCache(folder).find("b") is None
+  # Computed once; what is kept is read-only.
+  compute = mock.Mock(return_value=ARRAY + 1)
+  cache = ArrayCache(folder)
+  for _ in range(2):
+    np.testing.assert_array_equal(cache.get("c", compute), ARRAY + 1)
+  np.testing.assert_array_equal(ArrayCache(folder).get("c", compute), ARRAY + 1)
+  assert compute.call_count == 1
   (folder / "a.npz").rename(folder / "b.npz")
   assert ArrayCache(folder).find("b") is None

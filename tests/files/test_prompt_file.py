@@ -16,9 +16,11 @@ from pomp_jax.files.prompt_file import (
   Prompt,
   PromptFileError,
   Sentences,
+  architecture,
   check_fits,
   load_prompt,
   recorded_classes,
+  recorded_clip,
   recorded_upright,
   save_prompt,
 )
@@ -302,6 +304,33 @@ def test_how_pictures_were_turned_comes_with_each_format(tmp_path, name, data, e
   assert recorded_upright(path) is expected
   assert recorded_upright(f"0.5*{path} + 0.5*ensemble") is expected
   assert recorded_upright("a photo of a {}.") is None
+
+
+def test_the_clip_of_a_mixture_is_that_of_its_first_file(tmp_path):
+  for name, clip in (("a", "a/clip"), ("b", "b/clip"), ("other", "unknown")):
+    save_prompt(tmp_path / f"{name}.npz", Prompt(CONTEXT, clip))
+  a, b, other = (tmp_path / f"{name}.npz" for name in ("a", "b", "other"))
+  assert recorded_clip(str(a)) == "a/clip"
+  assert recorded_clip(f"0.5*ensemble + 0.5*{b}") == "b/clip"
+  assert recorded_clip(f"0.5*{a} + 0.5*{b}") == "a/clip"
+  assert recorded_clip(str(other)) is None and recorded_clip("a photo of a {}.") is None
+
+
+@pytest.mark.parametrize(
+  ("name", "found"),
+  [
+    ("openai/clip-vit-large-patch14-336", "vit-l-14"),
+    ("ViT-B/32", "vit-b-32"),
+    ("open_clip:ViT-H-14/dfn5b", "vit-h-14"),
+    ("runs/vit_b_16.pt", "vit-b-16"),
+    ("RN50x4", "rn50x4"),
+    ("resnet-101.pt", "rn101"),
+    ("world", None),
+    ("vit-b-160", None),
+  ],
+)
+def test_the_architecture_that_a_name_tells(name, found):
+  assert architecture(name) == found
 
 
 def test_class_names_are_those_of_a_runs_own_files(tmp_path):

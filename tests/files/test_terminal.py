@@ -117,6 +117,18 @@ def test_what_would_end_a_line_or_control_a_terminal_is_found(text, expected):
   assert control_character(text) == expected
 
 
+def test_messages_are_lines_that_a_terminal_can_show(monkeypatch):
+  monkeypatch.setattr(module.time, "strftime", lambda form: "12:34:56")
+  long = "x" * 400
+  assert module.log_line(f"a\x1b[1m\n{long}") == f"12:34:56  a?[1m\n          {long}"
+  assert module.one_line(ValueError(f"a\n  b {long}")) == f"a b {long}"[:300]
+  assert module.one_line(f"a\tb\x07{long}", None) == f"a b?{long}"
+  assert module.quoted("a'\n") == repr("a'\n") and module.quoted("x" * 80) == repr("x" * 80)
+  assert module.quoted("x" * 81) == f"{'x' * 80!r}... (81 characters)"
+  assert module.is_unicode("\U0001f600") and not module.is_unicode("a\udcff")
+  assert not module.is_unicode("\ud800")
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
   stream = io.StringIO()
   stream.isatty = lambda: True

@@ -1,10 +1,13 @@
 """Memory for activations: a field, or the device limit of the first process."""
 
 import types
+from unittest import mock
 
 import pytest
 
 from pomp_jax import hosts
+from pomp_jax.clip.packed import MemoryPlan
+from pomp_jax.encoder import Encoder
 from pomp_jax.train import memory
 from pomp_jax.train.memory import activation_memory
 from tests.support.small_run import settings
@@ -35,6 +38,21 @@ def test_it_is_the_field_or_half_of_the_smallest_device(monkeypatch, caplog):
     assert found() == found() == 20 * 2**30
   (line,) = [record.getMessage() for record in caplog.records]
   assert "20.0 GiB" in line and "40.0 GiB" in line
+
+
+def test_towers_share_the_memory_that_there_is(monkeypatch):
+  """The plan is of the tower's own blocks; fields count more than it."""
+  planned = mock.Mock(return_value=MemoryPlan(3, "layers"))
+  monkeypatch.setattr(memory, "plan_memory", planned)
+  encoder = mock.Mock(spec=Encoder, block=128, clip=mock.Mock())
+  text = encoder.clip.config.text_config
+  plan = lambda **fields: memory.memory_plan(
+    settings(**{"clip.memory_gib": 3.0} | fields).clip, encoder, 5, 1000, 2
+  )
+  assert plan() == MemoryPlan(3, "layers")
+  assert planned.call_args == mock.call(text, 5, 1000, 1.5 * 2**30, 128)
+  assert plan(**{"clip.n_chunks": 7}) == MemoryPlan(7, "layers")
+  assert plan(**{"clip.remat": "none"}) == MemoryPlan(3, "none")
 
 
 def test_cpus_have_no_limit_and_always_the_same():

@@ -56,6 +56,9 @@ def test_a_run_leaves_its_folder(pretrained):
   assert scalars["validation_top1"][0] == [4, 8, 12]
   for split, scores in results["eval"].items():
     for prompt, score in scores.items():
+      figures = {"images", "top1", "top1_interval", "top5", "macro_top1", "ece"}
+      assert score.keys() - {"difference"} == figures
+      assert ("difference" in score) == (prompt != "hand_written")
       assert scalars[f"test_top1/{split}/{prompt}"] == ([12], [score["top1"]])
   events = [path.read_bytes() for path in pretrained.glob("events.out.tfevents.*")]
   assert sum(b"test_top1/novel/prompt" in data for data in events) == 1

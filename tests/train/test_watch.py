@@ -121,8 +121,42 @@ def test_scalars_of_a_window(watch, tmp_path):
   assert scalars["loss"] == ([5, 10, 15], [3.0, 8.0, 13.0])
   # The rate of the window's last step: the schedule counts from 0.
   assert scalars["learning_rate"] == ([5, 10, 15], pytest.approx([1 / 5, 1 / 10, 1 / 15]))
+  assert scalars.keys() == {
+    *("loss", "accuracy", "learning_rate", "images_per_second", "step_seconds"),
+    *("data_wait_ratio", "starved_ratio", "process_memory_bytes"),
+  }
   assert 2**27 < scalars["process_memory_bytes"][1][0] < 2**40  # of a process with JAX
   assert not [name for name in scalars if name.startswith("device_memory")]  # none on CPUs
+
+
+def test_of_several_processes_each_has_its_own_times(watch, tmp_path, monkeypatch):
+  """And its share of the images."""
+  posted = []
+  monkeypatch.setattr(hosts, "post", lambda name, value: posted.append((name, value)))
+  monkeypatch.setattr(hosts, "posted", lambda name: {0: {"a": 1.0}, 1: {"a": 2.0, "b": 3.0}})
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  walk(*watch, 0.03125, 0.09375, range(1, 11))
+  scalars = RunFolder(tmp_path).scalars()
+  found = {name: of for name, of in scalars.items() if name.startswith("process_")}
+  del found["process_memory_bytes"]
+  assert found == {
+    "process_0/a": ([5], [1.0]),
+    "process_1/a": ([5], [2.0]),
+    "process_1/b": ([5], [3.0]),
+  }
+  [(name, value)] = posted
+  assert name == "watch" and value["step_seconds"] == 0.125
+  assert scalars["images_per_second"] == ([5], [64.0]) and value["images_per_second"] == 32.0
+
+
+def test_a_validation_writes_both_accuracies(watch, tmp_path):
+  own, _ = watch
+  own.validated(7, {"top1": 0.5, "macro_top1": 0.25, "top5": 0.75, "images": 3})
+  own.validated(8, None)
+  assert RunFolder(tmp_path).scalars() == {
+    "validation_top1": ([7], [0.5]),
+    "validation_macro_top1": ([7], [0.25]),
+  }
 
 
 def test_the_share_of_the_peak_is_written_where_it_is_known(tmp_path, monkeypatch):

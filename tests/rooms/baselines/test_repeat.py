@@ -11,7 +11,7 @@ import scipy.stats
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.rooms.baselines import repeat
+from pomp_jax.rooms.baselines import repeat, reports
 from pomp_jax.train import loop
 from tests.support.report_page import Page
 from tests.support.small_run import small_config
@@ -34,6 +34,84 @@ def test_the_gain_is_over_the_best_hand_written_prompt():
   found = repeat.gain(prompts)
   assert found["best_hand_written"] == "class_name"
   assert found["gain"] == pytest.approx(0.1) and found["top1"] == {"mean": 0.5}
+
+
+def score(top1, top5=0.9):
+  return {"top1": top1, "top5": top5, "images": 200}
+
+
+def test_each_split_and_prompt_that_all_seeds_have_is_summed_up():
+  """Words were chosen under one seed alone."""
+  first = {
+    "novel": {"prompt": score(0.5, 0.8), "words": score(0.6)},
+    "base": {"prompt": score(0.7)},
+  }
+  second = {"novel": {"prompt": score(0.4, 0.6)}, "base": {"prompt": score(0.9)}}
+  found = repeat.of_seeds([{"eval": first}, {"eval": second}])
+  assert {split: list(of) for split, of in found.items()} == dict.fromkeys(first, ["prompt"])
+  novel = found["novel"]["prompt"]
+  assert novel["images"] == 200
+  assert novel["top1"]["values"] == [0.5, 0.4] and novel["top5"]["values"] == [0.8, 0.6]
+  assert novel["top1_interval"] == wilson_interval(novel["top1"]["mean"], 200)
+  assert found["base"]["prompt"]["top1"]["mean"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+  ("method", "seeds", "expected"),
+  [("pomp", (3, 4), [3, 4]), ("pomp", (), [7]), ("zero_shot", (3, 4), [3])],
+)
+def test_each_seed_is_a_training_in_a_folder_of_its_own(method, seeds, expected):
+  """One where the seed changes nothing, and the config's own without a list."""
+  config = small_config(method=method, seed=7)
+  found = repeat.runs_of_seeds(seeds, config.replace, "runs/x")
+  assert {seed: folder for seed, (_, folder) in found.items()} == {
+    seed: f"runs/x/seed_{seed}" for seed in expected
+  }
+  for seed, (training, _) in found.items():
+    assert (training.seed, training.job) == (seed, "pretrain")
+
+
+def test_the_report_of_seeds_has_each_figure():
+  runs = [
+    {
+      "eval": {
+        "base": {"prompt": score(base), "hand_written": score(0.5), "class_name": score(0.6)},
+        "novel": {"prompt": score(novel), "hand_written": score(0.4), "class_name": score(0.1)},
+      }
+    }
+    for base, novel in ((0.71, 0.52), (0.75, 0.58))
+  ]
+  results = {"method": "cocoop", "clip_model": "world", "steps": 24, "n_classes": 300, "k": 20}
+  results |= {"correction": "log", "eval_classes": {"base": 10, "novel": 1}, "seeds": [3, 5]}
+  results |= {"seconds": repeat.summary([12.34, 11.0]), "eval": repeat.of_seeds(runs)}
+  results["gain"] = {split: repeat.gain(prompts) for split, prompts in results["eval"].items()}
+  found = reports.seeds_report(results, {})
+  tables = {section.title: section.table.rows for section in found.sections if section.table}
+  heads = ["base, 200 images, 10 classes", "novel, 200 images, 1 class"]
+  # The sample's deviation of two values is their distance by the square root of 2.
+  assert tables["Top-1 accuracy (%)"] == [
+    ["learned prompt", "73.0 ± 2.8", "55.0 ± 4.2"],
+    ["hand-written prompt", "50.0", "40.0"],
+    ["class name alone", "60.0", "10.0"],
+  ]
+  assert tables["Gain of the learned prompt"] == [
+    [heads[0], "+13.0", "class name alone", "4.0"],
+    [heads[1], "+15.0", "hand-written prompt", "6.0"],
+  ]
+  assert tables["Top-1 accuracy (%) of the learned prompt"] == [
+    ["3", "71.0", "52.0"],
+    ["5", "75.0", "58.0"],
+  ]
+  assert tables["Training"] == [
+    ("method", "cocoop"),
+    ("steps", "24"),
+    ("k", "20"),
+    ("correction", "log"),
+    ("training of a seed (s)", "12.3, 11.0"),
+  ]
+  assert found.text == "CoCoOp on 2 seeds, 300 classes, CLIP world."
+  one, *_ = found.sections
+  assert list(one.table.columns) == ["prompt", *heads]
 
 
 def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
@@ -59,6 +137,9 @@ def test_repeat_sums_the_seeds_up(one_layer, tmp_path, monkeypatch):
   novel = results["eval"]["novel"]
   summary, n_images = novel["prompt"]["top1"], novel["prompt"]["images"]
   assert summary["values"] == values
+  shared = {"method": "pomp", "clip_model": one_layer, "steps": 2, "n_classes": 300, "k": 20}
+  shared |= {"correction": "log", "seeds": [3, 4], "job": "repeat"}
+  assert results.items() >= shared.items()
   assert summary["mean"] == pytest.approx(np.mean(values))
   assert summary["std"] == pytest.approx(np.std(values, ddof=1))
   assert n_images == runs[0]["novel"]["prompt"]["images"]
