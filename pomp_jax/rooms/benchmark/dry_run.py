@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -63,7 +64,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         return absent.Job(tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare)
 
       machine = machine_of(config.dry_run)
-      outcome = absent.run(config.dry_run, job_of)
+      remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
+      with hosts.ending_at_once(remove):
+        outcome = absent.run(config.dry_run, job_of)
       figures = forecast.figures_of(outcome, machine, config.dry_run_rate)
       _log(forecast.lines(outcome.there, machine, figures))
       return figures
