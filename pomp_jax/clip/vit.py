@@ -85,7 +85,7 @@ class VisionTransformer(NamedTuple):
     n_heads, width = self.config.num_attention_heads, x_BxTxD.shape[-1]
     shape = (n_heads, width // n_heads)
 
-    def heads(name: str) -> Array:
+    def heads(name: str) -> Any:
       rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
       own = params[f"{name}_proj"]
       cut = {key: leaf.reshape(*leaf.shape[:-1], *shape) for key, leaf in own.items()}

@@ -41,7 +41,7 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
   require(config.job == "pretrain", "dry_run", config.dry_run, takes)
-  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
   if config.dry_run != HERE:
     require(METHODS[config.method].steps, "method", config.method, "a method that trains by steps")
@@ -52,7 +52,7 @@ def check(config: Settings, workdir: str) -> None:
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
@@ -101,7 +101,7 @@ def _is_here(model: str) -> bool:
   return source == WORLD or exists(source) or any(map(cached, names))
 
 
-def _changes(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
+def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
   """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
   # No candidates are scored, and an anchor of one text costs a step as much.
   changes: dict[str, Any] = {"anchors": "{}."}
