@@ -1,6 +1,7 @@
 """What trainings would take on pods that are not here: a table in Markdown.
 
   python -m docs.studies.pods [--configs=imagenet21k_vit_l14 ..] [--machines=v5e-8 h100:8 ..]
+  python -m docs.studies.pods --columns=memory --configs ..    # what `clip.memory_gib` plans
 
 Compiles each step (`config.dry_run`), which takes one to five CPU minutes for each row; another
 start reads the rows that are there already from JAX's folder of compiled programs. TPUs need the
@@ -9,6 +10,7 @@ compiler (GPUs: the floor alone), and nothing was measured.
 """
 
 import argparse
+from collections.abc import Callable
 import tempfile
 from typing import Any
 
@@ -34,16 +36,43 @@ HEAD = (
   "hours, floor",
   "lost at a preemption",
 )
+MEMORY_HEAD = (
+  "machine",
+  "config",
+  "remat, chunks",
+  "weights and data, GiB",
+  "temporaries, GiB",
+  "all of it",
+  "not fitting before",
+  "CPU s",
+)
 
 
-def row(config: str, machine: str) -> list[str]:
-  """Cells of a config on a machine, see `HEAD`; InputError: it can't be compiled here."""
+def row(config: str, machine: str, cells: Callable[..., list[str]]) -> list[str]:
+  """Cells of a config on a machine after their names; InputError: it can't be compiled here."""
   settings = unpack(load_config(config)).replace({"dry_run": machine})
   validate(settings)
   with tempfile.TemporaryDirectory() as folder:
     dry_run.check(settings, folder)
     figures = dry_run.run(settings, folder)
   return [machine, config.removeprefix("imagenet21k_"), *cells(settings, machine, figures)]
+
+
+def memory_cells(settings: Any, machine: str, figures: dict[str, Any]) -> list[str]:
+  """Cells of `MEMORY_HEAD`: what was planned, and what the compiler makes of it."""
+  before = "; ".join(figures["problems"]) or "-"
+  if not figures["fits"]:
+    return ["-", "-", "-", "does not fit", before, "-"]
+  memory, plan = figures["memory"], figures["step_memory"]
+  limit = machine_of(machine).chip.memory
+  return [
+    f"{plan.remat}, {plan.n_chunks}",
+    f"{memory.arguments / GIB:.2f}",
+    f"{memory.temporaries / GIB:.2f}",
+    f"{memory.total / GIB:.1f} of {limit / GIB:.1f}",
+    before,
+    f"{figures['compile_cpu_seconds']:.0f}",
+  ]
 
 
 def cells(settings: Any, machine: str, figures: dict[str, Any]) -> list[str]:
@@ -71,17 +100,21 @@ def main() -> None:
   parser.add_argument("--configs", nargs="+", default=CONFIGS)
   parser.add_argument("--machines", nargs="+", default=MACHINES)
   parser.add_argument("--cache", default="auto", help="folder of compiled programs")
+  parser.add_argument("--columns", choices=("times", "memory"), default="times")
   options = parser.parse_args()
+  head, cells_of = HEAD, cells
+  if options.columns == "memory":
+    head, cells_of = MEMORY_HEAD, memory_cells
   jax.config.update("jax_platforms", "cpu")
   use_compilation_cache(options.cache, "")
-  for line in (HEAD, ["---"] * len(HEAD)):
+  for line in (head, ["---"] * len(head)):
     print(f"| {' | '.join(line)} |", flush=True)
   for config in options.configs:
     for machine in options.machines:
       try:
-        found = row(config, machine)
+        found = row(config, machine, cells_of)
       except InputError as error:
-        found = [machine, config, str(error), *["-"] * 5]
+        found = [machine, config, str(error), *["-"] * (len(head) - 3)]
       print(f"| {' | '.join(found)} |", flush=True)
 
 

@@ -78,13 +78,18 @@ class VisionTransformer(NamedTuple):
     inner = self._dense(mlp["fc1"], self._norm(params["layer_norm2"], hidden))
     return hidden + self._dense(mlp["fc2"], ACTIVATIONS[self.config.hidden_act](inner))
 
-  def _attention(self, params: Any, x_BxTxD: Array, how: Last) -> Array:
+  def _attention(self, params: Any, x_BxTxD: Array, how: Last) -> Any:
     """Multi-head attention; `n_read` only for the pair qk."""
 
-    def heads(name: str) -> Array:
+    # The kernels are cut into heads, not the results of the products, which a TPU would copy.
+    n_heads, width = self.config.num_attention_heads, x_BxTxD.shape[-1]
+    shape = (n_heads, width // n_heads)
+
+    def heads(name: str) -> Any:
       rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
-      projected = self._dense(params[f"{name}_proj"], rows)
-      return projected.reshape(*rows.shape[:2], self.config.num_attention_heads, -1)
+      own = params[f"{name}_proj"]
+      cut = {key: leaf.reshape(*leaf.shape[:-1], *shape) for key, leaf in own.items()}
+      return nn.DenseGeneral(shape, dtype=self.dtype).apply({"params": cut}, rows)
 
     of = {name: heads(name) for name in sorted({"v", *"".join(how.pairs)})}
     attended_BxTxnxe = of["v"]
@@ -92,8 +97,10 @@ class VisionTransformer(NamedTuple):
       attended_BxTxnxe = sum(
         nn.dot_product_attention(of[pair[0]], of[pair[1]], of["v"], how.bias) for pair in how.pairs
       )
-    attended_BxTxD = attended_BxTxnxe.reshape(*attended_BxTxnxe.shape[:2], -1)
-    return self._dense(params["out_proj"], attended_BxTxD)
+    kernel_DxD, bias_D = params["out_proj"]["kernel"], params["out_proj"]["bias"]
+    own = {"kernel": kernel_DxD.reshape(*shape, width), "bias": bias_D}
+    dense = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype)
+    return dense.apply({"params": own}, attended_BxTxnxe)
 
   def _norm(self, params: Any, x: Array) -> Any:
     norm = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)

@@ -22,6 +22,7 @@ from pomp_jax.hosts.stop import (
   Preempted,
   StopRequest,
   StopSignals,
+  ending_at_once,
   fail,
   fail_after_lost_contact,
   finish,

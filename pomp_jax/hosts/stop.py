@@ -5,7 +5,7 @@ process that fails leaves its reason with the coordinator and the others end wit
 would wait in a collective until the heartbeat timeout, as they do when one is killed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import json
@@ -42,6 +42,14 @@ _LINGER_SECONDS = 15.0  # longest time that the coordinator stays for the others
 _REASON_SECONDS = 3.0  # for another process's reason to arrive after a failed collective
 _GRACE_SECONDS = LISTEN_SECONDS + 2.0  # for this process to find and report the same failure itself
 _PARTING_SECONDS = 1.0  # without the coordinator the runtime would abort the last reader
+
+# Signals that end a process, and its exit status.
+_STOPPING: dict[int, int] = {
+  signal.SIGTERM: TryAgain.status,
+  signal.SIGHUP: TryAgain.status,
+  signal.SIGINT: 130,
+}
+_UNHEARD_SECONDS = 1.0  # for the main thread to handle a signal itself
 
 _failing = threading.Event()
 _finished = threading.Event()
@@ -124,6 +132,44 @@ class StopSignals:
     again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._number))
     again.daemon = True
     again.start()
+
+
+@contextlib.contextmanager
+def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
+  """Ends the process about a second after a signal in its context, for what writes nothing.
+
+  Python's handlers wait for the main thread, which a compiler may hold for minutes. Signals are
+  those with such a handler: SIGTERM, SIGHUP, SIGINT. A main thread that is free handles them as
+  usual; otherwise `last` is called, and nothing that is open is closed.
+  """
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  left = threading.Event()
+
+  def watch() -> None:
+    while number := os.read(reader, 1):
+      status = _STOPPING.get(number[0])
+      if status is None:
+        continue
+      if left.wait(_UNHEARD_SECONDS):
+        return
+      last()
+      line = f"error: stopped by {signal.Signals(number[0]).name}; nothing was written\n"
+      with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+      os._exit(status)
+
+  watcher = threading.Thread(target=watch, daemon=True)
+  watcher.start()
+  try:
+    yield
+  finally:
+    left.set()
+    signal.set_wakeup_fd(before)
+    os.close(writer)  # the watcher reads the end
+    watcher.join()
+    os.close(reader)
 
 
 class StopRequest(contextlib.AbstractContextManager):

@@ -20,16 +20,24 @@ ImageTower = Callable[[Any, jax.Array], jax.Array]
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's classes.
 
-  InputError: the devices do not divide by `class_size`.
+  Devices of a slice stay together: the data axis goes over the slices, and sums within each come
+  first. InputError: the devices do not divide by `class_size`.
   """
   if devices is None:
     # The devices of a process are together, so that its images are on neighbouring rows.
     devices = hosts.devices()
-  devices = np.asarray(devices)
+  # As `mesh_utils.create_hybrid_device_mesh` has it, which would also reorder a slice's devices and
+  # tear those of a process apart.
+  devices = np.asarray(sorted(devices, key=slice_of))
   if devices.size % class_size:
     expected = f"a divisor of the {devices.size} devices"
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+
+
+def slice_of(device: Any) -> int:
+  """The slice that a device belongs to; slices are joined by the data-centre network."""
+  return getattr(device, "slice_index", None) or 0
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -100,3 +102,41 @@ def test_a_preemption_is_not_handled_as_an_error():
 )
 def test_too_little_memory_is_no_lost_process(kind, message, expected):
   assert is_lost_contact(kind(message)) == expected
+
+
+_IN_A_LIBRARY = """
+import hashlib, signal, sys, threading, time
+from pomp_jax.hosts import ending_at_once
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("heard"))
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with ending_at_once(lambda: print("removed", flush=True)):
+  signal.raise_signal(signal.SIGUSR1)
+  threading.Timer(0.5, print, ["here"], {"flush": True}).start()  # once it is in the call
+  BUSY
+"""
+
+
+@pytest.mark.parametrize(
+  ("busy", "number", "expected"),
+  [
+    # One call, in which Python handles no signal.
+    ("hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)", signal.SIGTERM, 75),
+    ("hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)", signal.SIGINT, 130),
+    ("time.sleep(60)", signal.SIGTERM, 1),
+  ],
+)
+def test_a_signal_within_a_library_ends_the_process(busy, number, expected):
+  command = [sys.executable, "-c", _IN_A_LIBRARY.replace("BUSY", busy)]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  with subprocess.Popen(command, text=True, **pipes) as process:
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    out, lines = process.stdout.read(), process.stderr.read().splitlines()
+  assert process.returncode == expected
+  if expected == 1:
+    assert (out, lines) == ("", ["heard"])
+  else:
+    assert out == "removed\n"
+    assert lines == [f"error: stopped by {number.name}; nothing was written"]

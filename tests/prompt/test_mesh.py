@@ -1,8 +1,10 @@
 """Which devices share a draw's classes, and which rows of a batch a process reads."""
 
+import dataclasses
 from unittest import mock
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 import pytest
 
@@ -64,3 +66,27 @@ def test_given_devices_keep_their_order():
   devices = jax.devices()
   mesh = make_mesh(1, devices)
   np.testing.assert_array_equal(mesh.devices, np.asarray(devices)[:, None])
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSlice:
+  """What a mesh asks of a device of several slices."""
+
+  id: int
+  slice_index: int
+  process_index: int
+  platform: str = "cpu"
+  device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize("class_size", [1, 2, 4])
+def test_the_data_axis_goes_over_the_slices(class_size):
+  """Processes are numbered across the slices; jax's own function agrees."""
+  devices = [OfSlice(id=i, slice_index=i // 2 % 2, process_index=i // 2) for i in range(8)]
+  mesh = make_mesh(class_size, devices)
+  slices = [[device.slice_index for device in row] for row in mesh.devices]
+  assert slices == [[i] * class_size for i in (0, 1) for _ in range(4 // class_size)]
+  expected = mesh_utils.create_hybrid_device_mesh(
+    (4 // class_size, class_size), (2, 1), devices=devices
+  )
+  np.testing.assert_array_equal(mesh.devices, expected)

@@ -43,7 +43,7 @@ from pomp_jax.files.paths import is_file, join, read_bytes
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.terminal import one_line
 from pomp_jax.prompt.bank import bank_sharding
-from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.prompt.mesh import make_mesh, slice_of
 from pomp_jax.prompt.step import TrainState, create_state
 from pomp_jax.rooms.benchmark import costs, synthetic_clip
 from pomp_jax.rooms.benchmark.chips import GIB, Machine, machine_of
@@ -63,7 +63,7 @@ _TPU_ENVIRONMENT = {
 }
 # Candidates of kernels can't be timed without a GPU, and some sizes have no Triton kernel untimed:
 # products are cuBLAS's.
-_GPU_OPTIONS: dict[str, str | bool] = {
+GPU_OPTIONS: dict[str, str | bool] = {
   "xla_gpu_autotune_level": "0",
   "xla_gpu_enable_triton_gemm": False,
 }
@@ -154,8 +154,9 @@ def open_devices(text: str) -> list[Any]:
     library = _require_libtpu()
     for variable, value in _TPU_ENVIRONMENT.items():
       os.environ.setdefault(variable, value)
-    bounds = machine.hosts
-    options = {"chips_per_host_bounds": bounds} | dict(machine.chip.options)
+    options = {"chips_per_host_bounds": machine.hosts} | dict(machine.chip.options)
+    if machine.n_slices > 1:
+      options["num_slices"] = machine.n_slices
     name, platform = f"{machine.chip.kind}:{machine.topology}", "tpu"
   try:
     found = topologies.get_topology_desc(topology_name=name, platform=platform, **options)
@@ -166,7 +167,8 @@ def open_devices(text: str) -> list[Any]:
       line = f"config.{_FIELD}: another process holds libtpu: {reason}; {way}"
       raise InputError(line) from error
     raise ConfigError(_FIELD, text, f"a machine that {library} knows; it says: {reason}") from error
-  return sorted(found.devices, key=lambda device: (device.process_index, device.id))
+  place = lambda device: (slice_of(device), device.process_index, device.id)
+  return sorted(found.devices, key=place)
 
 
 def _require_libtpu() -> str:
@@ -353,7 +355,7 @@ def _read_stored(file: Any) -> tuple[Memory, str] | None:
 
 def _compile(run: setup.PromptRun, machine: Machine) -> tuple[Compiled | None, str]:
   """The compiled step, and what does not fit; "" if all does."""
-  options = _GPU_OPTIONS if machine.chip.gpu else None
+  options = GPU_OPTIONS if machine.chip.gpu else None
   try:
     compiled = compile_step(run, options)
   except jax.errors.JaxRuntimeError as error:

@@ -197,15 +197,16 @@ ACCEPTED = (
 
 
 class Machine(NamedTuple):
-  """Chips that are connected: a slice of a TPU pod, or GPUs in hosts of eight."""
+  """Chips that are connected: slices of TPU pods, or GPUs in hosts of eight."""
 
   chip: Chip
   shape: tuple[int, ...]  # of the torus, or of GPUs (slices, hosts, GPUs of a host)
+  n_slices: int = 1  # slices of this shape, joined by the data-centre network
 
   @property
   def n_devices(self) -> int:
     """Number of devices, as JAX counts them."""
-    return math.prod(self.shape) * self.chip.per_chip
+    return self.n_slices * math.prod(self.shape) * self.chip.per_chip
 
   @property
   def topology(self) -> str:
@@ -224,9 +225,10 @@ class Machine(NamedTuple):
   def __str__(self) -> str:
     if self.chip.gpu:
       return f"{self.n_devices} x {self.chip.title}"
-    n_chips = math.prod(self.shape)
+    n_chips = self.n_slices * math.prod(self.shape)
+    slices = f"{self.n_slices} slices of " if self.n_slices > 1 else ""
     halves = f", {self.n_devices} devices" if self.chip.per_chip > 1 else ""
-    return f"{self.chip.title} {self.topology} ({n_chips} chips{halves})"
+    return f"{slices}{self.chip.title} {self.topology} ({n_chips} chips{halves})"
 
 
 def chip_of(device_kind: str) -> Chip | None:
@@ -235,8 +237,11 @@ def chip_of(device_kind: str) -> Chip | None:
 
 
 def machine_of(text: str) -> Machine:
-  """Reads `config.dry_run`, such as v5e:4x4 or v6e-8; ConfigError for no machine that is known."""
-  name = _MACHINES.get(text.lower(), text.lower())
+  """Reads `config.dry_run`, such as v5e:4x4 or 2xv6e-8; ConfigError for an unknown machine."""
+  several = re.match(r"([1-9]\d*)x(?=[a-z])", text.lower())
+  n_slices = int(several[1]) if several else 1
+  name = text.lower()[several.end() if several else 0 :]
+  name = _MACHINES.get(name, name)
   for names, per_chip in ((_BY_CHIPS, 1), (_BY_CORES, 2)):
     for form, kind in names.items():
       if (found := re.fullmatch(form, name)) and int(found[1]) % per_chip == 0:
@@ -245,8 +250,11 @@ def machine_of(text: str) -> Machine:
   chip = CHIPS.get(kind)
   if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", size):
     raise ConfigError("dry_run", text, ACCEPTED)
+  if chip.gpu and n_slices > 1:
+    expected = f"{chip.kind}: and the number of all GPUs, of which eight are a host's"
+    raise ConfigError("dry_run", text, expected)
   shape = tuple(map(int, size.split("x")))
-  return Machine(chip, _shape(text, chip, shape))
+  return Machine(chip, _shape(text, chip, shape), n_slices)
 
 
 def _shape(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:

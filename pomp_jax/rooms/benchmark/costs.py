@@ -58,13 +58,13 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
   Returns figures by name: a `Cost` of each part, and numbers.
   """
   figures: dict[str, Any] = {"devices": len(hosts.devices()), "steps": run.total_steps}
-  state = _noise_state(run)
+  state = noise_state(run)
   for part in steps_of([reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
     figures |= part(run, state)
   return figures | {"process_peak_mib": hosts.peak_mib()}
 
 
-def _noise_state(run: setup.PromptRun) -> TrainState:
+def noise_state(run: setup.PromptRun) -> TrainState:
   """Returns a first state; a bank is noise, which costs a step as much as features."""
   state = blank_state(run)
   if state.bank is None:
@@ -109,7 +109,7 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     if (1 + _STEPS) * seconds > _PART_SECONDS:
       return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
   # Only now: a batch that is too large for the devices may be too long to run.
-  step = repeated(program, _noise_state(run), run.frozen, _ones(batch))
+  step = repeated(program, noise_state(run), run.frozen, ones(batch))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -164,10 +164,10 @@ def _class_cost(run: setup.PromptRun) -> Cost:
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
-    state, batch = _noise_state(small), batch_shapes(small)
+    state, batch = noise_state(small), batch_shapes(small)
     with waiting("compiling a part of the step"):
       program = small.build_step().lower(state, run.frozen, batch).compile()
-    return repeated(program, state, run.frozen, _ones(batch))
+    return repeated(program, state, run.frozen, ones(batch))
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if cost.measured == cost.total:
@@ -189,7 +189,7 @@ def batch_shapes(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
   return {"image": image, "label": shape_of((size,), np.int32)}
 
 
-def _ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """A batch of ones on the devices, whose values do not change the time."""
   return {name: jnp.ones_like(leaf, device=leaf.sharding) for name, leaf in batch.items()}
 

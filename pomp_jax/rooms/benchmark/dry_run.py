@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -40,7 +41,7 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
   require(config.job == "pretrain", "dry_run", config.dry_run, takes)
-  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
   if config.dry_run != HERE:
     require(METHODS[config.method].steps, "method", config.method, "a method that trains by steps")
@@ -51,7 +52,7 @@ def check(config: Settings, workdir: str) -> None:
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  changes = _changes(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
@@ -63,7 +64,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         return absent.Job(tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare)
 
       machine = machine_of(config.dry_run)
-      outcome = absent.run(config.dry_run, job_of)
+      remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
+      with hosts.ending_at_once(remove):
+        outcome = absent.run(config.dry_run, job_of)
       figures = forecast.figures_of(outcome, machine, config.dry_run_rate)
       _log(forecast.lines(outcome.there, machine, figures))
       return figures
@@ -98,7 +101,7 @@ def _is_here(model: str) -> bool:
   return source == WORLD or exists(source) or any(map(cached, names))
 
 
-def _changes(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
+def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
   """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
   # No candidates are scored, and an anchor of one text costs a step as much.
   changes: dict[str, Any] = {"anchors": "{}."}

@@ -8,6 +8,7 @@ than an estimate.
 from typing import Any
 
 from pomp_jax import hosts
+from pomp_jax.prompt.mesh import DATA
 from pomp_jax.rooms.benchmark import costs, hlo
 from pomp_jax.rooms.benchmark.absent import Outcome
 from pomp_jax.rooms.benchmark.chips import GIB, SOURCES, Machine
@@ -56,7 +57,7 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "floor_seconds": floor,
     "cycles": cycles,
     "estimate_seconds": estimate,
-    "collectives": hlo.collectives(program, dict(mesh.shape)),
+    "collectives": hlo.collectives(program, _of_slice(dict(mesh.shape), machine.n_slices)),
     "compile_seconds": compiled.seconds,
     "compile_cpu_seconds": compiled.cpu_seconds,
     "is_cached": compiled.is_cached,
@@ -65,6 +66,11 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "steps": run.total_steps,
     "stored_views": 0 if online else _stored_views(run),
   }
+
+
+def _of_slice(sizes: dict[str, int], n_slices: int) -> dict[str, int]:
+  """Sizes of a mesh's axes within a slice: the first goes over the slices, see `make_mesh`."""
+  return sizes | {DATA: max(1, sizes[DATA] // n_slices)}
 
 
 def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
@@ -119,6 +125,8 @@ def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> li
     for one in figures["collectives"]
   ]
   found.append(f"  collectives of a step (in the compiled program): {'; '.join(of_step) or 'none'}")
+  if machine.n_slices > 1:
+    found[-1] += "; the estimate has no time for the data-centre network"
   found.append(f"  reading: {most}{_reading(run, figures, step)}")
   found += _whole_run(run, machine, figures)
   origin = "compiled by an earlier dry run; read" if figures["is_cached"] else "compiled"

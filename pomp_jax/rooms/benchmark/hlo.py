@@ -22,6 +22,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# What a slice sends to the others, such as ALL_REDUCE; TPUs alone.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+NETWORK = "slices (data-centre network)"
 
 
 class Instruction(NamedTuple):
@@ -43,7 +46,7 @@ class Collective(NamedTuple):
   """Collectives of one kind over the same axes."""
 
   kind: str
-  axes: str  # of the mesh, joined by " x "; the sizes of groups that are along no axis
+  axes: str  # of the mesh, joined by " x "; the sizes of groups that are along no axis; NETWORK
   number: int  # in a step
   n_bytes: int  # of the results on one device, in a step
 
@@ -156,13 +159,19 @@ def cycles(program: Program) -> Cycles | None:
 def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
   """Collectives of one call, added up by kind and axes.
 
-  `sizes` are those of the mesh's axes in order; partition i is device i of the flattened mesh.
+  `sizes` are those of the mesh's axes in order; partition i is device i of the flattened mesh. Of
+  several slices they are one slice's, which a program is of; XLA sums within a slice, sends the
+  result to the others (NETWORK), and spreads what comes back.
   """
   found: dict[tuple[str, str], list[int]] = {}
   for one, times in program.visited(into_fusions=True):
     kind = one.operation.removesuffix("-start")
-    if kind in COLLECTIVES:
-      row = found.setdefault((kind, _axes(one.rest, sizes)), [0, 0])
+    axes = _axes(one.rest, sizes) if kind in COLLECTIVES else ""
+    between = _BETWEEN_SLICES.search(one.rest)
+    if one.operation == "send" and between:
+      kind, axes = between[1].lower().replace("_", "-"), NETWORK
+    if axes:
+      row = found.setdefault((kind, axes), [0, 0])
       row[0] += times
       row[1] += times * _bytes_of_result(one)
   return [Collective(*key, *row) for key, row in sorted(found.items())]
@@ -172,6 +181,8 @@ def _bytes_of_result(one: Instruction) -> int:
   sizes = [_bytes(*array) for array in _ARRAY.findall(one.type)]
   if one.operation == "collective-permute-start":  # operand, result, contexts
     sizes = sizes[1:2]
+  elif one.operation == "send":  # before a context
+    sizes = sizes[:1]
   elif one.operation in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
     sizes = sizes[len(sizes) // 2 :]  # after as many operands
   return sum(sizes)
@@ -241,7 +252,8 @@ def findings(text: str) -> Findings:
   for one in (one for body in program.computations.values() for one in body):
     float64 += "f64[" in one.type
     target = _TARGET.search(one.rest)
-    callbacks += one.operation in ("infeed", "outfeed", "send", "recv")
+    is_transfer = one.operation in ("infeed", "outfeed", "send", "recv")
+    callbacks += is_transfer and not _BETWEEN_SLICES.search(one.rest)
     callbacks += bool(target and "callback" in target[1])
     origin = _OP_NAME.search(one.rest)
     backward = bool(origin and "transpose(" in origin[1])

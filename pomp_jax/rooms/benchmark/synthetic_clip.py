@@ -78,7 +78,7 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
     sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads}
     return {**sizes, "hidden_act": activation}
 
-  sizes = transformer(text["width"], text["layers"], text["heads"])
+  sizes = transformer(text["width"], text["layers"], text["heads"], text.get("mlp_ratio", 4))
   sizes |= {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
   sizes |= {"bos_token_id": _BOS, "eos_token_id": _EOT, "projection_dim": embedding}
   own = CLIPTextConfig(**sizes, bidirectional=bool(text.get("no_causal_mask")))

@@ -271,6 +271,9 @@ def test_devices_of_a_topology(library, monkeypatch):
     "chip_config_name": "megacore",
   }
   asked.clear()
+  absent.open_devices("2xv5e:4x4")
+  assert (asked["topology_name"], asked["num_slices"]) == ("v5e:4x4", 2)
+  asked.clear()
   absent.open_devices("h100:16")
   assert asked["topology"] == "1x2x8" and "H100" in asked["target_config"]
   assert asked["platform"] == "cuda"
@@ -347,6 +350,7 @@ _SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU sec
     ("v5e:2x2", 1),
     pytest.param("v5p:2x2x1", 2, marks=_SLOW),
     pytest.param("v6e:2x4", 1, marks=_SLOW),
+    pytest.param("2xv5e:2x2", 1, marks=_SLOW),
     pytest.param("h100:8", 2, marks=_SLOW),
   ],
 )
@@ -369,8 +373,14 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
   # One sum of the context's gradient, the loss and the accuracy over all devices.
   m, width = settings.prompt.m, run.encoder.clip.text_width
   n_sum = 4 * (m * width + 2)
-  found = {one.kind: (one.axes, one.n_bytes) for one in figures["collectives"]}
-  if class_size == 1:
+  within = [one for one in figures["collectives"] if one.axes != hlo.NETWORK]
+  found = {one.kind: (one.axes, one.n_bytes) for one in within}
+  if there.n_slices > 1:
+    # Each device sends its share of the sum, and a slice spreads what comes back.
+    (between,) = (one for one in figures["collectives"] if one.axes == hlo.NETWORK)
+    assert (between.kind, between.number) == ("all-reduce", 2) and between.n_bytes <= n_sum
+    assert {axes for axes, _ in found.values()} == {"data"}
+  elif class_size == 1:
     assert found == {"all-reduce": ("data", n_sum)}
   else:
     # The classes' features, and whether there was room for them; backward the gradient of these.

@@ -34,9 +34,18 @@ def test_a_machine_by_its_names(text, kind, topology, n_devices):
   assert machine.chip.title in str(machine)
 
 
+def test_several_slices():
+  machine = machine_of("2xv5litepod-16")
+  assert (machine.n_slices, machine.topology, machine.n_devices) == (2, "4x4", 32)
+  assert str(machine) == "2 slices of TPU v5e 4x4 (32 chips)"
+  assert machine_of("v5e:4x4").n_slices == 1
+
+
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
+    ("2xh100:8", "h100: and the number of all GPUs"),
+    ("0xv5e:4x4", "v5e:4x4"),
     ("v9:2x2", "v5e:4x4.*h100:8.*v5litepod-16"),
     ("v5e", "v5e:4x4"),
     ("v5e:0x4", "v5e:4x4"),

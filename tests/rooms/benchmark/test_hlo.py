@@ -122,6 +122,25 @@ def test_a_collective_in_a_fusion_or_an_asynchronous_call_is_found():
   assert len(hlo.collectives(hlo.parse(text), SIZES)) == 4
 
 
+def test_what_goes_to_other_slices():
+  """As libtpu 0.0.42.1 compiles one sum over two slices of four chips."""
+  network = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+  text = f"""
+ENTRY %main (x: f32[1024]) -> f32[1024] {{
+  %x = f32[1024]{{0}} parameter(0)
+  %sum = f32[1024]{{0}} all-reduce(%x), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+  %send = (f32[1024]{{0}}, u32[], token[]) send(%sum, %start), channel_id=2, {network}
+  %recv = (f32[1024]{{0}}, u32[], token[]) recv(%start), channel_id=1, {network}
+  ROOT %result = f32[1024]{{0}} get-tuple-element(%recv), index=0
+}}
+"""
+  assert hlo.collectives(hlo.parse(text), {"data": 4, "class": 1}) == [
+    hlo.Collective("all-reduce", "data", 1, 4096),
+    hlo.Collective("all-reduce", hlo.NETWORK, 1, 4096),
+  ]
+  assert hlo.findings(text).callbacks == 0
+
+
 @pytest.mark.parametrize(
   ("kind", "operation", "n_bytes"),
   [
