@@ -1,6 +1,6 @@
 """Zero-shot classification with a prompt and any list of names.
 
-Shapes: N classes, B images, C categories, E embedding.
+Shapes: N classes, B images of a batch, n of them without padding, C categories, E embedding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -135,19 +135,21 @@ class Classifier:
       # Pad to a power of two, so that a new number of images compiles nothing.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
-      cosine_BxN = self._cosines(np.stack(pixels))[: len(part)]
+      cosine_BxN = self._cosines(np.stack(pixels), len(part))
       yield scipy.special.softmax(clip.logit_scale * cosine_BxN, axis=-1)
       first += len(part)
 
-  def _cosines(self, pixels_BxSxSx3: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N"]:
-    """Cosines of images with all classes; EvaluationError if they are not finite."""
+  def _cosines(
+    self, pixels_BxSxSx3: UInt8[np.ndarray, "B S S 3"], n_images: int
+  ) -> Float[np.ndarray, "n N"]:
+    """Cosines of the first images with all classes; EvaluationError if they are not finite."""
     if isinstance(self._classifier, np.ndarray):
-      features_BxE = self._encoder.image_features(pixels_BxSxSx3)
+      features_BxE = self._encoder.image_features(pixels_BxSxSx3)[:n_images]
       check_finite(features_BxE, "images")
       return features_BxE @ self._classifier.T
     # The devices divide the images.
-    n_images, n_devices = len(pixels_BxSxSx3), self._encoder.mesh.size
-    padding = np.repeat(pixels_BxSxSx3[:1], -n_images % n_devices, axis=0)
+    n_more = -len(pixels_BxSxSx3) % self._encoder.mesh.size
+    padding = np.repeat(pixels_BxSxSx3[:1], n_more, axis=0)
     images = split_rows(np.concatenate([pixels_BxSxSx3, padding]), self._encoder.mesh)
     frozen_BxE = self._encoder.features_of_images(images)
     cosine_BxN = np.asarray(self._classifier(frozen_BxE, images))[:n_images]

@@ -480,7 +480,7 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, 
   ("changes", "error", "message"),
   [
     ({"prompts": "{}.;{}."}, ConfigError, "none twice"),
-    ({"prompts": "EMPTY"}, ConfigError, "a run's folder with prompt.npz"),
+    ({"prompts": "EMPTY"}, ConfigError, "a finished run's folder"),
     ({"prompts": "narrow.npz"}, PromptFileError, r"narrow\.npz, set dtd: context \[4, 7\] has "),
     ({"prompts": "damaged/checkpoints"}, (ConfigError, CheckpointError), "damaged"),
     ({"sets": "dtt"}, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),

@@ -229,11 +229,13 @@ def test_a_sampler_gets_the_relations_that_it_needs(monkeypatch, changes, parts)
   config, names = small_config(**changes), ("a", "b")
   given = config.sampling, config.data, names, np.array([0, 1])
   found = types.SimpleNamespace(groups=1, group_sizes=2, kin=3, levels=4)
-  monkeypatch.setattr(sampling_data, "load", lambda name: lambda data, names: found)
+  hook = mock.Mock(open=lambda: lambda data, names: found)
+  monkeypatch.setattr(sampling_data, "RELATIONS", hook)
   arrays = sampling_arrays(*given)
   assert {part for part in arrays._fields if getattr(arrays, part) is not None} == parts
   assert all(getattr(arrays, part) == getattr(found, part) for part in parts)
-  monkeypatch.setattr(sampling_data, "load", lambda name: lambda data, names: None)
+  hook = mock.Mock(open=lambda: lambda data, names: None)
+  monkeypatch.setattr(sampling_data, "RELATIONS", hook)
   if not parts:
     assert sampling_arrays(*given) == arrays
     return

@@ -6,6 +6,7 @@ import os
 import re
 import types
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,8 @@ def test_the_share_of_the_peak_is_written_where_it_is_known(tmp_path, monkeypatc
 
   clock = types.SimpleNamespace(now=100.0)
   monkeypatch.setattr(watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
-  monkeypatch.setattr(watch_module, "load", lambda name: share_of_peak)
+  hook = mock.Mock(open=lambda: share_of_peak)
+  monkeypatch.setattr(watch_module, "SHARE_OF_PEAK", hook)
   with opened(tmp_path) as watch:
     walk(watch, clock, 0.5, 1.5, range(1, 11))
   assert len(asked) == 1
