@@ -37,7 +37,7 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def take_off(root: pathlib.Path, room: str) -> None:
-  """Deletes a room's folder, its rows in the registry, its hooks, and the configs that name a row."""
+  """Deletes a room's folder, its rows and hooks, and the configs that name a row."""
   shutil.rmtree(root / "pomp_jax/rooms" / room)
   path = root / "pomp_jax/registry.py"
   lines = path.read_text().splitlines()
