@@ -201,7 +201,7 @@ def _score(mesh: Mesh, logit_scale: float) -> tuple[Callable[..., tuple[jax.Arra
   """
   rows, everywhere = NamedSharding(mesh, P((DATA, CLASS))), NamedSharding(mesh, P())
 
-  def answers_to(cosine_BxN, labels_B):
+  def ranked(cosine_BxN, labels_B):
     is_right_BxN = labels_B[:, None] == jnp.arange(cosine_BxN.shape[1])
     rank_B = ranks(cosine_BxN, labels_B)
     best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
@@ -210,22 +210,23 @@ def _score(mesh: Mesh, logit_scale: float) -> tuple[Callable[..., tuple[jax.Arra
     confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
     return rank_B, answer_B, confidence_B
 
-  def under_vectors(features_BxE, text_PxNxE, labels_B):
+  # The log shows the names of functions that are compiled.
+  def answers(features_BxE, text_PxNxE, labels_B):
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
 
     def of_prompt(text_NxE):
       # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
       cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
-      return answers_to(cosine_BxN, labels_B)
+      return ranked(cosine_BxN, labels_B)
 
     # A sequential map keeps the scores [B,N] of only one prompt in memory.
     return labels_B, *jax.lax.map(of_prompt, text_PxNxE)
 
-  def under_cosines(cosine_BxN, labels_B):
+  def answers_to_cosines(cosine_BxN, labels_B):
     cosine_BxN = jax.lax.with_sharding_constraint(cosine_BxN, rows)
-    return labels_B, *(answers[None] for answers in answers_to(cosine_BxN, labels_B))
+    return labels_B, *(one[None] for one in ranked(cosine_BxN, labels_B))
 
   return (
-    jax.jit(under_vectors, out_shardings=everywhere),
-    jax.jit(under_cosines, out_shardings=everywhere),
+    jax.jit(answers, out_shardings=everywhere),
+    jax.jit(answers_to_cosines, out_shardings=everywhere),
   )

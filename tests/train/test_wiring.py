@@ -336,6 +336,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "epoch": seen["learning_rate.steps_per_epoch"],
     "batch": len(batch["label"]),
     "images": len(run.source),
+    "consistency": run.contrast.consistency,
     "position": run.module.position,
     "accumulate": parts.accumulate,
     "group_size": run.group_size,

@@ -22,7 +22,7 @@ from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
+from pomp_jax.prompt.learner import Frozen, Learner, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, normalize
 from pomp_jax.prompt.sampling.samplers import SamplingSettings
 from pomp_jax.rooms.analysis import bias, gradient_bias
@@ -245,7 +245,7 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(tmp_path, monkeypatch
   assert_close(found[1], expected, 1e-4)
 
 
-class _Free:
+class _Free(Learner):
   """A learner whose class features are its parameters, which are given."""
 
   def init(self, key): ...

@@ -16,9 +16,9 @@ from pomp_jax.data.views import Augmentation, draw_view, make_view
 from pomp_jax.evaluate import inputs, named_prompts
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
-from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
+from pomp_jax.rooms.baselines.finished_run import FinishedRun
 from pomp_jax.rooms.baselines.reports import method_labels
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from pomp_jax.train import pretrain
@@ -99,8 +99,8 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, one_layer, tmp_
     # Two images of each class for 16: what was evaluated, not the limit.
     assert results["eval_images"][split] == scores["prompt"]["images"] == 20
   assert not (workdir / "prompt.npz").exists()
-  with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
-    named_prompts.read_prompts([str(workdir / "checkpoints")], "evaluate.prompts")
+  found = named_prompts.read_prompts([str(workdir / "checkpoints")], "evaluate.prompts")
+  assert found[-1].step == 2 and isinstance(found[-1].prompt, FinishedRun)
   # Finished: the same again, from the file.
   assert pretrain.run(config, str(workdir)) == RunFolder(workdir).read_results()
 
