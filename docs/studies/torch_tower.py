@@ -1,6 +1,6 @@
 r"""What a step of the text tower costs beside PyTorch's over all positions, on the CPU.
 
-python -m docs.studies.torch_tower --model=vit_b_16 --k=128+1000   # 25 minutes on 2 cores
+python -m docs.studies.torch_tower --model=vit_b_16 --k=128+1000
 
 The implementations of the job benchmark and torch's run in turn in one process: HuggingFace's
 tower, which the published code computes, or open_clip's for the families that `benchmark.model`

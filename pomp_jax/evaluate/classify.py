@@ -88,6 +88,7 @@ class Classifier:
       clip = load_clip(os.fspath(clip))
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
     classifier: np.ndarray | Scorer
+    self._needs_pixels = isinstance(opened, OtherPrompt) and opened.needs_pixels
     if isinstance(opened, OtherPrompt):
       classifier = opened.classifier(self._encoder, classes)
     else:
@@ -151,7 +152,9 @@ class Classifier:
     n_more = -len(pixels_BxSxSx3) % self._encoder.mesh.size
     padding = np.repeat(pixels_BxSxSx3[:1], n_more, axis=0)
     images = split_rows(np.concatenate([pixels_BxSxSx3, padding]), self._encoder.mesh)
-    frozen_BxE = self._encoder.features_of_images(images)
+    frozen_BxE = None
+    if not self._needs_pixels:
+      frozen_BxE = self._encoder.features_of_images(images)
     cosine_BxN = np.asarray(self._classifier(frozen_BxE, images))[:n_images]
     check_finite(cosine_BxN, "images")
     return cosine_BxN

@@ -271,8 +271,7 @@ def _of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> AnyPrompt:
   """The prompt of a checkpoint, or what another method has learned."""
   method = checkpoint.meta.get("config", {}).get("method", "pomp")
   if FINISHED_RUN and method in METHODS and not METHODS[method].saves_prompt:
-    finished: OtherPrompt = FINISHED_RUN.open()(checkpoint, path)
-    return finished
+    return FINISHED_RUN.open()(checkpoint, path)
   return prompt_of_checkpoint(checkpoint, path)
 
 

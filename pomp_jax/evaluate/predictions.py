@@ -27,8 +27,9 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 # Cosines [B,N] of a batch with all classes, replicated, from the images' unit features under the
-# frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3], or None for stored features.
-Scorer = Callable[[jax.Array, jax.Array | None], jax.Array]
+# frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3]. A prompt that needs pixels reads
+# no features, which may be None; stored features have no images.
+Scorer = Callable[[jax.Array | None, jax.Array | None], jax.Array]
 
 # Scores that a device computes at a time: 64 MB.
 _SCORES = 2**24

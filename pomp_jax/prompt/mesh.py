@@ -26,8 +26,8 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   if devices is None:
     # The devices of a process are together, so that its images are on neighbouring rows.
     devices = hosts.devices()
-  # As `mesh_utils.create_hybrid_device_mesh` has it, which would also reorder a slice's devices and
-  # tear those of a process apart.
+  # `mesh_utils.create_hybrid_device_mesh` puts the slices in this order too, but it may place the
+  # devices of one process apart from each other.
   devices = np.asarray(sorted(devices, key=slice_of))
   if devices.size % class_size:
     expected = f"a divisor of the {devices.size} devices"
