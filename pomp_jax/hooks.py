@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from pomp_jax.clip.tokens import Tokenizer
   from pomp_jax.clip.weights import Weights
   from pomp_jax.config import fields
+  from pomp_jax.config.group import Group
   from pomp_jax.data.class_lists import Category, ClassList
   from pomp_jax.encoder import Encoder
   from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
@@ -235,9 +236,9 @@ class RegionsOnPage(Protocol):
 
   @property
   def RegionsOfPictures(self) -> Callable[..., Any]:
-    """What the page asks for them: encoder, and groups clip, regions, segment, detect, propose."""
+    """What the page asks for them, of the encoder and the fields of CLIP and page."""
 
-  def check(self, regions: Any, propose: Any, clip_model: str) -> None:
+  def check(self, page: Group, clip_model: str) -> None:
     """Raises InputError where the network can't be used."""
 
   def examples(self) -> list[tuple[Any, str, str]]:

@@ -35,7 +35,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.config import HERE, JOBS, METHODS, load_job, validate
+from pomp_jax.config import HERE, JOBS, load_job, validate
 from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
@@ -144,8 +144,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   if cluster is None:
     return
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout)
-  # The job train_masks reads no method.
-  if not _stops_together(config.job, getattr(config, "method", "pomp"), config.dry_run):
+  if not (JOBS[config.job].trains and config.by_steps and not config.dry_run):
     # Joining gave the signal to JAX, which only tells those who ask for it.
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):
@@ -161,10 +160,6 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
   if not hosts.is_first():  # it logs what all have in common
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
-
-
-def _stops_together(job: str, method: str, dry_run: str) -> bool:
-  return JOBS[job].trains and bool(METHODS[method].steps) and not dry_run
 
 
 def _end(message: object, status: int, together: bool = False) -> int:

@@ -33,7 +33,6 @@ class Method(NamedTuple):
   pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
   deep: bool = False  # whether `prompt.depth` layers have tokens of their own
   seeded: bool = True  # whether the seed changes the result
-  group: str = ""  # group of fields that it alone reads
 
 
 _NOT_AUGMENTED = {"data.augment": "none"}
@@ -56,14 +55,13 @@ METHODS = {
     fixes={"loss": "softmax", "correction": "log", "dry_run": ""}
     | {"sampling.ancestors_weight": 0.0},
     saves_prompt=True,
-    group="kdpl",
   ),
   "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
-    run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False, group="probe"
+    run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False
   ),
-  "tip_adapter": Method(run="rooms.baselines.tip_adapter:run", seeded=False, group="tip"),
-  "tip_adapter_f": Method(run="rooms.baselines.tip_adapter:run", group="tip"),
+  "tip_adapter": Method(run="rooms.baselines.tip_adapter:run", seeded=False),
+  "tip_adapter_f": Method(run="rooms.baselines.tip_adapter:run"),
 }
 
 
@@ -148,92 +146,96 @@ class Job(NamedTuple):
   """
 
   module: str  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
-  groups: tuple[str, ...]  # groups of fields that it reads, beside those of every job
+  config: str  # "module:class" of the fields that it reads, a `config.Config`
   report: str = ""  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
   trains: bool = False  # whether it trains by steps, so that all can stop after the same step
   processes: bool = True  # whether it runs with several processes
   devices: bool = True  # whether it computes on JAX's devices
-  # "module:function" that checks its fields together; its parameters are names of groups or fields.
-  check: str = ""
 
 
-# Groups of a training of a prompt; those of methods come with them.
-_TRAINING = ("contrast", "loop", "data", "prompt", "sampling", "optim", "eval", "checkpoint", "log")
 JOBS = {
-  "pretrain": Job("train.pretrain", _TRAINING, "report.run_report:training_report", trains=True),
-  "evaluate": Job(
-    "evaluate.evaluate", ("data", "eval", "evaluate"), "report.evaluation_report:evaluation_report"
+  "pretrain": Job(
+    "train.pretrain", "config.jobs:TrainingConfig", "report.run_report:training_report", trains=True
   ),
-  "predict": Job("evaluate.predict", ("data", "predict"), check="config.checks:check_predict"),
+  "evaluate": Job(
+    "evaluate.evaluate",
+    "config.jobs:EvaluateConfig",
+    "report.evaluation_report:evaluation_report",
+  ),
+  "predict": Job("evaluate.predict", "config.jobs:PredictConfig"),
   "repeat": Job(
     "rooms.baselines.repeat",
-    (*_TRAINING, "repeat"),
+    "rooms.baselines.fields:RepeatConfig",
     "rooms.baselines.reports:seeds_report",
     trains=True,
-    check="rooms.baselines.repeat:check_method",
   ),
-  "benchmark": Job("rooms.benchmark.benchmark", ("benchmark",), processes=False),
-  "export": Job("evaluate.export", ("data", "export"), check="config.checks:check_export"),
-  "prepare": Job("rooms.data_sets.prepare", ("prepare",), processes=False, devices=False),
+  "benchmark": Job(
+    "rooms.benchmark.benchmark", "rooms.benchmark.fields:BenchmarkConfig", processes=False
+  ),
+  "export": Job("evaluate.export", "config.jobs:ExportConfig"),
+  "prepare": Job(
+    "rooms.data_sets.prepare",
+    "rooms.data_sets.fields:PrepareConfig",
+    processes=False,
+    devices=False,
+  ),
   "analyse": Job(
     "rooms.analysis.analyse",
-    ("data", "eval", "evaluate", "analyse"),
+    "rooms.analysis.fields:AnalyseConfig",
     "rooms.analysis.geometry:geometry_report",
   ),
   "baselines": Job(
     "rooms.baselines.baselines",
-    (*_TRAINING, "repeat", "baselines"),
+    "rooms.baselines.fields:BaselinesConfig",
     "rooms.baselines.reports:baselines_report",
     processes=False,
   ),
   "ablate": Job(
     "rooms.ablation.ablate",
-    (*_TRAINING, "ablate"),
+    "rooms.ablation.fields:AblateConfig",
     "rooms.ablation.ablation_report:ablation_report",
   ),
   "detect": Job(
     "rooms.regions.detect",
-    ("data", "regions", "detect", "propose"),
+    "rooms.regions.fields:DetectConfig",
     "rooms.regions.reports:regions_report",
-    check="rooms.regions.fields:check_detect",
   ),
   "segment": Job(
     "rooms.regions.segment",
-    ("data", "regions", "segment", "propose"),
+    "rooms.regions.fields:SegmentConfig",
     "rooms.regions.reports:regions_report",
-    check="rooms.regions.fields:check_segment",
   ),
-  "propose": Job(
-    "rooms.regions.propose",
-    ("data", "regions", "segment", "detect", "propose"),
-    processes=False,
-    check="rooms.regions.fields:check_propose",
-  ),
+  "propose": Job("rooms.regions.propose", "rooms.regions.fields:ProposeConfig", processes=False),
   "train_masks": Job(
-    "rooms.regions.train_masks",
-    ("loop", "data", "checkpoint", "log", "train_masks"),
-    trains=True,
-    check="rooms.regions.fields:check_train_masks",
+    "rooms.regions.train_masks", "rooms.regions.fields:TrainMasksConfig", trains=True
   ),
-  "page": Job("rooms.page.page", ("data", "page"), processes=False),
+  "page": Job("rooms.page.page", "rooms.page.fields:PageConfig", processes=False),
   "gradient_bias": Job(
     "rooms.analysis.gradient_bias",
-    (*_TRAINING, "gradient_bias"),
+    "rooms.analysis.fields:GradientBiasConfig",
     "rooms.analysis.bias:gradient_bias_report",
     processes=False,
   ),
 }
 
-# Modules with groups of fields that one room reads; all other groups are in `config.fields`.
-FIELD_GROUPS = {
-  **dict.fromkeys(("kdpl", "probe", "tip", "repeat", "baselines"), "rooms.baselines.fields"),
-  **dict.fromkeys(("regions", "segment", "detect", "propose"), "rooms.regions.fields"),
-  "train_masks": "rooms.regions.fields",
-  "ablate": "rooms.ablation.fields",
-  **dict.fromkeys(("analyse", "gradient_bias"), "rooms.analysis.fields"),
-  "benchmark": "rooms.benchmark.fields",
-  "page": "rooms.page.fields",
-  "prepare": "rooms.data_sets.fields",
+
+class Extension(NamedTuple):
+  """Fields that a room adds to groups of the config; `Group.of` returns them."""
+
+  fields: str  # "module:class", a `config.group.Group`
+  extends: tuple[str, ...]  # names of the classes of fields that they are added to
+  prefix: str = ""  # of their names; "" if they stand among those of the extended group
+
+
+# By title, for `--help` and docs/config.md.
+EXTENSIONS = {
+  "kdpl": Extension("rooms.baselines.fields:Kdpl", ("Contrast",), "kdpl"),
+  "probe": Extension("rooms.baselines.fields:Probe", ("Contrast",), "probe"),
+  "tip": Extension("rooms.baselines.fields:Tip", ("Contrast",), "tip"),
+  "regions": Extension("rooms.regions.fields:Regions", ("Predict", "Page"), "regions"),
+  "segment": Extension("rooms.regions.fields:Segment", ("Predict", "Page"), "segment"),
+  "detect": Extension("rooms.regions.fields:Detect", ("Predict", "Page"), "detect"),
+  "propose": Extension("rooms.regions.fields:Propose", ("Predict", "Page"), "propose"),
 }
 
 
@@ -241,15 +243,12 @@ class Task(NamedTuple):
   """One value of `config.predict.task`."""
 
   open: str  # "module:function" below `pomp_jax`; see `evaluate.predict.Task`
-  groups: tuple[str, ...] = ()  # groups of fields that it reads
-  check: str = ""  # "module:function", as that of a job
 
 
-_BY_REGIONS = ("regions", "segment", "detect", "propose"), "rooms.regions.fields:check_task"
 TASKS = {
   "classify": Task("evaluate.predict:Classify"),
-  "segment": Task("rooms.regions.predict_tasks:SegmentPictures", *_BY_REGIONS),
-  "detect": Task("rooms.regions.predict_tasks:DetectPictures", *_BY_REGIONS),
+  "segment": Task("rooms.regions.predict_tasks:SegmentPictures"),
+  "detect": Task("rooms.regions.predict_tasks:DetectPictures"),
 }
 
 
@@ -301,16 +300,6 @@ NO_SUITE = "none"  # the first value of `evaluate.suite`
 
 # What rooms do for the core beside these rows stands in `pomp_jax.hooks`.
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job
-
-
-def groups_of(job: str) -> tuple[str, ...]:
-  """Groups of fields that a job reads, with those of methods and tasks."""
-  groups = list(JOBS[job].groups)
-  if "prompt" in groups:
-    groups += filter(None, (method.group for method in METHODS.values()))
-  if job in ("predict", "page"):
-    groups += (group for task in TASKS.values() for group in task.groups)
-  return tuple(dict.fromkeys(groups))
 
 
 def load_job(name: str) -> types.ModuleType:

@@ -24,7 +24,7 @@ import time
 
 import psutil
 
-from pomp_jax.config import Settings, unpack
+from pomp_jax.config import Config, unpack
 from pomp_jax.configs import rehearsal
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
@@ -128,8 +128,8 @@ class Rehearsal:
       "export as pth": (1, functools.partial(self._export, "pth")),
     }
 
-  def config(self, phase: str) -> Settings:
-    """Settings of a phase of the config."""
+  def config(self, phase: str) -> Config:
+    """Config of a phase of the config."""
     return unpack(rehearsal.get_config(self._argument(phase)))
 
   def _argument(self, phase: str) -> str:

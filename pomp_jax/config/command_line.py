@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from pomp_jax.config.checks import base, unpack, with_argument
-from pomp_jax.config.settings import fields_of, groups_with_fields, rows_of, value_of_text
+from pomp_jax.config.settings import Part, fields_of, parts_of, value_of_text
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line
-from pomp_jax.registry import JOBS, groups_of
+from pomp_jax.registry import JOBS
 
 # A link to `configs/` in the repository, a folder in an installed package.
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -107,7 +107,10 @@ def _explained(error: Exception) -> str:
   group = re.fullmatch(r"\W*(\w+)\W*", message.partition(" Other fields present")[0])
   groups = {field.partition(".")[0] for field in fields_of() if "." in field}
   if isinstance(error, AttributeError | KeyError) and group and group[1] in groups:
-    jobs = " or ".join(f"base({job!r})" for job in JOBS if group[1] in groups_of(job))
+    readers = [
+      job for job in JOBS if any(field.startswith(f"{group[1]}.") for field in fields_of(job))
+    ]
+    jobs = " or ".join(f"base({job!r})" for job in readers)
     return f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
   return f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
 
@@ -190,12 +193,12 @@ def _columns(texts: Mapping[str, str]) -> list[str]:
 
 
 def groups_of_fields() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
-  """Title, first line of the docstring with the jobs, and rows of each group of fields."""
-  groups: dict[str, tuple[type, list[str]]] = {}
+  """Title, first line of the docstring with the jobs, and rows of each class of fields."""
+  jobs_of: dict[Part, list[str]] = {}
   for job in JOBS:
-    for name, group in groups_with_fields(job).items():
-      groups.setdefault(name, (group, []))[1].append(job)
-  for name, (group, jobs) in groups.items():
-    text = str(group.__doc__).partition("\n")[0]
+    for part in parts_of(job):
+      jobs_of.setdefault(part, []).append(job)
+  for part, jobs in jobs_of.items():
+    text = str(part.kind.__doc__).partition("\n")[0]
     of_jobs = "" if len(jobs) == len(JOBS) else f" Jobs: {', '.join(jobs)}."
-    yield name, text + of_jobs, rows_of(name, group)
+    yield part.title, text + of_jobs, part.rows

@@ -1,20 +1,41 @@
-"""The table of fields: one row each with type, default, check and help.
+"""The groups of fields: a row each with type, default, check and help, and checks of a group.
 
-The base config, validation, `--help` and docs/config.md come from it. Groups that one room reads
-are in its `fields.py`, and `registry.JOBS` has the groups of each job. Checks of several fields
-together are in `checks.py`.
+`config.jobs` composes them. Validation, `--help` and docs/config.md come from the rows. Groups that
+one room reads are in its `fields.py`. Nothing is opened here.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import importlib.util
+import os
+import re
+from typing import Any
 
 from pomp_jax import hooks, registry
+from pomp_jax.clip.open_clip import named_clip
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.clip.text import TEXT_TOWERS
-from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, pair, row
+from pomp_jax.clip.text import TEXT_TOWERS, WITHOUT_FLAX, has_flax_clip
+from pomp_jax.config.declare import (
+  Check,
+  ConfigError,
+  above,
+  at_least,
+  below,
+  between,
+  one_of,
+  pair,
+  require,
+  row,
+)
+from pomp_jax.config.group import Group
+from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
+from pomp_jax.errors import InputError
+from pomp_jax.files.atomic import why_unwritable
+from pomp_jax.files.paths import exists, is_dir, is_file
+from pomp_jax.files.prompt_file import NO_NAMES, is_prompt_file, recorded_classes
 from pomp_jax.hooks import PROFILER
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
@@ -37,10 +58,18 @@ _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 BEST = "best"  # of `prompt.candidates`
+SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
+_PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
+_CLIPS = (
+  "world, a folder or file that exists, open_clip:MODEL/TAG, or a hub id OWNER/NAME such as"
+  " openai/clip-vit-base-patch16 or laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
+)
+_NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class Clip(Group):
   """The frozen CLIP."""
 
   model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
@@ -54,9 +83,34 @@ class Clip:
   chunk: int = row(1024, "classes or images at a time, for features of many", at_least(1))
   image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
 
+  def check_model(self, dry_run: str) -> None:
+    """Raises ConfigError for a CLIP that can't be one, or a text tower that is not installed."""
+    name = self.model.removeprefix(SYNTHETIC_CLIP)
+    is_synthetic = name != self.model
+    is_published = False
+    # A dry run gives a published architecture random weights.
+    if hooks.SYNTHETIC_CLIPS and (dry_run or is_synthetic):
+      is_published = hooks.SYNTHETIC_CLIPS.open().is_synthetic(name)
+    if is_synthetic:
+      published = hooks.SYNTHETIC_CLIPS.open().SYNTHETIC_CLIPS if hooks.SYNTHETIC_CLIPS else ()
+      expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
+      require(is_published, "clip.model", self.model, expected)
+    try:
+      name = named_clip(name).source
+    except InputError as error:
+      raise ConfigError("clip.model", self.model, str(error)) from error
+    if not (exists(name) or is_published):
+      # A hub id starts with a letter or a digit and has at most one slash.
+      of_open_clip = re.match(r"(ViT|RN\d|EVA\d|convnext|PE-)[\w-]*(/|$)", name)
+      is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+      fits = is_hub_id and not of_open_clip and not name.endswith(_WEIGHT_SUFFIXES)
+      require(fits, "clip.model", name, _CLIPS)
+    if self.text_tower == "reference":
+      require(has_flax_clip(), "clip.text_tower", self.text_tower, WITHOUT_FLAX)
+
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Group):
   """Images and their classes; see docs/data.md."""
 
   source: str = row(WORLD, "image source: the embedded world or stored images", one_of(*SOURCES))
@@ -95,9 +149,79 @@ class Data:
   workers: int = row(-1, "processes that decode; 0: threads alone; -1: by the cores", at_least(-1))
   max_corrupt: float = row(0.001, "largest share of unreadable images (replaced)", at_least(0))
 
+  @property
+  def has_folder(self) -> bool:
+    """Whether images or features are in a folder that exists: a dry run measures these."""
+    return self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
+
+  def check(self) -> None:
+    """Raises ConfigError for a cache that can't be written to, perhaps after hours."""
+    check_cache("data.feature_store", self.feature_store)
+    check_cache("data.cache", self.cache)
+
+  def check_source(self, n_images: int, dry_run: str) -> None:
+    """Raises ConfigError for data of a training or evaluation that does not fit its source.
+
+    Args:
+      n_images: images of each split in an evaluation, as `eval.images`.
+      dry_run: as `config.dry_run`.
+    """
+    of_file = self.source == "features"
+    expected = f"'online' or 'stored' where data.source={self.source!r}"
+    if of_file:
+      expected = "'file' where data.source='features'"
+    require(of_file == (self.features == "file"), "data.features", self.features, expected)
+    # A dry run needs no images, and measures a folder that is there.
+    if dry_run and not (of_file or self.has_folder):
+      expected = "in a dry run the number of test images, which it does not open"
+      require(n_images, "eval.images", 0, expected)
+      return
+    source = registry.SOURCES[self.source]
+    where = f"where data.source={self.source!r}"
+    fits = source.stored or n_images
+    require(fits, "eval.images", n_images, f"1 or more {where}: it is endless")
+    for name in source.unread:
+      value: Any = getattr(self, name)
+      default: Any = getattr(Data, name)
+      require(value == default, f"data.{name}", value, f"{default!r} {where}")
+    if source.generated:
+      check_class_list("data.names", self.names)
+    if source.generated or not source.stored:
+      return
+    if self.root or source.root:
+      require(is_dir(self.root), "data.root", self.root, "a folder that exists")
+    expected = source.expected_dataset(self.dataset)
+    require(not expected, "data.dataset", self.dataset, expected)
+    if "annotations" not in source.unread:
+      expected = "a JSON file or a folder of label images that exists"
+      require(exists(self.annotations), "data.annotations", self.annotations, expected)
+    share = self.validation_share
+    expected = f"less than 1 together with data.test_share = {self.test_share}"
+    require(self.test_share + share < 1, "data.validation_share", share, expected)
+    fits = not self.base or self.classes == "all"
+    require(fits, "data.classes", self.classes, "'all' where data.base has a list")
+    require(self.base or not self.novel, "data.novel", self.novel, "'' where data.base is empty")
+    for field, names in (("names", self.names), ("base", self.base), ("novel", self.novel)):
+      if names and not (source.lists and names in registry.load(source.lists)):
+        check_class_list(f"data.{field}", names)
+
+  def check_views(self, batch_size: int) -> None:
+    """Raises ConfigError for an augmentation that does not fit the features or the batches."""
+    unchanged = self.augment == "none"
+    fits = unchanged or self.features != "file"
+    require(fits, "data.augment", self.augment, "'none' where data.features='file'")
+    expected = "1 where data.augment='none': all views are equal"
+    require(not unchanged or self.views == 1, "data.views", self.views, expected)
+    expected = f"a multiple of data.views = {self.views}"
+    require(batch_size % self.views == 0, "batch_size", batch_size, expected)
+    repeats = self.features != "stored" or unchanged or self.view_epochs
+    where = f"data.augment={self.augment!r} and data.view_epochs=0"
+    expected = f"'online' where {where}: no view repeats"
+    require(repeats, "data.features", self.features, expected)
+
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(Group):
   """The prompt."""
 
   m: int = row(4, "context vectors M; 0: as many as the words where init=best", _m)
@@ -118,7 +242,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Group):
   """Negative sampling; see docs/sampling.md."""
 
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
@@ -135,7 +259,7 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim:
+class Optim(Group):
   """The optimizer and its learning rate."""
 
   name: str = row("sgd", "optimizer", one_of(*OPTIMIZERS))
@@ -160,16 +284,23 @@ class Optim:
   )
   average_decay: float = row(0.99, "factor of the weights a step, for ema", below(1))
 
+  def check(self) -> None:
+    """Raises ConfigError for numbers that do not fit the optimizer or the schedule."""
+    fits = self.name == "sgd" or self.momentum < 1
+    require(fits, "optim.momentum", self.momentum, "below 1 where optim.name='adamw'")
+    fits = self.schedule != "epoch" or self.warmup == int(self.warmup)
+    require(fits, "optim.warmup", self.warmup, "whole epochs where optim.schedule='epoch'")
+
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class Mesh(Group):
   """The device mesh."""
 
   class_size: int = row(1, "devices that split one draw's classes", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval:
+class Eval(Group):
   """The evaluation of a training, over all classes of a split."""
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
@@ -177,7 +308,7 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Group):
   """Checkpoints."""
 
   every: int = row(100, "steps between checkpoints; each is validated", at_least(1))
@@ -192,15 +323,24 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Log:
+class Log(Group):
   """The log."""
 
   every: int = row(10, "steps between log lines", at_least(1))
   tracker: str = row("none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS))
 
+  def check(self) -> None:
+    """Raises ConfigError for a tracker whose package is missing."""
+    if self.tracker == "none":
+      return
+    package = importlib.util.find_spec(self.tracker)
+    expected = f"'none' without its package: pip install \"pomp-jax[{self.tracker}]\""
+    # A folder of that name has no origin.
+    require(package and package.origin, "log.tracker", self.tracker, expected)
+
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Group):
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
   suite: str = row(registry.NO_SUITE, "suite of data sets", one_of(registry.NO_SUITE, *_suites))
@@ -216,7 +356,7 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict:
+class Predict(Group):
   """The job predict: names for pictures, their pixels or their objects; see docs/evaluation.md."""
 
   task: str = row("classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS))
@@ -229,9 +369,15 @@ class Predict:
   )
   top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
 
+  def check(self) -> None:
+    """Raises ConfigError without pictures, a prompt or names."""
+    require(exists(self.images), "predict.images", self.images, "a file or a folder that exists")
+    require(self.prompt, "predict.prompt", self.prompt, f"{_PROMPTS}, or a text with {{}}")
+    check_class_list("predict.names", self.names, self.prompt)
+
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(Group):
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
   prompt: str = row(
@@ -247,9 +393,26 @@ class Export:
   license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
   private: bool = row(False, "private repository, where it is created; a public one is refused")
 
+  def check(self) -> None:
+    """Raises ConfigError without a prompt, or for names and files that do not fit the format."""
+    kind = registry.FORMATS[self.format]
+    if kind.features:
+      require(self.prompt, "export.prompt", self.prompt, f"{_PROMPTS}, or a template with {{}}")
+      check_class_list("export.names", self.names, self.prompt)
+    else:
+      require(is_prompt_file(self.prompt), "export.prompt", self.prompt, _PROMPTS)
+    if self.hub:
+      require(hooks.HUB_UPLOAD, "export.hub", self.hub, "'' without the room interchange")
+      hooks.HUB_UPLOAD.open().check_fields(self)
+    fits = not self.output or (
+      os.path.basename(self.output) == self.output and self.output.endswith(kind.suffixes)
+    )
+    expected = f"a file name that ends with {' or '.join(kind.suffixes)}"
+    require(fits, "export.output", self.output, expected)
+
 
 @dataclasses.dataclass(frozen=True)
-class Contrast:
+class Contrast(Group):
   """A training of a prompt or a baseline: the method, and the classes of its loss."""
 
   method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
@@ -282,7 +445,7 @@ class Contrast:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class Loop(Group):
   """Any training by steps: its batches and length, and what a bad loss does."""
 
   batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
@@ -293,3 +456,20 @@ class Loop:
   loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
   profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _steps)
+
+
+def check_cache(field: str, folder: str) -> None:
+  """Raises ConfigError for a folder that can't be written to; "" is none."""
+  problem = why_unwritable(folder) if folder else None
+  require(not problem, field, folder, f"a folder that can be written to; {problem}")
+
+
+def check_class_list(field: str, names: str, prompt: str = "") -> None:
+  """Raises ConfigError for no class list.
+
+  It may be empty beside the prompt of a run, which has names of its own.
+  """
+  if prompt and not names:
+    require(recorded_classes(prompt), field, names, f"{_NAMES}; {prompt!r} {NO_NAMES}")
+    return
+  require(names in CLASS_LISTS or is_file(names), field, names, _NAMES)

@@ -1,14 +1,15 @@
-"""The fields of a job as typed, frozen `Settings`, with their defaults; the rows of all jobs."""
+"""What every job reads, and the table of all fields: of a job, or of all jobs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import functools
+import inspect
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 
-from pomp_jax.config import fields
+from pomp_jax import registry
 from pomp_jax.config.declare import (
   MAX_SEED,
   ConfigError,
@@ -19,11 +20,13 @@ from pomp_jax.config.declare import (
   check_value,
   name_of_type,
   one_of,
+  require,
   row,
-  typed,
 )
-from pomp_jax.config.fields import Contrast, Loop
-from pomp_jax.registry import FIELD_GROUPS, JOBS, groups_of, load
+from pomp_jax.config.fields import Clip, Contrast, Loop, Mesh, check_cache
+from pomp_jax.config.group import Extension, Group, own_rows
+from pomp_jax.files.compilation import AUTO
+from pomp_jax.registry import JOBS, load
 
 # Value of `config.dry_run` for these devices; others name a machine to compile for.
 HERE = "here"
@@ -32,18 +35,9 @@ HERE = "here"
 flatten = functools.partial(flatten_dict, sep=".")
 
 
-def _part(group: type) -> property:
-  """The fields of a group alone, whose names have no prefix."""
-  names = [field.name for field in dataclasses.fields(group)]
-  return property(lambda self: group(**{name: getattr(self, name) for name in names}))
-
-
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The fields of every job.
-
-  Typed and frozen. `defaults` makes the subclass of a job, with the groups that it reads.
-  """
+class Config(Group):
+  """The fields of every job."""
 
   job: str = row("pretrain", "job to run", one_of(*JOBS))
   dry_run: str = row(
@@ -54,92 +48,124 @@ class Settings:
   dry_run_rate: float = row(0.0, "rate an hour of that machine, for a price", at_least(0.0))
   seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
   compilation_cache: str = row("auto", "folder of compiled programs; auto: the user's; empty: none")
-  clip: fields.Clip = fields.Clip()
-  mesh: fields.Mesh = fields.Mesh()
+  clip: Clip = Clip()
+  mesh: Mesh = Mesh()
 
-  contrast, loop = _part(Contrast), _part(Loop)
+  @property
+  def encodes_images(self) -> bool:
+    """Whether the job needs the image tower."""
+    return True
 
-  def __getattr__(self, name: str) -> Any:
-    """Raises AttributeError for a group or field that the job does not read."""
-    raise AttributeError(f"job {self.job!r} reads no config.{name}")
+  @property
+  def by_steps(self) -> bool:
+    """Whether a training of the job learns by gradient steps, after each of which it can stop."""
+    return True
 
-  def __reduce__(self):
-    """Pickles the values: the class is made anew, and is no module's."""
-    return Settings._restored, (self.job, self.flat())
+  def check(self) -> None:
+    """Raises ConfigError for fields that don't fit together; opens no data."""
+    self.clip.check_model(self.dry_run)
+    fits = self.clip.image_tower or not self.encodes_images
+    require(fits, "clip.image_tower", False, "True where images are to be encoded")
+    for group in self.groups().values():
+      group.check()
+    if self.compilation_cache != AUTO:
+      check_cache("compilation_cache", self.compilation_cache)
 
-  @staticmethod
-  def _restored(job: str, values: Mapping[str, Any]) -> "Settings":
-    return defaults(job).replace(values)
+  def replace(self, changes: Mapping[str, Any]) -> Any:
+    """Returns a copy with other values, by dotted names.
 
-  def to_dict(self) -> dict[str, Any]:
-    """Nested dict of plain values, for config.json, checkpoints and prompt files."""
-    return dataclasses.asdict(self)
+    Another `job` keeps the fields that it reads too; the copy has the type of its config.
 
-  def flat(self) -> dict[str, Any]:
-    """Dotted name -> value: {"optim.lr": 0.002, ..}."""
-    return flatten(self.to_dict())
-
-  def replace(self, changes: Mapping[str, Any]) -> "Settings":
-    """A copy with other values, by dotted names; another `job` keeps the fields that it reads too.
-
-    ConfigError: a field that does not exist or that the job does not read, or another type.
+    Raises:
+      ConfigError: a field that does not exist or that the job does not read, or another type.
     """
     job = changes.get("job", self.job)
     known = fields_of(job)
-    if job != self.job:
-      kept = {field: value for field, value in self.flat().items() if field in known}
-      return defaults(job).replace({**kept, **changes})
-    groups: dict[str, dict[str, Any]] = {}
-    for field, value in changes.items():
+    for field in changes:
       check_read(field, job, known)
-      group, _, leaf = field.rpartition(".")
-      value = known[field].metadata["spellings"].get(str(value).lower(), value)
-      groups.setdefault(group, {})[leaf] = typed(field, known[field].type, value)
-    own = groups.pop("", {})
-    nested = {name: dataclasses.replace(getattr(self, name), **of) for name, of in groups.items()}
-    return dataclasses.replace(self, **own, **nested)
+    if job == self.job:
+      return self.changed(changes)
+    kept = {field: value for field, value in self.flat().items() if field in known}
+    return defaults(job).changed({**kept, **changes})
+
+
+# Classes whose fields have no prefix, and their titles.
+_TITLES = {Config: "every job", Contrast: "contrast", Loop: "loop"}
+
+
+class Part(NamedTuple):
+  """A class of fields in the config of a job."""
+
+  title: str
+  prefix: str  # of their dotted names, such as "optim."
+  kind: type[Group]
+
+  @property
+  def rows(self) -> dict[str, dataclasses.Field]:
+    """Dotted name -> row of the fields that the class itself declares."""
+    declared = inspect.get_annotations(self.kind)
+    rows = own_rows(self.kind).items()
+    return {self.prefix + name: field for name, field in rows if name in declared}
 
 
 @functools.cache
-def defaults(job: str = "pretrain") -> Settings:
-  """The fields that a job reads, with their defaults; ConfigError if there is no such job."""
+def defaults(job: str = "pretrain") -> Any:
+  """Returns the config of a job with its defaults, an instance of the class that `JOBS` names.
+
+  Raises:
+    ConfigError: there is no such job.
+  """
   check_value("job", one_of(*JOBS), job)
-  groups = groups_with_fields(job)
-  unnamed = [group for group in groups.values() if group in _UNNAMED]
-  named = [(name, group, group()) for name, group in groups.items() if group not in unnamed]
-  bases = tuple(reversed(unnamed))  # a dataclass has the fields of its last base first
-  return dataclasses.make_dataclass("Settings", named, bases=bases, frozen=True)(job=job)
+  kind = load(JOBS[job].config)
+  groups = {name: _extended(group, group) for name, group in _groups_of(kind).items()}
+  return dataclasses.replace(_extended(kind, *kind.__mro__), job=job, **groups)
 
 
-# Groups whose fields have no prefix: config.k is one of `Contrast`.
-_UNNAMED = (Settings, Contrast, Loop)
+def parts_of(job: str) -> Iterator[Part]:
+  """Yields the classes of fields that a job reads, each followed by what rooms add to it."""
+  kind = load(JOBS[job].config)
+  bases = [Part(_TITLES[base], "", base) for base in reversed(kind.__mro__) if base in _TITLES]
+  groups = [Part(name, f"{name}.", group) for name, group in _groups_of(kind).items()]
+  for part in bases + groups:
+    yield part
+    for title, (prefix, fields) in _extensions_of(part.kind).items():
+      yield Part(title, f"{prefix}." if prefix else part.prefix, fields)
 
 
-def groups_with_fields(job: str) -> dict[str, type]:
-  """Class of each group of fields that a job reads; of `train_masks` it is `TrainMasks`."""
-  found: dict[str, type] = {"every job": Settings, "clip": fields.Clip, "mesh": fields.Mesh}
-  for name in groups_of(job):
-    class_name = name.title().replace("_", "")
-    room = FIELD_GROUPS.get(name)
-    found[name] = getattr(load(room), class_name) if room else getattr(fields, class_name)
-  return found
+def _groups_of(kind: type[Group]) -> dict[str, type[Group]]:
+  """Name -> class of the groups in a class of fields."""
+  types = {field.name: field.type for field in dataclasses.fields(kind)}
+  return {
+    name: group
+    for name, group in types.items()
+    if isinstance(group, type) and issubclass(group, Group)
+  }
 
 
-def rows_of(name: str, group: type) -> dict[str, dataclasses.Field]:
-  """Dotted name -> row of the fields of a group."""
-  prefix = "" if group in _UNNAMED else f"{name}."
-  rows = (field for field in dataclasses.fields(group) if "help" in field.metadata)
-  return {f"{prefix}{field.name}": field for field in rows}
+def _extensions_of(*kinds: type) -> dict[str, tuple[str, type[Group]]]:
+  """What rooms add to one of these classes: title -> prefix and class."""
+  names = {kind.__name__ for kind in kinds}
+  return {
+    title: (row.prefix, load(row.fields))
+    for title, row in registry.EXTENSIONS.items()
+    if names & {*row.extends}
+  }
+
+
+def _extended(kind: type[Group], *kinds: type) -> Any:
+  """A group with its defaults, and what rooms add to these classes."""
+  added = _extensions_of(*kinds).values()
+  return kind(extensions=tuple(Extension(prefix, fields()) for prefix, fields in added))
 
 
 @functools.cache
 def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
   """Dotted name -> row of the fields that these jobs read; without one, that any job reads."""
-  found: dict[str, dataclasses.Field] = {}
+  rows: dict[str, dataclasses.Field] = {}
   for job in jobs or JOBS:
-    for name, group in groups_with_fields(job).items():
-      found |= rows_of(name, group)
-  return found
+    for part in parts_of(job):
+      rows |= part.rows
+  return rows
 
 
 def check_read(field: str, job: str, known: Collection[str]) -> None:

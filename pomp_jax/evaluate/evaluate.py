@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from pomp_jax import hooks, hosts
-from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval, Evaluate
+from pomp_jax.config.jobs import EvaluateConfig
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import FeatureSource, LabelledSet, StoredImages
 from pomp_jax.encoder import Encoder
@@ -47,7 +47,7 @@ _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: EvaluateConfig, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   settings, field = config.evaluate, "evaluate.prompts"
   given = settings.prompts, field, config.clip, settings, config.data, config.eval
@@ -85,7 +85,7 @@ def check_prompts(
       named_prompts.check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   """Evaluates the sets that are missing, and sums up: returns what `results.json` holds.
 
   Processes other than the first return an empty dict unless the run had finished before.

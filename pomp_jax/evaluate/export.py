@@ -4,8 +4,10 @@ docs/formats.md describes the formats. Leaves the file and `results.json` in the
 `config.export.hub` the folder also gets the model card, `README.md`, and both are uploaded.
 """
 
+from typing import Any
+
 from pomp_jax import hosts
-from pomp_jax.config import Settings
+from pomp_jax.config.jobs import ExportConfig
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import encode, load_prompt, save_prompt
@@ -14,7 +16,7 @@ from pomp_jax.hooks import HUB_UPLOAD
 from pomp_jax.registry import FORMATS, load
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: ExportConfig, workdir: str) -> None:
   """Refuses names or a prompt that can't be used, and another run's folder; writes nothing."""
   export, row = config.export, FORMATS[config.export.format]
   if row.features:
@@ -26,11 +28,11 @@ def check(config: Settings, workdir: str) -> None:
     HUB_UPLOAD.open().check(export, prompt)
 
 
-def run(config: Settings, workdir: str) -> dict:
+def run(config: ExportConfig, workdir: str) -> dict:
   """Writes `config.export.output`; returns what `results.json` holds."""
   export, row, folder = config.export, FORMATS[config.export.format], RunFolder(workdir)
   path = folder.path / (export.output or row.usual_name)
-  results = {"job": config.job, "prompt": export.prompt, "format": export.format}
+  results: dict[str, Any] = {"job": config.job, "prompt": export.prompt, "format": export.format}
   if row.features:
     encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
     facts, write = load(row.features).compute(export, encoder)

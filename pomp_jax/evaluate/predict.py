@@ -11,8 +11,9 @@ import logging
 from typing import Any
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings, fields
+from pomp_jax.config import fields
 from pomp_jax.config.fields import Data, Predict
+from pomp_jax.config.jobs import PredictConfig
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.images import ImageError, read_image
@@ -43,7 +44,7 @@ class Task:
   columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
 
   def __init__(self, settings: Predict, data: Data, clip: fields.Clip):
-    """Reads the names. A task gets the groups that its row of the registry has as keywords too."""
+    """Reads the names."""
     self._settings, self._upright, self._clip = settings, data.upright, clip
     # Of a run without a list of names those of its training.
     self.names = settings.names or recorded_classes(settings.prompt)
@@ -123,22 +124,20 @@ class Classify(Task):
     return f"{row['name']} {100 * row['probability']:.1f}%"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: PredictConfig, workdir: str) -> None:
   """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
   kind = TASKS[config.predict.task]
-  groups = {name: getattr(config, name) for name in kind.groups}
-  task = load(kind.open)(config.predict, config.data, config.clip, **groups)
+  task = load(kind.open)(config.predict, config.data, config.clip)
   task.check(find_images(config.predict.images, unread=True))
 
 
-def run(config: Settings, workdir: str) -> dict:
+def run(config: PredictConfig, workdir: str) -> dict:
   """Prints and writes the names that are found in each picture; returns what `results.json` holds.
 
   Processes other than the first return an empty dict. CorruptDataError if no image can be read.
   """
   settings, folder, kind = config.predict, RunFolder(workdir), TASKS[config.predict.task]
-  groups = {name: getattr(config, name) for name in kind.groups}
-  task = load(kind.open)(settings, config.data, config.clip, **groups)
+  task = load(kind.open)(settings, config.data, config.clip)
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   files = find_images(settings.images, unread=True)
   if not settings.names:
@@ -159,10 +158,17 @@ def run(config: Settings, workdir: str) -> dict:
     log.warning("%s", told)
   if not hosts.is_first():
     return {}
-  results = {"job": config.job, "task": settings.task, "clip_model": encoder.clip.name}
-  results |= {"prompt": settings.prompt, "names": task.names, "upright": config.data.upright}
-  results |= task.facts
-  results |= {"images": task.rows, "unreadable": task.unreadable}
+  results = {
+    "job": config.job,
+    "task": settings.task,
+    "clip_model": encoder.clip.name,
+    "prompt": settings.prompt,
+    "names": task.names,
+    "upright": config.data.upright,
+    **task.facts,
+    "images": task.rows,
+    "unreadable": task.unreadable,
+  }
   task.finish()
   lines = [
     # `=a.png` becomes `./=a.png`, which is no formula.

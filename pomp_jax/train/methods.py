@@ -15,7 +15,7 @@ from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import METHODS, ConfigError, fields
-from pomp_jax.config.fields import Data, Prompt
+from pomp_jax.config.fields import Contrast, Data, Prompt
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -32,7 +32,7 @@ class Pomp:
   """POMP as a method that learns by steps; others override what differs."""
 
   name: str  # value of `config.method`
-  own: Any = None  # fields of the group that it alone reads, if it has one
+  contrast: Contrast = Contrast()  # with fields that a room adds for the method
   images: Any = None  # an `Encoder` of the training images other than the run's; None for that one
 
   # Whether words of `prompt.init` beyond `prompt.m` tokens stay fixed.
@@ -69,9 +69,9 @@ class Pomp:
     raise NotImplementedError
 
 
-def method_of(name: str, own: Any = None) -> Pomp:
-  """Returns a method that learns by steps, with the fields of its group."""
-  method: Pomp = load(METHODS[name].steps)(name, own)
+def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
+  """Returns a method that learns by steps, with the fields of its training or their defaults."""
+  method: Pomp = load(METHODS[name].steps)(name, contrast or Contrast())
   return method
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import Tokenizer
-from pomp_jax.config import METHODS, SOURCES, ConfigError, Settings, fields
+from pomp_jax.config import METHODS, SOURCES, ConfigError, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST, Data, Eval, Loop
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data import class_lists
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths, read_prompts
@@ -38,7 +39,7 @@ from pomp_jax.train.resume import best, check_same_run
 from pomp_jax.train.setup import PromptRun, prepare
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: TrainingConfig, workdir: str) -> None:
   """Checks what is known before weights are read; writes nothing."""
   folder = RunFolder(workdir)
   folder.check(config.job)
@@ -109,7 +110,7 @@ def check_mesh(class_size: int, loop: Loop, n_views: int = 1, devices: Any = Non
   require(loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
   TrainingError if the loss is bad or the results can't be written, CheckpointError if the state

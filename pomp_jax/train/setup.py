@@ -11,8 +11,9 @@ import numpy as np
 import optax
 
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
-from pomp_jax.config import METHODS, ConfigError, Settings, fields
+from pomp_jax.config import METHODS, ConfigError, fields
 from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
@@ -295,7 +296,7 @@ def logit_bias_of(contrast: Contrast, encoder: Encoder) -> float:
 
 
 def prepare(
-  config: Settings,
+  config: TrainingConfig,
   folder: RunFolder,
   *,
   encoder: Encoder | None = None,
@@ -307,7 +308,7 @@ def prepare(
   `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
   data, loop = config.data, config.loop
-  method = methods.method_of(config.method, getattr(config, METHODS[config.method].group, None))
+  method = methods.method_of(config.method, config.contrast)
   encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   source = source or encoder.sized(inputs.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written

@@ -21,7 +21,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from pomp_jax.config import Settings
+from pomp_jax.config import Config
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
@@ -38,7 +38,7 @@ Folder = str | os.PathLike
 die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
 
-def config_of(**changes) -> Settings:
+def config_of(**changes) -> Config:
   return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
 
 
@@ -58,7 +58,7 @@ class Attempt:
 
 
 class Training:
-  def __init__(self, config: Settings, folder: pathlib.Path):
+  def __init__(self, config: Config, folder: pathlib.Path):
     encoder = inputs.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
     self.config, self.prepared = config, setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imports JAX, which must not start before the environment is set
-  from pomp_jax.config import Settings
+  from pomp_jax.config import Config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -158,7 +158,7 @@ class Processes(contextlib.AbstractContextManager):
 
 
 def run_in_processes(
-  jobs: Sequence[tuple["Settings", Sequence[pathlib.Path]]],
+  jobs: Sequence[tuple["Config", Sequence[pathlib.Path]]],
   file: pathlib.Path,
   *,
   count: int = 2,

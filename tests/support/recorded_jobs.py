@@ -25,7 +25,7 @@ import pytest
 
 from pomp_jax import main
 from pomp_jax.clip.load import Clip
-from pomp_jax.config import SOURCES, Settings, load_job
+from pomp_jax.config import SOURCES, Config, load_job
 from pomp_jax.data.loader import Loader, SkippedImages
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
@@ -137,20 +137,20 @@ class Calls:
     self.note(owner, name, features)
 
 
-def check_and_run(config: Settings, folder: pathlib.Path) -> Any:
+def check_and_run(config: Config, folder: pathlib.Path) -> Any:
   """Runs a job as the command line does; its fields are not checked beside each other."""
   job = load_job(config.job)
   job.check(config, str(folder))
   return job.run(config, str(folder))
 
 
-def opening(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def opening(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """Any job, up to its CLIP."""
   calls.note_encoder(Recorded)
   load_job(config.job).run(config, str(folder))
 
 
-def encoder(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def encoder(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The CLIP of a config."""
   calls.note(inputs, "load_clip", lambda *given, **more: unittest.mock.Mock(spec=Clip))
   calls.note(inputs, "make_mesh", lambda *given: None)
@@ -159,7 +159,7 @@ def encoder(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
 
 
-def command_line(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def command_line(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The main function, with these fields as options."""
   calls.note(main, "use_compilation_cache", lambda *given: None)
   calls.note(main.hosts, "describe")
@@ -174,7 +174,7 @@ def command_line(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   main._run_job(options, stop)
 
 
-def source(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def source(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The training images of a source that another program has made."""
   header = types.SimpleNamespace(splits=())
   images = StoredImages(("a", "b"), (0, 1), ("0.png", "1.png"), Files("images"))
@@ -192,7 +192,7 @@ def source(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen |= {"names": found.names, "images": len(found)}
 
 
-def training(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def training(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A training of 30 steps with a loss of 1, but of 9 at the 25th."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
@@ -251,14 +251,14 @@ def _losses() -> Callable[..., Any]:
   return step
 
 
-def taught(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def taught(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A training that has a teacher."""
   calls.open_encoder()
   calls.note(kdpl, "features_under")
   setup.prepare(config, RunFolder(folder))
 
 
-def images_learner(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def images_learner(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The accuracy of a method with tokens of the image tower."""
   calls.open_encoder()
   calls.note(visual_tokens, "activation_memory")
@@ -273,7 +273,7 @@ def images_learner(calls: Calls, config: Settings, folder: pathlib.Path) -> None
   run.accuracy()({}, split, source)
 
 
-def dry_run(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def dry_run(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A dry run whose parts take a second each."""
   calls.open_encoder()
   calls.note(setup, "prepare")
@@ -286,7 +286,7 @@ def dry_run(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen |= dry_run_job.run(config, str(folder))
 
 
-def absent_machine(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def absent_machine(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A dry run for a machine that is not here; nothing is compiled."""
   outcome = types.SimpleNamespace(there=None)
 
@@ -300,7 +300,7 @@ def absent_machine(calls: Calls, config: Settings, folder: pathlib.Path) -> None
   dry_run_job.run(config, str(folder))
 
 
-def stored_features(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def stored_features(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The features of a training's images, and of its validation images."""
   calls.open_encoder()
   calls.note(batches, "choose_readers")
@@ -314,7 +314,7 @@ def stored_features(calls: Calls, config: Settings, folder: pathlib.Path) -> Non
   run.validation()
 
 
-def classifier(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def classifier(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """A linear probe, or Tip-Adapter."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
@@ -344,7 +344,7 @@ def _views(data: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.ones((len(rows), data.views, 128), np.float32), np.ones(len(rows), bool)
 
 
-def seeds(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def seeds(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The trainings of `repeat` and of `baselines`."""
   found = dict.fromkeys(("method", "clip_model", "steps", "n_classes", "k", "correction"))
   found |= {"eval_classes": {}, "eval": {}, "seconds": 1.0}
@@ -363,7 +363,7 @@ def seeds(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
     calls.seen[f"{name}.seeds"] = [(pathlib.Path(own).name, one.seed) for own, one in trainings]
 
 
-def ablation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def ablation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """Cells without a training: losses of 1, but the 25th of 9."""
   calls.open_encoder()
   calls.note_split(batches, "split_features")
@@ -396,7 +396,7 @@ def _untrained(runs: Sequence[setup.PromptRun], streams: Any, size: int, curve_e
     yield vmapped_training.Trained(context, losses, 1.0, 1.0, curve)
 
 
-def evaluation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def evaluation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """An evaluation up to the images of its first set."""
   calls.open_encoder()
   calls.note(evaluate, "_keys")
@@ -422,7 +422,7 @@ def evaluation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   seen["upright"] = {getattr(one.source, "upright", None) for one in opened.values()}
 
 
-def analysis(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def analysis(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job analyse."""
   calls.open_encoder()
   calls.note_split(analyse, "split_features")
@@ -438,7 +438,7 @@ def analysis(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen["images"] = [one["images"] for one in calls.seen["results"]["sets"].values()]
 
 
-def prediction(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def prediction(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job predict, whose answers are the first names."""
   calls.open_encoder()
   # One more than is shown.
@@ -460,7 +460,7 @@ def prediction(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen["answers"] = {len(rows) for rows in found["images"].values()}
 
 
-def exported(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def exported(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job export."""
   calls.open_encoder()
   calls.note(class_features, "category_features")
@@ -476,7 +476,7 @@ def exported(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
     calls.seen["categories"] = [one.name for one in categories]
 
 
-def prepared(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def prepared(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job prepare."""
   report = {"splits": {}, "n_unreadable": 0, "dataset": ""}
   calls.note(prepare, "open_input", lambda *given, **more: None)
@@ -486,7 +486,7 @@ def prepared(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen |= {f"selection.{name}": value for name, value in vars(selection).items()}
 
 
-def gradients(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def gradients(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job gradient_bias; gradients are ones."""
   calls.open_encoder()
   calls.note(gradient_bias, "fingerprint")
@@ -511,7 +511,7 @@ def gradients(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen |= {name: found[name] for name in ("images", "prompt", "n_classes")}
 
 
-def measured(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def measured(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job benchmark, which measures nothing."""
   compiled = unittest.mock.Mock(spec=jax.stages.Compiled)
   step = types.SimpleNamespace(compile=lambda: compiled)
@@ -555,7 +555,7 @@ class _Scorer:
       yield row, Scored(found, n_prompts * [scores.reshape(-1, n_classes)])
 
 
-def detection(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def detection(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job detect, without crops and figures."""
   calls.open_encoder()
   calls.note(image_sets, "read_annotations")
@@ -575,14 +575,14 @@ def detection(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen["files"] = [file.name for file in sorted(folder.glob("detections/*"))]
 
 
-def segmentation(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def segmentation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job segment, up to its patches."""
   calls.open_encoder()
   calls.note(segment, "DenseSegmenter", Recorded)
   load_job(config.job).run(config, str(folder))
 
 
-def proposing(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def proposing(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job propose, up to its network."""
   calls.open_encoder()
   calls.note(published_weights, "check_clip", lambda *given: None)
@@ -601,7 +601,7 @@ def proposing(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen["batch"] = len(calls.seen["split_rows.tree"][0])
 
 
-def masks(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def masks(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job train_masks, up to its training, and its step."""
   calls.open_encoder()
   calls.note(train_masks, "open_mask_set")
@@ -614,7 +614,7 @@ def masks(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.seen["train.run"].build_step()
 
 
-def page_regions(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
+def page_regions(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """What the page does with the regions of a picture."""
   pixels = np.zeros((40, 40, 3), np.uint8)
   boxes = np.array([[1, 1, 9, 9], [1, 1, 9, 8], [20, 20, 30, 30]], np.float32)
@@ -629,8 +629,7 @@ def page_regions(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   calls.note(Regions, "top")
   calls.patch.setattr(on_page, "_drawn", lambda *given: b"")
   calls.note(on_page, "RegionsOfPictures")
-  groups = config.clip, config.regions, config.segment, config.detect, config.propose
-  page = on_page.RegionsOfPictures(calls.encoder, *groups)
+  page = on_page.RegionsOfPictures(calls.encoder, config.clip, config.page)
   if not page.finds:
     return
   rows = np.ones((2, calls.width), np.float32)
@@ -640,7 +639,7 @@ def page_regions(calls: Calls, config: Settings, folder: pathlib.Path) -> None:
   page.name_boxes(asked, boxes)
 
 
-RUNS: dict[str, Callable[[Calls, Settings, pathlib.Path], None]] = {
+RUNS: dict[str, Callable[[Calls, Config, pathlib.Path], None]] = {
   "open": opening,
   "encoder": encoder,
   "main": command_line,

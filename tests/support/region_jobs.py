@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPModel
 
 from pomp_jax.clip.load import Clip, load_clip
-from pomp_jax.config import Settings
+from pomp_jax.config import Config
 from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile, write_mask_former
 from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, SmallSizes
@@ -131,7 +131,7 @@ def write_network(path, seed=0, context=CONTEXT, classes=TRAINED, **changes):
     write_mask_former(file, MaskFormerFile(config, random_params(config, seed), classes), context)
 
 
-def regions_config(root: pathlib.Path, job: str, **changes) -> Settings:
+def regions_config(root: pathlib.Path, job: str, **changes) -> Config:
   """The config of a job for a `write_region_set`: with true regions, or four steps of training."""
   images, labels, names = (str(root / file) for file in ("images", "labels", "names.txt"))
   settings = {

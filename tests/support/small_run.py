@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pomp_jax.config import Settings, defaults, fields_of, load_job, validate, value_of_text
+from pomp_jax.config import Config, defaults, fields_of, load_job, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
 
-def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
   """Returns a copy with other values by full field name; a text stands for any type.
 
   Fields that only other jobs read are dropped, so that tests can share `changes`.
@@ -27,12 +27,12 @@ def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
   )
 
 
-def settings(**changes) -> Settings:
+def settings(**changes) -> Config:
   """Returns the defaults with `changes`; see `changed`."""
   return changed(defaults(), changes)
 
 
-def small_config(**changes) -> Settings:
+def small_config(**changes) -> Config:
   """Returns settings of 300 classes and 12 steps, B=16, K=20; `changes` by full field name."""
   small = {
     "data.n_classes": 300,
@@ -50,7 +50,7 @@ def small_config(**changes) -> Settings:
   return changed(settings(**small), changes)
 
 
-def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:
+def run_job(config: Config, workdir: pathlib.Path | str) -> Any:
   """Validates, checks and runs a job as the command line does; returns its results."""
   validate(config)
   RunFolder(workdir).check(config.job)
@@ -59,7 +59,7 @@ def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:
   return job.run(config, str(workdir))
 
 
-def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:
+def trained(config: Config, workdir: pathlib.Path) -> np.ndarray:
   """Trains without the evaluation that follows, and returns the context."""
   folder = RunFolder(workdir)
   run = setup.prepare(config, folder)

@@ -18,7 +18,6 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import activation_bytes
-from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
@@ -29,7 +28,7 @@ from pomp_jax.files.terminal import Progress
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.ablation import vmapped_training
 from pomp_jax.rooms.ablation.ablation_report import write_cells
-from pomp_jax.rooms.ablation.fields import Ablate
+from pomp_jax.rooms.ablation.fields import Ablate, AblateConfig
 from pomp_jax.rooms.ablation.grid import Cell, make_cells
 from pomp_jax.rooms.ablation.plots import kind_of
 from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 _FOLDER = "cells"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: AblateConfig, workdir: str) -> None:
   """Checks each cell as the pretrain job does; InputErrors of one line."""
   every = config.ablate.curve_every
   fits = not every or inputs.has_validation(config.data)
@@ -69,7 +68,7 @@ def _named(cell: Cell) -> Iterator[None]:
     raise
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
   TrainingError: cells of this part have failed; everything is written nevertheless. InputError: a

@@ -3,10 +3,12 @@
 import dataclasses
 
 from pomp_jax.config.declare import at_least, pair, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablate:
+class Ablate(Group):
   """The job ablate: a training for every combination of values; see docs/ablations.md."""
 
   grid: str = row("", 'grid, such as "k=16|64|all;correction=log|none;seed=0|1|2"')
@@ -15,3 +17,10 @@ class Ablate:
     0, "steps between validations of a cell, for time to accuracy; 0: none", at_least(0)
   )
   part: tuple[int, ...] = row((), "part of the cells: (2, 5) is the second of five", pair)
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateConfig(TrainingConfig):
+  """The job ablate."""
+
+  ablate: Ablate = Ablate()

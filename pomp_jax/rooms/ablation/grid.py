@@ -10,12 +10,14 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
-from pomp_jax.config import METHODS, Settings, fields_of, validate, value_of_text
+from pomp_jax.config import fields_of, validate, value_of_text
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import CONSISTENCIES
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
+from pomp_jax.registry import EXTENSIONS
 from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import FREE_FIELDS
 
@@ -28,10 +30,10 @@ _TAKES = (
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
 _GAUSSIAN = ("optim.average_mean", "optim.average_sigma")
-_METHOD_GROUPS = {method.group for method in METHODS.values() if method.group}
+_METHOD_GROUPS = {row.prefix for row in EXTENSIONS.values() if row.prefix}
 
 # From field -> value to the config with these values.
-Replace = Callable[[Mapping[str, Any]], Settings]
+Replace = Callable[[Mapping[str, Any]], TrainingConfig]
 
 
 class Cell(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import token_table
-from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluate import check_prompts
@@ -26,6 +25,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.report import cell
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.analysis import geometry
+from pomp_jax.rooms.analysis.fields import AnalyseConfig
 from pomp_jax.train.resume import MAY_CHANGE, check_same_run
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _FIELD = "analyse.prompts"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: AnalyseConfig, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing."""
   folder = RunFolder(workdir)
   if folder.results.exists():
@@ -43,7 +43,7 @@ def check(config: Settings, workdir: str) -> None:
   check_prompts(config.analyse.prompts, _FIELD, *given)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not finite."""
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)

@@ -3,6 +3,8 @@
 import dataclasses
 
 from pomp_jax.config.declare import Check, at_least, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import EvaluateConfig, TrainingConfig
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.sampling.samplers import SAMPLERS
 
@@ -16,7 +18,7 @@ def _some_of(*choices: str) -> Check:
 
 
 @dataclasses.dataclass(frozen=True)
-class Analyse:
+class Analyse(Group):
   """The job analyse: class features under prompts, on the sets of `evaluate`."""
 
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
@@ -24,7 +26,7 @@ class Analyse:
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientBias:
+class GradientBias(Group):
   """The job gradient_bias: the sampled gradient against the exact one."""
 
   prompt: str = row(
@@ -45,3 +47,17 @@ class GradientBias:
   )
   images: int = row(64, "images of a gradient", at_least(1))
   rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalyseConfig(EvaluateConfig):
+  """The job analyse."""
+
+  analyse: Analyse = Analyse()
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientBiasConfig(TrainingConfig):
+  """The job gradient_bias."""
+
+  gradient_bias: GradientBias = GradientBias()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.config import ConfigError, Settings, fields
+from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import CONSISTENCIES, Clip, Data
 from pomp_jax.data.loader import SkippedImages
@@ -40,7 +40,7 @@ from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, Sampling
 from pomp_jax.prompt.step import step_token_budget
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.analysis import bias
-from pomp_jax.rooms.analysis.fields import GradientBias
+from pomp_jax.rooms.analysis.fields import GradientBias, GradientBiasConfig
 from pomp_jax.train.memory import memory_plan
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 from pomp_jax.train.setup import logit_bias_of
@@ -86,7 +86,7 @@ class Gradients(NamedTuple):
     return bias.draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: GradientBiasConfig, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing. InputErrors of one line."""
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
@@ -114,7 +114,7 @@ def check(config: Settings, workdir: str) -> None:
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   """Computes the cells that are missing; returns what `results.json` holds."""
   own, seed, start = config.gradient_bias, config.seed, time.monotonic()
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
@@ -130,7 +130,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     losses, logit_bias = ("log", "sigmoid"), logit_bias_of(sigmoid, encoder)
   clip = config.clip
   parts: list[Any] = [f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"]
-  parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
+  parts += [repr(sorted(config.sampling.flat().items())), encoder.clip.settings]
   parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
   parts += [np.asarray(params["context"]), features_BxE, labels_B]
   parts += [str(logit_bias)] * ("sigmoid" in own.corrections)

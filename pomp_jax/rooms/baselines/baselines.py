@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 
-from pomp_jax.config import METHODS, ConfigError, Settings, fields, validate, value_of_text
+from pomp_jax.config import METHODS, ConfigError, fields, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.hosts import peak_mib
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines.fields import BaselinesConfig, RepeatConfig
 from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
 from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary
 from pomp_jax.rooms.baselines.reports import method_dots, top1_of_prompts
@@ -30,14 +31,14 @@ log = logging.getLogger(__name__)
 _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: BaselinesConfig, workdir: str) -> None:
   """Checks each method and seed as the pretrain job does."""
   for runs in method_runs(config.baselines.methods, config.replace, workdir).values():
     for one in runs.values():
       pretrain.check(*one)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
   """Runs what has not finished yet, and returns what `results.json` holds.
 
   TrainingError: methods have failed; everything is written nevertheless.
@@ -93,7 +94,7 @@ def method_runs(
       raise ConfigError("baselines.methods", label, _EXPECTED)
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
     # With its seeds; each is a pretrain job (`runs_of_seeds`).
-    one = replace({"job": "repeat"} | changes)
+    one: RepeatConfig = replace({"job": "repeat"} | changes)
     method = METHODS.get(one.method)
     if method and method.pixels and one.data.features == "stored":
       # Stored features serve only the methods that leave the image tower as it is.

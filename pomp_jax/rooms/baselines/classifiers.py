@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
 from pomp_jax.config.fields import Clip, Data
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -63,7 +63,7 @@ class Training(NamedTuple):
 Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
 
 
-def run(config: Settings, folder: RunFolder, fit: Fit | None = None) -> dict[str, Any]:
+def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> dict[str, Any]:
   """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP (None), and the results.
 
   TrainingError if no setting gives a finite classifier.

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 import dataclasses
 
-from pomp_jax.config.declare import MAX_SEED, Check, at_least, row
+from pomp_jax.config.declare import MAX_SEED, Check, at_least, require, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import TrainingConfig
+from pomp_jax.registry import METHODS
 
 _seeds = Check(
   lambda seeds: (
@@ -23,7 +26,7 @@ def _method(text: str) -> tuple[str, dict[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kdpl:
+class Kdpl(Group):
   """KDPL: a prompt learned from a teacher's probabilities, without labels."""
 
   teacher: str = row("open_clip:ViT-H-14-quickgelu/dfn5b", "the teacher, as clip.model")
@@ -31,14 +34,14 @@ class Kdpl:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class Probe(Group):
   """The linear probe."""
 
   iterations: int = row(1000, "L-BFGS iterations for each strength of the penalty", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Tip:
+class Tip(Group):
   """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for ImageNet's."""
 
   views: int = row(10, "augmented views of an image whose mean feature is its key", at_least(1))
@@ -52,16 +55,43 @@ class Tip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Repeat:
+class Repeat(Group):
   """The job repeat: a training once per seed."""
 
   seeds: tuple[int, ...] = row((0, 1, 2), "random seeds", _seeds)
 
 
 @dataclasses.dataclass(frozen=True)
-class Baselines:
+class Baselines(Group):
   """The job baselines: methods side by side, each over the seeds of `repeat`."""
 
   methods: tuple[tuple[str, Mapping], ...] = row(
     (), "methods: (label, {field: value}), ..", parse=_method
   )
+
+
+def check_method(method: str) -> None:
+  """Raises ConfigError for a method whose result has no seeds to repeat."""
+  by_steps = [name for name, row in METHODS.items() if row.steps]
+  expected = f"one of {', '.join(by_steps)} where job='repeat'; see job='baselines'"
+  require(method in by_steps, "method", method, expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatConfig(TrainingConfig):
+  """The job repeat."""
+
+  repeat: Repeat = Repeat()
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    check_method(self.method)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselinesConfig(TrainingConfig):
+  """The job baselines."""
+
+  repeat: Repeat = Repeat()
+  baselines: Baselines = Baselines()

@@ -68,7 +68,7 @@ class FinishedRun(OtherPrompt):
 
   def describe(self, classes: ClassList) -> list[Any]:
     """Cache key of what it answers: method, fields and parameters."""
-    settings = [self._name, vars(self._prompt), self._template]
+    settings = [self._name, self._prompt.flat(), self._template]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._params)]
     return [json.dumps(settings, default=str), *leaves]
 

@@ -31,6 +31,7 @@ from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
 from pomp_jax.prompt.mesh import CLASS
 from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
+from pomp_jax.rooms.baselines.fields import Kdpl
 from pomp_jax.train.methods import Pomp
 
 
@@ -142,11 +143,12 @@ class KDPL(Pomp):
 
   def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "KDPL":
     """See `Pomp`: the teacher and its class features."""
-    prompt = read_prompt(self.own.prompt, "kdpl.prompt").prompt
+    own = self.contrast.of(Kdpl)
+    prompt = read_prompt(own.prompt, "kdpl.prompt").prompt
     online = "'online': the teacher needs pixels, and several processes store no features for it"
     fits = data.features == "online" or (data.features == "stored" and hosts.n_processes() == 1)
     require(fits, "data.features", data.features, online)
-    clip = dataclasses.replace(clip, model=self.own.teacher, activation="auto")
+    clip = dataclasses.replace(clip, model=own.teacher, activation="auto")
     try:
       teacher = inputs.open_encoder(clip, encoder.mesh.shape[CLASS], data.feature_store)
     except InputError as error:

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-from pomp_jax.config import Settings
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.baselines import classifiers
 from pomp_jax.rooms.baselines.classifiers import Training
+from pomp_jax.rooms.baselines.fields import Probe
 from pomp_jax.rooms.baselines.learner_accuracy import classifier_accuracy
 
 # Strengths of the sweep, and the resolution of the search in decades.
@@ -140,7 +141,7 @@ def fit_classifier(training: Training, iterations: int) -> tuple[LinearProbe, di
   }
 
 
-def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
+def run(config: TrainingConfig, folder: RunFolder) -> dict[str, Any]:
   """See `classifiers.run`."""
-  fit = functools.partial(fit_classifier, iterations=config.probe.iterations)
+  fit = functools.partial(fit_classifier, iterations=config.of(Probe).iterations)
   return classifiers.run(config, folder, fit)

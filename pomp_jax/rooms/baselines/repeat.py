@@ -9,39 +9,33 @@ import numpy as np
 import scipy.special
 
 from pomp_jax import hosts
-from pomp_jax.config import METHODS, Settings
-from pomp_jax.config.declare import require
+from pomp_jax.config import METHODS
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.baselines.fields import RepeatConfig
 from pomp_jax.rooms.baselines.reports import method_dots, top1_of_prompts
 from pomp_jax.train import pretrain
 
 log = logging.getLogger(__name__)
 
 # From field -> value to the config with these values.
-Replace = Callable[[Mapping[str, Any]], Settings]
+Replace = Callable[[Mapping[str, Any]], Any]
 # Seed -> config and folder of its training.
-Runs = dict[int, tuple[Settings, str]]
+Runs = dict[int, tuple[TrainingConfig, str]]
 # Results that all seeds share.
 _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
 
 
-def check_method(method: str) -> None:
-  """Raises ConfigError for a method whose result has no seeds to repeat."""
-  by_steps = [name for name, row in METHODS.items() if row.steps]
-  expected = f"one of {', '.join(by_steps)} where job='repeat'; see job='baselines'"
-  require(method in by_steps, "method", method, expected)
-
-
-def check(config: Settings, workdir: str) -> None:
+def check(config: RepeatConfig, workdir: str) -> None:
   """Checks each seed as the pretrain job does."""
   for one in runs_of_seeds(config.repeat.seeds, config.replace, workdir).values():
     pretrain.check(*one)
 
 
-def run(config: Settings, workdir: str) -> dict:
+def run(config: RepeatConfig, workdir: str) -> dict:
   """Runs the seeds that have not finished, and returns the contents of `results.json`."""
   runs, trainings = [], runs_of_seeds(config.repeat.seeds, config.replace, workdir)
   for seed, one in steps_of(trainings.items(), "seeds", "seeds", len(trainings)):

@@ -23,8 +23,9 @@ import optax
 import scipy.sparse
 
 from pomp_jax import hosts
-from pomp_jax.config import SOURCES, Settings
+from pomp_jax.config import SOURCES
 from pomp_jax.config.fields import Data
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
@@ -310,11 +311,11 @@ def fit_classifier(
   return adapter, found | {"validation_images": len(validation.labels)}
 
 
-def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
+def run(config: TrainingConfig, folder: RunFolder) -> dict[str, Any]:
   """See `classifiers.run`."""
   fit = functools.partial(
     fit_classifier,
-    tip=config.tip,
+    tip=config.of(Tip),
     template=config.eval.template,
     tuned=config.method == "tip_adapter_f",
     batch_size=config.batch_size,

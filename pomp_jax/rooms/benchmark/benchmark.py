@@ -5,23 +5,21 @@ ours, HuggingFace Flax's over 77 tokens, and the whole training step. The yardst
 machine's rate at a large matrix product, measured in every round.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.text import has_flax_clip
-from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
+from pomp_jax.rooms.benchmark.fields import Benchmark, BenchmarkConfig, numbers
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: BenchmarkConfig, workdir: str) -> None:
   """Refuses a K above the number of classes, and another job's folder."""
   k, n_classes = config.benchmark.k, token_lengths().size
   fits = all(own <= n_classes for (own,) in numbers(k))
@@ -32,14 +30,14 @@ def check(config: Settings, workdir: str) -> None:
     require(packed or not size, f"benchmark.{field}", size, "'' for a bidirectional text tower")
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
   """Measures, prints tables, writes `results.json` and `plots/text_tower.png`."""
   fields, folder = config.benchmark, RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
   measure = lambda steps: measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds)
   rows: list[dict[str, Any]] = []
-  results: dict[str, Any] = {"job": config.job, "settings": dataclasses.asdict(fields)}
+  results: dict[str, Any] = {"job": config.job, "settings": fields.flat()}
   results |= {"device": hosts.devices()[0].device_kind, "rows": rows}
   # Write after every K; the largest may run out of memory.
   if sizes := numbers(fields.steps) + numbers(fields.bank_steps):

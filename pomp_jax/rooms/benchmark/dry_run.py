@@ -22,9 +22,10 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.clip import huggingface, openai
 from pomp_jax.clip.open_clip import named_clip
-from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD, Settings, has_folder
+from pomp_jax.config import HERE, METHODS, SYNTHETIC_CLIP, WORLD
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST, Data, Prompt
+from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import exists, is_file
@@ -37,7 +38,7 @@ from pomp_jax.train import batches, pretrain, setup
 log = logging.getLogger(__name__)
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: TrainingConfig, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
   require(config.job == "pretrain", "dry_run", config.dry_run, takes)
@@ -50,7 +51,7 @@ def check(config: Settings, workdir: str) -> None:
   pretrain.check(trial, workdir)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
   changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
   trial = config.replace(changes)
@@ -107,7 +108,7 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
   changes: dict[str, Any] = {"anchors": "{}."}
   if prompt.init == BEST:
     changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
-  if has_folder(data):
+  if data.has_folder:
     if not n_images:
       splits = inputs.evaluation_splits(data)
       n_images = sum(len(inputs.open_source(data, split)) for split in splits)
@@ -177,7 +178,7 @@ def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
   names = [name for name in ("images", "classes") if f"step_{name}" in figures]
   parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
   cache = figures["stored_features_bytes"]
-  origin = "" if has_folder(run.data) else ", synthetic"
+  origin = "" if run.data.has_folder else ", synthetic"
   test, classes = figures["test_images"], figures["class_features"]
   rate = batch_size / read.seconds / jax.process_count()
   return [

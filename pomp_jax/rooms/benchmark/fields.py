@@ -5,6 +5,8 @@ import re
 
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.settings import Config
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 
 _MODELS = (
@@ -38,7 +40,7 @@ _implementations = Check(
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Group):
   """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
 
   model: str = row("vit_b_16", "published architecture, or tiny", one_of(*_MODELS))
@@ -65,3 +67,10 @@ class Benchmark:
   rows_at_a_time: int = row(128, "rows in memory of the implementations of 77 tokens", at_least(1))
   chunk: int = row(2048, "rows per chunk of shared, with remat of layers", at_least(1))
   seed: int = row(0, "random seed of weights and rows", between(0, MAX_SEED))
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Config):
+  """The job benchmark."""
+
+  benchmark: Benchmark = Benchmark()

@@ -3,11 +3,13 @@
 import dataclasses
 
 from pomp_jax.config.declare import at_least, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.settings import Config
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
+class Prepare(Group):
   """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
 
   dataset: str = row("", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, ..")
@@ -27,3 +29,10 @@ def expected_by_coop(dataset: str) -> str:
 def expected_by_tfds(dataset: str) -> str:
   """What `tfds` expects instead of no name of a data set; "" if there is one."""
   return "" if dataset else "a data set of TFDS, such as food101"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(Config):
+  """The job prepare."""
+
+  prepare: Prepare = Prepare()

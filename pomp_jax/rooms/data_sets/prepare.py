@@ -27,7 +27,6 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
 from pomp_jax.config.declare import require
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
@@ -37,6 +36,7 @@ from pomp_jax.files.pieces import Piece, Pieces
 from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.data_sets.archives import DATASETS, Input, Tar, Task, open_input
+from pomp_jax.rooms.data_sets.fields import PrepareConfig
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Selection:
   held_out: int = 0  # images a class for "validation"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: PrepareConfig, workdir: str) -> None:
   """Checks the fields, and that the folder can be written; reads and writes nothing."""
   prepare = config.prepare
   for path in (prepare.input, workdir):
@@ -73,7 +73,7 @@ def check(config: Settings, workdir: str) -> None:
   require(fits, "prepare.names", prepare.names, "'' for other sets than imagenet21k")
 
 
-def run(config: Settings, workdir: str) -> dict:
+def run(config: PrepareConfig, workdir: str) -> dict:
   """Makes the data set, or the rest of it; returns `report.json`. Raises as its two steps do."""
   prepare = config.prepare
   size = prepare.shots and prepare.shots + prepare.held_out

@@ -4,6 +4,9 @@ import dataclasses
 import re
 
 from pomp_jax.config.declare import Check, above, at_least, between, row
+from pomp_jax.config.fields import Data
+from pomp_jax.config.group import Group
+from pomp_jax.config.settings import Config
 
 _address = Check(bool, "an address of this machine")
 _names = Check(
@@ -13,7 +16,7 @@ _names = Check(
 
 
 @dataclasses.dataclass(frozen=True)
-class Page:
+class Page(Group):
   """The job page: pictures and runs in the browser; see docs/page.md."""
 
   host: str = row("127.0.0.1", "address of the page; 0.0.0.0 opens it to the network", _address)
@@ -24,3 +27,11 @@ class Page:
   top: int = row(5, "names shown under each prompt", at_least(1))
   max_names: int = row(1000, "names that a picture is compared with, at most", at_least(1))
   max_upload: float = row(10.0, "picture file at most, MiB", above(0, 1024))
+
+
+@dataclasses.dataclass(frozen=True)
+class PageConfig(Config):
+  """The job page."""
+
+  data: Data = Data()
+  page: Page = Page()

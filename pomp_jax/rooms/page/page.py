@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax import hosts
-from pomp_jax.config import WORLD, ConfigError, Settings
+from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import (
@@ -28,6 +28,7 @@ from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.hooks import REGIONS_ON_PAGE
 from pomp_jax.rooms.page.comparison import Comparison, shown_prompts
+from pomp_jax.rooms.page.fields import PageConfig
 from pomp_jax.rooms.page.form import Example
 from pomp_jax.world import source
 from pomp_jax.world.names import class_attributes, class_names
@@ -40,7 +41,7 @@ _NEAR = 7  # names that an example lists and its picture does not show
 _SECONDS = 0.2
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: PageConfig, workdir: str) -> None:
   """Checks libraries, prompts, folder and port; writes nothing."""
   for library in _LIBRARIES:
     if importlib.util.find_spec(library) is None:
@@ -49,7 +50,7 @@ def check(config: Settings, workdir: str) -> None:
   if is_bucket(page.runs):
     raise ConfigError("page.runs", page.runs, "a local folder")
   if REGIONS_ON_PAGE:
-    REGIONS_ON_PAGE.open().check(config.regions, config.propose, model)
+    REGIONS_ON_PAGE.open().check(page, model)
   clip_config = inputs.clip_config(model)
   for named in read_prompts(page.prompts, "page.prompts"):
     if of_one_list(named.prompt):
@@ -58,7 +59,7 @@ def check(config: Settings, workdir: str) -> None:
   _listen(page.host, page.port).close()
 
 
-def run(config: Settings, _: str) -> None:
+def run(config: PageConfig, _: str) -> None:
   """Serves the page until the process is asked to stop."""
   # Import after `check`, which says what is missing.
   from pomp_jax.rooms.page import server
@@ -69,8 +70,7 @@ def run(config: Settings, _: str) -> None:
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
   regions = None
   if REGIONS_ON_PAGE:
-    groups = config.clip, config.regions, config.segment, config.detect, config.propose
-    regions = REGIONS_ON_PAGE.open().RegionsOfPictures(encoder, *groups)
+    regions = REGIONS_ON_PAGE.open().RegionsOfPictures(encoder, config.clip, page)
   files = {os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)}
   comparison = Comparison(encoder, prompts, page.top, regions, files)
   of_world = config.clip.model == WORLD

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
@@ -23,6 +22,7 @@ from pomp_jax.rooms.regions import region_sources
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
 from pomp_jax.rooms.regions.box_metrics import average_precision
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS, Detections, detections_of, result_rows
+from pomp_jax.rooms.regions.fields import DetectConfig
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set
 from pomp_jax.rooms.regions.plots import detection_sheet
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
@@ -34,7 +34,7 @@ _SHOWN = 6
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: DetectConfig, workdir: str) -> None:
   """Opens annotations, regions and prompts; writes nothing. InputError: one line."""
   regions, detect, propose = config.regions, config.detect, config.propose
   clip_model = config.clip.model
@@ -49,7 +49,7 @@ def check(config: Settings, workdir: str) -> None:
       boxes.regions(index, masks=True)
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: DetectConfig, workdir: str) -> dict[str, Any]:
   """Detects on the images that are missing, and sums up: returns what `results.json` holds.
 
   Processes other than the first may return an empty dict.

@@ -9,7 +9,10 @@ import functools
 from typing import Any
 
 from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, require, row
-from pomp_jax.config.fields import Checkpoint, Data, Loop, Mesh, Predict
+from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
+from pomp_jax.config.group import Group
+from pomp_jax.config.jobs import PredictConfig
+from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.label_images import VALUES
 from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
@@ -32,7 +35,7 @@ _names = Check(lambda names: all(name.strip() for name in names), "names that ar
 
 
 @dataclasses.dataclass(frozen=True)
-class Regions:
+class Regions(Group):
   """Regions of images and the fusion of their scores; see docs/regions.md."""
 
   source: str = row("none", "origin of the regions", one_of("none", "truth", "file", "network"))
@@ -50,9 +53,15 @@ class Regions:
   objectness: bool = row(False, "scores as sqrt(score * objectness)")
   alone: bool = row(False, "the network's scores alone and CLIP's alone beside the fusion")
 
+  def check_in(self, config: Any) -> None:
+    """Checks the regions of `predict`."""
+    if isinstance(config, PredictConfig) and config.predict.task in ("segment", "detect"):
+      predict = config.predict
+      check_task(predict, self, predict.of(Segment), predict.of(Propose))
+
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Segment(Group):
   """The job segment: a class for every pixel under prompts; see docs/regions.md."""
 
   source: str = row("world", "the world's scenes, or folders of images", one_of("world", "folder"))
@@ -78,7 +87,7 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Detect:
+class Detect(Group):
   """The job detect: boxes with classes under prompts; see docs/regions.md."""
 
   source: str = row("world", "the world's scenes, or annotated images", one_of("world", "coco"))
@@ -97,7 +106,7 @@ class Detect:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainMasks:
+class TrainMasks(Group):
   """The job train_masks: a network that finds regions; see docs/regions.md."""
 
   source: str = row(
@@ -144,7 +153,7 @@ class TrainMasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Propose:
+class Propose(Group):
   """The regions that a trained network finds, for propose and regions.source='network'."""
 
   network: str = row("", "network: a file, or the folder of a run of train_masks")
@@ -277,3 +286,69 @@ def _check_regions(regions: Regions, network: str) -> None:
 
 def _check_path(field: str, path: str, fits: Callable[..., bool]) -> None:
   require(fits(path), field, path, _ACCEPTED[fits])
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentConfig(Config):
+  """The job segment."""
+
+  data: Data = Data()
+  regions: Regions = Regions()
+  segment: Segment = Segment()
+  propose: Propose = Propose()
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    check_segment(self.segment, self.regions, self.propose)
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectConfig(Config):
+  """The job detect."""
+
+  data: Data = Data()
+  regions: Regions = Regions()
+  detect: Detect = Detect()
+  propose: Propose = Propose()
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    check_detect(self.detect, self.regions, self.propose)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposeConfig(Config):
+  """The job propose."""
+
+  data: Data = Data()
+  regions: Regions = Regions()
+  segment: Segment = Segment()
+  detect: Detect = Detect()
+  propose: Propose = Propose()
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    check_propose(self.propose, self.segment, self.detect, self.regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainMasksConfig(Loop, Config):
+  """The job train_masks."""
+
+  data: Data = Data()
+  checkpoint: Checkpoint = Checkpoint()
+  log: Log = Log()
+  train_masks: TrainMasks = TrainMasks()
+
+  @property
+  def loop(self) -> Loop:
+    """Batches and length."""
+    return self.only(Loop)
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    check_train_masks(self.train_masks, self.data, self.loop, self.mesh, self.checkpoint)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Clip
+from pomp_jax.config.group import Group
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.rooms.regions import fields
@@ -39,10 +40,11 @@ _SEGMENT_SIDE = 384
 _OTHERS = 4
 
 
-def check(regions: fields.Regions, propose: fields.Propose, clip_model: str) -> None:
+def check(page: Group, clip_model: str) -> None:
   """Raises InputError for masked crops, which boxes have not, and for a network that misfits."""
-  if regions.crop != "context":
-    raise ConfigError("regions.crop", regions.crop, "'context': boxes have no masks")
+  crop, propose = page.of(fields.Regions).crop, page.of(fields.Propose)
+  if crop != "context":
+    raise ConfigError("regions.crop", crop, "'context': boxes have no masks")
   if propose.network:
     check_network(propose, clip_model)
 
@@ -70,19 +72,19 @@ class RegionsOfPictures:
 
   most_names = 100  # a label map has the scores of all names at each pixel in memory
 
-  def __init__(
-    self,
-    encoder: Encoder,
-    clip: Clip,
-    regions: fields.Regions,
-    segment: fields.Segment,
-    detect: fields.Detect,
-    propose: fields.Propose,
-  ):
-    """Opens the network of `config.propose`, if there is one; compiles on first use."""
+  def __init__(self, encoder: Encoder, clip: Clip, page: Group):
+    """Opens the network of `config.propose`, if there is one; compiles on first use.
+
+    Args:
+      encoder: the CLIP.
+      clip: its fields.
+      page: the fields of the page, with those of this room.
+    """
+    regions, propose = page.of(fields.Regions), page.of(fields.Propose)
+    segment = page.of(fields.Segment)
     # Crops are of the picture as it is, under one fusion.
     self._encoder, self._fields = encoder, dataclasses.replace(regions, size=0, alone=False)
-    self._segment, self._detect = segment, detect
+    self._segment, self._detect = segment, page.of(fields.Detect)
     self._network = self._segmenter = None
     if propose.network:
       one = dataclasses.replace(propose, batch_size=1)

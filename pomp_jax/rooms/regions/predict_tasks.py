@@ -44,16 +44,17 @@ _MAX_NAMES = 2**16 - 1
 class _Pictures(Task):
   """A task on whole pictures, by their regions or patches, and its files."""
 
-  def __init__(self, settings: Predict, data: Data, clip: Clip, **groups: Any):
-    """Takes the groups `regions`, `segment`, `detect` and `propose`."""
+  def __init__(self, settings: Predict, data: Data, clip: Clip):
+    """Takes what this room adds to the fields of `predict`, too."""
     super().__init__(settings, data, clip)
-    self._segment: fields.Segment = groups["segment"]
-    self._detect: fields.Detect = groups["detect"]
-    regions, self._propose = groups["regions"], groups["propose"]
+    self._segment = settings.of(fields.Segment)
+    self._detect = settings.of(fields.Detect)
+    self._propose = settings.of(fields.Propose)
+    regions = settings.of(fields.Regions)
     # A `propose.network` without other regions is their source.
     if regions.source == "none" and self._propose.network:
       regions = dataclasses.replace(regions, source="network")
-    self._regions: fields.Regions = regions
+    self._regions = regions
     self._classes = undivided([name for (name,) in self._synonyms])
 
   def check(self, files):
@@ -114,8 +115,8 @@ class SegmentPictures(_Pictures):
 
   columns = ("name", "value", "share", "probability")
 
-  def __init__(self, *given, **groups):
-    super().__init__(*given, **groups)
+  def __init__(self, settings, data, clip):
+    super().__init__(settings, data, clip)
     self._classes = with_background(self._classes, self._segment.background)
     self._synonyms = self._classes.synonyms
 

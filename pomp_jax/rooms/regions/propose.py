@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import file_stamps
@@ -19,7 +18,7 @@ from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.rooms.regions import proposals
 from pomp_jax.rooms.regions.blocks import Blocks, Taken
-from pomp_jax.rooms.regions.fields import Detect, Segment
+from pomp_jax.rooms.regions.fields import Detect, ProposeConfig, Segment
 from pomp_jax.rooms.regions.image_sets import BoxSet, open_box_set, open_pixel_set
 from pomp_jax.rooms.regions.masks import hard_masks
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionWriter
@@ -32,7 +31,7 @@ _LEAST_IOU = 0.5
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: ProposeConfig, workdir: str) -> None:
   """Opens network and images; writes nothing. InputError: one line."""
   proposals.check_network(config.propose, config.clip.model)
   if config.propose.images == "segment":
@@ -43,7 +42,7 @@ def check(config: Settings, workdir: str) -> None:
     boxes.check_images()
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   """Writes the regions of all images; returns what `results.json` holds."""
   folder, threshold = RunFolder(workdir), config.regions.mask_threshold
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)

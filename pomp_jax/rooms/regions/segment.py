@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.evaluate import inputs
@@ -19,6 +18,7 @@ from pomp_jax.files.terminal import waiting
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regions.blocks import Blocks, Comparison, Taken, check_prompts
 from pomp_jax.rooms.regions.dense import DenseSegmenter, check_patches
+from pomp_jax.rooms.regions.fields import SegmentConfig
 from pomp_jax.rooms.regions.image_sets import PixelSet, open_pixel_set
 from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labels
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
@@ -33,7 +33,7 @@ _SHOWN = 6
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: SegmentConfig, workdir: str) -> None:
   """Opens images, labels, regions and prompts; writes nothing. InputError: one line."""
   segment, propose, clip_model = config.segment, config.propose, config.clip.model
   images = open_pixel_set(segment)
@@ -46,7 +46,7 @@ def check(config: Settings, workdir: str) -> None:
   check_region_source(config.regions, propose, clip_model, images, "segment")
 
 
-def run(config: Settings, workdir: str) -> dict[str, Any]:
+def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
   """Segments the images that are missing, and sums up: returns what `results.json` holds.
 
   Processes other than the first may return an empty dict.

@@ -16,7 +16,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, read_prompt
@@ -29,7 +29,7 @@ from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.report import plots
 from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
-from pomp_jax.rooms.regions.fields import TrainMasks
+from pomp_jax.rooms.regions.fields import TrainMasks, TrainMasksConfig
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former import published_weights
 from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
@@ -48,7 +48,7 @@ _PROMPT = "train_masks.prompt"
 _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
 
-def check(config: Settings, workdir: str) -> None:
+def check(config: TrainMasksConfig, workdir: str) -> None:
   """Opens images, classes, prompt and network; writes nothing. InputError: one line."""
   folder, own = RunFolder(workdir), config.train_masks
   source = open_mask_set(own, config.seed)
@@ -65,7 +65,7 @@ def check(config: Settings, workdir: str) -> None:
     raise ConfigError(_PROMPT, own.prompt, f"{accepted} (or another --workdir)")
 
 
-def run(config: Settings, workdir: str) -> dict:
+def run(config: TrainMasksConfig, workdir: str) -> dict:
   """Trains and leaves the run's folder; returns what `results.json` holds."""
   folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:

@@ -39,8 +39,7 @@ def made(tmp_path_factory):
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
   encoder = inputs.open_encoder(config.clip)
-  groups = config.clip, config.regions, config.segment, config.detect, config.propose
-  regions = RegionsOfPictures(encoder, *groups)
+  regions = RegionsOfPictures(encoder, config.clip, config.page)
   comparison = Comparison(
     encoder, shown_prompts(prompts), config.page.top, regions, {f"{folder}/prompt.npz"}
   )

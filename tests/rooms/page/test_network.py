@@ -43,8 +43,7 @@ def case(tmp_path_factory):
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  groups = config.clip, config.regions, config.segment, config.detect, config.propose
-  comparison = Comparison(encoder, prompts, 5, RegionsOfPictures(encoder, *groups))
+  comparison = Comparison(encoder, prompts, 5, RegionsOfPictures(encoder, config.clip, config.page))
   return config, comparison, job._scenes()[0].image
 
 

@@ -1,0 +1,97 @@
+"""A group of fields of the config, and the fields that rooms add to one."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, NamedTuple, TypeVar
+
+from flax.traverse_util import unflatten_dict
+
+from pomp_jax.config.declare import typed
+
+Kind = TypeVar("Kind", bound="Group")
+
+
+class Extension(NamedTuple):
+  """Fields that a room adds to a group of the core."""
+
+  prefix: str  # of their names, such as `kdpl`; "" if they stand among the group's own
+  fields: "Group"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Fields that belong together: a frozen dataclass of rows, and of groups.
+
+  A dotted name is the one that a user types: `optim.lr`, of the field `lr` in the group `optim`.
+  """
+
+  extensions: tuple[Extension, ...] = dataclasses.field(default=(), kw_only=True)
+
+  def check(self) -> None:
+    """Raises ConfigError for fields of this group that don't fit together."""
+
+  def check_in(self, config: Any) -> None:
+    """Raises ConfigError for fields, which a room adds, that don't fit a job's config."""
+
+  def of(self, kind: type[Kind]) -> Kind:
+    """Returns the fields that a room adds to this group; their defaults if it adds none."""
+    for extension in self.extensions:
+      if isinstance(extension.fields, kind):
+        return extension.fields
+    return kind()
+
+  def only(self, kind: type[Kind]) -> Kind:
+    """Returns the fields of a base class alone, with all extensions."""
+    rows = {name: getattr(self, name) for name in own_rows(kind)}
+    return kind(**rows, extensions=self.extensions)
+
+  def groups(self) -> dict[str, "Group"]:
+    """The groups among the fields, by name."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {name: value for name, value in values.items() if isinstance(value, Group)}
+
+  def all_extensions(self) -> list["Group"]:
+    """What rooms add to this group, and to the groups in it."""
+    added = [extension.fields for extension in self.extensions]
+    for group in self.groups().values():
+      added += group.all_extensions()
+    return added
+
+  def flat(self, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of this group, of its groups and of what rooms add to them."""
+    values = {prefix + name: getattr(self, name) for name in own_rows(type(self))}
+    for name, group in self.groups().items():
+      values |= group.flat(f"{prefix}{name}.")
+    for extension in self.extensions:
+      values |= extension.fields.flat(f"{extension.prefix}." if extension.prefix else prefix)
+    return values
+
+  def to_dict(self) -> dict[str, Any]:
+    """Nested dict of plain values, for config.json, checkpoints and prompt files."""
+    nested: dict[str, Any] = unflatten_dict(self.flat(), sep=".")
+    return nested
+
+  def changed(self: Kind, values: Mapping[str, Any], prefix: str = "") -> Kind:
+    """Returns a copy with other values, by dotted names; names of other groups are ignored.
+
+    Raises:
+      ConfigError: a value of another type.
+    """
+    changes: dict[str, Any] = {}
+    for name, row in own_rows(type(self)).items():
+      field = prefix + name
+      if field in values:
+        value = row.metadata["spellings"].get(str(values[field]).lower(), values[field])
+        changes[name] = typed(field, row.type, value)
+    for name, group in self.groups().items():
+      changes[name] = group.changed(values, f"{prefix}{name}.")
+    changes["extensions"] = tuple(
+      Extension(added, fields.changed(values, f"{added}." if added else prefix))
+      for added, fields in self.extensions
+    )
+    return dataclasses.replace(self, **changes)
+
+
+def own_rows(kind: type[Group]) -> dict[str, dataclasses.Field]:
+  """The rows of a group by name, without those of groups in it."""
+  return {field.name: field for field in dataclasses.fields(kind) if "help" in field.metadata}

@@ -1,0 +1,147 @@
+"""The configs of the core's jobs: a frozen dataclass each.
+
+A room writes the configs of its own jobs in its `fields.py`.
+"""
+
+import dataclasses
+from typing import Any
+
+from pomp_jax import hooks
+from pomp_jax.config.declare import require
+from pomp_jax.config.fields import (
+  BEST,
+  Checkpoint,
+  Contrast,
+  Data,
+  Eval,
+  Evaluate,
+  Export,
+  Log,
+  Loop,
+  Optim,
+  Predict,
+  Prompt,
+  Sampling,
+)
+from pomp_jax.config.settings import HERE, Config
+from pomp_jax.prompt.sampling.samplers import SAMPLERS
+from pomp_jax.registry import METHODS
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Loop, Contrast, Config):
+  """The job pretrain: a training of a prompt or a baseline; other jobs make several of them."""
+
+  data: Data = Data()
+  prompt: Prompt = Prompt()
+  sampling: Sampling = Sampling()
+  optim: Optim = Optim()
+  eval: Eval = Eval()
+  checkpoint: Checkpoint = Checkpoint()
+  log: Log = Log()
+
+  @property
+  def contrast(self) -> Contrast:
+    """The method and the classes of its loss."""
+    return self.only(Contrast)
+
+  @property
+  def loop(self) -> Loop:
+    """Batches and length."""
+    return self.only(Loop)
+
+  @property
+  def encodes_images(self) -> bool:
+    """See `Config.encodes_images`."""
+    return self.data.source != "features"
+
+  @property
+  def by_steps(self) -> bool:
+    """See `Config.by_steps`."""
+    return bool(METHODS[self.method].steps)
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    values = self.flat()
+    for field, value in self._fixed_by_method().items():
+      expected = f"{value!r} where method={self.method!r}"
+      require(values.get(field, value) == value, field, values.get(field), expected)
+    self._check_loss()
+    fits = hooks.WORDS or self.prompt.init != BEST
+    require(fits, "prompt.init", self.prompt.init, "words or a file")
+    if hooks.WORDS:
+      hooks.WORDS.open().check_fields(self.prompt, self.contrast, self.checkpoint)
+    self.data.check_views(self.batch_size)
+    self.data.check_source(self.eval.images, self.dry_run)
+
+  def _fixed_by_method(self) -> dict[str, Any]:
+    """The only value that the method accepts, of each field that it does not read."""
+    method = METHODS[self.method]
+    fixed = dict(method.fixes)
+    if not method.saves_prompt:
+      fixed |= {"prompt.class_specific": False, "dry_run": ""}
+      # The bank holds class features under a context.
+      if "bank" in SAMPLERS[self.sampling.name].needs:
+        fixed["sampling.name"] = "uniform"
+      if self.sampling.exclude == "similar":
+        fixed["sampling.exclude"] = "none"
+    if method.pixels:
+      fixed["data.features"] = "online"
+    else:
+      fixed["consistency_images"] = 0.0
+    if not method.deep:
+      fixed["prompt.depth"] = 1
+    if self.dry_run != HERE:  # the step of each method is compiled
+      fixed.pop("dry_run", None)
+    return fixed
+
+  def _check_loss(self) -> None:
+    where = f"where loss={self.loss!r}"
+    if self.loss == "sigmoid":
+      fits = self.correction in ("log", "none")
+      expected = f"'log', importance weights, or 'none' {where}"
+      require(fits, "correction", self.correction, expected)
+    if self.loss != "softmax":
+      weight = self.sampling.ancestors_weight
+      require(not weight, "sampling.ancestors_weight", weight, f"0.0 {where}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(Config):
+  """The job evaluate."""
+
+  data: Data = Data()
+  eval: Eval = Eval()
+  evaluate: Evaluate = Evaluate()
+
+  @property
+  def encodes_images(self) -> bool:
+    """See `Config.encodes_images`."""
+    return "features" not in (self.data.source, self.evaluate.source)
+
+  def check(self) -> None:
+    """See `Config.check`."""
+    super().check()
+    self.data.check_source(self.eval.images, self.dry_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(Config):
+  """The job predict."""
+
+  data: Data = Data()
+  predict: Predict = Predict()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(Config):
+  """The job export."""
+
+  data: Data = Data()
+  export: Export = Export()
+
+  @property
+  def encodes_images(self) -> bool:
+    """See `Config.encodes_images`."""
+    return False
