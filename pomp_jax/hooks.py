@@ -88,16 +88,9 @@ class Averaging(Protocol):
   """An average of the parameters, as a part of the optimizer."""
 
   def __call__(
-    self,
-    kind: str,
-    *,
-    schedule: str,
-    steps_per_epoch: int,
-    mean: float,
-    sigma: float,
-    decay: float,
-  ) -> optax.GradientTransformation:
-    """Returns what keeps the average of `config.optim.average` in its state."""
+    self, optim: fields.Optim, steps_per_epoch: int
+  ) -> optax.GradientTransformation | None:
+    """Returns what keeps the average in its state; None where the config asks for none."""
 
 
 class Choice(Protocol):
@@ -130,11 +123,6 @@ class Words(Protocol):
   def with_automatic_weight(self, contrast: fields.Contrast, logit_scale: float) -> fields.Contrast:
     """The fields with a weight in the place of an automatic one."""
 
-  def check_fields(
-    self, prompt: fields.Prompt, contrast: fields.Contrast, checkpoint: fields.Checkpoint
-  ) -> None:
-    """Raises ConfigError for fields that don't fit together."""
-
   def check(
     self,
     contrast: fields.Contrast,
@@ -156,11 +144,17 @@ class Words(Protocol):
   ) -> tuple[fields.Prompt, Mapping[str, float]]:
     """The prompt's fields with the best candidate, and the accuracy of each on validation."""
 
-  def best(self, found: Mapping[str, float]) -> str:
-    """Name of the best candidate."""
+  def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
+    """Names of the candidates, as `evaluate.prompts`; () unless a training starts from the best."""
 
-  def features(self, name: str, encoder: Encoder, classes: ClassList) -> np.ndarray:
-    """Unit features [N,E] of the classes under a candidate."""
+  def anchors(
+    self,
+    contrast: fields.Contrast,
+    candidates: Mapping[str, float] | None,
+    encoder: Encoder,
+    classes: ClassList,
+  ) -> np.ndarray | None:
+    """Unit features [N,E] that learned ones of the classes stay near; None without a term."""
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:
     """What is kept of a training that started from words: a `Choice`."""
@@ -245,11 +239,11 @@ class RegionsOnPage(Protocol):
     """Pictures with their boxes and names."""
 
 
-# An average of parameters, for `config.optim.average`.
-AVERAGING: Hook[Averaging] = Hook("rooms.regularisation.averaging:averaging")
-# A term of the loss, from the weights of `config.consistency_*` that are not 0.
-CONSISTENCY: Hook[Callable[[Mapping[str, float]], Term]] = Hook(
-  "rooms.regularisation.consistency:consistency_term"
+# An average of the parameters.
+AVERAGING: Hook[Averaging] = Hook("rooms.regularisation.averaging:average_of")
+# A term of the loss; None where the config asks for none.
+CONSISTENCY: Hook[Callable[[fields.Contrast], Term | None]] = Hook(
+  "rooms.regularisation.consistency:term_of"
 )
 WORDS: Hook[Words] = Hook("rooms.regularisation.words")
 # Scheme of a URL -> the library that is to be installed for it, or None.
@@ -344,8 +338,8 @@ if TYPE_CHECKING:
   from pomp_jax.rooms.regions import categories, on_page
   from pomp_jax.rooms.regularisation import averaging, consistency, words
 
-  AVERAGING.takes(averaging.averaging)
-  CONSISTENCY.takes(consistency.consistency_term)
+  AVERAGING.takes(averaging.average_of)
+  CONSISTENCY.takes(consistency.term_of)
   WORDS.takes(words)
   MISSING_LIBRARY.takes(libraries.missing_library)
   BY_CLASS.takes(by_class)

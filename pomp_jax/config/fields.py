@@ -46,18 +46,11 @@ from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, TRACKER
 
 _steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _m = at_least(0 if hooks.WORDS else 1)
-_weight = at_least(0) if hooks.CONSISTENCY else between(0, 0)
-CONSISTENCIES = ("squared", "l1", "kl", "images")  # terms of the loss, see `hooks.CONSISTENCY`
-AUTOMATIC = -1.0  # of `consistency_squared`
-_squared = Check(
-  lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"), "0 or more, or -1 for automatic"
-)
-_averages = ("none", "gaussian", "ema") if hooks.AVERAGING else ("none",)
 _suites = hooks.SUITES.open().SUITES if hooks.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
-BEST = "best"  # of `prompt.candidates`
+BEST = "best"  # of `prompt.init`
 SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
@@ -231,14 +224,7 @@ class Prompt(Group):
     "words, prompt file or run's folder; maple and ivlp keep words beyond M fixed; best: words of"
     " the best candidate; empty: N(0, 0.02^2)",
   )
-  candidates: tuple[str, ...] = row(
-    ("hand_written", "ensemble:imagenet_7", "{}."),
-    "where init=best, prompts as evaluate.prompts that training must beat on validation images; an"
-    " ensemble stands for its texts too",
-  )
   class_specific: bool = row(False, "one context per class")
-  depth: int = row(1, "layers with own prompts, for vpt_deep, maple, ivlp, protext", at_least(1))
-  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,17 +258,6 @@ class Optim(Group):
   schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))
   warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
   warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))
-  average: str = row(
-    "none",
-    "mean over the training that is the result: Gaussian over epochs (PromptSRC), or exponential",
-    one_of(*_averages),
-  )
-  # Bounds within which float32 holds the logarithms of the weights.
-  average_mean: float = row(15.0, "epoch of the largest weight, for gaussian", between(0, 10**6))
-  average_sigma: float = row(
-    1.0, "standard deviation of the weights, epochs, for gaussian", between(1e-6, 10**6)
-  )
-  average_decay: float = row(0.99, "factor of the weights a step, for ema", below(1))
 
   def check(self) -> None:
     """Raises ConfigError for numbers that do not fit the optimizer or the schedule."""
@@ -421,27 +396,6 @@ class Contrast(Group):
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
   loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
   logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
-  consistency_squared: float = row(
-    0.0,
-    "weight of 1 - cosine of class features and anchors (KgCoOp); -1: by the CLIP's logit scale",
-    _squared if hooks.CONSISTENCY else _weight,
-  )
-  consistency_l1: float = row(0.0, "weight of their l1 distance (PromptSRC)", _weight)
-  consistency_kl: float = row(
-    0.0, "weight of the KL from the frozen CLIP's probabilities (PromptSRC)", _weight
-  )
-  consistency_images: float = row(
-    0.0, "weight of image features' l1 distance to the frozen CLIP's (PromptSRC)", _weight
-  )
-  anchors: str = row(
-    "ensemble:imagenet_7", "anchors: a prompt as evaluate.prompts'; best: of prompt.candidates"
-  )
-
-  @property
-  def consistency(self) -> tuple[tuple[str, float], ...]:
-    """Some of CONSISTENCIES and their weights."""
-    weights = ((kind, getattr(self, f"consistency_{kind}")) for kind in CONSISTENCIES)
-    return tuple((kind, weight) for kind, weight in weights if weight)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,12 +33,22 @@ class Group:
   def check_in(self, config: Any) -> None:
     """Raises ConfigError for fields, which a room adds, that don't fit a job's config."""
 
+  def unread(self) -> tuple[str, ...]:
+    """Dotted names of fields, which a room adds, that have no effect beside the present values."""
+    return ()
+
   def of(self, kind: type[Kind]) -> Kind:
     """Returns the fields that a room adds to this group; their defaults if it adds none."""
     for extension in self.extensions:
       if isinstance(extension.fields, kind):
         return extension.fields
     return kind()
+
+  def having(self: Kind, fields: "Group") -> Kind:
+    """Returns a copy with other values of fields that a room adds."""
+    others = (added for added in self.extensions if type(added.fields) is not type(fields))
+    prefix = next((p for p, own in self.extensions if type(own) is type(fields)), "")
+    return dataclasses.replace(self, extensions=(*others, Extension(prefix, fields)))
 
   def only(self, kind: type[Kind]) -> Kind:
     """Returns the fields of a base class alone, with all extensions."""

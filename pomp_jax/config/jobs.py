@@ -70,8 +70,6 @@ class TrainingConfig(Loop, Contrast, Config):
     self._check_loss()
     fits = hooks.WORDS or self.prompt.init != BEST
     require(fits, "prompt.init", self.prompt.init, "words or a file")
-    if hooks.WORDS:
-      hooks.WORDS.open().check_fields(self.prompt, self.contrast, self.checkpoint)
     self.data.check_views(self.batch_size)
     self.data.check_source(self.eval.images, self.dry_run)
 
@@ -88,10 +86,6 @@ class TrainingConfig(Loop, Contrast, Config):
         fixed["sampling.exclude"] = "none"
     if method.pixels:
       fixed["data.features"] = "online"
-    else:
-      fixed["consistency_images"] = 0.0
-    if not method.deep:
-      fixed["prompt.depth"] = 1
     if self.dry_run != HERE:  # the step of each method is compiled
       fixed.pop("dry_run", None)
     return fixed

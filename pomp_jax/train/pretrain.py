@@ -13,7 +13,7 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import METHODS, SOURCES, ConfigError, fields
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import BEST, Data, Eval, Loop
+from pomp_jax.config.fields import Data, Eval, Loop
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data import class_lists
 from pomp_jax.evaluate import inputs
@@ -85,8 +85,8 @@ def check_names(
   classes = inputs.class_list(data, evaluation.template, list(names))
   class_lists.check_names(classes.names, f"{data.source} {data.root}")
   prompts: list[AnyPrompt] = [evaluation.template, "{}."]
-  if prompt.init == BEST:
-    prompts += [named.prompt for named in read_prompts(prompt.candidates, "prompt.candidates")]
+  if WORDS and (candidates := WORDS.open().candidates(prompt)):
+    prompts += [named.prompt for named in read_prompts(candidates, "prompt.candidates")]
   if prompt.m:
     # Any context of M vectors leaves the same places.
     prompts.append(Prompt(np.zeros((prompt.m, 1), np.float32), UNKNOWN_CLIP))

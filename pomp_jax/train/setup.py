@@ -12,7 +12,7 @@ import optax
 
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.config import METHODS, ConfigError, fields
-from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Sampling
+from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Optim, Sampling
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
@@ -119,6 +119,7 @@ class PromptRun(Run):
   contrast: Contrast
   prompt: fields.Prompt
   sampling: Sampling
+  optim: Optim
   eval: Eval
   method: methods.Pomp
   module: PromptContext
@@ -187,8 +188,8 @@ class PromptRun(Run):
     """Learner of the method with the run's token budget, terms of the loss and image tower."""
     learner = self._learner(self.token_budget, self.step_memory)
     terms: dict[str, Term] = {}
-    if self.contrast.consistency:
-      terms["consistency"] = CONSISTENCY.open()(dict(self.contrast.consistency))
+    if CONSISTENCY and (term := CONSISTENCY.open()(self.contrast)):
+      terms["consistency"] = term
     tower = None
     reads_frozen = any(term.reads_frozen for term in terms.values())
     if self.data.features == "online" and (reads_frozen or not learner.learns_images):
@@ -324,11 +325,10 @@ def prepare(
   if prompt.init == fields.BEST:
     prompt, candidates = WORDS.open().start(prompt, data, config.eval, encoder, classes, folder)
   anchors = None
-  if contrast.consistency:
-    name = contrast.anchors
-    if candidates and name == fields.BEST:
-      name = WORDS.open().best(candidates)
-    anchors = replicate(WORDS.open().features(name, encoder, classes), encoder.mesh)
+  if WORDS:
+    anchors_NxE = WORDS.open().anchors(contrast, candidates, encoder, classes)
+    if anchors_NxE is not None:
+      anchors = replicate(anchors_NxE, encoder.mesh)
   module = PromptContext(
     prompt.m,
     encoder.clip.text_width,
@@ -359,6 +359,7 @@ def prepare(
     contrast=contrast,
     prompt=prompt,
     sampling=config.sampling,
+    optim=config.optim,
     eval=config.eval,
     method=method,
     module=module,
@@ -367,28 +368,30 @@ def prepare(
 
 
 def optimizer_of(
-  optim: Any, steps_per_epoch: int, total_steps: int
+  optim: Optim, steps_per_epoch: int, total_steps: int, traced: Mapping[str, Any] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Builds the optimizer and its learning-rate schedule.
 
-  `optim` has the fields of `config.optim`, of which rates, momentum and decay may be traced.
+  Args:
+    optim: fields of the optimizer.
+    steps_per_epoch: steps that show all images once.
+    total_steps: steps of the training.
+    traced: traced values of rates, momentum and decay, in the place of the fields' own.
   """
+  numbers = optim.flat() | dict(traced or {})
   rate = learning_rate(
     schedule=optim.schedule,
-    base=optim.lr,
+    base=numbers["lr"],
     epochs=total_steps / steps_per_epoch,
     steps_per_epoch=steps_per_epoch,
     warmup=optim.warmup,
-    warmup_rate=optim.warmup_lr,
+    warmup_rate=numbers["warmup_lr"],
   )
-  decay, clip_norm = optim.weight_decay, optim.clip_norm
+  momentum, decay = numbers["momentum"], numbers["weight_decay"]
   if optim.name == "adamw":
-    optimizer = adamw(rate, optim.momentum, optim.beta2, optim.epsilon, decay, clip_norm)
+    optimizer = adamw(rate, momentum, optim.beta2, optim.epsilon, decay, optim.clip_norm)
   else:
-    optimizer = sgd(rate, optim.momentum, decay, clip_norm)
-  if optim.average != "none":
-    numbers = {"mean": optim.average_mean, "sigma": optim.average_sigma}
-    numbers |= {"decay": optim.average_decay, "steps_per_epoch": steps_per_epoch}
-    average = AVERAGING.open()(optim.average, schedule=optim.schedule, **numbers)
+    optimizer = sgd(rate, momentum, decay, optim.clip_norm)
+  if AVERAGING and (average := AVERAGING.open()(optim, steps_per_epoch)):
     optimizer = optax.chain(optimizer, average)
   return optimizer, rate

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from pomp_jax.config import fields_of, validate, value_of_text
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import CONSISTENCIES
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.config.settings import check_read
 from pomp_jax.files.pieces import fingerprint
@@ -26,10 +25,9 @@ _TAKES = (
   "fields separated by ';', each with its values separated by '|', such as"
   " k=16|64|all;correction=log|none;seed=0|1"
 )
-# Fields that only runs with a bank read, a sampled contrast, and a Gaussian average.
+# Fields that only runs with a bank read, and a sampled contrast.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
-_GAUSSIAN = ("optim.average_mean", "optim.average_sigma")
 _METHOD_GROUPS = {row.prefix for row in EXTENSIONS.values() if row.prefix}
 
 # From field -> value to the config with these values.
@@ -93,6 +91,8 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
       validate(training)
       of_training = training.flat()
       moot = _moot(of_training)
+      for added in training.all_extensions():
+        moot += added.unread()
       values = {field: None if field in moot else of_training[field] for field in fields}
       if training.negatives == ALL and "k" in values:
         values["k"] = ALL
@@ -122,10 +122,6 @@ def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
     *(("epochs",) if values["steps"] else ()),
     *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
     *(() if values["optim.name"] == "adamw" else ("optim.beta2", "optim.epsilon")),
-    *(() if any(values[f"consistency_{kind}"] for kind in CONSISTENCIES) else ("anchors",)),
-    *(() if values["optim.average"] == "ema" else ("optim.average_decay",)),
-    *(() if values["optim.average"] == "gaussian" else _GAUSSIAN),
     # Of other methods than POMP.
     *(field for field in values if field.partition(".")[0] in _METHOD_GROUPS),
-    "prompt.visual_tokens",
   )

@@ -141,9 +141,8 @@ def _step(run: PromptRun):
   on_features = _on_features(run)
 
   def step_of_cells(state, numbers, frozen, batch):
-    optim = run.config["optim"] | {name: numbers[name] for name in _NUMBERS}
-    optim = types.SimpleNamespace(**optim)
-    optimizer, _ = optimizer_of(optim, run.steps_per_epoch, run.total_steps)
+    traced = {name: numbers[name] for name in _NUMBERS}
+    optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     own = dataclasses.replace(on_features, optimizer=optimizer)
     scale = numbers["correction"] if run.contrast.correction in SCALES else None
     return own.build_step(scale)(state, frozen, batch)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.declare import require
-from pomp_jax.config.fields import CONSISTENCIES, Clip, Data
+from pomp_jax.config.fields import Clip, Data
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import FeatureSource, readable_images
 from pomp_jax.encoder import Encoder
@@ -94,9 +94,10 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
   takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
   require(fits, "gradient_bias.k", k, takes)
   unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
-  unread |= {f"consistency_{kind}": 0.0 for kind in CONSISTENCIES}
+  values = config.flat()
+  unread |= {field: 0.0 for field in values if field.startswith("consistency_")}
   for field, value in unread.items():
-    found = config.flat()[field]
+    found = values[field]
     require(found == value, field, found, f"{value!r} where job='gradient_bias'")
   source = inputs.open_source(config.data, "train", n_images=settings.images)
   clip = inputs.clip_config(config.clip.model, config.clip.image_tower)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from pomp_jax.config.declare import MAX_SEED, Check, at_least, require, row
 from pomp_jax.config.group import Group
@@ -52,6 +53,24 @@ class Tip(Group):
   beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
   alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
   beta_steps: int = row(200, "steps of the search for beta", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens(Group):
+  """Prompts of deeper layers, and of the image tower."""
+
+  depth: int = row(1, "layers with own prompts, for vpt_deep, maple, ivlp, protext", at_least(1))
+  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
+
+  def unread(self) -> tuple[str, ...]:
+    """See `Group.unread`; of a prompt."""
+    return ("prompt.visual_tokens",)
+
+  def check_in(self, config: Any) -> None:
+    """Checks that only methods with deeper prompts have some."""
+    assert isinstance(config, TrainingConfig)
+    fits = METHODS[config.method].deep or self.depth == 1
+    require(fits, "prompt.depth", self.depth, f"1 where method={config.method!r}")
 
 
 @dataclasses.dataclass(frozen=True)

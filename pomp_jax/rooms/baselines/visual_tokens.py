@@ -31,6 +31,7 @@ from pomp_jax.prompt.context import INIT_STDDEV, ClassTokens
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Seen, TextFeatures
 from pomp_jax.prompt.mesh import replicate, split_over_class
 from pomp_jax.rooms.baselines.cocoop import dense, init_dense
+from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 from pomp_jax.train.memory import activation_memory
 from pomp_jax.train.methods import initial_words
@@ -172,7 +173,7 @@ class VPT(Baseline):
     limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
     if "text" in self.towers and clip.bidirectional:
       most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
-    require(prompt.depth <= most, "prompt.depth", prompt.depth, limit)
+    require(prompt.of(Tokens).depth <= most, "prompt.depth", prompt.of(Tokens).depth, limit)
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
@@ -186,7 +187,9 @@ class VPT(Baseline):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    return VPTLearner(*_vision(encoder, clip), prompt.visual_tokens, prompt.depth)
+    return VPTLearner(
+      *_vision(encoder, clip), prompt.of(Tokens).visual_tokens, prompt.of(Tokens).depth
+    )
 
 
 class MaPLe(VPT):
@@ -215,7 +218,7 @@ class MaPLe(VPT):
   ) -> Learner:
     """See `Pomp`."""
     tower, width = _vision(encoder, clip)
-    return MaPLeLearner(tower, plain, prompt.depth, vision_width=width)
+    return MaPLeLearner(tower, plain, prompt.of(Tokens).depth, vision_width=width)
 
 
 class IVLP(MaPLe):
@@ -226,7 +229,9 @@ class IVLP(MaPLe):
   ) -> Learner:
     """See `Pomp`."""
     tower, width = _vision(encoder, clip)
-    return IVLPLearner(tower, width, prompt.visual_tokens, prompt.depth, plain)
+    return IVLPLearner(
+      tower, width, prompt.of(Tokens).visual_tokens, prompt.of(Tokens).depth, plain
+    )
 
 
 class DeepText(MaPLe):
@@ -238,7 +243,7 @@ class DeepText(MaPLe):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    return DeepTextLearner(plain, prompt.depth)
+    return DeepTextLearner(plain, prompt.of(Tokens).depth)
 
 
 def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, int]:

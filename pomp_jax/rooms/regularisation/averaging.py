@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pomp_jax.config.fields import Optim
+from pomp_jax.rooms.regularisation.fields import Average
+
 
 class Averaged(NamedTuple):
   """State of `averaging`."""
@@ -13,6 +16,21 @@ class Averaged(NamedTuple):
   average: Any  # mean of the parameters so far
   step: Any  # updates so far
   log_total: Any  # log of the sum of their weights; 0 for `ema`
+
+
+def average_of(optim: Optim, steps_per_epoch: int) -> optax.GradientTransformation | None:
+  """Returns the average of `config.optim.average`, see `averaging`; None for "none"."""
+  own = optim.of(Average)
+  if own.average == "none":
+    return None
+  return averaging(
+    own.average,
+    schedule=optim.schedule,
+    steps_per_epoch=steps_per_epoch,
+    mean=own.average_mean,
+    sigma=own.average_sigma,
+    decay=own.average_decay,
+  )
 
 
 def averaging(

@@ -12,9 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float, Int32
+from pomp_jax.config.fields import Contrast
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, Seen, Term
 from pomp_jax.prompt.loss import ContrastSettings, margin, normalize
 from pomp_jax.prompt.sampling.samplers import Negatives
+from pomp_jax.rooms.regularisation.fields import Consistency
+
+
+def term_of(contrast: Contrast) -> Term | None:
+  """Returns the terms that the config gives a weight; None if it gives none."""
+  weights = contrast.of(Consistency).weights
+  return consistency_term(weights) if weights else None
 
 
 def consistency_term(weights: Mapping[str, float]) -> Term:

@@ -15,7 +15,7 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import Clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import TokenizeError, tokenize
-from pomp_jax.config import METHODS, ConfigError, fields
+from pomp_jax.config import ConfigError, fields
 from pomp_jax.config.declare import require
 from pomp_jax.config.fields import BEST
 from pomp_jax.data.class_lists import ClassList
@@ -37,6 +37,7 @@ from pomp_jax.files.prompt_file import Prompt, Sentences
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.report.labels import counted
 from pomp_jax.rooms.regularisation.contest import Contest
+from pomp_jax.rooms.regularisation.fields import AUTOMATIC, Consistency, Words
 from pomp_jax.train.batches import readable_features
 from pomp_jax.train.resume import Checkpoint
 from pomp_jax.train.setup import PromptRun
@@ -59,7 +60,8 @@ def with_automatic_weight(contrast: fields.Contrast, logit_scale: float) -> fiel
 
   docs/better_than_words.md has the measurements behind the rule.
   """
-  if contrast.consistency_squared != fields.AUTOMATIC:
+  own = contrast.of(Consistency)
+  if own.consistency_squared != AUTOMATIC:
     return contrast
   is_low = logit_scale < _LOW_SCALE
   weight = _WEIGHT_AT_LOW_SCALE if is_low else _WEIGHT
@@ -67,24 +69,7 @@ def with_automatic_weight(contrast: fields.Contrast, logit_scale: float) -> fiel
     "logit scale %.1f of the CLIP, %s %g: consistency_squared=%g",
     *(logit_scale, "below" if is_low else "at least", _LOW_SCALE, weight),
   )
-  return dataclasses.replace(contrast, consistency_squared=weight)
-
-
-def check_fields(
-  prompt: fields.Prompt, contrast: fields.Contrast, checkpoint: fields.Checkpoint
-) -> None:
-  """Checks the fields that depend on each other; opens nothing."""
-  if prompt.init != BEST:
-    require(prompt.m, "prompt.m", prompt.m, "1 or more where prompt.init is not 'best'")
-    expected = "a prompt; 'best' where prompt.init='best'"
-    fits = not contrast.consistency or contrast.anchors != BEST
-    require(fits, "anchors", contrast.anchors, expected)
-    return
-  method, where = contrast.method, "where prompt.init='best'"
-  require(METHODS[method].saves_prompt, "prompt.init", BEST, f"words or '' for {method}")
-  require(prompt.position == "end", "prompt.position", prompt.position, f"'end' {where}")
-  require(checkpoint.select == BEST, "checkpoint.select", checkpoint.select, f"'best' {where}")
-  require(prompt.candidates, _FIELD, prompt.candidates, f"one or more {where}")
+  return contrast.having(dataclasses.replace(own, consistency_squared=weight))
 
 
 def check(
@@ -95,15 +80,34 @@ def check(
   if prompt.init == BEST:
     takes = "words or a file: these data have no validation images to choose the best by"
     require(inputs.has_validation(data), "prompt.init", BEST, takes)
-    names = dict.fromkeys(prompt.candidates, _FIELD)
-  if contrast.consistency and contrast.anchors != BEST:
-    names[contrast.anchors] = "anchors"
+    names = dict.fromkeys(candidates(prompt), _FIELD)
+  consistency = contrast.of(Consistency)
+  if consistency.weights and consistency.anchors != BEST:
+    names[consistency.anchors] = "anchors"
   for name, field in names.items():
     found = read_prompts([name], field)
     require(len(found) == 1, field, name, "one prompt")
     if not isinstance(found[0].prompt, str):
       classes = inputs.open_source(data, "train").names
       check_prompt(found[0], [(own,) for own in classes], clip, model)
+
+
+def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
+  """Names of the candidates; () unless a training starts from the best."""
+  return prompt.of(Words).candidates if prompt.init == BEST else ()
+
+
+def anchors(
+  contrast: fields.Contrast, scores: Scores | None, encoder: Encoder, classes: ClassList
+) -> np.ndarray | None:
+  """Unit features [N,E] of the anchors, perhaps the best candidate's; None without a term."""
+  consistency = contrast.of(Consistency)
+  if not consistency.weights:
+    return None
+  name = consistency.anchors
+  if scores and name == BEST:
+    name = best(scores)
+  return features(name, encoder, classes)
 
 
 def features(name: str, encoder: Encoder, classes: ClassList) -> np.ndarray:
@@ -128,7 +132,7 @@ def start(
   if found is None:
     source = inputs.open_source(data, "validation", n_images=evaluation.images)
     split = readable_features(data, encoder, source, folder)
-    found = scores(prompt.candidates, encoder, classes, split)
+    found = scores(candidates(prompt), encoder, classes, split)
     name = best(found)
     log.info(
       "validation: mean over %s with %s; the best words are %r: %.1f%%",
@@ -199,7 +203,7 @@ def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Promp
     if m and prompt.m in (0, m):
       return dataclasses.replace(prompt, init=words, m=m)
   size = f"{prompt.m} tokens" if prompt.m else "words"
-  raise ConfigError(_FIELD, prompt.candidates, f"a text with {size} before {{}}")
+  raise ConfigError(_FIELD, prompt.of(Words).candidates, f"a text with {size} before {{}}")
 
 
 def _tokens(words: str, clip: Clip) -> np.ndarray:

@@ -18,6 +18,7 @@ from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
+from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.rooms.baselines.finished_run import FinishedRun
 from pomp_jax.rooms.baselines.reports import method_labels
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
@@ -85,7 +86,7 @@ PROMPTS = {
 @pytest.mark.parametrize("method", PROMPTS)
 def test_prompts_of_every_kind_are_learned_and_evaluated(method, one_layer, tmp_path, told):
   workdir, config = tmp_path / "run", tiny_config(method=method, **PROMPTS[method])
-  if config.prompt.depth == 1:
+  if config.prompt.of(Tokens).depth == 1:
     config = changed(config, {"clip.model": one_layer})
   pretrain.check(config, str(workdir))
   told.clear()

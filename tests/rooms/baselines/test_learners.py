@@ -32,6 +32,7 @@ from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import result_of, sgd
 from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
+from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
 from pomp_jax.rooms.baselines.visual_tokens import (
   IVLPLearner,
@@ -43,6 +44,7 @@ from pomp_jax.rooms.baselines.visual_tokens import (
 from pomp_jax.rooms.regularisation import words
 from pomp_jax.rooms.regularisation.averaging import averaging
 from pomp_jax.rooms.regularisation.consistency import consistency_term
+from pomp_jax.rooms.regularisation.fields import Consistency
 from pomp_jax.train.methods import initial_context, initial_words, method_of
 from tests.evaluate.test_predictions import Pictures
 from tests.rooms.regularisation.test_consistency import published
@@ -227,9 +229,9 @@ def test_a_depth_has_at_most_the_layers_of_the_shallower_tower(tiny, name, visio
   config.vision_config.num_hidden_layers = vision
   config.text_config.num_hidden_layers = text
   method = method_of(name)
-  method.check(Prompt(depth=most), config)
+  method.check(Prompt().having(Tokens(depth=most)), config)
   with pytest.raises(ConfigError, match=f"prompt.depth: got {most + 1}, expected at most {most}"):
-    method.check(Prompt(depth=most + 1), config)
+    method.check(Prompt().having(Tokens(depth=most + 1)), config)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_promptsrcs_anchors_are_the_mean_of_the_towers_outputs(quick):
     with torch.no_grad():
       outputs.append(pooled(quick.torch_model.get_text_features(**quick.padded(texts))))
   expected = functional.normalize(torch.stack(outputs).mean(0)).numpy()
-  anchors = unpack(promptsrc.get_config()).contrast.anchors
+  anchors = unpack(promptsrc.get_config()).of(Consistency).anchors
   assert_close(words.features(anchors, encoder, classes), expected, 1e-5)
   # The mean of unit features is another, and a cache must tell them apart.
   other = anchors.replace("outputs", "ensemble")

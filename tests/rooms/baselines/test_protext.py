@@ -21,6 +21,7 @@ from pomp_jax.configs import protext
 from pomp_jax.evaluate.inputs import open_source
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.train import batches, resume, setup
 from pomp_jax.train.methods import method_of
 from tests.rooms.baselines.test_learners import to_torch, torch_class_features
@@ -107,6 +108,6 @@ def test_a_prompt_in_the_first_layer_is_a_file(world, tmp_path):
     run_job(config_of(world), tmp_path)
   both_ways = ClipConfig(CLIPTextConfig(bidirectional=True), None, 8)
   with pytest.raises(ConfigError, match="prompt.depth: got 2, expected 1 for a CLIP whose text"):
-    method_of("protext").check(Prompt(depth=2), both_ways)
+    method_of("protext").check(Prompt().having(Tokens(depth=2)), both_ways)
   run_job(config_of(world, ",shallow").replace({"steps": 2}), tmp_path)
   assert load_prompt(tmp_path / "prompt.npz").context.shape[0] == 4

@@ -1,6 +1,5 @@
 """Words as a start and as candidates: what is chosen and saved, and a run that must beat them."""
 
-import dataclasses
 import html
 import json
 import logging
@@ -21,6 +20,7 @@ from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regularisation import contest, words
+from pomp_jax.rooms.regularisation.fields import Consistency
 from pomp_jax.train import setup
 from pomp_jax.train.resume import Checkpoint
 from tests.support.checks import assert_close
@@ -225,9 +225,9 @@ def test_where_no_file_holds_the_best_words_another_stands_for_them(monkeypatch,
 def test_the_logit_scale_decides_the_weight_of_consistency(caplog, scale, weight):
   caplog.set_level(logging.INFO)
   contrast = small_config(consistency_squared=-1.0, anchors="{}.").contrast
-  assert words.with_automatic_weight(contrast, scale).consistency_squared == weight
+  assert words.with_automatic_weight(contrast, scale).of(Consistency).consistency_squared == weight
   assert f"{scale:.1f}" in caplog.text and f"consistency_squared={weight:g}" in caplog.text
-  given = dataclasses.replace(contrast, consistency_squared=3.0)
+  given = contrast.having(Consistency(consistency_squared=3.0))
   assert words.with_automatic_weight(given, scale) is given
 
 
@@ -237,7 +237,7 @@ def test_a_run_is_prepared_with_that_weight(tmp_path, one_layer, scale):
   with_logit_scale(clip, scale)
   changes = {"clip.model": str(clip), "consistency_squared": -1.0, "anchors": "{}."}
   run = setup.prepare(small_config(**changes), RunFolder(tmp_path / "run"))
-  assert run.contrast.consistency == ((("squared", 8.0),) if scale < 50 else ())
+  assert run.contrast.of(Consistency).weights == ({"squared": 8.0} if scale < 50 else {})
   assert (run.frozen.anchors is None) == (scale > 50)
 
 
