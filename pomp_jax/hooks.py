@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
   from pomp_jax.evaluate.named_prompts import NamedPrompt, OtherPrompt
   from pomp_jax.files.checkpoints import Restored
+  from pomp_jax.files.metrics_log import Tracker
   from pomp_jax.files.paths import Path
   from pomp_jax.files.prompt_file import ClassFeatures, Prompt
   from pomp_jax.files.run_folder import RunFolder
@@ -187,12 +188,20 @@ class SyntheticClips(Protocol):
     """Its sizes and tokens, without weights."""
 
 
-class Suites(Protocol):
-  """Data sets by name."""
+class NamedSets(Protocol):
+  """Data sets of an evaluation, by name and a user's own."""
 
-  @property
-  def SUITES(self) -> Mapping[str, Any]:
-    """Values of `evaluate.suite`."""
+  def evaluation_sets(
+    self, evaluate: fields.Evaluate, source: str, of_split: OfSplit
+  ) -> list[EvaluationSet]:
+    """The sets that the config names, unopened; none where it names none."""
+
+  def facts(self, evaluate: fields.Evaluate) -> dict[str, str]:
+    """What `results.json` says of the choice."""
+
+
+class Suites(Protocol):
+  """Tables of data sets."""
 
   @property
   def GROUPS(self) -> Mapping[str, tuple]:
@@ -202,8 +211,8 @@ class Suites(Protocol):
 class HubUpload(Protocol):
   """Uploads a prompt to a hub."""
 
-  def check_fields(self, export: fields.Export) -> None:
-    """Raises ConfigError for a name or licence that can't be."""
+  def wanted(self, export: fields.Export) -> bool:
+    """Whether the config asks for an upload."""
 
   def check(self, export: fields.Export, prompt: Prompt) -> None:
     """Raises HubError for what can't be uploaded; sends nothing."""
@@ -257,22 +266,16 @@ PREDICTION_SHEET: Hook[
 TREE_ERRORS: Hook[Callable[[Sequence[str]], Callable[[], Any]]] = Hook(
   "rooms.analysis.tree_errors:tallies"
 )
-# Folder, the first and last step of `config.profile_steps`, steps that are done -> a profiler.
-PROFILER: Hook[Callable[[Path, tuple[int, ...], int], Profiler]] = Hook(
-  "rooms.benchmark.profiler:Profiler"
+# Fields of the loop, a folder, steps that are done -> a profiler; None where none is asked for.
+PROFILER: Hook[Callable[[fields.Loop, Path, int], Profiler | None]] = Hook(
+  "rooms.benchmark.profiler:open_profiler"
 )
 # A training -> a function: seconds of a step -> scalars of the log.
 SHARE_OF_PEAK: Hook[Callable[[Run], Callable[[float], dict[str, float]]]] = Hook(
   "rooms.benchmark.flops:share_of_peak"
 )
 SYNTHETIC_CLIPS: Hook[SyntheticClips] = Hook("rooms.benchmark.synthetic_clip")
-# Sets of `evaluate.sets` and `evaluate.suite`; `evaluate.sets_file` and its `own_sets`.
-NAMED_SETS: Hook[Callable[[fields.Evaluate, str, OfSplit], list[EvaluationSet]]] = Hook(
-  "rooms.data_sets.named_sets:evaluation_sets"
-)
-OWN_SETS: Hook[Callable[[str, Sequence[Any]], list[EvaluationSet]]] = Hook(
-  "rooms.data_sets.own_sets:evaluation_sets"
-)
+NAMED_SETS: Hook[NamedSets] = Hook("rooms.data_sets.named_sets")
 SUITES: Hook[Suites] = Hook("rooms.data_sets.suites")
 # Group of sets, kind of figure, rows of ours -> published figures by method.
 PUBLISHED: Hook[Callable[[str, str, Mapping[str, Any]], dict[str, dict[str, Any]]]] = Hook(
@@ -299,6 +302,10 @@ HUB_PROMPT: Hook[Callable[[str | os.PathLike], Prompt]] = Hook(
 HUB_UPLOAD: Hook[HubUpload] = Hook("rooms.interchange.prompt_hub")
 # A report -> its tables, for results.tex.
 LATEX: Hook[Callable[[Report], str]] = Hook("rooms.interchange.latex:latex")
+# Fields of the log, the run's folder, its config -> what is told of a training.
+TRACKER: Hook[Callable[[fields.Log, RunFolder, Mapping[str, Any]], Tracker]] = Hook(
+  "rooms.interchange.tracker:open_tracker"
+)
 TORCH_WEIGHTS: Hook[Callable[[Path], contextlib.AbstractContextManager[Weights]]] = Hook(
   "rooms.interchange.torch_archive:open_torch"
 )
@@ -325,7 +332,7 @@ if TYPE_CHECKING:
   from pomp_jax.rooms.baselines import finished_run
   from pomp_jax.rooms.benchmark import flops, profiler, synthetic_clip
   from pomp_jax.rooms.buckets import libraries
-  from pomp_jax.rooms.data_sets import named_sets, own_sets, suites
+  from pomp_jax.rooms.data_sets import named_sets, suites
   from pomp_jax.rooms.hierarchy import relations
   from pomp_jax.rooms.interchange import (
     class_features,
@@ -333,6 +340,7 @@ if TYPE_CHECKING:
     latex,
     prompt_hub,
     torch_archive,
+    tracker,
   )
   from pomp_jax.rooms.mixtures import prompts, weights
   from pomp_jax.rooms.regions import categories, on_page
@@ -345,11 +353,10 @@ if TYPE_CHECKING:
   BY_CLASS.takes(by_class)
   PREDICTION_SHEET.takes(prediction_sheet.prediction_sheet)
   TREE_ERRORS.takes(tree_errors.tallies)
-  PROFILER.takes(profiler.Profiler)
+  PROFILER.takes(profiler.open_profiler)
   SHARE_OF_PEAK.takes(flops.share_of_peak)
   SYNTHETIC_CLIPS.takes(synthetic_clip)
-  NAMED_SETS.takes(named_sets.evaluation_sets)
-  OWN_SETS.takes(own_sets.evaluation_sets)
+  NAMED_SETS.takes(named_sets)
   SUITES.takes(suites)
   PUBLISHED.takes(suites.published)
   RELATIONS.takes(relations.relations)
@@ -359,6 +366,7 @@ if TYPE_CHECKING:
   HUB_PROMPT.takes(prompt_hub.load_from_hub)
   HUB_UPLOAD.takes(prompt_hub)
   LATEX.takes(latex.latex)
+  TRACKER.takes(tracker.open_tracker)
   CATEGORIES.takes(categories.categories_by_id)
   MIXTURE_WEIGHTS.takes(weights.Weights)
   OTHER_PROMPTS.takes(prompts.read_prompt)

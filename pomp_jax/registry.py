@@ -92,34 +92,32 @@ class Source(NamedTuple):
 SOURCES = {
   WORLD: Source(
     "world",
-    ("root", "dataset", "annotations", "names", "shots", "classes", "base", "novel"),
+    ("root", "dataset", "names", "shots", "classes", "base", "novel"),
     stored=False,
     root=False,
   ),
   "coop": Source(
     "rooms.data_sets.coop",
-    ("annotations",),
     test_sets=True,
     draws_shots=True,
     dataset="rooms.data_sets.fields:expected_by_coop",
   ),
   "tfds": Source(
     "rooms.data_sets.tfds",
-    ("annotations",),
     root=False,
     test_sets=True,
     dataset="rooms.data_sets.fields:expected_by_tfds",
   ),
   "folder": Source(
     "data.folder",
-    ("dataset", "annotations"),
+    ("dataset",),
     test_sets=True,
     holds_out=True,
     sorted_by_hand=True,
   ),
   "features": Source(
     "rooms.data_sets.feature_folder",
-    ("dataset", "annotations", "upright"),
+    ("dataset", "upright"),
     test_sets=True,
     holds_out=True,
   ),
@@ -233,6 +231,13 @@ EXTENSIONS = {
   "probe": Extension("rooms.baselines.fields:Probe", ("Contrast",), "probe"),
   "tip": Extension("rooms.baselines.fields:Tip", ("Contrast",), "tip"),
   "tokens": Extension("rooms.baselines.fields:Tokens", ("Prompt",)),
+  "profile": Extension("rooms.benchmark.fields:Profile", ("Loop",)),
+  "price": Extension("rooms.benchmark.fields:Price", ("Config",)),
+  "tracking": Extension("rooms.interchange.fields:Tracking", ("Log",)),
+  "synonyms": Extension("rooms.interchange.fields:Synonyms", ("Export",)),
+  "upload": Extension("rooms.interchange.fields:Upload", ("Export",)),
+  "annotations": Extension("rooms.regions.fields:RegionData", ("Data",)),
+  "sets": Extension("rooms.data_sets.fields:Sets", ("Evaluate",)),
   "consistency": Extension("rooms.regularisation.fields:Consistency", ("Contrast",)),
   "average": Extension("rooms.regularisation.fields:Average", ("Optim",)),
   "words": Extension("rooms.regularisation.fields:Words", ("Prompt",)),
@@ -296,11 +301,6 @@ STORES = {
   "gs": "rooms.buckets.google_store.GoogleStore",
   "s3": "rooms.buckets.amazon_store.AmazonStore",
 }
-
-# Values of `config.log.tracker` beside "none"; a class as `files.metrics_log.Tracker`.
-TRACKERS = {"wandb": "rooms.interchange.tracker:Wandb"}
-
-NO_SUITE = "none"  # the first value of `evaluate.suite`
 
 # What rooms do for the core beside these rows stands in `pomp_jax.hooks`.
 DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a job

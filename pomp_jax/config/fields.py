@@ -4,9 +4,7 @@
 one room reads are in its `fields.py`. Nothing is opened here.
 """
 
-from collections.abc import Mapping
 import dataclasses
-import importlib.util
 import os
 import re
 from typing import Any
@@ -24,7 +22,6 @@ from pomp_jax.config.declare import (
   below,
   between,
   one_of,
-  pair,
   require,
   row,
 )
@@ -36,17 +33,14 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.prompt_file import NO_NAMES, is_prompt_file, recorded_classes
-from pomp_jax.hooks import PROFILER
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS, LOSSES
 from pomp_jax.prompt.optimizer import OPTIMIZERS, SCHEDULES
 from pomp_jax.prompt.sampling.samplers import ANCHORS, EXCLUSIONS, SAMPLERS
-from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, TRACKERS, WORLD
+from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, WORLD
 
-_steps = pair if PROFILER else Check(lambda steps: not steps, "nothing: no room profiles")
 _m = at_least(0 if hooks.WORDS else 1)
-_suites = hooks.SUITES.open().SUITES if hooks.SUITES else ()
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 _spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
@@ -109,7 +103,6 @@ class Data(Group):
   source: str = row(WORLD, "image source: the embedded world or stored images", one_of(*SOURCES))
   root: str = row("", "folder of the images: a folder per class, CoOp's $DATA, or TFDS's data_dir")
   dataset: str = row("", "data set: for coop a class list's name, for tfds that or TFDS's own")
-  annotations: str = row("", "for regions: COCO or LVIS JSON, or a folder of label images")
   names: str = row("", "class list or file of names; empty: the data set's")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0))
@@ -185,9 +178,6 @@ class Data(Group):
       require(is_dir(self.root), "data.root", self.root, "a folder that exists")
     expected = source.expected_dataset(self.dataset)
     require(not expected, "data.dataset", self.dataset, expected)
-    if "annotations" not in source.unread:
-      expected = "a JSON file or a folder of label images that exists"
-      require(exists(self.annotations), "data.annotations", self.annotations, expected)
     share = self.validation_share
     expected = f"less than 1 together with data.test_share = {self.test_share}"
     require(self.test_share + share < 1, "data.validation_share", share, expected)
@@ -302,28 +292,14 @@ class Log(Group):
   """The log."""
 
   every: int = row(10, "steps between log lines", at_least(1))
-  tracker: str = row("none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS))
-
-  def check(self) -> None:
-    """Raises ConfigError for a tracker whose package is missing."""
-    if self.tracker == "none":
-      return
-    package = importlib.util.find_spec(self.tracker)
-    expected = f"'none' without its package: pip install \"pomp-jax[{self.tracker}]\""
-    # A folder of that name has no origin.
-    require(package and package.origin, "log.tracker", self.tracker, expected)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Group):
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
-  suite: str = row(registry.NO_SUITE, "suite of data sets", one_of(registry.NO_SUITE, *_suites))
-  sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
   source: str = row(READERS[0], "layout of the stored sets", one_of(*READERS))
   root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
-  sets_file: str = row("", "TOML file of one's own sets")
-  own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")
   skip_missing: bool = row(False, "evaluation of the other sets where some can't be opened")
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see docs/evaluation.md")
   images: int = row(0, "images of each set, evenly over classes; 0: all", at_least(0))
@@ -362,11 +338,7 @@ class Export(Group):
   names: str = row(
     "", "for features: class list or file of names, or COCO or LVIS JSON; empty: the run's"
   )
-  synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
-  hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")
-  license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
-  private: bool = row(False, "private repository, where it is created; a public one is refused")
 
   def check(self) -> None:
     """Raises ConfigError without a prompt, or for names and files that do not fit the format."""
@@ -376,9 +348,6 @@ class Export(Group):
       check_class_list("export.names", self.names, self.prompt)
     else:
       require(is_prompt_file(self.prompt), "export.prompt", self.prompt, _PROMPTS)
-    if self.hub:
-      require(hooks.HUB_UPLOAD, "export.hub", self.hub, "'' without the room interchange")
-      hooks.HUB_UPLOAD.open().check_fields(self)
     fits = not self.output or (
       os.path.basename(self.output) == self.output and self.output.endswith(kind.suffixes)
     )
@@ -409,7 +378,6 @@ class Loop(Group):
   on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
   loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _steps)
 
 
 def check_cache(field: str, folder: str) -> None:

@@ -14,7 +14,6 @@ from pomp_jax.config.declare import (
   MAX_SEED,
   ConfigError,
   UnknownFieldError,
-  at_least,
   between,
   check_name,
   check_value,
@@ -45,7 +44,6 @@ class Config(Group):
     "the run's cost instead of the run: here, measured; or of v5e:4x4, h100:8, .., compiled for",
     spellings={"true": HERE, "1": HERE, "false": "", "0": ""},
   )
-  dry_run_rate: float = row(0.0, "rate an hour of that machine, for a price", at_least(0.0))
   seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
   compilation_cache: str = row("auto", "folder of compiled programs; auto: the user's; empty: none")
   clip: Clip = Clip()

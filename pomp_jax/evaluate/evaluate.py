@@ -103,7 +103,7 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
   keys = _keys(config.clip, encoder, opened, prompts, weights.key(encoder) if weights else ())
   run = {
     "job": config.job,
-    "suite": settings.suite,
+    **(hooks.NAMED_SETS.open().facts(settings) if hooks.NAMED_SETS else {}),
     "clip_model": encoder.clip.name,
     "logit_scale": encoder.clip.logit_scale,
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],

@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 from pomp_jax import hosts
 from pomp_jax.config import SOURCES
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Data, Eval, Evaluate
 from pomp_jax.data.class_lists import ClassList, VocabularyError, repeats
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample
 from pomp_jax.evaluate import inputs
-from pomp_jax.hooks import NAMED_SETS, OWN_SETS
-from pomp_jax.registry import NO_SUITE
+from pomp_jax.hooks import NAMED_SETS
 from pomp_jax.report.evaluation_report import OWN
 
 log = logging.getLogger(__name__)
@@ -48,19 +46,12 @@ def evaluation_sets(settings: Evaluate, data: Data, evaluation: Eval) -> list[Ev
   """
   n_images = settings.images or evaluation.images
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
-  sets, where = [], "config.evaluate.sets"
-  if settings.sets or settings.suite != NO_SUITE:
-    field, got = ("sets", settings.sets) if settings.sets else ("suite", settings.suite)
-    require(NAMED_SETS, f"evaluate.{field}", got, "no set by name without the room data_sets")
-    sets += NAMED_SETS.open()(settings, data.source, of_split)
-  if settings.sets_file or settings.own_sets:
-    where = settings.sets_file or "config.evaluate.own_sets"
-    field = "evaluate.sets_file" if settings.sets_file else "evaluate.own_sets"
-    require(OWN_SETS, field, where, "no set of one's own without the room data_sets")
-    sets += OWN_SETS.open()(settings.sets_file, settings.own_sets)
+  sets = []
+  if NAMED_SETS:
+    sets = NAMED_SETS.open().evaluation_sets(settings, data.source, of_split)
   sets = sets or _of_data(data, of_split)
   for index in repeats(file_name(item.name) for item in sets):
-    raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
+    raise SourceError(f"config.evaluate: two sets are named {sets[index].name!r}")
 
   def opened(item: EvaluationSet) -> LabelledSet:
     labelled = item.open()

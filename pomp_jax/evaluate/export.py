@@ -24,7 +24,7 @@ def check(config: ExportConfig, workdir: str) -> None:
     return
   prompt = load_prompt(export.prompt)
   encode(export.output or row.usual_name, prompt)
-  if export.hub:
+  if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
     HUB_UPLOAD.open().check(export, prompt)
 
 
@@ -45,7 +45,7 @@ def run(config: ExportConfig, workdir: str) -> dict:
     return results
   folder.create()
   with writing(path):
-    if export.hub:
+    if HUB_UPLOAD and HUB_UPLOAD.open().wanted(export):
       results["url"] = HUB_UPLOAD.open().push(export, prompt, folder.path)
       print(results["url"])
     else:

@@ -128,7 +128,7 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   if method.steps:
     run = prepare(config, folder)
     _start_folder(run)
-    with results.open_tracker(config.log.tracker, folder, run.config) as tracker:
+    with results.open_tracker(config.log, folder, run.config) as tracker:
       found = _train(run, tracker)
   else:
     found = load(method.run)(config, folder)

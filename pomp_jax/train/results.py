@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.config.fields import Data
+from pomp_jax.config.fields import Data, Log
 from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -20,8 +20,7 @@ from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.files.terminal import printable
-from pomp_jax.hooks import BY_CLASS
-from pomp_jax.registry import TRACKERS, load
+from pomp_jax.hooks import BY_CLASS, TRACKER
 from pomp_jax.report import plots
 from pomp_jax.report.labels import method_label, run_labels
 from pomp_jax.report.run_report import finish_run
@@ -50,9 +49,9 @@ def writing_results(folder: RunFolder) -> Iterator[None]:
     ) from error
 
 
-def open_tracker(name: str, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
-  """Starts or resumes the run's record in an experiment tracker; "none" keeps nothing."""
-  return load(TRACKERS[name])(folder, config) if name in TRACKERS else Tracker()
+def open_tracker(log: Log, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
+  """Starts or resumes the run's record in an experiment tracker, if there is one."""
+  return TRACKER.open()(log, folder, config) if TRACKER else Tracker()
 
 
 def open_splits(

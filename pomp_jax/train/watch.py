@@ -118,8 +118,9 @@ class Watch(contextlib.AbstractContextManager):
       self._metrics = self._opened.enter_context(metrics)
     self._progress = self._opened.enter_context(Progress(run.total_steps, first, "step"))
     self._profile = None
-    if steps := run.loop.profile_steps:
-      self._profile = PROFILER.open()(run.folder.path / "profile", steps, first)
+    if PROFILER:
+      self._profile = PROFILER.open()(run.loop, run.folder.path / "profile", first)
+    if self._profile is not None:
       self._opened.callback(self._profile.close)
     self._share_of_peak: Callable[[float], dict[str, float]] = lambda seconds: {}
     if SHARE_OF_PEAK and self._metrics is not None:

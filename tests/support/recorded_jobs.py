@@ -26,6 +26,7 @@ import pytest
 from pomp_jax import main
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import SOURCES, Config, load_job
+from pomp_jax.config.group import Group
 from pomp_jax.data.loader import Loader, SkippedImages
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
@@ -96,6 +97,9 @@ class Calls:
         value = str(value) if isinstance(value, os.PathLike) else value
         self.seen[f"{name}.{argument}"] = value
         self.seen.setdefault(f"{name}.{argument}*", []).append(value)
+        if isinstance(value, Group):
+          own = value.flat().items()
+          self.seen |= {f"{name}.{argument}.{field}": figure for field, figure in own}
       if instead is Recorded:
         raise Recorded(name)
       return (instead or function)(*given, **more)

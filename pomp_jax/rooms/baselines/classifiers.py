@@ -108,7 +108,7 @@ def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> di
     folder.create(fields)
     with writing(folder.plots):
       results.finish(folder, fields, found, sets)
-    with results.open_tracker(config.log.tracker, folder, fields) as tracker:
+    with results.open_tracker(config.log, folder, fields) as tracker:
       tracker.finish(found)
   return found
 

@@ -173,7 +173,8 @@ class VPT(Baseline):
     limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
     if "text" in self.towers and clip.bidirectional:
       most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
-    require(prompt.of(Tokens).depth <= most, "prompt.depth", prompt.of(Tokens).depth, limit)
+    depth = prompt.of(Tokens).depth
+    require(depth <= most, "prompt.depth", depth, limit)
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
@@ -187,9 +188,8 @@ class VPT(Baseline):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
     """See `Pomp`."""
-    return VPTLearner(
-      *_vision(encoder, clip), prompt.of(Tokens).visual_tokens, prompt.of(Tokens).depth
-    )
+    tokens = prompt.of(Tokens)
+    return VPTLearner(*_vision(encoder, clip), tokens.visual_tokens, tokens.depth)
 
 
 class MaPLe(VPT):
@@ -229,9 +229,8 @@ class IVLP(MaPLe):
   ) -> Learner:
     """See `Pomp`."""
     tower, width = _vision(encoder, clip)
-    return IVLPLearner(
-      tower, width, prompt.of(Tokens).visual_tokens, prompt.of(Tokens).depth, plain
-    )
+    tokens = prompt.of(Tokens)
+    return IVLPLearner(tower, width, tokens.visual_tokens, tokens.depth, plain)
 
 
 class DeepText(MaPLe):

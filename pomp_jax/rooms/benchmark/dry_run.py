@@ -32,6 +32,7 @@ from pomp_jax.files.paths import exists, is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import absent, costs, forecast
 from pomp_jax.rooms.benchmark.chips import machine_of
+from pomp_jax.rooms.benchmark.fields import Price
 from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
 from pomp_jax.train import batches, pretrain, setup
 
@@ -68,7 +69,7 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
       remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
       with hosts.ending_at_once(remove):
         outcome = absent.run(config.dry_run, job_of)
-      figures = forecast.figures_of(outcome, machine, config.dry_run_rate)
+      figures = forecast.figures_of(outcome, machine, config.of(Price).dry_run_rate)
       _log(forecast.lines(outcome.there, machine, figures))
       return figures
     run = setup.prepare(trial, folder)

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, row
+from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, pair, row
 from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
@@ -37,6 +37,20 @@ _implementations = Check(
   lambda text: set(text.split("+")) <= set(_IMPLEMENTATIONS),
   f'names separated by "+" of {", ".join(_IMPLEMENTATIONS)}',
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile(Group):
+  """A profile of a training."""
+
+  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
+
+
+@dataclasses.dataclass(frozen=True)
+class Price(Group):
+  """The price of a run, for its dry run."""
+
+  dry_run_rate: float = row(0.0, "rate an hour of that machine, for a price", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)

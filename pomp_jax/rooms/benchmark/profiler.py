@@ -8,9 +8,17 @@ from typing import Any
 import jax
 
 from pomp_jax import hosts
+from pomp_jax.config.fields import Loop
 from pomp_jax.files.paths import Path, is_bucket, store_of
+from pomp_jax.rooms.benchmark.fields import Profile
 
 log = logging.getLogger(__name__)
+
+
+def open_profiler(loop: Loop, path: Path, done: int) -> "Profiler | None":
+  """Returns the profiler of `config.profile_steps` after `done` steps; None where it is empty."""
+  steps = loop.of(Profile).profile_steps
+  return Profiler(path, steps, done) if steps else None
 
 
 class Profiler:

@@ -1,11 +1,23 @@
 """Fields of the job prepare, and names of data sets."""
 
+from collections.abc import Mapping
 import dataclasses
 
-from pomp_jax.config.declare import at_least, row
+from pomp_jax.config.declare import at_least, one_of, row
 from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
 from pomp_jax.rooms.data_sets.coop import COOP_SETS
+from pomp_jax.rooms.data_sets.suites import NO_SUITE, SUITES
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets(Group):
+  """Data sets of an evaluation by name, and a user's own."""
+
+  suite: str = row(NO_SUITE, "suite of data sets", one_of(NO_SUITE, *SUITES))
+  sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
+  sets_file: str = row("", "TOML file of one's own sets")
+  own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,16 +16,37 @@ from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
 from pomp_jax.files.paths import is_dir, to_path
-from pomp_jax.registry import NO_SUITE, load
-from pomp_jax.rooms.data_sets.suites import GROUP_OF, SUITES
+from pomp_jax.registry import load
+from pomp_jax.rooms.data_sets import own_sets
+from pomp_jax.rooms.data_sets.fields import Sets
+from pomp_jax.rooms.data_sets.suites import GROUP_OF, NO_SUITE, SUITES
 
 
-def evaluation_sets(settings: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
-  """Sets that `evaluate.sets` or the suite names; `of_split` opens splits of `data.source`."""
-  return [item for name in _named(settings) for item in _of_named(settings, source, name, of_split)]
+def evaluation_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
+  """Returns the sets that `evaluate.sets` or the suite names, and then a user's own.
+
+  Args:
+    evaluate: fields of the evaluation.
+    source: `data.source`, of whose splits some have names.
+    of_split: opens splits of that source.
+
+  Raises:
+    ConfigError: an unknown name, or no folder for it.
+    SourceError: an unusable file of sets.
+  """
+  settings = evaluate.of(Sets)
+  sets = []
+  for name in _named(settings):
+    sets += _of_named(settings, evaluate, source, name, of_split)
+  return sets + own_sets.evaluation_sets(settings.sets_file, settings.own_sets)
 
 
-def _named(settings: Evaluate) -> list[str]:
+def facts(evaluate: Evaluate) -> dict[str, str]:
+  """What `results.json` says of the choice of the sets."""
+  return {"suite": evaluate.of(Sets).suite}
+
+
+def _named(settings: Sets) -> list[str]:
   """Named sets: those of `sets`, or else the suite's."""
   suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
   known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
@@ -41,7 +62,9 @@ def _named(settings: Evaluate) -> list[str]:
   return found or list(suite.sets if suite else ())
 
 
-def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> list[EvaluationSet]:
+def _of_named(
+  settings: Sets, evaluate: Evaluate, source: str, name: str, of_split: OfSplit
+) -> list[EvaluationSet]:
   """A named set, or its halves; `source` is `data.source`, of whose splits some have names."""
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
@@ -54,7 +77,7 @@ def _of_named(settings: Evaluate, source: str, name: str, of_split: OfSplit) -> 
     require(source == group, f"evaluate.{field}", got, takes)
     opened = functools.partial(of_split, name, "test")
     return [EvaluationSet(name, source, name, "all", opened)]
-  reader, root = settings.source, settings.root
+  reader, root = evaluate.source, evaluate.root
   require(root and is_dir(root), "evaluate.root", root, "a folder that exists, with the data sets")
   if expected := SOURCES[reader].expected_dataset(name):
     others = " or ".join(other for other in READERS if other != reader)

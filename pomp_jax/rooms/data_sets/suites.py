@@ -8,6 +8,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+NO_SUITE = "none"  # a value of `evaluate.suite` beside the suites
 # CoOp's cross-dataset sets, in the order of its tables.
 TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
   "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",

@@ -33,6 +33,7 @@ from pomp_jax.files.prompt_file import (
   refuse,
 )
 from pomp_jax.files.terminal import one_line
+from pomp_jax.rooms.interchange.fields import Synonyms
 
 
 class ClassFeatureError(RunError, ValueError):
@@ -42,12 +43,13 @@ class ClassFeatureError(RunError, ValueError):
 def check(export: Export, clip: Clip) -> None:
   """Checks names and prompt of an export of features; needs no weights."""
   prompt, categories = open_prompt(export.prompt, "export.prompt"), categories_of(export)
-  if export.synonyms and not any(category.synonyms for category in categories):
+  synonyms = export.of(Synonyms).synonyms
+  if synonyms and not any(category.synonyms for category in categories):
     raise ConfigError("export.synonyms", True, f"False, as {export.names} has no synonyms")
   has_rows = getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
-  if export.synonyms and (has_rows or (isinstance(prompt, Prompt) and prompt.context.ndim == 3)):
+  if synonyms and (has_rows or (isinstance(prompt, Prompt) and prompt.context.ndim == 3)):
     raise ConfigError("export.synonyms", True, "False, as the prompt is class-specific")
-  names = [(one.name, *(one.synonyms if export.synonyms else ())) for one in categories]
+  names = [(one.name, *(one.synonyms if synonyms else ())) for one in categories]
   config = inputs.clip_config(clip.model, clip.image_tower)
   check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
 
@@ -88,7 +90,9 @@ def compute(export: Export, encoder: Encoder) -> tuple[dict[str, Any], Callable[
   categories, is_detic = categories_of(export), export.format == "detic"
   # Detic normalises the features itself.
   prompt = open_prompt(export.prompt)
-  features_CxE = category_features(encoder, categories, prompt, export.synonyms, unit=not is_detic)
+  features_CxE = category_features(
+    encoder, categories, prompt, export.of(Synonyms).synonyms, unit=not is_detic
+  )
   # Who computes image features for these weights turns pictures likewise.
   upright = pictures_upright(export.prompt, prompt)
   names = export.names or recorded_classes(export.prompt)

@@ -15,7 +15,6 @@ import re
 import tempfile
 from typing import Any
 
-from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Export
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files import prompt_file
@@ -24,6 +23,7 @@ from pomp_jax.files.paths import Path, exists, to_path, without_folders
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import one_line, printable
+from pomp_jax.rooms.interchange.fields import Upload
 
 log = logging.getLogger(__name__)
 
@@ -133,27 +133,22 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
     raise kind(f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}") from error
 
 
-def check_fields(export: Export) -> None:
-  """Raises ConfigError for a field of an upload that does not fit."""
-  where = "where export.hub is given"
-  require(prompt_file.is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
-  require(export.format == "npz", "export.format", export.format, f"npz {where}")
-  require(not export.output, "export.output", export.output, f"'' {where}")
-  accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
-  known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license)
-  require(known, "export.license", export.license, f"{accepted}, {where}")
+def wanted(export: Export) -> bool:
+  """Whether the config asks for an upload."""
+  return bool(export.of(Upload).hub)
 
 
 def check(export: Export, prompt: Prompt) -> None:
   """Checks that `push` may succeed; errors as `results_of`'s and `check_upload`'s."""
+  upload = export.of(Upload)
   results_of(export.prompt, prompt)
-  check_upload(export.hub, export.private)
+  check_upload(upload.hub, upload.private)
 
 
 def push(export: Export, prompt: Prompt, folder: Path) -> str:
   """Writes a prompt and its card to the folder, uploads both, and returns the commit's URL."""
-  results = results_of(export.prompt, prompt)
-  return push_prompt(export.hub, prompt, export.license, results, export.private, keep_in=folder)
+  upload, results = export.of(Upload), results_of(export.prompt, prompt)
+  return push_prompt(upload.hub, prompt, upload.license, results, upload.private, keep_in=folder)
 
 
 def push_prompt(

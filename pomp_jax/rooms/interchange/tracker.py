@@ -14,10 +14,12 @@ import sys
 from typing import Any
 
 from pomp_jax import hosts
+from pomp_jax.config.fields import Log
 from pomp_jax.files.metrics_log import Tracker
 from pomp_jax.files.paths import exists, is_bucket
 from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json
 from pomp_jax.files.terminal import one_line
+from pomp_jax.rooms.interchange.fields import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,11 @@ _SECONDS, _TIMEOUTS = 30.0, ("init_timeout", "finish_timeout", "login_timeout")
 _PROJECT = "pomp-jax"
 # Its service, another process, ends with ours. What it has not written by then is lost offline.
 _FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
+
+
+def open_tracker(fields: Log, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
+  """Starts or resumes the run's record in the tracker of `log.tracker`."""
+  return Tracker() if fields.of(Tracking).tracker == "none" else Wandb(folder, config)
 
 
 class Wandb(Tracker):

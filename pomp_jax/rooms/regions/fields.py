@@ -11,7 +11,7 @@ from typing import Any
 from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, require, row
 from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
 from pomp_jax.config.group import Group
-from pomp_jax.config.jobs import PredictConfig
+from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
 from pomp_jax.config.settings import Config
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.rooms.regions.label_images import VALUES
@@ -32,6 +32,25 @@ _prompts = functools.partial(
   row, ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
 )
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionData(Group):
+  """Regions of images as training data."""
+
+  annotations: str = row("", "for regions: COCO or LVIS JSON, or a folder of label images")
+
+  def check_in(self, config: Any) -> None:
+    """Checks that trainings and evaluations have annotations for regions alone."""
+    source = config.data.source
+    if not isinstance(config, TrainingConfig | EvaluateConfig):
+      return
+    if source != "regions":
+      where = f"where data.source={source!r}"
+      require(not self.annotations, "data.annotations", self.annotations, f"'' {where}")
+    elif not config.dry_run or config.data.has_folder:
+      expected = "a JSON file or a folder of label images that exists"
+      require(exists(self.annotations), "data.annotations", self.annotations, expected)
 
 
 @dataclasses.dataclass(frozen=True)

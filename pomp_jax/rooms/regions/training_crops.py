@@ -19,6 +19,7 @@ from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.terminal import waiting
 from pomp_jax.rooms.regions.annotations import Annotations, read_annotations
 from pomp_jax.rooms.regions.class_splits import ClassSplit, read_class_split
+from pomp_jax.rooms.regions.fields import RegionData
 from pomp_jax.rooms.regions.label_images import PixelFolder, open_pixels
 
 # CLIP's mean colour, in 8 bits.
@@ -36,21 +37,22 @@ def open_split(data: Data, split: str) -> StoredImages:
   SourceError if there is no region of the classes.
   """
   classes = read_class_split(data.names) if data.names else None
-  if data.annotations.lower().endswith(".json"):
-    source = _objects(data, classes)
+  path = data.of(RegionData).annotations
+  if path.lower().endswith(".json"):
+    source = _objects(data, path, classes)
   elif classes is None:
     raise SourceError("data.names is empty; accepted: the classes of the label images")
   else:
-    source = _labels(data, classes)
+    source = _labels(data, path, classes)
   if classes is not None:
     source = source.of_classes(classes.not_novel())
   if not len(source):
-    raise SourceError(f"{data.annotations}: no region of the {len(source.names)} classes")
+    raise SourceError(f"{path}: no region of the {len(source.names)} classes")
   return source
 
 
-def _objects(data: Data, classes: ClassSplit | None) -> StoredImages:
-  annotations = read_annotations(data.annotations, classes.names if classes else None)
+def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
+  annotations = read_annotations(path, classes.names if classes else None)
   annotations.check_images(data.root)
   rows, labels, keys = [], [], []
   for index, image in enumerate(annotations.images):
@@ -65,9 +67,9 @@ def _objects(data: Data, classes: ClassSplit | None) -> StoredImages:
   return StoredImages(annotations.names, labels, keys, storage)
 
 
-def _labels(data: Data, classes: ClassSplit) -> StoredImages:
+def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
   values = "index" if classes.values is None else "listed"
-  folder = open_pixels(data.root, data.annotations, classes, values)
+  folder = open_pixels(data.root, path, classes, values)
   stamps = file_stamps(path for _, path in folder.files if path is not None)
   key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
 

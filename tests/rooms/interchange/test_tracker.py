@@ -13,8 +13,10 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
+from pomp_jax.config.fields import Log
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.rooms.interchange.fields import Tracking
 from pomp_jax.rooms.interchange.tracker import Wandb
 from pomp_jax.train import pretrain, results
 from pomp_jax.train.watch import Watch
@@ -141,7 +143,8 @@ def test_a_damaged_id(installed, tmp_path, caplog, content):
 def test_no_tracker_and_other_processes(installed, tmp_path, monkeypatch, name):
   wandb = installed()
   monkeypatch.setattr(hosts, "is_first", lambda: name == "none")
-  with results.open_tracker(name, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+  log = Log().having(Tracking(tracker=name))
+  with results.open_tracker(log, RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
     tracker.write(1, {"loss": 1.0})
     tracker.finish({})
   assert not wandb.mock_calls and not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.config import ConfigError, fields, validate
+from pomp_jax.config import ConfigError, defaults, validate
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
@@ -207,9 +207,9 @@ def labelled(tmp_path):
 
 
 def of_labels(root, **changes):
-  folders = {"root": str(root / "images"), "annotations": str(root / "labels")}
-  names = {"names": str(root / "names.txt")}
-  return fields.Data(source="regions", **folders | names | changes)
+  own = {"source": "regions", "root": str(root / "images"), "annotations": str(root / "labels")}
+  own |= {"names": str(root / "names.txt")} | changes
+  return defaults().replace({f"data.{name}": value for name, value in own.items()}).data
 
 
 def pixels_of(source, index):
@@ -268,7 +268,8 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
   for image in value["images"]:
     pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / image["file_name"])
-  data = fields.Data(source="regions", root=str(tmp_path), annotations=str(objects))
+  own = {"data.source": "regions", "data.root": str(tmp_path), "data.annotations": str(objects)}
+  data = defaults().replace(own).data
   source = training_crops.open_split(data, "train")
   name_of = {category["id"]: category["name"] for category in value["categories"]}
   crops = iter(range(len(source)))
@@ -299,7 +300,7 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
 )
 def test_bad_input_is_one_line(labelled, changes, error):
   data = of_labels(labelled, **changes)
-  own = {f"data.{name}": getattr(data, name) for name in ("source", "root", "annotations", "names")}
+  own = {f"data.{n}": data.flat()[n] for n in ("source", "root", "annotations", "names")}
   with pytest.raises(error) as caught:
     validate(small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(own))
     inputs.open_source(data, "train")
