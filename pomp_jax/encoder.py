@@ -45,6 +45,7 @@ from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 _LENGTHS = 16
 # Tokens of a device, and embeddings that are read from the host, at least.
 _LEAST_TOKENS, _LEAST_EMBEDDINGS = 512, 1024
+CHUNK = 1024  # classes or images that are computed at a time, for features of many
 
 
 class Encoder:
@@ -57,7 +58,7 @@ class Encoder:
     mesh: Mesh | None = None,
     tower: str = "shared",
     dtype: str = "float32",
-    chunk: int = 1024,
+    chunk: int = CHUNK,
     image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):

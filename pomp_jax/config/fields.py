@@ -11,7 +11,6 @@ from typing import Any
 
 from pomp_jax import hooks, registry
 from pomp_jax.clip.open_clip import named_clip
-from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS, WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import (
@@ -43,7 +42,6 @@ from pomp_jax.registry import FORMATS, METHODS, READERS, SOURCES, TASKS, WORLD
 _m = at_least(0 if hooks.WORDS else 1)
 _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
-_spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 BEST = "best"  # of `prompt.init`
 SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
@@ -64,10 +62,7 @@ class Clip(Group):
   image_tower: bool = row(True, "load the image tower; features of a file need none")
   text_tower: str = row("shared", "shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS))
   dtype: str = row("float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES))
-  remat: str = row("auto", "rematerialisation; auto: the fastest", one_of("auto", *REMAT))
-  n_chunks: int = row(0, "chunks of a step's classes; 0: chosen by memory_gib", at_least(0))
   memory_gib: float = row(0.0, "activation memory a device, GiB; 0: half of its limit", at_least(0))
-  chunk: int = row(1024, "classes or images at a time, for features of many", at_least(1))
   image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
 
   def check_model(self, dry_run: str) -> None:
@@ -375,9 +370,12 @@ class Loop(Group):
   accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
   epochs: int = row(5, "epochs", between(1, 2**20))
   steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
-  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
-  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
-  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
+  roll_backs: int = row(
+    0,
+    "times that a bad loss, also one above 5 times the usual, restores the last checkpoint; 0: a"
+    " loss that is not finite stops the run",
+    at_least(0),
+  )
 
 
 def check_cache(field: str, folder: str) -> None:

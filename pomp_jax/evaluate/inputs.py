@@ -58,7 +58,6 @@ def open_encoder(
     mesh=make_mesh(class_size, devices),
     tower=settings.text_tower,
     dtype=settings.dtype,
-    chunk=settings.chunk,
     image_chunk=settings.image_chunk,
     cache=ArrayCache(join(feature_store, "classes") if feature_store else None),
   )

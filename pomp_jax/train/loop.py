@@ -22,12 +22,15 @@ from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
+# Factor over the running mean of the loss above which a loss is bad, where it can be rolled back.
+SPIKE = 5.0
+
 
 def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
   Preempted when asked to stop: everything is saved. TrainingError for a bad loss, CheckpointError
-  for a failed save, as `on_bad_loss` and `checkpoint.on_failure` say.
+  for a failed save, as `roll_backs` and `checkpoint.on_failure` say.
   """
   settings = run.checkpoint
   retry = settings.on_failure == "retry"
@@ -56,7 +59,8 @@ def _train_from(
   tracker: Tracker | None,
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
-  state, monitor = last.state, LossMonitor(run.loop.loss_spike, last.statistics)
+  state = last.state
+  monitor = LossMonitor(SPIKE if run.loop.roll_backs else 0.0, last.statistics)
   loader = run.open_batches(last.step + last.skipped_batches, frozenset(last.unreadable))
   with contextlib.closing(loader), Watch(run, monitor, first=last.step, tracker=tracker) as watch:
     on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
@@ -97,12 +101,12 @@ def _roll_back(
   run: Run, checkpoints: Checkpoints, before: Checkpoint, error: BadLossError
 ) -> Checkpoint:
   """Returns the last good checkpoint with other draws; TrainingError if no roll-back is left."""
-  most = run.loop.max_roll_backs
-  if run.loop.on_bad_loss == "stop" or before.roll_backs >= most:
+  most = run.loop.roll_backs
+  if before.roll_backs >= most:
     again = f" after {before.roll_backs} roll-backs" if before.roll_backs else ""
     raise TrainingError(
       f"{error}: training stops{again}. The last good checkpoint is in {run.folder.checkpoints};"
-      " lower the learning rate, or let config.on_bad_loss='roll_back' resume from it"
+      " lower the learning rate, or let config.roll_backs=3 resume from it"
     ) from error
   good, mesh = resume(run, checkpoints), run.encoder.mesh
   last = good.rolled_back(before, error.step, run.seed, mesh)

@@ -28,14 +28,13 @@ def activation_memory(clip: Clip) -> float:
 def memory_plan(
   clip: Clip, encoder: Encoder, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
-  """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
+  """Returns the fastest plan that fits the memory for activations.
 
   `n_times` text towers share the memory; see `plan_memory`.
   """
-  config, limit = encoder.clip.config.text_config, activation_memory(clip) / n_times
-  plan = plan_memory(config, n_prefix, token_budget, limit, encoder.block)
-  remat = plan.remat if clip.remat == "auto" else clip.remat
-  return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
+  config = encoder.clip.config.text_config
+  limit = activation_memory(clip) / n_times
+  return plan_memory(config, n_prefix, token_budget, limit, encoder.block)
 
 
 def share_of_device(limit_gib: float) -> float:

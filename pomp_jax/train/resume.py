@@ -30,7 +30,7 @@ FREE_FIELDS = (
   *("data.threads", "data.workers", "data.max_corrupt", "data.root"),
   *("data.cache", "data.features", "data.feature_store"),
   # As long as no loss is bad.
-  *("on_bad_loss", "loss_spike", "max_roll_backs"),
+  "roll_backs",
 )
 # Fields that may change before a run is resumed: these, and those that follow the number and the
 # kind of devices. A change of the draws is a warning.

@@ -125,6 +125,8 @@ class PromptRun(Run):
   module: PromptContext
   # Validation accuracy of `prompt.candidates` by name; None unless training starts from the best.
   candidates: Mapping[str, float] | None = None
+  # Remat and chunks of a step where these are not to be those that fit the memory.
+  plan: MemoryPlan | None = None
 
   @property
   def k(self) -> int:
@@ -199,6 +201,8 @@ class PromptRun(Run):
   @property
   def step_memory(self) -> MemoryPlan:
     """Remat and chunks of a step."""
+    if self.plan is not None:
+      return self.plan
     # Images with class features of their own share the memory, and so do two trained towers.
     n_times = self.group_size if self.method.per_image_text else 1
     n_times *= 2 if METHODS[self.contrast.method].pixels else 1

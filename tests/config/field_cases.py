@@ -93,7 +93,6 @@ CASES = {
         "clip.activation": ("gelu", "open_encoder.settings.activation"),
         "clip.text_tower": ("reference", "open_encoder.settings.text_tower"),
         "clip.dtype": ("bfloat16", "open_encoder.settings.dtype"),
-        "clip.chunk": (7, "open_encoder.settings.chunk"),
         "clip.image_chunk": (3, "open_encoder.settings.image_chunk"),
         "mesh.class_size": (2, "open_encoder.class_size"),
         "data.feature_store": ("ROOT/store", "open_encoder.feature_store"),
@@ -110,7 +109,6 @@ CASES = {
       "clip.image_tower": (False, "load_clip.image_tower"),
       "clip.text_tower": ("reference", "Encoder.tower"),
       "clip.dtype": ("bfloat16", "Encoder.dtype"),
-      "clip.chunk": (7, "Encoder.chunk"),
       "clip.image_chunk": (3, "Encoder.image_chunk"),
       "mesh.class_size": (2, "make_mesh.class_size"),
       "data.feature_store": ("ROOT/store", "ArrayCache.folder", "ROOT/store/classes"),
@@ -200,8 +198,6 @@ CASES = {
       "data.workers": (0, "choose_readers.workers"),
       "data.max_corrupt": (0.5, "Loader.max_corrupt"),
       "clip.memory_gib": (5.0, "plan_memory.limit_bytes", 5 * 2**30),
-      "clip.remat": ("layers", "text_tower.memory.remat"),
-      "clip.n_chunks": (2, "text_tower.memory.n_chunks"),
     },
   ),
   "views of a training": Case(
@@ -250,16 +246,8 @@ CASES = {
     },
   ),
   "scalars": Case("training", TRAINING, {"log.every": (12, "write.step*", [12, 30, 30, 30])}),
-  "a training whose loss rises once": Case(
-    "training", TRAINING, {"loss_spike": (2.0, "LossMonitor.spike")}
-  ),
   "a training whose loss rises": Case(
-    "training",
-    TRAINING | {"loss_spike": 2.0},
-    {
-      "on_bad_loss": ("roll_back", "attempts", 6),
-      "max_roll_backs": (5, "attempts", 6),
-    },
+    "training", TRAINING, {"roll_backs": (5, {"attempts": 6, "LossMonitor.spike": 5.0})}
   ),
   "a training with the best words": Case(
     "training",
@@ -370,7 +358,6 @@ CASES = {
       "ablate.part": ((2, 2), "batches", [12, 12]),
       "ablate.lanes": (1, "train_lanes.size"),
       "ablate.curve_every": (4, {"train_lanes.curve_every": 4, "_step_times.every": 4}),
-      "loss_spike": (2.0, "LossMonitor.spike"),
     },
   ),
   "the end of cells": Case(

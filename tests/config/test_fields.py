@@ -48,9 +48,9 @@ def test_a_job_has_its_own_fields_alone():
 
 
 def test_another_job_keeps_the_fields_that_it_reads_too():
-  changes = {"data.upright": True, "k": 5, "clip.chunk": 7}
+  changes = {"data.upright": True, "k": 5, "clip.memory_gib": 7.0}
   found = defaults().replace(changes).replace({"job": "segment", "segment.pamr": 2})
-  kept = {"data.upright": True, "clip.chunk": 7, "segment.pamr": 2}
+  kept = {"data.upright": True, "clip.memory_gib": 7.0, "segment.pamr": 2}
   assert found == defaults("segment").replace(kept)
   config = with_jobs(base(), "repeat", "evaluate")
   assert config.job == "repeat" and config.evaluate.suite == "none"

@@ -70,7 +70,7 @@ class Case:
     settings = {"suite": "none", "root": str(self.folder / "data"), "batch_size": 16} | changes
     settings = {f"evaluate.{field}": value for field, value in settings.items()}
     # One shape for all sets: compiled once.
-    fields = {"job": "evaluate", "clip.model": str(self.folder / "clip"), "clip.chunk": 16}
+    fields = {"job": "evaluate", "clip.model": str(self.folder / "clip")}
     return small_config(**fields | settings)
 
   @property
@@ -465,7 +465,7 @@ def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, 
 
 def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, tmp_path):
   prompts = f"a photo of a {{}}.;{pretrained};{pretrained}/checkpoints"
-  config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
+  config = small_config(job="evaluate", **{"evaluate.prompts": prompts})
   assert [item.name for item in sets_of(config)] == ["base", "novel", "shifted"]
   results = run_job(changed(config, {"evaluate.sets": "novel"}), tmp_path)
   assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8, 12]

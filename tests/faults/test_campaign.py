@@ -179,7 +179,7 @@ def not_finite(training, rng, folder):
 def rolled_back(training, rng, folder):
   """Compared with the training that rolls back and is not stopped: its draws are others."""
   step, stop = int(rng.integers(1, STEPS)), int(rng.integers(1, STEPS))
-  roll = {"on_bad_loss": "roll_back"}
+  roll = {"roll_backs": 3}
   with nan_after(step):
     whole = training.run(folder / "whole", **roll)
     assert "ROLLED BACK" in whole.warnings, whole.error

@@ -51,8 +51,6 @@ def test_towers_share_the_memory_that_there_is(monkeypatch):
   )
   assert plan() == MemoryPlan(3, "layers")
   assert planned.call_args == mock.call(text, 5, 1000, 1.5 * 2**30, 128)
-  assert plan(**{"clip.n_chunks": 7}) == MemoryPlan(7, "layers")
-  assert plan(**{"clip.remat": "none"}) == MemoryPlan(3, "none")
 
 
 def test_cpus_have_no_limit_and_always_the_same():

@@ -1,9 +1,12 @@
 """`clip.dtype` in the jaxpr: each product and convolution of a step has the precision asked for."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from pomp_jax.clip.packed import MemoryPlan
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
 from pomp_jax.train.resume import first_state
@@ -14,11 +17,11 @@ from tests.support.small_run import small_config
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
 
-def step_products(one_layer, tmp_path, **changes):
+def step_products(one_layer, tmp_path, plan=None, **changes):
   """(type of the inputs, precision) of each product and convolution of floats in a step."""
   small = {"data.n_classes": 30, "k": 10, "clip.model": one_layer, "prompt.depth": 1}
   config = small_config(**small | changes)
-  run = setup.prepare(config, RunFolder(tmp_path))
+  run = dataclasses.replace(setup.prepare(config, RunFolder(tmp_path)), plan=plan)
   n, size = config.batch_size, run.encoder.clip.image_size
   batch = {"image": np.zeros((n, size, size, 3), np.uint8), "label": np.zeros(n, np.int32)}
   step = jax.make_jaxpr(run.build_step())(first_state(run), run.frozen, batch)
@@ -36,8 +39,8 @@ def step_products(one_layer, tmp_path, **changes):
   [
     {},
     pytest.param({"clip.text_tower": "reference"}, marks=needs_flax_clip),
-    {"clip.n_chunks": 2, "clip.remat": "chunks"},
-    {"clip.remat": "layers"},
+    {"plan": MemoryPlan(2, "chunks")},
+    {"plan": MemoryPlan(1, "layers")},
     {"method": "cocoop"},
     {"method": "maple"},
     {"method": "vpt_deep"},

@@ -25,7 +25,7 @@ MAY_CHANGE = {
   *("dry_run", "dry_run_rate", "log.every", "log.tracker"),
   *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
   *("data.threads", "data.workers", "data.max_corrupt", "data.root", "data.cache"),
-  *("data.features", "data.feature_store", "on_bad_loss", "loss_spike", "max_roll_backs"),
+  *("data.features", "data.feature_store", "roll_backs"),
 }
 
 
@@ -101,11 +101,11 @@ def test_features_of_other_images_are_refused_by_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("on_bad_loss", "roll_backs", "told"),
-  [("stop", 0, "training stops. "), ("roll_back", 2, "training stops after 2 roll-backs. ")],
+  ("roll_backs", "told"),
+  [(0, "training stops. "), (2, "training stops after 2 roll-backs. ")],
 )
-def test_a_bad_loss_ends_a_run_where_no_roll_back_is_left(tmp_path, on_bad_loss, roll_backs, told):
-  settings = types.SimpleNamespace(max_roll_backs=2, on_bad_loss=on_bad_loss)
+def test_a_bad_loss_ends_a_run_where_no_roll_back_is_left(tmp_path, roll_backs, told):
+  settings = types.SimpleNamespace(roll_backs=roll_backs)
   run = mock.Mock(spec=Run, loop=settings, folder=RunFolder(tmp_path))
   before, error = Checkpoint(8, None, roll_backs=roll_backs), BadLossError("loss is nan", 9)
   with pytest.raises(TrainingError, match=f"^loss is nan: {told}.*{tmp_path}/checkpoints") as found:
@@ -116,7 +116,7 @@ def test_a_bad_loss_ends_a_run_where_no_roll_back_is_left(tmp_path, on_bad_loss,
 def test_a_roll_back_takes_the_last_good_checkpoint_and_skips_what_was_bad(monkeypatch, caplog):
   good = mock.Mock(**{"rolled_back.return_value": Checkpoint(4, None, roll_backs=2)})
   monkeypatch.setattr(loop, "resume", lambda run, checkpoints: good)
-  settings = types.SimpleNamespace(max_roll_backs=3, on_bad_loss="roll_back")
+  settings = types.SimpleNamespace(roll_backs=3)
   encoder = types.SimpleNamespace(mesh="mesh")
   run = mock.Mock(spec=Run, loop=settings, seed=5, encoder=encoder)
   before = Checkpoint(6, None, roll_backs=1)

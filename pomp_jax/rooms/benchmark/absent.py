@@ -250,7 +250,6 @@ def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
     mesh=make_mesh(1, hosts.devices(local=True)[:1]),
     tower=clip.text_tower,
     dtype=clip.dtype,
-    chunk=clip.chunk,
     image_chunk=clip.image_chunk,
   )
   here = job.prepare(encoder)

@@ -19,7 +19,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip.packed import MemoryPlan
 from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.encoder import CHUNK
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.checkpoints import Checkpoints
@@ -159,8 +161,8 @@ def _class_cost(run: setup.PromptRun) -> Cost:
     batch_size = run.n_groups * max(1, round(n_images * part))
     loop = dataclasses.replace(run.loop, batch_size=batch_size)
     # Rematerialise as the whole step does.
-    clip = dataclasses.replace(run.clip, remat=plan.remat, n_chunks=n_chunks)
-    return dataclasses.replace(run, data=data, loop=loop, clip=clip, contrast=contrast)
+    own = MemoryPlan(n_chunks, plan.remat)
+    return dataclasses.replace(run, data=data, loop=loop, contrast=contrast, plan=own)
 
   def of(n_rows: int) -> Callable[[], None]:
     small = smaller(n_rows)
@@ -206,7 +208,7 @@ def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     return lambda: encoder.features_of_classes(state.params, of_part, run.module.position)
 
   # A whole chunk of a small tower: another number of rows would be another program.
-  chunk = min(n_classes, run.clip.chunk)
+  chunk = min(n_classes, CHUNK)
   is_small = text_flops(run, chunk * tokens.ids.shape[1]) <= _FEW_FLOPS
   least = chunk if is_small else _FEATURES * encoder.mesh.size
   return {"class_features": _cost(of, n_classes, least)}

@@ -156,19 +156,11 @@ class TrainMasks(Group):
   augment: str = row(
     "crop_flip", "augmentation: random scale, crop and flip", one_of(*MASK_AUGMENTS)
   )
-  min_scale: float = row(0.5, "smallest scale: shorter side of an image / size", above(0))
-  max_scale: float = row(1.5, "largest scale", above(0))
   targets: int = row(50, "regions of a view, the largest ones; at most the queries", at_least(1))
   lr: float = row(1e-4, "learning rate of AdamW", at_least(0))
   backbone: float = row(0.1, "factor on the learning rate of the backbone", at_least(0))
-  weight_decay: float = row(1e-4, "weight decay, decoupled", at_least(0))
-  power: float = row(0.9, "exponent of the learning rate's polynomial decay", at_least(0))
-  warmup: int = row(0, "steps of a linear warmup", at_least(0))
   clip_norm: float = row(0.01, "largest norm of the gradient; 0: any", at_least(0))
-  classes: float = row(1.0, "weight of the cross-entropy", at_least(0))
-  focal: float = row(20.0, "weight of the focal loss", at_least(0))
   dice: float = row(1.0, "weight of the dice loss", at_least(0))
-  no_object: float = row(0.1, "weight of queries without a region in the cross-entropy", above(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +249,6 @@ def check_train_masks(
     ("checkpoint.select", checkpoint.select, "last"),
   ):
     require(value == fixed, field, value, f"{fixed!r} where job='train_masks'")
-  expected = f"{own.min_scale} or more"
-  require(own.min_scale <= own.max_scale, "train_masks.max_scale", own.max_scale, expected)
   if own.source == "world":
     _check_world("train_masks", own, ("images", "labels", "annotations", "names"))
     return

@@ -32,6 +32,7 @@ from pomp_jax.rooms.regions.class_matrix import class_matrix, key_parts
 from pomp_jax.rooms.regions.fields import TrainMasks, TrainMasksConfig
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former import published_weights
+from pomp_jax.rooms.regions.mask_former.losses import LossWeights
 from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
 from pomp_jax.rooms.regions.mask_former.model import STRIDE, MaskFormer
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
@@ -44,6 +45,11 @@ from pomp_jax.train.setup import Run, length_of
 log = logging.getLogger(__name__)
 
 _PROMPT = "train_masks.prompt"
+# MaskFormer's recipe: bounds of the scale of a view (shorter side of an image / size), weight
+# decay, and the exponent of the learning rate's decay.
+_SCALES = (0.5, 1.5)
+_DECAY = 1e-4
+_POWER = 0.9
 # Scalars of the last steps in `results.json`.
 _SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
 
@@ -74,8 +80,8 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
   source, prompt = open_mask_set(own, config.seed), read_prompt(own.prompt, _PROMPT)
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
   steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
-  rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
-  views = (own.size, own.targets, own.augment, config.seed, (own.min_scale, own.max_scale))
+  rate = poly_schedule(own.lr, _POWER, total_steps)
+  views = (own.size, own.targets, own.augment, config.seed, _SCALES)
   training = MaskRun(
     config=config.to_dict(),
     seed=config.seed,
@@ -89,9 +95,7 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
     source=source,
     fetch=MaskViews(source, *views),
     frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
-    optimizer=adamw(
-      rate, weight_decay=own.weight_decay, backbone=own.backbone, clip_norm=own.clip_norm
-    ),
+    optimizer=adamw(rate, weight_decay=_DECAY, backbone=own.backbone, clip_norm=own.clip_norm),
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
@@ -137,7 +141,7 @@ class MaskRun(Run):
       mesh=self.encoder.mesh,
       model=MaskFormer(self.sizes, dtype),
       optimizer=self.optimizer,
-      weights=self.fields,
+      weights=LossWeights(dice=self.fields.dice),
     )
     return jax.default_matmul_precision(products)(step)
 

@@ -220,16 +220,6 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
     run_job(config, tmp_path)
 
 
-def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
-  losses = np.ones(30, np.float32)
-  losses[24] = 6.0
-  synthetic(lambda fields: np.minimum(losses, 2.0 if fields["seed"] else 9.0))
-  line = "BadLossError: loss is 6 at step 25, "
-  with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
-    run_job(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
-  assert all(cell["error"] is None for cell in run_job(config_for("seed=0|1"), tmp_path)["cells"])
-
-
 def test_a_cells_loss_is_the_mean_of_its_last_ten_steps(tmp_path, synthetic):
   losses = np.concatenate([np.full(15, 4.0), np.arange(10) / 10]).astype(np.float32)
   synthetic(lambda _: losses)

@@ -148,7 +148,7 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
     if kind == "ensemble":
       own[1]["templates"] = ["a {}.", template]
     prompts = (template if kind == "template" else prompt,)
-    config = settings(job="evaluate", **{"clip.model": "world", "clip.chunk": 16})
+    config = settings(job="evaluate", **{"clip.model": "world"})
     fields = {"evaluate.own_sets": tuple(own), "evaluate.prompts": prompts}
     return config.replace(fields)
 

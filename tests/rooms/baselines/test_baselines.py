@@ -18,7 +18,7 @@ from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
-from pomp_jax.rooms.baselines.fields import Tokens
+from pomp_jax.rooms.baselines.fields import Tip, Tokens
 from pomp_jax.rooms.baselines.finished_run import FinishedRun
 from pomp_jax.rooms.baselines.reports import method_labels
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
@@ -371,7 +371,7 @@ def test_settings_are_those_of_the_data_set_unless_given(caplog):
   """The published ones themselves are held in tests/config."""
   caplog.set_level("INFO")
   coop = {"data.source": "coop", "data.dataset": "eurosat"}
-  found_of = lambda config: tip_adapter.tip_settings(config.tip, config.data)
+  found_of = lambda config: tip_adapter.tip_settings(config.of(Tip), config.data)
   found = found_of(tip_config(**coop | {"tip.epochs": 0}))
   assert found == (2.0, 10.0, 12.0, 100, "hand_written")
   found = found_of(tip_config(**coop | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))

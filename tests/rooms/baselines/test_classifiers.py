@@ -17,6 +17,7 @@ from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.baselines import learner_accuracy, linear_probe, tip_adapter
 from pomp_jax.rooms.baselines.classifiers import Training
+from pomp_jax.rooms.baselines.fields import Tip
 from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
 from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, grid, mean_keys, tune
 from tests.support.checks import assert_close
@@ -113,7 +114,7 @@ def test_the_search_has_the_published_ends_or_those_of_the_config(monkeypatch, g
   monkeypatch.setattr(tip_adapter, "view_features", lambda *_: iter([epoch]))
   config = defaults().replace({"data.source": "coop", "data.dataset": "eurosat"})
   steps = {"alpha_steps": 4, "beta_steps": 5}
-  tip = dataclasses.replace(config.tip, **steps, **given)
+  tip = dataclasses.replace(config.of(Tip), **steps, **given)
   training = Training(
     data=config.data,
     encoder=mock.Mock(spec=Encoder, clip=SimpleNamespace(logit_scale=SCALE)),

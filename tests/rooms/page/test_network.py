@@ -14,6 +14,7 @@ from pomp_jax.rooms.page import server
 from pomp_jax.rooms.page.comparison import Comparison
 from pomp_jax.rooms.page.fields import Page
 from pomp_jax.rooms.page.form import Example
+from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions import on_page as module
 from pomp_jax.rooms.regions.class_matrix import class_matrix
 from pomp_jax.rooms.regions.class_splits import undivided
@@ -56,8 +57,12 @@ def scored(case):
   for named in comparison.prompts:
     encoder = comparison._encoder
     matrix = class_matrix(encoder, classes.synonyms, named)
-    source = open_region_source(config.regions, config.propose, config.clip, encoder, images)
-    scorer = RegionScorer(config.regions, source, encoder, classes, [matrix], logit_scale=0.0)
+    source = open_region_source(
+      config.page.of(fields.Regions), config.page.of(fields.Propose), config.clip, encoder, images
+    )
+    scorer = RegionScorer(
+      config.page.of(fields.Regions), source, encoder, classes, [matrix], logit_scale=0.0
+    )
     [(_, found)] = scorer.scored([0])
     yield found.regions, found.scores[0]
 
@@ -67,7 +72,11 @@ def test_objects_are_those_of_predict(case):
   picture, objects = comparison.regions.find_objects(comparison.asked(image, NAMES))
   assert picture.startswith(b"\x89PNG")
   for rows, (regions, scores) in zip(objects, scored(case), strict=True):
-    limits = config.detect, config.regions.mask_threshold, MAX_DETECTIONS["coco"]
+    limits = (
+      config.page.of(fields.Detect),
+      config.page.of(fields.Regions).mask_threshold,
+      MAX_DETECTIONS["coco"],
+    )
     expected = detections_of(regions, scores, image.size[::-1], *limits)
     found = zip(expected.classes, expected.scores, strict=True)
     pairs = {(NAMES[c], round(float(score), 4)) for c, score in found}

@@ -138,19 +138,11 @@ CHANGES = {
   "prompt": ("{}!", {}, "class_matrix.prompt"),
   "size": (96, {}, "MaskViews.size"),
   "augment": ("none", {}, "MaskViews.augment"),
-  "min_scale": (1.4, {}, "MaskViews.scales", (1.4, 1.5)),
-  "max_scale": (0.6, {}, "MaskViews.scales", (0.5, 0.6)),
   "targets": (1, {}, "MaskViews.n_targets"),
   "lr": (0.5, {}, "poly_schedule.base"),
   "backbone": (0.7, {}, "adamw.backbone"),
-  "weight_decay": (0.7, {}, "adamw.weight_decay"),
-  "power": (0.1, {}, "poly_schedule.power"),
-  "warmup": (3, {}, "poly_schedule.warmup"),
   "clip_norm": (0.5, {}, "adamw.clip_norm"),
-  "classes": (7.0, {}, "weights.classes"),
-  "focal": (7.0, {}, "weights.focal"),
   "dice": (7.0, {}, "weights.dice"),
-  "no_object": (0.7, {}, "weights.no_object"),
 }
 SPIED = (
   *((image_sets, name) for name in ("open_pixels", "read_annotations", "Scenes")),
@@ -285,7 +277,6 @@ def test_scenes_of_the_world_show_base_classes_alone():
   [
     ({"mesh.class_size": 2}, "mesh.class_size"),
     ({"accumulate": 2}, "accumulate"),
-    ({"train_masks.max_scale": 0.1}, "train_masks.max_scale"),
     ({"train_masks.images": "/nowhere"}, "train_masks.images"),
     ({"train_masks.labels": "/nowhere"}, "train_masks.labels"),
     ({"train_masks.names": ""}, "train_masks.names"),

@@ -5,6 +5,7 @@ Shapes: J decoder layers, B images, Q queries, T target masks of an image with p
 H, W sides of a target mask, h, w sides of a predicted one.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -13,12 +14,21 @@ import jax.numpy as jnp
 import optax
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
-from pomp_jax.rooms.regions.fields import TrainMasks
 
 # Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and exponent.
 _ALPHA, _GAMMA = 0.25, 2
 # Bound on a cost, also in place of NaN, with which the matching might never end.
 _MAX_COST = 1e10
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+  """Weights of the terms of the loss; the defaults are MaskFormer's."""
+
+  classes: float = 1.0  # of the cross-entropy
+  focal: float = 20.0
+  dice: float = 1.0
+  no_object: float = 0.1  # of queries without a region, in the cross-entropy
 
 
 class Predictions(NamedTuple):
@@ -50,7 +60,7 @@ def mask_losses(
   predictions: Predictions,
   targets: Targets,
   queries_JxBxT: Int32[Array, "J B T"],
-  weights: TrainMasks,
+  weights: LossWeights,
 ) -> MaskLosses:
   """Sums the losses of matched queries and targets over all layers.
 
@@ -67,7 +77,9 @@ def mask_losses(
   return MaskLosses(jnp.sum(layers.loss), *(values_J[-1] for values_J in layers[1:]))
 
 
-def match(predictions: Predictions, targets: Targets, weights: TrainMasks) -> Int32[Array, "J B T"]:
+def match(
+  predictions: Predictions, targets: Targets, weights: LossWeights
+) -> Int32[Array, "J B T"]:
   """The query of each target: the assignment of the lowest cost, different queries in an image.
 
   The cost of a query and a target is that of the three losses with -p instead of -log p of the
@@ -104,7 +116,7 @@ def match(predictions: Predictions, targets: Targets, weights: TrainMasks) -> In
 
 
 def _losses_of_layer(
-  layer: Predictions, queries_BxT: jax.Array, targets: Targets, *, weights: TrainMasks
+  layer: Predictions, queries_BxT: jax.Array, targets: Targets, *, weights: LossWeights
 ) -> MaskLosses:
   valid_BxT = targets.valid
   n_valid = jnp.sum(valid_BxT, dtype=jnp.float32)

@@ -16,8 +16,13 @@ import optax
 
 from pomp_jax.array_types import Array, Int
 from pomp_jax.prompt.mesh import DATA
-from pomp_jax.rooms.regions.fields import TrainMasks
-from pomp_jax.rooms.regions.mask_former.losses import Predictions, Targets, mask_losses, match
+from pomp_jax.rooms.regions.mask_former.losses import (
+  LossWeights,
+  Predictions,
+  Targets,
+  mask_losses,
+  match,
+)
 from pomp_jax.rooms.regions.mask_former.model import (
   STRIDE,
   MaskFormer,
@@ -31,7 +36,7 @@ _EMBEDDINGS = ("query_embed", "non_object")
 
 
 def make_mask_step(
-  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: TrainMasks
+  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: LossWeights
 ) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
 
@@ -88,13 +93,11 @@ def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Target
   return Targets(jnp.maximum(labels, 0), masks, labels >= 0)
 
 
-def poly_schedule(base: float, power: float, steps: int, warmup: int = 0) -> optax.Schedule:
-  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR; rises linearly over `warmup` steps."""
+def poly_schedule(base: float, power: float, steps: int) -> optax.Schedule:
+  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR without a warmup."""
 
   def rate(step):
-    decay = (1 - jnp.minimum(step / steps, 1.0)) ** power
-    rise = jnp.minimum((step + 1) / (warmup + 1), 1.0)
-    return base * rise * decay
+    return base * (1 - jnp.minimum(step / steps, 1.0)) ** power
 
   return rate
 

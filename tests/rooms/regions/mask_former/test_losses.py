@@ -8,15 +8,20 @@ import pytest
 import torch
 from transformers.models.maskformer import modeling_maskformer
 
-from pomp_jax.rooms.regions.fields import TrainMasks
-from pomp_jax.rooms.regions.mask_former.losses import Predictions, Targets, mask_losses, match
+from pomp_jax.rooms.regions.mask_former.losses import (
+  LossWeights,
+  Predictions,
+  Targets,
+  mask_losses,
+  match,
+)
 
 LAYERS, IMAGES, QUERIES, TARGETS, CLASSES = 3, 4, 7, 5, 6
 SMALL, FULL = (8, 6), (32, 24)
 # Real targets of each image: all, some, and none.
 COUNTS = np.array([5, 2, 0, 3])
-WEIGHTS = TrainMasks()
-OTHERS = TrainMasks(classes=2.0, focal=5.0, dice=3.0, no_object=0.4)
+WEIGHTS = LossWeights()
+OTHERS = LossWeights(classes=2.0, focal=5.0, dice=3.0, no_object=0.4)
 
 
 def random_predictions(seed=0):

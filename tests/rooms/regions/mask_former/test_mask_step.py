@@ -14,8 +14,7 @@ import torch
 
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
-from pomp_jax.rooms.regions.fields import TrainMasks
-from pomp_jax.rooms.regions.mask_former.losses import Predictions, mask_losses, match
+from pomp_jax.rooms.regions.mask_former.losses import LossWeights, Predictions, mask_losses, match
 from pomp_jax.rooms.regions.mask_former.mask_step import (
   adamw,
   make_mask_step,
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.mesh
 SIZE, TARGETS, CLASSES, IMAGES = 40, 3, 5, 8
 SIZES = dataclasses.replace(TINY, embedding=16, dropout=0.2)
 # So far from the defaults that a matching by those is another one.
-WEIGHTS = TrainMasks(classes=50.0, focal=0.5, dice=0.5, no_object=0.4)
+WEIGHTS = LossWeights(classes=50.0, focal=0.5, dice=0.5, no_object=0.4)
 
 
 @pytest.fixture(scope="module")
