@@ -275,7 +275,7 @@ SHARE_OF_PEAK: Hook[Callable[[Run], Callable[[float], dict[str, float]]]] = Hook
   "rooms.benchmark.flops:share_of_peak"
 )
 SYNTHETIC_CLIPS: Hook[SyntheticClips] = Hook("rooms.benchmark.synthetic_clip")
-NAMED_SETS: Hook[NamedSets] = Hook("rooms.data_sets.named_sets")
+NAMED_SETS: Hook[NamedSets] = Hook("rooms.data_sets.chosen_sets")
 SUITES: Hook[Suites] = Hook("rooms.data_sets.suites")
 # Group of sets, kind of figure, rows of ours -> published figures by method.
 PUBLISHED: Hook[Callable[[str, str, Mapping[str, Any]], dict[str, dict[str, Any]]]] = Hook(
@@ -332,7 +332,7 @@ if TYPE_CHECKING:
   from pomp_jax.rooms.baselines import finished_run
   from pomp_jax.rooms.benchmark import flops, profiler, synthetic_clip
   from pomp_jax.rooms.buckets import libraries
-  from pomp_jax.rooms.data_sets import named_sets, suites
+  from pomp_jax.rooms.data_sets import chosen_sets, suites
   from pomp_jax.rooms.hierarchy import relations
   from pomp_jax.rooms.interchange import (
     class_features,
@@ -356,7 +356,7 @@ if TYPE_CHECKING:
   PROFILER.takes(profiler.open_profiler)
   SHARE_OF_PEAK.takes(flops.share_of_peak)
   SYNTHETIC_CLIPS.takes(synthetic_clip)
-  NAMED_SETS.takes(named_sets)
+  NAMED_SETS.takes(chosen_sets)
   SUITES.takes(suites)
   PUBLISHED.takes(suites.published)
   RELATIONS.takes(relations.relations)

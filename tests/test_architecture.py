@@ -1,6 +1,7 @@
 """What import-linter can't see of the plan: imports, names, and who has the config."""
 
 import ast
+import inspect
 from pathlib import Path
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import pytest
 
 from pomp_jax import registry
+from pomp_jax.config import fields, settings
+from pomp_jax.config.group import Group, own_rows
 
 PACKAGE = Path(__file__).parent.parent / "pomp_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -136,6 +139,23 @@ def test_a_config_is_unpacked_once():
   assert others == ["config/checks.py: validate", "train/setup.py: prepare"]
 
 
+def test_the_core_reads_each_of_its_fields():
+  """A field that rooms alone read is theirs; with all rooms off nothing would read it."""
+  read = set()
+  for path in set(MODULES) - set(_in("rooms")):
+    nodes = ast.walk(ast.parse(path.read_text()))
+    read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+  groups = [group for group in vars(fields).values() if inspect.isclass(group)]
+  rows = {
+    f"{group.__name__}.{name}"
+    for group in [*groups, settings.Config]
+    if issubclass(group, Group)
+    for name in own_rows(group)
+  }
+  assert len(rows) > 80
+  assert {row for row in rows if row.partition(".")[2] not in read} == set()
+
+
 def test_the_fields_of_a_room_may_be_imported_first():
   """As by a process that unpickles a room's function."""
   rooms = [path.parent.name for path in MODULES if path.parts[-3:][0] == "rooms"]
@@ -147,7 +167,7 @@ def test_the_fields_of_a_room_may_be_imported_first():
       "for name in [n for n in sys.modules if n.startswith('pomp_jax')]: del sys.modules[name]\n"
     )
   done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True)
-  assert len(rooms) == 7 and done.returncode == 0, done.stderr.decode()
+  assert len(rooms) == 9 and done.returncode == 0, done.stderr.decode()
 
 
 def _imported(path):

@@ -382,7 +382,13 @@ def optimizer_of(
     total_steps: steps of the training.
     traced: traced values of rates, momentum and decay, in the place of the fields' own.
   """
-  numbers = optim.flat() | dict(traced or {})
+  numbers = {
+    "lr": optim.lr,
+    "momentum": optim.momentum,
+    "weight_decay": optim.weight_decay,
+    "warmup_lr": optim.warmup_lr,
+    **(traced or {}),
+  }
   rate = learning_rate(
     schedule=optim.schedule,
     base=numbers["lr"],

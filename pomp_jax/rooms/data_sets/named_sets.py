@@ -17,13 +17,12 @@ from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.evaluate.evaluation_sets import EvaluationSet, OfSplit
 from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.registry import load
-from pomp_jax.rooms.data_sets import own_sets
 from pomp_jax.rooms.data_sets.fields import Sets
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, NO_SUITE, SUITES
 
 
-def evaluation_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
-  """Returns the sets that `evaluate.sets` or the suite names, and then a user's own.
+def named_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
+  """Returns the sets that `evaluate.sets` or the suite names.
 
   Args:
     evaluate: fields of the evaluation.
@@ -32,18 +31,12 @@ def evaluation_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[
 
   Raises:
     ConfigError: an unknown name, or no folder for it.
-    SourceError: an unusable file of sets.
   """
   settings = evaluate.of(Sets)
   sets = []
   for name in _named(settings):
     sets += _of_named(settings, evaluate, source, name, of_split)
-  return sets + own_sets.evaluation_sets(settings.sets_file, settings.own_sets)
-
-
-def facts(evaluate: Evaluate) -> dict[str, str]:
-  """What `results.json` says of the choice of the sets."""
-  return {"suite": evaluate.of(Sets).suite}
+  return sets
 
 
 def _named(settings: Sets) -> list[str]:
