@@ -111,6 +111,7 @@ CHANGES = {
   "prompt.visual_tokens": (4, SHALLOW, "program state", {"parameters": [(1, 4, 128)]}),
   "kdpl.teacher": ("ONE", KDPL, "program frozen", {}),
   "kdpl.prompt": ("{}.", KDPL, "frozen", {}),
+  "kdpl.classes": ("likeliest", KDPL, "program", {}),
   "eval.template": ("{}.", SHALLOW, "frozen", {}),
   "eval.images": (20, {}, "splits", {"tested": [32, 32, 32], "validated": [32]}),
   "negatives": ("all", {}, "program", {"k": 16}),
