@@ -188,7 +188,7 @@ METHODS_WITHOUT_STEPS = ("probe.", "tip.")
 
 
 def test_each_field_has_one_row():
-  """Those of other jobs, and what the fields without effect reach: tests/config/field_cases.py."""
+  """Those of other jobs, and what the fields without effect reach: tests/rooms/field_cases.py."""
   known = [field for field in fields_of("pretrain") if not field.startswith(METHODS_WITHOUT_STEPS)]
   rows = [*CHANGES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE]
   assert sorted(rows) == sorted(known)
