@@ -32,7 +32,7 @@ WORLD = SMALL | {
 }
 CROSS = {"data.dataset": "imagenet1k", "data.classes": "all"}
 # K counts the teacher's class of an image, which is one of the 1,000.
-AGNOSTIC = {"negatives": "sampled", "k": 1001, "sampling.name": "top"}
+AGNOSTIC = {"negatives": "sampled", "k": 1001, "kdpl.classes": "likeliest"}
 AGNOSTIC |= {"data.classes": "all", "kdpl.prompt": "a photo of a {}."}
 
 

@@ -1,12 +1,10 @@
 """Seconds of training until a prompt is as good as that of the exact contrast, by sampler and K.
 
-4,096 classes of the embedded world; of these the README's four curves, and two baselines of
-`posterior` (in one folder, so that the exact contrast is trained once); banks of several ages; and
+4,096 classes of the embedded world; of these the README's four curves; banks of several ages; and
 all 21,841 classes:
 
   python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_4096
   python -m pomp_jax.main --config=configs/time_to_accuracy.py:short --workdir=runs/time_short
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:baselines --workdir=runs/time_short
   python -m pomp_jax.main --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank
   python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
 
@@ -22,10 +20,6 @@ _VARIANTS = {
   "short": {
     "ablate.grid": f"sampling.name=uniform|posterior;k=64;steps=400;{_SEEDS}"
     f" & sampling.name=uniform;k=1024;steps=100;{_SEEDS} & {_EXACT}",
-  },
-  "baselines": {
-    "ablate.grid": f"sampling.name=posterior|top;k=16|64|256;steps=200;{_SEEDS}"
-    f" & sampling.name=independent;k=2|3;steps=200;{_SEEDS} & {_EXACT}",
   },
   "bank": {
     "ablate.grid": f"sampling.name=posterior;k=64|all;sampling.renew=0|128|4096;{_SEEDS}",

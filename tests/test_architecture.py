@@ -72,6 +72,22 @@ def test_modules_are_imported_without(group):
   assert done.returncode == 0, done.stderr
 
 
+def test_no_test_of_the_core_imports_a_room():
+  """A room's tests lie in its folder, so that they go with it and the core's run without it."""
+  tests = Path(__file__).parent
+  found = []
+  for path in tests.rglob("*.py"):
+    if path.relative_to(tests).parts[0] == "rooms":
+      continue
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      if isinstance(node, ast.ImportFrom):
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+      if any(name.startswith(("pomp_jax.rooms", "tests.rooms")) for name in names):
+        found.append(f"{path.relative_to(tests)}:{node.lineno}")
+  assert found == []
+
+
 def test_no_string_names_another_framework():
   """As `importlib.import_module("torch")`, which import-linter does not see."""
   found = set()

@@ -218,8 +218,8 @@ class Sampling(Group):
 
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
   mix: float = row(0.1, "share of the uniform distribution in the other samplers", above(0, 1))
-  temperature: float = row(0.05, "temperature of hard and easy, in units of the cosine", above(0))
-  anchors: str = row("classes", "anchors of hard and easy", one_of(*ANCHORS))
+  temperature: float = row(0.05, "temperature of hard, in units of the cosine", above(0))
+  anchors: str = row("classes", "anchors of hard", one_of(*ANCHORS))
   renew: int = row(64, "rows of the bank that a step renews in turn", at_least(0))
   bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))

@@ -61,7 +61,7 @@ class Bank(struct.PyTreeNode):
     `own_class` an image's own class takes part in its denominator: an image that is certain of its
     class then proposes next to nothing, and the sum is below 1.
     """
-    shares_BxR, _ = self._shares(anchors_BxE, labels_B, temperature, own_class)
+    shares_BxR = self._shares(anchors_BxE, labels_B, temperature, own_class)
     q_DxR = jnp.mean(shares_BxR.reshape(-1, len(labels_B), len(self.rows)), axis=1)
     if self.sharded:
       # To each data index the shares of its own images: from data index d the rows of d.
@@ -69,53 +69,12 @@ class Bank(struct.PyTreeNode):
       q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
     return q_DxR.reshape(-1)[: self.n_classes]
 
-  def draw_for_each(
-    self,
-    positions_BxS: Float[Array, "B S"],
-    images_BxE: Float[Array, "B E"],
-    labels_B: Int32[Array, " B"],
-    temperature: float,
-    mix: float,
-  ) -> tuple[Int32[Array, "B S"], Float[Array, "B S"]]:
-    """Draws classes for each image by itself, with replacement and never the image's own.
-
-    q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(x_i . g_c / T) over c != y_i, with mix > 0 and unit
-    features x_i. A draw takes a uniform number in [0, 1), of `positions_BxS`; also returns q_i.
-    """
-    shares_BxR, other_BxR = self._shares(images_BxE, labels_B, temperature, own_class=False)
-    q_BxR = jnp.where(other_BxR, mix / (self.n_classes - 1) + (1.0 - mix) * shares_BxR, 0.0)
-    # Inverse of the distribution function: first the device, then the class among its rows.
-    ends_BxR = jnp.cumsum(q_BxR, axis=1)
-    totals_DxB = ends_BxR[None, :, -1]
-    device: jax.Array | int = 0
-    if self.sharded:
-      positions_BxS = jax.lax.all_gather(positions_BxS, DATA, tiled=True)
-      totals_DxB = jax.lax.all_gather(totals_DxB, (DATA, CLASS), tiled=True)
-      device = self._first_row() // len(self.rows)
-    ends_DxB = jnp.cumsum(totals_DxB, axis=0)
-    places_BxS = positions_BxS * ends_DxB[-1][:, None]
-    start_B = jnp.where(device > 0, ends_DxB[device - 1], 0.0)
-    mine_BxS = (places_BxS >= start_B[:, None]) & (places_BxS < ends_DxB[device][:, None])
-    inner_BxS = places_BxS - start_B[:, None]
-    find = lambda ends_R, places_S: jnp.searchsorted(ends_R, places_S, side="right")
-    rows_BxS = jax.vmap(find)(ends_BxR, inner_BxS)
-    # Rounding may lead beyond the last class.
-    last_row = jnp.clip(self.n_classes - self._first_row(), 1, len(self.rows)) - 1
-    rows_BxS = jnp.minimum(rows_BxS, last_row).astype(jnp.int32)
-    q_BxS = jnp.take_along_axis(q_BxR, rows_BxS, axis=1)
-    found = jax.tree.map(
-      lambda leaf: jnp.where(mine_BxS, leaf, 0), (self._first_row() + rows_BxS, q_BxS)
-    )
-    if self.sharded:
-      found = jax.lax.psum_scatter(jax.lax.psum(found, CLASS), DATA, tiled=True)
-    return found
-
   def _shares(
     self, anchors_BxE: jax.Array, labels_B: jax.Array, temperature: float, own_class: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Softmax of each image over the rows of all devices, 0 for its own class; and other classes.
+  ) -> jax.Array:
+    """Softmax of each image over the rows of all devices, 0 for its own class, but of a teacher.
 
-    Both [B,R], of the device's rows and the images of all data indices.
+    [B,R], of the device's rows and the images of all data indices.
     """
     if self.sharded:
       # Every device scores the images of all data indices against its own rows.
@@ -133,14 +92,14 @@ class Bank(struct.PyTreeNode):
     )
     own_BxR = labels_B[:, None] == ids_R
     is_class_R = ids_R < self.n_classes
-    other_BxR = is_class_R & ~own_BxR
-    logits_BxR = jnp.where(is_class_R if own_class else other_BxR, logits_BxR, -jnp.inf)
+    counted_BxR = is_class_R if own_class else is_class_R & ~own_BxR
+    logits_BxR = jnp.where(counted_BxR, logits_BxR, -jnp.inf)
     reduced = lambda how, values_B: how(values_B, (DATA, CLASS)) if self.sharded else values_B
     highest_B = reduced(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
     totals_B = reduced(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
     shares_BxR = terms_BxR / totals_B[:, None]
-    return shares_BxR if self.keeps_own else jnp.where(own_BxR, 0.0, shares_BxR), other_BxR
+    return shares_BxR if self.keeps_own else jnp.where(own_BxR, 0.0, shares_BxR)
 
   def _first_row(self) -> jax.Array | int:
     return _first_row(len(self.rows)) if self.sharded else 0

@@ -17,9 +17,9 @@ from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
-from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast
+from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import ImageTower
-from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
+from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays, draw_negatives
 
 
 class Frozen(NamedTuple):
@@ -112,6 +112,20 @@ class Learner(abc.ABC):
     """What is contrasted of a draw's images, from both results of `observe` and the labels."""
     del params, frozen
     return Seen(images_B, labels_B, for_sampler=images_B, frozen=frozen_BxE)
+
+  def draw(
+    self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
+  ) -> Negatives:
+    """Classes that the images of a draw are contrasted with, by the sampler of the settings."""
+    return draw_negatives(
+      key,
+      settings.sampling,
+      k=settings.k,
+      n_classes=settings.n_classes,
+      labels_B=seen.labels,
+      images_BxE=jax.lax.stop_gradient(normalize(seen.for_sampler)),
+      arrays=frozen.sampling,
+    )
 
   @abc.abstractmethod
   def text_features(

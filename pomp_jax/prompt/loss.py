@@ -3,7 +3,7 @@
 Shapes: B images, S sampled negatives, E embedding, H levels of a hierarchy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -14,16 +14,26 @@ import jax.numpy as jnp
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.prompt.sampling.samplers import Negatives, SamplingSettings
 
-# `log`: the unbiased one. `log10`: as published. `refined`: of Khrylchenko et al. (2025), with the
-# gradient of `log`. `logq`: the classic correction, of the positive as well.
-CORRECTIONS = ("log", "log10", "none", "refined", "logq")
+
+class Correction(NamedTuple):
+  """A row of CORRECTIONS: how the loss makes up for the classes that are not drawn."""
+
+  scale: float  # factor on the log importance weight that is added to the logit of a negative
+  # In place of `log_one_plus_sum`, for the softmax loss: (corrected logits of the negatives less
+  # that of the image's class [B,S], log importance weights of the images' classes [B]) -> [B].
+  loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+
+CORRECTIONS = {
+  "log": Correction(1.0),  # the unbiased one
+  "log10": Correction(1.0 / math.log(10.0)),  # as published
+  "none": Correction(0.0),
+}
 # `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai et al.,
 # 2023); with the importance weights of `log`, value and gradient are unbiased at any K. `l1` and
 # `l2`: how far the own class is from the image, or the text in its place (Khattak et al., 2024).
 LOSSES = ("softmax", "sigmoid", "l1", "l2")
 _DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
-# Factors on the log importance weight; 1 for the others.
-SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +42,7 @@ class ContrastSettings:
 
   k: int  # K, 2..N; N is the full softmax
   n_classes: int  # N
-  correction: str | jax.Array  # one of CORRECTIONS, or its factor in SCALES as a traced number
+  correction: str | jax.Array  # one of CORRECTIONS, or its scale as a traced number
   logit_scale: float  # factor on the cosine
   sampling: SamplingSettings = SamplingSettings()  # the sampler of negatives
   ancestors_weight: float = 0.0  # weight of the loss over kinds of classes; 0 for none
@@ -59,9 +69,9 @@ def margin(
 ) -> Float[Array, " B"]:
   """The correction that is added to every negative logit after a plain uniform draw.
 
-  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full one;
-  `refined` and `logq` have the same. `log10`: log10((N-1) / n_i), as in the published code. `none`:
-  0. A traced number is a factor as in SCALES.
+  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full one.
+  `log10`: log10((N-1) / n_i), as in the published code. `none`: 0. A traced number is the scale of
+  a correction.
 
   n_i are the negatives of each image that were not rejected (`n_kept_B`); without one, 0.
   """
@@ -71,7 +81,7 @@ def margin(
 
 
 def _factor(correction: str | jax.Array) -> float | jax.Array:
-  return SCALES.get(correction, 1.0) if isinstance(correction, str) else correction
+  return CORRECTIONS[correction].scale if isinstance(correction, str) else correction
 
 
 def local_contrast(
@@ -106,14 +116,11 @@ def local_contrast(
   else:
     cosine_BxS = jnp.einsum("be,sbe->bs", image_BxE, negative_SxE, precision=precision)
   negative_BxS = scale * cosine_BxS
-  kept_BxS, margin_BxS, own_B = kept_with_margin(settings, labels_B, negatives)
+  kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   corrected_BxS = jnp.where(kept_BxS, negative_BxS + margin_BxS, -jnp.inf)
-  kind = correction if isinstance(correction, str) else "log"
   # Relative to the positive before the exponentials: exact for an image without negatives, and
   # logits of 100 do not cancel where the loss is small.
   gap_BxS = corrected_BxS - positive_B[:, None]
-  if kind == "logq":
-    gap_BxS -= own_B[:, None]
   if settings.loss == "sigmoid":
     negative_loss_BxS = jax.nn.softplus(negative_BxS + settings.logit_bias)
     weight_BxS = jnp.exp(jnp.where(kept_BxS, margin_BxS, -jnp.inf))
@@ -123,7 +130,11 @@ def local_contrast(
   if settings.loss in _DISTANCES:
     loss = jnp.mean(_DISTANCES[settings.loss](image_BxE - positive_BxE))
     return Contrast(loss, _accuracy(positive_B, negative_BxS, kept_BxS))
-  loss_B = _refined(gap_BxS) if kind == "refined" else _log_one_plus_sum(gap_BxS)
+  own_loss = CORRECTIONS[correction].loss if isinstance(correction, str) else None
+  if own_loss is None:
+    loss_B = log_one_plus_sum(gap_BxS)
+  else:
+    loss_B = own_loss(gap_BxS, _own_log_weights(negatives, margin_BxS))
   if settings.ancestors_weight:
     ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
     loss_B += settings.ancestors_weight * ancestors_B
@@ -132,20 +143,27 @@ def local_contrast(
 
 def kept_with_margin(
   settings: ContrastSettings, labels_B: Int32[Array, " B"], negatives: Negatives
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Negatives of each image [B,S]; what is added to their logits [B,S] or [B,1], and its own."""
+) -> tuple[jax.Array, jax.Array]:
+  """Negatives of each image [B,S], and what is added to their logits: [B,S], [1,S] or [B,1]."""
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
     kept_BxS &= negatives.available
   if negatives.rejected is not None:
     kept_BxS &= ~negatives.rejected
-  n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
-  own_B = margin(n_kept_B, settings.n_classes, settings.correction)
-  margin_BxS = own_B[:, None]
-  if negatives.log_weights is not None and negatives.own_log_weights is not None:
-    margin_BxS = _factor(settings.correction) * negatives.log_weights[None, :]
-    own_B = negatives.own_log_weights
-  return kept_BxS, margin_BxS, own_B
+  log_weights = negatives.log_weights
+  if log_weights is None:
+    n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
+    return kept_BxS, margin(n_kept_B, settings.n_classes, settings.correction)[:, None]
+  if log_weights.ndim == 1:
+    return kept_BxS, _factor(settings.correction) * log_weights[None, :]
+  return kept_BxS & (log_weights > -jnp.inf), _factor(settings.correction) * log_weights
+
+
+def _own_log_weights(negatives: Negatives, margin_BxS: jax.Array) -> jax.Array:
+  if negatives.log_weights is None:  # uniform: that of all classes
+    return margin_BxS[:, 0]
+  own_B = negatives.own_log_weights
+  return jnp.zeros(()) if own_B is None else own_B
 
 
 def _accuracy(positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Array) -> jax.Array:
@@ -153,21 +171,9 @@ def _accuracy(positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Arra
   return jnp.mean(positive_B > hardest_B)
 
 
-def _log_one_plus_sum(gap_BxS: jax.Array) -> jax.Array:
+def log_one_plus_sum(gap_BxS: jax.Array) -> jax.Array:
   """log(1 + sum exp(gap)): the cross-entropy of the positive, which is the 1."""
   return jax.nn.logsumexp(jnp.pad(gap_BxS, ((0, 0), (1, 0))), axis=-1)
-
-
-def _refined(gap_BxS: jax.Array) -> jax.Array:
-  """(1 - P) log sum exp(gap), with P, the positive's probability, held fixed.
-
-  Khrylchenko et al., "Correcting the LogQ Correction" (2025): the positive is certain, so it is not
-  corrected and is in no sum of drawn classes. The gradient of log(1 + sum exp(gap)) is (1 - P)
-  times that of log sum exp(gap), so the two losses differ in value alone.
-  """
-  any_B = jnp.any(gap_BxS > -jnp.inf, axis=-1)
-  log_odds_B = jax.nn.logsumexp(jnp.where(any_B[:, None], gap_BxS, 0.0), axis=-1)
-  return jnp.where(any_B, jax.lax.stop_gradient(jax.nn.sigmoid(log_odds_B)) * log_odds_B, 0.0)
 
 
 def _ancestor_losses(gap_BxS: jax.Array, own_kinds_BxH: Any, kinds_SxH: Any) -> jax.Array:
@@ -176,12 +182,12 @@ def _ancestor_losses(gap_BxS: jax.Array, own_kinds_BxH: Any, kinds_SxH: Any) -> 
   A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so its
   probability is the sum of theirs. A level without the image's class counts as 0.
   """
-  whole_B = _log_one_plus_sum(gap_BxS)
+  whole_B = log_one_plus_sum(gap_BxS)
   n_levels = own_kinds_BxH.shape[1]
   total_B = jnp.zeros_like(whole_B)
   for level in range(n_levels):
     own_B = own_kinds_BxH[:, level]
     below_BxS = own_B[:, None] == kinds_SxH[None, :, level]
-    below_B = _log_one_plus_sum(jnp.where(below_BxS, gap_BxS, -jnp.inf))
+    below_B = log_one_plus_sum(jnp.where(below_BxS, gap_BxS, -jnp.inf))
     total_B += jnp.where(own_B >= 0, whole_B - below_B, 0.0)
   return total_B / n_levels

@@ -25,7 +25,7 @@ from pomp_jax.clip.packed import taken_of, token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, Learner, Seen, TextFeatures
-from pomp_jax.prompt.loss import Contrast, ContrastSettings, normalize
+from pomp_jax.prompt.loss import Contrast, ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, over_all_devices
 from pomp_jax.prompt.sampling import draws, samplers
 
@@ -99,8 +99,7 @@ def step_token_budget(
     taken_N = taken_of(lengths_N, capacity)
     shares = [taken_N[first::class_size].sum() for first in range(class_size)]
     return math.ceil(max(shares) + n_given * taken_N.max())
-  if settings.sampling.name == "independent":
-    # Each image draws from a list of its own.
+  if samplers.SAMPLERS[settings.sampling.name].for_each_image:
     lengths_N, size = np.tile(lengths_N, group_size), size * group_size
   n_drawn = -(-size // class_size)
   return token_budget(lengths_N, n_drawn, n_given, capacity)
@@ -234,15 +233,8 @@ def _device_contrast(
     frozen = frozen._replace(sampling=frozen.sampling._replace(bank=rows))
   seen = learner.see(params, frozen, group.images, group.labels, group.frozen)
   number = jax.lax.axis_index(DATA) * parts.accumulate + group.micro
-  drawn = samplers.draw_negatives(
-    draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number),
-    settings.sampling,
-    k=settings.k,
-    n_classes=settings.n_classes,
-    labels_B=seen.labels,
-    images_BxE=jax.lax.stop_gradient(normalize(seen.for_sampler)),
-    arrays=frozen.sampling,
-  )
+  key = draws.draw_key(jax.random.wrap_key_data(group.seed_key), group.step, number)
+  drawn = learner.draw(key, settings, frozen, seen)
   mine_R = _dealt(jnp.concatenate([seen.labels, drawn.ids]))
   classes = learner.text_features(params, frozen, mine_R, seen.features)
   contrast = _contrast(parts, frozen, seen, drawn, classes)

@@ -16,7 +16,6 @@ from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import checks, defaults, validate
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError
-from pomp_jax.rooms.benchmark import benchmark
 from tests.support.checks import assert_close, equations
 from tests.support.clips import HAS_FLAX_CLIP, TOWERS, encode_texts, pooled
 
@@ -96,9 +95,9 @@ def test_sentences_equal_torch_clip(stored, kind):
 
 
 def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
-  """The reference where transformers has no FlaxCLIP, as from 5 on; the benchmark skips it."""
+  """The reference where transformers has no FlaxCLIP, as from 5 on."""
   assert text.has_flax_clip() == HAS_FLAX_CLIP
-  for module in (text, checks, benchmark):
+  for module in (text, checks):
     monkeypatch.setattr(module, "has_flax_clip", lambda: False)
   config = defaults().replace({"clip.text_tower": "reference"})
   with pytest.raises(ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"):
@@ -106,4 +105,3 @@ def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
   validate(config.replace({"clip.text_tower": "shared"}))
   with pytest.raises(InputError, match=r"^text_tower: .*'transformers<5'"):
     text_tower("reference", small.clip.config.text_config)
-  assert benchmark._available(["shared", "reference"]) == ["shared"]

@@ -1,15 +1,11 @@
 """Fuzzing of what is typed: a config's string, `--config.x=`, the grid of an ablation."""
 
-import math
-import pathlib
-
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pomp_jax.config import ConfigError, base, defaults, fields_of, unpack, validate, with_argument
 from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
-from pomp_jax.rooms.ablation.grid import make_cells
 from tests.support.fuzzing import allowed_errors, awkward_text
 from tests.support.processes import ROOT
 
@@ -59,19 +55,3 @@ def test_overrides_on_the_command_line(arguments):
     settings = parse([f"--config={DEMO}", "--workdir=x", *arguments]).settings
     assert well_typed(settings)
     validate(settings)
-
-
-_texts = st.lists(values, min_size=1, max_size=3).map("|".join)
-
-
-@given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
-@example("k=16|64|all;correction=log|none;seed=0|1")
-def test_an_ablations_grid(grid):
-  config = defaults("ablate").replace({"ablate.grid": grid})
-  with allowed_errors(ConfigError, within=[ROOT]):
-    cells = make_cells(config.ablate.grid, config.replace)
-    assert len({cell.key for cell in cells}) == len(cells) > 0
-    assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))
-    for cell in cells:
-      assert pathlib.PurePath(cell.stem).name == cell.stem
-      assert well_typed(config.replace(cell.overrides))

@@ -73,8 +73,8 @@ SIGMOID = {"loss": "sigmoid"}
 BEST = {"prompt.init": "best", "checkpoint.select": "best"}
 # The field that is refused, what it has, and beside what; a neighbour that is accepted there.
 REFUSED = [
-  ("correction", "refined", SIGMOID, "log"),
-  ("correction", "logq", SIGMOID, "none"),
+  ("correction", "log10", SIGMOID, "log"),
+  ("correction", "log10", SIGMOID, "none"),
   ("sampling.ancestors_weight", 0.1, SIGMOID, 0.0),
   ("sampling.ancestors_weight", 0.1, {"loss": "l1"}, 0.0),
   ("optim.momentum", 1.0, ADAMW, 0.999),

@@ -12,8 +12,7 @@ from pomp_jax.data import images
 from pomp_jax.data.images import ImageError, prepare, read_image, resized_crop
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
-from pomp_jax.rooms.regions import label_images
+from tests.support.pictures import encode, natural_image
 
 # Its name from transformers 5 on, where the other is torchvision's.
 PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
@@ -106,8 +105,6 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     np.testing.assert_array_equal(images.load_rgb(opened, kind, upright=True)[0], expected)
     np.testing.assert_array_equal(read_image(encoded, 32, True, where=kind), prepare(expected, 32))
     (tmp_path / "image").write_bytes(encoded)
-    assert label_images.image_size(tmp_path / "image", True) == expected.size[::-1]
-    np.testing.assert_array_equal(label_images.read_rgb(tmp_path / "image", True), expected)
     # Crops are drawn in the upright picture.
     source = StoredImages("a", [0], ["image"], Files(tmp_path)).replace(upright=True)
     expected.save(tmp_path / "turned.png")

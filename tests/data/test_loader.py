@@ -20,7 +20,7 @@ from pomp_jax.data import loader as module
 from pomp_jax.data.loader import CorruptDataError, Loader, Readers, _close_together, choose_readers
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
+from tests.support.pictures import encode, natural_image
 
 
 class Numbers:

@@ -25,7 +25,7 @@ from pomp_jax.data.views import (
   make_view,
   views,
 )
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
+from tests.support.pictures import encode, natural_image
 
 RECIPE = Augmentation("recipe", n_views=3, seed=5)
 IMAGE = natural_image(0, 60, 80)

@@ -20,7 +20,6 @@ from pomp_jax.evaluate.named_prompts import NamedPrompt, turned_otherwise, warn_
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.mixtures.prompts import Mixture
 from tests.support.clips import huggingface_outputs, with_kernel, words_as_prompt
 from tests.support.small_run import run_job, small_config
 
@@ -248,15 +247,11 @@ def test_a_prompt_without_a_run_needs_names(encoder):
   ("recorded_rule", "rule", "n_lines"), [(True, False, 1), (False, True, 1), (True, True, 0)]
 )
 def test_another_rule_than_the_trainings_is_one_line(caplog, recorded_rule, rule, n_lines):
-  """Also of a prompt in a mixture."""
   prompt = recorded(np.zeros((2, 8), np.float32), upright=recorded_rule)
-  texts = [NamedPrompt("texts", "a {}")]
-  for number, named in enumerate((NamedPrompt("own", prompt), NamedPrompt("mixed", None))):
-    mixed = Mixture([NamedPrompt("own", prompt), *texts], [0.5, 0.5])
-    named = named if named.prompt else named._replace(prompt=mixed)
-    warn_of_turns([named, *texts], rule, f"{caplog.handler} {number} {rule} {recorded_rule}")
-    assert turned_otherwise([named, *texts], rule) == [named.label] * n_lines
-  assert [("own" in line or "mixed" in line) for line in caplog.messages] == [True] * 2 * n_lines
+  prompts = [NamedPrompt("own", prompt), NamedPrompt("texts", "a {}")]
+  warn_of_turns(prompts, rule, f"{caplog.handler} {rule} {recorded_rule}")
+  assert turned_otherwise(prompts, rule) == ["own"] * n_lines
+  assert ["own" in line for line in caplog.messages] == [True] * n_lines
 
 
 # Names of files and of classes that CSV, spreadsheets and consoles take for something else.

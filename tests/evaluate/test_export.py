@@ -18,9 +18,7 @@ from pomp_jax.evaluate import export
 from pomp_jax.evaluate.classify import open_prompt
 from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, read_json
-from pomp_jax.rooms.analysis import gradient_bias
-from pomp_jax.rooms.interchange.prompt_hub import HubError, results_of
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train.methods import initial_context
 from tests.support.clips import PLAIN_TOWER, encode_texts
 from tests.support.oracles import unit
@@ -31,7 +29,7 @@ CATEGORIES = [
   {"id": 2, "name": "red_star", "synonyms": ["red_star", "crimson_star", "teal_leaf"]},
   {"id": 40, "name": "blue_ring_(shape)", "synonyms": ["blue_ring_(shape)"]},
 ]
-_UPLOAD = {"hub": "hf:me/a", "license": "mit", "format": "npz"}
+UPLOAD = {"hub": "hf:me/a", "license": "mit", "format": "npz"}
 NAMES = ["red star", "teal leaf", "blue ring (shape)"]
 
 
@@ -145,11 +143,11 @@ def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
   ("changes", "error", "part"),
   [
     ({"names": ""}, ConfigError, "config.export.names"),
-    (_UPLOAD | {"hub": "me/a"}, ConfigError, "config.export.hub"),
-    (_UPLOAD | {"license": ""}, ConfigError, "config.export.license"),
-    (_UPLOAD | {"license": "The MIT licence"}, ConfigError, "config.export.license"),
-    (_UPLOAD | {"format": "pth"}, ConfigError, "config.export.format"),
-    (_UPLOAD | {"output": "a.npz"}, ConfigError, "config.export.output"),
+    (UPLOAD | {"hub": "me/a"}, ConfigError, "config.export.hub"),
+    (UPLOAD | {"license": ""}, ConfigError, "config.export.license"),
+    (UPLOAD | {"license": "The MIT licence"}, ConfigError, "config.export.license"),
+    (UPLOAD | {"format": "pth"}, ConfigError, "config.export.format"),
+    (UPLOAD | {"output": "a.npz"}, ConfigError, "config.export.output"),
     ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
     ({"output": "p.pt", "format": "open_clip"}, ConfigError, "ends with .npy or .safetensors"),
     ({"names": "HERE/names.txt", "synonyms": True}, ConfigError, "has no synonyms"),
@@ -188,10 +186,8 @@ def test_every_reader_of_prompt_files(hub, files, place):
   name, label = ("hf:me/a", "hf:me/a") if place == "hub" else (str(files), files.name)
   (named,) = read_prompts((name,), "evaluate.prompts")
   assert named.label == label
-  of_bias, bank = gradient_bias._load(name)
-  assert bank is None
   expected = load_prompt(files / "prompt.npz").context
-  for found in (load_prompt(name), open_prompt(name), named.prompt, of_bias):
+  for found in (load_prompt(name), open_prompt(name), named.prompt):
     np.testing.assert_array_equal(found.context, expected)
   config = small_config(**{"prompt.init": name, "prompt.m": 4})
   found = initial_context(config.prompt, load_clip("world"), 300)
@@ -205,29 +201,3 @@ def test_a_folder_without_a_prompt_is_an_error_and_no_words(tmp_path):
   config = small_config(**{"prompt.init": str(tmp_path), "prompt.m": 4})
   with pytest.raises(PromptFileError, match=r"prompt\.npz"):
     initial_context(config.prompt, load_clip("world"), 300)
-
-
-def test_the_prompt_is_uploaded_with_the_figures_of_its_run(hub, pretrained, files, capsys):
-  results, prompt = read_json(pretrained / "results.json"), load_prompt(pretrained)
-  # Of the folder as of the file in it.
-  for path in (pretrained, pretrained / "prompt.npz"):
-    assert results_of(str(path), prompt) == results
-  config = checked(files, **_UPLOAD, prompt=str(path), names="", private=True)
-  assert not hub.files
-  written = export.run(config, str(files / "run"))
-  assert hub.private == {"me/a"}
-  for name, content in hub.files["me/a"].items():
-    assert (files / "run" / name).read_bytes() == content
-  card = hub.files["me/a"]["README.md"].decode()
-  top1 = results["eval"]["novel"]["prompt"]["top1"]
-  assert f"| {100 * top1:.1f} |" in card and "license: mit" in card
-  assert written["url"] in capsys.readouterr().out
-  np.testing.assert_array_equal(load_prompt("hf:me/a").context, prompt.context)
-
-
-@pytest.mark.parametrize("changes", [{}, {"prompt": "hf:me/a"}, {"hub": "hf:me/a@v1"}])
-def test_what_the_hub_refuses_is_found_before_anything_is_written(hub, files, changes):
-  hub.down = True
-  with pytest.raises(HubError, match=r"^hf:me/a[^\n]*$"):
-    checked(files, **_UPLOAD | {"names": ""} | changes)
-  assert not (files / "run").exists()

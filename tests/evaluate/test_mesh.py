@@ -6,19 +6,14 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from pomp_jax import hosts
-from pomp_jax.config.fields import Clip
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import predictions
 from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.rooms.regions.fields import Propose
-from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
-from pomp_jax.rooms.regions.proposals import Proposer
 from tests.evaluate.test_classify import NAMES
 from tests.support.oracles import unit
-from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
 
@@ -54,18 +49,3 @@ def test_topk_equals_scikit_learn(n_devices, at_a_time, monkeypatch):
   expected = balanced_accuracy_score(labels, np.argmax(images @ classes.T, axis=-1))
   assert found["macro_top1"] == pytest.approx(expected)
   assert found["images"] == 200 and found["top1_interval"] == wilson_interval(found["top1"], 200)
-
-
-def test_regions():
-  network = MaskFormerFile(TINY, random_params(), ())
-  images = [IMAGES[0], IMAGES[1][:28], IMAGES[2]]
-  found = [
-    Proposer(network, make_mesh(devices=jax.devices()[:n]), None, Propose(), Clip(), 0.5).regions(
-      images
-    )
-    for n in (1, 8)
-  ]
-  for ours, theirs in zip(*found, strict=True):
-    for one, other in zip(ours, theirs, strict=True):
-      np.testing.assert_allclose(one.astype(float), other.astype(float), rtol=2e-3, atol=1)
-    np.testing.assert_allclose(ours.objectness, theirs.objectness, atol=1e-4)

@@ -1,16 +1,12 @@
 """Images that `config.data` names: splits, what stands for missing ones, halves, lists."""
 
-import json
-
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax import world
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs, stored
-from pomp_jax.rooms.data_sets import coop
 from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
@@ -229,28 +225,6 @@ def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
   both = data(tmp_path / "data", base=listed(tmp_path, "b", ["n02084071"]))
   assert names_of(both, "train") == ("dog",)
   assert names_of(both, "novel") == ("tench", "cat")
-
-
-def test_coop_and_its_names(tmp_path):
-  split = {
-    part: [[f"{part}{i}.jpg", i % 3, "abc"[i % 3]] for i in range(count)]
-    for part, count in (("train", 9), ("val", 6), ("test", 12))
-  }
-  (tmp_path / "dtd/images").mkdir(parents=True)
-  for path, _, _ in sum(split.values(), []):
-    Image.new("RGB", (8, 8)).save(tmp_path / "dtd/images" / path)
-  (tmp_path / "dtd/split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-  settings = {"source": "coop", "dataset": "dtd"}
-  few = data(tmp_path, shots=2, **settings)
-  sizes = [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")]
-  assert sizes == [6, 6, 12]
-  found = keys(data(tmp_path, shots=1, shots_seed=3, **settings), "train")
-  assert found == set(coop.open_coop(tmp_path, "dtd", shots=1, seed=3)["train"].keys.tolist())
-  names = listed(tmp_path, "three.txt", ["one", "two", "three"])
-  assert names_of(data(tmp_path, names=names, **settings), "test") == ("one", "two", "three")
-  names = listed(tmp_path, "two.txt", ["one", "two"])
-  with pytest.raises(SourceError, match=r"data\.names: got 2"):
-    inputs.n_training_classes(data(tmp_path, names=names, **settings))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.rooms.buckets import libraries
 from tests.support.checkpoint_states import META, assert_same, make_state
 from tests.support.small_run import small_config
 
@@ -40,20 +39,6 @@ def test_a_path_is_a_folder_while_an_object_is_in_it(folder):
   assert paths.is_file(path) and not paths.is_dir(path)
   assert (paths.file_size(path), paths.read_bytes(path)) == (7, b"content")
   assert str(paths.join(folder, "a", "b.txt")) == str(path) == f"{folder}/a/b.txt"
-
-
-@pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
-def test_a_missing_or_old_library_is_named(scheme, library, monkeypatch):
-  installed = {}
-  monkeypatch.setattr(libraries, "release_of", installed.get)
-  for release in (None, "2025.12.0", "2026.1.0.post1"):
-    installed[library] = release
-    with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:
-      paths.to_path(f"{scheme}://bucket/run")
-    assert "\n" not in str(caught.value) and (release or "not installed") in str(caught.value)
-  for release in ("2026.2.0", "2026.10.1", "2027.1"):
-    installed[library] = release
-    assert paths.problem_of(f"{scheme}://bucket/run") is None
 
 
 @pytest.mark.parametrize(

@@ -66,30 +66,6 @@ def test_mean_softmax_of_each_data_index(own_class, temperature):
     np.testing.assert_allclose(q_N, expected[d], rtol=1e-5, atol=1e-9)
 
 
-def test_draws_for_each_image_of_each_data_index():
-  """The inverse of an image's distribution function, at its ends too."""
-  positions = RNG.uniform(size=(D, B, 40)).astype(np.float32)
-  positions[..., :2] = 0.0, 1.0 - 2.0**-24
-  logits = IMAGES.astype(np.float64) @ BANK.T.astype(np.float64) / 0.2
-  others = np.arange(N) != LABELS[..., None]
-  shares = scipy.special.softmax(np.where(others, logits, -np.inf), axis=-1)
-  q = np.where(others, 0.3 / (N - 1) + 0.7 * shares, 0.0)
-  expected = (np.cumsum(q, axis=-1)[..., None, :] <= positions[..., None]).sum(axis=-1)
-
-  def draws(bank, *mine):
-    ids, q = bank.draw_for_each(*mine, 0.2, 0.3)
-    return jnp.stack([ids.astype(jnp.float32), q])
-
-  whole = Bank(jnp.asarray(BANK), N)
-  arguments = (positions, IMAGES, LABELS)
-  for found in (
-    _over_mesh(draws, *arguments),
-    np.stack([draws(whole, *map(jnp.asarray, one)) for one in zip(*arguments, strict=True)]),
-  ):
-    np.testing.assert_array_equal(found[:, 0], expected)
-    np.testing.assert_allclose(found[:, 1], np.take_along_axis(q, expected, -1), rtol=1e-5)
-
-
 @pytest.mark.parametrize(("class_size", "devices"), [(1, 1), (1, 8), (4, 8)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_written_rows(class_size, devices, dtype):

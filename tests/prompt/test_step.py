@@ -104,6 +104,7 @@ def test_the_budget_of_a_renewal_holds_its_longest_part():
     (20, "uniform", 4, 1, 19 + 4),
   ],
 )
+@pytest.mark.usefixtures("rows_of_studies")
 def test_the_budget_of_names_of_one_length(k, sampler, images, class_size, tokens):
   """Names of 16 tokens, beside the vectors that classes do not share."""
   settings = ContrastSettings(k, 21, "log", 10.0, SamplingSettings(sampler))

@@ -158,6 +158,7 @@ OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in
     pytest.param("independent", "shared", 4, marks=OTHER_LAYOUT),
   ],
 )
+@pytest.mark.usefixtures("rows_of_studies")
 def test_every_mesh_computes_the_same(steps_of, sampler, kind, class_size):
   """As one device, which accumulates eight groups."""
   expected = steps_of(sampler, 1, 1, PLAIN_TOWER if SAMPLERS[sampler].is_plain else "shared")

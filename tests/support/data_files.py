@@ -13,6 +13,7 @@ from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
+from tests.support.pictures import encode, natural_image
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 _PLACES = {
@@ -60,8 +61,6 @@ def write_folder(
   root: pathlib.Path, names: Sequence[str], count: int, suffix: str = ".jpg", seed: int = 0
 ) -> None:
   """Writes JPEG files of each class, named 0, 1, ..; another seed gives other pictures."""
-  from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
-
   for label, name in enumerate(names):
     (root / name).mkdir(parents=True)
     for number in range(count):

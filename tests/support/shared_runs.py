@@ -123,21 +123,6 @@ def pretrained(shared: Shared) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def region_set(shared: Shared) -> pathlib.Path:
-  """The folder of `region_jobs.write_region_set`."""
-  from tests.support.region_jobs import write_region_set
-
-  return shared("region_set", write_region_set)
-
-
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Neither `segment` nor `detect` draws."""
-  for job in ("segment", "detect"):
-    monkeypatch.setattr(f"pomp_jax.rooms.regions.{job}._draw", lambda *given: None)
-
-
-@pytest.fixture(scope="session")
 def cut_pictures(shared: Shared) -> pathlib.Path:
   """Folders of splits with 4, 2 and 3 JPEGs a class; train/daisy/2.jpg is cut off."""
   from tests.support.data_files import NAMES, write_folder
@@ -157,12 +142,3 @@ def one_layer(shared: Shared) -> str:
   from tests.support.clips import write_fewer_layers
 
   return str(shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip")
-
-
-@pytest.fixture
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-  """A zero-shot CLIP without its ensembles of 7 and 80 texts, which take most of the time."""
-  from pomp_jax.rooms.baselines import classifiers
-
-  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)

@@ -12,8 +12,8 @@ from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import Classifier, inputs
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from tests.support.command_line import handlers_kept, run_main
+from tests.support.pictures import encode, natural_image
 from tests.support.small_run import run_job, settings
 
 CLASSES = load_class_list("imagenet21k")

@@ -22,7 +22,6 @@ from pomp_jax.evaluate import predict as job
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt, save_prompt
-from pomp_jax.rooms.benchmark import dry_run
 from pomp_jax.train import pretrain
 from tests.support.data_files import write_world
 from tests.support.small_run import run_job
@@ -97,11 +96,10 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
     (tmp_path / f"{field}.txt").write_text("\n".join(some))
   lists = f"base={tmp_path / 'base.txt'},novel={tmp_path / 'novel.txt'}"
   argument = f"root={pictures},clip=world,{lists},steps=3,batch_size=8,data.max_corrupt="
-  # A picture that can't be read is named before anything is written, and in the dry run.
+  # A picture that can't be read is named before anything is written.
   few, config = (unpack(own.get_config(f"{argument}{share}")) for share in (0.0, 0.1))
-  for checks in (pretrain, dry_run):
-    with pytest.raises(SourceError, match=r"1 of .* images .* 0 are allowed .*/4\.jpg"):
-      checks.check(few.replace({"dry_run": checks is dry_run}), str(run))
+  with pytest.raises(SourceError, match=r"1 of .* images .* 0 are allowed .*/4\.jpg"):
+    pretrain.check(few, str(run))
   assert not run.exists()
   # One is skipped, and named in the log, the results and the report.
   caplog.clear()

@@ -24,7 +24,7 @@ FACTORS = {
   "sampler": {
     "uniform": {},
     "hard": {"sampling.name": "hard"},
-    "independent": {"sampling.name": "independent"},
+    "posterior": {"sampling.name": "posterior"},
     "hierarchical": {"sampling.name": "hierarchical"},
   },
   "exclude": {
@@ -61,20 +61,20 @@ FACTORS = {
 # Each pair of levels that is not refused is in one of them; the first have most of the pairs.
 ROWS = """
 pomp hierarchical kin own l1 none ema one specific middle sampled two adamw
-pomp independent similar own sigmoid kl gaussian two specific middle all one sgd
+pomp posterior similar own sigmoid kl gaussian two specific middle all one sgd
 pomp uniform similar batch sigmoid kl none one shared end sampled two adamw
 cocoop uniform none own softmax squared gaussian one shared middle sampled two adamw
 cocoop hierarchical none batch softmax squared none two shared end all one sgd
 cocoop uniform kin batch l1 none ema two shared end all one sgd
 pomp hard similar own softmax squared ema one specific end all one adamw
 pomp hard none batch l1 kl none two specific middle sampled two sgd
-pomp independent kin batch l1 squared gaussian one shared end sampled one adamw
-pomp independent none own softmax none none two shared middle all two adamw
+pomp posterior kin batch l1 squared gaussian one shared end sampled one adamw
+pomp posterior none own softmax none none two shared middle all two adamw
 pomp hard kin own sigmoid none gaussian one shared end sampled one sgd
 cocoop hierarchical none own sigmoid kl ema two shared middle all one sgd
 pomp uniform kin own softmax kl none two specific end all two sgd
 pomp hierarchical similar own l1 none gaussian two specific end sampled one adamw
-pomp independent similar batch sigmoid squared ema two shared end all two sgd
+pomp posterior similar batch sigmoid squared ema two shared end all two sgd
 """
 LEVELS = [tuple(row.split()) for row in ROWS.strip().splitlines()]
 # Two steps are compiled in each row, so that few of them are in the first tier.
@@ -100,7 +100,7 @@ def test_each_pair_is_in_a_row_or_refused():
         missing.add(pair)
         with pytest.raises(ConfigError):
           validate(small_config(**fields_of(dict(zip((one, other), pair, strict=True)))))
-  others = "hard", "independent", "similar", "specific"
+  others = "hard", "posterior", "similar", "specific"
   assert missing == {("cocoop", other) for other in others}
 
 

@@ -121,18 +121,6 @@ def test_a_restart_has_its_features_and_the_selected_prompt(pretrained, copy_of,
     assert results["eval"][split]["hand_written"] == figures["hand_written"]
 
 
-@pytest.mark.usefixtures("few_texts")
-def test_another_run_of_the_same_images_reads_their_features(pretrained, copy_of, monkeypatch):
-  monkeypatch.setattr(Encoder, "features_of_images", None)
-  store = copy_of(pretrained / "features")
-  config = small_config(method="zero_shot", **{"data.feature_store": str(store)})
-  found = pretrain.run(config, str(store.parent / "run"))["eval"]
-  assert not (store.parent / "run" / "features").exists()
-  expected = RunFolder(pretrained).read_results()["eval"]
-  for split, figures in found.items():
-    assert figures["class_name"]["top1"] == expected[split]["class_name"]["top1"]
-
-
 def test_the_best_checkpoint_needs_validation_images(tmp_path, monkeypatch):
   config = small_config(**{"checkpoint.select": "best"})
   pretrain.check(config, str(tmp_path))

@@ -14,7 +14,6 @@ from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
 from pomp_jax.train import batches, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import spy
@@ -164,23 +163,6 @@ def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path
   assert place_of(**drawn) == place_of(**PLAIN)
 
 
-def test_a_classifier_reads_stored_features(config_of, shown, tmp_path, monkeypatch):
-  keys, encoder = {}, inputs.open_encoder(config_of().clip)
-
-  def run(config, folder, fit):
-    given = config.data, config.clip, config.eval.images, encoder, folder
-    return classifiers.fitted_by(fit, *given)._asdict()
-
-  monkeypatch.setattr(classifiers, "run", run)
-  for features in ("online", "stored", "stored"):
-    shown.clear()
-    config = config_of(method="tip_adapter", **PLAIN | {"data.features": features})
-    expected = 0 if "stored" in keys else N_IMAGES
-    keys[features] = tip_adapter.run(config, RunFolder(tmp_path))["classifier"].keys
-    assert sum(shown) == expected
-  np.testing.assert_allclose(keys["stored"], keys["online"], rtol=0, atol=1e-6)
-
-
 def test_cells_of_an_ablation_share_them(config_of, shown, tmp_path):
   shown.clear()
   config = config_of(job="ablate", **PLAIN | STORED | {"steps": 2, "ablate.grid": "k=3|4;seed=0|1"})
@@ -210,10 +192,3 @@ def test_too_many_damaged_images_stop_a_run(runs, config_of, tmp_path):
 def test_settings_that_cannot_be(config_of, changes, message):
   with pytest.raises(ConfigError, match=message):
     validate(config_of(**STORED | changes))
-
-
-def test_a_method_that_trains_on_pixels_has_no_other_choice(config_of):
-  both = {"baselines.methods": "prompt: k=3; visual: method=vpt_shallow"}
-  config = config_of(job="baselines", **PLAIN | STORED | both)
-  found = baselines.method_runs(config.baselines.methods, config.replace, "runs")
-  assert [runs[0][0].data.features for runs in found.values()] == ["stored", "online"]

@@ -13,7 +13,6 @@ from pomp_jax.evaluate import inputs, predict, stored
 from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.analysis import analyse
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.results import figures_of_splits, open_splits
 from tests.support.data_files import write_unreadable_set
@@ -114,14 +113,6 @@ def test_methods_on_features(config_of, images, tmp_path):
     pretrain.run(config, str(tmp_path / "other"))
   assert (tmp_path / "other/classifier.npz").exists()
   assert not (tmp_path / "other/results.json").exists()
-
-
-def test_analyse(config_of, images, tmp_path):
-  settings = {"evaluate.suite": "base_to_new", "evaluate.source": "folder"}
-  settings |= {"evaluate.root": str(images.parent), "evaluate.sets": "eurosat"}
-  config = config_of(images, job="analyse", **settings, **{"analyse.prompts": "{}."})
-  sets = analyse.run(config, str(tmp_path))["sets"].values()
-  assert [(found["images"], found["unreadable"]) for found in sets] == [(24, 1), (24, 1)]
 
 
 def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog):

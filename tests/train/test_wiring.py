@@ -112,6 +112,7 @@ CHANGES = {
   "prompt.visual_tokens": (4, SHALLOW, "program state", {"parameters": [(1, 4, 128)]}),
   "kdpl.teacher": ("ONE", KDPL, "program frozen", {}),
   "kdpl.prompt": ("{}.", KDPL, "frozen", {}),
+  "kdpl.classes": ("likeliest", KDPL, "program", {}),
   "eval.template": ("{}.", SHALLOW, "frozen", {}),
   "eval.images": (20, {}, "splits", {"tested": [32, 32, 32], "validated": [32]}),
   "negatives": ("all", {}, "program", {"k": 16}),
@@ -188,7 +189,7 @@ METHODS_WITHOUT_STEPS = ("probe.", "tip.")
 
 
 def test_each_field_has_one_row():
-  """Those of other jobs, and what the fields without effect reach: tests/config/field_cases.py."""
+  """Those of other jobs, and what the fields without effect reach: tests/rooms/field_cases.py."""
   known = [field for field in fields_of("pretrain") if not field.startswith(METHODS_WITHOUT_STEPS)]
   rows = [*CHANGES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE]
   assert sorted(rows) == sorted(known)

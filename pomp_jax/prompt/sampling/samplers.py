@@ -1,7 +1,8 @@
 """The samplers of negatives: one registry, from a batch's classes to a draw, weights, exclusions.
 
 A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The draw mixes q
-with the uniform distribution; its weights keep sums over all classes unbiased.
+with the uniform distribution; its weights keep sums over all classes unbiased. A sampler that draws
+in another way has a `draw` of its own, as docs/studies/other_samplers.py.
 
 Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling groups of a
 class, A sibling groups in all, D relatives of a class, H levels.
@@ -9,7 +10,7 @@ class, A sibling groups in all, D relatives of a class, H levels.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from pomp_jax.array_types import Array, Bool, Float, Int32
 from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_weighted
 
-# What `hard` and `easy` compare the bank with: features of the images' classes, or of the images.
+# What `hard` compares the bank with: features of the images' classes, or of the images.
 ANCHORS = ("classes", "images")
 # Near-synonyms of an image's class that are never its negatives: those with similar text features,
 # or its kin. The values are the fields of SamplingArrays that each reads.
@@ -42,12 +43,11 @@ class SamplingSettings:
 
   name: str = "uniform"  # one of SAMPLERS
   # Share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
-  # drawn, and no weight exceeds N / (mix S). `top` draws nothing.
+  # drawn, and no weight exceeds N / (mix S).
   mix: float = 0.1
-  # The loss's factor of the cosine, for `posterior`, `top` and `independent`.
-  logit_scale: float = 100.0
-  temperature: float = 0.05  # T of `hard` and `easy`, a cosine
-  anchors: str = "classes"  # anchors of `hard` and `easy`, one of ANCHORS
+  logit_scale: float = 100.0  # the loss's factor of the cosine, for `posterior`
+  temperature: float = 0.05  # T of `hard`, a cosine
+  anchors: str = "classes"  # anchors of `hard`, one of ANCHORS
   exclude: str = "none"  # one of EXCLUSIONS, with any sampler
   exclude_threshold: float = 0.95  # cosine above which `similar` excludes
   batch_positives: bool = False  # whether the other images' classes are negatives too
@@ -55,7 +55,9 @@ class SamplingSettings:
   @property
   def is_plain(self) -> bool:
     """Whether it is the published uniform draw, which `loss.margin` corrects."""
-    return self.name == "uniform" and self.exclude == "none" and not self.batch_positives
+    row = SAMPLERS[self.name]
+    is_uniform = row.propose is None and row.draw is None
+    return is_uniform and self.exclude == "none" and not self.batch_positives
 
   @property
   def needs(self) -> frozenset[str]:
@@ -82,12 +84,11 @@ def propose_similar(
 ) -> Float[Array, " N"]:
   """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with g the bank and a_i the anchors.
 
-  Each image proposes the classes near its anchor; `easy` negates T and proposes those far from it.
+  Each image proposes the classes near its anchor. A negative T proposes those far from it.
   """
   classes = settings.anchors == "classes"
   anchors_BxE = arrays.bank.of_classes(labels_B) if classes else images_BxE
-  temperature = settings.temperature if settings.name == "hard" else -settings.temperature
-  return arrays.bank.mean_softmax(anchors_BxE, labels_B, temperature, own_class=False)
+  return arrays.bank.mean_softmax(anchors_BxE, labels_B, settings.temperature, own_class=False)
 
 
 def propose_siblings(
@@ -114,15 +115,15 @@ def propose_siblings(
 class Negatives(NamedTuple):
   """The classes that a group's images are contrasted with."""
 
-  ids: Int32[Array, " S"]  # distinct classes; with `image` one for each image's draw
+  ids: Int32[Array, " S"]  # classes; distinct where all images share the draw
   available: Bool[Array, " S"] | None = None  # classes whose features were computed; None for all
-  # Log importance weights -log pi_c, with pi_c the probability that the draw holds c. None after
-  # the plain uniform draw, which `loss.margin` corrects.
-  log_weights: Float[Array, " S"] | None = None
-  # Log importance weight of each image's own class, drawn or not.
+  # Log importance weights -log pi_c, with pi_c the probability that the draw holds c; [B,S] where
+  # each image draws for itself, -inf for the classes of other images' draws. None after the plain
+  # uniform draw, which `loss.margin` corrects.
+  log_weights: Float[Array, " S"] | Float[Array, "B S"] | None = None
+  # Log importance weight of each image's own class, drawn or not. None beside `log_weights` where
+  # classes are chosen, not drawn: a part of them is no smaller draw, and its weights stay.
   own_log_weights: Float[Array, " B"] | None = None
-  # The image that each of `ids` is drawn by and for; None where all images share the draw.
-  image: Int32[Array, " S"] | None = None
   # Classes that are no negatives of an image, beside its own; None for no others.
   rejected: Bool[Array, "B S"] | None = None
   # Kind of each image's class on each level of a hierarchy, -1 for none.
@@ -130,28 +131,41 @@ class Negatives(NamedTuple):
   kinds: Int32[Array, "S H"] | None = None  # kinds of the negatives
 
 
+class Draw(Protocol):
+  """A draw other than that by a mixture of proposals."""
+
+  def __call__(
+    self,
+    key: jax.Array,
+    settings: SamplingSettings,
+    arrays: SamplingArrays,
+    labels_B: Array,
+    images_BxE: Array,
+    size: int,
+  ) -> Negatives:
+    """Returns classes and weights of a draw of `size` classes, fewer than all."""
+
+
 class Sampler(NamedTuple):
   """A row of the registry."""
 
   # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds up to 1;
-  # an image gives its own class nothing. None for the uniform draw and `independent`, a q an image.
-  propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None
+  # an image gives its own class nothing. None for the uniform draw.
+  propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None = None
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
   # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   reads: tuple[str, ...] = ("mix",)
+  draw: Draw | None = None  # in place of the draw by q
+  for_each_image: bool = False  # whether `draw` returns `size` classes for each image
 
 
 SAMPLERS = {
-  "uniform": Sampler(None, reads=()),
+  "uniform": Sampler(reads=()),
   "posterior": Sampler(propose_posterior, ("bank",)),
   "hard": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
-  "easy": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
   # By the number of training images of each class, computed once for a run.
   "frequency": Sampler(lambda _, arrays, *__: arrays.frequency, ("frequency",), ("mix", "power")),
-  # Baselines of `posterior`, see docs/sampling.md.
-  "top": Sampler(propose_posterior, ("bank",), reads=()),
-  "independent": Sampler(None, ("bank",)),
 }
 
 
@@ -167,13 +181,12 @@ def draw_negatives(
 ) -> Negatives:
   """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
 
-  `independent` draws K-1 classes for each image. K and N are static, `labels_B` the images'
-  classes, `images_BxE` unit features. Returns classes and weights, for `complete_negatives`.
+  K and N are static, `labels_B` the images' classes, `images_BxE` unit features. Returns classes
+  and weights, for `complete_negatives`.
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
-  if settings.name == "independent" and size < n_classes:
-    positions_BxS = jax.random.uniform(key, (labels_B.size, size))
-    return _draw_for_each(settings, arrays.bank, positions_BxS, labels_B, images_BxE)
+  if sampler.draw is not None and size < n_classes:
+    return sampler.draw(key, settings, arrays, labels_B, images_BxE, size)
   if sampler.propose is None or size == n_classes:
     ids_S = sample_uniform(key, k, n_classes)
     if settings.is_plain:
@@ -183,29 +196,9 @@ def draw_negatives(
       ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
     )
   q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
-  if settings.name == "top":  # no draw and no weights
-    ids_S, log_pi_N = jax.lax.top_k(q_N, size)[1], jnp.zeros_like(q_N)
-  else:
-    q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
-    ids_S, log_pi_N = sample_weighted(key, q_N, size)
+  q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
+  ids_S, log_pi_N = sample_weighted(key, q_N, size)
   return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
-
-
-def _draw_for_each(
-  settings: SamplingSettings, bank: Any, positions_BxS: Array, labels_B: Array, images_BxE: Array
-) -> Negatives:
-  """`independent`: weights 1 / q_i(c), which `complete_negatives` divides by the image's draws."""
-  ids_BxS, q_BxS = bank.draw_for_each(
-    positions_BxS, images_BxE, labels_B, 1.0 / settings.logit_scale, settings.mix
-  )
-  # One draw of every image before the next: the last draws are dropped beyond a token budget.
-  log_weights = -jnp.log(jnp.maximum(q_BxS.T.ravel(), jnp.finfo(jnp.float32).tiny))
-  return Negatives(
-    ids_BxS.T.ravel(),
-    log_weights=log_weights,
-    own_log_weights=jnp.zeros(labels_B.shape),
-    image=jnp.tile(jnp.arange(labels_B.size), positions_BxS.shape[1]),
-  )
 
 
 def complete_negatives(
@@ -221,31 +214,33 @@ def complete_negatives(
   (all if None). With `arrays.levels`, the negatives get kinds.
   """
   negatives = drawn._replace(available=available_S)
-  log_weights_S = drawn.log_weights
-  if log_weights_S is not None:
-    own_BxS = None
-    if drawn.image is not None:
-      own_BxS = drawn.image == jnp.arange(labels_B.size)[:, None]
-      n_own_B = jnp.sum(own_BxS if available_S is None else own_BxS & available_S, axis=1)
-      log_weights_S = log_weights_S - jnp.log(jnp.maximum(n_own_B, 1))[drawn.image]
-    elif available_S is not None and settings.name != "top":
-      # A class is equally likely at any place of the draw, so a part of the draw is a smaller one.
-      n_available = jnp.maximum(jnp.sum(available_S), 1)
-      log_weights_S = log_weights_S + jnp.log(drawn.ids.size / n_available)
-    negatives = negatives._replace(log_weights=log_weights_S)
+  log_weights = drawn.log_weights
+  if log_weights is not None:
+    if available_S is not None and drawn.own_log_weights is not None:
+      log_weights = _of_part(log_weights, available_S)
+    negatives = negatives._replace(log_weights=log_weights)
     if settings.batch_positives:
-      negatives = _with_batch_positives(negatives, log_weights_S, labels_B)
+      negatives = _with_batch_positives(negatives, log_weights, labels_B)
     rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
-    if own_BxS is not None:
-      # The batch's positives, which stand before the draws, are negatives of all images.
-      n_before = negatives.ids.size - drawn.ids.size
-      others_BxS = jnp.pad(~own_BxS, ((0, 0), (n_before, 0)))
-      rejected_BxS = others_BxS if rejected_BxS is None else rejected_BxS | others_BxS
     negatives = negatives._replace(rejected=rejected_BxS)
   if arrays.levels is not None:
     own_kinds_BxH, kinds_SxH = arrays.levels[labels_B], arrays.levels[negatives.ids]
     negatives = negatives._replace(own_kinds=own_kinds_BxH, kinds=kinds_SxH)
   return negatives
+
+
+def _of_part(log_weights: Array, available_S: Bool[Array, " S"]) -> Array:
+  """Log importance weights, [S] or [B,S], of the part of a draw that is available.
+
+  A class is equally likely at any place of a draw, so a part of the draw is a smaller one.
+  """
+  if log_weights.ndim == 1:
+    n_available = jnp.maximum(jnp.sum(available_S), 1)
+    return log_weights + jnp.log(available_S.size / n_available)
+  drawn_BxS = log_weights > -jnp.inf
+  n_drawn_Bx1 = jnp.sum(drawn_BxS, axis=1, keepdims=True)
+  n_available_Bx1 = jnp.sum(drawn_BxS & available_S, axis=1, keepdims=True)
+  return log_weights + jnp.log(n_drawn_Bx1 / jnp.maximum(n_available_Bx1, 1))
 
 
 def _rejected(
@@ -268,7 +263,7 @@ def _rejected(
 
 
 def _with_batch_positives(
-  negatives: Negatives, log_weights_S: Array, labels_B: Int32[Array, " B"]
+  negatives: Negatives, log_weights: Array, labels_B: Int32[Array, " B"]
 ) -> Negatives:
   """Puts the images' classes before the drawn ones, each class once.
 
@@ -279,8 +274,10 @@ def _with_batch_positives(
   drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)
   if negatives.available is not None:
     drawn_S &= negatives.available
+  ids = jnp.concatenate([labels_B, negatives.ids])
+  certain = jnp.zeros((*log_weights.shape[:-1], labels_B.size), log_weights.dtype)
   return negatives._replace(
-    ids=jnp.concatenate([labels_B, negatives.ids]),
-    log_weights=jnp.concatenate([jnp.zeros(labels_B.shape, log_weights_S.dtype), log_weights_S]),
+    ids=ids,
+    log_weights=jnp.concatenate([certain, log_weights], axis=-1),
     available=jnp.concatenate([~jnp.any(earlier_BxB, axis=1), drawn_S]),
   )

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.prompt.loss import SCALES
+from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import repeated
 from pomp_jax.rooms.ablation.grid import Cell
@@ -60,7 +60,8 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
   for cell in cells:
     same = sorted((f, v) for f, v in cell.overrides.items() if f not in _LANE_FIELDS)
     correction = cell.overrides.get("correction")
-    kind = "scaled" if correction in SCALES else correction
+    has_own_loss = correction is not None and CORRECTIONS[correction].loss is not None
+    kind = correction if has_own_loss or correction is None else "scaled"
     groups.setdefault(repr((same, kind)), []).append(cell)
   return list(groups.values())
 
@@ -127,7 +128,7 @@ def _first_states(runs: Sequence[PromptRun]) -> Any:
 
 def _numbers(runs: Sequence[PromptRun]) -> dict[str, jax.Array]:
   numbers = {name: [run.config["optim"][name] for run in runs] for name in _NUMBERS}
-  numbers["correction"] = [SCALES.get(run.contrast.correction, math.nan) for run in runs]
+  numbers["correction"] = [CORRECTIONS[run.contrast.correction].scale for run in runs]
   arrays = {name: np.array(of_runs, np.float32) for name, of_runs in numbers.items()}
   return replicate(arrays, runs[0].encoder.mesh)
 
@@ -144,8 +145,8 @@ def _step(run: PromptRun):
     traced = {name: numbers[name] for name in _NUMBERS}
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     own = dataclasses.replace(on_features, optimizer=optimizer)
-    scale = numbers["correction"] if run.contrast.correction in SCALES else None
-    return own.build_step(scale)(state, frozen, batch)
+    has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
+    return own.build_step(None if has_own_loss else numbers["correction"])(state, frozen, batch)
 
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
 

@@ -36,12 +36,12 @@ class GradientBias(Group):
   )
   k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
   samplers: tuple[str, ...] = row(
-    ("uniform", "posterior", "hard", "easy", "hierarchical"),
+    ("uniform", "posterior", "hard", "hierarchical"),
     "samplers; the first is shown for each correction",
     _some_of(*SAMPLERS),
   )
   corrections: tuple[str, ...] = row(
-    ("log", "log10", "none", "logq"),
+    ("log", "log10", "none"),
     "corrections of the softmax, or sigmoid; the first is shown for each sampler",
     _some_of(*CORRECTIONS, "sigmoid"),
   )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from pomp_jax.config.declare import MAX_SEED, Check, at_least, require, row
+from pomp_jax.config.declare import MAX_SEED, Check, at_least, one_of, require, row
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.registry import METHODS
@@ -15,6 +15,9 @@ _seeds = Check(
   ),
   f"one or more different integers from 0 to {MAX_SEED}",
 )
+
+
+LIKELIEST = "likeliest"  # of `kdpl.classes`
 
 
 def _method(text: str) -> tuple[str, dict[str, str]]:
@@ -32,6 +35,11 @@ class Kdpl(Group):
 
   teacher: str = row("open_clip:ViT-H-14-quickgelu/dfn5b", "the teacher, as clip.model")
   prompt: str = row("hand_written", "the teacher's prompt, as evaluate.prompts'")
+  classes: str = row(
+    "drawn",
+    "classes of a step where negatives=sampled: drawn, or the K-1 likeliest in the batch (KDPL-CA)",
+    one_of("drawn", LIKELIEST),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The teacher is another CLIP that sees the same views. A row of a batch holds its image feature
 behind the student's, and the samplers' bank its class features. Its most likely class takes the
-place of an image's label, and is contrasted with the draw. With all classes, or the `top` by the
-teacher's mean probability, this is the published loss.
+place of an image's label, and is contrasted with the draw. With all classes, or the likeliest by
+the teacher's mean probability, this is the published loss.
 Shapes: B images of a draw, N classes, S sampled negatives, C = B + S, E and T widths of student and
 teacher, F of either.
 """
@@ -30,13 +30,22 @@ from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, Seen
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, kept_with_margin, normalize
 from pomp_jax.prompt.mesh import CLASS
-from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays
-from pomp_jax.rooms.baselines.fields import Kdpl
+from pomp_jax.prompt.sampling.draws import n_negatives
+from pomp_jax.prompt.sampling.samplers import (
+  Negatives,
+  SamplingArrays,
+  SamplingSettings,
+  propose_posterior,
+)
+from pomp_jax.rooms.baselines.fields import LIKELIEST, Kdpl
 from pomp_jax.train.methods import Pomp
 
 
+@dataclasses.dataclass(frozen=True)
 class KDPLLearner(ContextLearner):
   """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's bank."""
+
+  likeliest: bool = False  # whether a draw is `likeliest_classes`, whichever the sampler
 
   def see(
     self,
@@ -53,6 +62,16 @@ class KDPLLearner(ContextLearner):
     student_BxE, teacher_BxT = images_B[:, :width], images_B[:, width:]
     labels_B = jnp.argmax(_cosines(teacher_BxT, taught_NxT), axis=1).astype(jnp.int32)
     return Seen(student_BxE, labels_B, for_sampler=teacher_BxT, frozen=frozen_BxE)
+
+  def draw(
+    self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
+  ) -> Negatives:
+    """See `Learner`."""
+    size = n_negatives(settings.k, settings.n_classes)
+    if not self.likeliest or size == settings.n_classes:
+      return super().draw(key, settings, frozen, seen)
+    teacher_BxT = normalize(seen.for_sampler)
+    return likeliest_classes(settings.sampling, frozen.sampling, seen.labels, teacher_BxT, size)
 
   def contrast(
     self,
@@ -75,6 +94,26 @@ class KDPLLearner(ContextLearner):
     )
 
 
+def likeliest_classes(
+  settings: SamplingSettings,
+  arrays: SamplingArrays,
+  labels_B: Int32[Array, " B"],
+  teacher_BxT: Float[Array, "B T"],
+  size: int,
+) -> Negatives:
+  """The classes of the largest mean probability under the teacher, without a draw (KDPL-CA).
+
+  Args:
+    settings: with the logit scale of the probabilities.
+    arrays: with the teacher's class features as the bank.
+    labels_B: the teacher's most likely class of each image.
+    teacher_BxT: unit features of the images.
+    size: number of classes.
+  """
+  q_N = propose_posterior(settings, arrays, labels_B, teacher_BxT)
+  return Negatives(jax.lax.top_k(q_N, size)[1], log_weights=jnp.zeros(size))
+
+
 def distillation(
   bank: Bank,
   teacher_BxT: Float[Array, "B T"],
@@ -91,7 +130,7 @@ def distillation(
   teacher's class and the negatives, which stand for the others by their importance weights.
   Accuracy is the share of the images that the student gives the teacher's class.
   """
-  kept_BxS, margin_BxS, _ = kept_with_margin(settings, labels_B, negatives)
+  kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   # The images' classes stand before the draw; each is only its own image's.
   own_BxB, others_BxS = jnp.log(jnp.eye(len(labels_B))), jnp.where(kept_BxS, margin_BxS, -jnp.inf)
   log_weights_BxC = jnp.concatenate([own_BxB, others_BxS], axis=1)
@@ -172,4 +211,5 @@ class KDPL(Pomp):
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> KDPLLearner:
     """See `Pomp`."""
-    return KDPLLearner(plain.module, plain.text_tower, plain.token_budget, plain.capacity)
+    given = plain.module, plain.text_tower, plain.token_budget, plain.capacity
+    return KDPLLearner(*given, likeliest=self.contrast.of(Kdpl).classes == LIKELIEST)

@@ -71,8 +71,9 @@ def consistency(
   image tower, f unless given.
 
   The expectation of `squared` and `l1` over the draw is the term over all classes, whichever the
-  sampler, except for `top`. `kl` is between the corrected distributions over an image's classes,
-  whose logarithm is biased, as that of the loss. Other arguments as of `loss.local_contrast`.
+  sampler, as long as it draws by its weights. `kl` is between the corrected distributions over an
+  image's classes, whose logarithm is biased, as that of the loss. Other arguments as of
+  `loss.local_contrast`.
   """
   log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
   image_BxE, own_BxE, other_SxE = (
@@ -129,13 +130,9 @@ def _log_weights(
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
     kept_BxS &= negatives.available
-  if negatives.image is not None:
-    own_BxS = negatives.image == jnp.arange(labels_B.size)[:, None]
-    # The batch's positives, which stand before the draws, belong to all images.
-    n_before = negatives.ids.size - negatives.image.size
-    kept_BxS &= jnp.pad(own_BxS, ((0, 0), (n_before, 0)), constant_values=True)
   if negatives.log_weights is not None:
-    log_weights_BxS = negatives.log_weights[None, :]
+    weights = negatives.log_weights
+    log_weights_BxS = weights if weights.ndim == 2 else weights[None, :]
   else:
     n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
     log_weights_BxS = margin(n_kept_B, n_classes, "log")[:, None]

@@ -1,4 +1,7 @@
-"""Every sampler with its correction; statistical tests have the level 1e-3 each and fixed seeds."""
+"""Every sampler with its correction, those of the study docs/studies/other_samplers.py too.
+
+Statistical tests have the level 1e-3 each and fixed seeds.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+from docs.studies.other_samplers import OTHER_SAMPLERS
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast
 from pomp_jax.prompt.sampling.samplers import (
@@ -17,6 +21,8 @@ from pomp_jax.prompt.sampling.samplers import (
   draw_negatives,
 )
 from tests.support.oracles import plain_inclusion, unit
+
+pytestmark = pytest.mark.usefixtures("rows_of_studies")
 
 LEVEL = 1e-3
 N, K, E, SCALE = 40, 11, 6, 4.0
@@ -86,11 +92,15 @@ def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None, **m
   negatives = complete_negatives(sampling, ARRAYS, drawn, labels, available)
   classes = bank[negatives.ids]
 
-  def loss(image, label, log_own, rejected):
-    one = negatives._replace(own_log_weights=log_own, rejected=rejected)
+  own = {"own_log_weights": negatives.own_log_weights, "rejected": negatives.rejected}
+  if negatives.log_weights is not None and negatives.log_weights.ndim == 2:
+    own["log_weights"] = negatives.log_weights
+
+  def loss(image, label, own):
+    one = negatives._replace(**own)
     return local_contrast(settings, image, bank[label], classes, label, one).loss
 
-  rows = (IMAGES, labels, negatives.own_log_weights, negatives.rejected)
+  rows = (IMAGES, labels, own)
   # [B, ..] -> [B, 1, ..]: groups of one image.
   return jax.vmap(loss)(*jax.tree.map(lambda row: jnp.asarray(row)[:, None], rows))
 
@@ -111,7 +121,7 @@ def _exact(sampling):
   ]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, *OTHER_SAMPLERS])
 def test_a_row_names_the_fields_that_the_sampler_reads(name):
   """By the program of a draw; tests/train/test_wiring.py has the power of `frequency`."""
 
@@ -171,7 +181,7 @@ def test_the_sigmoid_loss_and_its_gradient_are_unbiased(name):
 
 
 @pytest.mark.parametrize(
-  "name", [name for name, s in SETTINGS.items() if not (s.is_plain or s.name == "independent")]
+  "name", [name for name, s in SETTINGS.items() if name != "uniform" and s.name != "independent"]
 )
 def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   """Of the classes drawn and of the images' own; any mixture would leave sums unbiased."""
@@ -196,12 +206,14 @@ def test_independent_draws_are_an_image_s_own(n_available):
   available = None if n_available is None else jnp.arange(drawn.ids.size) < n_available
   found = complete_negatives(sampling, ARRAYS, drawn, jnp.asarray(LABELS), available)
   image = np.tile(np.arange(len(LABELS)), K - 1)
-  np.testing.assert_array_equal(found.rejected, image != np.arange(len(LABELS))[:, None])
+  own_BxS = image == np.arange(len(LABELS))[:, None]
+  np.testing.assert_array_equal(found.log_weights > -np.inf, own_BxS)
   others = np.where(LABELS[:, None] == np.arange(N), -np.inf, LOGITS)
   shares = scipy.special.softmax(others, axis=1)
   q_S = (0.3 / (N - 1) + 0.7 * shares)[image, drawn.ids]
   n_kept = np.full(len(LABELS), K - 1) if n_available is None else np.array([2, 2, 2, 1])
-  np.testing.assert_allclose(found.log_weights, -np.log(q_S * n_kept[image]), rtol=1e-4)
+  log_weights_S = np.max(found.log_weights, axis=0)
+  np.testing.assert_allclose(log_weights_S, -np.log(q_S * n_kept[image]), rtol=1e-4)
   assert not np.any(np.asarray(drawn.ids) == LABELS[image])
 
 

@@ -20,6 +20,7 @@ from pomp_jax.config import ConfigError, validate
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, Learner, TextFeatures, class_sequences
@@ -285,3 +286,12 @@ def test_sampled_draws_have_the_mean_and_bias_of_all_draws(scale, correction):
   assert found["bias_low"] <= bias <= found["bias_high"]
   deviation = math.sqrt(everything.var(0).sum()) / size
   assert found["relative_deviation"] == pytest.approx(deviation, rel=0.1)
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_prompt_of_a_folder_or_of_the_hub(hub, tmp_path, place):
+  save_prompt(tmp_path / "prompt.npz", Prompt(np.ones((4, 8), np.float32), "world"))
+  hub.files["me/a"] = {"prompt.npz": (tmp_path / "prompt.npz").read_bytes()}
+  found, bank = gradient_bias._load("hf:me/a" if place == "hub" else str(tmp_path))
+  assert bank is None
+  np.testing.assert_array_equal(found.context, np.ones((4, 8)))

@@ -21,11 +21,11 @@ from pomp_jax.rooms.baselines import baselines, classifiers, tip_adapter
 from pomp_jax.rooms.baselines.fields import Tip, Tokens
 from pomp_jax.rooms.baselines.finished_run import FinishedRun
 from pomp_jax.rooms.baselines.reports import method_labels
-from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 from pomp_jax.train import pretrain
 from pomp_jax.train.batches import open_fetch
 from pomp_jax.train.watch import TrainingError
 from tests.support.oracles import unit
+from tests.support.pictures import encode, natural_image
 from tests.support.report_page import Page
 from tests.support.small_run import changed, small_config
 

@@ -56,7 +56,9 @@ def test_steps_equal_the_published_trainers(two, tmp_path, k, steps):
   """Loss, gradient and steps, over all classes, and over those of the largest mean."""
   student, teacher, config_of = two
   # Ours counts the teacher's class beside the draw.
-  ours = {} if k == len(CLASSES) else {"sampling.name": "top", "negatives": "sampled", "k": k + 1}
+  ours = (
+    {} if k == len(CLASSES) else {"kdpl.classes": "likeliest", "negatives": "sampled", "k": k + 1}
+  )
   run = setup.prepare(config_of(**ours), RunFolder(tmp_path))
   state, step = first_state(run), run.build_step()
   context = torch.tensor(np.asarray(state.params["context"], np.float64), requires_grad=True)

@@ -215,3 +215,9 @@ def test_refuses_what_cannot_run(field, value, tmp_path):
   with pytest.raises(ConfigError, match=re.escape(f"config.benchmark.{field}: got {value!r}")):
     validate(config := _config(**{field: value}))
     benchmark.check(config, str(tmp_path))
+
+
+def test_towers_that_cannot_be_had_are_skipped(monkeypatch):
+  """The reference where transformers has no FlaxCLIP, as from 5 on."""
+  monkeypatch.setattr(benchmark, "has_flax_clip", lambda: False)
+  assert benchmark._available(["shared", "reference"]) == ["shared"]

@@ -8,19 +8,21 @@ import open_clip
 import pytest
 import torch
 
+from pomp_jax import world
 from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.tokens import tokenize
 from pomp_jax.config import ConfigError, fields, unpack, validate
-from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14
+from pomp_jax.configs import imagenet21k_rn50, imagenet21k_vit_l14, own
 from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs
 from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import costs, dry_run, synthetic_clip
 from pomp_jax.rooms.benchmark.synthetic_images import open_split
 from pomp_jax.train import setup
-from tests.support.data_files import write_folder
+from tests.support.data_files import write_folder, write_world
 from tests.support.small_run import small_config
 
 
@@ -233,3 +235,13 @@ def test_the_stand_in_tokenizer_has_the_right_lengths():
   assert lengths[1:].mean() == pytest.approx(4.3, rel=0.2)
   assert (ids[np.arange(2000), lengths - 1] == config.eos_token_id).all()
   assert len(np.unique(ids[:, 0])) > 1000
+
+
+def test_a_picture_that_can_not_be_read_is_named(tmp_path):
+  names = world.class_names("base")[:4]
+  write_world(tmp_path / "pictures", "train", 5, names, ".jpg")
+  (tmp_path / "pictures" / names[0] / "4.jpg").write_bytes(b"no image")
+  argument = f"root={tmp_path / 'pictures'},clip=world,steps=3,batch_size=8,data.max_corrupt=0"
+  config = unpack(own.get_config(argument)).replace({"dry_run": "here"})
+  with pytest.raises(SourceError, match=r"1 of .* images .* 0 are allowed .*/4\.jpg"):
+    dry_run.check(config, str(tmp_path / "run"))

@@ -15,10 +15,10 @@ from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
+from tests.rooms.regions.region_jobs import regions_config, write_pixel_set
 from tests.support import stores
 from tests.support.data_files import NAMES, write_folder
 from tests.support.detection_cases import random_annotations
-from tests.support.region_jobs import regions_config, write_pixel_set
 from tests.support.small_run import run_job, small_config
 
 emulated = pytest.mark.slow("minutes of requests to an emulator, one job after the other")

@@ -13,9 +13,9 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import coop
 from pomp_jax.rooms.data_sets.coop import open_coop
+from tests.support.pictures import encode
 
 # The few-shot index of EuroSAT, 4 shots, seed 2, as cross_modal_adaptation (MIT) publishes it under
 # indices/eurosat: for each class the positions among its images in split_zhou_EuroSAT.json.

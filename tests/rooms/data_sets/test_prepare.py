@@ -16,12 +16,12 @@ from pomp_jax.config import defaults
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.run_folder import read_json
-from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets import archives, prepare
 from pomp_jax.rooms.data_sets.archives import DATASETS, open_input
 from pomp_jax.rooms.data_sets.prepare import PrepareError, Selection, build
 from pomp_jax.rooms.data_sets.tfds import open_tfds, tfds_splits
 from tests.support.data_files import tar_bytes
+from tests.support.pictures import encode
 
 SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
 

@@ -16,7 +16,6 @@ from pomp_jax.data.folder import classes_in, open_folder
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.paths import store_of, to_path
-from pomp_jax.rooms.benchmark.synthetic_images import encode
 from pomp_jax.rooms.data_sets.archives import open_input
 from pomp_jax.rooms.data_sets.prepare import Selection, Shard, build, shard_name, write_metadata
 from pomp_jax.rooms.data_sets.tfds import (
@@ -29,6 +28,7 @@ from pomp_jax.rooms.data_sets.tfds import (
 )
 from tests.support import stores
 from tests.support.data_files import write_folder
+from tests.support.pictures import encode
 
 SPLITS = {"imagenet1k": "validation", "food101": "validation", "eurosat": "train"}
 # TFDS lacks ImageNet-21K and FGVC-Aircraft.

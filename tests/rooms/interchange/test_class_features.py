@@ -10,6 +10,7 @@ import torch
 from pomp_jax.data.class_lists import Category, VocabularyError
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.rooms.interchange import class_features
+from tests.files.test_pieces import check_flipped_bits
 from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
@@ -142,3 +143,9 @@ def test_which_files_are_annotations(tmp_path):
   for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
     (tmp_path / "names.txt").write_text(content)
     assert class_features.is_annotation_file(tmp_path / "names.txt") == expected
+
+
+def test_no_flipped_bit_becomes_another_figure(tmp_path):
+  path = tmp_path / "a.npy"
+  class_features.write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
+  check_flipped_bits(path, lambda: class_features.read_class_features(path).features.tolist())

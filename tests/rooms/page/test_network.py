@@ -23,7 +23,7 @@ from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.on_page import RegionsOfPictures
 from pomp_jax.rooms.regions.region_scorer import RegionScorer
 from pomp_jax.rooms.regions.region_sources import Images, open_region_source
-from tests.support.region_jobs import write_network
+from tests.rooms.regions.region_jobs import write_network
 from tests.support.small_run import changed, settings
 
 NAMES = ("red star", "blue ring", "green cross")

@@ -14,7 +14,7 @@ from pomp_jax.rooms.regions.class_splits import ClassSplit
 from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.image_sets import BoxSet
 from pomp_jax.rooms.regions.proposals import network_key_parts
-from tests.support.region_jobs import regions_config
+from tests.rooms.regions.region_jobs import regions_config
 
 CLASSES = ClassSplit((("cat",), ("dog",)), ("base", "novel"))
 

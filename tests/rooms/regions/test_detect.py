@@ -14,14 +14,14 @@ from pomp_jax.clip.load import load_clip
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
-from tests.support.detection_cases import pycoco, random_annotations, random_detections
-from tests.support.region_jobs import (
+from tests.rooms.regions.region_jobs import (
   assert_same_detections,
   detections,
   regions_config,
   torch_crop,
   torch_texts,
 )
+from tests.support.detection_cases import pycoco, random_annotations, random_detections
 from tests.support.report_page import Page
 from tests.support.small_run import run_job
 

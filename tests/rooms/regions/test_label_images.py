@@ -5,7 +5,7 @@ import json
 import pickle
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as pycoco_mask
 import pytest
 
@@ -15,12 +15,13 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from pomp_jax.rooms.regions import training_crops
+from pomp_jax.rooms.regions import label_images, training_crops
 from pomp_jax.rooms.regions.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.rooms.regions.label_images import IGNORED, open_pixels, write_labels
 from pomp_jax.rooms.regions.region_errors import RegionError
+from tests.rooms.regions.region_jobs import SIZES, write_pixel_set
 from tests.support.detection_cases import random_annotations
-from tests.support.region_jobs import SIZES, write_pixel_set
+from tests.support.pictures import encode, natural_image
 from tests.support.small_run import small_config
 
 CLASSES = ClassSplit(
@@ -305,3 +306,14 @@ def test_bad_input_is_one_line(labelled, changes, error):
     validate(small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(own))
     inputs.open_source(data, "train")
   assert "\n" not in str(caught.value)
+
+
+def test_upright_is_pillows_exif_transpose(tmp_path):
+  for orientation in range(10):  # 1 to 8 have a meaning
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(natural_image(4, 75, 100), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    (tmp_path / "image").write_bytes(encoded)
+    assert label_images.image_size(tmp_path / "image", True) == expected.size[::-1]
+    np.testing.assert_array_equal(label_images.read_rgb(tmp_path / "image", True), expected)

@@ -13,7 +13,7 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.regions import predict_tasks
-from tests.support.region_jobs import in_place, write_network, write_region_set
+from tests.rooms.regions.region_jobs import in_place, write_network, write_region_set
 from tests.support.small_run import changed, run_job, small_config
 
 NAMES = ("the cat", "sky", "star", "house")

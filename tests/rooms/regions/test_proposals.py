@@ -15,8 +15,8 @@ from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer, decisive_masks, found_objects, mask_boxes
+from tests.rooms.regions.region_jobs import TINY, random_params
 from tests.support.checks import assert_close
-from tests.support.region_jobs import TINY, random_params
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.standard_normal((3, TINY.embedding), np.float32)

@@ -15,7 +15,7 @@ from pomp_jax.rooms.regions import proposals, propose
 from pomp_jax.rooms.regions.image_sets import open_box_set
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
-from tests.support.region_jobs import (
+from tests.rooms.regions.region_jobs import (
   NETWORK,
   SIZES,
   TRAINED,

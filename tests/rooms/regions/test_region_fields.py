@@ -23,8 +23,7 @@ from pomp_jax.rooms.regions import (
 )
 from pomp_jax.rooms.regions import detections as detections_module
 from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
-from tests.support.checks import spy
-from tests.support.region_jobs import (
+from tests.rooms.regions.region_jobs import (
   SIZES,
   TINY,
   detections,
@@ -33,6 +32,7 @@ from tests.support.region_jobs import (
   regions_config,
   write_network,
 )
+from tests.support.checks import spy
 from tests.support.small_run import run_job
 
 FILE = {"regions.source": "file"}

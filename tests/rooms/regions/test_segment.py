@@ -10,8 +10,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pomp_jax.files.run_folder import RunFolder, RunFolderError
 from pomp_jax.rooms.regions import region_scorer, segment
-from tests.support.processes import run_in_processes
-from tests.support.region_jobs import (
+from tests.rooms.regions.region_jobs import (
   SIZES,
   TEXTS,
   assert_same_detections,
@@ -21,6 +20,7 @@ from tests.support.region_jobs import (
   torch_crop,
   torch_texts,
 )
+from tests.support.processes import run_in_processes
 from tests.support.report_page import Page
 from tests.support.small_run import run_job, small_config
 

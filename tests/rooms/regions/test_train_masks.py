@@ -21,8 +21,7 @@ from pomp_jax.rooms.regions.region_errors import RegionError
 from pomp_jax.rooms.regions.scenes import Scenes
 from pomp_jax.train import loop
 from pomp_jax.train.resume import MAY_CHANGE
-from tests.support.checks import spy
-from tests.support.region_jobs import (
+from tests.rooms.regions.region_jobs import (
   NETWORK,
   TINY,
   TRAINED,
@@ -30,6 +29,7 @@ from tests.support.region_jobs import (
   random_params,
   regions_config,
 )
+from tests.support.checks import spy
 from tests.support.small_run import run_job
 
 

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.clip.load import load_clip
+from tests.rooms.regions.region_jobs import crop_feature, regions_config
 from tests.support.clips import randomise
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
-from tests.support.region_jobs import crop_feature, regions_config
 from tests.support.small_run import run_job
 from tests.support.torch_mask_former import (
   predictions,

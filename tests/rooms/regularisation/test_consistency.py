@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from docs.studies.other_samplers import OTHER_SAMPLERS
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import samplers
-from pomp_jax.prompt.sampling.samplers import SamplingArrays, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.rooms.regularisation.consistency import consistency, consistency_term
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
@@ -108,8 +109,9 @@ ARRAYS = SamplingArrays(
     (SamplingSettings("independent", mix=0.3, logit_scale=5.0, batch_positives=True), None),
   ],
 )
-def test_its_mean_over_draws_is_the_term_over_all_classes(loss, sampling, n_available):
+def test_its_mean_over_draws_is_the_term_over_all_classes(loss, sampling, n_available, monkeypatch):
   """Value and gradient, by NumPy in float64 over many draws, within five standard errors."""
+  monkeypatch.setitem(SAMPLERS, "independent", OTHER_SAMPLERS["independent"])
   settings = ContrastSettings(6, N, "none", SCALE, sampling)
   size = 5 * (len(Y) if sampling.name == "independent" else 1)
   available = None if n_available is None else jnp.arange(size) < n_available

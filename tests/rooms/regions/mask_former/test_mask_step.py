@@ -22,8 +22,8 @@ from pomp_jax.rooms.regions.mask_former.mask_step import (
   targets_of,
 )
 from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
+from tests.rooms.regions.region_jobs import TINY, random_params
 from tests.support.checks import assert_close
-from tests.support.region_jobs import TINY, random_params
 
 pytestmark = pytest.mark.mesh
 

@@ -15,8 +15,8 @@ from pomp_jax.rooms.regions.mask_former.model import (
   parameter_groups,
 )
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
+from tests.rooms.regions.region_jobs import TINY, random_params
 from tests.support.checks import assert_close, equations
-from tests.support.region_jobs import TINY, random_params
 from tests.support.torch_mask_former import layer_outputs, predictions, zsseg_state
 
 # The last map is 5 x 4: the dilation of 4 reaches across it.

@@ -22,9 +22,9 @@ from pomp_jax.rooms.regions.mask_former.published_weights import (
 )
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS
 from pomp_jax.rooms.regions.region_errors import RegionError
+from tests.rooms.regions.region_jobs import random_params
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
 from tests.support.prompt_files import refusal
-from tests.support.region_jobs import random_params
 from tests.support.torch_mask_former import (
   PUBLISHED,
   detectron2_state,

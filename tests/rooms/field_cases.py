@@ -9,8 +9,8 @@ from PIL import Image
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from tests.rooms.regions.region_jobs import TEXTS as TEXTS_OF_OBJECTS
 from tests.support.data_files import write_set
-from tests.support.region_jobs import TEXTS as TEXTS_OF_OBJECTS
 from tests.train.test_wiring import CHANGES
 
 # Value of a field, the record that it changes, and what this becomes, the value if not said; or all

@@ -1,6 +1,6 @@
 """Each field of each job does what it says: another value, and the records that it changes.
 
-A case is a run of `tests.support.recorded_jobs`, which computes nothing that takes long. It runs
+A case is a run of `tests.rooms.recorded_jobs`, which computes nothing that takes long. It runs
 once as usual and once with other values of all fields of its rows. An ignored field would leave its
 records as they were.
 """
@@ -14,9 +14,9 @@ import pytest
 from pomp_jax.config import defaults, fields_of
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
-from tests.config.field_cases import CASES, ELSEWHERE, write_files
+from tests.rooms.field_cases import CASES, ELSEWHERE, write_files
+from tests.rooms.recorded_jobs import RUNS, Calls, Recorded
 from tests.support.processes import ROOT
-from tests.support.recorded_jobs import RUNS, Calls, Recorded
 from tests.train.test_wiring import ROUNDING, ROUNDING_OF_IMAGES, SAME
 
 ROWS = [(case, field) for case, (_, _, rows) in CASES.items() for field in rows]
