@@ -31,6 +31,7 @@ class Device:
 
   process_index: int
   id: int
+  slice_index: int = 0
 
 
 @pytest.fixture
@@ -237,6 +238,16 @@ def test_a_mesh_that_the_machine_can_not_share(config, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
       dry_run.check(config(**changes), str(tmp_path / "run"))
   dry_run.check(config(**{"mesh.class_size": 2}), str(tmp_path / "run"))
+
+
+def test_a_draw_is_not_split_over_slices(config, monkeypatch, tmp_path):
+  devices = [Device(0, i, slice_index=i // 4) for i in range(8)]
+  monkeypatch.setattr(absent, "open_devices", lambda text: devices)
+  settings = config(dry_run="2xv5e:2x2", **{"mesh.class_size": 8})
+  with pytest.raises(
+    InputError, match="config.mesh.class_size: got 8, expected a divisor of the 4 "
+  ):
+    dry_run.check(settings, str(tmp_path / "run"))
 
 
 @pytest.fixture
