@@ -340,6 +340,19 @@ def test_a_row_of_the_table_of_pods():
   assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(pods.HEAD)
 
 
+def test_bytes_on_a_disk(config, tmp_path):
+  """Of shapes: the embedded world has no files, and its 600 images have a view each."""
+  folder = RunFolder(tmp_path / "run")
+  settings = config(**{"data.features": "stored"})
+  run = absent.prepare(job_of(settings, folder)({}), SIXTEEN_GIB, hosts.devices()).here
+  folder.create()
+  found = costs.disk(run)
+  width = run.encoder.clip.config.projection_dim
+  assert (found["images"], found["stored_features"]) == (0, 4 * 600 * (width + 1))
+  of_state = 2 * 4 * run.prompt.m * run.encoder.clip.text_width
+  assert found["checkpoints"] > (run.checkpoint.keep + 2) * of_state
+
+
 def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   """The program also multiplies for selections, and has slack for names that are longer."""
   job = job_of(config(**{"clip.model": "world"}), RunFolder(tmp_path / "run"))({})
@@ -350,6 +363,16 @@ def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   assert 0.4 * counted < sum(found.values()) < counted
   n_images = run.loop.batch_size
   assert found["images"] == n_images * flops.image_flops(run)
+
+
+def open_or_skip(settings, tmp_path):
+  """Checks a dry run; skips the test where the machine's compiler is not installed."""
+  try:
+    dry_run.check(settings, str(tmp_path / "run"))
+  except InputError as error:
+    if "is not installed" not in str(error):
+      raise
+    pytest.skip(str(error))
 
 
 _SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU seconds")
@@ -371,12 +394,7 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
     dry_run=machine,
     **{"mesh.class_size": class_size, "data.features": "stored", "clip.dtype": "bfloat16"},
   )
-  try:
-    dry_run.check(settings, str(tmp_path / "run"))
-  except InputError as error:
-    if "is not installed" not in str(error):
-      raise
-    pytest.skip(str(error))
+  open_or_skip(settings, tmp_path)
   outcome = absent.run(machine, job_of(settings, RunFolder(tmp_path / "run")))
   assert outcome.fits and outcome.changes == {}
   run, there = outcome.there, machine_of(machine)
