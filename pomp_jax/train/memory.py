@@ -32,8 +32,15 @@ def memory_plan(
 
   `n_times` text towers share the memory; see `plan_memory`.
   """
-  config, limit = encoder.clip.config.text_config, activation_memory(clip) / n_times
-  plan = plan_memory(config, n_prefix, token_budget, limit, encoder.block)
+  plan = plan_memory(
+    encoder.clip.config.text_config,
+    n_prefix,
+    token_budget,
+    activation_memory(clip) / n_times,
+    encoder.block,
+    clip.dtype,
+    encoder.platform,
+  )
   remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
