@@ -113,10 +113,14 @@ class Encoder:
     return self.block - len(self.clip.sos_embedding) - module.n_vectors + module.n_own
 
   @property
+  def platform(self) -> str:
+    """The devices' kind, as JAX names it: cpu, gpu or tpu."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
   def block(self) -> int | None:
     """Rows of a block of the text tower on these devices; None without blocks."""
-    platform = self.mesh.devices.flat[0].platform
-    return block_of(self._tower, self.clip.config.text_config, platform)
+    return block_of(self._tower, self.clip.config.text_config, self.platform)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
     """Tokenizes "{name}." for every class, with room for a context of M vectors.

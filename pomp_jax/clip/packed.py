@@ -326,7 +326,7 @@ def in_chunks(
 
   Rows are dealt out from the longest on, so the tokens of two chunks differ by at most one row's.
   """
-  n_chunks, remat = memory
+  n_chunks = memory.n_chunks
   if n_chunks == 1:
     return compute(suffix_CxLxD, lengths_C)
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -341,15 +341,43 @@ def in_chunks(
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
 
+  shape = n_chunks, n_rows, n_suffix, width
+  inputs = suffixes.reshape(shape), lengths.reshape(shape[:2])
+  features = _one_after_the_other(compute, memory, inputs)
+  return _select(features, slot_of_row, row_of_slot)
+
+
+def in_equal_chunks(
+  compute: Callable, memory: MemoryPlan, suffix_CxLxD: Any, lengths_C: Array
+) -> Float[Array, "C E"]:
+  """Computes rows of one length in chunks, in their order, which copies no embedding."""
+  if memory.n_chunks == 1:
+    return compute(suffix_CxLxD, lengths_C)
+  n_classes = len(lengths_C)
+  n_rows = math.ceil(n_classes / memory.n_chunks)
+  # Fewer chunks may hold all rows.
+  n_chunks = math.ceil(n_classes / n_rows)
+
+  def cut(rows: Array) -> Array:
+    padding = [(0, n_rows * n_chunks - n_classes)] + [(0, 0)] * (rows.ndim - 1)
+    return jnp.pad(rows, padding).reshape(n_chunks, n_rows, *rows.shape[1:])
+
+  inputs = cut(suffix_CxLxD), cut(lengths_C)
+  return _one_after_the_other(compute, memory, inputs)[:n_classes]
+
+
+def _one_after_the_other(
+  compute: Callable, memory: MemoryPlan, inputs: tuple[Array, Array]
+) -> Float[Array, "slots E"]:
+  """Features of all chunks' rows; the inputs have the chunks as first axis."""
+
   def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
     return None, compute(*inputs)
 
-  if remat == "chunks":
+  if memory.remat == "chunks":
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-  shape = n_chunks, n_rows, n_suffix, width
-  inputs = suffixes.reshape(shape), lengths.reshape(shape[:2])
-  features = jax.lax.scan(chunk, None, inputs)[1].reshape(n_chunks * n_rows, -1)
-  return _select(features, slot_of_row, row_of_slot)
+  features = jax.lax.scan(chunk, None, inputs)[1]
+  return features.reshape(-1, features.shape[-1])
 
 
 def _project(weights: Any, rows: Array) -> Array:

@@ -11,7 +11,7 @@ context vectors, J layers with a context, D width, E embedding.
 from collections.abc import Callable
 import importlib.util
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,14 @@ import numpy as np
 from pomp_jax.array_types import Array, Float, Int32
 from pomp_jax.clip.attention import attention
 from pomp_jax.clip.blocks import block_width
-from pomp_jax.clip.packed import AT_ONCE, MemoryPlan, Tower, encoded, in_chunks, shared_text_tower
+from pomp_jax.clip.packed import (
+  AT_ONCE,
+  MemoryPlan,
+  Tower,
+  encoded,
+  in_equal_chunks,
+  shared_text_tower,
+)
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.errors import InputError
 
@@ -93,7 +100,7 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
       last = lambda rows: rows[n_positions - 1 :: n_positions]
       return encoded(tower, hidden.reshape(-1, width).astype(jnp.float32), attend, last)
 
-    return in_chunks(features_of, memory, suffix_CxLxD, lengths_C)
+    return in_equal_chunks(features_of, memory, suffix_CxLxD, lengths_C)
 
   return jax.default_matmul_precision(products)(features)
 
@@ -132,24 +139,103 @@ def with_embeddings(params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"
 
 
 def plan_memory(
-  config: Any, n_prefix: int, n_tokens: int, limit_bytes: float, block: int | None = None
+  config: Any,
+  n_prefix: int,
+  n_tokens: int,
+  limit_bytes: float,
+  block: int | None = None,
+  dtype: Any = jnp.float32,
+  platform: str = "cpu",
 ) -> MemoryPlan:
-  """The fastest plan whose activations stay below a limit, by a rough estimate for one device."""
+  """The fastest plan whose activations stay below a limit, by a rough estimate for one device.
+
+  See `activation_bytes`. A bidirectional tower can't stay below twice the embeddings of its rows.
+  """
+  if getattr(config, "bidirectional", False):
+    return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).plan(limit_bytes)
   needed = activation_bytes(config, n_prefix, n_tokens, block)
   if needed <= limit_bytes:
     return AT_ONCE
   return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
 
 
-def activation_bytes(config: Any, n_prefix: int, n_tokens: int, block: int | None = None) -> float:
+def activation_bytes(
+  config: Any,
+  n_prefix: int,
+  n_tokens: int,
+  block: int | None = None,
+  dtype: Any = jnp.float32,
+  platform: str = "cpu",
+) -> float:
   """Rough size of all residuals without rematerialisation, for P and T tokens.
 
   For each row and layer about nine vectors of width D (inputs of the norms, query, key, value, the
   result of attention), the MLP's hidden vector, and the attention weights. In blocks of W rows each
-  begins with a copy of the prefix, and a row has W weights.
+  begins with a copy of the prefix, and a row has W weights. The compute type and the platform count
+  for a bidirectional tower alone, see `full_tower_bytes`.
   """
+  if getattr(config, "bidirectional", False):
+    return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).peak(1)
   n_rows = n_tokens if block is None else n_tokens * block / (block - n_prefix)
   n_weights = n_prefix + 16 if block is None else block
   floats = 9 * config.hidden_size + config.intermediate_size
   floats += config.num_attention_heads * n_weights
   return 4.0 * floats * config.num_hidden_layers * n_rows
+
+
+class FullTowerBytes(NamedTuple):
+  """Memory that a bidirectional text tower takes on one device beside its parameters, in bytes."""
+
+  n_classes: int
+  residuals: float  # of all rows, without rematerialisation
+  embeddings: float  # of all classes' own tokens, the tower's input
+  weights: float  # copy of the weights in the compute type, for all chunks; 0 in float32
+  features: float  # of all classes three times: of the chunks, joined, and their gradient
+
+  def peak(self, n_chunks: int) -> float:
+    """Peak with this number of chunks: embeddings are copied before them, to equal chunks."""
+    outside = self.embeddings + self.features
+    if n_chunks == 1:
+      return outside + self.residuals
+    of_chunk = self.residuals * math.ceil(self.n_classes / n_chunks) / self.n_classes
+    return outside + max(self.embeddings, self.weights + of_chunk)
+
+  def plan(self, limit_bytes: float) -> MemoryPlan:
+    """The fewest chunks that stay below a limit, or below twice the embeddings."""
+    if self.peak(1) <= limit_bytes:
+      return AT_ONCE
+    beside = self.embeddings + self.features + self.weights
+    room = max(limit_bytes - beside, self.embeddings - self.weights)
+    at_once = max(1, math.floor(room / self.residuals * self.n_classes))
+    return MemoryPlan(math.ceil(self.n_classes / at_once), "chunks")
+
+
+def full_tower_bytes(
+  config: Any, n_prefix: int, n_tokens: int, dtype: Any, platform: str
+) -> FullTowerBytes:
+  """Estimates memory of the tower over all S positions, for T own tokens of S - P a class.
+
+  Residuals of each row and layer: the inputs of two norms in float32, and in the compute type
+  query, key, value, scores and weights of attention and the MLP's hidden vector. A TPU stores the
+  last axis of an array in multiples of 128: the width of a head, and the S weights of a query.
+  `docs.studies.full_tower_memory` compares it with compiled programs.
+  """
+  n_bytes = jnp.dtype(precision_of(dtype)[0]).itemsize
+  n_positions, n_layers = config.max_position_embeddings, config.num_hidden_layers
+  width, n_inner, n_heads = (
+    config.hidden_size,
+    config.intermediate_size,
+    config.num_attention_heads,
+  )
+  stored = lambda size: 128 * math.ceil(size / 128) if platform == "tpu" else size
+  of_attention = n_heads * (3 * stored(width // n_heads) + 2 * stored(n_positions))
+  of_row = 4 * 2 * width + n_bytes * (of_attention + n_inner)
+  n_classes = math.ceil(n_tokens / (n_positions - n_prefix))
+  weights = n_layers * (4 * width**2 + 2 * width * n_inner)
+  return FullTowerBytes(
+    n_classes,
+    residuals=float(n_layers * of_row * n_classes * n_positions),
+    embeddings=4.0 * n_tokens * width,
+    weights=float(n_bytes * weights) if n_bytes < 4 else 0.0,
+    features=3 * 4.0 * n_classes * config.projection_dim,
+  )

@@ -21,7 +21,7 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's classes.
 
   Devices of a slice stay together: the data axis goes over the slices, and sums within each come
-  first. InputError: the devices do not divide by `class_size`.
+  first. InputError: the devices, or those of a slice, do not divide by `class_size`.
   """
   if devices is None:
     # The devices of a process are together, so that its images are on neighbouring rows.
@@ -32,7 +32,13 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   if devices.size % class_size:
     expected = f"a divisor of the {devices.size} devices"
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
-  return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+  rows = devices.reshape(-1, class_size)
+  if any(slice_of(first) != slice_of(last) for first, last in rows[:, [0, -1]]):
+    # Every step would gather the features of all classes through the data-centre network.
+    of_slice = np.unique([slice_of(device) for device in devices], return_counts=True)[1].min()
+    expected = f"a divisor of the {of_slice} devices of a slice"
+    raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
+  return Mesh(rows, (DATA, CLASS))
 
 
 def slice_of(device: Any) -> int:

@@ -32,9 +32,15 @@ def memory_plan(
 
   `n_times` text towers share the memory; see `plan_memory`.
   """
-  config = encoder.clip.config.text_config
-  limit = activation_memory(clip) / n_times
-  return plan_memory(config, n_prefix, token_budget, limit, encoder.block)
+  return plan_memory(
+    encoder.clip.config.text_config,
+    n_prefix,
+    token_budget,
+    activation_memory(clip) / n_times,
+    encoder.block,
+    clip.dtype,
+    encoder.platform,
+  )
 
 
 def share_of_device(limit_gib: float) -> float:

@@ -90,3 +90,14 @@ def test_the_data_axis_goes_over_the_slices(class_size):
     (4 // class_size, class_size), (2, 1), devices=devices
   )
   np.testing.assert_array_equal(mesh.devices, expected)
+
+
+def test_classes_of_a_draw_are_not_split_over_slices():
+  devices = [OfSlice(id=i, slice_index=i // 6, process_index=0) for i in range(12)]
+  assert make_mesh(3, devices).shape == {DATA: 4, CLASS: 3}
+  for class_size in (4, 12):
+    line = (
+      f"config.mesh.class_size: got {class_size}, expected a divisor of the 6 devices of a slice"
+    )
+    with pytest.raises(InputError, match=f"^{line}$"):
+      make_mesh(class_size, devices)

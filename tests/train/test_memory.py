@@ -44,13 +44,13 @@ def test_towers_share_the_memory_that_there_is(monkeypatch):
   """The plan is of the tower's own blocks; fields count more than it."""
   planned = mock.Mock(return_value=MemoryPlan(3, "layers"))
   monkeypatch.setattr(memory, "plan_memory", planned)
-  encoder = mock.Mock(spec=Encoder, block=128, clip=mock.Mock())
+  encoder = mock.Mock(spec=Encoder, block=128, platform="tpu", clip=mock.Mock())
   text = encoder.clip.config.text_config
   plan = lambda **fields: memory.memory_plan(
     settings(**{"clip.memory_gib": 3.0} | fields).clip, encoder, 5, 1000, 2
   )
   assert plan() == MemoryPlan(3, "layers")
-  assert planned.call_args == mock.call(text, 5, 1000, 1.5 * 2**30, 128)
+  assert planned.call_args == mock.call(text, 5, 1000, 1.5 * 2**30, 128, "float32", "tpu")
 
 
 def test_cpus_have_no_limit_and_always_the_same():

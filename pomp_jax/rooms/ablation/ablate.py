@@ -130,8 +130,9 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
     streams = [shared.stream(run) for run in runs]
     run = runs[0]
     # As many as their activations leave room for.
-    text_config, block = run.encoder.clip.config.text_config, run.encoder.block
-    of_step = activation_bytes(text_config, run.n_prefix, run.token_budget, block)
+    encoder, dtype = run.encoder, run.clip.dtype
+    text_config, sizes = encoder.clip.config.text_config, (run.n_prefix, run.token_budget)
+    of_step = activation_bytes(text_config, *sizes, encoder.block, dtype, encoder.platform)
     most = fields.lanes or int(activation_memory(run.clip) // of_step)
     size = vmapped_training.lanes_of_program(len(group), most)
     trained = train_lanes(runs, streams, size, fields.curve_every)

@@ -20,6 +20,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.packed import MemoryPlan
+from pomp_jax.data.source import StoredImages
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import CHUNK
 from pomp_jax.evaluate import inputs
@@ -232,11 +233,45 @@ def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     save = lambda: checkpoints.save(1, gather_bank(run, state), {"config": run.config}, metric=0.5)
     (seconds,) = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, run.prompt_of(state))
+  # A checkpoint is a folder.
+  files = (file for file in run.folder.checkpoints.rglob("*") if file.is_file())
   return {
     "checkpoint_seconds": seconds,
-    "checkpoint_bytes": sum(file.stat().st_size for file in run.folder.checkpoints.iterdir()),
+    "checkpoint_bytes": sum(file.stat().st_size for file in files),
     "prompt_bytes": run.folder.prompt.stat().st_size,
   }
+
+
+def disk(run: setup.PromptRun) -> dict[str, int]:
+  """Bytes of a run's parts on a disk, by name; writes a checkpoint to the run's folder.
+
+  `images` are the training images, of the mean size of a few; records hold them as they are.
+  `stored_features` are 0 if the features of no two epochs are the same, or are not stored.
+  `checkpoints` are all that a run keeps, the best and the one being written included, and the
+  prompt.
+  """
+  some = range(min(_IMAGES, len(run.source)))
+  sizes = (
+    [len(run.source.encoded(index)) for index in some]
+    if isinstance(run.source, StoredImages)
+    else [0]
+  )
+  figures = _saving(run, noise_state(run))
+  n_kept = run.checkpoint.keep + 2
+  row_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
+  n_views = stored_views(run) if run.data.features == "stored" else 0
+  return {
+    "images": round(len(run.source) * float(np.mean(sizes))),
+    "stored_features": n_views * row_bytes,
+    "checkpoints": n_kept * figures["checkpoint_bytes"] + figures["prompt_bytes"],
+  }
+
+
+def stored_views(run: setup.PromptRun) -> int:
+  """Views whose features are computed before the first step, if they are stored."""
+  shown = batches.augmentation(run.data)
+  repeats = shown.kind == "none" or shown.view_epochs
+  return len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
 
 
 def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:

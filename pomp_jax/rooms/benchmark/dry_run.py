@@ -34,7 +34,7 @@ from pomp_jax.rooms.benchmark import absent, costs, forecast
 from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.rooms.benchmark.fields import Price
 from pomp_jax.rooms.benchmark.synthetic_clip import is_synthetic
-from pomp_jax.train import batches, pretrain, setup
+from pomp_jax.train import pretrain, setup
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +139,7 @@ def _random_features(
 
 def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   """The run's seconds and bytes, added up."""
-  shown = batches.augmentation(run.data)
-  repeats = shown.kind == "none" or shown.view_epochs
-  n_views = len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
+  n_views = costs.stored_views(run)
   test, classes = figures["test_images"], figures["class_features"].seconds
   images = run.eval.images * test.seconds / test.total
   n_splits = len(inputs.evaluation_splits(run.data))
@@ -162,7 +160,7 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
     "evaluation_seconds": evaluation,
     "total_seconds": total,
     "disk_bytes": disk,
-    "stored_features_bytes": 4 * n_views * run.encoder.clip.config.projection_dim or None,
+    "stored_features_bytes": 4 * n_views * (run.encoder.clip.config.projection_dim + 1) or None,
   }
 
 

@@ -13,7 +13,7 @@ from pomp_jax.rooms.benchmark import costs, hlo
 from pomp_jax.rooms.benchmark.absent import Outcome
 from pomp_jax.rooms.benchmark.chips import GIB, SOURCES, Machine
 from pomp_jax.rooms.benchmark.flops import image_flops, step_flops
-from pomp_jax.train import batches, setup
+from pomp_jax.train import setup
 
 _MIB = 2**20
 
@@ -64,7 +64,7 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "step_memory": run.step_memory,
     "n_hosts": len({device.process_index for device in mesh.devices.flat}),
     "steps": run.total_steps,
-    "stored_views": 0 if online else _stored_views(run),
+    "stored_views": 0 if online else costs.stored_views(run),
   }
 
 
@@ -151,13 +151,6 @@ def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) 
   if rate := figures["rate"]:
     found.append(f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}")
   return found
-
-
-def _stored_views(run: setup.PromptRun) -> int:
-  """Views whose features are computed before the first step, and stored."""
-  shown = batches.augmentation(run.data)
-  repeats = shown.kind == "none" or shown.view_epochs
-  return len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
 
 
 def _reading(run: setup.PromptRun, figures: dict[str, Any], step: float) -> str:

@@ -204,7 +204,15 @@ def compile_step(
   )
 
   def learner_of(budget):
-    memory = plan_memory(config, fields.m + 1, budget, _ACTIVATION_BYTES, block)
+    memory = plan_memory(
+      config,
+      fields.m + 1,
+      budget,
+      _ACTIVATION_BYTES,
+      block,
+      fields.dtype,
+      devices()[0].platform,
+    )
     tower = text_tower("shared", config, fields.dtype, budget, memory, block)
     return ContextLearner(module, tower, budget, capacity)
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import re
 import types
 
 import jax
@@ -11,13 +12,15 @@ from jax.experimental import topologies
 import jax.numpy as jnp
 import pytest
 
-from docs.studies import pods
+from docs.studies import full_tower_memory, pods
 from pomp_jax import hosts
+from pomp_jax.clip.text import full_tower_bytes
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark import absent, costs, dry_run, flops, forecast, hlo
+from pomp_jax.rooms.benchmark import absent, costs, dry_run, flops, forecast, hlo, synthetic_clip
 from pomp_jax.rooms.benchmark.chips import machine_of
+from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config
 from pomp_jax.train import setup
 from pomp_jax.train.resume import blank_state, place_bank
 from tests.support.small_run import small_config
@@ -31,6 +34,7 @@ class Device:
 
   process_index: int
   id: int
+  slice_index: int = 0
 
 
 @pytest.fixture
@@ -239,6 +243,16 @@ def test_a_mesh_that_the_machine_can_not_share(config, monkeypatch, tmp_path):
   dry_run.check(config(**{"mesh.class_size": 2}), str(tmp_path / "run"))
 
 
+def test_a_draw_is_not_split_over_slices(config, monkeypatch, tmp_path):
+  devices = [Device(0, i, slice_index=i // 4) for i in range(8)]
+  monkeypatch.setattr(absent, "open_devices", lambda text: devices)
+  settings = config(dry_run="2xv5e:2x2", **{"mesh.class_size": 8})
+  with pytest.raises(
+    InputError, match="config.mesh.class_size: got 8, expected a divisor of the 4 "
+  ):
+    dry_run.check(settings, str(tmp_path / "run"))
+
+
 @pytest.fixture
 def library(monkeypatch):
   """A function: what opens a topology, with the right libtpu."""
@@ -329,6 +343,19 @@ def test_a_row_of_the_table_of_pods():
   assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(pods.HEAD)
 
 
+def test_bytes_on_a_disk(config, tmp_path):
+  """Of shapes: the embedded world has no files, and its 600 images have a view each."""
+  folder = RunFolder(tmp_path / "run")
+  settings = config(**{"data.features": "stored"})
+  run = absent.prepare(job_of(settings, folder)({}), SIXTEEN_GIB, hosts.devices()).here
+  folder.create()
+  found = costs.disk(run)
+  width = run.encoder.clip.config.projection_dim
+  assert (found["images"], found["stored_features"]) == (0, 4 * 600 * (width + 1))
+  of_state = 2 * 4 * run.prompt.m * run.encoder.clip.text_width
+  assert found["checkpoints"] > (run.checkpoint.keep + 2) * of_state
+
+
 def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   """The program also multiplies for selections, and has slack for names that are longer."""
   job = job_of(config(**{"clip.model": "world"}), RunFolder(tmp_path / "run"))({})
@@ -339,6 +366,16 @@ def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
   assert 0.4 * counted < sum(found.values()) < counted
   n_images = run.loop.batch_size
   assert found["images"] == n_images * flops.image_flops(run)
+
+
+def open_or_skip(settings, tmp_path):
+  """Checks a dry run; skips the test where the machine's compiler is not installed."""
+  try:
+    dry_run.check(settings, str(tmp_path / "run"))
+  except InputError as error:
+    if "is not installed" not in str(error):
+      raise
+    pytest.skip(str(error))
 
 
 _SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU seconds")
@@ -360,12 +397,7 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
     dry_run=machine,
     **{"mesh.class_size": class_size, "data.features": "stored", "clip.dtype": "bfloat16"},
   )
-  try:
-    dry_run.check(settings, str(tmp_path / "run"))
-  except InputError as error:
-    if "is not installed" not in str(error):
-      raise
-    pytest.skip(str(error))
+  open_or_skip(settings, tmp_path)
   outcome = absent.run(machine, job_of(settings, RunFolder(tmp_path / "run")))
   assert outcome.fits and outcome.changes == {}
   run, there = outcome.there, machine_of(machine)
@@ -398,3 +430,41 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
   assert (of_step.float64, of_step.callbacks, of_step.backward_scatters) == (0, 0, 0)
   assert of_step.donated == len(jax.tree.leaves(absent.step_arguments(run)[0]))
   assert of_step.products["bf16"] > of_step.products.get("f32", 0)
+
+
+@pytest.mark.slow("it compiles for another machine, which takes 30 CPU seconds")
+def test_what_asks_for_too_much_is_told_with_the_compilers_numbers(config, tmp_path, monkeypatch):
+  """Embeddings of 2^23 tokens alone are 16 GiB; needs libtpu, and no device."""
+  text = {"width": 512, "layers": 1, "heads": 8, "vocab_size": 2**23, "context_length": 77}
+  vision = {"width": 64, "layers": 1, "head_width": 32, "image_size": 32, "patch_size": 16}
+  large = open_clips_config({"embed_dim": 64, "text_cfg": text, "vision_cfg": vision})
+  model = "openai/clip-vit-base-patch32"
+  tokenizer = synthetic_clip.config_and_tokenizer(f"synthetic:{model}")[1]
+  monkeypatch.setattr(synthetic_clip, "config_and_tokenizer", lambda model: (large, tokenizer))
+  settings = config(**{"clip.model": f"synthetic:{model}", "data.features": "stored"})
+  open_or_skip(settings, tmp_path)
+  outcome = absent.run("v5e:1", job_of(settings, RunFolder(tmp_path / "run")))
+  assert not outcome.fits and outcome.compiled is None
+  figures = forecast.figures_of(outcome, SIXTEEN_GIB)
+  assert len(figures["problems"]) == 4
+  for problem in figures["problems"]:
+    assert re.search(r"\b16\.\d+G\b.*\b15\.75G\b", problem), problem
+  last = forecast.lines(outcome.there, SIXTEEN_GIB, figures)[-1]
+  assert "none of the 4 above fits; left are a smaller batch_size or k, more devices" in last
+
+
+@pytest.mark.slow("it compiles for another machine, which takes 100 CPU seconds")
+def test_a_full_text_tower_takes_what_is_planned(config, tmp_path):
+  """Large enough that on-chip memory holds little of it; needs libtpu, and no device."""
+  open_or_skip(config(), tmp_path)
+  text = {"width": 144, "layers": 2, "heads": 2, "mlp_ratio": 3.7, "vocab_size": 8}
+  text |= {"context_length": 64, "no_causal_mask": True}
+  vision = {"timm_model_name": "none"}
+  clip = open_clips_config({"embed_dim": 64, "text_cfg": text, "vision_cfg": vision})
+  device = absent.open_devices("v5e:1")[0]
+  estimate = full_tower_bytes(clip.text_config, 16, 1501 * 48, "bfloat16", device.platform)
+  plan = estimate.plan(0.5 * 2**30)
+  assert plan.n_chunks == 2
+  lowered = full_tower_memory.lowered_tower(clip, device, 1501, 16, plan)
+  temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert 1.0 <= estimate.peak(2) / temporaries < 1.2

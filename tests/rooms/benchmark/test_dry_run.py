@@ -61,7 +61,7 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   # Two views of each, five epochs.
   assert "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
   width = inputs.clip_config("world").projection_dim
-  assert figures["stored_features_bytes"] == 4 * 404 * 6 * width
+  assert figures["stored_features_bytes"] == 4 * 404 * 6 * (width + 1)
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
   slower = max(figures["step_seconds"], figures["read"].seconds)
   assert figures["training_seconds"] == pytest.approx(250 * slower)
@@ -73,7 +73,9 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog, monkeypatch):
   parts = [figures[f"{part}_seconds"] for part in ("training", "validation", "evaluation")]
   saves = 63 * figures["checkpoint_seconds"]
   assert figures["total_seconds"] == pytest.approx(sum(parts) + saves)
-  assert figures["checkpoint_bytes"] > 0
+  # Context and momentum, with some facts.
+  size = 2 * 4 * config.prompt.m * inputs.clip_config(config.clip.model).text_config.hidden_size
+  assert size < figures["checkpoint_bytes"] < size + 50_000
   assert figures["disk_bytes"] == 4 * figures["checkpoint_bytes"] + figures["prompt_bytes"]
 
 
