@@ -123,6 +123,18 @@ def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, ex
   assert hosts.own_cores() == expected
 
 
+@pytest.mark.parametrize(("index", "expected"), [(0, 4), (1, 8), (2, 2), (3, 4), (5, 2)])
+def test_each_process_counts_those_of_its_own_host(machine, monkeypatch, index, expected):
+  """Two on the first host, one on the second; on the third four, of which one has other cores."""
+  all_cores = list(range(8))
+  found = [["a", all_cores], ["b", all_cores], ["c", all_cores], ["a", all_cores]]
+  found += [["c", [0, 1]], ["c", all_cores], ["c", all_cores], ["c", all_cores]]
+  monkeypatch.setattr(resources, "gather", lambda *_: found)
+  monkeypatch.setattr(resources, "own_index", lambda: index)
+  hosts.share_cores(1.0)
+  assert hosts.own_cores() == expected
+
+
 def test_devices_are_grouped_by_process(monkeypatch):
   """And of this process alone. The session's devices are not these."""
   found = [

@@ -10,10 +10,12 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs, predict, stored
+from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.evaluate.predictions import evaluate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
+from pomp_jax.rooms.mixtures.weights import Weights
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.results import figures_of_splits, open_splits
 from tests.support.data_files import write_unreadable_set
@@ -122,6 +124,18 @@ def test_analyse(config_of, images, tmp_path):
   config = config_of(images, job="analyse", **settings, **{"analyse.prompts": "{}."})
   sets = analyse.run(config, str(tmp_path))["sets"].values()
   assert [(found["images"], found["unreadable"]) for found in sets] == [(24, 1), (24, 1)]
+
+
+def test_weights_of_a_mixture(config_of, images):
+  """Chosen on the validation images that can be read."""
+  prompts = read_prompts(["{}. + a {}."], "evaluate.prompts", chosen=True)
+  config = config_of(images)
+  encoder = inputs.open_encoder(config.clip)
+  choose = lambda config: Weights(prompts, config.clip, config.data, config.eval).choose(encoder)
+  _, (row,) = choose(config)
+  assert (row["validation_images"], row["validation_classes"]) == (29, 10)
+  with pytest.raises(CorruptDataError, match="1 of 30 images can't be read, 0 are allowed"):
+    choose(config_of(images, **{"data.max_corrupt": 0.0}))
 
 
 def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog):
