@@ -73,6 +73,12 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
     expected.add(source.labels, *answers(source.labels, logits))
     for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
       assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
+    # The answers, right and wrong, class by class.
+    found, expected = one.by_class(), expected.by_class()
+    assert found["confusions"] == expected["confusions"]
+    for name, of_classes in expected["per_class"].items():
+      np.testing.assert_array_equal(found["per_class"][name], of_classes)
+  assert len(found["confusions"]) > IMAGES / 4
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
 
 
