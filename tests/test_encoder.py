@@ -1,6 +1,9 @@
 """Class features by few programs: sentences of any length, and any number of names, share one."""
 
 import collections
+import copy
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,12 @@ import pytest
 
 from pomp_jax.encoder import Encoder, rounded_up
 from pomp_jax.evaluate import inputs
+from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import class_sequences
 from pomp_jax.prompt.loss import normalize
+from tests.support.clips import PLAIN_TOWER, with_kernel
 from tests.support.small_run import small_config
 
 CANDIDATES = (
@@ -82,6 +87,57 @@ def test_padding_does_not_change_a_learned_prompt(encoder):
     context = np.random.default_rng(0).normal(0, 0.02, size).astype(np.float32)
     found = encoder.class_features(NAMES, Prompt(context, encoder.clip.name, position))
     assert_unpadded(found, encoder, encoder.vocabulary(NAMES, shape[-1]), context, position)
+
+
+@pytest.fixture
+def numbered():
+  """A function: encoder -> the encoder, whose class features are the number of computations."""
+  numbers = itertools.count(1)
+
+  def number(encoder):
+    compute = lambda params, frozen, position, **_: np.full((len(SHORT), 2), next(numbers), float)
+    encoder.features_of_classes = compute
+    return encoder
+
+  return number
+
+
+def test_the_cache_tells_apart_what_class_features_depend_on(encoder, numbered):
+  """Position, vectors, names, and whether the features are normalised."""
+  context = np.ones((4, encoder.clip.text_width), np.float32)
+  prompts = [Prompt(context, encoder.clip.name, place) for place in ("end", "middle", "front")]
+  prompts += [Prompt(2 * context, encoder.clip.name), Prompt(context[:2], encoder.clip.name)]
+  prompts += ["{}.", "a {}."]
+  encoder._cache = ArrayCache(in_memory=99)
+  features = numbered(encoder).class_features
+  keys = list(itertools.product((SHORT, SHORT[::-1]), prompts, (True, False)))
+  for _ in range(2):  # computed, and found again
+    found = [features(names, prompt, unit=unit)[0, 0] for names, prompt, unit in keys]
+    assert found == list(range(1, len(keys) + 1))
+
+
+def test_a_store_of_class_features_serves_encoders_that_differ(encoder, numbered, tmp_path):
+  """In the tower's precision, its kind, its weights, its embeddings or its settings."""
+  clip = encoder.clip
+  kernel = 2 * np.asarray(clip.params["text_projection"]["kernel"])
+  text_config = copy.copy(clip.config.text_config)
+  text_config.num_attention_heads *= 2
+  other_heads = dataclasses.replace(clip.config, text_config=text_config)
+
+  def found():
+    cache = ArrayCache(tmp_path / "classes")
+    encoders = [
+      Encoder(clip, cache=cache),
+      Encoder(clip, cache=cache, dtype="bfloat16"),
+      Encoder(clip, cache=cache, tower=PLAIN_TOWER),
+      Encoder(with_kernel(clip, "text_projection", kernel), cache=cache),
+      Encoder(dataclasses.replace(clip, config=other_heads), cache=cache),
+    ]
+    return [numbered(one).class_features(SHORT, "{}.")[0, 0] for one in encoders]
+
+  assert found() == [1, 2, 3, 4, 5]
+  # Another process finds them.
+  assert found() == [1, 2, 3, 4, 5]
 
 
 def test_shapes_are_rounded_up_by_a_quarter_at_most():

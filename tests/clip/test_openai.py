@@ -144,7 +144,17 @@ def test_a_torchscript_archive_is_read_without_its_code(folder, vision):
 
 
 @pytest.mark.parametrize(
-  "name", ["RN50", "RN50x64", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
+  "name",
+  [
+    "RN50",
+    "RN50x64",
+    "ViT-B-32",
+    "ViT-L-14-336",
+    "ViT-H-14",
+    "ViT-g-14",
+    "ViT-bigG-14",
+    "ViT-e-14",
+  ],
 )
 def test_names_and_shapes_of_the_true_sizes(name):
   """From open_clip's own settings of them; no weight is allocated."""
@@ -162,7 +172,7 @@ def test_names_and_shapes_of_the_true_sizes(name):
   heads = (vision.width * 32 if name.startswith("RN") else vision.width) // vision.head_width
   assert config.vision_config.num_attention_heads == heads
   assert config.text_config.hidden_act == (
-    "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG")) else "quick_gelu"
+    "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG", "ViT-e")) else "quick_gelu"
   )
   # Their settings and ours contradict each other nowhere.
   files.json.return_value = {"model_cfg": settings}

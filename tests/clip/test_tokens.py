@@ -1,5 +1,6 @@
 """Token ids, lengths and errors against HuggingFace's tokenizer, and ours against open_clip's."""
 
+import copy
 import gzip
 import pathlib
 import shutil
@@ -54,6 +55,26 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
   assert "\n" not in message
 
 
+@pytest.mark.parametrize("budget", [1, 4, 9])
+def test_a_text_that_is_cut_keeps_its_beginning_and_eot(small, budget):
+  """As HuggingFace truncates; shorter ones stay as they are."""
+  texts = ["the cat of the star and a leaf, a letter of it", "cat", "a b c d e f g h i j k l m n o"]
+  given = {"truncation": True, "max_length": budget + 1}  # with SOS
+  rows = small.clip.tokenizer(texts, **given)["input_ids"]
+  ids, lengths = _tokenize(small, texts, budget=budget, cut=True)
+  assert lengths.tolist() == [len(row) - 1 for row in rows]
+  for row, own, length in zip(rows, ids, lengths, strict=True):
+    assert own[:length].tolist() == row[1:] and not own[length:].any()
+
+
+def test_a_letter_with_which_a_tokenizer_pads_may_stand_in_a_text(small):
+  tokenizer = copy.deepcopy(small.clip.tokenizer)
+  tokenizer.pad_token = "!"
+  assert "!" in tokenizer.all_special_tokens
+  for check in (tokenize, check_token_counts):
+    check(["cat!", "a & b"], tokenizer, small.clip.config.text_config, 8)
+
+
 def _is_too_long(function, clip, texts, budget):
   try:
     function(texts, clip.tokenizer, clip.config.text_config, budget)
@@ -75,6 +96,24 @@ def _is_too_long(function, clip, texts, budget):
 def test_the_check_of_lengths_refuses_what_the_tower_can_not_take(small, texts, budget):
   expected = _is_too_long(tokenize, small.clip, texts, budget)
   assert _is_too_long(check_token_counts, small.clip, texts, budget) == expected
+
+
+@pytest.mark.parametrize(("text", "n_tokens"), [("&nGt;&nGt;", 13), ("q" * 12, 13), ("é" * 6, 13)])
+def test_the_check_of_lengths_knows_entities_and_letters_of_several_bytes(text, n_tokens):
+  """Without merges each byte is a token: the first text is longer than it looks."""
+  tokenizer = tokens.BytePairTokenizer([])
+  config = CLIPTextConfig(vocab_size=514, eos_token_id=513)
+  check_token_counts(["cat", text], tokenizer, config, n_tokens)
+  with pytest.raises(TokenizeError, match=f"{n_tokens} tokens with EOT"):
+    check_token_counts(["cat", text], tokenizer, config, n_tokens - 1)
+
+
+def test_merges_without_a_line_of_their_version_are_all_read(tmp_path):
+  (tmp_path / "merges.txt").write_bytes(GOOD.partition(b"\n")[2])
+  found = _read_bpe(tmp_path, 524)
+  (tmp_path / "merges.txt").write_bytes(GOOD)
+  every = list(range(524))
+  assert found.convert_ids_to_tokens(every) == _read_bpe(tmp_path, 524).convert_ids_to_tokens(every)
 
 
 def test_the_check_of_lengths_tokenizes_only_what_may_be_too_long(small, monkeypatch):
@@ -115,6 +154,8 @@ NASTY = [
   "cafe\u0301 e\u0301\u0302",  # combining marks
   "e&#769;",  # one that appears only with the entity
   "&lt;b&gt; AT&amp;T &amp;amp; &amp;lt; &nbsp;x&#x200b;y",
+  # ftfy resolves entities, but not beside what looks like a tag.
+  "<i>R&amp;amp;B &amp;#233; &amp;amp;amp;lt; </i>",
   "schÃ¶n â€œquotedâ€\x9d",  # UTF-8 read as Latin-1
   "\u201cquoted\u201d \u2018single\u2019 \ufb01sh ｆｕｌｌ　ｗｉｄｔｈ",
   "猫の写真 狗 고양이 кошка γάτα قطة חתול बिल्ली",

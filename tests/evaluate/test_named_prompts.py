@@ -8,6 +8,7 @@ import pytest
 from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.evaluate import named_prompts
 from pomp_jax.evaluate.named_prompts import check_lengths, describe, of_one_list, read_prompts
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import (
@@ -17,6 +18,7 @@ from pomp_jax.files.prompt_file import (
   recorded_upright,
   save_prompt,
 )
+from pomp_jax.files.run_folder import write_json
 
 CLASSES = load_class_list("eurosat")
 CONTEXT = np.zeros((2, 4), np.float32)
@@ -47,6 +49,26 @@ def test_each_part_of_a_prompt_is_in_the_key_of_its_features():
 def test_no_prompt_two_of_one_name_and_no_text_are_refused(names):
   with pytest.raises(ConfigError, match=r"evaluate\.prompts: got .*, expected one or more of"):
     read_prompts(names, "evaluate.prompts")
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize(
+  ("results", "found"),
+  [
+    (None, "expected one or more of"),
+    ({"job": "evaluate"}, "expected one or more of"),
+    ({"method": "linear_probe"}, "expected a run that learns by steps; linear_probe tells"),
+  ],
+)
+def test_a_folder_that_has_learned_no_prompt(tmp_path, monkeypatch, results, found, reads):
+  """Of no run, of another job, and of a method without steps; with and without the room."""
+  if results is not None:
+    write_json(tmp_path / "results.json", results)
+  if not reads:
+    monkeypatch.setattr(named_prompts, "FINISHED_RUN", None)
+    found = "expected one or more of"
+  with pytest.raises(ConfigError, match=rf"^config\.evaluate\.prompts: got .*{found}"):
+    read_prompts([str(tmp_path)], "evaluate.prompts")
 
 
 def test_a_prompt_belongs_to_one_list_if_it_has_a_row_for_each_class():

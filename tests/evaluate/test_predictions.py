@@ -1,13 +1,14 @@
 """Evaluation in batches against all scores at once, in NumPy's float64."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 import pytest
 
 from pomp_jax.data.loader import CorruptDataError, SkippedImages
-from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.source import FeatureSource, Files, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.image_batches import image_batches
 from pomp_jax.evaluate.metrics import EvaluationError, Tally
@@ -72,6 +73,12 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
     expected.add(source.labels, *answers(source.labels, logits))
     for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
       assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
+    # The answers, right and wrong, class by class.
+    found, expected = one.by_class(), expected.by_class()
+    assert found["confusions"] == expected["confusions"]
+    for name, of_classes in expected["per_class"].items():
+      np.testing.assert_array_equal(found["per_class"][name], of_classes)
+  assert len(found["confusions"]) > IMAGES / 4
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
 
 
@@ -160,3 +167,20 @@ def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):
       read(encoder, one_bad, max_corrupt=0.0)
     with pytest.raises(CorruptDataError, match="1 of 1"):
       read(encoder, stored.subset(np.array([9])), max_corrupt=1.0)
+
+
+def test_max_corrupt_bounds_an_evaluation_of_a_file_of_features(encoder, text):
+  """Rows of NaN are images that were unreadable when the file was written."""
+  rows = np.random.default_rng(3).normal(size=(21, encoder.clip.config.projection_dim))
+  rows = rows.astype(np.float32)
+  rows[BAD] = np.nan
+  storage = mock.Mock(width=rows.shape[1], features=rows.__getitem__)
+  storage.where.side_effect = lambda row, key: f"file, row {row}"
+  labels = np.arange(21) % 4
+  source = FeatureSource(list("abcd"), labels, [str(row) for row in range(21)], storage)
+  figures = tally(encoder, source, text, max_corrupt=0.1)["a"].figures()
+  right = (rows[GOOD] @ text["a"].T).argmax(1) == labels[GOOD]
+  assert figures["images"] == len(GOOD) and figures["top1"] == pytest.approx(right.mean())
+  for share, n_allowed in ((0.05, 1), (0.0, 0)):
+    with pytest.raises(CorruptDataError, match=rf"2 of 21 .* {n_allowed} are .*row 9: was"):
+      tally(encoder, source, text, max_corrupt=share)

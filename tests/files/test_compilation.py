@@ -78,6 +78,38 @@ def test_without_a_folder_to_write_to_there_is_none(updates, tmp_path, monkeypat
     validate(settings(compilation_cache=str(tmp_path / "file" / "programs")))
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("other_sees", [True, False])
+def test_several_processes_use_the_folder_that_all_of_them_see(
+  updates, tmp_path, monkeypatch, is_first, other_sees
+):
+  """The first leaves a mark there until all have looked for it."""
+  programs, told = tmp_path / "programs", []
+  if not is_first:
+    programs.mkdir()
+    (programs / "of_first.mark").touch()
+
+  def gather(seen, what):
+    told.append([path.name for path in programs.iterdir()])
+    return [("a", seen), ("b", other_sees)]
+
+  monkeypatch.setattr(compilation.hosts, "n_processes", lambda: 2)
+  monkeypatch.setattr(compilation.hosts, "is_first", lambda: is_first)
+  monkeypatch.setattr(
+    compilation.hosts, "from_first", lambda name, what: name if is_first else "of_first.mark"
+  )
+  monkeypatch.setattr(compilation.hosts, "gather", gather)
+  found = compilation._problem(programs)
+  assert found is None if other_sees else str(programs) in found
+  [(mark,)] = told
+  assert mark.endswith(".mark")
+  # Which of them removes it.
+  assert [path.name for path in programs.iterdir()] == ([] if is_first else [mark])
+  if not is_first:
+    (programs / mark).unlink()
+    assert str(programs) in compilation._problem(programs)
+
+
 def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.setattr(compilation, "_MAX_BYTES", 250)

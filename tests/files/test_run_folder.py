@@ -21,17 +21,36 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import pomp_jax
 from pomp_jax import hosts
-from pomp_jax.files import provenance
+from pomp_jax.files import provenance, run_folder
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import (
   RunFolder,
   RunFolderError,
   RunFolderWriteError,
+  prompt_path,
   read_json,
   write_json,
   writing,
 )
 from tests.support.data_files import small_files_only
+
+
+def test_the_prompt_of_a_folder_is_its_own_before_a_trainers(tmp_path, monkeypatch):
+  """A run beside a trainer's checkpoints; such ones alone; and where no room reads them."""
+  own, asked = tmp_path / "prompt.npz", []
+  trainers = {}
+  find = lambda path: asked.append(path) or trainers.get("model")
+  monkeypatch.setattr(run_folder, "DASSL_PROMPT", mock.Mock(open=lambda: find))
+  assert prompt_path(tmp_path) == own and asked == [tmp_path]
+  trainers["model"] = tmp_path / "prompt_learner" / "model.pth.tar-5"
+  assert prompt_path(tmp_path) == trainers["model"]
+  own.touch()
+  asked.clear()
+  assert prompt_path(tmp_path) == own and prompt_path(own) == own and not asked
+  monkeypatch.setattr(run_folder, "DASSL_PROMPT", None)
+  assert prompt_path(tmp_path) == own
+  own.unlink()
+  assert prompt_path(tmp_path) == own
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])

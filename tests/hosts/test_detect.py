@@ -59,6 +59,13 @@ def detected(environ, **flags):
       SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1"},
       ON_SLURM._replace(local_device_ids=(1,)),
     ),
+    (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, ON_SLURM),
+    (SLURM | {"ROCR_VISIBLE_DEVICES": "2,3", "SLURM_GPUS_PER_TASK": "2"}, ON_SLURM),
+    # Computes on CPUs: it is of no matter what GPUs it sees.
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "JAX_PLATFORMS": "cpu"},
+      ON_SLURM._replace(local_device_ids=(1,)),
+    ),
     # Nodes of 1, 2, 2 and 3 tasks, and of 2, 2 and 1.
     *(
       (SLURM | UNEVEN | {"SLURM_NODEID": str(node)}, ON_SLURM._replace(local_device_ids=own))
@@ -71,6 +78,8 @@ def detected(environ, **flags):
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     (without(SLURM, "SLURM_STEP_NODELIST"), None),  # the batch script itself
     (SLURM | OMPI_4, ON_OMPI),
+    # What SLURM gives to a task is not what Open MPI gives to a process.
+    (SLURM | OMPI_4 | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "4"}, ON_OMPI),
     (JOBSET, Cluster("jobset", "pomp-workers-0-0.pomp:8476", 4, 2)),
     (TPU_POD, None),  # names without chips
   ],
@@ -101,7 +110,9 @@ def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
   ("environ", "expected"),
   [
     (TPU_POD | JOBSET, Cluster("gketpu", "localhost:8482", 4, 1)),
+    (TPU_POD | {"JAX_PLATFORMS": "tpu,cpu"}, Cluster("gketpu", "localhost:8482", 4, 1)),
     (TPU_POD | {"JAX_PLATFORMS": "cpu"}, None),
+    (TPU_POD | {"JAX_PLATFORMS": "cpu,tpu"}, None),
     ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
   ],
 )
@@ -116,9 +127,13 @@ def test_tpu_machines(monkeypatch, environ, expected):
   ("environ", "flags", "named"),
   [
     ({}, {"coordinator": "h:70000"}, "--coordinator: got 'h:70000'"),
+    ({}, {"coordinator": "h:0"}, "--coordinator: got 'h:0'"),
+    ({}, {"coordinator": ":99"}, "--coordinator: got ':99'"),
     ({}, {"process_id": 1}, "--num_processes: "),
     ({}, {"num_processes": 0}, "--num_processes: got 0"),
     ({}, {"num_processes": 2, "process_id": 2}, "--process_id: got 2"),
+    ({}, {"num_processes": 2, "process_id": -1}, "--process_id: got -1"),
+    ({}, {"num_processes": 1, "process_id": 1}, "--process_id: got 1"),
     ({}, {"num_processes": 2, "process_id": 1}, "--coordinator: "),
     (OMPI_5, {}, "--coordinator: "),
     (without(JOBSET, "JOBSET_COORDINATOR"), {}, "--coordinator: "),

@@ -1,5 +1,6 @@
 """What processes tell each other: timeouts, what is compared before a start, shared cores."""
 
+import json
 import os
 import types
 from unittest import mock
@@ -69,6 +70,76 @@ def test_hosts_that_disagree_are_named(monkeypatch):
     messages.agree({})
   del found[1]
   messages.agree({})
+  # A fact that the first has not.
+  found[1:] = [("host1", facts[0] | {"workdir": "a"})]
+  with pytest.raises(HostError, match=r"workdir: nothing for .*; a for process 1 on host1"):
+    messages.agree({})
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """A function: index of this process of four, texts by the end of their key -> waits, store."""
+
+  def install(index, texts):
+    waits, store = [], mock.Mock()
+
+    def get(_, key, seconds):
+      waits.append(seconds)
+      return texts.get(key.rpartition("/")[2], texts.get(""))
+
+    monkeypatch.setattr(messages, "client", lambda: store)
+    monkeypatch.setattr(messages, "_get", get)
+    monkeypatch.setattr(messages, "own_index", lambda: index)
+    monkeypatch.setattr(messages, "n_processes", lambda: 4)
+    return waits, store
+
+  return install
+
+
+def test_a_gather_waits_once_and_names_all_that_are_missing(asked):
+  """After the first timeout the others have had their time too."""
+  waits, _ = asked(0, {"1": '["b", 7]', "3": '["d", 9]'})
+  with pytest.raises(LostHostError, match=r"^cores: process 2 of 4 did not answer within 9 s"):
+    messages.gather(5, "cores", 9.0)
+  assert waits == [9.0, 9.0, 0.1]
+  asked(0, {"2": '["c", 7]'})
+  with pytest.raises(LostHostError, match=r"^cores: process 1, 3 of 4 did not answer"):
+    messages.gather(5, "cores", 9.0)
+
+
+def test_each_process_gets_what_all_have_sent(asked, monkeypatch):
+  """The first collects; another sends its own, and waits until the first has waited for all."""
+  monkeypatch.setattr(messages.socket, "gethostname", lambda: "own")
+  others = {str(index): f'["host{index}", {index}]' for index in (1, 2, 3)}
+  waits, store = asked(0, others)
+  expected = [("own", 0), ("host1", 1), ("host2", 2), ("host3", 3)]
+  assert messages.gather(0, "cores", 9.0) == expected and waits == [9.0] * 3
+  (sent,) = store.key_value_set.mock_calls
+  assert json.loads(sent.args[1]) == [list(pair) for pair in expected]
+  waits, store = asked(2, {"": json.dumps(expected)})
+  assert messages.gather(2, "cores", 9.0) == expected and waits == [18.0]
+  (sent,) = store.key_value_set.mock_calls
+  assert sent.args[0].endswith("/2") and json.loads(sent.args[1]) == ["own", 2]
+  asked(2, {})
+  with pytest.raises(LostHostError, match="^cores: process 0 did not answer within 18 s"):
+    messages.gather(2, "cores", 9.0)
+
+
+def test_the_latest_value_of_each_process_is_found_by_its_number(asked):
+  _, store = asked(2, {})
+  messages.post("watch", {"loss": 1.5})
+  name = f"{messages._POSTS}/watch"
+  assert store.mock_calls == [
+    mock.call.key_value_set(f"{name}/2", '{"loss": 1.5}', allow_overwrite=True)
+  ]
+  store.key_value_dir_get.return_value = [(f"{name}/10", "1"), (f"{name}/9", "2")]
+  assert list(messages.posted("watch").items()) == [(9, 2), (10, 1)]
+  assert store.key_value_dir_get.call_args == mock.call(f"{name}/")
+  # A lost coordinator is found elsewhere.
+  lost = jax.errors.JaxRuntimeError("UNAVAILABLE: gone")
+  store.key_value_set.side_effect = store.key_value_dir_get.side_effect = lost
+  messages.post("watch", 1)
+  assert messages.posted("watch") == {}
 
 
 def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
@@ -88,6 +159,8 @@ def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
   assert messages.fingerprint_of_package() == seen[-1]
   assert len({found["the code of pomp_jax"] for found in seen}) == 3
   assert seen[0]["the version of jax"] == jax.__version__
+  libraries = {key.removeprefix("the version of ") for key in seen[0] if "version" in key}
+  assert libraries == {"jax", "jaxlib", "flax", "optax", "numpy", "transformers"}
 
 
 @pytest.fixture
@@ -119,6 +192,18 @@ def test_a_quota_limits_the_affinity(machine, quota, expected):
 def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, expected):
   """On this host; a launcher may have given each process cores of its own."""
   monkeypatch.setattr(resources, "gather", lambda own, *_: [["here", own], *others])
+  hosts.share_cores(1.0)
+  assert hosts.own_cores() == expected
+
+
+@pytest.mark.parametrize(("index", "expected"), [(0, 4), (1, 8), (2, 2), (3, 4), (5, 2)])
+def test_each_process_counts_those_of_its_own_host(machine, monkeypatch, index, expected):
+  """Two on the first host, one on the second; on the third four, of which one has other cores."""
+  all_cores = list(range(8))
+  found = [["a", all_cores], ["b", all_cores], ["c", all_cores], ["a", all_cores]]
+  found += [["c", [0, 1]], ["c", all_cores], ["c", all_cores], ["c", all_cores]]
+  monkeypatch.setattr(resources, "gather", lambda *_: found)
+  monkeypatch.setattr(resources, "own_index", lambda: index)
   hosts.share_cores(1.0)
   assert hosts.own_cores() == expected
 

@@ -111,6 +111,20 @@ def test_a_taken_port_is_found_before_jax_starts(initialized, how):
   assert len(initialized) == 3
 
 
+def test_jax_gets_the_cluster_and_the_timeouts(initialized):
+  """A minute more than ours, so that this process ends before JAX aborts it."""
+  hosts.start(hosts.Cluster("slurm", "a:1", 4, 3, (2,)), start_timeout=7, heartbeat_timeout=9)
+  hosts.start(hosts.Cluster("flags", "b:2", 2, 1))
+  common = {"cluster_detection_method": "deactivate"}
+  first = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}
+  first |= {"local_device_ids": (2,), "initialization_timeout": 67, "heartbeat_timeout_seconds": 9}
+  # All devices that it sees.
+  second = {"coordinator_address": "b:2", "num_processes": 2, "process_id": 1}
+  second |= {"local_device_ids": None, "initialization_timeout": 360}
+  second |= {"heartbeat_timeout_seconds": 60}
+  assert initialized == [first | common, second | common]
+
+
 @pytest.mark.parametrize(
   ("text", "kind"),
   [

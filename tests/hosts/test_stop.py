@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import jax
 import pytest
 
-from pomp_jax.hosts import Preempted, StopRequest, is_lost_contact
+from pomp_jax.hosts import Preempted, StopRequest, is_lost_contact, stop
 
 
 def send(number):
@@ -98,10 +99,37 @@ def test_a_preemption_is_not_handled_as_an_error():
     # As it comes where an array is copied to the host.
     (ValueError, "UNKNOWN: Gloo AllGather failed: Connection closed by peer", True),
     (ValueError, "operands could not be broadcast together", False),
+    *(
+      (jax.errors.JaxRuntimeError, f"{status}: of this process alone", False)
+      for status in ("INVALID_ARGUMENT", "UNIMPLEMENTED")
+    ),
+    *(
+      (ValueError, f"{status}: of another process", True)
+      for status in ("UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED")
+    ),
   ],
 )
 def test_too_little_memory_is_no_lost_process(kind, message, expected):
   assert is_lost_contact(kind(message)) == expected
+
+
+@pytest.mark.parametrize(
+  ("answer", "expected", "waits"),
+  [
+    ('["process 1 on b", "no room", 2]', ("process 1 on b", "no room", 2), []),
+    (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out"), None, []),
+    # The coordinator is gone. Without a wait the thread would ask on and on.
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), None, [2.5]),
+  ],
+)
+def test_the_reason_of_another_process(monkeypatch, answer, expected, waits):
+  found = []
+  monkeypatch.setattr(stop, "_finished", mock.Mock(wait=found.append))
+  store = mock.Mock()
+  store.blocking_key_value_get.side_effect = [answer]
+  assert stop._wait_for_failure(store, 2.5) == expected
+  assert store.mock_calls == [mock.call.blocking_key_value_get(stop._KEY, 2500)]
+  assert found == waits
 
 
 _IN_A_LIBRARY = """

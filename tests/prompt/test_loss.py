@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.prompt.loss import ContrastSettings, local_contrast, margin
+from pomp_jax.prompt.loss import SCALES, ContrastSettings, local_contrast, margin
 from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import torch_losses, unit
@@ -54,6 +54,26 @@ def _plain(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, correction):
   )
   losses.mean().backward()
   return losses.detach().numpy(), hits, [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("correction", SCALES)
+def test_a_factor_that_is_traced_is_the_correction_of_its_name(correction):
+  """An ablation trains several as lanes of one program: loss and gradient, also with weights."""
+
+  def loss(features, factor, negatives, **more):
+    settings = ContrastSettings(2, N_CLASSES, factor, 10.0, **more)
+    return local_contrast(settings, *features, jax.numpy.asarray(LABELS), negatives).loss
+
+  features, rng = _features(), np.random.default_rng(1)
+  weighted = NEGATIVES._replace(log_weights=rng.normal(size=5), own_log_weights=rng.normal(size=4))
+  for negatives in (NEGATIVES, weighted):
+    negatives = jax.tree.map(jax.numpy.asarray, negatives)
+    for kind in ("softmax", "sigmoid"):
+      with_factor = functools.partial(loss, negatives=negatives, loss=kind)
+      with_name = functools.partial(with_factor, factor=correction)
+      found = jax.jit(jax.value_and_grad(with_factor))(features, SCALES[correction])
+      expected = jax.jit(jax.value_and_grad(with_name))(features)
+      jax.tree.map(lambda one, other: assert_close(one, other, 1e-5), found, expected)
 
 
 @pytest.mark.parametrize("correction", PLAIN)

@@ -142,6 +142,33 @@ def test_a_context_leaves_a_place_for_a_name_of_one_token(encoder, tmp_path):
     pretrain.check(small_config(**{"prompt.m": most + 1}), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_classes_have_room_for_the_vectors_that_the_best_words_choose(
+  encoder, tmp_path, monkeypatch, given
+):
+  """Not for those of the config, which leaves their number to the words; also with given arrays."""
+  most = next(m for m in range(100, 0, -1) if _has_place(encoder, m))
+  chosen = mock.Mock(with_automatic_weight=lambda contrast, scale: contrast)
+  monkeypatch.setattr(setup, "WORDS", mock.Mock(open=lambda: chosen))
+  config = small_config(**{"prompt.init": "best", "prompt.m": 0, "data.n_classes": 12, "k": 8})
+  shared = {"encoder": encoder}
+  if given:
+    source = inputs.open_source(config.data, "train")
+    shared["frozen"] = encoder.frozen(encoder.vocabulary(source.names, 0))
+
+  def prepare(m):
+    own = dataclasses.replace(config.prompt, m=m, init="")
+    chosen.start = lambda *_: (own, {"a {}.": 0.5})
+    return setup.prepare(config, RunFolder(tmp_path / "run"), **shared)
+
+  longest = int(encoder.vocabulary(prepare(1).source.names, 1).lengths.max())
+  fits = most + int(encoder.vocabulary(["star"], 1).lengths.max()) - longest
+  run = prepare(fits)
+  assert (run.prompt.m, run.module.n_vectors, run.candidates) == (fits, fits, {"a {}.": 0.5})
+  with pytest.raises(TokenizeError):
+    prepare(fits + 1)
+
+
 def _has_place(encoder, m):
   try:
     encoder.vocabulary(["star"], m)

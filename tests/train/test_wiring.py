@@ -24,7 +24,6 @@ from pomp_jax.config import METHODS, SOURCES, fields_of
 from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.regularisation.fields import Consistency
 from pomp_jax.train import batches, loop, pretrain, results, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import FREE_FIELDS, first_state
@@ -338,7 +337,11 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
     "epoch": seen["learning_rate.steps_per_epoch"],
     "batch": len(batch["label"]),
     "images": len(run.source),
-    "consistency": tuple(run.contrast.of(Consistency).weights.items()),
+    "consistency": tuple(
+      (field.removeprefix("consistency_"), weight)
+      for field, weight in run.contrast.flat().items()
+      if field.startswith("consistency_") and weight
+    ),
     "position": run.module.position,
     "accumulate": parts.accumulate,
     "group_size": run.group_size,

@@ -12,9 +12,9 @@ import pytest
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.config.settings import flatten
 from pomp_jax.evaluate import inputs
-from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.prompt_file import Prompt, load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.ablation import ablate
+from pomp_jax.rooms.ablation import ablate, shared_inputs
 from pomp_jax.rooms.ablation import grid as grids
 from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
 from pomp_jax.rooms.ablation.vmapped_training import Trained, lanes_of_program, program_groups
@@ -103,6 +103,46 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
   assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
   assert np.shares_memory(one.features, same.features)
   assert not np.array_equal(one.labels, other_seed.labels)
+
+
+@pytest.mark.parametrize(
+  ("position", "class_specific", "splits"),
+  [
+    ("middle", False, ["validation", "novel"]),
+    # Such a context knows no unseen class.
+    ("front", True, ["validation"]),
+  ],
+)
+def test_a_curve_is_of_its_cells_prompt(
+  one_layer, tmp_path, monkeypatch, position, class_specific, splits
+):
+  """Features of the classes of each split, with the names where the cell has them."""
+  own = {"data.n_classes": 12, "k": 8, "clip.model": one_layer, "ablate.curve_every": 2}
+  own |= {"eval.images": 24, "prompt.class_specific": class_specific}
+  config = config_for(f"prompt.position={position};prompt.m=3|2", **own)
+  inputs_of_cells = SharedInputs(RunFolder(tmp_path), config.replace)
+  run = inputs_of_cells.prepare(make_cells(config)[0])
+  scored = mock.Mock(side_effect=shared_inputs.topk_accuracy)
+  monkeypatch.setattr(shared_inputs, "topk_accuracy", scored)
+  size = (12, 3, run.encoder.clip.text_width)[not class_specific :]
+  rng = np.random.default_rng(0)
+  contexts = {step: rng.normal(0, 0.02, size).astype(np.float32) for step in (2, 4)}
+  found = inputs_of_cells.curve(run, contexts)
+  assert list(found["top1"]) == list(found["images"]) == splits
+  assert found["steps"] == [2, 4] and set(found["images"].values()) == {24}
+  calls = iter(scored.mock_calls)
+  for number, context in enumerate(contexts.values()):
+    prompt = Prompt(context, run.encoder.clip.name, position)
+    for split in splits:
+      source = inputs.open_source(run.data, split, n_images=24)
+      classes = run.encoder.class_features(source.names, prompt)
+      images = run.encoder.image_features(source.images(np.arange(24)))
+      given = next(calls).args
+      np.testing.assert_allclose(given[0], images, atol=1e-5)
+      np.testing.assert_allclose(given[1], classes, atol=1e-5)
+      np.testing.assert_array_equal(given[2], source.labels)
+      right = (images @ classes.T).argmax(1) == source.labels
+      assert found["top1"][split][number] == pytest.approx(right.mean())
 
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
 
-import dataclasses
 import math
 from types import SimpleNamespace
 from unittest import mock
@@ -94,6 +93,36 @@ def test_of_equal_pairs_the_first_wins_beta_by_beta():
   assert search((2.5,), (0.0, 0.1, 9.0, 5.0)) == (2.5, 9.0)
 
 
+@pytest.fixture
+def fit_tip(monkeypatch):
+  """A function: epochs of features, labels, fields -> the adapter, which searches nothing.
+
+  The keywords are fields of `config.tip` and `config.data` by full name, and `tuned`.
+  """
+  monkeypatch.setattr(TipAdapter, "searched", lambda self, features, labels, *grids: self)
+  for name in ("open_fetch", "features_under"):
+    monkeypatch.setattr(tip_adapter, name, lambda *_: None)
+  monkeypatch.setattr(tip_adapter.inputs, "class_list", lambda *_: None)
+
+  def fit_one(epochs, labels, *, tuned=False, **changes):
+    monkeypatch.setattr(tip_adapter, "view_features", lambda *_: iter(epochs))
+    coop = {"data.source": "coop", "data.dataset": "eurosat"}
+    config = defaults().replace(coop | changes)
+    validation = np.zeros(1, int), np.ones((1, WIDTH)), np.zeros(1, int)
+    training = Training(
+      data=config.data,
+      encoder=mock.Mock(spec=Encoder, clip=SimpleNamespace(logit_scale=SCALE)),
+      folder=RunFolder("run"),
+      source=mock.Mock(spec=StoredImages, names=("a",), labels=labels),
+      validation=SplitFeatures(("a",), *validation),
+    )
+    settings = {"tuned": tuned, "batch_size": 1, "rate": 0.1, "seed": 0}
+    adapter, _ = tip_adapter.fit_classifier(training, config.of(Tip), "", **settings)
+    return adapter
+
+  return fit_one
+
+
 @pytest.mark.parametrize(
   ("given", "expected"),
   [
@@ -102,38 +131,46 @@ def test_of_equal_pairs_the_first_wins_beta_by_beta():
     ({"beta_max": 3.0}, (10.0, 3.0)),
   ],
 )
-def test_the_search_has_the_published_ends_or_those_of_the_config(monkeypatch, given, expected):
+def test_the_search_has_the_published_ends_or_those_of_the_config(
+  monkeypatch, fit_tip, given, expected
+):
   searched = []
   monkeypatch.setattr(
     TipAdapter, "searched", lambda self, features, labels, *grids: searched.append(grids) or self
   )
-  for name in ("open_fetch", "features_under"):
-    monkeypatch.setattr(tip_adapter, name, lambda *_: None)
-  monkeypatch.setattr(tip_adapter.inputs, "class_list", lambda *_: None)
+  given = {f"tip.{name}": value for name, value in given.items()}
   epoch = tip_adapter.Epoch(np.ones((1, 1, WIDTH)), np.ones(1, bool))
-  monkeypatch.setattr(tip_adapter, "view_features", lambda *_: iter([epoch]))
-  config = defaults().replace({"data.source": "coop", "data.dataset": "eurosat"})
-  steps = {"alpha_steps": 4, "beta_steps": 5}
-  tip = dataclasses.replace(config.of(Tip), **steps, **given)
-  training = Training(
-    data=config.data,
-    encoder=mock.Mock(spec=Encoder, clip=SimpleNamespace(logit_scale=SCALE)),
-    folder=RunFolder("run"),
-    source=mock.Mock(spec=StoredImages, names=("a",), labels=[0]),
-    validation=SplitFeatures(("a",), np.zeros(1, int), np.ones((1, WIDTH)), np.zeros(1, int)),
-  )
-  tip_adapter.fit_classifier(
-    training,
-    tip,
-    "",
-    tuned=False,
-    batch_size=1,
-    rate=0.1,
-    seed=0,
-  )
+  fit_tip([epoch], [0], **given, **{"tip.alpha_steps": 4, "tip.beta_steps": 5})
   [(alphas, betas)] = searched
   for values, most, count in zip((alphas, betas), expected, (4, 5), strict=True):
     np.testing.assert_allclose(values, np.linspace(0.1, most, count, endpoint=False))
+
+
+def test_an_image_that_one_epoch_could_not_read_has_neither_key_nor_label(monkeypatch, fit_tip):
+  """The other labels stay beside their features, in the cache and in the tuning."""
+  rng, labels = np.random.default_rng(3), np.array([4, 0, 3, 1, 2, 1])
+  epochs = [
+    tip_adapter.Epoch(rng.normal(size=(6, 2, WIDTH)).astype(np.float32), np.arange(6) != unread)
+    for unread in (1, 3, 6, 6)
+  ]
+  given = {}
+
+  def tune_nothing(adapter, epochs, labels, **settings):
+    given.update(epochs=list(epochs), labels=labels)
+    return adapter
+
+  monkeypatch.setattr(tip_adapter, "tune", tune_nothing)
+  fields = {"data.augment": "recipe", "data.views": 2, "tip.views": 2, "tip.epochs": 2}
+  adapter = fit_tip(epochs, labels, tuned=True, **fields)
+  kept = [0, 2, 4, 5]
+  expected = [unit(np.concatenate([e.features[i] for e in epochs[:2]]).sum(0)) for i in kept]
+  assert_close(adapter.keys, np.stack(expected), 1e-6)
+  assert adapter.labels.tolist() == labels[kept].tolist()
+  # A row of the tuning is a view of an image.
+  assert given["labels"].tolist() == [label for label in labels[kept] for _ in range(2)]
+  for found, epoch in zip(given["epochs"], epochs[2:], strict=True):
+    rows = [unit(epoch.features[i, view]) for i in kept for view in range(2)]
+    assert_close(found, np.stack(rows), 1e-6)
 
 
 def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():

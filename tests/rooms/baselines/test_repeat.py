@@ -56,6 +56,31 @@ def test_each_split_and_prompt_that_all_seeds_have_is_summed_up():
   assert found["base"]["prompt"]["top1"]["mean"] == pytest.approx(0.8)
 
 
+def test_bars_reach_from_the_low_to_the_high_end(tmp_path, drawn):
+  """Of one run the interval over the images, dotted; of several the deviation over the seeds."""
+  row = {"images": 30, "std": 0.02, "values": [0.9]}
+  one = {"novel": row | {"mean": 0.9, "interval": [0.7, 0.95]}}
+  one |= {"base": row | {"mean": 0.2, "interval": [0.1, 0.5]}}
+  several = {"novel": row | {"mean": 0.6, "values": [0.58, 0.62], "interval": [0.3, 0.7]}}
+  reports.method_dots(tmp_path / "plot.png", {"vpt_deep": one, "pomp": several})
+  (figure,) = drawn
+  novel, base = figure.axes
+  expected = {novel: [(0, [70, 90, 95], ":"), (1, [58, 60, 62], "-")]}
+  expected |= {base: [(0, [10, 20, 50], ":")]}
+  for axes, rows in expected.items():
+    for bars, (place, (low, mean, high), style) in zip(axes.containers, rows, strict=True):
+      dot, ends, (line,) = bars.lines
+      assert dot.get_xydata().tolist() == [[pytest.approx(mean), place]]
+      (segment,) = line.get_segments()
+      np.testing.assert_allclose(segment, [[low, place], [high, place]])
+      assert [end.get_xdata()[0] for end in ends] == pytest.approx([low, high])
+      assert line.get_linestyle()[0][1] is None if style == "-" else line.get_linestyle()[0][1]
+    labels = [text.get_text() for text in axes.texts]
+    assert labels == [f"{mean:.1f}" for _, (_, mean, _), _ in rows]
+  names = [tick.get_text() for tick in novel.get_yticklabels()]
+  assert names == reports.method_labels(["vpt_deep", "pomp"])
+
+
 @pytest.mark.parametrize(
   ("method", "seeds", "expected"),
   [("pomp", (3, 4), [3, 4]), ("pomp", (), [7]), ("zero_shot", (3, 4), [3])],

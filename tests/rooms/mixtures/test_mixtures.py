@@ -80,6 +80,38 @@ def test_a_mixture_is_the_weighted_sum_with_unit_rows(folder, encoder, spoken):
   np.testing.assert_allclose(classified, unit(3 * the + one), atol=1e-5)
 
 
+def test_the_key_of_a_mixture_has_all_that_its_features_depend_on():
+  """`describe` is part of the keys under which results are found again."""
+  names = ["0.5*a {} + 0.5*the {}", "0.25*a {} + 0.75*the {}", "0.75*a {} + 0.25*the {}"]
+  names += ["0.25*the {} + 0.75*a {}", "0.25*a {} + 0.75*one {}", "0.25*ensemble + 0.75*the {}"]
+  names += ["0.25*a {} + 0.5*the {} + 0.25*the {}"]
+  prompts = [named.prompt for named in read_prompts(names, FIELD)]
+  keys = [tuple(describe(prompt, CLASSES)) for prompt in prompts]
+  assert len(set(keys)) == len(names)
+  # What is no part of the features is no part of the key.
+  (same,) = read_prompts(["1*a {} + 3*the {}"], FIELD)
+  assert tuple(describe(same.prompt, CLASSES)) == keys[1]
+  others = dataclasses.replace(CLASSES, ensemble=("a {}",))
+  assert tuple(describe(prompts[5], others)) != keys[5]
+  # The same texts in the same order, of other parts.
+  first, second = read_prompts(["1*ensemble + 1*the {}", "1*a {} + 1*ensemble"], FIELD)
+  others = dataclasses.replace(CLASSES, ensemble=("one {}", "the {}"))
+  assert describe(first.prompt, CLASSES) != describe(second.prompt, others)
+
+
+def test_the_key_of_chosen_weights_has_their_images_and_classes(encoder):
+  (chosen,) = prompts = read_prompts(["a {} + the {}"], FIELD, chosen=True)
+  config = small_config(**{"data.n_classes": 12})
+  key = lambda prompts=prompts, **changes: Weights(
+    prompts, config.clip, (own := config.replace(changes)).data, own.eval
+  ).key(encoder)
+  found = [key(), key(**{"eval.images": 32}), key(**{"data.n_classes": 9})]
+  found.append(key(**{"eval.template": "the {}."}))
+  assert len(set(map(tuple, found))) == 4 and key() == found[0]
+  given = read_prompts(["1*a {} + 1*the {}"], FIELD)
+  assert key(given) == [] != key([chosen, *given])
+
+
 @pytest.mark.parametrize(
   ("one", "other", "share"),
   [

@@ -103,6 +103,34 @@ def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
   assert average_precision(annotations_of(value), results) == figures
 
 
+@pytest.mark.parametrize("at_a_time", [100, 2])
+@pytest.mark.parametrize("lvis", [True, False])
+def test_classes_in_the_order_of_a_list(monkeypatch, lvis, at_a_time):
+  """Not in that of the ids; a class of the list may have no category."""
+  value = detection_cases.random_annotations(3, lvis=lvis)
+  results = detection_cases.random_detections(value, 103)
+  by_id = annotations_of(value)
+  groups = {"base": np.array([0, 1, 4]), "novel": np.array([3, 5])}
+  expected = average_precision(by_id, results, groups=groups)
+  order = [4, 0, 5, 2, 1, 3]
+  names = [by_id.names[c] for c in order]
+  names.insert(2, "dog")
+  listed = annotations_of(value, names=names)
+  assert listed.category_ids.tolist() != sorted(listed.category_ids)
+  place = [names.index(name) for name in by_id.names]
+  groups = {name: np.array([place[c] for c in own]) for name, own in groups.items()}
+  groups["novel"] = np.append(groups["novel"], 2)
+  monkeypatch.setattr(box_metrics, "_CATEGORIES", at_a_time)
+  figures = average_precision(listed, results, groups=groups)
+  assert figures["per_class"].pop(2) is None
+  per_class = expected.pop("per_class")
+  assert len(set(per_class)) == 6
+  assert figures.pop("per_class") == [per_class[c] for c in order]
+  assert len(set(figures)) == 5 + len(groups) + 1 + 3 * lvis
+  for name, figure in expected.items():
+    assert figures[name] == pytest.approx(figure), name
+
+
 def test_nothing_to_measure():
   value = detection_cases.random_annotations(0)
   assert average_precision(annotations_of(value), [])["AP"] == 0

@@ -1,5 +1,6 @@
 """The detect job: results and figures against torch and pycocotools, resumption."""
 
+import collections
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision.ops import batched_nms
 from pomp_jax.clip.load import load_clip
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
+from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
 from tests.rooms.regions.region_jobs import (
   assert_same_detections,
@@ -182,6 +184,25 @@ def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, config_for, tmp
   assert results["groups"] == ["novel" if frequencies[n] == "r" else "base" for n in ids]
   assert not (tmp_path / "plots" / "detections.png").exists()
   assert Page((tmp_path / "report.html").read_text()).images == []
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+@pytest.mark.parametrize("top", [0, 2])
+def test_as_many_detections_of_an_image_as_its_annotations_count(
+  data, config_for, tmp_path, monkeypatch, without_report, kind, top
+):
+  """LVIS counts more than COCO. A number of the config's own replaces both."""
+  assert MAX_DETECTIONS == {"coco": 100, "lvis": 300}
+  monkeypatch.setitem(MAX_DETECTIONS, "coco", 3)
+  monkeypatch.setitem(MAX_DETECTIONS, "lvis", 7)
+  changes = {"regions.source": "file", "regions.path": str(data / "dump")}
+  changes |= {"regions.e_base": 0.0, "regions.e_novel": 0.0}
+  # The images of both have the same ids.
+  changes |= {"detect.annotations": str(data / f"{kind}.json"), "detect.names": ""}
+  changes |= {"detect.prompts": (str(data / "classes.npy"),), "detect.images": ""}
+  run_job(config_for(**changes, **{"detect.top": top}), tmp_path)
+  counts = collections.Counter(row["image_id"] for row in detections(tmp_path))
+  assert set(counts.values()) == {top or MAX_DETECTIONS[kind]} and len(counts) == 6
 
 
 def test_an_interrupted_run_resumes(config_for, detected, tmp_path, monkeypatch):

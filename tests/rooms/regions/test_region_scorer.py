@@ -1,6 +1,7 @@
 """Class matrices, and scores of regions against ZSSeg's inference in torch float64."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.rooms.regions.class_splits import ClassSplit
+from pomp_jax.rooms.regions.crop_features import RegionEncoder
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions
 from pomp_jax.rooms.regions.region_scorer import (
+  RegionScorer,
   region_scores,
   shares_of,
   short_labels,
   trained_classes,
 )
-from pomp_jax.rooms.regions.region_sources import needs_crops
+from pomp_jax.rooms.regions.region_sources import Images, RegionSource, needs_crops
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 
@@ -93,6 +96,52 @@ def test_scores_are_zssegs(parts, weights, trained):
   assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
   of_clip[3] = 0
   assert_close(region_scores(regions, None, clip, matrix, **settings), of_clip, 1e-5)
+
+
+@pytest.mark.parametrize(
+  ("crop", "tight", "threshold", "expected"),
+  [
+    ("masked", False, 0.7, [4, 2, 8, 6]),
+    ("masked", False, 0.3, [2, 2, 8, 6]),
+    ("context", True, 0.7, [4, 2, 8, 6]),
+    ("context", True, 0.3, [2, 2, 8, 6]),
+    ("context", False, 0.7, [0, 1.6, 55 / 7, 6.4]),
+  ],
+)
+def test_crops_are_of_what_is_above_the_threshold(encoder, parts, crop, tight, threshold, expected):
+  """Of a soft mask in an image that becomes larger, or of the region's own box."""
+  soft = np.zeros((1, 8, 11), np.uint8)
+  soft[0, 2:6, 2:4], soft[0, 2:6, 4:8] = 127, 204
+  regions = Regions(np.array([[0, 1, 5, 4]], np.float32), masks=soft)
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  images = mock.Mock(spec=Images, keys=("a",), pixels=lambda row: pixels)
+  cropped = []
+
+  def features(images, boxes, masks):
+    cropped.extend(zip(images, boxes, masks or [None], strict=True))
+    return [parts[2][:1]]
+
+  settings = fields.Regions(source="truth", crop=crop, mask_threshold=threshold, size=8)
+  source = RegionSource(images, None, lambda block: [regions])
+  crops = mock.Mock(spec=RegionEncoder, features=features)
+  classes = ClassSplit((("a",), ("b",)), ("base", "novel"))
+  matrix = ClassMatrix(parts[3].features[:2], np.array([0, 1]))
+  scorer = RegionScorer(
+    settings, source, encoder, classes, [matrix], logit_scale=0.0, tight=tight, crops=crops
+  )
+  [(row, scored)] = scorer.scored([0])
+  assert row == 0 and scored.regions is regions
+  logits = encoder.clip.logit_scale * parts[2][:1] @ matrix.features.T
+  assert_close(scored.scores[0], torch.tensor(logits).softmax(-1), 1e-5)
+  [(image, boxes, masks)] = cropped
+  assert image.shape == (8, 11, 3)
+  np.testing.assert_allclose(boxes, [expected], rtol=1e-6)
+  assert (masks is None) == (crop == "context")
+  if masks is not None:
+    x0, y0, x1, y1 = expected
+    inside = np.zeros((8, 11), bool)
+    inside[y0:y1, x0:x1] = True
+    np.testing.assert_array_equal(masks, inside[None])
 
 
 def test_scores_that_are_not_finite_are_an_error(parts):

@@ -10,14 +10,18 @@ import pytest
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.evaluate.named_prompts import read_prompts
+from pomp_jax.evaluate.split_features import SplitFeatures
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.optimizer import result_of, sgd
-from pomp_jax.rooms.regularisation.averaging import averaging
+from pomp_jax.prompt.step import TrainState
+from pomp_jax.rooms.regularisation.averaging import Averaged, averaging
 from pomp_jax.train import setup
 from tests.support.checks import assert_close
 from tests.support.small_run import run_job, small_config
 
+SPLIT = SplitFeatures(("a", "b"), np.arange(2), np.eye(2, dtype=np.float32), np.arange(2))
 EPOCHS, STEPS = 5, 3  # steps of an epoch
 GAUSS = {"mean": 3.0, "sigma": 1.5, "decay": 0.8, "steps_per_epoch": STEPS}
 
@@ -113,6 +117,27 @@ def test_a_resumed_run_has_the_same_average_and_uses_it(tmp_path, one_layer):
   np.testing.assert_array_equal(load_prompt(again).context, average)
   stored = {named.step: named.prompt for named in read_prompts([f"{again}/checkpoints"], "prompts")}
   np.testing.assert_array_equal(stored[12].context, average)
+
+
+@pytest.mark.parametrize("method", ["pomp", "vpt_shallow", "maple", "cocoop"])
+def test_each_method_validates_the_average(tmp_path, one_layer, monkeypatch, method):
+  """Also one that learns no prompt; nothing is trained."""
+  config = small_config(method=method, **{"clip.model": one_layer, "optim.average": "ema"})
+  monkeypatch.setattr(setup.batches, "readable_features", lambda *_: SPLIT)
+  seen = []
+
+  def class_features(run, params):
+    seen.append(params)
+    return np.eye(2, dtype=np.float32)
+
+  monkeypatch.setattr(setup.PromptRun, "class_features", class_features)
+  accuracy = lambda run: lambda params, split, source: seen.append(params)
+  monkeypatch.setattr(setup.PromptRun, "accuracy", accuracy)
+  run = setup.prepare(config, RunFolder(tmp_path))
+  last, mean = {"context": np.zeros(1)}, {"context": np.ones(1)}
+  state = TrainState(step=4, params=last, opt_state=(Averaged(mean, 4, 0.0),), seed_key=None)
+  run.validation()(state)
+  assert seen == [mean]
 
 
 def test_a_run_validates_the_average_that_it_keeps(tmp_path, one_layer, monkeypatch):
