@@ -13,6 +13,8 @@ Another grid, other steps:
 from pomp_jax.config import with_argument, with_jobs
 from pomp_jax.configs import demo
 
+ROOMS = ("ablation",)
+
 
 def get_config(argument: str = ""):
   """The demo's set-up with fewer classes and steps: the whole grid takes less than ten minutes."""

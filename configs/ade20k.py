@@ -18,6 +18,8 @@ counts.
 from pomp_jax.config import with_argument
 from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values; one exponent, since ZSSeg marks no class as trained here."""

@@ -10,6 +10,8 @@ On other data sets, those that `config.evaluate` names: docs/evaluation.md.
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("analysis",)
+
 
 def get_config(argument: str = ""):
   """The base config with the job; the prompts beside the hand-written one remain to be given."""

@@ -12,6 +12,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs import cocoop, coop, linear_probe, maple, tip_adapter, vpt, zero_shot
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("baselines",)
+
 METHODS = {
   "zero_shot": zero_shot.WORLD,
   "pomp": SMALL | {"method": "pomp", "negatives": "sampled", "k": 64, "prompt.m": 4},

@@ -24,6 +24,8 @@ import dataclasses
 from pomp_jax.config import base, with_argument
 from pomp_jax.rooms.benchmark.fields import Benchmark
 
+ROOMS = ("benchmark",)
+
 
 def get_config(argument: str = ""):
   """The published sizes of ViT-B/16, the paper's M and K, and all classes."""

@@ -14,6 +14,8 @@ that open-vocabulary COCO holds out. Cost: 3.9 GB of embeddings for 5,000 images
 from pomp_jax.config import with_argument
 from pomp_jax.configs.lvis import SHORT, recipe
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values."""

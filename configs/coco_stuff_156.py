@@ -24,6 +24,8 @@ Cost: days on 2 cores, so try `:n=20` there.
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 SHORT = {
   "source": "regions.source",
   "path": "regions.path",

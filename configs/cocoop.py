@@ -14,6 +14,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("baselines", "data_sets")
+
 # Every image has 500 class features of its own: few steps of few images.
 WORLD = SMALL | {"method": "cocoop", "negatives": "all", "batch_size": 8, "steps": 60}
 

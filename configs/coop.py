@@ -19,6 +19,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import AUGMENTED, FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("data_sets",)
+
 WORLD = SMALL | {"method": "pomp", "negatives": "all", "prompt.m": 16}
 IMAGENET = {"data.dataset": "imagenet1k", "epochs": 50}
 

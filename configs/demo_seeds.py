@@ -6,6 +6,8 @@ python -m pomp_jax.main --config=configs/demo_seeds.py --workdir=runs/demo_seeds
 from pomp_jax.config import with_argument, with_jobs
 from pomp_jax.configs import demo
 
+ROOMS = ("baselines",)
+
 
 def get_config(argument: str = ""):
   """The demo's config as the `repeat` job."""

@@ -24,6 +24,8 @@ their EXIF says: as in their trainings, where these agree. Otherwise `data.uprig
 from pomp_jax.config import base, with_argument
 from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_upright
 
+ROOMS = ("data_sets",)
+
 
 def get_config(argument: str = ""):
   """The base config with the job; the prompts beside the hand-written one remain to be given."""

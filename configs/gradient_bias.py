@@ -18,6 +18,8 @@ With the bank as training had it, from a checkpoint (`n_classes=0`: all 21,841 c
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("analysis",)
+
 
 def get_config(argument: str = ""):
   """The base config with the job, on the embedded world."""

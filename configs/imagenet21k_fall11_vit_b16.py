@@ -17,6 +17,8 @@ Published: none on these classes. The paper counts over twenty thousand, its cod
 from pomp_jax.config import with_argument
 from pomp_jax.configs import imagenet21k_vit_b16
 
+ROOMS = ("data_sets",)
+
 
 def get_config(argument: str = ""):
   """The recipe with the classes of fall 2011."""

@@ -13,6 +13,8 @@ Published: the paper trains with RN50 too; no figure of it is among those that w
 from pomp_jax.config import with_argument
 from pomp_jax.configs import imagenet21k_vit_b16
 
+ROOMS = ("data_sets",)
+
 
 def get_config(argument: str = ""):
   """The recipe; which file holds the weights remains to be given."""

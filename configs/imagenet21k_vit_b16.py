@@ -36,6 +36,8 @@ What differs from the published run, value by value, is in docs/recipes.md.
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("data_sets",)
+
 SHORT = {
   "m": "prompt.m",
   "shots": "data.shots",

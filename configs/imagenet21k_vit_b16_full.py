@@ -15,6 +15,8 @@ Published: none; so trains CoOp, which was out of reach there (over 300 GB).
 from pomp_jax.config import with_argument
 from pomp_jax.configs import imagenet21k_vit_b16
 
+ROOMS = ("data_sets",)
+
 
 def get_config(argument: str = ""):
   """The recipe with all negatives."""

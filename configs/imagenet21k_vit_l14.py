@@ -16,6 +16,8 @@ Published: none with this backbone.
 from pomp_jax.config import with_argument
 from pomp_jax.configs import imagenet21k_vit_b16
 
+ROOMS = ("data_sets",)
+
 
 def get_config(argument: str = ""):
   """The recipe with OpenAI's ViT-L/14, or with DFN's."""

@@ -21,6 +21,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("data_sets", "regularisation")
+
 _TERM = {"consistency_squared": 8.0, "anchors": "hand_written"}
 EUROSAT = {"data.dataset": "eurosat", "batch_size": 80}
 WORLD = SMALL | _TERM | {"method": "pomp", "negatives": "all", "prompt.init": ""}

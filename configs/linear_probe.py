@@ -14,6 +14,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("baselines", "data_sets")
+
 WORLD = SMALL | {"method": "linear_probe", "probe.iterations": 50}
 
 

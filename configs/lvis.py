@@ -30,6 +30,8 @@ Cost (arithmetic): 15.6 GB of embeddings for 19,809 images; 19 TFLOP a prompt.
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 SHORT = {"source": "regions.source", "path": "regions.path", "n": "detect.n_images"}
 
 

@@ -14,6 +14,8 @@ images (arithmetic); `:n=5000` takes every sixteenth image, and only these must 
 from pomp_jax.config import with_argument
 from pomp_jax.configs.lvis import SHORT, recipe
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values."""

@@ -31,6 +31,7 @@ import os
 
 from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
 from pomp_jax.evaluate import inputs
+from pomp_jax.hooks import WORDS
 
 _SHORT = {
   "root": "data.root",
@@ -79,7 +80,8 @@ def get_config(argument: str = ""):
   data = unpack(config).data
   # Another prompt than the default one has no place for words.
   given = config.prompt.m or config.prompt.init or config.prompt.position != "end"
-  if given or not METHODS[config.method].saves_prompt or not inputs.has_validation(data):
+  can_choose = WORDS and METHODS[config.method].saves_prompt and inputs.has_validation(data)
+  if given or not can_choose:
     config.prompt.m = config.prompt.m or 4
   else:
     config.update_from_flattened_dict(_BETTER_THAN_WORDS)

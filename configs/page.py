@@ -16,6 +16,8 @@ from pomp_jax.config import WORLD, base, with_argument
 from pomp_jax.files.prompt_file import PUBLISHED_CLIP, recorded_clip
 from pomp_jax.files.run_folder import prompt_path
 
+ROOMS = ("page",)
+
 _DEMO = "runs/demo/prompt.npz"
 
 

@@ -14,6 +14,8 @@ coco_stuff_156.py. The shorter side is 512 pixels, as in ZSSeg's test.
 from pomp_jax.config import with_argument
 from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values; one exponent, since ZSSeg marks no class as trained here."""

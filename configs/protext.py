@@ -24,6 +24,8 @@ docs/studies/world_sentences.py has sentences for the embedded world, and what i
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("baselines", "data_sets")
+
 SHALLOW = {"method": "pomp", "prompt.depth": 1}
 # configs/trainers/ProText/base2novel and text_only_supervised by data set: vectors, learning rate,
 # epochs. All else is equal. Up to four vectors start from "a photo of a", more from noise.

@@ -29,6 +29,8 @@ all label images, which data.cache remembers.
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 VOC = {"data.names": "voc", "data.shots": 128, "steps": 3200, "optim.warmup": 100 / 60}
 OWN = {"data.names": ""}
 SHORT = {"shots": "data.shots", "lr": "optim.lr", "m": "prompt.m"}

@@ -48,6 +48,8 @@ from pomp_jax.config import ConfigError, with_argument, with_jobs
 from pomp_jax.configs import imagenet21k_fall11_vit_b16
 from pomp_jax.configs.imagenet21k_vit_b16 import SHORT
 
+ROOMS = ("data_sets",)
+
 PHASES = ("prepare", "train", "evaluate", "export")
 FOLDER = "runs/rehearsal"
 CLASSES, SHOTS, HELD_OUT = 21_841, 16, 5

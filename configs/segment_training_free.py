@@ -16,6 +16,8 @@ Other recipes, with their published window, stride and scale: `:recipe=sclip`,
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values; a learned prompt goes beside the ensemble in `segment.prompts`."""

@@ -14,6 +14,8 @@ Run it alone: it measures time.
 from pomp_jax.config import with_argument
 from pomp_jax.configs import ablate_k
 
+ROOMS = ("ablation",)
+
 _SEEDS = "seed=0|1|2"
 _EXACT = f"sampling.name=uniform;k=all;steps=100;{_SEEDS}"
 _VARIANTS = {

@@ -19,6 +19,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("baselines", "data_sets")
+
 _TUNED = {"method": "tip_adapter_f"}
 _VIEWS = {"data.augment": "crop_flip", "data.crop_area": 0.5}
 WORLD = SMALL | {

@@ -16,6 +16,8 @@ coco_stuff_156.py. The shorter side is 512 pixels, as in ZSSeg's test.
 from pomp_jax.config import with_argument
 from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """The published values; background, 0 in the label images, is not evaluated."""

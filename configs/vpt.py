@@ -14,6 +14,8 @@ from pomp_jax.config import base, with_argument
 from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
 from pomp_jax.configs.world_size import SMALL
 
+ROOMS = ("baselines", "data_sets")
+
 _DEEP, _SHALLOW = (
   {"method": "vpt_deep", "prompt.depth": 12},
   {"method": "vpt_shallow", "prompt.depth": 1},

@@ -10,6 +10,8 @@ python -m pomp_jax.main --config=configs/world_detect.py --workdir=runs/world_de
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 
 def get_config(argument: str = ""):
   """Learned prompts beside two hand-written ones on 400 scenes."""

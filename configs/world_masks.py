@@ -15,6 +15,8 @@ run world_masks.py:detect world_masks/detect
 
 from pomp_jax.config import base, with_argument
 
+ROOMS = ("regions",)
+
 RUN = "runs/world_masks"
 PROPOSE = {"job": "propose"}
 FUSE = {

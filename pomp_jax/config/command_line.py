@@ -23,6 +23,7 @@ from pomp_jax.registry import JOBS
 
 # A link to `configs/` in the repository, a folder in an installed package.
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+_ROOMS = pathlib.Path(__file__).parent.parent / "rooms"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,10 +117,24 @@ def _explained(error: Exception) -> str:
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:
-  """File of each packaged config by its name, in alphabetical order."""
-  files = sorted(FOLDER.glob("*.py"))
-  # The others are values that several share.
-  return {file.stem: file for file in files if "\ndef get_config(" in file.read_text("utf-8")}
+  """File of each packaged config by its name, in alphabetical order.
+
+  One whose `ROOMS` names a room that is not installed is none.
+  """
+  configs = {}
+  for file in sorted(FOLDER.glob("*.py")):
+    text = file.read_text("utf-8")
+    # The others are values that several share.
+    if "\ndef get_config(" in text and _has_rooms(text):
+      configs[file.stem] = file
+  return configs
+
+
+def _has_rooms(text: str) -> bool:
+  """Whether the rooms are installed that a config file names: `ROOMS = ("baselines",)`."""
+  found = re.search(r"^ROOMS = (\(.*\))$", text, re.MULTILINE)
+  rooms = ast.literal_eval(found[1]) if found else ()
+  return all((_ROOMS / room / "__init__.py").exists() for room in rooms)
 
 
 def summaries() -> dict[str, str]:

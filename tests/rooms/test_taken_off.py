@@ -1,6 +1,7 @@
 """Each room can be taken off: its folder, its rows in the registry, its hooks and its configs."""
 
 import ast
+import json
 import pathlib
 import re
 import shutil
@@ -9,7 +10,9 @@ import sys
 
 import pytest
 
+from pomp_jax.config.command_line import packaged_configs
 from tests.support.processes import ROOT, environment
+from tests.support.refusals import refusals
 
 ROOMS = sorted(path.parent.name for path in (ROOT / "pomp_jax/rooms").glob("*/__init__.py"))
 _SHORT = {"steps": 2, "data.n_classes": 64, "data.images_per_class": 1, "k": 8, "batch_size": 8}
@@ -18,30 +21,25 @@ _SHORT |= {"eval.images": 16, "checkpoint.every": 2}
 _WIRED = ("k", "method")
 # Imports every module that is left, shows the fields, and runs a short form of the demo.
 _USE = """
-import pkgutil, sys
+import json, pkgutil, sys
 import pomp_jax
-from pomp_jax.errors import InputError
 for module in pkgutil.walk_packages(pomp_jax.__path__, "pomp_jax."):
   if ".configs" not in module.name:
     __import__(module.name)
 from pomp_jax import main
-from pomp_jax.config.command_line import help_text, load_config, packaged_configs
+from pomp_jax.config.command_line import help_text
+from tests.support.refusals import refusals
 print(help_text())
-for name in packaged_configs():
-  try:
-    load_config(name)
-  except InputError as error:  # it takes an argument
-    print(error)
+print(json.dumps(refusals()))
 sys.exit(main.main(sys.argv[1:]))
 """
 
 
 def take_off(root: pathlib.Path, room: str) -> None:
-  """Deletes a room's folder, its rows and hooks, and the configs that name a row."""
+  """Deletes a room's folder, its rows and hooks; the configs that name it are no longer offered."""
   shutil.rmtree(root / "pomp_jax/rooms" / room)
   path = root / "pomp_jax/registry.py"
   lines = path.read_text().splitlines()
-  names = []
   for node in ast.parse("\n".join(lines)).body:
     value = getattr(node, "value", None)
     rows = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
@@ -52,21 +50,11 @@ def take_off(root: pathlib.Path, room: str) -> None:
         tail = lines[row.end_lineno - 1][row.end_col_offset :].removeprefix(",")
         lines[first.lineno - 1 : row.end_lineno] = [""] * (row.end_lineno - first.lineno + 1)
         lines[first.lineno - 1] = head + tail
-        names += [key.value] if isinstance(key, ast.Constant) else []
     if isinstance(value, ast.Constant) and f"rooms.{room}." in str(value.value):
       lines[node.lineno - 1] = f'{node.targets[0].id} = ""'
   path.write_text("\n".join(lines))
   path = root / "pomp_jax/hooks.py"
   path.write_text(re.sub(rf'Hook\(\s*"rooms\.{room}\.[^"]*"\s*\)', 'Hook("")', path.read_text()))
-  # Those whose job or method is gone, and those that start from one of them.
-  gone = [rf'(base\(|with_jobs\(.*, |method = )"{name}"' for name in names]
-  left = set((root / "pomp_jax/configs").glob("*.py"))
-  while gone:
-    found = {file for file in left if any(re.search(one, file.read_text()) for one in gone)}
-    for file in found:
-      file.unlink()
-    left -= found
-    gone = [rf"pomp_jax.configs(\.| import .*\b){file.stem}\b" for file in found]
 
 
 # The rooms that the core asks for most; a process with a training takes 8 s for each.
@@ -91,6 +79,12 @@ def without(request, tmp_path_factory):
   return root, request.param
 
 
+def rooms_of(file: pathlib.Path) -> str:
+  """The line of a config file that names the rooms that it needs; "" if there is none."""
+  found = re.search(r"^ROOMS = .*$", file.read_text(), re.MULTILINE)
+  return found[0] if found else ""
+
+
 def _python(root: pathlib.Path, *arguments: str) -> str:
   """What Python prints in the copy; a failure is an error with both streams."""
   done = subprocess.run(
@@ -109,6 +103,12 @@ def test_the_others_work_without_a_room(without):
   fields = [f"--config.{field}={value}" for field, value in _SHORT.items()]
   text = _python(root, "-c", _USE, "--config=demo", f"--workdir={root / 'run'}", *fields)
   assert f"rooms.{room}" not in text
+  # Each config that is left is refused for the same field as with all rooms, or accepted.
+  (line,) = [line for line in text.splitlines() if line.startswith("{")]
+  left = json.loads(line)
+  assert left == {name: field for name, field in refusals().items() if name in left}
+  needs = {file.stem for file in (ROOT / "configs").glob("*.py") if f'"{room}"' in rooms_of(file)}
+  assert left.keys() == packaged_configs().keys() - needs
   assert (root / "run/prompt.npz").exists() and (root / "run/report.html").exists()
 
 
