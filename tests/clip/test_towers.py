@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPTextConfig
 
 from pomp_jax.clip import text
 from pomp_jax.clip.load import load_clip
+from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.config import checks, defaults, validate
@@ -30,6 +31,18 @@ def _pixels(images, **settings):
   """Channels first, as HuggingFace's own preprocessing leaves them."""
   processor = CLIPImageProcessor(do_resize=False, do_center_crop=False, **settings)
   return processor(list(images), return_tensors="np")["pixel_values"]
+
+
+@pytest.mark.parametrize(("block", "n_weights", "n_rows"), [(None, 5 + 16, 60), (20, 20, 80)])
+def test_the_memory_of_activations_is_counted_vector_by_vector(block, n_weights, n_rows):
+  """In blocks of 20 rows, 15 behind the prefix, 60 tokens take four blocks."""
+  config = CLIPTextConfig(hidden_size=64, intermediate_size=200, num_attention_heads=4)
+  floats = config.num_hidden_layers * n_rows * (9 * 64 + 200 + 4 * n_weights)
+  assert text.activation_bytes(config, 5, 60, block) == 4 * floats
+  plan = lambda limit: text.plan_memory(config, 5, 60, float(limit), block)
+  assert plan(4 * floats) == AT_ONCE
+  assert plan(4 * floats - 1) == MemoryPlan(2, "chunks")
+  assert plan(4 * floats / 2.5) == MemoryPlan(3, "chunks")
 
 
 @pytest.mark.parametrize("chunk, expected", [(1, 1), (2, 2), (8, 3)])

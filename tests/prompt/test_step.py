@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
@@ -15,8 +17,9 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import learning_rate
+from pomp_jax.prompt.sampling.draws import draw_key
 from pomp_jax.prompt.sampling.samplers import SamplingSettings
-from pomp_jax.prompt.step import step_token_budget
+from pomp_jax.prompt.step import create_state, step_token_budget
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
 from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
@@ -71,6 +74,32 @@ def test_a_turn_renews_every_class(n_classes, n_parts, rows, first_step):
       np.add.at(seen, renewed(np.int32(step), np.int32(part), n_parts, rows, n_classes), 1)
   assert seen.min() >= 1
   assert seen.sum() == turn * n_parts * rows
+
+
+@pytest.mark.parametrize("first", [2, 9])
+def test_the_budget_of_all_classes_is_that_of_the_fullest_device(first):
+  """Dealt out in turn, one device has the long names; each may have the longest positives."""
+  lengths_N = np.tile([first, 11 - first], 10).astype(np.int32)
+  settings = ContrastSettings(20, 20, "log", 10.0)
+  parts = {"settings": settings, "group_size": 3, "class_size": 2}
+  module = PromptContext(4, 8, "front")  # the four vectors are behind each name
+  assert step_token_budget(module, lengths_N, **parts) == 10 * (9 + 4) + 2 * (9 + 4)
+
+
+def test_the_initial_parameters_have_a_random_stream_of_their_own():
+  """No draw of a step has their key, nor has the run of another seed."""
+  keys = []
+  learner = mock.Mock(init=lambda key: keys.append(jax.random.key_data(key)) or {})
+  states = [create_state(learner, optax.identity(), seed) for seed in (0, 1, 0)]
+  first, other, again = map(np.ndarray.tolist, map(np.asarray, keys))
+  assert first == again != other
+  seed_key = jax.random.key(0)
+  np.testing.assert_array_equal(states[0].seed_key, jax.random.key_data(seed_key))
+  assert states[0].step == 0
+  steps = [jax.random.fold_in(seed_key, step) for step in range(9)]
+  pairs = itertools.product(jnp.arange(9), repeat=2)
+  draws = [draw_key(seed_key, step, group) for step, group in pairs]
+  assert first not in [jax.random.key_data(key).tolist() for key in (seed_key, *steps, *draws)]
 
 
 def test_the_budget_of_a_renewal_holds_its_longest_part():
