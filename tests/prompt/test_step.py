@@ -97,8 +97,8 @@ def test_the_initial_parameters_have_a_random_stream_of_their_own():
   np.testing.assert_array_equal(states[0].seed_key, jax.random.key_data(seed_key))
   assert states[0].step == 0
   steps = [jax.random.fold_in(seed_key, step) for step in range(9)]
-  numbers = [jnp.int32(number) for number in range(9)]
-  draws = [draw_key(seed_key, step, group) for step in numbers for group in numbers]
+  pairs = itertools.product(jnp.arange(9), repeat=2)
+  draws = [draw_key(seed_key, step, group) for step, group in pairs]
   assert first not in [jax.random.key_data(key).tolist() for key in (seed_key, *steps, *draws)]
 
 
