@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.prompt.loss import SCALES, ContrastSettings, local_contrast, margin
+from pomp_jax.prompt.loss import CORRECTIONS, ContrastSettings, local_contrast, margin
 from pomp_jax.prompt.sampling.samplers import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import torch_losses, unit
@@ -56,7 +56,7 @@ def _plain(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, correction):
   return losses.detach().numpy(), hits, [leaf.grad for leaf in leaves]
 
 
-@pytest.mark.parametrize("correction", SCALES)
+@pytest.mark.parametrize("correction", PLAIN)
 def test_a_factor_that_is_traced_is_the_correction_of_its_name(correction):
   """An ablation trains several as lanes of one program: loss and gradient, also with weights."""
 
@@ -71,7 +71,7 @@ def test_a_factor_that_is_traced_is_the_correction_of_its_name(correction):
     for kind in ("softmax", "sigmoid"):
       with_factor = functools.partial(loss, negatives=negatives, loss=kind)
       with_name = functools.partial(with_factor, factor=correction)
-      found = jax.jit(jax.value_and_grad(with_factor))(features, SCALES[correction])
+      found = jax.jit(jax.value_and_grad(with_factor))(features, CORRECTIONS[correction].scale)
       expected = jax.jit(jax.value_and_grad(with_name))(features)
       jax.tree.map(lambda one, other: assert_close(one, other, 1e-5), found, expected)
 
