@@ -89,8 +89,9 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
       known = fields_of().get(field)
       is_flag = known and (known.type is bool or "true" in known.metadata["spellings"])
       text = "true" if is_flag else next(remaining, None)
-      if text is None:
-        raise InputError(f"{argument}: expected a value, found nothing")
+      if text is None or text.startswith("--"):
+        found_instead = "nothing" if text is None else repr(text)
+        raise InputError(f"{argument}: expected a value, found {found_instead}")
     values[field] = value_of_text(field, text)
   return values, rest
 

@@ -78,6 +78,7 @@ class Config(Group):
       ConfigError: a field that does not exist or that the job does not read, or another type.
     """
     job = changes.get("job", self.job)
+    check_value("job", one_of(*JOBS), job)
     known = fields_of(job)
     for field in changes:
       check_read(field, job, known)

@@ -20,9 +20,10 @@ from pomp_jax.config import (
   with_argument,
   with_jobs,
 )
-from pomp_jax.config.command_line import help_text
+from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.settings import flatten, value_of_text
+from pomp_jax.errors import InputError
 from tests.support.small_run import small_config
 
 
@@ -168,3 +169,14 @@ def test_a_comma_behind_the_colon_stays_in_a_text(argument, expected):
 def test_no_name_hides_a_method_of_the_config():
   methods = set(dir(ConfigDict))
   assert not [field for field in fields_of() if methods & set(field.split("."))]
+
+
+@pytest.mark.parametrize("job", ["", "pretrian"])
+def test_an_unknown_job_is_refused_by_name(job):
+  with pytest.raises(ConfigError, match=r"config\.job: got '.*', expected one of pretrain"):
+    defaults().replace({"job": job})
+
+
+def test_an_option_is_no_value_of_a_field():
+  with pytest.raises(InputError, match="expected a value, found '--workdir=X'"):
+    parse(["--config=demo", "--config.compilation_cache", "--workdir=X"])

@@ -92,6 +92,8 @@ def method_runs(
   for label, values in methods:
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
+    if "job" in values:
+      raise ConfigError("baselines.methods", label, "rows without a job: each is a training")
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
     # With its seeds; each is a pretrain job (`runs_of_seeds`).
     one: RepeatConfig = replace({"job": "repeat"} | changes)

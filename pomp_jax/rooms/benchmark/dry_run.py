@@ -30,6 +30,7 @@ from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.evaluate import inputs
 from pomp_jax.files.paths import exists, is_file
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.hooks import CONSISTENCY
 from pomp_jax.rooms.benchmark import absent, costs, forecast
 from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.rooms.benchmark.fields import Price
@@ -105,8 +106,10 @@ def _is_here(model: str) -> bool:
 
 def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
   """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
-  # No candidates are scored, and an anchor of one text costs a step as much.
-  changes: dict[str, Any] = {"anchors": "{}."}
+  changes: dict[str, Any] = {}
+  if CONSISTENCY:
+    # No candidates are scored, and an anchor of one text costs a step as much.
+    changes["anchors"] = "{}."
   if prompt.init == BEST:
     changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
   if data.has_folder:

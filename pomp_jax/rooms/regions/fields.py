@@ -48,7 +48,7 @@ class RegionData(Group):
     if source != "regions":
       where = f"where data.source={source!r}"
       require(not self.annotations, "data.annotations", self.annotations, f"'' {where}")
-    elif not config.dry_run or config.data.has_folder:
+    elif not config.dry_run:
       expected = "a JSON file or a folder of label images that exists"
       require(exists(self.annotations), "data.annotations", self.annotations, expected)
 
