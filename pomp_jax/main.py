@@ -144,7 +144,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   if cluster is None:
     return
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout)
-  if not (JOBS[config.job].trains and config.by_steps and not config.dry_run):
+  if not config.stops_together:
     # Joining gave the signal to JAX, which only tells those who ask for it.
     stop.handle(signal.SIGTERM)
   elif stop.handles(signal.SIGHUP):

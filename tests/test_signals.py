@@ -14,7 +14,7 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax import main as main_module
-from pomp_jax.config import JOBS
+from pomp_jax.config import JOBS, defaults
 from pomp_jax.errors import RunError
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.processes import ROOT
@@ -177,7 +177,9 @@ def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number, fiel
 
 def test_whose_loop_asks_for_the_signal():
   for job, method in (("pretrain", "pomp"), ("repeat", "pomp"), ("pretrain", "vpt_deep")):
-    assert main_module._stops_together(job, method, dry_run="")
-    assert not main_module._stops_together(job, method, dry_run="here")
-  for job, method in (("evaluate", "pomp"), ("repeat", "linear_probe")):
-    assert not main_module._stops_together(job, method, dry_run="")
+    config = defaults(job).replace({"method": method})
+    assert config.stops_together
+    assert not config.replace({"dry_run": "here"}).stops_together
+  assert defaults("train_masks").stops_together
+  for config in (defaults("evaluate"), defaults("repeat").replace({"method": "linear_probe"})):
+    assert not config.stops_together

@@ -59,6 +59,11 @@ class Config(Group):
     """Whether a training of the job learns by gradient steps, after each of which it can stop."""
     return True
 
+  @property
+  def stops_together(self) -> bool:
+    """Whether all processes of the job stop after the same step."""
+    return JOBS[self.job].trains and self.by_steps and not self.dry_run
+
   def check(self) -> None:
     """Raises ConfigError for fields that don't fit together; opens no data."""
     self.clip.check_model(self.dry_run)

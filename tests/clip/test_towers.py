@@ -14,7 +14,7 @@ from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.vision import image_tower
-from pomp_jax.config import checks, defaults, validate
+from pomp_jax.config import defaults, fields, validate
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError
 from tests.support.checks import assert_close, equations
@@ -110,7 +110,7 @@ def test_sentences_equal_torch_clip(stored, kind):
 def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
   """The reference where transformers has no FlaxCLIP, as from 5 on."""
   assert text.has_flax_clip() == HAS_FLAX_CLIP
-  for module in (text, checks):
+  for module in (text, fields):
     monkeypatch.setattr(module, "has_flax_clip", lambda: False)
   config = defaults().replace({"clip.text_tower": "reference"})
   with pytest.raises(ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"):

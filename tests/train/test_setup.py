@@ -148,7 +148,8 @@ def test_classes_have_room_for_the_vectors_that_the_best_words_choose(
 ):
   """Not for those of the config, which leaves their number to the words; also with given arrays."""
   most = next(m for m in range(100, 0, -1) if _has_place(encoder, m))
-  chosen = mock.Mock(with_automatic_weight=lambda contrast, scale: contrast)
+  automatic = lambda contrast, scale: contrast
+  chosen = mock.Mock(with_automatic_weight=automatic, anchors=lambda *_: None)
   monkeypatch.setattr(setup, "WORDS", mock.Mock(open=lambda: chosen))
   config = small_config(**{"prompt.init": "best", "prompt.m": 0, "data.n_classes": 12, "k": 8})
   shared = {"encoder": encoder}

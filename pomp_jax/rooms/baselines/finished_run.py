@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.config import METHODS, fields
+from pomp_jax.config import METHODS, defaults, fields
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
@@ -42,8 +42,8 @@ class FinishedRun(OtherPrompt):
       config: Mapping[str, Any] = checkpoint.meta["config"]
       self._name: str = config["method"]
       self._model: str = config["clip"]["model"]
-      self._prompt = fields.Prompt(**_typed(config["prompt"]))
-      self._clip = fields.Clip(**_typed(config["clip"]))
+      self._prompt = defaults().prompt.changed(config["prompt"])
+      self._clip = fields.Clip().changed(config["clip"])
       self._template: str = config["eval"]["template"]
       self.upright = config["data"].get("upright")
       state = checkpoint.state
@@ -106,11 +106,6 @@ class FinishedRun(OtherPrompt):
     return lambda features_BxE, images_B: _cosines(
       compiled.images(params, frozen, images_B), placed_NxE
     )
-
-
-def _typed(group: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of a group, whose tuples JSON keeps as lists."""
-  return {name: tuple(one) if isinstance(one, list) else one for name, one in group.items()}
 
 
 @jax.jit

@@ -40,7 +40,7 @@ from pomp_jax.train import pretrain, setup
 log = logging.getLogger(__name__)
 
 
-def check(config: TrainingConfig, workdir: str) -> None:
+def check(config: Any, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
   require(config.job == "pretrain", "dry_run", config.dry_run, takes)

@@ -306,8 +306,8 @@ def test_another_width_than_the_clips(dumped, config_of, one_layer):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data.source": "world", "data.root": ""}, "data.features: got 'file', expected 'file' if"),
-    ({"data.features": "stored"}, "data.features: got 'stored', expected 'file' if and only if"),
+    ({"data.source": "world", "data.root": ""}, "data.features: got 'file', expected 'online' or"),
+    ({"data.features": "stored"}, "data.features: got 'stored', expected 'file' where data.source"),
     ({"data.augment": "recipe"}, "data.augment: got 'recipe', expected 'none' where data.features"),
     ({"data.views": 2}, "data.views: got 2"),
     (
