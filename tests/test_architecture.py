@@ -183,7 +183,7 @@ def test_the_fields_of_a_room_may_be_imported_first():
       "for name in [n for n in sys.modules if n.startswith('pomp_jax')]: del sys.modules[name]\n"
     )
   done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True)
-  assert len(rooms) == 9 and done.returncode == 0, done.stderr.decode()
+  assert len(rooms) >= 9 and done.returncode == 0, done.stderr.decode()
 
 
 def _imported(path):
