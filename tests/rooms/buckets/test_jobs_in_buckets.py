@@ -88,7 +88,7 @@ def both(pair, config, name):
 def without_times(value):
   """JSON without measured times, and without the two places' sizes."""
   if isinstance(value, dict):
-    dropped = ("seconds", "per_second", "bytes", "key", "date", "time")
+    dropped = ("seconds", "per_second", "productive_share", "bytes", "key", "date", "time")
     return {k: without_times(v) for k, v in value.items() if not any(d in k for d in dropped)}
   return [without_times(item) for item in value] if isinstance(value, list) else value
 
