@@ -71,7 +71,7 @@ class Tokens(Group):
   visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
 
   def unread(self) -> tuple[str, ...]:
-    """See `Group.unread`; of a prompt."""
+    """See `Group.unread`: ablations refuse the methods that read the visual tokens."""
     return ("prompt.visual_tokens",)
 
   def check_in(self, config: Any) -> None:
