@@ -1,4 +1,5 @@
-r"""How many classes to contrast with: K against accuracy, time and memory, corrected or not.
+r"""How many classes to contrast with: K against accuracy, time and memory, corrected or
+not.
 
 The embedded world, K of 16 to all of 4,096 classes, three seeds:
 
@@ -17,11 +18,13 @@ ROOMS = ("ablation",)
 
 
 def get_config(argument: str = ""):
-  """The demo's set-up with fewer classes and steps: the whole grid takes less than ten minutes."""
+  """The demo's set-up with fewer classes and steps: the whole grid takes less than
+  ten minutes."""
   config = with_jobs(demo.get_config(), "ablate")
   config.data.n_classes = 4096
   config.steps = 100
-  # What a processor's cache holds: beyond it the exact contrast over all classes takes longer.
+  # What a processor's cache holds: beyond it the exact contrast over all classes takes
+  # longer.
   config.clip.memory_gib = 0.1
   config.ablate.grid = "k=16|64|256|1024|all;correction=log|none;seed=0|1|2"
   short = {name: f"ablate.{name}" for name in config.ablate}

@@ -14,7 +14,10 @@ ROOMS = ("analysis",)
 
 
 def get_config(argument: str = ""):
-  """The base config with the job; the prompts beside the hand-written one remain to be given."""
+  """The base config with the job; the prompts beside the hand-written one remain to
+  be given."""
   config = base("analyse")
   config.eval.images = 4096
-  return with_argument(config, argument, **{name: f"analyse.{name}" for name in config.analyse})
+  return with_argument(
+    config, argument, **{name: f"analyse.{name}" for name in config.analyse}
+  )

@@ -1,15 +1,24 @@
-"""POMP beside every baseline on the embedded world, three seeds: one table of accuracy and cost.
+"""POMP beside every baseline on the embedded world, three seeds: one table of accuracy
+and cost.
 
   python -m pomp_jax.main --config=configs/baselines.py --workdir=runs/baselines
 
-All learn from the same images of the same classes, a subset of the world's, and are evaluated on
-base, novel and shifted ones in that number. Where a method is expensive it takes few steps
-(CoCoOp), few L-BFGS iterations (the probe) or few epochs (Tip-Adapter-F): see the WORLD of its
-config.
+All learn from the same images of the same classes, a subset of the world's, and are
+evaluated on base, novel and shifted ones in that number. Where a method is expensive it
+takes few steps (CoCoOp), few L-BFGS iterations (the probe) or few epochs
+(Tip-Adapter-F): see the WORLD of its config.
 """
 
 from pomp_jax.config import base, with_argument
-from pomp_jax.configs import cocoop, coop, linear_probe, maple, tip_adapter, vpt, zero_shot
+from pomp_jax.configs import (
+  cocoop,
+  coop,
+  linear_probe,
+  maple,
+  tip_adapter,
+  vpt,
+  zero_shot,
+)
 from pomp_jax.configs.world_size import SMALL
 
 ROOMS = ("baselines",)

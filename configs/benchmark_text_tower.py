@@ -1,10 +1,12 @@
 r"""What a step of the text tower costs: ours and HuggingFace Flax's.
 
-  python -m pomp_jax.main --config=configs/benchmark_text_tower.py --workdir=runs/benchmark
+  python -m pomp_jax.main --config=configs/benchmark_text_tower.py
+  --workdir=runs/benchmark
 
-A variant is a string behind a colon: `configs/benchmark_text_tower.py:model=vit_l_14`. The figures
-of ViT-B/16 are in docs/performance.md. Steps with the bank of `sampling.name=posterior`, by
-`sampling.renew` (32 images, K = 128, 6 rounds on 2 shared cores, 276 MiB of temporaries each):
+A variant is a string behind a colon: `configs/benchmark_text_tower.py:model=vit_l_14`.
+The figures of ViT-B/16 are in docs/performance.md. Steps with the bank of
+`sampling.name=posterior`, by `sampling.renew` (32 images, K = 128, 6 rounds on 2 shared
+cores, 276 MiB of temporaries each):
 
   python -m pomp_jax.main --config=configs/benchmark_text_tower.py --workdir=runs/bank \
     --config.benchmark.k= --config.benchmark.steps=128/21841+128/1000000 \
@@ -30,5 +32,7 @@ ROOMS = ("benchmark",)
 def get_config(argument: str = ""):
   """The published sizes of ViT-B/16, the paper's M and K, and all classes."""
   config = base("benchmark")
-  short = {field.name: f"benchmark.{field.name}" for field in dataclasses.fields(Benchmark)}
+  short = {
+    field.name: f"benchmark.{field.name}" for field in dataclasses.fields(Benchmark)
+  }
   return with_argument(config, argument, **short)

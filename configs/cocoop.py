@@ -1,13 +1,14 @@
-r"""CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning for Vision-Language Models").
+r"""CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning for Vision-Language
+Models").
 
   python -m pomp_jax.main --config=configs/cocoop.py --workdir=runs/cocoop \
     --config.data.root=DATA --config.data.dataset=dtd
   python -m pomp_jax.main --config=configs/cocoop.py:world --workdir=runs/cocoop_world
 
-Numbers: section 4 and the released config (vit_b16_c4_ep10_batch1_ctxv1): M = 4 from "a photo of
-a", 10 epochs of single images (so on one device), SGD at 0.002, cosine after an epoch at 1e-5,
-random crops and flips; docs/recipes.md has every value beside ours. On the world the context starts
-from noise, and the images are not augmented.
+Numbers: section 4 and the released config (vit_b16_c4_ep10_batch1_ctxv1): M = 4 from "a
+photo of a", 10 epochs of single images (so on one device), SGD at 0.002, cosine after
+an epoch at 1e-5, random crops and flips; docs/recipes.md has every value beside ours.
+On the world the context starts from noise, and the images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument
@@ -32,4 +33,6 @@ def get_config(argument: str = ""):
   config.epochs = 10
   config.optim.lr = 0.002
   world = WORLD | {"prompt.init": ""}
-  return with_argument(config, argument, variants={"world": world}, m="prompt.m", lr="optim.lr")
+  return with_argument(
+    config, argument, variants={"world": world}, m="prompt.m", lr="optim.lr"
+  )

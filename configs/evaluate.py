@@ -1,24 +1,28 @@
 r"""Prompts over data sets, a suite's or one's own: tables, plots, every figure.
 
-The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/evaluation.md lists the suites):
+The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/evaluation.md lists the
+suites):
 
   python -m pomp_jax.main --config=configs/evaluate.py:suite=fourteen,root=DATA \
     --workdir=runs/fourteen --config.evaluate.prompts="hand_written;prompt.npz"
 
-On the embedded world, a learned prompt beside the hand-written one, and all checkpoints of a run:
+On the embedded world, a learned prompt beside the hand-written one, and all checkpoints
+of a run:
 
   python -m pomp_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
     --config.evaluate.prompts="hand_written;runs/demo;runs/demo/checkpoints"
 
-On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of the prompt:
+On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of the
+prompt:
 
   python -m pomp_jax.main --config=configs/evaluate.py:sets_file=sets.toml,clip=CLIP \
     --workdir=runs/own_sets --config.evaluate.prompts="hand_written;prompt.npz"
 
-A suite of photographs that is given behind the colon sets the CLIP of the published figures,
-OpenAI's ViT-B/16; `clip` sets another. Anything else leaves the embedded world's. Learned prompts
-that are given behind the colon (`prompts=runs/a;runs/b`) decide whether pictures are turned as
-their EXIF says: as in their trainings, where these agree. Otherwise `data.upright` does.
+A suite of photographs that is given behind the colon sets the CLIP of the published
+figures, OpenAI's ViT-B/16; `clip` sets another. Anything else leaves the embedded
+world's. Learned prompts that are given behind the colon (`prompts=runs/a;runs/b`)
+decide whether pictures are turned as their EXIF says: as in their trainings, where
+these agree. Otherwise `data.upright` does.
 """
 
 from pomp_jax.config import base, with_argument
@@ -28,10 +32,13 @@ ROOMS = ("data_sets",)
 
 
 def get_config(argument: str = ""):
-  """The base config with the job; the prompts beside the hand-written one remain to be given."""
+  """The base config with the job; the prompts beside the hand-written one remain to
+  be given."""
   config = base("evaluate")
   config.eval.images = 4096
-  short = {name: f"evaluate.{name}" for name in config.evaluate} | {"clip": "clip.model"}
+  short = {name: f"evaluate.{name}" for name in config.evaluate} | {
+    "clip": "clip.model"
+  }
   with_argument(config, argument, **short)
   if config.evaluate.suite not in ("none", "world"):
     config.clip.model = PUBLISHED_CLIP

@@ -1,7 +1,7 @@
 """CoOp's protocol, on which the baselines were published: field -> value.
 
-CLIP ViT-B/16, one of CoOp's eleven data sets with its own split, 16 images a class, accuracy on all
-test images. `data.root` and `data.dataset` are the user's to give.
+CLIP ViT-B/16, one of CoOp's eleven data sets with its own split, 16 images a class,
+accuracy on all test images. `data.root` and `data.dataset` are the user's to give.
 """
 
 FEW_SHOT = {

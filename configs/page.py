@@ -4,10 +4,10 @@
   pomp --config=page:prompt=FILE,runs=DIR
   pomp --config=page:network=RUN   # also finds objects, by a run of `train_masks`
 
-`prompt` is a learned prompt or a run's folder, shown beside two hand-written ones, on the CLIP that
-its file names, or else OpenAI's ViT-B/16; `clip` is another one. Without it the page has the
-embedded world, and the prompt of runs/demo if there is one. The page says which prompts it
-compares. `:prompts=A;B` names all of them. docs/page.md
+`prompt` is a learned prompt or a run's folder, shown beside two hand-written ones, on
+the CLIP that its file names, or else OpenAI's ViT-B/16; `clip` is another one. Without
+it the page has the embedded world, and the prompt of runs/demo if there is one. The
+page says which prompts it compares. `:prompts=A;B` names all of them. docs/page.md
 """
 
 import os
@@ -24,7 +24,9 @@ _DEMO = "runs/demo/prompt.npz"
 def get_config(argument: str = ""):
   """The embedded world, unless a prompt or a CLIP is named."""
   given = [item for item in (argument or "").split(",") if item]
-  learned = [item.removeprefix("prompt=") for item in given if item.startswith("prompt=")]
+  learned = [
+    item.removeprefix("prompt=") for item in given if item.startswith("prompt=")
+  ]
   items = ",".join(item for item in given if not item.startswith("prompt="))
   config = base("page")
   with_regions = "regions" in config

@@ -1,26 +1,31 @@
 r"""PromptSRC (Khattak et al., 2023, "Self-regulating Prompts").
 
-Tokens in both towers (IVLP), held near the frozen CLIP by three terms: L1 of class features to
-anchors, L1 of image features, KL of the logits. The anchors are the mean of the text tower's
-outputs for 60 sentences. The result is a Gaussian mean over the ends of epochs.
+Tokens in both towers (IVLP), held near the frozen CLIP by three terms: L1 of class
+features to anchors, L1 of image features, KL of the logits. The anchors are the mean of
+the text tower's outputs for 60 sentences. The result is a Gaussian mean over the ends
+of epochs.
 
   python -m pomp_jax.main --config=configs/promptsrc.py --workdir=runs/promptsrc \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late --workdir=runs/few_shot \
+  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late
+  --workdir=runs/few_shot \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:cross --workdir=runs/promptsrc_imagenet \
+  python -m pomp_jax.main --config=configs/promptsrc.py:cross
+  --workdir=runs/promptsrc_imagenet \
     --config.data.root=DATA
-  python -m pomp_jax.main --config=configs/promptsrc.py:world --workdir=runs/promptsrc_world
-  python -m pomp_jax.main --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
+  python -m pomp_jax.main --config=configs/promptsrc.py:world
+  --workdir=runs/promptsrc_world python -m pomp_jax.main
+  --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
 
-Numbers: the released configs. Base to new (vit_b16_c2_ep20_batch4_4+4ctx): four tokens in each of 9
-layers of both towers, the text's from "a photo of a", 20 epochs of batches of 4, SGD at 0.0025,
-cosine after an epoch at 1e-5, random crops and flips. `few_shot` (vit_b16_c2_ep50_..) takes all
-classes and 50 epochs, and weighs its epochs evenly; `late` is its comment for StanfordCars,
-Flowers102, FGVCAircraft, DTD and EuroSAT. `cross` (.._cross_datasets) is for transfer from
-ImageNet: 3 layers. docs/recipes.md has every value beside ours. `prompt` is ours: the same terms
-and mean for a context alone, which `prompt.npz` holds. On the world the context starts from noise,
-and the images are not augmented.
+Numbers: the released configs. Base to new (vit_b16_c2_ep20_batch4_4+4ctx): four tokens
+in each of 9 layers of both towers, the text's from "a photo of a", 20 epochs of batches
+of 4, SGD at 0.0025, cosine after an epoch at 1e-5, random crops and flips. `few_shot`
+(vit_b16_c2_ep50_..) takes all classes and 50 epochs, and weighs its epochs evenly;
+`late` is its comment for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT.
+`cross` (.._cross_datasets) is for transfer from ImageNet: 3 layers. docs/recipes.md has
+every value beside ours. `prompt` is ours: the same terms and mean for a context alone,
+which `prompt.npz` holds. On the world the context starts from noise, and the images are
+not augmented.
 """
 
 from pomp_jax.config import base, with_argument
@@ -38,7 +43,8 @@ _METHOD = {
   "anchors": "outputs:imagenet_60",
   "optim.average": "gaussian",
 }
-# The world's CLIP has three layers, and 200 steps are 0.8 epochs: 15 and 1 of 20 in the mean.
+# The world's CLIP has three layers, and 200 steps are 0.8 epochs: 15 and 1 of 20 in the
+# mean.
 WORLD = SMALL | _METHOD
 WORLD |= {"method": "ivlp", "prompt.init": "", "prompt.depth": 3, "optim.lr": 0.02}
 WORLD |= {"optim.average_mean": 0.6, "optim.average_sigma": 0.04}
@@ -64,7 +70,8 @@ VARIANTS = {
 
 
 def get_config(argument: str = ""):
-  """The recipe from base to new classes; `few_shot`, `late`, `cross`, `prompt`, `world`: above."""
+  """The recipe from base to new classes; `few_shot`, `late`, `cross`, `prompt`,
+  `world`: above."""
   config = base()
   config.update_from_flattened_dict(FEW_SHOT | AUGMENTED | BASE_TO_NEW | _METHOD)
   config.method = "ivlp"

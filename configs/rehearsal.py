@@ -1,9 +1,11 @@
-r"""A rehearsal at the size of ImageNet-21K: 21,841 classes from their archive to exported prompts.
+r"""A rehearsal at the size of ImageNet-21K: 21,841 classes from their archive to
+exported prompts.
 
-The archive is laid out like the fall 2011 release: one tar for each of the 21,841 WordNet ids. Its
-JPEGs are the embedded world's, 21 a class. A list of names gives each id the name of its world
-class, so that accuracy means something. CLIP is the world's. This command writes the archive,
-runs all phases, stops the training halfway and resumes it, and prints time and memory of each:
+The archive is laid out like the fall 2011 release: one tar for each of the 21,841
+WordNet ids. Its JPEGs are the embedded world's, 21 a class. A list of names gives each
+id the name of its world class, so that accuracy means something. CLIP is the world's.
+This command writes the archive, runs all phases, stops the training halfway and resumes
+it, and prints time and memory of each:
 
   python -m docs.studies.rehearsal runs/rehearsal                 3.6 GB; --classes=400: 1/50 of it
 
@@ -18,28 +20,33 @@ Two processes on 2 cores; memory is the sum over them:
   evaluate             100,000         89          162     1.92
   two exports                          19           21     0.76        0.01
 
-Top-1 of the learned prompt is 7.9%, of the hand-written one 24.8%, because RandAugment recolours
-images, and a class of the world is named by its colours. Of 400 classes it is 72.2%, without
-augmentation 95.5%, hand-written 93.6%; 2 minutes on 2 cores, with `--config.data.augment=none`:
+Top-1 of the learned prompt is 7.9%, of the hand-written one 24.8%, because RandAugment
+recolours images, and a class of the world is named by its colours. Of 400 classes it is
+72.2%, without augmentation 95.5%, hand-written 93.6%; 2 minutes on 2 cores, with
+`--config.data.augment=none`:
 
-  python -m pomp_jax.main --config=configs/rehearsal.py:train,classes=400 --workdir=runs/none \
+  python -m pomp_jax.main --config=configs/rehearsal.py:train,classes=400
+  --workdir=runs/none \
     --config.data.features=online --config.data.view_epochs=0 --config.data.augment=recipe \
     --config.optim.lr=0.05 --config.optim.warmup=0
 
 The phases by hand; with two processes, each command goes through launch/local.sh:
 
-  python -m docs.studies.world_archive runs/rehearsal
-  python -m pomp_jax.main --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records
-  python -m pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
-  python -m pomp_jax.main --config=configs/rehearsal.py:evaluate --workdir=runs/rehearsal/evaluate
-  python -m pomp_jax.main --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
+  python -m docs.studies.world_archive runs/rehearsal python -m pomp_jax.main
+  --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records python -m
+  pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
+  python -m pomp_jax.main --config=configs/rehearsal.py:evaluate
+  --workdir=runs/rehearsal/evaluate python -m pomp_jax.main
+  --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
 
-Arguments follow the phase: `:train,folder=DIR,classes=400`. A comma can't be part of a folder.
+Arguments follow the phase: `:train,folder=DIR,classes=400`. A comma can't be part of a
+folder.
 
-Values are those of imagenet21k_fall11_vit_b16.py, but for the CLIP, float32, one view of an image
-an epoch (recipe: four), one checkpoint an epoch (three) and 100,000 validation images (109,205).
-Features of the views of all five epochs are stored. Two processes of one device make two draws of
-512 images a step; `accumulate=4` makes the recipe's eight.
+Values are those of imagenet21k_fall11_vit_b16.py, but for the CLIP, float32, one view
+of an image an epoch (recipe: four), one checkpoint an epoch (three) and 100,000
+validation images (109,205). Features of the views of all five epochs are stored. Two
+processes of one device make two draws of 512 images a step; `accumulate=4` makes the
+recipe's eight.
 """
 
 import os

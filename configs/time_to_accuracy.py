@@ -1,12 +1,14 @@
-"""Seconds of training until a prompt is as good as that of the exact contrast, by sampler and K.
+"""Seconds of training until a prompt is as good as that of the exact contrast, by
+sampler and K.
 
-4,096 classes of the embedded world; of these the README's four curves; banks of several ages; and
-all 21,841 classes:
+4,096 classes of the embedded world; of these the README's four curves; banks of several
+ages; and all 21,841 classes:
 
   python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_4096
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:short --workdir=runs/time_short
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:short
+  --workdir=runs/time_short python -m pomp_jax.main
+  --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank python -m
+  pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
 
 Run it alone: it measures time.
 """
@@ -38,7 +40,8 @@ _VARIANTS = {
 
 
 def get_config(argument: str = ""):
-  """The exact contrast, uniform draws and draws by the posterior at several K and lengths."""
+  """The exact contrast, uniform draws and draws by the posterior at several K and
+  lengths."""
   config = ablate_k.get_config()
   config.ablate.grid = (
     f"sampling.name=uniform|posterior;k=16|64|256|1024|all;{_SEEDS}"

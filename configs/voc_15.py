@@ -1,4 +1,5 @@
-r"""PASCAL VOC, 15 base and 5 novel classes: ZSSeg's network and POMP's tuned prompt in one file.
+r"""PASCAL VOC, 15 base and 5 novel classes: ZSSeg's network and POMP's tuned prompt in
+one file.
 
 LABELS holds the label images of the 1,449 validation images:
 
@@ -8,9 +9,10 @@ python -m pomp_jax.main --config=configs/voc_15.py --workdir=runs/voc_15 \
   --config.segment.images=VOC2012/JPEGImages --config.segment.labels=LABELS \
   --config.propose.network=model_final.pth
 
-model_final.pth is the published voc-11k-15_zero_shot_maskformer_R101c_pomp_tuned model. Published
-(POMP, docs/MODELS.md): hIoU 84.4, novel mIoU 76.8. Differences, other prompts, stored regions:
-coco_stuff_156.py. The shorter side is 512 pixels, as in ZSSeg's test.
+model_final.pth is the published voc-11k-15_zero_shot_maskformer_R101c_pomp_tuned model.
+Published (POMP, docs/MODELS.md): hIoU 84.4, novel mIoU 76.8. Differences, other
+prompts, stored regions: coco_stuff_156.py. The shorter side is 512 pixels, as in
+ZSSeg's test.
 """
 
 from pomp_jax.config import with_argument

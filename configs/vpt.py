@@ -4,10 +4,10 @@ r"""VPT (Jia et al., 2022) on CLIP, as MaPLe's code runs it; deep, or `shallow`.
     --config.data.root=DATA --config.data.dataset=dtd
   python -m pomp_jax.main --config=configs/vpt.py:shallow,world --workdir=runs/vpt_world
 
-Numbers: the config released with MaPLe (VPT/vit_b16_c2_ep5_batch4_4): 8 tokens in each of 12
-layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine after an epoch at
-1e-5, random crops and flips; docs/recipes.md has every value beside ours. The world's images are
-not augmented.
+Numbers: the config released with MaPLe (VPT/vit_b16_c2_ep5_batch4_4): 8 tokens in each
+of 12 layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine
+after an epoch at 1e-5, random crops and flips; docs/recipes.md has every value beside
+ours. The world's images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument
@@ -21,12 +21,18 @@ _DEEP, _SHALLOW = (
   {"method": "vpt_shallow", "prompt.depth": 1},
 )
 # The world's CLIP has three layers.
-WORLD = SMALL | {"method": "vpt_deep", "negatives": "all", "prompt.depth": 3, "optim.lr": 0.02}
+WORLD = SMALL | {
+  "method": "vpt_deep",
+  "negatives": "all",
+  "prompt.depth": 3,
+  "optim.lr": 0.02,
+}
 WORLD_SHALLOW = WORLD | _SHALLOW
 
 
 def get_config(argument: str = ""):
-  """The published recipe; `shallow`: tokens before the first layer alone; `world`: a small size."""
+  """The published recipe; `shallow`: tokens before the first layer alone; `world`: a
+  small size."""
   config = base()
   config.update_from_flattened_dict(FEW_SHOT | AUGMENTED | BASE_TO_NEW | _DEEP)
   config.negatives = "all"

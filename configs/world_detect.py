@@ -1,8 +1,10 @@
-"""Detection in the embedded world's scenes: true boxes, 2,400 classes, three seeds of prompts.
+"""Detection in the embedded world's scenes: true boxes, 2,400 classes, three seeds of
+prompts.
 
-Boxes are cropped with their surroundings, since the ground is part of a class's name. AP depends on
-the threshold: at --config.detect.min_score=0.02 the learned prompt, whose softmax is sharper, has
-86.3 ± 0.3 over all classes, the hand-written ones 86.6 and 86.8.
+Boxes are cropped with their surroundings, since the ground is part of a class's name.
+AP depends on the threshold: at --config.detect.min_score=0.02 the learned prompt, whose
+softmax is sharper, has 86.3 ± 0.3 over all classes, the hand-written ones 86.6 and
+86.8.
 
 python -m pomp_jax.main --config=configs/demo_seeds.py --workdir=runs/demo_seeds
 python -m pomp_jax.main --config=configs/world_detect.py --workdir=runs/world_detect
@@ -24,4 +26,6 @@ def get_config(argument: str = ""):
   config.regions.source = "truth"
   config.regions.crop = "context"
   config.regions.expand = 1.4
-  return with_argument(config, argument, **{name: f"detect.{name}" for name in config.detect})
+  return with_argument(
+    config, argument, **{name: f"detect.{name}" for name in config.detect}
+  )

@@ -1,8 +1,9 @@
-"""Regions, segmentation and detection in the embedded world by a network that is trained there.
+"""Regions, segmentation and detection in the embedded world by a network that is
+trained there.
 
-The network sees scenes of base classes alone, and learns their vectors under one learned prompt.
-Then it runs once on the test scenes, and each prompt is judged by the network alone, by CLIP alone
-(crops with their surroundings), and by both fused.
+The network sees scenes of base classes alone, and learns their vectors under one
+learned prompt. Then it runs once on the test scenes, and each prompt is judged by the
+network alone, by CLIP alone (crops with their surroundings), and by both fused.
 
 run() { python -m pomp_jax.main --config=configs/$1 --workdir=runs/$2; }
 run demo_seeds.py demo_seeds                         # three prompts
@@ -24,7 +25,8 @@ FUSE = {
   "regions.crop": "context",
   "regions.expand": 1.4,
   "regions.objectness": True,
-  # The best of five pairs on scenes of another seed: the network knows classes less than CLIP.
+  # The best of five pairs on scenes of another seed: the network knows classes less
+  # than CLIP.
   "regions.e_base": 0.8,
   "regions.e_novel": 0.9,
   "regions.alone": True,
@@ -35,7 +37,11 @@ VARIANTS = {
   "segment": FUSE | {"job": "segment", "regions.path": f"{RUN}/scenes/regions"},
   "detect": FUSE | {"job": "detect", "regions.path": f"{RUN}/objects/regions"},
 }
-SHORT = {"lr": "train_masks.lr", "prompt": "train_masks.prompt", "network": "propose.network"}
+SHORT = {
+  "lr": "train_masks.lr",
+  "prompt": "train_masks.prompt",
+  "network": "propose.network",
+}
 
 
 def get_config(argument: str = ""):

@@ -1,4 +1,5 @@
-"""Segmentation of the embedded world's scenes: true regions, 2,400 classes, three seeds of prompts.
+"""Segmentation of the embedded world's scenes: true regions, 2,400 classes, three seeds
+of prompts.
 
 Crops show a region with its surroundings, since the ground is part of a class's name.
 
@@ -20,4 +21,6 @@ def get_config(argument: str = ""):
   config.regions.source = "truth"
   config.regions.crop = "context"
   config.regions.expand = 1.4
-  return with_argument(config, argument, **{name: f"segment.{name}" for name in config.segment})
+  return with_argument(
+    config, argument, **{name: f"segment.{name}" for name in config.segment}
+  )

@@ -1,6 +1,8 @@
-"""The embedded world at a size where every baseline takes seconds on two cores: field -> value.
+"""The embedded world at a size where every baseline takes seconds on two cores: field
+-> value.
 
-Images are shown as they are: the world's are 40 pixels wide, of which a crop of 8% leaves little.
+Images are shown as they are: the world's are 40 pixels wide, of which a crop of 8%
+leaves little.
 """
 
 SMALL = {

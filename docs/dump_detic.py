@@ -1,12 +1,14 @@
-"""Writes Detic's boxes, objectness and stage embeddings as a folder of regions (docs/formats.md).
+"""Writes Detic's boxes, objectness and stage embeddings as a folder of regions
+(docs/formats.md).
 
 Run in Detic's folder, with its own environment (torch, detectron2):
 
-  python dump_detic.py --config-file configs/X.yaml --dataset lvis_v1_val --clip ViT-B/16 \
+  python dump_detic.py --config-file configs/X.yaml --dataset lvis_v1_val --clip
+  ViT-B/16 \
     --out regions MODEL.WEIGHTS X.pth
 
-With --masks also the class-agnostic masks of all boxes, pasted into the image at 0.5, for mask AP:
-about half a second and 200 kB an image more.
+With --masks also the class-agnostic masks of all boxes, pasted into the image at 0.5,
+for mask AP: about half a second and 200 kB an image more.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import numpy as np
 import torch
 
 
-def dump(model, loader, out: pathlib.Path, clip: str, made_by: str, trained, masks=False) -> None:
+def dump(
+  model, loader, out: pathlib.Path, clip: str, made_by: str, trained, masks=False
+) -> None:
   """Runs a Detic model over a detectron2 test loader of one image a batch."""
   heads, found = model.roi_heads, {}
   stages, last = [p.cls_score for p in heads.box_predictor], heads.box_predictor[-1]
@@ -34,13 +38,24 @@ def dump(model, loader, out: pathlib.Path, clip: str, made_by: str, trained, mas
 
   def keep_scores(features, proposals, *rest, **more):
     field = "scores" if proposals[0].has("scores") else "objectness_logits"
-    found.update(scores=proposals[0].get(field), size=proposals[0].image_size, features=features)
+    found.update(
+      scores=proposals[0].get(field), size=proposals[0].image_size, features=features
+    )
     return forward_box(features, proposals, *rest, **more)
 
   last.predict_boxes, heads._forward_box = keep_boxes, keep_scores
   width = stages[0].linear.out_features
-  embeddings = {"clip_model": clip, "stages": len(stages), "width": width, "activation": "sigmoid"}
-  embeddings |= {"scale": stages[0].norm_temperature, "null": None, "trained_classes": trained}
+  embeddings = {
+    "clip_model": clip,
+    "stages": len(stages),
+    "width": width,
+    "activation": "sigmoid",
+  }
+  embeddings |= {
+    "scale": stages[0].norm_temperature,
+    "null": None,
+    "trained_classes": trained,
+  }
   header = {"format_version": 1, "made_by": made_by, "embeddings": embeddings}
   out.mkdir(parents=True, exist_ok=True)
   (out / "regions.json").write_text(json.dumps(header, indent=2))
@@ -55,7 +70,9 @@ def dump(model, loader, out: pathlib.Path, clip: str, made_by: str, trained, mas
     if masks:
       pasted = pasted_masks(heads, found, seen, boxes, (item["height"], item["width"]))
       own["masks"] = 255 * pasted.cpu().numpy().astype(np.uint8)
-    unit = [torch.nn.functional.normalize(found[k].float(), dim=1) for k in range(len(stages))]
+    unit = [
+      torch.nn.functional.normalize(found[k].float(), dim=1) for k in range(len(stages))
+    ]
     np.savez_compressed(
       out / f"{item['image_id']}.npz",
       boxes=boxes.numpy().astype(np.float32),
@@ -66,7 +83,8 @@ def dump(model, loader, out: pathlib.Path, clip: str, made_by: str, trained, mas
 
 
 def pasted_masks(heads, found, seen, boxes, sides):
-  """Masks [R,H,W] of boxes in the network's input (`seen`) at those in the original image."""
+  """Masks [R,H,W] of boxes in the network's input (`seen`) at those in the original
+  image."""
   from detectron2.layers import paste_masks_in_image
   from detectron2.structures import Boxes, Instances
 
@@ -91,7 +109,9 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   for flag in ("--config-file", "--dataset", "--clip", "--out"):
     parser.add_argument(flag, required=True)
-  parser.add_argument("--trained", help="text file of the classes trained on, one a line")
+  parser.add_argument(
+    "--trained", help="text file of the classes trained on, one a line"
+  )
   parser.add_argument("--masks", action="store_true", help="masks too, for mask AP")
   parser.add_argument("opts", nargs=argparse.REMAINDER)
   flags = parser.parse_args()
@@ -102,7 +122,9 @@ def main() -> None:
   cfg.merge_from_list(flags.opts)
   model = build_model(cfg)
   DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-  trained = pathlib.Path(flags.trained).read_text().splitlines() if flags.trained else []
+  trained = (
+    pathlib.Path(flags.trained).read_text().splitlines() if flags.trained else []
+  )
   loader = build_detection_test_loader(cfg, flags.dataset)
   out, made_by = pathlib.Path(flags.out), pathlib.Path(cfg.MODEL.WEIGHTS).name
   dump(model, loader, out, flags.clip, made_by, trained, flags.masks)

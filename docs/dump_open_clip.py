@@ -1,12 +1,15 @@
-"""Writes image features of a model of open_clip as a folder of features (docs/formats.md).
+"""Writes image features of a model of open_clip as a folder of features
+(docs/formats.md).
 
-Run wherever open_clip runs (open_clip_torch, torch, NumPy, Pillow; nothing of this project):
+Run wherever open_clip runs (open_clip_torch, torch, NumPy, Pillow; nothing of this
+project):
 
-  python dump_open_clip.py --model ViT-L-14 --pretrained dfn2b --data PICTURES --out FEATURES
+  python dump_open_clip.py --model ViT-L-14 --pretrained dfn2b --data PICTURES --out
+  FEATURES
 
-PICTURES holds train/, val/ and test/, or some of them, each with a folder a class; or class folders
-alone, which are train. The same command resumes behind the last complete split. A picture that
-can't be read gets features that are NaN.
+PICTURES holds train/, val/ and test/, or some of them, each with a folder a class; or
+class folders alone, which are train. The same command resumes behind the last complete
+split. A picture that can't be read gets features that are NaN.
 """
 
 import argparse
@@ -20,7 +23,12 @@ import zlib
 import numpy as np
 from PIL import Image
 
-SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+  "train": "train",
+  "val": "validation",
+  "validation": "validation",
+  "test": "test",
+}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -44,12 +52,17 @@ class Pictures:
       return self.blank, False
 
 
-def write_split(out: pathlib.Path, split: str, labels, keys, batches, width: int, dtype) -> str:
-  """Writes features as they come, then labels, checksums and keys; returns the SHA-256 of these."""
+def write_split(
+  out: pathlib.Path, split: str, labels, keys, batches, width: int, dtype
+) -> str:
+  """Writes features as they come, then labels, checksums and keys; returns the
+  SHA-256 of these."""
   lines = "".join(f"{key}\n" for key in keys).encode()
   if lines.count(b"\n") != len(keys):
     sys.exit(f"{split}: a file's name has a line break")
-  rows = np.lib.format.open_memmap(out / f"{split}.npy", "w+", dtype, (len(keys), width))
+  rows = np.lib.format.open_memmap(
+    out / f"{split}.npy", "w+", dtype, (len(keys), width)
+  )
   checksums: list[int] = []
   for found in batches:
     with np.errstate(over="ignore"):
@@ -69,7 +82,8 @@ def write_split(out: pathlib.Path, split: str, labels, keys, batches, width: int
 
 
 def open_header(out: pathlib.Path, header: dict) -> dict:
-  """Makes the folder, and returns its `features.json` if it has one; exits if that is of others."""
+  """Makes the folder, and returns its `features.json` if it has one; exits if that
+  is of others."""
   out.mkdir(parents=True, exist_ok=True)
   if not (out / "features.json").exists():
     return header
@@ -83,7 +97,8 @@ def open_header(out: pathlib.Path, header: dict) -> dict:
 def write_header(out: pathlib.Path, header: dict) -> None:
   """Writes `features.json` in one step, so that a complete split counts from then on.
 
-  The checksum is that of the reader's JSON files: CRC-32 of the rest with its keys in order.
+  The checksum is that of the reader's JSON files: CRC-32 of the rest with its keys in
+  order.
   """
   checksum = zlib.crc32(json.dumps(header, sort_keys=True).encode())
   checked = {**header, "checksum": f"{checksum:08x}"}
@@ -105,26 +120,43 @@ def main(arguments=None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   for flag in ("--model", "--data", "--out"):
     parser.add_argument(flag, required=True)
-  parser.add_argument("--pretrained", default="", help="open_clip's tag, or a file of weights")
-  parser.add_argument("--clip", help="config.clip.model, if not open_clip:MODEL/PRETRAINED")
+  parser.add_argument(
+    "--pretrained", default="", help="open_clip's tag, or a file of weights"
+  )
+  parser.add_argument(
+    "--clip", help="config.clip.model, if not open_clip:MODEL/PRETRAINED"
+  )
   parser.add_argument("--dtype", default="float16", choices=("float16", "float32"))
-  parser.add_argument("--precision", default="fp32", help="of the computation, by open_clip's name")
-  parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+  parser.add_argument(
+    "--precision", default="fp32", help="of the computation, by open_clip's name"
+  )
+  parser.add_argument(
+    "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+  )
   parser.add_argument("--batch-size", type=int, default=256)
   parser.add_argument("--workers", type=int, default=os.cpu_count())
   flags = parser.parse_args(arguments)
   data, out = pathlib.Path(flags.data), pathlib.Path(flags.out)
-  folders = {SPLITS[x]: data / x for x in listed(data) if x in SPLITS} or {"train": data}
-  names = sorted({x for one in folders.values() for x in listed(one) if (one / x).is_dir()})
+  folders = {SPLITS[x]: data / x for x in listed(data) if x in SPLITS} or {
+    "train": data
+  }
+  names = sorted(
+    {x for one in folders.values() for x in listed(one) if (one / x).is_dir()}
+  )
 
   model, _, transform = open_clip.create_model_and_transforms(
-    flags.model, flags.pretrained or None, precision=flags.precision, device=flags.device
+    flags.model,
+    flags.pretrained or None,
+    precision=flags.precision,
+    device=flags.device,
   )
   dtype = open_clip.get_input_dtype(flags.precision)
 
   @torch.inference_mode()
   def encode(images):
-    return model.eval().encode_image(images.to(flags.device, dtype)).float().cpu().numpy()
+    return (
+      model.eval().encode_image(images.to(flags.device, dtype)).float().cpu().numpy()
+    )
 
   def features(paths):
     pictures = Pictures(paths, transform)
@@ -133,7 +165,9 @@ def main(arguments=None) -> None:
     ):
       yield np.where(read.numpy()[:, None], encode(images), np.nan)
 
-  named = f"open_clip:{flags.model}/{flags.pretrained}" if flags.pretrained else flags.model
+  named = (
+    f"open_clip:{flags.model}/{flags.pretrained}" if flags.pretrained else flags.model
+  )
   width = encode(Pictures([], transform).blank[None]).shape[1]
   header = {"format_version": 1, "clip_model": flags.clip or named, "width": width}
   header |= {"names": names, "splits": {}}
@@ -150,7 +184,9 @@ def main(arguments=None) -> None:
       continue
     labels, keys = zip(*pairs, strict=True)
     batches = features([folder / key for key in keys])
-    header["splits"][split] = write_split(out, split, labels, keys, batches, width, flags.dtype)
+    header["splits"][split] = write_split(
+      out, split, labels, keys, batches, width, flags.dtype
+    )
     write_header(out, header)
 
 

@@ -1,4 +1,5 @@
-"""Array annotations; on a bare machine, where jaxtyping is missing, they say nothing."""
+"""Array annotations; on a bare machine, where jaxtyping is missing, they say
+nothing."""
 
 try:
   from jaxtyping import Array, Bool, Float, Int, Int32

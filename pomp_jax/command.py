@@ -1,6 +1,7 @@
 """The command `pomp`; `python -m pomp_jax.main` is the same.
 
-What must not wait for JAX, whose import takes seconds: the handlers of signals, and `--version`.
+What must not wait for JAX, whose import takes seconds: the handlers of signals, and
+`--version`.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ def run() -> None:
     jax = importlib.metadata.version("jax")
     print(f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})")
     sys.exit()
-  # Read when transformers is imported, which would else import PyTorch: two seconds for nothing.
+  # Read when transformers is imported, which would else import PyTorch: two seconds for
+  # nothing.
   os.environ.setdefault("USE_TORCH", "0")
   importlib.import_module("pomp_jax.main").start()
 

@@ -40,8 +40,9 @@ from pomp_jax.prompt.learner import Frozen, sequences_of_tokens
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
-# Shapes are rounded up, so that sentences of other lengths and other lists of names use a program
-# that is compiled already, which takes seconds. Own tokens of a class: 1 + a multiple of these.
+# Shapes are rounded up, so that sentences of other lengths and other lists of names use
+# a program that is compiled already, which takes seconds. Own tokens of a class: 1 + a
+# multiple of these.
 _LENGTHS = 16
 # Tokens of a device, and embeddings that are read from the host, at least.
 _LEAST_TOKENS, _LEAST_EMBEDDINGS = 512, 1024
@@ -49,7 +50,8 @@ CHUNK = 1024  # classes or images that are computed at a time, for features of m
 
 
 class Encoder:
-  """A CLIP with its weights on the devices, replicated; shared by training and evaluation."""
+  """A CLIP with its weights on the devices, replicated; shared by training and
+  evaluation."""
 
   def __init__(
     self,
@@ -62,11 +64,13 @@ class Encoder:
     image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):
-    """Copies the weights of a loaded CLIP to the devices of a mesh, all of them if None.
+    """Copies the weights of a loaded CLIP to the devices of a mesh, all of them if
+    None.
 
-    `tower` is one of `clip.text.TEXT_TOWERS`, `dtype` one of `clip.precision.DTYPES`. `chunk`
-    classes or images are computed at a time, over all devices, and at most `image_chunk` images are
-    in a device's memory together (0: no limit). Without `cache` class features are held in memory.
+    `tower` is one of `clip.text.TEXT_TOWERS`, `dtype` one of `clip.precision.DTYPES`.
+    `chunk` classes or images are computed at a time, over all devices, and at most
+    `image_chunk` images are in a device's memory together (0: no limit). Without
+    `cache` class features are held in memory.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
@@ -74,7 +78,8 @@ class Encoder:
     self._compiled = functools.cache(self._compile)
     self.image_tower = image_tower(clip, dtype, image_chunk)
     self._cache = ArrayCache() if cache is None else cache
-    # Embeddings that are mapped into memory stay on the host, but for the rows that are used.
+    # Embeddings that are mapped into memory stay on the host, but for the rows that are
+    # used.
     self._mapped = isinstance(token_table(clip.params), np.memmap)
     none = np.zeros((0, clip.text_width), np.float32)
     text = with_embeddings(clip.text_params, none) if self._mapped else clip.text_params
@@ -101,10 +106,14 @@ class Encoder:
       return source
     return source.replace(image_size=self.clip.image_size, resize=self.resize)
 
-  def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> TextTower:
+  def text_tower(
+    self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE
+  ) -> TextTower:
     """Builds the text tower for a token budget; see `clip.text.text_tower`."""
     config = self.clip.config.text_config
-    return text_tower(self._tower, config, self._dtype, token_budget, memory, self.block)
+    return text_tower(
+      self._tower, config, self._dtype, token_budget, memory, self.block
+    )
 
   def capacity(self, module: PromptContext) -> int | None:
     """Own tokens that a block of the text tower holds; None where it has no blocks."""
@@ -128,7 +137,8 @@ class Encoder:
     VocabularyError or TokenizeError: no names, or one that is unusable or too long.
     """
     sentences = [f"{name}." for name in normalized_names(names)]
-    # Usually the last two tokens are "." and EOT; punctuation at a name's end may share the first.
+    # Usually the last two tokens are "." and EOT; punctuation at a name's end may share
+    # the first.
     n_after = getattr(self.clip.tokenizer, "n_after_name", 2)
     return self._tokenize(sentences, n_vectors, n_after)
 
@@ -139,23 +149,36 @@ class Encoder:
       used, ids_NxL = np.unique(tokens.ids, return_inverse=True)
       tokens = tokens._replace(ids=ids_NxL.reshape(tokens.ids.shape).astype(np.int32))
       used_rows = token_embeddings(self.clip.params, used)
-      rows = np.zeros((rounded_up(len(used), _LEAST_EMBEDDINGS), *used_rows.shape[1:]), np.float32)
+      rows = np.zeros(
+        (rounded_up(len(used), _LEAST_EMBEDDINGS), *used_rows.shape[1:]), np.float32
+      )
       rows[: len(used)] = used_rows
       text_params = with_embeddings(text_params, replicate(rows, self.mesh))
-    return Frozen(text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
+    return Frozen(
+      text_params, self.vision_params, self._sos, replicate(tokens, self.mesh)
+    )
 
   def class_features(
-    self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True, cut: bool = False
+    self,
+    names: Sequence[str],
+    prompt: Prompt | str,
+    *,
+    unit: bool = True,
+    cut: bool = False,
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of class names, normalised if `unit`; computed once for a prompt and names.
+    """Text features of class names, normalised if `unit`; computed once for a prompt
+    and names.
 
-    The prompt is a learned one, or a template such as "a photo of a {}.". PromptFileError: it does
-    not fit the CLIP or the number of names, or has no {}. Errors of names are `vocabulary`'s; with
-    `cut` a sentence of a template may be too long, and loses its end.
+    The prompt is a learned one, or a template such as "a photo of a {}.".
+    PromptFileError: it does not fit the CLIP or the number of names, or has no {}.
+    Errors of names are `vocabulary`'s; with `cut` a sentence of a template may be too
+    long, and loses its end.
     """
     if isinstance(prompt, str):
       if prompt.count("{}") != 1:
-        raise PromptFileError(f"template: got {prompt!r}, expected a text with exactly one {{}}")
+        raise PromptFileError(
+          f"template: got {prompt!r}, expected a text with exactly one {{}}"
+        )
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
       # The whole sentence counts as the name, without a context inside.
       sentences = [prompt.replace("{}", name) for name in normalized_names(names)]
@@ -180,11 +203,15 @@ class Encoder:
     if found is None or missing:
       params = replicate({"context": context_MxD}, self.mesh)
       frozen, what = self.frozen(tokens), f"class features of {len(names):,}: {label}"
-      features_NxE = self.features_of_classes(params, frozen, position, unit=unit, what=what)
+      features_NxE = self.features_of_classes(
+        params, frozen, position, unit=unit, what=what
+      )
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
     return found
 
-  def _beside_sentences(self, names: Sequence[str], prompt: Prompt) -> Float[np.ndarray, "N E"]:
+  def _beside_sentences(
+    self, names: Sequence[str], prompt: Prompt
+  ) -> Float[np.ndarray, "N E"]:
     """Unit features under the sentences of a prompt, or under these and its context."""
     check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
     assert prompt.sentences is not None
@@ -199,7 +226,8 @@ class Encoder:
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
-    """Cache key of all that class features depend on beside the prompt and the tokens."""
+    """Cache key of all that class features depend on beside the prompt and the
+    tokens."""
     settings = self.clip.config.text_settings()
     return _fingerprint((self._text, self._sos), settings, self._tower, self._dtype)
 
@@ -234,7 +262,9 @@ class Encoder:
     taken_N = taken_of(tokens.lengths + np.int32(module.n_own), self.capacity(module))
     full_chunks = chunks(taken_N, self._chunk, self.mesh, "tokens")
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in full_chunks]
-    compute = self._compiled(module, rounded_up(math.ceil(np.max(shares)), _LEAST_TOKENS), unit)
+    compute = self._compiled(
+      module, rounded_up(math.ceil(np.max(shares)), _LEAST_TOKENS), unit
+    )
     # Without the tokens of all classes, whose number would be a part of the program.
     frozen = Frozen(frozen.text, {}, frozen.sos, ClassTokens((), (), ()))
     ids_N = np.arange(len(tokens.lengths), dtype=np.int32)
@@ -242,29 +272,37 @@ class Encoder:
     return self.in_chunks(in_chunk, (tokens, ids_N), what)
 
   def _padded(self, tokens: ClassTokens, module: PromptContext) -> ClassTokens:
-    """The tokens of classes with padding after EOT, which has no effect, up to a common width."""
+    """The tokens of classes with padding after EOT, which has no effect, up to a
+    common width."""
     n_tokens, n_own = tokens.ids.shape[1], module.n_own
     n_prefix = len(self.clip.sos_embedding) + module.n_vectors - n_own
     rounded = 1 + _LENGTHS * -(-(n_tokens + n_own - 1) // _LENGTHS)
     padding = min(rounded, self.clip.positions - n_prefix) - n_own - n_tokens
     return tokens._replace(ids=np.pad(tokens.ids, ((0, 0), (0, max(0, padding)))))
 
-  def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
+  def image_features(
+    self, images: np.ndarray, *, unit: bool = True
+  ) -> Float[np.ndarray, "n E"]:
     """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
     compute = self._images if unit else self._tower_images
-    return self.in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
+    return self.in_chunks(
+      lambda rows: compute(self.vision_params, rows), images, "image features"
+    )
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
-    """Unit features [B,E], replicated, of a batch on the mesh; dispatched asynchronously.
+    """Unit features [B,E], replicated, of a batch on the mesh; dispatched
+    asynchronously.
 
-    The images are uint8, or float32 in 0..255, [B,S,S,3], their rows split over all devices.
+    The images are uint8, or float32 in 0..255, [B,S,S,3], their rows split over all
+    devices.
     """
     return self._images(self.vision_params, images)
 
   def _tokenize(
     self, texts: Sequence[str], n_vectors: int = 0, n_after: int = 0, cut: bool = False
   ) -> ClassTokens:
-    """Tokens of texts beside M vectors, with `n_after` tokens that are no part of a name.
+    """Tokens of texts beside M vectors, with `n_after` tokens that are no part of a
+    name.
 
     The texts of a bidirectional tower are padded to its last position.
     """
@@ -286,7 +324,9 @@ class Encoder:
     def class_features(
       params: Any, frozen: Frozen, rows: tuple[ClassTokens, jax.Array]
     ) -> jax.Array:
-      features_CxE = tower(frozen.text, *sequences_of_tokens(module, params, frozen, *rows))
+      features_CxE = tower(
+        frozen.text, *sequences_of_tokens(module, params, frozen, *rows)
+      )
       return normalize(features_CxE) if unit else features_CxE
 
     return map_rows(self.mesh, class_features, 2)
@@ -307,7 +347,8 @@ def unit_rows(features_NxE: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"
 
 
 def rounded_up(number: int, least: int) -> int:
-  """A number of at least `least` that is up to a quarter larger: 4, 5, 6 or 7 times a power of 2.
+  """A number of at least `least` that is up to a quarter larger: 4, 5, 6 or 7 times a
+  power of 2.
 
   Shapes that are rounded so take few values, and each value is a program to compile.
   """
@@ -322,9 +363,11 @@ def _fingerprint(params: Any, *settings: str) -> str:
 
 
 def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, int]]:
-  """Yields chunks of one static size, padded with their first row, and their numbers of real rows.
+  """Yields chunks of one static size, padded with their first row, and their numbers of
+  real rows.
 
-  A chunk has about `most` rows: every device takes an equal share. `what` is for the progress.
+  A chunk has about `most` rows: every device takes an equal share. `what` is for the
+  progress.
   """
   n_rows = len(jax.tree.leaves(rows)[0])
   size = -(-min(most, n_rows) // mesh.size) * mesh.size
@@ -335,17 +378,23 @@ def chunks(rows: Any, most: int, mesh: Mesh, what: str) -> Iterator[tuple[Any, i
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
-  """Yields results as NumPy arrays, each after the devices were given the next to compute."""
+  """Yields results as NumPy arrays, each after the devices were given the next to
+  compute."""
   for result, _ in itertools.pairwise(itertools.chain(results, [None])):
     yield jax.device_get(result)
 
 
-def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True) -> Callable:
+def map_rows(
+  mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True
+) -> Callable:
   """Compiles a function whose last argument is split by rows over all devices.
 
-  Each device computes its own rows under `shard_map`, because the compiler cannot split the packing
-  of names into one row of tokens. Rows and results may be trees; `gather` replicates the results.
+  Each device computes its own rows under `shard_map`, because the compiler cannot split
+  the packing of names into one row of tokens. Rows and results may be trees; `gather`
+  replicates the results.
   """
   rows = P((DATA, CLASS))
-  local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)
+  local = jax.shard_map(
+    function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows
+  )
   return jax.jit(local, out_shardings=NamedSharding(mesh, P() if gather else rows))

@@ -1,8 +1,9 @@
 """What a room may do for the core: one typed hook each, which the room's author reads.
 
-A hook is false where its room is not installed. The core asks `if HOOK:` and calls `HOOK.open()`,
-which imports the room then. To take a room off, delete its folder and leave its hooks `Hook("")`.
-The type checker holds each room to its contract, at the end of this file.
+A hook is false where its room is not installed. The core asks `if HOOK:` and calls
+`HOOK.open()`, which imports the room then. To take a room off, delete its folder and
+leave its hooks `Hook("")`. The type checker holds each room to its contract, at the end
+of this file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Hook(Generic[Contract]):
   """A place where a room may help the core, by a module or by a name of one."""
 
   def __init__(self, path: str):
-    """`path` is "module" or "module:name" below `pomp_jax`; "" where the room is not installed."""
+    """`path` is "module" or "module:name" below `pomp_jax`; "" where the room is not
+    installed."""
     self.path = path
 
   def __bool__(self) -> bool:
@@ -71,12 +73,15 @@ class ByClass(Protocol):
     reference: str,
     labels: Mapping[str, str],
   ) -> dict[str, dict[str, Any]]:
-    """Sets as the other functions take them, from the figures of the splits by prompt."""
+    """Sets as the other functions take them, from the figures of the splits by
+    prompt."""
 
   def write(self, folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes files with a row for each class."""
 
-  def summary(self, of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
+  def summary(
+    self, of_set: Mapping[str, Any], label: str | None = None
+  ) -> dict[str, Any]:
     """What `results.json` holds of a set."""
 
   def sections(
@@ -91,7 +96,8 @@ class Averaging(Protocol):
   def __call__(
     self, optim: fields.Optim, steps_per_epoch: int
   ) -> optax.GradientTransformation | None:
-    """Returns what keeps the average in its state; None where the config asks for none."""
+    """Returns what keeps the average in its state; None where the config asks for
+    none."""
 
 
 class Choice(Protocol):
@@ -121,7 +127,9 @@ class Choice(Protocol):
 class Words(Protocol):
   """Anchors of the consistency, and candidates of `prompt.init=best`."""
 
-  def with_automatic_weight(self, contrast: fields.Contrast, logit_scale: float) -> fields.Contrast:
+  def with_automatic_weight(
+    self, contrast: fields.Contrast, logit_scale: float
+  ) -> fields.Contrast:
     """The fields with a weight in the place of an automatic one."""
 
   def check(
@@ -143,10 +151,12 @@ class Words(Protocol):
     classes: ClassList,
     folder: RunFolder,
   ) -> tuple[fields.Prompt, Mapping[str, float]]:
-    """The prompt's fields with the best candidate, and the accuracy of each on validation."""
+    """The prompt's fields with the best candidate, and the accuracy of each on
+    validation."""
 
   def candidates(self, prompt: fields.Prompt) -> tuple[str, ...]:
-    """Names of the candidates, as `evaluate.prompts`; () unless a training starts from the best."""
+    """Names of the candidates, as `evaluate.prompts`; () unless a training starts
+    from the best."""
 
   def anchors(
     self,
@@ -155,7 +165,8 @@ class Words(Protocol):
     encoder: Encoder,
     classes: ClassList,
   ) -> np.ndarray | None:
-    """Unit features [N,E] that learned ones of the classes stay near; None without a term."""
+    """Unit features [N,E] that learned ones of the classes stay near; None without a
+    term."""
 
   def choose(self, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Any:
     """What is kept of a training that started from words: a `Choice`."""
@@ -256,17 +267,22 @@ CONSISTENCY: Hook[Callable[[fields.Contrast], Term | None]] = Hook(
 )
 WORDS: Hook[Words] = Hook("rooms.regularisation.words")
 # Scheme of a URL -> the library that is to be installed for it, or None.
-MISSING_LIBRARY: Hook[Callable[[str], str | None]] = Hook("rooms.buckets.libraries:missing_library")
+MISSING_LIBRARY: Hook[Callable[[str], str | None]] = Hook(
+  "rooms.buckets.libraries:missing_library"
+)
 BY_CLASS: Hook[ByClass] = Hook("rooms.analysis.by_class")
-# A training, its prompt and its results -> a function that draws pictures with their classes.
+# A training, its prompt and its results -> a function that draws pictures with their
+# classes.
 PREDICTION_SHEET: Hook[
   Callable[[PromptRun, Prompt, Mapping[str, Any]], Callable[[Path], None] | None]
 ] = Hook("rooms.analysis.prediction_sheet:prediction_sheet")
-# WordNet ids of the classes -> makes tallies of errors on its tree, see `evaluate.metrics.Tally`.
+# WordNet ids of the classes -> makes tallies of errors on its tree, see
+# `evaluate.metrics.Tally`.
 TREE_ERRORS: Hook[Callable[[Sequence[str]], Callable[[], Any]]] = Hook(
   "rooms.analysis.tree_errors:tallies"
 )
-# Fields of the loop, a folder, steps that are done -> a profiler; None where none is asked for.
+# Fields of the loop, a folder, steps that are done -> a profiler; None where none is
+# asked for.
 PROFILER: Hook[Callable[[fields.Loop, Path, int], Profiler | None]] = Hook(
   "rooms.benchmark.profiler:open_profiler"
 )
@@ -278,8 +294,8 @@ SYNTHETIC_CLIPS: Hook[SyntheticClips] = Hook("rooms.benchmark.synthetic_clip")
 NAMED_SETS: Hook[NamedSets] = Hook("rooms.data_sets.chosen_sets")
 SUITES: Hook[Suites] = Hook("rooms.data_sets.suites")
 # Group of sets, kind of figure, rows of ours -> published figures by method.
-PUBLISHED: Hook[Callable[[str, str, Mapping[str, Any]], dict[str, dict[str, Any]]]] = Hook(
-  "rooms.data_sets.suites:published"
+PUBLISHED: Hook[Callable[[str, str, Mapping[str, Any]], dict[str, dict[str, Any]]]] = (
+  Hook("rooms.data_sets.suites:published")
 )
 # Relations of classes that samplers read; None where the data has none.
 RELATIONS: Hook[Callable[[fields.Data, Sequence[str]], SamplingArrays | None]] = Hook(
@@ -306,18 +322,22 @@ LATEX: Hook[Callable[[Report], str]] = Hook("rooms.interchange.latex:latex")
 TRACKER: Hook[Callable[[fields.Log, RunFolder, Mapping[str, Any]], Tracker]] = Hook(
   "rooms.interchange.tracker:open_tracker"
 )
-TORCH_WEIGHTS: Hook[Callable[[Path], contextlib.AbstractContextManager[Weights]]] = Hook(
-  "rooms.interchange.torch_archive:open_torch"
+TORCH_WEIGHTS: Hook[Callable[[Path], contextlib.AbstractContextManager[Weights]]] = (
+  Hook("rooms.interchange.torch_archive:open_torch")
 )
 # Annotations, read from the file of this path -> categories by id.
 CATEGORIES: Hook[Callable[[str | os.PathLike, Any], dict[int, Category]]] = Hook(
   "rooms.regions.categories:categories_by_id"
 )
-# Prompts of `evaluate`, its groups clip, data and eval -> what chooses the weights of mixtures.
+# Prompts of `evaluate`, its groups clip, data and eval -> what chooses the weights of
+# mixtures.
 MIXTURE_WEIGHTS: Hook[
-  Callable[[Sequence[NamedPrompt], fields.Clip, fields.Data, fields.Eval], MixtureWeights]
+  Callable[
+    [Sequence[NamedPrompt], fields.Clip, fields.Data, fields.Eval], MixtureWeights
+  ]
 ] = Hook("rooms.mixtures.weights:Weights")
-# Name, field, whether weights are chosen later -> a prompt, or None for another kind of name.
+# Name, field, whether weights are chosen later -> a prompt, or None for another kind of
+# name.
 OTHER_PROMPTS: Hook[Callable[[str, str, bool], OtherPrompt | None]] = Hook(
   "rooms.mixtures.prompts:read_prompt"
 )

@@ -1,16 +1,18 @@
 """Runs the job of a config: `pomp --config=NAME --workdir=DIR`.
 
-`python -m pomp_jax.main` is the same command. The config is a file, or the name of one that comes
-with the package. A string behind a colon picks a variant (`--config=demo:k=64`),
-`--config.FIELD=VALUE` overrides a field. Without `--workdir` the folder is `runs/NAME`.
+`python -m pomp_jax.main` is the same command. The config is a file, or the name of one
+that comes with the package. A string behind a colon picks a variant
+(`--config=demo:k=64`), `--config.FIELD=VALUE` overrides a field. Without `--workdir`
+the folder is `runs/NAME`.
 
-With several processes each is started with the same command: on a Cloud TPU, under SLURM, in a
-JobSet or by Open MPI they find each other; elsewhere each gets `--coordinator=HOST:PORT`,
-`--num_processes=N` and its own `--process_id=I`.
+With several processes each is started with the same command: on a Cloud TPU, under
+SLURM, in a JobSet or by Open MPI they find each other; elsewhere each gets
+`--coordinator=HOST:PORT`, `--num_processes=N` and its own `--process_id=I`.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written; 75 stopped by
-SIGTERM or SIGHUP (while it trains also by SIGINT) with everything saved, or by the loss of another
-process, and 130 interrupted by hand: the same command resumes.
+Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written;
+75 stopped by SIGTERM or SIGHUP (while it trains also by SIGINT) with everything saved,
+or by the loss of another process, and 130 interrupted by hand: the same command
+resumes.
 """
 
 import argparse
@@ -24,12 +26,14 @@ import traceback
 from typing import NoReturn
 
 if __name__ == "__main__":
-  # Imports this file by its name, once its handlers of signals are set, and ends the process.
+  # Imports this file by its name, once its handlers of signals are set, and ends the
+  # process.
   from pomp_jax.command import run
 
   run()
 
-# Read when transformers is imported: 5 would report that PyTorch, which is not needed, is missing.
+# Read when transformers is imported: 5 would report that PyTorch, which is not needed,
+# is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
@@ -49,7 +53,8 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the job of a command line, without the program's name; returns the exit status."""
+  """Runs the job of a command line, without the program's name; returns the exit
+  status."""
   set_up_logging()  # a config file may open data, which warns
   try:
     options = parse(arguments)
@@ -59,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
   try:
     stop.start()
     return _run_job(options, stop)
-  except hosts.Preempted as error:  # `_run_job` was about to return, or to handle another error
+  except (
+    hosts.Preempted
+  ) as error:  # `_run_job` was about to return, or to handle another error
     return _status_after(error, TryAgain.status, stop, options)
 
 
@@ -90,7 +97,10 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
     module.check(config, workdir)
     if workdir == options.default_workdir:
       log.info("workdir: %s", workdir)
-    if not (jax.distributed.is_initialized() or compiles_only) and JOBS[config.job].devices:
+    if (
+      not (jax.distributed.is_initialized() or compiles_only)
+      and JOBS[config.job].devices
+    ):
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
     commit()  # read now: the checkout may change while the run lasts
@@ -106,9 +116,13 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
 
 
 def _status_after(
-  error: BaseException, status: int, stop: hosts.StopSignals, options: argparse.Namespace
+  error: BaseException,
+  status: int,
+  stop: hosts.StopSignals,
+  options: argparse.Namespace,
 ) -> int:
-  """Reports what ended the job, or raises it again; the exit status is `status` for a disk's."""
+  """Reports what ended the job, or raises it again; the exit status is `status` for
+  a disk's."""
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
   if isinstance(error, InputError | RunError | TryAgain):
@@ -143,7 +157,9 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   )
   if cluster is None:
     return
-  hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout)
+  hosts.start(
+    cluster, start_timeout=timeout, heartbeat_timeout=options.heartbeat_timeout
+  )
   if not config.stops_together:
     # Joining gave the signal to JAX, which only tells those who ask for it.
     stop.handle(signal.SIGTERM)
@@ -154,7 +170,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
   hosts.agree(
-    fields | {"workdir": options.workdir} | hosts.fingerprint_of_package(), seconds=timeout
+    fields | {"workdir": options.workdir} | hosts.fingerprint_of_package(),
+    seconds=timeout,
   )
   hosts.share_cores(timeout)
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
@@ -163,7 +180,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
 
 
 def _end(message: object, status: int, together: bool = False) -> int:
-  """Complains; where there are other processes, ends with all of them, unless they stop as well."""
+  """Complains; where there are other processes, ends with all of them, unless they
+  stop as well."""
   line = one_line(message, None)
   print(f"error: {line}", file=sys.stderr)
   if jax.distributed.is_initialized() and not together:
@@ -173,7 +191,8 @@ def _end(message: object, status: int, together: bool = False) -> int:
 
 def start() -> NoReturn:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
-  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # a log's disk may be full
+  # a log's disk may be full
+  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
   if {"-h", "-help", "--help"} & {*sys.argv[1:]}:
     print(f"{__doc__}\n{help_text()}")
     sys.exit()

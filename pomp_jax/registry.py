@@ -21,16 +21,19 @@ def load(path: str) -> Any:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`: it learns by gradient steps, or has a `run` of its own.
+  """One value of `config.method`: it learns by gradient steps, or has a `run` of its
+  own.
 
   Paths are "module:name" below `pomp_jax`.
   """
 
-  steps: str = ""  # class as `train.methods.Pomp`, of a method that learns by gradient steps
+  # class as `train.methods.Pomp`, of a method that learns by gradient steps
+  steps: str = ""
   run: str = ""  # function (config, the run's folder) -> results, of all others
   fixes: Mapping[str, Any] = {}  # field -> the value that it accepts
   saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
-  pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
+  # whether it learns tokens of the image tower, and so needs pixels
+  pixels: bool = False
   deep: bool = False  # whether `prompt.depth` layers have tokens of their own
   seeded: bool = True  # whether the seed changes the result
 
@@ -42,21 +45,31 @@ _DEEP_TEXT = {"prompt.position": "end", "clip.text_tower": "shared"}
 METHODS = {
   "pomp": Method("train.methods:Pomp", saves_prompt=True),
   "cocoop": Method("rooms.baselines.cocoop:CoCoOp"),
-  "vpt_shallow": Method("rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True),
+  "vpt_shallow": Method(
+    "rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True
+  ),
   "vpt_deep": Method(
     "rooms.baselines.visual_tokens:VPT", fixes=_FIXED_TEXT, pixels=True, deep=True
   ),
-  "maple": Method("rooms.baselines.visual_tokens:MaPLe", fixes=_DEEP_TEXT, pixels=True, deep=True),
+  "maple": Method(
+    "rooms.baselines.visual_tokens:MaPLe", fixes=_DEEP_TEXT, pixels=True, deep=True
+  ),
   # PromptSRC is ivlp with terms of consistency and an average.
-  "ivlp": Method("rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True),
-  "protext": Method("rooms.baselines.visual_tokens:DeepText", fixes=_DEEP_TEXT, deep=True),
+  "ivlp": Method(
+    "rooms.baselines.visual_tokens:IVLP", fixes=_DEEP_TEXT, pixels=True, deep=True
+  ),
+  "protext": Method(
+    "rooms.baselines.visual_tokens:DeepText", fixes=_DEEP_TEXT, deep=True
+  ),
   "kdpl": Method(
     "rooms.baselines.kdpl:KDPL",
     fixes={"loss": "softmax", "correction": "log", "dry_run": ""}
     | {"sampling.ancestors_weight": 0.0},
     saves_prompt=True,
   ),
-  "zero_shot": Method(run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False),
+  "zero_shot": Method(
+    run="rooms.baselines.classifiers:run", fixes=_NOT_AUGMENTED, seeded=False
+  ),
   "linear_probe": Method(
     run="rooms.baselines.linear_probe:run", fixes=_NOT_AUGMENTED, seeded=False
   ),
@@ -68,8 +81,8 @@ METHODS = {
 class Source(NamedTuple):
   """One value of `config.data.source`.
 
-  The module of stored images has `splits` and `open_split` for `evaluate.stored`. Others have
-  `open_source`, `n_training_classes` and `evaluation_splits`.
+  The module of stored images has `splits` and `open_split` for `evaluate.stored`.
+  Others have `open_source`, `n_training_classes` and `evaluation_splits`.
   """
 
   module: str
@@ -78,11 +91,15 @@ class Source(NamedTuple):
   root: bool = True  # whether `data.root` must be a folder that exists
   generated: bool = False  # whether `data.names` alone describes its images
   test_sets: bool = False  # whether `evaluate.source` may name it
-  holds_out: bool = False  # whether images for missing splits are held out of the training images
-  sorted_by_hand: bool = False  # whether empty classes and duplicates between splits are dropped
+  # whether images for missing splits are held out of the training images
+  holds_out: bool = False
+  # whether empty classes and duplicates between splits are dropped
+  sorted_by_hand: bool = False
   draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
-  dataset: str = ""  # "module:function": name of a data set -> "", or what is expected instead
-  lists: str = ""  # "module:names" of the class lists that it reads itself, beside packaged ones
+  # "module:function": name of a data set -> "", or what is expected instead
+  dataset: str = ""
+  # "module:names" of the class lists that it reads itself, beside packaged ones
+  lists: str = ""
 
   def expected_dataset(self, name: str) -> str:
     """What is expected instead of this name of a data set; "" if it is accepted."""
@@ -137,23 +154,29 @@ READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 class Job(NamedTuple):
   """One value of `config.job`.
 
-  `check(config, workdir)` raises a one-line error for what can't work and writes nothing;
-  `run(config, workdir)` does it. With several processes all call both. `run` may return in a
-  process before the first one has written its files (`hosts.finish` waits for all), but for
-  `pretrain` and `ablate`, which others call.
+  `check(config, workdir)` raises a one-line error for what can't work and writes
+  nothing; `run(config, workdir)` does it. With several processes all call both. `run`
+  may return in a process before the first one has written its files (`hosts.finish`
+  waits for all), but for `pretrain` and `ablate`, which others call.
   """
 
-  module: str  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
+  # path below `pomp_jax`; the first line of its docstring is the job's in `--help`
+  module: str
   config: str  # "module:class" of the fields that it reads, a `config.Config`
-  report: str = ""  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
-  trains: bool = False  # whether it trains by steps, so that all can stop after the same step
+  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
+  report: str = ""
+  # whether it trains by steps, so that all can stop after the same step
+  trains: bool = False
   processes: bool = True  # whether it runs with several processes
   devices: bool = True  # whether it computes on JAX's devices
 
 
 JOBS = {
   "pretrain": Job(
-    "train.pretrain", "config.jobs:TrainingConfig", "report.run_report:training_report", trains=True
+    "train.pretrain",
+    "config.jobs:TrainingConfig",
+    "report.run_report:training_report",
+    trains=True,
   ),
   "evaluate": Job(
     "evaluate.evaluate",
@@ -168,7 +191,9 @@ JOBS = {
     trains=True,
   ),
   "benchmark": Job(
-    "rooms.benchmark.benchmark", "rooms.benchmark.fields:BenchmarkConfig", processes=False
+    "rooms.benchmark.benchmark",
+    "rooms.benchmark.fields:BenchmarkConfig",
+    processes=False,
   ),
   "export": Job("evaluate.export", "config.jobs:ExportConfig"),
   "prepare": Job(
@@ -203,7 +228,9 @@ JOBS = {
     "rooms.regions.fields:SegmentConfig",
     "rooms.regions.reports:regions_report",
   ),
-  "propose": Job("rooms.regions.propose", "rooms.regions.fields:ProposeConfig", processes=False),
+  "propose": Job(
+    "rooms.regions.propose", "rooms.regions.fields:ProposeConfig", processes=False
+  ),
   "train_masks": Job(
     "rooms.regions.train_masks", "rooms.regions.fields:TrainMasksConfig", trains=True
   ),
@@ -262,7 +289,8 @@ TASKS = {
 
 
 class Format(NamedTuple):
-  """One value of `config.export.format`: a file with a prompt, or with features of names."""
+  """One value of `config.export.format`: a file with a prompt, or with features of
+  names."""
 
   usual_name: str  # of its file, unless `config.export.output` has another
   suffixes: tuple[str, ...]  # that a file may have
@@ -283,15 +311,20 @@ FORMATS = {
     read="rooms.interchange.safetensors_prompts:read",
     encode="rooms.interchange.safetensors_prompts:encode",
   ),
-  # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
+  # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and
+  # model-best.pth.tar.
   "pth": Format(
     *("prompt.pth.tar", (".pth.tar", ".pth", ".pt"), r"\.(pt|pth)(\.tar)?(-\d+)?"),
     read="rooms.interchange.torch_archive:read",
     encode="rooms.interchange.torch_archive:encode",
   ),
-  "detic": Format("class_features.npy", (".npy",), features="rooms.interchange.class_features"),
+  "detic": Format(
+    "class_features.npy", (".npy",), features="rooms.interchange.class_features"
+  ),
   "open_clip": Format(
-    "zero_shot_weights.npy", (".npy", ".safetensors"), features="rooms.interchange.class_features"
+    "zero_shot_weights.npy",
+    (".npy", ".safetensors"),
+    features="rooms.interchange.class_features",
   ),
 }
 
@@ -307,7 +340,8 @@ DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a j
 
 
 def load_job(name: str) -> types.ModuleType:
-  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs instead of it."""
+  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs
+  instead of it."""
   if name == "dry_run" and not DRY_RUN:
     raise InputError("dry_run: the benchmark, which measures, is not installed")
   return load(DRY_RUN if name == "dry_run" else JOBS[name].module)

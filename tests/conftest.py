@@ -1,7 +1,9 @@
-"""What all tests need before JAX starts, the two tiers, and the devices that a test computes on.
+"""What all tests need before JAX starts, the two tiers, and the devices that a test
+computes on.
 
-In a file whose `pytestmark` is `mesh` the package has 8 virtual devices, elsewhere one. A test with
-`@pytest.mark.slow("reason")` is in the second tier: `bash launch/test.sh --all` runs both.
+In a file whose `pytestmark` is `mesh` the package has 8 virtual devices, elsewhere one.
+A test with `@pytest.mark.slow("reason")` is in the second tier: `bash launch/test.sh
+--all` runs both.
 """
 
 from collections.abc import Iterator
@@ -29,8 +31,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 pytest_plugins = ["tests.support.shared_runs"]
 
-# No deadline, nor another limit on time: the first example of a property compiles, and machines are
-# busy. Derandomized: runs agree.
+# No deadline, nor another limit on time: the first example of a property compiles, and
+# machines are busy. Derandomized: runs agree.
 for _name, _examples in (("pomp", 15), ("many", 50)):
   hypothesis.settings.register_profile(
     _name,
@@ -41,7 +43,8 @@ for _name, _examples in (("pomp", 15), ("many", 50)):
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
   )
 
-# Started behind a shell (`&`, nohup) this process ignores it, and so would all that tests start.
+# Started behind a shell (`&`, nohup) this process ignores it, and so would all that
+# tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -72,8 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-  # Tracing makes many objects, and a million are there from imports: with Python's thresholds a
-  # tenth of the time is spent on searching them for cycles.
+  # Tracing makes many objects, and a million are there from imports: with Python's
+  # thresholds a tenth of the time is spent on searching them for cycles.
   gc.freeze()
   gc.set_threshold(20_000, 10, 10)
 

@@ -44,7 +44,9 @@ def _in(*rooms):
   return [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in rooms]
 
 
-_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "blocks", "attention", "text")]
+_TOWER = [
+  PACKAGE / "clip" / f"{name}.py" for name in ("packed", "blocks", "attention", "text")
+]
 _GROUPS = {
   "tower, method and step need JAX and Flax alone": (
     ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"],
@@ -59,7 +61,9 @@ def test_modules_are_imported_without(group):
   absent, modules = _GROUPS[group]
   assert len(modules) > 8
   names = [
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+      ".__init__"
+    )
     for path in modules
   ]
   done = subprocess.run(
@@ -73,14 +77,17 @@ def test_modules_are_imported_without(group):
 
 
 def test_no_test_of_the_core_imports_a_room():
-  """A room's tests lie in its folder, so that they go with it and the core's run without it."""
+  """A room's tests lie in its folder, so that they go with it and the core's run
+  without it."""
   tests = Path(__file__).parent
   found = []
   for path in tests.rglob("*.py"):
     if path.relative_to(tests).parts[0] == "rooms":
       continue
     for node in ast.walk(ast.parse(path.read_text())):
-      names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      names = (
+        [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      )
       if isinstance(node, ast.ImportFrom):
         names = [f"{node.module}.{alias.name}" for alias in node.names]
       if any(name.startswith(("pomp_jax.rooms", "tests.rooms")) for name in names):
@@ -92,11 +99,21 @@ def test_no_string_names_another_framework():
   """As `importlib.import_module("torch")`, which import-linter does not see."""
   found = set()
   for path in MODULES:
-    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    calls = (
+      node
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.Call)
+    )
     for call in calls:
       given = [*call.args, *(keyword.value for keyword in call.keywords)]
-      roots = {str(value.value).split(".")[0] for value in given if isinstance(value, ast.Constant)}
-      if roots & {"tensorflow", "torch"} and not ast.unparse(call.func).endswith("find_spec"):
+      roots = {
+        str(value.value).split(".")[0]
+        for value in given
+        if isinstance(value, ast.Constant)
+      }
+      if roots & {"tensorflow", "torch"} and not ast.unparse(call.func).endswith(
+        "find_spec"
+      ):
         found.add(path.relative_to(PACKAGE).as_posix())
   assert found == set()
 
@@ -128,21 +145,26 @@ def _takes_the_config(function):
   arguments = function.args
   for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
     nodes = ast.walk(argument.annotation) if argument.annotation else ()
-    names = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes} - {None}
+    names = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes} - {
+      None
+    }
     if names & CONFIGS or (argument.arg == "config" and names <= {"Any"}):
       return True
   return False
 
 
 def test_a_config_is_unpacked_once():
-  """By `check` and `run` of the registry's rows, `config.validate` and `train.setup.prepare`.
+  """By `check` and `run` of the registry's rows, `config.validate` and
+  `train.setup.prepare`.
 
   What a room adds to the fields of the core sees the config too, in its `check_in`.
   """
   of_clip = _in("clip")  # the config of a CLIP
   of_rows = {row.module for row in registry.JOBS.values()} | {registry.DRY_RUN}
   of_rows |= {row.run.partition(":")[0] for row in registry.METHODS.values()}
-  entries = {f"{name.replace('.', '/')}.py: {of}" for name in of_rows for of in ("check", "run")}
+  entries = {
+    f"{name.replace('.', '/')}.py: {of}" for name in of_rows for of in ("check", "run")
+  }
   found = [
     f"{path.relative_to(PACKAGE)}: {node.name}"
     for path in MODULES
@@ -156,7 +178,8 @@ def test_a_config_is_unpacked_once():
 
 
 def test_the_core_reads_each_of_its_fields():
-  """A field that rooms alone read is theirs; with all rooms off nothing would read it."""
+  """A field that rooms alone read is theirs; with all rooms off nothing would read
+  it."""
   read = set()
   for path in set(MODULES) - set(_in("rooms")):
     nodes = ast.walk(ast.parse(path.read_text()))
@@ -175,14 +198,17 @@ def test_the_core_reads_each_of_its_fields():
 def test_the_fields_of_a_room_may_be_imported_first():
   """As by a process that unpickles a room's function."""
   rooms = [path.parent.name for path in MODULES if path.parts[-3:][0] == "rooms"]
-  rooms = sorted({room for room in rooms if (PACKAGE / "rooms" / room / "fields.py").exists()})
+  rooms = sorted(
+    {room for room in rooms if (PACKAGE / "rooms" / room / "fields.py").exists()}
+  )
   code = "import importlib, sys\n"
   for room in rooms:
     code += f"importlib.import_module('pomp_jax.rooms.{room}.fields')\n"
-    code += (
-      "for name in [n for n in sys.modules if n.startswith('pomp_jax')]: del sys.modules[name]\n"
-    )
-  done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True)
+    code += "ours = [name for name in sys.modules if name.startswith('pomp_jax')]\n"
+    code += "for name in ours: del sys.modules[name]\n"
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True
+  )
   assert len(rooms) >= 9 and done.returncode == 0, done.stderr.decode()
 
 
@@ -196,11 +222,16 @@ def _imported(path):
 
 
 def test_from_the_command_to_the_loss_are_the_listed_files():
-  """Those that CONTRIBUTING.md lists: each is imported by one before it, or is a job's row."""
+  """Those that CONTRIBUTING.md lists: each is imported by one before it, or is a
+  job's row."""
   text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
-  files = [PACKAGE / name for name in re.findall(r"^\| `([\w/]+\.py)` \|", text, re.MULTILINE)]
+  files = [
+    PACKAGE / name for name in re.findall(r"^\| `([\w/]+\.py)` \|", text, re.MULTILINE)
+  ]
   assert files[0].name == "main.py" and files[-1].name == "loss.py"
-  known = {f"pomp_jax.{job}" for job in re.findall(r'"([\w.]+)"', _REGISTRY.read_text())}
+  known = {
+    f"pomp_jax.{job}" for job in re.findall(r'"([\w.]+)"', _REGISTRY.read_text())
+  }
   for path, following in zip(files, files[1:], strict=False):
     known |= _imported(path)
     module = ".".join(following.relative_to(PACKAGE.parent).with_suffix("").parts)

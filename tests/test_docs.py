@@ -14,7 +14,9 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from tests.support.processes import ROOT, environment
 
-_TRACKED = subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
+_TRACKED = subprocess.check_output(
+  ["git", "ls-files", "*.md"], cwd=ROOT, text=True
+).split()
 # Without the pages that are generated: the fields, and open_clip's table.
 PAGES = [name for name in _TRACKED if name not in ("docs/config.md", "docs/clips.md")]
 GROUPS = {field.partition(".")[0] for field in fields_of() if "." in field}
@@ -36,7 +38,9 @@ def commands(text):
 def anchors(path):
   """GitHub's anchors of a page's headings."""
   headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
-  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+  return {
+    re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+  }
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -57,7 +61,9 @@ def test_fields_exist(page):
   named += re.findall(r"`config\.([a-z_]+(?:\.[a-z_0-9]+)?)(?=[`=])", text)
   for group, name in re.findall(r"`([a-z_]+)\.([a-z_0-9]+)(?=[`=])", text):
     named += [f"{group}.{name}"] * (group in GROUPS and name not in _ENDS)
-  assert [name for name in named if name not in {*fields_of()} | GROUPS | _ENDS | _MODULES] == []
+  assert [
+    name for name in named if name not in {*fields_of()} | GROUPS | _ENDS | _MODULES
+  ] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -79,7 +85,8 @@ def test_commands_parse(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_exist(page):
-  """Paths within the repository, and modules of commands; words in capitals stand for names."""
+  """Paths within the repository, and modules of commands; words in capitals stand
+  for names."""
   folders = "pomp_jax|configs|tests|docs|launch"
   paths = re.findall(rf"(?<![\w/.])(?:{folders})/[a-z0-9_/]+\.[a-z]+\b", text_of(page))
   modules = re.findall(r"python -m ((?:pomp_jax|docs)\.[a-z0-9_.]+)", text_of(page))
@@ -96,7 +103,9 @@ def test_each_room_has_a_row_and_a_page():
     assert (ROOT / "docs" / page).exists()
 
 
-_BEFORE, *_PARTS = re.split(r"^## (.+)$", text_of("docs/gallery.md"), flags=re.MULTILINE)
+_BEFORE, *_PARTS = re.split(
+  r"^## (.+)$", text_of("docs/gallery.md"), flags=re.MULTILINE
+)
 # Text of each section of the gallery by its title, in the order of the page.
 SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
 
@@ -109,23 +118,32 @@ def job_arguments(text):
 
 def test_each_job_with_a_config_has_a_section():
   """A job without one needs no more than `--config=JOB`, and `--help` describes it."""
-  configs = "".join(path.read_text() for path in sorted((ROOT / "configs").glob("*.py")))
+  configs = "".join(
+    path.read_text() for path in sorted((ROOT / "configs").glob("*.py"))
+  )
   named = {job for job in JOBS if re.search(rf'(base|with_jobs)\(.*"{job}"', configs)}
   assert {*SECTIONS} == {*named, "pretrain", "dry_run"}
 
 
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_commands_of_a_section_run_its_job(title, tmp_path, monkeypatch):
-  """In a folder with the configs, and with the files of earlier commands that they must find."""
+  """In a folder with the configs, and with the files of earlier commands that they
+  must find."""
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   runs = tmp_path / "runs"
   (runs / "example_sets" / "known" / "test").mkdir(parents=True)
   (runs / "example_sets" / "known.txt").write_text("cat\ndog\n")
-  for name in ("archive/names.json", "archive/fall11_whole.tar", "masks/masks.safetensors"):
+  for name in (
+    "archive/names.json",
+    "archive/fall11_whole.tar",
+    "masks/masks.safetensors",
+  ):
     (runs / name).parent.mkdir(exist_ok=True)
     (runs / name).touch()
   (runs / "demo").mkdir()
-  save_prompt(runs / "demo" / "prompt.npz", Prompt(np.zeros((4, 64), np.float32), "world", "end"))
+  save_prompt(
+    runs / "demo" / "prompt.npz", Prompt(np.zeros((4, 64), np.float32), "world", "end")
+  )
   monkeypatch.chdir(tmp_path)
   jobs = []
   for arguments in job_arguments(SECTIONS[title]):
@@ -140,20 +158,34 @@ def forms(text):
   items = re.findall(r"^- (`.+?`)(?=: |$)", text, re.MULTILINE)
   # A star is within a part of the path, and a folder stands for all below it.
   names = re.findall("`(.+?)`", "".join(items))
-  return [re.escape(name).replace(r"\*", "[^/]*") + ".+" * name.endswith("/") for name in names]
+  return [
+    re.escape(name).replace(r"\*", "[^/]*") + ".+" * name.endswith("/")
+    for name in names
+  ]
 
 
 def problems(text, folder):
-  """Files below a folder that are in no list, and entries of the section that fit no file."""
-  files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-  missing = [form for form in forms(text) if not any(re.fullmatch(form, name) for name in files)]
+  """Files below a folder that are in no list, and entries of the section that fit no
+  file."""
+  files = [
+    str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+  ]
+  missing = [
+    form for form in forms(text) if not any(re.fullmatch(form, name) for name in files)
+  ]
   listed = "|".join([*forms(_BEFORE), *forms(text)])
   return missing + [name for name in files if not re.fullmatch(listed, name)]
 
 
 # The commands that train for minutes leave the same files when they train for seconds.
 TRAININGS = ("pretrain", "baselines", "ablate", "repeat")
-SMALLER = {"steps": 4, "k": 16, "batch_size": 16, "data.n_classes": 300, "eval.images": 64}
+SMALLER = {
+  "steps": 4,
+  "k": 16,
+  "batch_size": 16,
+  "data.n_classes": 300,
+  "eval.images": 64,
+}
 SMALLER = "".join(f" --config.{field}={value}" for field, value in SMALLER.items())
 
 

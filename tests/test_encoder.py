@@ -1,4 +1,5 @@
-"""Class features by few programs: sentences of any length, and any number of names, share one."""
+"""Class features by few programs: sentences of any length, and any number of names,
+share one."""
 
 import collections
 import copy
@@ -30,7 +31,14 @@ CANDIDATES = (
   "a {} in a game.",
 )
 SHORT = ["cat", "leaf", "o'clock", "star", "fox"]
-NAMES = ["cat", "guinea pig", "Boeing 747-400", "red star on navy", "teal leaf", "o'clock"]
+NAMES = [
+  "cat",
+  "guinea pig",
+  "Boeing 747-400",
+  "red star on navy",
+  "teal leaf",
+  "o'clock",
+]
 
 
 @pytest.fixture
@@ -80,22 +88,28 @@ def assert_unpadded(found_NxE, encoder, tokens, context, position="end"):
 
 
 def test_padding_does_not_change_a_learned_prompt(encoder):
-  """Neither class-specific vectors, nor as many as the text tower's positions leave room for."""
+  """Neither class-specific vectors, nor as many as the text tower's positions leave
+  room for."""
   most = encoder.clip.positions - 1 - int(max(encoder.vocabulary(NAMES, 1).lengths))
   for shape, position in (((len(NAMES), 3), "middle"), ((most,), "front")):
     size = (*shape, encoder.clip.text_width)
     context = np.random.default_rng(0).normal(0, 0.02, size).astype(np.float32)
     found = encoder.class_features(NAMES, Prompt(context, encoder.clip.name, position))
-    assert_unpadded(found, encoder, encoder.vocabulary(NAMES, shape[-1]), context, position)
+    assert_unpadded(
+      found, encoder, encoder.vocabulary(NAMES, shape[-1]), context, position
+    )
 
 
 @pytest.fixture
 def numbered():
-  """A function: encoder -> the encoder, whose class features are the number of computations."""
+  """A function: encoder -> the encoder, whose class features are the number of
+  computations."""
   numbers = itertools.count(1)
 
   def number(encoder):
-    compute = lambda params, frozen, position, **_: np.full((len(SHORT), 2), next(numbers), float)
+    compute = lambda params, frozen, position, **_: np.full(
+      (len(SHORT), 2), next(numbers), float
+    )
     encoder.features_of_classes = compute
     return encoder
 
@@ -105,8 +119,13 @@ def numbered():
 def test_the_cache_tells_apart_what_class_features_depend_on(encoder, numbered):
   """Position, vectors, names, and whether the features are normalised."""
   context = np.ones((4, encoder.clip.text_width), np.float32)
-  prompts = [Prompt(context, encoder.clip.name, place) for place in ("end", "middle", "front")]
-  prompts += [Prompt(2 * context, encoder.clip.name), Prompt(context[:2], encoder.clip.name)]
+  prompts = [
+    Prompt(context, encoder.clip.name, place) for place in ("end", "middle", "front")
+  ]
+  prompts += [
+    Prompt(2 * context, encoder.clip.name),
+    Prompt(context[:2], encoder.clip.name),
+  ]
   prompts += ["{}.", "a {}."]
   encoder._cache = ArrayCache(in_memory=99)
   features = numbered(encoder).class_features
@@ -116,7 +135,9 @@ def test_the_cache_tells_apart_what_class_features_depend_on(encoder, numbered):
     assert found == list(range(1, len(keys) + 1))
 
 
-def test_a_store_of_class_features_serves_encoders_that_differ(encoder, numbered, tmp_path):
+def test_a_store_of_class_features_serves_encoders_that_differ(
+  encoder, numbered, tmp_path
+):
   """In the tower's precision, its kind, its weights, its embeddings or its settings."""
   clip = encoder.clip
   kernel = 2 * np.asarray(clip.params["text_projection"]["kernel"])
@@ -143,5 +164,7 @@ def test_a_store_of_class_features_serves_encoders_that_differ(encoder, numbered
 def test_shapes_are_rounded_up_by_a_quarter_at_most():
   values = {number: rounded_up(number, 16) for number in range(1, 4000)}
   assert all(number <= value for number, value in values.items())
-  assert all(4 * value < 5 * number + 4 for number, value in values.items() if number >= 16)
+  assert all(
+    4 * value < 5 * number + 4 for number, value in values.items() if number >= 16
+  )
   assert len(set(values.values())) == 33

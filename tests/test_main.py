@@ -1,4 +1,5 @@
-"""The command line: every mistake is one line with the field, exit status 2, nothing written."""
+"""The command line: every mistake is one line with the field, exit status 2, nothing
+written."""
 
 import errno
 import logging
@@ -32,7 +33,8 @@ def as_before(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capsys, tmp_path):
-  """A function: a command line -> its line behind `error: `; it exits with 2 and writes nothing."""
+  """A function: a command line -> its line behind `error: `; it exits with 2 and
+  writes nothing."""
 
   def run(*arguments):
     before = sorted(tmp_path.rglob("*"))
@@ -68,8 +70,14 @@ def play(monkeypatch):
     ("k=999999", "config.k: got 999999, expected at most the number of classes"),
     ("batch_size=12", "config.batch_size: got 12, expected a multiple of 8"),
     ("accumulate=3", "a multiple of 24 (data axis 8 x accumulate 3)"),
-    ("data.root=a\0b", r"config.data.root: got 'a\x00b', expected a path without the character"),
-    ("mesh.class_size=3", "config.mesh.class_size: got 3, expected a divisor of the 8 devices"),
+    (
+      "data.root=a\0b",
+      r"config.data.root: got 'a\x00b', expected a path without the character",
+    ),
+    (
+      "mesh.class_size=3",
+      "config.mesh.class_size: got 3, expected a divisor of the 8 devices",
+    ),
     ("job=pretrian", "did you mean 'pretrain'?"),
     ("prompt.m=70", "config.prompt.m"),
     ("clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
@@ -79,7 +87,9 @@ def play(monkeypatch):
     ("prompt.init=one two three four five six", "config.prompt.init"),
   ],
 )
-def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argument, expected):
+def test_a_bad_field_is_one_line_and_writes_nothing(
+  refused, monkeypatch, argument, expected
+):
   monkeypatch.setattr(hosts, "devices", lambda **_: jax.devices()[:8])
   assert expected in refused(DEMO, "--workdir=run", f"--config.{argument}")
 
@@ -119,25 +129,38 @@ def test_a_bad_command_line_is_one_line(refused, arguments, expected):
 def test_another_jobs_folder_is_left_alone(refused, tmp_path, play, file):
   play()
   write_json(tmp_path / file, {"job": "another", "seed": 0})
-  assert f"{file} is of job='another'" in refused("--config=analyse", f"--workdir={tmp_path}")
+  assert f"{file} is of job='another'" in refused(
+    "--config=analyse", f"--workdir={tmp_path}"
+  )
 
 
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
     ("def get_config():\n  c = dict(\n  return c\n", "FILE:2: .*was never closed"),
-    ("def get_config():\n  return unknown\n", "FILE:2: NameError: name 'unknown' is not defined"),
+    (
+      "def get_config():\n  return unknown\n",
+      "FILE:2: NameError: name 'unknown' is not defined",
+    ),
     ("def get_confg():\n  return base()\n", "FILE: has no function get_config"),
-    ("import no_such_module\n", "FILE:1: ModuleNotFoundError: No module named 'no_such_module'"),
+    (
+      "import no_such_module\n",
+      "FILE:1: ModuleNotFoundError: No module named 'no_such_module'",
+    ),
     (
       "def get_config():\n  c = base()\n  c.optim.lrr = 1\n  return c\n",
       r"FILE:4: unknown field lrr \(did you mean lr\?\)",
     ),
-    ("def get_config():\n  c = base()\n  c.promt.m = 1\n  return c\n", "FILE:4: .*promt.*prompt"),
+    (
+      "def get_config():\n  c = base()\n  c.promt.m = 1\n  return c\n",
+      "FILE:4: .*promt.*prompt",
+    ),
     ("def get_config():\n  c = base()\n  c.optim.lr = 'x'\n  return c\n", ".*'lr'"),
   ],
 )
-def test_a_mistake_in_a_config_file_is_named_with_its_line(refused, tmp_path, text, expected):
+def test_a_mistake_in_a_config_file_is_named_with_its_line(
+  refused, tmp_path, text, expected
+):
   file = tmp_path / "experiment.py"
   imports = "from pomp_jax.config import base; " if "base()" in text else ""
   file.write_text(imports + "\n" * bool(imports) + text)
@@ -168,7 +191,9 @@ def test_the_field_names_the_folder_of_compiled_programs(
 ):
   """But for what measures compilation."""
   used = []
-  monkeypatch.setattr(main_module, "use_compilation_cache", lambda *given: used.append(given))
+  monkeypatch.setattr(
+    main_module, "use_compilation_cache", lambda *given: used.append(given)
+  )
   play()
   folder, workdir = str(tmp_path / "programs"), str(tmp_path / "run")
   fields = [f"--config.compilation_cache={folder}", f"--config.dry_run={measures}"]
@@ -177,11 +202,15 @@ def test_the_field_names_the_folder_of_compiled_programs(
 
 
 @pytest.mark.parametrize("field", ["data.cache", "data.feature_store"])
-def test_a_cache_that_can_not_be_written_is_found_before_the_work(refused, tmp_path, field):
+def test_a_cache_that_can_not_be_written_is_found_before_the_work(
+  refused, tmp_path, field
+):
   (tmp_path / "file").touch()
   folder = tmp_path / "file" / "cache"
   line = refused(DEMO, "--workdir=run", f"--config.{field}={folder}")
-  assert line.startswith(f"config.{field}: got {str(folder)!r}, expected a folder that can")
+  assert line.startswith(
+    f"config.{field}: got {str(folder)!r}, expected a folder that can"
+  )
   assert line.endswith(f"{tmp_path}/file is a file; a folder is needed")
 
 
@@ -202,7 +231,9 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
   fields = {"images": "a.png", "names": "names.txt", "prompt": "a photo of a {}."}
   fields |= {field: tmp_path / "none"} if field else {}
   options = [f"--config.predict.{name}={value}" for name, value in fields.items()]
-  assert re.search(expected, refused(DEMO, "--workdir=run", "--config.job=predict", *options))
+  assert re.search(
+    expected, refused(DEMO, "--workdir=run", "--config.job=predict", *options)
+  )
 
 
 @pytest.mark.parametrize(
@@ -212,19 +243,31 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
     (DamagedFeaturesError("block-00001.npy: can't be read"), 1),
   ],
 )
-def test_bad_input_is_not_what_fails_in_the_midst(capsys, play, tmp_path, error, expected):
+def test_bad_input_is_not_what_fails_in_the_midst(
+  capsys, play, tmp_path, error, expected
+):
   play(**{"check" if expected == 2 else "run": mock.Mock(side_effect=error)})
-  assert run_main(capsys, DEMO, f"--workdir={tmp_path}") == (expected, [f"error: {error}"])
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}") == (
+    expected,
+    [f"error: {error}"],
+  )
   assert (tmp_path / "error.txt").exists() == (expected == 1)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("job", JOBS)
-def test_several_processes_are_for_the_jobs_of_several(refused, play, monkeypatch, job, dry_run):
+def test_several_processes_are_for_the_jobs_of_several(
+  refused, play, monkeypatch, job, dry_run
+):
   play(check=mock.Mock(side_effect=InputError("checked")))
-  monkeypatch.setattr(main_module, "validate", lambda _: None)  # a dry run is of some jobs
+  # a dry run is of some jobs
+  monkeypatch.setattr(main_module, "validate", lambda _: None)
   monkeypatch.setattr(main_module.hosts, "n_processes", lambda: 2)
-  fields = [f"--config.job={job}", f"--config.dry_run={dry_run}", "--config.compilation_cache="]
+  fields = [
+    f"--config.job={job}",
+    f"--config.dry_run={dry_run}",
+    "--config.compilation_cache=",
+  ]
   line = f"job {job!r} runs in one process; 2 were started"
   assert refused(DEMO, *fields) == ("checked" if JOBS[job].processes else line)
 
@@ -239,7 +282,10 @@ _OF_A_LIBRARY.__context__ = _FULL
   [
     (_FULL, "plots/accuracy.png: the disk fails (No space left on device)"),
     (_OF_A_LIBRARY, "plots/accuracy.png: the disk fails (No space left on device)"),
-    (OSError("4096 requested and 0 written"), "the disk fails (4096 requested and 0 written)"),
+    (
+      OSError("4096 requested and 0 written"),
+      "the disk fails (4096 requested and 0 written)",
+    ),
     (
       RuntimeError("INTERNAL: write failed: No space left on device"),
       "the disk fails (No space left on device)",
@@ -252,7 +298,11 @@ def test_a_full_disk_anywhere_is_one_line(capsys, play, error, expected):
 
 
 def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
-  play(mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory", "x")))
+  play(
+    mock.Mock(
+      side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+    )
+  )
   with pytest.raises(FileNotFoundError) as found:
     run_main(capsys, DEMO, f"--workdir={tmp_path}")
   assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"
@@ -269,14 +319,18 @@ def test_names_of_files_direct_no_terminal(refused, capsys, tmp_path):
   assert capsys.readouterr().out.endswith("  a?1mb: ?[31mc?d\n")
 
 
-def test_a_warning_while_the_config_is_read_looks_like_any_line(capsys, tmp_path, monkeypatch):
+def test_a_warning_while_the_config_is_read_looks_like_any_line(
+  capsys, tmp_path, monkeypatch
+):
   """`own` opens the pictures before the fields are known."""
   monkeypatch.setattr(logging.getLogger("pomp_jax"), "handlers", [])
   for name in ("cup", "plate"):
     (tmp_path / "pictures" / name).mkdir(parents=True)
     (tmp_path / "pictures" / name / "a.jpg").touch()
     (tmp_path / "pictures" / name / "notes.txt").touch()
-  assert main_module.main([f"--config=own:root={tmp_path}/pictures,clip=world,k=1"]) == 2
+  assert (
+    main_module.main([f"--config=own:root={tmp_path}/pictures,clip=world,k=1"]) == 2
+  )
   shown = capsys.readouterr()
   lines = [line for text in shown for line in text.splitlines() if "notes.txt" in line]
   assert [bool(re.match(r"\d\d:\d\d:\d\d  \S", line)) for line in lines] == [True]

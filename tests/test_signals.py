@@ -1,4 +1,5 @@
-"""SIGTERM and SIGHUP: wherever they arrive, one line and a status that asks for another start."""
+"""SIGTERM and SIGHUP: wherever they arrive, one line and a status that asks for
+another start."""
 
 import contextlib
 import gc
@@ -51,7 +52,10 @@ def run_as(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_outside_of_training_asks_for_another_start(run_as, number):
   signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  assert run_as(lambda: send(number)) == (75, [f"error: stopped by {number.name}; {RESUMES}"])
+  assert run_as(lambda: send(number)) == (
+    75,
+    [f"error: stopped by {number.name}; {RESUMES}"],
+  )
   signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
   assert run_as(lambda: send(signal.SIGHUP)) == (0, [])
 
@@ -90,7 +94,8 @@ def test_a_dry_run_leaves_nothing_to_resume(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_second_signal_interrupts_nothing(run_as, monkeypatch, failed):
-  """`timeout` sends two: one while the first is being reported, and one after the report."""
+  """`timeout` sends two: one while the first is being reported, and one after the
+  report."""
   fail = mock.Mock(side_effect=RunError("the job failed"))
   one_line = main_module.one_line
 
@@ -100,7 +105,9 @@ def test_a_second_signal_interrupts_nothing(run_as, monkeypatch, failed):
     return one_line(message, limit)
 
   monkeypatch.setattr(main_module, "one_line", receive_twice)
-  assert run_as(fail if failed else send) == ((1, ["error: the job failed"]) if failed else STOPPED)
+  assert run_as(fail if failed else send) == (
+    (1, ["error: the job failed"]) if failed else STOPPED
+  )
   send()
 
 
@@ -161,13 +168,19 @@ def test_a_signal_within_the_garbage_collector(run_as):
     (signal.SIGTERM, "--config.dry_run=v5e:4x4", "nothing was written"),
   ],
 )
-def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number, field, remains):
-  (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+def test_a_signal_while_it_imports_asks_for_another_start(
+  tmp_path, number, field, remains
+):
+  (tmp_path / "absl.py").write_text(
+    "import time\nprint('here', flush=True)\ntime.sleep(60)\n"
+  )
   environ = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-m", "pomp_jax.main", field]
   signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-  with subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, **pipes) as process:
+  with subprocess.Popen(
+    command, cwd=tmp_path, env=environ, text=True, **pipes
+  ) as process:
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)
     lines = process.stderr.read().splitlines()
@@ -176,10 +189,17 @@ def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number, fiel
 
 
 def test_whose_loop_asks_for_the_signal():
-  for job, method in (("pretrain", "pomp"), ("repeat", "pomp"), ("pretrain", "vpt_deep")):
+  for job, method in (
+    ("pretrain", "pomp"),
+    ("repeat", "pomp"),
+    ("pretrain", "vpt_deep"),
+  ):
     config = defaults(job).replace({"method": method})
     assert config.stops_together
     assert not config.replace({"dry_run": "here"}).stops_together
   assert defaults("train_masks").stops_together
-  for config in (defaults("evaluate"), defaults("repeat").replace({"method": "linear_probe"})):
+  for config in (
+    defaults("evaluate"),
+    defaults("repeat").replace({"method": "linear_probe"}),
+  ):
     assert not config.stops_together

@@ -1,27 +1,31 @@
 """Web-like captions, correlated with their pictures.
 
-On the web, the source of a picture decides how its caption opens, how the picture looks, what the
-caption names, and how carefully. So each training image here belongs to a _register_, a row of
-`REGISTERS`:
+On the web, the source of a picture decides how its caption opens, how the picture
+looks, what the caption names, and how carefully. So each training image here belongs to
+a _register_, a row of `REGISTERS`:
 
 * `weight`: share of the images. Careful writers are a minority.
 * `templates`: openings or endings of the caption. "a photo of a" is the most common opening.
 * `styles`: rendering styles of the register's pictures (`styles.STYLES`).
 * `named`: probability that each attribute is named (the shape always is).
 * `right`: probability that the word for a named attribute is correct. Half of the wrong words are
-  from the same family (`names.FAMILIES`), such as "striped" for "ribbed", and half are any other.
+  from the same family (`names.FAMILIES`), such as "striped" for "ribbed", and half are
+  any other.
 
-A contrastive model's text feature after a careless opening is thus blurred, and leans on what such
-captions get right (the shape). After a careful opening it is sharp in all attributes. Each
-opening also pulls it to the register's styles. Test images are photos, so "a photo of a {}." has
-the right style and the wrong precision, while careful registers also show plates and drawings. No
-row is the best prompt by construction. The gain of a learned prompt is the difference between the
-rows: with captions independent of pictures, the model would ignore the words around the name.
+A contrastive model's text feature after a careless opening is thus blurred, and leans
+on what such captions get right (the shape). After a careful opening it is sharp in all
+attributes. Each opening also pulls it to the register's styles. Test images are photos,
+so "a photo of a {}." has the right style and the wrong precision, while careful
+registers also show plates and drawings. No row is the best prompt by construction. The
+gain of a learned prompt is the difference between the rows: with captions independent
+of pictures, the model would ignore the words around the name.
 
-`noise` scales it: at 0 every attribute is named correctly, and at 1 the table holds. Training
-starts at 0, because contrastive learning from scratch collapses on noisy captions.
+`noise` scales it: at 0 every attribute is named correctly, and at 1 the table holds.
+Training starts at 0, because contrastive learning from scratch collapses on noisy
+captions.
 
-A caption never spells a novel class: an error that would do so leaves the ground unnamed.
+A caption never spells a novel class: an error that would do so leaves the ground
+unnamed.
 
 Shape suffixes: B images, A = 4 attributes in the order of `names.WORDS`.
 """
@@ -115,19 +119,29 @@ REGISTERS = {
   ),
 }  # fmt: skip
 
-# Sentences before captions in some batches, so that training reaches the last text positions.
+# Sentences before captions in some batches, so that training reaches the last text
+# positions.
 ASIDES = (
   "we went out.", "it was a good day.", "here is one more.", "see the next page.",
   "as seen at home.", "this is for you.", "from the old box.",
   "i like it a lot.", "no words for this.", "new today:",
 )  # fmt: skip
 
-# Training images come in sets that differ from a common class in one attribute each. Without such
-# neighbours, the two colours alone distinguish a batch, and other attributes are learned slowly.
+# Training images come in sets that differ from a common class in one attribute each.
+# Without such neighbours, the two colours alone distinguish a batch, and other
+# attributes are learned slowly.
 SET_SIZE = 8
 
 # Random channels of an image's key; the renderer's start at 0.
-_REGISTER, _STYLE, _TEMPLATE, _CLASS, _NAMED, _RIGHT, _OTHER = 200, 201, 202, 203, 210, 220, 230
+_REGISTER, _STYLE, _TEMPLATE, _CLASS, _NAMED, _RIGHT, _OTHER = (
+  200,
+  201,
+  202,
+  203,
+  210,
+  220,
+  230,
+)
 _STREAM = 1  # random stream of the embedded CLIP's training images
 
 
@@ -149,7 +163,9 @@ def _mate(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
   for a, families in enumerate(names.FAMILIES):
     first = 0
     for family in families:
-      inside_B = (attributes_BxA[:, a] >= first) & (attributes_BxA[:, a] < first + len(family))
+      inside_B = (attributes_BxA[:, a] >= first) & (
+        attributes_BxA[:, a] < first + len(family)
+      )
       step_B = 1 + (number_BxA[:, a] * (len(family) - 1)).astype(np.int32)
       other_B = first + (attributes_BxA[:, a] - first + step_B) % len(family)
       mate_BxA[:, a] = np.where(inside_B, other_B, mate_BxA[:, a])
@@ -167,13 +183,16 @@ def _other(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
 
 
 def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Register of each image, int [B] in the table's order, and style, int [B] in `STYLES`."""
+  """Register of each image, int [B] in the table's order, and style, int [B] in
+  `STYLES`."""
   register_B = _pick([r.weight for r in REGISTERS.values()], _numbers(key_B, _REGISTER))
   style_B = np.zeros(len(key_B), np.int64)
   for r, register in enumerate(REGISTERS.values()):
     at = np.flatnonzero(register_B == r)
     which = _pick(list(register.styles.values()), _numbers(key_B[at], _STYLE))
-    style_B[at] = np.array([list(styles.STYLES).index(s) for s in register.styles])[which]
+    style_B[at] = np.array([list(styles.STYLES).index(s) for s in register.styles])[
+      which
+    ]
   return register_B, style_B
 
 
@@ -201,7 +220,9 @@ def write(
   return captions
 
 
-def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
+def phrase(
+  colour: int | None, texture: int | None, shape: int, ground: int | None
+) -> str:
   """Words of attributes given as indices; attributes that are None are omitted."""
   words = [] if colour is None else [names.COLOURS[colour]]
   words += [] if texture is None else [names.TEXTURES[texture]]
@@ -211,29 +232,37 @@ def phrase(colour: int | None, texture: int | None, shape: int, ground: int | No
 
 @functools.cache
 def base_table() -> np.ndarray:
-  """Whether combinations are base classes: bool [colours, textures, shapes, grounds]."""
+  """Whether combinations are base classes: bool [colours, textures, shapes,
+  grounds]."""
   table = np.zeros([len(words) for words in names.WORDS], bool)
   table[tuple(names.class_attributes("base").T)] = True
   return table
 
 
 def training_classes(seed: int, indices: np.ndarray) -> np.ndarray:
-  """Attributes of training images, all of base classes, in sets of SET_SIZE: int32 [B, A]."""
+  """Attributes of training images, all of base classes, in sets of SET_SIZE: int32
+  [B, A]."""
   base_NxA = names.class_attributes("base")
   set_B = render.image_keys(seed, _STREAM + 1, np.asarray(indices) // SET_SIZE)
   key_B = render.image_keys(seed, _STREAM, indices)
-  attributes_BxA = base_NxA[(names.mix(set_B) % np.uint64(len(base_NxA))).astype(np.int64)]
+  attributes_BxA = base_NxA[
+    (names.mix(set_B) % np.uint64(len(base_NxA))).astype(np.int64)
+  ]
   # All images of a set but the first change one attribute of four.
   which_B = np.floor(_numbers(key_B, _CLASS) * 4)
   number_BxA = np.stack([_numbers(key_B, _CLASS + 1 + a) for a in range(4)], axis=1)
   changes_BxA = (which_B[:, None] == np.arange(4)) & (indices % SET_SIZE > 0)[:, None]
-  changed_BxA = np.where(changes_BxA, _other(attributes_BxA, number_BxA), attributes_BxA)
+  changed_BxA = np.where(
+    changes_BxA, _other(attributes_BxA, number_BxA), attributes_BxA
+  )
   # Changes to other than base classes are dropped.
   is_base_B = base_table()[tuple(changed_BxA.T)]
   return np.where(is_base_B[:, None], changed_BxA, attributes_BxA)
 
 
-def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.ndarray, list[str]]:
+def training_batch(
+  seed: int, indices: np.ndarray, noise: float
+) -> tuple[np.ndarray, list[str]]:
   """Captioned images of base classes, to train the embedded CLIP.
 
   Args:

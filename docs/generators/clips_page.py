@@ -1,10 +1,11 @@
-"""Writes docs/clips.md: open_clip's table of zero-shot results, and which of its rows are read.
+"""Writes docs/clips.md: open_clip's table of zero-shot results, and which of its rows
+are read.
 
   python -m docs.generators.clips_page > docs/clips.md
 
 `open_clip_results.csv` has columns of docs/openclip_results.csv of
-https://github.com/mlfoundations/open_clip (commit 89fb801, MIT licence), in its order, which is
-that of the mean over 38 data sets.
+https://github.com/mlfoundations/open_clip (commit 89fb801, MIT licence), in its order,
+which is that of the mean over 38 data sets.
 """
 
 import csv
@@ -176,7 +177,10 @@ def _unread() -> str:
       # The sizes of ViTamin and FastViT together.
       why = re.sub(r"timm's (vitamin|fastvit)\w*", r"timm's \1", why)
       models.setdefault(why, []).append(model)
-  lines = [f"- {', '.join(f'`{name}`' for name in names)}: {why}" for why, names in models.items()]
+  lines = [
+    f"- {', '.join(f'`{name}`' for name in names)}: {why}"
+    for why, names in models.items()
+  ]
   return "\n".join(lines)
 
 

@@ -21,7 +21,9 @@ def page() -> str:
     lines += ["| field | default | what | accepted |", "| --- | --- | --- | --- |"]
     for field, row in rows.items():
       accepted = row.metadata["check"].expected or name_of_type(row.type)
-      help, accepted = (text.replace("|", "\\|") for text in (row.metadata["help"], accepted))
+      help, accepted = (
+        text.replace("|", "\\|") for text in (row.metadata["help"], accepted)
+      )
       lines.append(f"| `{field}` | `{row.default!r}` | {help} | {accepted} |")
   lines += ["", "## Jobs", "", "| `config.job` | what |", "| --- | --- |"]
   lines += [f"| `{name}` | {text} |" for name, text in summaries().items()]

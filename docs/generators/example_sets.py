@@ -1,10 +1,12 @@
-"""Writes pictures of the world as folders of classes, as example data sets for `evaluate`.
+"""Writes pictures of the world as folders of classes, as example data sets for
+`evaluate`.
 
   python -m docs.generators.example_sets --out=runs/example_sets
 
-`known` has classes that the demo's prompt was trained on. `mixed` has such classes and novel ones,
-with a list of each. `shifted` has both in another rendering. `sets.toml` describes the three. The
-pictures are from the world's test splits, PNG files of 40 x 40 pixels, and the same in every call.
+`known` has classes that the demo's prompt was trained on. `mixed` has such classes and
+novel ones, with a list of each. `shifted` has both in another rendering. `sets.toml`
+describes the three. The pictures are from the world's test splits, PNG files of 40 x 40
+pixels, and the same in every call.
 """
 
 import argparse
@@ -38,7 +40,8 @@ templates = ["a drawing of a {}.", "a picture of a {}."]
 def write_pictures(
   folder: pathlib.Path, split: str, n_classes: int, images_per_class: int
 ) -> tuple[str, ...]:
-  """Writes pictures of n_classes, spread evenly over a split's list, as FOLDER/CLASS/0000.png, ..
+  """Writes pictures of n_classes, spread evenly over a split's list, as
+  FOLDER/CLASS/0000.png, ..
 
   Returns:
     Names of the classes, in the order of the split's list.
@@ -48,7 +51,9 @@ def write_pictures(
   """
   every = source(split, images_per_class=1).names
   if not 1 <= n_classes <= len(every):
-    raise ValueError(f"got {n_classes} classes of {split!r}, expected 1 to {len(every)}")
+    raise ValueError(
+      f"got {n_classes} classes of {split!r}, expected 1 to {len(every)}"
+    )
   pictures = source(split, images_per_class=images_per_class, n_classes=n_classes)
   for index, label in enumerate(pictures.labels):
     own = folder / pictures.names[label]
@@ -58,16 +63,22 @@ def write_pictures(
   return pictures.names
 
 
-def write_example_sets(out: pathlib.Path, n_classes: int, images_per_class: int) -> pathlib.Path:
+def write_example_sets(
+  out: pathlib.Path, n_classes: int, images_per_class: int
+) -> pathlib.Path:
   """Writes the three data sets and `sets.toml`, whose path it returns.
 
-  `shifted` and each half of `mixed` have n_classes. `known` has four times as many, with a quarter
-  of the pictures of each, but at least one.
+  `shifted` and each half of `mixed` have n_classes. `known` has four times as many,
+  with a quarter of the pictures of each, but at least one.
   """
-  write_pictures(out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4))
+  write_pictures(
+    out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4)
+  )
   for part in ("base", "novel"):
     names = write_pictures(out / "mixed" / "test", part, n_classes, images_per_class)
-    (out / "mixed" / f"{part}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    (out / "mixed" / f"{part}.txt").write_text(
+      "\n".join(names) + "\n", encoding="utf-8"
+    )
   write_pictures(out / "shifted" / "test", "shifted", n_classes, images_per_class)
   file = out / "sets.toml"
   file.write_text(_SETS_FILE, encoding="utf-8")
@@ -77,7 +88,9 @@ def write_example_sets(out: pathlib.Path, n_classes: int, images_per_class: int)
 def main() -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
+  parser.add_argument(
+    "--out", type=pathlib.Path, required=True, help="folder to write to"
+  )
   parser.add_argument("--classes", type=int, default=100, help="classes of a part")
   parser.add_argument("--images", type=int, default=8, help="pictures of a class")
   arguments = parser.parse_args()

@@ -2,11 +2,11 @@
 
     python -m docs.generators.train_clip --out=DIR
 
-Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly,
-with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see `captions`). An
-interrupted run resumes from its last checkpoint, `DIR/state.msgpack`. Files in DIR are written
-atomically. Needs FlaxCLIP (transformers<5), no network and no accelerator. `train` takes other
-images and captions than the world's as `Pairs`.
+Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on
+the fly, with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see
+`captions`). An interrupted run resumes from its last checkpoint, `DIR/state.msgpack`.
+Files in DIR are written atomically. Needs FlaxCLIP (transformers<5), no network and no
+accelerator. `train` takes other images and captions than the world's as `Pairs`.
 
 Shape suffixes: B pairs, S side of an image in pixels, L tokens, E embedding.
 """
@@ -55,13 +55,16 @@ class Recipe:
   short_tokens: int = 20  # padded length of captions; 1% are longer and lose words
   wordy_every: int = 16  # one batch of this many has captions that fill all positions
   vocabulary: int = 676  # tokens: 512 bytes, the merges, two special ones
-  spelled: int = 20_000  # captions without and with noise that the merges are learned from
+  # captions without and with noise that the merges are learned from
+  spelled: int = 20_000
   seed: int = 0
 
   def noise(self, step: int) -> float:
     """Caption noise at a step, in [0, 1]."""
     done = step / self.steps
-    return float(np.clip((done - self.clean_until) / (self.noisy_from - self.clean_until), 0, 1))
+    return float(
+      np.clip((done - self.clean_until) / (self.noisy_from - self.clean_until), 0, 1)
+    )
 
 
 def _novel(n_images: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
@@ -74,8 +77,10 @@ class Pairs:
   """Images and captions to train a CLIP on, and images to test it on.
 
   Attributes:
-    batch: (seed, indices int [B], caption noise) -> images uint8 [B, S, S, 3] and B captions.
-    test: number of images n -> names of the classes, labels int [n], images uint8 [n, S, S, 3].
+    batch: (seed, indices int [B], caption noise) -> images uint8 [B, S, S, 3] and B
+    captions.
+    test: number of images n -> names of the classes, labels int [n], images uint8 [n,
+    S, S, 3].
   """
 
   batch: Callable[[int, np.ndarray, float], tuple[np.ndarray, list[str]]]
@@ -86,12 +91,14 @@ WORLD = Pairs(captions.training_batch, _novel)
 
 
 def train_tokenizer(captions: list[str], folder: pathlib.Path, size: int) -> None:
-  """Learns the merges from captions and writes CLIP's five tokenizer files into `folder`.
+  """Learns the merges from captions and writes CLIP's five tokenizer files into
+  `folder`.
 
-  Of `size` tokens, 512 are bytes and two are special; fewer if the captions give fewer merges.
+  Of `size` tokens, 512 are bytes and two are special; fewer if the captions give fewer
+  merges.
 
-  The end token gets the highest id, as in CLIP. Every byte has a token, inside and at the end of a
-  word, so that any text can be encoded.
+  The end token gets the highest id, as in CLIP. Every byte has a token, inside and at
+  the end of a word, so that any text can be encoded.
   """
   folder.mkdir(parents=True, exist_ok=True)
   symbol_of = bytes_to_unicode()
@@ -110,7 +117,9 @@ def _save_tokenizer(
 ) -> CLIPTokenizerFast:
   vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
   vocabulary_file, merges_file = folder / "vocab.json", folder / "merges.txt"
-  vocabulary_file.write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+  vocabulary_file.write_text(
+    json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8"
+  )
   lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
   merges_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
   tokenizer = CLIPTokenizerFast(
@@ -121,7 +130,8 @@ def _save_tokenizer(
 
 
 def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
-  """Architecture: text 3 x 64, vision 3 x 128 on patches of 10 pixels, embedding 128."""
+  """Architecture: text 3 x 64, vision 3 x 128 on patches of 10 pixels, embedding
+  128."""
   shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 128}
   text = shared | {
     "vocab_size": len(vocabulary), "hidden_size": 64, "intermediate_size": 256,
@@ -137,14 +147,18 @@ def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
 
 
 def normalise(image_BxSxSx3: jax.Array | np.ndarray) -> jax.Array:
-  """Converts uint8 [B, S, S, 3] to the vision tower's input, float32 of the same shape."""
+  """Converts uint8 [B, S, S, 3] to the vision tower's input, float32 of the same
+  shape."""
   return (image_BxSxSx3 / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
 def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[str]:
   """Puts asides before captions until the text tower's positions are full."""
   rng = np.random.RandomState(seed)
-  cost = [len(ids) for ids in vocabulary(list(captions.ASIDES), add_special_tokens=False).input_ids]
+  cost = [
+    len(ids)
+    for ids in vocabulary(list(captions.ASIDES), add_special_tokens=False).input_ids
+  ]
   room = [MAX_POSITIONS - len(ids) for ids in vocabulary(texts).input_ids]
   wordy = []
   for text, left in zip(texts, room, strict=True):
@@ -158,7 +172,8 @@ def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[s
 def _batches(
   recipe: Recipe, pairs: Pairs, vocabulary: CLIPTokenizerFast, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Iterates over images uint8 [B, S, S, 3] and token ids int32 [B, L], drawn by a thread."""
+  """Iterates over images uint8 [B, S, S, 3] and token ids int32 [B, L], drawn by a
+  thread."""
 
   def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
     indices = step * recipe.batch + np.arange(recipe.batch)
@@ -167,7 +182,11 @@ def _batches(
     if step % recipe.wordy_every == recipe.wordy_every - 1:
       texts, length = _wordy(texts, vocabulary, step), MAX_POSITIONS
     ids = vocabulary(
-      texts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+      texts,
+      padding="max_length",
+      max_length=length,
+      truncation=True,
+      return_tensors="np",
     ).input_ids
     return image_BxSxSx3, ids.astype(np.int32)
 
@@ -178,7 +197,11 @@ def _batches(
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, 0.01 * recipe.learning_rate
+    0.0,
+    recipe.learning_rate,
+    recipe.warmup_steps,
+    recipe.steps,
+    0.01 * recipe.learning_rate,
   )
   # Decay applies to matrices, not to biases, layer norms and the logit scale.
   is_matrix = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
@@ -191,9 +214,9 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def _initial_params(params, seed: int):
   """Draws initial weights, each matrix scaled by its fan-in.
 
-  HuggingFace's Flax CLIP uses a scale of 0.01 to 0.02, which suits widths near a thousand. At width
-  128, attention and positions are then too weak beside the patches' mean colours to learn shapes
-  and patterns.
+  HuggingFace's Flax CLIP uses a scale of 0.01 to 0.02, which suits widths near a
+  thousand. At width 128, attention and positions are then too weak beside the patches'
+  mean colours to learn shapes and patterns.
   """
   rng = np.random.RandomState(seed)
 
@@ -247,14 +270,17 @@ def zero_shot(
   model: Any, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
   pairs: Pairs = WORLD,
 ) -> float:  # fmt: skip
-  """Zero-shot top-1, in [0, 1], over all classes of the test images, with one template."""
+  """Zero-shot top-1, in [0, 1], over all classes of the test images, with one
+  template."""
   names, labels_B, image_BxSxSx3 = pairs.test(n_images)
   ids_NxL = vocabulary(
     [template.format(name) for name in names], padding="longest", return_tensors="np"
   ).input_ids
   text_of = jax.jit(lambda p, ids: model.get_text_features(ids, params=p))
   image_of = jax.jit(lambda p, image: model.get_image_features(image, params=p))
-  text_NxE = np.concatenate([text_of(params, ids) for ids in np.array_split(ids_NxL, 8)])
+  text_NxE = np.concatenate(
+    [text_of(params, ids) for ids in np.array_split(ids_NxL, 8)]
+  )
   # HuggingFace expects channels first here.
   pixels_Bx3xSxS = jnp.transpose(normalise(image_BxSxSx3), (0, 3, 1, 2))
   image_BxE = np.asarray(image_of(params, pixels_Bx3xSxS))
@@ -270,9 +296,10 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 def _store(model: Any, params, out: pathlib.Path) -> None:
   """Writes the CLIP with a logit scale of 100, as in OpenAI's released CLIPs.
 
-  Training ends here at a scale of about 28, because of noisy captions and small batches. The scale
-  does not change the ranking of classes. But at 28 the loss of a prompt weighs thousands of
-  dissimilar classes more than the few that are confused, so its minimum is not the best classifier.
+  Training ends here at a scale of about 28, because of noisy captions and small
+  batches. The scale does not change the ranking of classes. But at 28 the loss of a
+  prompt weighs thousands of dissimilar classes more than the few that are confused, so
+  its minimum is not the best classifier.
   """
   preprocessor = {
     "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
@@ -281,10 +308,17 @@ def _store(model: Any, params, out: pathlib.Path) -> None:
     "image_mean": list(PIXEL_MEAN), "image_std": list(PIXEL_STD),
   }  # fmt: skip
   config = model.config.to_dict() | {"architectures": ["CLIPModel"]}
-  for name, content in (("preprocessor_config.json", preprocessor), ("config.json", config)):
-    _replace(out / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+  for name, content in (
+    ("preprocessor_config.json", preprocessor),
+    ("config.json", config),
+  ):
+    _replace(
+      out / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+    )
   stored = {**params, "logit_scale": jnp.asarray(MAX_LOGIT_SCALE, jnp.float32)}
-  _replace(out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(stored)))
+  _replace(
+    out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(stored))
+  )
 
 
 def train(
@@ -309,7 +343,11 @@ def train(
   if (out / "state.msgpack").exists():
     state = flax.serialization.from_bytes(state, (out / "state.msgpack").read_bytes())
     print(f"resuming at step {state['step']}", flush=True)
-  params, opt_state, first_step = state["params"], state["opt_state"], int(state["step"])
+  params, opt_state, first_step = (
+    state["params"],
+    state["opt_state"],
+    int(state["step"]),
+  )
   train_step = _train_step(model, optimizer)
   began, losses = time.monotonic(), []
   for step, (image, ids) in enumerate(
@@ -329,9 +367,14 @@ def train(
       )
     if step % checkpoint_every == 0:
       state = {"params": params, "opt_state": opt_state, "step": step}
-      _replace(out / "state.msgpack", flax.serialization.to_bytes(jax.device_get(state)))
+      _replace(
+        out / "state.msgpack", flax.serialization.to_bytes(jax.device_get(state))
+      )
       shown = [zero_shot(model, params, vocabulary, t, pairs=pairs) for t in TEMPLATES]
-      print(f"  zero-shot top-1: a photo of a {shown[0]:.3f}, bare {shown[1]:.3f}", flush=True)
+      print(
+        f"  zero-shot top-1: a photo of a {shown[0]:.3f}, bare {shown[1]:.3f}",
+        flush=True,
+      )
   _store(model, params, out)
   (out / "state.msgpack").unlink(missing_ok=True)
   print(f"stored in {out}", flush=True)
@@ -340,7 +383,9 @@ def train(
 def main() -> None:
   """Runs the command line, with one flag for each field of `Recipe`."""
   parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the world.")
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to store it in")
+  parser.add_argument(
+    "--out", type=pathlib.Path, required=True, help="folder to store it in"
+  )
   for field in dataclasses.fields(Recipe):
     parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
   arguments = vars(parser.parse_args())

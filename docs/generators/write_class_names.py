@@ -1,15 +1,18 @@
-"""Makes the tables in `pomp_jax/data/class_names`, and TFDS's labels, from published packages.
+"""Makes the tables in `pomp_jax/data/class_names`, and TFDS's labels, from published
+packages.
 
-Run by hand when a list is added or a package's lists have changed. Only text files of the packages
-are read and none of their code is run, so their own requirements are not needed:
+Run by hand when a list is added or a package's lists have changed. Only text files of
+the packages are read and none of their code is run, so their own requirements are not
+needed:
 
-    pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
+    pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0
+    tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
     python -m docs.generators.write_class_names
 
-README.md gives the package of each file. `fgvc_aircraft.txt` and `templates/ucf101.txt` are in none
-of them and are not rewritten.
+README.md gives the package of each file. `fgvc_aircraft.txt` and `templates/ucf101.txt`
+are in none of them and are not rewritten.
 """
 
 import argparse
@@ -32,12 +35,19 @@ _UNFINISHED = frozenset(
   + ["than", "that", "the", "to", "used", "with"]
 )
 _WORDNET = "/usr/share/wordnet/data.noun"
-# TFDS's label names of nine of the ten data sets: a file of lines, or a constant in a module.
+# TFDS's label names of nine of the ten data sets: a file of lines, or a constant in a
+# module.
 _TFDS = {
   "caltech101": "image_classification/caltech101_labels.txt",
-  "oxford_pets": ("datasets/oxford_iiit_pet/oxford_iiit_pet_dataset_builder.py", "_LABEL_CLASSES"),
+  "oxford_pets": (
+    "datasets/oxford_iiit_pet/oxford_iiit_pet_dataset_builder.py",
+    "_LABEL_CLASSES",
+  ),
   "stanford_cars": ("image_classification/cars196.py", "_NAMES"),
-  "flowers102": ("datasets/oxford_flowers102/oxford_flowers102_dataset_builder.py", "_NAMES"),
+  "flowers102": (
+    "datasets/oxford_flowers102/oxford_flowers102_dataset_builder.py",
+    "_NAMES",
+  ),
   "food101": "image_classification/food-101_classes.txt",
   "sun397": "image_classification/sun397_labels.txt",
   "dtd": "image_classification/dtd_key_attributes.txt",
@@ -45,8 +55,13 @@ _TFDS = {
   "ucf101": "video/ucf101_labels.txt",
 }
 # Class list -> clip-benchmark's name of its templates.
-_ENSEMBLES = {"oxford_pets": "pets", "stanford_cars": "cars", "flowers102": "flowers"} | {
-  name: name for name in ("caltech101", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat")
+_ENSEMBLES = {
+  "oxford_pets": "pets",
+  "stanford_cars": "cars",
+  "flowers102": "flowers",
+} | {
+  name: name
+  for name in ("caltech101", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat")
 }
 _CALTECH101 = {"background_google": "", "faces_easy": "", "faces": "face"} | {
   f"{name}s": name for name in ("leopard", "motorbike", "airplane")
@@ -96,7 +111,8 @@ def read_nouns(path: str) -> dict[str, Noun]:
 
 
 def _shortened(gloss: str) -> str:
-  """Drops a leading bracket, and all after a comma, semicolon, bracket or the eighth word."""
+  """Drops a leading bracket, and all after a comma, semicolon, bracket or the eighth
+  word."""
   gloss = re.sub(r"^\([^)]*\)", "", gloss.strip())
   words = re.split("[,;(]", gloss)[0].split()
   if words and words[0] in ("a", "an", "the"):
@@ -119,12 +135,11 @@ def _ancestors(synset: str, nouns: Mapping[str, Noun]) -> dict[str, None]:
 def distinct_names(ids: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
   """Gives each class its first lemma, and as many more words as make the name distinct.
 
-  Classes that share a first lemma, upper or lower case, add words one at a time while the name is
-  shared: their other lemmas, then the first lemmas of their ancestors, nearest first, without the
-  words that all of these classes have. An example is "crane, wading bird" and "crane, lifting
-  device".
-  Classes with the same words (two kinds of brake) add the groups that they are members of, and
-  then their gloss.
+  Classes that share a first lemma, upper or lower case, add words one at a time while
+  the name is shared: their other lemmas, then the first lemmas of their ancestors,
+  nearest first, without the words that all of these classes have. An example is "crane,
+  wading bird" and "crane, lifting device". Classes with the same words (two kinds of
+  brake) add the groups that they are members of, and then their gloss.
   """
   sharing: dict[str, list[str]] = {}
   for synset in ids:
@@ -135,7 +150,8 @@ def distinct_names(ids: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
   used = {synset: min(1, len(words[synset])) for synset in ids}
   while True:
     names = {
-      synset: ", ".join([nouns[synset].lemmas[0], *words[synset][: used[synset]]]) for synset in ids
+      synset: ", ".join([nouns[synset].lemmas[0], *words[synset][: used[synset]]])
+      for synset in ids
     }
     count = Counter(name.casefold() for name in names.values())
     shared = [synset for synset in ids if count[names[synset].casefold()] > 1]
@@ -143,12 +159,16 @@ def distinct_names(ids: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
       return [names[synset] for synset in ids]
     growing = [synset for synset in shared if used[synset] < len(words[synset])]
     if not growing:
-      raise ValueError(f"{shared[0]}: no words distinguish {names[shared[0]]!r} from others")
+      raise ValueError(
+        f"{shared[0]}: no words distinguish {names[shared[0]]!r} from others"
+      )
     for synset in growing:
       used[synset] += 1
 
 
-def _more_words(members: Sequence[str], nouns: Mapping[str, Noun]) -> dict[str, list[str]]:
+def _more_words(
+  members: Sequence[str], nouns: Mapping[str, Noun]
+) -> dict[str, list[str]]:
   """Words of each class that not all members, which share a first lemma, have."""
   words: dict[str, dict[str, str]] = {}
   for synset in members:
@@ -162,7 +182,10 @@ def _more_words(members: Sequence[str], nouns: Mapping[str, Noun]) -> dict[str, 
   return {
     synset: [word for folded, word in own.items() if count[folded] < len(members)]
     if same[tuple(own)] == 1
-    else [*(nouns[group].lemmas[0] for group in nouns[synset].groups), nouns[synset].gloss]
+    else [
+      *(nouns[group].lemmas[0] for group in nouns[synset].groups),
+      nouns[synset].gloss,
+    ]
     for synset, own in words.items()
   }
 
@@ -172,7 +195,9 @@ _COOP_NAMES: dict[str, Callable[[str], str]] = {
   "caltech101": lambda label: _CALTECH101.get(label, label),
   "oxford_pets": str.lower,
   # The year, last, moves to the front.
-  "stanford_cars": lambda label: " ".join([label.split(" ")[-1], *label.split(" ")[:-1]]),
+  "stanford_cars": lambda label: " ".join(
+    [label.split(" ")[-1], *label.split(" ")[:-1]]
+  ),
   "flowers102": lambda label: label.rstrip("?"),
   # /a/apse/indoor
   "sun397": lambda label: " ".join(reversed(label.split("/")[2:])),
@@ -196,7 +221,9 @@ def _constant(source: str, name: str) -> ast.expr:
 def _template(function: ast.expr) -> str:
   """`lambda c: f"a photo of a {c}."` as "a photo of a {}."."""
   parts = function.body.values  # type: ignore[attr-defined]
-  return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts)
+  return "".join(
+    part.value if isinstance(part, ast.Constant) else "{}" for part in parts
+  )
 
 
 def tfds_labels(dataset: str) -> list[str]:
@@ -222,7 +249,8 @@ def _lines(lines: Iterable[str]) -> str:
 
 
 def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
-  """ImageNet's lists, and the is-a relations above all of their synsets; file name -> content."""
+  """ImageNet's lists, and the is-a relations above all of their synsets; file name
+  -> content."""
   open_clip = _package_text("open_clip_torch", "open_clip/zero_shot_metadata.py")
   ids_21k = class_lists.read_table(class_lists.SYNSETS)[0]
   ids_1k = _timm_synsets("imagenet")
@@ -247,7 +275,9 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
     ("imagenet_7", "SIMPLE_IMAGENET_TEMPLATES"),
   ):
     templates = _constant(open_clip, constant).elts  # type: ignore[attr-defined]
-    files[f"templates/{name}.txt"] = _lines(_template(function) for function in templates)
+    files[f"templates/{name}.txt"] = _lines(
+      _template(function) for function in templates
+    )
   # Those of PromptSRC (Khattak et al., 2023).
   of_80 = files["templates/imagenet.txt"].splitlines(keepends=True)
   files["templates/imagenet_60.txt"] = "".join(of_80[:60])
@@ -255,7 +285,10 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   nodes |= {above for synset in nodes for above in _ancestors(synset, nouns)}
   files["wordnet_hypernyms.tsv"] = _table(
     "synset lemma parents",
-    ((node, nouns[node].lemmas[0], " ".join(nouns[node].parents)) for node in sorted(nodes)),
+    (
+      (node, nouns[node].lemmas[0], " ".join(nouns[node].parents))
+      for node in sorted(nodes)
+    ),
   )
   return files
 
@@ -277,7 +310,9 @@ def make_downstream() -> dict[str, str]:
   file = "clip_benchmark/datasets/en_zeroshot_classification_templates.json"
   templates = json.loads(_package_text("clip-benchmark", file))
   for ours, theirs in _ENSEMBLES.items():
-    files[f"templates/{ours}.txt"] = _lines(text.replace("{c}", "{}") for text in templates[theirs])
+    files[f"templates/{ours}.txt"] = _lines(
+      text.replace("{c}", "{}") for text in templates[theirs]
+    )
   return files
 
 
@@ -287,7 +322,9 @@ def main() -> None:
   parser.add_argument("--wordnet", default=_WORDNET, help="WordNet 3.0's data.noun")
   arguments = parser.parse_args()
   data = pathlib.Path(class_lists.__file__).parent / "class_names"
-  for path, content in (make_imagenet(read_nouns(arguments.wordnet)) | make_downstream()).items():
+  for path, content in (
+    make_imagenet(read_nouns(arguments.wordnet)) | make_downstream()
+  ).items():
     (data / path).write_text(content, encoding="utf-8", newline="\n")
     print(f"{path}: {content.count(chr(10))} lines")
 

@@ -1,10 +1,12 @@
-"""Is a learned prompt better than a good sentence? The tables of docs/better_than_words.md.
+"""Is a learned prompt better than a good sentence? The tables of
+docs/better_than_words.md.
 
   python -m docs.studies.better_than_words FOLDER
 
-Pictures of 400 classes of the embedded world, 16 of each to train on and 4 to validate, and its
-three example sets; `own` with each addition alone and all of them, three seeds; then each prompt
-beside each sentence of `prompt.candidates` on the world's splits and the example sets.
+Pictures of 400 classes of the embedded world, 16 of each to train on and 4 to validate,
+and its three example sets; `own` with each addition alone and all of them, three seeds;
+then each prompt beside each sentence of `prompt.candidates` on the world's splits and
+the example sets.
 """
 
 from collections.abc import Sequence
@@ -34,8 +36,11 @@ OWN = "best words, average"
 
 
 def write_pictures(root: pathlib.Path) -> None:
-  """A folder a class in train/ and val/: the world's training pictures of every 54th class."""
-  source = world.source("train", images_per_class=sum(IMAGES.values()), n_classes=CLASSES)
+  """A folder a class in train/ and val/: the world's training pictures of every 54th
+  class."""
+  source = world.source(
+    "train", images_per_class=sum(IMAGES.values()), n_classes=CLASSES
+  )
   for index, label in enumerate(source.labels):
     number = index % sum(IMAGES.values())
     split = "train" if number < IMAGES["train"] else "val"
@@ -47,7 +52,9 @@ def write_pictures(root: pathlib.Path) -> None:
 
 def run(config: str, workdir: pathlib.Path, **fields: object) -> dict[str, Any]:
   """Runs a job unless it has finished, and returns its results."""
-  given = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+  given = [
+    f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()
+  ]
   if status := pomp([f"--config={config}", f"--workdir={workdir}", *given]):
     sys.exit(status)
   return read_json(workdir / "results.json")
@@ -82,7 +89,9 @@ def evaluated(
     "sets": f"sets_file={folder / 'sets' / 'sets.toml'}",
   }.items():
     results = run(
-      f"evaluate:{argument}", folder / "evaluate" / f"{kind}_{name}", evaluate__prompts=named
+      f"evaluate:{argument}",
+      folder / "evaluate" / f"{kind}_{name}",
+      evaluate__prompts=named,
     )
     for one, figures in results["sets"].items():
       found[f"{kind} {one}"] = dict(
@@ -100,7 +109,9 @@ def main(folder: pathlib.Path) -> None:
   results = read_json(runs[OWN][0] / "results.json")
   print(results["words"]["remark"])
   words = list(results["words"]["candidates"])
-  prompts = {name: list(map(trained_prompt, workdirs)) for name, workdirs in runs.items()}
+  prompts = {
+    name: list(map(trained_prompt, workdirs)) for name, workdirs in runs.items()
+  }
   paths = [path for of_addition in prompts.values() for path in of_addition]
   figures = evaluated(folder, "all", [*words, *paths])
   rows = {name: [name] for name in words} | prompts
@@ -109,7 +120,9 @@ def main(folder: pathlib.Path) -> None:
     cells = []
     for found in figures.values():
       top1 = 100 * np.array([found[label]["top1"] for label in labels])
-      cells.append(f"{top1.mean():.1f}" + (f" ± {top1.std(ddof=1):.1f}" if len(top1) > 1 else ""))
+      cells.append(
+        f"{top1.mean():.1f}" + (f" ± {top1.std(ddof=1):.1f}" if len(top1) > 1 else "")
+      )
     print(f"| {name} | " + " | ".join(cells) + " |")
   for one, found in figures.items():
     best = max(words, key=lambda name: found[name]["top1"])

@@ -60,8 +60,13 @@ def main() -> None:
         for one in timed.values():
           one.seconds.append(one.take(steps))
     for term, one in timed.items():
-      ratios = (of(one.seconds) / of(timed["none"].seconds) for of in (min, statistics.median))
-      print(f"K = {k}, {term}: {min(one.seconds):.4f} s, fastest %.3f, median %.3f" % (*ratios,))
+      ratios = (
+        of(one.seconds) / of(timed["none"].seconds) for of in (min, statistics.median)
+      )
+      print(
+        f"K = {k}, {term}: {min(one.seconds):.4f} s, fastest %.3f, median %.3f"
+        % (*ratios,)
+      )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Memory of full text towers (SigLIP, CLIPA) for machines that are not here, and what is planned.
+"""Memory of full text towers (SigLIP, CLIPA) for machines that are not here, and what
+is planned.
 
 JAX_PLATFORMS=cpu python -m docs.studies.full_tower_memory --machines v5e-1 h100:1
 
 Compiles the tower alone, forward and backward to the context, with the chunks that
-`clip.text.FullTowerBytes` plans for half of a device's memory; the sizes are open_clip's, no
-weights are read. TPUs need the extra `aot-tpu`, GPUs `aot-cuda`. Nothing is measured on a device.
+`clip.text.FullTowerBytes` plans for half of a device's memory; the sizes are
+open_clip's, no weights are read. TPUs need the extra `aot-tpu`, GPUs `aot-cuda`.
+Nothing is measured on a device.
 """
 
 import argparse
@@ -53,11 +55,19 @@ def row(model: str, name: str, n_classes: int, n_prefix: int) -> str:
   device = absent.open_devices(name)[0]
   limit = share_of_device(machine.chip.memory / GIB) * GIB
   n_tokens = n_classes * (clip.text_config.max_position_embeddings - n_prefix)
-  estimate = full_tower_bytes(clip.text_config, n_prefix, n_tokens, _DTYPE, device.platform)
+  estimate = full_tower_bytes(
+    clip.text_config, n_prefix, n_tokens, _DTYPE, device.platform
+  )
   plan = estimate.plan(limit)
   planned = estimate.peak(plan.n_chunks) / GIB
   options = absent.GPU_OPTIONS if machine.chip.gpu else None
-  cells = [name, model, f"{n_classes:,}", f"{plan.remat}, {plan.n_chunks}", f"{planned:.1f}"]
+  cells = [
+    name,
+    model,
+    f"{n_classes:,}",
+    f"{plan.remat}, {plan.n_chunks}",
+    f"{planned:.1f}",
+  ]
   start = time.process_time()
   try:
     lowered = lowered_tower(clip, device, n_classes, n_prefix, plan)
@@ -75,11 +85,14 @@ def row(model: str, name: str, n_classes: int, n_prefix: int) -> str:
 def lowered_tower(
   clip: ClipConfig, device: jax.Device, n_classes: int, n_prefix: int, plan: MemoryPlan
 ) -> jax.stages.Lowered:
-  """Lowers a bidirectional text tower, forward and backward to the context, for one device."""
+  """Lowers a bidirectional text tower, forward and backward to the context, for one
+  device."""
   config = clip.text_config
   everywhere = NamedSharding(Mesh(np.array([device]), ("device",)), PartitionSpec())
 
-  def array(shape: tuple[int, ...], dtype: object = jnp.float32) -> jax.ShapeDtypeStruct:
+  def array(
+    shape: tuple[int, ...], dtype: object = jnp.float32
+  ) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
   n_suffix, width = config.max_position_embeddings - n_prefix, config.hidden_size
@@ -91,7 +104,8 @@ def lowered_tower(
     return jnp.sum(features_CxE * cotangent_CxE)
 
   shapes = parameter_shapes(clip)
-  shapes["text_model"]["embeddings"].pop("token_embedding")  # only rows that are read: `table_VxD`
+  # only rows that are read: `table_VxD`
+  shapes["text_model"]["embeddings"].pop("token_embedding")
   params = jax.tree.map(array, shapes, is_leaf=lambda node: isinstance(node, tuple))
   return jax.jit(jax.value_and_grad(loss)).lower(
     array((n_prefix, width)),

@@ -1,10 +1,10 @@
 """Pictures of characters in DejaVu's fonts, captioned with their Unicode names.
 
-A class is a character with a name, such as "greek small letter alpha with dasia". The fonts come
-with matplotlib. Half of the classes are base, half are novel. A CLIP trains on pictures of all
-classes in all faces. A prompt learns on pictures of base classes in faces without serifs (`plain`),
-and is tested on such, in faces with serifs (`serif`), and as outlines (`outlined`), which are in no
-training picture, of the CLIP's neither.
+A class is a character with a name, such as "greek small letter alpha with dasia". The
+fonts come with matplotlib. Half of the classes are base, half are novel. A CLIP trains
+on pictures of all classes in all faces. A prompt learns on pictures of base classes in
+faces without serifs (`plain`), and is tested on such, in faces with serifs (`serif`),
+and as outlines (`outlined`), which are in no training picture, of the CLIP's neither.
 
 Shape suffixes: n images, N classes, B images of a batch, S side of an image in pixels.
 """
@@ -37,14 +37,21 @@ RENDERINGS = {
 }
 
 # Openings of captions, and their share. Careless writers are the majority.
-CARELESS = ("a photo of a {}.", "a photo of a {}", "a picture of a {}.", "{}", "look at this {}")
+CARELESS = (
+  "a photo of a {}.",
+  "a photo of a {}",
+  "a picture of a {}.",
+  "{}",
+  "look at this {}",
+)
 CAREFUL = ("unicode: {}.", "specimen: {}.", "the character {}.")
 CARELESS_SHARE = 0.65
-# Of a careless caption at noise 1: probability that a word is missing, and that one is wrong.
+# Of a careless caption at noise 1: probability that a word is missing, and that one is
+# wrong.
 MISSING, WRONG = 0.25, 0.3
 
-# Classes of a training batch come in sets from a stretch of the code charts: characters of one
-# script, which look similar and have similar names.
+# Classes of a training batch come in sets from a stretch of the code charts: characters
+# of one script, which look similar and have similar names.
 SET_SIZE, STRETCH = 8, 32
 
 _CANVAS = 2 * IMAGE_SIZE  # glyphs are drawn at twice the size and averaged
@@ -56,10 +63,11 @@ _TRAIN_PICTURES, _VAL_PICTURES, _TEST_PICTURES, _SIZES = range(10, 14)
 
 @functools.cache
 def characters() -> dict[str, tuple[str, tuple[str, ...]]]:
-  """Name -> the character and the font files that contain it, in the order of code points.
+  """Name -> the character and the font files that contain it, in the order of code
+  points.
 
-  Letters, numbers, punctuation and symbols that all three families have. Of characters that look
-  the same in DejaVu Sans (Latin, Greek and Cyrillic A) the first.
+  Letters, numbers, punctuation and symbols that all three families have. Of characters
+  that look the same in DejaVu Sans (Latin, Greek and Cyrillic A) the first.
   """
   codes = {
     family + style: set(TTFont(FONTS / f"{family}{style}.ttf").getBestCmap())
@@ -75,18 +83,24 @@ def characters() -> dict[str, tuple[str, tuple[str, ...]]]:
     look = (glyph.size, glyph.tobytes())
     if look not in seen:
       seen.add(look)
-      found[name] = (chr(code), tuple(face for face, own in codes.items() if code in own))
+      found[name] = (
+        chr(code),
+        tuple(face for face, own in codes.items() if code in own),
+      )
   return found
 
 
 @functools.cache
 def names(group: str) -> tuple[str, ...]:
-  """Names of the `base` or `novel` classes, or of `all`, in the order of code points."""
+  """Names of the `base` or `novel` classes, or of `all`, in the order of code
+  points."""
   every = tuple(characters())
   if group == "all":
     return every
   is_base_N = np.random.default_rng(0).permutation(len(every)) < (len(every) + 1) // 2
-  return tuple(n for n, base in zip(every, is_base_N, strict=True) if base == (group == "base"))
+  return tuple(
+    n for n, base in zip(every, is_base_N, strict=True) if base == (group == "base")
+  )
 
 
 @functools.cache
@@ -96,7 +110,8 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _glyph(character: str, face: str, size: int, outlined: bool = False) -> Image.Image:
-  """The character's ink, 0 to 255, in its bounding box; the stroke around it if `outlined`."""
+  """The character's ink, 0 to 255, in its bounding box; the stroke around it if
+  `outlined`."""
   font = _font(face, size)
   stroke = _STROKE if outlined else 0
   left, top, right, bottom = font.getbbox(character, stroke_width=stroke)
@@ -109,7 +124,8 @@ def _glyph(character: str, face: str, size: int, outlined: bool = False) -> Imag
 
 
 def render(name: str, rng: np.random.Generator, rendering: str = "any") -> np.ndarray:
-  """A picture in a random face, size, place, angle and pair of colours: uint8 [S, S, 3].
+  """A picture in a random face, size, place, angle and pair of colours: uint8 [S, S,
+  3].
 
   The faces are those of the families that RENDERINGS lists.
   """
@@ -122,7 +138,9 @@ def render(name: str, rng: np.random.Generator, rendering: str = "any") -> np.nd
   corner = (_CANVAS - np.array(glyph.size)) * rng.uniform(0.3, 0.7, 2)
   canvas = Image.new("L", (_CANVAS, _CANVAS))
   canvas.paste(glyph, (int(corner[0]), int(corner[1])))
-  ink_SxS = np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)) / 255
+  ink_SxS = (
+    np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)) / 255
+  )
   # Dark on light. With either the CLIP would need many more steps.
   paper, ink = rng.uniform(150, 255, 3), rng.uniform(0, 105, 3)
   image_SxSx3 = paper + ink_SxS[..., None] * (ink - paper)
@@ -144,8 +162,11 @@ def caption(name: str, rng: np.random.Generator, noise: float) -> str:
   return opening.format(" ".join(words))
 
 
-def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.ndarray, list[str]]:
-  """Captioned images of all classes, to train a CLIP; see `generators.captions.training_batch`."""
+def training_batch(
+  seed: int, indices: np.ndarray, noise: float
+) -> tuple[np.ndarray, list[str]]:
+  """Captioned images of all classes, to train a CLIP; see
+  `generators.captions.training_batch`."""
   every, images, texts = names("all"), [], []
   for index in np.asarray(indices).tolist():
     first = np.random.default_rng((seed, _SETS, index // SET_SIZE)).integers(len(every))
@@ -158,9 +179,14 @@ def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.nda
 
 
 def test_images(n_images: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
-  """Names of all classes, labels int32 [n] and images uint8 [n, S, S, 3] of random classes."""
+  """Names of all classes, labels int32 [n] and images uint8 [n, S, S, 3] of random
+  classes."""
   every = names("all")
-  labels_n = np.random.default_rng((0, _TEST)).integers(len(every), size=n_images).astype(np.int32)
+  labels_n = (
+    np.random.default_rng((0, _TEST))
+    .integers(len(every), size=n_images)
+    .astype(np.int32)
+  )
   images = [
     render(every[label], np.random.default_rng((1, _TEST, row)))
     for row, label in enumerate(labels_n)
@@ -168,14 +194,17 @@ def test_images(n_images: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
   return every, labels_n, np.stack(images)
 
 
-def write_pictures(folder: pathlib.Path, names: Sequence[str], images: int, rendering: str) -> None:
+def write_pictures(
+  folder: pathlib.Path, names: Sequence[str], images: int, rendering: str
+) -> None:
   """Writes test pictures `folder/NAME/0.png`, ..: as many of each name."""
   for label, name in enumerate(names):
     _write(folder / name, name, images, rendering, (_TEST_PICTURES, label))
 
 
 def write_uneven_pictures(root: pathlib.Path, names: Sequence[str], most: int) -> None:
-  """Writes `root/train/NAME/*.png` and, a quarter as many, `root/val/NAME/*.png`: plain ones.
+  """Writes `root/train/NAME/*.png` and, a quarter as many, `root/val/NAME/*.png`: plain
+  ones.
 
   The sizes of the classes are spread evenly on a logarithmic scale from 4 to `most`.
   """
@@ -217,8 +246,9 @@ root = "outlined"
 def write_sets(out: pathlib.Path, known: Sequence[str]) -> pathlib.Path:
   """Writes four test sets and `sets.toml`, whose path it returns.
 
-  `known` has classes that a prompt learns on, as training shows them; `serif` and `outlined` have
-  these in other renderings. `novel` has the novel classes, as training shows the others.
+  `known` has classes that a prompt learns on, as training shows them; `serif` and
+  `outlined` have these in other renderings. `novel` has the novel classes, as training
+  shows the others.
   """
   write_pictures(out / "known" / "test", known, 6, "plain")
   write_pictures(out / "novel" / "test", names("novel"), 2, "plain")

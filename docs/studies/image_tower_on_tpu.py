@@ -2,9 +2,9 @@ r"""Compiles an image tower for TPUs that are not there; prints its cycles by op
 
 JAX_PLATFORMS=cpu python -m docs.studies.image_tower_on_tpu --machine=v5e-1
 
-Needs the extra `aot-tpu`, and no TPU. The tower of `--model` in bfloat16, forward, for 64 images on
-one device. Cycles are the compiler's estimates, those of a fusion at the operation of its root.
-Nothing is measured on a device.
+Needs the extra `aot-tpu`, and no TPU. The tower of `--model` in bfloat16, forward, for
+64 images on one device. Cycles are the compiler's estimates, those of a fusion at the
+operation of its root. Nothing is measured on a device.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def main() -> None:
     print(f"{number / 1e6:8.2f} {row}")
 
 
-def _lowered(device: jax.Device, model: str, n_images: int, n_layers: int) -> jax.stages.Lowered:
+def _lowered(
+  device: jax.Device, model: str, n_images: int, n_layers: int
+) -> jax.stages.Lowered:
   clip = synthetic_config(model)
   config = clip.vision_config
   config.num_hidden_layers = n_layers or config.num_hidden_layers
@@ -53,7 +55,9 @@ def _lowered(device: jax.Device, model: str, n_images: int, n_layers: int) -> ja
   params = jax.tree.map(array, parameter_shapes(clip)["vision_model"], is_leaf=is_shape)
   tower = VisionTransformer(config, jnp.bfloat16)
   side = config.image_size
-  return jax.jit(lambda *given: tower(*given)).lower(params, array((n_images, side, side, 3)))
+  return jax.jit(lambda *given: tower(*given)).lower(
+    params, array((n_images, side, side, 3))
+  )
 
 
 def cycles_by_operation(program: hlo.Program) -> collections.Counter:

@@ -1,23 +1,25 @@
-"""Is what `own` learns ever worse than the words that it chose? docs/better_than_words.md.
+"""Is what `own` learns ever worse than the words that it chose?
+docs/better_than_words.md.
 
   python -m docs.studies.never_worse FOLDER            # by the weight of consistency, then defaults
   python -m docs.studies.never_worse FOLDER defaults   # `own`'s defaults alone, at full length
 
 Three CLIPs, which differ in logit scale, and pictures for each:
 
-- `world`: the embedded CLIP, scale 100; 16 pictures of each of 400 classes. Tested on the world's
-  splits and the three example sets.
-- `glyphs`: a CLIP trained on characters, kept at the scale of its training, 15; 4 to 40 pictures of
-  each of 400 characters. Tested on these, on characters that the prompt never saw, and on two
-  renderings that no picture of its training has (`docs.studies.glyphs`). `glyphs, careful` has the
-  openings of careful captions among the candidates, so that the words are hard to beat.
-- `siglip`: a text tower as SigLIP's, scale 17 (`docs.studies.siglip_context`), on the pictures and
-  sets of the world; candidates that fit its 20 positions.
+- `world`: the embedded CLIP, scale 100; 16 pictures of each of 400 classes. Tested on
+  the world's splits and the three example sets.
+- `glyphs`: a CLIP trained on characters, kept at the scale of its training, 15; 4 to 40
+  pictures of each of 400 characters. Tested on these, on characters that the prompt
+  never saw, and on two renderings that no picture of its training has
+  (`docs.studies.glyphs`). `glyphs, careful` has the openings of careful captions among
+  the candidates, so that the words are hard to beat.
+- `siglip`: a text tower as SigLIP's, scale 17 (`docs.studies.siglip_context`), on the
+  pictures and sets of the world; candidates that fit its 20 positions.
 
-Each table compares on the same images, with a 95% interval of the paired difference: of prompts as
-good as the words, 2.5% have an interval below 0 by chance. An interrupted study resumes with the
-same command. After a change of `own`, remove the defaults' runs, `FOLDER/*/runs/defaults_*`.
-`FOLDER/never_worse.json` has all figures.
+Each table compares on the same images, with a 95% interval of the paired difference: of
+prompts as good as the words, 2.5% have an interval below 0 by chance. An interrupted
+study resumes with the same command. After a change of `own`, remove the defaults' runs,
+`FOLDER/*/runs/defaults_*`. `FOLDER/never_worse.json` has all figures.
 
 Shapes: n images of a set, N classes, E embedding.
 """
@@ -56,7 +58,12 @@ SHORT = "negatives=sampled,k=128,epochs=3"
 SIGLIP = "siglip"  # the name of the CLIP in configs
 # No caption is longer than 18 tokens but for about one in a hundred.
 GLYPH_RECIPE = train_clip.Recipe(
-  steps=1200, clean_until=0.6, noisy_from=0.7, short_tokens=18, vocabulary=2600, spelled=8000
+  steps=1200,
+  clean_until=0.6,
+  noisy_from=0.7,
+  short_tokens=18,
+  vocabulary=2600,
+  spelled=8000,
 )
 GLYPH_SCALE = 15  # of the glyphs' CLIP at the end of its training
 GLYPH_CLASSES, MOST_GLYPHS = 400, 40
@@ -72,7 +79,8 @@ class World:
   name: str
   clip: str
   pictures: pathlib.Path
-  # Fields of an evaluation's config by what its sets are called in front of their names.
+  # Fields of an evaluation's config by what its sets are called in front of their
+  # names.
   sets: Mapping[str, Mapping[str, str]]
   # Fields of all its trainings.
   fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -80,7 +88,8 @@ class World:
 
 
 def prepared(folder: pathlib.Path) -> list[World]:
-  """Writes pictures and trains the glyphs' CLIP, unless they are there; returns the worlds."""
+  """Writes pictures and trains the glyphs' CLIP, unless they are there; returns the
+  worlds."""
   pictures = folder / "world" / "pictures"
   example_sets = folder / "world" / "sets" / "sets.toml"
   if not example_sets.exists():
@@ -107,9 +116,11 @@ def prepared(folder: pathlib.Path) -> list[World]:
   worlds.append(World("glyphs", str(clip), drawn, of_glyphs))
   careful = {"prompt__candidates": CAREFUL}
   worlds.append(World("glyphs, careful", str(clip), drawn, of_glyphs, careful))
-  # The tower has 20 positions, too few for the longer sentences of the default candidates.
+  # The tower has 20 positions, too few for the longer sentences of the default
+  # candidates.
   that_fit = {"prompt__candidates": ";".join(siglip_context.SENTENCES)}
-  # A bidirectional text tower computes all of a class's positions, so few classes a step.
+  # A bidirectional text tower computes all of a class's positions, so few classes a
+  # step.
   short = "negatives=sampled,k=64,epochs=2"
   worlds.append(World("siglip", SIGLIP, pictures, of_world, that_fit, short=short))
   return worlds
@@ -143,13 +154,16 @@ class TestSet:
     self.labels = split.labels
 
   def right(self, prompt: str) -> np.ndarray:
-    """Whether each image's class is the most similar under a name of `evaluate.prompts`."""
+    """Whether each image's class is the most similar under a name of
+    `evaluate.prompts`."""
     named = read_prompts([prompt], "evaluate.prompts")[0]
     features_NxE = features_under(self._encoder, self._classes, named.prompt)
     images_nxE, found = self._split.features, []
     for start in range(0, len(images_nxE), _ROWS):
       scores_BxN = images_nxE[start : start + _ROWS] @ features_NxE.T
-      found.append(np.asarray(ranks(scores_BxN, self.labels[start : start + _ROWS])) == 0)
+      found.append(
+        np.asarray(ranks(scores_BxN, self.labels[start : start + _ROWS])) == 0
+      )
     return np.concatenate(found)
 
 
@@ -157,7 +171,11 @@ def opened_sets(world: World, store: pathlib.Path) -> dict[str, TestSet]:
   """The validation images of a world's pictures, and its test sets."""
   config = settings(**{"clip.model": world.clip})
   encoder = inputs.open_encoder(config.clip)
-  own = {"data.source": "folder", "data.root": str(world.pictures), "data.upright": True}
+  own = {
+    "data.source": "folder",
+    "data.root": str(world.pictures),
+    "data.upright": True,
+  }
   source = inputs.open_source(settings(**own).data, "validation")
   classes = inputs.class_list(config.data, config.eval.template, source.names)
   opened = [(VALIDATION, source, classes)]
@@ -168,14 +186,19 @@ def opened_sets(world: World, store: pathlib.Path) -> dict[str, TestSet]:
       opened.append((prefix + item.name, source, classes))
   return {
     name: TestSet(
-      encoder, classes, split_features(encoder, encoder.sized(source), store=to_path(store))
+      encoder,
+      classes,
+      split_features(encoder, encoder.sized(source), store=to_path(store)),
     )
     for name, source, classes in opened
   }
 
 
-def compared(tested: TestSet, prompt: str, words: str, known: dict[str, np.ndarray]) -> Any:
-  """Top-1 of a prompt, that of the words, and their paired difference; also as class means."""
+def compared(
+  tested: TestSet, prompt: str, words: str, known: dict[str, np.ndarray]
+) -> Any:
+  """Top-1 of a prompt, that of the words, and their paired difference; also as class
+  means."""
   for name in (prompt, words):
     if name not in known:
       known[name] = tested.right(name)
@@ -184,7 +207,9 @@ def compared(tested: TestSet, prompt: str, words: str, known: dict[str, np.ndarr
   labels_n = tested.labels
   images_N = np.maximum(np.bincount(labels_n), 1)
   has_images_N = np.bincount(labels_n) > 0
-  macro = lambda one_n: float(np.mean((np.bincount(labels_n, one_n) / images_N)[has_images_N]))
+  macro = lambda one_n: float(
+    np.mean((np.bincount(labels_n, one_n) / images_N)[has_images_N])
+  )
   return {
     "images": len(labels_n),
     "top1": float(right_n.mean()),
@@ -196,13 +221,16 @@ def compared(tested: TestSet, prompt: str, words: str, known: dict[str, np.ndarr
   }
 
 
-def _interval_of_macro(right_n: np.ndarray, words_n: np.ndarray, labels_n: np.ndarray) -> list:
-  """95% interval of the difference of class means: of Gaussian errors of the classes' means."""
+def _interval_of_macro(
+  right_n: np.ndarray, words_n: np.ndarray, labels_n: np.ndarray
+) -> list:
+  """95% interval of the difference of class means: of Gaussian errors of the
+  classes' means."""
   each_n = right_n.astype(float) - words_n
   found = [each_n[labels_n == label] for label in np.unique(labels_n)]
   mean = np.mean([one.mean() for one in found])
-  # The classes are given, so the error is that of the images within them. Of a class with a single
-  # image it is the error of the average class.
+  # The classes are given, so the error is that of the images within them. Of a class
+  # with a single image it is the error of the average class.
   variances = [one.var(ddof=1) / len(one) if len(one) > 1 else np.nan for one in found]
   variances = np.where(np.isnan(variances), each_n.var(ddof=1), variances)
   reach = 1.96 * np.sqrt(variances.sum()) / len(found)
@@ -235,9 +263,11 @@ def mixture(prompt: str, words: str) -> str:
 
 
 def by_weight(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
-  """Trains with each weight of consistency and seed; compares the trained prompts with the words.
+  """Trains with each weight of consistency and seed; compares the trained prompts with
+  the words.
 
-  A row is a set, a weight, a seed, and a prompt: `trained`, or `mixture` of it with the words.
+  A row is a set, a weight, a seed, and a prompt: `trained`, or `mixture` of it with the
+  words.
   """
   runs = {}
   for weight in WEIGHTS:
@@ -249,13 +279,20 @@ def by_weight(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
     for (weight, seed), (workdir, results) in runs.items():
       words, prompt = results["words"]["best"], last(workdir)
       for kind, one in {"trained": prompt, "mixture": mixture(prompt, words)}.items():
-        row = {"world": world.name, "set": name, "weight": weight, "seed": seed, "prompt": kind}
+        row = {
+          "world": world.name,
+          "set": name,
+          "weight": weight,
+          "seed": seed,
+          "prompt": kind,
+        }
         rows.append(row | {"words": words} | compared(tested, one, words, known))
   return rows
 
 
 def of_defaults(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
-  """Trains with `own`'s defaults, and compares what the run's folder stands for with the words."""
+  """Trains with `own`'s defaults, and compares what the run's folder stands for with
+  the words."""
   runs = {seed: trained(folder, world, seed, None) for seed in SEEDS}
   for seed, (_, results) in runs.items():
     chosen = results["words"]
@@ -267,7 +304,13 @@ def of_defaults(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
     known: dict[str, np.ndarray] = {}
     for seed, (workdir, results) in runs.items():
       words, saved = results["words"]["best"], results["words"]["saved"]
-      row = {"world": world.name, "set": name, "seed": seed, "words": words, "saved": saved}
+      row = {
+        "world": world.name,
+        "set": name,
+        "seed": seed,
+        "words": words,
+        "saved": saved,
+      }
       rows.append(row | compared(tested, str(workdir), words, known))
   return rows
 
@@ -275,12 +318,20 @@ def of_defaults(folder: pathlib.Path, world: World) -> list[dict[str, Any]]:
 def _cell(row: Mapping[str, Any]) -> str:
   low, high = (100 * end for end in row["difference"]["interval"])
   mark = "**" if high < 0 or low > 0 else ""
-  return f"{100 * row['difference']['top1']:+.1f} ({mark}{low:+.1f} to {high:+.1f}{mark})"
+  return (
+    f"{100 * row['difference']['top1']:+.1f} ({mark}{low:+.1f} to {high:+.1f}{mark})"
+  )
 
 
 def print_tables(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None:
   """Prints a line for each combination of the fields in `by`, with a column a seed."""
-  columns = [*by, "images", "words", "prompt", *(f"less words, seed {seed}" for seed in SEEDS)]
+  columns = [
+    *by,
+    "images",
+    "words",
+    "prompt",
+    *(f"less words, seed {seed}" for seed in SEEDS),
+  ]
   print("| " + " | ".join(columns) + " |")
   print("| --- " * len(columns) + "|")
   groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -288,8 +339,14 @@ def print_tables(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None:
     groups.setdefault(tuple(row[field] for field in by), []).append(row)
   for key, group in groups.items():
     of_seed = {row["seed"]: _cell(row) for row in group}
-    means = [100 * np.mean([row[name] for row in group]) for name in ("words_top1", "top1")]
-    cells = [*map(str, key), f"{group[0]['images']:,}", *(f"{mean:.1f}" for mean in means)]
+    means = [
+      100 * np.mean([row[name] for row in group]) for name in ("words_top1", "top1")
+    ]
+    cells = [
+      *map(str, key),
+      f"{group[0]['images']:,}",
+      *(f"{mean:.1f}" for mean in means),
+    ]
     cells += [of_seed.get(seed, "") for seed in SEEDS]
     print("| " + " | ".join(cells) + " |")
 
@@ -301,22 +358,37 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
   line = f"of {len(rows)} intervals {above} are above 0"
   if not below:
     return f"{line}, NONE IS BELOW 0"
-  names = [f"{row['world']} {row['set']}, seed {row['seed']}: {_cell(row)}" for row in below]
+  names = [
+    f"{row['world']} {row['set']}, seed {row['seed']}: {_cell(row)}" for row in below
+  ]
   return f"{line}, {len(below)} BELOW 0: {'; '.join(names)}"
 
 
 def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
-  """Prints, for each world, prompt and weight, what test sets and validation images say.
+  """Prints, for each world, prompt and weight, what test sets and validation images
+  say.
 
-  Of these the difference over images and that of the class means, with intervals, for each seed.
+  Of these the difference over images and that of the class means, with intervals, for
+  each seed.
   """
-  columns = ("world", "prompt", "weight", "below 0 / above / of", "mean gain", "validation")
+  columns = (
+    "world",
+    "prompt",
+    "weight",
+    "below 0 / above / of",
+    "mean gain",
+    "validation",
+  )
   print("| " + " | ".join(columns) + " |")
   print("| --- " * len(columns) + "|")
   for world in dict.fromkeys(row["world"] for row in rows):
     for kind in ("trained", "mixture"):
       for weight in WEIGHTS:
-        own = [r for r in rows if (r["world"], r["prompt"], r["weight"]) == (world, kind, weight)]
+        own = [
+          r
+          for r in rows
+          if (r["world"], r["prompt"], r["weight"]) == (world, kind, weight)
+        ]
         test = [row for row in own if row["set"] != VALIDATION]
         below = sum(row["difference"]["interval"][1] < 0 for row in test)
         above = sum(row["difference"]["interval"][0] > 0 for row in test)
@@ -328,7 +400,9 @@ def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
           if row["set"] == VALIDATION
         )
         counts = f"{below} / {above} / {len(test)}"
-        print(f"| {world} | {kind} | {weight} | {counts} | {gain:+.2f} | {validation} |")
+        print(
+          f"| {world} | {kind} | {weight} | {counts} | {gain:+.2f} | {validation} |"
+        )
 
 
 def main(folder: pathlib.Path, part: str = "") -> None:
@@ -343,7 +417,9 @@ def main(folder: pathlib.Path, part: str = "") -> None:
   print_tables(found["defaults"], ("world", "set", "words"))
   test = [row for row in found["defaults"] if row["set"] != VALIDATION]
   print(f"own's defaults less the words that it chose: {verdict(test)}")
-  (folder / "never_worse.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+  (folder / "never_worse.json").write_text(
+    json.dumps(found, indent=1), encoding="utf-8"
+  )
 
 
 if __name__ == "__main__":

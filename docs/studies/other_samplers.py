@@ -1,12 +1,14 @@
-"""Other samplers and corrections beside `posterior` and `log`: the table in docs/sampling.md.
+"""Other samplers and corrections beside `posterior` and `log`: the table in
+docs/sampling.md.
 
-  python -m docs.studies.other_samplers --workdir=runs/time_short
-  python -m docs.studies.other_samplers --config=gradient_bias --workdir=runs/gradient_bias \
+  python -m docs.studies.other_samplers --workdir=runs/time_short python -m
+  docs.studies.other_samplers --config=gradient_bias --workdir=runs/gradient_bias \
     "--config.gradient_bias.corrections=log;logq"
 
-The rows below are registered before a command of `pomp` starts in this process, so any of its jobs
-takes them: `--config.sampling.name=easy`, `--config.correction=refined`. Without `--config` the job
-is the ablation `time_to_accuracy`, with the grid of the table.
+The rows below are registered before a command of `pomp` starts in this process, so any
+of its jobs takes them: `--config.sampling.name=easy`, `--config.correction=refined`.
+Without `--config` the job is the ablation `time_to_accuracy`, with the grid of the
+table.
 
 Shapes: B images of a draw, S sampled negatives, N classes, E embedding.
 """
@@ -54,7 +56,8 @@ def take_top(
   images_BxE: Array,
   size: int,
 ) -> Negatives:
-  """The classes with the most of `posterior`'s q, without a draw: each has the weight 1."""
+  """The classes with the most of `posterior`'s q, without a draw: each has the
+  weight 1."""
   del key
   q_N = propose_posterior(settings, arrays, labels_B, images_BxE)
   return Negatives(jax.lax.top_k(q_N, size)[1], log_weights=jnp.zeros(size))
@@ -68,16 +71,20 @@ def draw_for_each(
   images_BxE: Array,
   size: int,
 ) -> Negatives:
-  """Draws `size` classes for each image by itself, with replacement and never the image's own.
+  """Draws `size` classes for each image by itself, with replacement and never the
+  image's own.
 
-  q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(s f(x_i) . g_c) over c != y_i, s the logit scale and
-  g the bank. A class in the draw of image i has the weight 1 / (size q_i(c)) there.
+  q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(s f(x_i) . g_c) over c != y_i, s the
+  logit scale and g the bank. A class in the draw of image i has the weight 1 / (size
+  q_i(c)) there.
   """
   n_images, n_classes = labels_B.size, arrays.bank.n_classes
 
   def shares(image_E: Array, label: Array) -> Float[Array, " N"]:
     temperature = 1.0 / settings.logit_scale
-    return arrays.bank.mean_softmax(image_E[None], label[None], temperature, own_class=False)
+    return arrays.bank.mean_softmax(
+      image_E[None], label[None], temperature, own_class=False
+    )
 
   q_BxN = jax.vmap(shares)(images_BxE, labels_B)
   q_BxN = settings.mix / (n_classes - 1) + (1.0 - settings.mix) * q_BxN
@@ -86,9 +93,12 @@ def draw_for_each(
   places_BxK = jax.random.uniform(key, (n_images, size)) * ends_BxN[:, -1:]
   find = lambda ends_N, places_K: jnp.searchsorted(ends_N, places_K, side="right")
   # Rounding may lead beyond the last class.
-  ids_BxK = jnp.minimum(jax.vmap(find)(ends_BxN, places_BxK), n_classes - 1).astype(jnp.int32)
+  ids_BxK = jnp.minimum(jax.vmap(find)(ends_BxN, places_BxK), n_classes - 1).astype(
+    jnp.int32
+  )
   log_q_BxK = jnp.log(jnp.take_along_axis(q_BxN, ids_BxK, axis=1))
-  # One draw of every image before the next: the last draws are dropped beyond a token budget.
+  # One draw of every image before the next: the last draws are dropped beyond a token
+  # budget.
   image_S = jnp.tile(jnp.arange(n_images), size)
   log_weights_S = -log_q_BxK.T.ravel() - jnp.log(size)
   own_BxS = image_S == jnp.arange(n_images)[:, None]
@@ -102,7 +112,8 @@ def draw_for_each(
 def loss_of_logq(
   gap_BxS: Float[Array, "B S"], own_log_weights_B: Float[Array, " B"]
 ) -> Float[Array, " B"]:
-  """The cross-entropy with the correction of the positive, too (Bengio & Senecal, 2008)."""
+  """The cross-entropy with the correction of the positive, too (Bengio & Senecal,
+  2008)."""
   return log_one_plus_sum(gap_BxS - jnp.reshape(own_log_weights_B, (-1, 1)))
 
 
@@ -111,14 +122,17 @@ def refined_loss(
 ) -> Float[Array, " B"]:
   """(1 - P) log sum exp(gap), with P, the positive's probability, held fixed.
 
-  Khrylchenko et al., "Correcting the LogQ Correction" (2025): the positive is certain, so it is not
-  corrected and is in no sum of drawn classes. The gradient of log(1 + sum exp(gap)) is (1 - P)
-  times that of log sum exp(gap), so the two losses differ in value alone.
+  Khrylchenko et al., "Correcting the LogQ Correction" (2025): the positive is certain,
+  so it is not corrected and is in no sum of drawn classes. The gradient of log(1 + sum
+  exp(gap)) is (1 - P) times that of log sum exp(gap), so the two losses differ in value
+  alone.
   """
   del own_log_weights_B
   any_B = jnp.any(gap_BxS > -jnp.inf, axis=-1)
   log_odds_B = jax.nn.logsumexp(jnp.where(any_B[:, None], gap_BxS, 0.0), axis=-1)
-  return jnp.where(any_B, jax.lax.stop_gradient(jax.nn.sigmoid(log_odds_B)) * log_odds_B, 0.0)
+  return jnp.where(
+    any_B, jax.lax.stop_gradient(jax.nn.sigmoid(log_odds_B)) * log_odds_B, 0.0
+  )
 
 
 OTHER_SAMPLERS = {
@@ -140,7 +154,11 @@ def main(arguments: Sequence[str]) -> int:
   from pomp_jax.main import main as pomp
 
   if not any(argument.startswith("--config=") for argument in arguments):
-    arguments = ["--config=time_to_accuracy", f"--config.ablate.grid={GRID}", *arguments]
+    arguments = [
+      "--config=time_to_accuracy",
+      f"--config.ablate.grid={GRID}",
+      *arguments,
+    ]
   return pomp(arguments)
 
 

@@ -4,10 +4,11 @@
   python -m docs.studies.pods --columns=memory --configs ..    # what `clip.memory_gib` plans
   python -m docs.studies.pods --columns=disk    # of any machine: nothing is compiled
 
-Compiles each step (`config.dry_run`), which takes one to five CPU minutes for each row; another
-start reads the rows that are there already from JAX's folder of compiled programs. TPUs need the
-extra `aot-tpu`, GPUs `aot-cuda`; a row that can't be compiled says why. Times are estimates of the
-compiler (GPUs: the floor alone), and nothing was measured.
+Compiles each step (`config.dry_run`), which takes one to five CPU minutes for each row;
+another start reads the rows that are there already from JAX's folder of compiled
+programs. TPUs need the extra `aot-tpu`, GPUs `aot-cuda`; a row that can't be compiled
+says why. Times are estimates of the compiler (GPUs: the floor alone), and nothing was
+measured.
 """
 
 import argparse
@@ -51,14 +52,22 @@ MEMORY_HEAD = (
   "not fitting before",
   "CPU s",
 )
-DISK_HEAD = ("config", "training images", "images, GB", "stored features, GB", "checkpoints, MB")
+DISK_HEAD = (
+  "config",
+  "training images",
+  "images, GB",
+  "stored features, GB",
+  "checkpoints, MB",
+)
 
 
 def disk_row(config: str) -> list[str]:
   """Cells of `DISK_HEAD`; the checkpoint is one that is written here."""
   settings = unpack(load_config(config))
   settings = settings.replace(
-    dry_run.changes_of(settings.data, settings.eval.images, settings.clip.model, settings.prompt)
+    dry_run.changes_of(
+      settings.data, settings.eval.images, settings.clip.model, settings.prompt
+    )
   )
   with tempfile.TemporaryDirectory() as name:
     folder = RunFolder(pathlib.Path(name) / "run")
@@ -67,7 +76,9 @@ def disk_row(config: str) -> list[str]:
     run = absent.prepare(job, machine_of("v5e:1"), hosts.devices()[:1]).here
     folder.create()
     found = costs.disk(run)
-  features = f"{found['stored_features'] / 1e9:.2f}" if found["stored_features"] else "-"
+  features = (
+    f"{found['stored_features'] / 1e9:.2f}" if found["stored_features"] else "-"
+  )
   images = f"{found['images'] / 1e9:.1f}"
   checkpoints = f"{found['checkpoints'] / 1e6:.2f}"
   return [
@@ -80,13 +91,18 @@ def disk_row(config: str) -> list[str]:
 
 
 def row(config: str, machine: str, cells: Callable[..., list[str]]) -> list[str]:
-  """Cells of a config on a machine after their names; InputError: it can't be compiled here."""
+  """Cells of a config on a machine after their names; InputError: it can't be
+  compiled here."""
   settings = unpack(load_config(config)).replace({"dry_run": machine})
   validate(settings)
   with tempfile.TemporaryDirectory() as folder:
     dry_run.check(settings, folder)
     figures = dry_run.run(settings, folder)
-  return [machine, config.removeprefix("imagenet21k_"), *cells(settings, machine, figures)]
+  return [
+    machine,
+    config.removeprefix("imagenet21k_"),
+    *cells(settings, machine, figures),
+  ]
 
 
 def memory_cells(settings: Any, machine: str, figures: dict[str, Any]) -> list[str]:

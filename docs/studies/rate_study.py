@@ -2,9 +2,10 @@
 
   python -m docs.studies.rate_study FOLDER
 
-Writes small CLIPs (the embedded world's and random ones of two widths, each at several logit
-scales) and pictures of 50 classes, ten each, and trains on them with `job=ablate`, 8 seeds a rate.
-The first rate leaves the prompt as it is. A seed is lost if its loss at the end is above that one.
+Writes small CLIPs (the embedded world's and random ones of two widths, each at several
+logit scales) and pictures of 50 classes, ten each, and trains on them with
+`job=ablate`, 8 seeds a rate. The first rate leaves the prompt as it is. A seed is lost
+if its loss at the end is above that one.
 """
 
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def write_pictures(folder: pathlib.Path, *, short: bool) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-  """Prints a row a CLIP: of each rate the mean loss at the end, the worst seed's, seeds lost."""
+  """Prints a row a CLIP: of each rate the mean loss at the end, the worst seed's,
+  seeds lost."""
   for kind in ("world", "random"):
     write_pictures(folder / "pictures" / kind, short=kind == "random")
   print("| CLIP | " + " | ".join(f"lr {rate:g}" for rate in RATES) + " |", flush=True)
@@ -79,12 +81,17 @@ def main(folder: pathlib.Path) -> None:
     workdir = str(folder / "runs" / clip.name)
     ablate.check(config, workdir)
     cells = ablate.run(config, workdir)["cells"]
-    losses = {(cell["values"]["optim.lr"], cell["values"]["seed"]): cell["loss"] for cell in cells}
+    losses = {
+      (cell["values"]["optim.lr"], cell["values"]["seed"]): cell["loss"]
+      for cell in cells
+    }
     row = []
     for rate in RATES:
       found = np.array([losses[rate, seed] for seed in SEEDS])
       lost = sum(losses[rate, seed] > losses[RATES[0], seed] + MARGIN for seed in SEEDS)
-      row.append(f"{found.mean():.2f} ({found.max():.2f})" + (f", {lost} lost" if lost else ""))
+      row.append(
+        f"{found.mean():.2f} ({found.max():.2f})" + (f", {lost} lost" if lost else "")
+      )
     print(f"| {clip.name} | " + " | ".join(row) + " |", flush=True)
 
 

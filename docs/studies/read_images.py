@@ -1,11 +1,14 @@
-"""Images that one core decodes and augments per second, beside torchvision's own transforms.
+"""Images that one core decodes and augments per second, beside torchvision's own
+transforms.
 
-  python -m docs.studies.read_images [--seconds=20] [--folder=JPEGS] [--readers=1x0,2x0,1x2]
+  python -m docs.studies.read_images [--seconds=20] [--folder=JPEGS]
+  [--readers=1x0,2x0,1x2]
 
-The same files in the same process, interleaved, each on one thread: images/s of the recipe's crop
-and flip, of the whole recipe, and of CLIP's test preprocessing. Without torchvision its column is
-dropped. With `--readers` instead the recipe through the loader, by THREADSxWORKERS: threads of each
-process that reads, and worker processes (0: the program's own process).
+The same files in the same process, interleaved, each on one thread: images/s of the
+recipe's crop and flip, of the whole recipe, and of CLIP's test preprocessing. Without
+torchvision its column is dropped. With `--readers` instead the recipe through the
+loader, by THREADSxWORKERS: threads of each process that reads, and worker processes (0:
+the program's own process).
 """
 
 import argparse
@@ -26,7 +29,14 @@ from PIL import Image
 from pomp_jax.data.folder import find_images
 from pomp_jax.data.loader import Loader, Readers
 from pomp_jax.data.source import StoredImages
-from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
+from pomp_jax.data.views import (
+  CROP_AREA,
+  OPERATIONS,
+  PROBABILITY,
+  RATIO,
+  Augmentation,
+  views,
+)
 from pomp_jax.rooms.benchmark.synthetic_images import encode, natural_image
 
 _SIZE = 224
@@ -58,12 +68,16 @@ class _Held:
 def main() -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seconds", type=float, default=20, help="seconds of each measurement")
+  parser.add_argument(
+    "--seconds", type=float, default=20, help="seconds of each measurement"
+  )
   parser.add_argument("--folder", help="folder of JPEGs; synthetic ones by default")
   parser.add_argument("--readers", help="THREADSxWORKERS, separated by commas")
   arguments = parser.parse_args()
   if arguments.folder:
-    encoded = [path.read_bytes() for path in find_images(arguments.folder, nested=False).values()]
+    encoded = [
+      path.read_bytes() for path in find_images(arguments.folder, nested=False).values()
+    ]
   else:
     encoded = [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
   width, height = np.mean([Image.open(io.BytesIO(one)).size for one in encoded], axis=0)
@@ -82,8 +96,11 @@ def main() -> None:
     _print_rates(name, programs, arguments.seconds)
 
 
-def _print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: float) -> None:
-  """Prints how many images each program computes per second, the median over interleaved rounds."""
+def _print_rates(
+  name: str, programs: dict[str, Callable[[], int]], seconds: float
+) -> None:
+  """Prints how many images each program computes per second, the median over
+  interleaved rounds."""
   rates: dict[str, list[float]] = {program: [] for program in programs}
   end = time.monotonic() + seconds * len(programs)
   while time.monotonic() < end or len(rates["ours"]) < 3:
@@ -98,16 +115,23 @@ def _print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: flo
   print(f"{name}: {line}", flush=True)
 
 
-def _print_readers(encoded: Sequence[bytes], readers: Sequence[str], seconds: float) -> None:
-  """Prints images/s and CPU time of the recipe, 4 views an image, through the loader."""
-  print(f"batches of {_READ_VIEWS // _N_VIEWS} images through the loader, {_N_VIEWS} views of each")
+def _print_readers(
+  encoded: Sequence[bytes], readers: Sequence[str], seconds: float
+) -> None:
+  """Prints images/s and CPU time of the recipe, 4 views an image, through the
+  loader."""
+  print(
+    f"batches of {_READ_VIEWS // _N_VIEWS} images through the loader, {_N_VIEWS} views of each"
+  )
   rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
   for name in list(readers) * _ROUNDS:
     threads, workers = map(int, name.split("x"))
     rounds[name].append(_read(encoded, threads, workers, seconds / _ROUNDS))
   for name, found in rounds.items():
     rate, busy = np.median(found, axis=0)
-    print(f"threads x workers {name}: {rate:.0f} images/s, {rate / busy:.0f} a core-second")
+    print(
+      f"threads x workers {name}: {rate:.0f} images/s, {rate / busy:.0f} a core-second"
+    )
 
 
 def _read(
@@ -139,14 +163,18 @@ def _cpu_seconds() -> float:
   """CPU time of this process and its running children, s."""
   total = time.process_time()
   for child in multiprocessing.active_children():
-    fields = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = (
+      pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    )
     total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
   return total
 
 
 def _source(encoded: Sequence[bytes]) -> StoredImages:
   keys = [str(number) for number in range(len(encoded))]
-  return StoredImages("a", np.zeros(len(encoded), int), keys, _Held(encoded), image_size=_SIZE)
+  return StoredImages(
+    "a", np.zeros(len(encoded), int), keys, _Held(encoded), image_size=_SIZE
+  )
 
 
 def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
@@ -160,11 +188,13 @@ def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], 
   return program
 
 
-def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
+def _torchvision(
+  encoded: Sequence[bytes], augment: str, n_views: int
+) -> Callable[[], int]:
   """Builds the usual pipeline: open, convert, transform, to a tensor.
 
-  torchvision has no RandAugment2. Its operations are applied by torchvision's functions, two drawn
-  for an image, each with the same probability.
+  torchvision has no RandAugment2. Its operations are applied by torchvision's
+  functions, two drawn for an image, each with the same probability.
   """
   transforms = importlib.import_module("torchvision.transforms")
   bicubic = transforms.InterpolationMode.BICUBIC
@@ -176,7 +206,9 @@ def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callab
   if augment == "recipe":
     chosen = [
       transforms.RandomApply([transforms.Lambda(operation)], PROBABILITY)
-      for operation in _operations(importlib.import_module("torchvision.transforms.functional"))
+      for operation in _operations(
+        importlib.import_module("torchvision.transforms.functional")
+      )
     ]
     # The same number of operations, with replacement.
     steps += [transforms.RandomChoice(chosen), transforms.RandomChoice(chosen)]
@@ -192,7 +224,8 @@ def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callab
 
 
 def _operations(functional) -> list[Callable]:
-  """Lists RandAugment2's operations by torchvision's functions, with magnitudes of our ranges."""
+  """Lists RandAugment2's operations by torchvision's functions, with magnitudes of
+  our ranges."""
   rng = np.random.default_rng(0)
 
   def drawn(name: str, apply: Callable) -> Callable:

@@ -1,12 +1,13 @@
-"""Runs every phase of configs/rehearsal.py, and prints the time and memory of each as a table.
+"""Runs every phase of configs/rehearsal.py, and prints the time and memory of each as a
+table.
 
   python -m docs.studies.rehearsal FOLDER                 true size; the archive alone takes 1.6 GB
   python -m docs.studies.rehearsal FOLDER --classes=400   1/50 of it
 
 Training and evaluation run in two processes with one CPU device each. Process 1 of the
-training gets SIGTERM halfway, both end with status 75, and the same command resumes. FOLDER keeps
-everything. The same command resumes with the phase that was interrupted. FOLDER/phases.json and the
-table count only its last start, and mark it.
+training gets SIGTERM halfway, both end with status 75, and the same command resumes.
+FOLDER keeps everything. The same command resumes with the phase that was interrupted.
+FOLDER/phases.json and the table count only its last start, and mark it.
 """
 
 import argparse
@@ -48,7 +49,8 @@ _COLUMNS = {
 
 
 class Meter(threading.Thread):
-  """Samples this process's descendants: peak memory of all, of one, and the machine's load."""
+  """Samples this process's descendants: peak memory of all, of one, and the
+  machine's load."""
 
   def __init__(self):
     """Starts at `start()`."""
@@ -67,7 +69,10 @@ class Meter(threading.Thread):
           sizes.append(process.memory_info().rss)
         except psutil.Error:  # it has ended
           continue
-      self.memory, self.largest = max(self.memory, sum(sizes)), max(self.largest, *sizes)
+      self.memory, self.largest = (
+        max(self.memory, sum(sizes)),
+        max(self.largest, *sizes),
+      )
       self.loads.append(os.getloadavg()[0])
 
   def stop(self) -> None:
@@ -135,9 +140,17 @@ class Rehearsal:
   def _argument(self, phase: str) -> str:
     return f"{phase},folder={self._folder},classes={self._n_classes}"
 
-  def _start(self, phase: str, *, processes: int, workdir: str = "", more=()) -> Processes:
-    command = ["-m", "pomp_jax.main", f"--config=configs/rehearsal.py:{self._argument(phase)}"]
-    return Processes(processes, [*command, f"--workdir={self._folder / (workdir or phase)}", *more])
+  def _start(
+    self, phase: str, *, processes: int, workdir: str = "", more=()
+  ) -> Processes:
+    command = [
+      "-m",
+      "pomp_jax.main",
+      f"--config=configs/rehearsal.py:{self._argument(phase)}",
+    ]
+    return Processes(
+      processes, [*command, f"--workdir={self._folder / (workdir or phase)}", *more]
+    )
 
   def _run(self, phase: str, **options) -> None:
     with self._start(phase, **options) as run:
@@ -154,7 +167,9 @@ class Rehearsal:
   def _prepare(self) -> int:
     self._run("prepare", processes=1, workdir="records")
     [report] = (self._folder / "records").glob("*/*/report.json")
-    return sum(split["images"] for split in json.loads(report.read_bytes())["splits"].values())
+    return sum(
+      split["images"] for split in json.loads(report.read_bytes())["splits"].values()
+    )
 
   def _interrupted(self) -> int:
     config = self.config("train")
@@ -195,7 +210,8 @@ class Rehearsal:
 
 
 def _expect(status: int, run: Processes) -> None:
-  """Waits for all processes; ends with the output of one whose exit status is another."""
+  """Waits for all processes; ends with the output of one whose exit status is
+  another."""
   for index, (found, output) in run.finish(_HOURS).items():
     if found != status:
       sys.exit(f"{output[-5000:]}\nprocess {index}: status {found}, expected {status}")
@@ -207,7 +223,10 @@ def table(rows: dict[str, dict]) -> str:
   for name, row in rows.items():
     mark = f" (last of {row['starts']} starts)" if row["starts"] > 1 else ""
     lines.append(
-      [name + mark, *(f"{row[column]:,}" if row[column] else "" for column in list(_COLUMNS)[1:])]
+      [
+        name + mark,
+        *(f"{row[column]:,}" if row[column] else "" for column in list(_COLUMNS)[1:]),
+      ]
     )
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -217,12 +236,16 @@ def outcome(folder: pathlib.Path) -> str:
   train = json.loads((folder / "train" / "results.json").read_bytes())
   evaluation = json.loads((folder / "evaluate" / "results.json").read_bytes())
   steps = RunFolder(folder / "train").scalars()["step_seconds"][1]
-  lines = [f"{train['steps']} steps, median of the log's {statistics.median(steps):.2f} s a step"]
+  lines = [
+    f"{train['steps']} steps, median of the log's {statistics.median(steps):.2f} s a step"
+  ]
   for name, of_set in evaluation["sets"].items():
     for prompt, figures in of_set["prompts"].items():
       low, high = (100 * end for end in figures["top1_interval"])
       shown = f"top-1 {100 * figures['top1']:.1f}% ({low:.1f} to {high:.1f})"
-      lines.append(f"{name}, {figures['images']:,} images, {pathlib.Path(prompt).name}: {shown}")
+      lines.append(
+        f"{name}, {figures['images']:,} images, {pathlib.Path(prompt).name}: {shown}"
+      )
   return "\n".join(lines)
 
 

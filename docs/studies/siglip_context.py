@@ -1,11 +1,12 @@
-"""What a context in front of a name learns where the text tower is SigLIP's: docs/clips.md.
+"""What a context in front of a name learns where the text tower is SigLIP's:
+docs/clips.md.
 
   python -m docs.studies.siglip_context FOLDER
 
-Trains a text tower of the embedded world's size on its captions, against the features of its frozen
-image tower, with SigLIP's sigmoid loss: bidirectional, of canonical text that is padded to 20
-positions, of which the last is the feature. Then learns prompts for it, and compares them with
-sentences on 4,096 images of each split.
+Trains a text tower of the embedded world's size on its captions, against the features
+of its frozen image tower, with SigLIP's sigmoid loss: bidirectional, of canonical text
+that is padded to 20 positions, of which the last is the feature. Then learns prompts
+for it, and compares them with sentences on 4,096 images of each split.
 
 Shapes: B pairs, L tokens, D width, H heads, E embedding.
 """
@@ -66,10 +67,18 @@ class CanonicalTokenizer:
     self._plain = plain
     self.eos_token_id = self.pad_token_id = plain.eos_token_id
 
-  def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict[str, Any]:
+  def __call__(
+    self, texts: Sequence[str], add_special_tokens: bool = True
+  ) -> dict[str, Any]:
     """Returns `input_ids`, with the end token if `add_special_tokens`."""
-    rows = self._plain([_canonical(text) for text in texts], add_special_tokens=False)["input_ids"]
-    return {"input_ids": [[*row, self.eos_token_id] if add_special_tokens else row for row in rows]}
+    rows = self._plain([_canonical(text) for text in texts], add_special_tokens=False)[
+      "input_ids"
+    ]
+    return {
+      "input_ids": [
+        [*row, self.eos_token_id] if add_special_tokens else row for row in rows
+      ]
+    }
 
 
 def text_features(config: Any, params: Any, ids_BxL: jax.Array) -> jax.Array:
@@ -95,7 +104,9 @@ def text_features(config: Any, params: Any, ids_BxL: jax.Array) -> jax.Array:
     query, key, value = (split(dense(own[f"{name}_proj"], rows)) for name in "qkv")
     weights = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(weights, axis=-1)
-    mixed_BxLxD = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden_BxLxD.shape)
+    mixed_BxLxD = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(
+      hidden_BxLxD.shape
+    )
     hidden_BxLxD += dense(own["out_proj"], mixed_BxLxD)
     inner = dense(layer["mlp"]["fc1"], norm(layer["layer_norm2"], hidden_BxLxD))
     hidden_BxLxD += dense(layer["mlp"]["fc2"], inner * jax.nn.sigmoid(1.702 * inner))
@@ -104,7 +115,8 @@ def text_features(config: Any, params: Any, ids_BxL: jax.Array) -> jax.Array:
 
 
 def train_text_tower(folder: pathlib.Path) -> Clip:
-  """Returns the world's CLIP with another text tower; reads what an earlier call has written."""
+  """Returns the world's CLIP with another text tower; reads what an earlier call has
+  written."""
   world = load_clip("world")
   old: Any = world.config.text_config
   text = CLIPTextConfig.from_dict(
@@ -131,14 +143,19 @@ def train_text_tower(folder: pathlib.Path) -> Clip:
   )
 
 
-def _trained(config: Any, params: Any, tokenizer: CanonicalTokenizer, encoder: Encoder) -> Any:
-  """Parameters after RECIPE's steps of the sigmoid loss (Zhai et al., 2023, algorithm 1)."""
+def _trained(
+  config: Any, params: Any, tokenizer: CanonicalTokenizer, encoder: Encoder
+) -> Any:
+  """Parameters after RECIPE's steps of the sigmoid loss (Zhai et al., 2023,
+  algorithm 1)."""
   optimizer = _optimizer(RECIPE)
 
   def loss_of(params: Any, image_BxE: jax.Array, ids_BxL: jax.Array) -> jax.Array:
     text_BxE = text_features(config, params, ids_BxL)
     text_BxE /= jnp.linalg.norm(text_BxE, axis=-1, keepdims=True)
-    logits_BxB = jnp.exp(params["logit_scale"]) * image_BxE @ text_BxE.T + params["logit_bias"]
+    logits_BxB = (
+      jnp.exp(params["logit_scale"]) * image_BxE @ text_BxE.T + params["logit_bias"]
+    )
     signs_BxB = 2 * jnp.eye(len(ids_BxL)) - 1
     return -jax.nn.log_sigmoid(signs_BxB * logits_BxB).sum(-1).mean()
 
@@ -159,12 +176,15 @@ def _trained(config: Any, params: Any, tokenizer: CanonicalTokenizer, encoder: E
     if number % 100 == 99:
       scale, bias = np.exp(params["logit_scale"]), params["logit_bias"]
       seconds = time.monotonic() - start
-      print(f"step {number + 1} loss {loss:.3f} scale {scale:.1f} bias {bias:.1f} {seconds:.0f} s")
+      print(
+        f"step {number + 1} loss {loss:.3f} scale {scale:.1f} bias {bias:.1f} {seconds:.0f} s"
+      )
   return params
 
 
 def main(folder: pathlib.Path) -> None:
-  """Prints a row a prompt: top-1 on the world's splits, of learned ones over three seeds."""
+  """Prints a row a prompt: top-1 on the world's splits, of learned ones over three
+  seeds."""
   clip = train_text_tower(folder)
   encoder = Encoder(clip)
   # Ours computes what was trained.
@@ -195,19 +215,28 @@ def compare(encoder: Encoder, folder: pathlib.Path) -> None:
   def top1(prompt: Any) -> list[float]:
     of = lambda classes: features_under(encoder, classes, prompt)
     return [
-      100 * topk_accuracy(own.features, of(classes), own.labels, mesh=encoder.mesh)["top1"]
+      100
+      * topk_accuracy(own.features, of(classes), own.labels, mesh=encoder.mesh)["top1"]
       for classes, own in splits
     ]
 
   for sentence in SENTENCES:
-    print(f"| {sentence} | " + " | ".join(f"{value:.1f}" for value in top1(sentence)), flush=True)
+    print(
+      f"| {sentence} | " + " | ".join(f"{value:.1f}" for value in top1(sentence)),
+      flush=True,
+    )
   for name, fields in PROMPTS.items():
     rows = []
     for seed in SEEDS:
       given: dict[str, Any] = {"k": 128, "batch_size": 128, "steps": 150, "seed": seed}
       given |= {"optim.lr": 0.1, "optim.schedule": "step", "optim.warmup": 0.0}
-      given |= {"data.images_per_class": 16, "eval.images": 4096, "checkpoint.every": 150}
-      # The bias was learned beside the other pairs of a batch, and now stands beside all classes.
+      given |= {
+        "data.images_per_class": 16,
+        "eval.images": 4096,
+        "checkpoint.every": 150,
+      }
+      # The bias was learned beside the other pairs of a batch, and now stands beside
+      # all classes.
       given["logit_bias"] = bias - math.log(len(splits[0][0].names) / RECIPE.batch)
       config = settings(**given | fields)
       validate(config)

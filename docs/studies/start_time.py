@@ -3,9 +3,9 @@ r"""Seconds from start to first step, of a first start and of a restart.
 python -m docs.studies.start_time --config=configs/demo.py --workdir=runs/start \
   --config.eval.images=100000
 
-Takes the arguments of a training with validation images. Each start gets SIGTERM once its first
-step is done, saves, and ends. Prints wall and user seconds of the process; compare user seconds on
-a machine that is shared.
+Takes the arguments of a training with validation images. Each start gets SIGTERM once
+its first step is done, saves, and ends. Prints wall and user seconds of the process;
+compare user seconds on a machine that is shared.
 """
 
 import os
@@ -60,7 +60,9 @@ def main() -> None:
     _run_until_first_step()
   for start in ("first start", "restart"):
     print(start, flush=True)
-    child = subprocess.run([sys.executable, "-m", "docs.studies.start_time", _CHILD, *sys.argv[1:]])
+    child = subprocess.run(
+      [sys.executable, "-m", "docs.studies.start_time", _CHILD, *sys.argv[1:]]
+    )
     if child.returncode != 75:
       sys.exit(f"{start}: status {child.returncode}, expected 75")
 

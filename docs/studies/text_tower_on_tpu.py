@@ -1,14 +1,17 @@
-r"""Compiles the text half of a training step for TPUs that are not there; prints its cycles.
+r"""Compiles the text half of a training step for TPUs that are not there; prints its
+cycles.
 
 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
   python -m docs.studies.text_tower_on_tpu --topology=v5e:2x2
 
-Needs libtpu (`pip install 'jax[tpu]'`), and no TPU. ViT-B/16's text tower in bfloat16, forward and
-backward to the context: 1,128 rows of at most 24 tokens after a prefix of 5, and names of 5,904
-tokens, which take 2.6% more in blocks. `--blocks=false` compiles the layout of CPUs.
+Needs libtpu (`pip install 'jax[tpu]'`), and no TPU. ViT-B/16's text tower in bfloat16,
+forward and backward to the context: 1,128 rows of at most 24 tokens after a prefix of
+5, and names of 5,904 tokens, which take 2.6% more in blocks. `--blocks=false` compiles
+the layout of CPUs.
 
-Cycles are the compiler's estimates, `estimated_cycles` of each fusion, times the trips of loops. A
-fusion counts as the operation at its root. Nothing here is measured on a device.
+Cycles are the compiler's estimates, `estimated_cycles` of each fusion, times the trips
+of loops. A fusion counts as the operation at its root. Nothing here is measured on a
+device.
 """
 
 import argparse
@@ -35,10 +38,28 @@ _WIDTH, _INNER, _HEADS, _EMBEDDING, _POSITIONS = 512, 2048, 8, 512, 77
 _ROWS = {
   "selections": ("gather", "select_n", "scatter"),
   "slices, joins, transposes": (
-    *("slice", "concatenate", "pad", "transpose", "reshape", "broadcast_in_dim", "squeeze", "copy"),
+    *(
+      "slice",
+      "concatenate",
+      "pad",
+      "transpose",
+      "reshape",
+      "broadcast_in_dim",
+      "squeeze",
+      "copy",
+    ),
   ),
   "reductions, conversions, sums": (
-    *("reduce_sum", "reduce_max", "convert_element_type", "add_any", "add", "sub", "mul", "div"),
+    *(
+      "reduce_sum",
+      "reduce_max",
+      "convert_element_type",
+      "add_any",
+      "add",
+      "sub",
+      "mul",
+      "div",
+    ),
     "rsqrt",
   ),
 }
@@ -51,7 +72,9 @@ def main() -> None:
   parser.add_argument("--layers", type=int, default=12)
   parser.add_argument("--blocks", choices=("true", "false"), default="true")
   arguments = parser.parse_args()
-  topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+  topology = topologies.get_topology_desc(
+    platform="tpu", topology_name=arguments.topology
+  )
   block = block_width("tpu", _POSITIONS) if arguments.blocks == "true" else None
 
   start = time.process_time()
@@ -66,7 +89,9 @@ def main() -> None:
     print(f"{number / 1e6:8.2f} {row}")
 
 
-def _lowered(device: jax.Device, n_layers: int, block: int | None) -> jax.stages.Lowered:
+def _lowered(
+  device: jax.Device, n_layers: int, block: int | None
+) -> jax.stages.Lowered:
   config = SimpleNamespace(
     max_position_embeddings=_POSITIONS,
     num_attention_heads=_HEADS,
@@ -135,7 +160,8 @@ def cycles_by_row(program: str) -> collections.Counter:
 
 
 def _trips(program: str) -> dict[str, int]:
-  """Bodies of loops and how often they run: as often as the condition's constant says."""
+  """Bodies of loops and how often they run: as often as the condition's constant
+  says."""
   trips = {}
   for condition, body in re.findall(r"condition=%([\w.]+), body=%([\w.]+)", program):
     text = program[program.index(f"%{condition} (") :]

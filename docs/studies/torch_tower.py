@@ -2,11 +2,12 @@ r"""What a step of the text tower costs beside PyTorch's over all positions, on 
 
 python -m docs.studies.torch_tower --model=vit_b_16 --k=128+1000
 
-The implementations of the job benchmark and torch's run in turn in one process: HuggingFace's
-tower, which the published code computes, or open_clip's for the families that `benchmark.model`
-names. Prints the job's table, and draws its plot into the file that `--plot` names; its other
-fields are flags here too. Torch's memory is the growth of a process of its own by `rows_at_a_time`
-rows. Needs torch, and open_clip for its families.
+The implementations of the job benchmark and torch's run in turn in one process:
+HuggingFace's tower, which the published code computes, or open_clip's for the families
+that `benchmark.model` names. Prints the job's table, and draws its plot into the file
+that `--plot` names; its other fields are flags here too. Torch's memory is the growth
+of a process of its own by `rows_at_a_time` rows. Needs torch, and open_clip for its
+families.
 """
 
 import argparse
@@ -20,7 +21,12 @@ import torch
 
 from pomp_jax.hosts import peak_mib
 from pomp_jax.rooms.benchmark.fields import Benchmark, numbers
-from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot
+from pomp_jax.rooms.benchmark.measurement import (
+  Measurement,
+  Step,
+  measure_in_turn,
+  plot,
+)
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import (
   IMPLEMENTATIONS,
@@ -31,7 +37,16 @@ from pomp_jax.rooms.benchmark.towers import (
 )
 
 _FLAGS = (
-  *("implementations", "model", "m", "k", "dtype", "repeats", "seconds", "rows_at_a_time"),
+  *(
+    "implementations",
+    "model",
+    "m",
+    "k",
+    "dtype",
+    "repeats",
+    "seconds",
+    "rows_at_a_time",
+  ),
   "seed",
 )
 
@@ -70,7 +85,9 @@ def torch_step(fields: Benchmark, k: int) -> tuple[Measurement, Step]:
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
     growth = process.submit(_growth_mib, fields, n_rows).result()
   flops = dense_flops(config, tokens)
-  measurement = Measurement("torch", k, token_lengths().size, tokens, n_rows, flops, growth)
+  measurement = Measurement(
+    "torch", k, token_lengths().size, tokens, n_rows, flops, growth
+  )
   return measurement, build_step(fields, k, n_rows)
 
 
@@ -120,7 +137,9 @@ def _open_clip_tower(model, dtype):
 
   settings = open_clip_settings(model)
   quick = settings.get("quick_gelu", False)
-  tower = _build_text_tower(settings["embed_dim"], settings["text_cfg"], quick_gelu=quick)
+  tower = _build_text_tower(
+    settings["embed_dim"], settings["text_cfg"], quick_gelu=quick
+  )
   tower = tower.to(dtype).eval().requires_grad_(False)
 
   def encode(hidden, at):

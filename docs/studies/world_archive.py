@@ -1,6 +1,7 @@
 """Writes an archive of ImageNet-21K whose images are the embedded world's.
 
-  python -m docs.studies.world_archive FOLDER [--classes=21841] [--images=21] [--workers=2]
+  python -m docs.studies.world_archive FOLDER [--classes=21841] [--images=21]
+  [--workers=2]
 
 Leaves in FOLDER:
 
@@ -34,7 +35,9 @@ from tests.support.data_files import tar_bytes
 _CHUNK = 64
 
 
-def write_archive(folder: pathlib.Path, n_classes: int, n_images: int, workers: int) -> int:
+def write_archive(
+  folder: pathlib.Path, n_classes: int, n_images: int, workers: int
+) -> int:
   """Writes the three files; the classes are spread evenly over both lists.
 
   Returns:
@@ -44,7 +47,9 @@ def write_archive(folder: pathlib.Path, n_classes: int, n_images: int, workers: 
   synsets = [classes.synsets[c] for c in spread_evenly(n_classes, len(classes))]
   names = _source(n_classes, n_images).names
   folder.mkdir(parents=True, exist_ok=True)
-  table = [{"name": name, "synset": own} for name, own in zip(names, synsets, strict=True)]
+  table = [
+    {"name": name, "synset": own} for name, own in zip(names, synsets, strict=True)
+  ]
   (folder / "names.json").write_text(json.dumps(table))
   (folder / "names.txt").write_text("".join(f"{name}\n" for name in names))
   path = folder / "fall11_whole.tar"
@@ -58,7 +63,9 @@ def write_archive(folder: pathlib.Path, n_classes: int, n_images: int, workers: 
   return n_classes * n_images
 
 
-def _tars(synsets: list[str], n_images: int, workers: int) -> Iterator[tuple[str, bytes]]:
+def _tars(
+  synsets: list[str], n_images: int, workers: int
+) -> Iterator[tuple[str, bytes]]:
   """Yields each synset with its tar, rendered in worker processes."""
   chunks = np.split(np.arange(len(synsets)), range(_CHUNK, len(synsets), _CHUNK))
   render = functools.partial(_render, synsets=synsets, n_images=n_images)
@@ -74,8 +81,12 @@ def _render(classes: np.ndarray, synsets: list[str], n_images: int) -> list[byte
   for c in classes.tolist():
     pictures = source.images(np.arange(c * n_images, (c + 1) * n_images))
     # All colours at full resolution: they are part of the class.
-    jpegs = [encode(Image.fromarray(one), quality=92, subsampling=0) for one in pictures]
-    tars.append(tar_bytes({f"{synsets[c]}_{i}.JPEG": jpeg for i, jpeg in enumerate(jpegs)}))
+    jpegs = [
+      encode(Image.fromarray(one), quality=92, subsampling=0) for one in pictures
+    ]
+    tars.append(
+      tar_bytes({f"{synsets[c]}_{i}.JPEG": jpeg for i, jpeg in enumerate(jpegs)})
+    )
   return tars
 
 
@@ -92,7 +103,9 @@ def main() -> None:
   parser.add_argument("--images", type=int, default=21, help="images a class")
   parser.add_argument("--workers", type=int, default=2, help="processes that render")
   arguments = parser.parse_args()
-  n_images = write_archive(arguments.folder, arguments.classes, arguments.images, arguments.workers)
+  n_images = write_archive(
+    arguments.folder, arguments.classes, arguments.images, arguments.workers
+  )
   print(f"wrote {n_images} images of {arguments.classes} classes to {arguments.folder}")
 
 

@@ -1,1 +1,2 @@
-"""The frozen backbone: load a CLIP, tokenize, and turn prompts and images into features."""
+"""The frozen backbone: load a CLIP, tokenize, and turn prompts and images into
+features."""

@@ -1,4 +1,5 @@
-"""The architecture of a CLIP: the sizes of its towers, and the shapes of their parameters."""
+"""The architecture of a CLIP: the sizes of its towers, and the shapes of their
+parameters."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -17,7 +18,8 @@ from pomp_jax.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What the towers read of HuggingFace's configurations; the rest differs between its versions.
+# What the towers read of HuggingFace's configurations; the rest differs between its
+# versions.
 _TRANSFORMER_FIELDS = (
   "hidden_size",
   "intermediate_size",
@@ -26,7 +28,12 @@ _TRANSFORMER_FIELDS = (
   "hidden_act",
   "layer_norm_eps",
 )
-_TEXT_FIELDS = (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings", "eos_token_id")
+_TEXT_FIELDS = (
+  *_TRANSFORMER_FIELDS,
+  "vocab_size",
+  "max_position_embeddings",
+  "eos_token_id",
+)
 _VISION_FIELDS = (*_TRANSFORMER_FIELDS, "image_size", "patch_size")
 
 
@@ -36,7 +43,8 @@ class ClipError(InputError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons, for the log."""
+  """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons,
+  for the log."""
 
   text_config: CLIPTextConfig
   vision_config: Any  # a CLIPVisionConfig, ResNetConfig or ImageTowerConfig
@@ -45,16 +53,21 @@ class ClipConfig:
 
   @property
   def bidirectional(self) -> bool:
-    """Whether every position of the text tower attends to all, and the last is the feature."""
+    """Whether every position of the text tower attends to all, and the last is the
+    feature."""
     return getattr(self.text_config, "bidirectional", False)
 
   @property
   def vit(self) -> CLIPVisionConfig | None:
-    """OpenAI's ViT, which learned tokens and dense features need; None for other image towers."""
-    return self.vision_config if isinstance(self.vision_config, CLIPVisionConfig) else None
+    """OpenAI's ViT, which learned tokens and dense features need; None for other
+    image towers."""
+    return (
+      self.vision_config if isinstance(self.vision_config, CLIPVisionConfig) else None
+    )
 
   def describe(self) -> str:
-    """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
+    """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768,
+    quick_gelu"."""
     text, vision = self.text_config, self.vision_config
     if isinstance(vision, NoImageTower):
       image = "no image tower"
@@ -75,7 +88,8 @@ class ClipConfig:
     )
 
   def text_settings(self) -> str:
-    """What the text tower reads, as JSON; the same under any release of transformers."""
+    """What the text tower reads, as JSON; the same under any release of
+    transformers."""
     text = self.text_config
     settings = {field: getattr(text, field) for field in _TEXT_FIELDS}
     settings |= {"bidirectional": True} if self.bidirectional else {}
@@ -90,7 +104,9 @@ class ClipConfig:
       vision = {"tower": repr(config)}
     else:
       vision = {field: getattr(config, field) for field in _VISION_FIELDS}
-    return json.dumps([self.text_settings(), vision, self.projection_dim], sort_keys=True)
+    return json.dumps(
+      [self.text_settings(), vision, self.projection_dim], sort_keys=True
+    )
 
 
 def parameter_shapes(
@@ -101,7 +117,11 @@ def parameter_shapes(
   `found` are the tensors of a checkpoint, of which some may be there or not.
   ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
   """
-  text, vision, embedding = config.text_config, config.vision_config, config.projection_dim
+  text, vision, embedding = (
+    config.text_config,
+    config.vision_config,
+    config.projection_dim,
+  )
   width = text.hidden_size
   tree: dict[str, Any] = {
     "logit_scale": (),
@@ -124,7 +144,9 @@ def parameter_shapes(
   if isinstance(vision, ImageTowerConfig):
     return tree | {"vision_model": tower_shapes(vision, found, embedding)}
   if isinstance(vision, ResNetConfig):  # whose projection is within
-    images = jax.ShapeDtypeStruct((1, vision.image_size, vision.image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct(
+      (1, vision.image_size, vision.image_size, 3), jnp.float32
+    )
     module = jax.eval_shape(ModifiedResNet(vision).init, jax.random.key(0), images)
     return tree | {"vision_model": jax.tree.map(jnp.shape, module["params"])}
   width, patch = vision.hidden_size, vision.patch_size
@@ -132,7 +154,9 @@ def parameter_shapes(
     "embeddings": {
       "class_embedding": (width,),
       "patch_embedding": {"kernel": (patch, patch, 3, width)},
-      "position_embedding": {"embedding": (1 + (vision.image_size // patch) ** 2, width)},
+      "position_embedding": {
+        "embedding": (1 + (vision.image_size // patch) ** 2, width)
+      },
     },
     "pre_layrnorm": _norm(width),
     "encoder": {"layers": _layer_shapes(vision)},
@@ -143,11 +167,19 @@ def parameter_shapes(
 
 def _layer_shapes(config: CLIPTextConfig | CLIPVisionConfig) -> dict[str, Any]:
   """The layers of either tower's transformer, by their number."""
-  width, n_heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
+  width, n_heads, inner = (
+    config.hidden_size,
+    config.num_attention_heads,
+    config.intermediate_size,
+  )
   if config.hidden_act not in ACTIVATIONS:
-    raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}")
+    raise ValueError(
+      f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}"
+    )
   if width % n_heads:
-    raise ValueError(f"num_attention_heads: got {n_heads}, expected a divisor of {width}")
+    raise ValueError(
+      f"num_attention_heads: got {n_heads}, expected a divisor of {width}"
+    )
   dense = lambda n_in, n_out: {"kernel": (n_in, n_out), "bias": (n_out,)}
   projections = ("q_proj", "k_proj", "v_proj", "out_proj")
   layer = {

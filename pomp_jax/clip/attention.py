@@ -1,8 +1,9 @@
-"""Attention of the fast text tower with a custom VJP: of prefix and packed tokens; and plain one.
+"""Attention of the fast text tower with a custom VJP: of prefix and packed tokens; and
+plain one.
 
-Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and the one
-before, masked to its own class.
-Shapes: P prefix and T packed tokens, R = P + T, D width, H heads of width e, G blocks of W tokens.
+Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and
+the one before, masked to its own class. Shapes: P prefix and T packed tokens, R = P +
+T, D width, H heads of width e, G blocks of W tokens.
 """
 
 import functools
@@ -36,7 +37,8 @@ def attention(
 
 
 class Masks(NamedTuple):
-  """Masks of a packed token's class, up to the token itself: of the block before, and of its own.
+  """Masks of a packed token's class, up to the token itself: of the block before, and
+  of its own.
 
   Packed tokens of no class attend to one another, so that no softmax is empty.
   """
@@ -46,21 +48,30 @@ class Masks(NamedTuple):
 
 
 def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
-  """Builds the masks from the class of each packed token; T is a multiple of the window."""
+  """Builds the masks from the class of each packed token; T is a multiple of the
+  window."""
   row_GxW = row_T.reshape(-1, window)
   before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
   own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
   return Masks(
-    row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool)
+    row_GxW[:, :, None] == before_GxW[:, None, :],
+    own_GxWxW & np.tri(window, dtype=bool),
   )
 
 
 def packed_attention(
-  n_heads: int, n_prefix: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, masks: Masks
+  n_heads: int,
+  n_prefix: int,
+  query_RxD: Array,
+  key_RxD: Array,
+  value_RxD: Array,
+  masks: Masks,
 ) -> Float[Array, "R D"]:
-  """Attention between its projections: of the prefix on itself, and of the packed tokens.
+  """Attention between its projections: of the prefix on itself, and of the packed
+  tokens.
 
-  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights.
+  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax
+  weights.
   """
   # The backward pass is traced later, outside of the context that sets the precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -84,20 +95,30 @@ def _attention_forward(
   del products
   window = masks.own.shape[-1]
   query, key, value = (
-    _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
+    _to_heads(rows, n_heads, n_prefix, window)
+    for rows in (query_RxD, key_RxD, value_RxD)
   )
   scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
-  prefix_HxPxP = _softmax(jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf))
+  prefix_HxPxP = _softmax(
+    jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf)
+  )
   shared, before, own = _products(query, key)
   before, own = (
-    jnp.where(mask, scores, -jnp.inf) for mask, scores in zip(masks, (before, own), strict=True)
+    jnp.where(mask, scores, -jnp.inf)
+    for mask, scores in zip(masks, (before, own), strict=True)
   )
-  weights_HxTxS = _softmax(jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1))
-  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, _weighted(weights_HxTxS, value))
+  weights_HxTxS = _softmax(
+    jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1)
+  )
+  attended_RxD = _from_heads(
+    prefix_HxPxP @ value.prefix, _weighted(weights_HxTxS, value)
+  )
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array) -> tuple:
+def _gradients(
+  n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array
+) -> tuple:
   query, key, value, prefix_HxPxP, weights_HxTxS = residuals
   window = query.packed.shape[2]
   gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
@@ -111,7 +132,8 @@ def _gradients(n_heads: int, n_prefix: int, residuals: Any, gradient_RxD: Array)
   )
 
   def transposed(prefix_HxPxP: Array, weights_HxTxS: Array, rows: _Heads) -> Array:
-    """Gradients of keys or values: weights^T rows, of the prefix and of the packed tokens."""
+    """Gradients of keys or values: weights^T rows, of the prefix and of the packed
+    tokens."""
     shared, before, own = _split(weights_HxTxS, n_prefix, window)
     prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
     prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
@@ -168,7 +190,8 @@ def _flat(rows_HxGxWxX: Array) -> Array:
 
 
 def _products(left: _Heads, right: _Heads) -> tuple[Array, Array, Array]:
-  """Of packed rows with the prefix [H, T, P], the block before and the own one [H, G, W, W]."""
+  """Of packed rows with the prefix [H, T, P], the block before and the own one [H,
+  G, W, W]."""
   return (
     jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
     jnp.einsum("hgwe,hgve->hgwv", left.packed, _before(right.packed)),
@@ -178,7 +201,9 @@ def _products(left: _Heads, right: _Heads) -> tuple[Array, Array, Array]:
 
 def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
   """Sums of rows by the weights of the packed tokens."""
-  shared, before, own = _split(weights_HxTxS, rows.prefix.shape[1], rows.packed.shape[2])
+  shared, before, own = _split(
+    weights_HxTxS, rows.prefix.shape[1], rows.packed.shape[2]
+  )
   return (
     jnp.einsum("htp,hpe->hte", shared, rows.prefix)
     + _flat(jnp.einsum("hgwv,hgve->hgwe", own, rows.packed))
@@ -186,8 +211,11 @@ def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
   )
 
 
-def _split(weights_HxTxS: Array, n_prefix: int, window: int) -> tuple[Array, Array, Array]:
-  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G, W, W]."""
+def _split(
+  weights_HxTxS: Array, n_prefix: int, window: int
+) -> tuple[Array, Array, Array]:
+  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G,
+  W, W]."""
   n_heads, n_tokens, _ = weights_HxTxS.shape
   blocks = (n_heads, n_tokens // window, window, window)
   return (

@@ -1,14 +1,16 @@
 """Packing of names into blocks for the fast text tower, and attention within a block.
 
-A TPU computes tiles of 128 rows, and a slice that is not aligned to one costs more than a product.
-So each block of W rows begins with a copy of the prefix, a class never crosses two blocks, and
-attention is a plain masked product within the block: nothing is sliced or joined between layers.
+A TPU computes tiles of 128 rows, and a slice that is not aligned to one costs more than
+a product. So each block of W rows begins with a copy of the prefix, a class never
+crosses two blocks, and attention is a plain masked product within the block: nothing is
+sliced or joined between layers.
 
-Blocks are filled with the classes from the longest on (next-fit decreasing). A class of l tokens
-takes 1/k of a block, with k = floor(c / l) and c = W - P: its room, which budgets count.
+Blocks are filled with the classes from the longest on (next-fit decreasing). A class of
+l tokens takes 1/k of a block, with k = floor(c / l) and c = W - P: its room, which
+budgets count.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, G blocks of W rows, R = G * W rows, c
-the capacity of a block in own tokens, D width, H heads of width e.
+Shapes: C classes, P prefix tokens, L own tokens of a class, G blocks of W rows, R = G *
+W rows, c the capacity of a block in own tokens, D width, H heads of width e.
 """
 
 import functools
@@ -28,17 +30,18 @@ PARTS = 64
 def block_width(platform: str, n_positions: int) -> int | None:
   """W for the devices of a platform; None where tokens are packed without blocks.
 
-  A block holds any prompt: P + L is at most the number of positions. CPUs lose by the copies of the
-  prefix, and GPUs were not measured.
+  A block holds any prompt: P + L is at most the number of positions. CPUs lose by the
+  copies of the prefix, and GPUs were not measured.
   """
   return 128 * math.ceil(n_positions / 128) if platform == "tpu" else None
 
 
 def room_of(lengths: Any, capacity: int) -> Any:
-  """Room that classes take of a token budget, in PARTS of a token; of NumPy's or JAX's lengths.
+  """Room that classes take of a token budget, in PARTS of a token; of NumPy's or JAX's
+  lengths.
 
-  A class of l tokens shares its block with k - 1 others of this length, k = floor(c / l), so that
-  it takes c / k >= l tokens. Classes of length 0 take none.
+  A class of l tokens shares its block with k - 1 others of this length, k = floor(c /
+  l), so that it takes c / k >= l tokens. Classes of length 0 take none.
   """
   numpy: Any = np if isinstance(lengths, np.ndarray) else jnp
   per_block = capacity // numpy.maximum(lengths, 1)
@@ -46,10 +49,12 @@ def room_of(lengths: Any, capacity: int) -> Any:
 
 
 def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
-  """G: enough for any classes of at most `longest` tokens whose room is within the budget.
+  """G: enough for any classes of at most `longest` tokens whose room is within the
+  budget.
 
-  Every block but the last is full by its room, unless it holds classes of different k. It then
-  lacks less than 1/k of the next block's first class, and each k comes next at most once.
+  Every block but the last is full by its room, unless it holds classes of different k.
+  It then lacks less than 1/k of the next block's first class, and each k comes next at
+  most once.
   """
   per_block = {capacity // length for length in range(1, longest + 1)}
   lacking = sum(1 / k for k in per_block - {min(per_block)})
@@ -78,7 +83,8 @@ def pack_blocks(
   ends_C = jnp.cumsum(lengths_C[order_C])
 
   def fill(first: Array, _: None) -> tuple[Array, Array]:
-    """From a block's first token to that of the next: the classes that fit are left out."""
+    """From a block's first token to that of the next: the classes that fit are left
+    out."""
     return jnp.max(jnp.where(ends_C <= first + capacity, ends_C, first)), first
 
   _, first_G = jax.lax.scan(fill, jnp.minimum(ends_C[0], 0), None, number)
@@ -99,7 +105,9 @@ def pack_blocks(
   block_C = jnp.searchsorted(first_G, starts_C, side="right").astype(jnp.int32) - 1
   row_C = (block_C * width + n_prefix + starts_C - first_G[block_C])[rank_C]
   position_L = jnp.arange(n_suffix, dtype=jnp.int32)
-  target_CxL = jnp.where(position_L < lengths_C[:, None], row_C[:, None] + position_L, -1)
+  target_CxL = jnp.where(
+    position_L < lengths_C[:, None], row_C[:, None] + position_L, -1
+  )
 
   class_GxW = class_R.reshape(number, width)
   same = class_GxW[:, :, None] == class_GxW[:, None, :]
@@ -118,10 +126,12 @@ def pack_blocks(
 def block_attention(
   n_heads: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, mask_GxWxW: Array
 ) -> Float[Array, "R D"]:
-  """Softmax attention within each block, between its projections; the softmax in float32.
+  """Softmax attention within each block, between its projections; the softmax in
+  float32.
 
-  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights. Rows are
-  the last axis of each head, as TPUs lay them out, so that cutting into heads moves nothing.
+  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax
+  weights. Rows are the last axis of each head, as TPUs lay them out, so that cutting
+  into heads moves nothing.
   """
   # The backward pass is traced later, outside of the context that sets the precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -142,7 +152,9 @@ def _forward(
   mask: Array,
 ) -> tuple[Array, Any]:
   del products
-  query, key, value = (_to_heads(rows, n_heads, mask) for rows in (query_RxD, key_RxD, value_RxD))
+  query, key, value = (
+    _to_heads(rows, n_heads, mask) for rows in (query_RxD, key_RxD, value_RxD)
+  )
   scores = jnp.einsum("gheq,ghek->ghqk", query, key)
   scores = jnp.where(mask[:, None], scores, -jnp.inf).astype(jnp.float32)
   weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
@@ -166,11 +178,14 @@ def _backward(n_heads: int, residuals: Any, gradient_RxD: Array) -> tuple:
 
 
 _attention.defvjp(
-  _forward, lambda products, *inputs: jax.default_matmul_precision(products)(_backward)(*inputs)
+  _forward,
+  lambda products, *inputs: jax.default_matmul_precision(products)(_backward)(*inputs),
 )
 
 
-def _to_heads(rows_RxD: Array, n_heads: int, mask_GxWxW: Array) -> Float[Array, "G H e W"]:
+def _to_heads(
+  rows_RxD: Array, n_heads: int, mask_GxWxW: Array
+) -> Float[Array, "G H e W"]:
   number, width, _ = mask_GxWxW.shape
   rows_GxDxW = rows_RxD.reshape(number, width, -1).swapaxes(1, 2)
   return rows_GxDxW.reshape(number, n_heads, -1, width)
@@ -178,4 +193,6 @@ def _to_heads(rows_RxD: Array, n_heads: int, mask_GxWxW: Array) -> Float[Array, 
 
 def _from_heads(rows_GxHxexW: Array) -> Float[Array, "R D"]:
   number, _, _, width = rows_GxHxexW.shape
-  return rows_GxHxexW.reshape(number, -1, width).swapaxes(1, 2).reshape(number * width, -1)
+  return (
+    rows_GxHxexW.reshape(number, -1, width).swapaxes(1, 2).reshape(number * width, -1)
+  )

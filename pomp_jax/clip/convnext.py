@@ -25,10 +25,13 @@ class ConvNextConfig:
   image_size: int = 0  # pixels, from open_clip's configuration
   epsilon: float = 1e-6  # of the layer norms
 
-  def features(self, params: Tensors, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+  def features(
+    self, params: Tensors, pixels: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B E"]:
     """Features of normalised images, in their float type; errors as the layers'.
 
-    The names of the trunk's tensors start with "trunk.", those of the projection with "head.".
+    The names of the trunk's tensors start with "trunk.", those of the projection with
+    "head.".
     """
     hidden = patches(params, "trunk.stem.0", pixels)
     hidden = layer_norm(params, "trunk.stem.1", hidden, self.epsilon)
@@ -46,7 +49,9 @@ class ConvNextConfig:
     return dense(params, "head.mlp.fc2", hidden, bias=False)
 
 
-def _convnext_block(config: ConvNextConfig, params: Tensors, name: str, hidden: Array) -> Array:
+def _convnext_block(
+  config: ConvNextConfig, params: Tensors, name: str, hidden: Array
+) -> Array:
   width = hidden.shape[-1]
   kernel = tensor(params, f"{name}.conv_dw.weight", width, 1, 7, 7)
   rows = convolution(hidden, kernel, (1, 1), "SAME", n_groups=width)
@@ -58,6 +63,9 @@ def _convnext_block(config: ConvNextConfig, params: Tensors, name: str, hidden: 
 
 # By timm's name.
 MODELS: dict[str, Any] = {
-  **{f"convnext_{size}": ConvNextConfig() for size in ("tiny", "small", "base", "large", "xlarge")},
+  **{
+    f"convnext_{size}": ConvNextConfig()
+    for size in ("tiny", "small", "base", "large", "xlarge")
+  },
   "convnext_xxlarge": ConvNextConfig(epsilon=1e-5),
 }

@@ -1,9 +1,11 @@
-"""Image towers on EVA's transformer: EVA-CLIP (Sun et al., 2023), PE-Core (Bolya et al., 2025),
-SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025), as timm has them.
+"""Image towers on EVA's transformer: EVA-CLIP (Sun et al., 2023), PE-Core (Bolya et
+al., 2025), SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025), as timm
+has them.
 
-EVA01-g: pre-norm, absolute positions. EVA02-B and L: rotary positions, SwiGLU, sub-LayerNorm in
-attention and MLP. EVA02-E: the norms behind attention and MLP. PE-Core: rotary positions, a norm in
-front, attention pooling. SigLIP: no class token, attention pooling, and no projection.
+EVA01-g: pre-norm, absolute positions. EVA02-B and L: rotary positions, SwiGLU,
+sub-LayerNorm in attention and MLP. EVA02-E: the norms behind attention and MLP.
+PE-Core: rotary positions, a norm in front, attention pooling. SigLIP: no class token,
+attention pooling, and no projection.
 
 Shapes: as in `clip.layers`; D also the width of a head where one turns.
 """
@@ -25,7 +27,8 @@ from pomp_jax.clip.layers import Tensors, count, dense, layer_norm, patches, ten
 class EvaConfig:
   """What the tensors do not tell."""
 
-  prefix: ClassVar[str] = "visual.trunk."  # in front of the tensors' names in a checkpoint
+  # in front of the tensors' names in a checkpoint
+  prefix: ClassVar[str] = "visual.trunk."
 
   image_size: int  # pixels
   num_attention_heads: int
@@ -38,7 +41,9 @@ class EvaConfig:
   projects: bool = True  # whether a dense layer follows
   tanh: bool = False  # whether GELU is the approximate one
 
-  def features(self, params: Tensors, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+  def features(
+    self, params: Tensors, pixels: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B E"]:
     """Features of normalised images, in their float type; errors as the layers'."""
     norm_first = "norm_pre.weight" in params
     grid = patches(params, "patch_embed.proj", pixels, bias=not norm_first)
@@ -47,7 +52,9 @@ class EvaConfig:
     n_before = 1 if "cls_token" in params else 0
     if n_before:
       first = tensor(params, "cls_token", 1, 1, width).astype(hidden.dtype)
-      hidden = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), hidden], axis=1)
+      hidden = jnp.concatenate(
+        [jnp.broadcast_to(first, (batch, 1, width)), hidden], axis=1
+      )
     positions = tensor(params, "pos_embed", 1, n_before + side * side, width)
     hidden += positions.astype(hidden.dtype)
     if norm_first:
@@ -57,7 +64,9 @@ class EvaConfig:
       hidden = _block(self, params, f"blocks.{i}", turn, hidden)
     hidden = hidden if self.pooling_heads else hidden[:, 0]
     hidden = layer_norm(params, "norm", hidden, self.epsilon)
-    hidden = _pooled(self, params, "attn_pool", hidden) if self.pooling_heads else hidden
+    hidden = (
+      _pooled(self, params, "attn_pool", hidden) if self.pooling_heads else hidden
+    )
     return dense(params, "head", hidden) if self.projects else hidden
 
 
@@ -73,14 +82,20 @@ def _siglip(size: int, heads: int, tanh: bool = False) -> SiglipConfig:
   return SiglipConfig(size, heads, pooling_heads=heads, projects=False, tanh=tanh)
 
 
-def _block(config: EvaConfig, params: Tensors, name: str, turn: Any, hidden: Array) -> Array:
+def _block(
+  config: EvaConfig, params: Tensors, name: str, turn: Any, hidden: Array
+) -> Array:
   """One layer: attention and MLP, each on normed rows, or normed itself."""
   attend = functools.partial(_attention, turn=turn)
   for part, norm in ((attend, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
     if config.post_norm:
-      hidden += layer_norm(params, norm, part(config, params, name, hidden), config.epsilon)
+      hidden += layer_norm(
+        params, norm, part(config, params, name, hidden), config.epsilon
+      )
     else:
-      hidden += part(config, params, name, layer_norm(params, norm, hidden, config.epsilon))
+      hidden += part(
+        config, params, name, layer_norm(params, norm, hidden, config.epsilon)
+      )
   return hidden
 
 
@@ -90,12 +105,16 @@ def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Arr
   latent = tensor(params, f"{name}.latent", 1, 1, width).astype(hidden.dtype)
   query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
   key, value = jnp.split(dense(params, f"{name}.kv", hidden), 2, axis=-1)
-  pooled = dense(params, f"{name}.proj", attention(config.pooling_heads, query, key, value))
+  pooled = dense(
+    params, f"{name}.proj", attention(config.pooling_heads, query, key, value)
+  )
   normed = layer_norm(params, f"{name}.norm", pooled, config.epsilon)
   return (pooled + _mlp(config, params, name, normed))[:, 0]
 
 
-def _attention(config: EvaConfig, params: Tensors, name: str, rows: Array, turn: Any) -> Array:
+def _attention(
+  config: EvaConfig, params: Tensors, name: str, rows: Array, turn: Any
+) -> Array:
   name = f"{name}.attn"
   if f"{name}.q_proj.weight" in params:
     query, key, value = (
@@ -103,7 +122,9 @@ def _attention(config: EvaConfig, params: Tensors, name: str, rows: Array, turn:
     )
   else:
     some_biased = f"{name}.q_bias" in params  # the keys have no bias
-    query, key, value = jnp.split(dense(params, f"{name}.qkv", rows, not some_biased), 3, axis=-1)
+    query, key, value = jnp.split(
+      dense(params, f"{name}.qkv", rows, not some_biased), 3, axis=-1
+    )
     if some_biased:
       query += tensor(params, f"{name}.q_bias", query.shape[-1]).astype(query.dtype)
       value += tensor(params, f"{name}.v_bias", value.shape[-1]).astype(value.dtype)
@@ -118,7 +139,9 @@ def _attention(config: EvaConfig, params: Tensors, name: str, rows: Array, turn:
 def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
   name = f"{name}.mlp"
   if f"{name}.fc1_g.weight" in params:
-    inner = jax.nn.silu(dense(params, f"{name}.fc1_g", rows)) * dense(params, f"{name}.fc1_x", rows)
+    inner = jax.nn.silu(dense(params, f"{name}.fc1_g", rows)) * dense(
+      params, f"{name}.fc1_x", rows
+    )
   else:
     inner = jax.nn.gelu(dense(params, f"{name}.fc1", rows), config.tanh)
   if f"{name}.norm.weight" in params:
@@ -127,29 +150,39 @@ def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
 
 
 def _rotation(config: EvaConfig, side: int, head_width: int, n_before: int) -> Any:
-  """Returns the rotation of queries and keys [B,T,heads*D] by their patch's place; None: none.
+  """Returns the rotation of queries and keys [B,T,heads*D] by their patch's place;
+  None: none.
 
-  Neighbouring pairs of a head turn by the angle position / 10000^(i / (D/4)): the first half of the
-  head by one coordinate, the second by the other. Tokens before the patches do not turn.
+  Neighbouring pairs of a head turn by the angle position / 10000^(i / (D/4)): the first
+  half of the head by one coordinate, the second by the other. Tokens before the patches
+  do not turn.
   """
   if not config.rope_grid:
     return None
   scale = config.rope_grid / side
   places_G = (np.arange(side, dtype=np.float32) + config.rope_offset) * scale
   rows_GxG, columns_GxG = np.meshgrid(places_G, places_G, indexing="ij")
-  first, second = (columns_GxG, rows_GxG) if config.rope_x_first else (rows_GxG, columns_GxG)
+  first, second = (
+    (columns_GxG, rows_GxG) if config.rope_x_first else (rows_GxG, columns_GxG)
+  )
   n_bands = head_width // 4
   bands = 10000.0 ** (-np.arange(n_bands, dtype=np.float32) / n_bands)
-  angles = np.concatenate([place.reshape(-1, 1) * bands for place in (first, second)], axis=1)
+  angles = np.concatenate(
+    [place.reshape(-1, 1) * bands for place in (first, second)], axis=1
+  )
   angles = np.pad(angles, ((n_before, 0), (0, 0)))
   sin, cos = jnp.asarray(np.sin(angles)), jnp.asarray(np.cos(angles))
 
   def turn(rows: Array) -> Array:
     batch, n_tokens, width = rows.shape
-    pairs = rows.reshape(batch, n_tokens, config.num_attention_heads, head_width // 2, 2)
+    pairs = rows.reshape(
+      batch, n_tokens, config.num_attention_heads, head_width // 2, 2
+    )
     one, other = pairs[..., 0], pairs[..., 1]
     sines, cosines = sin[:, None], cos[:, None]
-    turned = jnp.stack([one * cosines - other * sines, other * cosines + one * sines], axis=-1)
+    turned = jnp.stack(
+      [one * cosines - other * sines, other * cosines + one * sines], axis=-1
+    )
     return turned.reshape(batch, n_tokens, width).astype(rows.dtype)
 
   return turn
@@ -169,11 +202,23 @@ MODELS: dict[str, Any] = {
   "vit_pe_core_large_patch14_336": _pe_core(336, 16, 24),
   "vit_pe_core_gigantic_patch14_448": _pe_core(448, 16, 32, 0.0),
   "vit_base_patch32_siglip_256": _siglip(256, 12, tanh=True),
-  **{f"vit_base_patch16_siglip_{size}": _siglip(size, 12) for size in (224, 256, 384, 512)},
   **{
-    f"vit_large_patch16_siglip_{size}": _siglip(size, 16, size == 512) for size in (256, 384, 512)
+    f"vit_base_patch16_siglip_{size}": _siglip(size, 12)
+    for size in (224, 256, 384, 512)
   },
-  **{f"vit_so400m_patch14_siglip_{size}": _siglip(size, 16) for size in (224, 378, 384)},
-  **{f"vit_so400m_patch16_siglip_{size}": _siglip(size, 16, True) for size in (256, 384, 512)},
-  **{f"vit_giantopt_patch16_siglip_{size}": _siglip(size, 16, True) for size in (256, 384)},
+  **{
+    f"vit_large_patch16_siglip_{size}": _siglip(size, 16, size == 512)
+    for size in (256, 384, 512)
+  },
+  **{
+    f"vit_so400m_patch14_siglip_{size}": _siglip(size, 16) for size in (224, 378, 384)
+  },
+  **{
+    f"vit_so400m_patch16_siglip_{size}": _siglip(size, 16, True)
+    for size in (256, 384, 512)
+  },
+  **{
+    f"vit_giantopt_patch16_siglip_{size}": _siglip(size, 16, True)
+    for size in (256, 384)
+  },
 }

@@ -1,4 +1,5 @@
-"""CLIPs in HuggingFace's layout: weights of its torch and Flax models, config.json, tokenizer."""
+"""CLIPs in HuggingFace's layout: weights of its torch and Flax models, config.json,
+tokenizer."""
 
 from transformers import CLIPConfig, CLIPTokenizerFast
 
@@ -27,7 +28,9 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
   """The names in a file of weights, Flax's or torch's."""
   del config
   flax = lambda parameter: Source(".".join(parameter), as_is=True)
-  return Layout(flax if weights.path.endswith(FLAX_SUFFIX) else _as_in_torch, ("position_ids",))
+  return Layout(
+    flax if weights.path.endswith(FLAX_SUFFIX) else _as_in_torch, ("position_ids",)
+  )
 
 
 def _as_in_torch(path: Parameter) -> Source:
@@ -36,7 +39,9 @@ def _as_in_torch(path: Parameter) -> Source:
   return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
 
 
-def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
+def read_config(
+  files: Files, weights: Weights, activation: str, image_tower: bool
+) -> ClipConfig:
   """Reads config.json; ClipError if it is missing, or no CLIP's."""
   del weights, image_tower
   return _config(files, activation)
@@ -51,7 +56,9 @@ def check_config(files: Files, where: str, image_tower: bool) -> None:
 def _config(files: Files, activation: str) -> ClipConfig:
   file, where = files.find(CONFIG), files.source
   if file is None:
-    raise ClipError(f"{where}: no {CONFIG}, expected beside weights in HuggingFace's layout")
+    raise ClipError(
+      f"{where}: no {CONFIG}, expected beside weights in HuggingFace's layout"
+    )
   try:
     config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
   except Exception as error:  # the errors of transformers' checks share no base
@@ -66,7 +73,9 @@ def config_of(config: CLIPConfig, activation: str) -> ClipConfig:
   notes: tuple[str, ...] = ()
   text, vision = config.text_config, config.vision_config
   if activation not in ("auto", text.hidden_act):
-    notes = (f"{activation} by config.clip.activation, instead of its own {text.hidden_act}",)
+    notes = (
+      f"{activation} by config.clip.activation, instead of its own {text.hidden_act}",
+    )
     text.hidden_act = vision.hidden_act = activation
   return ClipConfig(text, vision, config.projection_dim, notes)
 
@@ -77,10 +86,13 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
   if own is None:
     merges = files.find_first(MERGES_FILES)
     return read_bpe(merges, config.text_config.vocab_size, files.source)
-  # From the hub, each file is downloaded when it is looked up; from a bucket, when it is copied.
+  # From the hub, each file is downloaded when it is looked up; from a bucket, when it
+  # is copied.
   for found in filter(None, map(files.find, _TOKENIZER_FILES)):
     local_copy(found)
   try:
     return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
+    raise ClipError(
+      f"{files.source}: {own.name} can't be read ({one_line(error)})"
+    ) from error

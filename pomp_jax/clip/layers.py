@@ -1,9 +1,9 @@
 """Layers of the image towers of timm's and open_clip's kinds.
 
-A tower's parameters are a mapping from a tensor's name to the tensor, as torch stores it: [out, in]
-kernels. A layer raises ValueError for a tensor of another shape than its input and the others need,
-KeyError for a missing one.
-Shapes: B images of height H and width W, T tokens, D and O widths, P side of a patch, G of a grid.
+A tower's parameters are a mapping from a tensor's name to the tensor, as torch stores
+it: [out, in] kernels. A layer raises ValueError for a tensor of another shape than its
+input and the others need, KeyError for a missing one. Shapes: B images of height H and
+width W, T tokens, D and O widths, P side of a patch, G of a grid.
 """
 
 from collections.abc import Mapping
@@ -44,14 +44,17 @@ def layer_norm(
   params: Tensors, name: str, rows: Float[Array, "... D"], epsilon: float
 ) -> Float[Array, "... D"]:
   """Layer norm in float32, its result in the type of the rows."""
-  scale, bias = (tensor(params, f"{name}.{kind}", rows.shape[-1]) for kind in ("weight", "bias"))
+  scale, bias = (
+    tensor(params, f"{name}.{kind}", rows.shape[-1]) for kind in ("weight", "bias")
+  )
   return packed.layer_norm(epsilon, rows.dtype, rows.astype(jnp.float32), scale, bias)
 
 
 def patches(
   params: Tensors, name: str, pixels_BxHxWxC: Float[Array, "B H W C"], bias: bool = True
 ) -> Float[Array, "B H1 W1 D"]:
-  """Embeds the patches of images, by a convolution whose stride is its size: [B,H/P,W/P,D]."""
+  """Embeds the patches of images, by a convolution whose stride is its size:
+  [B,H/P,W/P,D]."""
   shape = params[f"{name}.weight"].shape
   width, side = shape[0], shape[-1]
   kernel = tensor(params, f"{name}.weight", width, pixels_BxHxWxC.shape[-1], side, side)
@@ -60,7 +63,11 @@ def patches(
 
 
 def convolution(
-  x_BxHxWxC: Array, kernel: Array, strides: tuple[int, int], padding: str, n_groups: int = 1
+  x_BxHxWxC: Array,
+  kernel: Array,
+  strides: tuple[int, int],
+  padding: str,
+  n_groups: int = 1,
 ) -> Array:
   """A convolution by a kernel as torch stores it, [O, C / groups, P, P]."""
   return jax.lax.conv_general_dilated(
@@ -74,6 +81,9 @@ def convolution(
 
 
 def count(params: Tensors, prefix: str) -> int:
-  """Number of layers whose tensors' names start with a prefix and a number, from 0 on."""
-  numbers = {name[len(prefix) :].split(".")[0] for name in params if name.startswith(prefix)}
+  """Number of layers whose tensors' names start with a prefix and a number, from 0
+  on."""
+  numbers = {
+    name[len(prefix) :].split(".")[0] for name in params if name.startswith(prefix)
+  }
   return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)

@@ -31,7 +31,10 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Embedded CLIPs in HuggingFace's layout, by name.
 _CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
 # Values of open_clip's preprocess_cfg, the default first.
-_RESIZES = {"resize_mode": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
+_RESIZES = {
+  "resize_mode": ("shortest", "squash"),
+  "interpolation": ("bicubic", "bilinear"),
+}
 # What the names of an image tower's tensors begin with.
 _IMAGE_TOWERS = ("visual.", "vision_model.", "visual_projection.")
 _ACCEPTED = (
@@ -47,7 +50,8 @@ class Clip:
 
   name: str  # source it was loaded from (recorded in prompt files)
   config: ClipConfig  # sizes of each tower, under HuggingFace's names
-  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; of a ResNet that of `clip.resnet`.
+  # HuggingFace FlaxCLIP's parameter tree, float32, on the host; of a ResNet that of
+  # `clip.resnet`.
   params: Params
   tokenizer: Tokenizer  # the checkpoint's own tokenizer
   # Per-channel mean of the preprocessing, for pixels in [0, 1].
@@ -63,7 +67,8 @@ class Clip:
 
   @property
   def positions(self) -> int:
-    """Number of tokens that the text tower takes, SOS and EOT included (77 for OpenAI's)."""
+    """Number of tokens that the text tower takes, SOS and EOT included (77 for
+    OpenAI's)."""
     return self.config.text_config.max_position_embeddings
 
   @property
@@ -78,7 +83,8 @@ class Clip:
 
   @property
   def sos_embedding(self) -> jax.Array:
-    """Embeddings of the tokens before every prompt: the start token [1,D], or none [0,D]."""
+    """Embeddings of the tokens before every prompt: the start token [1,D], or none
+    [0,D]."""
     bos = self.tokenizer.bos_token_id
     ids = np.array([] if bos is None else [bos], np.int32)
     return jnp.asarray(token_embeddings(self.params, ids))
@@ -100,14 +106,17 @@ class Clip:
     return json.dumps([self.config.settings(), self.mean, self.std, *resizing])
 
 
-def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True) -> Clip:
+def load_clip(
+  source: str, activation: str = "auto", *, image_tower: bool = True
+) -> Clip:
   """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
   `source`, its name in prompt files, is `world`, or a folder, a file or a hub id that
-  `docs/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`: the checkpoint's,
-  or its publisher's usual one. Without `image_tower` the text tower alone is read, beside an image
-  tower of any kind: features of images come from elsewhere. ClipError: nothing there, no answer of
-  a hub, another architecture, damage, no tokenizer.
+  `docs/weights.md` describes. The activation is `quick_gelu`, `gelu`, or `auto`: the
+  checkpoint's, or its publisher's usual one. Without `image_tower` the text tower alone
+  is read, beside an image tower of any kind: features of images come from elsewhere.
+  ClipError: nothing there, no answer of a hub, another architecture, damage, no
+  tokenizer.
   """
   clip = read_clip(source, activation, image_tower)
   notes = clip.config.notes
@@ -119,7 +128,8 @@ def load_clip(source: str, activation: str = "auto", *, image_tower: bool = True
 def _preprocessing(
   files: Files, name: str, settings_of: str, prefix: str
 ) -> tuple[tuple[float, ...], tuple[float, ...], bool, bool]:
-  """Fields of `Clip`, by a family's STATISTICS; OpenAI's where the checkpoint has no own ones."""
+  """Fields of `Clip`, by a family's STATISTICS; OpenAI's where the checkpoint has no
+  own ones."""
   settings = files.json(name)
   try:
     settings = {} if settings is None else settings
@@ -140,11 +150,15 @@ def _preprocessing(
 
 
 def read_clip(
-  source: str, activation: str = "auto", image_tower: bool = True, with_params: bool = True
+  source: str,
+  activation: str = "auto",
+  image_tower: bool = True,
+  with_params: bool = True,
 ) -> Clip:
   """As `load_clip`, which logs; for validation also without the parameters.
 
-  Names and shapes of the weights are checked against the sizes. Files of a hub are downloaded.
+  Names and shapes of the weights are checked against the sizes. Files of a hub are
+  downloaded.
   """
   named = named_clip(source)
   known = {CONFIG: named.settings} if named.settings else {}
@@ -164,7 +178,9 @@ def read_clip(
     try:
       shapes = parameter_shapes(config, weights.shapes)
     except (ValueError, TypeError, ZeroDivisionError) as error:
-      raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
+      raise ClipError(
+        f"{weights.path}: no tower has such sizes ({one_line(error)})"
+      ) from error
     layout = family.layout(weights, config)
     check_weights(weights.shapes, shapes, layout, weights.path)
     tokenizer = family.read_tokenizer(files, config)
@@ -174,9 +190,11 @@ def read_clip(
 
 
 def _found(files: Files, named: NamedClip, source: str, image_tower: bool) -> Path:
-  """The weights of a folder or repository, HuggingFace's first if its configuration is there.
+  """The weights of a folder or repository, HuggingFace's first if its configuration is
+  there.
 
-  ClipError: none, or by the configuration, which is read first, those of no CLIP that is read.
+  ClipError: none, or by the configuration, which is read first, those of no CLIP that
+  is read.
   """
   names: tuple[str, ...] = openai.WEIGHTS
   if named.settings:
@@ -192,4 +210,6 @@ def _found(files: Files, named: NamedClip, source: str, image_tower: bool) -> Pa
     if file := files.find(name):
       return file
   because = f" ({files.trouble})" if files.trouble else ""
-  raise ClipError(f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
+  raise ClipError(
+    f"{files.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}"
+  )

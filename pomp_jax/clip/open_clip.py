@@ -1,9 +1,9 @@
 """CLIPs by open_clip's names, such as `open_clip:ViT-H-14-378-quickgelu/dfn5b`.
 
-`open_clip.json` has the tables of open_clip_torch 3.3.0 (MIT licence, README.md beside it): each
-model's configuration, and of each of its tags the repository on the hub, the preprocessing, and
-whether the weights were trained with QuickGELU. A second colon puts files of one's own in the
-repository's place: `open_clip:MODEL/TAG:PATH`.
+`open_clip.json` has the tables of open_clip_torch 3.3.0 (MIT licence, README.md beside
+it): each model's configuration, and of each of its tags the repository on the hub, the
+preprocessing, and whether the weights were trained with QuickGELU. A second colon puts
+files of one's own in the repository's place: `open_clip:MODEL/TAG:PATH`.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,41 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError
-from pomp_jax.clip.families import MODELS, TIMM_ITEMS, ImageTowerConfig, NoImageTower, family_of
+from pomp_jax.clip.families import (
+  MODELS,
+  TIMM_ITEMS,
+  ImageTowerConfig,
+  NoImageTower,
+  family_of,
+)
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.errors import InputError
 
 PREFIX, HUB_PREFIX, CONFIG = "open_clip:", "hf-hub:", "open_clip_config.json"
 _TABLES = pathlib.Path(__file__).with_name("open_clip.json")
 
-# Items of open_clip_config.json that are checked or read, and values that are the default here. Any
-# other item that is set would change what the same weights compute.
+# Items of open_clip_config.json that are checked or read, and values that are the
+# default here. Any other item that is set would change what the same weights compute.
 _KNOWN_ITEMS = {
   "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"},
-  "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+  "vision_cfg": {
+    "image_size",
+    "layers",
+    "width",
+    "patch_size",
+    "head_width",
+    "mlp_ratio",
+  }
   | TIMM_ITEMS,
-  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "eos_id"}
+  "text_cfg": {
+    "context_length",
+    "vocab_size",
+    "width",
+    "heads",
+    "layers",
+    "mlp_ratio",
+    "eos_id",
+  }
   | {"no_causal_mask", "proj_bias", "hf_tokenizer_name", "tokenizer_kwargs"},
 }
 _HARMLESS_ITEMS = {
@@ -53,7 +74,8 @@ class NamedClip(NamedTuple):
 
   source: str  # repository on the hub, or a path
   file: str = ""  # file of the weights in it; empty: the usual one
-  settings: dict[str, Any] | None = None  # content of open_clip_config.json, if it is known
+  # content of open_clip_config.json, if it is known
+  settings: dict[str, Any] | None = None
 
 
 @functools.cache
@@ -65,7 +87,8 @@ def tables() -> dict[str, Any]:
 def named_clip(source: str) -> NamedClip:
   """Resolves a name of open_clip or of the hub; any other source stays as it is.
 
-  InputError: a model or a tag that open_clip does not have; the message is what is accepted.
+  InputError: a model or a tag that open_clip does not have; the message is what is
+  accepted.
   """
   if not source.startswith(PREFIX):
     return NamedClip(source.removeprefix(HUB_PREFIX))
@@ -79,12 +102,18 @@ def named_clip(source: str) -> NamedClip:
   owner, repository, file = (*facts["hub"].split("/", 2), "")[:3]
   # open_clip only warns where the tag says QuickGELU and the model's name does not.
   quick = bool(row["model_cfg"].get("quick_gelu") or facts.get("quick_gelu"))
-  settings = {"model_cfg": row["model_cfg"] | {"quick_gelu": quick}, "preprocess_cfg": facts}
+  settings = {
+    "model_cfg": row["model_cfg"] | {"quick_gelu": quick},
+    "preprocess_cfg": facts,
+  }
   return NamedClip(path or f"{owner}/{repository}", "" if path else file, settings)
 
 
-def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict[str, Any]:
-  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here implements it.
+def model_settings(
+  open_clip: Any, where: str, image_tower: bool = True
+) -> dict[str, Any]:
+  """Returns `model_cfg` of an open_clip_config.json; ClipError if no tower here
+  implements it.
 
   Without `image_tower` the text tower alone has to be one of here.
   """
@@ -95,17 +124,23 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
     parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
   for part, items in parts.items():
     if not isinstance(items, Mapping):
-      raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
+      raise ClipError(
+        f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg"
+      )
   reasons = unread(parts["model_cfg"], image_tower)
   if reasons:
     why = " and ".join(reasons)
     if not unread(parts["model_cfg"], image_tower=False):
       why += "; its text tower alone is, with clip.image_tower=False"
-    raise ClipError(f"{source}: this CLIP is not read: {why} (docs/clips.md lists those that are)")
+    raise ClipError(
+      f"{source}: this CLIP is not read: {why} (docs/clips.md lists those that are)"
+    )
   for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
     value = parts[part].get(item)
     if value is not None and (type(value) is not int or value < 1):
-      raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
+      raise ClipError(
+        f"{where}: {part}.{item}: got {value!r}, expected an integer from 1"
+      )
   try:
     if image_tower:
       family_of(parts["vision_cfg"], 0)
@@ -115,10 +150,11 @@ def model_settings(open_clip: Any, where: str, image_tower: bool = True) -> dict
 
 
 def unread(model: Mapping[str, Any], image_tower: bool = True) -> list[str]:
-  """Returns why no towers here implement a `model_cfg`, in its user's words; empty if they do.
+  """Returns why no towers here implement a `model_cfg`, in its user's words; empty if
+  they do.
 
-  One reason for the whole CLIP, or one for each of its towers; the image tower's only if it is
-  read. `model` has `vision_cfg` and `text_cfg`.
+  One reason for the whole CLIP, or one for each of its towers; the image tower's only
+  if it is read. `model` has `vision_cfg` and `text_cfg`.
   """
   vision, text = model["vision_cfg"], model["text_cfg"]
   of_model = _other_items("model_cfg", model)
@@ -128,7 +164,9 @@ def unread(model: Mapping[str, Any], image_tower: bool = True) -> list[str]:
   pools = ("eos", "argmax") if text.get("hf_tokenizer_name") else ("argmax",)
   pool = text.get("pool_type", "argmax")
   if text.get("no_causal_mask") and pool != "last":
-    of_text.append("its text tower attends to all positions, but has its feature at EOT")
+    of_text.append(
+      "its text tower attends to all positions, but has its feature at EOT"
+    )
   elif not text.get("no_causal_mask") and pool not in pools:
     of_text.append(f"text_cfg.pool_type: got {pool!r}, expected {' or '.join(pools)}")
   if not image_tower:
@@ -168,7 +206,10 @@ def check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) ->
     of_vision |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
     of_vision["patch_size"] = vision.patch_size
   of_text = {"width": text.hidden_size, "layers": text.num_hidden_layers}
-  of_text |= {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size}
+  of_text |= {
+    "context_length": text.max_position_embeddings,
+    "vocab_size": text.vocab_size,
+  }
   sizes = {"model_cfg": {"embed_dim": config.projection_dim}, "text_cfg": of_text}
   for part, items in (sizes | {"vision_cfg": of_vision}).items():
     settings = model if part == "model_cfg" else model.get(part, {})

@@ -1,7 +1,9 @@
-"""CLIPs in OpenAI's layout, which open_clip kept: names of the weights, sizes by their shapes.
+"""CLIPs in OpenAI's layout, which open_clip kept: names of the weights, sizes by their
+shapes.
 
-The shapes give all sizes but the number of heads and the activation. `open_clip_config.json` beside
-the weights has both. Without it they are assumed to be the usual ones of the two projects.
+The shapes give all sizes but the number of heads and the activation.
+`open_clip_config.json` beside the weights has both. Without it they are assumed to be
+the usual ones of the two projects.
 """
 
 from collections.abc import Mapping
@@ -37,8 +39,8 @@ _HEAD_WIDTH = 64
 _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
 
-# Parts of FlaxCLIP's names, and OpenAI's in their place, in this order. The ResNet's modules have
-# OpenAI's names in `clip.resnet` too, but for items of lists.
+# Parts of FlaxCLIP's names, and OpenAI's in their place, in this order. The ResNet's
+# modules have OpenAI's names in `clip.resnet` too, but for items of lists.
 _NAMES = {
   "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
   "text_model.embeddings.position_embedding.embedding": "positional_embedding",
@@ -92,7 +94,9 @@ def layout(weights: Weights, config: ClipConfig) -> Layout:
     found = _source(path)
     if biased and path == ("text_projection", "kernel"):  # torch's dense layer
       found = Source("text_projection.weight")
-    return found._replace(key=prefix + found.key) if path[0].startswith("text") else found
+    return (
+      found._replace(key=prefix + found.key) if path[0].startswith("text") else found
+    )
 
   return LAYOUT._replace(source=source)
 
@@ -103,7 +107,8 @@ def _text_prefix(shapes: Shapes) -> str:
 
 
 def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
-  """A tokenizer from the merges beside the weights, or the one that open_clip names instead.
+  """A tokenizer from the merges beside the weights, or the one that open_clip names
+  instead.
 
   ClipError if it is missing or can't be read.
   """
@@ -117,27 +122,38 @@ def read_tokenizer(files: Files, config: ClipConfig) -> Tokenizer:
     expected = f"tokenizer.json beside the weights, or in {name}"
     raise ClipError(f"{files.source}: no tokenizer, expected {expected}")
   try:
-    return FileTokenizer(str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {}))
+    return FileTokenizer(
+      str(local_copy(own).parent), **settings.get("tokenizer_kwargs", {})
+    )
   except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{files.source}: {own.name} can't be read ({one_line(error)})") from error
+    raise ClipError(
+      f"{files.source}: {own.name} can't be read ({one_line(error)})"
+    ) from error
 
 
 def check_config(files: Files, where: str, image_tower: bool) -> None:
-  """Raises ClipError by open_clip_config.json, if there is one, before weights are downloaded."""
+  """Raises ClipError by open_clip_config.json, if there is one, before weights are
+  downloaded."""
   open_clip = files.json(CONFIG)
   if open_clip is not None:
     model_settings(open_clip, where, image_tower)
 
 
-def read_config(files: Files, weights: Weights, activation: str, image_tower: bool) -> ClipConfig:
+def read_config(
+  files: Files, weights: Weights, activation: str, image_tower: bool
+) -> ClipConfig:
   """Infers the sizes of weights in OpenAI's and open_clip's layout from their shapes.
 
-  The activation `auto` is that of open_clip_config.json, or else the assumed one; without
-  `image_tower` only the text tower is read. ClipError: no such CLIP, or the JSON contradicts it.
+  The activation `auto` is that of open_clip_config.json, or else the assumed one;
+  without `image_tower` only the text tower is read. ClipError: no such CLIP, or the
+  JSON contradicts it.
   """
   shapes, where, open_clip = weights.shapes, weights.path, files.json(CONFIG)
   model = model_settings(open_clip, where, image_tower) if open_clip is not None else {}
-  vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
+  vision_settings, text_settings = (
+    model.get("vision_cfg", {}),
+    model.get("text_cfg", {}),
+  )
   prefix = _text_prefix(shapes)
   n_tokens, width = _shape(shapes, f"{prefix}token_embedding.weight", 2, where)
   n_positions, _ = _shape(shapes, f"{prefix}positional_embedding", 2, where)
@@ -210,7 +226,9 @@ def _vit(
   if head_width is None:
     head_width = _WIDE_HEADS.get(width, _HEAD_WIDTH)
     if head_width != _HEAD_WIDTH:
-      notes.append(f"image heads {head_width} wide, as in open_clip's towers of width {width}")
+      notes.append(
+        f"image heads {head_width} wide, as in open_clip's towers of width {width}"
+      )
   return CLIPVisionConfig(
     **_transformer(shapes, "visual.transformer", width, where),
     num_attention_heads=_heads(width, head_width, "image", where),
@@ -222,7 +240,9 @@ def _vit(
 
 def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
   width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
-  n_positions, channels = _shape(shapes, "visual.attnpool.positional_embedding", 2, where)
+  n_positions, channels = _shape(
+    shapes, "visual.attnpool.positional_embedding", 2, where
+  )
   embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
   return ResNetConfig(
     layers=tuple(count(shapes, f"visual.layer{stage}.") for stage in range(1, 5)),
@@ -243,8 +263,11 @@ def _heads(width: int, head_width: int, tower: str, where: str) -> int:
   return width // head_width
 
 
-def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tuple[str, str]:
-  """The MLPs' activation: requested, from open_clip_config.json, or assumed; and a note on it."""
+def _activation(
+  shapes: Shapes, activation: str, model: Mapping[str, Any]
+) -> tuple[str, str]:
+  """The MLPs' activation: requested, from open_clip_config.json, or assumed; and a
+  note on it."""
   if activation != "auto":
     return activation, f"{activation} by config.clip.activation"
   if model:
@@ -253,8 +276,13 @@ def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tu
   if any(name in shapes for name in _FACTS):
     return "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
   width = shapes.get("visual.conv1.weight", (0,))[0]
-  found, why = "quick_gelu", "as in OpenAI's CLIPs; most that open_clip trained have gelu"
+  found, why = (
+    "quick_gelu",
+    "as in OpenAI's CLIPs; most that open_clip trained have gelu",
+  )
   if width > _WIDEST_OF_OPENAI:
     found, why = "gelu", f"OpenAI has no image tower of width {width}"
-  remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
+  remedy = (
+    "set config.clip.activation, or put an open_clip_config.json beside the weights"
+  )
   return found, f"{found} ASSUMED, {why}; {remedy}"

@@ -1,18 +1,19 @@
 """The fast text tower: the shared prefix computed once, names packed without padding.
 
-CLIP's text tower is causal and the prompt comes first, so the keys and values of the prefix are
-equal for all classes, and no token after EOT influences EOT. One row of R = P + T tokens, the
-prefix and then the classes' own tokens, passes through every dense layer. Only attention separates
-classes: a token attends to the prefix and to a window of the tokens before it, masked to its own
-class. The window covers the longest class, so it is exact. The last layer computes its MLP at the
-EOT tokens alone. T is static, the token budget; rows beyond it are dropped, see `kept_rows`. On
-TPUs the tokens are packed into blocks instead, each with the prefix, see `clip.blocks`.
+CLIP's text tower is causal and the prompt comes first, so the keys and values of the
+prefix are equal for all classes, and no token after EOT influences EOT. One row of R =
+P + T tokens, the prefix and then the classes' own tokens, passes through every dense
+layer. Only attention separates classes: a token attends to the prefix and to a window
+of the tokens before it, masked to its own class. The window covers the longest class,
+so it is exact. The last layer computes its MLP at the EOT tokens alone. T is static,
+the token budget; rows beyond it are dropped, see `kept_rows`. On TPUs the tokens are
+packed into blocks instead, each with the prefix, see `clip.blocks`.
 
-The weights are frozen, so the backward pass needs no input of any dense layer: layer norm,
-activation and attention have custom VJPs with few residuals.
+The weights are frozen, so the backward pass needs no input of any dense layer: layer
+norm, activation and attention have custom VJPs with few residuals.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
-F width of the MLP, E embedding. Imports jax and numpy only.
+Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T,
+D width, F width of the MLP, E embedding. Imports jax and numpy only.
 """
 
 from collections.abc import Callable
@@ -29,9 +30,9 @@ from pomp_jax.clip.attention import masks_of, packed_attention
 from pomp_jax.clip.blocks import PARTS, block_attention, n_blocks, pack_blocks, room_of
 from pomp_jax.clip.precision import precision_of
 
-# What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
-# every layer norm, activation and attention as residuals. `layers`: each layer, from its input.
-# `chunks`: each chunk, so that peak memory is that of one chunk.
+# What the backward pass recomputes, from fast to small. `none`: nothing costly, with
+# the input of every layer norm, activation and attention as residuals. `layers`: each
+# layer, from its input. `chunks`: each chunk, so that peak memory is that of one chunk.
 REMAT = ("none", "layers", "chunks")
 
 
@@ -59,15 +60,17 @@ def shared_text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> Callable[..., Float[Array, "C E"]]:
-  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that is kept.
+  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that
+  is kept.
 
-  The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1] replaces the
-  prefix's last M tokens before layer j, for j = 1..J-1.
+  The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1]
+  replaces the prefix's last M tokens before layer j, for j = 1..J-1.
 
-  `dtype` is the compute type of the dense layers and of attention, see `clip.precision`; layer
-  norm, softmax and the sum of the layers stay float32. `token_budget` is T, the most own tokens of
-  all rows; C * L if None. Features of rows beyond it (see `kept_rows`) are 1, without gradient.
-  `block` is the W of `clip.blocks.block_width`; None packs all tokens into one row.
+  `dtype` is the compute type of the dense layers and of attention, see
+  `clip.precision`; layer norm, softmax and the sum of the layers stay float32.
+  `token_budget` is T, the most own tokens of all rows; C * L if None. Features of rows
+  beyond it (see `kept_rows`) are 1, without gradient. `block` is the W of
+  `clip.blocks.block_width`; None packs all tokens into one row.
 
   ValueError: in a call, a prompt that does not fit.
   """
@@ -95,7 +98,9 @@ def shared_text_tower(
       compute = functools.partial(_packed_features, tower, budget, prefix_PxD, deep)
     else:
       tower = Tower(config, dtype, memory.remat, params, one_pass=True)
-      compute = functools.partial(_block_features, tower, block, budget, prefix_PxD, deep)
+      compute = functools.partial(
+        _block_features, tower, block, budget, prefix_PxD, deep
+      )
     features_CxE = in_chunks(compute, memory, suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
@@ -107,7 +112,8 @@ def kept_rows(
 ) -> Bool[Array, " C"]:
   """The rows that a tower with budget T computes: those from the first on that fit.
 
-  In blocks with room for `capacity` own tokens a row takes its share of one, see `taken_of`.
+  In blocks with room for `capacity` own tokens a row takes its share of one, see
+  `taken_of`.
   """
   if capacity is None:
     return jnp.cumsum(lengths_C) <= token_budget
@@ -117,7 +123,8 @@ def kept_rows(
 def taken_of(
   lengths_N: Int32[np.ndarray, " N"], capacity: int | None = None
 ) -> Float[np.ndarray, " N"]:
-  """Tokens that rows take of a budget: their own, or their shares of blocks of this capacity.
+  """Tokens that rows take of a budget: their own, or their shares of blocks of this
+  capacity.
 
   The sums of any number of rows are exact.
   """
@@ -127,15 +134,19 @@ def taken_of(
 
 
 def token_budget(
-  lengths_N: Int32[np.ndarray, " N"], n_drawn: int, n_given: int = 0, capacity: int | None = None
+  lengths_N: Int32[np.ndarray, " N"],
+  n_drawn: int,
+  n_given: int = 0,
+  capacity: int | None = None,
 ) -> int:
   """T for a step: enough for uniform draws except with negligible probability.
 
-  The tokens of n rows drawn without replacement have the mean n mu and the variance
-  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
-  `n_given` arbitrary rows before them (the positives) count as further draws, but always fit, even
-  if all are of the longest class. T is a multiple of 16, at most the tokens of the longest names.
-  In blocks of this capacity all tokens are those that rows take, see `taken_of`.
+  The tokens of n rows drawn without replacement have the mean n mu and the variance n
+  s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
+  `n_given` arbitrary rows before them (the positives) count as further draws, but
+  always fit, even if all are of the longest class. T is a multiple of 16, at most the
+  tokens of the longest names. In blocks of this capacity all tokens are those that rows
+  take, see `taken_of`.
   """
   taken_N = taken_of(lengths_N, capacity)
   n, longest = taken_N.size, taken_N.max()
@@ -150,9 +161,11 @@ def token_budget(
 class _Packing(NamedTuple):
   """Indices between packed tokens and classes; -1 for none."""
 
-  source_T: Int32[Array, " T"]  # row * L + position of each packed token in the suffix [C * L]
+  # row * L + position of each packed token in the suffix [C * L]
+  source_T: Int32[Array, " T"]
   target_CL: Int32[Array, " C*L"]  # packed token of each suffix token; the inverse
-  row_T: Int32[Array, " T"]  # class of each packed token; the number of classes for none
+  # class of each packed token; the number of classes for none
+  row_T: Int32[Array, " T"]
   position_T: Int32[Array, " T"]  # position among the class's own tokens
   eot_C: Int32[Array, " C"]  # packed token of each class's EOT
   eot_T: Int32[Array, " T"]  # class of which a packed token is the EOT; the inverse
@@ -168,7 +181,9 @@ def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
   clipped_T = jnp.minimum(row_T, n_classes - 1)
   position_T = jnp.where(exists_T, token_T - starts_C[clipped_T], 0)
   position_L = jnp.arange(n_suffix, dtype=jnp.int32)
-  target_CxL = jnp.where(position_L < lengths_C[:, None], starts_C[:, None] + position_L, -1)
+  target_CxL = jnp.where(
+    position_L < lengths_C[:, None], starts_C[:, None] + position_L, -1
+  )
   is_eot_T = exists_T & (token_T == ends_C[clipped_T] - 1)
   return _Packing(
     source_T=jnp.where(exists_T, clipped_T * n_suffix + position_T, -1),
@@ -182,10 +197,11 @@ def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
 
 @jax.custom_vjp
 def _select(rows_IxD: Any, index_O: Array, inverse_I: Array) -> Array:
-  """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial map.
+  """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial
+  map.
 
-  The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on GPUs. That
-  of a partial permutation is another gather.
+  The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on
+  GPUs. That of a partial permutation is another gather.
   """
   del inverse_I
   return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
@@ -208,12 +224,19 @@ class Tower(NamedTuple):
 
 
 def _packed_features(
-  tower: Tower, budget: int, prefix_PxD: Any, deep: Any, suffix_CxLxD: Any, lengths_C: Array
+  tower: Tower,
+  budget: int,
+  prefix_PxD: Any,
+  deep: Any,
+  suffix_CxLxD: Any,
+  lengths_C: Array,
 ) -> Float[Array, "C E"]:
-  """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
+  """Features of all rows in one packed pass; undefined but finite for rows of length
+  0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]
-  # A token attends to at most L - 1 tokens before it: in its own block of W and the one before.
+  # A token attends to at most L - 1 tokens before it: in its own block of W and the one
+  # before.
   window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
   budget = window * math.ceil(budget / window)
   packing = _pack(lengths_C, n_suffix, budget)
@@ -222,7 +245,9 @@ def _packed_features(
   config, model = tower.config, tower.params["text_model"]
   positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
   suffix_TxD = _select(
-    suffix_CxLxD.reshape(n_classes * n_suffix, width), packing.source_T, packing.target_CL
+    suffix_CxLxD.reshape(n_classes * n_suffix, width),
+    packing.source_T,
+    packing.target_CL,
   )
   prefix_PxD = prefix_PxD + positions_SxD[:n_prefix]
   suffix_TxD = suffix_TxD + positions_SxD[n_prefix + packing.position_T]
@@ -262,7 +287,9 @@ def _block_features(
   config, model = tower.config, tower.params["text_model"]
   positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
   suffix_RxD = _select(
-    suffix_CxLxD.reshape(n_classes * n_suffix, n_features), packing.source_R, packing.target_CL
+    suffix_CxLxD.reshape(n_classes * n_suffix, n_features),
+    packing.source_R,
+    packing.target_CL,
   )
   suffix_RxD = suffix_RxD + positions_SxD[n_prefix + packing.position_R]
   place_W = np.arange(width)[:, None]
@@ -273,15 +300,21 @@ def _block_features(
     prefix_WxD = jnp.pad(prefix_MxD, ((n_before, width - n_prefix), (0, 0)))
     replaced_Wx1 = (place_W >= n_before) & (place_W < n_prefix)
     rows_GxWxD = rows_RxD.reshape(number, width, n_features)
-    return jnp.where(replaced_Wx1, prefix_WxD, rows_GxWxD).reshape(number * width, n_features)
+    return jnp.where(replaced_Wx1, prefix_WxD, rows_GxWxD).reshape(
+      number * width, n_features
+    )
 
-  hidden_RxD = with_prefix(suffix_RxD, prefix_PxD + positions_SxD[:n_prefix]).astype(jnp.float32)
+  hidden_RxD = with_prefix(suffix_RxD, prefix_PxD + positions_SxD[:n_prefix]).astype(
+    jnp.float32
+  )
 
   def select_eot(rows_RxD: Array) -> Array:
     return _select(rows_RxD, packing.eot_C, packing.eot_R)
 
   def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
-    return block_attention(config.num_attention_heads, query_RxD, key_RxD, value_RxD, packing.mask)
+    return block_attention(
+      config.num_attention_heads, query_RxD, key_RxD, value_RxD, packing.mask
+    )
 
   def deepened(i: int, hidden_RxD: Array) -> Array:
     if deep is None or not 0 < i <= deep.shape[0]:
@@ -300,14 +333,19 @@ def encoded(
 ) -> Float[Array, "C E"]:
   """Features by all layers of a text tower, of the rows that `select_last` picks.
 
-  `attend` is that of `layer`; `enter` maps the number of a layer and its input to another input.
+  `attend` is that of `layer`; `enter` maps the number of a layer and its input to
+  another input.
   """
   config, model = tower.config, tower.params["text_model"]
   for i in range(config.num_hidden_layers):
     # Only some tokens of the last layer's output are read.
-    select = select_last if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
+    select = (
+      select_last if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
+    )
     weights = model["encoder"]["layers"][str(i)]
-    compute: Callable = functools.partial(layer, tower, weights, attend=attend, select=select)
+    compute: Callable = functools.partial(
+      layer, tower, weights, attend=attend, select=select
+    )
     if tower.remat == "layers":
       compute = jax.checkpoint(compute)
     hidden_RxD = compute(enter(i, hidden_RxD))
@@ -324,7 +362,8 @@ def in_chunks(
 ) -> Float[Array, "C E"]:
   """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
-  Rows are dealt out from the longest on, so the tokens of two chunks differ by at most one row's.
+  Rows are dealt out from the longest on, so the tokens of two chunks differ by at most
+  one row's.
   """
   n_chunks = memory.n_chunks
   if n_chunks == 1:
@@ -350,7 +389,8 @@ def in_chunks(
 def in_equal_chunks(
   compute: Callable, memory: MemoryPlan, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
-  """Computes rows of one length in chunks, in their order, which copies no embedding."""
+  """Computes rows of one length in chunks, in their order, which copies no
+  embedding."""
   if memory.n_chunks == 1:
     return compute(suffix_CxLxD, lengths_C)
   n_classes = len(lengths_C)
@@ -389,7 +429,8 @@ def layer(
 ) -> Float[Array, "R D"]:
   """One layer of a frozen text tower, with few residuals.
 
-  `attend` maps scaled queries, keys and values to [R,D]; `select` picks the rows that are read.
+  `attend` maps scaled queries, keys and values to [R,D]; `select` picks the rows that
+  are read.
   """
   config, dtype = tower.config, tower.dtype
   attention, mlp = weights["self_attn"], weights["mlp"]
@@ -403,9 +444,13 @@ def layer(
   key_RxD, value_RxD = projected("k_proj"), projected("v_proj")
   attended_RxD = attend(query_RxD, key_RxD, value_RxD)
   hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
-  hidden_RxD += _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
+  hidden_RxD += (
+    _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
+  )
   normed_RxD = _normed(tower, weights["layer_norm2"], hidden_RxD)
-  inner_RxF = _activation(config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"])
+  inner_RxF = _activation(
+    config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"]
+  )
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
 
@@ -421,7 +466,9 @@ def _activation_backward(name: str, kept: Any, gradient_RxF: Array) -> tuple:
 
 
 _activation = jax.custom_vjp(_activated, nondiff_argnums=(0,))
-_activation.defvjp(lambda name, *inputs: (_activation(name, *inputs), inputs), _activation_backward)
+_activation.defvjp(
+  lambda name, *inputs: (_activation(name, *inputs), inputs), _activation_backward
+)
 
 
 def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
@@ -429,8 +476,11 @@ def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
   return _layer_norm(settings, rows_RxD, weights["scale"], weights["bias"])
 
 
-def layer_norm(epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any) -> Array:
-  """Layer norm in float32, its result in the compute type, with the rows as residual."""
+def layer_norm(
+  epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
+) -> Array:
+  """Layer norm in float32, its result in the compute type, with the rows as
+  residual."""
   return _layer_norm(_Norm(epsilon, dtype), rows_RxD, scale, bias)
 
 
@@ -439,8 +489,9 @@ class _Norm(NamedTuple):
 
   epsilon: float
   dtype: Any
-  # The variance is E[x^2] - E[x]^2, as in Flax: one pass over the rows, which a TPU fuses with the
-  # product before. Exact to rounding where the mean is no larger than the deviation.
+  # The variance is E[x^2] - E[x]^2, as in Flax: one pass over the rows, which a TPU
+  # fuses with the product before. Exact to rounding where the mean is no larger than
+  # the deviation.
   one_pass: bool = False
 
 

@@ -1,9 +1,11 @@
-"""CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section 2.4).
+"""CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section
+2.4).
 
 A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling
-(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's modules,
-with "layer1_0" for "layer1.0". Batch norm is frozen, so its statistics are parameters.
-Shapes: B images of height H and width W, D channels, T positions and their mean, E embedding.
+(antialiased, Zhang 2019), and attention pooling. Parameters have the names of OpenAI's
+modules, with "layer1_0" for "layer1.0". Batch norm is frozen, so its statistics are
+parameters. Shapes: B images of height H and width W, D channels, T positions and their
+mean, E embedding.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ _EXPANSION = 4  # of a bottleneck's channels by its last convolution
 class ResNetConfig:
   """Sizes of the tower."""
 
-  # Bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for RN101.
+  # Bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for
+  # RN101.
   layers: tuple[int, ...]
   width: int  # channels of the first stage's bottlenecks, 64 for both
   num_attention_heads: int  # heads of the attention pooling
@@ -31,7 +34,8 @@ class ResNetConfig:
 
 
 class ModifiedResNet(nn.Module):
-  """The tower: normalised pixels to features; parameters stay float32 for any compute type."""
+  """The tower: normalised pixels to features; parameters stay float32 for any
+  compute type."""
 
   config: ResNetConfig
   dtype: DTypeLike = jnp.float32
@@ -41,7 +45,9 @@ class ModifiedResNet(nn.Module):
     """Features in the compute type, not normalised; H = W = `config.image_size`."""
     width = self.config.width
     x = pixels_BxHxWx3
-    for i, (channels, stride) in enumerate([(width // 2, 2), (width // 2, 1), (width, 1)], 1):
+    for i, (channels, stride) in enumerate(
+      [(width // 2, 2), (width // 2, 1), (width, 1)], 1
+    ):
       x = nn.relu(_normed(x, channels, 3, stride, self.dtype, f"conv{i}", f"bn{i}"))
     x = _average(x, 2)
     for stage, n_blocks in enumerate(self.config.layers, 1):
@@ -52,12 +58,16 @@ class ModifiedResNet(nn.Module):
         )
         x = block(x)
     return _AttentionPool(
-      self.config.num_attention_heads, self.config.projection_dim, self.dtype, name="attnpool"
+      self.config.num_attention_heads,
+      self.config.projection_dim,
+      self.dtype,
+      name="attnpool",
     )(x)
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation with fixed statistics, computed in float32, with a result of any type."""
+  """Batch normalisation with fixed statistics, computed in float32, with a result of
+  any type."""
 
   dtype: DTypeLike = jnp.float32
 
@@ -73,7 +83,8 @@ class FrozenBatchNorm(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-  """Three convolutions beside the identity (`shortcut`) or a projection of the input."""
+  """Three convolutions beside the identity (`shortcut`) or a projection of the
+  input."""
 
   channels: int
   stride: int
@@ -106,7 +117,9 @@ class _AttentionPool(nn.Module):
     mean_Bx1xD = positions_BxTxD.mean(axis=1, keepdims=True)
     tokens_BxTxD = jnp.concatenate([mean_Bx1xD, positions_BxTxD], axis=1)
     position_TxD = self.param(
-      "positional_embedding", nn.initializers.normal(channels**-0.5), tokens_BxTxD.shape[1:]
+      "positional_embedding",
+      nn.initializers.normal(channels**-0.5),
+      tokens_BxTxD.shape[1:],
     )
     tokens_BxTxD = (tokens_BxTxD + position_TxD).astype(self.dtype)
 
@@ -124,7 +137,13 @@ class _AttentionPool(nn.Module):
 
 
 def _normed(
-  x: Array, channels: int, size: int, stride: int, dtype: DTypeLike, name: str, norm: str
+  x: Array,
+  channels: int,
+  size: int,
+  stride: int,
+  dtype: DTypeLike,
+  name: str,
+  norm: str,
 ) -> Array:
   """A convolution and its batch norm, by their names in the module that calls."""
   kernel, padding = (size, size), [(size // 2, size // 2)] * 2

@@ -1,11 +1,12 @@
-"""The frozen text tower by name, its contract, and the memory that its backward pass may take.
+"""The frozen text tower by name, its contract, and the memory that its backward pass
+may take.
 
   (params, prefix [P,D], suffix [C,L,D], lengths [C]) -> features [C,E]
 
-Row c is the sequence prefix, suffix[c, :lengths[c]]. Its feature is read at the last of these
-positions (EOT), and padding after it has no effect. Features are not normalised.
-Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens of all rows, M
-context vectors, J layers with a context, D width, E embedding.
+Row c is the sequence prefix, suffix[c, :lengths[c]]. Its feature is read at the last of
+these positions (EOT), and padding after it has no effect. Features are not normalised.
+Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens of all
+rows, M context vectors, J layers with a context, D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -45,17 +46,21 @@ def text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> TextTower:
-  """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
+  """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they
+  are.
 
-  `shared` computes the prefix once and packs names, see `clip.packed`; a bidirectional CLIP has a
-  tower over all positions instead. `reference` is HuggingFace's modules, see `clip.reference`, and
-  ignores `token_budget` and `memory`: InputError where transformers has none (5 and newer).
-  `config` is HuggingFace's, or has its fields. `dtype` is the compute type, see `clip.precision`.
-  `block` is the result of `block_of` for the packed tower.
+  `shared` computes the prefix once and packs names, see `clip.packed`; a bidirectional
+  CLIP has a tower over all positions instead. `reference` is HuggingFace's modules, see
+  `clip.reference`, and ignores `token_budget` and `memory`: InputError where
+  transformers has none (5 and newer). `config` is HuggingFace's, or has its fields.
+  `dtype` is the compute type, see `clip.precision`. `block` is the result of `block_of`
+  for the packed tower.
   """
   if getattr(config, "bidirectional", False):
     if kind != "shared":
-      raise InputError(f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP")
+      raise InputError(
+        f"text_tower: got {kind!r}, expected 'shared': this CLIP is no FlaxCLIP"
+      )
     return _bidirectional_text_tower(config, dtype, memory)
   if kind == "shared":
     return shared_text_tower(config, dtype, token_budget, memory, block)
@@ -67,11 +72,13 @@ def text_tower(
 
 
 def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> TextTower:
-  """The text tower of SigLIP and CLIPA: every position attends to all, and the last is the feature.
+  """The text tower of SigLIP and CLIPA: every position attends to all, and the last is
+  the feature.
 
-  Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32 positions,
-  where the packed tower computes 4 to 6. The classes' own tokens, padding included, reach the last
-  position; ValueError for others, and for MaPLe's context of deeper layers.
+  Neither a shared prefix nor dropped padding is exact here: a class has all 64 or 32
+  positions, where the packed tower computes 4 to 6. The classes' own tokens, padding
+  included, reach the last position; ValueError for others, and for MaPLe's context of
+  deeper layers.
   """
   dtype, products = precision_of(dtype)
   n_positions = config.max_position_embeddings
@@ -91,11 +98,17 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
     def features_of(suffix_CxLxD: Array, _: Array) -> Array:
       n_classes = len(suffix_CxLxD)
       prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, n_prefix, width))
-      hidden = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1) + jnp.asarray(positions)
+      hidden = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1) + jnp.asarray(
+        positions
+      )
 
       def attend(*projected: Array) -> Array:
-        query, key, value = (rows.reshape(n_classes, n_positions, width) for rows in projected)
-        return attention(config.num_attention_heads, query, key, value, 1.0).reshape(-1, width)
+        query, key, value = (
+          rows.reshape(n_classes, n_positions, width) for rows in projected
+        )
+        return attention(config.num_attention_heads, query, key, value, 1.0).reshape(
+          -1, width
+        )
 
       last = lambda rows: rows[n_positions - 1 :: n_positions]
       return encoded(tower, hidden.reshape(-1, width).astype(jnp.float32), attend, last)
@@ -106,7 +119,8 @@ def _bidirectional_text_tower(config: Any, dtype: Any, memory: MemoryPlan) -> Te
 
 
 def block_of(kind: str, config: Any, platform: str) -> int | None:
-  """Rows of a block of the tower called `kind` on devices of a platform; None without blocks."""
+  """Rows of a block of the tower called `kind` on devices of a platform; None
+  without blocks."""
   if kind != "shared" or getattr(config, "bidirectional", False):
     return None
   return block_width(platform, config.max_position_embeddings)
@@ -114,24 +128,30 @@ def block_of(kind: str, config: Any, platform: str) -> int | None:
 
 def has_flax_clip() -> bool:
   """Whether the installed transformers has the modules of the `reference` tower."""
-  return importlib.util.find_spec("transformers.models.clip.modeling_flax_clip") is not None
+  return (
+    importlib.util.find_spec("transformers.models.clip.modeling_flax_clip") is not None
+  )
 
 
 def token_embeddings(
   params: Any, ids: Int32[Array | np.ndarray, "..."]
 ) -> Float[Array | np.ndarray, "... D"]:
-  """Embeddings of token ids without positions; NumPy parameters give NumPy, without a device."""
+  """Embeddings of token ids without positions; NumPy parameters give NumPy, without
+  a device."""
   rows = token_table(params)[ids]
   # A table that is mapped into memory may be stored in half precision.
   return rows if rows.dtype == jnp.float32 else rows.astype(jnp.float32)
 
 
 def token_table(params: Any) -> Any:
-  """Embeddings of all tokens [V,D]; on the host a long table stays in its file, as it is stored."""
+  """Embeddings of all tokens [V,D]; on the host a long table stays in its file, as
+  it is stored."""
   return params["text_model"]["embeddings"]["token_embedding"]["embedding"]
 
 
-def with_embeddings(params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"]) -> Any:
+def with_embeddings(
+  params: Any, embeddings_VxD: Float[Array | np.ndarray, "V D"]
+) -> Any:
   """Parameters of the text tower with other token embeddings."""
   model = params["text_model"]
   embeddings = model["embeddings"] | {"token_embedding": {"embedding": embeddings_VxD}}
@@ -147,12 +167,16 @@ def plan_memory(
   dtype: Any = jnp.float32,
   platform: str = "cpu",
 ) -> MemoryPlan:
-  """The fastest plan whose activations stay below a limit, by a rough estimate for one device.
+  """The fastest plan whose activations stay below a limit, by a rough estimate for one
+  device.
 
-  See `activation_bytes`. A bidirectional tower can't stay below twice the embeddings of its rows.
+  See `activation_bytes`. A bidirectional tower can't stay below twice the embeddings of
+  its rows.
   """
   if getattr(config, "bidirectional", False):
-    return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).plan(limit_bytes)
+    return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).plan(
+      limit_bytes
+    )
   needed = activation_bytes(config, n_prefix, n_tokens, block)
   if needed <= limit_bytes:
     return AT_ONCE
@@ -169,10 +193,11 @@ def activation_bytes(
 ) -> float:
   """Rough size of all residuals without rematerialisation, for P and T tokens.
 
-  For each row and layer about nine vectors of width D (inputs of the norms, query, key, value, the
-  result of attention), the MLP's hidden vector, and the attention weights. In blocks of W rows each
-  begins with a copy of the prefix, and a row has W weights. The compute type and the platform count
-  for a bidirectional tower alone, see `full_tower_bytes`.
+  For each row and layer about nine vectors of width D (inputs of the norms, query, key,
+  value, the result of attention), the MLP's hidden vector, and the attention weights.
+  In blocks of W rows each begins with a copy of the prefix, and a row has W weights.
+  The compute type and the platform count for a bidirectional tower alone, see
+  `full_tower_bytes`.
   """
   if getattr(config, "bidirectional", False):
     return full_tower_bytes(config, n_prefix, n_tokens, dtype, platform).peak(1)
@@ -184,16 +209,20 @@ def activation_bytes(
 
 
 class FullTowerBytes(NamedTuple):
-  """Memory that a bidirectional text tower takes on one device beside its parameters, in bytes."""
+  """Memory that a bidirectional text tower takes on one device beside its
+  parameters, in bytes."""
 
   n_classes: int
   residuals: float  # of all rows, without rematerialisation
   embeddings: float  # of all classes' own tokens, the tower's input
-  weights: float  # copy of the weights in the compute type, for all chunks; 0 in float32
-  features: float  # of all classes three times: of the chunks, joined, and their gradient
+  # copy of the weights in the compute type, for all chunks; 0 in float32
+  weights: float
+  # of all classes three times: of the chunks, joined, and their gradient
+  features: float
 
   def peak(self, n_chunks: int) -> float:
-    """Peak with this number of chunks: embeddings are copied before them, to equal chunks."""
+    """Peak with this number of chunks: embeddings are copied before them, to equal
+    chunks."""
     outside = self.embeddings + self.features
     if n_chunks == 1:
       return outside + self.residuals
@@ -213,12 +242,14 @@ class FullTowerBytes(NamedTuple):
 def full_tower_bytes(
   config: Any, n_prefix: int, n_tokens: int, dtype: Any, platform: str
 ) -> FullTowerBytes:
-  """Estimates memory of the tower over all S positions, for T own tokens of S - P a class.
+  """Estimates memory of the tower over all S positions, for T own tokens of S - P a
+  class.
 
-  Residuals of each row and layer: the inputs of two norms in float32, and in the compute type
-  query, key, value, scores and weights of attention and the MLP's hidden vector. A TPU stores the
-  last axis of an array in multiples of 128: the width of a head, and the S weights of a query.
-  `docs.studies.full_tower_memory` compares it with compiled programs.
+  Residuals of each row and layer: the inputs of two norms in float32, and in the
+  compute type query, key, value, scores and weights of attention and the MLP's hidden
+  vector. A TPU stores the last axis of an array in multiples of 128: the width of a
+  head, and the S weights of a query. `docs.studies.full_tower_memory` compares it with
+  compiled programs.
   """
   n_bytes = jnp.dtype(precision_of(dtype)[0]).itemsize
   n_positions, n_layers = config.max_position_embeddings, config.num_hidden_layers

@@ -24,10 +24,11 @@ def image_tower(
 ) -> ImageTower:
   """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
-  The images, values 0..255 of any type, are already resized and cropped. Channel statistics are
-  applied on the device, so that bytes and not floats are transferred. `dtype` is the compute type
-  of the layers, see `clip.precision`; parameters stay float32. Chunks, see `in_chunks`, are
-  rematerialised in the backward pass if `remat`. A ViT takes learned tokens too, see `clip.vit`.
+  The images, values 0..255 of any type, are already resized and cropped. Channel
+  statistics are applied on the device, so that bytes and not floats are transferred.
+  `dtype` is the compute type of the layers, see `clip.precision`; parameters stay
+  float32. Chunks, see `in_chunks`, are rematerialised in the backward pass if `remat`.
+  A ViT takes learned tokens too, see `clip.vit`.
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config
@@ -45,7 +46,9 @@ def image_tower(
   return in_chunks(jax.checkpoint(precise) if remat else precise, chunk)
 
 
-def normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def normalized(
+  clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]
+) -> Float[Array, "B H W 3"]:
   """Values 0..255 to the tower's input, by the CLIP's channel statistics."""
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
@@ -58,9 +61,11 @@ def project(params: Params, tokens: Float[Array, "... D"]) -> Float[Array, "... 
 
 
 def in_chunks(tower: Callable, chunk: int) -> Callable:
-  """Wraps `(params, images, *others) -> features [B,..]` to compute at most `chunk` images at once.
+  """Wraps `(params, images, *others) -> features [B,..]` to compute at most `chunk`
+  images at once.
 
-  More are computed in chunks of nearly equal size, one after the other; 0 for all at once.
+  More are computed in chunks of nearly equal size, one after the other; 0 for all at
+  once.
   """
 
   def features(params: Any, images_BxHxWx3: Any, *others: Any) -> Any:
@@ -70,7 +75,9 @@ def in_chunks(tower: Callable, chunk: int) -> Callable:
       return tower(params, images_BxHxWx3, *others)
     size = -(-n_images // n_chunks)
     padding = ((0, n_chunks * size - n_images), (0, 0), (0, 0), (0, 0))
-    chunks = jnp.pad(images_BxHxWx3, padding).reshape(n_chunks, size, *images_BxHxWx3.shape[1:])
+    chunks = jnp.pad(images_BxHxWx3, padding).reshape(
+      n_chunks, size, *images_BxHxWx3.shape[1:]
+    )
     found = jax.lax.map(lambda images: tower(params, images, *others), chunks)
     return found.reshape(n_chunks * size, *found.shape[2:])[:n_images]
 

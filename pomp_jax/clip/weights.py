@@ -1,7 +1,8 @@
-"""Files of a CLIP: where they are, formats of weights, without torch, and parameters by a layout.
+"""Files of a CLIP: where they are, formats of weights, without torch, and parameters by
+a layout.
 
-A layout names the tensor of each parameter of FlaxCLIP's tree. torch stores a dense layer's kernel
-as [out, in] and a convolution's as [out, in, height, width].
+A layout names the tensor of each parameter of FlaxCLIP's tree. torch stores a dense
+layer's kernel as [out, in] and a convolution's as [out, in, height, width].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,10 +33,17 @@ from pomp_jax.hooks import TORCH_WEIGHTS
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 
 # safetensors' names of number types
-_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_FLOATS = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+}
 # A table of more rows is mapped into memory, and only the rows that are used are read.
 _MANY_ROWS = 100_000
-TORCH_FILES = "a file of torch 1.6 or newer (load an older one with torch and save it again)"
+TORCH_FILES = (
+  "a file of torch 1.6 or newer (load an older one with torch and save it again)"
+)
 # Where CLIP's merges are, which not all repositories of open_clip's tables have.
 _MERGES_OF = "openai/clip-vit-base-patch16"
 # Seconds to wait for the hub. Its own library retries each file for 23 s.
@@ -53,9 +61,11 @@ class Weights(NamedTuple):
   shapes: dict[str, tuple[int, ...]]  # shapes by name
   # Function from a name to the tensor as float32, stored in any float type.
   read: Callable[[str], np.ndarray]
-  # Strings beside the tensors: the metadata of safetensors, items of a torch checkpoint.
+  # Strings beside the tensors: the metadata of safetensors, items of a torch
+  # checkpoint.
   text: Mapping[str, str] = types.MappingProxyType({})
-  # As `read`, but in the stored type and mapped into memory; None for a format without it.
+  # As `read`, but in the stored type and mapped into memory; None for a format without
+  # it.
   mapped: Callable[[str], np.ndarray] | None = None
 
 
@@ -75,8 +85,11 @@ class Layout(NamedTuple):
   model: str = "CLIP"  # what has these weights, for messages
 
 
-def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
-  """Checks names and shapes of a file's tensors against the tree of the parameters' shapes.
+def check_weights(
+  found: Shapes, shapes: dict[str, Any], layout: Layout, where: str
+) -> None:
+  """Checks names and shapes of a file's tensors against the tree of the parameters'
+  shapes.
 
   ClipError: a tensor that is missing, of another shape, or of no parameter.
   """
@@ -87,19 +100,27 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
     needed[source.key] = shape if source.part is None else (3 * shape[0], *shape[1:])
   missing = needed.keys() - found
   if missing:
-    raise ClipError(f"{where}: {_some(missing)} missing, expected in such a {layout.model}")
+    raise ClipError(
+      f"{where}: {_some(missing)} missing, expected in such a {layout.model}"
+    )
   unknown = {name for name in found.keys() - needed if not name.endswith(layout.other)}
   if unknown:
     raise ClipError(f"{where}: {_some(unknown)} unexpected in such a {layout.model}")
   for key, shape in sorted(needed.items()):
     if found[key] != shape:
-      raise ClipError(f"{where}: {key}: got shape {list(found[key])}, expected {list(shape)}")
+      raise ClipError(
+        f"{where}: {key}: got shape {list(found[key])}, expected {list(shape)}"
+      )
 
 
-def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
-  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32.
+def read_params(
+  weights: Weights, shapes: dict[str, Any], layout: Layout
+) -> dict[str, Any]:
+  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree,
+  float32.
 
-  Token embeddings of a hundred thousand rows stay in the file if they can be mapped, as stored.
+  Token embeddings of a hundred thousand rows stay in the file if they can be mapped, as
+  stored.
   """
   params = {}
   for path, shape in flatten_dict(shapes).items():
@@ -110,14 +131,18 @@ def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dic
     stored = weights.read(source.key)
     if source.part is not None:
       stored = np.split(stored, 3)[source.part]
-    params[path] = np.asarray(stored.transpose(stored_axes(stored.ndim, source)), order="C")
+    params[path] = np.asarray(
+      stored.transpose(stored_axes(stored.ndim, source)), order="C"
+    )
   return unflatten_dict(params)
 
 
 def stored_axes(n_axes: int, source: Source) -> tuple[int, ...]:
   """The stored tensor's axes in the order of the parameter's."""
   in_order = tuple(range(n_axes))
-  return in_order if source.as_is else {2: (1, 0), 4: (2, 3, 1, 0)}.get(n_axes, in_order)
+  return (
+    in_order if source.as_is else {2: (1, 0), 4: (2, 3, 1, 0)}.get(n_axes, in_order)
+  )
 
 
 def _some(names: Iterable[str]) -> str:
@@ -128,7 +153,8 @@ def _some(names: Iterable[str]) -> str:
 class Files:
   """The files of a CLIP: a folder's, or those of a repository on the hub.
 
-  The hub is asked once for the list of files. If it does not answer, its local cache is used.
+  The hub is asked once for the list of files. If it does not answer, its local cache is
+  used.
   """
 
   def __init__(
@@ -137,7 +163,8 @@ class Files:
     path: Path | None = None,
     known: Mapping[str, Any] = types.MappingProxyType({}),
   ):
-    """`path` is that of the source if None; `known` are contents of JSON files, by name."""
+    """`path` is that of the source if None; `known` are contents of JSON files, by
+    name."""
     path = path or to_path(source)
     self.source, self._known, is_path = source, known, exists(path)
     self.file = path if is_file(path) else None
@@ -154,14 +181,17 @@ class Files:
     if listed is not None and name not in listed:
       return Files(_MERGES_OF).find(name) if self._known and name == MERGES else None
     try:
-      return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
+      return pathlib.Path(
+        hf_hub_download(self.source, name, local_files_only=listed is None)
+      )
     except Exception as error:  # the hub's client and its version choose the class
       # Without a network, a missing file looks like an unreachable one.
       self.trouble = self.trouble or one_line(error, 200)
       return None
 
   def has(self, name: str) -> bool:
-    """Whether there is such a file; downloads it only where the hub has no list of files."""
+    """Whether there is such a file; downloads it only where the hub has no list of
+    files."""
     listed = self._listed if self._on_hub else None
     return name in listed if listed is not None else self.find(name) is not None
 
@@ -176,7 +206,9 @@ class Files:
       files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
       return frozenset(file.rfilename for file in files or ())
     except Exception as error:  # likewise
-      self.trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
+      self.trouble = (
+        f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
+      )
       return None
 
   def json(self, name: str) -> Any:
@@ -195,12 +227,12 @@ class Files:
 def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
   """Opens a file; its content decides the format. No code in it is run.
 
-  It is a safetensors file, Flax's `.msgpack`, the `.index.json` of a safetensors file whose shards
-  are in the same folder, or a torch archive: a state dict, a training checkpoint with an item
-  `state_dict` or `model`, or a TorchScript module.
+  It is a safetensors file, Flax's `.msgpack`, the `.index.json` of a safetensors file
+  whose shards are in the same folder, or a torch archive: a state dict, a training
+  checkpoint with an item `state_dict` or `model`, or a TorchScript module.
 
-  ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
-  anything that checkpoints don't hold. `read` raises it as well.
+  ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle
+  with anything that checkpoints don't hold. `read` raises it as well.
   """
   path = to_path(path)
   with contextlib.ExitStack() as stack:
@@ -232,13 +264,16 @@ def _flax(path: Path) -> Weights:
     leaves = flatten_dict(msgpack_restore(local_copy(path).read_bytes()), sep=".")
     tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
   except Exception as error:  # the libraries' errors share no base
-    refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
+    refuse(
+      path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one"
+    )
   shapes = {name: leaf.shape for name, leaf in tensors.items()}
   return Weights(str(path), shapes, tensors.__getitem__)
 
 
 def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
-  """The library checks the header and the file's length, and maps the file into memory."""
+  """The library checks the header and the file's length, and maps the file into
+  memory."""
   try:
     file = stack.enter_context(
       safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy")
@@ -264,7 +299,9 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Weights:
     with open(local_copy(path), "rb") as content:
       n_header = int.from_bytes(content.read(8), "little")
       start, _ = json.loads(content.read(n_header))[name]["data_offsets"]
-    return np.memmap(local_copy(path), type_of(name), "r", 8 + n_header + start, shapes[name])
+    return np.memmap(
+      local_copy(path), type_of(name), "r", 8 + n_header + start, shapes[name]
+    )
 
   return Weights(str(path), shapes, read, text, mapped)
 
@@ -273,16 +310,27 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
   try:
     shard_of = json.loads(read_bytes(path))["weight_map"]
     shard_names = sorted(set(shard_of.values()))
-    if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
+    if any(
+      os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names
+    ):
       raise ValueError("a shard that is no file name")
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
     accepted = '{"weight_map": {name: file beside it}}'
     refuse(path, "the file", f"no index of shards ({error})", accepted)
   shards: dict[str, Any] = {}
   for name in shard_names:
     file = path.with_name(name)
     if not is_file(file):
-      refuse(path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it")
+      refuse(
+        path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it"
+      )
     shards[name] = _safetensors(file, stack)
   for tensor, name in shard_of.items():
     if tensor not in shards[name].shapes:
@@ -295,4 +343,6 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> Weights:
 
 def refuse(path: Path, part: str, found: str, accepted: str) -> NoReturn:
   """Raises the ClipError of a part of a file."""
-  raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")
+  raise ClipError(
+    f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}"
+  )

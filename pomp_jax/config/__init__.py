@@ -1,8 +1,8 @@
 """The config: a table of fields, registries, checks.
 
-A file in `configs/` starts from `base(job)`, the fields that the job reads, and changes a few; the
-command line overrides them (`--config.optim.lr=0.01`). The command line unpacks it into a frozen
-`Config`.
+A file in `configs/` starts from `base(job)`, the fields that the job reads, and changes
+a few; the command line overrides them (`--config.optim.lr=0.01`). The command line
+unpacks it into a frozen `Config`.
 """
 
 from pomp_jax.config.checks import (

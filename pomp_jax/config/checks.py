@@ -1,4 +1,5 @@
-"""From a config file to a checked `Config`: each field by its row, then fields together."""
+"""From a config file to a checked `Config`: each field by its row, then fields
+together."""
 
 from collections.abc import Mapping
 import re
@@ -20,9 +21,11 @@ from pomp_jax.config.settings import (
 
 
 def base(job: str = "pretrain", *others: str) -> ConfigDict:
-  """The fields that a job reads, for a config file to change; locked, so that a typo adds none.
+  """The fields that a job reads, for a config file to change; locked, so that a typo
+  adds none.
 
-  So are those of `others`, jobs that the file is for too, by `--config.job=JOB`, if installed.
+  So are those of `others`, jobs that the file is for too, by `--config.job=JOB`, if
+  installed.
   """
   return with_jobs(ConfigDict(), job, *others)
 
@@ -45,9 +48,9 @@ def with_argument(
 ) -> ConfigDict:
   """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
 
-  The config is changed in place. `argument` has `name=value` or the names of `variants` (values of
-  several fields), separated by commas. A comma in a text stays in it, unless a field or a variant
-  follows. `short` has names of fields beside their own.
+  The config is changed in place. `argument` has `name=value` or the names of `variants`
+  (values of several fields), separated by commas. A comma in a text stays in it, unless
+  a field or a variant follows. `short` has names of fields beside their own.
   """
   begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
   for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):
@@ -56,7 +59,9 @@ def with_argument(
       continue
     name, equals, text = item.partition("=")
     if variants and not equals:
-      raise ConfigError(name, "nothing", f"a value, or one of the variants {', '.join(variants)}")
+      raise ConfigError(
+        name, "nothing", f"a value, or one of the variants {', '.join(variants)}"
+      )
     field = short.get(name, name)
     check_name(field, {*fields_of(), *short})
     known = flatten(config.to_dict())
@@ -64,26 +69,37 @@ def with_argument(
     if fields_of()[field].type not in (str, tuple[str, ...]):
       text = text.rstrip(",")  # of an empty item
     value = value_of_text(field, text)
-    if field == "job" and value in registry.JOBS and not fields_of(value).keys() <= known.keys():
-      expected = f"{config.job!r}, whose fields this config has; --config.job={value} changes it"
+    if (
+      field == "job"
+      and value in registry.JOBS
+      and not fields_of(value).keys() <= known.keys()
+    ):
+      expected = (
+        f"{config.job!r}, whose fields this config has; --config.job={value} changes it"
+      )
       raise ConfigError("job", value, expected)
     config.update_from_flattened_dict({field: value})
   return config
 
 
 def unpack(config: ConfigDict, job: str = "") -> Any:
-  """Typed settings of the config's job, or of another one for which the file has fields too.
+  """Typed settings of the config's job, or of another one for which the file has fields
+  too.
 
-  Fields of other jobs are dropped. ConfigError for an unknown field or type; see `validate`.
+  Fields of other jobs are dropped. ConfigError for an unknown field or type; see
+  `validate`.
   """
   values = flatten(config.to_dict()) | ({"job": job} if job else {})
   settings = defaults(values.get("job", "pretrain"))
   others = fields_of().keys() - fields_of(settings.job).keys()
-  return settings.replace({field: v for field, v in values.items() if field not in others})
+  return settings.replace(
+    {field: v for field, v in values.items() if field not in others}
+  )
 
 
 def validate(config: Config) -> None:
-  """Raises ConfigError for the first wrong field, without opening data; jobs check the rest."""
+  """Raises ConfigError for the first wrong field, without opening data; jobs check
+  the rest."""
   values = config.flat()
   for field, value in values.items():
     check_value(field, fields_of()[field].metadata["check"], value)
@@ -92,6 +108,8 @@ def validate(config: Config) -> None:
     for added in config.all_extensions():
       added.check_in(config)
   except OSError as error:  # of a bucket
-    field = next((field for field, value in values.items() if value == error.filename), "")
+    field = next(
+      (field for field, value in values.items() if value == error.filename), ""
+    )
     expected = f"a bucket that can be read ({error.strerror})"
     raise ConfigError(field, error.filename, expected) from error

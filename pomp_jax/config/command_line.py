@@ -32,38 +32,59 @@ class _Parser(argparse.ArgumentParser):
 
 
 _PARSER = _Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-_PARSER.add_argument("--config", help="the experiment: name of a packaged config or job, or a file")
-_PARSER.add_argument("--workdir", help="folder of all that the run leaves; default: runs/NAME")
-_PARSER.add_argument("--coordinator", help="host:port of process 0, where it listens")
-_PARSER.add_argument("--num_processes", type=int, help="number of processes; 1: this alone")
-_PARSER.add_argument("--process_id", type=int, help="number of this process, from 0")
 _PARSER.add_argument(
-  "--start_timeout", type=int, default=300, help="seconds within which all processes must arrive"
+  "--config", help="the experiment: name of a packaged config or job, or a file"
 )
 _PARSER.add_argument(
-  "--heartbeat_timeout", type=int, default=60, help="seconds after which a silent process is lost"
+  "--workdir", help="folder of all that the run leaves; default: runs/NAME"
+)
+_PARSER.add_argument("--coordinator", help="host:port of process 0, where it listens")
+_PARSER.add_argument(
+  "--num_processes", type=int, help="number of processes; 1: this alone"
+)
+_PARSER.add_argument("--process_id", type=int, help="number of this process, from 0")
+_PARSER.add_argument(
+  "--start_timeout",
+  type=int,
+  default=300,
+  help="seconds within which all processes must arrive",
+)
+_PARSER.add_argument(
+  "--heartbeat_timeout",
+  type=int,
+  default=60,
+  help="seconds after which a silent process is lost",
 )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-  """Reads a command line: options, `workdir` with its default, `settings`, not yet validated."""
+  """Reads a command line: options, `workdir` with its default, `settings`, not yet
+  validated."""
   overrides, rest = _overrides(arguments)
   options, unknown = _PARSER.parse_known_args(rest)
   if unknown:
-    hint = "; overrides look like --config.k=64" if not unknown[0].startswith("-") else ""
+    hint = (
+      "; overrides look like --config.k=64" if not unknown[0].startswith("-") else ""
+    )
     raise InputError(f"unknown argument {unknown[0]!r}{hint}")
   if not options.config:
     raise InputError("--config: nothing given; takes a file, or a name such as demo")
-  options.default_workdir = os.path.join("runs", pathlib.Path(config_file(options.config)).stem)
+  options.default_workdir = os.path.join(
+    "runs", pathlib.Path(config_file(options.config)).stem
+  )
   if options.workdir is None:
     options.workdir = options.default_workdir
   if not options.workdir:
-    raise InputError("--workdir: nothing given; takes the folder for what the run leaves")
+    raise InputError(
+      "--workdir: nothing given; takes the folder for what the run leaves"
+    )
   if problem := problem_of(options.workdir):
     raise InputError(f"--workdir: got {options.workdir!r}, takes {problem}")
   for name in ("start_timeout", "heartbeat_timeout"):
     if getattr(options, name) < 1:
-      raise InputError(f"--{name}: got {getattr(options, name)}, takes 1 or more seconds")
+      raise InputError(
+        f"--{name}: got {getattr(options, name)}, takes 1 or more seconds"
+      )
   try:
     settings = unpack(load_config(options.config), overrides.get("job", ""))
     options.settings = settings.replace(overrides)
@@ -75,7 +96,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-  """Values of `--config.FIELD=VALUE`, `--config.FIELD VALUE` or `--config.FLAG`, and the rest."""
+  """Values of `--config.FIELD=VALUE`, `--config.FIELD VALUE` or `--config.FLAG`, and
+  the rest."""
   values: dict[str, Any] = {}
   rest = []
   remaining = iter(arguments)
@@ -104,17 +126,24 @@ def _explained(error: Exception) -> str:
   place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
   message = one_line(error.args[0] if len(error.args) == 1 else error, None)
   where = f"{place.filename}:{place.lineno}"
-  if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # a ConfigDict's
+  # a ConfigDict's
+  if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
   group = re.fullmatch(r"\W*(\w+)\W*", message.partition(" Other fields present")[0])
   groups = {field.partition(".")[0] for field in fields_of() if "." in field}
   if isinstance(error, AttributeError | KeyError) and group and group[1] in groups:
     readers = [
-      job for job in JOBS if any(field.startswith(f"{group[1]}.") for field in fields_of(job))
+      job
+      for job in JOBS
+      if any(field.startswith(f"{group[1]}.") for field in fields_of(job))
     ]
     jobs = " or ".join(f"base({job!r})" for job in readers)
-    return f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
-  return f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
+    return (
+      f"{where}: no config.{group[1]} in a config of another job; start from {jobs}"
+    )
+  return (
+    f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
+  )
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:
@@ -132,7 +161,8 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 
 
 def _has_rooms(text: str) -> bool:
-  """Whether the rooms are installed that a config file names: `ROOMS = ("baselines",)`."""
+  """Whether the rooms are installed that a config file names: `ROOMS =
+  ("baselines",)`."""
   found = re.search(r"^ROOMS = (\(.*\))$", text, re.MULTILINE)
   rooms = ast.literal_eval(found[1]) if found else ()
   return all((_ROOMS / room / "__init__.py").exists() for room in rooms)
@@ -140,13 +170,20 @@ def _has_rooms(text: str) -> bool:
 
 def summaries() -> dict[str, str]:
   """The first line of each job's docstring."""
-  files = {name: FOLDER.parent.joinpath(*job.module.split(".")) for name, job in JOBS.items()}
+  files = {
+    name: FOLDER.parent.joinpath(*job.module.split(".")) for name, job in JOBS.items()
+  }
   return {name: summary(file.with_suffix(".py")) for name, file in files.items()}
 
 
 def summary(file: pathlib.Path) -> str:
-  """The first line of a file's docstring; the file is not run."""
-  return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+  """Returns the first paragraph of a file's docstring; the file is not run."""
+  return _first_paragraph(ast.get_docstring(ast.parse(file.read_text("utf-8"))))
+
+
+def _first_paragraph(docstring: str | None) -> str:
+  """Returns a docstring's first paragraph in one line."""
+  return " ".join((docstring or "").partition("\n\n")[0].split())
 
 
 def config_file(name: str) -> str:
@@ -191,7 +228,8 @@ def load_config(name: str) -> ConfigDict:
 
 
 def help_text() -> str:
-  """Jobs, packaged configs, fields by group, one per line, and options, for `--help`."""
+  """Jobs, packaged configs, fields by group, one per line, and options, for
+  `--help`."""
   configs = {name: summary(file) for name, file in packaged_configs().items()}
   lines = ["Jobs (--config=JOB, or --config.job=JOB):", *_columns(summaries())]
   lines += ["", "Configs (--config=NAME):", *_columns(configs)]
@@ -209,12 +247,12 @@ def _columns(texts: Mapping[str, str]) -> list[str]:
 
 
 def groups_of_fields() -> Iterator[tuple[str, str, dict[str, dataclasses.Field]]]:
-  """Title, first line of the docstring with the jobs, and rows of each class of fields."""
+  """Yields title, summary with the jobs, and rows of each class of fields."""
   jobs_of: dict[Part, list[str]] = {}
   for job in JOBS:
     for part in parts_of(job):
       jobs_of.setdefault(part, []).append(job)
   for part, jobs in jobs_of.items():
-    text = str(part.kind.__doc__).partition("\n")[0]
+    text = _first_paragraph(part.kind.__doc__)
     of_jobs = "" if len(jobs) == len(JOBS) else f" Jobs: {', '.join(jobs)}."
     yield part.title, text + of_jobs, part.rows

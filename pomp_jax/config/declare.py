@@ -1,4 +1,5 @@
-"""Rows of the table of fields: types and checks, and the errors for unknown names and values."""
+"""Rows of the table of fields: types and checks, and the errors for unknown names
+and values."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -24,7 +25,8 @@ class ConfigError(InputError):
 
 
 class UnknownFieldError(ConfigError):
-  """A field that does not exist: one line with its name, and a hint such as the nearest one."""
+  """A field that does not exist: one line with its name, and a hint such as the
+  nearest one."""
 
   def __init__(self, field: str, hint: str = ""):
     InputError.__init__(self, f"unknown field config.{printable(field)}{hint}")
@@ -32,7 +34,8 @@ class UnknownFieldError(ConfigError):
 
 
 class Check(NamedTuple):
-  """A test of one value, a noun phrase such as "1 or more", and texts for did-you-mean."""
+  """A test of one value, a noun phrase such as "1 or more", and texts for
+  did-you-mean."""
 
   accepts: Callable[[Any], bool]
   expected: str
@@ -65,7 +68,9 @@ def between(low: float | int, high: float | int) -> Check:
 def above(low: float | int, most: float | int = math.inf) -> Check:
   """A finite number above `low`, and at most `most`."""
   bound = "" if most == math.inf else f" and at most {most}"
-  return Check(lambda value: low < value <= most and value < math.inf, f"above {low}{bound}")
+  return Check(
+    lambda value: low < value <= most and value < math.inf, f"above {low}{bound}"
+  )
 
 
 def below(high: float | int) -> Check:
@@ -80,17 +85,19 @@ def row(
   parse: Callable[[str], Any] = str,
   spellings: Mapping[str, Any] = {},
 ) -> Any:
-  """One field: default, noun phrase with the unit, check, and what reads an item of a tuple.
+  """One field: default, noun phrase with the unit, check, and what reads an item of a
+  tuple.
 
-  `spellings` are other texts for some values, in lower case. With one of "true" the field is a flag
-  as well.
+  `spellings` are other texts for some values, in lower case. With one of "true" the
+  field is a flag as well.
   """
   metadata = {"check": check, "help": help, "parse": parse, "spellings": spellings}
   return dataclasses.field(default=default, metadata=metadata)
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:
-  """The value in a field's type; integers become floats and lists tuples, others a ConfigError."""
+  """The value in a field's type; integers become floats and lists tuples, others a
+  ConfigError."""
   if kind is float and type(value) is int:
     return float(value)
   if kind in (bool, int, float, str):
@@ -110,18 +117,23 @@ def name_of_type(kind: Any) -> str:
 
 
 def check_value(field: str, check: Check, value: Any) -> None:
-  """Raises ConfigError for a URL of an unknown scheme, or a value that the check refuses."""
+  """Raises ConfigError for a URL of an unknown scheme, or a value that the check
+  refuses."""
   for text in value if isinstance(value, tuple) else (value,):
     if isinstance(text, str) and (problem := problem_of(text)):
       raise ConfigError(field, text, problem)
   if not check.accepts(value):
-    raise ConfigError(field, value, check.expected + near_match(str(value), check.choices))
+    raise ConfigError(
+      field, value, check.expected + near_match(str(value), check.choices)
+    )
 
 
 def near_match(name: str, known: Iterable[str]) -> str:
   """A hint at the most similar of the known names, for the end of a message."""
   near = difflib.get_close_matches(name, list(known), 1)
-  return f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
+  return (
+    f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
+  )
 
 
 def require(fits: Any, field: str, value: Any, expected: str) -> None:
@@ -133,7 +145,8 @@ def require(fits: Any, field: str, value: Any, expected: str) -> None:
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
   if field not in known:
-    # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for `optim.steps`.
+    # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for
+    # `optim.steps`.
     same = [name for name in known if name.split(".")[-1] == field.split(".")[-1]]
     matches = difflib.get_close_matches
     near = matches(field, same, 1, 0.0) or matches(field, known, 1)

@@ -1,7 +1,8 @@
-"""The groups of fields: a row each with type, default, check and help, and checks of a group.
+"""The groups of fields: a row each with type, default, check and help, and checks of a
+group.
 
-`config.jobs` composes them. Validation, `--help` and docs/config.md come from the rows. Groups that
-one room reads are in its `fields.py`. Nothing is opened here.
+`config.jobs` composes them. Validation, `--help` and docs/config.md come from the rows.
+Groups that one room reads are in its `fields.py`. Nothing is opened here.
 """
 
 import dataclasses
@@ -44,7 +45,8 @@ _activation = one_of("auto", "quick_gelu", "gelu")
 _template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
 BEST = "best"  # of `prompt.init`
 SYNTHETIC_CLIP = "synthetic:"  # prefix of a published architecture with random weights
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")  # no hub id ends in one
+# no hub id ends in one
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
 _CLIPS = (
   "world, a folder or file that exists, open_clip:MODEL/TAG, or a hub id OWNER/NAME such as"
@@ -57,16 +59,27 @@ _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 class Clip(Group):
   """The frozen CLIP."""
 
-  model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
+  model: str = row(
+    WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md'
+  )
   activation: str = row("auto", "MLP activation; auto: the checkpoint's", _activation)
   image_tower: bool = row(True, "load the image tower; features of a file need none")
-  text_tower: str = row("shared", "shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS))
-  dtype: str = row("float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES))
-  memory_gib: float = row(0.0, "activation memory a device, GiB; 0: half of its limit", at_least(0))
-  image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
+  text_tower: str = row(
+    "shared", "shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS)
+  )
+  dtype: str = row(
+    "float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES)
+  )
+  memory_gib: float = row(
+    0.0, "activation memory a device, GiB; 0: half of its limit", at_least(0)
+  )
+  image_chunk: int = row(
+    64, "images in a device's memory at a time; 0: no limit", at_least(0)
+  )
 
   def check_model(self, dry_run: str) -> None:
-    """Raises ConfigError for a CLIP that can't be one, or a text tower that is not installed."""
+    """Raises ConfigError for a CLIP that can't be one, or a text tower that is not
+    installed."""
     name = self.model.removeprefix(SYNTHETIC_CLIP)
     is_synthetic = name != self.model
     is_published = False
@@ -74,7 +87,9 @@ class Clip(Group):
     if hooks.SYNTHETIC_CLIPS and (dry_run or is_synthetic):
       is_published = hooks.SYNTHETIC_CLIPS.open().is_synthetic(name)
     if is_synthetic:
-      published = hooks.SYNTHETIC_CLIPS.open().SYNTHETIC_CLIPS if hooks.SYNTHETIC_CLIPS else ()
+      published = (
+        hooks.SYNTHETIC_CLIPS.open().SYNTHETIC_CLIPS if hooks.SYNTHETIC_CLIPS else ()
+      )
       expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
       require(is_published, "clip.model", self.model, expected)
     try:
@@ -95,16 +110,30 @@ class Clip(Group):
 class Data(Group):
   """Images and their classes; see docs/data.md."""
 
-  source: str = row(WORLD, "image source: the embedded world or stored images", one_of(*SOURCES))
-  root: str = row("", "folder of the images: a folder per class, CoOp's $DATA, or TFDS's data_dir")
-  dataset: str = row("", "data set: for coop a class list's name, for tfds that or TFDS's own")
+  source: str = row(
+    WORLD, "image source: the embedded world or stored images", one_of(*SOURCES)
+  )
+  root: str = row(
+    "", "folder of the images: a folder per class, CoOp's $DATA, or TFDS's data_dir"
+  )
+  dataset: str = row(
+    "", "data set: for coop a class list's name, for tfds that or TFDS's own"
+  )
   names: str = row("", "class list or file of names; empty: the data set's")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
-  shots_seed: int = row(1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0))
-  classes: str = row("all", "classes to train on: all, or one of CoOp's halves", one_of(*HALVES))
+  shots_seed: int = row(
+    1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0)
+  )
+  classes: str = row(
+    "all", "classes to train on: all, or one of CoOp's halves", one_of(*HALVES)
+  )
   base: str = row("", "class list or file of names: the classes to train on")
-  novel: str = row("", "class list or file of names: evaluated beside base; empty: all others")
-  test_share: float = row(0.2, "test share of a class, in a folder without test images", below(1))
+  novel: str = row(
+    "", "class list or file of names: evaluated beside base; empty: all others"
+  )
+  test_share: float = row(
+    0.2, "test share of a class, in a folder without test images", below(1)
+  )
   validation_share: float = row(0.1, "likewise, of validation images", below(1))
   duplicates: str = row(
     "drop",
@@ -112,28 +141,53 @@ class Data(Group):
     one_of("drop", "keep"),
   )
   cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
-  images_per_class: int = row(16, "training images per class, of generated data", at_least(1))
-  n_classes: int = row(0, "classes from the source's list, evenly spread; 0: all", at_least(0))
-  upright: bool = row(False, "turn images as their EXIF orientation says; CLIP's code does not")
-  augment: str = row("none", "augmentation; recipe: with RandAugment", one_of(*AUGMENTS))
-  views: int = row(1, "views V of an image in an epoch; batch_size counts views", at_least(1))
+  images_per_class: int = row(
+    16, "training images per class, of generated data", at_least(1)
+  )
+  n_classes: int = row(
+    0, "classes from the source's list, evenly spread; 0: all", at_least(0)
+  )
+  upright: bool = row(
+    False, "turn images as their EXIF orientation says; CLIP's code does not"
+  )
+  augment: str = row(
+    "none", "augmentation; recipe: with RandAugment", one_of(*AUGMENTS)
+  )
+  views: int = row(
+    1, "views V of an image in an epoch; batch_size counts views", at_least(1)
+  )
   augment_seed: int = row(0, "random seed of the augmentation", at_least(0))
-  crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
-  view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
+  crop_area: float = row(
+    0.08, "smallest share of an image's area in a random crop", above(0, 1)
+  )
+  view_epochs: int = row(
+    0, "epochs after which the same views repeat; 0: never", at_least(0)
+  )
   features: str = row(
     "online",
     "image features: computed each step, once and stored, or of a file",
     one_of("online", "stored", "file"),
   )
-  feature_store: str = row("", "folder of image and class features; empty: the run's, images alone")
-  threads: int = row(0, "threads that prepare images, per worker; 0: by the cores", at_least(0))
-  workers: int = row(-1, "processes that decode; 0: threads alone; -1: by the cores", at_least(-1))
-  max_corrupt: float = row(0.001, "largest share of unreadable images (replaced)", at_least(0))
+  feature_store: str = row(
+    "", "folder of image and class features; empty: the run's, images alone"
+  )
+  threads: int = row(
+    0, "threads that prepare images, per worker; 0: by the cores", at_least(0)
+  )
+  workers: int = row(
+    -1, "processes that decode; 0: threads alone; -1: by the cores", at_least(-1)
+  )
+  max_corrupt: float = row(
+    0.001, "largest share of unreadable images (replaced)", at_least(0)
+  )
 
   @property
   def has_folder(self) -> bool:
-    """Whether images or features are in a folder that exists: a dry run measures these."""
-    return self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
+    """Whether images or features are in a folder that exists: a dry run measures
+    these."""
+    return (
+      self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
+    )
 
   def check(self) -> None:
     """Raises ConfigError for a cache that can't be written to, perhaps after hours."""
@@ -141,7 +195,8 @@ class Data(Group):
     check_cache("data.cache", self.cache)
 
   def check_source(self, n_images: int, dry_run: str) -> None:
-    """Raises ConfigError for data of a training or evaluation that does not fit its source.
+    """Raises ConfigError for data of a training or evaluation that does not fit its
+    source.
 
     Args:
       n_images: images of each split in an evaluation, as `eval.images`.
@@ -151,7 +206,9 @@ class Data(Group):
     expected = f"'online' or 'stored' where data.source={self.source!r}"
     if of_file:
       expected = "'file' where data.source='features'"
-    require(of_file == (self.features == "file"), "data.features", self.features, expected)
+    require(
+      of_file == (self.features == "file"), "data.features", self.features, expected
+    )
     # A dry run needs no images, and measures a folder that is there.
     if dry_run and not (of_file or self.has_folder):
       expected = "in a dry run the number of test images, which it does not open"
@@ -178,13 +235,23 @@ class Data(Group):
     require(self.test_share + share < 1, "data.validation_share", share, expected)
     fits = not self.base or self.classes == "all"
     require(fits, "data.classes", self.classes, "'all' where data.base has a list")
-    require(self.base or not self.novel, "data.novel", self.novel, "'' where data.base is empty")
-    for field, names in (("names", self.names), ("base", self.base), ("novel", self.novel)):
+    require(
+      self.base or not self.novel,
+      "data.novel",
+      self.novel,
+      "'' where data.base is empty",
+    )
+    for field, names in (
+      ("names", self.names),
+      ("base", self.base),
+      ("novel", self.novel),
+    ):
       if names and not (source.lists and names in registry.load(source.lists)):
         check_class_list(f"data.{field}", names)
 
   def check_views(self, batch_size: int) -> None:
-    """Raises ConfigError for an augmentation that does not fit the features or the batches."""
+    """Raises ConfigError for an augmentation that does not fit the features or the
+    batches."""
     unchanged = self.augment == "none"
     fits = unchanged or self.features != "file"
     require(fits, "data.augment", self.augment, "'none' where data.features='file'")
@@ -217,16 +284,24 @@ class Sampling(Group):
   """Negative sampling; see docs/sampling.md."""
 
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
-  mix: float = row(0.1, "share of the uniform distribution in the other samplers", above(0, 1))
-  temperature: float = row(0.05, "temperature of hard, in units of the cosine", above(0))
+  mix: float = row(
+    0.1, "share of the uniform distribution in the other samplers", above(0, 1)
+  )
+  temperature: float = row(
+    0.05, "temperature of hard, in units of the cosine", above(0)
+  )
   anchors: str = row("classes", "anchors of hard", one_of(*ANCHORS))
   renew: int = row(64, "rows of the bank that a step renews in turn", at_least(0))
   bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))
   exclude: str = row("none", "classes that are never negatives", one_of(*EXCLUSIONS))
-  exclude_threshold: float = row(0.95, "cosine above which classes are similar", between(-1, 1))
+  exclude_threshold: float = row(
+    0.95, "cosine above which classes are similar", between(-1, 1)
+  )
   batch_positives: bool = row(False, "the other images' classes as negatives too")
-  ancestors_weight: float = row(0.0, "weight of the loss over the classes' ancestors", at_least(0))
+  ancestors_weight: float = row(
+    0.0, "weight of the loss over the classes' ancestors", at_least(0)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +315,12 @@ class Optim(Group):
   epsilon: float = row(1e-8, "epsilon of adamw", above(0))
   weight_decay: float = row(5e-4, "weight decay", at_least(0))
   clip_norm: float = row(0.0, "largest norm of the gradient; 0: any", at_least(0))
-  schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))
-  warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
+  schedule: str = row(
+    "epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES)
+  )
+  warmup: float = row(
+    1.0, "warmup, epochs; a fraction under the step schedule", at_least(0)
+  )
   warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))
 
   def check(self) -> None:
@@ -249,7 +328,9 @@ class Optim(Group):
     fits = self.name == "sgd" or self.momentum < 1
     require(fits, "optim.momentum", self.momentum, "below 1 where optim.name='adamw'")
     fits = self.schedule != "epoch" or self.warmup == int(self.warmup)
-    require(fits, "optim.warmup", self.warmup, "whole epochs where optim.schedule='epoch'")
+    require(
+      fits, "optim.warmup", self.warmup, "whole epochs where optim.schedule='epoch'"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +345,9 @@ class Eval(Group):
   """The evaluation of a training, over all classes of a split."""
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
-  template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", _template)
+  template: str = row(
+    "a photo of a {}.", "hand-written prompt beside the learned one", _template
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +355,9 @@ class Checkpoint(Group):
   """Checkpoints."""
 
   every: int = row(100, "steps between checkpoints; each is validated", at_least(1))
-  keep: int = row(3, "newest checkpoints that are kept, beside the best by validation", at_least(1))
+  keep: int = row(
+    3, "newest checkpoints that are kept, beside the best by validation", at_least(1)
+  )
   select: str = row(
     "last",
     "checkpoint behind prompt.npz and the results: the last, or the best by validation; the prompt"
@@ -294,8 +379,12 @@ class Evaluate(Group):
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
   source: str = row(READERS[0], "layout of the stored sets", one_of(*READERS))
-  root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
-  skip_missing: bool = row(False, "evaluation of the other sets where some can't be opened")
+  root: str = row(
+    "", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders"
+  )
+  skip_missing: bool = row(
+    False, "evaluation of the other sets where some can't be opened"
+  )
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see docs/evaluation.md")
   images: int = row(0, "images of each set, evenly over classes; 0: all", at_least(0))
   batch_size: int = row(512, "images in a batch, over all devices", at_least(1))
@@ -303,48 +392,68 @@ class Evaluate(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Predict(Group):
-  """The job predict: names for pictures, their pixels or their objects; see docs/evaluation.md."""
+  """The job predict: names for pictures, their pixels or their objects; see
+  docs/evaluation.md."""
 
-  task: str = row("classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS))
+  task: str = row(
+    "classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS)
+  )
   prompt: str = row(
     "", "prompt file, run's folder, text with {}, or another name of evaluate.prompts"
   )
   images: str = row("", "an image, or a folder of images and of such folders")
   names: str = row(
-    "", "class list such as imagenet1k, or a file: one name per line, or JSON; empty: the run's"
+    "",
+    "class list such as imagenet1k, or a file: one name per line, or JSON; empty: the run's",
   )
   top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
 
   def check(self) -> None:
     """Raises ConfigError without pictures, a prompt or names."""
-    require(exists(self.images), "predict.images", self.images, "a file or a folder that exists")
-    require(self.prompt, "predict.prompt", self.prompt, f"{_PROMPTS}, or a text with {{}}")
+    require(
+      exists(self.images),
+      "predict.images",
+      self.images,
+      "a file or a folder that exists",
+    )
+    require(
+      self.prompt, "predict.prompt", self.prompt, f"{_PROMPTS}, or a text with {{}}"
+    )
     check_class_list("predict.names", self.names, self.prompt)
 
 
 @dataclasses.dataclass(frozen=True)
 class Export(Group):
-  """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
+  """The job export: the prompt, or features of names, for other programs; see
+  docs/formats.md."""
 
   prompt: str = row(
     "", "prompt file, run's folder, hf:OWNER/NAME; for features as evaluate.prompts"
   )
   format: str = row("npz", "format; detic, open_clip: features", one_of(*FORMATS))
   names: str = row(
-    "", "for features: class list or file of names, or COCO or LVIS JSON; empty: the run's"
+    "",
+    "for features: class list or file of names, or COCO or LVIS JSON; empty: the run's",
   )
   output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
 
   def check(self) -> None:
-    """Raises ConfigError without a prompt, or for names and files that do not fit the format."""
+    """Raises ConfigError without a prompt, or for names and files that do not fit
+    the format."""
     kind = registry.FORMATS[self.format]
     if kind.features:
-      require(self.prompt, "export.prompt", self.prompt, f"{_PROMPTS}, or a template with {{}}")
+      require(
+        self.prompt,
+        "export.prompt",
+        self.prompt,
+        f"{_PROMPTS}, or a template with {{}}",
+      )
       check_class_list("export.names", self.names, self.prompt)
     else:
       require(is_prompt_file(self.prompt), "export.prompt", self.prompt, _PROMPTS)
     fits = not self.output or (
-      os.path.basename(self.output) == self.output and self.output.endswith(kind.suffixes)
+      os.path.basename(self.output) == self.output
+      and self.output.endswith(kind.suffixes)
     )
     expected = f"a file name that ends with {' or '.join(kind.suffixes)}"
     require(fits, "export.output", self.output, expected)
@@ -354,12 +463,22 @@ class Export(Group):
 class Contrast(Group):
   """A training of a prompt or a baseline: the method, and the classes of its loss."""
 
-  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
-  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
-  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
+  method: str = row(
+    "pomp", "method that learns; all but pomp are baselines", one_of(*METHODS)
+  )
+  negatives: str = row(
+    "sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all")
+  )
+  k: int = row(
+    1000, "classes K that an image is contrasted with, its own included", at_least(2)
+  )
   correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
-  loss: str = row("softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES))
-  logit_bias: float = row(0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3))
+  loss: str = row(
+    "softmax", "cross-entropy, SigLIP's sum, or a distance", one_of(*LOSSES)
+  )
+  logit_bias: float = row(
+    0.0, "added to sigmoid's logits; 0: the CLIP's own", between(-1e3, 1e3)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +486,9 @@ class Loop(Group):
   """Any training by steps: its batches and length, and what a bad loss does."""
 
   batch_size: int = row(256, "views in a step, over all devices", between(1, 2**20))
-  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
+  accumulate: int = row(
+    1, "draws that a data index computes one after the other", at_least(1)
+  )
   epochs: int = row(5, "epochs", between(1, 2**20))
   steps: int = row(0, "steps of the whole run; 0: from epochs", between(0, 2**31 - 1))
   roll_backs: int = row(

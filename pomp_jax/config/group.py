@@ -22,7 +22,8 @@ class Extension(NamedTuple):
 class Group:
   """Fields that belong together: a frozen dataclass of rows, and of groups.
 
-  A dotted name is the one that a user types: `optim.lr`, of the field `lr` in the group `optim`.
+  A dotted name is the one that a user types: `optim.lr`, of the field `lr` in the group
+  `optim`.
   """
 
   extensions: tuple[Extension, ...] = dataclasses.field(default=(), kw_only=True)
@@ -31,14 +32,17 @@ class Group:
     """Raises ConfigError for fields of this group that don't fit together."""
 
   def check_in(self, config: Any) -> None:
-    """Raises ConfigError for fields, which a room adds, that don't fit a job's config."""
+    """Raises ConfigError for fields, which a room adds, that don't fit a job's
+    config."""
 
   def unread(self) -> tuple[str, ...]:
-    """Dotted names of fields, which a room adds, that have no effect beside the present values."""
+    """Dotted names of fields, which a room adds, that have no effect beside the
+    present values."""
     return ()
 
   def of(self, kind: type[Kind]) -> Kind:
-    """Returns the fields that a room adds to this group; their defaults if it adds none."""
+    """Returns the fields that a room adds to this group; their defaults if it adds
+    none."""
     for extension in self.extensions:
       if isinstance(extension.fields, kind):
         return extension.fields
@@ -46,7 +50,9 @@ class Group:
 
   def having(self: Kind, fields: "Group") -> Kind:
     """Returns a copy with other values of fields that a room adds."""
-    others = (added for added in self.extensions if type(added.fields) is not type(fields))
+    others = (
+      added for added in self.extensions if type(added.fields) is not type(fields)
+    )
     prefix = next((p for p, own in self.extensions if type(own) is type(fields)), "")
     return dataclasses.replace(self, extensions=(*others, Extension(prefix, fields)))
 
@@ -57,7 +63,9 @@ class Group:
 
   def groups(self) -> dict[str, "Group"]:
     """The groups among the fields, by name."""
-    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    values = {
+      field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+    }
     return {name: value for name, value in values.items() if isinstance(value, Group)}
 
   def all_extensions(self) -> list["Group"]:
@@ -68,12 +76,15 @@ class Group:
     return added
 
   def flat(self, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of this group, of its groups and of what rooms add to them."""
+    """Dotted name -> value, of this group, of its groups and of what rooms add to
+    them."""
     values = {prefix + name: getattr(self, name) for name in own_rows(type(self))}
     for name, group in self.groups().items():
       values |= group.flat(f"{prefix}{name}.")
     for extension in self.extensions:
-      values |= extension.fields.flat(f"{extension.prefix}." if extension.prefix else prefix)
+      values |= extension.fields.flat(
+        f"{extension.prefix}." if extension.prefix else prefix
+      )
     return values
 
   def to_dict(self) -> dict[str, Any]:
@@ -82,7 +93,8 @@ class Group:
     return nested
 
   def changed(self: Kind, values: Mapping[str, Any], prefix: str = "") -> Kind:
-    """Returns a copy with other values, by dotted names; names of other groups are ignored.
+    """Returns a copy with other values, by dotted names; names of other groups are
+    ignored.
 
     Raises:
       ConfigError: a value of another type.
@@ -104,4 +116,6 @@ class Group:
 
 def own_rows(kind: type[Group]) -> dict[str, dataclasses.Field]:
   """The rows of a group by name, without those of groups in it."""
-  return {field.name: field for field in dataclasses.fields(kind) if "help" in field.metadata}
+  return {
+    field.name: field for field in dataclasses.fields(kind) if "help" in field.metadata
+  }

@@ -30,7 +30,8 @@ from pomp_jax.registry import METHODS
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Loop, Contrast, Config):
-  """The job pretrain: a training of a prompt or a baseline; other jobs make several of them."""
+  """The job pretrain: a training of a prompt or a baseline; other jobs make several
+  of them."""
 
   data: Data = Data()
   prompt: Prompt = Prompt()

@@ -44,8 +44,12 @@ class Config(Group):
     "the run's cost instead of the run: here, measured; or of v5e:4x4, h100:8, .., compiled for",
     spellings={"true": HERE, "1": HERE, "false": "", "0": ""},
   )
-  seed: int = row(0, "random seed of context, draws and shuffling", between(0, MAX_SEED))
-  compilation_cache: str = row("auto", "folder of compiled programs; auto: the user's; empty: none")
+  seed: int = row(
+    0, "random seed of context, draws and shuffling", between(0, MAX_SEED)
+  )
+  compilation_cache: str = row(
+    "auto", "folder of compiled programs; auto: the user's; empty: none"
+  )
   clip: Clip = Clip()
   mesh: Mesh = Mesh()
 
@@ -56,7 +60,8 @@ class Config(Group):
 
   @property
   def by_steps(self) -> bool:
-    """Whether a training of the job learns by gradient steps, after each of which it can stop."""
+    """Whether a training of the job learns by gradient steps, after each of which it
+    can stop."""
     return True
 
   @property
@@ -77,10 +82,12 @@ class Config(Group):
   def replace(self, changes: Mapping[str, Any]) -> Any:
     """Returns a copy with other values, by dotted names.
 
-    Another `job` keeps the fields that it reads too; the copy has the type of its config.
+    Another `job` keeps the fields that it reads too; the copy has the type of its
+    config.
 
     Raises:
-      ConfigError: a field that does not exist or that the job does not read, or another type.
+      ConfigError: a field that does not exist or that the job does not read, or another
+      type.
     """
     job = changes.get("job", self.job)
     check_value("job", one_of(*JOBS), job)
@@ -114,7 +121,8 @@ class Part(NamedTuple):
 
 @functools.cache
 def defaults(job: str = "pretrain") -> Any:
-  """Returns the config of a job with its defaults, an instance of the class that `JOBS` names.
+  """Returns the config of a job with its defaults, an instance of the class that `JOBS`
+  names.
 
   Raises:
     ConfigError: there is no such job.
@@ -126,9 +134,12 @@ def defaults(job: str = "pretrain") -> Any:
 
 
 def parts_of(job: str) -> Iterator[Part]:
-  """Yields the classes of fields that a job reads, each followed by what rooms add to it."""
+  """Yields the classes of fields that a job reads, each followed by what rooms add
+  to it."""
   kind = load(JOBS[job].config)
-  bases = [Part(_TITLES[base], "", base) for base in reversed(kind.__mro__) if base in _TITLES]
+  bases = [
+    Part(_TITLES[base], "", base) for base in reversed(kind.__mro__) if base in _TITLES
+  ]
   groups = [Part(name, f"{name}.", group) for name, group in _groups_of(kind).items()]
   for part in bases + groups:
     yield part
@@ -164,7 +175,8 @@ def _extended(kind: type[Group], *kinds: type) -> Any:
 
 @functools.cache
 def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
-  """Dotted name -> row of the fields that these jobs read; without one, that any job reads."""
+  """Dotted name -> row of the fields that these jobs read; without one, that any job
+  reads."""
   rows: dict[str, dataclasses.Field] = {}
   for job in jobs or JOBS:
     for part in parts_of(job):
@@ -173,7 +185,8 @@ def fields_of(*jobs: str) -> Mapping[str, dataclasses.Field]:
 
 
 def check_read(field: str, job: str, known: Collection[str]) -> None:
-  """Raises UnknownFieldError for a field that does not exist, or that only other jobs read."""
+  """Raises UnknownFieldError for a field that does not exist, or that only other
+  jobs read."""
   check_name(field, fields_of())
   if field not in known:
     readers = ", ".join(name for name in JOBS if field in fields_of(name))
@@ -181,9 +194,11 @@ def check_read(field: str, job: str, known: Collection[str]) -> None:
 
 
 def value_of_text(field: str, text: str) -> Any:
-  """The value of a field that a text stands for, on the command line or behind a file's colon.
+  """The value of a field that a text stands for, on the command line or behind a file's
+  colon.
 
-  Integers of a tuple are separated by "+" or "/", other items by ";". ConfigError: another text.
+  Integers of a tuple are separated by "+" or "/", other items by ";". ConfigError:
+  another text.
   """
   check_name(field, fields_of())
   kind = fields_of()[field].type
@@ -195,7 +210,9 @@ def value_of_text(field: str, text: str) -> Any:
     if kind == tuple[int, ...]:
       return tuple(int(part) for part in re.split(r"[+/]", text) if text)
     if re.match(r"""[(\[]\s*['"]""", text):
-      raise ConfigError(field, text, "items separated by ';', without brackets and quotes")
+      raise ConfigError(
+        field, text, "items separated by ';', without brackets and quotes"
+      )
     parse = fields_of()[field].metadata["parse"]
     return tuple(parse(part) for part in map(str.strip, text.split(";")) if part)
   except (ValueError, KeyError) as error:

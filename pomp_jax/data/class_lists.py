@@ -1,9 +1,10 @@
-"""Class lists, in the order of the labels: those of `class_names/`, or a user's from a file.
+"""Class lists, in the order of the labels: those of `class_names/`, or a user's from a
+file.
 
-A file is text, one name a line, or JSON: a run's `class_names.json`, a list of names, an object
-whose keys are the names, a list of objects with `name` and, in all or none, `synset`, or
-annotations as COCO and LVIS store them, whose `categories` are read in order of their ids. N
-classes.
+A file is text, one name a line, or JSON: a run's `class_names.json`, a list of names,
+an object whose keys are the names, a list of objects with `name` and, in all or none,
+`synset`, or annotations as COCO and LVIS store them, whose `categories` are read in
+order of their ids. N classes.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -27,14 +28,17 @@ from pomp_jax.hooks import CATEGORIES
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).with_name("class_names")
-_SETS: dict[str, dict[str, str]] = json.loads((_FOLDER / "sets.json").read_text(encoding="utf-8"))
+_SETS: dict[str, dict[str, str]] = json.loads(
+  (_FOLDER / "sets.json").read_text(encoding="utf-8")
+)
 
 # Names that load_class_list and load_templates accept.
 CLASS_LISTS = tuple(_SETS)
 TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.txt")))
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
-# Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id: the id, the words of the
-# synset, the most usual first, and the tokens of "{first word}." and EOT under CLIP's tokenizer.
+# Table of ImageNet-21K's classes (fall 2011), sorted by WordNet 3.0 id: the id, the
+# words of the synset, the most usual first, and the tokens of "{first word}." and EOT
+# under CLIP's tokenizer.
 SYNSETS = _FOLDER / "imagenet21k_synsets.tsv"
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
@@ -50,10 +54,12 @@ class VocabularyError(InputError, ValueError):
 class ClassList:
   """Classes in the order of their labels."""
 
-  names: tuple[str, ...]  # as their source spells them, underscores included; may repeat
+  # as their source spells them, underscores included; may repeat
+  names: tuple[str, ...]
   synsets: tuple[str, ...] | None = None  # WordNet 3.0 ids such as n02084071
   template: str = _DEFAULT_TEMPLATE  # hand-written prompt with `{}` for the name
-  ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)  # CLIP's own templates for the data set
+  # CLIP's own templates for the data set
+  ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -86,8 +92,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 
-  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them, `imagenet_60` the first 60, which
-  PromptSRC takes; others are named as class lists.
+  `imagenet` is CLIP's ensemble of 80, `imagenet_7` seven of them, `imagenet_60` the
+  first 60, which PromptSRC takes; others are named as class lists.
   """
   return read_names(_FOLDER / "templates" / f"{name}.txt")
 
@@ -102,7 +108,9 @@ def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
 def _packaged(name: str) -> ClassList:
   fields = _SETS[name]
   file = _FOLDER / fields["names"]
-  synsets, names = read_table(file) if file.suffix == ".tsv" else (None, read_names(file))
+  synsets, names = (
+    read_table(file) if file.suffix == ".tsv" else (None, read_names(file))
+  )
   if synsets and "subset" in fields:
     name_of = dict(zip(synsets, names, strict=True))
     synsets = read_names(_FOLDER / fields["subset"])
@@ -112,12 +120,14 @@ def _packaged(name: str) -> ClassList:
 
 
 def normalized_name(name: str) -> str:
-  """A name as it is written in a sentence: underscores become spaces, runs of spaces one."""
+  """A name as it is written in a sentence: underscores become spaces, runs of spaces
+  one."""
   return " ".join(name.replace("_", " ").split())
 
 
 def normalized_names(names: Sequence[str]) -> list[str]:
-  """Applies `normalized_name` to N names, which may repeat; checks them as `check_names`."""
+  """Applies `normalized_name` to N names, which may repeat; checks them as
+  `check_names`."""
   words = [normalized_name(name) for name in names]
   check_names(words, distinct=False)
   return words
@@ -126,13 +136,16 @@ def normalized_names(names: Sequence[str]) -> list[str]:
 def repeats(values: Iterable[Hashable]) -> dict[int, int]:
   """Index of each value that repeats an earlier one -> index of the first equal one."""
   first: dict[Hashable, int] = {}
-  return {i: first[value] for i, value in enumerate(values) if first.setdefault(value, i) != i}
+  return {
+    i: first[value] for i, value in enumerate(values) if first.setdefault(value, i) != i
+  }
 
 
 def check_names(
   names: Sequence[str], where: str = "the class list", *, distinct: bool = True
 ) -> None:
-  """Raises VocabularyError if there are no names from `where`, or one is unusable or repeated."""
+  """Raises VocabularyError if there are no names from `where`, or one is unusable or
+  repeated."""
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
   again = repeats(names) if distinct else {}
@@ -145,7 +158,9 @@ def check_names(
     elif len(name) > _MAX_NAME:
       problem = f"is too long, expected at most {_MAX_NAME} characters"
     elif control := control_character(name):
-      problem = f"contains the control character {control}; lines end with \\n or \\r\\n"
+      problem = (
+        f"contains the control character {control}; lines end with \\n or \\r\\n"
+      )
     elif index in again:
       problem = f"repeats name {again[index] + 1}"
     if problem:
@@ -196,22 +211,34 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   if isinstance(content, list):
     return _from_list(content, path)
   if not isinstance(content, dict):
-    raise VocabularyError(f"{path}: found {shown(content)}, expected a list or an object")
+    raise VocabularyError(
+      f"{path}: found {shown(content)}, expected a list or an object"
+    )
   if content and all(map(str.isdecimal, content)):
-    raise VocabularyError(f"{path}: the object's keys are numbers, expected class names")
+    raise VocabularyError(
+      f"{path}: the object's keys are numbers, expected class names"
+    )
   check_names(tuple(content), str(path))
   return tuple(content), None
 
 
-def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _from_list(
+  content: list[Any], path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   rows = [item if isinstance(item, dict) else {"name": item} for item in content]
   for number, row in enumerate(rows, 1):
     where, synset = f"{path}: item {number} of {len(rows)}", row.get("synset")
     if not isinstance(row.get("name"), str):
-      raise VocabularyError(f"{where}: found {shown(content[number - 1])}, expected a name")
-    if synset is not None and not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
+      raise VocabularyError(
+        f"{where}: found {shown(content[number - 1])}, expected a name"
+      )
+    if synset is not None and not (
+      isinstance(synset, str) and SYNSET.fullmatch(synset)
+    ):
       expected = "a WordNet id such as n02084071"
-      raise VocabularyError(f"{where}: found synset {shown(synset)}, expected {expected}")
+      raise VocabularyError(
+        f"{where}: found synset {shown(synset)}, expected {expected}"
+      )
   names = tuple(row["name"].strip() for row in rows)
   synsets = tuple(row["synset"] for row in rows if row.get("synset") is not None)
   check_names(names, str(path), distinct=False)
@@ -242,20 +269,25 @@ class Category(NamedTuple):
 
 
 def has_categories(content: Any) -> bool:
-  """Whether a JSON value is annotations of COCO's or LVIS's, and not an object of names."""
+  """Whether a JSON value is annotations of COCO's or LVIS's, and not an object of
+  names."""
   if not isinstance(content, dict):
     return False
   # Annotations whose categories are missing have the others.
   found = map(content.get, ("categories", "images", "annotations"))
   return any(
-    isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in found
+    isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    for rows in found
   )
 
 
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Categories of annotations, the JSON value of a file; VocabularyError for unusable ones."""
+  """Categories of annotations, the JSON value of a file; VocabularyError for
+  unusable ones."""
   if not CATEGORIES:
-    raise VocabularyError(f"{path}: annotations are read by the room regions, expected names")
+    raise VocabularyError(
+      f"{path}: annotations are read by the room regions, expected names"
+    )
   return CATEGORIES.open()(path, value)
 
 

@@ -8,11 +8,13 @@ from pomp_jax.data.source import StoredImages
 from pomp_jax.files.terminal import steps_of
 
 
-def find_duplicates(source: StoredImages, earlier: Sequence[StoredImages]) -> dict[int, str]:
+def find_duplicates(
+  source: StoredImages, earlier: Sequence[StoredImages]
+) -> dict[int, str]:
   """Finds the images of a source whose files equal files of earlier sources.
 
-  Sizes are compared first, so that few files are read: those of a size that both sides have. Files
-  that can't be read or decoded equal none.
+  Sizes are compared first, so that few files are read: those of a size that both sides
+  have. Files that can't be read or decoded equal none.
 
   Args:
     source: images of a split.
@@ -24,13 +26,18 @@ def find_duplicates(source: StoredImages, earlier: Sequence[StoredImages]) -> di
   own = [(source, index) for index in range(len(source))]
   inside = {source.where(index) for _, index in own}
   others = [
-    (one, index) for one in earlier for index in range(len(one)) if one.where(index) not in inside
+    (one, index)
+    for one in earlier
+    for index in range(len(one))
+    if one.where(index) not in inside
   ]
   sizes_of_own = [_size(*image) for image in own]
   sizes_of_others = [_size(*image) for image in others]
   shared = set(sizes_of_own) & set(sizes_of_others)
   own = [image for image, size in zip(own, sizes_of_own, strict=True) if size in shared]
-  others = [image for image, size in zip(others, sizes_of_others, strict=True) if size in shared]
+  others = [
+    image for image, size in zip(others, sizes_of_others, strict=True) if size in shared
+  ]
   file_of: dict[str, str] = {}
   found = {}
   for image in steps_of([*others, *own], "comparing the pictures", "pictures"):

@@ -2,8 +2,8 @@
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-Hidden files, other suffixes than images' and, below the split folders, links are skipped. Of
-`config.data`, the argument `data`, it reads `root`, `names` and `base`.
+Hidden files, other suffixes than images' and, below the split folders, links are
+skipped. Of `config.data`, the argument `data`, it reads `root`, `names` and `base`.
 """
 
 import collections
@@ -14,7 +14,12 @@ import logging
 import os
 from typing import Any, NamedTuple
 
-from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
+from pomp_jax.data.class_lists import (
+  SYNSET,
+  ClassList,
+  load_class_list,
+  normalized_name,
+)
 from pomp_jax.data.images import EXTENSIONS, UNREAD_EXTENSIONS, UNREAD_REASON
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.files.paths import Path, is_bucket, is_file, store_of, to_path
@@ -40,12 +45,15 @@ def splits(data: Any) -> tuple[str, ...]:
 
 
 def open_split(data: Any, split: str) -> StoredImages:
-  """Opens a split of `data.root` with the classes of `data.names`, or the training folder's."""
+  """Opens a split of `data.root` with the classes of `data.names`, or the training
+  folder's."""
   # `data.base` selects the training classes from those of all splits.
   folders = split_folders(data.root)
   every = folders.values() if data.base else [folders.get("train", folders[split])]
   classes = load_class_list(data.names) if data.names else classes_in(*every)
-  return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
+  return open_folder(
+    folders[split], classes, all_classes=split == "train" and not data.base
+  )
 
 
 def classes_in(*folders: Path) -> ClassList:
@@ -58,7 +66,10 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   """Folder of each split; the root itself is "train" if it has no split folders."""
   folders = set(list_folder(root, links=True).folders)
   if folders and folders <= _KNOWN_FOLDERS:
-    found = {split: [n for n in names if n in folders] for split, names in _SPLIT_FOLDERS.items()}
+    found = {
+      split: [n for n in names if n in folders]
+      for split, names in _SPLIT_FOLDERS.items()
+    }
     return {split: to_path(root) / names[0] for split, names in found.items() if names}
   for name in sorted(folders & _KNOWN_FOLDERS):
     # Beside other folders, "train" or "test" may be a class, which holds images.
@@ -72,45 +83,63 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   return {"train": to_path(root)}
 
 
-def open_folder(folder: Path, classes: ClassList, all_classes: bool = True) -> StoredImages:
+def open_folder(
+  folder: Path, classes: ClassList, all_classes: bool = True
+) -> StoredImages:
   """Opens the images of one split, a folder with one folder a class.
 
-  Folders of other classes are skipped with a warning; with `all_classes` each class needs a folder.
-  Images are in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
+  Folders of other classes are skipped with a warning; with `all_classes` each class
+  needs a folder. Images are in the order of the labels, then of the file names; keys
+  are CLASS_FOLDER/FILE.
   """
   where, found = str(folder), list_folder(folder).folders
   if not found:
-    raise SourceError(f"{where}: no class folders found (links and hidden folders are skipped)")
+    raise SourceError(
+      f"{where}: no class folders found (links and hidden folders are skipped)"
+    )
   class_of = match_classes(found, classes, where, all_classes=all_classes)
   others = [name for name in found if name not in class_of]
-  _warn_once(where, others, f"of {len(found)} folders are skipped, as no class of the list")
+  _warn_once(
+    where, others, f"of {len(found)} folders are skipped, as no class of the list"
+  )
   names = sorted(class_of, key=class_of.__getitem__)
   # In a bucket each listing waits for an answer.
-  with concurrent.futures.ThreadPoolExecutor(_LISTINGS if is_bucket(folder) else 1) as pool:
+  with concurrent.futures.ThreadPoolExecutor(
+    _LISTINGS if is_bucket(folder) else 1
+  ) as pool:
     inside = pool.map(list_folder, [os.path.join(folder, name) for name in names])
     listed = dict(zip(names, inside, strict=True))
   keys = [f"{name}/{file}" for name in names for file in listed[name].images]
   labels = [class_of[name] for name in names for _ in listed[name].images]
   if not keys:
     expected = _expected([file for inside in listed.values() for file in inside.others])
-    raise SourceError(f"{where}: no images found in {len(class_of)} class folders ({expected})")
+    raise SourceError(
+      f"{where}: no images found in {len(class_of)} class folders ({expected})"
+    )
   empty = [name for name, inside in listed.items() if not inside.images]
-  folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
+  folders = [
+    f"{name}/{one}" for name, inside in listed.items() for one in inside.folders
+  ]
   others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
   unread = [name for name in others if is_unread_picture(name)]
   others = [name for name in others if not is_unread_picture(name)]
-  suffixes = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
+  suffixes = collections.Counter(
+    os.path.splitext(name)[1].lower() or "none" for name in others
+  )
   counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
   _warn_once(where, empty, "class folders have no image")
   _warn_once(where, folders, "folders within class folders are not read")
-  _warn_once(where, others, f"files are not read, their suffixes are no image's ({counts})")
+  _warn_once(
+    where, others, f"files are not read, their suffixes are no image's ({counts})"
+  )
   _warn_once(where, unread, f"pictures are skipped: {UNREAD_REASON}")
   source = StoredImages(classes.names, labels, keys, Files(folder))
   return source.replace(unread=tuple(os.path.join(where, name) for name in unread))
 
 
 def is_unread_picture(name: str) -> bool:
-  """Whether a file's name is that of a picture which is not read; see `images.UNREAD_REASON`."""
+  """Whether a file's name is that of a picture which is not read; see
+  `images.UNREAD_REASON`."""
   return name.lower().endswith(UNREAD_EXTENSIONS)
 
 
@@ -118,7 +147,9 @@ def _expected(others: Sequence[str]) -> str:
   """What images are, where none is found among these files."""
   unread = [name for name in others if is_unread_picture(name)]
   more = (
-    f"; {len(unread)} files are HEIC, which is not read: convert them to JPEG" if unread else ""
+    f"; {len(unread)} files are HEIC, which is not read: convert them to JPEG"
+    if unread
+    else ""
   )
   return f"expected {', '.join(EXTENSIONS)}{more}"
 
@@ -131,10 +162,11 @@ def _warn_once(where: str, names: Sequence[str], text: str) -> None:
 def match_classes(
   found: Sequence[str], classes: ClassList, where: str, *, all_classes: bool = True
 ) -> dict[str, int]:
-  """Index of the class for each name, of a folder or label, that matches one of a class list.
+  """Index of the class for each name, of a folder or label, that matches one of a class
+  list.
 
-  Names match by WordNet id or as words: underscores match spaces. SourceError if a class is matched
-  twice or (if `all_classes`) missing, or nothing matches.
+  Names match by WordNet id or as words: underscores match spaces. SourceError if a
+  class is matched twice or (if `all_classes`) missing, or nothing matches.
   """
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
@@ -149,14 +181,16 @@ def match_classes(
   missing = [name for index, name in enumerate(classes.names) if index not in name_of]
   if missing and (all_classes or not name_of):
     lacks = (
-      f"{len(missing)} of the list's {len(classes)} classes are missing, such as {missing[0]!r}"
+      f"{len(missing)} of the list's {len(classes)} classes are missing,"
+      f" such as {missing[0]!r}"
     )
     raise SourceError(f"{where}: {lacks} (found {len(found)}, such as {found[0]!r})")
   return {name: index for index, name in name_of.items()}
 
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:
-  """Classes named after folders or labels; ImageNet-21K's names if these are all WordNet ids."""
+  """Classes named after folders or labels; ImageNet-21K's names if these are all
+  WordNet ids."""
   if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
   every = load_class_list("imagenet21k")
@@ -176,7 +210,8 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
-  """Lists a folder, symbolic links in it only with `links`; SourceError if it can't be read."""
+  """Lists a folder, symbolic links in it only with `links`; SourceError if it can't
+  be read."""
   try:
     if is_bucket(folder):
       found = store_of(folder).entries(os.fspath(folder))
@@ -190,9 +225,13 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
         ]
   except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
     reason = getattr(error, "strerror", None) or error
-    raise SourceError(f"{printable(os.fspath(folder))}: can't be read ({reason})") from error
+    raise SourceError(
+      f"{printable(os.fspath(folder))}: can't be read ({reason})"
+    ) from error
   shown = [one for one in sorted(found) if not one[0].startswith(".")]
-  folders, files = ([name for name, own in shown if own == kind] for kind in (True, False))
+  folders, files = (
+    [name for name, own in shown if own == kind] for kind in (True, False)
+  )
   images = [name for name in files if name.lower().endswith(EXTENSIONS)]
   others = [name for name in files if not name.lower().endswith(EXTENSIONS)]
   return Listing(images, others, folders)
@@ -203,8 +242,9 @@ def find_images(
 ) -> dict[str, Path]:
   """Finds the image files of a folder and, if `nested`, of all folders within.
 
-  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name. With
-  `unread` pictures of formats that are not read are among them, for a caller that names them.
+  They are sorted by their path in the folder, "cats/a.jpg"; a single file has its name.
+  With `unread` pictures of formats that are not read are among them, for a caller that
+  names them.
   """
   root = to_path(path)
   single = is_file(root)

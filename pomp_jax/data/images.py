@@ -27,16 +27,25 @@ except ImportError:
 
 # Pillow reads AVIF from 11.3 on, where it was built with it.
 _AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp") + tuple(
-  f".{name.lower()}" for name in _AVIF
-)
+EXTENSIONS = (
+  ".bmp",
+  ".gif",
+  ".jpeg",
+  ".jpg",
+  ".png",
+  ".tif",
+  ".tiff",
+  ".webp",
+) + tuple(f".{name.lower()}" for name in _AVIF)
 # Pictures that phones write and Pillow does not read.
 UNREAD_EXTENSIONS = (".heic", ".heif", ".hif")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 UNREAD_REASON = "a HEIC picture, which is not read: convert it to JPEG"
-# Decoders to try, whatever the file's name. EPS is excluded because it starts another program.
+# Decoders to try, whatever the file's name. EPS is excluded because it starts another
+# program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *_AVIF)
-# Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up to 320 MiB.
+# Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up
+# to 320 MiB.
 MAX_PIXELS = 2**26
 PREPROCESSING_VERSION = 2  # of `prepare`'s pixels, for cache keys
 # Library behind `resized_crop`, for cache keys: the two differ in rounding.
@@ -61,7 +70,8 @@ File = str | os.PathLike | bytes  # a path, or the content of a file
 class Resize(NamedTuple):
   """How images become S x S pixels; as OpenAI's CLIPs by default."""
 
-  squash: bool = False  # to a square; otherwise the shorter side to S, and the centre cropped
+  # to a square; otherwise the shorter side to S, and the centre cropped
+  squash: bool = False
   bilinear: bool = False  # bilinear instead of bicubic
 
 
@@ -73,22 +83,29 @@ class ImageError(InputError, ValueError):
 
 
 def read_image(
-  file: File, size: int, upright: bool = False, where: str = "", resize: Resize = CLIPS_RESIZE
+  file: File,
+  size: int,
+  upright: bool = False,
+  where: str = "",
+  resize: Resize = CLIPS_RESIZE,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Prepares one image, of a path or the content at `where` (`prepare`); ImageError if it can't."""
+  """Prepares one image, of a path or the content at `where` (`prepare`); ImageError
+  if it can't."""
   with _as_image_error(where or str(file)), _open(file) as image:
     return prepare(image, size, upright, resize)
 
 
 def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
-  """Width and height that an image from `open_image` has once it is decoded; see `to_rgb`."""
+  """Width and height that an image from `open_image` has once it is decoded; see
+  `to_rgb`."""
   # Pillow turns TIFFs itself, and their header's sides are those of the turned image.
   on_its_side = upright and image.format != "TIFF" and 5 <= _orientation(image) <= 8
   return image.size[::-1] if on_its_side else image.size
 
 
 def open_image(file: File, where: str = "") -> Image.Image:
-  """Reads an image's header; ImageError if it is none of FORMATS, or above MAX_PIXELS."""
+  """Reads an image's header; ImageError if it is none of FORMATS, or above
+  MAX_PIXELS."""
   with _as_image_error(where or str(file)):
     return _open(file)
 
@@ -98,8 +115,9 @@ def load_rgb(
 ) -> tuple[Image.Image, int]:
   """Decodes the pixels of an image from `open_image`; see `to_rgb`.
 
-  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding, from fewer of
-  its stored cosines. Also returns the factor that was applied: `shrink`, or 1 for other formats.
+  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding,
+  from fewer of its stored cosines. Also returns the factor that was applied: `shrink`,
+  or 1 for other formats.
   """
   with _as_image_error(where):
     if shrink > 1 and isinstance(image, JpegImageFile):
@@ -110,16 +128,21 @@ def load_rgb(
 
 
 def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
-  """Converts an image of any Pillow mode to RGB, 8 bits a channel, as CLIP's preprocessing does.
+  """Converts an image of any Pillow mode to RGB, 8 bits a channel, as CLIP's
+  preprocessing does.
 
-  With `upright` it is turned as its EXIF orientation says, which CLIP's preprocessing ignores.
-  Transparency is dropped. Pillow clips deep greys at 255, so they are scaled here:
+  With `upright` it is turned as its EXIF orientation says, which CLIP's preprocessing
+  ignores. Transparency is dropped. Pillow clips deep greys at 255, so they are scaled
+  here:
 
-  - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit colours.
+  - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit
+    colours.
   - 32 bits (TIFF): integers up to 255 unchanged, up to 65535 the high byte of 16 bits.
-  - float (TIFF, PFM), rounded: values up to 1 times 255, up to 255 unchanged, up to 65535 over 257.
+  - float (TIFF, PFM), rounded: values up to 1 times 255, up to 255 unchanged, up to
+    65535 over 257.
 
-  ImageError for negative, non-finite or larger values, or colours that Pillow can't convert.
+  ImageError for negative, non-finite or larger values, or colours that Pillow can't
+  convert.
   """
   image.load()
   turn = _TURNS.get(_orientation(image)) if upright else None
@@ -159,7 +182,8 @@ def _unturned_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_factor(image: Image.Image, bits: int) -> float:
-  """Factor that scales a deep grey value to 0..255; `bits` is its size unless it has 32."""
+  """Factor that scales a deep grey value to 0..255; `bits` is its size unless it has
+  32."""
   if image.mode.startswith("I;"):
     return 2.0 ** (8 - bits)
   low, high = np.asarray(image.getextrema()).tolist()
@@ -183,7 +207,9 @@ def _open(file: File) -> Image.Image:
     raise ImageError(f"none of {', '.join(FORMATS)}") from error
   if image.width * image.height > MAX_PIXELS:
     image.close()
-    raise ImageError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}")
+    raise ImageError(
+      f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
+    )
   return image
 
 
@@ -197,21 +223,29 @@ def _is_heic(file: File) -> bool:
 
 @contextlib.contextmanager
 def _as_image_error(where: str) -> Iterator[None]:
-  """Turns any error of Pillow's into ImageError: broken files raise errors of many classes."""
+  """Turns any error of Pillow's into ImageError: broken files raise errors of many
+  classes."""
   try:
     yield
   except MemoryError:
     raise
   except Exception as error:
-    raise ImageError(f"{where}: not a readable image ({printable(str(error))})") from error
+    raise ImageError(
+      f"{where}: not a readable image ({printable(str(error))})"
+    ) from error
 
 
 def prepare(
-  image: Image.Image | np.ndarray, size: int, upright: bool = False, resize: Resize = CLIPS_RESIZE
+  image: Image.Image | np.ndarray,
+  size: int,
+  upright: bool = False,
+  resize: Resize = CLIPS_RESIZE,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """A CLIP's test preprocessing: RGB (`to_rgb`), resized, by default with a centre crop.
+  """A CLIP's test preprocessing: RGB (`to_rgb`), resized, by default with a centre
+  crop.
 
-  ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to resize.
+  ImageError for another array, pixels that `to_rgb` rejects, or sides too unequal to
+  resize.
   """
   if not isinstance(image, Image.Image):
     image = np.asarray(image)
@@ -220,7 +254,9 @@ def prepare(
       raise ImageError(f"an image is {found}, expected uint8 [H,W,3] or a Pillow image")
     image = Image.fromarray(image)
   image = to_rgb(image, upright)
-  resampling = Image.Resampling.BILINEAR if resize.bilinear else Image.Resampling.BICUBIC
+  resampling = (
+    Image.Resampling.BILINEAR if resize.bilinear else Image.Resampling.BICUBIC
+  )
   if resize.squash:
     return np.asarray(image.resize((size, size), resampling))
   shorter = min(image.size)
@@ -245,14 +281,21 @@ def check_decodes(image: bytes) -> None:
 def resized_crop(
   image: Image.Image, box: tuple[float, float, float, float], size: int
 ) -> Image.Image:
-  """Crops an RGB image and resizes the crop to S x S (bicubic); pixels outside have no influence.
+  """Crops an RGB image and resizes the crop to S x S (bicubic); pixels outside have no
+  influence.
 
-  `cykooz-resizer` agrees with Pillow within rounding, six times as fast by vector instructions.
-  `box` is left, top, right, bottom in pixels; fractions weight the border pixels.
+  `cykooz-resizer` agrees with Pillow within rounding, six times as fast by vector
+  instructions. `box` is left, top, right, bottom in pixels; fractions weight the border
+  pixels.
   """
   left, top = math.floor(box[0]), math.floor(box[1])
   part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
-  x, y, right, bottom = within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+  x, y, right, bottom = within = (
+    box[0] - left,
+    box[1] - top,
+    box[2] - left,
+    box[3] - top,
+  )
   if Resizer is None:
     return part.resize((size, size), Image.Resampling.BICUBIC, box=within)
   options = ResizeOptions(_BICUBIC, crop_box=CropBox(x, y, right - x, bottom - y))

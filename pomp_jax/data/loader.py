@@ -1,6 +1,8 @@
-"""Batches of images for training, shuffled and endless; what reads ahead; unreadable images.
+"""Batches of images for training, shuffled and endless; what reads ahead; unreadable
+images.
 
-Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
+Shapes: G rows of a global batch, V views an image, B images of a batch that a process
+reads.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,19 +29,22 @@ from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
 
-# (images [B], epoch of each [B]) -> pixels or features [B,V,..] and which were readable [B]. Views
-# may also be records of a structured type, whose fields become arrays of the batch.
+# (images [B], epoch of each [B]) -> pixels or features [B,V,..] and which were readable
+# [B]. Views may also be records of a structured type, whose fields become arrays of the
+# batch.
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-_MAX_SKIPS = 100  # consecutive unreadable images to skip: more than random damage explains
+# consecutive unreadable images to skip: more than random damage explains
+_MAX_SKIPS = 100
 _N_BATCHES = 2**62  # endless
 _AHEAD = 4  # batches to hold ready, over all workers
-# A thread that decodes and augments holds the interpreter's lock for 38% of its time, so more than
-# a few threads add nothing; docs/performance.md has the measurement.
+# A thread that decodes and augments holds the interpreter's lock for 38% of its time,
+# so more than a few threads add nothing; docs/performance.md has the measurement.
 _MOST_THREADS = 4
 _LEAST_CORES = 4  # fewer cores read about as fast by threads, which start at once
 _BATCHES_PER_WORKER = 4  # of an epoch: a worker takes seconds to start
-_BATCHES_IN_MEMORY = 5  # shared memory: a worker's queue, and those in Grain's threads; measured
+# shared memory: a worker's queue, and those in Grain's threads; measured
+_BATCHES_IN_MEMORY = 5
 _SHARED_MEMORY = "/dev/shm"
 # Signals that a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -62,11 +67,13 @@ class CorruptDataError(RunError, RuntimeError):
 class Loader(Iterator[dict[str, np.ndarray]]):
   """Endless training batches from a position on, prepared ahead of the step.
 
-  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle by
-  Grain, a function of the seed. An unreadable image, see `skipped`, is replaced by the next one.
+  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own
+  shuffle by Grain, a function of the seed. An unreadable image, see `skipped`, is
+  replaced by the next one.
 
   Yields:
-    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent. Of
+    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are
+    adjacent. Of
       records, their fields instead of "image".
   """
 
@@ -79,19 +86,23 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     seed: int,  # random seed of the shuffles, 0 to 2^32 - 1
     n_views: int = 1,  # V
     start: int = 0,  # batches to skip
-    shard: tuple[int, int] = (0, 1),  # index and count of this process, which gets its part of each
+    # index and count of this process, which gets its part of each
+    shard: tuple[int, int] = (0, 1),
     readers: Readers = _READERS,
     max_corrupt: float = 0.0,  # see `SkippedImages`
     unreadable: frozenset[int] = frozenset(),  # images known already
   ):
-    """Starts reading when the first batch is requested; ValueError if G does not divide."""
+    """Starts reading when the first batch is requested; ValueError if G does not
+    divide."""
     if batch_size % (n_views * shard[1]):
       parts = f"{n_views} views x {shard[1]} processes"
       raise ValueError(f"a batch of {batch_size} does not divide by {parts}")
     names = {index: name_of(source, index) for index in unreadable}
     self.skipped = SkippedImages(source, max_corrupt, names)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    read = functools.partial(_read_batch, source.labels, fetch, order, batch_size // n_views, shard)
+    read = functools.partial(
+      _read_batch, source.labels, fetch, order, batch_size // n_views, shard
+    )
     self._batches = map_ahead(read, range(start, _N_BATCHES), readers)
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -113,7 +124,8 @@ def choose_readers(
   n_batches: int = 0,  # batches of an epoch
   batch_bytes: int = 0,  # bytes of a batch of this process
   n_cores: int | None = None,  # cores of this process; None: counted
-  shared_memory: int | None = None,  # free bytes to pass batches through; None: of the machine
+  # free bytes to pass batches through; None: of the machine
+  shared_memory: int | None = None,
 ) -> Readers:
   """Fills in what `data.threads` (0) and `data.workers` (-1) leave open."""
   n_cores = n_cores or hosts.own_cores()
@@ -129,7 +141,9 @@ def choose_readers(
     workers = min(workers, fitting)
     workers = workers if workers > 1 else 0
   workers = max(workers, 0)
-  return Readers(threads or max(1, min(_MOST_THREADS, n_cores // max(1, workers))), workers)
+  return Readers(
+    threads or max(1, min(_MOST_THREADS, n_cores // max(1, workers))), workers
+  )
 
 
 def _free_shared_memory() -> int:
@@ -140,29 +154,34 @@ def _free_shared_memory() -> int:
 
 
 def map_ahead(read: Callable[[int], Any], numbers: range, readers: Readers) -> Iterator:
-  """Iterates over `read(number)` in order, some of them ahead, from threads or worker processes.
+  """Iterates over `read(number)` in order, some of them ahead, from threads or worker
+  processes.
 
   Workers start when the first element is requested. `close()` ends them.
   """
   threads, workers = readers
   # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
   ahead = -(-_AHEAD // max(1, workers))
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(ahead, threads)
+  )
   order = grain.MapDataset.range(numbers.start, numbers.stop)
   elements = order.map(read).to_iter_dataset(options)
   if not workers:
     return iter(elements)
   if not flags.FLAGS.is_parsed():
-    # Grain reads flags of its own, which a program without a command line has not parsed.
+    # Grain reads flags of its own, which a program without a command line has not
+    # parsed.
     flags.FLAGS.mark_as_parsed()
   processes = grain.MultiprocessingOptions(workers, ahead)
   return _spawned(iter(elements.mp_prefetch(processes, _begin_worker)))
 
 
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
-  """Iterates over workers' elements, with stop signals blocked while the workers start."""
-  # A worker imports for seconds before `_begin_worker` runs. It inherits the signal mask of Grain's
-  # thread that starts it, which inherits it from this thread.
+  """Iterates over workers' elements, with stop signals blocked while the workers
+  start."""
+  # A worker imports for seconds before `_begin_worker` runs. It inherits the signal
+  # mask of Grain's thread that starts it, which inherits it from this thread.
   _start_resource_tracker()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
@@ -178,9 +197,10 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
 
 
 def _start_resource_tracker() -> None:
-  """Starts the process that removes, without warnings, shared memory that is left at the end."""
-  # Grain leaves that of workers which end while they hand over a batch. A tracker started later
-  # would unblock the stop signals in the thread that starts it.
+  """Starts the process that removes, without warnings, shared memory that is left at
+  the end."""
+  # Grain leaves that of workers which end while they hand over a batch. A tracker
+  # started later would unblock the stop signals in the thread that starts it.
   before = dict(os.environ)
   os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
   try:
@@ -191,16 +211,20 @@ def _start_resource_tracker() -> None:
 
 
 def _close_together(elements: Any) -> None:
-  """Ends the workers side by side: Grain waits for one after the other, up to a batch each."""
+  """Ends the workers side by side: Grain waits for one after the other, up to a
+  batch each."""
   # Grain has no public name for its iterators over single workers; one worker has none.
-  workers = [one for one in getattr(elements, "_iterators_in_use", ()) if one is not None]
+  workers = [
+    one for one in getattr(elements, "_iterators_in_use", ()) if one is not None
+  ]
   with concurrent.futures.ThreadPoolExecutor(max(1, len(workers))) as pool:
     list(pool.map(lambda worker: worker.close(), workers))
   elements.close()
 
 
 def _begin_worker(*_: int) -> None:
-  """Makes a worker ignore stop signals, because the run saves first, and end with the run."""
+  """Makes a worker ignore stop signals, because the run saves first, and end with
+  the run."""
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
@@ -242,7 +266,9 @@ def _read_batch(
       views = views.reshape(-1, *views.shape[2:])
       if views.dtype.names is None:
         return {"image": views} | counted
-      return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names} | counted
+      return {
+        name: np.ascontiguousarray(views[name]) for name in views.dtype.names
+      } | counted
     unreadable += shown_B[again].tolist()
     shown_B[again] = (shown_B[again] + 1) % len(labels_n)
     views[again], readable_B[again] = fetch(shown_B[again], epochs_B[again])
@@ -252,7 +278,8 @@ def _read_batch(
 
 @dataclasses.dataclass
 class SkippedImages:
-  """Unreadable images that are skipped: a share `max_corrupt` may be, and one unless it is 0.
+  """Unreadable images that are skipped: a share `max_corrupt` may be, and one unless it
+  is 0.
 
   `reasons` has the reason, which names the file, for the index of each.
   """
@@ -262,7 +289,8 @@ class SkippedImages:
   reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def add(self, reasons: Mapping[int, str]) -> None:
-    """Adds unreadable images; CorruptDataError if more than allowed, or none is left."""
+    """Adds unreadable images; CorruptDataError if more than allowed, or none is
+    left."""
     self.reasons |= reasons
     n_found, n_images = len(self.reasons), len(self.source)
     n_allowed = max(1, int(self.max_corrupt * n_images)) if self.max_corrupt else 0
@@ -275,12 +303,15 @@ class SkippedImages:
     self.add({index: name_of(self.source, index) for index in indices})
 
   def gather(self) -> None:
-    """Adds the other processes' images and warns once; all processes call it together."""
+    """Adds the other processes' images and warns once; all processes call it
+    together."""
     for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
       self.add(dict(found))
     if self.reasons:
       counts = len(self.reasons), len(self.source)
-      log.warning("%d of %d images can't be read and are SKIPPED; %s", *counts, self._first())
+      log.warning(
+        "%d of %d images can't be read and are SKIPPED; %s", *counts, self._first()
+      )
 
   def _first(self) -> str:
     return f"the first: {self.reasons[min(self.reasons)]}"

@@ -1,4 +1,5 @@
-"""Labelled images with random access: the interface of all sources; stored images or features.
+"""Labelled images with random access: the interface of all sources; stored images or
+features.
 
 Shapes: n images, N classes, B images of one call, S side in pixels, E embedding.
 """
@@ -12,7 +13,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import CLIPS_RESIZE, ImageError, Resize, check_decodes, read_image
+from pomp_jax.data.images import (
+  CLIPS_RESIZE,
+  ImageError,
+  Resize,
+  check_decodes,
+  read_image,
+)
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import file_size, read_file, to_path
 
@@ -37,7 +44,8 @@ class Labelled(Protocol):
 class Source(Labelled, Protocol):
   """Labelled images with random access.
 
-  A source may have `keys` [n]: with labels and names they determine the pixels, for caches.
+  A source may have `keys` [n]: with labels and names they determine the pixels, for
+  caches.
   """
 
   def images(self, indices: np.ndarray) -> np.ndarray:
@@ -58,7 +66,8 @@ class Files:
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
-    """Content of the image with this number and name; ImageError if it can't be read."""
+    """Content of the image with this number and name; ImageError if it can't be
+    read."""
     return read_file(self._root / key, ImageError)
 
   def size(self, row: int, key: str) -> int:
@@ -66,7 +75,9 @@ class Files:
     try:
       return file_size(self._root / key)
     except OSError as error:
-      raise ImageError(f"{self.where(row, key)}: can't be read ({error.strerror})") from error
+      raise ImageError(
+        f"{self.where(row, key)}: can't be read ({error.strerror})"
+      ) from error
 
   def where(self, row: int, key: str) -> str:
     """Name of an image for messages."""
@@ -76,7 +87,8 @@ class Files:
 class StoredImages:
   """Labelled encoded images (JPEG files, records) with random access; a `Source`."""
 
-  unread: tuple[str, ...] = ()  # files beside the images, pictures of a format that is not read
+  # files beside the images, pictures of a format that is not read
+  unread: tuple[str, ...] = ()
   upright = False  # whether images are turned as their EXIF orientation says
   resize: Resize = CLIPS_RESIZE  # how they become S x S pixels
 
@@ -84,7 +96,8 @@ class StoredImages:
     self,
     names: Sequence[str],
     labels: Sequence[int] | np.ndarray,
-    keys: Sequence[str] | np.ndarray,  # distinct paths or ids, the same wherever the data lies
+    # distinct paths or ids, the same wherever the data lies
+    keys: Sequence[str] | np.ndarray,
     storage: Storage,
     rows: np.ndarray | None = None,  # the images' numbers in the storage; None: 0..n-1
     image_size: int = 224,  # S
@@ -95,10 +108,16 @@ class StoredImages:
     try:
       self.keys = np.asarray(keys, np.dtypes.StringDType())
     except UnicodeEncodeError as error:
-      raise SourceError(f"{storage.where(0, error.object)!r} is not Unicode text") from error
+      raise SourceError(
+        f"{storage.where(0, error.object)!r} is not Unicode text"
+      ) from error
     self.storage = storage
-    self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
-    if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
+    self._rows = (
+      np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
+    )
+    if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(
+      self.names
+    ):
       raise ValueError(f"labels outside 0..{len(self.names) - 1}")
 
   def __len__(self) -> int:
@@ -127,7 +146,8 @@ class StoredImages:
     return self.storage.where(int(self._rows[index]), str(self.keys[index]))
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-    """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""
+    """One image under CLIP's test preprocessing; ImageError if it can't be read or
+    decoded."""
     content, where = self.encoded(index), self.where(index)
     return read_image(content, self.image_size, self.upright, where, self.resize)
 
@@ -146,10 +166,14 @@ class StoredImages:
     keys, rows = self.keys[indices], self._rows[indices]
     return self.replace(labels=self.labels[indices], keys=keys, _rows=rows)
 
-  def relabelled(self, names: Sequence[str], labels: Int[np.ndarray, " n"]) -> "StoredImages":
+  def relabelled(
+    self, names: Sequence[str], labels: Int[np.ndarray, " n"]
+  ) -> "StoredImages":
     """The same images under other class names; label -1 drops the image."""
     kept = np.flatnonzero(labels != -1)
-    return self.subset(kept).replace(names=tuple(names), labels=labels[kept].astype(np.int32))
+    return self.subset(kept).replace(
+      names=tuple(names), labels=labels[kept].astype(np.int32)
+    )
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""
@@ -159,7 +183,8 @@ class StoredImages:
 
 
 class FeatureSource(StoredImages):
-  """Labelled images of which another program has computed the features, without pixels."""
+  """Labelled images of which another program has computed the features, without
+  pixels."""
 
   storage: Any  # `FeatureRows` of the room data_sets
 
@@ -169,13 +194,15 @@ class FeatureSource(StoredImages):
     return self.storage.checksums_n[self._rows]
 
   def features(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
-    """Features as the image tower gave them, not normalised; NaN for an unreadable image."""
+    """Features as the image tower gave them, not normalised; NaN for an unreadable
+    image."""
     return self.storage.features(self._rows[indices])
 
   def views(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[Float[np.ndarray, "B 1 E"], Bool[np.ndarray, " B"]]:
-    """Features as views for `Loader`, the same in all epochs, and which images were readable."""
+    """Features as views for `Loader`, the same in all epochs, and which images were
+    readable."""
     found_BxE = self.features(indices)
     return found_BxE[:, None], ~np.isnan(found_BxE[:, 0])
 
@@ -188,8 +215,11 @@ class LabelledSet(NamedTuple):
   split: str  # test, validation, train, or all for an undivided data set
 
 
-def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-  """Images of any source, black where unreadable, and index -> reason for the unreadable ones."""
+def readable_images(
+  source: Source, indices: np.ndarray
+) -> tuple[np.ndarray, dict[int, str]]:
+  """Images of any source, black where unreadable, and index -> reason for the
+  unreadable ones."""
   if not isinstance(source, StoredImages):
     return source.images(indices), {}
   pixels = np.zeros((len(indices), source.image_size, source.image_size, 3), np.uint8)

@@ -1,6 +1,8 @@
-"""Choices of images and classes: few shots, even samples, held-out images, base and new halves.
+"""Choices of images and classes: few shots, even samples, held-out images, base and new
+halves.
 
-A choice depends only on the seed and the images' keys, so every host makes the same one.
+A choice depends only on the seed and the images' keys, so every host makes the same
+one.
 """
 
 from collections.abc import Sequence
@@ -11,17 +13,22 @@ from jaxtyping import Int
 import numpy as np
 
 HALVES = ("all", "base", "new")
-# Outside the range of `data.shots_seed`, so that the ranking differs from all few-shot subsets'.
+# Outside the range of `data.shots_seed`, so that the ranking differs from all few-shot
+# subsets'.
 _HELD_OUT_SEED = 2**63
 
 
 def few_shot(
-  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shots: int, seed: int = 0
+  labels: Int[np.ndarray, " n"],
+  keys: Sequence[str] | np.ndarray,
+  shots: int,
+  seed: int = 0,
 ) -> Int[np.ndarray, " m"]:
   """Chooses `shots` images a class, or all of a class with fewer; ascending indices.
 
-  The first images of each class are taken, ranked by a hash of seed and (distinct) key. So the
-  subset of k shots lies within that of k+1, and an image added to a class replaces at most one.
+  The first images of each class are taken, ranked by a hash of seed and (distinct) key.
+  So the subset of k shots lies within that of k+1, and an image added to a class
+  replaces at most one.
   """
   order, rank = ranked(labels, keys, seed)
   return np.sort(order[rank < shots])
@@ -30,9 +37,11 @@ def few_shot(
 def even_sample(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `count` images, or all of fewer, evenly over the classes; ascending indices.
+  """Chooses `count` images, or all of fewer, evenly over the classes; ascending
+  indices.
 
-  Every class gives one image before any gives a second. A hash decides which classes give the last.
+  Every class gives one image before any gives a second. A hash decides which classes
+  give the last.
   """
   if count >= len(labels):
     return np.arange(len(labels))
@@ -43,13 +52,15 @@ def even_sample(
 
 
 def held_out(
-  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shares: Sequence[float]
+  labels: Int[np.ndarray, " n"],
+  keys: Sequence[str] | np.ndarray,
+  shares: Sequence[float],
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
   """Divides each class's images into held-out shares and the rest, for training.
 
-  Images are ranked by a hash of the key, and the first share (0 to 1) takes the first of them. A
-  share is rounded to whole images, and one image of each class is left for training. Returns
-  ascending indices of the rest, and of each share's images.
+  Images are ranked by a hash of the key, and the first share (0 to 1) takes the first
+  of them. A share is rounded to whole images, and one image of each class is left for
+  training. Returns ascending indices of the rest, and of each share's images.
   """
   order, rank = ranked(labels, keys, _HELD_OUT_SEED)
   ordered = np.asarray(labels)[order]
@@ -64,22 +75,29 @@ def held_out(
 
 
 def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:
-  """Indices of `count` of `total` items, evenly spaced; of all if `count` is 0 or larger."""
+  """Indices of `count` of `total` items, evenly spaced; of all if `count` is 0 or
+  larger."""
   count = min(count or total, total)
   return np.arange(count) * total // max(count, 1)
 
 
 def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
-  """Labels of one of HALVES in CoOp's base-to-new protocol: the first ceil(n/2) are base."""
+  """Labels of one of HALVES in CoOp's base-to-new protocol: the first ceil(n/2) are
+  base."""
   middle = -(-n_classes // 2)
-  first, last = {"all": (0, n_classes), "base": (0, middle), "new": (middle, n_classes)}[half]
+  first, last = {
+    "all": (0, n_classes),
+    "base": (0, middle),
+    "new": (middle, n_classes),
+  }[half]
   return np.arange(first, last)
 
 
 def ranked(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Indices ordered by (class, hash of seed and key), and the rank of each within its class."""
+  """Indices ordered by (class, hash of seed and key), and the rank of each within
+  its class."""
   order = np.lexsort((_hashes(keys, seed), labels))
   ordered = np.asarray(labels)[order]
   return order, np.arange(len(order)) - np.searchsorted(ordered, ordered)
@@ -87,5 +105,9 @@ def ranked(
 
 def _hashes(keys: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
   """Hashes uint64 [n] of seed and key."""
-  hashing = functools.partial(hashlib.blake2b, digest_size=8, salt=seed.to_bytes(8, "little"))
-  return np.frombuffer(b"".join(hashing(str(key).encode()).digest() for key in keys), "<u8")
+  hashing = functools.partial(
+    hashlib.blake2b, digest_size=8, salt=seed.to_bytes(8, "little")
+  )
+  return np.frombuffer(
+    b"".join(hashing(str(key).encode()).digest() for key in keys), "<u8"
+  )

@@ -1,8 +1,10 @@
-"""Views of training images: the published augmentations, decoded or read as stored features.
+"""Views of training images: the published augmentations, decoded or read as stored
+features.
 
-A view is drawn (`draw_view`: numbers, a function of seed, image, epoch and view only) and then made
-(`make_view`), so worker processes, restarts and stored features see the same pixels.
-Shapes: B images, V views an image, S side of a view in pixels, E embedding.
+A view is drawn (`draw_view`: numbers, a function of seed, image, epoch and view only)
+and then made (`make_view`), so worker processes, restarts and stored features see the
+same pixels. Shapes: B images, V views an image, S side of a view in pixels, E
+embedding.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,8 @@ from pomp_jax.data.images import ImageError, load_rgb, open_image, resized_crop,
 from pomp_jax.data.source import Source, StoredImages, readable_images
 from pomp_jax.files.features import Features
 
-# Augmentations: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
+# Augmentations: CLIP's test preprocessing; random crop and flip; these and
+# RandAugment2.
 AUGMENTS = ("none", "crop_flip", "recipe")
 
 CROP_AREA = 0.08  # least area of a crop, as a share of the image's
@@ -28,7 +31,8 @@ _CROP_TRIES = 10
 N_OPERATIONS = 2
 PROBABILITY = 0.6  # of applying each drawn operation
 
-_STREAM = 0x706F6D70  # Philox key word of this stream; other streams of a seed have other words
+# Philox key word of this stream; other streams of a seed have other words
+_STREAM = 0x706F6D70
 _N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 
@@ -39,7 +43,8 @@ class Augmentation:
   kind: str = "none"  # one of AUGMENTS
   n_views: int = 1  # V; 1 under `none`, where all views are equal
   seed: int = 0  # random seed of all augmentations, 0 to 2^64 - 1
-  view_epochs: int = 0  # epochs after which the same views repeat, to be stored; 0: never
+  # epochs after which the same views repeat, to be stored; 0: never
+  view_epochs: int = 0
   crop_area: float = CROP_AREA  # least area of a random crop, as a share of the image's
 
   @property
@@ -58,7 +63,8 @@ def stored_views(
   indices: Int[np.ndarray, " B"],
   epochs: Int[np.ndarray, " B"],
 ) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
-  """Stored features of the images' views in their epochs, and which images were readable."""
+  """Stored features of the images' views in their epochs, and which images were
+  readable."""
   found = features.read(indices, augmentation.versions(epochs))
   return found, ~np.isnan(found[:, 0, 0])
 
@@ -70,10 +76,11 @@ def views(
   augmentation: Augmentation,
   size: int,
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
-  """Makes the views of images in epochs, black for unreadable images; also which were readable.
+  """Makes the views of images in epochs, black for unreadable images; also which were
+  readable.
 
-  Under `none` these are the source's images, of its own size. Else stored images are decoded here,
-  and another source's `images` are augmented as given.
+  Under `none` these are the source's images, of its own size. Else stored images are
+  decoded here, and another source's `images` are augmented as given.
   """
   if augmentation.kind == "none":
     images, unreadable = readable_images(source, indices)
@@ -82,7 +89,9 @@ def views(
   ready = source.images(indices) if stored is None else np.zeros(0)
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
-  for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
+  for row, (index, epoch) in enumerate(
+    zip(indices.tolist(), epochs.tolist(), strict=True)
+  ):
     with contextlib.suppress(ImageError):
       if stored is not None:
         where, upright = stored.where(index), stored.upright
@@ -95,7 +104,9 @@ def views(
       smallest = min(min(view.crop[2:]) for view in drawn)
       shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
       decoded, shrink = load_rgb(image, where, shrink, upright)
-      result[row] = [np.asarray(make_view(decoded, view, size, shrink)) for view in drawn]
+      result[row] = [
+        np.asarray(make_view(decoded, view, size, shrink)) for view in drawn
+      ]
       readable[row] = True
   return result, readable
 
@@ -103,9 +114,11 @@ def views(
 class View(NamedTuple):
   """One view of an image, drawn but not made."""
 
-  crop: tuple[int, int, int, int]  # left, top, width and height in pixels of the whole image
+  # left, top, width and height in pixels of the whole image
+  crop: tuple[int, int, int, int]
   flip: bool  # whether left and right are exchanged
-  operations: tuple[tuple[str, float], ...]  # names in OPERATIONS with magnitudes, in order
+  # names in OPERATIONS with magnitudes, in order
+  operations: tuple[tuple[str, float], ...]
 
 
 def draw_view(
@@ -116,9 +129,11 @@ def draw_view(
   It depends on the arguments alone; of the augmentation not on its number of views.
   """
   epoch = epoch % augmentation.view_epochs if augmentation.view_epochs else epoch
-  # The generator's raw output, which NumPy guarantees never to change, unlike its distributions.
-  # The lowest word of the counter counts the draws.
-  bits = np.random.Philox(key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index])
+  # The generator's raw output, which NumPy guarantees never to change, unlike its
+  # distributions. The lowest word of the counter counts the draws.
+  bits = np.random.Philox(
+    key=[augmentation.seed, _STREAM], counter=[0, view, epoch, index]
+  )
   uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
   of_crops, (flip, *rest) = np.split(uniforms, [4 * _CROP_TRIES])
   operations = []
@@ -132,10 +147,14 @@ def draw_view(
   return View(crop, bool(flip < 0.5), tuple(operations))
 
 
-def make_view(image: Image.Image, view: View, size: int, shrink: int = 1) -> Image.Image:
-  """Crops a view out of an RGB image, resizes it to S x S (bicubic) and applies its operations.
+def make_view(
+  image: Image.Image, view: View, size: int, shrink: int = 1
+) -> Image.Image:
+  """Crops a view out of an RGB image, resizes it to S x S (bicubic) and applies its
+  operations.
 
-  `shrink` is the factor by which the image was decoded smaller than the one `view` was drawn for.
+  `shrink` is the factor by which the image was decoded smaller than the one `view` was
+  drawn for.
   """
   left, top, width, height = (edge / shrink for edge in view.crop)
   result = resized_crop(image, (left, top, left + width, top + height), size)
@@ -151,8 +170,8 @@ def _crop(
 ) -> tuple[int, int, int, int]:
   """Random crop with the distribution of torchvision's RandomResizedCrop.
 
-  The area is uniform, the ratio of the sides log-uniform. A crop that does not fit is redrawn;
-  after ten tries, the largest central crop with a ratio in range is taken.
+  The area is uniform, the ratio of the sides log-uniform. A crop that does not fit is
+  redrawn; after ten tries, the largest central crop with a ratio in range is taken.
   """
   low, high = math.log(RATIO[0]), math.log(RATIO[1])
   for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
@@ -170,12 +189,15 @@ def _crop(
 
 
 def _affine(image: Image.Image, *matrix: float | int) -> Image.Image:
-  """Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black outside."""
+  """Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black
+  outside."""
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
 # Operations of RandAugment2, and the range [low, high) of their uniform magnitudes.
-OPERATIONS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float, float]] = {
+OPERATIONS: dict[
+  str, tuple[Callable[[Image.Image, float], Image.Image], float, float]
+] = {
   "autocontrast": (lambda image, _: ImageOps.autocontrast(image), 0, 1),
   "brightness": (lambda image, m: ImageEnhance.Brightness(image).enhance(m), 0.1, 1.9),
   "color": (lambda image, m: ImageEnhance.Color(image).enhance(m), 0.1, 1.9),

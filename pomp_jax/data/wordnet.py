@@ -1,4 +1,5 @@
-"""WordNet's is-a relations above ImageNet's classes: an acyclic graph with the root `entity`.
+"""WordNet's is-a relations above ImageNet's classes: an acyclic graph with the root
+`entity`.
 
 A synset may have several parents: a dog is a canine and a domestic animal.
 Shapes: n nodes, in the order of their ids, N classes.
@@ -16,8 +17,11 @@ from pomp_jax.data.class_lists import SYNSETS, VocabularyError, read_table
 class Tree:
   """An acyclic is-a graph with one root."""
 
-  def __init__(self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]):
-    """Builds the graph from n sorted WordNet ids, first lemmas, and ids of each node's parents."""
+  def __init__(
+    self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]
+  ):
+    """Builds the graph from n sorted WordNet ids, first lemmas, and ids of each
+    node's parents."""
     self.ids, self.names = tuple(ids), tuple(names)
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     self.parents = tuple(self.nodes(row) for row in parents)
@@ -31,7 +35,9 @@ class Tree:
     try:
       return np.array([self._node_of[synset] for synset in synsets], np.int32)
     except KeyError as error:
-      raise VocabularyError(f"synset {error.args[0]} is unknown ({len(self)} synsets)") from error
+      raise VocabularyError(
+        f"synset {error.args[0]} is unknown ({len(self)} synsets)"
+      ) from error
 
   @functools.cached_property
   def ancestors(self) -> tuple[np.ndarray, ...]:
@@ -56,6 +62,7 @@ class Tree:
 
 @functools.cache
 def load_tree() -> Tree:
-  """Loads the packaged tree: 23,547 synsets, of which 21,842 are classes of ImageNet-21K or -1K."""
+  """Loads the packaged tree: 23,547 synsets, of which 21,842 are classes of
+  ImageNet-21K or -1K."""
   ids, names, parents = read_table(SYNSETS.with_name("wordnet_hypernyms.tsv"))
   return Tree(ids, names, [row.split() for row in parents])

@@ -1,6 +1,7 @@
 """Zero-shot classification with a prompt and any list of names.
 
-Shapes: N classes, B images of a batch, n of them without padding, C categories, E embedding.
+Shapes: N classes, B images of a batch, n of them without padding, C categories, E
+embedding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +16,22 @@ import scipy.special
 
 from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.config.declare import ConfigError
-from pomp_jax.data.class_lists import ClassList, VocabularyError, check_names, load_class_list
+from pomp_jax.data.class_lists import (
+  ClassList,
+  VocabularyError,
+  check_names,
+  load_class_list,
+)
 from pomp_jax.data.images import ImageError, prepare, read_image
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate.metrics import check_finite
-from pomp_jax.evaluate.named_prompts import AnyPrompt, OtherPrompt, class_features, read_prompt
+from pomp_jax.evaluate.named_prompts import (
+  AnyPrompt,
+  OtherPrompt,
+  class_features,
+  read_prompt,
+)
 from pomp_jax.evaluate.predictions import Scorer
 from pomp_jax.files.prompt_file import (
   NO_NAMES,
@@ -37,11 +48,12 @@ ImageLike = Image.Image | np.ndarray | str | os.PathLike
 class Classifier:
   """Names and probabilities for images.
 
-  `class_features` are unit rows [N,E] of the `names`, or None for a method without class vectors.
-  `upright` is whether images are turned as their EXIF orientation says.
+  `class_features` are unit rows [N,E] of the `names`, or None for a method without
+  class vectors. `upright` is whether images are turned as their EXIF orientation says.
 
-  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size. One image
-  gives one result; an iterable of images, or an array [B,H,W,3], gives several.
+  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size.
+  One image gives one result; an iterable of images, or an array [B,H,W,3], gives
+  several.
   """
 
   def __init__(
@@ -57,11 +69,14 @@ class Classifier:
 
     Args:
       clip: a CLIP, an encoder that holds one, or a name such as "world" or a hub id.
-      prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or a run's
+      prompt: learned prompt, or what `evaluate.prompts` accepts by one name: a file or
+      a run's
         folder, a template such as "a photo of a {}.", "0.5*runs/x + 0.5*ensemble".
-      names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
+      names: distinct class names, or a class list: "imagenet1k", or a file with one
+      name a line.
         None: those of the training, of a run's folder or of the prompt file in it.
-      upright: whether images are turned as their EXIF orientation says; arrays have none. None: as
+      upright: whether images are turned as their EXIF orientation says; arrays have
+      none. None: as
         in the training, if the prompt's file records it, and otherwise True.
       batch_size: images that are decoded and computed at a time, at least 1.
 
@@ -99,8 +114,11 @@ class Classifier:
       self.class_features = classifier
     self._classifier = classifier
 
-  def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
-    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
+  def probabilities(
+    self, images: ImageLike | Iterable[ImageLike]
+  ) -> Float[np.ndarray, "*B N"]:
+    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one
+    image.
 
     ImageError if an image can't be read, EvaluationError if features are not finite.
     """
@@ -129,7 +147,8 @@ class Classifier:
     return found[0] if is_one else found
 
   def _batches(self, images: Iterable[Any]) -> Iterator[Float[np.ndarray, "B N"]]:
-    """Yields the probabilities of `batch_size` images at a time; the last batch may be smaller."""
+    """Yields the probabilities of `batch_size` images at a time; the last batch may
+    be smaller."""
     clip, remaining, first = self._encoder.clip, iter(images), 0
     while part := list(itertools.islice(remaining, self._batch_size)):
       pixels = [self._pixels(image, first + i) for i, image in enumerate(part)]
@@ -143,7 +162,8 @@ class Classifier:
   def _cosines(
     self, pixels_BxSxSx3: UInt8[np.ndarray, "B S S 3"], n_images: int
   ) -> Float[np.ndarray, "n N"]:
-    """Cosines of the first images with all classes; EvaluationError if they are not finite."""
+    """Cosines of the first images with all classes; EvaluationError if they are not
+    finite."""
     if isinstance(self._classifier, np.ndarray):
       features_BxE = self._encoder.image_features(pixels_BxSxSx3)[:n_images]
       check_finite(features_BxE, "images")
@@ -168,7 +188,9 @@ class Classifier:
       image = image if isinstance(image, Image.Image) else np.asarray(image)
       return prepare(image, size, self.upright, resize=resize)
     except ImageError as error:
-      raise ImageError(f"image {place}: {error}, or the path of an image file") from error
+      raise ImageError(
+        f"image {place}: {error}, or the path of an image file"
+      ) from error
 
 
 def _listed(images: Any) -> tuple[Iterable[Any], bool]:
@@ -179,7 +201,8 @@ def _listed(images: Any) -> tuple[Iterable[Any], bool]:
 
 
 def pictures_upright(prompt: Prompt | str | os.PathLike, opened: AnyPrompt) -> bool:
-  """Whether pictures are turned under a prompt, `opened` by `open_prompt`: as in its training.
+  """Whether pictures are turned under a prompt, `opened` by `open_prompt`: as in its
+  training.
 
   True if that is not recorded: a person sees them so.
   """
@@ -194,7 +217,8 @@ def _described(prompt: Prompt | str | os.PathLike) -> str:
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike, field: str = "prompt") -> AnyPrompt:
-  """Loads what a name of `evaluate.prompts` stands for; a prompt, or a name of texts, unchanged."""
+  """Loads what a name of `evaluate.prompts` stands for; a prompt, or a name of
+  texts, unchanged."""
   if isinstance(prompt, Prompt):
     return prompt
   try:

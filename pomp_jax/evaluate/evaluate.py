@@ -1,7 +1,9 @@
-"""Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
+"""Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of
+errors.
 
-docs/evaluation.md lists the files that it leaves. A restart evaluates the sets that are missing or
-whose prompts, images or CLIP have changed. Processes work on each set together; the first writes.
+docs/evaluation.md lists the files that it leaves. A restart evaluates the sets that are
+missing or whose prompts, images or CLIP have changed. Processes work on each set
+together; the first writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,8 +68,11 @@ def check_prompts(
   evaluation: Eval,
   chosen: bool = False,
 ) -> None:
-  """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
-  clip_config, tokenizer = inputs.clip_config_and_tokenizer(clip.model, clip.image_tower)
+  """Checks that the prompts that a field names (see `read_prompts`) fit the sets to
+  evaluate."""
+  clip_config, tokenizer = inputs.clip_config_and_tokenizer(
+    clip.model, clip.image_tower
+  )
   prompts = named_prompts.read_prompts(names, field, chosen)
   sets = evaluation_sets(settings, data, evaluation)
   opened, _ = open_each(sets, settings.skip_missing)
@@ -76,31 +81,49 @@ def check_prompts(
   for name, (source, classes, _) in opened.items():
     inputs.check_features(source, clip.model, clip_config)
     for named in prompts:
-      pixels = isinstance(source, FeatureSource) and getattr(named.prompt, "needs_pixels", False)
-      expected = f"prompts of the text tower alone: the set {name} has features, and no images"
+      pixels = isinstance(source, FeatureSource) and getattr(
+        named.prompt, "needs_pixels", False
+      )
+      expected = (
+        f"prompts of the text tower alone: the set {name} has features, and no images"
+      )
       require(not pixels, field, named.label, expected)
       where = f"{named.label}, set {name}"
       single = [(own,) for own in classes.names]
-      named_prompts.check_prompt(named._replace(label=where), single, clip_config, clip.model)
-      named_prompts.check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
+      named_prompts.check_prompt(
+        named._replace(label=where), single, clip_config, clip.model
+      )
+      named_prompts.check_lengths(
+        named.prompt, classes, tokenizer, clip_config.text_config, where
+      )
 
 
 def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
-  """Evaluates the sets that are missing, and sums up: returns what `results.json` holds.
+  """Evaluates the sets that are missing, and sums up: returns what `results.json`
+  holds.
 
-  Processes other than the first return an empty dict unless the run had finished before.
-  EvaluationError if features are not finite, CorruptDataError if too many images can't be read.
+  Processes other than the first return an empty dict unless the run had finished
+  before. EvaluationError if features are not finite, CorruptDataError if too many
+  images can't be read.
   """
   folder, first, settings = RunFolder(workdir), hosts.is_first(), config.evaluate
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
-  prompts = named_prompts.read_prompts(settings.prompts, "evaluate.prompts", chosen=True)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
+  prompts = named_prompts.read_prompts(
+    settings.prompts, "evaluate.prompts", chosen=True
+  )
   weights = None
   if hooks.MIXTURE_WEIGHTS:
-    weights = hooks.MIXTURE_WEIGHTS.open()(prompts, config.clip, config.data, config.eval)
+    weights = hooks.MIXTURE_WEIGHTS.open()(
+      prompts, config.clip, config.data, config.eval
+    )
   sets = evaluation_sets(settings, config.data, config.eval)
   opened, missing = open_everywhere(sets, settings.skip_missing)
   sets = [item for item in sets if item.name in opened]
-  keys = _keys(config.clip, encoder, opened, prompts, weights.key(encoder) if weights else ())
+  keys = _keys(
+    config.clip, encoder, opened, prompts, weights.key(encoder) if weights else ()
+  )
   run = {
     "job": config.job,
     **(hooks.NAMED_SETS.open().facts(settings) if hooks.NAMED_SETS else {}),
@@ -109,10 +132,14 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],
     "missing": missing,
   }
-  tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
+  tables = [
+    (item.name, item.group, item.column, item.part, item.reader) for item in sets
+  ]
   key = fingerprint([*keys.values(), json.dumps(run), repr((tables, settings.images))])
   sampled = settings.images > 0
-  counts = {item.name: _count_classes(item, opened[item.name], sampled) for item in sets}
+  counts = {
+    item.name: _count_classes(item, opened[item.name], sampled) for item in sets
+  }
   pieces = Pieces(folder.sets, keys)
   # A damaged set is evaluated again, also of a finished run.
   todo = pieces.missing(keys)
@@ -124,14 +151,23 @@ def run(config: EvaluateConfig, workdir: str) -> dict[str, Any]:
       if count["missing_classes"]:
         log.warning(
           "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
-          *(name, count["missing_classes"], count["listed_classes"], len(opened[name].classes)),
+          *(
+            name,
+            count["missing_classes"],
+            count["listed_classes"],
+            len(opened[name].classes),
+          ),
         )
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
   if weights:
     prompts, run["prompts"] = weights.choose(encoder)
-  for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
-    figures = _evaluate(encoder, opened[name], prompts, settings.batch_size, config.data)
+  for name in steps_of(
+    [name for name in opened if file_name(name) in todo], "evaluation", "sets"
+  ):
+    figures = _evaluate(
+      encoder, opened[name], prompts, settings.batch_size, config.data
+    )
     if first:
       _log_set(name, pieces.save(file_name(name), {"set": name, **figures}).facts)
   if not first:
@@ -168,7 +204,10 @@ def _evaluate(
   tallies = tally(
     encoder,
     source,
-    {one.label: named_prompts.classifier_under(encoder, classes, one.prompt) for one in prompts},
+    {
+      one.label: named_prompts.classifier_under(encoder, classes, one.prompt)
+      for one in prompts
+    },
     more=more,
     reference=prompts[0].label,
     batch_size=batch_size,
@@ -186,8 +225,11 @@ def _evaluate(
   }
 
 
-def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool) -> dict[str, Any]:
-  """Figures of the sets by their groups, with published ones beside them, and set by set."""
+def _sums(
+  items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
+) -> dict[str, Any]:
+  """Figures of the sets by their groups, with published ones beside them, and set by
+  set."""
   sets, found = {}, []
   # Groups with a set whose images are not those of the published figures.
   other = set()
@@ -198,10 +240,17 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
       for label, figures in of_set["prompts"].items()
     }
     by_class = hooks.BY_CLASS.open().summary(of_set) if hooks.BY_CLASS else {}
-    own = {key: of_set[key] for key in _OF_SET} | {"by_class": by_class, "prompts": prompts}
+    own = {key: of_set[key] for key in _OF_SET} | {
+      "by_class": by_class,
+      "prompts": prompts,
+    }
     sets[item.name] = own
-    found.append(report.SetFigures(item.group, item.column, item.part, prompts, own["split"]))
-    of_test = own["split"] in ("test", "validation") and not sampled and not own["unreadable"]
+    found.append(
+      report.SetFigures(item.group, item.column, item.part, prompts, own["split"])
+    )
+    of_test = (
+      own["split"] in ("test", "validation") and not sampled and not own["unreadable"]
+    )
     if not of_test or item.reader not in report.group_of(item.group).readers:
       other.add(item.group)
   accuracy = report.accuracy_by_group(found)
@@ -214,7 +263,8 @@ def _sums(items: Sequence[EvaluationSet], done: Mapping[str, Any], sampled: bool
     "images": report.counts_by_group(found, "images"),
     "classes": report.counts_by_group(found, "classes"),
     "splits": {
-      group: {one.column: one.split for one in found if one.group == group} for group in accuracy
+      group: {one.column: one.split for one in found if one.group == group}
+      for group in accuracy
     },
     "published": {
       group: {kind: compared(group, kind, rows) for kind, rows in kinds.items()}
@@ -251,7 +301,8 @@ def _keys(
   prompts: Sequence[NamedPrompt],
   more: Sequence[str],
 ) -> dict[str, str]:
-  """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
+  """By the file of each set: fingerprint of all that its figures depend on, but the
+  pixels."""
   clip = encoder.clip
   settings = (_VERSION, own.text_tower, own.dtype, clip.settings)
   clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
@@ -271,8 +322,11 @@ def _keys(
   return keys
 
 
-def _count_classes(item: EvaluationSet, labelled: LabelledSet, sampled: bool) -> dict[str, Any]:
-  """Counts the listed classes, and those without an image; None if the images are a sample."""
+def _count_classes(
+  item: EvaluationSet, labelled: LabelledSet, sampled: bool
+) -> dict[str, Any]:
+  """Counts the listed classes, and those without an image; None if the images are a
+  sample."""
   listed = item.n_listed or len(labelled.classes)
   missing = listed - len(np.unique(labelled.source.labels)) if item.reader else None
   return {"listed_classes": listed, "missing_classes": None if sampled else missing}

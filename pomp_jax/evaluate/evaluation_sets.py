@@ -1,4 +1,5 @@
-"""Data sets of an evaluation: a suite's, named ones, a user's own, or that of `config.data`."""
+"""Data sets of an evaluation: a suite's, named ones, a user's own, or that of
+`config.data`."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -36,13 +37,17 @@ class EvaluationSet(NamedTuple):
   part: str  # all, or the part of the classes: base, new (CoOp's half) or novel
   open: Callable[[], LabelledSet]  # opens the class list and the images; reads none
   reader: str = ""  # one of `config.READERS`; "" for the embedded world
-  n_listed: int = 0  # classes of its packaged list, of which it may hold some; 0: those of the set
+  # classes of its packaged list, of which it may hold some; 0: those of the set
+  n_listed: int = 0
 
 
-def evaluation_sets(settings: Evaluate, data: Data, evaluation: Eval) -> list[EvaluationSet]:
+def evaluation_sets(
+  settings: Evaluate, data: Data, evaluation: Eval
+) -> list[EvaluationSet]:
   """Data sets of `config.evaluate`, unopened.
 
-  ConfigError for an unknown set, or no folder for it; SourceError for an unusable file of sets.
+  ConfigError for an unknown set, or no folder for it; SourceError for an unusable file
+  of sets.
   """
   n_images = settings.images or evaluation.images
   of_split = functools.partial(_open_split, data, evaluation.template, n_images)
@@ -70,8 +75,9 @@ def open_each(
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
   """Opens every set, so that all missing ones are listed before anything is computed.
 
-  Returns the sets by name, and the reason for each missing one if `skip_missing` and any set is
-  left. Otherwise raises the reason, or of several the names, after a log line for each.
+  Returns the sets by name, and the reason for each missing one if `skip_missing` and
+  any set is left. Otherwise raises the reason, or of several the names, after a log
+  line for each.
   """
   opened, missing = {}, {}
   for item in items:
@@ -92,7 +98,8 @@ def open_each(
 def open_everywhere(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """Applies `open_each` in every process; all skip, and log, the sets that the first one misses.
+  """Applies `open_each` in every process; all skip, and log, the sets that the first
+  one misses.
 
   SourceError also if this process misses a set that the first one has.
   """
@@ -120,10 +127,13 @@ def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   splits = inputs.evaluation_splits(data)
   if not SOURCES[data.source].stored:
     return [
-      EvaluationSet(name, data.source, name, "all", functools.partial(of_split, name, "test"))
+      EvaluationSet(
+        name, data.source, name, "all", functools.partial(of_split, name, "test")
+      )
       for name in splits
     ]
-  # A folder is named by the last part of its path. Names of tfds may end with a version.
+  # A folder is named by the last part of its path. Names of tfds may end with a
+  # version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name, sets = name.replace("/", "-"), []
   for split in splits:
@@ -135,8 +145,13 @@ def _of_data(data: Data, of_split: OfSplit) -> list[EvaluationSet]:
   return sets
 
 
-def _open_split(data: Data, template: str, n_images: int, split: str, images: str) -> LabelledSet:
-  """Opens a split of `config.data`, stored images whole; `images` are those that it is made of."""
+def _open_split(
+  data: Data, template: str, n_images: int, split: str, images: str
+) -> LabelledSet:
+  """Opens a split of `config.data`, stored images whole; `images` are those that it
+  is made of."""
   stored = SOURCES[data.source].stored
   source = inputs.open_source(data, split, n_images=0 if stored else n_images)
-  return LabelledSet(source, ClassList(tuple(source.names), None, template, (template,)), images)
+  return LabelledSet(
+    source, ClassList(tuple(source.names), None, template, (template,)), images
+  )

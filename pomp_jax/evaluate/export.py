@@ -1,7 +1,8 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
-docs/formats.md describes the formats. Leaves the file and `results.json` in the run's folder. With
-`config.export.hub` the folder also gets the model card, `README.md`, and both are uploaded.
+docs/formats.md describes the formats. Leaves the file and `results.json` in the run's
+folder. With `config.export.hub` the folder also gets the model card, `README.md`, and
+both are uploaded.
 """
 
 from typing import Any
@@ -17,7 +18,8 @@ from pomp_jax.registry import FORMATS, load
 
 
 def check(config: ExportConfig, workdir: str) -> None:
-  """Refuses names or a prompt that can't be used, and another run's folder; writes nothing."""
+  """Refuses names or a prompt that can't be used, and another run's folder; writes
+  nothing."""
   export, row = config.export, FORMATS[config.export.format]
   if row.features:
     load(row.features).check(export, config.clip)
@@ -32,9 +34,15 @@ def run(config: ExportConfig, workdir: str) -> dict:
   """Writes `config.export.output`; returns what `results.json` holds."""
   export, row, folder = config.export, FORMATS[config.export.format], RunFolder(workdir)
   path = folder.path / (export.output or row.usual_name)
-  results: dict[str, Any] = {"job": config.job, "prompt": export.prompt, "format": export.format}
+  results: dict[str, Any] = {
+    "job": config.job,
+    "prompt": export.prompt,
+    "format": export.format,
+  }
   if row.features:
-    encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+    encoder = inputs.open_encoder(
+      config.clip, config.mesh.class_size, config.data.feature_store
+    )
     facts, write = load(row.features).compute(export, encoder)
     results |= facts
   else:

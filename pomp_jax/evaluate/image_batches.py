@@ -1,4 +1,5 @@
-"""Images of a source in batches over all devices: each is read by the process of its device.
+"""Images of a source in batches over all devices: each is read by the process of its
+device.
 
 Shapes: n images of a source, B images of a batch over all processes, S their side.
 """
@@ -39,21 +40,25 @@ def image_batches(
   task: str,
   indices: Int[np.ndarray, " n"] | None = None,
 ) -> Iterator[Batch]:
-  """Yields images by index, or all, in batches of one size; each process reads its devices' rows.
+  """Yields images by index, or all, in batches of one size; each process reads its
+  devices' rows.
 
   The last batch is padded with the last image. Adds unreadable images to `skipped`.
   """
   source = encoder.sized(source)
   indices = np.arange(len(source)) if indices is None else indices
   n_devices = encoder.mesh.size
-  # A part of the images has the same size, so that features do not depend on which part it is.
+  # A part of the images has the same size, so that features do not depend on which part
+  # it is.
   size = n_devices * -(-min(batch_size, len(source)) // n_devices)
   sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   shards = sharding.addressable_devices_indices_map((size,)).values()
   own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
 
   def over_devices(part: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(sharding, part, (size, *part.shape[1:]))
+    return jax.make_array_from_process_local_data(
+      sharding, part, (size, *part.shape[1:])
+    )
 
   def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     shown = indices[np.minimum(batch * size + own, len(indices) - 1)]
@@ -61,8 +66,12 @@ def image_batches(
 
   n_batches = -(-len(indices) // size)
   batches = map_ahead(read, range(n_batches), choose_readers(threads, 0))
-  for number, (shown, images, reasons) in enumerate(steps_of(batches, task, "batches", n_batches)):
+  for number, (shown, images, reasons) in enumerate(
+    steps_of(batches, task, "batches", n_batches)
+  ):
     skipped.add(reasons)
-    labels = np.where(np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown])
+    labels = np.where(
+      np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown]
+    )
     n_images = min(size, len(indices) - number * size)
     yield Batch(over_devices(images), over_devices(labels), n_images)

@@ -1,6 +1,7 @@
 """Opens what a config names: the CLIP, images, evaluation sets.
 
-What can't be opened is an error of one line: ClipError, SourceError, VocabularyError, ConfigError.
+What can't be opened is an error of one line: ClipError, SourceError, VocabularyError,
+ConfigError.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,11 @@ def clip_config(model: str, image_tower: bool = True) -> ClipConfig:
   return clip_config_and_tokenizer(model, image_tower)[0]
 
 
-def clip_config_and_tokenizer(model: str, image_tower: bool = True) -> tuple[ClipConfig, Tokenizer]:
-  """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
+def clip_config_and_tokenizer(
+  model: str, image_tower: bool = True
+) -> tuple[ClipConfig, Tokenizer]:
+  """Reads sizes and tokenizer of `config.clip.model`, without weights; see
+  `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
     return SYNTHETIC_CLIPS.open().config_and_tokenizer(model)
   clip = read_clip(model, image_tower=image_tower, with_params=False)
@@ -48,9 +52,13 @@ def clip_config_and_tokenizer(model: str, image_tower: bool = True) -> tuple[Cli
 
 
 def open_encoder(
-  settings: fields.Clip, class_size: int = 1, feature_store: str = "", devices: Any = None
+  settings: fields.Clip,
+  class_size: int = 1,
+  feature_store: str = "",
+  devices: Any = None,
 ) -> Encoder:
-  """Opens the CLIP on a mesh of these devices, or all; class features are cached in the store."""
+  """Opens the CLIP on a mesh of these devices, or all; class features are cached in
+  the store."""
   with waiting(f"loading {settings.model}"):
     clip = open_clip(settings)
   return Encoder(
@@ -64,15 +72,16 @@ def open_encoder(
 
 
 def _module(data: Data) -> ModuleType:
-  """Module of `data.source` with three functions below; `stored` has them for stored images."""
+  """Module of `data.source` with three functions below; `stored` has them for stored
+  images."""
   return stored if SOURCES[data.source].stored else load(SOURCES[data.source].module)
 
 
 def open_source(data: Data, split: str, *, n_images: int = 0) -> Source:
   """Opens the images of a split: train, validation, or one of `evaluation_splits`.
 
-  There are `n_images`, as evenly over the classes as possible; if it is 0, all stored images, or
-  `data.images_per_class` of each class of a generated source.
+  There are `n_images`, as evenly over the classes as possible; if it is 0, all stored
+  images, or `data.images_per_class` of each class of a generated source.
   """
   with waiting(f"opening the {split} images"):
     return _module(data).open_source(data, split, n_images)
@@ -87,16 +96,20 @@ def class_list(data: Data, template: str, names: Sequence[str]) -> ClassList:
 
 
 def check_features(source: Source, model: str, clip: ClipConfig) -> None:
-  """SourceError for features of another CLIP than `config.clip.model`; ConfigError for no tower."""
+  """SourceError for features of another CLIP than `config.clip.model`; ConfigError
+  for no tower."""
   if isinstance(source, FeatureSource):
     source.storage.check_clip(model.removeprefix(SYNTHETIC_CLIP), clip.projection_dim)
   else:
     has_tower = clip.vision_config.image_size > 0
-    require(has_tower, "clip.image_tower", has_tower, "True where images are to be encoded")
+    require(
+      has_tower, "clip.image_tower", has_tower, "True where images are to be encoded"
+    )
 
 
 def n_training_classes(data: Data) -> int:
-  """Number of classes to train on; checks that every split can be opened, reads no image."""
+  """Number of classes to train on; checks that every split can be opened, reads no
+  image."""
   return _module(data).n_training_classes(data)
 
 
@@ -111,16 +124,20 @@ def left_out(data: Data) -> dict[str, Any]:
 
 
 def check_readable(data: Data, n_images: int) -> None:
-  """Decodes the images of a folder before a run; SourceError if `data.max_corrupt` allows fewer.
+  """Decodes the images of a folder before a run; SourceError if `data.max_corrupt`
+  allows fewer.
 
   Of each evaluation split `n_images` are decoded, or all if it is 0.
   """
   if data.source == "folder":
     # Once for all cells of an ablation, whatever becomes of the pixels.
-    kept = dataclasses.replace(data, features="online", feature_store="", augment="none", views=1)
+    kept = dataclasses.replace(
+      data, features="online", feature_store="", augment="none", views=1
+    )
     stored.check_readable(kept, n_images)
 
 
 def has_validation(data: Data) -> bool:
-  """Whether there are validation images beside the training images; always of generated ones."""
+  """Whether there are validation images beside the training images; always of
+  generated ones."""
   return not SOURCES[data.source].stored or stored.has_validation(data)

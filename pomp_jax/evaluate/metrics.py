@@ -27,7 +27,8 @@ class EvaluationError(RunError, RuntimeError):
 
 
 def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
-  """Raises EvaluationError if some rows, which the message calls `items`, are not finite."""
+  """Raises EvaluationError if some rows, which the message calls `items`, are not
+  finite."""
   broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
   if broken:
     raise EvaluationError(
@@ -40,10 +41,11 @@ def ranks(
   scores_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"],
   labels_B: Int[np.ndarray, " B"] | Int[jax.Array, " B"],
 ) -> Int[np.ndarray, " B"] | Int[jax.Array, " B"]:
-  """Counts the other classes that score at least as high as the right one; rank 0 is right.
+  """Counts the other classes that score at least as high as the right one; rank 0 is
+  right.
 
-  Ties count against the right class. A row with a score that is not finite has rank N, since
-  comparisons with NaN are false and it would count as right.
+  Ties count against the right class. A row with a score that is not finite has rank N,
+  since comparisons with NaN are false and it would count as right.
   """
   xp = scores_BxN.__array_namespace__()
   true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
@@ -63,7 +65,8 @@ def accuracy_of_ranks(
     rank_B: rank of each image's own class.
     n_classes: number of classes N.
     ks: the k of each top-k accuracy.
-    labels_B: class of each image, for `macro_top1`, the mean accuracy of the classes with images;
+    labels_B: class of each image, for `macro_top1`, the mean accuracy of the classes
+    with images;
       None leaves it out.
   """
   figures: Accuracy = {"images": len(rank_B)}
@@ -78,23 +81,29 @@ def accuracy_of_ranks(
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
-  """Wilson's score interval (1927): 95% ends of a share counted in n >= 1 independent trials.
+  """Wilson's score interval (1927): 95% ends of a share counted in n >= 1 independent
+  trials.
 
-  Within [0, 1], and not empty at 0 and 1. It covers the choice of the images only; for the spread
-  over training seeds see the `repeat` job.
+  Within [0, 1], and not empty at 0 and 1. It covers the choice of the images only; for
+  the spread over training seeds see the `repeat` job.
   """
   z2_over_n = _QUANTILE**2 / n
   centre = (share + z2_over_n / 2) / (1 + z2_over_n)
   reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
   # At 0 and 1 an end equals the share up to rounding.
-  return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
+  return [
+    float(max(min(centre - reach, share), 0.0)),
+    float(min(max(centre + reach, share), 1.0)),
+  ]
 
 
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
-  """Compares two classifiers on n images; `gained` the first alone has right, `lost` the second.
+  """Compares two classifiers on n images; `gained` the first alone has right, `lost`
+  the second.
 
-  `top1` is the first's accuracy less the second's; `interval` its 95% ends by Agresti & Min (2005):
-  Wald's, after half an image is added to each of the four cells; `p_value` McNemar's exact test.
+  `top1` is the first's accuracy less the second's; `interval` its 95% ends by Agresti &
+  Min (2005): Wald's, after half an image is added to each of the four cells; `p_value`
+  McNemar's exact test.
   """
   p_value = 2 * scipy.special.bdtr(min(gained, lost), gained + lost, 0.5)
   return {
@@ -106,7 +115,9 @@ def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   }
 
 
-def _paired_interval(gained: int | float, lost: int | float, n: int | float) -> list[float]:
+def _paired_interval(
+  gained: int | float, lost: int | float, n: int | float
+) -> list[float]:
   """Agresti and Min's 95% interval of (gained - lost) / n; see `paired_difference`."""
   total = n + 2
   gained_share = (gained + 0.5) / total
@@ -117,7 +128,8 @@ def _paired_interval(gained: int | float, lost: int | float, n: int | float) -> 
 
 
 def class_weights(labels_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
-  """Weight of each image in a mean over classes: 1 / (classes with images * images of its own).
+  """Weight of each image in a mean over classes: 1 / (classes with images * images of
+  its own).
 
   The weights add up to 1.
   """
@@ -132,9 +144,10 @@ def paired_difference_over_classes(
 ) -> dict[str, Any]:
   """Compares two classifiers on the same images by the mean accuracy of the classes.
 
-  The interval is that of `paired_difference` with weighted counts: an image counts by its weight in
-  the mean, scaled to the effective number of images (Kish, 1965), 1 / sum of the squared weights.
-  Where all classes have the same number of images, it is the interval over the images.
+  The interval is that of `paired_difference` with weighted counts: an image counts by
+  its weight in the mean, scaled to the effective number of images (Kish, 1965), 1 / sum
+  of the squared weights. Where all classes have the same number of images, it is the
+  interval over the images.
 
   Args:
     first_B: whether the first classifier is right about each image.
@@ -142,8 +155,8 @@ def paired_difference_over_classes(
     labels_B: class of each image.
 
   Returns:
-    `macro_top1`, the first's mean less the second's; `interval`, its 95% ends; `gained` and `lost`,
-    images that the first, or the second, alone has right.
+    `macro_top1`, the first's mean less the second's; `interval`, its 95% ends; `gained`
+    and `lost`, images that the first, or the second, alone has right.
   """
   weights_B = class_weights(labels_B)
   n_effective = 1 / np.sum(weights_B**2)
@@ -160,9 +173,11 @@ def paired_difference_over_classes(
 
 
 class Tally:
-  """Counts over a data set, batch by batch; `more` counts other figures of the same answers.
+  """Counts over a data set, batch by batch; `more` counts other figures of the same
+  answers.
 
-  It has `add(labels_B, answers_B, right_B)` and `figures()`, as `hooks.TREE_ERRORS` has.
+  It has `add(labels_B, answers_B, right_B)` and `figures()`, as `hooks.TREE_ERRORS`
+  has.
   """
 
   def __init__(self, n_classes: int, more: Any = None):
@@ -171,7 +186,8 @@ class Tally:
     self._top5 = 0
     self._bins = np.zeros((3, N_BINS))  # images, right answers, sum of the confidence
     self._wrong: list[np.ndarray] = []  # class * N + answer of each error
-    self._pairs: tuple[int, int] | None = None  # right here alone, and of the reference alone
+    # right here alone, and of the reference alone
+    self._pairs: tuple[int, int] | None = None
     self._more = more
 
   def add(
@@ -182,11 +198,12 @@ class Tally:
     confidence_B: Float[np.ndarray, " B"],
     reference_B: Bool[np.ndarray, " B"] | None = None,
   ) -> None:
-    """Counts the answers to B images; EvaluationError for a confidence that is not finite.
+    """Counts the answers to B images; EvaluationError for a confidence that is not
+    finite.
 
-    An answer is the right class at rank 0 (see `ranks`), else the most similar other one; its
-    confidence is the probability of the most similar class. `reference_B` tells which images
-    another classifier has right, for the difference of the two.
+    An answer is the right class at rank 0 (see `ranks`), else the most similar other
+    one; its confidence is the probability of the most similar class. `reference_B`
+    tells which images another classifier has right, for the difference of the two.
     """
     if broken := int(np.sum(~np.isfinite(confidence_B))):
       raise EvaluationError(
@@ -197,7 +214,9 @@ class Tally:
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
     self._top5 += int(np.sum(rank_B < min(5, n_classes)))
-    self._wrong.append(labels_B[wrong_B].astype(np.int64) * n_classes + answer_B[wrong_B])
+    self._wrong.append(
+      labels_B[wrong_B].astype(np.int64) * n_classes + answer_B[wrong_B]
+    )
     if reference_B is not None:
       gained, lost = np.sum(right_B & ~reference_B), np.sum(wrong_B & reference_B)
       before = self._pairs or (0, 0)
@@ -239,7 +258,8 @@ class Tally:
     return figures if self._more is None else figures | self._more.figures()
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Images and accuracy of each class, and the most frequent errors: [class, answer, images].
+    """Images and accuracy of each class, and the most frequent errors: [class, answer,
+    images].
 
     The accuracy of a class without images is NaN.
     """
@@ -254,4 +274,6 @@ class Tally:
 
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
   """The bin s of each confidence, (s / S, (s + 1) / S]; 0 is in the first bin."""
-  return np.digitize(confidence_B.astype(np.float64), np.arange(1, N_BINS) / N_BINS, right=True)
+  return np.digitize(
+    confidence_B.astype(np.float64), np.arange(1, N_BINS) / N_BINS, right=True
+  )

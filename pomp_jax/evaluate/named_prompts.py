@@ -1,4 +1,5 @@
-"""Prompts by their names in a config: files, hand-written texts, all checkpoints of a run."""
+"""Prompts by their names in a config: files, hand-written texts, all checkpoints of
+a run."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -13,7 +14,12 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
-from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
+from pomp_jax.data.class_lists import (
+  TEMPLATES,
+  ClassList,
+  load_templates,
+  normalized_names,
+)
 from pomp_jax.encoder import Encoder, unit_rows
 from pomp_jax.evaluate.predictions import Scorer
 from pomp_jax.files import prompt_file
@@ -30,8 +36,8 @@ from pomp_jax.hooks import CLASS_FEATURES, FINISHED_RUN, OTHER_PROMPTS
 from pomp_jax.prompt.optimizer import result_of
 from pomp_jax.registry import METHODS
 
-# Prompts by name: the first template of the class list, and the mean over an ensemble, of unit
-# features or of the text tower's outputs.
+# Prompts by name: the first template of the class list, and the mean over an ensemble,
+# of unit features or of the text tower's outputs.
 HAND_WRITTEN, ENSEMBLE, OUTPUTS = "hand_written", "ensemble", "outputs"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
@@ -46,17 +52,21 @@ _TAKES = (
 class OtherPrompt:
   """Class vectors of a room's own kind, by the name of `hooks.OTHER_PROMPTS`.
 
-  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row a class,
-  `upright` as that of a learned prompt.
+  `of_one_list` is whether it does not fit any names, `has_rows` whether it has one row
+  a class, `upright` as that of a learned prompt.
   """
 
   of_one_list = has_rows = False
   upright: bool | None = None
-  # Unit features [N,E] under it; the other three as the functions of these names below, and checks
-  # that accept everything unless a class has its own.
+  # Unit features [N,E] under it; the other three as the functions of these names below,
+  # and checks that accept everything unless a class has its own.
   features: Callable[[Encoder, ClassList], np.ndarray]
-  check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None] = lambda *_: None
-  check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None] = lambda *_: None
+  check: Callable[[str, Sequence[Sequence[str]], ClipConfig, str], None] = lambda *_: (
+    None
+  )
+  check_lengths: Callable[[ClassList, Tokenizer, CLIPTextConfig, str], None] = (
+    lambda *_: None
+  )
   describe: Callable[[ClassList], list[Any]]
   needs_pixels = False  # whether stored features of images are of no use
 
@@ -73,13 +83,17 @@ AnyPrompt = prompt_file.Prompt | prompt_file.ClassFeatures | OtherPrompt | str
 class NamedPrompt(NamedTuple):
   """A prompt with its label."""
 
-  label: str  # name as written by the user; "x" for the folder runs/x, "x@80" for a checkpoint
+  # name as written by the user; "x" for the folder runs/x, "x@80" for a checkpoint
+  label: str
   prompt: AnyPrompt  # learned, of a room, or the name of hand-written texts
   step: int | None = None  # of a checkpoint
 
 
-def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list[NamedPrompt]:
-  """Loads the prompts that a config field names; ConfigError if one is unknown or repeated.
+def read_prompts(
+  names: Sequence[str], field: str, chosen: bool = False
+) -> list[NamedPrompt]:
+  """Loads the prompts that a config field names; ConfigError if one is unknown or
+  repeated.
 
   A mixture needs weights unless the caller has them `chosen`.
   """
@@ -87,14 +101,20 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
   for item in names:
     if OTHER_PROMPTS and (other := OTHER_PROMPTS.open()(item, field, chosen)):
       found.append(NamedPrompt(item, other))
-    elif item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
+    elif (
+      item.count("{}") == 1
+      or item in (HAND_WRITTEN, ENSEMBLE)
+      or _named_templates(item)
+    ):
       found.append(NamedPrompt(item, item))
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
       run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
       for one in read_checkpoints(item):  # one at a time in memory
         prompt = _of_checkpoint(one, join(item, str(one.step)))
         found.append(NamedPrompt(f"{run}@{one.step}", prompt, one.step))
-      require(len(found) > n_before, field, item, "a run's folder of complete checkpoints")
+      require(
+        len(found) > n_before, field, item, "a run's folder of complete checkpoints"
+      )
     elif prompt_file.is_prompt_file(item):
       is_features = item.endswith(".npy")
       expected = "no .npy file of class features without the room interchange"
@@ -108,21 +128,27 @@ def read_prompts(names: Sequence[str], field: str, chosen: bool = False) -> list
   # Call runs by the names of their folders, where these differ.
   short = [_folder_name(named.label) for named in found]
   if len(set(short)) == len(found):
-    found = [named._replace(label=name) for named, name in zip(found, short, strict=True)]
+    found = [
+      named._replace(label=name) for named, name in zip(found, short, strict=True)
+    ]
   if not found or len({named.label for named in found}) < len(found):
     raise ConfigError(field, names, _TAKES + "; none twice")
   return found
 
 
 def read_prompt(name: str, field: str) -> NamedPrompt:
-  """Loads the prompt of a field that takes one; ConfigError as `read_prompts`, or for several."""
+  """Loads the prompt of a field that takes one; ConfigError as `read_prompts`, or
+  for several."""
   found = read_prompts([name], field)
-  require(len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder")
+  require(
+    len(found) == 1, field, name, "one prompt, such as the prompt.npz of a run's folder"
+  )
   return found[0]
 
 
 def _folder_name(label: str) -> str:
-  """Shortens the path of a run's folder to its last part; keeps the step of a checkpoint."""
+  """Shortens the path of a run's folder to its last part; keeps the step of a
+  checkpoint."""
   folder, at, step = label.rpartition("@")
   if at and step.isdigit():
     return f"{_folder_name(folder)}@{step}"
@@ -130,7 +156,8 @@ def _folder_name(label: str) -> str:
 
 
 def of_one_list(prompt: AnyPrompt) -> bool:
-  """Whether a prompt belongs to one list of classes, so that it does not fit any names."""
+  """Whether a prompt belongs to one list of classes, so that it does not fit any
+  names."""
   if isinstance(prompt, prompt_file.Prompt):
     return prompt.context.ndim == 3
   return not isinstance(prompt, str) and getattr(prompt, "of_one_list", True)
@@ -152,7 +179,8 @@ def turned_otherwise(prompts: Sequence[NamedPrompt], upright: bool) -> list[str]
 def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> None:
   """Warns of prompts that were trained on pictures turned otherwise than these are.
 
-  `upright` is whether these are turned as their EXIF orientation says, `where` names what says so.
+  `upright` is whether these are turned as their EXIF orientation says, `where` names
+  what says so.
   """
   others = turned_otherwise(prompts, upright)
   if others:
@@ -165,18 +193,23 @@ def warn_of_turns(prompts: Sequence[NamedPrompt], upright: bool, where: str) -> 
     )
 
 
-def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> np.ndarray:
+def features_under(
+  encoder: Encoder, classes: ClassList, prompt: AnyPrompt
+) -> np.ndarray:
   """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
 
-  Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4):
-  unit features under `ensemble`, the text tower's outputs under `outputs`, as PromptSRC's anchors.
+  Features under several texts are averaged and normalised (Radford et al., 2021,
+  section 3.1.4): unit features under `ensemble`, the text tower's outputs under
+  `outputs`, as PromptSRC's anchors.
   """
   if isinstance(prompt, OtherPrompt):
     return prompt.features(encoder, classes)
   if isinstance(prompt, prompt_file.Prompt):
     return encoder.class_features(classes.names, prompt)
   if isinstance(prompt, prompt_file.ClassFeatures):
-    prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
+    prompt.check_fits(
+      len(classes), encoder.clip.config.projection_dim, "class features"
+    )
     return prompt.features
   texts = steps_of(_texts(prompt, classes), "class features of texts", "texts")
   unit = not prompt.startswith(f"{OUTPUTS}:")
@@ -187,7 +220,8 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: AnyPrompt) -> n
 def classifier_under(
   encoder: Encoder, classes: ClassList, prompt: AnyPrompt
 ) -> np.ndarray | Scorer:
-  """What `predictions.tally` takes: features as `features_under`, or what scores images."""
+  """What `predictions.tally` takes: features as `features_under`, or what scores
+  images."""
   if isinstance(prompt, OtherPrompt):
     return prompt.classifier(encoder, classes)
   return features_under(encoder, classes, prompt)
@@ -208,16 +242,22 @@ def class_features(
 
 
 def check_prompt(
-  named: NamedPrompt, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
+  named: NamedPrompt,
+  synonyms: Sequence[Sequence[str]],
+  clip_config: ClipConfig,
+  clip_model: str,
 ) -> None:
-  """Raises PromptFileError if a prompt does not fit a CLIP or the classes; needs no weights.
+  """Raises PromptFileError if a prompt does not fit a CLIP or the classes; needs no
+  weights.
 
   `synonyms` are the names of each class. A file of class features has one row a class.
   """
   label, prompt, _ = named
   if isinstance(prompt, prompt_file.Prompt):
     n_names = sum(map(len, synonyms))
-    prompt_file.check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
+    prompt_file.check_fits(
+      prompt, clip_config.text_config.hidden_size, clip_model, n_names, label
+    )
   elif isinstance(prompt, prompt_file.ClassFeatures):
     prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
   elif isinstance(prompt, OtherPrompt):
@@ -231,7 +271,8 @@ def check_lengths(
   config: CLIPTextConfig,
   where: str,
 ) -> None:
-  """Raises TokenizeError if a text of the classes under a prompt is too long for the tower."""
+  """Raises TokenizeError if a text of the classes under a prompt is too long for the
+  tower."""
   if isinstance(prompt, prompt_file.ClassFeatures):
     return
   if isinstance(prompt, OtherPrompt):
@@ -255,7 +296,8 @@ def check_lengths(
 
 
 def describe(prompt: AnyPrompt, classes: ClassList) -> list[Any]:
-  """Returns the cache key parts of the features under a prompt, for `pieces.fingerprint`."""
+  """Returns the cache key parts of the features under a prompt, for
+  `pieces.fingerprint`."""
   if isinstance(prompt, prompt_file.Prompt):
     sentences = [] if prompt.sentences is None else [prompt.sentences.to_json()]
     return [prompt.position, prompt.context, *sentences]
@@ -295,18 +337,25 @@ def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
 
 def _named_templates(text: str) -> tuple[str, ...]:
   kind, _, name = text.partition(":")
-  return load_templates(name) if kind in (ENSEMBLE, OUTPUTS) and name in TEMPLATES else ()
+  return (
+    load_templates(name) if kind in (ENSEMBLE, OUTPUTS) and name in TEMPLATES else ()
+  )
 
 
-def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> prompt_file.Prompt:
+def prompt_of_checkpoint(
+  checkpoint: Restored, path: str | os.PathLike
+) -> prompt_file.Prompt:
   """Returns the prompt that a checkpoint in the folder `path` holds.
 
-  CheckpointError if it holds none, such as of another method; PromptFileError for an invalid one.
+  CheckpointError if it holds none, such as of another method; PromptFileError for an
+  invalid one.
   """
   state, config = checkpoint.state, checkpoint.meta.get("config", {})
   try:
     if not METHODS[method := config.get("method", "pomp")].saves_prompt:
-      raise CheckpointError(f"{path}: is of method {method!r}; a prompt (pomp, kdpl) is needed")
+      raise CheckpointError(
+        f"{path}: is of method {method!r}; a prompt (pomp, kdpl) is needed"
+      )
     params = result_of(state["params"], state.get("opt_state"))
     context, model = params["context"], config["clip"]["model"]
     prompt = prompt_file.Prompt(context, model, config["prompt"]["position"], config)

@@ -1,8 +1,10 @@
-"""Names for pictures, their pixels or their objects: of one picture, or of a folder with folders.
+"""Names for pictures, their pixels or their objects: of one picture, or of a folder
+with folders.
 
-Writes `results.csv` and `results.json` to the run's folder: the names that were found in each file,
-the likeliest or largest first, and the files that can't be read with the reason. `segment` adds a
-label image and a picture of each file, `detect` a picture of each and `detections.json`.
+Writes `results.csv` and `results.json` to the run's folder: the names that were found
+in each file, the likeliest or largest first, and the files that can't be read with the
+reason. `segment` adds a label image and a picture of each file, `detect` a picture of
+each and `detections.json`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +40,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Task:
-  """One value of `predict.task`: what it finds in pictures, and the files that it writes."""
+  """One value of `predict.task`: what it finds in pictures, and the files that it
+  writes."""
 
   batch = 8  # pictures that are read and computed together
   columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
@@ -50,8 +53,10 @@ class Task:
     self.names = settings.names or recorded_classes(settings.prompt)
     names = load_class_list(self.names).names
     check_names(names, self.names)
-    self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]  # of each class
-    self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
+    # of each class
+    self._synonyms: Sequence[Sequence[str]] = [(name,) for name in names]
+    # what `results.json` says of the run beside the pictures
+    self.facts: dict[str, Any] = {}
     self.rows: dict[str, Rows] = {}  # what is found in each picture
     self.unreadable: dict[str, str] = {}  # why a picture can't be read
 
@@ -63,10 +68,14 @@ class Task:
     check_prompt(named, self._synonyms, clip_config, self._clip.model)
     warn_of_turns([named], self._upright, f"data.upright={self._upright}")
 
-  def open(self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder) -> None:
+  def open(
+    self, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ) -> None:
     """Opens what is computed with; reads no picture."""
     self._files, self._keys, self._folder = files, list(files), folder
-    self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
+    self._picture = functools.lru_cache(self.batch)(
+      lambda row: self._read(files[self._keys[row]])
+    )
     self._find = self._open(encoder)
 
   def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -93,7 +102,8 @@ class Task:
   def finish(self) -> None:
     """Writes files of all pictures together."""
 
-  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row as text.
+  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row
+  # as text.
   _read: Callable[[Path], Any]
   _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
   _take: Callable[[str, Any, Any], Rows]
@@ -132,18 +142,28 @@ def check(config: PredictConfig, workdir: str) -> None:
 
 
 def run(config: PredictConfig, workdir: str) -> dict:
-  """Prints and writes the names that are found in each picture; returns what `results.json` holds.
+  """Prints and writes the names that are found in each picture; returns what
+  `results.json` holds.
 
-  Processes other than the first return an empty dict. CorruptDataError if no image can be read.
+  Processes other than the first return an empty dict. CorruptDataError if no image can
+  be read.
   """
-  settings, folder, kind = config.predict, RunFolder(workdir), TASKS[config.predict.task]
+  settings, folder, kind = (
+    config.predict,
+    RunFolder(workdir),
+    TASKS[config.predict.task],
+  )
   task = load(kind.open)(settings, config.data, config.clip)
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   files = find_images(settings.images, unread=True)
   if not settings.names:
     log.info("names: those of the training, %s", task.names)
   task.open(encoder, files, folder)
-  blocks = [range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)]
+  blocks = [
+    range(len(files))[i : i + task.batch] for i in range(0, len(files), task.batch)
+  ]
   for block in steps_of(blocks, "predicting", f"blocks of {task.batch} images"):
     for row, found in task.find(block):
       if hosts.is_first():
@@ -151,7 +171,8 @@ def run(config: PredictConfig, workdir: str) -> dict:
   if task.unreadable:
     name, reason = next(iter(task.unreadable.items()))
     told = (
-      f"{len(task.unreadable)} of {len(files)} images can't be read; the first: {name}: {reason}"
+      f"{len(task.unreadable)} of {len(files)} images can't be read;"
+      f" the first: {name}: {reason}"
     )
     if len(task.unreadable) == len(files):
       raise CorruptDataError(f"{settings.images}: {told}")
@@ -172,7 +193,11 @@ def run(config: PredictConfig, workdir: str) -> dict:
   task.finish()
   lines = [
     # `=a.png` becomes `./=a.png`, which is no formula.
-    (f"./{key}" if key.startswith(_FORMULA) else key, rank, *map(found.get, task.columns))
+    (
+      f"./{key}" if key.startswith(_FORMULA) else key,
+      rank,
+      *map(found.get, task.columns),
+    )
     for key, rows in task.rows.items()
     for rank, found in enumerate(rows, 1)
   ]

@@ -1,8 +1,9 @@
-"""Accuracy and `Tally` of classes by cosine: scores are computed on the devices, and ranked there.
+"""Accuracy and `Tally` of classes by cosine: scores are computed on the devices, and
+ranked there.
 
-The results for a batch, a few numbers an image, are gathered on every host, so that all processes
-count the same.
-Shapes: P prompts, N classes of a data set, B images of a batch over all processes, E embedding.
+The results for a batch, a few numbers an image, are gathered on every host, so that all
+processes count the same. Shapes: P prompts, N classes of a data set, B images of a
+batch over all processes, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +27,10 @@ from pomp_jax.evaluate.split_features import SplitFeatures, split_features
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
-# Cosines [B,N] of a batch with all classes, replicated, from the images' unit features under the
-# frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3]. A prompt that needs pixels reads
-# no features, which may be None; stored features have no images.
+# Cosines [B,N] of a batch with all classes, replicated, from the images' unit features
+# under the frozen CLIP, [B,E], and the images themselves, uint8 [B,S,S,3]. A prompt
+# that needs pixels reads no features, which may be None; stored features have no
+# images.
 Scorer = Callable[[jax.Array | None, jax.Array | None], jax.Array]
 
 # Scores that a device computes at a time: 64 MB.
@@ -41,21 +43,26 @@ def evaluate(
   prompts: Mapping[str, Prompt | str],
   reference: str | None = None,
 ) -> dict[str, dict[str, Tally]]:
-  """Counts the answers of every prompt on every split: {split: {prompt: tally}}, as `tally`.
+  """Counts the answers of every prompt on every split: {split: {prompt: tally}}, as
+  `tally`.
 
-  Features of a class that several splits share are computed once a prompt. A class-specific prompt
-  fits only splits with exactly the classes of its training.
+  Features of a class that several splits share are computed once a prompt. A
+  class-specific prompt fits only splits with exactly the classes of its training.
   """
   names = dict.fromkeys(name for split in splits.values() for name in split.names)
   row = {name: i for i, name in enumerate(names)}
-  features = {name: encoder.class_features(list(row), prompt) for name, prompt in prompts.items()}
+  features = {
+    name: encoder.class_features(list(row), prompt) for name, prompt in prompts.items()
+  }
   results = {}
   for split_name, split in splits.items():
     rows = [row[name] for name in split.names]
     rows_of_split = _row_batches(split.features, split.labels, len(rows), encoder.mesh)
     batches = ((features, None, labels, n) for features, labels, n in rows_of_split)
     text_features = {name: one[rows] for name, one in features.items()}
-    results[split_name] = _count(encoder, batches, text_features, len(rows), None, reference)
+    results[split_name] = _count(
+      encoder, batches, text_features, len(rows), None, reference
+    )
   return results
 
 
@@ -67,9 +74,11 @@ def topk_accuracy(
   *,
   mesh: Mesh | None = None,
 ) -> Accuracy:
-  """Computes the share of images whose class is among the k most similar, on the devices.
+  """Computes the share of images whose class is among the k most similar, on the
+  devices.
 
-  `macro_top1` is the mean of the classes' top-1. The other arguments are `ranks_of_images`'.
+  `macro_top1` is the mean of the classes' top-1. The other arguments are
+  `ranks_of_images`'.
   """
   rank_B = ranks_of_images(image_features_BxE, class_features_NxE, labels_B, mesh=mesh)
   return accuracy_of_ranks(rank_B, len(class_features_NxE), ks, np.asarray(labels_B))
@@ -82,7 +91,8 @@ def ranks_of_images(
   *,
   mesh: Mesh | None = None,
 ) -> Int[np.ndarray, " B"]:
-  """Computes the rank of each image's class by cosine, on the devices; 0 is right, see `ranks`.
+  """Computes the rank of each image's class by cosine, on the devices; 0 is right, see
+  `ranks`.
 
   Ties count as wrong: a constant classifier is never right.
 
@@ -102,16 +112,20 @@ def ranks_of_images(
 
 @functools.cache
 def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
-  """Compiles `ranks` of unit rows: class features [N,E], (image features [B,E], labels [B]) -> [B].
+  """Compiles `ranks` of unit rows: class features [N,E], (image features [B,E], labels
+  [B]) -> [B].
 
   Images and labels are split over the devices of the mesh; all else is on all of them.
   """
 
   def ranks_of_rows(class_features_NxE, rows):
     image_features_BxE, labels_B = rows
-    # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
+    # HIGHEST: accelerators would round the product to bfloat16, and thousands of
+    # classes lie close.
     precision = jax.lax.Precision.HIGHEST
-    scores_BxN = jnp.matmul(image_features_BxE, class_features_NxE.T, precision=precision)
+    scores_BxN = jnp.matmul(
+      image_features_BxE, class_features_NxE.T, precision=precision
+    )
     return ranks(scores_BxN, labels_B)
 
   return map_rows(mesh, ranks_of_rows, n_replicated=1)
@@ -120,7 +134,8 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
 def _row_batches(
   features_BxE: np.ndarray, labels_B: np.ndarray, n_classes: int, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-  """Yields features and labels in `chunks`, split over the devices; as `topk_accuracy`'s."""
+  """Yields features and labels in `chunks`, split over the devices; as
+  `topk_accuracy`'s."""
   rows = np.asarray(features_BxE, np.float32), np.asarray(labels_B, np.int32)
   most = mesh.size * max(_SCORES // n_classes, 1)
   for chunk, n_images in chunks(rows, most, mesh, "scoring"):
@@ -138,20 +153,28 @@ def tally(
   threads: int = 2,
   max_corrupt: float = 0.0,
 ) -> dict[str, Tally]:
-  """Counts right answers over a source, one tally a prompt; arguments as of `split_features`.
+  """Counts right answers over a source, one tally a prompt; arguments as of
+  `split_features`.
 
-  `classifiers` are unit rows of the source's classes, or what scores them, by prompt; all are
-  compared with `reference`.
-  `more()` makes what counts other figures, see `Tally`. The devices divide a batch, rounded up.
+  `classifiers` are unit rows of the source's classes, or what scores them, by prompt;
+  all are compared with `reference`. `more()` makes what counts other figures, see
+  `Tally`. The devices divide a batch, rounded up.
   """
   if isinstance(source, FeatureSource):
     split = split_features(encoder, source, max_corrupt=max_corrupt)
     rows = _row_batches(split.features, split.labels, len(source.names), encoder.mesh)
     without_images = ((features, None, labels, n) for features, labels, n in rows)
-    return _count(encoder, without_images, classifiers, len(source.names), more, reference)
+    return _count(
+      encoder, without_images, classifiers, len(source.names), more, reference
+    )
   skipped = SkippedImages(source, max_corrupt)
-  images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
-  batches = ((encoder.features_of_images(x.images), x.images, x.labels, x.n_images) for x in images)
+  images = image_batches(
+    encoder, source, skipped, batch_size, threads, "scoring images"
+  )
+  batches = (
+    (encoder.features_of_images(x.images), x.images, x.labels, x.n_images)
+    for x in images
+  )
   tallies = _count(encoder, batches, classifiers, len(source.names), more, reference)
   skipped.gather()
   return tallies
@@ -165,20 +188,31 @@ def _count(
   more: Callable[[], Any] | None,
   reference: str | None,
 ) -> dict[str, Tally]:
-  """Scores batches (unit features, images, labels, number of images) under all prompts."""
-  vectors = {label: one for label, one in classifiers.items() if isinstance(one, np.ndarray)}
+  """Scores batches (unit features, images, labels, number of images) under all
+  prompts."""
+  vectors = {
+    label: one for label, one in classifiers.items() if isinstance(one, np.ndarray)
+  }
   scorers = {label: one for label, one in classifiers.items() if callable(one)}
-  text_PxNxE = replicate(np.stack(list(vectors.values())), encoder.mesh) if vectors else None
+  text_PxNxE = (
+    replicate(np.stack(list(vectors.values())), encoder.mesh) if vectors else None
+  )
   under_vectors, under_cosines = _score(encoder.mesh, encoder.clip.logit_scale)
 
   def answers_of(features, images, labels):
     """Answers under the vectors together, and under each scorer."""
-    together = [] if text_PxNxE is None else [under_vectors(features, text_PxNxE, labels)]
-    apart = [under_cosines(scorer(features, images), labels) for scorer in scorers.values()]
+    together = (
+      [] if text_PxNxE is None else [under_vectors(features, text_PxNxE, labels)]
+    )
+    apart = [
+      under_cosines(scorer(features, images), labels) for scorer in scorers.values()
+    ]
     return together + apart
 
   tallies = {label: Tally(n_classes, more and more()) for label in classifiers}
-  scored = ((n, answers_of(features, images, labels)) for features, images, labels, n in batches)
+  scored = (
+    (n, answers_of(features, images, labels)) for features, images, labels, n in batches
+  )
   for n_images, answers in fetched(scored):
     labels_B = answers[0][0]
     counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)
@@ -187,18 +221,22 @@ def _count(
     answered = dict(zip([*vectors, *scorers], of_prompts, strict=True))
     right_b = answered[reference][0][counted_B] == 0 if reference else None
     for label, one in tallies.items():
-      rank_b, answer_b, confidence_b = (of_images[counted_B] for of_images in answered[label])
+      rank_b, answer_b, confidence_b = (
+        of_images[counted_B] for of_images in answered[label]
+      )
       other_b = None if label == reference else right_b
       one.add(labels_B[counted_B], rank_b, answer_b, confidence_b, other_b)
   return tallies
 
 
 @functools.cache
-def _score(mesh: Mesh, logit_scale: float) -> tuple[Callable[..., tuple[jax.Array, ...]], ...]:
+def _score(
+  mesh: Mesh, logit_scale: float
+) -> tuple[Callable[..., tuple[jax.Array, ...]], ...]:
   """Compiles what `Tally` adds, [P,B] of P prompts, behind the labels [B].
 
-  Returns two functions: of image features [B,E], text features [P,N,E] and labels [B]; and of
-  cosines [B,N] of one prompt, and labels.
+  Returns two functions: of image features [B,E], text features [P,N,E] and labels [B];
+  and of cosines [B,N] of one prompt, and labels.
   """
   rows, everywhere = NamedSharding(mesh, P((DATA, CLASS))), NamedSharding(mesh, P())
 
@@ -216,8 +254,11 @@ def _score(mesh: Mesh, logit_scale: float) -> tuple[Callable[..., tuple[jax.Arra
     features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
 
     def of_prompt(text_NxE):
-      # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
-      cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
+      # HIGHEST: accelerators would round the product to bfloat16; thousands of classes
+      # lie close.
+      cosine_BxN = jnp.matmul(
+        features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST
+      )
       return ranked(cosine_BxN, labels_B)
 
     # A sequential map keeps the scores [B,N] of only one prompt in memory.

@@ -1,6 +1,8 @@
-"""Features of the images of a split, in a folder, so that a restart computes only what is missing.
+"""Features of the images of a split, in a folder, so that a restart computes only what
+is missing.
 
-Process 0 reads and writes it. Unreadable images and damaged blocks are computed at each start.
+Process 0 reads and writes it. Unreadable images and damaged blocks are computed at each
+start.
 
 Shapes: n images of a split, N classes, B images of a batch, E embedding.
 """
@@ -55,18 +57,22 @@ def split_features(
   max_corrupt: float = 0.0,
   store: Path | None = None,
 ) -> SplitFeatures:
-  """Computes the features of the readable images of a split; all processes call it together.
+  """Computes the features of the readable images of a split; all processes call it
+  together.
 
-  The source is the same list in every process, each of which prefetches with `threads`, by the
-  cores if 0. A share `max_corrupt` of the images, above 0 always one, may be unreadable: they are
-  dropped, with one warning. `store` is a folder of features of earlier starts, which gets those
-  computed now. CorruptDataError: too many unreadable images. EvaluationError: features that are not
-  finite. Features of a file are read from there.
+  The source is the same list in every process, each of which prefetches with `threads`,
+  by the cores if 0. A share `max_corrupt` of the images, above 0 always one, may be
+  unreadable: they are dropped, with one warning. `store` is a folder of features of
+  earlier starts, which gets those computed now. CorruptDataError: too many unreadable
+  images. EvaluationError: features that are not finite. Features of a file are read
+  from there.
   """
   skipped, stored = SkippedImages(source, max_corrupt), None
   if isinstance(source, FeatureSource):
     return _readable(source, _of_file(source, skipped), skipped)
-  features_nxE = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
+  features_nxE = np.full(
+    (len(source), encoder.clip.config.projection_dim), np.nan, np.float32
+  )
   if store is not None and hasattr(source, "keys"):
     if hosts.is_first():
       stored = _read(store, encoder, source, features_nxE)
@@ -76,7 +82,9 @@ def split_features(
 
   def computed():
     task = "features of images"
-    for batch in image_batches(encoder, source, skipped, _BATCH, threads, task, missing):
+    for batch in image_batches(
+      encoder, source, skipped, _BATCH, threads, task, missing
+    ):
       yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
       hosts.raise_if_preempted()
 
@@ -116,7 +124,9 @@ def _readable(
   readable = np.delete(np.arange(len(source)), list(skipped.reasons))
   features = features_nxE[readable]
   check_finite(features, "images")
-  return SplitFeatures(tuple(source.names), np.asarray(source.labels)[readable], features, readable)
+  return SplitFeatures(
+    tuple(source.names), np.asarray(source.labels)[readable], features, readable
+  )
 
 
 def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
@@ -126,7 +136,8 @@ def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.A
 def _read(
   store: Path, encoder: Encoder, source: Source, features_nxE: Float[np.ndarray, "n E"]
 ) -> Features | None:
-  """Fills in the features that the folder has; None, after a warning, if it can't be used."""
+  """Fills in the features that the folder has; None, after a warning, if it can't be
+  used."""
   made_from = images_key(source, encoder)
   folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
   n_images, width = features_nxE.shape
@@ -159,7 +170,8 @@ def _from_first(features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n 
 def _write(
   stored: Features, features_nxE: Float[np.ndarray, "n E"], added: Int[np.ndarray, " m"]
 ) -> Features | None:
-  """Writes the blocks of the images that were added; None, after a warning, if it fails."""
+  """Writes the blocks of the images that were added; None, after a warning, if it
+  fails."""
   # A block whose images are unreadable still would be the same again.
   read = added[np.isfinite(features_nxE[added, 0])]
   try:
@@ -186,9 +198,15 @@ def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
       first = source.images(np.arange(1))
   except ImageError:
     first = np.zeros(0, np.uint8)
-  tower = {} if isinstance(source, FeatureSource) else {"image_tower": encoder.image_fingerprint}
+  tower = (
+    {}
+    if isinstance(source, FeatureSource)
+    else {"image_tower": encoder.image_fingerprint}
+  )
   return tower | {
-    "images": fingerprint(["\0".join(source.names), keys, np.asarray(source.labels), first]),
+    "images": fingerprint(
+      ["\0".join(source.names), keys, np.asarray(source.labels), first]
+    ),
     "preparation": preparation,
     "image_size": encoder.clip.image_size,
   }

@@ -1,12 +1,14 @@
-"""Splits of stored images, for any source that has `splits(data)` and `open_split(data, split)`.
+"""Splits of stored images, for any source that has `splits(data)` and `open_split(data,
+split)`.
 
-A missing split of train, validation and test is held out of the training images if the source's row
-in the registry allows it. Otherwise another split replaces it, under its own name, with a log line.
+A missing split of train, validation and test is held out of the training images if the
+source's row in the registry allows it. Otherwise another split replaces it, under its
+own name, with a log line.
 
-Of a folder that a person has sorted, a class without a picture in any split is no class, unless a
-list names it: neither an answer nor a negative, which would only push the prompt away from a word
-that no picture speaks for. Test and validation pictures that equal one of an earlier split are
-dropped, unless `data.duplicates=keep`.
+Of a folder that a person has sorted, a class without a picture in any split is no
+class, unless a list names it: neither an answer nor a negative, which would only push
+the prompt away from a word that no picture speaks for. Test and validation pictures
+that equal one of an earlier split are dropped, unless `data.duplicates=keep`.
 """
 
 import concurrent.futures
@@ -26,7 +28,13 @@ from pomp_jax.data.duplicates import find_duplicates
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.loader import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages
-from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out, spread_evenly
+from pomp_jax.data.subsets import (
+  even_sample,
+  few_shot,
+  half_of_classes,
+  held_out,
+  spread_evenly,
+)
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.registry import load
@@ -38,14 +46,16 @@ _NO_SPLIT = "%s has no split %r: %s"
 
 # All training images, before any are held out or dropped by few shots.
 _UNDIVIDED = "undivided"
-# Images of a set that are decoded before a run at most, and unreadable ones that are named.
+# Images of a set that are decoded before a run at most, and unreadable ones that are
+# named.
 _MOST_DECODED, _MOST_NAMED = 20_000, 20
 # Images of which duplicates are looked for at most.
 _MOST_COMPARED = 200_000
 
 
 def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
-  """Opens a split; see `inputs.open_source`. Train and validation have the classes to train on."""
+  """Opens a split; see `inputs.open_source`. Train and validation have the classes
+  to train on."""
   source = _with_duplicates(data, split)
   found = _duplicates(data, split)
   if found and data.duplicates == "drop":
@@ -53,11 +63,16 @@ def open_source(data: Data, split: str, n_images: int = 0) -> StoredImages:
       lack = f"every picture of the split {split!r} equals one of an earlier split"
       raise SourceError(f"{_name(data)}: {lack}; data.duplicates=keep keeps them")
     source = source.subset(np.delete(np.arange(len(source)), list(found)))
-  return source.subset(even_sample(source.labels, source.keys, n_images)) if n_images else source
+  return (
+    source.subset(even_sample(source.labels, source.keys, n_images))
+    if n_images
+    else source
+  )
 
 
 def forget_sources() -> None:
-  """Forgets what was found of all data, for files that have changed since; a run looks once."""
+  """Forgets what was found of all data, for files that have changed since; a run
+  looks once."""
   found = (_open_split, _divided, _duplicates, _empty_classes, check_readable)
   for remembered in (*found, _log_once, _warn_once):
     remembered.cache_clear()
@@ -76,7 +91,9 @@ def _with_duplicates(data: Data, split: str) -> StoredImages:
   if not np.array_equal(kept, np.arange(len(source.names))):
     source = source.of_classes(kept)
   if not len(source):
-    raise SourceError(f"{_name(data)}: no image of these classes in the split {split!r}")
+    raise SourceError(
+      f"{_name(data)}: no image of these classes in the split {split!r}"
+    )
   return source
 
 
@@ -97,7 +114,9 @@ def _empty_classes(data: Data, part: str) -> np.ndarray:
     return np.zeros(0, int)
   splits = _splits(data)
   # Without training images a split has classes of its own.
-  sources = [_open_whole(data, one) for one in (splits if "train" in splits else (part,))]
+  sources = [
+    _open_whole(data, one) for one in (splits if "train" in splits else (part,))
+  ]
   seen = np.concatenate([source.labels for source in sources])
   names = sources[0].names
   empty = np.setdiff1d(np.arange(len(names)), seen)
@@ -112,11 +131,17 @@ def _empty_classes(data: Data, part: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _duplicates(data: Data, split: str) -> dict[int, str]:
-  """Index of each picture of a split that equals one of an earlier split -> the file of that one.
+  """Index of each picture of a split that equals one of an earlier split -> the file of
+  that one.
 
-  The order is train, validation, test. A split that another one replaces has no duplicates there.
+  The order is train, validation, test. A split that another one replaces has no
+  duplicates there.
   """
-  if split == "train" or not SOURCES[data.source].sorted_by_hand or "train" not in _splits(data):
+  if (
+    split == "train"
+    or not SOURCES[data.source].sorted_by_hand
+    or "train" not in _splits(data)
+  ):
     return {}
   part, _ = _part_and_group(data, split)
   others = {"train": "train", "validation": _replacement(data, "validation")}
@@ -140,16 +165,26 @@ def _duplicates(data: Data, split: str) -> dict[int, str]:
     _warn_once(
       "%s: %d of %d %s pictures equal a picture of an earlier split byte for byte and %s; the"
       " first: %s = %s",
-      *(_name(data), len(found), len(source), split, fate, source.where(first), found[first]),
+      *(
+        _name(data),
+        len(found),
+        len(source),
+        split,
+        fate,
+        source.where(first),
+        found[first],
+      ),
     )
   return found
 
 
 def left_out(data: Data) -> dict[str, Any]:
-  """What of a folder is no answer, or in no figure, for results and report; empty for nothing.
+  """What of a folder is no answer, or in no figure, for results and report; empty for
+  nothing.
 
-  `classes_without_pictures` and `classes_without_test_pictures` are names, `duplicates` the files
-  of each split with those that they equal, `not_read` files of formats that are not read.
+  `classes_without_pictures` and `classes_without_test_pictures` are names, `duplicates`
+  the files of each split with those that they equal, `not_read` files of formats that
+  are not read.
   """
   if not SOURCES[data.source].sorted_by_hand:
     return {}
@@ -174,7 +209,9 @@ def left_out(data: Data) -> dict[str, Any]:
     "classes_without_pictures": list(empty),
     "classes_without_test_pictures": untested,
     "duplicates": duplicates,
-    "not_read": [file for split in _splits(data) for file in _open_whole(data, split).unread],
+    "not_read": [
+      file for split in _splits(data) for file in _open_whole(data, split).unread
+    ],
   }
   return {name: fact for name, fact in facts.items() if fact}
 
@@ -182,8 +219,9 @@ def left_out(data: Data) -> dict[str, Any]:
 def evaluation_splits(data: Data) -> tuple[str, ...]:
   """Splits to evaluate a learned prompt on, named after their images.
 
-  `test`, or else `validation` or `train`. With groups of classes `base` and `novel` (lists) or
-  `new` (CoOp's halves) of test images, or else `validation/base`, `train/base` and so on.
+  `test`, or else `validation` or `train`. With groups of classes `base` and `novel`
+  (lists) or `new` (CoOp's halves) of test images, or else `validation/base`,
+  `train/base` and so on.
   """
   return tuple(_evaluation_parts(data))
 
@@ -191,9 +229,13 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8)
 def check_readable(data: Data, n_images: int) -> None:
   """See `inputs.check_readable`; nothing is decoded of large sets and in buckets."""
-  sources = [open_source(data, split, n_images=n_images) for split in evaluation_splits(data)]
+  sources = [
+    open_source(data, split, n_images=n_images) for split in evaluation_splits(data)
+  ]
   sources += [open_source(data, split) for split in ("train", "validation")]
-  images = {one.where(index): (one, index) for one in sources for index in range(len(one))}
+  images = {
+    one.where(index): (one, index) for one in sources for index in range(len(one))
+  }
   if is_bucket(data.root) or len(images) > _MOST_DECODED:
     return
   with concurrent.futures.ThreadPoolExecutor(hosts.own_cores()) as pool:
@@ -212,7 +254,8 @@ def check_readable(data: Data, n_images: int) -> None:
 
 
 def has_validation(data: Data) -> bool:
-  """Whether there are validation images beside the training images, to choose a checkpoint by."""
+  """Whether there are validation images beside the training images, to choose a
+  checkpoint by."""
   return _replacement(data, "validation") != "train"
 
 
@@ -223,7 +266,9 @@ def n_training_classes(data: Data) -> int:
     open_source(data, split)
   n_classes = len(train.names)
   if data.n_classes > n_classes:
-    raise ConfigError("data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all")
+    raise ConfigError(
+      "data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all"
+    )
   without = np.setdiff1d(np.arange(n_classes), train.labels)
   if data.base and len(without):
     name = train.names[without[0]]
@@ -252,7 +297,8 @@ def _evaluation_parts(data: Data) -> dict[str, tuple[str, str]]:
 
 
 def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndarray:
-  """Labels of a group of classes; those of base and novel in the order of their list."""
+  """Labels of a group of classes; those of base and novel in the order of their
+  list."""
   if not data.base or group == "all":
     return half_of_classes(len(names), group)
   base = _listed_labels(data, "base", names)
@@ -260,7 +306,9 @@ def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndar
     return base
   others = np.setdiff1d(np.arange(len(names)), base)
   novel = _listed_labels(data, "novel", names) if data.novel else others
-  require(len(novel), "data.base", data.base, "a list that leaves classes for novel ones")
+  require(
+    len(novel), "data.base", data.base, "a list that leaves classes for novel ones"
+  )
   if len(both := np.intersect1d(base, novel)):
     expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
     raise ConfigError("data.novel", data.novel, expected)
@@ -273,15 +321,20 @@ def _listed_labels(data: Data, field: str, names: tuple[str, ...]) -> np.ndarray
   listed = classes_of(load_class_list(path).names, path).names
   class_of = match_classes(names, ClassList(listed), f"{_name(data)}: data.{field}")
   label_of = {name: label for label, name in enumerate(names)}
-  return np.array([label_of[name] for name in sorted(class_of, key=class_of.__getitem__)])
+  return np.array(
+    [label_of[name] for name in sorted(class_of, key=class_of.__getitem__)]
+  )
 
 
 def _replacement(data: Data, split: str) -> str:
-  """Split that is used as a data set's validation or test split: itself, or another one."""
+  """Split that is used as a data set's validation or test split: itself, or another
+  one."""
   other = {"test": "validation", "validation": "test"}[split]
   used = next((name for name in (split, other) if _is_available(data, name)), "train")
   if used != split:
-    _log_once(_NO_SPLIT, _name(data), split, f"using the {used} images instead, as {used!r}")
+    _log_once(
+      _NO_SPLIT, _name(data), split, f"using the {used} images instead, as {used!r}"
+    )
   elif split not in _splits(data):
     share = f"{100 * _shares(data)[split]:g}% of each class's training images"
     if split == "validation" and data.shots:
@@ -290,8 +343,12 @@ def _replacement(data: Data, split: str) -> str:
     few = ""
     if len(small := np.setdiff1d(source.labels, source.labels[held])):
       n_small = f"{len(small)} of {len(source.names)} classes"
-      few = f"; {n_small} have too few to hold any out, such as {source.names[small[0]]!r}"
-    _log_once(_NO_SPLIT, _name(data), split, f"held out {share}, {len(held)} images{few}")
+      few = (
+        f"; {n_small} have too few to hold any out, such as {source.names[small[0]]!r}"
+      )
+    _log_once(
+      _NO_SPLIT, _name(data), split, f"held out {share}, {len(held)} images{few}"
+    )
   return used
 
 
@@ -348,7 +405,9 @@ def _divided(data: Data) -> dict[str, np.ndarray]:
       taken = set(_open_split(data, "train").keys.tolist())
       shot = np.array([key in taken for key in undivided.keys[rest].tolist()], bool)
     else:
-      chosen = few_shot(undivided.labels[rest], undivided.keys[rest], data.shots, data.shots_seed)
+      chosen = few_shot(
+        undivided.labels[rest], undivided.keys[rest], data.shots, data.shots_seed
+      )
       shot = np.isin(np.arange(len(rest)), chosen)
     rest, validation = rest[shot], rest[~shot]
   return {"train": rest, "validation": validation, "test": test}
@@ -360,7 +419,11 @@ def _splits(data: Data) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _open_split(data: Data, split: str) -> StoredImages:
-  return load(SOURCES[data.source].module).open_split(data, split).replace(upright=data.upright)
+  return (
+    load(SOURCES[data.source].module)
+    .open_split(data, split)
+    .replace(upright=data.upright)
+  )
 
 
 def _name(data: Data) -> str:

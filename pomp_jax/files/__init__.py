@@ -1,1 +1,2 @@
-"""What outlives a run: checkpoints, prompt files, results and the folder that holds them."""
+"""What outlives a run: checkpoints, prompt files, results and the folder that holds
+them."""

@@ -24,9 +24,10 @@ _DISK_MESSAGES = re.compile(
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a file for an atomic write: it replaces `path` once it is complete.
 
-  The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
-  `path`; an object of a bucket is sent once it is complete. A process that is killed, or an OSError
-  of a full disk for example, leaves the old file, never a part of the new one.
+  The bytes go to a temporary file in the same folder, are flushed to the disk, and are
+  renamed over `path`; an object of a bucket is sent once it is complete. A process that
+  is killed, or an OSError of a full disk for example, leaves the old file, never a part
+  of the new one.
   """
   if is_bucket(path):
     with tempfile.TemporaryFile() as file:
@@ -56,7 +57,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike, content: bytes | str) -> str:
-  """Writes a file atomically, see `replacing`, text in UTF-8; returns the content's `checksum`."""
+  """Writes a file atomically, see `replacing`, text in UTF-8; returns the content's
+  `checksum`."""
   content = content.encode() if isinstance(content, str) else content
   with replacing(path) as file:
     file.write(content)
@@ -85,7 +87,8 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
 
 
 def disk_failure(error: BaseException) -> str | None:
-  """Describes a disk failure in one line; None if neither the error nor a cause of it is one."""
+  """Describes a disk failure in one line; None if neither the error nor a cause of
+  it is one."""
   seen: set[int] = set()
   link: BaseException | None = error
   while link is not None and id(link) not in seen:

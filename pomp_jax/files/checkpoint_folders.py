@@ -1,8 +1,9 @@
 """Folders of checkpoints, as Orbax writes them, on a local disk and in a bucket.
 
-Orbax writes the arrays (`STEP/state`) and the JSON (`STEP/meta`) into a temporary folder, which it
-renames to `STEP`. A bucket renames nothing and Orbax has no client for S3. There a checkpoint is
-written locally, its files are sent, and `commit_success.txt` last: without that it is incomplete.
+Orbax writes the arrays (`STEP/state`) and the JSON (`STEP/meta`) into a temporary
+folder, which it renames to `STEP`. A bucket renames nothing and Orbax has no client for
+S3. There a checkpoint is written locally, its files are sent, and `commit_success.txt`
+last: without that it is incomplete.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,16 +24,21 @@ from pomp_jax.files.paths import Path, is_bucket, remove_folder, store_of
 _DISCARDED = "discarded-"
 _COMMITTED = "commit_success.txt"  # Orbax's own name of such a marker
 
-# Orbax logs a traceback for each of its threads. `Checkpoints` says in one line what has failed.
+# Orbax logs a traceback for each of its threads. `Checkpoints` says in one line what
+# has failed.
 absl_logging.get_absl_logger().addFilter(
   lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
 )
 
 
-def _unraisable(found: Any, following: Callable[[Any], object] = sys.unraisablehook) -> None:
-  # TensorStore has such an error for each array whose write fails, which `Checkpoints` says.
+def _unraisable(
+  found: Any, following: Callable[[Any], object] = sys.unraisablehook
+) -> None:
+  # TensorStore has such an error for each array whose write fails, which `Checkpoints`
+  # says.
   if str(found.exc_value) != "Event loop is closed":
-    following(found)  # that of `hosts.StopSignals`, which is set before a job is imported
+    # that of `hosts.StopSignals`, which is set before a job is imported
+    following(found)
 
 
 sys.unraisablehook = _unraisable
@@ -40,11 +46,15 @@ sys.unraisablehook = _unraisable
 
 def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
   """Writes a checkpoint of a pytree of NumPy arrays, and JSON."""
-  items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+  )
   with _local(path) as local:
     _checkpointer().save(local, items)
     if is_bucket(path):
-      files = [file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED]
+      files = [
+        file for file in local.rglob("*") if file.is_file() and file.name != _COMMITTED
+      ]
       targets = [str(path / file.relative_to(local)) for file in files]
       store_of(path).put([str(file) for file in files], targets)
       (path / _COMMITTED).write_text("")
@@ -72,7 +82,11 @@ def remove_incomplete(folder: Path) -> None:
   complete = set(map(str, steps(folder)))
   for path in _entries(folder):
     unfinished = path.name.isdecimal() and path.name not in complete
-    if unfinished or path.name.startswith(_DISCARDED) or ocp.utils.TMP_DIR_SUFFIX in path.name:
+    if (
+      unfinished
+      or path.name.startswith(_DISCARDED)
+      or ocp.utils.TMP_DIR_SUFFIX in path.name
+    ):
       remove_folder(path)
 
 
@@ -97,7 +111,8 @@ def move(checkpoint: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _local(path: Path) -> Iterator[pathlib.Path]:
-  """The folder itself, absolute as Orbax wants it; for one in a bucket a temporary one."""
+  """The folder itself, absolute as Orbax wants it; for one in a bucket a temporary
+  one."""
   if not is_bucket(path):
     yield pathlib.Path(path).absolute()
     return
@@ -113,7 +128,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-  """Synchronous Orbax checkpointer of this process alone: no other host needs the folder."""
+  """Synchronous Orbax checkpointer of this process alone: no other host needs the
+  folder."""
   alone = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
     me = jax.process_index()

@@ -1,8 +1,9 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A checkpoint is a folder `STEP` that Orbax writes. Orbax notices no flipped bit, so its JSON has the
-CRC-32 of every array and of itself. A run's state is small and the same on every device, so process
-0 alone reads and writes it, and no other host needs its folder.
+A checkpoint is a folder `STEP` that Orbax writes. Orbax notices no flipped bit, so its
+JSON has the CRC-32 of every array and of itself. A run's state is small and the same on
+every device, so process 0 alone reads and writes it, and no other host needs its
+folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,22 +49,28 @@ class Restored(NamedTuple):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals the newer).
+  """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals
+  the newer).
 
-  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored. The folder
-  belongs to the process that opened it last (`owner.txt`); an earlier one that still runs saves
-  nothing more. All processes make the same calls to `save` and `restore`, and process 0 alone
-  touches the folder; `steps` is for it. With `retry` a failed save is only a warning, whose error
-  is `failure`, and the next save tries again. A run that ends with a failed save raises it.
+  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored.
+  The folder belongs to the process that opened it last (`owner.txt`); an earlier one
+  that still runs saves nothing more. All processes make the same calls to `save` and
+  `restore`, and process 0 alone touches the folder; `steps` is for it. With `retry` a
+  failed save is only a warning, whose error is `failure`, and the next save tries
+  again. A run that ends with a failed save raises it.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
-    """Opens the folder, and creates it when it is missing; CheckpointError if that fails."""
+    """Opens the folder, and creates it when it is missing; CheckpointError if that
+    fails."""
     self.folder: Path = to_path(folder)
     self._keep, self._retry = keep, retry
-    self._metrics: dict[int, float | None] = {}  # by step, of checkpoints that were read or written
+    # by step, of checkpoints that were read or written
+    self._metrics: dict[int, float | None] = {}
     self.failure: CheckpointError | None = None
-    self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
+    self._owner = (
+      f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
+    )
     if hosts.is_first():
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,20 +78,29 @@ class Checkpoints(contextlib.AbstractContextManager):
         write_file(self.folder / _OWNER, self._owner)
       except OSError as error:
         reason = error.strerror or error
-        raise CheckpointError(f"{self.folder}: can't hold checkpoints ({reason})") from error
+        raise CheckpointError(
+          f"{self.folder}: can't hold checkpoints ({reason})"
+        ) from error
 
   def save(
-    self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None = None
+    self,
+    step: int,
+    state: PyTree,
+    meta: dict[str, Any],
+    metric: SupportsFloat | None = None,
   ) -> bool:
-    """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
+    """Saves a checkpoint, and removes those that are no longer kept; whether it was
+    written.
 
-    It is not written if this step or a newer one is stored already. The state has arrays and
-    numbers, the same on all processes, and keys as `jax.random.key_data`. A higher metric is better
-    (NaN: none). CheckpointError if a save fails without `retry`, or a later start has the folder.
+    It is not written if this step or a newer one is stored already. The state has
+    arrays and numbers, the same on all processes, and keys as `jax.random.key_data`. A
+    higher metric is better (NaN: none). CheckpointError if a save fails without
+    `retry`, or a later start has the folder.
     """
     if not hosts.is_first():
       return False
-    with contextlib.suppress(OSError):  # where this can't be read, the save itself will fail
+    # where this can't be read, the save itself will fail
+    with contextlib.suppress(OSError):
       owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
       if owner != self._owner:
         raise CheckpointError(
@@ -110,7 +126,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       with contextlib.suppress(OSError):
         others = [other for other in self.steps() if other != step]
         checkpoint_folders.remove_incomplete(self.folder)
-      last = f"the last good one is of step {max(others)}" if others else "there is no other"
+      last = (
+        f"the last good one is of step {max(others)}" if others else "there is no other"
+      )
       what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
       failure = CheckpointError(f"{self.folder}: {what}")
       if not self._retry:
@@ -126,12 +144,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     return checkpoint_folders.steps(self.folder)
 
   def restore(self, abstract_state: PyTree, *, best: bool = False) -> Restored | None:
-    """Restores the newest intact checkpoint, or the one with the highest metric; None without one.
+    """Restores the newest intact checkpoint, or the one with the highest metric; None
+    without one.
 
-    Damaged ones are set aside, with a warning. `abstract_state` has the structure of the state. A
-    `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX array with its sharding (the first local
-    device without one), anything else a NumPy array. CheckpointError if all checkpoints are
-    damaged, or a field has another shape or dtype.
+    Damaged ones are set aside, with a warning. `abstract_state` has the structure of
+    the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX array with its
+    sharding (the first local device without one), anything else a NumPy array.
+    CheckpointError if all checkpoints are damaged, or a field has another shape or
+    dtype.
     """
     expected = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
     found = None
@@ -145,10 +165,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         if before != now:
           what = f"{field} holds {before}, but this run expects {now}"
           raise CheckpointError(f"{self.folder / str(found.step)}: {what}")
-    head = hosts.from_first(found and [found.step, found.meta, found.metric], "the checkpoint")
+    head = hosts.from_first(
+      found and [found.step, found.meta, found.metric], "the checkpoint"
+    )
     if head is None:
       return None
-    blank = {name: np.zeros(target.shape, target.dtype) for name, target in expected.items()}
+    blank = {
+      name: np.zeros(target.shape, target.dtype) for name, target in expected.items()
+    }
     arrays = [(stored or blank)[name] for name in expected]
     if jax.process_count() > 1:
       # As bytes: a sum with the zeros of the other processes would lose -0.0.
@@ -173,7 +197,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise self.failure
 
   def _best_first(self) -> list[int]:
-    """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
+    """Steps by falling metric, of equal ones the later first; damaged ones are set
+    aside."""
     steps = self.steps()
     for step in steps:
       if step not in self._metrics:
@@ -185,7 +210,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sorted(measured, key=lambda step: (self._metrics[step], step), reverse=True)
 
   def _first_intact(self, steps: list[int]) -> Restored | None:
-    """The first checkpoint that can be read, its state by name; sets those before it aside."""
+    """The first checkpoint that can be read, its state by name; sets those before it
+    aside."""
     damaged: dict[int, DamagedFileError] = {}
     for step in steps:
       try:
@@ -220,8 +246,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   """Reads all checkpoints of another run, finished or running, in order of their steps.
 
-  The states are nested dicts and lists of NumPy arrays. Nothing is written. CheckpointError if
-  there is no such folder, or if a checkpoint is damaged.
+  The states are nested dicts and lists of NumPy arrays. Nothing is written.
+  CheckpointError if there is no such folder, or if a checkpoint is damaged.
   """
   if not is_dir(folder):
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
@@ -264,7 +290,12 @@ def _read_facts(path: Path) -> dict[str, Any]:
   """Reads the JSON of a checkpoint."""
   file = path / "meta" / "metadata"
   facts = parse_json(read_file(file, DamagedFileError), file)
-  if not isinstance(facts, dict) or facts.keys() != {"leaves", "checksums", "meta", "metric"}:
+  if not isinstance(facts, dict) or facts.keys() != {
+    "leaves",
+    "checksums",
+    "meta",
+    "metric",
+  }:
     raise DamagedFileError(f"{file}: not the fields leaves, checksums, meta and metric")
   return facts
 
@@ -272,13 +303,18 @@ def _read_facts(path: Path) -> dict[str, Any]:
 def _as_target(leaf: Any) -> Any:
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return np.asarray(leaf)
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(hosts.devices(local=True)[0])
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
+    hosts.devices(local=True)[0]
+  )
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    for path, leaf in leaves
+  ]
 
 
 def _describe(tree: PyTree) -> dict[str, str]:

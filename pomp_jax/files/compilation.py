@@ -1,6 +1,8 @@
-"""JAX's compiled programs: their cache, in a folder that outlives the run, and what the log says.
+"""JAX's compiled programs: their cache, in a folder that outlives the run, and what the
+log says.
 
-JAX's key covers program, devices, flags and compiler; it only warns of entries that are unreadable.
+JAX's key covers program, devices, flags and compiler; it only warns of entries that are
+unreadable.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,12 +34,14 @@ _SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
 def use_compilation_cache(folder: str, workdir: str) -> None:
-  """Switches the cache on or off; all processes call it together, before anything is compiled.
+  """Switches the cache on or off; all processes call it together, before anything is
+  compiled.
 
-  Several processes use it only if all see the same folder: one that has to compile would keep the
-  others waiting, and on GPUs the processes tune a program together. The folder `auto` is
-  `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a run's folder in a bucket, else
-  `pomp_jax` in the user's cache folder. An empty one is for no cache.
+  Several processes use it only if all see the same folder: one that has to compile
+  would keep the others waiting, and on GPUs the processes tune a program together. The
+  folder `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a
+  run's folder in a bucket, else `pomp_jax` in the user's cache folder. An empty one is
+  for no cache.
   """
   if folder == AUTO and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
@@ -60,7 +64,8 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
 
 
 def _default_folder(workdir: str) -> Path:
-  """Folder of this user and this kind of processor, whose instructions the programs contain."""
+  """Folder of this user and this kind of processor, whose instructions the programs
+  contain."""
   if is_bucket(workdir):
     return join(workdir, "programs")
   cpu = f"{platform.machine()} {platform.processor()}"
@@ -85,13 +90,17 @@ def _problem(path: Path) -> str | None:
   if hosts.is_first():
     with contextlib.suppress(OSError):
       mark.unlink()
-  return None if all(one for _, one in found) else f"not all processes see the same {path}"
+  return (
+    None if all(one for _, one in found) else f"not all processes see the same {path}"
+  )
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
   # Another run may remove the same files.
   with contextlib.suppress(OSError):
-    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*-cache"))
+    found = sorted(
+      (p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*-cache")
+    )
     total = 0
     for _, size, path in reversed(found):
       total += size
@@ -101,7 +110,8 @@ def _remove_oldest(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def shown_compilations() -> Iterator[None]:
-  """Logs each program whose compilation takes two seconds or more, and shows it meanwhile."""
+  """Logs each program whose compilation takes two seconds or more, and shows it
+  meanwhile."""
   shown: dict[int, Progress] = {}  # by thread
 
   def begin(event: str, value: float, **facts: Any) -> None:
@@ -126,6 +136,12 @@ def shown_compilations() -> Iterator[None]:
 
 
 def _program(facts: Mapping[str, Any]) -> str:
-  """A function's name in words: "train step" of "jit(train_step)" and "jit_train_step"."""
-  name = facts.get("fun_name", "").removeprefix("jit_").removeprefix("jit(").removesuffix(")")
+  """A function's name in words: "train step" of "jit(train_step)" and
+  "jit_train_step"."""
+  name = (
+    facts.get("fun_name", "")
+    .removeprefix("jit_")
+    .removeprefix("jit(")
+    .removesuffix(")")
+  )
   return " ".join(name.replace("<lambda>", "").split("_")).strip() or "a program"

@@ -1,10 +1,11 @@
-"""Features of images in a folder, on a disk or in a bucket, for concurrent writers and readers.
+"""Features of images in a folder, on a disk or in a bucket, for concurrent writers and
+readers.
 
-The folder is a zarr array (version 3), float32 [n,R,E+1]: R versions of each of n images.
-TensorStore writes each block of images as one file, atomically, with a CRC-32C for each chunk and
-for the index of the chunks. The features of an unreadable image are NaN. The last number of a row
-is its place, by which the rows of a moved or swapped file are noticed. Version 1 of the format,
-[n,R,E], has no places; `create` adds them.
+The folder is a zarr array (version 3), float32 [n,R,E+1]: R versions of each of n
+images. TensorStore writes each block of images as one file, atomically, with a CRC-32C
+for each chunk and for the index of the chunks. The features of an unreadable image are
+NaN. The last number of a row is its place, by which the rows of a moved or swapped file
+are noticed. Version 1 of the format, [n,R,E], has no places; `create` adds them.
 
 Shapes: n images, R versions of each, E embedding, B images of a read, b of a block.
 """
@@ -32,7 +33,8 @@ _BLOCK = 1024  # images
 _COMPLETE = "complete"
 _DESCRIPTION = "zarr.json"
 _PLACES = 2**24  # integers up to here are float32 numbers
-_IN_MEMORY = 256 * 2**20  # bytes of chunks, and of the files' indexes, that stay in memory
+# bytes of chunks, and of the files' indexes, that stay in memory
+_IN_MEMORY = 256 * 2**20
 
 
 class FeatureStoreError(InputError, ValueError):
@@ -46,7 +48,8 @@ class DamagedFeaturesError(FeatureStoreError):
 
 
 class Features:
-  """The array of one set of images, in blocks of `block_size`; the last may have fewer."""
+  """The array of one set of images, in blocks of `block_size`; the last may have
+  fewer."""
 
   def __init__(
     self,
@@ -54,7 +57,8 @@ class Features:
     shape: tuple[int, int, int],  # n, R, E
     made_from: Mapping[str, Any],  # everything that the features depend on, as JSON
     *,
-    together: tuple[int, int] = (1, 1),  # images and versions read together: a chunk, one checksum
+    # images and versions read together: a chunk, one checksum
+    together: tuple[int, int] = (1, 1),
   ):
     """Touches nothing."""
     self.folder: Path = to_path(folder)
@@ -80,7 +84,9 @@ class Features:
 
   def rows(self, block: int) -> slice:
     """Images of a block."""
-    return slice(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
+    return slice(
+      block * self.block_size, min((block + 1) * self.block_size, self.shape[0])
+    )
 
   def size(self, block: int) -> int:
     """Number of images of a block."""
@@ -88,7 +94,8 @@ class Features:
     return rows.stop - rows.start
 
   def create(self) -> None:
-    """Writes `zarr.json`, also in place of a damaged one; RunFolderWriteError if it can't."""
+    """Writes `zarr.json`, also in place of a damaged one; RunFolderWriteError if it
+    can't."""
     path = self.folder / _DESCRIPTION
     with self._writing():
       if not is_bucket(self.folder):
@@ -113,7 +120,8 @@ class Features:
     return sorted(int(match[1]) for match in found if match)
 
   def to_compute(self) -> list[int]:
-    """Blocks that are missing or damaged (with a warning); reads all, unless `complete` has."""
+    """Blocks that are missing or damaged (with a warning); reads all, unless
+    `complete` has."""
     there = self.stored()
     if len(there) == self.n_blocks and self._pieces.load(_COMPLETE):
       return []
@@ -122,10 +130,13 @@ class Features:
     return [block for block in range(self.n_blocks) if block not in intact]
 
   def complete(self) -> list[int]:
-    """Indices of the unreadable images; DamagedFeaturesError if a block is missing or damaged."""
+    """Indices of the unreadable images; DamagedFeaturesError if a block is missing
+    or damaged."""
     known = self._pieces.load(_COMPLETE)
     if known is None:
-      parts = [self._read_block(block, np.s_[:1])[:, 0, 0] for block in range(self.n_blocks)]
+      parts = [
+        self._read_block(block, np.s_[:1])[:, 0, 0] for block in range(self.n_blocks)
+      ]
       unreadable = np.flatnonzero(np.isnan(np.concatenate(parts)))
       known = self._pieces.save(_COMPLETE, {"unreadable": unreadable})
     return known.facts["unreadable"]
@@ -143,7 +154,8 @@ class Features:
   ) -> Float[np.ndarray, "B V E"]:
     """Reads images in some of their versions.
 
-    DamagedFeaturesError if a block is missing or damaged: the next start then reads all of them.
+    DamagedFeaturesError if a block is missing or damaged: the next start then reads all
+    of them.
     """
     return self._read((indices[:, None], versions), indices)
 
@@ -156,7 +168,9 @@ class Features:
         # It would be read before it is written: its file has room for more images.
         files: Any = self._opened().kvstore
         del files[_file_of(block)]
-      placed = np.concatenate([features, places_bxR[..., None]], axis=-1, dtype=np.float32)
+      placed = np.concatenate(
+        [features, places_bxR[..., None]], axis=-1, dtype=np.float32
+      )
       self._opened()[rows].write(placed).result()
 
   def _places(self, indices: Int[np.ndarray, " B"]) -> Float32[np.ndarray, " B"]:
@@ -167,7 +181,9 @@ class Features:
     rows = self.rows(block)
     return self._read((rows, versions), np.r_[rows])
 
-  def _read(self, where: Any, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B V E"]:
+  def _read(
+    self, where: Any, indices: Int[np.ndarray, " B"]
+  ) -> Float[np.ndarray, "B V E"]:
     """Reads the rows of some images, and compares their places."""
     with self._reading():
       placed_BxVxE = self._opened().vindex[where].read().result()
@@ -178,9 +194,11 @@ class Features:
     return np.ascontiguousarray(placed_BxVxE[..., :-1])
 
   def _add_places(self) -> bool:
-    """Writes stored blocks of version 1 of the format with places; False if it is not of that.
+    """Writes stored blocks of version 1 of the format with places; False if it is not
+    of that.
 
-    Does the rest after an interruption: a block with places can't be read as one without.
+    Does the rest after an interruption: a block with places can't be read as one
+    without.
     """
     try:
       old = self._open(create=False, width=self.shape[2])
@@ -212,7 +230,9 @@ class Features:
     try:
       yield
     except Exception as error:  # TensorStore's errors have few types
-      raise RunFolderWriteError(f"{self.folder}: can't be written ({_reason(error)})") from error
+      raise RunFolderWriteError(
+        f"{self.folder}: can't be written ({_reason(error)})"
+      ) from error
 
   def _opened(self) -> tensorstore.TensorStore:
     if self._array is None:
@@ -222,8 +242,12 @@ class Features:
   def _metadata(self, width: int) -> dict[str, Any]:
     """Content of `zarr.json`, for rows of `width` numbers."""
     n_images, n_versions, _ = self.shape
-    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    # Google's store can be asked for the first bytes of an object in the same way as for others.
+    checked = [
+      {"name": "bytes", "configuration": {"endian": "little"}},
+      {"name": "crc32c"},
+    ]
+    # Google's store can be asked for the first bytes of an object in the same way as
+    # for others.
     shards = {"codecs": checked, "index_codecs": checked, "index_location": "start"}
     shards |= {"chunk_shape": (*self._chunk, width)}
     block = {"chunk_shape": (self.block_size, n_versions, width)}
@@ -240,7 +264,8 @@ class Features:
   def _open(
     self, *, create: bool = False, assume: bool = False, width: int | None = None
   ) -> tensorstore.TensorStore:
-    """Opens the array: as `zarr.json` has it, which may be created, or as it is assumed to be.
+    """Opens the array: as `zarr.json` has it, which may be created, or as it is assumed
+    to be.
 
     `width` is that of a row, by default with the place.
     """
@@ -249,7 +274,9 @@ class Features:
     return tensorstore.open(
       {
         "driver": "zarr3",
-        "kvstore": store_of(folder).key_value_store(folder) if is_bucket(folder) else local,
+        "kvstore": store_of(folder).key_value_store(folder)
+        if is_bucket(folder)
+        else local,
         "metadata": self._metadata(self.shape[2] + 1 if width is None else width),
         # A missing block is an error, and not zeros.
         "fill_missing_data_reads": False,

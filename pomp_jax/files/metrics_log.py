@@ -1,4 +1,5 @@
-"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events
+for people."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -26,7 +27,8 @@ _UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
 
 
 class Tracker(contextlib.AbstractContextManager):
-  """The experiment tracker "none", which gets a training and keeps nothing; others extend it."""
+  """The experiment tracker "none", which gets a training and keeps nothing; others
+  extend it."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes the scalars of one step."""
@@ -39,18 +41,21 @@ class Tracker(contextlib.AbstractContextManager):
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-  """Writes scalars, one JSON object per logged step, as TensorBoard events, and to the tracker.
+  """Writes scalars, one JSON object per logged step, as TensorBoard events, and to the
+  tracker.
 
   Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
-  `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that can't be
-  written are dropped with one warning: metrics must not end a training. For a bucket both files
-  are in a temporary folder, sent every ten seconds, by `upload` before checkpoints, and at the end.
+  `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that
+  can't be written are dropped with one warning: metrics must not end a training. For a
+  bucket both files are in a temporary folder, sent every ten seconds, by `upload`
+  before checkpoints, and at the end.
   """
 
   def __init__(
     self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
   ):
-    """Creates the folder, and drops what an earlier start has written from `first_step` on."""
+    """Creates the folder, and drops what an earlier start has written from
+    `first_step` on."""
     self._target, self._warned = RunFolder(folder), False
     self._tracker = tracker or Tracker()
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
@@ -59,28 +64,35 @@ class MetricsWriter(contextlib.AbstractContextManager):
     self._next_upload = 0.0
     with self._drop_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
-      earlier = [record for record in self._target.records() if record["step"] < first_step]
+      earlier = [
+        record for record in self._target.records() if record["step"] < first_step
+      ]
       write_file(self._folder.metrics, b"".join(map(_line, earlier)))
       # TensorBoard drops what earlier files have from this step on.
       self._write_event(first_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
-    """Writes the scalars of one step; NaN and infinities become null in `metrics.jsonl`."""
+    """Writes the scalars of one step; NaN and infinities become null in
+    `metrics.jsonl`."""
     values = {name: float(value) for name, value in scalars.items()}
     stamp = {"step": step, "time": round(time.time(), 3)}
     with self._drop_on_error(step):
       with open(self._folder.metrics, "ab") as file:
         # After a failed write the last line may be incomplete.
         file.write(b"\n" * self._warned + _line(stamp | values))
-      summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+      summary = Summary(
+        value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+      )
       self._write_event(step, summary=summary)
     self._tracker.write(step, values)
     if time.monotonic() >= self._next_upload:
       self.upload()
 
   def upload(self) -> None:
-    """Sends both files to the bucket, if the folder is in one; a failure is one warning."""
-    if self._temporary is None or self._warned:  # warned: the older lines may be missing
+    """Sends both files to the bucket, if the folder is in one; a failure is one
+    warning."""
+    # warned: the older lines may be missing
+    if self._temporary is None or self._warned:
       return
     self._next_upload = time.monotonic() + _UPLOAD_SECONDS
     try:
@@ -88,7 +100,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
         write_file(self._target.path / file.name, file.read_bytes())
     except OSError as error:
       self._next_upload = time.monotonic() + _PAUSE_SECONDS
-      log.warning("%s: metrics can't be sent for now (%s)", self._target.path, error.strerror)
+      log.warning(
+        "%s: metrics can't be sent for now (%s)", self._target.path, error.strerror
+      )
 
   def __exit__(self, *exception: object) -> None:
     """Closes the event file, and sends what is left to a bucket."""
@@ -108,7 +122,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
     if self._events is None:
       # The name has the time in seconds: the number makes it unique.
       number = len(list(self._target.path.glob("events.out.tfevents.*")))
-      self._events = EventsWriter(str(self._folder.path / "events"), filename_suffix=f".{number}")
+      self._events = EventsWriter(
+        str(self._folder.path / "events"), filename_suffix=f".{number}"
+      )
     self._events.write_event(Event(wall_time=time.time(), step=step, **content))
     self._events.flush()
 
@@ -127,5 +143,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def _line(record: dict[str, Any]) -> bytes:
-  finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+  finite = {
+    name: value if math.isfinite(value) else None for name, value in record.items()
+  }
   return json.dumps(finite).encode() + b"\n"

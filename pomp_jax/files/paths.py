@@ -1,9 +1,11 @@
-"""Paths that users give, and their files: local ones, or URLs in buckets, `gs://`, `s3://`.
+"""Paths that users give, and their files: local ones, or URLs in buckets, `gs://`,
+`s3://`.
 
-A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects are written
-whole and replaced, never renamed, locked or appended to; a folder exists while an object's name
-begins with it. fsspec's clients, `registry.STORES`, retry answers of 429 and 5xx for about half a
-minute, and raise an OSError with errno, reason and URL for others.
+A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects
+are written whole and replaced, never renamed, locked or appended to; a folder exists
+while an object's name begins with it. fsspec's clients, `registry.STORES`, retry
+answers of 429 and 5xx for about half a minute, and raise an OSError with errno, reason
+and URL for others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,10 +31,14 @@ from pomp_jax.registry import STORES
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
-ACCEPTED = " or ".join(("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES)))
+ACCEPTED = " or ".join(
+  ("a local path", *(f"{scheme}://BUCKET/.." for scheme in STORES))
+)
 
 # Of "root=/home/me/pictures" or "gs://bucket/pictures" all but "root=", "pictures".
-_FOLDERS = re.compile(r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])")
+_FOLDERS = re.compile(
+  r"(^|[=:;,*'\"\s(])(?:\w+:/)?(?:~\w*)?/(?:[^=:;,'\"\s()]*/)?(?=[^\s/])"
+)
 _STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -43,7 +49,8 @@ for _scheme, _store in STORES.items():
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, or a library that is missing or old."""
+  """A path that can't be used: an unknown scheme, or a library that is missing or
+  old."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -58,7 +65,8 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """Accepted paths, or the library that is missing or old, if a path can't be used; else None."""
+  """Accepted paths, or the library that is missing or old, if a path can't be used;
+  else None."""
   if "\0" in os.fspath(path):
     return "a path without the character NUL"
   scheme = scheme_of(path)
@@ -80,7 +88,8 @@ def to_path(path: str | os.PathLike) -> Path:
 
 
 def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
-  """Path of a name in a folder; a name that is absolute or a URL replaces the folder."""
+  """Path of a name in a folder; a name that is absolute or a URL replaces the
+  folder."""
   for name in names:
     folder = name if scheme_of(name) else to_path(folder) / os.fspath(to_path(name))
   return to_path(folder)
@@ -102,7 +111,8 @@ def is_file(path: str | os.PathLike) -> bool:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """Content of a file; of an object in one request, where epath makes two. Errors: OSError."""
+  """Content of a file; of an object in one request, where epath makes two. Errors:
+  OSError."""
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
   return local_copy(path).read_bytes()
@@ -117,15 +127,19 @@ def read_file(path: str | os.PathLike, error: type[Exception]) -> bytes:
 
 
 def read_text(path: str | os.PathLike, error: type[Exception]) -> str:
-  """Reads UTF-8 text, with or without a byte order mark; raises `error` if it can't be read."""
+  """Reads UTF-8 text, with or without a byte order mark; raises `error` if it can't
+  be read."""
   try:
     return read_file(path, error).decode("utf-8-sig")
   except UnicodeDecodeError as cause:
     raise error(f"{path}: not UTF-8 text ({cause.reason})") from cause
 
 
-def read_user_json(path: str | os.PathLike, error: type[Exception], **options: Any) -> Any:
-  """Reads JSON, with options of `json.loads`; raises `error` if it can't be read or is not JSON."""
+def read_user_json(
+  path: str | os.PathLike, error: type[Exception], **options: Any
+) -> Any:
+  """Reads JSON, with options of `json.loads`; raises `error` if it can't be read or
+  is not JSON."""
   content = read_file(path, error)
   try:
     return json.loads(content, **options)
@@ -146,7 +160,8 @@ def store_of(path: str | os.PathLike) -> Any:
 
 
 def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
-  """Sizes and modification times, or versions in a bucket: a cache key of files that may change."""
+  """Sizes and modification times, or versions in a bucket: a cache key of files that
+  may change."""
 
   def stamp(path: str | os.PathLike) -> str:
     try:
@@ -162,7 +177,8 @@ def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def remove_folder(path: str | os.PathLike) -> None:
-  """Removes a folder and all that it holds; what can't be removed of a local one stays."""
+  """Removes a folder and all that it holds; what can't be removed of a local one
+  stays."""
   if is_bucket(path):
     epath.Path(path).rmtree(missing_ok=True)
   else:
@@ -172,8 +188,8 @@ def remove_folder(path: str | os.PathLike) -> None:
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """Returns a local file with an object's content, or a local path as it is.
 
-  OSError if the object can't be read, or the copy not written; for a device, a pipe or a socket,
-  which a reader would wait for, or read without end.
+  OSError if the object can't be read, or the copy not written; for a device, a pipe or
+  a socket, which a reader would wait for, or read without end.
   """
   if is_bucket(path):
     return store_of(path).local_copy(os.fspath(path))

@@ -1,9 +1,11 @@
-"""The store of finished pieces: what a job has done, so that its restart does only the rest.
+"""The store of finished pieces: what a job has done, so that its restart does only the
+rest.
 
-A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text `facts`). It
-holds its name, the key of what it was computed from, and a checksum, and is written atomically, on
-a disk and in a bucket. A piece that is missing, of another key, damaged or another piece's (both
-with a warning) counts as not done. Pieces of earlier versions do not hold their name.
+A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text
+`facts`). It holds its name, the key of what it was computed from, and a checksum, and
+is written atomically, on a disk and in a bucket. A piece that is missing, of another
+key, damaged or another piece's (both with a warning) counts as not done. Pieces of
+earlier versions do not hold their name.
 """
 
 from collections import OrderedDict
@@ -21,7 +23,14 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.files import run_folder
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, exists, read_bytes, read_file, remove_folder, to_path
+from pomp_jax.files.paths import (
+  Path,
+  exists,
+  read_bytes,
+  read_file,
+  remove_folder,
+  to_path,
+)
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -31,10 +40,13 @@ _NAME = "piece"  # member of the stored facts that holds the piece's name
 
 
 def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
-  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in hexadecimal."""
+  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in
+  hexadecimal."""
   digest = hashlib.sha256()
   for part in parts:
-    content: Any = part.encode() if isinstance(part, str) else np.ascontiguousarray(part)
+    content: Any = (
+      part.encode() if isinstance(part, str) else np.ascontiguousarray(part)
+    )
     if isinstance(part, str):
       head = f"text {len(content)}\n"
     else:
@@ -55,14 +67,18 @@ class Pieces:
   """Finished pieces of work in a folder, which the first `save` creates."""
 
   def __init__(self, folder: str | os.PathLike, keys: str | Mapping[str, str]):
-    """Touches nothing; `keys`: the `fingerprint` of all pieces, or of each by its name."""
+    """Touches nothing; `keys`: the `fingerprint` of all pieces, or of each by its
+    name."""
     self.folder: Path = to_path(folder)
     self._keys = keys
 
   def missing(
-    self, names: Iterable[str], fits: Callable[[dict[str, Any]], bool] = lambda facts: True
+    self,
+    names: Iterable[str],
+    fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
   ) -> list[str]:
-    """Names of the pieces to compute, as the first process sees them; all call it together.
+    """Names of the pieces to compute, as the first process sees them; all call it
+    together.
 
     A stored piece also counts as missing if `fits` is false of its facts.
     """
@@ -94,11 +110,15 @@ class Pieces:
     return piece
 
   def save(
-    self, name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    self,
+    name: str,
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
   ) -> Piece:
     """Writes a piece, on one process, and returns it as `load` would.
 
-    It is an `.npz` file if arrays are given, even none. RunFolderWriteError if it can't be written.
+    It is an `.npz` file if arrays are given, even none. RunFolderWriteError if it can't
+    be written.
     """
     path = self.path(name, "json" if arrays is None else "npz")
     plain = json.loads(run_folder.to_json({"key": self._key(name), **facts}))
@@ -108,8 +128,13 @@ class Pieces:
       if arrays is None:
         run_folder.write_json(path, named)
         return Piece(plain, {})
-      stored = run_folder.to_json(run_folder.with_checksum({**named, "arrays": _checksums(arrays)}))
-      contents: dict[str, Any] = {_FACTS: np.frombuffer(stored.encode(), np.uint8), **arrays}
+      stored = run_folder.to_json(
+        run_folder.with_checksum({**named, "arrays": _checksums(arrays)})
+      )
+      contents: dict[str, Any] = {
+        _FACTS: np.frombuffer(stored.encode(), np.uint8),
+        **arrays,
+      }
       with replacing(path) as file:
         np.savez(file, **contents)
     return Piece(plain, dict(arrays))
@@ -127,7 +152,8 @@ class Pieces:
 
 
 class ArrayCache:
-  """The arrays last used, in memory, and all of them as pieces of a folder, if there is one."""
+  """The arrays last used, in memory, and all of them as pieces of a folder, if there
+  is one."""
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
     self._folder, self._in_memory = folder, in_memory
@@ -142,13 +168,15 @@ class ArrayCache:
     return self._held[key]
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array, read-only; also in the folder if `write` (on one process), as `save`."""
+    """Caches an array, read-only; also in the folder if `write` (on one process), as
+    `save`."""
     if self._folder and write:
       Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
     return self._hold(key, array)
 
   def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the array of a `fingerprint`, read-only: cached, or computed and cached."""
+    """Returns the array of a `fingerprint`, read-only: cached, or computed and
+    cached."""
     found = self.find(key)
     return self.keep(key, compute()) if found is None else found
 
@@ -162,7 +190,8 @@ class ArrayCache:
 
 
 def _read(path: Path, name: str) -> Piece | None:
-  """Reads a piece of a name; None of an archive without facts, a cell's prompt for example."""
+  """Reads a piece of a name; None of an archive without facts, a cell's prompt for
+  example."""
   arrays: dict[str, np.ndarray] = {}
   if path.suffix == ".json":
     content = read_file(path, run_folder.RunFolderError)
@@ -173,7 +202,9 @@ def _read(path: Path, name: str) -> Piece | None:
           return None
         arrays = {name: archive[name] for name in archive.files}
       content = arrays.pop(_FACTS).tobytes()
-    except Exception as error:  # a damaged archive fails in more ways than NumPy documents
+    except (
+      Exception
+    ) as error:  # a damaged archive fails in more ways than NumPy documents
       raise run_folder.DamagedFileError(f"{path}: can't be read ({error})") from error
   facts = run_folder.parse_json(content, path)
   if not isinstance(facts, dict) or b'"checksum": ' not in content:
@@ -182,7 +213,9 @@ def _read(path: Path, name: str) -> Piece | None:
     raise run_folder.DamagedFileError(f"{path}: changed after it was written")
   stored_name = facts.pop(_NAME, name)
   if stored_name != name:
-    raise run_folder.DamagedFileError(f"{path}: holds the piece {stored_name!r}, not {name!r}")
+    raise run_folder.DamagedFileError(
+      f"{path}: holds the piece {stored_name!r}, not {name!r}"
+    )
   return Piece(facts, arrays)
 
 

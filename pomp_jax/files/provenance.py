@@ -17,14 +17,27 @@ import jax
 from pomp_jax import __version__, hosts
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
+_LIBRARIES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "numpy",
+  "scipy",
+  "Pillow",
+  "transformers",
+)
 _GIT_SECONDS = 10.0
 
 
 def provenance() -> dict[str, Any]:
-  """Describes this process and its devices, for results; a missing library's version is None."""
+  """Describes this process and its devices, for results; a missing library's version
+  is None."""
   devices = hosts.devices()
-  versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": __version__}
+  versions: dict[str, str | None] = {
+    "python": platform.python_version(),
+    "pomp_jax": __version__,
+  }
   return {
     "command": command(sys.argv),
     "commit": commit(),
@@ -58,18 +71,22 @@ def command(argv: list[str]) -> str:
 
 @functools.cache
 def commit() -> str | None:
-  """Commit of the repository that tracks this package, with `+` behind it if files differ from it.
+  """Commit of the repository that tracks this package, with `+` behind it if files
+  differ from it.
 
-  Of an installed package the one that pip installed it from, if that was a repository. None without
-  either: then `versions` has the release. Cached, because the checkout of a long run may change
-  after its code was imported: call it early.
+  Of an installed package the one that pip installed it from, if that was a repository.
+  None without either: then `versions` has the release. Cached, because the checkout of
+  a long run may change after its code was imported: call it early.
   """
-  # A repository around an installed package does not track `__init__.py`, and git fails.
+  # A repository around an installed package does not track `__init__.py`, and git
+  # fails.
   names = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
   if names is None or names.returncode:
     return _installed_commit()
   differs = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
-  return names.stdout.split()[0] + ("+" if differs is None or differs.returncode else "")
+  return names.stdout.split()[0] + (
+    "+" if differs is None or differs.returncode else ""
+  )
 
 
 def _installed_commit() -> str | None:

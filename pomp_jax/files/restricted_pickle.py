@@ -11,7 +11,8 @@ class PickleError(ValueError):
 
 
 class PickledObject:
-  """Object of a class that is not imported, or result of a function that is not called."""
+  """Object of a class that is not imported, or result of a function that is not
+  called."""
 
   def __init__(self, name: str):
     self.name = name
@@ -28,8 +29,8 @@ class PickledObject:
 class RestrictedUnpickler(pickle._Unpickler):
   """Unpickler that imports nothing and calls nothing; objects become `PickledObject`.
 
-  Python's own unpickler reaches a callable by `find_class` alone, which returns a substitute here.
-  (The one in C allocates what a memo index claims.)
+  Python's own unpickler reaches a callable by `find_class` alone, which returns a
+  substitute here. (The one in C allocates what a memo index claims.)
   """
 
   # Accepted names of classes and functions.
@@ -37,7 +38,8 @@ class RestrictedUnpickler(pickle._Unpickler):
 
   @classmethod
   def read(cls, data: bytes) -> Any:
-    """Reads a pickle; PickleError if it is damaged, or has a name that is not accepted."""
+    """Reads a pickle; PickleError if it is damaged, or has a name that is not
+    accepted."""
     try:
       return cls(io.BytesIO(data)).load()
     except PickleError:
@@ -46,11 +48,14 @@ class RestrictedUnpickler(pickle._Unpickler):
       raise PickleError(f"damaged bytes ({type(error).__name__}: {error})") from error
 
   def find_class(self, module: str, attribute: str) -> type:
-    """Returns a class in place of the named one or the named function; a call is `construct`."""
+    """Returns a class in place of the named one or the named function; a call is
+    `construct`."""
     name = f"{module}.{attribute}"
     if not self.names.fullmatch(name):
       raise PickleError(f"the name {name}")
-    return type(name, (), {"__new__": lambda _, *arguments: self.construct(name, arguments)})
+    return type(
+      name, (), {"__new__": lambda _, *arguments: self.construct(name, arguments)}
+    )
 
   def construct(self, name: str, arguments: tuple) -> Any:
     """Returns the substitute for a call of `name`."""

@@ -23,7 +23,8 @@ from pomp_jax.hooks import DASSL_PROMPT
 log = logging.getLogger(__name__)
 
 _CHECKSUM, _PROVENANCE = "checksum", "provenance"
-_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1  # of class_names.json
+# of class_names.json
+_VERSION, CLASS_NAMES, CLASSES_VERSION = "format_version", "names", 1
 ERROR = "error.txt"  # in a run's folder: why its last start failed, one line
 
 
@@ -42,19 +43,21 @@ class RunFolderWriteError(RunFolderError):
 
 
 class RunFolder:
-  """Paths in one run's folder, `path` (`--workdir`); docs/formats.md describes the files."""
+  """Paths in one run's folder, `path` (`--workdir`); docs/formats.md describes the
+  files."""
 
   def __init__(self, workdir: str | os.PathLike):
     self.path: Path = to_path(workdir)
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
-    # Of the checkpoint that is not selected, by the value that would select it; `trained` where
-    # prompt.npz holds words, or a mixture with them.
+    # Of the checkpoint that is not selected, by the value that would select it;
+    # `trained` where prompt.npz holds words, or a mixture with them.
     names = ("last", "best", "trained")
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in names}
     self.class_names = self.path / "class_names.json"  # names of the training's classes
-    self.candidates = self.path / "candidates.json"  # accuracy of `prompt.candidates` by name
+    # accuracy of `prompt.candidates` by name
+    self.candidates = self.path / "candidates.json"
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
     self.plots = self.path / "plots"
@@ -64,7 +67,8 @@ class RunFolder:
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.
 
-    RunFolderError if the path can't be a folder that is written to, or holds another job's run.
+    RunFolderError if the path can't be a folder that is written to, or holds another
+    job's run.
     """
     if not hosts.is_first():
       return
@@ -79,7 +83,8 @@ class RunFolder:
         )
 
   def create(self, config: Mapping[str, Any] | None = None) -> None:
-    """Creates the folder unless it exists, and its config.json; as `check` and `writing`."""
+    """Creates the folder unless it exists, and its config.json; as `check` and
+    `writing`."""
     self.check()
     with writing(f"workdir {self.path}"):
       self.path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,9 @@ class RunFolder:
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes `results.json`, with the results' provenance; errors as `write_json`'s."""
-    write_json(self.results, results if _PROVENANCE in results else with_provenance(results))
+    write_json(
+      self.results, results if _PROVENANCE in results else with_provenance(results)
+    )
 
   def read_results(self) -> dict[str, Any] | None:
     """Reads `results.json` without its provenance; None if there is no such file.
@@ -103,37 +110,47 @@ class RunFolder:
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
   def write_classes(self, names: Sequence[str]) -> None:
-    """Writes `class_names.json`, a class list with a checksum; errors as `write_json`'s."""
+    """Writes `class_names.json`, a class list with a checksum; errors as
+    `write_json`'s."""
     write_json(self.class_names, {_VERSION: CLASSES_VERSION, CLASS_NAMES: tuple(names)})
 
   def finished(self, **facts: Any) -> dict[str, Any] | None:
-    """Results of a finished run, as process 0 sees them; None if the job still has work to do.
+    """Results of a finished run, as process 0 sees them; None if the job still has work
+    to do.
 
-    A job writes `results.json` last, so a folder with results is a finished run, if they hold the
-    facts, such as `key=`. All processes call this together. RunFolderError if it can't be read.
+    A job writes `results.json` last, so a folder with results is a finished run, if
+    they hold the facts, such as `key=`. All processes call this together.
+    RunFolderError if it can't be read.
     """
     stored = (self.read_results() if hosts.is_first() else None) or {}
-    same = bool(stored) and all(stored.get(name) == value for name, value in facts.items())
+    same = bool(stored) and all(
+      stored.get(name) == value for name, value in facts.items()
+    )
     results = hosts.from_first(stored if same else None, "the run's results")
     if results is not None:
       log.info("%s: this run has finished; nothing to do", self.path)
     return results
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps, ascending, and values of every logged scalar, over all starts of the run."""
+    """Steps, ascending, and values of every logged scalar, over all starts of the
+    run."""
     points: dict[str, dict[int, float]] = {}
     for record in self.records():
       step = record.pop("step")
       record.pop("time", None)
       for name, value in record.items():
         points.setdefault(name, {})[step] = value
-    return {name: (sorted(of), [of[step] for step in sorted(of)]) for name, of in points.items()}
+    return {
+      name: (sorted(of), [of[step] for step in sorted(of)])
+      for name, of in points.items()
+    }
 
   def productive_share(self) -> float | None:
-    """Share of the wall clock that the run's steps took, from its first window to its last.
+    """Share of the wall clock that the run's steps took, from its first window to its
+    last.
 
-    The rest is validation, saving, starts, and steps that were done again after a lost process.
-    None if `metrics.jsonl` has fewer than two windows with times.
+    The rest is validation, saving, starts, and steps that were done again after a lost
+    process. None if `metrics.jsonl` has fewer than two windows with times.
     """
     windows = [one for one in self.records() if {"time", "step_seconds"} <= one.keys()]
     wall = windows[-1]["time"] - windows[0]["time"] if windows else 0.0
@@ -146,7 +163,8 @@ class RunFolder:
     return min(1.0, productive / wall)
 
   def records(self) -> Iterator[dict[str, Any]]:
-    """Yields the lines of `metrics.jsonl`; null becomes NaN, and damaged lines are skipped."""
+    """Yields the lines of `metrics.jsonl`; null becomes NaN, and damaged lines are
+    skipped."""
     try:
       lines = self.metrics.read_bytes().splitlines()
     except FileNotFoundError:
@@ -155,20 +173,31 @@ class RunFolder:
       try:
         record = json.loads(line)
         step = record.pop("step")
-        values = {k: math.nan if value is None else float(value) for k, value in record.items()}
-      except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+        values = {
+          k: math.nan if value is None else float(value) for k, value in record.items()
+        }
+      except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+      ):
         continue  # an empty line, the end of a killed process's file, or a damaged one
       if type(step) is int:
         yield {"step": step} | values
 
 
 def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what `results.json` will hold: plain JSON values, and where they come from."""
+  """Returns what `results.json` will hold: plain JSON values, and where they come
+  from."""
   return json.loads(to_json({**results, _PROVENANCE: provenance()}))
 
 
 def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
-  """Path of a prompt file; a folder stands for its prompt: a run's, or that of a Dassl trainer."""
+  """Path of a prompt file; a folder stands for its prompt: a run's, or that of a
+  Dassl trainer."""
   if not is_dir(path):
     return path
   own = RunFolder(path).prompt
@@ -178,7 +207,8 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
 
 
 def classes_path(prompt: str | os.PathLike) -> Path | None:
-  """The class names that a run has left beside a prompt of its own, a file or its folder."""
+  """The class names that a run has left beside a prompt of its own, a file or its
+  folder."""
   file = to_path(prompt_path(prompt))
   folder = RunFolder(file.parent)
   is_own = file in (folder.prompt, *folder.other_prompts.values())
@@ -186,13 +216,17 @@ def classes_path(prompt: str | os.PathLike) -> Path | None:
 
 
 def is_class_file(content: Any) -> bool:
-  """Whether a JSON value is that of `class_names.json`, of any version, or with one damaged key."""
+  """Whether a JSON value is that of `class_names.json`, of any version, or with one
+  damaged key."""
   known = {_VERSION, CLASS_NAMES, _CHECKSUM}
-  return isinstance(content, dict) and len(content) <= 3 and len(known & content.keys()) >= 2
+  return (
+    isinstance(content, dict) and len(content) <= 3 and len(known & content.keys()) >= 2
+  )
 
 
 def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, ...]:
-  """Class names of a `class_names.json`; DamagedFileError for another content than was written."""
+  """Class names of a `class_names.json`; DamagedFileError for another content than
+  was written."""
   fields = without_checksum(dict(content), path)
   names, version = fields.get(CLASS_NAMES), fields.get(_VERSION)
   are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -205,16 +239,20 @@ def names_in(content: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns an OSError, of a full disk for example, into a RunFolderWriteError that names `path`."""
+  """Turns an OSError, of a full disk for example, into a RunFolderWriteError that
+  names `path`."""
   try:
     yield
   except OSError as error:
     # NumPy's error for an array that is cut short has no errno.
-    raise RunFolderWriteError(f"{path}: can't be written ({error.strerror or error})") from error
+    raise RunFolderWriteError(
+      f"{path}: can't be written ({error.strerror or error})"
+    ) from error
 
 
 def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) -> None:
-  """Writes `to_json` of a value atomically; an object with its checksum, unless others read it.
+  """Writes `to_json` of a value atomically; an object with its checksum, unless others
+  read it.
 
   RunFolderWriteError if the file can't be written.
   """
@@ -228,7 +266,8 @@ def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) ->
 def to_json(value: Any) -> str:
   """Formats a JSON file; keys keep their order, and NaN and infinities become null.
 
-  Takes plain JSON values, tuples, paths, NumPy and JAX arrays and scalars; else a TypeError.
+  Takes plain JSON values, tuples, paths, NumPy and JAX arrays and scalars; else a
+  TypeError.
   """
 
   def plain_value(value: Any) -> Any:
@@ -236,14 +275,17 @@ def to_json(value: Any) -> str:
       return np.asarray(value).tolist()
     return os.fspath(value)  # TypeError for anything but a path
 
-  plain = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda _: None)
+  plain = json.loads(
+    json.dumps(value, default=plain_value), parse_constant=lambda _: None
+  )
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
 
 
 def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file; an object without its checksum.
 
-  RunFolderError if it can't be read, DamagedFileError if it is not JSON or of another checksum.
+  RunFolderError if it can't be read, DamagedFileError if it is not JSON or of another
+  checksum.
   """
   return parse_json(read_file(path, RunFolderError), path)
 
@@ -253,7 +295,9 @@ def parse_json(content: bytes, path: str | os.PathLike) -> Any:
   try:
     return without_checksum(json.loads(content.decode()), path)
   except (ValueError, RecursionError) as error:
-    raise DamagedFileError(f"{path}: not JSON ({error}); remove or repair it") from error
+    raise DamagedFileError(
+      f"{path}: not JSON ({error}); remove or repair it"
+    ) from error
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,11 +306,15 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
   The checksum is a CRC-32, whatever the order of the keys and the spaces in the file.
   """
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  return {**rest, _CHECKSUM: f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"}
+  return {
+    **rest,
+    _CHECKSUM: f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}",
+  }
 
 
 def without_checksum(value: Any, path: str | os.PathLike) -> Any:
-  """Returns the JSON value of a file without its checksum, which others' files do not have.
+  """Returns the JSON value of a file without its checksum, which others' files do not
+  have.
 
   DamagedFileError if the checksum is that of another content.
   """
@@ -288,7 +336,8 @@ def without_checksum(value: Any, path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
-  """Leaves in a run's folder, if there is one, why the run failed; the next start removes it.
+  """Leaves in a run's folder, if there is one, why the run failed; the next start
+  removes it.
 
   A start that finishes, is asked to stop, or has bad input has not failed.
   """
@@ -299,7 +348,9 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
     yield
   except Exception as error:
     named = isinstance(error, InputError | RunError | TryAgain)
-    reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
+    reason = (
+      str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
+    )
     with contextlib.suppress(OSError):
       if getattr(error, "status", None) != InputError.status and is_dir(path.parent):
         write_file(path, one_line(reason))

@@ -1,6 +1,7 @@
 """What a run prints: text that is safe for a terminal, and progress by tqdm.
 
-A terminal gets tqdm's bars, a log a line every ten seconds, later every minute, of process 0 alone.
+A terminal gets tqdm's bars, a log a line every ten seconds, later every minute, of
+process 0 alone.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,16 +23,19 @@ from pomp_jax import hosts
 
 _Item = TypeVar("_Item")
 
-# Seconds between two lines of a log. They grow to six times as many in the first ten minutes.
+# Seconds between two lines of a log. They grow to six times as many in the first ten
+# minutes.
 _LINE_SECONDS = 10.0
 
 _open: list["Progress"] = []  # the innermost last
 _lock = threading.RLock()
-tqdm.set_lock(_lock)  # by default it makes one for several processes, a file of the system
+# by default it makes one for several processes, a file of the system
+tqdm.set_lock(_lock)
 
 
 def printable(text: str, limit: int | None = 300) -> str:
-  """Cuts text to `limit` characters and replaces those that can't be printed on one line by "?"."""
+  """Cuts text to `limit` characters and replaces those that can't be printed on one
+  line by "?"."""
   return "".join(letter if letter.isprintable() else "?" for letter in text[:limit])
 
 
@@ -41,14 +45,19 @@ def one_line(message: object, limit: int | None = 300) -> str:
 
 
 def quoted(text: str) -> str:
-  """Quotes text with its escapes; of more than 80 characters the first ones and the number."""
+  """Quotes text with its escapes; of more than 80 characters the first ones and the
+  number."""
   return repr(text) if len(text) <= 80 else f"{text[:80]!r}... ({len(text)} characters)"
 
 
 def control_character(text: str) -> str | None:
-  """Finds the first character that ends a line or controls a terminal, such as U+001B."""
-  separators = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
-  found = next((letter for letter in text if unicodedata.category(letter) in separators), None)
+  """Finds the first character that ends a line or controls a terminal, such as
+  U+001B."""
+  # control characters, separators of lines and of paragraphs
+  separators = ("Cc", "Zl", "Zp")
+  found = next(
+    (letter for letter in text if unicodedata.category(letter) in separators), None
+  )
   return None if found is None else f"U+{ord(found):04X}"
 
 
@@ -58,9 +67,12 @@ def is_unicode(text: str) -> bool:
 
 
 def log_line(message: str) -> str:
-  """Formats a message for a log: the local time, and further lines indented; all `printable`."""
+  """Formats a message for a log: the local time, and further lines indented; all
+  `printable`."""
   lines = [printable(line, None) for line in message.split("\n")]
-  return "\n".join([f"{time.strftime('%H:%M:%S')}  {lines[0]}", *(" " * 10 + x for x in lines[1:])])
+  return "\n".join(
+    [f"{time.strftime('%H:%M:%S')}  {lines[0]}", *(" " * 10 + x for x in lines[1:])]
+  )
 
 
 def set_up_logging() -> None:
@@ -83,7 +95,8 @@ class _Handler(logging.StreamHandler):
 
 
 class Output:
-  """A stream that drops what it can't write: a full disk under a log must not end a run."""
+  """A stream that drops what it can't write: a full disk under a log must not end a
+  run."""
 
   def __init__(self, stream: TextIO):
     self._stream = stream
@@ -96,7 +109,8 @@ class Output:
     self._try("flush")
 
   def move(self) -> None:
-    """Writes to a copy of the stream's file descriptor from now on, and closes the original."""
+    """Writes to a copy of the stream's file descriptor from now on, and closes the
+    original."""
     self.flush()
     original = self._stream.fileno()
     copy = open(  # noqa: SIM115 (open until the process ends)
@@ -118,11 +132,15 @@ class Output:
       name = self._stream.name
       # Python flushes the standard streams at exit, and would fail again.
       self._stream = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
-      print(f"warning: {name} can't be written ({error.strerror}); output ends", file=sys.stderr)
+      print(
+        f"warning: {name} can't be written ({error.strerror}); output ends",
+        file=sys.stderr,
+      )
 
 
 def drop_native_output() -> None:
-  """Drops what libraries that are not Python write to the standard output; ours stays."""
+  """Drops what libraries that are not Python write to the standard output; ours
+  stays."""
   if isinstance(sys.stdout, Output):
     sys.stdout.move()
 
@@ -154,8 +172,10 @@ class Progress(contextlib.AbstractContextManager):
     description: str = "",
     unit: str = "steps",  # empty: nothing can be counted
     brief: bool = False,  # show nothing of work that ends before its first line is due
-    after: float = math.inf,  # seconds until the first line, if it comes earlier than by default
-    warmup: bool = True,  # what comes before the first report compiles: no part of the speed
+    # seconds until the first line, if it comes earlier than by default
+    after: float = math.inf,
+    # what comes before the first report compiles: no part of the speed
+    warmup: bool = True,
   ):
     """Starts the clock."""
     self._description, self._brief, self._reported = description, brief, False
@@ -184,13 +204,18 @@ class Progress(contextlib.AbstractContextManager):
     bar = self._bar
     if bar.disable:
       return
-    texts = {k: v if isinstance(v, str) else f"{float(v):.4g}" for k, v in metrics.items()}
+    texts = {
+      k: v if isinstance(v, str) else f"{float(v):.4g}" for k, v in metrics.items()
+    }
     with _lock:
       if self._lines is None:
         bar.set_postfix(texts, refresh=False)
       else:
         count = "" if bar.total is None else f"{step}/{bar.total}"
-        shown = [f"{self._description} {count}", *(f"{k} {text}" for k, text in texts.items())]
+        shown = [
+          f"{self._description} {count}",
+          *(f"{k} {text}" for k, text in texts.items()),
+        ]
         bar.set_description_str("  ".join(shown), refresh=False)
         elapsed = bar.format_dict["elapsed"]
         if (self._reported or not self._warmup) and elapsed:  # else there is no speed
@@ -202,10 +227,13 @@ class Progress(contextlib.AbstractContextManager):
       bar.update(step - bar.n)
 
   def _line(self, is_slow: bool) -> str:
-    """Format of a line of a log; slow work has seconds for each, not a small fraction of one."""
+    """Format of a line of a log; slow work has seconds for each, not a small
+    fraction of one."""
     word, *more = self._unit.split()
     one = " ".join([word.removesuffix("es" if word.endswith("ches") else "s"), *more])
-    speed = f"{{rate_inv:.3g}} s/{one}" if is_slow else f"{{rate_noinv:.3g}} {self._unit}/s"
+    speed = (
+      f"{{rate_inv:.3g}} s/{one}" if is_slow else f"{{rate_noinv:.3g}} {self._unit}/s"
+    )
     return f"{{desc}}  {speed}" + ("  eta {remaining}" if self._bar.total else "")
 
   def tick(self) -> None:
@@ -221,10 +249,16 @@ class Progress(contextlib.AbstractContextManager):
       if self not in _open:
         return
       _open.remove(self)
-      if lines and self._reported and bar.n == bar.total and (lines.last or not self._brief):
+      if (
+        lines
+        and self._reported
+        and bar.n == bar.total
+        and (lines.last or not self._brief)
+      ):
         lines.due = 0.0
         bar.refresh()
-      # Else tqdm clears only what its `update` has drawn, not a tick or what follows a log line.
+      # Else tqdm clears only what its `update` has drawn, not a tick or what follows a
+      # log line.
       bar.delay = 0
       bar.close()
 
@@ -245,7 +279,8 @@ def steps_of(
 
 
 def waiting(description: str, after: float = math.inf) -> Progress:
-  """Shows work that can't be counted, while its context lasts longer than a few seconds."""
+  """Shows work that can't be counted, while its context lasts longer than a few
+  seconds."""
   return Progress(None, 0, description, unit="", brief=True, after=after)
 
 

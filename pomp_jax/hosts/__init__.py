@@ -1,6 +1,7 @@
 """The processes of one run: how they find each other, agree, and stop together.
 
-A process that runs alone calls the same functions: they start nothing and return at once.
+A process that runs alone calls the same functions: they start nothing and return at
+once.
 """
 
 from pomp_jax.hosts.messages import (

@@ -1,7 +1,7 @@
 """JSON messages between the processes of a run, over the coordinator's key-value store.
 
-Messages work before any program is compiled, and each wait has a timeout. All processes make the
-same calls in the same order, except for `post` and `posted`.
+Messages work before any program is compiled, and each wait has a timeout. All processes
+make the same calls in the same order, except for `post` and `posted`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ import time
 from typing import Any
 
 import jax
-from jax._src import distributed  # The store has no public name; Orbax imports it the same way.
+
+# The store has no public name; Orbax imports it the same way.
+from jax._src import distributed
 
 from pomp_jax.errors import InputError, TryAgain
 
@@ -61,8 +63,9 @@ def is_first() -> bool:
 def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
   """Returns (host name, JSON value) of each process, in order, on all processes.
 
-  After the timeout a LostHostError has the name of the value, `what`, and the missing processes.
-  Process 0 collects and distributes the values, so n processes make 2n requests, not n^2.
+  After the timeout a LostHostError has the name of the value, `what`, and the missing
+  processes. Process 0 collects and distributes the values, so n processes make 2n
+  requests, not n^2.
   """
   store, found = client(), [[socket.gethostname(), value]]
   missing: list[int] = []
@@ -97,7 +100,8 @@ def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
 
 
 def post(name: str, value: Any) -> None:
-  """Leaves a JSON value for process 0, replacing the previous one; never waits or raises."""
+  """Leaves a JSON value for process 0, replacing the previous one; never waits or
+  raises."""
   if (store := client()) is not None:
     key = f"{_POSTS}/{name}/{own_index()}"
     # A lost coordinator is detected elsewhere.
@@ -116,17 +120,21 @@ def posted(name: str) -> dict[int, Any]:
 
 
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
-  """Checks that all processes have the same facts, as text: the same config, code and data.
+  """Checks that all processes have the same facts, as text: the same config, code and
+  data.
 
-  A host with an older checkout or another class list would not fail by itself: it would average the
-  gradient of another loss into all. HostError names the first that differs, its values and hosts.
+  A host with an older checkout or another class list would not fail by itself: it would
+  average the gradient of another loss into all. HostError names the first that differs,
+  its values and hosts.
   """
   mine = {name: str(value) for name, value in facts.items()}
   found = gather(mine, "comparing the hosts", seconds)
   for name in dict.fromkeys(name for _, theirs in found for name in theirs):
     holders: dict[str, list[str]] = {}
     for index, (host, theirs) in enumerate(found):
-      holders.setdefault(theirs.get(name, "nothing"), []).append(f"process {index} on {host}")
+      holders.setdefault(theirs.get(name, "nothing"), []).append(
+        f"process {index} on {host}"
+      )
     if len(holders) > 1:
       sides = []
       for value, who in holders.items():
@@ -138,7 +146,8 @@ def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
 
 
 def fingerprint_of_package() -> dict[str, str]:
-  """Versions of Python and of the libraries, and a checksum of all files of this package."""
+  """Versions of Python and of the libraries, and a checksum of all files of this
+  package."""
   package = pathlib.Path(__file__).parent.parent
   digest = hashlib.sha256()
   for file in sorted(package.rglob("*")):
@@ -164,9 +173,12 @@ def _get(store: Any, key: str, seconds: float) -> str | None:
       return ask()
     except jax.errors.JaxRuntimeError as error:
       if not any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
-        raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error
+        raise LostHostError(
+          f"the coordinator is lost ({str(error).splitlines()[0]})"
+        ) from error
     if (left := end - time.monotonic()) <= 0:
       return None
     time.sleep(min(left, LISTEN_SECONDS))
-    # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both sides.
+    # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both
+    # sides.
     ask = functools.partial(store.key_value_try_get, key)

@@ -1,4 +1,5 @@
-"""Devices; CPU cores that this process may run on, shared with those beside it; its peak memory."""
+"""Devices; CPU cores that this process may run on, shared with those beside it; its
+peak memory."""
 
 import contextlib
 import math
@@ -28,16 +29,19 @@ def devices(*, local: bool = False) -> list[jax.Device]:
 
 
 def own_cores() -> int:
-  """Cores of the CPU affinity, at most a container's quota, over the run's processes on them."""
+  """Cores of the CPU affinity, at most a container's quota, over the run's processes
+  on them."""
   n_cores = float(len(os.sched_getaffinity(0)))
-  with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+  # no such file, or "max"
+  with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
     quota, period = _QUOTA.read_text().split()
     n_cores = min(n_cores, int(quota) / int(period))
   return max(1, math.floor(n_cores / _n_sharers))
 
 
 def share_cores(seconds: float) -> None:
-  """Counts the processes on the cores of this one; all call it together, as `gather`."""
+  """Counts the processes on the cores of this one; all call it together, as
+  `gather`."""
   global _n_sharers
   found = gather(sorted(os.sched_getaffinity(0)), "counting cores", seconds)
   _n_sharers = sum(one == found[own_index()] for one in found)
@@ -45,7 +49,8 @@ def share_cores(seconds: float) -> None:
 
 def peak_mib() -> float:
   """Peak resident memory of this process, MiB."""
-  # A process inherits `ru_maxrss` from a larger parent. Some kernels have no VmHWM, or no /proc.
+  # A process inherits `ru_maxrss` from a larger parent. Some kernels have no VmHWM, or
+  # no /proc.
   status = pathlib.Path("/proc/self/status")
   text = status.read_text() if status.exists() else ""
   if found := re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE):

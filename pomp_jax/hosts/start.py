@@ -1,7 +1,9 @@
-"""Finding the other processes of a run, and starting JAX's distributed runtime with timeouts.
+"""Finding the other processes of a run, and starting JAX's distributed runtime with
+timeouts.
 
-JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added here:
-flags, JobSet and Open MPI 5, one-line errors, and all accelerators for a process alone on its node.
+JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment.
+Added here: flags, JobSet and Open MPI 5, one-line errors, and all accelerators for a
+process alone on its node.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,9 @@ import time
 from typing import NamedTuple, NoReturn
 
 import jax
-from jax._src import clusters  # `jax.distributed.initialize` uses these and names no public API.
+
+# `jax.distributed.initialize` uses these and names no public API.
+from jax._src import clusters
 
 from pomp_jax.errors import TryAgain
 from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
@@ -23,10 +27,11 @@ from pomp_jax.hosts.resources import devices
 from pomp_jax.hosts.stop import OF_OTHERS, Preempted
 
 _INTERRUPTED = 130  # exit status after SIGINT, by the convention of shells
-# JAX's names, in this order. Open MPI's processes also see the SLURM step of their daemons.
+# JAX's names, in this order. Open MPI's processes also see the SLURM step of their
+# daemons.
 _TPU, _OTHER = ("gketpu", "gcetpu"), ("ompi", "slurm")
-# Variables with the number and the index of processes, where JAX does not find the launcher:
-# launch/gke_jobset_gpu.yaml sets the first; Open MPI 5 names no coordinator.
+# Variables with the number and the index of processes, where JAX does not find the
+# launcher: launch/gke_jobset_gpu.yaml sets the first; Open MPI 5 names no coordinator.
 _COUNTED = {
   "jobset": ("JOBSET_NUM_PROCESSES", "JOB_COMPLETION_INDEX"),
   "ompi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -53,7 +58,8 @@ def detect(
 ) -> Cluster | None:
   """Returns the cluster of this process, or None if it runs alone.
 
-  HostError for flags that are incomplete or out of range, or variables that can't be read.
+  HostError for flags that are incomplete or out of range, or variables that can't be
+  read.
   """
   if coordinator is not None:
     host, _, port = coordinator.rpartition(":")
@@ -78,7 +84,9 @@ def detect(
       f"--process_id: got {process_id} from {launcher}, expected 0 to {num_processes - 1}"
     )
   if coordinator is None:
-    raise HostError(f"--coordinator: got nothing from {launcher}, expected host:port of process 0")
+    raise HostError(
+      f"--coordinator: got nothing from {launcher}, expected host:port of process 0"
+    )
   accelerators = _own_accelerator(launcher, os.environ)
   return Cluster(launcher, coordinator, num_processes, process_id, accelerators)
 
@@ -86,19 +94,26 @@ def detect(
 def _is_present(launcher: str) -> bool:
   kinds = clusters.ClusterEnv._cluster_types
   # Before JAX 0.9.1 that of Kubernetes, which is not asked for, has no name.
-  return any(getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds)
+  return any(
+    getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds
+  )
 
 
 def _read(
   launcher: str, coordinator: str | None, timeout: int
 ) -> tuple[str | None, int | None, int | None]:
-  """Address of process 0, number of processes and index of this one, from the environment."""
+  """Address of process 0, number of processes and index of this one, from the
+  environment."""
   try:
     if _is_present(launcher):
       return clusters.ClusterEnv.auto_detect_unset_distributed_params(
         coordinator, None, None, (), launcher, timeout
       )[:3]
-    if launcher == "jobset" and coordinator is None and "JOBSET_COORDINATOR" in os.environ:
+    if (
+      launcher == "jobset"
+      and coordinator is None
+      and "JOBSET_COORDINATOR" in os.environ
+    ):
       coordinator = f"{os.environ['JOBSET_COORDINATOR']}:{_JOBSET_PORT}"
     count, index = _COUNTED[launcher]
     return coordinator, int(os.environ[count]), int(os.environ[index])
@@ -113,10 +128,15 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
   Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES they are assumed to see one each.
   """
   if launcher == "ompi":
-    n_local, index = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK"))
+    n_local, index = (
+      int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK")
+    )
   elif launcher == "slurm":
     # "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks.
-    text, index = environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environ["SLURM_LOCALID"])
+    text, index = (
+      environ.get("SLURM_STEP_TASKS_PER_NODE", "1"),
+      int(environ["SLURM_LOCALID"]),
+    )
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
     counts = [int(count) for count, times in found for _ in range(int(times or 1))]
     try:
@@ -140,15 +160,17 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
   return (index,)
 
 
-def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60) -> None:
+def start(
+  cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60
+) -> None:
   """Joins the other processes.
 
-  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once. If
-  not all processes arrive within `start_timeout` seconds, it exits with status 75. After
-  `heartbeat_timeout` seconds of silence JAX ends the other processes.
+  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process
+  at once. If not all processes arrive within `start_timeout` seconds, it exits with
+  status 75. After `heartbeat_timeout` seconds of silence JAX ends the other processes.
 
-  HostError: JAX can't start, or the port of process 0 is taken on this host. LostHostError: the
-  other processes can't be reached; another start may succeed.
+  HostError: JAX can't start, or the port of process 0 is taken on this host.
+  LostHostError: the other processes can't be reached; another start may succeed.
   """
   if cluster.process_id == 0:
     _check_port(cluster)
@@ -170,9 +192,12 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
     except Exception as error:  # Raised by the main thread, below.
       errors.append(error)
 
-  # In a thread: JAX handles no signals while it waits, and aborts with a stack trace on a timeout.
+  # In a thread: JAX handles no signals while it waits, and aborts with a stack trace on
+  # a timeout.
   joining = threading.Thread(target=join, name="joining", daemon=True)
-  who = f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
+  who = (
+    f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
+  )
   try:
     joining.start()
     end = time.monotonic() + start_timeout
@@ -195,7 +220,8 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
 
 
 def _check_port(cluster: Cluster) -> None:
-  """Checks that process 0 can listen, since JAX ends with a segmentation fault where it can't."""
+  """Checks that process 0 can listen, since JAX ends with a segmentation fault where
+  it can't."""
   port = int(cluster.coordinator.rpartition(":")[2])
   with socket.socket() as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -215,7 +241,8 @@ def _exit(message: str, status: int) -> NoReturn:
 
 
 def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
-  """One line: this process, its devices, the mesh with its class axis, and the compute type."""
+  """One line: this process, its devices, the mesh with its class axis, and the
+  compute type."""
   local, n_devices = devices(local=True), len(devices())
   found = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"

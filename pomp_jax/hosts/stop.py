@@ -1,8 +1,10 @@
-"""Stopping: on a signal, several processes after the same step, and on a failure within seconds.
+"""Stopping: on a signal, several processes after the same step, and on a failure within
+seconds.
 
-JAX's preemption service forwards a signal to all processes and picks a step that all can reach. A
-process that fails leaves its reason with the coordinator and the others end with it. Otherwise they
-would wait in a collective until the heartbeat timeout, as they do when one is killed.
+JAX's preemption service forwards a signal to all processes and picks a step that all
+can reach. A process that fails leaves its reason with the coordinator and the others
+end with it. Otherwise they would wait in a collective until the heartbeat timeout, as
+they do when one is killed.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,26 +24,43 @@ import jax
 from jax.experimental import multihost_utils
 
 from pomp_jax.errors import TryAgain
-from pomp_jax.hosts.messages import LISTEN_SECONDS, client, is_first, n_processes, own_index
+from pomp_jax.hosts.messages import (
+  LISTEN_SECONDS,
+  client,
+  is_first,
+  n_processes,
+  own_index,
+)
 
-# Sync points asked for by this process, over all runs. JAX compares the numbers between processes,
-# so they only ever increase: the step would decrease after a roll-back, or in the next run.
+# Sync points asked for by this process, over all runs. JAX compares the numbers between
+# processes, so they only ever increase: the step would decrease after a roll-back, or
+# in the next run.
 _sync_points = itertools.count(1)
 
-# JAX's errors that are this process's alone, such as a full device: a restart would meet the same.
+# JAX's errors that are this process's alone, such as a full device: a restart would
+# meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-# Those that another process causes; ValueError where a collective's array is copied to the host.
-OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+# Those that another process causes; ValueError where a collective's array is copied to
+# the host.
+OF_OTHERS = re.compile(
+  r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
+)
 
 _AGAIN_SECONDS = 0.1  # until the callback that could not raise has returned
-_SAME_SECONDS = 5.0  # signals that follow each other within that time are the same request
+# signals that follow each other within that time are the same request
+_SAME_SECONDS = 5.0
 
 _KEY = "pomp_jax_failed"
-_WAIT_SECONDS = 3600.0  # long, since the coordinator keeps each wait that times out in memory
-_LINGER_SECONDS = 15.0  # longest time that the coordinator stays for the others to read the failure
-_REASON_SECONDS = 3.0  # for another process's reason to arrive after a failed collective
-_GRACE_SECONDS = LISTEN_SECONDS + 2.0  # for this process to find and report the same failure itself
-_PARTING_SECONDS = 1.0  # without the coordinator the runtime would abort the last reader
+# long, since the coordinator keeps each wait that times out in memory
+_WAIT_SECONDS = 3600.0
+# longest time that the coordinator stays for the others to read the failure
+_LINGER_SECONDS = 15.0
+# for another process's reason to arrive after a failed collective
+_REASON_SECONDS = 3.0
+# for this process to find and report the same failure itself
+_GRACE_SECONDS = LISTEN_SECONDS + 2.0
+# without the coordinator the runtime would abort the last reader
+_PARTING_SECONDS = 1.0
 
 # Signals that end a process, and its exit status.
 _STOPPING: dict[int, int] = {
@@ -59,8 +78,9 @@ _listener: threading.Thread | None = None
 class Preempted(BaseException):
   """A run that was asked to stop and has saved its state; the message is one line.
 
-  Derived from BaseException, since it may be raised anywhere and must not be handled as an error.
-  If not all processes stop `together`, each by itself, the others have to be told.
+  Derived from BaseException, since it may be raised anywhere and must not be handled as
+  an error. If not all processes stop `together`, each by itself, the others have to be
+  told.
   """
 
   def __init__(self, message: str, *, together: bool = False):
@@ -69,23 +89,28 @@ class Preempted(BaseException):
 
 
 def raise_if_preempted() -> None:
-  """Raises `Preempted` if one of several processes was asked to stop; all call it equally often.
+  """Raises `Preempted` if one of several processes was asked to stop; all call it
+  equally often.
 
   A process that runs alone is stopped by the signal itself.
   """
-  if client() is not None and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
+  if client() is not None and multihost_utils.reached_preemption_sync_point(
+    next(_sync_points)
+  ):
     raise Preempted("asked to stop; the same command resumes", together=True)
 
 
 class StopSignals:
   """Raises `Preempted` at a signal, wherever the main thread is.
 
-  Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
-  not interrupt the unwinding: signals are ignored until none has come for five seconds.
+  Launchers may send a signal twice (`timeout` sends it to the process and to its
+  group), which must not interrupt the unwinding: signals are ignored until none has
+  come for five seconds.
 
-  The exception can get lost. Where Python can't raise, as in a callback of the garbage collector
-  (JAX has one), it would be printed and dropped: the signal is sent again. Where a library replaces
-  it, `received` has it. Where a library drops it, the next signal is heard.
+  The exception can get lost. Where Python can't raise, as in a callback of the garbage
+  collector (JAX has one), it would be printed and dropped: the signal is sent again.
+  Where a library replaces it, `received` has it. Where a library drops it, the next
+  signal is heard.
   """
 
   def __init__(self, remains: Callable[[], str]):
@@ -112,7 +137,8 @@ class StopSignals:
     return signal.getsignal(number) == self._stop
 
   def ignore(self) -> None:
-    """Ignores signals from now on: the exit status is known, and the process ends anyway."""
+    """Ignores signals from now on: the exit status is known, and the process ends
+    anyway."""
     self._ending = True
 
   def _stop(self, number: int, frame: object) -> None:
@@ -136,11 +162,13 @@ class StopSignals:
 
 @contextlib.contextmanager
 def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
-  """Ends the process about a second after a signal in its context, for what writes nothing.
+  """Ends the process about a second after a signal in its context, for what writes
+  nothing.
 
-  Python's handlers wait for the main thread, which a compiler may hold for minutes. Signals are
-  those with such a handler: SIGTERM, SIGHUP, SIGINT. A main thread that is free handles them as
-  usual; otherwise `last` is called, and nothing that is open is closed.
+  Python's handlers wait for the main thread, which a compiler may hold for minutes.
+  Signals are those with such a handler: SIGTERM, SIGHUP, SIGINT. A main thread that is
+  free handles them as usual; otherwise `last` is called, and nothing that is open is
+  closed.
   """
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
@@ -155,7 +183,9 @@ def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
       if left.wait(_UNHEARD_SECONDS):
         return
       last()
-      line = f"error: stopped by {signal.Signals(number[0]).name}; nothing was written\n"
+      line = (
+        f"error: stopped by {signal.Signals(number[0]).name}; nothing was written\n"
+      )
       with contextlib.suppress(OSError):
         os.write(2, line.encode())
       os._exit(status)
@@ -175,8 +205,9 @@ def ending_at_once(last: Callable[[], object]) -> Iterator[None]:
 class StopRequest(contextlib.AbstractContextManager):
   """Notes SIGTERM, SIGHUP and SIGINT in its context; the loop asks after each step.
 
-  Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT has the
-  handler of before. With several processes JAX handles SIGTERM from start-up on.
+  Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT
+  has the handler of before. With several processes JAX handles SIGTERM from start-up
+  on.
   """
 
   def __init__(self) -> None:
@@ -186,7 +217,11 @@ class StopRequest(contextlib.AbstractContextManager):
   def __enter__(self) -> "StopRequest":
     # Python allows signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGHUP, *([] if client() else [signal.SIGTERM])):
+      for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+        *([] if client() else [signal.SIGTERM]),
+      ):
         # A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
         if signal.getsignal(number) != signal.SIG_IGN:
           self._before[number] = signal.signal(number, self._note)
@@ -238,7 +273,8 @@ def finish() -> None:
 
 
 def fail(message: str, status: int) -> NoReturn:
-  """Ends this process and tells the others the reason, one line; they end with the same status.
+  """Ends this process and tells the others the reason, one line; they end with the same
+  status.
 
   Skips `sys.exit`: JAX would wait there for processes that may never arrive.
   """
@@ -259,7 +295,8 @@ def is_lost_contact(error: Exception) -> bool:
 
 
 def fail_after_lost_contact(error: Exception) -> NoReturn:
-  """Ends this process after a failed collective, with another process's reason if there is one."""
+  """Ends this process after a failed collective, with another process's reason if
+  there is one."""
   failure = _wait_for_failure(client(), _REASON_SECONDS)
   if failure is not None:
     _end_with(*failure)
@@ -280,22 +317,30 @@ def _watch() -> None:
 
 def _wait_for_failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
   try:
-    who, message, status = json.loads(store.blocking_key_value_get(_KEY, int(1000 * seconds)))
+    who, message, status = json.loads(
+      store.blocking_key_value_get(_KEY, int(1000 * seconds))
+    )
   except jax.errors.JaxRuntimeError as error:
     if "DEADLINE_EXCEEDED" not in str(error):
-      # The coordinator is gone, or this process is shutting down: JAX's heartbeat decides.
+      # The coordinator is gone, or this process is shutting down: JAX's heartbeat
+      # decides.
       _finished.wait(seconds)
     return None
   return who, message, status
 
 
 def _end_with(who: str, message: str, status: int) -> NoReturn:
-  print(f"error: {who} ended: {message}. This process ends with it", file=sys.stderr, flush=True)
+  print(
+    f"error: {who} ended: {message}. This process ends with it",
+    file=sys.stderr,
+    flush=True,
+  )
   _exit(status)
 
 
 def _exit(status: int) -> NoReturn:
-  """Exits at once; the coordinator exits last, since the others read the failure through it."""
+  """Exits at once; the coordinator exits last, since the others read the failure
+  through it."""
   sys.stdout.flush()
   sys.stderr.flush()
   if (store := client()) is not None:

@@ -1,1 +1,2 @@
-"""The method as pure functions over arrays: a soft prompt, local contrast, the training step."""
+"""The method as pure functions over arrays: a soft prompt, local contrast, the
+training step."""

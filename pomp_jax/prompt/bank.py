@@ -1,10 +1,12 @@
-"""The bank: text features of all classes under recent prompts, which samplers compare images with.
+"""The bank: text features of all classes under recent prompts, which samplers compare
+images with.
 
-A step writes back the features that it computes anyway and renews the next few classes in turn, so
-that no row is older than N / renew steps. Rows are sharded over all devices of the mesh.
+A step writes back the features that it computes anyway and renews the next few classes
+in turn, so that no row is older than N / renew steps. Rows are sharded over all devices
+of the mesh.
 
-Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices), D data indices, B
-images of a group, C classes, E embedding.
+Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices), D
+data indices, B images of a group, C classes, E embedding.
 """
 
 import math
@@ -43,7 +45,9 @@ class Bank(struct.PyTreeNode):
     ids_DC = jax.lax.all_gather(ids_C, DATA, tiled=True)
     local_DC = ids_DC - self._first_row()
     mine_DC = (local_DC >= 0) & (local_DC < len(self.rows))
-    found_DCxE = jnp.where(mine_DC[:, None], self.rows[jnp.where(mine_DC, local_DC, 0)], 0)
+    found_DCxE = jnp.where(
+      mine_DC[:, None], self.rows[jnp.where(mine_DC, local_DC, 0)], 0
+    )
     found_DCxE = jax.lax.psum(found_DCxE.astype(jnp.float32), CLASS)
     return jax.lax.psum_scatter(found_DCxE, DATA, tiled=True)
 
@@ -55,24 +59,31 @@ class Bank(struct.PyTreeNode):
     *,
     own_class: bool,
   ) -> Float[Array, " N"]:
-    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own, but of a teacher.
+    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own, but of a
+    teacher.
 
-    The anchors a_i are unit features; a negative T is for the classes far from them. With
-    `own_class` an image's own class takes part in its denominator: an image that is certain of its
-    class then proposes next to nothing, and the sum is below 1.
+    The anchors a_i are unit features; a negative T is for the classes far from them.
+    With `own_class` an image's own class takes part in its denominator: an image that
+    is certain of its class then proposes next to nothing, and the sum is below 1.
     """
     shares_BxR = self._shares(anchors_BxE, labels_B, temperature, own_class)
     q_DxR = jnp.mean(shares_BxR.reshape(-1, len(labels_B), len(self.rows)), axis=1)
     if self.sharded:
-      # To each data index the shares of its own images: from data index d the rows of d.
+      # To each data index the shares of its own images: from data index d the rows of
+      # d.
       q_DxR = jax.lax.all_to_all(q_DxR, DATA, split_axis=0, concat_axis=0, tiled=True)
       q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
     return q_DxR.reshape(-1)[: self.n_classes]
 
   def _shares(
-    self, anchors_BxE: jax.Array, labels_B: jax.Array, temperature: float, own_class: bool
+    self,
+    anchors_BxE: jax.Array,
+    labels_B: jax.Array,
+    temperature: float,
+    own_class: bool,
   ) -> jax.Array:
-    """Softmax of each image over the rows of all devices, 0 for its own class, but of a teacher.
+    """Softmax of each image over the rows of all devices, 0 for its own class, but of a
+    teacher.
 
     [B,R], of the device's rows and the images of all data indices.
     """
@@ -94,7 +105,9 @@ class Bank(struct.PyTreeNode):
     is_class_R = ids_R < self.n_classes
     counted_BxR = is_class_R if own_class else is_class_R & ~own_BxR
     logits_BxR = jnp.where(counted_BxR, logits_BxR, -jnp.inf)
-    reduced = lambda how, values_B: how(values_B, (DATA, CLASS)) if self.sharded else values_B
+    reduced = lambda how, values_B: (
+      how(values_B, (DATA, CLASS)) if self.sharded else values_B
+    )
     highest_B = reduced(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
     totals_B = reduced(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
@@ -107,7 +120,9 @@ class Bank(struct.PyTreeNode):
 
 def _first_row(n_rows: int) -> jax.Array:
   """The first class of this device's rows."""
-  index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+  index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(
+    CLASS
+  )
   return index * n_rows
 
 
@@ -116,7 +131,9 @@ def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
   n_rows = -(-len(features_NxE) // mesh.size) * mesh.size
   rows = np.zeros((n_rows, features_NxE.shape[1]), jnp.dtype(dtype))
   rows[: len(features_NxE)] = features_NxE
-  return jax.make_array_from_callback(rows.shape, bank_sharding(mesh), lambda index: rows[index])
+  return jax.make_array_from_callback(
+    rows.shape, bank_sharding(mesh), lambda index: rows[index]
+  )
 
 
 def bank_sharding(mesh: Mesh) -> NamedSharding:
@@ -133,8 +150,9 @@ def write_rows(
 ) -> Float[Array, "rows E"]:
   """Writes features, of any length, into a sharded bank; to be called under `jit`.
 
-  `rows` that the caller's `jit` donates are written in place. An id beyond the rows writes nothing.
-  Of equal ids the first counts, so that the result does not depend on the order of the writes.
+  `rows` that the caller's `jit` donates are written in place. An id beyond the rows
+  writes nothing. Of equal ids the first counts, so that the result does not depend on
+  the order of the writes.
   """
 
   def write(rows_RxE: Array, ids_X: Array, features_XxE: Array) -> Array:
@@ -147,15 +165,20 @@ def write_rows(
     unit_XxE = features_XxE / jnp.linalg.norm(features_XxE, axis=-1, keepdims=True)
     return rows_RxE.at[target_X].set(unit_XxE.astype(rows_RxE.dtype), mode="drop")
 
-  return jax.shard_map(write, mesh=mesh, in_specs=(SHARDED, P(), P()), out_specs=SHARDED)(
-    rows, ids_X, features_XxE
-  )
+  return jax.shard_map(
+    write, mesh=mesh, in_specs=(SHARDED, P(), P()), out_specs=SHARDED
+  )(rows, ids_X, features_XxE)
 
 
 def renewal_token_budget(
-  lengths_N: np.ndarray, n_own: int, n_parts: int, rows: int, capacity: int | None = None
+  lengths_N: np.ndarray,
+  n_own: int,
+  n_parts: int,
+  rows: int,
+  capacity: int | None = None,
 ) -> int:
-  """Own tokens of the longest part of a renewal, see `renewed_classes` and `Encoder.capacity`."""
+  """Own tokens of the longest part of a renewal, see `renewed_classes` and
+  `Encoder.capacity`."""
   taken_N = taken_of(np.asarray(lengths_N, np.int32) + np.int32(n_own), capacity)
   turn = -(-taken_N.size // (n_parts * rows))
   ids = (np.arange(turn)[:, None] + turn * np.arange(n_parts * rows)) % taken_N.size
@@ -163,14 +186,22 @@ def renewal_token_budget(
 
 
 def renewed_classes(
-  step: Int32[Array, ""], part: Int32[Array, ""], n_parts: int, rows: int, n_classes: int
+  step: Int32[Array, ""],
+  part: Int32[Array, ""],
+  n_parts: int,
+  rows: int,
+  n_classes: int,
 ) -> Int32[Array, " rows"]:
-  """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps renew all N.
+  """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps
+  renew all N.
 
-  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of which each
-  part, a device and micro-step, computes `rows`. Neighbours in a list have names of similar lengths
-  and need a larger token budget: 912 tokens beside 582 for 128 of ImageNet-21K's classes.
+  Step t renews the classes t, t + T, t + 2T, .., with T = ceil(N / (n_parts rows)), of
+  which each part, a device and micro-step, computes `rows`. Neighbours in a list have
+  names of similar lengths and need a larger token budget: 912 tokens beside 582 for 128
+  of ImageNet-21K's classes.
   """
   # The remainder first, so that no number exceeds N + n_parts * rows.
   turn = -(-n_classes // (n_parts * rows))
-  return (step % turn + turn * (part * rows + jnp.arange(rows, dtype=jnp.int32))) % n_classes
+  return (
+    step % turn + turn * (part * rows + jnp.arange(rows, dtype=jnp.int32))
+  ) % n_classes

@@ -1,7 +1,7 @@
 """The soft prompt: M learned vectors, and their place among a class's own tokens.
 
-Shapes: N classes, C classes of a call, M context vectors, L own tokens of a class (name, ".",
-EOT), D width; P tokens that all classes share at the start.
+Shapes: N classes, C classes of a call, M context vectors, L own tokens of a class
+(name, ".", EOT), D width; P tokens that all classes share at the start.
 """
 
 from typing import Any, NamedTuple
@@ -39,25 +39,30 @@ class Sequences(NamedTuple):
 class PromptContext(nn.Module):
   """The learned context, [M,D] or class-specific [N,M,D], and its layout.
 
-  `end`: SOS, v_1..v_M, name, ".", EOT. `middle`: SOS, v_1..v_h, name, v_h+1..v_M, ".", EOT with
-  h = M // 2. `front`: SOS, name, v_1..v_M, ".", EOT.
+  `end`: SOS, v_1..v_M, name, ".", EOT. `middle`: SOS, v_1..v_h, name, v_h+1..v_M, ".",
+  EOT with h = M // 2. `front`: SOS, name, v_1..v_M, ".", EOT.
   """
 
   n_vectors: int  # M; 0 is the bare name
   width: int  # D
   position: str = "end"  # one of POSITIONS
   n_classes: int | None = None  # N for class-specific contexts; None for a shared one
-  # Initial context, [M,D] (such as embeddings of "a photo of a") or [N,M,D]; None: N(0, 0.02^2).
+  # Initial context, [M,D] (such as embeddings of "a photo of a") or [N,M,D]; None: N(0,
+  # 0.02^2).
   init_value: Any = None
 
   def setup(self) -> None:
     classes = () if self.n_classes is None else (self.n_classes,)
-    self.context = self.param("context", self._initialise, (*classes, self.n_vectors, self.width))
+    self.context = self.param(
+      "context", self._initialise, (*classes, self.n_vectors, self.width)
+    )
 
   @property
   def n_before(self) -> int:
     """Number of vectors before the name."""
-    return {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[self.position]
+    return {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[
+      self.position
+    ]
 
   @property
   def n_own(self) -> int:
@@ -80,21 +85,25 @@ class PromptContext(nn.Module):
     lengths_C: Int32[Array, " C"],
     class_ids_C: Int32[Array, " C"] | None = None,
   ) -> Sequences:
-    """Lays out the context and the embeddings of the classes' own tokens, see `ClassTokens`.
+    """Lays out the context and the embeddings of the classes' own tokens, see
+    `ClassTokens`.
 
-    Returns the shared prefix (SOS, and the context where it precedes the name), and each class's
-    suffix. Only class-specific contexts need `class_ids_C`.
+    Returns the shared prefix (SOS, and the context where it precedes the name), and
+    each class's suffix. Only class-specific contexts need `class_ids_C`.
     """
     n_before = self.n_before
     if self.n_classes is None:
       prefix_PxD = jnp.concatenate([sos_SxD, self.context[:n_before]])
       inside_CxIxD = jnp.broadcast_to(
-        self.context[n_before:], (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width)
+        self.context[n_before:],
+        (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width),
       )
       suffix_CxLxD = insert_after_name(tokens_CxLxD, inside_CxIxD, name_lengths_C)
       return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_own)
     context_CxMxD = self.context[class_ids_C]
-    rest_CxLxD = insert_after_name(tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C)
+    rest_CxLxD = insert_after_name(
+      tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C
+    )
     suffix_CxLxD = jnp.concatenate([context_CxMxD[:, :n_before], rest_CxLxD], axis=1)
     return Sequences(sos_SxD, suffix_CxLxD, lengths_C + self.n_own)
 
@@ -110,9 +119,12 @@ def insert_after_name(
     return tokens_CxLxD
   position_1xT = jnp.arange(n_tokens + n_inside)[None]
   start_Cx1 = name_lengths_C[:, None]
-  # Indices into [own tokens, vectors]: the name, then the vectors, then the rest of the tokens.
+  # Indices into [own tokens, vectors]: the name, then the vectors, then the rest of the
+  # tokens.
   after_CxT = position_1xT - start_Cx1
-  source_CxT = jnp.where(after_CxT < n_inside, n_tokens + after_CxT, position_1xT - n_inside)
+  source_CxT = jnp.where(
+    after_CxT < n_inside, n_tokens + after_CxT, position_1xT - n_inside
+  )
   source_CxT = jnp.where(after_CxT < 0, position_1xT, source_CxT)
   pool = jnp.concatenate([tokens_CxLxD, vectors_CxIxD], axis=1)
   return jnp.take_along_axis(pool, source_CxT[:, :, None], axis=1)

@@ -1,9 +1,10 @@
-"""What is learned: parameters, the features of images and classes under them, and the contrast.
+"""What is learned: parameters, the features of images and classes under them, and the
+contrast.
 
 A step (`prompt.step`) asks a learner, and knows nothing else of the method. POMP's is
-`ContextLearner`: a context beside the class names, and image features of the frozen CLIP.
-Shapes: G images of a step, B of a draw, S negatives, R classes that a device computes, M context
-vectors, D width, E embedding.
+`ContextLearner`: a context beside the class names, and image features of the frozen
+CLIP. Shapes: G images of a step, B of a draw, S negatives, R classes that a device
+computes, M context vectors, D width, E embedding.
 """
 
 import abc
@@ -29,8 +30,10 @@ class Frozen(NamedTuple):
   image: Any  # parameters of the image tower; empty when batches bring features
   sos: Any  # embedding of the start token [1,D], or [0,D] of a tokenizer without one
   tokens: ClassTokens  # own tokens of all N classes
-  classes: Any = None  # text features of all N classes [N,E], for learners whose text side is fixed
-  anchors: Any = None  # unit text features [N,E] that those of the learner are held near
+  # text features of all N classes [N,E], for learners whose text side is fixed
+  classes: Any = None
+  # unit text features [N,E] that those of the learner are held near
+  anchors: Any = None
   # Facts about the classes for the sampler. Its bank is recomputed between steps.
   sampling: SamplingArrays = SamplingArrays()
 
@@ -50,7 +53,8 @@ class Seen(NamedTuple):
   labels: Int32[Array, " B"]  # class of each image: the given one, or a teacher's
   # What the sampler compares with its bank: features of the student, or of the teacher.
   for_sampler: Float[Array, "B F"]
-  # Features of the frozen tower, where `features` are learned and a term of the loss reads both.
+  # Features of the frozen tower, where `features` are learned and a term of the loss
+  # reads both.
   frozen: Float[Array, "B E"] | None = None
 
 
@@ -58,7 +62,8 @@ class ClassFeatures(NamedTuple):
   """Features of the classes of a draw, of any length."""
 
   own: Float[Array, "B E"]  # of each image's class
-  negatives: Float[Array, "S E"] | Float[Array, "S B E"]  # [S,B,E] where they depend on the image
+  # [S,B,E] where they depend on the image
+  negatives: Float[Array, "S E"] | Float[Array, "S B E"]
 
 
 class Term(NamedTuple):
@@ -74,13 +79,16 @@ class Term(NamedTuple):
 class Learner(abc.ABC):
   """Parameters, what a step contrasts as functions of them, and the contrast.
 
-  The functions are pure. All but `init` and `observe` run inside the step's `shard_map`.
+  The functions are pure. All but `init` and `observe` run inside the step's
+  `shard_map`.
   """
 
-  # Result of `clip.vision.image_tower`; None when batches bring features, and for a learner that
-  # sees the pixels itself, unless a term of its loss reads the frozen features too.
+  # Result of `clip.vision.image_tower`; None when batches bring features, and for a
+  # learner that sees the pixels itself, unless a term of its loss reads the frozen
+  # features too.
   image_tower: ImageTower | None = None
-  terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)  # by the name in the log
+  # by the name in the log
+  terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)
 
   # Whether image features depend on the parameters, so that images must be pixels.
   learns_images = False
@@ -89,17 +97,23 @@ class Learner(abc.ABC):
   def init(self, key: jax.Array) -> Any:
     """Returns the initial parameters, a function of the key."""
 
-  def observe(self, frozen: Frozen, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """What no gradient moves, of all images of a step, outside of what is differentiated.
+  def observe(
+    self, frozen: Frozen, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """What no gradient moves, of all images of a step, outside of what is
+    differentiated.
 
     Args:
       frozen: with the image tower's parameters.
       images: uint8 [G,H,W,3], or float32 features [G,E].
 
     Returns:
-      The images as `see` takes them, and features of the frozen tower beside them, or None.
+      The images as `see` takes them, and features of the frozen tower beside them, or
+      None.
     """
-    return images if self.image_tower is None else self.image_tower(frozen.image, images), None
+    return images if self.image_tower is None else self.image_tower(
+      frozen.image, images
+    ), None
 
   def see(
     self,
@@ -109,14 +123,16 @@ class Learner(abc.ABC):
     labels_B: Int32[Array, " B"],
     frozen_BxE: Float[Array, "B E"] | None,
   ) -> Seen:
-    """What is contrasted of a draw's images, from both results of `observe` and the labels."""
+    """What is contrasted of a draw's images, from both results of `observe` and the
+    labels."""
     del params, frozen
     return Seen(images_B, labels_B, for_sampler=images_B, frozen=frozen_BxE)
 
   def draw(
     self, key: jax.Array, settings: ContrastSettings, frozen: Frozen, seen: Seen
   ) -> Negatives:
-    """Classes that the images of a draw are contrasted with, by the sampler of the settings."""
+    """Classes that the images of a draw are contrasted with, by the sampler of the
+    settings."""
     return draw_negatives(
       key,
       settings.sampling,
@@ -129,7 +145,11 @@ class Learner(abc.ABC):
 
   @abc.abstractmethod
   def text_features(
-    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+    self,
+    params: Any,
+    frozen: Frozen,
+    class_ids_R: jax.Array,
+    image_features_BxE: jax.Array,
   ) -> TextFeatures:
     """Features of some classes; only some learners read the images'. No collectives."""
 
@@ -154,9 +174,11 @@ class ContextLearner(Learner):
 
   module: PromptContext  # the context and its layout
   text_tower: TextTower  # result of `clip.text.text_tower`, with the same budget
-  # Result of `step.step_token_budget`; rows beyond it are not available. None for no limit.
+  # Result of `step.step_token_budget`; rows beyond it are not available. None for no
+  # limit.
   token_budget: int | None = None
-  # Own tokens that a block of the text tower holds, see `Encoder.capacity`; None without blocks.
+  # Own tokens that a block of the text tower holds, see `Encoder.capacity`; None
+  # without blocks.
   capacity: int | None = None
 
   def init(self, key: jax.Array) -> Any:
@@ -164,7 +186,11 @@ class ContextLearner(Learner):
     return self.module.init(key, method=lambda m: m.context)["params"]
 
   def text_features(
-    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+    self,
+    params: Any,
+    frozen: Frozen,
+    class_ids_R: jax.Array,
+    image_features_BxE: jax.Array,
   ) -> TextFeatures:
     """See `Learner`; the same for all images."""
     del image_features_BxE

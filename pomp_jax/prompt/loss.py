@@ -18,9 +18,11 @@ from pomp_jax.prompt.sampling.samplers import Negatives, SamplingSettings
 class Correction(NamedTuple):
   """A row of CORRECTIONS: how the loss makes up for the classes that are not drawn."""
 
-  scale: float  # factor on the log importance weight that is added to the logit of a negative
-  # In place of `log_one_plus_sum`, for the softmax loss: (corrected logits of the negatives less
-  # that of the image's class [B,S], log importance weights of the images' classes [B]) -> [B].
+  # factor on the log importance weight that is added to the logit of a negative
+  scale: float
+  # In place of `log_one_plus_sum`, for the softmax loss: (corrected logits of the
+  # negatives less that of the image's class [B,S], log importance weights of the
+  # images' classes [B]) -> [B].
   loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
 
@@ -29,9 +31,11 @@ CORRECTIONS = {
   "log10": Correction(1.0 / math.log(10.0)),  # as published
   "none": Correction(0.0),
 }
-# `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai et al.,
+# `softmax`: cross-entropy of the image's class. `sigmoid`: a sum of binary losses (Zhai
+# et al.,
 # 2023); with the importance weights of `log`, value and gradient are unbiased at any K. `l1` and
-# `l2`: how far the own class is from the image, or the text in its place (Khattak et al., 2024).
+# `l2`: how far the own class is from the image, or the text in its place (Khattak et
+# al., 2024).
 LOSSES = ("softmax", "sigmoid", "l1", "l2")
 _DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 
@@ -69,11 +73,12 @@ def margin(
 ) -> Float[Array, " B"]:
   """The correction that is added to every negative logit after a plain uniform draw.
 
-  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full one.
-  `log10`: log10((N-1) / n_i), as in the published code. `none`: 0. A traced number is the scale of
-  a correction.
+  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of
+  the full one. `log10`: log10((N-1) / n_i), as in the published code. `none`: 0. A
+  traced number is the scale of a correction.
 
-  n_i are the negatives of each image that were not rejected (`n_kept_B`); without one, 0.
+  n_i are the negatives of each image that were not rejected (`n_kept_B`); without one,
+  0.
   """
   kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
   log_weight_B = jnp.log((n_classes - 1) / kept_B)
@@ -99,17 +104,18 @@ def local_contrast(
   sigmoid: loss_i = log(1 + exp(-s_i+ - b)) + sum_{c != y_i} exp(m_i) log(1 + exp(s_ic + b)).
   l1, l2: loss_i = mean over E of |f - g|, or (f - g)^2, of unit features, without negatives.
 
-  Features are of any length: f(x) of the images, g(t_y) of each image's own class, and g(t_c) of
-  the negatives, [S,B,E] where it depends on the image. `negatives` is the result of
-  `samplers.complete_negatives`. Those that are not available are no negatives of any image, and n_i
-  counts the rest. K and the sampler of `settings` are not read.
+  Features are of any length: f(x) of the images, g(t_y) of each image's own class, and
+  g(t_c) of the negatives, [S,B,E] where it depends on the image. `negatives` is the
+  result of `samplers.complete_negatives`. Those that are not available are no negatives
+  of any image, and n_i counts the rest. K and the sampler of `settings` are not read.
   """
   correction, scale = settings.correction, settings.logit_scale
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))
   positive_BxE = normalize(positive_features_BxE.astype(jnp.float32))
   negative_SxE = normalize(negative_features_SxE.astype(jnp.float32))
   positive_B = scale * jnp.sum(image_BxE * positive_BxE, axis=-1)
-  # HIGHEST: logits are multiplied by 100, and accelerators would round the product to bfloat16.
+  # HIGHEST: logits are multiplied by 100, and accelerators would round the product to
+  # bfloat16.
   precision = jax.lax.Precision.HIGHEST
   if negative_SxE.ndim == 2:
     cosine_BxS = jnp.matmul(image_BxE, negative_SxE.T, precision=precision)
@@ -118,8 +124,8 @@ def local_contrast(
   negative_BxS = scale * cosine_BxS
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   corrected_BxS = jnp.where(kept_BxS, negative_BxS + margin_BxS, -jnp.inf)
-  # Relative to the positive before the exponentials: exact for an image without negatives, and
-  # logits of 100 do not cancel where the loss is small.
+  # Relative to the positive before the exponentials: exact for an image without
+  # negatives, and logits of 100 do not cancel where the loss is small.
   gap_BxS = corrected_BxS - positive_B[:, None]
   if settings.loss == "sigmoid":
     negative_loss_BxS = jax.nn.softplus(negative_BxS + settings.logit_bias)
@@ -144,7 +150,8 @@ def local_contrast(
 def kept_with_margin(
   settings: ContrastSettings, labels_B: Int32[Array, " B"], negatives: Negatives
 ) -> tuple[jax.Array, jax.Array]:
-  """Negatives of each image [B,S], and what is added to their logits: [B,S], [1,S] or [B,1]."""
+  """Negatives of each image [B,S], and what is added to their logits: [B,S], [1,S]
+  or [B,1]."""
   kept_BxS = negatives.ids[None, :] != labels_B[:, None]
   if negatives.available is not None:
     kept_BxS &= negatives.available
@@ -166,7 +173,9 @@ def _own_log_weights(negatives: Negatives, margin_BxS: jax.Array) -> jax.Array:
   return jnp.zeros(()) if own_B is None else own_B
 
 
-def _accuracy(positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Array) -> jax.Array:
+def _accuracy(
+  positive_B: jax.Array, negative_BxS: jax.Array, kept_BxS: jax.Array
+) -> jax.Array:
   hardest_B = jnp.max(jnp.where(kept_BxS, negative_BxS, -jnp.inf), axis=-1)
   return jnp.mean(positive_B > hardest_B)
 
@@ -176,11 +185,13 @@ def log_one_plus_sum(gap_BxS: jax.Array) -> jax.Array:
   return jax.nn.logsumexp(jnp.pad(gap_BxS, ((0, 0), (1, 0))), axis=-1)
 
 
-def _ancestor_losses(gap_BxS: jax.Array, own_kinds_BxH: Any, kinds_SxH: Any) -> jax.Array:
+def _ancestor_losses(
+  gap_BxS: jax.Array, own_kinds_BxH: Any, kinds_SxH: Any
+) -> jax.Array:
   """Cross-entropy of the kind of each image's class, mean over the levels.
 
-  A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so its
-  probability is the sum of theirs. A level without the image's class counts as 0.
+  A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so
+  its probability is the sum of theirs. A level without the image's class counts as 0.
   """
   whole_B = log_one_plus_sum(gap_BxS)
   n_levels = own_kinds_BxH.shape[1]

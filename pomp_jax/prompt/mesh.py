@@ -1,4 +1,5 @@
-"""The mesh of devices: `data` splits the images, `class` splits the classes of one draw."""
+"""The mesh of devices: `data` splits the images, `class` splits the classes of one
+draw."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,41 +19,50 @@ ImageTower = Callable[[Any, jax.Array], jax.Array]
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
-  """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's classes.
+  """Builds a mesh [data, class] of these devices, or all; `class_size` split one draw's
+  classes.
 
-  Devices of a slice stay together: the data axis goes over the slices, and sums within each come
-  first. InputError: the devices, or those of a slice, do not divide by `class_size`.
+  Devices of a slice stay together: the data axis goes over the slices, and sums within
+  each come first. InputError: the devices, or those of a slice, do not divide by
+  `class_size`.
   """
   if devices is None:
-    # The devices of a process are together, so that its images are on neighbouring rows.
+    # The devices of a process are together, so that its images are on neighbouring
+    # rows.
     devices = hosts.devices()
-  # `mesh_utils.create_hybrid_device_mesh` puts the slices in this order too, but it may place the
-  # devices of one process apart from each other.
+  # `mesh_utils.create_hybrid_device_mesh` puts the slices in this order too, but it may
+  # place the devices of one process apart from each other.
   devices = np.asarray(sorted(devices, key=slice_of))
   if devices.size % class_size:
     expected = f"a divisor of the {devices.size} devices"
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   rows = devices.reshape(-1, class_size)
   if any(slice_of(first) != slice_of(last) for first, last in rows[:, [0, -1]]):
-    # Every step would gather the features of all classes through the data-centre network.
-    of_slice = np.unique([slice_of(device) for device in devices], return_counts=True)[1].min()
+    # Every step would gather the features of all classes through the data-centre
+    # network.
+    of_slice = np.unique([slice_of(device) for device in devices], return_counts=True)[
+      1
+    ].min()
     expected = f"a divisor of the {of_slice} devices of a slice"
     raise InputError(f"config.mesh.class_size: got {class_size}, expected {expected}")
   return Mesh(rows, (DATA, CLASS))
 
 
 def slice_of(device: Any) -> int:
-  """The slice that a device belongs to; slices are joined by the data-centre network."""
+  """The slice that a device belongs to; slices are joined by the data-centre
+  network."""
   return getattr(device, "slice_index", None) or 0
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree, equal on all hosts, to every device of the mesh; shapes stay shapes."""
+  """Copies a tree, equal on all hosts, to every device of the mesh; shapes stay
+  shapes."""
   return _placed(tree, NamedSharding(mesh, P()))
 
 
 def split_rows(tree: Any, mesh: Mesh) -> Any:
-  """Splits the first axis of a tree's arrays, equal on all hosts, over the devices of the mesh."""
+  """Splits the first axis of a tree's arrays, equal on all hosts, over the devices
+  of the mesh."""
   return _placed(tree, NamedSharding(mesh, P((DATA, CLASS))))
 
 
@@ -88,7 +98,8 @@ def over_all_devices(mesh: Mesh, image_tower: ImageTower) -> ImageTower:
 
 
 def _own_share(images: jax.Array) -> jax.Array:
-  """This device's share of a data index's images along the class axis, padded to equal sizes."""
+  """This device's share of a data index's images along the class axis, padded to
+  equal sizes."""
   class_size = jax.lax.axis_size(CLASS)
   rows = -(-images.shape[0] // class_size)
   padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
@@ -96,7 +107,10 @@ def _own_share(images: jax.Array) -> jax.Array:
   return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
 
 
-def split_over_class(function: Callable[[jax.Array], jax.Array], images_B: jax.Array) -> jax.Array:
-  """Applies a function of images, inside the step, to this device's share, and gathers all."""
+def split_over_class(
+  function: Callable[[jax.Array], jax.Array], images_B: jax.Array
+) -> jax.Array:
+  """Applies a function of images, inside the step, to this device's share, and
+  gathers all."""
   shares = jax.lax.all_gather(function(_own_share(images_B)), CLASS, tiled=True)
   return shares[: len(images_B)]

@@ -1,4 +1,5 @@
-"""The optimizers of the recipes, SGD with momentum and AdamW, and their learning rates."""
+"""The optimizers of the recipes, SGD with momentum and AdamW, and their learning
+rates."""
 
 import math
 from typing import Any
@@ -26,15 +27,15 @@ def learning_rate(
 ) -> optax.Schedule:
   """Cosine decay from `base` after a constant warmup.
 
-  With t the time in epochs, w the warmup and T the epochs of the run (any fraction), the rate after
-  the warmup is base * (1 + cos(pi * progress)) / 2.
+  With t the time in epochs, w the warmup and T the epochs of the run (any fraction),
+  the rate after the warmup is base * (1 + cos(pi * progress)) / 2.
 
-  - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) / T. This is
-    torch's CosineAnnealingLR with T_max = T, which Dassl's ConstantWarmupScheduler starts after
-    the warmup. The last epoch's rate is not 0: at T = 5 and w = 1 the rates are warmup_rate, base,
-    .905 base, .655 base and .345 base.
-  - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate reaches 0
-    at the end of the run. w may be a fraction.
+  - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) /
+    T. This is torch's CosineAnnealingLR with T_max = T, which Dassl's
+    ConstantWarmupScheduler starts after the warmup. The last epoch's rate is not 0: at
+    T = 5 and w = 1 the rates are warmup_rate, base, .905 base, .655 base and .345 base.
+  - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate
+  reaches 0 at the end of the run. w may be a fraction.
   """
 
   def rate(step: Any) -> Array:
@@ -56,8 +57,8 @@ def sgd(
 ) -> optax.GradientTransformation:
   """SGD as in torch.optim.SGD: decay is added to the gradient, before the momentum.
 
-  Before that, the gradient is scaled down where its norm over all parameters exceeds `clip_norm`,
-  as by torch.nn.utils.clip_grad_norm_; 0: any norm.
+  Before that, the gradient is scaled down where its norm over all parameters exceeds
+  `clip_norm`, as by torch.nn.utils.clip_grad_norm_; 0: any norm.
   """
   return optax.chain(
     # No entry in the state where nothing is clipped: checkpoints of before have none.
@@ -69,13 +70,23 @@ def sgd(
 
 
 def adamw(
-  rate: optax.Schedule, beta1: Number, beta2: float, epsilon: float, decay: Number, clip_norm: float
+  rate: optax.Schedule,
+  beta1: Number,
+  beta2: float,
+  epsilon: float,
+  decay: Number,
+  clip_norm: float,
 ) -> optax.GradientTransformation:
   """AdamW as in torch.optim.AdamW, of a gradient that is clipped as by `sgd`."""
   decoupled = optax.adamw(rate, beta1, beta2, epsilon, weight_decay=decay)
-  return optax.chain(optax.clip_by_global_norm(clip_norm), decoupled) if clip_norm else decoupled
+  return (
+    optax.chain(optax.clip_by_global_norm(clip_norm), decoupled)
+    if clip_norm
+    else decoupled
+  )
 
 
 def result_of(params: Any, opt_state: Any) -> Any:
-  """The parameters that a training results in: their average, if the optimizer keeps one."""
+  """The parameters that a training results in: their average, if the optimizer keeps
+  one."""
   return optax.tree.get(opt_state, "average", params)

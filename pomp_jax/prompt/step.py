@@ -1,9 +1,10 @@
-"""One training step over a mesh: draw, features, loss, mean gradient of all devices, update.
+"""One training step over a mesh: draw, features, loss, mean gradient of all devices,
+update.
 
-Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the text tower's
-rows, whose small features are gathered). One program for one device or a pod.
-Shapes: B images of a draw, S sampled negatives, C = B + S classes of a step, L own tokens of a
-class, D width, E embedding.
+Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the
+text tower's rows, whose small features are gathered). One program for one device or a
+pod. Shapes: B images of a draw, S sampled negatives, C = B + S classes of a step, L own
+tokens of a class, D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -37,26 +38,36 @@ class TrainState(struct.PyTreeNode):
 
   # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
   step: Any  # steps taken
-  params: Any  # the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP
+  # the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP
+  params: Any
   opt_state: Any  # optax's state for these
   seed_key: Any  # key data of the seed, from which a step derives its draws
-  # Text features of all classes under recent prompts, sharded, see `prompt.bank`; None where the
-  # sampler reads none.
+  # Text features of all classes under recent prompts, sharded, see `prompt.bank`; None
+  # where the sampler reads none.
   bank: Any = None
 
 
-def create_state(learner: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-  """Builds the state before the first step, a function of the seed; reads `learner.init` alone."""
+def create_state(
+  learner: Any, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """Builds the state before the first step, a function of the seed; reads
+  `learner.init` alone."""
   seed_key = jax.random.key(seed)
-  # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their own.
+  # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their
+  # own.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
   params = learner.init(init_key)
   return TrainState(
-    jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
+    jnp.zeros((), jnp.int32),
+    params,
+    optimizer.init(params),
+    jax.random.key_data(seed_key),
   )
 
 
-def repeated(program: jax.stages.Compiled, state: TrainState, *others: Any) -> Callable[[], None]:
+def repeated(
+  program: jax.stages.Compiled, state: TrainState, *others: Any
+) -> Callable[[], None]:
   """Calls that each take the next step with a compiled one, which donates the state."""
 
   def step() -> None:
@@ -83,14 +94,17 @@ def step_token_budget(
   class_size: int = 1,
   capacity: int | None = None,
 ) -> int:
-  """Own tokens that one device's rows of a step may take; see `clip.packed.token_budget`.
+  """Own tokens that one device's rows of a step may take; see
+  `clip.packed.token_budget`.
 
-  At K = N every class is in every draw, and the budget holds them all. Otherwise it holds a uniform
-  draw of classes. Draws of the other samplers have about the same mean length; where names are
-  longer, the last few classes of a draw are dropped, and the weights of the others grow.
+  At K = N every class is in every draw, and the budget holds them all. Otherwise it
+  holds a uniform draw of classes. Draws of the other samplers have about the same mean
+  length; where names are longer, the last few classes of a draw are dropped, and the
+  weights of the others grow.
 
-  `lengths_N` are own tokens of the names; vectors that classes do not share are added to them. A
-  draw of `group_size` images is split over `class_size` devices. `capacity` is `Encoder.capacity`.
+  `lengths_N` are own tokens of the names; vectors that classes do not share are added
+  to them. A draw of `group_size` images is split over `class_size` devices. `capacity`
+  is `Encoder.capacity`.
   """
   lengths_N = np.asarray(lengths_N, np.int32) + np.int32(module.n_own)
   size = draws.n_negatives(settings.k, settings.n_classes)
@@ -132,28 +146,35 @@ _Computed = tuple[jax.Array, jax.Array] | None
 
 
 def make_train_step(parts: StepParts) -> jax.stages.Wrapped:
-  """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+  """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is
+  donated.
 
-  The global batch is split into groups, `accumulate` for each data index, and every group draws its
-  own negatives. Eight devices and one device with `accumulate=8` compute the same.
+  The global batch is split into groups, `accumulate` for each data index, and every
+  group draws its own negatives. Eight devices and one device with `accumulate=8`
+  compute the same.
 
-  Negatives beyond the learner's token budget are dropped for that step; the margin uses the number
-  kept. A bank in the state gets the features of the draw, and those of `renewal`, if given.
+  Negatives beyond the learner's token budget are dropped for that step; the margin uses
+  the number kept. A bank in the state gets the features of the draw, and those of
+  `renewal`, if given.
 
-  A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32 [G*B]}, sharded
-  over `data`. Metrics are scalars on the device: `loss`, `accuracy`, `consistency` (if any: its
-  share of the loss), `grad_norm`, and `param_norm` (of all learned parameters, before the update).
+  A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
+  [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
+  `consistency` (if any: its share of the loss), `grad_norm`, and `param_norm` (of all
+  learned parameters, before the update).
   """
   if parts.learner.image_tower is not None:
     tower = over_all_devices(parts.mesh, parts.learner.image_tower)
-    parts = parts._replace(learner=dataclasses.replace(parts.learner, image_tower=tower))
+    parts = parts._replace(
+      learner=dataclasses.replace(parts.learner, image_tower=tower)
+    )
   return jax.jit(functools.partial(train_step, parts), donate_argnums=0)
 
 
 def train_step(
   parts: StepParts, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Draws, contrasts and updates, see `make_train_step`; the log shows this name as compiled."""
+  """Draws, contrasts and updates, see `make_train_step`; the log shows this name as
+  compiled."""
   contrast, gradient, computed = _mean_gradient(parts, state, frozen, batch)
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state, state.params)
   metrics = {
@@ -174,7 +195,9 @@ def _mean_gradient(
   """Means over all groups, which a scan takes one after the other."""
   # Outside of what is differentiated, so the image tower leaves no residuals.
   images, fixed = parts.learner.observe(frozen, batch["image"])
-  rows = jax.tree.map(functools.partial(_in_groups, parts), (images, batch["label"], fixed))
+  rows = jax.tree.map(
+    functools.partial(_in_groups, parts), (images, batch["label"], fixed)
+  )
   groups = *rows, jnp.arange(parts.accumulate)
   no_terms = {name: jnp.zeros(()) for name in parts.learner.terms}
   no_contrast = Contrast(jnp.zeros(()), jnp.zeros(()), no_terms)
@@ -188,12 +211,15 @@ def _mean_gradient(
 def _in_groups(parts: StepParts, rows: jax.Array) -> jax.Array:
   """[data * accumulate * B, ..] to [accumulate, data * B, ..].
 
-  Group g of data index d is d * accumulate + g, a contiguous block of what that index holds.
+  Group g of data index d is d * accumulate + g, a contiguous block of what that index
+  holds.
   """
   rows = rows.reshape(parts.mesh.shape[DATA], parts.accumulate, -1, *rows.shape[1:])
   rows = jnp.moveaxis(rows, 1, 0)
   rows = rows.reshape(parts.accumulate, -1, *rows.shape[3:])
-  return jax.lax.with_sharding_constraint(rows, NamedSharding(parts.mesh, P(None, DATA)))
+  return jax.lax.with_sharding_constraint(
+    rows, NamedSharding(parts.mesh, P(None, DATA))
+  )
 
 
 def _add_gradient(
@@ -214,7 +240,12 @@ def _mean_loss(
   contrast, computed = jax.shard_map(
     functools.partial(_device_contrast, parts),
     mesh=parts.mesh,
-    in_specs=(P(), P(), banks.SHARDED, _Group(P(DATA), P(DATA), P(), P(), P(), P(DATA))),
+    in_specs=(
+      P(),
+      P(),
+      banks.SHARDED,
+      _Group(P(DATA), P(DATA), P(), P(), P(), P(DATA)),
+    ),
     out_specs=(P(), banks.SHARDED),
   )(params, frozen, bank, group)
   return contrast.loss, (contrast, computed)
@@ -223,10 +254,11 @@ def _mean_loss(
 def _device_contrast(
   parts: StepParts, params: Any, frozen: Frozen, bank: jax.Array | None, group: _Group
 ) -> tuple[Contrast, _Computed]:
-  """The mean contrast, and the features that this device computed, inside the `shard_map`."""
+  """The mean contrast, and the features that this device computed, inside the
+  `shard_map`."""
   settings, learner = parts.settings, parts.learner
-  # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
-  # must see both as varying.
+  # Equal on all devices, but used with rows that differ: a custom VJP (those of
+  # `clip.packed`) must see both as varying.
   frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
   if bank is not None:
     rows = banks.Bank(bank, settings.n_classes, sharded=True)
@@ -244,7 +276,9 @@ def _device_contrast(
     if parts.renewal is not None:
       part = number * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
       n_parts, (other, n_rows) = parts.mesh.size * parts.accumulate, parts.renewal
-      ids_R = banks.renewed_classes(group.step, part, n_parts, n_rows, settings.n_classes)
+      ids_R = banks.renewed_classes(
+        group.step, part, n_parts, n_rows, settings.n_classes
+      )
       fixed = jax.lax.stop_gradient(params)
       found.append((ids_R, other.text_features(fixed, frozen, ids_R, seen.features)))
     computed = _known_rows(found, beyond=settings.n_classes + parts.mesh.size)
@@ -252,21 +286,31 @@ def _device_contrast(
 
 
 def _dealt(ids_C: Int32[Array, " C"]) -> Int32[Array, " R"]:
-  """This device's classes of a draw, dealt out in turn: each gets its share of the positives."""
+  """This device's classes of a draw, dealt out in turn: each gets its share of the
+  positives."""
   class_size = jax.lax.axis_size(CLASS)
   rows = -(-ids_C.size // class_size)
-  dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
-  return jax.lax.dynamic_index_in_dim(dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False)
+  dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(
+    rows, class_size
+  )
+  return jax.lax.dynamic_index_in_dim(
+    dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False
+  )
 
 
 def _gathered(mine: jax.Array, n_classes: int) -> jax.Array:
-  """Rows of all classes of a draw, in its order, from those that `_dealt` gave each device."""
+  """Rows of all classes of a draw, in its order, from those that `_dealt` gave each
+  device."""
   dealt = jax.lax.all_gather(mine, CLASS, axis=1)
   return dealt.reshape(-1, *mine.shape[1:])[:n_classes]
 
 
 def _contrast(
-  parts: StepParts, frozen: Frozen, seen: Seen, drawn: samplers.Negatives, mine: TextFeatures
+  parts: StepParts,
+  frozen: Frozen,
+  seen: Seen,
+  drawn: samplers.Negatives,
+  mine: TextFeatures,
 ) -> Contrast:
   """The contrast of a group's images with its draw, gathered over the class axis."""
   settings, learner = parts.settings, parts.learner
@@ -298,7 +342,9 @@ def _known_rows(
   """Joins classes to ids [X] and features [X,E]; dropped rows get the id `beyond`."""
   ids, features = [], []
   for ids_R, rows in found:
-    ids.append(ids_R if rows.available is None else jnp.where(rows.available, ids_R, beyond))
+    ids.append(
+      ids_R if rows.available is None else jnp.where(rows.available, ids_R, beyond)
+    )
     features.append(jax.lax.stop_gradient(rows.features))
   return jnp.concatenate(ids), jnp.concatenate(features)
 

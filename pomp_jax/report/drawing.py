@@ -1,4 +1,5 @@
-"""Shared elements of all plots: colours, panels, axes, error bars, labels, atomic PNG files.
+"""Shared elements of all plots: colours, panels, axes, error bars, labels, atomic PNG
+files.
 
 Figures are built without pyplot: there is no shared state, and no display is needed.
 """
@@ -13,7 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+  FixedLocator,
+  FuncFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullLocator,
+)
 import numpy as np
 
 from pomp_jax.files.atomic import replacing
@@ -31,28 +38,38 @@ DPI = 150
 TITLE, HEADING, TEXT = 11, 10, 8
 _LENGTH = 34  # of a name, in characters
 _LEGEND_COLUMN = 2.6  # inches of a name in a legend
-# Ticks on a logarithmic axis: the most, and the multiples of a power of ten, up to some decades.
+# Ticks on a logarithmic axis: the most, and the multiples of a power of ten, up to some
+# decades.
 _MOST = 8
 _MULTIPLES = {1.2: (1, 2, 3, 4, 6, 8), 2.4: (1, 2, 4), 3.6: (1, 3), math.inf: (1,)}
 
 
 def style(number: int) -> dict[str, Any]:
   """Returns colour and marker of a series; colour alone never tells series apart."""
-  return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+  return {
+    "color": COLOURS[number % len(COLOURS)],
+    "marker": MARKERS[number % len(MARKERS)],
+  }
 
 
 def panels(
   n: int, width: float, height: float, title: str = "", columns: int = COLUMNS
 ) -> tuple[Figure, list[Axes]]:
-  """Creates a figure with n axes in rows of equal length, at most `columns`; sizes in inches."""
+  """Creates a figure with n axes in rows of equal length, at most `columns`; sizes
+  in inches."""
   figure, stacks = stacked_panels(n, width, (height,), title, columns)
   return figure, [axes for [axes] in stacks]
 
 
 def stacked_panels(
-  n: int, width: float, heights: Sequence[float], title: str = "", columns: int = COLUMNS
+  n: int,
+  width: float,
+  heights: Sequence[float],
+  title: str = "",
+  columns: int = COLUMNS,
 ) -> tuple[Figure, list[list[Axes]]]:
-  """Creates a figure as `panels`, whose n panels are axes of these heights below one another."""
+  """Creates a figure as `panels`, whose n panels are axes of these heights below one
+  another."""
   rows = -(-n // columns)
   columns = -(-n // rows)
   size = (1.6 + width * columns, 0.6 + sum(heights) * rows)
@@ -70,11 +87,17 @@ def stacked_panels(
 
 
 def label_panel(
-  axes: Axes, title: str, x: str = "", y: str = "", *, grid: Literal["", "x", "y", "both"] = ""
+  axes: Axes,
+  title: str,
+  x: str = "",
+  y: str = "",
+  *,
+  grid: Literal["", "x", "y", "both"] = "",
 ) -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 
-  A title with a user's words is as `name` returns it. `grid` is the axis "x", "y" or "both".
+  A title with a user's words is as `name` returns it. `grid` is the axis "x", "y" or
+  "both".
   """
   axes.set_title(title, fontsize=HEADING)
   axes.set_xlabel(x, fontsize=TEXT)
@@ -87,7 +110,8 @@ def label_panel(
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
-  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round ones.
+  """Makes an axis logarithmic, with plain numbers at its ticks: few `values`, or round
+  ones.
 
   Round numbers fit the range when it is called, so after all is drawn.
   """
@@ -96,7 +120,9 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
   few = 0 < len(set(values)) <= _MOST
   decades = np.ptp(np.log10(axis.get_view_interval()))
   multiples = next(found for most, found in _MULTIPLES.items() if decades <= most)
-  round_numbers = LogLocator(subs=multiples, numticks=_MOST) if decades > 0.5 else MaxNLocator(5)
+  round_numbers = (
+    LogLocator(subs=multiples, numticks=_MOST) if decades > 0.5 else MaxNLocator(5)
+  )
   axis.set_major_locator(FixedLocator(sorted(set(values))) if few else round_numbers)
   # Six digits without an exponent: 0.002, 40, 21,841.
   plain = lambda value, _: f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
@@ -115,8 +141,11 @@ def end_at(axes: Axes, which: str, lowest: float, highest: float) -> None:
     artist.set_clip_on(False)
 
 
-def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
-  """Draws the series of a number with error bars; `options` are those of `Axes.errorbar`."""
+def error_bars(
+  axes: Axes, x: Any, y: Any, number: int, **options: Any
+) -> ErrorbarContainer:
+  """Draws the series of a number with error bars; `options` are those of
+  `Axes.errorbar`."""
   base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
   return axes.errorbar(x, y, **base | options)
 
@@ -135,13 +164,16 @@ def name(text: str, length: int = _LENGTH) -> str:
 
 
 def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
-  """Names for a plot, cut to a length; if different ones would become equal, all are numbered."""
+  """Names for a plot, cut to a length; if different ones would become equal, all are
+  numbered."""
   distinct = list(dict.fromkeys(texts))
   short = [shorten(text, length) for text in distinct]
   if len(set(short)) < len(distinct):
     width = len(str(len(distinct)))
     rest = max(length - width - 1, 3)
-    short = [f"{i:0{width}} {shorten(text, rest)}" for i, text in enumerate(distinct, 1)]
+    short = [
+      f"{i:0{width}} {shorten(text, rest)}" for i, text in enumerate(distinct, 1)
+    ]
   found = dict(zip(distinct, map(escape, short), strict=True))
   return [found[text] for text in texts]
 

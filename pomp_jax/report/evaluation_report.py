@@ -21,7 +21,8 @@ _TITLES = {
   "novel": "Top-1 accuracy on novel classes (%)",
   "harmonic": "Harmonic mean of base and the other classes (%)",
 }
-# Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's list.
+# Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's
+# list.
 _OTHERS = ("new", "novel")
 # Figures of one prompt on one set: heading, path in the results, factor.
 _DETAILS = (
@@ -47,7 +48,8 @@ _DIFFERENCE = (
   " McNemar's exact test."
 )
 _BOLD = (
-  "Bold: above the first prompt on the same images, by the 95% interval of the paired difference."
+  "Bold: above the first prompt on the same images,"
+  " by the 95% interval of the paired difference."
 )
 OWN = "own"  # group of a user's own sets, and of the data set in `config.data`
 _REMARKS = {  # on images that are no test images
@@ -62,11 +64,13 @@ class Group(NamedTuple):
   title: str
   sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
   mean: bool = True  # whether to average over the sets
-  readers: tuple[str, ...] = ()  # readers whose images are those of the published figures
+  # readers whose images are those of the published figures
+  readers: tuple[str, ...] = ()
 
 
 def group_of(name: str) -> Group:
-  """The table of a group of sets: a user's own, the world's, or one of the room of named sets."""
+  """The table of a group of sets: a user's own, the world's, or one of the room of
+  named sets."""
   own = {OWN: Group("own sets"), WORLD: Group("embedded world", mean=False)}
   return own.get(name) or Group(*SUITES.open().GROUPS[name])
 
@@ -93,14 +97,20 @@ AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
 def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
   """Sorts top-1 by group and kind of accuracy, and adds means; fractions.
 
-  Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their `harmonic` mean
-  where a set has both. The harmonic mean of the means is that of the mean accuracies, as in CoCoOp.
-  The mean is called "mean" if it is over all sets of the group, else e.g. "mean of 3".
+  Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their
+  `harmonic` mean where a set has both. The harmonic mean of the means is that of the
+  mean accuracies, as in CoCoOp. The mean is called "mean" if it is over all sets of the
+  group, else e.g. "mean of 3".
   """
   tables = figure_by_group(found, "top1")
   for group, kinds in tables.items():
-    base, others = kinds.get("base", {}), next((kinds[p] for p in _OTHERS if p in kinds), {})
-    harmonic = {name: _harmonic(group, base[name], others[name]) for name in base if others}
+    base, others = (
+      kinds.get("base", {}),
+      next((kinds[p] for p in _OTHERS if p in kinds), {}),
+    )
+    harmonic = {
+      name: _harmonic(group, base[name], others[name]) for name in base if others
+    }
     for rows in kinds.values():
       rows |= {label: row | _mean(group, row) for label, row in rows.items()}
     if harmonic and all(harmonic.values()):  # some set has both parts
@@ -111,10 +121,12 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
 def comparisons_by_group(
   found: Sequence[SetFigures], accuracy: AccuracyTables
 ) -> tuple[AccuracyTables, AccuracyTables]:
-  """95% intervals of all values of `accuracy_by_group`, and differences to the first prompt.
+  """95% intervals of all values of `accuracy_by_group`, and differences to the first
+  prompt.
 
-  Those of single sets are of the sets' figures, Wilson's and Agresti and Min's; those of means by
-  `bootstrap`. A difference has `top1` and `interval`; the first prompt has none.
+  Those of single sets are of the sets' figures, Wilson's and Agresti and Min's; those
+  of means by `bootstrap`. A difference has `top1` and `interval`; the first prompt has
+  none.
   """
   intervals: AccuracyTables = {}
   differences: AccuracyTables = {}
@@ -126,10 +138,14 @@ def comparisons_by_group(
       intervals[group][kind], differences[group][kind] = {}, {}
       for label, row in rows.items():
         compared = {
-          column: _compared([_figures_behind(found, group, part, label, column) for part in parts])
+          column: _compared(
+            [_figures_behind(found, group, part, label, column) for part in parts]
+          )
           for column in row
         }
-        intervals[group][kind][label] = {c: one["interval"] for c, one in compared.items()}
+        intervals[group][kind][label] = {
+          c: one["interval"] for c, one in compared.items()
+        }
         differences[group][kind][label] = {
           c: one["difference"] for c, one in compared.items() if "difference" in one
         }
@@ -139,7 +155,8 @@ def comparisons_by_group(
 def _figures_behind(
   found: Sequence[SetFigures], group: str, kind: str, label: str, column: str
 ) -> list[Mapping[str, Any]]:
-  """Figures of a prompt on the set of a column; on all sets of its table where it is a mean."""
+  """Figures of a prompt on the set of a column; on all sets of its table where it is
+  a mean."""
   sets = {
     one.column: one.prompts[label]
     for one in found
@@ -168,8 +185,11 @@ def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
   return tables
 
 
-def counts_by_group(found: Sequence[SetFigures], figure: str) -> dict[str, dict[str, Any]]:
-  """Counts the "images" or "classes" behind each accuracy; those of both parts of a harmonic."""
+def counts_by_group(
+  found: Sequence[SetFigures], figure: str
+) -> dict[str, dict[str, Any]]:
+  """Counts the "images" or "classes" behind each accuracy; those of both parts of a
+  harmonic."""
   tables = {}
   for group, kinds in figure_by_group(found, figure).items():
     counts = {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
@@ -183,7 +203,11 @@ def _harmonic(
   group: str, base: Mapping[str, float], other: Mapping[str, float]
 ) -> dict[str, float]:
   # float: the mean of 0 and another number is the int 0.
-  row = {c: float(harmonic_mean((value, other[c]))) for c, value in base.items() if c in other}
+  row = {
+    c: float(harmonic_mean((value, other[c])))
+    for c, value in base.items()
+    if c in other
+  }
   if base.keys() == other.keys():  # else the means are over different sets
     new = _mean(group, other)
     means = _mean(group, base).items()
@@ -192,7 +216,8 @@ def _harmonic(
 
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
-  """Returns the mean over a row's sets by its name; nothing for one set or a group without mean."""
+  """Returns the mean over a row's sets by its name; nothing for one set or a group
+  without mean."""
   if not group_of(group).mean or len(row) < 2:
     return {}
   name = "mean" if row.keys() == set(group_of(group).sets) else f"mean of {len(row)}"
@@ -204,8 +229,11 @@ def title_of(group: str, kind: str) -> str:
   return f"{_TITLES[kind]}: {group_of(group).title}"
 
 
-def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of an evaluation: a table and a plot for each group of sets, and every figure."""
+def evaluation_report(
+  results: Mapping[str, Any], _: Mapping[str, Any]
+) -> report.Report:
+  """Report of an evaluation: a table and a plot for each group of sets, and every
+  figure."""
   labels, sets = report.short_labels(results["prompts"]), results["sets"]
   summaries = {name: of["by_class"] for name, of in sets.items() if of.get("by_class")}
   sections = [
@@ -238,7 +266,8 @@ def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> repor
 
 
 def _missing(results: Mapping[str, Any]) -> list[report.Section]:
-  """Names the sets that are missing, and counts the classes that have no image in a set."""
+  """Names the sets that are missing, and counts the classes that have no image in a
+  set."""
   missing = results["missing"]
   lines = [f"{len(missing)} sets are missing: {', '.join(missing)}"] if missing else []
   lines += [
@@ -255,17 +284,22 @@ def _missing(results: Mapping[str, Any]) -> list[report.Section]:
 def _accuracy(
   results: Mapping[str, Any], group: str, kind: str, labels: Mapping[str, str]
 ) -> report.Section:
-  """Accuracies of a group of sets, ours first, then published ones, and the numbers of images."""
+  """Accuracies of a group of sets, ours first, then published ones, and the numbers
+  of images."""
   accuracy = results["accuracy"][group][kind]
   columns = list(next(iter(accuracy.values())))
   methods = results["published"].get(group, {}).get(kind, {})
   sources = list(dict.fromkeys(method["source"] for method in methods.values()))
   intervals, differences = (
-    results.get(name, {}).get(group, {}).get(kind, {}) for name in ("intervals", "differences")
+    results.get(name, {}).get(group, {}).get(kind, {})
+    for name in ("intervals", "differences")
   )
   splits = results["splits"].get(group, {})
   ours = [
-    [labels[label], *(report.percent(row[c], intervals.get(label, {}).get(c)) for c in columns)]
+    [
+      labels[label],
+      *(report.percent(row[c], intervals.get(label, {}).get(c)) for c in columns),
+    ]
     for label, row in accuracy.items()
   ]
   bold = [
@@ -292,7 +326,9 @@ def _accuracy(
   )
   notes = [f"[{i}] {source}" for i, source in enumerate(sources, 1)]
   picture = f"accuracy_{group}_{kind}.png"
-  return report.Section(title_of(group, kind), " ".join(text), table, picture, notes, brief=True)
+  return report.Section(
+    title_of(group, kind), " ".join(text), table, picture, notes, brief=True
+  )
 
 
 def _marked(name: str, split: str) -> str:
@@ -312,7 +348,9 @@ def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> report.Secti
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
       shown.append(f"{_marked(name, of_set['split'])}: {labels[label]}")
-      found.append([report.cell(_at(figures, path, factor)) for _, path, factor in _DETAILS])
+      found.append(
+        [report.cell(_at(figures, path, factor)) for _, path, factor in _DETAILS]
+      )
   columns = zip(_DETAILS, zip(*found, strict=True), strict=True)
   used = {detail: column for detail, column in columns if set(column) != {"-"}}
   on_tree = any(path[0] in ("errors", "hierarchy") for _, path, _ in used)
@@ -321,10 +359,14 @@ def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> report.Secti
   text = [_DIFFERENCE] if "difference" in heads else []
   text += remarks(of_set["split"] for of_set in sets.values())
   table = report.Table(heads, list(zip(shown, *used.values(), strict=True)))
-  return report.Section(f"Every figure ({units})", " ".join(text), table, folded=True, brief=True)
+  return report.Section(
+    f"Every figure ({units})", " ".join(text), table, folded=True, brief=True
+  )
 
 
-def _at(figures: Any, path: Sequence[str | int], factor: float | int) -> float | int | None:
+def _at(
+  figures: Any, path: Sequence[str | int], factor: float | int
+) -> float | int | None:
   """A figure at a path, times a factor; None if it is missing."""
   try:
     return factor * functools.reduce(operator.getitem, path, figures)

@@ -1,6 +1,8 @@
-"""Short labels of prompts and methods, and names cut to a length: distinct wherever these are.
+"""Short labels of prompts and methods, and names cut to a length: distinct wherever
+these are.
 
-A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text with one {}.
+A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub, a text
+with one {}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +40,17 @@ _METHOD_NAMES = {  # as their papers write them
 def prompt_labels(names: Sequence[str]) -> list[str]:
   """Returns a short label for each prompt, distinct if the names are.
 
-  A path is called "learned (..)", "class features (..)" or "descriptions (..)", after its last
-  folders, as many as tell it from the other paths; parts that all paths end with are left out, and
-  `prompt.npz` always. Ids on the hub are learned too. Texts and mixtures stay. `@STEP` of a
-  checkpoint may follow.
+  A path is called "learned (..)", "class features (..)" or "descriptions (..)", after
+  its last folders, as many as tell it from the other paths; parts that all paths end
+  with are left out, and `prompt.npz` always. Ids on the hub are learned too. Texts and
+  mixtures stay. `@STEP` of a checkpoint may follow.
   """
-  is_text = lambda name: "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
-  paths = [name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)]
+  is_text = lambda name: (
+    "{}" in name or " + " in name or name.partition(":")[0] in _WORDS
+  )
+  paths = [
+    name for name in dict.fromkeys(names) if not is_text(name) and not is_hub(name)
+  ]
   parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
   labels = []
   for name in names:
@@ -58,12 +64,14 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
 
 
 def run_labels(
-  names: Sequence[str], folder: str, results: Mapping[str, Any] = types.MappingProxyType({})
+  names: Sequence[str],
+  folder: str,
+  results: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> list[str]:
   """Labels of the prompts of a training's results, by the name of the run's folder.
 
-  What the run has learned has the name that `prompt_labels` gives to its file in other reports.
-  Where the run compared with words, `results` says what each prompt is.
+  What the run has learned has the name that `prompt_labels` gives to its file in other
+  reports. Where the run compared with words, `results` says what each prompt is.
   """
   stated = results.get("words", {}).get("labels", {})
   labels = []
@@ -80,7 +88,8 @@ def run_labels(
 def method_label(name: str) -> str:
   """The name of a method, of a run that is called after one, or of a prompt in results.
 
-  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4"; other names get spaces for underscores.
+  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4"; other names get spaces for
+  underscores.
   """
   found = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
   known = max(found, key=len, default="")
@@ -103,7 +112,8 @@ def with_counts(name: str, images: int | None, classes: int | None) -> str:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-  """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
+  """Folders and file of a path, without `prompt.npz`, which every run's folder
+  holds."""
   clean = path if is_bucket(path) else os.path.normpath(path)
   parts = tuple(part for part in clean.split("/") if part) or (path,)
   return parts[:-1] if len(parts) > 1 and parts[-1] == DEFAULT_FILE else parts
@@ -122,8 +132,11 @@ def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def shorten(name: str, length: int) -> str:
-  """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis, at least 3."""
+  """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis,
+  at least 3."""
   if len(name) <= length:
     return name
   head = length // 2
-  return f"{name[:head].rstrip()}\u2026{name[len(name) - (length - 1 - head) :].lstrip()}"
+  return (
+    f"{name[:head].rstrip()}\u2026{name[len(name) - (length - 1 - head) :].lstrip()}"
+  )

@@ -23,10 +23,12 @@ def training_curves(
   loss_unit: str = "cross-entropy (nats)",
   classes: str = "sampled classes",
 ) -> None:
-  """Plots loss and accuracy against the step: logged values thin under their moving average.
+  """Plots loss and accuracy against the step: logged values thin under their moving
+  average.
 
-  `series` may hold `loss`, `accuracy` (over `classes`) and `validation_top1` (over all), fractions.
-  Both accuracies have a panel of their own: they are over different numbers of classes.
+  `series` may hold `loss`, `accuracy` (over `classes`) and `validation_top1` (over
+  all), fractions. Both accuracies have a panel of their own: they are over different
+  numbers of classes.
   """
   panels = [
     ("loss", "Loss", loss_unit, 1.0),
@@ -51,15 +53,18 @@ def training_curves(
 
 
 def _smoothed_curve(axes: Axes, steps: Sequence[int], values: np.ndarray) -> None:
-  """Draws values; from 50 on thin, under their moving average, with a legend of the two."""
+  """Draws values; from 50 on thin, under their moving average, with a legend of the
+  two."""
   n = len(values)
   window = n // 25
   if window < 2:
     axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8)
     return
-  axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.45, label="as logged")
-  # As many values behind as before, so that the average starts where the values do, also where
-  # they fall; at the end those that there are.
+  axes.plot(
+    steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.45, label="as logged"
+  )
+  # As many values behind as before, so that the average starts where the values do,
+  # also where they fall; at the end those that there are.
   place = np.arange(n)
   before = np.minimum(place, window)
   behind = np.minimum(before, n - 1 - place)
@@ -72,20 +77,29 @@ def _smoothed_curve(axes: Axes, steps: Sequence[int], values: np.ndarray) -> Non
 
 def accuracy_panels(
   path: str | os.PathLike,
-  accuracy: Mapping[str, Mapping[str, float]],  # prompt -> column (set, split, mean) -> fraction
+  # prompt -> column (set, split, mean) -> fraction
+  accuracy: Mapping[str, Mapping[str, float]],
   labels: Sequence[str],  # of the prompts
   title: str,
-  images: Mapping[str, int],  # column -> number of images; absent for a mean, as the next two
+  # column -> number of images; absent for a mean, as the next two
+  images: Mapping[str, int],
   classes: Mapping[str, int],  # column -> number of classes
-  intervals: Mapping[str, Mapping[str, Sequence[float]]],  # prompt -> column -> ends, fractions
-  published: Mapping[str, Mapping[str, float]],  # method -> column -> percent, where it has one
+  # prompt -> column -> ends, fractions
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
+  # method -> column -> percent, where it has one
+  published: Mapping[str, Mapping[str, float]],
 ) -> None:
-  """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey."""
+  """Plots accuracies as horizontal bars with 95% intervals, and published ones below
+  in grey."""
   columns = list(dict.fromkeys(column for row in accuracy.values() for column in row))
   own = drawing.names(labels)
-  figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
+  figure, axes_of = drawing.panels(
+    len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title
+  )
   for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
-    others = {name: figures[column] for name, figures in published.items() if column in figures}
+    others = {
+      name: figures[column] for name, figures in published.items() if column in figures
+    }
     ours = np.array([100 * row.get(column, np.nan) for row in accuracy.values()])
     values = np.append(ours, list(others.values()))
     ends = [
@@ -94,7 +108,9 @@ def accuracy_panels(
     ]
     errors_2xV = np.zeros((2, len(values)))
     errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
-    colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
+    colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(
+      others
+    )
     bars = axes.barh(
       *(range(len(values)), values, 0.8), color=colours,
       xerr=errors_2xV if errors_2xV.any() else None,
@@ -105,14 +121,17 @@ def accuracy_panels(
     # Figures beside the longest bars may stand beyond 100%, where the axis ends.
     widest = min(max(1.22 * np.nanmax(values + errors_2xV[1]), 1.0), 100.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
-    # Prompts are the same in every panel and named once a row; published methods differ.
+    # Prompts are the same in every panel and named once a row; published methods
+    # differ.
     names = own if place % drawing.COLUMNS == 0 else []
     axes.set_yticks(range(len(names)), names)
     for y, name in enumerate(drawing.names(list(others)), len(accuracy)):
       font: dict[str, Any] = {"fontsize": 6.5, "path_effects": drawing.outline()}
       axes.text(0.02 * widest, y, name, va="center", **font)
     name = drawing.name(column, _COLUMN)
-    drawing.label_panel(axes, with_counts(name, images.get(column), classes.get(column)))
+    drawing.label_panel(
+      axes, with_counts(name, images.get(column), classes.get(column))
+    )
   drawing.save(path, figure)
 
 
@@ -121,13 +140,15 @@ def calibration_panels(
 ) -> None:
   """Plots accuracy against confidence over the number of images at each confidence.
 
-  Below the diagonal a prompt is overconfident. A point has 20 images at least: neighbouring bins
-  with fewer are one point; below, every bin has its count.
+  Below the diagonal a prompt is overconfident. A point has 20 images at least:
+  neighbouring bins with fewer are one point; below, every bin has its count.
   """
   names = list(next(iter(sets.values())))
   title = f"Calibration; in the corner: ECE (%)\na point: {_FEWEST} images or more"
   figure, stacks = drawing.stacked_panels(len(sets), 3.0, (3.2, 1.1), title)
-  for place, ((axes, counts), (name, prompts)) in enumerate(zip(stacks, sets.items(), strict=True)):
+  for place, ((axes, counts), (name, prompts)) in enumerate(
+    zip(stacks, sets.items(), strict=True)
+  ):
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for i, figures in enumerate(prompts.values()):
       x, y, _ = merged_bins(figures["reliability"])
@@ -141,7 +162,9 @@ def calibration_panels(
     counts.set_ylim(bottom=0.7)  # one image is seen
     drawing.log_axis(counts, "y")
     one = next(iter(prompts.values()))
-    heading = with_counts(drawing.name(name, _COLUMN), one.get("images"), one.get("classes"))
+    heading = with_counts(
+      drawing.name(name, _COLUMN), one.get("images"), one.get("classes")
+    )
     y_labels = ("", "") if place % drawing.COLUMNS else ("accuracy", "images")
     drawing.label_panel(axes, heading, "", y_labels[0])
     drawing.label_panel(counts, "", "confidence", y_labels[1])
@@ -155,8 +178,9 @@ def merged_bins(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Confidence, accuracy and number of images of the points of a reliability diagram.
 
-  Neighbouring bins of `Tally.figures`'s `reliability` are joined, from the lowest confidence on,
-  until they have the fewest images; a rest that has fewer joins the point before it.
+  Neighbouring bins of `Tally.figures`'s `reliability` are joined, from the lowest
+  confidence on, until they have the fewest images; a rest that has fewer joins the
+  point before it.
   """
   images, confidence, accuracy = (
     np.asarray(bins[key], float) for key in ("images", "confidence", "accuracy")

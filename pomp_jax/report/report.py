@@ -1,7 +1,8 @@
 """The one model of a report, and how it is written: Markdown, self-contained HTML; CSV.
 
-Each job builds its sections of text, tables and pictures once, and the page in the browser shows
-them too. All cells are text here already, so that every writer has the same figures.
+Each job builds its sections of text, tables and pictures once, and the page in the
+browser shows them too. All cells are text here already, so that every writer has the
+same figures.
 """
 
 import base64
@@ -22,7 +23,9 @@ _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 # Legends of tables of accuracies with intervals: of single sets, and of means too.
 INTERVAL = "In brackets: 95% interval (Wilson) over the images."
-INTERVAL_OF_MEANS = "In brackets: 95% interval over the images (Wilson; of a mean by bootstrap)."
+INTERVAL_OF_MEANS = (
+  "In brackets: 95% interval over the images (Wilson; of a mean by bootstrap)."
+)
 _INTERVAL_CELL = re.compile(r"(?<=\d) \([-+]?[\d.]+ to [-+]?[\d.]+\)$")
 
 
@@ -31,8 +34,10 @@ class Table(NamedTuple):
 
   columns: Sequence[str]  # headings; empty for facts, whose rows are a name and a value
   rows: Sequence[Sequence[str]]
-  marks: Sequence[str] = ()  # of each row "best", "failed", a word for a part of the table, or ""
-  # Row and column of each cell that is shown to be better than a reference, by an interval.
+  # of each row "best", "failed", a word for a part of the table, or ""
+  marks: Sequence[str] = ()
+  # Row and column of each cell that is shown to be better than a reference, by an
+  # interval.
   bold: Collection[tuple[int, int]] = ()
 
 
@@ -60,12 +65,15 @@ class Report(NamedTuple):
 
 def facts(values: Mapping[str, Any]) -> Table:
   """A table of names and values, without those that are None or empty."""
-  rows = [(name, str(value)) for name, value in values.items() if value not in (None, "")]
+  rows = [
+    (name, str(value)) for name, value in values.items() if value not in (None, "")
+  ]
   return Table((), rows)
 
 
 def with_pictures(report: Report, files: Collection[str]) -> Report:
-  """The report with the pictures that exist; sections of other pictures alone are dropped."""
+  """The report with the pictures that exist; sections of other pictures alone are
+  dropped."""
   kept = [one for one in report.sections if one.table or one.picture in {"", *files}]
   sections = [one if one.picture in files else one._replace(picture="") for one in kept]
   return report._replace(sections=sections)
@@ -79,15 +87,19 @@ def cell(value: float | int | None, digits: int = 1) -> str:
 
 
 def percent(value: float | None, ends: Sequence[float] | None = None) -> str:
-  """Formats a fraction as a percentage, with the ends of its interval where there is one."""
+  """Formats a fraction as a percentage, with the ends of its interval where there is
+  one."""
   if value is None:
     return cell(None)
   text = f"{100 * value:.1f}"
-  return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+  return (
+    text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+  )
 
 
 def without_intervals(section: Section) -> Section:
-  """The section without the intervals that `percent` puts into cells, and without their legend."""
+  """The section without the intervals that `percent` puts into cells, and without
+  their legend."""
   if section.table is None:
     return section
   rows = [[_INTERVAL_CELL.sub("", text) for text in row] for row in section.table.rows]
@@ -98,7 +110,8 @@ def without_intervals(section: Section) -> Section:
 
 
 def is_words(table: Table, column: int) -> bool:
-  """Whether a column holds words rather than figures; a table without headings holds words."""
+  """Whether a column holds words rather than figures; a table without headings holds
+  words."""
   # A column of figures has few other cells, such as dashes.
   cells_of_column = [row[column] for row in table.rows]
   n_figures = sum(bool(re.match(r"[-+]?\d", text)) for text in cells_of_column)
@@ -111,7 +124,9 @@ def short_labels(prompts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   return dict(zip(names, prompt_labels(names), strict=True))
 
 
-def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
+def prompts_section(
+  prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
+) -> Section:
   """Says which prompt each short label stands for, and the step of checkpoints."""
   rows = [[labels[one["label"]], one["label"]] for one in prompts]
   columns = ["called here", "prompt"]
@@ -142,7 +157,10 @@ def markdown(report: Report) -> str:
 def cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
   """The cells of a table, escaped; `bold` formats the bold ones."""
   return [
-    [bold.format(escaped(x)) if (r, c) in table.bold else escaped(x) for c, x in enumerate(row)]
+    [
+      bold.format(escaped(x)) if (r, c) in table.bold else escaped(x)
+      for c, x in enumerate(row)
+    ]
     for r, row in enumerate(table.rows)
   ]
 
@@ -160,14 +178,20 @@ def _markdown_table(table: Table) -> str:
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def html(report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]) -> str:
-  """Formats a report as a page with its pictures inside; its only links are to files beside it.
+def html(
+  report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]
+) -> str:
+  """Formats a report as a page with its pictures inside; its only links are to files
+  beside it.
 
-  `lines` are paragraphs below the title. `read_picture` reads a PNG file of the run's `plots`.
+  `lines` are paragraphs below the title. `read_picture` reads a PNG file of the run's
+  `plots`.
   """
   title = escape(report.title)
   paragraphs = [f"<p>{escape(text)}</p>\n" for text in lines if text]
-  source_of = lambda name: f"data:image/png;base64,{base64.b64encode(read_picture(name)).decode()}"
+  source_of = lambda name: (
+    f"data:image/png;base64,{base64.b64encode(read_picture(name)).decode()}"
+  )
   sections = [html_section(section, source_of) for section in report.sections]
   return f"""<!doctype html>
 <html lang="en">
@@ -209,7 +233,9 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 
 def _html_table(table: Table) -> str:
   n_columns = len(table.columns) or max(map(len, table.rows), default=0)
-  kinds = ["words" if is_words(table, column) else "figure" for column in range(n_columns)]
+  kinds = [
+    "words" if is_words(table, column) else "figure" for column in range(n_columns)
+  ]
   # A heading of one long word breaks behind its underscores.
   head = "".join(
     f'<th class="{kind}">{escape(text).replace("_", "_<wbr>")}</th>'
@@ -219,15 +245,22 @@ def _html_table(table: Table) -> str:
   marks = table.marks or [""] * len(table.rows)
   shown = cells(table, escape, "<strong>{}</strong>")
   for row, texts, mark in zip(table.rows, shown, marks, strict=True):
-    # Sentences wrap, words stand on the left, and figures below one another on the right.
-    of_row = ["text" if len(x) > 36 else kind for x, kind in zip(row, kinds, strict=True)]
-    tags = [f'<td class="{kind}">{x}</td>' for kind, x in zip(of_row, texts, strict=True)]
+    # Sentences wrap, words stand on the left, and figures below one another on the
+    # right.
+    of_row = [
+      "text" if len(x) > 36 else kind for x, kind in zip(row, kinds, strict=True)
+    ]
+    tags = [
+      f'<td class="{kind}">{x}</td>' for kind, x in zip(of_row, texts, strict=True)
+    ]
     lines.append(f'<tr class="{mark}">{"".join(tags)}</tr>')
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(
+  path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
   """Writes a CSV file atomically; None becomes an empty field."""
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows([columns, *rows])

@@ -1,4 +1,5 @@
-"""The report of a run: what all runs add to it, its files; reports of trainings and predictions."""
+"""The report of a run: what all runs add to it, its files; reports of trainings and
+predictions."""
 
 from collections.abc import Mapping
 import json
@@ -40,30 +41,40 @@ _FILES = {  # that a report links to, with what they hold
 }
 
 
-def finish_run(folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-  """Writes a run's report and, last, its results: a folder with results is a finished run.
+def finish_run(
+  folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any]
+) -> None:
+  """Writes a run's report and, last, its results: a folder with results is a finished
+  run.
 
-  The plots are in the folder already. `config` is that of config.json; `results` are without their
-  provenance, which gets the name of the folder.
+  The plots are in the folder already. `config` is that of config.json; `results` are
+  without their provenance, which gets the name of the folder.
   """
   stored = with_provenance(results)
   stored["provenance"]["folder"] = folder.path.name
   found = load(JOBS[results["job"]].report)(stored, flatten(config))
   drawn = {section.picture for section in found.sections} - {""}
-  found = report.with_pictures(found, {name for name in drawn if exists(folder.plots / name)})
+  found = report.with_pictures(
+    found, {name for name in drawn if exists(folder.plots / name)}
+  )
   with writing(folder.path):
     write_file(folder.path / "results.md", report.markdown(found))
     if LATEX:
       write_file(folder.path / "results.tex", LATEX.open()(found))
-    page = _page(folder, config, found, stored["provenance"])  # links to the files above
+    # links to the files above
+    page = _page(folder, config, found, stored["provenance"])
     write_file(folder.path / "report.html", page)
   folder.write_results(stored)
 
 
 def _page(
-  folder: RunFolder, config: Mapping[str, Any], found: report.Report, origin: Mapping[str, Any]
+  folder: RunFolder,
+  config: Mapping[str, Any],
+  found: report.Report,
+  origin: Mapping[str, Any],
 ) -> str:
-  """The report as HTML, with what every run says: origin, command, config, files, versions."""
+  """The report as HTML, with what every run says: origin, command, config, files,
+  versions."""
   devices, commit = origin.get("devices"), origin.get("commit") or ""
   versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
   release = f"pomp_jax {versions['pomp_jax']}" if "pomp_jax" in versions else ""
@@ -81,11 +92,15 @@ def _page(
     if value != unchanged[field]
   ]
   # results.json is written after the report, so that a folder with results is complete.
-  files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]
+  files = [
+    name for name in _FILES if name == "results.json" or exists(folder.path / name)
+  ]
   sections = [
     *found.sections,
     report.Section("Run", table=report.facts(run)),
-    *([report.Section("Command", code=origin["command"])] if "command" in origin else []),
+    *(
+      [report.Section("Command", code=origin["command"])] if "command" in origin else []
+    ),
     report.Section(
       "Fields of the config that differ from their defaults",
       "" if changed else "None.",
@@ -101,7 +116,8 @@ def _page(
 
 
 def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
-  """Report of a training: its accuracy beside hand-written prompts, its course, its predictions."""
+  """Report of a training: its accuracy beside hand-written prompts, its course, its
+  predictions."""
   method, splits = method_label(results["method"]), results["eval"]
   images, classes = results["eval_images"], results["eval_classes"]
   columns = [with_counts(name, images[name], classes[name]) for name in splits]
@@ -110,7 +126,9 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     found = [scores.get(name, {}) for scores in splits.values()]
     shown = [report.percent(one.get("top1"), one.get("top1_interval")) for one in found]
     rows.append([label, *shown])
-  remark = remarks("train" if name.split("/")[0] == "train" else "test" for name in splits)
+  remark = remarks(
+    "train" if name.split("/")[0] == "train" else "test" for name in splits
+  )
   marks = ["best"] + [""] * (len(rows) - 1)  # the learned prompt
   skipped = results.get("unreadable", {}).items()
   unreadable = [(split, file) for split, files in skipped for file in files]
@@ -123,7 +141,9 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     "steps": results.get("steps"),
     "training (s)": results["seconds"],
     "images a second": results.get("images_per_second"),
-    "share of the wall clock in steps (%)": report.percent(results.get("productive_share")),
+    "share of the wall clock in steps (%)": report.percent(
+      results.get("productive_share")
+    ),
     "evaluation (s)": results["eval_seconds"],
     "roll-backs": results.get("roll_backs"),
     "unreadable images": results.get("unreadable_images"),
@@ -132,12 +152,16 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
   }
   table = report.Table(("prompt", *columns), rows, marks)
   sections = [
-    report.Section("Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table, brief=True),
+    report.Section(
+      "Top-1 accuracy (%)", " ".join((report.INTERVAL, *remark)), table, brief=True
+    ),
     *_differences(results, labels),
     report.Section("Accuracy", picture="accuracy.png"),
     report.Section("Course of the training", picture="training.png"),
     report.Section("Training", table=report.facts(training)),
-    report.Section("Test images and the most probable classes", picture="predictions.png"),
+    report.Section(
+      "Test images and the most probable classes", picture="predictions.png"
+    ),
     report.Section("Misclassified test images", picture="mistakes.png"),
     *(BY_CLASS.open().sections(summaries, labels) if BY_CLASS else ()),
   ]
@@ -157,22 +181,34 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
 
 
 def _labels(results: Mapping[str, Any]) -> dict[str, str]:
-  """Label of each prompt of a training's results, the learned one by the name of the folder."""
-  names = list(dict.fromkeys(name for scores in results["eval"].values() for name in scores))
+  """Label of each prompt of a training's results, the learned one by the name of the
+  folder."""
+  names = list(
+    dict.fromkeys(name for scores in results["eval"].values() for name in scores)
+  )
   folder = results.get("provenance", {}).get("folder", "")
   return dict(zip(names, run_labels(names, folder, results), strict=True))
 
 
-def _differences(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[report.Section]:
-  """Differences of each prompt from the run's reference, where the job has computed them."""
+def _differences(
+  results: Mapping[str, Any], labels: Mapping[str, str]
+) -> list[report.Section]:
+  """Differences of each prompt from the run's reference, where the job has computed
+  them."""
   rows = []
   for name, scores in results["eval"].items():
     for label, one in scores.items():
       if found := one.get("difference"):
-        points, low, high = (100 * value for value in (found["top1"], *found["interval"]))
+        points, low, high = (
+          100 * value for value in (found["top1"], *found["interval"])
+        )
         shown = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
         rows.append([name, labels[label], shown, f"{found['p_value']:.2g}"])
-  text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
+  text = (
+    "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
+  )
   table = report.Table(("split", "prompt", "difference", "p"), rows)
-  title = f"Difference to {labels[results.get('reference', 'hand_written')]}" if rows else ""
+  title = (
+    f"Difference to {labels[results.get('reference', 'hand_written')]}" if rows else ""
+  )
   return [report.Section(title, text, table, brief=True)] if rows else []

@@ -1,4 +1,5 @@
-"""What a training reads: views of images, or their features, and which process reads which.
+"""What a training reads: views of images, or their features, and which process reads
+which.
 
 Views that are rendered or decoded, and stored features, have the same order.
 
@@ -30,16 +31,21 @@ from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
 VIEWS = 256
-# Images whose stored features are read together: of all, quickly, and of one, hardly more slowly.
+# Images whose stored features are read together: of all, quickly, and of one, hardly
+# more slowly.
 _TOGETHER = 8
 
 
 def augmentation(data: Data) -> Augmentation:
   """Augmentation of the training images."""
-  return Augmentation(data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area)
+  return Augmentation(
+    data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area
+  )
 
 
-def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Features:
+def open_features(
+  data: Data, source: Source, encoder: Encoder, folder: RunFolder
+) -> Features:
   """Opens the stored features of the training images, whether they are there or not."""
   shown = augmentation(data)
   # Without augmentation there are no seed and no crops.
@@ -53,14 +59,21 @@ def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolde
     "crop_area": data.crop_area if drawn else None,
     "resizer": RESIZER if drawn else None,
   }
-  shape = len(source), shown.n_epochs * shown.n_views, encoder.clip.config.projection_dim
+  shape = (
+    len(source),
+    shown.n_epochs * shown.n_views,
+    encoder.clip.config.projection_dim,
+  )
   key = fingerprint([repr(sorted(made_from.items()))])[:32]
   path = join(data.feature_store or folder.features, "training", key)
   return Features(path, shape, made_from, together=(_TOGETHER, shown.n_views))
 
 
-def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Fetch:
-  """Returns the function with which `Loader` reads the training images, or their stored features.
+def open_fetch(
+  data: Data, source: Source, encoder: Encoder, folder: RunFolder
+) -> Fetch:
+  """Returns the function with which `Loader` reads the training images, or their stored
+  features.
 
   `train.fill_features` completes them before the function is called.
   """
@@ -74,7 +87,8 @@ def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) 
 
 
 def bytes_of_view(fetch: Fetch) -> int:
-  """Bytes of a view: the function's `view_bytes`, or those of `open_fetch`; 0 for features."""
+  """Bytes of a view: the function's `view_bytes`, or those of `open_fetch`; 0 for
+  features."""
   pixels = 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
   return getattr(fetch, "view_bytes", pixels)
 
@@ -88,7 +102,11 @@ def read_ahead(
   """
   decodes = part_bytes > 0
   readers = choose_readers(
-    data.threads, data.workers, decodes=decodes, n_batches=n_parts, batch_bytes=part_bytes
+    data.threads,
+    data.workers,
+    decodes=decodes,
+    n_batches=n_parts,
+    batch_bytes=part_bytes,
   )
   return map_ahead(read, range(n_parts), readers)
 
@@ -111,8 +129,8 @@ def own_shard(mesh: Mesh) -> tuple[int, int]:
 def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
   """Shard (index, count) of a batch that the devices of each process take.
 
-  Processes whose devices split the classes of the same images take the same shard. Empty if
-  processes share only some of their rows, or have different numbers of rows.
+  Processes whose devices split the classes of the same images take the same shard.
+  Empty if processes share only some of their rows, or have different numbers of rows.
   """
   rows = collections.defaultdict(set)
   for (row, _), device in np.ndenumerate(mesh.devices):
@@ -129,6 +147,9 @@ def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict]:
   """Sends each batch to the mesh, while the previous step is computed."""
-  send = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, P(DATA)))
-  # Steps are started without waiting for them, so the copy runs beside the previous step.
+  send = functools.partial(
+    jax.make_array_from_process_local_data, NamedSharding(mesh, P(DATA))
+  )
+  # Steps are started without waiting for them, so the copy runs beside the previous
+  # step.
   return (jax.tree.map(send, batch) for batch in batches)

@@ -1,7 +1,8 @@
 """Computes the features of the training images once, for `data.features="stored"`.
 
-Each process computes its own blocks; a restart resumes with the block that was interrupted. Memory
-holds the block that is being computed and the pixels of a few parts of it.
+Each process computes its own blocks; a restart resumes with the block that was
+interrupted. Memory holds the block that is being computed and the pixels of a few parts
+of it.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ _NO_END = 7 * 86_400.0  # s
 def fill_features(
   data: Data, clip: Clip, folder: RunFolder, source: Source, encoder: Encoder
 ) -> None:
-  """Computes what the stored features lack, if `data` has any; all processes call it together.
+  """Computes what the stored features lack, if `data` has any; all processes call it
+  together.
 
   CorruptDataError if too many images can't be read, over all processes and starts;
   DamagedFeaturesError or RunFolderWriteError for a file.
@@ -61,7 +63,9 @@ def fill_features(
   seconds = time.monotonic() - start
   # One process reads all that any start has met.
   unreadable = features.complete() if hosts.is_first() else None
-  unreadable = hosts.from_first(unreadable, "the images that can't be read", seconds=_NO_END)
+  unreadable = hosts.from_first(
+    unreadable, "the images that can't be read", seconds=_NO_END
+  )
   SkippedImages(source, data.max_corrupt).note(unreadable)
   n_computed = features.shape[1] * sum(map(features.size, missing))
   if n_computed and hosts.is_first():
@@ -72,14 +76,16 @@ def fill_features(
 
 
 def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
-  """FeatureStoreError unless features are `made_from` the same as at the run's first start."""
+  """FeatureStoreError unless features are `made_from` the same as at the run's first
+  start."""
   path = folder.path / "training_images.json"
   if not path.exists():
     write_json(path, made_from)
     return
   stored = read_json(path)
   for field, needed in made_from.items():
-    if stored.get(field, needed) != needed:  # a run of another version may lack the field
+    # a run of another version may lack the field
+    if stored.get(field, needed) != needed:
       changed = "the CLIP or its preparation changed"
       if field == "images":
         changed = "features of a file changed, or images were added, removed or renamed"
@@ -92,7 +98,8 @@ def check_same_images(folder: RunFolder, made_from: Mapping[str, Any]) -> None:
 def _fill(
   data: Data, features: Features, mine: list[int], source: Source, encoder: Encoder
 ) -> None:
-  """Computes and writes blocks, one after the other, from parts of the views of their images."""
+  """Computes and writes blocks, one after the other, from parts of the views of
+  their images."""
   shown, size = batches.augmentation(data), encoder.clip.image_size
   at_a_time = max(1, batches.VIEWS // shown.n_views)
   parts = [
@@ -105,10 +112,20 @@ def _fill(
   def read(number: int):
     _, epoch, indices = parts[number]
     epochs = np.full(len(indices), epoch)
-    return *parts[number], shown.versions(epochs), *views(source, indices, epochs, shown, size)
+    return (
+      *parts[number],
+      shown.versions(epochs),
+      *views(source, indices, epochs, shown, size),
+    )
 
-  n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
-  decoded = batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())
+  n_bytes = (
+    3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
+  )
+  decoded = (
+    batches.read_ahead(data, len(parts), read, part_bytes=n_bytes)
+    if parts
+    else iter(())
+  )
   decoded = steps_of(decoded, "features of training images", "parts", len(parts))
   skipped = SkippedImages(source, data.max_corrupt)
   for block, of_block in itertools.groupby(decoded, key=lambda part: part[0]):
@@ -121,8 +138,11 @@ def _fill(
       found_bxRxE[rows[:, None] - first, versions] = found
     damaged = (np.flatnonzero(np.isnan(found_bxRxE[:, 0, 0])) + first).tolist()
     for index in damaged:
-      log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
-    # As soon as this process knows; the others' and earlier starts' are added at the end.
+      log.warning(
+        "%s: can't be read; another image stands in for it", name_of(source, index)
+      )
+    # As soon as this process knows; the others' and earlier starts' are added at the
+    # end.
     skipped.note(damaged)
     features.write(block, found_bxRxE)
     hosts.raise_if_preempted()

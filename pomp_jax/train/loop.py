@@ -1,6 +1,7 @@
 """The training loop: steps from the last checkpoint, or from none, to the end.
 
-The checkpoint holds everything that a step depends on, so a resumed run takes the same steps.
+The checkpoint holds everything that a step depends on, so a resumed run takes the same
+steps.
 """
 
 from collections.abc import Callable
@@ -22,15 +23,16 @@ from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
-# Factor over the running mean of the loss above which a loss is bad, where it can be rolled back.
+# Factor over the running mean of the loss above which a loss is bad, where it can be
+# rolled back.
 SPIKE = 5.0
 
 
 def train(run: Run, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
-  Preempted when asked to stop: everything is saved. TrainingError for a bad loss, CheckpointError
-  for a failed save, as `roll_backs` and `checkpoint.on_failure` say.
+  Preempted when asked to stop: everything is saved. TrainingError for a bad loss,
+  CheckpointError for a failed save, as `roll_backs` and `checkpoint.on_failure` say.
   """
   settings = run.checkpoint
   retry = settings.on_failure == "retry"
@@ -61,8 +63,13 @@ def _train_from(
   """Takes steps from a checkpoint to the end."""
   state = last.state
   monitor = LossMonitor(SPIKE if run.loop.roll_backs else 0.0, last.statistics)
-  loader = run.open_batches(last.step + last.skipped_batches, frozenset(last.unreadable))
-  with contextlib.closing(loader), Watch(run, monitor, first=last.step, tracker=tracker) as watch:
+  loader = run.open_batches(
+    last.step + last.skipped_batches, frozenset(last.unreadable)
+  )
+  with (
+    contextlib.closing(loader),
+    Watch(run, monitor, first=last.step, tracker=tracker) as watch,
+  ):
     on_devices = batches.on_devices(watch.timed(loader), run.encoder.mesh)
     start = time.monotonic() - last.seconds
     for step in range(last.step + 1, run.total_steps + 1):
@@ -74,9 +81,13 @@ def _train_from(
         watch.flush()
         # No validation after a stop request, which may leave seconds only.
         accuracy = None if asked else validate(state)
-        watch.validated(step, accuracy)  # a resumed run has the metrics of the steps before
-        # Each process has met other unreadable images. Too many in all raise before the save.
-        for _, theirs in hosts.gather(sorted(loader.skipped.reasons), "unreadable images"):
+        # a resumed run has the metrics of the steps before
+        watch.validated(step, accuracy)
+        # Each process has met other unreadable images. Too many in all raise before the
+        # save.
+        for _, theirs in hosts.gather(
+          sorted(loader.skipped.reasons), "unreadable images"
+        ):
           loader.skipped.note(theirs)
         last = last._replace(
           step=step,
@@ -100,7 +111,8 @@ def _train_from(
 def _roll_back(
   run: Run, checkpoints: Checkpoints, before: Checkpoint, error: BadLossError
 ) -> Checkpoint:
-  """Returns the last good checkpoint with other draws; TrainingError if no roll-back is left."""
+  """Returns the last good checkpoint with other draws; TrainingError if no roll-back
+  is left."""
   most = run.loop.roll_backs
   if before.roll_backs >= most:
     again = f" after {before.roll_backs} roll-backs" if before.roll_backs else ""

@@ -1,4 +1,5 @@
-"""Memory of a device for activations, and the remat and chunks of a text tower that fit it."""
+"""Memory of a device for activations, and the remat and chunks of a text tower that
+fit it."""
 
 import functools
 import logging
@@ -13,14 +14,17 @@ log = logging.getLogger(__name__)
 
 # Share of a device's own limit; weights, data and the other temporaries take the rest.
 _SHARE = 0.5
-# Of CPUs, which have no limit: the same on all machines, so that a run that moves keeps its bits.
+# Of CPUs, which have no limit: the same on all machines, so that a run that moves keeps
+# its bits.
 _NO_LIMIT_GIB = 4.0
 
 
 def activation_memory(clip: Clip) -> float:
-  """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own limit.
+  """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own
+  limit.
 
-  It is the first process's limit, for equal programs; all processes make the first call together.
+  It is the first process's limit, for equal programs; all processes make the first call
+  together.
   """
   return (clip.memory_gib or memory_of_device()) * 2**30
 
@@ -50,11 +54,14 @@ def share_of_device(limit_gib: float) -> float:
 
 @functools.cache
 def memory_of_device() -> float:
-  """Half of the first process's smallest device, GiB; all processes call it first together."""
+  """Half of the first process's smallest device, GiB; all processes call it first
+  together."""
   stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
   limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
   limit = hosts.from_first(limit, "the memory of a device")
   gib = share_of_device(limit)
-  why = f"half of a device's limit of {limit:.1f} GiB" if limit else "a device has no limit"
+  why = (
+    f"half of a device's limit of {limit:.1f} GiB" if limit else "a device has no limit"
+  )
   log.info("memory for activations: %.1f GiB, %s", gib, why)
   return gib

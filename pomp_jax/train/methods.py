@@ -21,7 +21,12 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import Accuracy
 from pomp_jax.evaluate.split_features import SplitFeatures
-from pomp_jax.files.prompt_file import UNKNOWN_CLIP, check_fits, format_of_name, load_prompt
+from pomp_jax.files.prompt_file import (
+  UNKNOWN_CLIP,
+  check_fits,
+  format_of_name,
+  load_prompt,
+)
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
 from pomp_jax.registry import load
@@ -33,7 +38,8 @@ class Pomp:
 
   name: str  # value of `config.method`
   contrast: Contrast = Contrast()  # with fields that a room adds for the method
-  images: Any = None  # an `Encoder` of the training images other than the run's; None for that one
+  # an `Encoder` of the training images other than the run's; None for that one
+  images: Any = None
 
   # Whether words of `prompt.init` beyond `prompt.m` tokens stay fixed.
   fixed_words = False
@@ -43,20 +49,24 @@ class Pomp:
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
     """Checks that the method fits the CLIP; ConfigError if it does not."""
 
-  def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "Pomp":
+  def opened(
+    self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
+  ) -> "Pomp":
     """The method with what it opens beside the CLIP; errors of one line."""
     return self
 
   def frozen_arrays(
     self, prompt: Prompt, template: str, encoder: Encoder, names: Sequence[str]
   ) -> Frozen:
-    """Arrays that the method's steps read, for a list of classes; errors as `vocabulary`'s."""
+    """Arrays that the method's steps read, for a list of classes; errors as
+    `vocabulary`'s."""
     return encoder.frozen(encoder.vocabulary(names, prompt.m))
 
   def make_learner(
     self, plain: ContextLearner, encoder: Encoder, prompt: Prompt, clip: fields.Clip
   ) -> Learner:
-    """Builds what is learned; `plain` has the context, text tower and token budget of a run."""
+    """Builds what is learned; `plain` has the context, text tower and token budget
+    of a run."""
     return plain
 
   def accuracy(
@@ -70,16 +80,20 @@ class Pomp:
 
 
 def method_of(name: str, contrast: Contrast | None = None) -> Pomp:
-  """Returns a method that learns by steps, with the fields of its training or their defaults."""
+  """Returns a method that learns by steps, with the fields of its training or their
+  defaults."""
   method: Pomp = load(METHODS[name].steps)(name, contrast or Contrast())
   return method
 
 
-def initial_words(prompt: Prompt, clip: Clip, fixed_words: bool = False) -> Int[np.ndarray, " T"]:
-  """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind them.
+def initial_words(
+  prompt: Prompt, clip: Clip, fixed_words: bool = False
+) -> Int[np.ndarray, " T"]:
+  """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind
+  them.
 
-  Empty for a random start and a prompt file. ConfigError for words of fewer than M tokens, or of
-  more without `fixed_words`.
+  Empty for a random start and a prompt file. ConfigError for words of fewer than M
+  tokens, or of more without `fixed_words`.
   """
   words, n_vectors = prompt.init, prompt.m
   if not words or _is_prompt(words):
@@ -96,9 +110,11 @@ def initial_words(prompt: Prompt, clip: Clip, fixed_words: bool = False) -> Int[
 def initial_context(
   prompt: Prompt, clip: Clip, n_classes: int, fixed_words: bool = False
 ) -> np.ndarray | None:
-  """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random one.
+  """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random
+  one.
 
-  ConfigError for another M or position than the file's, PromptFileError for another D or N.
+  ConfigError for another M or position than the file's, PromptFileError for another D
+  or N.
   """
   path = prompt.init
   if not _is_prompt(path):
@@ -107,17 +123,22 @@ def initial_context(
   stored = load_prompt(path)
   check_fits(stored, clip.text_width, clip.name, n_classes, path)
   if stored.sentences is not None:
-    raise ConfigError("prompt.init", path, "a context; this file holds sentences, or a mixture")
+    raise ConfigError(
+      "prompt.init", path, "a context; this file holds sentences, or a mixture"
+    )
   if stored.context.shape[-2] != prompt.m:
     raise ConfigError("prompt.m", prompt.m, f"{stored.context.shape[-2]}, as in {path}")
   if stored.context.ndim == 3 and not prompt.class_specific:
     raise ConfigError("prompt.class_specific", False, f"True, as in {path}")
   # Checkpoints of other code do not tell their position.
   if stored.position != prompt.position and stored.clip_model != UNKNOWN_CLIP:
-    raise ConfigError("prompt.position", prompt.position, f"{stored.position!r}, as in {path}")
+    raise ConfigError(
+      "prompt.position", prompt.position, f"{stored.position!r}, as in {path}"
+    )
   return stored.context
 
 
 def _is_prompt(text: str) -> bool:
-  """Whether `prompt.init` names a prompt file or a folder; all other texts are words."""
+  """Whether `prompt.init` names a prompt file or a folder; all other texts are
+  words."""
   return format_of_name(prompt_path(text)) is not None

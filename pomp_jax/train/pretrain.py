@@ -1,6 +1,7 @@
 """Learns a prompt on many classes, and evaluates it, also on classes that it never saw.
 
-`config.method` may name a baseline instead. A restart resumes exactly from the run's folder.
+`config.method` may name a baseline instead. A restart resumes exactly from the run's
+folder.
 """
 
 from typing import Any
@@ -44,9 +45,13 @@ def check(config: TrainingConfig, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
-  clip, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model, config.clip.image_tower)
+  clip, tokenizer = inputs.clip_config_and_tokenizer(
+    config.clip.model, config.clip.image_tower
+  )
   if config.data.features == "file":
-    inputs.check_features(inputs.open_source(config.data, "train"), config.clip.model, clip)
+    inputs.check_features(
+      inputs.open_source(config.data, "train"), config.clip.model, clip
+    )
   if METHODS[config.method].steps:
     fits = config.negatives != "sampled" or config.k <= n_classes
     require(fits, "k", config.k, f"at most the number of classes, {n_classes}")
@@ -58,9 +63,13 @@ def check(config: TrainingConfig, workdir: str) -> None:
     require(m <= most, "prompt.m", m, f"at most {most} for this CLIP")
     methods.method_of(config.method).check(config.prompt, clip)
     if WORDS:
-      WORDS.open().check(config.contrast, config.prompt, config.data, clip, config.clip.model)
+      WORDS.open().check(
+        config.contrast, config.prompt, config.data, clip, config.clip.model
+      )
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
-      raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
+      raise ConfigError(
+        "checkpoint.select", "best", "'last' for data without validation images"
+      )
     if SOURCES[config.data.source].stored:
       check_names(config.prompt, config.data, config.eval, clip, tokenizer)
   check_same_run(config.flat(), folder)
@@ -69,19 +78,27 @@ def check(config: TrainingConfig, workdir: str) -> None:
 
 
 def check_names(
-  prompt: fields.Prompt, data: Data, evaluation: Eval, clip: ClipConfig, tokenizer: Tokenizer
+  prompt: fields.Prompt,
+  data: Data,
+  evaluation: Eval,
+  clip: ClipConfig,
+  tokenizer: Tokenizer,
 ) -> None:
-  """Raises VocabularyError or TokenizeError for a class name that a text of the run can't hold.
+  """Raises VocabularyError or TokenizeError for a class name that a text of the run
+  can't hold.
 
   Args:
-    prompt: fields of the prompt, whose M vectors or candidates need places beside a name.
+    prompt: fields of the prompt, whose M vectors or candidates need places beside a
+    name.
     data: fields of the stored images, whose training and test classes are checked.
     evaluation: fields with the hand-written prompt.
     clip: sizes of the CLIP.
     tokenizer: the CLIP's.
   """
   splits = ("train", *inputs.evaluation_splits(data))
-  names = dict.fromkeys(name for one in splits for name in inputs.open_source(data, one).names)
+  names = dict.fromkeys(
+    name for one in splits for name in inputs.open_source(data, one).names
+  )
   classes = inputs.class_list(data, evaluation.template, list(names))
   class_lists.check_names(classes.names, f"{data.source} {data.root}")
   prompts: list[AnyPrompt] = [evaluation.template, "{}."]
@@ -91,30 +108,43 @@ def check_names(
     # Any context of M vectors leaves the same places.
     prompts.append(Prompt(np.zeros((prompt.m, 1), np.float32), UNKNOWN_CLIP))
   for one in prompts:
-    check_lengths(one, classes, tokenizer, clip.text_config, f"{data.source} {data.root}")
+    check_lengths(
+      one, classes, tokenizer, clip.text_config, f"{data.source} {data.root}"
+    )
 
 
-def check_mesh(class_size: int, loop: Loop, n_views: int = 1, devices: Any = None) -> None:
-  """Raises InputError unless the devices, all if None, share classes and batches of a step."""
+def check_mesh(
+  class_size: int, loop: Loop, n_views: int = 1, devices: Any = None
+) -> None:
+  """Raises InputError unless the devices, all if None, share classes and batches of
+  a step."""
   mesh = make_mesh(class_size, devices)
   shares = jax.process_index() in batches.process_shards(mesh)
-  n_local = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+  n_local = sum(
+    device.process_index == jax.process_index() for device in mesh.devices.flat
+  )
   takes = f"a divisor or a multiple of the {n_local} devices of each process"
   require(shares, "mesh.class_size", class_size, takes)
   n_data, n_draws = mesh.shape[DATA], loop.accumulate
-  takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
+  takes = (
+    f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
+  )
   fits = loop.batch_size % (n_data * n_draws) == 0
   require(fits, "batch_size", loop.batch_size, f"{takes}, or another number of devices")
   _, n_shards = batches.own_shard(mesh)
-  takes = f"a multiple of {n_views * n_shards} (data.views {n_views} x processes {n_shards})"
-  require(loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes)
+  takes = (
+    f"a multiple of {n_views * n_shards} (data.views {n_views} x processes {n_shards})"
+  )
+  require(
+    loop.batch_size % (n_views * n_shards) == 0, "batch_size", loop.batch_size, takes
+  )
 
 
 def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
-  TrainingError if the loss is bad or the results can't be written, CheckpointError if the state
-  can't be saved, Preempted when asked to stop: everything is saved.
+  TrainingError if the loss is bad or the results can't be written, CheckpointError if
+  the state can't be saved, Preempted when asked to stop: everything is saved.
   """
   folder, method = RunFolder(workdir), METHODS[config.method]
   if method.saves_prompt and hosts.is_first() and exists(folder.results):
@@ -137,7 +167,8 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
 
 
 def _start_folder(run: PromptRun) -> None:
-  """Writes the config, and computes the features of the training images if they are stored."""
+  """Writes the config, and computes the features of the training images if they are
+  stored."""
   if hosts.is_first():
     run.folder.create(run.config)
     run.folder.write_classes(run.source.names)
@@ -167,7 +198,11 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   if run.candidates:
     beside_words = WORDS.open().choose(run, last, checkpoints.get("best"))
     prompt = beside_words.prompt
-    others = {name: one for name, one in checkpoints.items() if one is not beside_words.checkpoint}
+    others = {
+      name: one
+      for name, one in checkpoints.items()
+      if one is not beside_words.checkpoint
+    }
     if beside_words.facts["chosen"] != "trained":
       others["trained"] = beside_words.checkpoint
   chosen = beside_words.checkpoint if beside_words else checkpoints[selected]
@@ -200,7 +235,9 @@ def _train(run: PromptRun, tracker: Tracker) -> dict[str, Any]:
   if left_out := inputs.left_out(run.data):
     found["left_out"] = left_out
   # On the devices of all processes, so by all of them.
-  sheet = PREDICTION_SHEET.open()(run, prompt, found) if prompt and PREDICTION_SHEET else None
+  sheet = (
+    PREDICTION_SHEET.open()(run, prompt, found) if prompt and PREDICTION_SHEET else None
+  )
   if hosts.is_first():
     top1 = {
       f"test_top1/{split}/{name}": score["top1"]

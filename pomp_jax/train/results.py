@@ -33,13 +33,22 @@ log = logging.getLogger(__name__)
 
 # The prompt that others are compared with, and what `results.json` has of each.
 HAND_WRITTEN = "hand_written"
-_FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
+_FIGURES = (
+  "images",
+  "top1",
+  "top1_interval",
+  "top5",
+  "macro_top1",
+  "ece",
+  "difference",
+)
 _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
 @contextlib.contextmanager
 def writing_results(folder: RunFolder) -> Iterator[None]:
-  """What can't be written after the training is a TrainingError that says what is left."""
+  """What can't be written after the training is a TrainingError that says what is
+  left."""
   try:
     yield
   except (OSError, PromptFileError, RunFolderError) as error:
@@ -55,7 +64,11 @@ def open_tracker(log: Log, folder: RunFolder, config: Mapping[str, Any]) -> Trac
 
 
 def open_splits(
-  data: Data, n_images: int, encoder: Encoder, folder: RunFolder, names: Sequence[str] | None
+  data: Data,
+  n_images: int,
+  encoder: Encoder,
+  folder: RunFolder,
+  names: Sequence[str] | None,
 ) -> dict[str, tuple[Source, SplitFeatures]]:
   """Images and features of the test splits with these classes, or of all."""
   splits = {}
@@ -93,7 +106,9 @@ def evaluate_run(
   log.info("trained; evaluating on %s", ", ".join(inputs.evaluation_splits(run.data)))
   splits = open_splits(run.data, run.eval.images, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
-  own: dict[str, Prompt | str] = {"prompt": learned} if isinstance(learned, Prompt) else {}
+  own: dict[str, Prompt | str] = (
+    {"prompt": learned} if isinstance(learned, Prompt) else {}
+  )
   prompts = own | dict(rows) | {HAND_WRITTEN: run.eval.template, "class_name": "{}."}
   tallies = evaluate(run.encoder, features, prompts, reference)
   scores: dict[str, dict[str, Any]] = {
@@ -108,7 +123,9 @@ def evaluate_run(
   if done.unreadable:
     results["unreadable"]["train"] = _names(run.source, done.unreadable)
   results |= {
-    "by_class": {name: BY_CLASS.open().summary(one, "prompt") for name, one in sets.items()},
+    "by_class": {
+      name: BY_CLASS.open().summary(one, "prompt") for name, one in sets.items()
+    },
     "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -130,9 +147,11 @@ def figures_of_splits(
   reference: str = HAND_WRITTEN,
   labels: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The part of `results.json` that all methods have, and sets of `rooms.analysis.by_class`.
+  """The part of `results.json` that all methods have, and sets of
+  `rooms.analysis.by_class`.
 
-  `learned` names the method's own scores, `reference` those that the others are compared with.
+  `learned` names the method's own scores, `reference` those that the others are
+  compared with.
   """
   results: dict[str, Any] = {
     "reference": reference,
@@ -153,7 +172,9 @@ def figures_of_splits(
     if unreadable:
       results["unreadable"][name] = _names(source, unreadable)
   names = {name: split.names for name, (_, split) in splits.items()}
-  return results, BY_CLASS.open().sets_of(names, scores, reference, labels) if BY_CLASS else {}
+  return results, BY_CLASS.open().sets_of(
+    names, scores, reference, labels
+  ) if BY_CLASS else {}
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:
@@ -161,17 +182,28 @@ def _names(source: Source, indices: Sequence[int]) -> list[str]:
 
 
 def finish(
-  folder: RunFolder, config: Mapping[str, Any], results: Mapping[str, Any], sets: Mapping[str, Any]
+  folder: RunFolder,
+  config: Mapping[str, Any],
+  results: Mapping[str, Any],
+  sets: Mapping[str, Any],
 ) -> None:
-  """Writes tables of all classes, the plot of the accuracy and, last, the results; logs these."""
+  """Writes tables of all classes, the plot of the accuracy and, last, the results;
+  logs these."""
   if BY_CLASS:
     BY_CLASS.open().write(folder, sets)
   title = f"{method_label(results['method'])}, seed {results['seed']}: top-1 (%)"
   title += ", 95% intervals over the images"
-  images, classes, splits = results["eval_images"], results["eval_classes"], results["eval"]
+  images, classes, splits = (
+    results["eval_images"],
+    results["eval_classes"],
+    results["eval"],
+  )
   prompts = list(dict.fromkeys(name for scores in splits.values() for name in scores))
   top1, ends = (
-    {name: {split: of[name][key] for split, of in splits.items() if name in of} for name in prompts}
+    {
+      name: {split: of[name][key] for split, of in splits.items() if name in of}
+      for name in prompts
+    }
     for key in ("top1", "top1_interval")
   )
   labels = run_labels(prompts, folder.path.name, results)
@@ -192,5 +224,7 @@ def finish(
   if words := results.get("words"):
     log.info("%s", words["remark"])
   for split, files in results["unreadable"].items():
-    log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
+    log.warning(
+      "%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000)
+    )
   log.info("done; open the report: %s", folder.path / "report.html")

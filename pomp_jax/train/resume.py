@@ -1,4 +1,5 @@
-"""The progress of a run: its start, its checkpoints, and what a start that resumes may change."""
+"""The progress of a run: its start, its checkpoints, and what a start that resumes
+may change."""
 
 from collections.abc import Collection, Mapping
 import logging
@@ -32,18 +33,22 @@ FREE_FIELDS = (
   # As long as no loss is bad.
   "roll_backs",
 )
-# Fields that may change before a run is resumed: these, and those that follow the number and the
-# kind of devices. A change of the draws is a warning.
-MAY_CHANGE = frozenset((*FREE_FIELDS, "accumulate", "mesh.class_size", "clip.memory_gib"))
+# Fields that may change before a run is resumed: these, and those that follow the
+# number and the kind of devices. A change of the draws is a warning.
+MAY_CHANGE = frozenset(
+  (*FREE_FIELDS, "accumulate", "mesh.class_size", "clip.memory_gib")
+)
 
 
 def check_same_run(
   now: Mapping[str, Any], folder: RunFolder, may_change: Collection[str] = MAY_CHANGE
 ) -> None:
-  """Compares a start's fields by dotted name with those of the run in a folder, if there is one.
+  """Compares a start's fields by dotted name with those of the run in a folder, if
+  there is one.
 
-  A field that the run's version lacked had its default. ConfigError for one that this version lacks
-  or that has another value, unless it `may_change`; RunFolderError: `config.json` can't be read.
+  A field that the run's version lacked had its default. ConfigError for one that this
+  version lacks or that has another value, unless it `may_change`; RunFolderError:
+  `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
@@ -58,7 +63,9 @@ def check_same_run(
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and field not in may_change:
       raise ConfigError(
-        field, value, f"{stored!r}, with which {folder.path} was started (or another --workdir)"
+        field,
+        value,
+        f"{stored!r}, with which {folder.path} was started (or another --workdir)",
       )
 
 
@@ -87,7 +94,9 @@ class Checkpoint(NamedTuple):
       "config": run.config,
     }
 
-  def rolled_back(self, before: "Checkpoint", bad_step: int, seed: int, mesh: Mesh) -> "Checkpoint":
+  def rolled_back(
+    self, before: "Checkpoint", bad_step: int, seed: int, mesh: Mesh
+  ) -> "Checkpoint":
     """This checkpoint, after `before` led to a bad loss: the batches since are skipped.
 
     Negatives are drawn with another key after each roll-back.
@@ -112,7 +121,8 @@ def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
 
 
 def best(run: Run) -> Checkpoint | None:
-  """Returns the best checkpoint of a finished run by validation; None if none was validated."""
+  """Returns the best checkpoint of a finished run by validation; None if none was
+  validated."""
   with Checkpoints(run.folder.checkpoints, run.checkpoint.keep) as checkpoints:
     restored = checkpoints.restore(blank_state(run), best=True)
   return None if restored is None else _checkpoint(run, restored)
@@ -135,18 +145,25 @@ def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
   before, now = meta["devices"], len(hosts.devices())
   groups, n_data = meta["groups"], run.encoder.mesh.shape[DATA]
   if groups != run.n_groups:
-    remedy = f"; config.accumulate={groups // n_data} keeps them" if groups % n_data == 0 else ""
+    remedy = (
+      f"; config.accumulate={groups // n_data} keeps them"
+      if groups % n_data == 0
+      else ""
+    )
     log.warning(
       "from step %d on the DRAWS DIFFER from those of the run so far: %d groups of a batch (data"
       " axis x accumulate) draw their own negatives, before it were %d%s",
       *(step + 1, run.n_groups, groups, remedy),
     )
   elif before != now:
-    log.info("%d devices, before it were %d: same draws, other order of sums", now, before)
+    log.info(
+      "%d devices, before it were %d: same draws, other order of sums", now, before
+    )
 
 
 def first_state(run: Run) -> TrainState:
-  """State of step 0, on the devices; with a bank, this computes the features of all classes."""
+  """State of step 0, on the devices; with a bank, this computes the features of all
+  classes."""
   state = blank_state(run)
   if isinstance(run, PromptRun) and run.needs_bank:
     state = place_bank(run, state.replace(bank=run.class_features(state.params)))
@@ -155,7 +172,9 @@ def first_state(run: Run) -> TrainState:
 
 def blank_state(run: Run) -> TrainState:
   """State of step 0 as it is stored, but for the bank's rows, which are zero."""
-  state = replicate(create_state(run.learner(), run.optimizer, run.seed), run.encoder.mesh)
+  state = replicate(
+    create_state(run.learner(), run.optimizer, run.seed), run.encoder.mesh
+  )
   if isinstance(run, PromptRun) and run.needs_bank:
     shape = (len(run.source.names), run.encoder.clip.config.projection_dim)
     state = state.replace(bank=np.zeros(shape, np.float32))
@@ -171,7 +190,8 @@ def place_bank(run: Run, state: TrainState) -> TrainState:
 
 
 def gather_bank(run: Run, state: TrainState) -> TrainState:
-  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every host."""
+  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every
+  host."""
   if state.bank is None:
     return state
   n_classes = len(run.source.names)

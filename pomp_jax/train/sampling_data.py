@@ -11,7 +11,12 @@ import numpy as np
 from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data, Sampling
 from pomp_jax.hooks import RELATIONS
-from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
+from pomp_jax.prompt.sampling.samplers import (
+  EXCLUSIONS,
+  SAMPLERS,
+  SamplingArrays,
+  SamplingSettings,
+)
 
 # Fields of SamplingArrays that relations between classes fill.
 _RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
@@ -35,13 +40,17 @@ def sampling_arrays(
     # Relative to the largest count, so that no power overflows.
     counts_N = (counts_N / counts_N.max()) ** sampling.power
     arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
-  needed = {part: field for field, parts in needs.items() for part in _RELATIONS & {*parts}}
+  needed = {
+    part: field for field, parts in needs.items() for part in _RELATIONS & {*parts}
+  }
   if not needed:
     return arrays
   relations = RELATIONS.open()(data, names) if RELATIONS else None
   if relations is None:
     field = next(iter(needed.values()))
-    expected = "a value that needs no relations between classes, or data.names with synsets"
+    expected = (
+      "a value that needs no relations between classes, or data.names with synsets"
+    )
     raise ConfigError(f"sampling.{field}", getattr(sampling, field), expected)
   return arrays._replace(**{part: getattr(relations, part) for part in needed})
 

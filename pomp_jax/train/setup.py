@@ -1,4 +1,5 @@
-"""A training made ready for the loop: its data, its learner, its optimizer, its compiled step."""
+"""A training made ready for the loop: its data, its learner, its optimizer, its
+compiled step."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -12,7 +13,16 @@ import optax
 
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
 from pomp_jax.config import METHODS, ConfigError, fields
-from pomp_jax.config.fields import Checkpoint, Clip, Contrast, Data, Eval, Loop, Optim, Sampling
+from pomp_jax.config.fields import (
+  Checkpoint,
+  Clip,
+  Contrast,
+  Data,
+  Eval,
+  Loop,
+  Optim,
+  Sampling,
+)
 from pomp_jax.config.jobs import TrainingConfig
 from pomp_jax.data.loader import Fetch, Loader, Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source
@@ -30,7 +40,13 @@ from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, Term
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import adamw, learning_rate, result_of, sgd
-from pomp_jax.prompt.step import Renewal, StepParts, TrainState, make_train_step, step_token_budget
+from pomp_jax.prompt.step import (
+  Renewal,
+  StepParts,
+  TrainState,
+  make_train_step,
+  step_token_budget,
+)
 from pomp_jax.train import batches, methods
 from pomp_jax.train.batches import bytes_of_view, own_shard
 from pomp_jax.train.memory import memory_plan
@@ -39,9 +55,11 @@ from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 @dataclasses.dataclass(frozen=True)
 class Run(abc.ABC):
-  """Everything that stays the same during a training by steps, and what the loop asks of it."""
+  """Everything that stays the same during a training by steps, and what the loop
+  asks of it."""
 
-  config: dict[str, Any]  # all fields, as config.json, checkpoints and prompt files record them
+  # all fields, as config.json, checkpoints and prompt files record them
+  config: dict[str, Any]
   seed: int
   data: Data
   loop: Loop
@@ -69,7 +87,8 @@ class Run(abc.ABC):
 
   @abc.abstractmethod
   def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds the step `(state, frozen, batch) -> (state, metrics)`, compiled at its first call.
+    """Builds the step `(state, frozen, batch) -> (state, metrics)`, compiled at its
+    first call.
 
     `loss` and `accuracy` are among the metrics.
     """
@@ -77,15 +96,20 @@ class Run(abc.ABC):
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
     """Returns a function from state to its accuracy on validation images, or to None.
 
-    The mean over classes, `macro_top1`, decides which checkpoints are kept: where classes have
-    different numbers of images, top-1 over images rises while most classes fall.
+    The mean over classes, `macro_top1`, decides which checkpoints are kept: where
+    classes have different numbers of images, top-1 over images rises while most classes
+    fall.
     """
     return lambda state: None
 
   @property
   def readers(self) -> Readers:
     """Threads and worker processes that read the batches; see `choose_readers`."""
-    data, size, (_, n_shards) = self.data, self.loop.batch_size, own_shard(self.encoder.mesh)
+    data, size, (_, n_shards) = (
+      self.data,
+      self.loop.batch_size,
+      own_shard(self.encoder.mesh),
+    )
     return choose_readers(
       data.threads,
       data.workers,
@@ -95,8 +119,11 @@ class Run(abc.ABC):
       batch_bytes=size // n_shards * bytes_of_view(self.fetch),
     )
 
-  def open_batches(self, start: int = 0, unreadable: frozenset[int] = frozenset()) -> Loader:
-    """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
+  def open_batches(
+    self, start: int = 0, unreadable: frozenset[int] = frozenset()
+  ) -> Loader:
+    """Opens this process's shard of the batches, from batch `start` on; see
+    `data.loader`."""
     return Loader(
       self.source,
       self.fetch,
@@ -113,7 +140,8 @@ class Run(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class PromptRun(Run):
-  """Training of a prompt, or of another method that learns from the contrast with classes."""
+  """Training of a prompt, or of another method that learns from the contrast with
+  classes."""
 
   source: Source
   contrast: Contrast
@@ -123,7 +151,8 @@ class PromptRun(Run):
   eval: Eval
   method: methods.Pomp
   module: PromptContext
-  # Validation accuracy of `prompt.candidates` by name; None unless training starts from the best.
+  # Validation accuracy of `prompt.candidates` by name; None unless training starts from
+  # the best.
   candidates: Mapping[str, float] | None = None
   # Remat and chunks of a step where these are not to be those that fit the memory.
   plan: MemoryPlan | None = None
@@ -131,7 +160,9 @@ class PromptRun(Run):
   @property
   def k(self) -> int:
     """K, the number of classes per image in the contrast; N with all negatives."""
-    return len(self.source.names) if self.contrast.negatives == "all" else self.contrast.k
+    return (
+      len(self.source.names) if self.contrast.negatives == "all" else self.contrast.k
+    )
 
   @property
   def n_groups(self) -> int:
@@ -166,7 +197,8 @@ class PromptRun(Run):
 
   @property
   def needs_bank(self) -> bool:
-    """Whether the sampler compares features of all classes under recent prompts, no teacher's."""
+    """Whether the sampler compares features of all classes under recent prompts, no
+    teacher's."""
     return "bank" in self.loss.sampling.needs and self.frozen.sampling.bank is None
 
   @functools.cached_property
@@ -187,7 +219,8 @@ class PromptRun(Run):
     return self.method.images or self.encoder
 
   def learner(self) -> Learner:
-    """Learner of the method with the run's token budget, terms of the loss and image tower."""
+    """Learner of the method with the run's token budget, terms of the loss and image
+    tower."""
     learner = self._learner(self.token_budget, self.step_memory)
     terms: dict[str, Term] = {}
     if CONSISTENCY and (term := CONSISTENCY.open()(self.contrast)):
@@ -203,7 +236,8 @@ class PromptRun(Run):
     """Remat and chunks of a step."""
     if self.plan is not None:
       return self.plan
-    # Images with class features of their own share the memory, and so do two trained towers.
+    # Images with class features of their own share the memory, and so do two trained
+    # towers.
     n_times = self.group_size if self.method.per_image_text else 1
     n_times *= 2 if METHODS[self.contrast.method].pixels else 1
     return self._memory_plan(self.token_budget, n_times)
@@ -211,7 +245,9 @@ class PromptRun(Run):
   def _memory_plan(self, token_budget: int, n_times: int = 1) -> MemoryPlan:
     return memory_plan(self.clip, self.encoder, self.n_prefix, token_budget, n_times)
 
-  def _learner(self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE) -> Learner:
+  def _learner(
+    self, token_budget: int | None = None, memory: MemoryPlan = AT_ONCE
+  ) -> Learner:
     text_tower = self.encoder.text_tower(token_budget, memory)
     capacity = self.encoder.capacity(self.module)
     plain = ContextLearner(self.module, text_tower, token_budget, capacity)
@@ -245,7 +281,8 @@ class PromptRun(Run):
     return Renewal(self._learner(budget, self._memory_plan(budget)), rows)
 
   def validation(self) -> Callable[[TrainState], Accuracy | None]:
-    """Returns state -> accuracy on validation images over all classes; None without images."""
+    """Returns state -> accuracy on validation images over all classes; None without
+    images."""
     if not inputs.has_validation(self.data):
       return lambda state: None
     source = inputs.open_source(self.data, "validation", n_images=self.eval.images)
@@ -256,7 +293,9 @@ class PromptRun(Run):
 
     def accuracy_of(state: TrainState) -> Accuracy:
       features_NxE = self.class_features(self.result(state))
-      return topk_accuracy(split.features, features_NxE, split.labels, mesh=self.encoder.mesh)
+      return topk_accuracy(
+        split.features, features_NxE, split.labels, mesh=self.encoder.mesh
+      )
 
     return accuracy_of
 
@@ -265,7 +304,8 @@ class PromptRun(Run):
     return self.encoder.features_of_classes(params, self.frozen, self.module.position)
 
   def result(self, state: TrainState) -> Any:
-    """The parameters that are validated, saved and evaluated: averaged, if `optim.average` says."""
+    """The parameters that are validated, saved and evaluated: averaged, if
+    `optim.average` says."""
     return result_of(state.params, state.opt_state)
 
   def prompt_of(self, state: TrainState) -> Prompt:
@@ -280,8 +320,12 @@ class PromptRun(Run):
     """
     compiled = self.method.accuracy(self.encoder, self._learner(), self.data)
     given = self.prompt, self.eval.template, self.encoder
-    frozen = functools.lru_cache(maxsize=1)(functools.partial(self.method.frozen_arrays, *given))
-    return lambda params, split, source: compiled(params, frozen(split.names), split, source)
+    frozen = functools.lru_cache(maxsize=1)(
+      functools.partial(self.method.frozen_arrays, *given)
+    )
+    return lambda params, split, source: compiled(
+      params, frozen(split.names), split, source
+    )
 
 
 def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
@@ -291,12 +335,15 @@ def length_of(loop: Loop, data: Data, source: Labelled) -> tuple[int, int]:
 
 
 def logit_bias_of(contrast: Contrast, encoder: Encoder) -> float:
-  """Bias of the sigmoid loss's logits; ConfigError if neither the config nor the CLIP has one."""
+  """Bias of the sigmoid loss's logits; ConfigError if neither the config nor the
+  CLIP has one."""
   if contrast.loss != "sigmoid":
     return 0.0
   bias = contrast.logit_bias or float(encoder.clip.params.get("logit_bias", 0))
   if not bias:
-    raise ConfigError("logit_bias", 0.0, "a bias such as -17: this CLIP has none of its own")
+    raise ConfigError(
+      "logit_bias", 0.0, "a bias such as -17: this CLIP has none of its own"
+    )
   return bias
 
 
@@ -308,13 +355,17 @@ def prepare(
   source: Source | None = None,
   frozen: Frozen | None = None,
 ) -> PromptRun:
-  """Opens everything that a run needs, and writes nothing but features of validation images.
+  """Opens everything that a run needs, and writes nothing but features of validation
+  images.
 
-  `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
+  `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices,
+  images and M.
   """
   data, loop = config.data, config.loop
   method = methods.method_of(config.method, config.contrast)
-  encoder = encoder or inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
+  encoder = encoder or inputs.open_encoder(
+    config.clip, config.mesh.class_size, data.feature_store
+  )
   source = source or encoder.sized(inputs.open_source(data, "train"))
   logit_bias_of(config.contrast, encoder)  # raises, before anything is written
   steps_per_epoch, total_steps = length_of(loop, data, source)
@@ -327,7 +378,9 @@ def prepare(
     contrast = WORDS.open().with_automatic_weight(contrast, encoder.clip.logit_scale)
   prompt, candidates = config.prompt, None
   if prompt.init == fields.BEST:
-    prompt, candidates = WORDS.open().start(prompt, data, config.eval, encoder, classes, folder)
+    prompt, candidates = WORDS.open().start(
+      prompt, data, config.eval, encoder, classes, folder
+    )
   anchors = None
   if WORDS:
     anchors_NxE = WORDS.open().anchors(contrast, candidates, encoder, classes)
@@ -338,9 +391,12 @@ def prepare(
     encoder.clip.text_width,
     prompt.position,
     n_classes=len(source.names) if prompt.class_specific else None,
-    init_value=methods.initial_context(prompt, encoder.clip, len(source.names), method.fixed_words),
+    init_value=methods.initial_context(
+      prompt, encoder.clip, len(source.names), method.fixed_words
+    ),
   )
-  if frozen is None or candidates:  # another run's has room for `config.prompt.m` vectors
+  # another run's has room for `config.prompt.m` vectors
+  if frozen is None or candidates:
     frozen = method.frozen_arrays(prompt, config.eval.template, encoder, source.names)
   sampling = replicate(sampling._replace(bank=frozen.sampling.bank), encoder.mesh)
   return PromptRun(
@@ -372,7 +428,10 @@ def prepare(
 
 
 def optimizer_of(
-  optim: Optim, steps_per_epoch: int, total_steps: int, traced: Mapping[str, Any] | None = None
+  optim: Optim,
+  steps_per_epoch: int,
+  total_steps: int,
+  traced: Mapping[str, Any] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Builds the optimizer and its learning-rate schedule.
 
@@ -399,7 +458,9 @@ def optimizer_of(
   )
   momentum, decay = numbers["momentum"], numbers["weight_decay"]
   if optim.name == "adamw":
-    optimizer = adamw(rate, momentum, optim.beta2, optim.epsilon, decay, optim.clip_norm)
+    optimizer = adamw(
+      rate, momentum, optim.beta2, optim.epsilon, decay, optim.clip_norm
+    )
   else:
     optimizer = sgd(rate, momentum, decay, optim.clip_norm)
   if AVERAGING and (average := AVERAGING.open()(optim, steps_per_epoch)):

@@ -1,7 +1,9 @@
-"""Metrics of a training loop, read without making the device wait, and the losses that are bad.
+"""Metrics of a training loop, read without making the device wait, and the losses that
+are bad.
 
-Metrics of a step are read while a later window of steps runs: the host never waits for a number
-that the device has yet to compute, except where the loop must know it (before a checkpoint).
+Metrics of a step are read while a later window of steps runs: the host never waits for
+a number that the device has yet to compute, except where the loop must know it (before
+a checkpoint).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,19 +29,25 @@ log = logging.getLogger(__name__)
 
 _STATM = pathlib.Path("/proc/self/statm")
 
-# A run is input bound when it spends more than this fraction of its time waiting for the loader,
-# and more than that fraction of its batches find the device idle.
+# A run is input bound when it spends more than this fraction of its time waiting for
+# the loader, and more than that fraction of its batches find the device idle.
 _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
-# Steps that the host starts ahead of the device: one keeps it busy, and a stop waits for all.
+# Steps that the host starts ahead of the device: one keeps it busy, and a stop waits
+# for all.
 _AHEAD = 2
-# Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
+# Weight of a step in the running mean loss, and the steps before which no loss counts
+# as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20
 
 
 def memory() -> dict[str, float]:
-  """Memory of the fullest device; where devices have no statistics (CPUs), of the process."""
+  """Memory of the fullest device; where devices have no statistics (CPUs), of the
+  process."""
   stats = [device.memory_stats() or {} for device in hosts.devices(local=True)]
-  names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}
+  names = {
+    "device_memory_bytes": "bytes_in_use",
+    "device_memory_peak_bytes": "peak_bytes_in_use",
+  }
   figures = {
     ours: float(max(of_device[theirs] for of_device in stats))
     for ours, theirs in names.items()
@@ -66,16 +74,19 @@ class BadLossError(TrainingError):
 class LossMonitor:
   """Checks the metrics of each step for bad losses.
 
-  Checkpoints hold its `statistics`, so a resumed run decides like one that was never stopped.
+  Checkpoints hold its `statistics`, so a resumed run decides like one that was never
+  stopped.
   """
 
   def __init__(self, spike: float, statistics: dict[str, Any] | None = None):
-    """A loss above `spike` times the running mean is bad; with 0, only one that is not finite."""
+    """A loss above `spike` times the running mean is bad; with 0, only one that is
+    not finite."""
     self._spike = spike
     self.statistics = statistics or {"steps": 0, "loss": 0.0}  # as JSON
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-    """Checks the scalars of the next step, `loss` among them; BadLossError if one is bad."""
+    """Checks the scalars of the next step, `loss` among them; BadLossError if one is
+    bad."""
     for name, value in metrics.items():
       if not math.isfinite(value):
         raise BadLossError(f"{name} is {value} at step {step}", step)
@@ -93,10 +104,12 @@ class LossMonitor:
 
 
 class Watch(contextlib.AbstractContextManager):
-  """Reads metrics late, checks them, and writes them as scalars, which docs/watching.md lists.
+  """Reads metrics late, checks them, and writes them as scalars, which docs/watching.md
+  lists.
 
-  Metrics are means over the steps of a window; times and `memory` are each process's. The host runs
-  ahead of the device: only a batch that finds the device idle shows that the loader is too slow.
+  Metrics are means over the steps of a window; times and `memory` are each process's.
+  The host runs ahead of the device: only a batch that finds the device idle shows that
+  the loader is too slow.
   """
 
   def __init__(
@@ -109,14 +122,17 @@ class Watch(contextlib.AbstractContextManager):
   ):
     """Opens the scalars and the progress bar of a run, `first` steps of which are done.
 
-    `check` is called with each step and its metrics, in order, and may raise BadLossError.
+    `check` is called with each step and its metrics, in order, and may raise
+    BadLossError.
     """
     self._run, self._check, self._opened = run, check, contextlib.ExitStack()
     self._metrics: MetricsWriter | None = None
     if hosts.is_first():
       metrics = MetricsWriter(run.folder.path, first + 1, tracker)
       self._metrics = self._opened.enter_context(metrics)
-    self._progress = self._opened.enter_context(Progress(run.total_steps, first, "step"))
+    self._progress = self._opened.enter_context(
+      Progress(run.total_steps, first, "step")
+    )
     self._profile = None
     if PROFILER:
       self._profile = PROFILER.open()(run.loop, run.folder.path / "profile", first)
@@ -148,7 +164,8 @@ class Watch(contextlib.AbstractContextManager):
       start = time.monotonic()
 
   def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that was started; reads those of the previous window."""
+    """Takes the metrics of a step that was started; reads those of the previous
+    window."""
     self._pending.append((step, metrics))
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1])
@@ -163,11 +180,14 @@ class Watch(contextlib.AbstractContextManager):
     self._read(len(self._pending))
 
   def validated(self, step: int, accuracy: Accuracy | None) -> None:
-    """Writes an accuracy, if any; sends all scalars to the bucket of the run's folder, if any."""
+    """Writes an accuracy, if any; sends all scalars to the bucket of the run's
+    folder, if any."""
     if self._metrics is not None:
       if accuracy is not None:
         names = ("top1", "macro_top1")
-        self._metrics.write(step, **{f"validation_{name}": accuracy[name] for name in names})
+        self._metrics.write(
+          step, **{f"validation_{name}": accuracy[name] for name in names}
+        )
       self._metrics.upload()
 
   def __exit__(self, *exception: object) -> None:
@@ -181,7 +201,9 @@ class Watch(contextlib.AbstractContextManager):
     for (step, _), found in zip(window, values, strict=True):
       self._check(step, found)
     step = window[-1][0]
-    means = {name: sum(float(v[name]) for v in values) / len(values) for name in values[0]}
+    means = {
+      name: sum(float(v[name]) for v in values) / len(values) for name in values[0]
+    }
     means["learning_rate"] = float(self._run.rate(step - 1))
     # Some later steps are done as well.
     done = step + sum(_is_done(metrics) for _, metrics in self._pending)

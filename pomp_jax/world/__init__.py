@@ -1,8 +1,9 @@
-"""Image source `world`: a synthetic world of named things, and a small CLIP trained on it.
+"""Image source `world`: a synthetic world of named things, and a small CLIP trained on
+it.
 
-It stands in for ImageNet-21K without data or network. Names are compositions (`names`), and images
-are rendered on demand (`render`). The CLIP learned web-like captions (`docs/generators`). Of
-`config.data`, the argument `data`, it reads `n_classes`.
+It stands in for ImageNet-21K without data or network. Names are compositions (`names`),
+and images are rendered on demand (`render`). The CLIP learned web-like captions
+(`docs/generators`). Of `config.data`, the argument `data`, it reads `n_classes`.
 """
 
 import dataclasses
@@ -16,11 +17,19 @@ from pomp_jax.world import render
 from pomp_jax.world.names import class_attributes, class_names
 from pomp_jax.world.render import IMAGE_SIZE
 
-__all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "open_source", "source"]
+__all__ = [
+  "CLIP_PATH",
+  "IMAGE_SIZE",
+  "WorldSource",
+  "class_names",
+  "open_source",
+  "source",
+]
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
-# Class group, random stream and style of each split; the training captions have another.
+# Class group, random stream and style of each split; the training captions have
+# another.
 _SPLITS = {
   "train": ("base", 10, render.PHOTO),
   "validation": ("base", 11, render.PHOTO),
@@ -52,14 +61,18 @@ class WorldSource:
 def open_source(data: Any, split: str, n_images: int) -> WorldSource:
   """Opens a split with `data.n_classes` of its classes; see `source` for the sizes."""
   of_each = 0 if n_images else data.images_per_class
-  return source(split, images_per_class=of_each, n_images=n_images, n_classes=data.n_classes)
+  return source(
+    split, images_per_class=of_each, n_images=n_images, n_classes=data.n_classes
+  )
 
 
 def n_training_classes(data: Any) -> int:
   """Number of classes to train on; InputError if the world has fewer."""
   n_all = len(class_names("base"))
   if data.n_classes > n_all:
-    raise InputError(f"config.data.n_classes: got {data.n_classes}, expected at most {n_all}")
+    raise InputError(
+      f"config.data.n_classes: got {data.n_classes}, expected at most {n_all}"
+    )
   return data.n_classes or n_all
 
 
@@ -69,13 +82,20 @@ def evaluation_splits(data: Any) -> tuple[str, ...]:
 
 
 def source(
-  split: str, *, images_per_class: int = 0, n_images: int = 0, n_classes: int = 0, seed: int = 0
+  split: str,
+  *,
+  images_per_class: int = 0,
+  n_images: int = 0,
+  n_classes: int = 0,
+  seed: int = 0,
 ) -> WorldSource:
-  """Opens train, validation, base (three streams of base classes), novel or shifted (all classes).
+  """Opens train, validation, base (three streams of base classes), novel or shifted
+  (all classes).
 
-  It has `images_per_class` of every class, in the order of the classes, or else `n_images` in all,
-  of random classes as evenly as possible; of `n_classes`, spread evenly over the split's list (0 or
-  too many: all), it has the same number of each, rounded up.
+  It has `images_per_class` of every class, in the order of the classes, or else
+  `n_images` in all, of random classes as evenly as possible; of `n_classes`, spread
+  evenly over the split's list (0 or too many: all), it has the same number of each,
+  rounded up.
   """
   group, stream, style = _SPLITS[split]
   every = class_names(group)
@@ -84,7 +104,9 @@ def source(
   if n_images and not n_classes:
     # Passes over all classes, each in its own random order.
     turns = range(stream << 32, (stream << 32) - (-n_images // n_kept))
-    order = np.argsort([render.image_keys(seed, turn, classes) for turn in turns], kind="stable")
+    order = np.argsort(
+      [render.image_keys(seed, turn, classes) for turn in turns], kind="stable"
+    )
     labels, positions = order.ravel()[:n_images], np.arange(n_images)
   else:
     of_each = images_per_class or -(-n_images // n_kept)

@@ -1,19 +1,24 @@
-"""The world's classes, `<colour> <texture> <shape> on <ground>`: "teal striped bell on sky blue".
+"""The world's classes, `<colour> <texture> <shape> on <ground>`: "teal striped bell on
+sky blue".
 
-The two colours differ: 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups. Prompts are learned
-on base, 21,841 classes as in ImageNet-21K. No caption or training image of the embedded CLIP has a
-class of novel, the other 5,087, but base has each of their words.
-Shapes: N classes, A = 4 attributes: colour, texture, shape and ground.
+The two colours differ: 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups. Prompts
+are learned on base, 21,841 classes as in ImageNet-21K. No caption or training image of
+the embedded CLIP has a class of novel, the other 5,087, but base has each of their
+words. Shapes: N classes, A = 4 attributes: colour, texture, shape and ground.
 """
 
 import functools
 
 import numpy as np
 
-# Each family has values that are easily confused, as often as docs/generators/captions.py says.
-_COLOURS = "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
+# Each family has values that are easily confused, as often as
+# docs/generators/captions.py says.
+_COLOURS = (
+  "red, maroon; orange, yellow; green, olive; teal, sky blue; navy, purple; gray, white"
+)
 _TEXTURES = (
-  "plain, shaded; striped, ribbed; dotted, spotted; checkered, plaid; ringed, swirled; wavy, zigzag"
+  "plain, shaded; striped, ribbed; dotted, spotted; checkered, plaid; ringed, swirled;"
+  " wavy, zigzag"
 )
 _SHAPES = (
   "disc, hexagon; ring, crescent moon; square, house, bell; star, flower; cross, lightning bolt;"
@@ -42,13 +47,20 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _split() -> tuple[np.ndarray, np.ndarray]:
-  grid = np.indices((len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS))).reshape(4, -1).T
+  grid = (
+    np.indices((len(COLOURS), len(TEXTURES), len(SHAPES), len(COLOURS)))
+    .reshape(4, -1)
+    .T
+  )
   attributes_NxA = grid[grid[:, 0] != grid[:, 3]].astype(np.int32)
-  # Unlike a library's shuffle, a hash of the combination's number can't change with a version.
+  # Unlike a library's shuffle, a hash of the combination's number can't change with a
+  # version.
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
   order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED)), kind="stable")
   # Sorted within each group, so that class lists are in order.
-  return attributes_NxA[np.sort(order_N[:N_BASE])], attributes_NxA[np.sort(order_N[N_BASE:])]
+  return attributes_NxA[np.sort(order_N[:N_BASE])], attributes_NxA[
+    np.sort(order_N[N_BASE:])
+  ]
 
 
 def class_attributes(group: str) -> np.ndarray:

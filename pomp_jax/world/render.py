@@ -1,8 +1,9 @@
 """Renders images from attributes, a style and random keys, in NumPy.
 
-An image is a function of its 64-bit key, whatever the batch; processors may round sines otherwise.
-An object is about 2 units across and centred at the origin, with u to the right and v down.
-Shapes: B images, A = 4 attributes (colour, texture, shape, ground), P = S * S pixels.
+An image is a function of its 64-bit key, whatever the batch; processors may round sines
+otherwise. An object is about 2 units across and centred at the origin, with u to the
+right and v down. Shapes: B images, A = 4 attributes (colour, texture, shape, ground), P
+= S * S pixels.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class Style(NamedTuple):
 
 # One inked object under a lighting gradient, soft clutter behind it, sensor noise.
 PHOTO = Style()
-# Only for tests: warm or cold light, blur, low contrast, half of the time without dark outline.
+# Only for tests: warm or cold light, blur, low contrast, half of the time without dark
+# outline.
 SHIFTED = Style(0.5, 0.9 - 0.5, angle=0.35, light=0.4, noise=0.02, noises=0.1 - 0.02)
 
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
@@ -50,7 +52,8 @@ _PALETTE = np.array(
   np.float32,
 ) / 255  # fmt: skip
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_CHUNK = 128  # images rendered at once, so that intermediates fit in the processor's cache
+# images rendered at once, so that intermediates fit in the processor's cache
+_CHUNK = 128
 
 # Keys of an image's random channels, one a property.
 _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
@@ -59,7 +62,9 @@ _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
 def _uniform(key_B: np.ndarray, channel: int, low=0.0, high=1.0) -> np.ndarray:
   """Uniform numbers in [low, high) of a channel: float32 [B]."""
   bits = mix(key_B ^ _CHANNEL_KEYS[channel]) >> np.uint64(40)
-  return (low + (high - low) * (bits.astype(np.float32) / np.float32(1 << 24))).astype(np.float32)
+  return (low + (high - low) * (bits.astype(np.float32) / np.float32(1 << 24))).astype(
+    np.float32
+  )
 
 
 def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
@@ -70,9 +75,12 @@ def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
 
 
 _NOISE_SIZE = 128 * 128 * 3
-# Noise of mean 0 and deviation 1, approximately normal (Irwin-Hall of four); two equal halves. Each
-# picture reads its noise from a random start. Drawing it per pixel would cost more than all else.
-_UNIFORM = mix(np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)) >> np.uint64(40)
+# Noise of mean 0 and deviation 1, approximately normal (Irwin-Hall of four); two equal
+# halves. Each picture reads its noise from a random start. Drawing it per pixel would
+# cost more than all else.
+_UNIFORM = mix(np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)) >> np.uint64(
+  40
+)
 _NOISE = _UNIFORM.astype(np.float32) / np.float32(1 << 24)
 _NOISE = np.tile(((_NOISE.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)
 
@@ -93,7 +101,9 @@ def _polygon(*corners) -> _Part:
 def _radial(radii: list[float]) -> _Part:
   """Polygon whose corners have these radii around the origin, starting upwards."""
   angles = [2 * np.pi * i / len(radii) - np.pi / 2 for i in range(len(radii))]
-  return _polygon(*((r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True)))
+  return _polygon(
+    *((r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True))
+  )
 
 
 def _disc(u0, v0, radius) -> _Part:
@@ -109,9 +119,14 @@ _PARTS: dict[str, list[_Part]] = {
   "disc": [_disc(0, 0, 0.92)],
   "hexagon": [_radial(6 * [1.02])],
   "ring": [lambda u, v: _disc(0, 0, 1.0)(u, v) & ~_disc(0, 0, 0.42)(u, v)],
-  "crescent moon": [lambda u, v: _disc(0.1, 0, 1.05)(u, v) & ~_disc(0.62, 0, 0.78)(u, v)],
+  "crescent moon": [
+    lambda u, v: _disc(0.1, 0, 1.05)(u, v) & ~_disc(0.62, 0, 0.78)(u, v)
+  ],
   "square": [_box(-0.82, -0.82, 0.82, 0.82)],
-  "house": [_polygon((0, -1.1), (1.1, -0.12), (-1.1, -0.12)), _box(-0.76, -0.2, 0.76, 0.95)],
+  "house": [
+    _polygon((0, -1.1), (1.1, -0.12), (-1.1, -0.12)),
+    _box(-0.76, -0.2, 0.76, 0.95),
+  ],
   "bell": [
     _polygon((-0.62, -0.35), (0.62, -0.35), (1.02, 0.62), (-1.02, 0.62)),
     *(_disc(0, -0.35, 0.62), _disc(0, 0.76, 0.3), _disc(0, -0.98, 0.17)),
@@ -193,11 +208,15 @@ _PATTERNS = {
   "striped": lambda u, v, p: _wave(1.25 * v + p),
   "ribbed": lambda u, v, p: _wave(2.2 * u + p),
   "dotted": lambda u, v, p: _dots(2.0 * u + p, 2.0 * v + p, 0.32, 7),
-  "spotted": lambda u, v, p: _dots(1.2 * u + 0.5 * np.floor(1.2 * v + p) + p, 1.2 * v + p, 0.3, 10),
+  "spotted": lambda u, v, p: _dots(
+    1.2 * u + 0.5 * np.floor(1.2 * v + p) + p, 1.2 * v + p, 0.3, 10
+  ),
   "checkered": lambda u, v, p: np.abs(
     (_fract(0.9 * u + p) > 0.5) - (_fract(0.9 * v + p) > 0.5) * 1.0
   ),
-  "plaid": lambda u, v, p: 0.5 * (_fract(1.1 * u + p) > 0.55) + 0.5 * (_fract(1.1 * v + p) > 0.55),
+  "plaid": lambda u, v, p: (
+    0.5 * (_fract(1.1 * u + p) > 0.55) + 0.5 * (_fract(1.1 * v + p) > 0.55)
+  ),
   "ringed": lambda u, v, p: _wave(1.5 * np.sqrt(u * u + v * v) + p),
   "swirled": lambda u, v, p: _wave(
     3 * np.arctan2(v, u) / np.float32(2 * np.pi) + 0.7 * np.sqrt(u * u + v * v) + p
@@ -208,14 +227,17 @@ _PATTERNS = {
 
 
 def _field(shape_B, x_B, y_B, scale_B, angle_B, size: int):
-  """Signed distance (pixels) to the object, and object coordinates u, v: [B, P] each."""
+  """Signed distance (pixels) to the object, and object coordinates u, v: [B, P]
+  each."""
   half = np.float32(_ATLAS_SIZE / 2)
   per_unit = np.float32(half / _ATLAS_REACH)
   turn_x, turn_y = ((turn(angle_B) / scale_B)[:, None] for turn in (np.cos, np.sin))
   dx = np.tile(_axis(size), size) - x_B[:, None]
   dy = np.repeat(_axis(size), size) - y_B[:, None]
   u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
-  column, row = (np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v))
+  column, row = (
+    np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v)
+  )
   distance = atlas()[shape_B[:, None], row, column] * (scale_B[:, None] * (size / 2))
   # Beyond the table, the clipped cell is nearer than the point.
   distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(size)
@@ -235,23 +257,31 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
   weight = weight_B[:, None, None, None]
   for axis in (1, 2):
     at = np.arange(image_BxSxSx3.shape[axis])
-    before, after = (image_BxSxSx3.take(np.clip(at + s, 0, at[-1]), axis) for s in (-1, 1))
-    image_BxSxSx3 = image_BxSxSx3 + weight * (0.25 * (before + after) - 0.5 * image_BxSxSx3)
+    before, after = (
+      image_BxSxSx3.take(np.clip(at + s, 0, at[-1]), axis) for s in (-1, 1)
+    )
+    image_BxSxSx3 = image_BxSxSx3 + weight * (
+      0.25 * (before + after) - 0.5 * image_BxSxSx3
+    )
   return image_BxSxSx3
 
 
 def _object_and_ground(key_B, attributes_BxA, u, v, clutter, depth=0.16):
-  """Unlit colours [B, P, 3] of the textured object, and of the ground with its clutter."""
+  """Unlit colours [B, P, 3] of the textured object, and of the ground with its
+  clutter."""
   colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
   ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
-  # Patterns are always darker than the colour, which a small vision tower learns more easily.
+  # Patterns are always darker than the colour, which a small vision tower learns more
+  # easily.
   tone_Bx3 = colour_Bx3 * 0.38
   pattern_BxP = np.empty_like(u)
   phase_B = _uniform(key_B, 6, 0, 0.3)
   for t in np.unique(attributes_BxA[:, 1]):
     at = np.flatnonzero(attributes_BxA[:, 1] == t)
     pattern_BxP[at] = _PATTERNS[TEXTURES[t]](u[at], v[at], phase_B[at, None])
-  thing = colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
+  thing = (
+    colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
+  )
   depth_B = depth * np.sign(0.5 - ground_Bx3 @ _LUMA)
   return thing, ground_Bx3[:, None] + (clutter * depth_B[:, None])[..., None]
 
@@ -282,9 +312,12 @@ def _light(key_B: np.ndarray, strength: float, size: int) -> np.ndarray:
 
 
 def _inked(thing, ground, distance, ink_B) -> np.ndarray:
-  """The object on its ground, with an outline that is dark at an ink of 1: [B, P, 3]."""
+  """The object on its ground, with an outline that is dark at an ink of 1: [B, P,
+  3]."""
   image = ground + np.clip(0.5 - distance, 0, 1)[..., None] * (thing - ground)
-  return image * (1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None])
+  return image * (
+    1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
+  )
 
 
 def _pixels(key_B: np.ndarray, image_BxSxSx3: np.ndarray, style: Style) -> np.ndarray:

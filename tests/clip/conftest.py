@@ -22,14 +22,17 @@ class Stored(NamedTuple):
   clip: Clip
 
   def padded(self, texts):
-    """Ids and mask as HuggingFace's processor hands them to a model, all positions filled."""
+    """Ids and mask as HuggingFace's processor hands them to a model, all positions
+    filled."""
     return self.clip.tokenizer(
       texts, padding="max_length", max_length=self.clip.positions, return_tensors="pt"
     )
 
   def torch_image_features(self, pixels):
     with torch.no_grad():
-      return pooled(self.torch_model.get_image_features(torch.as_tensor(pixels))).numpy()
+      return pooled(
+        self.torch_model.get_image_features(torch.as_tensor(pixels))
+      ).numpy()
 
 
 def _stored(folder, **settings):
@@ -46,7 +49,9 @@ def quick(tmp_path_factory):
 @pytest.fixture(scope="session")
 def legacy(tmp_path_factory):
   """A CLIP with gelu and eos_token_id=2."""
-  return _stored(tmp_path_factory.mktemp("legacy"), hidden_act="gelu", legacy_eos=True, seed=1)
+  return _stored(
+    tmp_path_factory.mktemp("legacy"), hidden_act="gelu", legacy_eos=True, seed=1
+  )
 
 
 @pytest.fixture(scope="session", params=["quick", "legacy"])

@@ -22,11 +22,14 @@ CAPACITY = WIDTH - N_PREFIX
 
 
 def _packed(lengths, number=None):
-  """The blocks of some classes, and the class and position of each row by the indices."""
+  """The blocks of some classes, and the class and position of each row by the
+  indices."""
   lengths = np.asarray(lengths, np.int32)
   longest = max(1, int(lengths.max()))
   if number is None:
-    number = n_blocks(-(-int(room_of(lengths, CAPACITY).sum()) // PARTS), CAPACITY, longest)
+    number = n_blocks(
+      -(-int(room_of(lengths, CAPACITY).sum()) // PARTS), CAPACITY, longest
+    )
   packed = jax.jit(pack_blocks, static_argnums=(1, 2, 3, 4))(
     jnp.asarray(lengths), longest, N_PREFIX, WIDTH, number
   )
@@ -59,7 +62,9 @@ def test_every_class_is_whole_in_one_block(lengths):
       continue
     np.testing.assert_array_equal(rows, rows[0] + np.arange(length))
     assert rows[0] % WIDTH >= N_PREFIX and rows[0] // WIDTH == rows[-1] // WIDTH
-    np.testing.assert_array_equal(packed.source_R[rows], c * longest + np.arange(length))
+    np.testing.assert_array_equal(
+      packed.source_R[rows], c * longest + np.arange(length)
+    )
     np.testing.assert_array_equal(packed.position_R[rows], np.arange(length))
     assert packed.eot_C[c] == rows[-1] and packed.eot_R[rows[-1]] == c
   assert (packed.source_R >= 0).sum() == sum(lengths)
@@ -68,11 +73,18 @@ def test_every_class_is_whole_in_one_block(lengths):
 
 
 def _assert_masks(packed, longest):
-  """A token sees the prefix and its own class up to itself; every row sees something."""
-  owner = np.where(packed.source_R >= 0, packed.source_R // longest, -1).reshape(-1, WIDTH)
+  """A token sees the prefix and its own class up to itself; every row sees
+  something."""
+  owner = np.where(packed.source_R >= 0, packed.source_R // longest, -1).reshape(
+    -1, WIDTH
+  )
   for block, mask in zip(owner, packed.mask, strict=True):
     for q in range(WIDTH):
-      own = {k for k in range(N_PREFIX, q + 1) if block[k] == block[q]} if block[q] >= 0 else set()
+      own = (
+        {k for k in range(N_PREFIX, q + 1) if block[k] == block[q]}
+        if block[q] >= 0
+        else set()
+      )
       if block[q] >= 0:
         assert set(np.flatnonzero(mask[q])) == {*range(N_PREFIX)} | own
       elif q < N_PREFIX:
@@ -81,13 +93,16 @@ def _assert_masks(packed, longest):
 
 
 def test_the_number_of_blocks_holds_any_classes_whose_room_is_within_the_budget():
-  """By filling them one after the other, the longest first; and there is little to spare."""
+  """By filling them one after the other, the longest first; and there is little to
+  spare."""
   rng = np.random.default_rng(0)
   spare = []
   for _ in range(3000):
     capacity = int(rng.integers(8, 124))
     longest = int(rng.integers(1, min(capacity, 30) + 1))
-    pool = np.arange(1, longest + 1) if rng.integers(2) else rng.integers(1, longest + 1, 3)
+    pool = (
+      np.arange(1, longest + 1) if rng.integers(2) else rng.integers(1, longest + 1, 3)
+    )
     lengths = np.sort(rng.choice(pool, rng.integers(1, 90)))[::-1]
     used, blocks = 0, 1
     for length in lengths:
@@ -111,7 +126,12 @@ def test_room_is_a_share_of_a_block():
 
 def test_a_block_holds_any_prompt_on_a_tpu_and_other_devices_have_none(quick):
   config = quick.clip.config.text_config
-  assert [block_width("tpu", positions) for positions in (32, 77, 128, 248)] == [128, 128, 128, 256]
+  assert [block_width("tpu", positions) for positions in (32, 77, 128, 248)] == [
+    128,
+    128,
+    128,
+    256,
+  ]
   assert block_width("cpu", 77) is block_width("gpu", 77) is None
   assert block_of("shared", config, "tpu") == 128
   assert block_of("reference", config, "tpu") is None
@@ -120,7 +140,9 @@ def test_a_block_holds_any_prompt_on_a_tpu_and_other_devices_have_none(quick):
 def _plain(query, key, value, mask, n_heads):
   """Attention of [G,W,D] in the mask, head by head."""
   heads = []
-  for q, k, v in zip(*(np.split(rows, n_heads, -1) for rows in (query, key, value)), strict=True):
+  for q, k, v in zip(
+    *(np.split(rows, n_heads, -1) for rows in (query, key, value)), strict=True
+  ):
     scores = np.where(mask, q @ k.swapaxes(1, 2), -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     heads.append(weights / weights.sum(-1, keepdims=True) @ v)
@@ -132,9 +154,9 @@ def test_attention_equals_a_loop_over_heads_and_its_gradient_differences():
   number, n_heads, width = 3, 2, 8
   rows = rng.normal(size=(4, number, WIDTH, width))
   *inputs, cotangent = rows
-  mask = np.tri(WIDTH, dtype=bool) & (rng.random((number, WIDTH, WIDTH)) < 0.6) | np.eye(
-    WIDTH, dtype=bool
-  )
+  mask = np.tri(WIDTH, dtype=bool) & (
+    rng.random((number, WIDTH, WIDTH)) < 0.6
+  ) | np.eye(WIDTH, dtype=bool)
   flat = lambda array: jnp.asarray(array.reshape(-1, width), jnp.float32)
   attend = lambda *inputs: block_attention(n_heads, *inputs, jnp.asarray(mask))
   found, backward = jax.vjp(attend, *map(flat, inputs))
@@ -166,7 +188,9 @@ def test_deep_contexts_replace_the_end_of_every_block_s_prefix(quick):
     tower = shared_text_tower(config, block=block)
 
     def loss(prefix, suffix, deep):
-      return jnp.sum(tower(quick.clip.text_params, prefix, suffix, lengths, deep) * cotangent)
+      return jnp.sum(
+        tower(quick.clip.text_params, prefix, suffix, lengths, deep) * cotangent
+      )
 
     return jax.grad(loss, argnums=(0, 1, 2))
 

@@ -1,4 +1,5 @@
-"""CLIPs of other families, each against its original of open_clip and timm with random weights."""
+"""CLIPs of other families, each against its original of open_clip and timm with
+random weights."""
 
 import dataclasses
 import json
@@ -24,7 +25,12 @@ from pomp_jax.clip.families import MODELS
 from pomp_jax.clip.load import load_clip
 from pomp_jax.clip.open_clip import named_clip, tables, unread
 from pomp_jax.clip.text import token_table
-from pomp_jax.clip.tokens import FileTokenizer, TokenizeError, check_token_counts, tokenize
+from pomp_jax.clip.tokens import (
+  FileTokenizer,
+  TokenizeError,
+  check_token_counts,
+  tokenize,
+)
 from pomp_jax.clip.vision import image_tower
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.encoder import Encoder, rounded_up
@@ -36,19 +42,34 @@ from tests.support.clips import MERGES, error_of, randomise
 from tests.support.openai_clip import write_merges
 from tests.support.processes import ROOT
 
-NAMES = ("cat", "teddy bear", "Bell's \u201cvireo\u201d x", "naïve & caf\u00e9, 12 o'clock!")
+NAMES = (
+  "cat",
+  "teddy bear",
+  "Bell's \u201cvireo\u201d x",
+  "naïve & caf\u00e9, 12 o'clock!",
+)
 # More tokens than any of these towers has positions.
 LONG = " ".join(NAMES[1] + letter for letter in "abcdefgh")
 EMBEDDING = 24
 _BPE = {"vocab_size": 512 + len(MERGES) + 2, "context_length": 48}
 _SMALL = {"width": 32, "heads": 4, "layers": 2}
 _SIGLIP = {
-  **{"context_length": 48, "vocab_size": 300, "no_causal_mask": True, "proj_bias": True},
+  **{
+    "context_length": 48,
+    "vocab_size": 300,
+    "no_causal_mask": True,
+    "proj_bias": True,
+  },
   **{"pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
   **{"hf_tokenizer_name": "none", "tokenizer_kwargs": {"clean": "canonicalize"}},
 }
 _CLIPA = {
-  **{"context_length": 48, "vocab_size": 400, "no_causal_mask": True, "pool_type": "last"},
+  **{
+    "context_length": 48,
+    "vocab_size": 400,
+    "no_causal_mask": True,
+    "pool_type": "last",
+  },
   **{"hf_tokenizer_name": "none", "tokenizer_kwargs": {"strip_sep_token": True}},
 }
 # A table so long that it stays in its file, as MetaCLIP 2's of 901,629 rows.
@@ -69,7 +90,12 @@ class Original:
 
 
 def _timm(name, size, pool, proj=None):
-  return {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
+  return {
+    "timm_model_name": name,
+    "image_size": size,
+    "timm_pool": pool,
+    "timm_proj": proj,
+  }
 
 
 def _vit(n_heads, width=8):
@@ -78,11 +104,19 @@ def _vit(n_heads, width=8):
 
 ORIGINALS = {
   "eva01_g": Original(_timm("eva_giant_patch14_224", 224, "token"), timm=_vit(16)),
-  "eva02_b": Original(_timm("eva02_base_patch16_clip_224", 224, "token"), timm=_vit(12)),
-  "eva02_l_336": Original(_timm("eva02_large_patch14_clip_336", 336, "token"), timm=_vit(16)),
-  "eva02_e": Original(_timm("eva02_enormous_patch14_clip_224", 224, "token"), timm=_vit(16)),
+  "eva02_b": Original(
+    _timm("eva02_base_patch16_clip_224", 224, "token"), timm=_vit(12)
+  ),
+  "eva02_l_336": Original(
+    _timm("eva02_large_patch14_clip_336", 336, "token"), timm=_vit(16)
+  ),
+  "eva02_e": Original(
+    _timm("eva02_enormous_patch14_clip_224", 224, "token"), timm=_vit(16)
+  ),
   "pe_b": Original(_timm("vit_pe_core_base_patch16_224", 224, "map"), timm=_vit(12)),
-  "pe_g": Original(_timm("vit_pe_core_gigantic_patch14_448", 448, "map"), timm=_vit(16)),
+  "pe_g": Original(
+    _timm("vit_pe_core_gigantic_patch14_448", 448, "map"), timm=_vit(16)
+  ),
   "siglip_b": Original(
     _timm("vit_base_patch16_siglip_224", 224, "map", "none"), _SIGLIP, _vit(12, 2)
   ),
@@ -91,7 +125,9 @@ ORIGINALS = {
     _SIGLIP | {"act_kwargs": {"approximate": "tanh"}},
     {"depth": 2, "embed_dim": 32, "num_heads": 16, "mlp_ratio": 3.7362},
   ),
-  "convnext_base": Original(_timm("convnext_base", 64, "", "linear"), timm=_CONVNEXT, custom=False),
+  "convnext_base": Original(
+    _timm("convnext_base", 64, "", "linear"), timm=_CONVNEXT, custom=False
+  ),
   "convnext_xxlarge": Original(
     _timm("convnext_xxlarge", 64, "", "mlp"), timm=_CONVNEXT, custom=False
   ),
@@ -120,7 +156,9 @@ def _model(original, monkeypatch):
   """The torch model; SigLIP's width is its embedding."""
   with monkeypatch.context() as patched:
     create = timm.create_model
-    patched.setattr(timm, "create_model", lambda *a, **k: create(*a, **(k | original.timm)))
+    patched.setattr(
+      timm, "create_model", lambda *a, **k: create(*a, **(k | original.timm))
+    )
     kind = open_clip.CustomTextCLIP if original.custom else open_clip.CLIP
     bias = {"init_logit_bias": -10.0} if original.text.get("proj_bias") else {}
     model = kind(
@@ -139,15 +177,29 @@ def _write_tokenizer(folder, original, texts):
   if kind == "bpe":
     write_merges(folder)
   elif "strip_sep_token" in original.text.get("tokenizer_kwargs", {}):
-    letters = sorted({letter for text in texts for letter in text.lower() if not letter.isspace()})
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    letters = sorted(
+      {letter for text in texts for letter in text.lower() if not letter.isspace()}
+    )
+    words = [
+      "[PAD]",
+      "[UNK]",
+      "[CLS]",
+      "[SEP]",
+      "[MASK]",
+      *letters,
+      *(f"##{x}" for x in letters),
+    ]
     (folder / "vocab.txt").write_text("\n".join(words[:400]))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
   else:
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁"]
     letters = sorted({letter for text in texts for letter in text} | {"."})
-    pieces += [x for x in letters if x not in pieces and not x.isspace()][: 300 - len(pieces)]
-    tokenizer = tokenizers.Tokenizer(Unigram([(x, -1.0 - i) for i, x in enumerate(pieces)], 3))
+    pieces += [x for x in letters if x not in pieces and not x.isspace()][
+      : 300 - len(pieces)
+    ]
+    tokenizer = tokenizers.Tokenizer(
+      Unigram([(x, -1.0 - i) for i, x in enumerate(pieces)], 3)
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     template = "$A </s>" if kind == "last" else "<s> $A </s>"
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -164,7 +216,9 @@ def _write(original, model, folder, texts=NAMES):
   state = {name: x.contiguous().clone() for name, x in model.state_dict().items()}
   safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
   config = {
-    "embed_dim": original.timm["embed_dim"] if "proj_bias" in original.text else EMBEDDING,
+    "embed_dim": original.timm["embed_dim"]
+    if "proj_bias" in original.text
+    else EMBEDDING,
     "vision_cfg": original.vision,
     "text_cfg": _SMALL | original.text,
     "custom_text": original.custom,
@@ -172,20 +226,26 @@ def _write(original, model, folder, texts=NAMES):
   if original.quick_gelu:
     config["quick_gelu"] = True
   squash = {"resize_mode": "squash", "interpolation": "bilinear"}
-  settings = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.4] * 3} | squash}
+  settings = {
+    "model_cfg": config,
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.4] * 3} | squash,
+  }
   (folder / "open_clip_config.json").write_text(json.dumps(settings))
   _write_tokenizer(folder, original, texts)
 
 
 def _torch_text(model, sequences):
-  """Features of embedded sequences, whose feature is read at a position: [(rows [S,D], at)]."""
+  """Features of embedded sequences, whose feature is read at a position: [(rows
+  [S,D], at)]."""
   tower = getattr(model, "text", model)
   rows = torch.stack([rows for rows, _ in sequences]) + tower.positional_embedding
   mask = tower.attn_mask
   hidden = tower.ln_final(tower.transformer(rows, attn_mask=mask))
   read = torch.stack([hidden[i, at] for i, (_, at) in enumerate(sequences)])
   projection = tower.text_projection
-  return projection(read) if isinstance(projection, torch.nn.Linear) else read @ projection
+  return (
+    projection(read) if isinstance(projection, torch.nn.Linear) else read @ projection
+  )
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -205,9 +265,13 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
   found = jax.jit(image_tower(clip))(clip.vision_params, images)
   assert_close(found, expected, 1e-4)
 
-  # Text features of sentences by open_clip's own tokens, and through the learned context.
+  # Text features of sentences by open_clip's own tokens, and through the learned
+  # context.
   encoder = Encoder(clip)
-  n_positions, texts = clip.positions, [f"a photo of a {one}." for one in (*NAMES, LONG)]
+  n_positions, texts = (
+    clip.positions,
+    [f"a photo of a {one}." for one in (*NAMES, LONG)],
+  )
   if "hf_tokenizer_name" in original.text:
     kwargs = original.text.get("tokenizer_kwargs", {})
     tokens = HFTokenizer(str(tmp_path), context_length=n_positions, **kwargs)(texts)
@@ -220,10 +284,14 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
   with torch.no_grad():
     expected = model.encode_text(tokens).numpy()
   names = [text.removesuffix(".") for text in texts]
-  assert_close(encoder.class_features(names, "{}.", unit=False, cut=True), expected, 1e-5)
+  assert_close(
+    encoder.class_features(names, "{}.", unit=False, cut=True), expected, 1e-5
+  )
 
   n_vectors = 3
-  context = 0.1 * np.random.default_rng(1).standard_normal((n_vectors, 32)).astype(np.float32)
+  context = 0.1 * np.random.default_rng(1).standard_normal((n_vectors, 32)).astype(
+    np.float32
+  )
   learned = torch.tensor(context, requires_grad=True)
   tower = getattr(model, "text", model)
   classes = encoder.vocabulary(list(NAMES), n_vectors)
@@ -235,7 +303,9 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
     padding = torch.zeros(n_positions - len(rows), 32)
     sequences.append((torch.cat([rows, padding]), len(rows) - 1))
   expected = _torch_text(model, sequences)
-  cotangent = np.random.default_rng(2).standard_normal(tuple(expected.shape)).astype(np.float32)
+  cotangent = (
+    np.random.default_rng(2).standard_normal(tuple(expected.shape)).astype(np.float32)
+  )
   (torch.sin(expected) * torch.tensor(cotangent)).sum().backward()
 
   module = PromptContext(n_vectors, 32)
@@ -256,14 +326,17 @@ def test_a_family_is_its_original(name, tmp_path, monkeypatch):
 
 
 def _timm_row(name):
-  """What `eva.MODELS` and `convnext.MODELS` say of a tower, read from timm's, which has no memory.
+  """What `eva.MODELS` and `convnext.MODELS` say of a tower, read from timm's, which has
+  no memory.
 
   `timm_proj` is open_clip's, which has no projection for SigLIP's towers alone.
   """
   with torch.device("meta"):
     if name.startswith("convnext"):
       model = timm.create_model(name, depths=[1, 1, 1, 1])
-      norms = [layer for layer in model.modules() if "LayerNorm" in type(layer).__name__]
+      norms = [
+        layer for layer in model.modules() if "LayerNorm" in type(layer).__name__
+      ]
       return {"epsilon": {norm.eps for norm in norms}}
     model = timm.create_model(name, depth=1)
   block, pool, rope = model.blocks[0], model.attn_pool, getattr(model, "rope", None)
@@ -330,7 +403,9 @@ def test_a_long_text_is_cut_where_open_clip_cuts_it(name, tmp_path):
   config = CLIPTextConfig(max_position_embeddings=n_positions, eos_token_id=None)
   budget = n_positions - len(start)
   found = tokenize(texts, tokenizer, config, budget, cut=True)
-  expected = HFTokenizer(str(tmp_path), context_length=n_positions, **kwargs)(texts).tolist()
+  expected = HFTokenizer(str(tmp_path), context_length=n_positions, **kwargs)(
+    texts
+  ).tolist()
   for ids, length, row in zip(*found, expected, strict=True):
     padding = [tokenizer.pad_token_id] * (budget - length)
     assert [*start, *ids[:length].tolist(), *padding] == row
@@ -340,7 +415,8 @@ def test_a_long_text_is_cut_where_open_clip_cuts_it(name, tmp_path):
   assert 50 < n_long < len(texts)
   with pytest.raises(TokenizeError, match=f"expected at most {budget}"):
     tokenize(texts, tokenizer, config, budget)
-  # The check that tokenizes few texts refuses the same ones: sentencepiece begins with a token.
+  # The check that tokenizes few texts refuses the same ones: sentencepiece begins with
+  # a token.
   refused = {tokenize: [], check_token_counts: []}
   for check, lengths in refused.items():
     for n_letters in range(budget - 4, budget + 2):
@@ -392,7 +468,9 @@ def test_hostile_files_are_one_line(name, tmp_path, monkeypatch):
 def test_the_text_tower_alone(tmp_path, monkeypatch):
   original = ORIGINALS["eva02_b"]
   model = _model(original, monkeypatch)
-  original = dataclasses.replace(original, vision=_timm("vitamin_large_224", 224, "", "linear"))
+  original = dataclasses.replace(
+    original, vision=_timm("vitamin_large_224", 224, "", "linear")
+  )
   _write(original, model, tmp_path)
   assert "vitamin_large_224" in error_of(tmp_path)
   clip = load_clip(str(tmp_path), image_tower=False)
@@ -414,7 +492,9 @@ def test_names_of_open_clip(tmp_path):
   assert named.source == "apple/DFN5B-CLIP-ViT-H-14-378" and named.settings
   assert named.settings["model_cfg"]["quick_gelu"]
   # The tag decides: these weights were trained with QuickGELU.
-  assert named_clip("open_clip:ViT-L-14/metaclip_fullcc").settings["model_cfg"]["quick_gelu"]
+  assert named_clip("open_clip:ViT-L-14/metaclip_fullcc").settings["model_cfg"][
+    "quick_gelu"
+  ]
   assert named_clip("hf-hub:timm/ViT-B-16-SigLIP").source == "timm/ViT-B-16-SigLIP"
   assert named_clip(f"open_clip:ViT-B-32/openai:{tmp_path}").source == str(tmp_path)
   with pytest.raises(InputError, match="dfn5b"):
@@ -427,12 +507,16 @@ def test_names_of_open_clip(tmp_path):
       for key in ("mean", "std", "interpolation", "resize_mode"):
         if key in facts:
           expected = published[key]
-          assert facts[key] == (list(expected) if isinstance(expected, tuple) else expected)
+          assert facts[key] == (
+            list(expected) if isinstance(expected, tuple) else expected
+          )
 
 
 def test_the_page_of_open_clips_table():
   text = page()
-  assert (ROOT / "docs/clips.md").read_text() == text, "docs.generators.clips_page > docs/clips.md"
+  assert (ROOT / "docs/clips.md").read_text() == text, (
+    "docs.generators.clips_page > docs/clips.md"
+  )
   assert "20 of the best 20, 47 of the best 50, 110 of all 121" in text
   refused = text.partition("**Not read**")[2].partition("**Activation.**")[0]
   for model, row in tables().items():

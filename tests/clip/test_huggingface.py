@@ -16,7 +16,8 @@ from tests.support.hub import local_hub
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-  """A folder without weights, torch's model, and its weights as Flax's file has them."""
+  """A folder without weights, torch's model, and its weights as Flax's file has
+  them."""
   folder = tmp_path_factory.mktemp("hf") / "clip"
   model = write_random_clip(folder, hidden_act="gelu", seed=3)
   params = load_clip(str(folder)).params
@@ -54,7 +55,9 @@ def test_one_file_shards_and_torchs_own_file(written, folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_types_become_float32_and_old_buffers_are_no_weights(written, folder, dtype):
+def test_other_types_become_float32_and_old_buffers_are_no_weights(
+  written, folder, dtype
+):
   state = {name: tensor.to(dtype) for name, tensor in written[1].state_dict().items()}
   # transformers before 4.31 saved these.
   state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -75,7 +78,9 @@ def test_a_hub_id_from_the_cache(written, tmp_path, monkeypatch):
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
   assert load_clip("someone/some-clip").name == "someone/some-clip"
   _assert_params("someone/some-clip", written[2])
-  with pytest.raises(ClipError, match=r"^some/other: no CLIP's weights there \(the hub can't be"):
+  with pytest.raises(
+    ClipError, match=r"^some/other: no CLIP's weights there \(the hub can't be"
+  ):
     load_clip("some/other")
 
 
@@ -83,7 +88,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
   """The hub's own client would ask for each of eight files six times, for 92 s."""
   with local_hub(monkeypatch, tmp_path) as hub:
     hub.down = True
-    with pytest.raises(ClipError, match=r"^wrold: no CLIP's weights there \(the hub can't be"):
+    with pytest.raises(
+      ClipError, match=r"^wrold: no CLIP's weights there \(the hub can't be"
+    ):
       load_clip("wrold")
   assert hub.requests == [("GET", "/api/models/wrold")]
 

@@ -1,4 +1,5 @@
-"""What loading accepts, what it turns the weights into, and what it says of anything else."""
+"""What loading accepts, what it turns the weights into, and what it says of anything
+else."""
 
 import copy
 import dataclasses
@@ -55,7 +56,9 @@ def _text(name, text):
 
 
 def _file(change):
-  return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
+  return lambda folder: (folder / WEIGHTS).write_bytes(
+    change((folder / WEIGHTS).read_bytes())
+  )
 
 
 def _only(*names):
@@ -73,7 +76,9 @@ def test_weights_are_huggingfaces_tree_in_float32_on_the_host(folder, dtype):
   expected = serialization.msgpack_restore((folder / WEIGHTS).read_bytes())
   params = load_clip(str(folder)).params
   assert jax.tree.structure(params) == jax.tree.structure(expected)
-  for found, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+  for found, leaf in zip(
+    jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
+  ):
     assert type(found) is np.ndarray and found.dtype == np.float32
     np.testing.assert_array_equal(found, leaf)
 
@@ -88,14 +93,18 @@ def test_weights_are_huggingfaces_tree_in_float32_on_the_host(folder, dtype):
     ("hidden_act", "gelu", True),
   ],
 )
-def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, value, matters):
+def test_settings_hold_what_the_towers_read_and_no_version(
+  small, part, field, value, matters
+):
   """An update of transformers would otherwise invalidate cached features."""
   config = small.clip.config
   changed = copy.deepcopy(getattr(config, part))
   setattr(changed, field, value)
   other = dataclasses.replace(config, **{part: changed})
   assert (other.settings() != config.settings()) == matters
-  assert (other.text_settings() != config.text_settings()) == (matters and part == "text_config")
+  assert (other.text_settings() != config.text_settings()) == (
+    matters and part == "text_config"
+  )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,10 @@ def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, v
     (_config(text_config__hidden_size=64), "shape"),
     (_config(vision_config__hidden_act="swish"), "'swish', expected quick_gelu, gelu"),
     (_config(vision_config__num_attention_heads=5), "got 5, expected a divisor of 48"),
-    (_weights(lambda tree: {k: v for k, v in tree.items() if k != "logit_scale"}), "logit_scale"),
+    (
+      _weights(lambda tree: {k: v for k, v in tree.items() if k != "logit_scale"}),
+      "logit_scale",
+    ),
     (_only("config.json", WEIGHTS), "tokenizer"),
     *(
       (_text("preprocessor_config.json", text), "preprocessor_config.json")
@@ -173,5 +185,7 @@ def test_a_truncated_shard_and_one_of_something_else(tmp_path):
   safetensors.torch.save_file({"a.weight": STATE["a.weight"]}, shard)
   assert "a.bias is not in b.safetensors" in _refusal(index)
   shard.write_bytes(shard.read_bytes()[:-1])
-  with pytest.raises(ClipError, match="b.safetensors: the file is not a whole safetensors"):
+  with pytest.raises(
+    ClipError, match="b.safetensors: the file is not a whole safetensors"
+  ):
     open_weights(index).__enter__()

@@ -55,7 +55,9 @@ def _assert_equal(clip: Clip, model, towers=("shared",)):
   for tower in towers:
     found = encode_texts(clip, TEXTS, text_tower(tower, clip.config.text_config))
     assert_close(found, expected)
-  assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-6)
+  assert clip.logit_scale == pytest.approx(
+    float(model.logit_scale.detach().exp()), rel=1e-6
+  )
 
 
 def _save(model, path):
@@ -70,7 +72,8 @@ def _save(model, path):
 
 
 def _assert_same_weights(clip: Clip, model, folder):
-  """As those of the model's safetensors file, which the first test holds against its features."""
+  """As those of the model's safetensors file, which the first test holds against its
+  features."""
   expected = load_clip(str(_save(model, folder / "expected.safetensors")))
   assert jax.tree.structure(clip.params) == jax.tree.structure(expected.params)
   jax.tree.map(np.testing.assert_array_equal, clip.params, expected.params)
@@ -91,7 +94,9 @@ def test_a_file_has_the_features_of_open_clips_model(folder, vision, caplog):
 
 
 @pytest.mark.parametrize(
-  "vision, quick_gelu", [(VIT | {"head_width": 32}, False), (RESNET, True)], ids=["vit", "resnet"]
+  "vision, quick_gelu",
+  [(VIT | {"head_width": 32}, False), (RESNET, True)],
+  ids=["vit", "resnet"],
 )
 def test_a_folder_of_open_clips(folder, vision, quick_gelu, caplog):
   """Activation, heads and channel statistics are those of open_clip_config.json."""
@@ -101,7 +106,9 @@ def test_a_folder_of_open_clips(folder, vision, quick_gelu, caplog):
   path = _save(model, folder / names[quick_gelu])
   with caplog.at_level("INFO"):
     clip = load_clip(str(folder))
-  assert f"{'quick_gelu' if quick_gelu else 'gelu'} by open_clip_config.json" in caplog.text
+  assert (
+    f"{'quick_gelu' if quick_gelu else 'gelu'} by open_clip_config.json" in caplog.text
+  )
   assert clip.mean == (0.4, 0.5, 0.6)
   _assert_equal(clip, model)
   assert load_clip(str(path)).settings == clip.settings
@@ -123,16 +130,23 @@ def test_a_training_checkpoint_of_open_clips(folder):
   optimizer = torch.optim.AdamW(model.parameters())
   state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
   path = folder / "epoch_5.pt"
-  torch.save({"epoch": 5, "state_dict": state, "optimizer": optimizer.state_dict()}, path)
+  torch.save(
+    {"epoch": 5, "state_dict": state, "optimizer": optimizer.state_dict()}, path
+  )
   _assert_same_weights(load_clip(str(path)), model, folder)
 
 
 @pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
 def test_a_torchscript_archive_is_read_without_its_code(folder, vision):
-  """As OpenAI's own files are: the module traced, stored in float16, its sizes as buffers."""
+  """As OpenAI's own files are: the module traced, stored in float16, its sizes as
+  buffers."""
   model = small_open_clip(vision).half().float()
   size = vision["image_size"]
-  for name, value in {"input_resolution": size, "context_length": 32, "vocab_size": 524}.items():
+  for name, value in {
+    "input_resolution": size,
+    "context_length": 32,
+    "vocab_size": 524,
+  }.items():
     delattr(model, name) if hasattr(model, name) else None
     model.register_buffer(name, torch.tensor(value))
   inputs = (torch.zeros(1, 3, size, size), torch.zeros(1, 32, dtype=torch.int64))
@@ -159,7 +173,10 @@ def test_a_torchscript_archive_is_read_without_its_code(folder, vision):
 def test_names_and_shapes_of_the_true_sizes(name):
   """From open_clip's own settings of them; no weight is allocated."""
   settings = open_clip.get_model_config(name)
-  vision, text = CLIPVisionCfg(**settings["vision_cfg"]), CLIPTextCfg(**settings["text_cfg"])
+  vision, text = (
+    CLIPVisionCfg(**settings["vision_cfg"]),
+    CLIPTextCfg(**settings["text_cfg"]),
+  )
   with torch.device("meta"):
     model = open_clip.CLIP(settings["embed_dim"], vision, text)
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -169,7 +186,9 @@ def test_names_and_shapes_of_the_true_sizes(name):
   check_weights(shapes, parameter_shapes(config), LAYOUT, name)
   assert config.text_config.num_attention_heads == text.heads
   assert config.vision_config.image_size == vision.image_size
-  heads = (vision.width * 32 if name.startswith("RN") else vision.width) // vision.head_width
+  heads = (
+    vision.width * 32 if name.startswith("RN") else vision.width
+  ) // vision.head_width
   assert config.vision_config.num_attention_heads == heads
   assert config.text_config.hidden_act == (
     "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG", "ViT-e")) else "quick_gelu"
@@ -211,12 +230,22 @@ _KEY = "transformer.resblocks.1.attn.in_proj_weight"
   "key, change, found",
   [
     ("ln_final.bias", None, "ln_final.bias is missing"),
-    (_KEY, lambda tensor: tensor[:128].clone(), f"{_KEY}: got shape [128, 64], expected [192, 64]"),
-    ("token_embedding.weight", lambda _: torch.zeros(524), "got shape [524], expected 2 axes"),
+    (
+      _KEY,
+      lambda tensor: tensor[:128].clone(),
+      f"{_KEY}: got shape [128, 64], expected [192, 64]",
+    ),
+    (
+      "token_embedding.weight",
+      lambda _: torch.zeros(524),
+      "got shape [524], expected 2 axes",
+    ),
     ("visual.positional_embedding", lambda _: torch.zeros(16, 128), "got 16 rows"),
   ],
 )
-def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, change, found):
+def test_tensors_that_are_missing_too_many_or_of_another_shape(
+  folder, key, change, found
+):
   state = small_open_clip(VIT).state_dict()
   old = state.pop(key, None)
   if change:
@@ -238,17 +267,23 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, chan
     ({"model_cfg__vision_cfg": None}, "no vision_cfg"),
   ],
 )
-def test_settings_that_contradict_the_weights_or_are_unknown(folder, vision, state, changes, found):
+def test_settings_that_contradict_the_weights_or_are_unknown(
+  folder, vision, state, changes, found
+):
   write_settings(folder, vision, quick_gelu=True, **changes)
   assert found in error_of(_save(state, folder / "clip.safetensors"))
 
 
-@pytest.mark.parametrize("changes", [None, {"model_cfg": 3}, {"preprocess_cfg": {"mean": [0.5]}}])
+@pytest.mark.parametrize(
+  "changes", [None, {"model_cfg": 3}, {"preprocess_cfg": {"mean": [0.5]}}]
+)
 def test_settings_that_are_none(folder, changes):
   """Cut off, of another type, and with channel statistics that are none."""
   write_settings(folder, VIT, quick_gelu=True)
   file = folder / "open_clip_config.json"
-  file.write_text(json.dumps(json.loads(file.read_text()) | changes) if changes else "{")
+  file.write_text(
+    json.dumps(json.loads(file.read_text()) | changes) if changes else "{"
+  )
   found = ": not a preprocessor" if "preprocess_cfg" in (changes or ()) else ""
   with pytest.raises(ClipError, match=f"open_clip_config.json{found}"):
     load_clip(str(_save(small_open_clip(VIT), folder / "clip.pt")))
@@ -276,7 +311,9 @@ def test_open_clips_other_models_are_refused_before_a_download(
   name, reason, text_is_read, folder, monkeypatch
 ):
   for name_of_client in ("HfApi", "hf_hub_download"):
-    monkeypatch.setattr(weights, name_of_client, lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+      weights, name_of_client, lambda *_, **__: pytest.fail("asked the hub")
+    )
   message = error_of(f"open_clip:{name}")
   assert reason in message and len(message) < 300
   # No table of settings, and no list of towers.
@@ -289,7 +326,9 @@ def test_open_clips_other_models_are_refused_before_a_download(
   assert reason in error_of(folder)
 
 
-def test_another_model_in_huggingfaces_layout_is_refused_before_a_download(tmp_path, monkeypatch):
+def test_another_model_in_huggingfaces_layout_is_refused_before_a_download(
+  tmp_path, monkeypatch
+):
   file = tmp_path / "config.json"
   file.write_text(json.dumps({"model_type": "siglip"}))
   downloads = []
@@ -297,7 +336,9 @@ def test_another_model_in_huggingfaces_layout_is_refused_before_a_download(tmp_p
   class Hub:
     def model_info(self, repository, timeout):
       names = ("config.json", "model.safetensors")
-      return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+      return SimpleNamespace(
+        siblings=[SimpleNamespace(rfilename=name) for name in names]
+      )
 
   def download(repository, name, local_files_only):
     downloads.append(name)

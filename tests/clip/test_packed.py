@@ -32,7 +32,8 @@ def names(quick):
 
 
 def _names(stored):
-  """Ragged rows: embeddings of names of 1 to 12 tokens with "." and EOT, and both lengths."""
+  """Ragged rows: embeddings of names of 1 to 12 tokens with "." and EOT, and both
+  lengths."""
   rng = np.random.default_rng(0)
   name_lengths = rng.integers(1, LONGEST - 1, N_CLASSES).astype(np.int32)
   name_lengths[:2] = 1, LONGEST - 2
@@ -43,15 +44,20 @@ def _names(stored):
 
 
 def _features_and_gradient(stored, tower, module, names):
-  """Features of all rows, and the gradient of a bounded function of them to the context."""
+  """Features of all rows, and the gradient of a bounded function of them to the
+  context."""
   tokens, name_lengths, lengths = names
   sos = stored.clip.sos_embedding
   rows = jnp.arange(N_CLASSES, dtype=jnp.int32)
   context = module.init(jax.random.key(1), method=lambda m: m.context)["params"]
-  cotangent = np.random.default_rng(2).standard_normal((N_CLASSES, 24)).astype(np.float32)
+  cotangent = (
+    np.random.default_rng(2).standard_normal((N_CLASSES, 24)).astype(np.float32)
+  )
 
   def loss(context):
-    sequences = module.apply({"params": context}, sos, tokens, name_lengths, lengths, rows)
+    sequences = module.apply(
+      {"params": context}, sos, tokens, name_lengths, lengths, rows
+    )
     features = tower(stored.clip.text_params, *sequences)
     return jnp.sum(jnp.sin(features) * cotangent), features
 
@@ -84,7 +90,9 @@ def test_equals_the_reference_to_1e_5(
 ):
   stored = request.getfixturevalue(which)
   names = _names(stored)
-  module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
+  module = PromptContext(
+    m, stored.clip.text_width, position, N_CLASSES if class_specific else None
+  )
   reference = reference_tower(stored.clip.config.text_config)
   expected = _features_and_gradient(stored, reference, module, names)
   capacity = block and block - 1 - m + module.n_own
@@ -100,7 +108,8 @@ def test_equals_the_reference_to_1e_5(
 
 @pytest.mark.parametrize("longest", [9, 10, 17, 18])
 def test_the_last_token_sees_the_first_of_the_longest_row(quick, longest):
-  """Also where a block of the packed tokens begins with it, so that it sees one block more."""
+  """Also where a block of the packed tokens begins with it, so that it sees one
+  block more."""
   rng = np.random.default_rng(longest)
   # The first row fills up so that the second one's last token is the first of a block.
   first = (1 - longest) % 8 or 8
@@ -116,7 +125,9 @@ def test_the_last_token_sees_the_first_of_the_longest_row(quick, longest):
     *(quick.clip.sos_embedding, *names, jnp.arange(2, dtype=jnp.int32)),
   )
   config = quick.clip.config.text_config
-  tower = shared_text_tower(config, token_budget=int(lengths.sum()), memory=MemoryPlan())
+  tower = shared_text_tower(
+    config, token_budget=int(lengths.sum()), memory=MemoryPlan()
+  )
   found = jax.jit(tower)(quick.clip.text_params, *sequences)
   expected = jax.jit(reference_tower(config))(quick.clip.text_params, *sequences)
   assert_close(found, expected)
@@ -127,7 +138,9 @@ def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names, block)
   module = PromptContext(16, quick.clip.text_width)
   config = quick.clip.config.text_config
   exact = _features_and_gradient(quick, reference_tower(config), module, names)
-  theirs = _features_and_gradient(quick, reference_tower(config, jnp.bfloat16), module, names)
+  theirs = _features_and_gradient(
+    quick, reference_tower(config, jnp.bfloat16), module, names
+  )
   tower = shared_text_tower(config, jnp.bfloat16, block=block)
   ours = _features_and_gradient(quick, tower, module, names)
   for mine, other, truth in zip(ours, theirs, exact, strict=True):
@@ -141,7 +154,9 @@ def test_bfloat16_is_as_near_to_float32_as_the_reference_is(quick, names, block)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(quick, names, block):
   tokens, _, lengths = names
-  prefix = jnp.asarray(token_embeddings(quick.clip.params, np.arange(3, dtype=np.int32)))
+  prefix = jnp.asarray(
+    token_embeddings(quick.clip.params, np.arange(3, dtype=np.int32))
+  )
   capacity = block and block - 3
   budget = _tokens(lengths[:6], capacity) + 1
   kept = np.asarray(kept_rows(lengths, budget, capacity))
@@ -171,7 +186,9 @@ def test_budget_holds_draws_and_always_the_given_rows(capacity):
   draws = [rng.permutation(5000)[:210] for _ in range(500)]
   totals = [taken[draw].sum() for draw in draws]
   assert max(totals) <= budget < 1.15 * np.mean(totals)
-  assert all(kept_rows(jnp.asarray(lengths[draw]), budget, capacity).all() for draw in draws[:9])
+  assert all(
+    kept_rows(jnp.asarray(lengths[draw]), budget, capacity).all() for draw in draws[:9]
+  )
   positives = jnp.full(300, 14, jnp.int32)
   budget = token_budget(lengths, 1, n_given=300, capacity=capacity)
   assert kept_rows(positives, budget, capacity).all()
@@ -210,4 +227,6 @@ def test_each_activation_is_huggingfaces():
   rows = np.linspace(-4, 4, 33, dtype=np.float32)
   for name, activation in ACTIVATIONS.items():
     expected = ACT2FN[name](torch.tensor(rows)).numpy()
-    np.testing.assert_allclose(activation(jnp.asarray(rows)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+      activation(jnp.asarray(rows)), expected, rtol=1e-5, atol=1e-6
+    )

@@ -1,4 +1,5 @@
-"""Token ids, lengths and errors against HuggingFace's tokenizer, and ours against open_clip's."""
+"""Token ids, lengths and errors against HuggingFace's tokenizer, and ours against
+open_clip's."""
 
 import copy
 import gzip
@@ -14,14 +15,22 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip import tokens
 from pomp_jax.clip.architecture import ClipError
-from pomp_jax.clip.tokens import MERGES_FILES, TokenizeError, check_token_counts, read_bpe, tokenize
+from pomp_jax.clip.tokens import (
+  MERGES_FILES,
+  TokenizeError,
+  check_token_counts,
+  read_bpe,
+  tokenize,
+)
 from pomp_jax.clip.weights import Files
 from pomp_jax.data.class_lists import SYNSETS, read_table
 from tests.support.clips import MERGES, clip_tokenizer
 
 
 def _tokenize(stored, texts, **settings):
-  return tokenize(texts, stored.clip.tokenizer, stored.clip.config.text_config, **settings)
+  return tokenize(
+    texts, stored.clip.tokenizer, stored.clip.config.text_config, **settings
+  )
 
 
 @hypothesis.given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
@@ -36,7 +45,9 @@ def test_eot_is_where_huggingface_pools(stored, texts):
   ids, lengths = _tokenize(stored, texts)
   assert lengths.tolist() == expected
   for row, own, length in zip(rows, ids, lengths, strict=True):
-    assert own[:length].tolist() == row[1 : length + 1].tolist() and not own[length:].any()
+    assert (
+      own[:length].tolist() == row[1 : length + 1].tolist() and not own[length:].any()
+    )
   assert ids.dtype == lengths.dtype == np.int32 and ids.shape[1] == lengths.max()
 
 
@@ -45,7 +56,9 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
   _, lengths = _tokenize(small, [letters])
   assert lengths.tolist() == [small.clip.positions - 1]
   assert _tokenize(small, ["the cat."], budget=4)[1].tolist() == [4]
-  with pytest.raises(TokenizeError, match="'the cat.': 4 tokens with EOT, expected at most 3"):
+  with pytest.raises(
+    TokenizeError, match="'the cat.': 4 tokens with EOT, expected at most 3"
+  ):
     _tokenize(small, ["cat.", "the cat."], budget=3)
   with pytest.raises(TokenizeError) as error:
     _tokenize(small, ["cat", f"{letters}\no"])
@@ -58,7 +71,11 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
 @pytest.mark.parametrize("budget", [1, 4, 9])
 def test_a_text_that_is_cut_keeps_its_beginning_and_eot(small, budget):
   """As HuggingFace truncates; shorter ones stay as they are."""
-  texts = ["the cat of the star and a leaf, a letter of it", "cat", "a b c d e f g h i j k l m n o"]
+  texts = [
+    "the cat of the star and a leaf, a letter of it",
+    "cat",
+    "a b c d e f g h i j k l m n o",
+  ]
   given = {"truncation": True, "max_length": budget + 1}  # with SOS
   rows = small.clip.tokenizer(texts, **given)["input_ids"]
   ids, lengths = _tokenize(small, texts, budget=budget, cut=True)
@@ -98,8 +115,12 @@ def test_the_check_of_lengths_refuses_what_the_tower_can_not_take(small, texts, 
   assert _is_too_long(check_token_counts, small.clip, texts, budget) == expected
 
 
-@pytest.mark.parametrize(("text", "n_tokens"), [("&nGt;&nGt;", 13), ("q" * 12, 13), ("é" * 6, 13)])
-def test_the_check_of_lengths_knows_entities_and_letters_of_several_bytes(text, n_tokens):
+@pytest.mark.parametrize(
+  ("text", "n_tokens"), [("&nGt;&nGt;", 13), ("q" * 12, 13), ("é" * 6, 13)]
+)
+def test_the_check_of_lengths_knows_entities_and_letters_of_several_bytes(
+  text, n_tokens
+):
   """Without merges each byte is a token: the first text is longer than it looks."""
   tokenizer = tokens.BytePairTokenizer([])
   config = CLIPTextConfig(vocab_size=514, eos_token_id=513)
@@ -113,7 +134,9 @@ def test_merges_without_a_line_of_their_version_are_all_read(tmp_path):
   found = _read_bpe(tmp_path, 524)
   (tmp_path / "merges.txt").write_bytes(GOOD)
   every = list(range(524))
-  assert found.convert_ids_to_tokens(every) == _read_bpe(tmp_path, 524).convert_ids_to_tokens(every)
+  assert found.convert_ids_to_tokens(every) == _read_bpe(
+    tmp_path, 524
+  ).convert_ids_to_tokens(every)
 
 
 def test_the_check_of_lengths_tokenizes_only_what_may_be_too_long(small, monkeypatch):
@@ -128,7 +151,9 @@ def test_the_check_of_lengths_tokenizes_only_what_may_be_too_long(small, monkeyp
 def test_a_special_token_in_a_text_is_refused(small, token):
   """HuggingFace's tokenizer would end the sentence within it."""
   config = small.clip.config.text_config
-  assert small.clip.tokenizer([f"a{token}b"])["input_ids"][0].count(config.eos_token_id) in (1, 2)
+  assert small.clip.tokenizer([f"a{token}b"])["input_ids"][0].count(
+    config.eos_token_id
+  ) in (1, 2)
   for check in (tokenize, check_token_counts):
     with pytest.raises(TokenizeError) as error:
       check(["cat", "dog", f"a{token}b"], small.clip.tokenizer, config, 15)
@@ -221,7 +246,11 @@ def test_nothing_in_a_text_is_eot(ours, theirs):
 def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
   huggingface = clip_tokenizer(tmp_path)
   from_merges = _read_bpe(tmp_path)
-  texts = ["a photo of a grey wolf.", "Café at 10 o'clock!", *read_table(SYNSETS)[1][:2000]]
+  texts = [
+    "a photo of a grey wolf.",
+    "Café at 10 o'clock!",
+    *read_table(SYNSETS)[1][:2000],
+  ]
   rows = ours(texts)["input_ids"]
   assert from_merges(texts)["input_ids"] == rows
   assert huggingface(texts)["input_ids"] == rows
@@ -240,7 +269,10 @@ GOOD, ZIP = ("\n".join(["#version: 0.2", *MERGES, ""])).encode(), ZIPPED.read_by
     ({"merges.txt": GOOD}, 600, "merges.txt: 10 merges make 524 tokens, expected 600"),
     ({"merges.txt": b"#version: 0.2\nt h\nth e</w> x\n"}, 524, "is no pair"),
     ({"merges.txt": b"#version: 0.2\nt h\nqu een</w>\n"}, 524, "`qu`"),
-    *(({ZIPPED.name: ZIP[: len(ZIP) // part]}, 49_408, "") for part in (len(ZIP), 1000, 2)),
+    *(
+      ({ZIPPED.name: ZIP[: len(ZIP) // part]}, 49_408, "")
+      for part in (len(ZIP), 1000, 2)
+    ),
     ({ZIPPED.name: b""}, 49_408, ""),
     ({ZIPPED.name: b"#version\nt h\n"}, 524, "not the merges"),
     ({ZIPPED.name: gzip.compress(b"\n\xff\xfe\n")}, 524, "not the merges"),

@@ -1,4 +1,5 @@
-"""Features of images and texts against HuggingFace's torch model holding the same weights."""
+"""Features of images and texts against HuggingFace's torch model holding the same
+weights."""
 
 import json
 
@@ -32,8 +33,12 @@ def _pixels(images, **settings):
   return processor(list(images), return_tensors="np")["pixel_values"]
 
 
-@pytest.mark.parametrize(("block", "n_weights", "n_rows"), [(None, 5 + 16, 60), (20, 20, 80)])
-def test_the_memory_of_activations_is_counted_vector_by_vector(block, n_weights, n_rows):
+@pytest.mark.parametrize(
+  ("block", "n_weights", "n_rows"), [(None, 5 + 16, 60), (20, 20, 80)]
+)
+def test_the_memory_of_activations_is_counted_vector_by_vector(
+  block, n_weights, n_rows
+):
   """In blocks of 20 rows, 15 behind the prefix, 60 tokens take four blocks."""
   config = CLIPTextConfig(hidden_size=64, intermediate_size=200, num_attention_heads=4)
   floats = config.num_hidden_layers * n_rows * (9 * 64 + 200 + 4 * n_weights)
@@ -51,7 +56,9 @@ def test_images_equal_torch_clip(stored, images, chunk, expected):
   found = jax.jit(tower)(stored.clip.vision_params, images)
   assert_close(found, stored.torch_image_features(_pixels(images)))
   program = jax.make_jaxpr(tower)(stored.clip.vision_params, images)
-  (patches,) = (e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated")
+  (patches,) = (
+    e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated"
+  )
   assert patches.invars[0].aval.shape[0] == expected
 
 
@@ -67,14 +74,18 @@ def test_a_checkpoint_brings_its_own_channel_statistics(quick, images, tmp_path)
 
 
 def test_bfloat16_is_the_type_of_every_product(small, images):
-  program = jax.make_jaxpr(image_tower(small.clip, jnp.bfloat16))(small.clip.vision_params, images)
+  program = jax.make_jaxpr(image_tower(small.clip, jnp.bfloat16))(
+    small.clip.vision_params, images
+  )
   products = [
     e
     for e in equations(program.jaxpr)
     if e.primitive.name in ("dot_general", "conv_general_dilated")
   ]
   assert len(products) == 1 + 3 * 8 + 1
-  assert {variable.aval.dtype.name for e in products for variable in e.invars} == {"bfloat16"}
+  assert {variable.aval.dtype.name for e in products for variable in e.invars} == {
+    "bfloat16"
+  }
   assert program.out_avals[0].dtype == jnp.float32
 
 
@@ -113,7 +124,9 @@ def test_towers_that_cannot_be_had_are_refused(small, monkeypatch):
   for module in (text, fields):
     monkeypatch.setattr(module, "has_flax_clip", lambda: False)
   config = defaults().replace({"clip.text_tower": "reference"})
-  with pytest.raises(ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"):
+  with pytest.raises(
+    ConfigError, match=r"^config\.clip\.text_tower: .*'transformers<5'"
+  ):
     validate(config)
   validate(config.replace({"clip.text_tower": "shared"}))
   with pytest.raises(InputError, match=r"^text_tower: .*'transformers<5'"):

@@ -1,4 +1,5 @@
-"""Configs by name: rule, list and folder of the run, and the CLIP that a finished prompt brings."""
+"""Configs by name: rule, list and folder of the run, and the CLIP that a finished
+prompt brings."""
 
 import dataclasses
 import importlib
@@ -13,7 +14,12 @@ from pomp_jax import __version__
 from pomp_jax.config import defaults, unpack
 from pomp_jax.config.command_line import FOLDER, packaged_configs, parse, summary
 from pomp_jax.configs import evaluate, export, predict
-from pomp_jax.files.prompt_file import UNKNOWN_CLIP, Prompt, PromptFileError, save_prompt
+from pomp_jax.files.prompt_file import (
+  UNKNOWN_CLIP,
+  Prompt,
+  PromptFileError,
+  save_prompt,
+)
 from tests.support.processes import environment
 
 DEMO, ROOT = str(FOLDER / "demo.py"), FOLDER.parent.parent
@@ -23,12 +29,15 @@ def test_each_packaged_config_has_get_config_and_the_others_have_not():
   for file in FOLDER.glob("*.py"):
     module = importlib.import_module(f"pomp_jax.configs.{file.stem}")
     assert hasattr(module, "get_config") == (file.stem in packaged_configs())
-    assert "from configs" not in file.read_text()  # which is the package's name in no wheel
-    assert summary(file) == module.__doc__.partition("\n")[0] != ""
+    # which is the package's name in no wheel
+    assert "from configs" not in file.read_text()
+    assert summary(file) == " ".join(module.__doc__.split("\n\n")[0].split()) != ""
 
 
 @pytest.mark.parametrize("config", ["demo:k=16", f"{DEMO}:k=16", "mine.py"])
-def test_a_name_is_the_packaged_file_and_its_folder_is_in_runs(config, tmp_path, monkeypatch):
+def test_a_name_is_the_packaged_file_and_its_folder_is_in_runs(
+  config, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "mine.py").write_text(pathlib.Path(DEMO).read_text())
   options = parse([f"--config={config}"])
@@ -38,7 +47,9 @@ def test_a_name_is_the_packaged_file_and_its_folder_is_in_runs(config, tmp_path,
 
 
 @pytest.mark.parametrize("argument, n_images", [("", 0), (":detect.n_images=3", 3)])
-def test_a_job_without_a_file_of_its_name_has_the_defaults_of_its_fields(argument, n_images):
+def test_a_job_without_a_file_of_its_name_has_the_defaults_of_its_fields(
+  argument, n_images
+):
   options = parse([f"--config=propose{argument}"])
   assert options.settings == defaults("propose").replace({"detect.n_images": n_images})
   assert options.workdir == "runs/propose" and "propose" not in packaged_configs()
@@ -64,7 +75,8 @@ run()
   [
     (["-m", "pomp_jax.main", "--version"], f"pomp_jax {__version__} (jax "),
     (["-c", _WITHOUT.format("jax"), "--version"], f"pomp_jax {__version__} (jax "),
-    # transformers would import it where it is installed, which takes longer than all else.
+    # transformers would import it where it is installed, which takes longer than all
+    # else.
     (["-c", _WITHOUT.format("torch"), "--help"], "Runs the job"),
   ],
 )
@@ -90,7 +102,9 @@ def test_a_prompt_behind_the_colon_brings_its_clip(module, tmp_path):
   files = tmp_path
   (files / "run").mkdir()
   save_prompt(files / "run/prompt.npz", PROMPT)
-  save_prompt(files / "model.pth.tar", dataclasses.replace(PROMPT, clip_model=UNKNOWN_CLIP))
+  save_prompt(
+    files / "model.pth.tar", dataclasses.replace(PROMPT, clip_model=UNKNOWN_CLIP)
+  )
   (files / "bad.npz").write_bytes(b"PK")
   for argument, expected in (
     (f"prompt={files}/run/prompt.npz", "laion/some-clip"),
@@ -112,4 +126,6 @@ def test_suites_of_photographs_are_evaluated_on_the_published_clip():
   assert clip_of(evaluate, "suite=fourteen,root=DATA") == VIT_B16
   assert clip_of(evaluate, "suite=fourteen,root=DATA,clip=world") == "world"
   assert clip_of(evaluate, "suite=world") == clip_of(evaluate, "") == "world"
-  assert clip_of(evaluate, "sets_file=sets.toml,clip=laion/some-clip") == "laion/some-clip"
+  assert (
+    clip_of(evaluate, "sets_file=sets.toml,clip=laion/some-clip") == "laion/some-clip"
+  )

@@ -1,4 +1,5 @@
-"""Pairs of fields that can't be combined: each is refused, and each half of it alone is not.
+"""Pairs of fields that can't be combined: each is refused, and each half of it alone is
+not.
 
 CONTRIBUTING.md says which pairs of features are tested together, and where.
 """
@@ -62,8 +63,13 @@ def refused_field(changes, job="pretrain"):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_refuses_the_features_that_it_can_not_have(method):
-  found = {name: refused_field(changes | {"method": method}) for name, changes in FEATURES.items()}
-  assert {name for name, field in found.items() if field} == set(REFUSED_BY[method].split())
+  found = {
+    name: refused_field(changes | {"method": method})
+    for name, changes in FEATURES.items()
+  }
+  assert {name for name, field in found.items() if field} == set(
+    REFUSED_BY[method].split()
+  )
   assert all(field in FEATURES[name] for name, field in found.items() if field)
 
 
@@ -71,7 +77,8 @@ DRAWN = {"data.augment": "crop_flip"}
 ADAMW, EPOCH = {"optim.name": "adamw"}, {"optim.schedule": "epoch"}
 SIGMOID = {"loss": "sigmoid"}
 BEST = {"prompt.init": "best", "checkpoint.select": "best"}
-# The field that is refused, what it has, and beside what; a neighbour that is accepted there.
+# The field that is refused, what it has, and beside what; a neighbour that is accepted
+# there.
 REFUSED = [
   ("correction", "log10", SIGMOID, "log"),
   ("correction", "log10", SIGMOID, "none"),
@@ -105,10 +112,18 @@ LIFTED = [
   ("batch_size", DRAWN | {"data.views": 2, "batch_size": 255}, {"data.views": 3}),
   ("data.features", DRAWN | {"data.features": "stored"}, {"data.view_epochs": 1}),
   ("prompt.m", {"prompt.m": 0}, BEST),
-  ("anchors", {"anchors": "best", "consistency_squared": 1.0}, {"consistency_squared": 0.0}),
+  (
+    "anchors",
+    {"anchors": "best", "consistency_squared": 1.0},
+    {"consistency_squared": 0.0},
+  ),
   ("anchors", {"anchors": "best", "consistency_squared": 1.0}, BEST),
   ("prompt.position", BEST | {"prompt.position": "front"}, {"prompt.init": ""}),
-  ("prompt.candidates", BEST | {"prompt.candidates": ()}, {"prompt.init": "a photo of a"}),
+  (
+    "prompt.candidates",
+    BEST | {"prompt.candidates": ()},
+    {"prompt.init": "a photo of a"},
+  ),
 ]
 
 

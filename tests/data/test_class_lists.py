@@ -1,4 +1,5 @@
-"""Class lists, packaged ones and a user's, fuzzed ones, and WordNet's tree of their synsets."""
+"""Class lists, packaged ones and a user's, fuzzed ones, and WordNet's tree of their
+synsets."""
 
 import dataclasses
 import hashlib
@@ -49,9 +50,12 @@ def test_packaged_lists(name, tokenizer):
 
 
 def test_lists_and_templates_stay_as_published():
-  """Labels of CoOp's splits, prompts and figures of everybody depend on names and their order."""
+  """Labels of CoOp's splits, prompts and figures of everybody depend on names and
+  their order."""
   lists = [dataclasses.astuple(load_class_list(name))[:4] for name in CLASS_LISTS]
-  templates = {name: class_lists.load_templates(name) for name in sorted(class_lists.TEMPLATES)}
+  templates = {
+    name: class_lists.load_templates(name) for name in sorted(class_lists.TEMPLATES)
+  }
   assert templates.pop("imagenet_60") == templates["imagenet"][:60]
   content = json.dumps([lists, [*templates.values()]])
   digest = hashlib.sha256(content.encode()).hexdigest()
@@ -76,9 +80,9 @@ def test_empty_lines_are_skipped_and_named(tmp_path, caplog):
   for _ in range(2):
     assert load_class_list(file).names == ("cat", "dog")
   # Those at the end are none.
-  assert [message.endswith(": 1, 3") and str(file) in message for message in caplog.messages] == [
-    True
-  ]
+  assert [
+    message.endswith(": 1, 3") and str(file) in message for message in caplog.messages
+  ] == [True]
 
 
 def test_a_runs_classes_and_their_checksum(tmp_path):
@@ -92,7 +96,9 @@ def test_a_runs_classes_and_their_checksum(tmp_path):
     changed[place] ^= 1
     folder.class_names.write_bytes(changed)
     try:
-      assert load_class_list(folder.class_names).names == ("grey_wolf", "k\u00e9pi"), bytes(changed)
+      assert load_class_list(folder.class_names).names == ("grey_wolf", "k\u00e9pi"), (
+        bytes(changed)
+      )
     except VocabularyError as error:
       assert str(folder.class_names) in str(error)
   folder.class_names.write_text('{"format_version": 2, "names": ["cat"]}')
@@ -116,9 +122,14 @@ ANNOTATIONS = (
       ("dog", "cat"),
       ("n02084071", "n02121620"),
     ),
-    # Categories of COCO and LVIS in ascending order of their ids, and not the keys of the file.
+    # Categories of COCO and LVIS in ascending order of their ids, and not the keys of
+    # the file.
     (ANNOTATIONS, ("aerosol can", "bow (weapon)"), None),
-    ('{"tags": ["a label"], "categories": ["a group", "a kind"]}', ("tags", "categories"), None),
+    (
+      '{"tags": ["a label"], "categories": ["a group", "a kind"]}',
+      ("tags", "categories"),
+      None,
+    ),
   ],
 )
 def test_a_json_file(content, names, synsets, tmp_path):
@@ -141,14 +152,17 @@ REFUSED_JSON = [
   (b'[{"nam": "dog"}]', "item 1 of 1: found an object"),
   (b'[{"name": "dog", "synset": "dog.n.01"}]', "synset 'dog.n.01'"),
   (b'[{"name": "dog", "synset": "n02084071"}, "cat"]', "1 of 2 classes"),
-  (b'[{"name": "a", "synset": "n00000001"}, {"name": "b", "synset": "n00000001"}]', "n00000001"),
+  (
+    b'[{"name": "a", "synset": "n00000001"}, {"name": "b", "synset": "n00000001"}]',
+    "n00000001",
+  ),
 ]
 REFUSED_TEXT = [
   (b"\xff\xfe\x00", "not UTF-8"),
   (b"", "empty"),
   (b"cat\n" + 10**6 * b"x", "name 2, 'x*'.* is too long"),
-  # A line ends at a line feed and nowhere else: else rows that are exported would belong to other
-  # names than the file's lines.
+  # A line ends at a line feed and nowhere else: else rows that are exported would
+  # belong to other names than the file's lines.
   *(
     (f"cat\nred{letter}dog\nowl\n".encode(), rf"name 2, .* U\+{ord(letter):04X}")
     for letter in "\u2028\u2029\x85\x0b\x0c\x1c\x1b\t\r"
@@ -212,9 +226,16 @@ LISTS = [
   ["cat", "red dog"],
   {"cat": 0, "red_dog": {"any": "thing"}},
   [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
-  {"categories": [{"id": 3, "name": "bow_(tie)", "synonyms": ["bow"]}, {"id": 1, "name": "cat"}]},
+  {
+    "categories": [
+      {"id": 3, "name": "bow_(tie)", "synonyms": ["bow"]},
+      {"id": 1, "name": "cat"},
+    ]
+  },
 ]
-_edited = [edited_json(valid, "name", "synset", "synonyms", "id", "n02084071") for valid in LISTS]
+_edited = [
+  edited_json(valid, "name", "synset", "synonyms", "id", "n02084071") for valid in LISTS
+]
 
 
 @given(damaged([b"cat\nred_dog\nbow (weapon)\n", "é\r\nñandú\r\n".encode("utf-8-sig")]))
@@ -235,10 +256,13 @@ def tree():
 
 
 def test_depths_and_ancestors_are_networkxs(tree):
-  tree.nodes(["n04399382", *load_class_list("imagenet21k").synsets])  # ImageNet-1K's teddy bear
+  # ImageNet-1K's teddy bear
+  tree.nodes(["n04399382", *load_class_list("imagenet21k").synsets])
   graph = tree_graph(tree)
   shortest = nx.single_source_shortest_path_length(graph, tree.root)
-  np.testing.assert_array_equal(tree.depth, [shortest[node] for node in range(len(tree))])
+  np.testing.assert_array_equal(
+    tree.depth, [shortest[node] for node in range(len(tree))]
+  )
   backward = graph.reverse()
   for node in np.random.default_rng(0).choice(len(tree), 300):
     ways = nx.single_source_shortest_path_length(backward, node)
@@ -246,15 +270,23 @@ def test_depths_and_ancestors_are_networkxs(tree):
 
 
 WORDNET = pathlib.Path("/usr/share/wordnet/data.noun")
-without_wordnet = pytest.mark.skipif(not WORDNET.exists(), reason="wordnet-base is not installed")
+without_wordnet = pytest.mark.skipif(
+  not WORDNET.exists(), reason="wordnet-base is not installed"
+)
 
 
-@pytest.mark.parametrize("which", ["ten", pytest.param("imagenet", marks=without_wordnet)])
+@pytest.mark.parametrize(
+  "which", ["ten", pytest.param("imagenet", marks=without_wordnet)]
+)
 def test_the_packaged_names_are_stored_as_made(which):
   make = write_class_names
   try:
     ten = which == "ten"
-    files = make.make_downstream() if ten else make.make_imagenet(make.read_nouns(str(WORDNET)))
+    files = (
+      make.make_downstream()
+      if ten
+      else make.make_imagenet(make.read_nouns(str(WORDNET)))
+    )
   except importlib.metadata.PackageNotFoundError as error:
     pytest.skip(str(error))
   folder = pathlib.Path(class_lists.__file__).parent / "class_names"

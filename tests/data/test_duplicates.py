@@ -18,7 +18,8 @@ def picture(colour, side=8):
 
 @pytest.fixture
 def split(tmp_path):
-  """A function: name, contents of files -> their source; files are NAME/0, NAME/1, .."""
+  """A function: name, contents of files -> their source; files are NAME/0, NAME/1,
+  .."""
 
   def opened(name, *contents):
     (tmp_path / name).mkdir()
@@ -31,7 +32,8 @@ def split(tmp_path):
 
 
 def test_equal_files_of_earlier_splits(split, tmp_path):
-  """Of equal size are all of 8 x 8 pixels; no other split has a file of the size of the rest."""
+  """Of equal size are all of 8 x 8 pixels; no other split has a file of the size of
+  the rest."""
   large = picture("red", 20)
   train = split("train", picture("red"), picture("green"), b"", large)
   validation = split("validation", large, picture("red", 9))
@@ -40,7 +42,15 @@ def test_equal_files_of_earlier_splits(split, tmp_path):
     found = find_duplicates(test, [train, validation])
   assert found == {0: f"{tmp_path}/train/0", 2: f"{tmp_path}/train/3"}
   keys = {call.args[2] for call in read.call_args_list}
-  assert keys == {"test/0", "test/1", "test/2", "train/0", "train/1", "train/3", "validation/0"}
+  assert keys == {
+    "test/0",
+    "test/1",
+    "test/2",
+    "train/0",
+    "train/1",
+    "train/3",
+    "validation/0",
+  }
 
 
 def test_files_that_are_no_pictures_or_gone_equal_none(split, tmp_path):

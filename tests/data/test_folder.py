@@ -25,7 +25,9 @@ def picture(path, level=0):
 @pytest.fixture
 def root(tmp_path):
   """Three classes, and everything that is to be passed over."""
-  for level, name in enumerate(("cat/b.jpg", "cat/a.JPEG", "teddy_bear/x.png", "axe/1.webp")):
+  for level, name in enumerate(
+    ("cat/b.jpg", "cat/a.JPEG", "teddy_bear/x.png", "axe/1.webp")
+  ):
     picture(tmp_path / name, 50 * level)
   (tmp_path / "cat/notes.txt").write_text("no image")
   picture(tmp_path / "cat/.hidden.jpg")
@@ -48,10 +50,17 @@ def test_folders_are_classes_in_order_of_name(root):
   source = open_whole(root).replace(image_size=8)
   assert isinstance(source, Source)
   assert source.names == ("axe", "cat", "teddy_bear")
-  assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]
+  assert source.keys.tolist() == [
+    "axe/1.webp",
+    "cat/a.JPEG",
+    "cat/b.jpg",
+    "teddy_bear/x.png",
+  ]
   assert source.labels.tolist() == [0, 1, 1, 2]
   # Levels as they were drawn; JPEG and WebP change them a little.
-  np.testing.assert_allclose(source.images(np.arange(4))[:, 4, 4, 0], [150, 50, 0, 100], atol=5)
+  np.testing.assert_allclose(
+    source.images(np.arange(4))[:, 4, 4, 0], [150, 50, 0, 100], atol=5
+  )
 
 
 def test_what_is_not_read_is_said_once(root, caplog):
@@ -78,7 +87,9 @@ def test_splits(root, tmp_path_factory):
   picture(validation / "a/2.jpg")
   assert split_folders(split) == {"train": train, "validation": validation}
   picture(split / "bus/1.jpg")
-  with pytest.raises(SourceError, match="'imagenet21k_train' holds class folders, .* 'bus'; expe"):
+  with pytest.raises(
+    SourceError, match="'imagenet21k_train' holds class folders, .* 'bus'; expe"
+  ):
     split_folders(split)
   # "train" among other things is a thing.
   picture(root / "train/1.jpg")
@@ -156,14 +167,21 @@ def keys_of(labels):
 def test_few_shots_of_each_class_or_all_of_a_small_one(labels, shots, seed):
   chosen = few_shot(np.array(labels, int), keys_of(labels), shots, seed).tolist()
   counts = collections.Counter(labels[index] for index in chosen)
-  assert counts == {label: min(shots, n) for label, n in collections.Counter(labels).items()}
+  assert counts == {
+    label: min(shots, n) for label, n in collections.Counter(labels).items()
+  }
   assert chosen == sorted(set(chosen))
-  assert set(chosen) <= set(few_shot(np.array(labels, int), keys_of(labels), shots + 1, seed))
+  assert set(chosen) <= set(
+    few_shot(np.array(labels, int), keys_of(labels), shots + 1, seed)
+  )
 
 
 @given(LABELS, st.randoms(use_true_random=False))
 def test_the_order_of_the_listing_does_not_matter(labels, stream):
-  keys, order = np.array(keys_of(labels), str), stream.sample(range(len(labels)), len(labels))
+  keys, order = (
+    np.array(keys_of(labels), str),
+    stream.sample(range(len(labels)), len(labels)),
+  )
   labels = np.array(labels, int)
   for choose, *numbers in ((few_shot, 2, 3), (even_sample, 7)):
     expected = set(keys[choose(labels, keys, *numbers)])

@@ -1,4 +1,5 @@
-"""Image files: preprocessing against open_clip and Dassl; resized crops against float64."""
+"""Image files: preprocessing against open_clip and Dassl; resized crops against
+float64."""
 
 import io
 
@@ -15,7 +16,9 @@ from pomp_jax.data.views import Augmentation, views
 from tests.support.pictures import encode, natural_image
 
 # Its name from transformers 5 on, where the other is torchvision's.
-PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+PillowProcessor = getattr(
+  transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor
+)
 
 
 @pytest.mark.parametrize("size", [224, 32, 33])
@@ -35,7 +38,9 @@ def test_prepare_is_open_clips_and_torchvisions(size, mode, interpolation):
     for image in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
       expected = np.rint(255 * published(image).numpy().transpose(1, 2, 0))
       np.testing.assert_array_equal(prepare(image, size, resize=resize), expected)
-      np.testing.assert_array_equal(prepare(np.asarray(image), size, resize=resize), expected)
+      np.testing.assert_array_equal(
+        prepare(np.asarray(image), size, resize=resize), expected
+      )
 
 
 def many_modes():
@@ -53,7 +58,9 @@ def many_modes():
     "cmyk with black": encode(Image.merge("CMYK", [*picture.split(), black])),
     "orientation": encode(picture, exif=turned),
     "palette": encode(picture.quantize(64), "PNG"),
-    "palette with a transparent colour": encode(picture.quantize(64), "PNG", transparency=3),
+    "palette with a transparent colour": encode(
+      picture.quantize(64), "PNG", transparency=3
+    ),
     "alpha": encode(transparent, "PNG"),
     "grey and alpha": encode(transparent.convert("LA"), "PNG"),
     "one bit": encode(picture.convert("1"), "PNG"),
@@ -63,7 +70,8 @@ def many_modes():
 
 @pytest.mark.parametrize("name, encoded", many_modes().items())
 def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
-  """And as OpenAI's code: transparency is dropped. transformers 5 puts white behind it instead."""
+  """And as OpenAI's code: transparency is dropped. transformers 5 puts white behind
+  it instead."""
   settings = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
   settings |= {"do_normalize": False, "do_rescale": False}
   found = read_image(encoded, 32, where=name)
@@ -76,7 +84,8 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
 
 @pytest.mark.parametrize("name, encoded", many_modes().items())
 def test_pictures_become_rgb_before_they_are_resized(name, encoded):
-  """As by Dassl, on which the baselines were published; open_clip resizes in the file's mode."""
+  """As by Dassl, on which the baselines were published; open_clip resizes in the
+  file's mode."""
   settings = {"is_train": False, "mean": (0.0,) * 3, "std": (1.0,) * 3}
   published = open_clip.transform.image_transform(32, **settings)
   image = Image.open(io.BytesIO(encoded))
@@ -102,24 +111,35 @@ def test_upright_is_pillows_exif_transpose(kind, tmp_path):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
     opened = images.open_image(encoded, kind)
     assert images.sides(opened, True) == expected.size
-    np.testing.assert_array_equal(images.load_rgb(opened, kind, upright=True)[0], expected)
-    np.testing.assert_array_equal(read_image(encoded, 32, True, where=kind), prepare(expected, 32))
+    np.testing.assert_array_equal(
+      images.load_rgb(opened, kind, upright=True)[0], expected
+    )
+    np.testing.assert_array_equal(
+      read_image(encoded, 32, True, where=kind), prepare(expected, 32)
+    )
     (tmp_path / "image").write_bytes(encoded)
     # Crops are drawn in the upright picture.
     source = StoredImages("a", [0], ["image"], Files(tmp_path)).replace(upright=True)
     expected.save(tmp_path / "turned.png")
     turned = StoredImages("a", [0], ["turned.png"], Files(tmp_path))
     shown = Augmentation("crop_flip", 2, crop_area=0.8)
-    found, again = (views(one, np.arange(1), np.arange(1), shown, 48) for one in (source, turned))
+    found, again = (
+      views(one, np.arange(1), np.arange(1), shown, 48) for one in (source, turned)
+    )
     np.testing.assert_array_equal(found[0], again[0])
   damaged = encode(natural_image(4, 75, 100), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
-  turned, unturned = (read_image(damaged, 32, upright, where="a") for upright in (True, False))
+  turned, unturned = (
+    read_image(damaged, 32, upright, where="a") for upright in (True, False)
+  )
   np.testing.assert_array_equal(turned, unturned)
 
 
 def test_unreadable_files_and_arrays(tmp_path):
   """Too large ones are in tests/faults/test_hostile_images.py."""
-  bad, cases = tmp_path / "bad.png", [b"", b"text", encode(natural_image(0, 64, 64), "PNG")[:200]]
+  bad, cases = (
+    tmp_path / "bad.png",
+    [b"", b"text", encode(natural_image(0, 64, 64), "PNG")[:200]],
+  )
   for value in (-1.0, 70_000.0, np.inf, -np.inf, np.nan):
     values = np.full((40, 50), 0.5, np.float32)
     values[20, 30] = value
@@ -136,7 +156,8 @@ def test_unreadable_files_and_arrays(tmp_path):
 
 
 def grey_files():
-  """Deep grey images of a ramp by file name, options of saving, and the 8 bits they become."""
+  """Deep grey images of a ramp by file name, options of saving, and the 8 bits they
+  become."""
   ramp = np.linspace(0, 65535, 40 * 50).round().astype(np.uint16).reshape(40, 50)
   high = (ramp // 256).astype(np.uint8)
   big_endian = Image.frombytes("I;16B", (50, 40), ramp.astype(">u2").tobytes())
@@ -168,11 +189,14 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, name, monkeypatch):
   # Readers prepare the same.
   small = prepare(Image.fromarray(expected), 16)
   np.testing.assert_array_equal(read_image(tmp_path / name, 16), small)
-  np.testing.assert_array_equal(read_image((tmp_path / name).read_bytes(), 16, where=name), small)
+  np.testing.assert_array_equal(
+    read_image((tmp_path / name).read_bytes(), 16, where=name), small
+  )
 
 
 def weights(start, end, length, size):
-  """How much each of `length` pixels adds to each of `size`: Keys' cubic, stretched to shrink."""
+  """How much each of `length` pixels adds to each of `size`: Keys' cubic, stretched
+  to shrink."""
   scale = (end - start) / size
   stretch = max(scale, 1)
   centres = start + (np.arange(size)[:, None] + 0.5) * scale
@@ -184,11 +208,16 @@ def weights(start, end, length, size):
 
 def defined(image, box, size):
   """The box alone, resized in float64."""
-  left, top, right, bottom = *np.floor(box[:2]).astype(int), *np.ceil(box[2:]).astype(int)
+  left, top, right, bottom = (
+    *np.floor(box[:2]).astype(int),
+    *np.ceil(box[2:]).astype(int),
+  )
   pixels = np.asarray(image).astype(float)[top:bottom, left:right]
   across = weights(box[0] - left, box[2] - left, right - left, size)
   down = weights(box[1] - top, box[3] - top, bottom - top, size)
-  return np.clip(np.einsum("yh,hwc,xw->yxc", down, pixels, across, optimize=True), 0, 255)
+  return np.clip(
+    np.einsum("yh,hwc,xw->yxc", down, pixels, across, optimize=True), 0, 255
+  )
 
 
 def boxes(width, height, count):

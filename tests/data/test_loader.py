@@ -1,4 +1,5 @@
-"""The order of training images, whatever reads them, and how many threads and workers do."""
+"""The order of training images, whatever reads them, and how many threads and
+workers do."""
 
 import functools
 import itertools
@@ -17,7 +18,13 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.data import loader as module
-from pomp_jax.data.loader import CorruptDataError, Loader, Readers, _close_together, choose_readers
+from pomp_jax.data.loader import (
+  CorruptDataError,
+  Loader,
+  Readers,
+  _close_together,
+  choose_readers,
+)
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
 from tests.support.pictures import encode, natural_image
@@ -39,7 +46,11 @@ class Numbers:
 def show(indices, epochs, *, n_views=1, damaged=()):
   """Views that hold index, epoch and number of the view."""
   rows = np.stack(
-    [np.stack([indices, epochs, np.full_like(indices, view)], -1) for view in range(n_views)], 1
+    [
+      np.stack([indices, epochs, np.full_like(indices, view)], -1)
+      for view in range(n_views)
+    ],
+    1,
   )
   return rows, ~np.isin(indices, damaged)
 
@@ -61,7 +72,9 @@ def indices(count, **arguments):
 
 def records(indices, epochs):
   """One record of each image."""
-  rows = np.zeros((len(indices), 1), [("place", np.int32, (2,)), ("mask", np.uint8, (3, 3))])
+  rows = np.zeros(
+    (len(indices), 1), [("place", np.int32, (2,)), ("mask", np.uint8, (3, 3))]
+  )
   rows["place"][:, 0] = np.stack([indices, epochs], -1)
   rows["mask"][:, 0] = indices[:, None, None]
   return rows, ~np.isin(indices, (3, 8))
@@ -73,12 +86,17 @@ def test_fields_of_records_are_arrays_of_the_batch():
   for places, batch in zip(expected, loader, strict=False):
     assert batch.keys() == {"place", "mask", "label"}
     np.testing.assert_array_equal(batch["place"], places)
-    np.testing.assert_array_equal(batch["mask"], places[:, :1, None].repeat(3, 1).repeat(3, 2))
+    np.testing.assert_array_equal(
+      batch["mask"], places[:, :1, None].repeat(3, 1).repeat(3, 2)
+    )
 
 
-@pytest.mark.parametrize(("batch_size", "seed", "start"), [(4, 0, 0), (8, 0, 1), (64, 7, 3)])
+@pytest.mark.parametrize(
+  ("batch_size", "seed", "start"), [(4, 0, 0), (8, 0, 1), (64, 7, 3)]
+)
 def test_the_order_is_that_of_earlier_versions(batch_size, seed, start):
-  """Grain's own pipeline, which they had: checkpoints and published figures rest on it."""
+  """Grain's own pipeline, which they had: checkpoints and published figures rest on
+  it."""
   order = grain.MapDataset.range(20).seed(seed).shuffle().repeat().batch(batch_size)
   expected = [np.asarray(order[batch]) for batch in range(start, start + 6)]
   options = {"batch_size": batch_size, "seed": seed, "start": start}
@@ -100,9 +118,13 @@ def test_views_of_an_image_lie_side_by_side():
 
 
 def test_sizes_must_divide_the_batch():
-  with pytest.raises(ValueError, match="batch of 4 does not divide by 1 views x 3 processes"):
+  with pytest.raises(
+    ValueError, match="batch of 4 does not divide by 1 views x 3 processes"
+  ):
     Loader(Numbers(), show, batch_size=4, seed=0, shard=(0, 3))
-  with pytest.raises(ValueError, match="batch of 4 does not divide by 3 views x 1 processes"):
+  with pytest.raises(
+    ValueError, match="batch of 4 does not divide by 3 views x 1 processes"
+  ):
     Loader(Numbers(), show, batch_size=4, seed=0, n_views=3)
 
 
@@ -121,7 +143,9 @@ def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
   list(itertools.islice(loader, 15))
   assert set(loader.skipped.reasons) == {3, 4, 19}
   few = {"batch_size": 4, "seed": 0, "max_corrupt": 0.1}
-  with pytest.raises(CorruptDataError, match=r"^3 of 20 images .*, 2 are allowed .*: image \d+$"):
+  with pytest.raises(
+    CorruptDataError, match=r"^3 of 20 images .*, 2 are allowed .*: image \d+$"
+  ):
     list(itertools.islice(Loader(Numbers(), fetch, **few), 15))
   with pytest.raises(CorruptDataError, match="3 of 20"):
     next(Loader(Numbers(), show, **few, unreadable=frozenset({1, 2, 3})))
@@ -152,13 +176,16 @@ def test_workers_end_side_by_side():
   """Each takes until its batch is read; here until all of them are asked."""
   asked, ended = threading.Barrier(3), []
   worker = SimpleNamespace(close=lambda: ended.append(asked.wait(60) >= 0))
-  elements = SimpleNamespace(_iterators_in_use=3 * [worker] + [None], close=lambda: ended.append(0))
+  elements = SimpleNamespace(
+    _iterators_in_use=3 * [worker] + [None], close=lambda: ended.append(0)
+  )
   _close_together(elements)
   assert ended == [True, True, True, 0]
 
 
 def test_worker_processes_decode_the_same_batches(stored):
-  """And continue when told to stop, at their start and when they read: the run has yet to save."""
+  """And continue when told to stop, at their start and when they read: the run has
+  yet to save."""
   told = set()
 
   def interrupt(workers):
@@ -208,9 +235,15 @@ _start_resource_tracker()
 assert "PYTHONWARNINGS" not in os.environ
 print(shared_memory.SharedMemory(create=True, size=8).name)
 """
-  environ = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+  environ = {
+    name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"
+  }
   done = subprocess.run(
-    [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    [sys.executable, "-c", script],
+    env=environ,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   assert done.stderr == ""
   assert not os.path.exists(f"/dev/shm/{done.stdout.strip()}")
@@ -223,7 +256,8 @@ RECIPE = {"decodes": True, "n_batches": 653, "batch_bytes": 1024 * 3 * 224**2}
 @pytest.mark.parametrize(
   ("n_cores", "changes", "expected"),
   [
-    # A worker for each core, up to one for four batches of an epoch; threads use a few cores.
+    # A worker for each core, up to one for four batches of an epoch; threads use a few
+    # cores.
     *[(1, RECIPE, (1, 0)), (2, RECIPE, (2, 0)), (4, RECIPE, (1, 4))],
     *[(64, RECIPE, (1, 64)), (240, RECIPE, (1, 163))],
     # What is given stays, and the rest follows from it.
@@ -242,7 +276,8 @@ def test_readers(n_cores, changes, expected):
 
 @pytest.mark.parametrize(("mebibytes", "expected"), [(64, (4, 0)), (8 * 1024, (4, 11))])
 def test_workers_fit_into_the_shared_memory(caplog, mebibytes, expected):
-  """Containers have 64 MiB by default, and a worker that overfills it is killed (SIGBUS)."""
+  """Containers have 64 MiB by default, and a worker that overfills it is killed
+  (SIGBUS)."""
   with caplog.at_level("WARNING", "pomp_jax"):
     found = choose_readers(0, -1, n_cores=64, shared_memory=mebibytes * 2**20, **RECIPE)
   assert found == expected
@@ -253,7 +288,9 @@ def test_workers_fit_into_the_shared_memory(caplog, mebibytes, expected):
 
 def test_cores_and_memory_of_this_machine(monkeypatch):
   free = os.statvfs("/dev/shm")
-  assert module._free_shared_memory() == pytest.approx(free.f_bavail * free.f_frsize, rel=0.5)
+  assert module._free_shared_memory() == pytest.approx(
+    free.f_bavail * free.f_frsize, rel=0.5
+  )
   monkeypatch.setattr(module, "_SHARED_MEMORY", "/no/such/folder")
   assert module._free_shared_memory() == 0
   monkeypatch.setattr(hosts, "own_cores", lambda: 3)

@@ -1,4 +1,5 @@
-"""Views of training images: augmentations against torchvision, one decode, repeated views."""
+"""Views of training images: augmentations against torchvision, one decode, repeated
+views."""
 
 import dataclasses
 import io
@@ -41,14 +42,23 @@ def stored(folder, encoded):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-  pictures = [natural_image(0, 90, 120), natural_image(1, 400, 300), natural_image(2, 40, 50)]
-  return stored(tmp_path_factory.mktemp("images"), [encode(picture) for picture in pictures])
+  pictures = [
+    natural_image(0, 90, 120),
+    natural_image(1, 400, 300),
+    natural_image(2, 40, 50),
+  ]
+  return stored(
+    tmp_path_factory.mktemp("images"), [encode(picture) for picture in pictures]
+  )
 
 
 @pytest.mark.parametrize("area", [CROP_AREA, 0.7])
-def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypatch, area):
+def test_views_equal_torchvisions_transforms_of_the_same_draws(
+  source, monkeypatch, area
+):
   monkeypatch.setattr(
-    "pomp_jax.data.views.load_rgb", lambda image, where, *_: (load_rgb(image, where)[0], 1)
+    "pomp_jax.data.views.load_rgb",
+    lambda image, where, *_: (load_rgb(image, where)[0], 1),
   )
   monkeypatch.setattr("pomp_jax.data.images.Resizer", None)
   augmentation = Augmentation("crop_flip", n_views=3, seed=5, crop_area=area)
@@ -117,18 +127,27 @@ def test_views_of_a_turned_picture_are_those_of_its_upright_copy(tmp_path, orien
 
 def test_view_epochs_repeat_the_views(source):
   repeating, epochs = dataclasses.replace(RECIPE, view_epochs=2), np.arange(4)
-  endless, shown = (views(source, epochs % 3, epochs, a, 32)[0] for a in (RECIPE, repeating))
+  endless, shown = (
+    views(source, epochs % 3, epochs, a, 32)[0] for a in (RECIPE, repeating)
+  )
   assert len({view.tobytes() for image in endless for view in image}) == 12
   for row in range(4):
     # Views do not depend on the batch.
     single, _ = views(source, np.array([row % 3]), np.array([row % 2]), RECIPE, 32)
     np.testing.assert_array_equal(single[0], shown[row])
-  assert repeating.versions(epochs).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+  assert repeating.versions(epochs).tolist() == [
+    [0, 1, 2],
+    [3, 4, 5],
+    [0, 1, 2],
+    [3, 4, 5],
+  ]
 
 
 def test_sources_that_store_images_or_draw_them(source):
   """Without augmentation images are as in the test."""
-  found, readable = views(source, np.array([2, 0]), np.array([0, 9]), Augmentation(), 32)
+  found, readable = views(
+    source, np.array([2, 0]), np.array([0, 9]), Augmentation(), 32
+  )
   assert readable.all()
   np.testing.assert_array_equal(found[:, 0], source.images(np.array([2, 0])))
   source, indices = world.source("train", images_per_class=1), np.array([3, 900])
@@ -156,8 +175,8 @@ def affine(image, shear=(0.0, 0.0), translate=(0.0, 0.0)):
   return F.affine(image, 0.0, list(translate), scale=1.0, shear=degrees, center=[0, 0])
 
 
-# RandAugment2 of the published recipe: ranges of the magnitudes, and the same operations in
-# torchvision's terms, on Pillow's images and on tensors.
+# RandAugment2 of the published recipe: ranges of the magnitudes, and the same
+# operations in torchvision's terms, on Pillow's images and on tensors.
 TORCHVISION = {
   "autocontrast": (0, 1, lambda image, m: F.autocontrast(image)),
   "brightness": (0.1, 1.9, F.adjust_brightness),
@@ -188,7 +207,8 @@ def test_operations_equal_torchvisions(name):
     magnitude = low + (high - low) * share
     found = np.asarray(OPERATIONS[name][0](image, magnitude))
     np.testing.assert_array_equal(found, expected(IMAGE, magnitude))
-    # The tensor functions are other code. They turn and shift about other pixel centres.
+    # The tensor functions are other code. They turn and shift about other pixel
+    # centres.
     if name.split("_")[0] not in ("rotate", "shear", "translate"):
       other = expected(tensor, magnitude).permute(1, 2, 0).numpy()
       assert np.abs(found.astype(int) - other).max() <= 1, magnitude
@@ -210,25 +230,36 @@ def draw(count, width=500, height=375, kind="recipe", **changes):
 
 
 @pytest.mark.parametrize(
-  "width, height, area", [(500, 375, 0.08), (300, 900, 0.08), (60, 61, 0.08), (500, 375, 0.5)]
+  "width, height, area",
+  [(500, 375, 0.08), (300, 900, 0.08), (60, 61, 0.08), (500, 375, 0.5)],
 )
 def test_crops_are_distributed_as_torchvisions(width, height, area):
   torch.manual_seed(0)
   image, ratios = Image.new("L", (width, height)), [3 / 4, 4 / 3]
-  theirs = [RandomResizedCrop.get_params(image, [area, 1.0], ratios) for _ in range(3000)]
+  theirs = [
+    RandomResizedCrop.get_params(image, [area, 1.0], ratios) for _ in range(3000)
+  ]
   expected = np.array(theirs)[:, [1, 0, 3, 2]]
   found = np.array([view.crop for view in draw(3000, width, height, crop_area=area)])
   assert (found[:, 2:] > 0).all() and (found[:, :2] >= 0).all()
   assert (found[:, :2] + found[:, 2:] <= [width, height]).all()
-  products = (lambda crop: crop[:, 2] * crop[:, 3], lambda crop: crop[:, 2] / crop[:, 3])
-  pairs = [*zip(found.T, expected.T, strict=True), *((of(found), of(expected)) for of in products)]
+  products = (
+    lambda crop: crop[:, 2] * crop[:, 3],
+    lambda crop: crop[:, 2] / crop[:, 3],
+  )
+  pairs = [
+    *zip(found.T, expected.T, strict=True),
+    *((of(found), of(expected)) for of in products),
+  ]
   for ours, others in pairs:
     assert stats.ks_2samp(ours, others).pvalue > 0.01
 
 
 @pytest.mark.parametrize("width, height", [(1000, 20), (20, 1000)])
 def test_images_that_no_crop_fits_are_cropped_in_the_centre(width, height):
-  theirs = RandomResizedCrop.get_params(Image.new("L", (width, height)), [2.0, 2.0], [3 / 4, 4 / 3])
+  theirs = RandomResizedCrop.get_params(
+    Image.new("L", (width, height)), [2.0, 2.0], [3 / 4, 4 / 3]
+  )
   left, top, w, h = _crop(width, height, np.ones((10, 4)) - 1e-9, CROP_AREA)
   assert (top, left, h, w) == theirs
   assert draw(1, 1, 1)[0].crop == (0, 0, 1, 1)
@@ -243,9 +274,13 @@ def test_flips_and_operations_are_drawn_as_the_recipe_says():
   names = [name for name, _ in every]
   assert set(names) == set(TORCHVISION)
   expected = np.full(15, len(every) / 15)
-  assert stats.chisquare([names.count(name) for name in TORCHVISION], expected).pvalue > 0.01
+  assert (
+    stats.chisquare([names.count(name) for name in TORCHVISION], expected).pvalue > 0.01
+  )
   pairs = [view.operations for view in drawn if len(view.operations) == 2]
-  assert abs(np.mean([first[0] == second[0] for first, second in pairs]) - 1 / 15) < 0.015
+  assert (
+    abs(np.mean([first[0] == second[0] for first, second in pairs]) - 1 / 15) < 0.015
+  )
   for name, (low, high, _) in TORCHVISION.items():
     magnitudes = [(m - low) / (high - low) for found, m in every if found == name]
     assert stats.kstest(magnitudes, "uniform").pvalue > 0.001, name
@@ -259,7 +294,8 @@ def test_a_view_is_a_function_of_seed_image_epoch_and_view():
   drawn = [draw_view(500, 375, augmentation, *own) for own in numbers]
   drawn.append(draw_view(500, 375, dataclasses.replace(augmentation, seed=2), 2, 3, 8))
   assert len(set(drawn)) == len(drawn)
-  # Caches of features depend on the draws: a release that draws otherwise makes these useless.
+  # Caches of features depend on the draws: a release that draws otherwise makes these
+  # useless.
   operations = (("translate_y", -0.22585426698362165), ("color", 0.3535856250018684))
   assert drawn[0] == View((45, 61, 214, 272), True, operations)
   crop_flip = draw_view(500, 375, Augmentation("crop_flip", seed=1), 2, 3, 8)

@@ -1,4 +1,5 @@
-"""Features and probabilities against HuggingFace's torch CLIP; the job predict against them."""
+"""Features and probabilities against HuggingFace's torch CLIP; the job predict
+against them."""
 
 import csv
 import dataclasses
@@ -23,7 +24,17 @@ from pomp_jax.files.run_folder import RunFolder
 from tests.support.clips import huggingface_outputs, with_kernel, words_as_prompt
 from tests.support.small_run import run_job, small_config
 
-NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+NAMES = [
+  "cat",
+  "dog",
+  "grey_wolf",
+  "star",
+  "sea star",
+  "hat",
+  "a rather long name",
+  "x",
+  "the",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +54,9 @@ def torch_outputs(clip_and_torch, images):
   )
 
 
-def test_a_template_and_its_words_as_context(clip_and_torch, encoder, torch_outputs, tmp_path):
+def test_a_template_and_its_words_as_context(
+  clip_and_torch, encoder, torch_outputs, tmp_path
+):
   clip, _ = clip_and_torch
   words = words_as_prompt(clip, "a photo of a")
   save_prompt(tmp_path / "prompt.npz", words)
@@ -58,11 +71,18 @@ def classifier(encoder):
 
 
 def test_one_image_and_several_of_any_kind(classifier, images, torch_outputs, tmp_path):
-  mixed = [tmp_path / "a.png", images[1], Image.fromarray(images[2]), str(tmp_path / "b.png")]
+  mixed = [
+    tmp_path / "a.png",
+    images[1],
+    Image.fromarray(images[2]),
+    str(tmp_path / "b.png"),
+  ]
   Image.fromarray(images[0]).save(mixed[0])
   Image.fromarray(images[3]).save(mixed[3])
   for several in (images, (*mixed, images[4]), (image for image in images)):
-    np.testing.assert_allclose(classifier.probabilities(several), torch_outputs[2], atol=1e-5)
+    np.testing.assert_allclose(
+      classifier.probabilities(several), torch_outputs[2], atol=1e-5
+    )
   best = classifier.predict(images, top=99)
   assert best == classifier.predict(iter(images), top=len(NAMES))
   for row, expected in zip(best, torch_outputs[2], strict=True):
@@ -78,8 +98,11 @@ def test_one_image_and_several_of_any_kind(classifier, images, torch_outputs, tm
   assert classifier.probabilities([]).shape == (0, len(NAMES))
 
 
-def test_images_are_read_a_batch_at_a_time_in_few_shapes(classifier, images, monkeypatch):
-  """Else ten thousand files are in memory together, and each number of them is compiled anew."""
+def test_images_are_read_a_batch_at_a_time_in_few_shapes(
+  classifier, images, monkeypatch
+):
+  """Else ten thousand files are in memory together, and each number of them is
+  compiled anew."""
   read, computed, compute = [], [], classifier._encoder.image_features
 
   def recorded(pixels):
@@ -107,7 +130,8 @@ def test_images_that_are_none(classifier, images, tmp_path):
       assert str(error.value).startswith(f"{path}: ")
   for image in (images[0] / 255, images[0, ..., 0], None, 7):
     with pytest.raises(ImageError, match=r"^image 5: [^\n]*uint8 \[H,W,3\]"):
-      classifier.predict(iter([*images, image]))  # whose items the type checker does not see
+      # whose items the type checker does not see
+      classifier.predict(iter([*images, image]))
   with pytest.raises(ImageError, match=r"^image 0: .*float64 \[32, 32, 3\]"):
     classifier.predict(images[0] / 255)
   with pytest.raises(InputError, match="top: got 0"):
@@ -121,15 +145,21 @@ def test_pictures_become_square_as_the_clip_asks(classifier, monkeypatch, tmp_pa
   clip, size = classifier._encoder.clip, classifier._encoder.clip.image_size
   wide = np.random.default_rng(1).integers(0, 256, (30, 90, 3), np.uint8)
   Image.fromarray(wide).save(tmp_path / "wide.png")
-  squashed = np.asarray(Image.fromarray(wide).resize((size, size), Image.Resampling.BICUBIC))
+  squashed = np.asarray(
+    Image.fromarray(wide).resize((size, size), Image.Resampling.BICUBIC)
+  )
   expected, cropped = classifier.probabilities(squashed), classifier.probabilities(wide)
   assert np.abs(expected - cropped).max() > 1e-3
-  monkeypatch.setattr(classifier._encoder, "clip", dataclasses.replace(clip, squash=True))
+  monkeypatch.setattr(
+    classifier._encoder, "clip", dataclasses.replace(clip, squash=True)
+  )
   for picture in (tmp_path / "wide.png", wide, Image.fromarray(wide)):
     np.testing.assert_allclose(classifier.probabilities(picture), expected, atol=1e-6)
 
 
-def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):
+def test_features_are_computed_once_for_a_prompt_a_clip_and_names(
+  clip_and_torch, tmp_path
+):
   clip, _ = clip_and_torch
   cache, names = ArrayCache(tmp_path / "cache"), NAMES[:3]
   cache.keep = mock.Mock(wraps=cache.keep)
@@ -142,7 +172,9 @@ def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch
   # In another process: from the file.
   later = ArrayCache(tmp_path / "cache")
   later.keep = mock.Mock(wraps=later.keep)
-  found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(names, words)
+  found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(
+    names, words
+  )
   np.testing.assert_array_equal(first, found)
   assert not later.keep.called
   # One weight of the text tower in the last place.
@@ -153,10 +185,14 @@ def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch
     lambda: encoder.class_features(names[:-1], words),
     lambda: encoder.class_features(names[::-1], words),
     lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of the")),
-    lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of a", position="front")),
+    lambda: encoder.class_features(
+      names, words_as_prompt(clip, "a photo of a", position="front")
+    ),
     lambda: encoder.class_features(names, "a photo of a {}."),
     lambda: Encoder(moved, chunk=8, cache=cache).class_features(names, words),
-    lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(names, words),
+    lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(
+      names, words
+    ),
   )
   for number, other in enumerate(others, 2):
     other()
@@ -171,7 +207,9 @@ def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
   context = rng.normal(size=(len(names), 3, clip.text_width)).astype(np.float32)
   found = encoder.class_features(names, Prompt(context, "random"))
   for number in (0, 1, 2, len(names) - 1):
-    expected = encoder.class_features([names[number]], Prompt(context[number], "random"))[0]
+    expected = encoder.class_features(
+      [names[number]], Prompt(context[number], "random")
+    )[0]
     np.testing.assert_allclose(found[number], expected, atol=1e-5)
   with pytest.raises(PromptFileError, match="class-specific"):
     encoder.class_features(names[:2], Prompt(context, "random"))
@@ -198,7 +236,9 @@ def test_refused_prompts_and_names(encoder, tmp_path):
 def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, part):
   clip, _ = clip_and_torch
   broken = with_kernel(clip, part, np.nan * clip.params[part]["kernel"])
-  with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
+  with pytest.raises(
+    EvaluationError, match=r"of (9 classes|5 images) have features that are not"
+  ):
     Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
 
 
@@ -244,9 +284,12 @@ def test_a_prompt_without_a_run_needs_names(encoder):
 
 
 @pytest.mark.parametrize(
-  ("recorded_rule", "rule", "n_lines"), [(True, False, 1), (False, True, 1), (True, True, 0)]
+  ("recorded_rule", "rule", "n_lines"),
+  [(True, False, 1), (False, True, 1), (True, True, 0)],
 )
-def test_another_rule_than_the_trainings_is_one_line(caplog, recorded_rule, rule, n_lines):
+def test_another_rule_than_the_trainings_is_one_line(
+  caplog, recorded_rule, rule, n_lines
+):
   prompt = recorded(np.zeros((2, 8), np.float32), upright=recorded_rule)
   prompts = [NamedPrompt("own", prompt), NamedPrompt("texts", "a {}")]
   warn_of_turns(prompts, rule, f"{caplog.handler} {rule} {recorded_rule}")
@@ -254,7 +297,8 @@ def test_another_rule_than_the_trainings_is_one_line(caplog, recorded_rule, rule
   assert ["own" in line for line in caplog.messages] == [True] * n_lines
 
 
-# Names of files and of classes that CSV, spreadsheets and consoles take for something else.
+# Names of files and of classes that CSV, spreadsheets and consoles take for something
+# else.
 KEYS = ('-b/+1,"2".png', "=cmd|' '!A1.png", "a/b/ü\n.png", "a/c.png", "z.png")
 SHOWN = ["red star", 'blue "ring", large', "teal leaf"]
 
@@ -283,21 +327,33 @@ def pixels():
 
 def predicted(root, workdir, upright=False, **changes):
   """The rows of each picture in `results.json`."""
-  fields = {"images": root / "images", "names": root / "names.txt", "prompt": root / "run"}
-  fields = {f"predict.{field}": str(value) for field, value in (fields | changes).items()}
+  fields = {
+    "images": root / "images",
+    "names": root / "names.txt",
+    "prompt": root / "run",
+  }
+  fields = {
+    f"predict.{field}": str(value) for field, value in (fields | changes).items()
+  }
   run_job(small_config(job="predict", **fields, **{"data.upright": upright}), workdir)
   return RunFolder(workdir).read_results()["images"]
 
 
 @pytest.mark.parametrize(("prompt", "top"), [("a photo of a {}.", 2), ("run", 5)])
-def test_names_and_probabilities_are_the_classifiers(root, tmp_path, capsys, prompt, top):
+def test_names_and_probabilities_are_the_classifiers(
+  root, tmp_path, capsys, prompt, top
+):
   prompt = str(root / "run") if prompt == "run" else prompt
   found = predicted(root, tmp_path / "run", prompt=prompt, top=top)
-  expected = Classifier(load_clip("world"), prompt, SHOWN).predict(list(pixels()), top=top)
+  expected = Classifier(load_clip("world"), prompt, SHOWN).predict(
+    list(pixels()), top=top
+  )
   assert list(found) == list(KEYS)
   for rows, best in zip(found.values(), expected, strict=True):
     assert [row["name"] for row in rows] == [name for name, _ in best]
-    np.testing.assert_allclose([row["probability"] for row in rows], [p for _, p in best], 1e-5)
+    np.testing.assert_allclose(
+      [row["probability"] for row in rows], [p for _, p in best], 1e-5
+    )
   # A line for each, whatever the file's name is.
   assert len(capsys.readouterr().out.splitlines()) == len(KEYS)
 
@@ -312,14 +368,21 @@ def test_one_picture(root, tmp_path, upright):
   found = predicted(root, tmp_path / "one", upright, images=tmp_path / "c.png")
   [(key, rows)] = found.items()
   assert key == "c.png"
-  for found, expected in zip(rows, predicted(root, tmp_path / "all")["a/c.png"], strict=True):
+  for found, expected in zip(
+    rows, predicted(root, tmp_path / "all")["a/c.png"], strict=True
+  ):
     assert found["name"] == expected["name"]
     np.testing.assert_allclose(found["probability"], expected["probability"], rtol=1e-4)
 
 
 def test_the_csv_file_holds_what_the_json_file_does(root, tmp_path):
   expected = [
-    {"file": key, "rank": str(rank), "name": one["name"], "probability": str(one["probability"])}
+    {
+      "file": key,
+      "rank": str(rank),
+      "name": one["name"],
+      "probability": str(one["probability"]),
+    }
     for key, best in predicted(root, tmp_path).items()
     for rank, one in enumerate(best, 1)
   ]

@@ -1,6 +1,7 @@
 """The evaluate job: figures against torch's CLIP, resumption, tables, bad input.
 
-One evaluation, of packaged and own sets, under words and learned prompts, is shared by most tests.
+One evaluation, of packaged and own sets, under words and learned prompts, is shared by
+most tests.
 """
 
 import csv
@@ -55,7 +56,8 @@ def sets_of(config):
 
 
 class Case:
-  """The folder with `clip/`, `data/` for $DATA, a user's `own/` and the finished `run/`."""
+  """The folder with `clip/`, `data/` for $DATA, a user's `own/` and the finished
+  `run/`."""
 
   def __init__(self, folder):
     self.folder, self.own, self.workdir = folder, folder / "own", folder / "run"
@@ -67,7 +69,11 @@ class Case:
 
   def config(self, **changes):
     """An evaluation of no set yet; `changes` of the group `evaluate`."""
-    settings = {"suite": "none", "root": str(self.folder / "data"), "batch_size": 16} | changes
+    settings = {
+      "suite": "none",
+      "root": str(self.folder / "data"),
+      "batch_size": 16,
+    } | changes
     settings = {f"evaluate.{field}": value for field, value in settings.items()}
     # One shape for all sets: compiled once.
     fields = {"job": "evaluate", "clip.model": str(self.folder / "clip")}
@@ -77,10 +83,13 @@ class Case:
   def shared_config(self):
     """The config of `run/`."""
     prompts = f"hand_written;{self.own}/0.npz;{self.own}/1.npz"
-    return self.config(sets=";".join(SIZES), sets_file=f"{self.own}/sets.toml", prompts=prompts)
+    return self.config(
+      sets=";".join(SIZES), sets_file=f"{self.own}/sets.toml", prompts=prompts
+    )
 
   def cosines(self, name, template="", kept=None):
-    """By torch, of a set's pictures of `kept` classes with these classes; and the labels."""
+    """By torch, of a set's pictures of `kept` classes with these classes; and the
+    labels."""
     listed = load_class_list(name)
     kept = np.arange(len(listed)) if kept is None else kept
     mine, names = np.isin(self.labels[name], kept), [listed.names[c] for c in kept]
@@ -110,7 +119,9 @@ def write_case(folder):
     pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
     cosines = torch_cosines(clip, model, pictures, classes.names, classes.template)
     # A half is labelled as this CLIP sees it, the rest at random.
-    labels = np.where(rng.random(n) < 0.5, cosines.argmax(-1), rng.integers(0, len(classes), n))
+    labels = np.where(
+      rng.random(n) < 0.5, cosines.argmax(-1), rng.integers(0, len(classes), n)
+    )
     order = np.argsort(labels, kind="stable")
     arrays |= {name: pictures[order], f"{name} labels": labels[order]}
     write_set(folder / "data", name, pictures[order], labels[order])
@@ -166,7 +177,9 @@ def test_figures_equal_torch(case, results):
   top1 = results["accuracy"]["cross_dataset"]["top1"]["hand_written"]
   # Over two of the ten: not what tables call the mean.
   assert top1["mean of 2"] == pytest.approx((top1["dtd"] + top1["eurosat"]) / 2)
-  assert results["images"]["cross_dataset"]["top1"] == {n: SIZES[n] for n in ("dtd", "eurosat")}
+  assert results["images"]["cross_dataset"]["top1"] == {
+    n: SIZES[n] for n in ("dtd", "eurosat")
+  }
   # Two hundred classes of ImageNet, and the tree.
   figures = results["sets"]["imagenet_a"]["prompts"]["hand_written"]
   top1, n_images = case.top1("imagenet_a")
@@ -205,7 +218,10 @@ def test_each_table_has_the_counts_and_splits_of_its_own_sets(case, results):
 def done(case, results):
   """What the file of each set holds."""
   return {
-    name: json.loads((case.workdir / "sets" / f"{name.replace('/', '-')}.json").read_text()) | of
+    name: json.loads(
+      (case.workdir / "sets" / f"{name.replace('/', '-')}.json").read_text()
+    )
+    | of
     for name, of in results["sets"].items()
   }
 
@@ -215,31 +231,43 @@ def test_published_figures_are_of_test_images_by_the_published_reader(case, done
   items, both = sets_of(case.shared_config), {"cross_dataset", "cross_domain"}
 
   def groups(items=items, sampled=False, **of_dtd):
-    return set(evaluate._sums(items, done | {"dtd": done["dtd"] | of_dtd}, sampled)["published"])
+    return set(
+      evaluate._sums(items, done | {"dtd": done["dtd"] | of_dtd}, sampled)["published"]
+    )
 
   assert groups() == groups(split="validation") == both
   assert groups(split="train") == groups(split="all") == {"cross_domain"}
   assert groups(unreadable=1) == {"cross_domain"}
   assert groups(sampled=True) == set()
-  other = [item._replace(reader="folder") if item.name == "dtd" else item for item in items]
+  other = [
+    item._replace(reader="folder") if item.name == "dtd" else item for item in items
+  ]
   assert groups(other) == {"cross_domain"}
 
 
 def test_plots_show_the_figures_of_their_tables(results, monkeypatch, tmp_path):
   drawn = mock.Mock()
   monkeypatch.setattr(evaluate, "plots", drawn)
-  published = {"cross_dataset": {"top1": {"CoOp": {"figures": {"dtd": 60.0}, "source": "x"}}}}
+  published = {
+    "cross_dataset": {"top1": {"CoOp": {"figures": {"dtd": 60.0}, "source": "x"}}}
+  }
   evaluate._draw(tmp_path, results | {"published": published})
-  calls = {call.args[0].name: call.args[1:] for call in drawn.accuracy_panels.call_args_list}
+  calls = {
+    call.args[0].name: call.args[1:] for call in drawn.accuracy_panels.call_args_list
+  }
   kinds = ("base", "novel", "harmonic", "top1")
   assert sorted(calls) == sorted(
     ["accuracy_cross_dataset_top1.png", "accuracy_cross_domain_top1.png"]
     + [f"accuracy_own_{kind}.png" for kind in kinds]
   )
-  rows, labels, title, images, classes, intervals, others = calls["accuracy_own_novel.png"]
+  rows, labels, title, images, classes, intervals, others = calls[
+    "accuracy_own_novel.png"
+  ]
   ours = results["accuracy"]["own"]["novel"]
   assert (rows, intervals, others) == (ours, results["intervals"]["own"]["novel"], {})
-  assert title == "Top-1 accuracy on novel classes (%): own sets" and len(labels) == len(ours)
+  assert title == "Top-1 accuracy on novel classes (%): own sets" and len(
+    labels
+  ) == len(ours)
   assert images == {"satellite": results["images"]["own"]["novel"]["satellite"]}
   assert classes == {"satellite": 3}
   assert calls["accuracy_cross_dataset_top1.png"][-1] == {"CoOp": {"dtd": 60.0}}
@@ -258,13 +286,21 @@ def test_what_only_the_tables_depend_on_is_in_the_key_of_the_results(case, monke
     return [of_dtd(item) for item in evaluation_sets(*given)]
 
   monkeypatch.setattr(evaluate, "evaluation_sets", others)
-  for one in ({}, {"column": "x"}, {"group": "own"}, {"part": "base"}, {"reader": "folder"}):
+  for one in (
+    {},
+    {"column": "x"},
+    {"group": "own"},
+    {"part": "base"},
+    {"reader": "folder"},
+  ):
     changes |= one
     assert evaluate.run(config, str(case.workdir)) == {}
     changes.clear()
   # As many images as there are, but chosen.
   evaluate.run(config.replace({"evaluate.images": 10_000}), str(case.workdir))
-  assert keys[0] == read_json(case.workdir / "results.json")["key"] and len({*keys}) == 6
+  assert (
+    keys[0] == read_json(case.workdir / "results.json")["key"] and len({*keys}) == 6
+  )
 
 
 def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
@@ -288,9 +324,17 @@ def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
     base, novel = (accuracy[part][label]["satellite"] for part in parts)
     harmonic = 2 * base * novel / (base + novel) if base + novel else 0
     assert accuracy["harmonic"][label]["satellite"] == pytest.approx(harmonic)
-  assert list(accuracy["top1"]["hand_written"]) == ["my textures", "archive", "mean of 2"]
-  # A mean over some sets does not stand beside the published one, and own sets have none.
-  assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
+  assert list(accuracy["top1"]["hand_written"]) == [
+    "my textures",
+    "archive",
+    "mean of 2",
+  ]
+  # A mean over some sets does not stand beside the published one, and own sets have
+  # none.
+  assert results["published"] == {
+    "cross_dataset": {"top1": {}},
+    "cross_domain": {"top1": {}},
+  }
 
 
 def test_the_tables_hold_each_class_error_and_difference(case, results):
@@ -318,7 +362,9 @@ def test_the_tables_hold_each_class_error_and_difference(case, results):
     }
     assert float(line["top1"]) == pytest.approx(np.mean(answer == labels))
     figures = results["sets"]["dtd"]["prompts"][label]
-    found = [float(line[name]) for name in ("top1_low", "top1_high", "ece", "macro_top1")]
+    found = [
+      float(line[name]) for name in ("top1_low", "top1_high", "ece", "macro_top1")
+    ]
     assert found == [*figures["top1_interval"], figures["ece"], figures["macro_top1"]]
     difference = np.mean((answer == labels) * 1.0 - (answers[first] == labels))
     assert float(line["difference"] or 0) == pytest.approx(difference)
@@ -340,16 +386,23 @@ def test_the_folder_holds_a_report_plots_and_records(case, results):
 
 @pytest.fixture
 def computed(case, monkeypatch, no_drawings):
-  """Classes and images of the sets that are computed from now on; their figures are borrowed."""
+  """Classes and images of the sets that are computed from now on; their figures are
+  borrowed."""
   stored = json.loads((case.workdir / "sets" / "eurosat.json").read_text())
   figures = stored["prompts"]["hand_written"]
-  figures = {key: figures[key] for key in figures if key not in ("per_class", "confusions")}
+  figures = {
+    key: figures[key] for key in figures if key not in ("per_class", "confusions")
+  }
   found = []
 
   def counted(encoder, labelled, prompts, *more):
     found.append((len(labelled.classes), len(labelled.source)))
     prompts = {named.label: figures for named in prompts}
-    of_set = {"split": labelled.split, "classes": labelled.classes.names, "prompts": prompts}
+    of_set = {
+      "split": labelled.split,
+      "classes": labelled.classes.names,
+      "prompts": prompts,
+    }
     return {"seconds": stored["seconds"], "unreadable": 0} | of_set
 
   monkeypatch.setattr(evaluate, "_evaluate", counted)
@@ -366,7 +419,9 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   again = run_job(config, workdir)
   assert computed == [(10, SIZES["eurosat"])]
   assert list(again["sets"]) == list(results["sets"])
-  assert all((workdir / name).exists() for name in ("results.json", "clip_benchmark.csv"))
+  assert all(
+    (workdir / name).exists() for name in ("results.json", "clip_benchmark.csv")
+  )
   # A damaged set of a finished evaluation.
   damaged = workdir / "sets/eurosat.json"
   damaged.write_text(f"{damaged.read_text()}x")
@@ -383,11 +438,15 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
     computed.clear()
     config = changed(config, {field: value})
     run_job(config, workdir)
-    images = (11, 11) if field != "evaluate.prompts" else (SIZES["dtd"], SIZES["eurosat"])
+    images = (
+      (11, 11) if field != "evaluate.prompts" else (SIZES["dtd"], SIZES["eurosat"])
+    )
     assert computed == list(zip((47, 10), images, strict=True))
 
 
-def test_published_figures_stand_beside_those_of_all_images_alone(case, no_drawings, tmp_path):
+def test_published_figures_stand_beside_those_of_all_images_alone(
+  case, no_drawings, tmp_path
+):
   shutil.copytree(case.folder / "data", tmp_path / "data")
   config = case.config(sets="eurosat", root=str(tmp_path / "data"))
   config = changed(config, {"data.max_corrupt": 0.1})
@@ -399,7 +458,10 @@ def test_published_figures_stand_beside_those_of_all_images_alone(case, no_drawi
   damaged = next((tmp_path / "data" / "eurosat").rglob("0003.png"))
   damaged.write_bytes(b"no image")
   fewer = run_job(config, tmp_path / "fewer")
-  assert fewer["sets"]["eurosat"]["unreadable"] == 1 and "cross_dataset" not in fewer["published"]
+  assert (
+    fewer["sets"]["eurosat"]["unreadable"] == 1
+    and "cross_dataset" not in fewer["published"]
+  )
 
 
 def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
@@ -408,7 +470,9 @@ def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
     (tmp_path / folder).mkdir()
     for name in ("a.png", "b.png", "c.png"):
       Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
-  stored = StoredImages(["x", "y"], [0, 1], ["a.png", "b.png"], Files(tmp_path / "images"))
+  stored = StoredImages(
+    ["x", "y"], [0, 1], ["a.png", "b.png"], Files(tmp_path / "images")
+  )
   classes, own = ClassList(("x", "y")), Clip()
   prompts = [NamedPrompt("one", "a {}."), NamedPrompt("two", "the {}.")]
 
@@ -441,7 +505,9 @@ def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
     key(own=Clip(dtype="bfloat16")),
     key(own=Clip(text_tower="reference")),
     key(clip=of_clip(squash=True)),
-    key(clip=with_kernel(encoder.clip, "text_projection", np.ones((32, 24), np.float32))),
+    key(
+      clip=with_kernel(encoder.clip, "text_projection", np.ones((32, 24), np.float32))
+    ),
     key(name="other"),
     key(split="validation"),
     key(prompts=prompts[:1]),
@@ -452,10 +518,14 @@ def test_each_part_of_a_set_has_its_own_key(encoder, tmp_path, monkeypatch):
   ]
   monkeypatch.setattr(evaluate, "_VERSION", f"{evaluate._VERSION} and more")
   others.append(key())
-  assert len({first, *others}) == 1 + len(others), [[first, *others].index(one) for one in others]
+  assert len({first, *others}) == 1 + len(others), [
+    [first, *others].index(one) for one in others
+  ]
 
 
-def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, tmp_path):
+def test_other_pictures_under_the_same_names_are_evaluated_anew(
+  case, computed, tmp_path
+):
   shutil.copytree(case.own / "eurosat", tmp_path / "other")
   for root, count in ((case.own / "eurosat", 1), (tmp_path / "other", 2)):
     own = ({"name": "a", "root": str(root)},)
@@ -463,7 +533,9 @@ def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, 
     assert len(computed) == count
 
 
-def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, tmp_path):
+def test_a_run_is_a_row_and_on_request_each_checkpoint(
+  pretrained, no_drawings, tmp_path
+):
   prompts = f"a photo of a {{}}.;{pretrained};{pretrained}/checkpoints"
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts})
   assert [item.name for item in sets_of(config)] == ["base", "novel", "shifted"]
@@ -481,17 +553,35 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(pretrained, no_drawings, 
   [
     ({"prompts": "{}.;{}."}, ConfigError, "none twice"),
     ({"prompts": "EMPTY"}, ConfigError, "a finished run's folder"),
-    ({"prompts": "narrow.npz"}, PromptFileError, r"narrow\.npz, set dtd: context \[4, 7\] has "),
+    (
+      {"prompts": "narrow.npz"},
+      PromptFileError,
+      r"narrow\.npz, set dtd: context \[4, 7\] has ",
+    ),
     ({"prompts": "damaged/checkpoints"}, (ConfigError, CheckpointError), "damaged"),
     ({"sets": "dtt"}, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
-    ({"sets": "food101"}, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
+    (
+      {"sets": "food101"},
+      SourceError,
+      r"^\S+split_zhou_Food101.json: can't be read \(",
+    ),
     ({"root": "/no/such"}, ConfigError, "evaluate.root: got '/no/such'"),
-    ({"suite": "imagenet21k", "sets": ""}, ConfigError, "evaluate.source: .* expected tfds or fol"),
-    ({"sets": "eurosat", "root": "."}, SourceError, "label 1 is 'Woods', but 'Forest' in its cl"),
+    (
+      {"suite": "imagenet21k", "sets": ""},
+      ConfigError,
+      "evaluate.source: .* expected tfds or fol",
+    ),
+    (
+      {"sets": "eurosat", "root": "."},
+      SourceError,
+      "label 1 is 'Woods', but 'Forest' in its cl",
+    ),
     ({"own_sets": ({"name": "dtd", "root": "x"},)}, SourceError, "'dtd'"),
   ],
 )
-def test_bad_input_is_found_before_it_writes(case, tmp_path, monkeypatch, changes, error, message):
+def test_bad_input_is_found_before_it_writes(
+  case, tmp_path, monkeypatch, changes, error, message
+):
   monkeypatch.chdir(tmp_path)
   save_prompt("narrow.npz", Prompt(np.zeros((4, 7), np.float32), "other"))
   (tmp_path / "damaged" / "checkpoints" / "4").mkdir(parents=True)
@@ -511,14 +601,17 @@ def test_a_suites_name_among_sets_stands_for_its_own(case):
 
 
 def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
-  """Before anything is computed; or left out, and then no mean is called the suite's."""
+  """Before anything is computed; or left out, and then no mean is called the
+  suite's."""
   own, workdir = copy_of(case.own, "own"), copy_of(case.workdir, "run")
   file = own / "sets.toml"
   file.write_text(file.read_text().replace('"dtd"', '"gone"', 1))
   changes = {"suite": "fourteen", "sets": "", "sets_file": str(file)}
   changes = {f"evaluate.{field}": value for field, value in changes.items()}
   config = changed(case.shared_config, changes)
-  with pytest.raises(SourceError, match="12 of 18 sets can't be opened: caltech101, ") as error:
+  with pytest.raises(
+    SourceError, match="12 of 18 sets can't be opened: caltech101, "
+  ) as error:
     evaluate.check(config, str(workdir))
   assert "evaluate.skip_missing=true" in str(error.value)
   lines = [message for message in caplog.messages if message.startswith("missing: ")]
@@ -531,20 +624,29 @@ def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
   for name in results["missing"]:
     assert sum(line.startswith(f"missing: {name}: ") for line in caplog.messages) == 1
   assert len(results["missing"]) == 12
-  assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
+  assert results["published"] == {
+    "cross_dataset": {"top1": {}},
+    "cross_domain": {"top1": {}},
+  }
   assert "12 sets are missing: caltech101," in (workdir / "results.md").read_text()
 
 
 def test_the_folder_that_data_names_is_one_set(case, tmp_path):
   """Neither the world's splits, nor parts of its classes that nobody asked for."""
   config = case.config().replace(
-    {"data.source": "folder", "data.root": str(case.own / "eurosat"), "data.n_classes": 0}
+    {
+      "data.source": "folder",
+      "data.root": str(case.own / "eurosat"),
+      "data.n_classes": 0,
+    }
   )
   (item,) = sets_of(config)
   source, classes, split = item.open()
   assert item.name == f"eurosat/{split}"
   names = load_class_list("eurosat").names
-  assert sorted(classes.names) == sorted(names[c] for c in np.unique(case.labels["eurosat"]))
+  assert sorted(classes.names) == sorted(
+    names[c] for c in np.unique(case.labels["eurosat"])
+  )
   assert source.images(np.arange(2)).shape == (2, 224, 224, 3)
   halves = config.replace({"data.classes": "base", "data.shots": 1})
   parts = {item.part: item.open() for item in sets_of(halves)}
@@ -554,5 +656,7 @@ def test_the_folder_that_data_names_is_one_set(case, tmp_path):
   assert item.reader == "folder"
   for field, value in (("suite", "world"), ("sets", "base")):
     other = changed(config, {f"evaluate.{field}": value})
-    with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):
+    with pytest.raises(
+      ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"
+    ):
       evaluate.check(other, str(tmp_path / "run"))

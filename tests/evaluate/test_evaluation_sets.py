@@ -1,4 +1,5 @@
-"""Sets of an evaluation: which are opened and missing, on one host and others; names and parts."""
+"""Sets of an evaluation: which are opened and missing, on one host and others; names
+and parts."""
 
 import numpy as np
 import pytest
@@ -26,13 +27,18 @@ def item(name, error=None):
 
 
 GOOD = item("good")
-BAD, WORSE = item("bad", SourceError("no folder")), item("worse", VocabularyError("no names"))
+BAD, WORSE = (
+  item("bad", SourceError("no folder")),
+  item("worse", VocabularyError("no names")),
+)
 
 
 def test_one_missing_set_raises_its_own_reason_and_several_their_names():
   with pytest.raises(SourceError, match="^no folder$"):
     open_each([GOOD, BAD], skip_missing=False)
-  with pytest.raises(SourceError, match="^2 of 3 sets .* opened: bad, worse; evaluate.skip_miss"):
+  with pytest.raises(
+    SourceError, match="^2 of 3 sets .* opened: bad, worse; evaluate.skip_miss"
+  ):
     open_each([BAD, GOOD, WORSE], skip_missing=False)
 
 
@@ -42,7 +48,9 @@ def test_missing_sets_are_skipped_if_another_is_left(missing):
   assert list(opened) == ["good"] and list(reasons) == [one.name for one in missing]
   assert reasons["bad"] == "no folder"
   # None is left, and to skip them is no way out.
-  with pytest.raises(SourceError, match=f"{len(missing)} of {len(missing)} .*bad") as error:
+  with pytest.raises(
+    SourceError, match=f"{len(missing)} of {len(missing)} .*bad"
+  ) as error:
     open_each(missing, skip_missing=True)
   assert "skip_missing" not in str(error.value)
 
@@ -57,13 +65,18 @@ def test_all_hosts_evaluate_the_sets_that_the_first_has(monkeypatch):
 
 
 def sets_of(root, **changes):
-  fields = {"data.source": "folder", "data.root": str(root), "data.n_classes": 0} | changes
+  fields = {
+    "data.source": "folder",
+    "data.root": str(root),
+    "data.n_classes": 0,
+  } | changes
   config = small_config(job="evaluate", **fields)
   return evaluation_sets(config.evaluate, config.data, config.eval)
 
 
 def test_lists_of_classes_are_parts_of_one_set(tmp_path):
-  """Of images that no training has seen where there are some, and of the split's name where not."""
+  """Of images that no training has seen where there are some, and of the split's
+  name where not."""
   write_world(tmp_path / "a/train", "train", 3, NAMES)
   lists = {"base": NAMES[:5], "novel": NAMES[5:7]}
   for field, names in lists.items():
@@ -71,7 +84,12 @@ def test_lists_of_classes_are_parts_of_one_set(tmp_path):
   changes = {f"data.{field}": str(tmp_path / field) for field in lists}
   base, novel = sets_of(tmp_path / "a", **changes)
   for one, part in ((base, "base"), (novel, "novel")):
-    assert (one.name, one.group, one.column, one.part) == (f"a/{part}", "own", "a", part)
+    assert (one.name, one.group, one.column, one.part) == (
+      f"a/{part}",
+      "own",
+      "a",
+      part,
+    )
     labelled = one.open()
     assert labelled.split == "test" and labelled.classes.names == lists[part]
   # A split that replaces the test images keeps its name.
@@ -124,7 +142,10 @@ def test_two_sets_never_have_one_file(tmp_path):
 
 def test_a_set_is_named_after_its_data_set_and_its_version(tmp_path, monkeypatch):
   monkeypatch.setattr(module.inputs, "evaluation_splits", lambda data: ("test",))
-  for source, dataset, name in (("tfds", "dtd/3.*.*", "dtd-3.*.*"), ("folder", "", "root")):
+  for source, dataset, name in (
+    ("tfds", "dtd/3.*.*", "dtd-3.*.*"),
+    ("folder", "", "root"),
+  ):
     root = tmp_path / "root" / ""
     (one,) = sets_of(root, **{"data.source": source, "data.dataset": dataset})
     assert (one.name, one.column, one.reader) == (f"{name}/test", name, source)

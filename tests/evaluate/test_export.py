@@ -49,7 +49,10 @@ def files(tmp_path, encoder):
 
 
 def checked(files, **changes):
-  changes = {"prompt": str(files / "prompt.npz"), "names": str(files / "names.json")} | changes
+  changes = {
+    "prompt": str(files / "prompt.npz"),
+    "names": str(files / "names.json"),
+  } | changes
   fields = {f"export.{name}": value for name, value in changes.items()}
   config, before = small_config(job="export", **fields), sorted(files.rglob("*"))
   validate(config)
@@ -74,7 +77,10 @@ def test_prompts(files, kind, end, capsys):
   path, results = run(files, format=kind, names="")
   before, after = load_prompt(files / "prompt.npz"), load_prompt(path)
   assert path.name == f"prompt.{end}"
-  assert (results["clip_model"], results["shape"]) == ("world", list(before.context.shape))
+  assert (results["clip_model"], results["shape"]) == (
+    "world",
+    list(before.context.shape),
+  )
   np.testing.assert_array_equal(after.context, before.context)
   assert (after.clip_model, after.position) == (before.clip_model, before.position)
   assert str(path) in capsys.readouterr().out
@@ -98,7 +104,9 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):
 
 
 @pytest.mark.parametrize("kind", ["detic", "open_clip"])
-def test_synonyms_are_means_of_features_in_open_clips_format_of_unit_ones(files, encoder, kind):
+def test_synonyms_are_means_of_features_in_open_clips_format_of_unit_ones(
+  files, encoder, kind
+):
   """Of the red star's three names one is another category's too."""
   path, _ = run(files, format=kind, prompt="a {}", synonyms=True)
   texts = [f"a {name}" for name in (*NAMES, "crimson star")]
@@ -149,7 +157,11 @@ def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
     (UPLOAD | {"format": "pth"}, ConfigError, "config.export.format"),
     (UPLOAD | {"output": "a.npz"}, ConfigError, "config.export.output"),
     ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
-    ({"output": "p.pt", "format": "open_clip"}, ConfigError, "ends with .npy or .safetensors"),
+    (
+      {"output": "p.pt", "format": "open_clip"},
+      ConfigError,
+      "ends with .npy or .safetensors",
+    ),
     ({"names": "HERE/names.txt", "synonyms": True}, ConfigError, "has no synonyms"),
     (
       {"prompt": "HERE/each.safetensors", "synonyms": True},
@@ -165,15 +177,23 @@ def test_a_run_has_names_of_its_own_and_says_how_pictures_are_turned(files):
     ),
     ({"names": "HERE/twice.json"}, VocabularyError, "repeats name 1"),
     ({"prompt": "HERE/wide.pth"}, PromptFileError, "has width 7"),
-    ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),
+    (
+      {"prompt": "HERE/each.safetensors"},
+      PromptFileError,
+      "specific, one for each of its 2",
+    ),
   ],
 )
 def test_bad_input_is_one_line(files, changes, error, part):
   np.save(files / "rows.npy", np.eye(3, 128, dtype=np.float32))
   (files / "twice.json").write_text('["star", "star"]')
   save_prompt(files / "wide.pth", Prompt(np.zeros((4, 7), np.float32), "other"))
-  save_prompt(files / "each.safetensors", Prompt(np.zeros((2, 4, 64), np.float32), "world"))
-  here = lambda value: value.replace("HERE", str(files)) if isinstance(value, str) else value
+  save_prompt(
+    files / "each.safetensors", Prompt(np.zeros((2, 4, 64), np.float32), "world")
+  )
+  here = lambda value: (
+    value.replace("HERE", str(files)) if isinstance(value, str) else value
+  )
   changes = {field: here(value) for field, value in changes.items()}
   with pytest.raises(error, match=r"^[^\n]*$") as caught:
     checked(files, **{"format": "detic"} | changes)
@@ -193,7 +213,11 @@ def test_every_reader_of_prompt_files(hub, files, place):
   found = initial_context(config.prompt, load_clip("world"), 300)
   np.testing.assert_array_equal(found, expected)
   for job in ("export", "predict"):
-    fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(files)}
+    fields = {
+      f"{job}.prompt": name,
+      f"{job}.names": "imagenet1k",
+      "predict.images": str(files),
+    }
     validate(small_config(job=job, **fields))
 
 

@@ -28,7 +28,10 @@ IMAGES = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
 def test_features(clip_and_torch):
   clip, _ = clip_and_torch
   assert len(hosts.devices()) == 8
-  one, eight = Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3), Encoder(clip, chunk=64)
+  one, eight = (
+    Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3),
+    Encoder(clip, chunk=64),
+  )
   context = RNG.normal(0, 0.02, (4, one.clip.text_width)).astype(np.float32)
   for prompt in ("{}.", Prompt(context, "random", position="middle")):
     expected = one.class_features(NAMES, prompt)
@@ -48,8 +51,11 @@ def test_features(clip_and_torch):
     (9, list(range(20, 2, -1)), [16, 2], 16),
   ],
 )
-def test_batches_that_the_devices_do_not_divide(clip_and_torch, batch_size, indices, sizes, padded):
-  """Each device has a part of the rows, also those that share a part of a training batch."""
+def test_batches_that_the_devices_do_not_divide(
+  clip_and_torch, batch_size, indices, sizes, padded
+):
+  """Each device has a part of the rows, also those that share a part of a training
+  batch."""
   encoder, labels = Encoder(clip_and_torch[0], mesh=make_mesh(2)), np.arange(21) % 4
   source = Pictures("abcd", labels, IMAGES)
   given = [encoder, source, SkippedImages(source, 0.0), batch_size, 2, "images"]
@@ -62,7 +68,9 @@ def test_batches_that_the_devices_do_not_divide(clip_and_torch, batch_size, indi
     np.testing.assert_array_equal(batch.images, IMAGES[rows])
     np.testing.assert_array_equal(batch.labels, labels[rows])
     assert len(batch.images.sharding.device_set) == 8
-    assert {shard.data.shape[0] for shard in batch.images.addressable_shards} == {padded // 8}
+    assert {shard.data.shape[0] for shard in batch.images.addressable_shards} == {
+      padded // 8
+    }
     start += n_images
 
 
@@ -76,8 +84,12 @@ def test_topk_equals_scikit_learn(n_devices, at_a_time, monkeypatch):
   mesh = make_mesh(devices=jax.devices()[:n_devices])
   found = topk_accuracy(images, classes, labels, ks=(1, 2, 5), mesh=mesh)
   for k in (1, 2, 5):
-    expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
+    expected = top_k_accuracy_score(
+      labels, images @ classes.T, k=k, labels=np.arange(30)
+    )
     assert found[f"top{k}"] == pytest.approx(expected)
   expected = balanced_accuracy_score(labels, np.argmax(images @ classes.T, axis=-1))
   assert found["macro_top1"] == pytest.approx(expected)
-  assert found["images"] == 200 and found["top1_interval"] == wilson_interval(found["top1"], 200)
+  assert found["images"] == 200 and found["top1_interval"] == wilson_interval(
+    found["top1"], 200
+  )

@@ -1,11 +1,16 @@
-"""Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
+"""Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all
+scores at once."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import (
+  balanced_accuracy_score,
+  confusion_matrix,
+  top_k_accuracy_score,
+)
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -17,7 +22,8 @@ N, IMAGES, N_BINS = 30, 1000, 15
 
 @pytest.fixture(scope="module")
 def scores():
-  """Logits that are right about half of the time, and labels; two classes have no image."""
+  """Logits that are right about half of the time, and labels; two classes have no
+  image."""
   rng = np.random.default_rng(0)
   labels = rng.integers(0, N - 2, IMAGES)
   # Unequal classes: micro and macro must differ.
@@ -62,18 +68,24 @@ def test_errors_and_the_difference_of_two_classifiers(scores):
   gains = (other.argmax(-1) == labels) * 1 - (logits.argmax(-1) == labels)
   found = tally.figures()["difference"]
   assert found["top1"] == pytest.approx(gains.mean())
-  # Wald's of the images, and of one gained and one lost beside two halves of equal ones.
+  # Wald's of the images, and of one gained and one lost beside two halves of equal
+  # ones.
   padded = np.append(np.repeat(gains, 2), [1, -1, 0, 0])
   reach = scipy.stats.norm.ppf(0.975) * padded.std() / np.sqrt(IMAGES + 2)
-  np.testing.assert_allclose(found["interval"], padded.mean() + np.array([-reach, reach]))
+  np.testing.assert_allclose(
+    found["interval"], padded.mean() + np.array([-reach, reach])
+  )
   gained, lost = np.sum(gains > 0), np.sum(gains < 0)
   for pair in ((gained, lost), (0, 0), (3, 0), (2, 9), (5, 5)):
     p = metrics.paired_difference(*map(int, pair), 100)["p_value"]
-    assert p == pytest.approx(scipy.stats.binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1)
+    assert p == pytest.approx(
+      scipy.stats.binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1
+    )
 
 
 def test_the_difference_of_two_means_over_classes():
-  """Of even classes it is that of the images; of uneven ones its ends are a bootstrap's."""
+  """Of even classes it is that of the images; of uneven ones its ends are a
+  bootstrap's."""
   rng = np.random.default_rng(5)
   even = np.repeat(np.arange(40), 25)
   first, second = rng.random(1000) < 0.6, rng.random(1000) < 0.5
@@ -85,7 +97,9 @@ def test_the_difference_of_two_means_over_classes():
   assert difference["interval"] == pytest.approx(expected["interval"], abs=1e-12)
   labels = np.repeat(np.arange(40), rng.permuted(np.r_[[5] * 20, [45] * 20]))
   difference = metrics.paired_difference_over_classes(first, second, labels)
-  balanced = [balanced_accuracy_score(labels, np.where(r, labels, -1)) for r in (first, second)]
+  balanced = [
+    balanced_accuracy_score(labels, np.where(r, labels, -1)) for r in (first, second)
+  ]
   assert difference["macro_top1"] == pytest.approx(balanced[0] - balanced[1], abs=1e-12)
   draws = []
   for _ in range(2000):
@@ -93,10 +107,13 @@ def test_the_difference_of_two_means_over_classes():
       [rng.choice(np.flatnonzero(labels == c), np.sum(labels == c)) for c in range(40)]
     )
     means = [
-      np.mean([right[rows][labels == c].mean() for c in range(40)]) for right in (first, second)
+      np.mean([right[rows][labels == c].mean() for c in range(40)])
+      for right in (first, second)
     ]
     draws.append(means[0] - means[1])
-  np.testing.assert_allclose(difference["interval"], np.quantile(draws, [0.025, 0.975]), atol=0.012)
+  np.testing.assert_allclose(
+    difference["interval"], np.quantile(draws, [0.025, 0.975]), atol=0.012
+  )
 
 
 @pytest.mark.parametrize("batch", [1000, 77])
@@ -137,13 +154,15 @@ def test_bins_are_open_below_and_closed_above():
   # The definition, by a linear scan.
   values = np.random.default_rng(1).uniform(size=500).astype(np.float32)
   expected = [
-    next(s for s in range(N_BINS) if s / N_BINS < value <= (s + 1) / N_BINS) for value in values
+    next(s for s in range(N_BINS) if s / N_BINS < value <= (s + 1) / N_BINS)
+    for value in values
   ]
   np.testing.assert_array_equal(metrics.confidence_bins(values), expected)
 
 
 @pytest.mark.parametrize(
-  ("right", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 33), (1234, 2048), (9, 10_450)]
+  ("right", "n"),
+  [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 33), (1234, 2048), (9, 10_450)],
 )
 def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
   expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
@@ -155,7 +174,8 @@ def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("namespace", [np, jnp])
 def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
-  """Also where k is not below the number of classes, and where the broken score is another's."""
+  """Also where k is not below the number of classes, and where the broken score is
+  another's."""
   labels = np.array([0, 1, 2, 2])
   scores = np.eye(3, dtype=np.float32)[labels]
   scores[0, 0] = scores[1, 0] = scores[2] = broken
@@ -173,6 +193,10 @@ def test_top5_of_few_classes(n_classes):
   accuracy = metrics.accuracy_of_ranks(rank, n_classes)
   assert accuracy["top5"] == pytest.approx(expected)
   tally = metrics.Tally(n_classes)
-  tally.add(np.zeros_like(rank), rank, np.minimum(rank, n_classes - 1), np.full(len(rank), 0.5))
+  tally.add(
+    np.zeros_like(rank), rank, np.minimum(rank, n_classes - 1), np.full(len(rank), 0.5)
+  )
   assert tally.figures()["top5"] == pytest.approx(expected)
-  assert accuracy["top1"] == tally.figures()["top1"] == pytest.approx(1 / (n_classes + 1))
+  assert (
+    accuracy["top1"] == tally.figures()["top1"] == pytest.approx(1 / (n_classes + 1))
+  )

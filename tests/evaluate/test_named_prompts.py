@@ -1,4 +1,5 @@
-"""Prompts by their names: keys of their features, texts that fit the tower, what files record."""
+"""Prompts by their names: keys of their features, texts that fit the tower, what
+files record."""
 
 import dataclasses
 
@@ -9,7 +10,12 @@ from pomp_jax.clip.tokens import TokenizeError
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.evaluate import named_prompts
-from pomp_jax.evaluate.named_prompts import check_lengths, describe, of_one_list, read_prompts
+from pomp_jax.evaluate.named_prompts import (
+  check_lengths,
+  describe,
+  of_one_list,
+  read_prompts,
+)
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import (
   ClassFeatures,
@@ -37,7 +43,14 @@ def test_each_part_of_a_prompt_is_in_the_key_of_its_features():
     Prompt(CONTEXT, "clip", sentences=Sentences(("a {}.",), 0.25)),
     Prompt(CONTEXT, "clip", sentences=Sentences(("the {}.",), 0.5)),
     Prompt(CONTEXT, "clip", sentences=Sentences(("a {}.", "the {}."), 0.5)),
-    *("a {}.", "the {}.", "hand_written", "ensemble", "ensemble:imagenet", "outputs:imagenet"),
+    *(
+      "a {}.",
+      "the {}.",
+      "hand_written",
+      "ensemble",
+      "ensemble:imagenet",
+      "outputs:imagenet",
+    ),
   ]
   assert len({key_of(prompt) for prompt in prompts}) == len(prompts)
   # What its features do not depend on is not.
@@ -47,7 +60,9 @@ def test_each_part_of_a_prompt_is_in_the_key_of_its_features():
 
 @pytest.mark.parametrize("names", [[], ["{}.", "{}."], ["a"], ["{} and {}"]])
 def test_no_prompt_two_of_one_name_and_no_text_are_refused(names):
-  with pytest.raises(ConfigError, match=r"evaluate\.prompts: got .*, expected one or more of"):
+  with pytest.raises(
+    ConfigError, match=r"evaluate\.prompts: got .*, expected one or more of"
+  ):
     read_prompts(names, "evaluate.prompts")
 
 
@@ -57,11 +72,17 @@ def test_no_prompt_two_of_one_name_and_no_text_are_refused(names):
   [
     (None, "expected one or more of"),
     ({"job": "evaluate"}, "expected one or more of"),
-    ({"method": "linear_probe"}, "expected a run that learns by steps; linear_probe tells"),
+    (
+      {"method": "linear_probe"},
+      "expected a run that learns by steps; linear_probe tells",
+    ),
   ],
 )
-def test_a_folder_that_has_learned_no_prompt(tmp_path, monkeypatch, results, found, reads):
-  """Of no run, of another job, and of a method without steps; with and without the room."""
+def test_a_folder_that_has_learned_no_prompt(
+  tmp_path, monkeypatch, results, found, reads
+):
+  """Of no run, of another job, and of a method without steps; with and without the
+  room."""
   if results is not None:
     write_json(tmp_path / "results.json", results)
   if not reads:
@@ -80,7 +101,8 @@ def test_a_prompt_belongs_to_one_list_if_it_has_a_row_for_each_class():
 
 @pytest.mark.parametrize(
   ("prompt", "n_own"),
-  # SOS and EOT are two of 77 positions; the period, the words and the vectors take the others.
+  # SOS and EOT are two of 77 positions; the period, the words and the vectors take the
+  # others.
   [
     ("{}", 75),
     ("a {}.", 73),
@@ -94,7 +116,9 @@ def test_the_longest_name_that_fits_a_prompt(clip_and_torch, prompt, n_own):
   def check(n_words):
     names = ("cat", " ".join(["cat"] * n_words))
     classes = dataclasses.replace(CLASSES, names=names)
-    check_lengths(prompt, classes, clip.tokenizer, clip.config.text_config, "the prompt")
+    check_lengths(
+      prompt, classes, clip.tokenizer, clip.config.text_config, "the prompt"
+    )
 
   check(n_own)
   with pytest.raises(TokenizeError, match="^the prompt: "):
@@ -103,10 +127,18 @@ def test_the_longest_name_that_fits_a_prompt(clip_and_torch, prompt, n_own):
 
 def test_of_a_mixture_the_first_known_turn_counts(tmp_path):
   """The first file does not record one, and comes first all the same."""
-  for name, data in (("old", {}), ("turned", {"upright": True}), ("plain", {"upright": False})):
+  for name, data in (
+    ("old", {}),
+    ("turned", {"upright": True}),
+    ("plain", {"upright": False}),
+  ):
     config = {"data": {"source": "folder"} | data} if data else {}
     save_prompt(tmp_path / f"{name}.npz", Prompt(CONTEXT, "clip", config=config))
   old, turned, plain = (tmp_path / f"{name}.npz" for name in ("old", "turned", "plain"))
   assert recorded_upright(str(old)) is None
-  for first, second, expected in ((old, turned, True), (old, plain, False), (turned, plain, True)):
+  for first, second, expected in (
+    (old, turned, True),
+    (old, plain, False),
+    (turned, plain, True),
+  ):
     assert recorded_upright(f"0.5*{first} + 0.5*{second}") is expected

@@ -27,7 +27,11 @@ class Pictures:
   """Given images; counts how often each is read."""
 
   def __init__(self, names, labels, images):
-    self.names, self.labels, self._images = tuple(names), np.asarray(labels, np.int32), images
+    self.names, self.labels, self._images = (
+      tuple(names),
+      np.asarray(labels, np.int32),
+      images,
+    )
     self.read = np.zeros(len(labels), int)
 
   def __len__(self):
@@ -54,7 +58,11 @@ def case(encoder):
   # Half of the labels are the first prompt's best, so that it is right about some.
   best = np.argmax(cosines["one"], axis=-1)
   labels = np.where(np.arange(IMAGES) % 2, best, rng.integers(0, CLASSES, IMAGES))
-  return Pictures([f"class {c}" for c in range(CLASSES)], labels, pictures), features, cosines
+  return (
+    Pictures([f"class {c}" for c in range(CLASSES)], labels, pictures),
+    features,
+    cosines,
+  )
 
 
 @pytest.mark.parametrize("batch_size", [20, 512])
@@ -72,7 +80,9 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
     logits = encoder.clip.logit_scale * cosines[prompt]
     expected.add(source.labels, *answers(source.labels, logits))
     for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
-      assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
+      assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), (
+        name
+      )
     # The answers, right and wrong, class by class.
     found, expected = one.by_class(), expected.by_class()
     assert found["confusions"] == expected["confusions"]
@@ -82,7 +92,9 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
 
 
-def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(encoder, case):
+def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(
+  encoder, case
+):
   source, features, _ = case
   same = np.broadcast_to(features["one"][:1], features["one"].shape)
   figures = tally(encoder, source, {"same": same})["same"].figures()
@@ -97,7 +109,17 @@ def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(e
 
 def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
   pictures = case[0].images(np.arange(5))
-  names = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+  names = [
+    "cat",
+    "dog",
+    "grey_wolf",
+    "star",
+    "sea star",
+    "hat",
+    "a rather long name",
+    "x",
+    "the",
+  ]
   text = encoder.class_features(names, "a photo of a {}.")
   image = encoder.image_features(pictures)
   labels = np.argmax(image @ text.T, axis=-1)
@@ -109,8 +131,12 @@ def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
     "all": split_features(encoder, Pictures(names, labels, pictures)),
     "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
   }
-  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name")
-  scores = {split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()}
+  scores = evaluate(
+    encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name"
+  )
+  scores = {
+    split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()
+  }
   assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
   assert "difference" not in scores["all"]["name"]
   found = scores["all"]["hand"]["top1"] - scores["all"]["name"]["top1"]
@@ -149,9 +175,14 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
 def test_images_are_prepared_as_the_clip_asks(encoder, tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / "wide.png")
-  source, size = StoredImages(["a"], [0], ["wide.png"], Files(tmp_path)), encoder.clip.image_size
+  source, size = (
+    StoredImages(["a"], [0], ["wide.png"], Files(tmp_path)),
+    encoder.clip.image_size,
+  )
   squashing = Encoder(dataclasses.replace(encoder.clip, squash=True), mesh=encoder.mesh)
-  (batch,) = image_batches(squashing, source, SkippedImages(source, 0.0), 1, 1, "images")
+  (batch,) = image_batches(
+    squashing, source, SkippedImages(source, 0.0), 1, 1, "images"
+  )
   expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
   assert_close(np.asarray(batch.images[0], int), np.asarray(expected, int), 1 / 255)
 
@@ -180,7 +211,11 @@ def test_max_corrupt_bounds_an_evaluation_of_a_file_of_features(encoder, text):
   source = FeatureSource(list("abcd"), labels, [str(row) for row in range(21)], storage)
   figures = tally(encoder, source, text, max_corrupt=0.1)["a"].figures()
   right = (rows[GOOD] @ text["a"].T).argmax(1) == labels[GOOD]
-  assert figures["images"] == len(GOOD) and figures["top1"] == pytest.approx(right.mean())
+  assert figures["images"] == len(GOOD) and figures["top1"] == pytest.approx(
+    right.mean()
+  )
   for share, n_allowed in ((0.05, 1), (0.0, 0)):
-    with pytest.raises(CorruptDataError, match=rf"2 of 21 .* {n_allowed} are .*row 9: was"):
+    with pytest.raises(
+      CorruptDataError, match=rf"2 of 21 .* {n_allowed} are .*row 9: was"
+    ):
       tally(encoder, source, text, max_corrupt=share)

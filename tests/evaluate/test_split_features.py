@@ -1,4 +1,5 @@
-"""Features of evaluation images from files equal those computed at once, after any fault."""
+"""Features of evaluation images from files equal those computed at once, after any
+fault."""
 
 import dataclasses
 import json
@@ -40,7 +41,9 @@ def pictures(folder, seed=0, bad=()):
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / key)
     if index in bad:
       (folder / key).write_bytes(b"no image")
-  return StoredImages(list("abcd"), rng.integers(0, 4, IMAGES), keys, Files(folder), image_size=32)
+  return StoredImages(
+    list("abcd"), rng.integers(0, 4, IMAGES), keys, Files(folder), image_size=32
+  )
 
 
 def reads(encoder, monkeypatch):
@@ -76,7 +79,9 @@ def test_what_an_interrupted_start_left_is_used(encoder, tmp_path, monkeypatch):
     blocks(folder)[0].write_bytes(b"damaged")
 
 
-def test_unreadable_images_are_tried_again_at_each_start(encoder, tmp_path, monkeypatch, caplog):
+def test_unreadable_images_are_tried_again_at_each_start(
+  encoder, tmp_path, monkeypatch, caplog
+):
   source, folder = pictures(tmp_path / "images", bad=BAD), tmp_path / "features"
   expected = split_features(encoder, source, max_corrupt=0.2)
   np.testing.assert_array_equal(expected.indices, GOOD)
@@ -84,7 +89,9 @@ def test_unreadable_images_are_tried_again_at_each_start(encoder, tmp_path, monk
     caplog.clear()
     with monkeypatch.context() as patch:
       counted = reads(encoder, patch)
-      assert_equal(split_features(encoder, source, store=folder, max_corrupt=0.2), expected)
+      assert_equal(
+        split_features(encoder, source, store=folder, max_corrupt=0.2), expected
+      )
     assert counted.call_count == n_batches
     assert "2 of 21" in caplog.text and "/9.png" in caplog.text
   with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
@@ -120,17 +127,25 @@ def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
 
 
 def test_each_part_of_the_images_has_its_own_key(encoder, tmp_path, monkeypatch):
-  """Alone: few-shot subsets of other seeds begin with the same image, and have the same labels."""
+  """Alone: few-shot subsets of other seeds begin with the same image, and have the
+  same labels."""
   folder, rng = tmp_path / "images", np.random.default_rng(0)
   folder.mkdir()
   for name in ("a.png", "b.png", "c.png"):
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / name)
   keys = ["a.png", "b.png"]
   source = StoredImages(["x", "y"], [0, 1], keys, Files(folder), image_size=32)
-  of_clip = lambda **changes: Encoder(dataclasses.replace(encoder.clip, **changes), chunk=8)
-  other_vision = with_kernel(encoder.clip, "visual_projection", np.ones((48, 24), np.float32))
+  of_clip = lambda **changes: Encoder(
+    dataclasses.replace(encoder.clip, **changes), chunk=8
+  )
+  other_vision = with_kernel(
+    encoder.clip, "visual_projection", np.ones((48, 24), np.float32)
+  )
   others = [
-    (encoder, source.replace(keys=np.array(["a.png", "c.png"], np.dtypes.StringDType()))),
+    (
+      encoder,
+      source.replace(keys=np.array(["a.png", "c.png"], np.dtypes.StringDType())),
+    ),
     (encoder, source.replace(labels=np.array([0, 0], np.int32))),
     (encoder, source.replace(names=("x", "z"))),
     (encoder, source.replace(upright=True)),
@@ -141,7 +156,10 @@ def test_each_part_of_the_images_has_its_own_key(encoder, tmp_path, monkeypatch)
     (of_clip(mean=(0.5, 0.5, 0.5)), source),
     (of_clip(std=(0.5, 0.5, 0.5)), source),
   ]
-  found = [module.images_key(source, encoder), *(module.images_key(of, one) for one, of in others)]
+  found = [
+    module.images_key(source, encoder),
+    *(module.images_key(of, one) for one, of in others),
+  ]
   shutil.copytree(folder, tmp_path / "moved")
   moved = source.replace(storage=Files(tmp_path / "moved"))
   assert module.images_key(moved, encoder) == found[0]
@@ -153,8 +171,12 @@ def test_each_part_of_the_images_has_its_own_key(encoder, tmp_path, monkeypatch)
   assert len({*texts}) == len(texts), [texts.index(text) for text in texts]
 
 
-@pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])
-def test_a_failed_write_of_features_costs_a_warning(encoder, tmp_path, monkeypatch, caplog, fault):
+@pytest.mark.parametrize(
+  "fault", ["features of images are not stored", "No space left"]
+)
+def test_a_failed_write_of_features_costs_a_warning(
+  encoder, tmp_path, monkeypatch, caplog, fault
+):
   source = pictures(tmp_path / "images")
   full = RunFolderWriteError("file: can't be written (No space left on device)")
   if fault == "No space left":

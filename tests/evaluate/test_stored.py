@@ -1,4 +1,5 @@
-"""Images that `config.data` names: splits, what stands for missing ones, halves, lists."""
+"""Images that `config.data` names: splits, what stands for missing ones, halves,
+lists."""
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ NAMES = world.class_names("base")[::2500]  # 9 of them
 
 
 def data(folder, **changes):
-  config = small_config(**{"data.n_classes": 0, "data.source": "folder", "data.root": str(folder)})
+  config = small_config(
+    **{"data.n_classes": 0, "data.source": "folder", "data.root": str(folder)}
+  )
   config = config.replace({f"data.{name}": value for name, value in changes.items()})
   validate(config)
   return config.data
@@ -83,7 +86,10 @@ def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
   assert not inputs.has_validation(single)
   assert len(inputs.open_source(single, "train")) == 9
   # Classes that are not trained on have no training images.
-  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == ("train/base", "new")
+  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == (
+    "train/base",
+    "new",
+  )
   # A test set alone can't train.
   write_world(tmp_path / "alone/test", "base", 1, NAMES)
   with pytest.raises(SourceError, match="found test"):
@@ -108,9 +114,12 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
   write_world(root / "val", "validation", 1, NAMES)
   stored.forget_sources()
-  sizes = [len(inputs.open_source(data(root), split)) for split in ("train", "validation")]
+  sizes = [
+    len(inputs.open_source(data(root), split)) for split in ("train", "validation")
+  ]
   assert sizes == [45, 9]
-  # A class may be missing in a split for testing, whose names are the training's all the same.
+  # A class may be missing in a split for testing, whose names are the training's all
+  # the same.
   assert names_of(data(root), "test") == tuple(sorted(NAMES))
   # ImageNet's folders: what they are tested on is called what it is.
   (root / "test").rename(tmp_path / "elsewhere")
@@ -119,7 +128,9 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert inputs.evaluation_splits(base) == ("validation/base", "validation/new")
   assert len(inputs.open_source(base, "validation/new")) == 4
   assert len(inputs.open_source(data(root), "train")) == 45
-  with pytest.raises(ValueError, match="no split 'test' to evaluate on; there are validation"):
+  with pytest.raises(
+    ValueError, match="no split 'test' to evaluate on; there are validation"
+  ):
     inputs.open_source(data(root), "test")
 
 
@@ -127,7 +138,10 @@ def test_halves(flat):
   base = data(flat, classes="base")
   assert inputs.evaluation_splits(base) == ("base", "new")
   train, new = (inputs.open_source(base, split) for split in ("train", "new"))
-  assert (train.names, new.names) == (tuple(sorted(NAMES)[:5]), tuple(sorted(NAMES)[5:]))
+  assert (train.names, new.names) == (
+    tuple(sorted(NAMES)[:5]),
+    tuple(sorted(NAMES)[5:]),
+  )
   assert set(train.labels.tolist()) == set(range(5))
   folders = [key.split("/")[0] for key in new.keys.tolist()]
   assert folders == [new.names[label] for label in new.labels]
@@ -144,7 +158,10 @@ def listed(folder, name, names):
 
 
 def test_base_and_novel_by_lists(flat, tmp_path):
-  base, novel = listed(tmp_path, "b", NAMES[4:1:-1]), listed(tmp_path, "n", NAMES[7:5:-1])
+  base, novel = (
+    listed(tmp_path, "b", NAMES[4:1:-1]),
+    listed(tmp_path, "n", NAMES[7:5:-1]),
+  )
   both = data(flat, base=base, novel=novel)
   assert inputs.evaluation_splits(both) == ("base", "novel")
   train = inputs.open_source(both, "train")
@@ -165,35 +182,56 @@ def test_base_and_novel_by_lists(flat, tmp_path):
   write_world(tmp_path / "split/test", "base", 1, NAMES)
   some = data(tmp_path / "split", base=listed(tmp_path, "some", NAMES[:3]))
   assert (inputs.n_training_classes(some), len(names_of(some, "novel"))) == (3, 6)
-  with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):
-    inputs.n_training_classes(data(tmp_path / "split", base=listed(tmp_path, "w", NAMES[:4])))
+  with pytest.raises(
+    SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"
+  ):
+    inputs.n_training_classes(
+      data(tmp_path / "split", base=listed(tmp_path, "w", NAMES[:4]))
+    )
 
 
 @pytest.mark.parametrize(
   ("lists", "message"),
   [
-    ({"base": NAMES[:2], "novel": NAMES[1:3]}, f"data.novel: .*; '{NAMES[1]}' is in both"),
-    ({"base": [NAMES[0], "zebra"]}, "data.base: 1 of the list's 2 classes .* such as 'zebra'"),
-    ({"base": NAMES[:2], "novel": ["zebra", NAMES[5]]}, "data.novel: 1 of .* such as 'zebra'"),
+    (
+      {"base": NAMES[:2], "novel": NAMES[1:3]},
+      f"data.novel: .*; '{NAMES[1]}' is in both",
+    ),
+    (
+      {"base": [NAMES[0], "zebra"]},
+      "data.base: 1 of the list's 2 classes .* such as 'zebra'",
+    ),
+    (
+      {"base": NAMES[:2], "novel": ["zebra", NAMES[5]]},
+      "data.novel: 1 of .* such as 'zebra'",
+    ),
     ({"base": NAMES}, "data.base: .* a list that leaves classes for novel ones"),
     ({"names": [NAMES[3], "zebra"]}, "1 of the list's 2 classes .* such as 'zebra'"),
   ],
 )
 def test_lists_that_can_not_be(flat, tmp_path, lists, message):
-  files = {field: listed(tmp_path, f"{field}.txt", names) for field, names in lists.items()}
+  files = {
+    field: listed(tmp_path, f"{field}.txt", names) for field, names in lists.items()
+  }
   with pytest.raises((ConfigError, SourceError), match=message) as error:
     inputs.n_training_classes(data(flat, **files))
   assert "\n" not in str(error.value)
 
 
-def test_a_class_without_a_picture_is_an_answer_where_a_list_names_it(flat, tmp_path, caplog):
+def test_a_class_without_a_picture_is_an_answer_where_a_list_names_it(
+  flat, tmp_path, caplog
+):
   empty = "zebra"
   (flat / empty).mkdir()
   assert empty not in names_of(data(flat), "test")
-  assert f"1 of 10 classes have no picture in any split and are no answers, such as {empty!r}" in (
-    caplog.text
+  assert (
+    f"1 of 10 classes have no picture in any split and are no answers, such as {empty!r}"
+    in (caplog.text)
   )
-  base, novel = listed(tmp_path, "b", NAMES[:3]), listed(tmp_path, "n", [NAMES[4], empty])
+  base, novel = (
+    listed(tmp_path, "b", NAMES[:3]),
+    listed(tmp_path, "n", [NAMES[4], empty]),
+  )
   assert names_of(data(flat, base=base, novel=novel), "novel") == (NAMES[4], empty)
   # Without a list, the novel classes are those that have pictures.
   assert set(names_of(data(flat, base=base), "novel")) == set(NAMES[3:])
@@ -206,7 +244,9 @@ def test_a_class_without_a_picture_is_an_answer_where_a_list_names_it(flat, tmp_
     ("keep", 9, "are kept (data.duplicates=keep)"),
   ],
 )
-def test_what_becomes_of_duplicates_is_said(tmp_path, caplog, duplicates, n_images, fate):
+def test_what_becomes_of_duplicates_is_said(
+  tmp_path, caplog, duplicates, n_images, fate
+):
   write_world(tmp_path / "data/train", "train", 2, NAMES)
   write_world(tmp_path / "data/test", "base", 1, NAMES)
   one = next((tmp_path / "data/train" / NAMES[0]).iterdir())
@@ -230,13 +270,28 @@ def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"source": "world", "root": "", "shots": 4}, "data.shots: got 4, expected 0 where"),
+    (
+      {"source": "world", "root": "", "shots": 4},
+      "data.shots: got 4, expected 0 where",
+    ),
     ({"root": "nowhere"}, "data.root: got 'nowhere', expected a folder that exists"),
-    ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', expected one of caltech101"),
-    ({"names": "nolist"}, "data.names: got 'nolist', expected a file of names that exists, or one"),
+    (
+      {"source": "coop", "dataset": "cats"},
+      "data.dataset: got 'cats', expected one of caltech101",
+    ),
+    (
+      {"names": "nolist"},
+      "data.names: got 'nolist', expected a file of names that exists, or one",
+    ),
     ({"novel": "dtd"}, "data.novel: got 'dtd', expected '' where data.base is empty"),
-    ({"base": "dtd", "classes": "base"}, "data.classes: got 'base', expected 'all' where"),
-    ({"test_share": 0.9}, "data.validation_share: got 0.1, expected less than 1 together"),
+    (
+      {"base": "dtd", "classes": "base"},
+      "data.classes: got 'base', expected 'all' where",
+    ),
+    (
+      {"test_share": 0.9},
+      "data.validation_share: got 0.1, expected less than 1 together",
+    ),
   ],
 )
 def test_fields_that_can_not_be(tmp_path, changes, message):

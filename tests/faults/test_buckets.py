@@ -1,4 +1,5 @@
-"""Fault campaign of runs in buckets: emulators of both stores behind a proxy that answers for them.
+"""Fault campaign of runs in buckets: emulators of both stores behind a proxy that
+answers for them.
 
 The faults of single requests are in tests/files/test_buckets.py.
 """
@@ -43,7 +44,9 @@ def folder(store, request):
 def test_killed_while_saving(training, store, folder, lost):
   """SIGKILL at a request of the second save, before the store gets it."""
   left = [5]
-  second = re.compile("(/|%2F)".join([folder.rpartition("/")[2], "checkpoints", "8", ""]))
+  second = re.compile(
+    "(/|%2F)".join([folder.rpartition("/")[2], "checkpoints", "8", ""])
+  )
 
   def before(method: str, path: str) -> None:
     if method in ("PUT", "POST") and second.search(path):
@@ -61,7 +64,9 @@ def test_killed_while_saving(training, store, folder, lost):
 @pytest.mark.parametrize("status", [429, 503])
 def test_busy(training, store, folder, lost, status):
   faults = store.faults
-  attempt = training.run(folder, lambda now: store.fail(status, 5.0) if now == 8 else None)
+  attempt = training.run(
+    folder, lambda now: store.fail(status, 5.0) if now == 8 else None
+  )
   assert store.faults > faults
   np.testing.assert_array_equal(attempt.context, training.context)
   lost(f"{store.scheme}://, {status} for 5 s", 0)
@@ -69,7 +74,8 @@ def test_busy(training, store, folder, lost, status):
 
 @pytest.mark.parametrize("policy", ["stop", "retry"])
 def test_refusing(training, store, folder, lost, policy):
-  """The store refuses everything during a save, and recovers at the next step or start."""
+  """The store refuses everything during a save, and recovers at the next step or
+  start."""
 
   def hook(now: int) -> None:
     if now == 8:
@@ -90,7 +96,8 @@ def test_refusing(training, store, folder, lost, policy):
 
 
 def test_the_bucket_disappears(training, store, folder, lost):
-  """It is gone for the rest of the run; the next start is refused, the third resumes."""
+  """It is gone for the rest of the run; the next start is refused, the third
+  resumes."""
   attempt = training.run(folder, lambda now: store.fail(404) if now == 10 else None)
   assert attempt.error is not None and "\n" not in str(attempt.error)
   with pytest.raises(RunFolderError, match="no bucket"):

@@ -1,9 +1,10 @@
 """Fault campaign: what a training loses by each kind of fault.
 
-Each case interrupts a training of 12 steps, resumes it, and finds the context of the uninterrupted
-training, bit for bit. One run of each kind is in the first tier, the others are in the second.
-Images that can't be read: tests/data/test_loader.py and tests/train/test_unreadable.py. Another
-number of devices: tests/train/test_pretrain_mesh.py.
+Each case interrupts a training of 12 steps, resumes it, and finds the context of the
+uninterrupted training, bit for bit. One run of each kind is in the first tier, the
+others are in the second. Images that can't be read: tests/data/test_loader.py and
+tests/train/test_unreadable.py. Another number of devices:
+tests/train/test_pretrain_mesh.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,14 @@ from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.hosts import Preempted
 from pomp_jax.train import setup
 from pomp_jax.train.watch import TrainingError
-from tests.faults.training import EVERY, STEPS, Training, config_of, start_child, wait_for_kill
+from tests.faults.training import (
+  EVERY,
+  STEPS,
+  Training,
+  config_of,
+  start_child,
+  wait_for_kill,
+)
 from tests.support.data_files import damage
 
 # The training has two devices.
@@ -34,15 +42,19 @@ CASES: list = []
 
 
 def case(name: str, *arguments: object, runs: int, quick: bool = True):
-  """Adds a kind of fault: one run in the first tier if it is quick, the others in the second.
+  """Adds a kind of fault: one run in the first tier if it is quick, the others in the
+  second.
 
-  Its function takes the training, random numbers and an empty folder, and returns the lost steps.
+  Its function takes the training, random numbers and an empty folder, and returns the
+  lost steps.
   """
 
   def add(function: Callable[..., int]):
     for run in range(runs):
       later = pytest.mark.slow("the whole fault campaign") if run or not quick else ()
-      CASES.append(pytest.param(name, function, arguments, run, id=f"{name}-{run}", marks=later))
+      CASES.append(
+        pytest.param(name, function, arguments, run, id=f"{name}-{run}", marks=later)
+      )
     return function
 
   return add
@@ -89,7 +101,9 @@ def killed_while_saving(training, rng, folder):
 def damaged(how, steps, training, rng, folder):
   shutil.copytree(training.stopped, folder, dirs_exist_ok=True)
   for step in steps:
-    files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    files = sorted(
+      p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file()
+    )
     for file in [files[rng.integers(len(files))]] if len(steps) == 1 else files:
       damage(file, how, rng)
   return training.resume(folder, 10)
@@ -123,7 +137,10 @@ def read_only(policy, training, rng, folder):
 
 def unwritable(policy, training, rng, folder, close, reopen) -> int:
   """The save of step 8 fails, those of steps 4 and 12 do not."""
-  closes, reopens = int(rng.integers(EVERY + 1, 2 * EVERY)), int(rng.integers(10, STEPS))
+  closes, reopens = (
+    int(rng.integers(EVERY + 1, 2 * EVERY)),
+    int(rng.integers(10, STEPS)),
+  )
   started = []
 
   def hook(step):
@@ -164,7 +181,9 @@ def mount(*arguments: str) -> None:
     if done.returncode == 0:
       return
     time.sleep(0.1)  # a file may still be open there
-  raise subprocess.CalledProcessError(done.returncode, "mount", done.stdout, done.stderr)
+  raise subprocess.CalledProcessError(
+    done.returncode, "mount", done.stdout, done.stderr
+  )
 
 
 @case("NaN, stop", runs=1)
@@ -177,7 +196,8 @@ def not_finite(training, rng, folder):
 
 @case("NaN, roll back", runs=2)
 def rolled_back(training, rng, folder):
-  """Compared with the training that rolls back and is not stopped: its draws are others."""
+  """Compared with the training that rolls back and is not stopped: its draws are
+  others."""
   step, stop = int(rng.integers(1, STEPS)), int(rng.integers(1, STEPS))
   roll = {"roll_backs": 3}
   with nan_after(step):
@@ -198,15 +218,21 @@ def rolled_back(training, rng, folder):
 
 @contextlib.contextmanager
 def nan_after(step: int) -> Iterator[None]:
-  """Makes the parameters NaN after a step, with the draws of the first seed key only."""
+  """Makes the parameters NaN after a step, with the draws of the first seed key
+  only."""
   real = setup.PromptRun.build_step
 
   def build_step(run):
-    once, first_key = real(run), np.asarray(jax.random.key_data(jax.random.key(run.seed)))
+    once, first_key = (
+      real(run),
+      np.asarray(jax.random.key_data(jax.random.key(run.seed))),
+    )
 
     def poisoned_step(state, frozen, batch):
       if int(state.step) == step and np.array_equal(state.seed_key, first_key):
-        state = state.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
+        state = state.replace(
+          params=jax.tree.map(lambda leaf: leaf * np.nan, state.params)
+        )
       return once(state, frozen, batch)
 
     return poisoned_step

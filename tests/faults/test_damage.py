@@ -1,8 +1,8 @@
 """Damage to stored files between two starts: none is silent, and none ends every start.
 
-A trial damages one file of unfinished work, or swaps two, and starts the work again. A start may
-end with one line that names the file; one of the first three finishes with what undamaged files
-lead to.
+A trial damages one file of unfinished work, or swaps two, and starts the work again. A
+start may end with one line that names the file; one of the first three finishes with
+what undamaged files lead to.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,9 @@ def remove(path, rng):
 
 def swap(path, rng):
   """With another file of its folder and kind, if there is one."""
-  others = [other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path]
+  others = [
+    other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path
+  ]
   if others:
     other = others[rng.integers(len(others))]
     content = path.read_bytes()
@@ -66,7 +68,8 @@ DAMAGES = (flip, flip, cut, overwrite, extend, remove, swap, swap)
 def try_damages(
   work: pathlib.Path, start: Start, patterns: tuple[str, ...], n_trials: int, tmp_path
 ) -> int:
-  """Makes the trials on copies of unfinished work; returns how many starts have ended in a line."""
+  """Makes the trials on copies of unfinished work; returns how many starts have
+  ended in a line."""
   expected = start(pathlib.Path(shutil.copytree(work, tmp_path / "expected")))
   n_lines = 0
   for trial in range(n_trials):
@@ -84,21 +87,32 @@ def try_damages(
         n_lines += 1
     else:
       pytest.fail(f"trial {trial}: {damage.__name__} of {path} ends every start")
-    np.testing.assert_equal(found, expected, f"trial {trial}: {damage.__name__} of {path}")
+    np.testing.assert_equal(
+      found, expected, f"trial {trial}: {damage.__name__} of {path}"
+    )
     shutil.rmtree(folder)
   return n_lines
 
 
 def tiers(n_trials: int, n_all: int) -> list:
   """Numbers of trials in the first tier and in the second."""
-  return [n_trials, pytest.param(n_all, marks=pytest.mark.slow("the whole damage campaign"))]
+  return [
+    n_trials,
+    pytest.param(n_all, marks=pytest.mark.slow("the whole damage campaign")),
+  ]
 
 
 @pytest.fixture
 def trials(tmp_path, record_property):
   """A function that makes trials, and records them for the table."""
 
-  def run(name: str, work: pathlib.Path, start: Start, patterns: tuple[str, ...], n_trials: int):
+  def run(
+    name: str,
+    work: pathlib.Path,
+    start: Start,
+    patterns: tuple[str, ...],
+    n_trials: int,
+  ):
     n_lines = try_damages(work, start, patterns, n_trials, tmp_path)
     record_property("damaged", (name, n_trials, n_lines))
 
@@ -110,7 +124,10 @@ def test_pieces(tmp_path, trials, n_trials):
   arrays = {name: {"array": np.arange(9) + i} for i, name in enumerate("abc")}
 
   def start(folder):
-    of_facts, of_arrays = Pieces(folder / "facts", "key"), Pieces(folder / "arrays", "key")
+    of_facts, of_arrays = (
+      Pieces(folder / "facts", "key"),
+      Pieces(folder / "arrays", "key"),
+    )
     for name in of_facts.missing(arrays):
       of_facts.save(name, {"name": f"class {name}"})
     for name in of_arrays.missing(arrays):

@@ -1,6 +1,7 @@
 """Hostile images: refused in one line, for little memory, and no program is started.
 
-Damaged images: tests/data/test_images.py. Hostile archives: tests/files/test_prompt_file.py.
+Damaged images: tests/data/test_images.py. Hostile archives:
+tests/files/test_prompt_file.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from pomp_jax.data.images import ImageError, load_rgb, open_image, read_image
 # The largest image takes 320 MiB in Pillow: as it is stored, and in RGB.
 PEAK_MIB = 350
 
-_EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+_EPS = (
+  b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+)
 
 
 def encoded(kind: str, size: tuple[int, int], mode: str = "1", **options) -> bytes:
@@ -28,9 +31,13 @@ def encoded(kind: str, size: tuple[int, int], mode: str = "1", **options) -> byt
 
 
 def hostile_images() -> Iterator[tuple[str, bytes]]:
-  """Yields files that must not be decoded: other languages, headers with too many pixels."""
+  """Yields files that must not be decoded: other languages, headers with too many
+  pixels."""
   yield "EPS", _EPS
-  yield "EPS behind a preview", b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(22) + _EPS
+  yield (
+    "EPS behind a preview",
+    b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(22) + _EPS,
+  )
   yield "WMF", b"\xd7\xcd\xc6\x9a\0\0" + bytes(200)
   yield "PNG just above the limit", encoded("PNG", (8200, 8200))
   yield "PNG as a thread", encoded("PNG", (100_000, 1))
@@ -51,7 +58,8 @@ READERS = {
 
 
 def peak_mib(call: Callable[[], object]) -> float:
-  """Rise of this process's memory in MiB while the call runs; 0 where Linux does not tell."""
+  """Rise of this process's memory in MiB while the call runs; 0 where Linux does not
+  tell."""
 
   def memory(field: str) -> float:
     status = pathlib.Path("/proc/self/status").read_text()
@@ -70,7 +78,9 @@ def peak_mib(call: Callable[[], object]) -> float:
 @pytest.mark.parametrize("reader", READERS)
 def test_hostile_images_are_left_out(reader, tmp_path, monkeypatch):
   # A crop may have any shape.
-  check_left_out(READERS[reader], tmp_path / "x.jpg", monkeypatch, threads=reader == "tests")
+  check_left_out(
+    READERS[reader], tmp_path / "x.jpg", monkeypatch, threads=reader == "tests"
+  )
 
 
 def check_left_out(
@@ -80,8 +90,11 @@ def check_left_out(
   *,
   threads: bool = False,
 ) -> None:
-  """Asserts that a reader refuses each hostile image, of one pixel's width too with `threads`."""
-  monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("starts a program"))
+  """Asserts that a reader refuses each hostile image, of one pixel's width too with
+  `threads`."""
+  monkeypatch.setattr(
+    subprocess, "Popen", lambda *_, **__: pytest.fail("starts a program")
+  )
 
   def read():
     with warnings.catch_warnings(), pytest.raises(ImageError) as caught:

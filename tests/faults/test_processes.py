@@ -23,7 +23,8 @@ from tests.support.processes import Processes, small_demo, wait_until
 pytestmark = pytest.mark.slow("trainings of two processes, each started twice")
 
 STEPS, EVERY = 120, 20  # long enough for a fault in the middle
-EVALUATED = 4096  # images per split: the evaluation must outlast the notice of the signal
+# images per split: the evaluation must outlast the notice of the signal
+EVALUATED = 4096
 HEARTBEAT_SECONDS = 10
 # Time in which a process ends after the other: JAX's heartbeat, and what ending takes.
 BOUND_SECONDS = 2 * HEARTBEAT_SECONDS + 15
@@ -63,7 +64,9 @@ def test_a_signal_to_one_of_two(expected, tmp_path, lost, number, index, place):
     context = load_prompt(f"{folder}/prompt.npz").context
   first = re.search(r"the checkpoint of step (\d+)", output)
   np.testing.assert_array_equal(context, expected)
-  lost(f"{place} {number} to process {index} of 2", steps - (int(first[1]) if first else 0))
+  lost(
+    f"{place} {number} to process {index} of 2", steps - (int(first[1]) if first else 0)
+  )
 
 
 def interrupted(folder: str, number: int, index: int) -> int:

@@ -1,7 +1,8 @@
 """A small training of 12 steps, prepared once and run in any number of folders.
 
-It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12. In a process of its
-own it kills itself: `python -m tests.faults.training FOLDER '{"step": 7}'`.
+It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12. In a
+process of its own it kills itself: `python -m tests.faults.training FOLDER '{"step":
+7}'`.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
 
 def config_of(**changes) -> Config:
-  return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
+  return small_config(
+    **{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,20 @@ class Attempt:
 class Training:
   def __init__(self, config: Config, folder: pathlib.Path):
     encoder = inputs.open_encoder(config.clip, devices=jax.devices()[:DEVICES])
-    self.config, self.prepared = config, setup.prepare(config, RunFolder(folder), encoder=encoder)
+    self.config, self.prepared = (
+      config,
+      setup.prepare(config, RunFolder(folder), encoder=encoder),
+    )
     self.context = self.run(folder).context
 
   def run(self, folder: Folder, hook: Hook = lambda step: None, **changes) -> Attempt:
     """Runs it from the last checkpoint in a folder, or from the start."""
     config = self.config.replace(changes)
-    parts = {"loop": config.loop, "checkpoint": config.checkpoint, "config": config.to_dict()}
+    parts = {
+      "loop": config.loop,
+      "checkpoint": config.checkpoint,
+      "config": config.to_dict(),
+    }
     run = dataclasses.replace(self.prepared, folder=RunFolder(folder), **parts)
     run.folder.create()
     context = error = None
@@ -77,7 +87,9 @@ class Training:
         error = found
     return Attempt(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
 
-  def resume(self, folder: Folder, done: int, expected: np.ndarray | None = None, **changes) -> int:
+  def resume(
+    self, folder: Folder, done: int, expected: np.ndarray | None = None, **changes
+  ) -> int:
     """Resumes after a fault at step `done`, and returns the number of lost steps.
 
     The context is that of this training without the fault, or `expected`, bit for bit.
@@ -91,7 +103,8 @@ class Training:
 
 
 def start_child(folder: Folder, fault: dict) -> subprocess.Popen:
-  """Starts the training in a process of its own; `run_until_killed` lists the faults."""
+  """Starts the training in a process of its own; `run_until_killed` lists the
+  faults."""
   return subprocess.Popen(
     [sys.executable, "-m", "tests.faults.training", str(folder), json.dumps(fault)],
     cwd=ROOT,
@@ -146,8 +159,8 @@ def warnings() -> Iterator[list[str]]:
 def run_until_killed(folder: str, fault: dict) -> None:
   """Runs the training and prints its steps.
 
-  SIGKILL comes at `step`, or in the save of step `save` at that number `access` of a file operation
-  in the checkpoints' folder.
+  SIGKILL comes at `step`, or in the save of step `save` at that number `access` of a
+  file operation in the checkpoints' folder.
   """
   run = setup.prepare(config_of(), RunFolder(folder))
   run.folder.create()

@@ -1,4 +1,5 @@
-"""Files in buckets: whole objects, markers written last, errors in one line, nothing local."""
+"""Files in buckets: whole objects, markers written last, errors in one line, nothing
+local."""
 
 import os
 import uuid
@@ -27,7 +28,9 @@ def folder(store, tmp_path, monkeypatch):
 
 def objects(folder):
   bucket = folder.partition("://")[2]
-  return sorted(name.removeprefix(f"{bucket}/") for name in paths.store_of(folder).find(folder))
+  return sorted(
+    name.removeprefix(f"{bucket}/") for name in paths.store_of(folder).find(folder)
+  )
 
 
 def test_a_path_is_a_folder_while_an_object_is_in_it(folder):
@@ -95,10 +98,12 @@ def test_access_denied_is_one_line(store, folder):
 
 
 @pytest.mark.parametrize(
-  "status", [503, pytest.param(429, marks=pytest.mark.slow("waits for what 503 waits for"))]
+  "status",
+  [503, pytest.param(429, marks=pytest.mark.slow("waits for what 503 waits for"))],
 )
 def test_a_store_that_is_busy_for_a_second_is_asked_again(store, folder, status):
-  write_json(f"{folder}/file.json", {})  # the client is made, which may take longer than a second
+  # the client is made, which may take longer than a second
+  write_json(f"{folder}/file.json", {})
   faults = store.faults
   store.fail(status, seconds=1.0)
   write_json(f"{folder}/file.json", {"a": 1})
@@ -125,7 +130,9 @@ def test_of_incomplete_and_damaged_checkpoints_none_is_read(folder):
     assert checkpoints.restore(make_state()).step == 3
 
 
-def test_the_right_checkpoints_are_kept_whatever_fails_unless_a_later_start_saves(store, folder):
+def test_the_right_checkpoints_are_kept_whatever_fails_unless_a_later_start_saves(
+  store, folder
+):
   with Checkpoints(folder, keep=1, retry=True) as checkpoints:
     assert checkpoints.restore(make_state()) is None
     assert checkpoints.save(1, make_state(1), META, metric=5)

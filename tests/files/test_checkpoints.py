@@ -1,4 +1,5 @@
-"""Checkpoints: exact, the right ones kept, whole or set aside under faults, kills, full disks."""
+"""Checkpoints: exact, the right ones kept, whole or set aside under faults, kills,
+full disks."""
 
 import importlib
 import os
@@ -96,16 +97,29 @@ MISSING = object()
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"context": jnp.zeros((4, 6), jnp.bfloat16)}, r"context holds .* expects bfloat16 \[4, 6\]"),
-    ({"optimizer": optax.adam(1.0).init(jnp.zeros((4, 8)))}, r"optimizer/0/count holds nothing"),
-    ({"extra": np.zeros(3)}, r"extra holds nothing, but this run expects float64 \[3\]"),
+    (
+      {"context": jnp.zeros((4, 6), jnp.bfloat16)},
+      r"context holds .* expects bfloat16 \[4, 6\]",
+    ),
+    (
+      {"optimizer": optax.adam(1.0).init(jnp.zeros((4, 8)))},
+      r"optimizer/0/count holds nothing",
+    ),
+    (
+      {"extra": np.zeros(3)},
+      r"extra holds nothing, but this run expects float64 \[3\]",
+    ),
     ({"key": MISSING}, r"key holds uint32 \[2\], .* expects nothing"),
   ],
 )
 def test_a_state_that_does_not_fit(tmp_path, change, message):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(3, make_state(), META)
-    wanted = {name: leaf for name, leaf in (make_state() | change).items() if leaf is not MISSING}
+    wanted = {
+      name: leaf
+      for name, leaf in (make_state() | change).items()
+      if leaf is not MISSING
+    }
     with pytest.raises(CheckpointError, match=message) as caught:
       checkpoints.restore(wanted)
     assert str(caught.value).startswith(f"{tmp_path}/3: ")
@@ -122,12 +136,17 @@ def two(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["truncated", "bit-flipped", "deleted"])
-def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, monkeypatch):
-  """Each file of the newest: it is restored exactly, or refused by others and set aside here."""
+def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(
+  two, how, caplog, monkeypatch
+):
+  """Each file of the newest: it is restored exactly, or refused by others and set
+  aside here."""
   monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
   rng = np.random.default_rng(0)
   restored = []
-  for file in sorted(path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file()):
+  for file in sorted(
+    path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file()
+  ):
     folder = shutil.copytree(two, two.with_name("copy"))
     damage(folder / file, how, rng)
     caplog.clear()
@@ -220,7 +239,8 @@ def test_arrays_of_another_checkpoint_are_detected(two):
 
 
 def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
-  """To that of the signals: a job, and Orbax with it, is imported when they are handled already."""
+  """To that of the signals: a job, and Orbax with it, is imported when they are
+  handled already."""
   heard = []
   monkeypatch.setattr(sys, "unraisablehook", heard.append)
   importlib.reload(checkpoint_folders)
@@ -234,7 +254,8 @@ def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
 
 
 def test_remains_of_a_killed_process_are_removed(two, monkeypatch):
-  """An incomplete save, and an incomplete deletion, which must not count as a damaged one."""
+  """An incomplete save, and an incomplete deletion, which must not count as a
+  damaged one."""
   shutil.copytree(two / "2", two / "4.orbax-checkpoint-tmp")
   with monkeypatch.context() as killed:
     for delete in ("unlink", "rmdir"):
@@ -272,7 +293,9 @@ def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
     assert_same(checkpoints.restore({"values": VALUES}).state, {"values": VALUES + 1})
 
 
-@pytest.mark.parametrize(("reason", "raised"), [(None, CheckpointError), (KeyError, KeyError)])
+@pytest.mark.parametrize(
+  ("reason", "raised"), [(None, CheckpointError), (KeyError, KeyError)]
+)
 def test_a_run_that_ends_with_a_failed_save_raises(tmp_path, reason, raised):
   """Of two reasons to end, the first is raised."""
   with pytest.raises(raised), Checkpoints(tmp_path, retry=True) as checkpoints:
@@ -299,7 +322,9 @@ def test_killed_at_any_moment(tmp_path):
   target = {str(i): np.zeros(20_000, int) for i in range(5)}
   for delay in (0.0, 0.027):
     process = subprocess.Popen(
-      [sys.executable, "-c", _SAVES_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+      [sys.executable, "-c", _SAVES_FOREVER, str(tmp_path)],
+      stdout=subprocess.PIPE,
+      text=True,
     )
     lines = [process.stdout.readline() for _ in range(4)]
     time.sleep(delay)

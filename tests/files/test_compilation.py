@@ -1,4 +1,5 @@
-"""Compiled programs: what is said while JAX compiles, and the cache that a second start hits."""
+"""Compiled programs: what is said while JAX compiles, and the cache that a second
+start hits."""
 
 import json
 import os
@@ -16,7 +17,8 @@ from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from tests.support.processes import Processes
 from tests.support.small_run import settings
 
-# Compiles a program and writes how often it was loaded from the cache, and where that is.
+# Compiles a program and writes how often it was loaded from the cache, and where that
+# is.
 _PROGRAM = """
 import json, os, sys
 import jax
@@ -46,7 +48,10 @@ with open(f"{sys.argv[1]}-{hosts.own_index()}.json", "w") as file:
 def updates(monkeypatch):
   found = {}
   monkeypatch.setattr(jax.config, "update", found.__setitem__)
-  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+  for name in (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+  ):
     monkeypatch.delenv(name, raising=False)
   return found
 
@@ -67,7 +72,9 @@ def test_where_it_is(updates, tmp_path, monkeypatch):
   assert updates == {}
 
 
-def test_without_a_folder_to_write_to_there_is_none(updates, tmp_path, monkeypatch, caplog):
+def test_without_a_folder_to_write_to_there_is_none(
+  updates, tmp_path, monkeypatch, caplog
+):
   (tmp_path / "file").write_text("")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   with caplog.at_level("INFO"):
@@ -96,7 +103,9 @@ def test_several_processes_use_the_folder_that_all_of_them_see(
   monkeypatch.setattr(compilation.hosts, "n_processes", lambda: 2)
   monkeypatch.setattr(compilation.hosts, "is_first", lambda: is_first)
   monkeypatch.setattr(
-    compilation.hosts, "from_first", lambda name, what: name if is_first else "of_first.mark"
+    compilation.hosts,
+    "from_first",
+    lambda name, what: name if is_first else "of_first.mark",
   )
   monkeypatch.setattr(compilation.hosts, "gather", gather)
   found = compilation._problem(programs)
@@ -142,7 +151,9 @@ def test_a_users_own_folder_is_not_cleared(updates, tmp_path, monkeypatch):
   assert not (shared / "a-cache").exists()
 
 
-def test_a_users_own_threshold_counts_and_a_bucket_has_no_files_of_xlas(updates, monkeypatch):
+def test_a_users_own_threshold_counts_and_a_bucket_has_no_files_of_xlas(
+  updates, monkeypatch
+):
   monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
   monkeypatch.setattr(compilation, "_problem", lambda path: None)
   use_compilation_cache("auto", "gs://bucket/run")
@@ -164,8 +175,12 @@ def test_each_kind_of_processor_has_its_own_programs(updates, tmp_path, monkeypa
     ("aarch64", "a", "Features : neon"),
     ("aarch64", "a", "Features : neon sve"),
   ):
-    monkeypatch.setattr(compilation.platform, "machine", lambda machine=machine: machine)
-    monkeypatch.setattr(compilation.platform, "processor", lambda processor=processor: processor)
+    monkeypatch.setattr(
+      compilation.platform, "machine", lambda machine=machine: machine
+    )
+    monkeypatch.setattr(
+      compilation.platform, "processor", lambda processor=processor: processor
+    )
     text = f"model name : x\n{line}\nbogomips : 1\n"
     monkeypatch.setattr(
       pathlib.Path,
@@ -179,7 +194,10 @@ def test_each_kind_of_processor_has_its_own_programs(updates, tmp_path, monkeypa
 
 def started(tmp_path, name, count, *more, **environ):
   (tmp_path / "program.py").write_text(_PROGRAM)
-  own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}
+  own = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_COMPILATION_CACHE_DIR": "",
+  }
   environ = {i: own | {"XDG_CACHE_HOME": str(environ[f"of_{i}"])} for i in range(count)}
   command = [str(tmp_path / "program.py"), str(tmp_path / name), *more]
   with Processes(count, command, environ=environ) as processes:
@@ -198,7 +216,9 @@ def test_a_run_in_a_bucket_has_its_programs_there(store, tmp_path):
 
 
 def test_processes_use_it_only_if_they_share_it(tmp_path):
-  shared = started(tmp_path, "shared", 2, of_0=tmp_path / "home", of_1=tmp_path / "home")
+  shared = started(
+    tmp_path, "shared", 2, of_0=tmp_path / "home", of_1=tmp_path / "home"
+  )
   assert len({found["folder"] for found in shared}) == 1 and shared[0]["folder"]
   assert not list((tmp_path / "home").rglob("*.mark"))
   apart = started(tmp_path, "apart", 2, of_0=tmp_path / "one", of_1=tmp_path / "two")
@@ -207,7 +227,8 @@ def test_processes_use_it_only_if_they_share_it(tmp_path):
 
 @pytest.fixture
 def said(monkeypatch, capsys, caplog):
-  """A function that returns the lines since the last call; every program is worth one."""
+  """A function that returns the lines since the last call; every program is worth
+  one."""
   monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
   caplog.set_level("INFO", logger="pomp_jax")
@@ -222,7 +243,10 @@ def said(monkeypatch, capsys, caplog):
   with shown_compilations():
     yield since_last_call
   assert not terminal._open
-  assert before == (monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners())
+  assert before == (
+    monitoring.get_scalar_listeners(),
+    monitoring.get_event_duration_listeners(),
+  )
 
 
 def test_a_program_is_named_in_words(said, monkeypatch):

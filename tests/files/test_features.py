@@ -1,4 +1,5 @@
-"""Stored features of images: what comes back is what was written, or an error that names it."""
+"""Stored features of images: what comes back is what was written, or an error that
+names it."""
 
 import logging
 import pickle
@@ -40,7 +41,11 @@ def filled(folder):
 @pytest.mark.parametrize("where", ["disk", *stores.SCHEMES])
 def test_rows_come_back_by_image_and_version(where, tmp_path):
   with stores.running(*(() if where == "disk" else (where,))) as found:
-    folder = tmp_path / "new" / "features" if where == "disk" else found[where].url("new/features")
+    folder = (
+      tmp_path / "new" / "features"
+      if where == "disk"
+      else found[where].url("new/features")
+    )
     assert features_in(folder).stored() == []
     features = features_in(folder)
     features.create()
@@ -52,7 +57,10 @@ def test_rows_come_back_by_image_and_version(where, tmp_path):
     assert features_in(folder).to_compute() == []
     again = pickle.loads(pickle.dumps(features_in(folder)))
     np.testing.assert_array_equal(again.read(*ALL), FEATURES)
-    indices, versions = np.array([9, 0, 5, 0]), np.array([[0, 1], [2, 3], [4, 5], [5, 0]])
+    indices, versions = (
+      np.array([9, 0, 5, 0]),
+      np.array([[0, 1], [2, 3], [4, 5], [5, 0]]),
+    )
     expected = FEATURES[indices[:, None], versions]
     np.testing.assert_array_equal(again.read(indices, versions), expected)
     # Others' features in this folder are not taken for them.
@@ -157,13 +165,17 @@ def test_features_of_version_1_get_places(tmp_path, monkeypatch):
   np.testing.assert_array_equal(features_in(tmp_path).read(*ALL), FEATURES)
 
 
-def test_damaged_and_missing_blocks_are_computed_again_and_whole_ones_are_not(tmp_path, caplog):
+def test_damaged_and_missing_blocks_are_computed_again_and_whole_ones_are_not(
+  tmp_path, caplog
+):
   filled(tmp_path).complete()
   content = (tmp_path / "c.1.0.0").read_bytes()
   (tmp_path / "c.1.0.0").write_bytes(content[:-9])
   (tmp_path / "c.2.0.0").unlink()
   for index, block in ((9, 2), (7, 1)):
-    with pytest.raises(DamagedFeaturesError, match=rf"c\.{block}\.0\.0.*; a restart computes"):
+    with pytest.raises(
+      DamagedFeaturesError, match=rf"c\.{block}\.0\.0.*; a restart computes"
+    ):
       features_in(tmp_path).read(np.array([0, index]), ALL[1][:2])
   features = features_in(tmp_path)
   assert features.read(np.array([0, 3]), np.zeros((2, 1), int)).shape == (2, 1, 8)
@@ -184,7 +196,9 @@ def test_a_block_that_is_gone_is_computed_again_also_of_what_was_complete(tmp_pa
   assert features_in(tmp_path).to_compute() == [1]
 
 
-def test_what_is_complete_is_not_read_again_until_something_is_amiss(tmp_path, monkeypatch):
+def test_what_is_complete_is_not_read_again_until_something_is_amiss(
+  tmp_path, monkeypatch
+):
   filled(tmp_path).complete()
   path = tmp_path / "c.0.0.0"
   path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -198,7 +212,9 @@ def test_what_is_complete_is_not_read_again_until_something_is_amiss(tmp_path, m
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(RunFolderWriteError, match=f"{tmp_path}/file/features: can't be written"):
+  with pytest.raises(
+    RunFolderWriteError, match=f"{tmp_path}/file/features: can't be written"
+  ):
     features_in(tmp_path / "file" / "features").create()
   features = filled(tmp_path / "features")
   (tmp_path / "features" / "c.1.0.0").unlink()
@@ -218,7 +234,9 @@ def test_memory_holds_the_rows_that_are_read(tmp_path, monkeypatch):
   try:
     features.to_compute()
     for _ in range(20):
-      assert (features.read(rng.integers(0, 20_000, 32), np.zeros((32, 1), int)) == 0.5).all()
+      assert (
+        features.read(rng.integers(0, 20_000, 32), np.zeros((32, 1), int)) == 0.5
+      ).all()
     _, most = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()

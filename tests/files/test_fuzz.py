@@ -1,4 +1,5 @@
-"""Fuzzing of the readers of `files`: damaged, edited and hostile files; no pickle is run."""
+"""Fuzzing of the readers of `files`: damaged, edited and hostile files; no pickle is
+run."""
 
 from collections.abc import Callable
 import io
@@ -22,7 +23,13 @@ from pomp_jax.data.images import open_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.pieces import ArrayCache
-from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import (
+  POSITIONS,
+  Prompt,
+  PromptFileError,
+  load_prompt,
+  save_prompt,
+)
 from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged
 from tests.support.prompt_files import CONTEXT
 
@@ -74,7 +81,10 @@ def read_weights(folder, name, data):
 
 @pytest.mark.parametrize(
   ("read", "name"),
-  [*((read_prompt, name) for name in FORMATS), *((read_weights, name) for name in FORMATS[1:])],
+  [
+    *((read_prompt, name) for name in FORMATS),
+    *((read_weights, name) for name in FORMATS[1:]),
+  ],
 )
 def test_damaged_prompts_and_weights(folder, valid, read, name):
   @given(damaged([valid[name]]))
@@ -91,31 +101,85 @@ _DTYPES = [
 
 
 @given(
-  field=st.sampled_from(["context", "clip_model", "position", "format_version", "config"]),
+  field=st.sampled_from(
+    ["context", "clip_model", "position", "format_version", "config"]
+  ),
   dtype=st.sampled_from(_DTYPES) | st.just([("a", "<f4")]) | awkward_text,
   shape=st.lists(st.sampled_from([0, 1, 2, 4, -1, 2**31, 2**63, "x", 0.5]), max_size=4),
   order=st.sampled_from([True, False, None]),
   version=st.sampled_from([(1, 0), (2, 0), (3, 0), (9, 9)]),
   body=st.binary(max_size=40),
 )
-def test_an_array_of_any_header(folder, valid, field, dtype, shape, order, version, body):
+def test_an_array_of_any_header(
+  folder, valid, field, dtype, shape, order, version, body
+):
   header = repr({"descr": dtype, "fortran_order": order, "shape": tuple(shape)}).encode(
     "utf-8", "replace"
   )
   size = struct.pack("<H" if version == (1, 0) else "<I", len(header))
   array = b"\x93NUMPY" + bytes(version) + size + header + body
-  read_prompt(folder, "prompt.npz", with_member(valid["prompt.npz"], f"{field}.npy", array))
+  read_prompt(
+    folder, "prompt.npz", with_member(valid["prompt.npz"], f"{field}.npy", array)
+  )
 
 
 _OPCODES = [
-  *(b"\x80\x02", b"}", b"]", b")", b"(", b"t", b"R", b"Q", b"b", b"u", b"s", b"a", b"e", b"."),
-  *(b"N", b"\x88", b"0", b"1", b"2", b"q\x00", b"h\x00", b"K\x05", b"M\xff\xff", b"\x81", b"\x85"),
-  *(b"\x8a\x01\x05", b"\x8b\x04\x00\x00\x00\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"I1\n"),
-  *(b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n"),
-  *(b"ctorch\nFloatStorage\n", b"c__torch__.a\nB\n", b"ctorch._utils\n_rebuild_parameter\n"),
+  *(
+    b"\x80\x02",
+    b"}",
+    b"]",
+    b")",
+    b"(",
+    b"t",
+    b"R",
+    b"Q",
+    b"b",
+    b"u",
+    b"s",
+    b"a",
+    b"e",
+    b".",
+  ),
+  *(
+    b"N",
+    b"\x88",
+    b"0",
+    b"1",
+    b"2",
+    b"q\x00",
+    b"h\x00",
+    b"K\x05",
+    b"M\xff\xff",
+    b"\x81",
+    b"\x85",
+  ),
+  *(
+    b"\x8a\x01\x05",
+    b"\x8b\x04\x00\x00\x00\xff\xff\xff\x7f",
+    b"J\xff\xff\xff\xff",
+    b"I1\n",
+  ),
+  *(
+    b"ccollections\nOrderedDict\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"cos\nsystem\n",
+  ),
+  *(
+    b"ctorch\nFloatStorage\n",
+    b"c__torch__.a\nB\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+  ),
   *(b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x000", b"X\x03\x00\x00\x00cpu"),
-  *(b"X\x0a\x00\x00\x00state_dict", b"X\x03\x00\x00\x00ctx", b"X\x08\x00\x00\x00pomp_jax"),
-  *(b"X\x03\x00\x00\x00\xed\xa0\x80", b"G\x7f\xf8\x00\x00\x00\x00\x00\x00", b"V\\ud800\n"),
+  *(
+    b"X\x0a\x00\x00\x00state_dict",
+    b"X\x03\x00\x00\x00ctx",
+    b"X\x08\x00\x00\x00pomp_jax",
+  ),
+  *(
+    b"X\x03\x00\x00\x00\xed\xa0\x80",
+    b"G\x7f\xf8\x00\x00\x00\x00\x00\x00",
+    b"V\\ud800\n",
+  ),
 ]
 
 
@@ -161,7 +225,8 @@ def npy(pickled: bytes) -> bytes:
 
 
 def files_with_pickles(folder) -> list[bytes]:
-  """Files that hold a pickle which would make `folder`: bare, in arrays, in torch's archives."""
+  """Files that hold a pickle which would make `folder`: bare, in arrays, in torch's
+  archives."""
   found = []
   for pickled in bombs(folder):
     found += [pickled, npy(pickled)]
@@ -172,7 +237,9 @@ def files_with_pickles(folder) -> list[bytes]:
     found.append(file.getvalue())
   for name in ARRAYS:
     file = io.BytesIO()
-    np.savez(file, **ARRAYS | {name: np.array([Bomb(folder)], object)}, allow_pickle=True)
+    np.savez(
+      file, **ARRAYS | {name: np.array([Bomb(folder)], object)}, allow_pickle=True
+    )
     found.append(file.getvalue())
   for content in ({"state_dict": TENSORS}, {"model": TENSORS}, TENSORS):
     file = io.BytesIO()

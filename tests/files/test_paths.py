@@ -1,4 +1,5 @@
-"""Paths and their files: keys of files that may change, reading, what a disk can fail with."""
+"""Paths and their files: keys of files that may change, reading, what a disk can
+fail with."""
 
 import errno
 import os
@@ -9,7 +10,11 @@ import pytest
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files import atomic, paths
 from pomp_jax.files.atomic import disk_failure, why_unwritable
-from pomp_jax.files.run_folder import DamagedFileError, RunFolderWriteError, noting_failure
+from pomp_jax.files.run_folder import (
+  DamagedFileError,
+  RunFolderWriteError,
+  noting_failure,
+)
 
 
 def test_the_key_of_files_has_each_ones_path_size_and_time(tmp_path):
@@ -17,7 +22,11 @@ def test_the_key_of_files_has_each_ones_path_size_and_time(tmp_path):
   for file in files:
     file.write_bytes(b"1234")
     os.utime(file, ns=(10**18, 10**18))
-  found = [paths.file_stamps(files), paths.file_stamps(files[::-1]), paths.file_stamps(files[:1])]
+  found = [
+    paths.file_stamps(files),
+    paths.file_stamps(files[::-1]),
+    paths.file_stamps(files[:1]),
+  ]
   assert paths.file_stamps(iter(map(str, files))) == found[0]
   files[1].write_bytes(b"12345")
   os.utime(files[1], ns=(10**18, 10**18))
@@ -96,8 +105,14 @@ def test_a_failure_of_a_disk_is_found_behind_other_errors():
   by_cause, by_context = RuntimeError("x"), RuntimeError("y")
   by_cause.__cause__, by_context.__context__ = by_context, full
   assert disk_failure(by_cause) == "a: the disk fails (full)"
-  for message in ("No space left on device", "Disk quota exceeded", "8 requested and 0 written"):
-    assert disk_failure(RuntimeError(f"C++: {message}!")) == f"the disk fails ({message})"
+  for message in (
+    "No space left on device",
+    "Disk quota exceeded",
+    "8 requested and 0 written",
+  ):
+    assert (
+      disk_failure(RuntimeError(f"C++: {message}!")) == f"the disk fails ({message})"
+    )
   circle = RuntimeError("x")
   circle.__cause__ = by_context
   by_context.__context__ = circle
@@ -133,4 +148,7 @@ def test_a_run_notes_why_it_failed_but_not_that_its_input_was_bad(tmp_path):
   assert failed(tmp_path, InputError("no such field")) is None
   assert failed(tmp_path, DamagedFileError("a: not JSON")) is None
   assert failed(tmp_path, KeyboardInterrupt()) is None
-  assert failed(tmp_path / "none", RunError("x")) is None and not (tmp_path / "none").exists()
+  assert (
+    failed(tmp_path / "none", RunError("x")) is None
+    and not (tmp_path / "none").exists()
+  )

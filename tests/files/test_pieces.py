@@ -1,4 +1,5 @@
-"""Finished pieces: what is missing, stored and damaged; cache keys, and arrays in memory."""
+"""Finished pieces: what is missing, stored and damaged; cache keys, and arrays in
+memory."""
 
 from collections.abc import Callable
 import hashlib
@@ -11,7 +12,12 @@ import pytest
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.pieces import ArrayCache, Pieces, fingerprint
-from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json, write_json
+from pomp_jax.files.run_folder import (
+  RunFolderError,
+  RunFolderWriteError,
+  read_json,
+  write_json,
+)
 
 FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
 ARRAYS = {"counts": np.arange(12).reshape(3, 4), "empty": np.zeros((0, 2), np.float32)}
@@ -23,7 +29,10 @@ def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path, caplog):
   pieces.save("a", FACTS)
   pieces.save("b", FACTS, ARRAYS)
   assert pieces.missing(["a", "b", "c"]) == ["c"]
-  assert pieces.missing(["a", "b"], fits=lambda facts: facts["top1"] > 0.5) == ["a", "b"]
+  assert pieces.missing(["a", "b"], fits=lambda facts: facts["top1"] > 0.5) == [
+    "a",
+    "b",
+  ]
   assert Pieces(pieces.folder, "other").missing(["a", "b"]) == ["a", "b"]
   assert Pieces(pieces.folder, {"a": "key", "b": "other"}).missing(["a", "b"]) == ["b"]
   np.savez(pieces.path("d", "npz"), context=np.zeros(3))  # no piece
@@ -73,7 +82,8 @@ def test_no_flipped_bit_becomes_another_figure(tmp_path, caplog, name, write):
 
 
 def check_flipped_bits(path: pathlib.Path, find: Callable[[], object]) -> None:
-  """Asserts that what `find` reads of a file with a flipped bit is the same, or an error."""
+  """Asserts that what `find` reads of a file with a flipped bit is the same, or an
+  error."""
   whole, content, noticed = find(), path.read_bytes(), 0
   bits = np.random.default_rng(0).permutation(8 * len(content))[:1300].tolist()
   for bit in bits:
@@ -87,8 +97,12 @@ def check_flipped_bits(path: pathlib.Path, find: Callable[[], object]) -> None:
   assert noticed > len(bits) / 2
 
 
-@pytest.mark.parametrize("change", [np.ravel, lambda one: one.view(np.uint64), np.zeros_like])
-def test_an_array_of_another_type_or_shape_is_not_what_was_saved(tmp_path, caplog, change):
+@pytest.mark.parametrize(
+  "change", [np.ravel, lambda one: one.view(np.uint64), np.zeros_like]
+)
+def test_an_array_of_another_type_or_shape_is_not_what_was_saved(
+  tmp_path, caplog, change
+):
   """Of the same bytes too, and in an archive whose own checksums are right."""
   pieces = Pieces(tmp_path, "key")
   pieces.save("a", FACTS, ARRAYS)
@@ -96,12 +110,16 @@ def test_an_array_of_another_type_or_shape_is_not_what_was_saved(tmp_path, caplo
   with np.load(path) as archive:
     arrays = {name: archive[name] for name in archive.files}
   np.savez(path, **arrays | {"counts": change(arrays["counts"])})
-  assert pieces.missing(["a"]) == ["a"] and "changed after it was written" in caplog.text
+  assert (
+    pieces.missing(["a"]) == ["a"] and "changed after it was written" in caplog.text
+  )
   np.savez(path, **{name: array for name, array in arrays.items() if name != "empty"})
   assert pieces.missing(["a"]) == ["a"]
 
 
-def test_a_cut_piece_is_a_warning_and_a_folder_that_is_a_file_an_error(tmp_path, caplog):
+def test_a_cut_piece_is_a_warning_and_a_folder_that_is_a_file_an_error(
+  tmp_path, caplog
+):
   pieces = Pieces(tmp_path / "pieces", "key")
   pieces.save("a", FACTS, ARRAYS)
   path = pieces.path("a", "npz")
@@ -125,7 +143,9 @@ def test_swapped_pieces_of_one_key_are_computed_again(tmp_path, caplog, arrays):
   a.replace(b)
   (tmp_path / "b").replace(a)
   assert pieces.missing("abc") == ["a", "b"]
-  assert [str(path) in text for path, text in zip((a, b), caplog.messages, strict=True)] == [1, 1]
+  assert [
+    str(path) in text for path, text in zip((a, b), caplog.messages, strict=True)
+  ] == [1, 1]
   if arrays is None:
     write_json(c, {"key": "key", **FACTS})
     assert pieces.read("c").facts == {"key": "key", **FACTS}

@@ -1,4 +1,5 @@
-"""Prompt files: what is written comes back, nothing bad gets in; NumPy or safetensors reads it."""
+"""Prompt files: what is written comes back, nothing bad gets in; NumPy or
+safetensors reads it."""
 
 import logging
 import os
@@ -42,7 +43,9 @@ V2 = {"format_version": 2}
 
 def write(path, **changes):
   """A prompt file with some arrays changed; None leaves one out."""
-  arrays = {name: array for name, array in (GOOD | changes).items() if array is not None}
+  arrays = {
+    name: array for name, array in (GOOD | changes).items() if array is not None
+  }
   np.savez(path, **{name: np.asanyarray(array) for name, array in arrays.items()})
   return path
 
@@ -57,12 +60,18 @@ def test_round_trip_is_exact(tmp_path, name):
     save_prompt(tmp_path / name, Prompt(context, "org/näme", position, config))
     back = load_prompt(tmp_path / name)
     np.testing.assert_array_equal(back.context, context, strict=True)
-    assert (back.clip_model, back.position, back.config) == ("org/näme", position, config)
+    assert (back.clip_model, back.position, back.config) == (
+      "org/näme",
+      position,
+      config,
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth.tar-5"])
 def test_the_content_decides_the_format_and_not_the_name(tmp_path, suffix):
-  save_prompt(tmp_path / f"written{suffix}", Prompt(CONTEXT, "a/clip", config={"seed": 1}))
+  save_prompt(
+    tmp_path / f"written{suffix}", Prompt(CONTEXT, "a/clip", config={"seed": 1})
+  )
   content = (tmp_path / f"written{suffix}").read_bytes()
   for name in ("p.npz", "p.safetensors", "p.pt", "p.pth.tar-5", "p.txt", "p"):
     (tmp_path / name).write_bytes(content)
@@ -76,7 +85,9 @@ def test_the_name_decides_where_the_content_is_damaged(tmp_path, kind, monkeypat
   path = tmp_path / f"p.{kind}"
   path.write_bytes(b"\0" * 100)
   read = mock.Mock(side_effect=PromptFileError("damaged"))
-  monkeypatch.setattr(prompt_file, "load", lambda path: {FORMATS[kind].read: read}[path])
+  monkeypatch.setattr(
+    prompt_file, "load", lambda path: {FORMATS[kind].read: read}[path]
+  )
   with pytest.raises(PromptFileError, match="damaged"):
     load_prompt(path)
   read.assert_called_once_with(path)
@@ -101,7 +112,8 @@ def test_sentences_and_mixtures_come_back(tmp_path, weight):
 
 
 def test_the_contract_of_the_arrays(tmp_path):
-  """Plain NumPy must be enough to read the file, by these names; more arrays are ignored."""
+  """Plain NumPy must be enough to read the file, by these names; more arrays are
+  ignored."""
   save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "a/clip", config={"seed": 1}))
   with np.load(tmp_path / "prompt.npz", allow_pickle=False) as file:
     assert set(file) == set(GOOD)
@@ -117,7 +129,9 @@ def test_a_saved_file_has_the_permissions_of_any_file(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "umask", lambda _: pytest.fail("sets the mask"))
   path = tmp_path / "prompt.npz"
   save_prompt(path, Prompt(CONTEXT, "a/clip"))
-  modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("prompt.npz", "any")]
+  modes = [
+    stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("prompt.npz", "any")
+  ]
   assert modes[0] == modes[1] != 0o600
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["any", "prompt.npz"]
 
@@ -149,8 +163,14 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
     ({"context": None}, ["context is missing", "clip_model, config"]),
     ({"format_version": 3}, ["format_version is 3", "accepted: 1 or 2"]),
     ({"format_version": 2}, ["sentences is missing"]),
-    ({"sentences": '{"templates": ["a {}."], "weight": 1}'}, ["sentences is", "version 2"]),
-    (V2 | {"sentences": '{"templates": ["a."], "weight": 1}'}, ["sentences is ('a.',)", "one {}"]),
+    (
+      {"sentences": '{"templates": ["a {}."], "weight": 1}'},
+      ["sentences is", "version 2"],
+    ),
+    (
+      V2 | {"sentences": '{"templates": ["a."], "weight": 1}'},
+      ["sentences is ('a.',)", "one {}"],
+    ),
     (V2 | {"sentences": '{"templates": [], "weight": 1}'}, ["sentences is ()"]),
     (V2 | {"sentences": '{"templates": ["{}"], "weight": 1.5}'}, ["weight 1.5"]),
     (V2 | {"sentences": '{"templates": ["{}"], "weight": "1"}'}, ["sentences is"]),
@@ -158,14 +178,22 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
     (V2 | {"sentences": "3"}, ["sentences is '3'", "a JSON object"]),
     (V2 | {"sentences": "{"}, ["sentences is '{'", "a JSON object"]),
     (
-      V2 | {"sentences": '{"templates": ["{}"], "weight": 1}', "context": np.zeros((0, 8))},
+      V2
+      | {
+        "sentences": '{"templates": ["{}"], "weight": 1}',
+        "context": np.zeros((0, 8)),
+      },
       ["context is float64 [0, 8]"],
     ),
     (
-      V2 | {"sentences": '{"templates": ["{}"], "weight": 0.5}', "context": CONTEXT[:0]},
+      V2
+      | {"sentences": '{"templates": ["{}"], "weight": 0.5}', "context": CONTEXT[:0]},
       ["context is float32 [0, 8]"],
     ),
-    ({"context": CONTEXT.astype(np.float64)}, ["context is float64 [4, 8]", "float32 [M, D]"]),
+    (
+      {"context": CONTEXT.astype(np.float64)},
+      ["context is float64 [4, 8]", "float32 [M, D]"],
+    ),
     ({"context": CONTEXT[0]}, ["context is float32 [8]"]),
     ({"context": np.where(CONTEXT > 0, np.inf, CONTEXT)}, ["context is not finite"]),
     ({"context": np.array([{}], object)}, ["context is damaged, or not plain numbers"]),
@@ -227,7 +255,10 @@ def test_a_clip_of_the_same_width_is_told_of(trained, used, told, caplog):
 
 
 def test_what_does_not_fit_the_clip_or_the_classes_is_refused():
-  shared, specific = Prompt(np.zeros((2, 8)), "a/clip"), Prompt(np.zeros((3, 2, 8)), "a/clip")
+  shared, specific = (
+    Prompt(np.zeros((2, 8)), "a/clip"),
+    Prompt(np.zeros((3, 2, 8)), "a/clip"),
+  )
   features = ClassFeatures(np.zeros((3, 8)))
   for prompt, n_classes in [(shared, 3), (shared, 5), (specific, 3), (specific, None)]:
     check_fits(prompt, 8, n_classes=n_classes)
@@ -246,7 +277,9 @@ METADATA = {name: str(array) for name, array in GOOD.items() if name != "context
 
 def write_safetensors(path, tensors=None, **changes):
   """A file with some strings changed; None leaves one out."""
-  metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
+  metadata = {
+    key: value for key, value in (METADATA | changes).items() if value is not None
+  }
   tensors = {"context": CONTEXT} if tensors is None else tensors
   path.write_bytes(safetensors.numpy.save(tensors, metadata))
   return path
@@ -268,7 +301,10 @@ def test_the_contract_of_the_tensors(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "parts"),
   [
-    ({"config": None}, ["config is missing", "clip_model, context, format_version, position"]),
+    (
+      {"config": None},
+      ["config is missing", "clip_model, context, format_version, position"],
+    ),
     ({"format_version": "2"}, ["format_version is '2'", "accepted: 1"]),
     ({"format_version": "9" * 5000}, ["format_version is '999"]),
     ({"tensors": {"weight": CONTEXT}}, ["context is missing", "clip_model"]),
@@ -297,7 +333,9 @@ def test_a_bad_safetensors_file_is_refused_by_field(tmp_path, changes, parts):
   ],
 )
 @pytest.mark.parametrize("name", ["p.npz", "p.safetensors", "p.pth"])
-def test_how_pictures_were_turned_comes_with_each_format(tmp_path, name, data, expected):
+def test_how_pictures_were_turned_comes_with_each_format(
+  tmp_path, name, data, expected
+):
   path = str(tmp_path / name)
   save_prompt(path, Prompt(CONTEXT, "a/clip", config={"data": data}))
   assert load_prompt(path).upright is expected
@@ -334,7 +372,8 @@ def test_the_architecture_that_a_name_tells(name, found):
 
 
 def test_class_names_are_those_of_a_runs_own_files(tmp_path):
-  """Not of another file in its folder, nor of a copy elsewhere; of a mixture if it is one run's."""
+  """Not of another file in its folder, nor of a copy elsewhere; of a mixture if it
+  is one run's."""
   for run in ("a", "b"):
     folder = RunFolder(tmp_path / run)
     folder.create()
@@ -345,5 +384,11 @@ def test_class_names_are_those_of_a_runs_own_files(tmp_path):
   a, b = tmp_path / "a", tmp_path / "b"
   for name in (a, a / "prompt.npz", a / "prompt_last.npz", f"0.5*{a} + 0.5*ensemble"):
     assert recorded_classes(str(name)) == str(a / "class_names.json")
-  for name in (a / "copy.npz", f"0.5*{a} + 0.5*{b}", "a photo of a {}.", "hf:owner/name", ""):
+  for name in (
+    a / "copy.npz",
+    f"0.5*{a} + 0.5*{b}",
+    "a photo of a {}.",
+    "hf:owner/name",
+    "",
+  ):
     assert recorded_classes(str(name)) == ""

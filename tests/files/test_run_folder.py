@@ -1,4 +1,5 @@
-"""The run's folder, its JSON, its metrics, the mark of its process, and where results come from."""
+"""The run's folder, its JSON, its metrics, the mark of its process, and where
+results come from."""
 
 import datetime
 import importlib.metadata
@@ -36,7 +37,8 @@ from tests.support.data_files import small_files_only
 
 
 def test_the_prompt_of_a_folder_is_its_own_before_a_trainers(tmp_path, monkeypatch):
-  """A run beside a trainer's checkpoints; such ones alone; and where no room reads them."""
+  """A run beside a trainer's checkpoints; such ones alone; and where no room reads
+  them."""
   own, asked = tmp_path / "prompt.npz", []
   trainers = {}
   find = lambda path: asked.append(path) or trainers.get("model")
@@ -79,7 +81,9 @@ def test_a_run_has_finished_if_its_results_hold_the_facts(tmp_path, monkeypatch)
 def test_a_file_in_the_way(tmp_path, place, monkeypatch):
   (tmp_path / "file").write_text("")
   for method in (RunFolder(tmp_path / place).check, RunFolder(tmp_path / place).create):
-    with pytest.raises(RunFolderError, match=f"{tmp_path}/file is a file; a folder is needed"):
+    with pytest.raises(
+      RunFolderError, match=f"{tmp_path}/file is a file; a folder is needed"
+    ):
       method()
   # Processes other than the first need no folder.
   monkeypatch.setattr(hosts, "is_first", lambda: False)
@@ -87,16 +91,26 @@ def test_a_file_in_the_way(tmp_path, place, monkeypatch):
 
 
 def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
-  """The answer of `os.access` is replaced: tests may run as a user who may write everywhere."""
+  """The answer of `os.access` is replaced: tests may run as a user who may write
+  everywhere."""
   monkeypatch.setattr(os, "access", lambda *_: False)
   with pytest.raises(RunFolderError, match=f"{tmp_path} is not writable"):
     RunFolder(tmp_path / "a").check()
 
 
 def test_json_keeps_order_and_takes_numbers_of_all_kinds(tmp_path):
-  numbers = [np.float32(0.5), np.int64(2**40), np.bool_(True), np.array([1, 2]), jnp.arange(2)]
+  numbers = [
+    np.float32(0.5),
+    np.int64(2**40),
+    np.bool_(True),
+    np.array([1, 2]),
+    jnp.arange(2),
+  ]
   missing = [float("nan"), np.float64("inf"), np.array([1.0, np.nan])]
-  write_json(tmp_path / "a.json", {"z": (True, None, "é", Path("a/b")), "b": numbers, "a": missing})
+  write_json(
+    tmp_path / "a.json",
+    {"z": (True, None, "é", Path("a/b")), "b": numbers, "a": missing},
+  )
   text = (tmp_path / "a.json").read_text()
   assert text.endswith("}\n") and list(json.loads(text)) == ["z", "b", "a", "checksum"]
   assert list(read_json(tmp_path / "a.json").items()) == [
@@ -112,7 +126,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"eval": {"base": [1, object()]}})
   full = OSError(28, "No space left on device")
   monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=full))
-  with pytest.raises(RunFolderWriteError, match=r"a\.json: can't be written \(No space"):
+  with pytest.raises(
+    RunFolderWriteError, match=r"a\.json: can't be written \(No space"
+  ):
     write_json(tmp_path / "a.json", {"new": 2})
   assert read_json(tmp_path / "a.json") == {"old": 1}
   assert len(list(tmp_path.iterdir())) == 1
@@ -135,9 +151,12 @@ def test_json_that_is_damaged_or_missing(tmp_path, data):
 
 
 def _tensorboard(folder):
-  """The scalars that TensorBoard shows: files by name, what a later start replaces dropped."""
+  """The scalars that TensorBoard shows: files by name, what a later start replaces
+  dropped."""
   points = {}
-  for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: int(path.suffix[1:])):
+  for path in sorted(
+    folder.glob("events.out.tfevents.*"), key=lambda path: int(path.suffix[1:])
+  ):
     data, start = path.read_bytes(), 0
     while start < len(data):  # TFRecord: length (8 bytes), CRC (4), event, CRC (4)
       length = int.from_bytes(data[start : start + 8], "little")
@@ -145,7 +164,9 @@ def _tensorboard(folder):
       start += 16 + length
       if event.session_log.status == SessionLog.START:
         points = {key: value for key, value in points.items() if key[1] < event.step}
-      points |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+      points |= {
+        (value.tag, event.step): value.simple_value for value in event.summary.value
+      }
   return points
 
 
@@ -159,14 +180,18 @@ def test_scalars_come_back_also_of_a_killed_process(tmp_path):
   last = json.loads(last)
   assert abs(last.pop("time") - time.time()) < 60 and last == {"step": 3, "loss": None}
   found = RunFolder(tmp_path / "new").scalars()
-  assert found.pop("accuracy") == ([1], [0.25]) and found.pop("eval/top1") == ([2], [1.0])
+  assert found.pop("accuracy") == ([1], [0.25]) and found.pop("eval/top1") == (
+    [2],
+    [1.0],
+  )
   assert found["loss"][0] == [1, 2, 3]
   np.testing.assert_array_equal(found["loss"][1], [1.5, 1.25, np.nan])
   assert RunFolder(tmp_path).scalars() == {}
 
 
 def test_the_productive_share_is_of_the_steps_that_count(tmp_path):
-  """Steps of 2 s: validation after the second window, a start of 50 s that does two steps again."""
+  """Steps of 2 s: validation after the second window, a start of 50 s that does two
+  steps again."""
   records = [
     {"step": 5, "time": 1000.0, "step_seconds": 2.0},
     {"step": 5, "time": 1000.5, "validation_top1": 0.5},
@@ -175,7 +200,9 @@ def test_the_productive_share_is_of_the_steps_that_count(tmp_path):
   ]
   folder = RunFolder(tmp_path)
   assert folder.productive_share() is None
-  folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records[:1]))
+  folder.metrics.write_text(
+    "".join(f"{json.dumps(record)}\n" for record in records[:1])
+  )
   assert folder.productive_share() is None
   folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
   assert folder.productive_share() == pytest.approx(20 / 80)
@@ -207,7 +234,9 @@ def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
     with MetricsWriter(tmp_path, first) as metrics:
       for step in range(first, 9 - start):
-        metrics.write(step, loss=10**start * step, **({"rate": 0.5} if start == 0 else {}))
+        metrics.write(
+          step, loss=10**start * step, **({"rate": 0.5} if start == 0 else {})
+        )
   loss = [1, 2, 3, 4, 50, 60]
   expected = {"loss": (list(range(1, 7)), loss), "rate": ([1, 2, 3, 4], [0.5] * 4)}
   assert RunFolder(tmp_path).scalars() == expected
@@ -227,7 +256,14 @@ def test_damaged_lines_are_skipped(tmp_path):
       metrics.write(step, loss=step)
   file = tmp_path / "metrics.jsonl"
   whole = file.read_bytes()
-  for bad in (b"", b"\xff", b"[1]", b'{"step": "3"}', b'{"step": 3, "loss": []}', b"[" * 10**5):
+  for bad in (
+    b"",
+    b"\xff",
+    b"[1]",
+    b'{"step": "3"}',
+    b'{"step": 3, "loss": []}',
+    b"[" * 10**5,
+  ):
     file.write_bytes(whole + bad + b"\n" + whole[:-2])
     assert RunFolder(tmp_path).scalars() == {"loss": ([0, 1, 2], [0.0, 1.0, 2.0])}
 
@@ -262,7 +298,14 @@ def checkout(tmp_path, monkeypatch):
 
 
 def git(folder, *arguments):
-  options = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+  options = (
+    "-c",
+    "user.name=a",
+    "-c",
+    "user.email=a@example.org",
+    "-c",
+    "commit.gpgsign=false",
+  )
   command = ["git", "-C", str(folder), *options, *arguments]
   return subprocess.check_output(command, text=True).strip()
 
@@ -296,13 +339,18 @@ def test_a_repository_around_an_installed_package_is_not_its_own(checkout, monke
   # pip install git+URL, and of a wheel or a folder.
   record = checkout / "venv" / "pomp_jax-1.0.dist-info" / "direct_url.json"
   record.parent.mkdir()
-  for content, expected in (('{"vcs_info": {"commit_id": "abc"}}', "abc"), ("{}", None)):
+  for content, expected in (
+    ('{"vcs_info": {"commit_id": "abc"}}', "abc"),
+    ("{}", None),
+  ):
     record.write_text(content)
     provenance.commit.cache_clear()
     assert provenance.commit() == expected
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])
+@pytest.mark.parametrize(
+  "error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)]
+)
 def test_without_git(checkout, monkeypatch, error):
   monkeypatch.setattr(subprocess, "run", mock.Mock(side_effect=error))
   assert provenance.commit() is None
@@ -310,10 +358,14 @@ def test_without_git(checkout, monkeypatch, error):
 
 def test_a_command_is_one_that_a_shell_runs():
   main = str(Path(pomp_jax.__file__).parent / "main.py")
-  text = provenance.command([main, "--workdir=a b", "--config.eval.template=a {}'s $photo."])
+  text = provenance.command(
+    [main, "--workdir=a b", "--config.eval.template=a {}'s $photo."]
+  )
   words = ["python", "-m", "pomp_jax.main", "--workdir=a b"]
   assert shlex.split(text) == [*words, "--config.eval.template=a {}'s $photo."]
-  assert provenance.command(["/usr/bin/pomp", "--workdir=a"]) == "/usr/bin/pomp --workdir=a"
+  assert (
+    provenance.command(["/usr/bin/pomp", "--workdir=a"]) == "/usr/bin/pomp --workdir=a"
+  )
 
 
 def test_a_result_says_where_it_comes_from(tmp_path, monkeypatch):
@@ -332,7 +384,12 @@ def test_a_result_says_where_it_comes_from(tmp_path, monkeypatch):
   versions = {name: importlib.metadata.version(name) for name in libraries[:-1]}
   versions |= {"no-such-library": None, "python": platform.python_version()}
   assert found["versions"].items() >= versions.items()
-  assert found["devices"] == {"platform": "cpu", "kind": "cpu", "number": 1, "processes": 1}
+  assert found["devices"] == {
+    "platform": "cpu",
+    "kind": "cpu",
+    "number": 1,
+    "processes": 1,
+  }
   date = datetime.datetime.fromisoformat(found["date"])
   assert before <= date <= datetime.datetime.now(datetime.UTC)
   folder.results.write_text("[]")

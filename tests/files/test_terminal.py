@@ -1,4 +1,5 @@
-"""Progress in a log and on a terminal; standard streams on a disk that is full (/dev/full)."""
+"""Progress in a log and on a terminal; standard streams on a disk that is full
+(/dev/full)."""
 
 import io
 import logging
@@ -26,7 +27,9 @@ _METRICS = "loss 0.3333  grad_norm 2"
 def clock(monkeypatch):
   clock = types.SimpleNamespace(now=100.0)
   monkeypatch.setattr(tqdm.std, "time", lambda: clock.now)
-  local = types.SimpleNamespace(time=lambda: clock.now, strftime=time.strftime, sleep=time.sleep)
+  local = types.SimpleNamespace(
+    time=lambda: clock.now, strftime=time.strftime, sleep=time.sleep
+  )
   monkeypatch.setattr(module, "time", local)
   monkeypatch.setattr(module, "_start_thread", lambda: None)
   return clock
@@ -62,13 +65,16 @@ def run(clock, total, seconds, first=None, initial=0):
     ((1000, 1.0, None, 900), 0, f"step 910/1000  {_METRICS}  1.02 steps/s  eta 01:28"),
   ],
 )
-def test_a_line_has_metrics_speed_and_remaining_time(clock, lines, arguments, number, expected):
+def test_a_line_has_metrics_speed_and_remaining_time(
+  clock, lines, arguments, number, expected
+):
   run(clock, *arguments)
   assert lines()[number] == expected
 
 
 def test_slow_work_has_seconds_for_each(clock, lines):
-  """And its number from the start; what does not compile first has a speed after one report."""
+  """And its number from the start; what does not compile first has a speed after one
+  report."""
   with Progress(24, 8, "cells", "cells", warmup=False) as progress:
     for seconds, done in ((20, 0), (140, 16), (160, 24)):
       clock.now += seconds
@@ -123,7 +129,9 @@ def test_messages_are_lines_that_a_terminal_can_show(monkeypatch):
   assert module.log_line(f"a\x1b[1m\n{long}") == f"12:34:56  a?[1m\n          {long}"
   assert module.one_line(ValueError(f"a\n  b {long}")) == f"a b {long}"[:300]
   assert module.one_line(f"a\tb\x07{long}", None) == f"a b?{long}"
-  assert module.quoted("a'\n") == repr("a'\n") and module.quoted("x" * 80) == repr("x" * 80)
+  assert module.quoted("a'\n") == repr("a'\n") and module.quoted("x" * 80) == repr(
+    "x" * 80
+  )
   assert module.quoted("x" * 81) == f"{'x' * 80!r}... (81 characters)"
   assert module.is_unicode("\U0001f600") and not module.is_unicode("a\udcff")
   assert not module.is_unicode("\ud800")
@@ -158,7 +166,9 @@ def test_brief_work_leaves_nothing_on_a_terminal(clock, monkeypatch, early):
   assert re.search(r"\r +\r$", stream.getvalue())
 
 
-@pytest.mark.parametrize(("options", "shown"), [({}, [10, 20, 30]), ({"after": 2.0}, [2, 12, 22])])
+@pytest.mark.parametrize(
+  ("options", "shown"), [({}, [10, 20, 30]), ({"after": 2.0}, [2, 12, 22])]
+)
 def test_work_that_does_not_report(clock, lines, options, shown):
   with waiting("compiling", **options) as progress:
     for _ in range(30):
@@ -237,6 +247,10 @@ _ENDS = "warning: <stdout> can't be written (No space left on device); output en
 def test_a_program_ends_well_whatever_happens_to_its_log(full, stdout, stderr):
   root = pathlib.Path(__file__).parents[2]
   with open("/dev/full", "w") as device:
-    pipes = {name: device if name in full else subprocess.PIPE for name in ("stdout", "stderr")}
-    done = subprocess.run([sys.executable, "-c", _PROGRAM], cwd=root, text=True, **pipes)
+    pipes = {
+      name: device if name in full else subprocess.PIPE for name in ("stdout", "stderr")
+    }
+    done = subprocess.run(
+      [sys.executable, "-c", _PROGRAM], cwd=root, text=True, **pipes
+    )
   assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)

@@ -1,4 +1,5 @@
-"""Finding the other processes: flags, and what each launcher leaves in the environment."""
+"""Finding the other processes: flags, and what each launcher leaves in the
+environment."""
 
 import os
 from unittest import mock
@@ -24,7 +25,9 @@ OMPI_5 = {
   "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
   "OMPI_COMM_WORLD_LOCAL_RANK": "1",
 }
-OMPI_4 = OMPI_5 | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
+OMPI_4 = OMPI_5 | {
+  "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"
+}
 JOBSET = {
   "JOBSET_NUM_PROCESSES": "4",
   "JOBSET_COORDINATOR": "pomp-workers-0-0.pomp",
@@ -53,7 +56,10 @@ def detected(environ, **flags):
     # A task with a node to itself has all its devices; JAX alone would give it one.
     (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, ON_SLURM),
     # Bound by SLURM: the task sees its own devices only.
-    (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"}, ON_SLURM),
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"},
+      ON_SLURM,
+    ),
     # Not bound (--gpu-bind=none), in spite of --gpus-per-task=1.
     (
       SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1"},
@@ -68,18 +74,29 @@ def detected(environ, **flags):
     ),
     # Nodes of 1, 2, 2 and 3 tasks, and of 2, 2 and 1.
     *(
-      (SLURM | UNEVEN | {"SLURM_NODEID": str(node)}, ON_SLURM._replace(local_device_ids=own))
+      (
+        SLURM | UNEVEN | {"SLURM_NODEID": str(node)},
+        ON_SLURM._replace(local_device_ids=own),
+      )
       for node, own in enumerate(((), (1,), (1,), (1,)))
     ),
     (
-      SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "2", "SLURM_LOCALID": "0"},
+      SLURM
+      | {
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_NODEID": "2",
+        "SLURM_LOCALID": "0",
+      },
       ON_SLURM,
     ),
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     (without(SLURM, "SLURM_STEP_NODELIST"), None),  # the batch script itself
     (SLURM | OMPI_4, ON_OMPI),
     # What SLURM gives to a task is not what Open MPI gives to a process.
-    (SLURM | OMPI_4 | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "4"}, ON_OMPI),
+    (
+      SLURM | OMPI_4 | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "4"},
+      ON_OMPI,
+    ),
     (JOBSET, Cluster("jobset", "pomp-workers-0-0.pomp:8476", 4, 2)),
     (TPU_POD, None),  # names without chips
   ],
@@ -102,7 +119,9 @@ def test_open_mpi_5_needs_a_coordinator_alone():
 
 def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
   """Before JAX 0.9.1 that of Kubernetes had none."""
-  monkeypatch.setattr(ClusterEnv, "_cluster_types", [*ClusterEnv._cluster_types, object])
+  monkeypatch.setattr(
+    ClusterEnv, "_cluster_types", [*ClusterEnv._cluster_types, object]
+  )
   assert detected(JOBSET) == Cluster("jobset", "pomp-workers-0-0.pomp:8476", 4, 2)
 
 
@@ -139,9 +158,17 @@ def test_tpu_machines(monkeypatch, environ, expected):
     (without(JOBSET, "JOBSET_COORDINATOR"), {}, "--coordinator: "),
     (JOBSET | {"JOBSET_NUM_PROCESSES": "many"}, {}, "jobset: .*'many'"),
     (OMPI_4 | {"OMPI_MCA_orte_hnp_uri": "1.0;x"}, {}, "ompi: "),
-    (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "two"}, {}, "SLURM_STEP_TASKS_PER_NODE: got 'two'"),
+    (
+      SLURM | {"SLURM_STEP_TASKS_PER_NODE": "two"},
+      {},
+      "SLURM_STEP_TASKS_PER_NODE: got 'two'",
+    ),
     (SLURM | {"SLURM_NODEID": "2"}, {}, r"SLURM_STEP_TASKS_PER_NODE: got '2\(x2\)'"),
-    (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {}, r"slurm: 2 .* 4 GPUs \(0,1,2,3\)"),
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+      {},
+      r"slurm: 2 .* 4 GPUs \(0,1,2,3\)",
+    ),
   ],
 )
 def test_one_line_for_each_mistake(environ, flags, named):

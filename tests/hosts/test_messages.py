@@ -1,4 +1,5 @@
-"""What processes tell each other: timeouts, what is compared before a start, shared cores."""
+"""What processes tell each other: timeouts, what is compared before a start, shared
+cores."""
 
 import json
 import os
@@ -44,7 +45,13 @@ def wait(monkeypatch, store, seconds):
 
 @pytest.mark.parametrize(
   ("seconds", "at", "seen"),
-  [(0.1, 1e9, 0.1), (1.0, 1e9, 1.0), (7.5, 1e9, 7.5), (300.0, 0.3, 0.3), (300.0, 3.5, 4.0)],
+  [
+    (0.1, 1e9, 0.1),
+    (1.0, 1e9, 1.0),
+    (7.5, 1e9, 7.5),
+    (300.0, 0.3, 0.3),
+    (300.0, 3.5, 4.0),
+  ],
 )
 def test_a_wait_ends_with_the_value_or_the_timeout(monkeypatch, seconds, at, seen):
   store = Store("value", at)
@@ -55,16 +62,21 @@ def test_a_wait_ends_with_the_value_or_the_timeout(monkeypatch, seconds, at, see
 
 
 def test_a_coordinator_that_is_lost_meanwhile(monkeypatch):
-  with pytest.raises(LostHostError, match=r"the coordinator is lost \(UNAVAILABLE: gone\)"):
+  with pytest.raises(
+    LostHostError, match=r"the coordinator is lost \(UNAVAILABLE: gone\)"
+  ):
     wait(monkeypatch, Store(at=2.5, error="UNAVAILABLE: gone"), 300.0)
 
 
 def test_hosts_that_disagree_are_named(monkeypatch):
-  facts = [{"config.k": "20"}, {"config.k": "30", "workdir": "a"}] + [{"config.k": "20"}] * 5
+  facts = [{"config.k": "20"}, {"config.k": "30", "workdir": "a"}] + [
+    {"config.k": "20"}
+  ] * 5
   found = [(f"host{index}", fact) for index, fact in enumerate(facts)]
   monkeypatch.setattr(messages, "gather", lambda *arguments: found)
   sides = (
-    "20 for process 0 on host0, process 2 .*process 4 on host4 and 2 more; 30 for process 1 on"
+    "20 for process 0 on host0, process 2 .*process 4 on host4 and 2 more;"
+    " 30 for process 1 on"
   )
   with pytest.raises(HostError, match=rf"config\.k: {sides} host1"):
     messages.agree({})
@@ -72,13 +84,16 @@ def test_hosts_that_disagree_are_named(monkeypatch):
   messages.agree({})
   # A fact that the first has not.
   found[1:] = [("host1", facts[0] | {"workdir": "a"})]
-  with pytest.raises(HostError, match=r"workdir: nothing for .*; a for process 1 on host1"):
+  with pytest.raises(
+    HostError, match=r"workdir: nothing for .*; a for process 1 on host1"
+  ):
     messages.agree({})
 
 
 @pytest.fixture
 def asked(monkeypatch):
-  """A function: index of this process of four, texts by the end of their key -> waits, store."""
+  """A function: index of this process of four, texts by the end of their key ->
+  waits, store."""
 
   def install(index, texts):
     waits, store = [], mock.Mock()
@@ -99,7 +114,9 @@ def asked(monkeypatch):
 def test_a_gather_waits_once_and_names_all_that_are_missing(asked):
   """After the first timeout the others have had their time too."""
   waits, _ = asked(0, {"1": '["b", 7]', "3": '["d", 9]'})
-  with pytest.raises(LostHostError, match=r"^cores: process 2 of 4 did not answer within 9 s"):
+  with pytest.raises(
+    LostHostError, match=r"^cores: process 2 of 4 did not answer within 9 s"
+  ):
     messages.gather(5, "cores", 9.0)
   assert waits == [9.0, 9.0, 0.1]
   asked(0, {"2": '["c", 7]'})
@@ -108,7 +125,8 @@ def test_a_gather_waits_once_and_names_all_that_are_missing(asked):
 
 
 def test_each_process_gets_what_all_have_sent(asked, monkeypatch):
-  """The first collects; another sends its own, and waits until the first has waited for all."""
+  """The first collects; another sends its own, and waits until the first has waited
+  for all."""
   monkeypatch.setattr(messages.socket, "gethostname", lambda: "own")
   others = {str(index): f'["host{index}", {index}]' for index in (1, 2, 3)}
   waits, store = asked(0, others)
@@ -121,7 +139,9 @@ def test_each_process_gets_what_all_have_sent(asked, monkeypatch):
   (sent,) = store.key_value_set.mock_calls
   assert sent.args[0].endswith("/2") and json.loads(sent.args[1]) == ["own", 2]
   asked(2, {})
-  with pytest.raises(LostHostError, match="^cores: process 0 did not answer within 18 s"):
+  with pytest.raises(
+    LostHostError, match="^cores: process 0 did not answer within 18 s"
+  ):
     messages.gather(2, "cores", 9.0)
 
 
@@ -159,7 +179,9 @@ def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
   assert messages.fingerprint_of_package() == seen[-1]
   assert len({found["the code of pomp_jax"] for found in seen}) == 3
   assert seen[0]["the version of jax"] == jax.__version__
-  libraries = {key.removeprefix("the version of ") for key in seen[0] if "version" in key}
+  libraries = {
+    key.removeprefix("the version of ") for key in seen[0] if "version" in key
+  }
   assert libraries == {"jax", "jaxlib", "flax", "optax", "numpy", "transformers"}
 
 
@@ -173,7 +195,8 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("5000 100000", 1), ("?", 8)]
+  ("quota", "expected"),
+  [("max 100000", 8), ("250000 100000", 2), ("5000 100000", 1), ("?", 8)],
 )
 def test_a_quota_limits_the_affinity(machine, quota, expected):
   machine.write_text(quota)
@@ -196,9 +219,14 @@ def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, ex
   assert hosts.own_cores() == expected
 
 
-@pytest.mark.parametrize(("index", "expected"), [(0, 4), (1, 8), (2, 2), (3, 4), (5, 2)])
-def test_each_process_counts_those_of_its_own_host(machine, monkeypatch, index, expected):
-  """Two on the first host, one on the second; on the third four, of which one has other cores."""
+@pytest.mark.parametrize(
+  ("index", "expected"), [(0, 4), (1, 8), (2, 2), (3, 4), (5, 2)]
+)
+def test_each_process_counts_those_of_its_own_host(
+  machine, monkeypatch, index, expected
+):
+  """Two on the first host, one on the second; on the third four, of which one has
+  other cores."""
   all_cores = list(range(8))
   found = [["a", all_cores], ["b", all_cores], ["c", all_cores], ["a", all_cores]]
   found += [["c", [0, 1]], ["c", all_cores], ["c", all_cores], ["c", all_cores]]

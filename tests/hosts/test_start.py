@@ -86,14 +86,17 @@ def test_a_signal_while_it_waits_for_the_others(tmp_path):
 def initialized(monkeypatch):
   """The calls with which JAX's runtime would start."""
   calls = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda **found: calls.append(found))
+  monkeypatch.setattr(
+    jax.distributed, "initialize", lambda **found: calls.append(found)
+  )
   monkeypatch.setattr(jax.config, "update", lambda *_: None)
   return calls
 
 
 @pytest.mark.parametrize("how", ["listens", "listens and shares", "holds"])
 def test_a_taken_port_is_found_before_jax_starts(initialized, how):
-  """JAX would end with a segmentation fault, or share the port with another run's process 0."""
+  """JAX would end with a segmentation fault, or share the port with another run's
+  process 0."""
   with socket.socket() as taken:
     if how == "listens and shares":
       taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -113,11 +116,17 @@ def test_a_taken_port_is_found_before_jax_starts(initialized, how):
 
 def test_jax_gets_the_cluster_and_the_timeouts(initialized):
   """A minute more than ours, so that this process ends before JAX aborts it."""
-  hosts.start(hosts.Cluster("slurm", "a:1", 4, 3, (2,)), start_timeout=7, heartbeat_timeout=9)
+  hosts.start(
+    hosts.Cluster("slurm", "a:1", 4, 3, (2,)), start_timeout=7, heartbeat_timeout=9
+  )
   hosts.start(hosts.Cluster("flags", "b:2", 2, 1))
   common = {"cluster_detection_method": "deactivate"}
   first = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}
-  first |= {"local_device_ids": (2,), "initialization_timeout": 67, "heartbeat_timeout_seconds": 9}
+  first |= {
+    "local_device_ids": (2,),
+    "initialization_timeout": 67,
+    "heartbeat_timeout_seconds": 9,
+  }
   # All devices that it sees.
   second = {"coordinator_address": "b:2", "num_processes": 2, "process_id": 1}
   second |= {"local_device_ids": None, "initialization_timeout": 360}
@@ -134,8 +143,12 @@ def test_jax_gets_the_cluster_and_the_timeouts(initialized):
   ],
 )
 def test_errors_of_other_processes_may_be_retried(initialized, monkeypatch, text, kind):
-  monkeypatch.setattr(jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError(text)))
-  with pytest.raises(kind, match=f"^process 3 of 4 on [^ ]+ can't start: {text}") as caught:
+  monkeypatch.setattr(
+    jax.distributed, "initialize", mock.Mock(side_effect=RuntimeError(text))
+  )
+  with pytest.raises(
+    kind, match=f"^process 3 of 4 on [^ ]+ can't start: {text}"
+  ) as caught:
     hosts.start(hosts.Cluster("flags", "a:1", 4, 3))
   assert type(caught.value) is kind
 
@@ -199,14 +212,19 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
 
 
 def test_a_class_axis_that_does_not_fit_the_devices_of_a_process(tmp_path):
-  """It would split a draw over a part of each process; each process says so, and what it has."""
-  arguments = command(tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=12")
+  """It would split a draw over a part of each process; each process says so, and
+  what it has."""
+  arguments = command(
+    tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=12"
+  )
   with Processes(2, arguments, devices=3) as run:
     found = run.finish()
   for index, (status, output) in found.items():
     assert status == 2, output
     output = " ".join(output.split())  # the name of the host can be long
     assert f"process {index} of 2 on " in output
-    assert "3 of 6 devices (cpu), float32, mesh data 3 x class 2, started by flags" in output
+    assert (
+      "3 of 6 devices (cpu), float32, mesh data 3 x class 2, started by flags" in output
+    )
     assert "config.mesh.class_size: got 2" in output
   assert not (tmp_path / "run").exists()

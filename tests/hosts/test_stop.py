@@ -94,8 +94,16 @@ def test_a_preemption_is_not_handled_as_an_error():
 @pytest.mark.parametrize(
   ("kind", "message", "expected"),
   [
-    (jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", False),
-    (jax.errors.JaxRuntimeError, "UNKNOWN: Gloo all-reduce failed: Connection closed", True),
+    (
+      jax.errors.JaxRuntimeError,
+      "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.",
+      False,
+    ),
+    (
+      jax.errors.JaxRuntimeError,
+      "UNKNOWN: Gloo all-reduce failed: Connection closed",
+      True,
+    ),
     # As it comes where an array is copied to the host.
     (ValueError, "UNKNOWN: Gloo AllGather failed: Connection closed by peer", True),
     (ValueError, "operands could not be broadcast together", False),
@@ -105,7 +113,13 @@ def test_a_preemption_is_not_handled_as_an_error():
     ),
     *(
       (ValueError, f"{status}: of another process", True)
-      for status in ("UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED")
+      for status in (
+        "UNAVAILABLE",
+        "INTERNAL",
+        "ABORTED",
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+      )
     ),
   ],
 )
@@ -117,7 +131,11 @@ def test_too_little_memory_is_no_lost_process(kind, message, expected):
   ("answer", "expected", "waits"),
   [
     ('["process 1 on b", "no room", 2]', ("process 1 on b", "no room", 2), []),
-    (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out"), None, []),
+    (
+      jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out"),
+      None,
+      [],
+    ),
     # The coordinator is gone. Without a wait the thread would ask on and on.
     (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), None, [2.5]),
   ],

@@ -11,7 +11,8 @@ import pytest
 from tests.support.fake_gcloud import executable
 from tests.support.processes import ROOT, wait_until
 
-# In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
+# In place of pomp_jax.main: says what it was given; ends with the status, or waits for
+# SIGTERM.
 _PYTHON = """#!/usr/bin/env bash
 if [[ "$1 $2" == "-m pip" ]]; then echo "$*" >> "$LOG/pip"; exit "${{PIP_STATUS:-0}}"; fi
 if [[ "$1 $2" != "-m pomp_jax.main" ]]; then exec "{python}" "$@"; fi
@@ -44,7 +45,9 @@ def start(environ, *arguments, **variables):
 
 
 def arguments(environ, index):
-  return (pathlib.Path(environ["LOG"]) / str(index)).read_bytes().decode().split("\0")[2:-1]
+  return (
+    (pathlib.Path(environ["LOG"]) / str(index)).read_bytes().decode().split("\0")[2:-1]
+  )
 
 
 def test_one_process_gets_nothing_more(environ):
@@ -63,12 +66,15 @@ def test_several_find_each_other_and_the_first_failure_is_the_status(environ):
 
 @pytest.mark.parametrize(
   ("platforms", "given", "expected"),
-  [("", "", "0 1"), ("", "4,2,7", "4 2"), ("cpu", "0", "0 1")],  # on CPUs GPUs do not count
+  # on CPUs GPUs do not count
+  [("", "", "0 1"), ("", "4,2,7", "4 2"), ("cpu", "0", "0 1")],
 )
 def test_each_has_a_gpu_of_its_own(environ, tmp_path, platforms, given, expected):
   variables = {"JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": given}
   assert start(environ, PROCESSES="2", **variables).wait() == 0
-  assert [(tmp_path / f"gpus{i}").read_text().strip() for i in range(2)] == expected.split()
+  assert [
+    (tmp_path / f"gpus{i}").read_text().strip() for i in range(2)
+  ] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -80,8 +86,12 @@ def test_each_has_a_gpu_of_its_own(environ, tmp_path, platforms, given, expected
     ("580.65.06", {"CUDA_VISIBLE_DEVICES": ""}, None),
   ],
 )
-def test_a_gpu_gets_the_jax_of_its_driver(environ, tmp_path, driver, variables, installed):
-  executable(tmp_path / "bin/nvidia-smi", f"#!/bin/sh\nprintf '{driver}\\n{driver}\\n'\n")
+def test_a_gpu_gets_the_jax_of_its_driver(
+  environ, tmp_path, driver, variables, installed
+):
+  executable(
+    tmp_path / "bin/nvidia-smi", f"#!/bin/sh\nprintf '{driver}\\n{driver}\\n'\n"
+  )
   path = f"{tmp_path / 'bin'}:{environ['PATH']}"
   assert start(environ, PATH=path, **variables).wait() == 0
   file = tmp_path / "pip"

@@ -23,7 +23,9 @@ TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def ran(*command, cwd=ROOT, **options):
   """A command that has ended, with its output."""
-  return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
+  return subprocess.run(
+    command, cwd=cwd, capture_output=True, text=True, check=False, **options
+  )
 
 
 def test_shellcheck_and_hadolint_find_nothing():
@@ -67,7 +69,10 @@ def extras(*names):
 
 
 def test_the_image_pins_one_allowed_release_of_each_package():
-  assert "-c launch/constraints.txt -r requirements.txt" in (LAUNCH / "Dockerfile").read_text()
+  assert (
+    "-c launch/constraints.txt -r requirements.txt"
+    in (LAUNCH / "Dockerfile").read_text()
+  )
   pinned = requirements(LAUNCH / "constraints.txt")
   assert all([one.operator for one in pin] == ["=="] for pin in pinned.values())
   for name, allowed in requirements(ROOT / "requirements.txt").items():
@@ -91,7 +96,9 @@ def lower_bounds(required):
 
 
 def test_lowest_pins_the_lower_bounds():
-  bounds = lower_bounds(requirements(ROOT / "requirements.txt") | extras("gcs", "s3", "page"))
+  bounds = lower_bounds(
+    requirements(ROOT / "requirements.txt") | extras("gcs", "s3", "page")
+  )
   pinned = requirements(LAUNCH / "lowest.txt")
   assert {name: str(pin) for name, pin in pinned.items()} == {
     name: f"=={version}" for name, version in bounds.items()
@@ -99,12 +106,15 @@ def test_lowest_pins_the_lower_bounds():
   assert "CONSTRAINTS=launch/lowest.txt" in (ROOT / ".ci" / "run").read_text()
 
 
-_SLOW = pytest.mark.slow("builds and installs the wheel; the tests above read pyproject.toml")
+_SLOW = pytest.mark.slow(
+  "builds and installs the wheel; the tests above read pyproject.toml"
+)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  """Built without the network, from a copy of what git has or would add: a build leaves files."""
+  """Built without the network, from a copy of what git has or would add: a build
+  leaves files."""
   copy, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
   command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
   files = subprocess.check_output(command, cwd=ROOT, text=True).split("\0")
@@ -118,7 +128,9 @@ def wheel(tmp_path_factory):
 
 
 def pip(*arguments):
-  done = ran(sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index")
+  done = ran(
+    sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index"
+  )
   assert done.returncode == 0, done.stderr
 
 
@@ -128,8 +140,12 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel):
   folders = {name.split("/")[0] for name in names}
   assert folders == {"pomp_jax", f"pomp_jax-{__version__}.dist-info"}
   files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
-  expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
-  expected |= {f"pomp_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+  expected = {
+    str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts
+  }
+  expected |= {
+    f"pomp_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")
+  }
   assert {name for name in names if name.startswith("pomp_jax/")} == expected
   assert "pomp_jax/py.typed" in names
 
@@ -146,7 +162,8 @@ def test_the_installed_command_runs_outside_of_the_repository(wheel, tmp_path):
     assert str(ROOT) not in done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
 
-  # A config that imports others, from the wheel; its mistake is found after it is loaded.
+  # A config that imports others, from the wheel; its mistake is found after it is
+  # loaded.
   status, out, err = pomp("--config=baselines", "--config.kk=3")
   assert (status, out) == (2, "") and "config.kk" in err and err.count("\n") == 1
   assert not list(here.iterdir())

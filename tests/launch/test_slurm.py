@@ -1,4 +1,5 @@
-"""launch/slurm.sbatch: whether the job goes back at its end, and preempted under a real SLURM."""
+"""launch/slurm.sbatch: whether the job goes back at its end, and preempted under a
+real SLURM."""
 
 import os
 import pathlib
@@ -37,7 +38,11 @@ def ended(folder, status, answers, **variables):
   (folder / "calls").touch()
   path = f"{folder}:{os.environ['PATH']}"
   environ = {"PATH": path, "CLUSTER": str(folder), "STATUS": str(status)}
-  environ |= {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
+  environ |= {
+    "SLURM_SUBMIT_DIR": str(folder),
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "here",
+  }
   command = ["bash", "launch/slurm.sbatch", "--config=x"]
   options = {"capture_output": True, "text": True, "check": False, "timeout": 300}
   done = subprocess.run(command, cwd=ROOT, env=environ | variables, **options)
@@ -53,7 +58,10 @@ _RESTARTED = {"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}
   ("status", "answers", "variables", "calls", "says"),
   [
     # What was stopped goes back; what is done or can't resume does not.
-    *[(status, ["RUNNING"], {}, ["show", "requeue"], "") for status in (75, 134, 137, 143)],
+    *[
+      (status, ["RUNNING"], {}, ["show", "requeue"], "")
+      for status in (75, 134, 137, 143)
+    ],
     *[(status, ["RUNNING"], {}, [], "") for status in (0, 1, 2, 130)],
     (75, ["CANCELLED"], {}, ["show"], "job 7 was cancelled or preempted\n"),
     # No answer is no cancellation.
@@ -68,14 +76,17 @@ def test_whether_it_goes_back(tmp_path, status, answers, variables, calls, says)
   assert output.endswith(says)
 
 
-_MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
+_MISSING = [
+  name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)
+]
 STEPS, EVERY = 200, 40
 DEMO = small_demo(**{"steps": STEPS, "checkpoint.every": EVERY})
 
 
 @pytest.fixture
 def slurm():
-  """Runs SLURM's commands in a cluster of this machine (apt-get install slurm-wlm munge)."""
+  """Runs SLURM's commands in a cluster of this machine (apt-get install slurm-wlm
+  munge)."""
   script = pathlib.Path(__file__).parent / "slurm_here.sh"
   server = subprocess.Popen(
     ["bash", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -95,7 +106,9 @@ def slurm():
 
 @pytest.mark.slow("a cluster of SLURM; above, scripts are in its place")
 @pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root")
-@pytest.mark.skipif(bool(_MISSING), reason=f"no SLURM: {', '.join(_MISSING)} not installed")
+@pytest.mark.skipif(
+  bool(_MISSING), reason=f"no SLURM: {', '.join(_MISSING)} not installed"
+)
 def test_preempted_and_requeued_it_ends_as_if_it_had_never_stopped(slurm, tmp_path):
   workdir, log = tmp_path / "run", tmp_path / "job.log"
   job = slurm(
@@ -107,8 +120,12 @@ def test_preempted_and_requeued_it_ends_as_if_it_had_never_stopped(slurm, tmp_pa
     return re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", job))[1]
 
   # Something is saved, and it is not over.
-  wait_until(lambda: (workdir / "checkpoints" / str(EVERY)).exists() or state() == "FAILED")
-  slurm("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+  wait_until(
+    lambda: (workdir / "checkpoints" / str(EVERY)).exists() or state() == "FAILED"
+  )
+  slurm(
+    "sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+  )
   wait_until(lambda: state() in ("COMPLETED", "FAILED"))
   text = log.read_text()
   assert state() == "COMPLETED", text[-3000:]

@@ -1,4 +1,5 @@
-"""launch/tpu_pod.sh: the commands of a dry run, and whole runs where a folder plays the cloud."""
+"""launch/tpu_pod.sh: the commands of a dry run, and whole runs where a folder plays
+the cloud."""
 
 import os
 import re
@@ -68,10 +69,12 @@ def runs(cloud):
 class Case(NamedTuple):
   """A whole run of the launcher."""
 
-  files: dict[str, str]  # answers of the cloud: name of a file -> its lines, separated by blanks
+  # answers of the cloud: name of a file -> its lines, separated by blanks
+  files: dict[str, str]
   status: int = 0
   runs: int = 1  # starts of the program
-  machines: str = "cd"  # first letters of the calls that create and delete them; k: kept
+  # first letters of the calls that create and delete them; k: kept
+  machines: str = "cd"
   says: str = ""  # on standard error
   more: str = "--mount=true"
 
@@ -113,7 +116,11 @@ CASES = {
     {"created": "FAILED"}, 1, 0, "cd", "error: pomp is FAILED and gets no machines\n"
   ),
   "what was not made here and has none is kept": Case(
-    {"state": "SUSPENDED"}, 2, 0, "k", "error: pomp is SUSPENDED and was not made here; delete it\n"
+    {"state": "SUSPENDED"},
+    2,
+    0,
+    "k",
+    "error: pomp is SUSPENDED and was not made here; delete it\n",
   ),
   "nothing is deleted whose state is unknown": Case(
     {"statuses": "75", "healthy": "", "later outages": "down " * 20},
@@ -144,9 +151,13 @@ def test_a_run(cloud, name):
   assert (cloud / "worker" / "mounted").exists() == ("mounted" in case.more)
 
 
-@pytest.mark.parametrize("error", ["PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT"])
+@pytest.mark.parametrize(
+  "error", ["PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT"]
+)
 def test_what_the_cloud_refuses_is_not_asked_again(cloud, error):
-  (cloud / "denied").write_text(f"ERROR: (gcloud.compute.tpus) {error}: no tpu.nodes.get\n")
+  (cloud / "denied").write_text(
+    f"ERROR: (gcloud.compute.tpus) {error}: no tpu.nodes.get\n"
+  )
   done = pod(cloud, *POD, "--", "--config=x")
   assert done.returncode == 2 and error in done.stderr
   assert done.stderr.count("\n") == 2  # the cloud's line and ours
@@ -155,12 +166,19 @@ def test_what_the_cloud_refuses_is_not_asked_again(cloud, error):
 
 def test_what_it_waits_for_is_a_line(cloud):
   """And since when, once until it changes."""
-  states = ["ACCEPTED", "WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING"]
+  states = [
+    "ACCEPTED",
+    "WAITING_FOR_RESOURCES",
+    "WAITING_FOR_RESOURCES",
+    "PROVISIONING",
+  ]
   (cloud / "waits").write_text("\n".join(states) + "\n")
   (cloud / "state").write_text("ACTIVE\n")
   done = pod(cloud, *POD, "--", "--config=x")
   assert done.returncode == 0, done.stderr
-  lines = re.findall(r"\d\d:\d\d:\d\d  waiting since \d\d:\d\d:\d\d: pomp is (\w+)", done.stderr)
+  lines = re.findall(
+    r"\d\d:\d\d:\d\d  waiting since \d\d:\d\d:\d\d: pomp is (\w+)", done.stderr
+  )
   assert lines == ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"]
 
 
@@ -196,7 +214,10 @@ def test_a_machine_without_gcloud(cloud):
     (["--name=$(touch evil)", *POD[1:], "--", "x"], "--name: got '$(touch evil)'"),
     ([*POD[:2], "--type=v9-8", "--mount=true", "--", "x"], "--type: got 'v9-8'"),
     ([*POD, "--fetch=a", "--", "--config=x"], "--fetch=a: unknown option"),
-    ([*_MACHINES, "--", "--config=gs://a", "--workdir", "runs/a"], "--workdir: is deleted"),
+    (
+      [*_MACHINES, "--", "--config=gs://a", "--workdir", "runs/a"],
+      "--workdir: is deleted",
+    ),
     (POD, "nothing behind --"),
   ],
 )

@@ -5,8 +5,8 @@
   python -m tests.mutants --sample=all         all mutants: hours; resumes where it was interrupted
   python -m tests.mutants --list prompt        lists mutants, runs nothing
 
-A mutant is shown to the test files that import its module, and with --whole-room to all tests of
-its package.
+A mutant is shown to the test files that import its module, and with --whole-room to all
+tests of its package.
 """
 
 import argparse
@@ -42,15 +42,29 @@ def main() -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   today = datetime.date.today().strftime("%Y%m%d")
-  parser.add_argument("rooms", nargs="*", metavar="PACKAGE", help=f"of {', '.join(ROOMS)}")
+  parser.add_argument(
+    "rooms", nargs="*", metavar="PACKAGE", help=f"of {', '.join(ROOMS)}"
+  )
   parser.add_argument("--list", action="store_true", help="only list the mutants")
-  parser.add_argument("--sample", default="20", help="mutants of each package, or 'all'")
-  parser.add_argument("--seed", default=today, help="seed of the sample (default: the date)")
-  parser.add_argument("--minutes", type=float, default=float("inf"), help="time for all of it")
+  parser.add_argument(
+    "--sample", default="20", help="mutants of each package, or 'all'"
+  )
+  parser.add_argument(
+    "--seed", default=today, help="seed of the sample (default: the date)"
+  )
+  parser.add_argument(
+    "--minutes", type=float, default=float("inf"), help="time for all of it"
+  )
   parser.add_argument("--limit", type=float, default=600, help="seconds for one mutant")
-  parser.add_argument("--processes", type=int, default=2, help="mutants at the same time")
-  parser.add_argument("--own", action="store_true", help="what is left out or changes places")
-  parser.add_argument("--whole-room", action="store_true", help="all tests of the package")
+  parser.add_argument(
+    "--processes", type=int, default=2, help="mutants at the same time"
+  )
+  parser.add_argument(
+    "--own", action="store_true", help="what is left out or changes places"
+  )
+  parser.add_argument(
+    "--whole-room", action="store_true", help="all tests of the package"
+  )
   parser.add_argument("--session", type=pathlib.Path, help="file to resume from")
   flags = parser.parse_args()
   rooms = flags.rooms or list(ROOMS)
@@ -107,7 +121,9 @@ def main() -> None:
     if is_below(outcome.seen, outcome.tested, ROOMS[room].bar)
   ]
   if below:
-    sys.exit(f"below the bar, by more than the chance of a sample explains: {', '.join(below)}")
+    sys.exit(
+      f"below the bar, by more than the chance of a sample explains: {', '.join(below)}"
+    )
 
 
 if __name__ == "__main__":

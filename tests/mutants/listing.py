@@ -1,4 +1,5 @@
-"""All mutants of the packages, each a change of one place by cosmic-ray, and their tests."""
+"""All mutants of the packages, each a change of one place by cosmic-ray, and their
+tests."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import hashlib
@@ -24,7 +25,9 @@ _PAIRS = {
   "UnaryOperator": "Delete_USub Delete_Not Delete_Invert",
 }
 _OF_COSMIC_RAY = (
-  *(f"Replace{kind}_{pair}" for kind, pairs in _PAIRS.items() for pair in pairs.split()),
+  *(
+    f"Replace{kind}_{pair}" for kind, pairs in _PAIRS.items() for pair in pairs.split()
+  ),
   "ReplaceTrueWithFalse",
   "ReplaceFalseWithTrue",
   "ReplaceAndWithOr",
@@ -85,7 +88,10 @@ ROOMS = {
 _TESTS_OF = {
   "clip/attention": ("tests/clip/test_packed.py", "tests/clip/test_towers.py"),
   "clip/blocks": ("tests/clip/test_blocks.py", "tests/clip/test_packed.py"),
-  "evaluate/predict": ("tests/evaluate/test_predictions.py", "tests/evaluate/test_classify.py"),
+  "evaluate/predict": (
+    "tests/evaluate/test_predictions.py",
+    "tests/evaluate/test_classify.py",
+  ),
   "files/restricted_pickle": ("tests/files/test_fuzz.py",),
 }
 
@@ -98,12 +104,14 @@ def room_of(mutant: MutationSpec) -> str:
 def _is_pointless(node: NodeOrLeaf) -> bool:
   """Whether no test should see a change of this node.
 
-  Annotations, messages, caches, which only make a second call faster, and what only keeps
-  programmers from a mistake: what type checkers run, `frozen` of dataclasses, and `*` before
-  arguments that have to be named.
+  Annotations, messages, caches, which only make a second call faster, and what only
+  keeps programmers from a mistake: what type checkers run, `frozen` of dataclasses, and
+  `*` before arguments that have to be named.
   """
   while (parent := node.parent) is not None:
-    if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
+    if (
+      node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING"
+    ):
       return True
     if node.type == "decorator" and node.get_code().lstrip().startswith(_CACHES):
       return True
@@ -125,7 +133,8 @@ def _is_pointless(node: NodeOrLeaf) -> bool:
 
 
 def _is_dotted(node: NodeOrLeaf, start: tuple[int, int], end: tuple[int, int]) -> bool:
-  """Whether more than a name stands there, such as `zlib.error`, which cosmic-ray can't replace."""
+  """Whether more than a name stands there, such as `zlib.error`, which cosmic-ray
+  can't replace."""
   within = start[0], start[1] + 1
   return node.get_leaf_for_position(within).end_pos != end
 
@@ -144,10 +153,14 @@ def mutants_of(
   nodes = list(ast_nodes(get_ast_from_path(root / source)))
   for name in operators:
     operator = operator_of(name)()
-    places = [(node, place) for node in nodes for place in operator.mutation_positions(node)]
+    places = [
+      (node, place) for node in nodes for place in operator.mutation_positions(node)
+    ]
     # cosmic-ray finds a place by its number among those of the operator.
     for occurrence, (node, (start, end)) in enumerate(places):
-      if not (_is_pointless(node) or (name == _EXCEPTIONS and _is_dotted(node, start, end))):
+      if not (
+        _is_pointless(node) or (name == _EXCEPTIONS and _is_dotted(node, start, end))
+      ):
         yield MutationSpec(
           module_path=source,
           operator_name=name,
@@ -163,7 +176,9 @@ def all_mutants(
 ) -> list[MutationSpec]:
   """All mutants of a room."""
   sources = sources_of(ROOMS[room], root)
-  return [mutant for source in sources for mutant in mutants_of(source, root, operators)]
+  return [
+    mutant for source in sources for mutant in mutants_of(source, root, operators)
+  ]
 
 
 def draw(
@@ -173,7 +188,8 @@ def draw(
   root: pathlib.Path = ROOT,
   operators: Sequence[str] = OPERATORS,
 ) -> list[MutationSpec]:
-  """Draws mutants of a room without replacement: the first by a hash of each with the seed.
+  """Draws mutants of a room without replacement: the first by a hash of each with the
+  seed.
 
   A change of one file leaves the draw of the others nearly as it was.
   """
@@ -214,7 +230,9 @@ def change_of(mutant: MutationSpec, root: pathlib.Path = ROOT) -> Change:
 
 def equivalents() -> dict[Change, str]:
   """Mutants that no test can see, with the reason."""
-  entries = tomllib.loads((pathlib.Path(__file__).parent / "equivalent.toml").read_text())
+  entries = tomllib.loads(
+    (pathlib.Path(__file__).parent / "equivalent.toml").read_text()
+  )
   return {
     Change(file, entry["function"], entry["line"], entry["becomes"]): entry["reason"]
     for file, listed in entries.items()
@@ -222,21 +240,32 @@ def equivalents() -> dict[Change, str]:
   }
 
 
-def is_equivalent(mutant: MutationSpec, known: Iterable[Change], root: pathlib.Path = ROOT) -> bool:
+def is_equivalent(
+  mutant: MutationSpec, known: Iterable[Change], root: pathlib.Path = ROOT
+) -> bool:
   """Whether a mutant is one of `equivalents()`; only one of their lines is applied."""
   place = str(mutant.module_path), mutant.definition_name or ""
   near = [change for change in known if (change.file, change.function) == place]
   if not near:
     return False
-  line = (root / mutant.module_path).read_text().splitlines()[mutant.start_pos[0] - 1].strip()
+  line = (
+    (root / mutant.module_path)
+    .read_text()
+    .splitlines()[mutant.start_pos[0] - 1]
+    .strip()
+  )
   return line in {change.line for change in near} and change_of(mutant, root) in near
 
 
-def shown_to(mutant: MutationSpec, *, whole_room: bool, root: pathlib.Path = ROOT) -> list[str]:
-  """The test files that a mutant is shown to, those first that are most likely to see it.
+def shown_to(
+  mutant: MutationSpec, *, whole_room: bool, root: pathlib.Path = ROOT
+) -> list[str]:
+  """The test files that a mutant is shown to, those first that are most likely to see
+  it.
 
-  That is the file of its module's name, then those that import the module, and with `whole_room`
-  all others of its room. A module that none imports is shown to the whole room.
+  That is the file of its module's name, then those that import the module, and with
+  `whole_room` all others of its room. A module that none imports is shown to the whole
+  room.
   """
   source = mutant.module_path
   room = ROOMS[room_of(mutant)]

@@ -1,7 +1,8 @@
 """Operators of our own: what is left out, and what changes places.
 
-cosmic-ray's change a symbol. These make the mistakes of somebody who edits: an argument that is not
-passed on, an item that a list lacks, a condition that is dropped, two arguments in the wrong order.
+cosmic-ray's change a symbol. These make the mistakes of somebody who edits: an argument
+that is not passed on, an item that a list lacks, a condition that is dropped, two
+arguments in the wrong order.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,17 +20,23 @@ def _parts(node: NodeOrLeaf) -> list[NodeOrLeaf]:
 
 
 def _is_display(node: NodeOrLeaf) -> bool:
-  """Whether a node has the items of a list or of a longer tuple, and is no comprehension.
+  """Whether a node has the items of a list or of a longer tuple, and is no
+  comprehension.
 
   A pair is mostly unpacked, so that without one of the two any test fails.
   """
-  if node.type != "testlist_comp" or node.children[1] != "," or node.parent.type != "atom":
+  if (
+    node.type != "testlist_comp"
+    or node.children[1] != ","
+    or node.parent.type != "atom"
+  ):
     return False
   return node.parent.children[0] == "[" or len(_parts(node)) > 2
 
 
 class RemoveItem(Operator):
-  """Removes an argument by name, an item of a list, tuple or dict, or a part of `and` and `or`."""
+  """Removes an argument by name, an item of a list, tuple or dict, or a part of
+  `and` and `or`."""
 
   def _removable(self, node: NodeOrLeaf) -> Iterator[NodeOrLeaf]:
     if node.type == "arglist":
@@ -85,7 +92,9 @@ class SwapArguments(Operator):
       return
     for place in range(0, len(node.children) - 2, 2):
       pair = node.children[place], node.children[place + 2]
-      if all(part.type not in ("argument", "string", "number", "lambdef") for part in pair):
+      if all(
+        part.type not in ("argument", "string", "number", "lambdef") for part in pair
+      ):
         yield place, place + 2
 
   def mutation_positions(self, node: NodeOrLeaf) -> Iterator[Span]:

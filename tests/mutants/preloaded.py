@@ -1,7 +1,8 @@
-"""What tests import beside the package: the process of a mutant is forked from one that has it.
+"""What tests import beside the package: the process of a mutant is forked from one that
+has it.
 
-These imports take longer than most of the tests that see a mutant. JAX starts its backends, and
-with them its threads, only when a test asks for devices.
+These imports take longer than most of the tests that see a mutant. JAX starts its
+backends, and with them its threads, only when a test asks for devices.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Runs tests against mutants in copies of the tree; the tree itself is never changed."""
+"""Runs tests against mutants in copies of the tree; the tree itself is never
+changed."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -26,10 +27,13 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["tests.mutants.preloaded", "tests.mutants.session"])
 
 
-def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode: bool) -> None:
+def _run_pytest(
+  copy: str, arguments: Sequence[str], output: str, write_bytecode: bool
+) -> None:
   """Runs pytest in a copy of the tree; a process and session of its own."""
   os.setsid()
-  # Not a worker of the tests that show the sample of the day: these share runs between processes.
+  # Not a worker of the tests that show the sample of the day: these share runs between
+  # processes.
   for name in [name for name in os.environ if name.startswith("PYTEST_")]:
     del os.environ[name]
   with open(output, "w") as file:
@@ -44,7 +48,14 @@ def _run_pytest(copy: str, arguments: Sequence[str], output: str, write_bytecode
       del sys.modules[name]
   import pytest
 
-  options = ["-n", "0", "-p", "no:cacheprovider", "--tb=line", "--basetemp=../temporary"]
+  options = [
+    "-n",
+    "0",
+    "-p",
+    "no:cacheprovider",
+    "--tb=line",
+    "--basetemp=../temporary",
+  ]
   status = pytest.main([*options, *arguments])
   sys.stdout.flush()
   os._exit(status)
@@ -54,13 +65,16 @@ def _start(
   copy: pathlib.Path, arguments: Sequence[str], *, write_bytecode: bool = False
 ) -> multiprocessing.process.BaseProcess:
   output = str(copy.parent / "output.txt")
-  process = _FORKED.Process(target=_run_pytest, args=(str(copy), arguments, output, write_bytecode))
+  process = _FORKED.Process(
+    target=_run_pytest, args=(str(copy), arguments, output, write_bytecode)
+  )
   process.start()
   return process
 
 
 def _copy_tree(copy: pathlib.Path) -> None:
-  """Copies the tree; compiles what the tests import, so that a mutant compiles its file alone.
+  """Copies the tree; compiles what the tests import, so that a mutant compiles its file
+  alone.
 
   Raises:
     RuntimeError: the tests can't be collected, so each mutant would count as seen.
@@ -71,7 +85,9 @@ def _copy_tree(copy: pathlib.Path) -> None:
   process.join()
   if process.exitcode:
     output = (copy.parent / "output.txt").read_text()
-    raise RuntimeError(f"the tests can't be collected without a mutant:\n{output[-2000:]}")
+    raise RuntimeError(
+      f"the tests can't be collected without a mutant:\n{output[-2000:]}"
+    )
 
 
 class _Trial(NamedTuple):
@@ -108,7 +124,9 @@ class _Trial(NamedTuple):
     output = (self.copy.parent / "output.txt").read_text(errors="replace")[-1000:]
     return WorkResult(
       worker_outcome=WorkerOutcome.NORMAL,
-      test_outcome=TestOutcome.KILLED if self.process.exitcode else TestOutcome.SURVIVED,
+      test_outcome=TestOutcome.KILLED
+      if self.process.exitcode
+      else TestOutcome.SURVIVED,
       output=f"{time.monotonic() - self.start:.1f} s{_STOPPED * stopped}\n{output}",
     )
 
@@ -154,21 +172,27 @@ def run(
   Args:
     items: mutants, in the order in which they begin.
     done: receives a mutant and its result.
-    whole_room: whether a mutant that the nearest tests miss is shown to the rest of its room.
-    limit: seconds after which the tests of a mutant are stopped; it counts as seen, since most such
+    whole_room: whether a mutant that the nearest tests miss is shown to the rest of its
+    room.
+    limit: seconds after which the tests of a mutant are stopped; it counts as seen,
+    since most such
       mutants wait or repeat for ever.
     processes: mutants that are tested at the same time, in a copy of the tree each.
-    seconds: time for all; mutants under test are then stopped without a result. The check of the
+    seconds: time for all; mutants under test are then stopped without a result. The
+    check of the
       tests that saw mutants comes after it.
 
   Raises:
-    RuntimeError: the tests can't be collected, or those that saw mutants fail without them.
+    RuntimeError: the tests can't be collected, or those that saw mutants fail without
+    them.
   """
   pending = list(reversed(items))
   saw: set[str] = set()
   end = time.monotonic() + seconds
   trials: dict[int, _Trial] = {}
-  with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+  with tempfile.TemporaryDirectory(
+    prefix="mutants-", ignore_cleanup_errors=True
+  ) as folder:
     free = [pathlib.Path(folder, str(index), "tree") for index in range(processes)]
     _copy_tree(free[0])
     for copy in free[1:]:

@@ -1,4 +1,5 @@
-"""A session: a sample of mutants with the results so far, in a database of cosmic-ray."""
+"""A session: a sample of mutants with the results so far, in a database of
+cosmic-ray."""
 
 from collections.abc import Iterable, Sequence
 import hashlib
@@ -38,7 +39,8 @@ def fill(
   seed: str,
   operators: Sequence[str] = OPERATORS,
 ) -> None:
-  """Draws the mutants of a new session; checks that those of an old one are of these files.
+  """Draws the mutants of a new session; checks that those of an old one are of these
+  files.
 
   Args:
     session: the database.
@@ -66,7 +68,9 @@ def pending(session: WorkDB) -> list[WorkItem]:
   """The mutants that have no result yet, but for equivalent ones; the rooms mixed."""
   known = equivalents()
   items = [
-    item for item in session.pending_work_items if not is_equivalent(item.mutations[0], known)
+    item
+    for item in session.pending_work_items
+    if not is_equivalent(item.mutations[0], known)
   ]
   return sorted(items, key=lambda item: hashlib.sha256(item.job_id.encode()).digest())
 
@@ -104,14 +108,16 @@ class Outcome(NamedTuple):
 def is_below(seen: int, tested: int, bar: float) -> bool:
   """Whether so few were seen that the share of all mutants is hardly at the bar.
 
-  A small sample scatters. It is below if so few, or fewer, would be seen in less than one sample
-  of a hundred where each mutant is seen with the probability `bar`. Of 20 mutants at a bar of 0.85,
-  at least 13 have to be seen.
+  A small sample scatters. It is below if so few, or fewer, would be seen in less than
+  one sample of a hundred where each mutant is seen with the probability `bar`. Of 20
+  mutants at a bar of 0.85, at least 13 have to be seen.
   """
   return binom.cdf(seen, tested, bar) < 0.01
 
 
-def outcomes(session: WorkDB, operators: Sequence[str] = OPERATORS) -> dict[str, Outcome]:
+def outcomes(
+  session: WorkDB, operators: Sequence[str] = OPERATORS
+) -> dict[str, Outcome]:
   """What the session found so far, by room."""
   known = equivalents()
   results = dict(session.results)
@@ -142,10 +148,14 @@ def outcomes(session: WorkDB, operators: Sequence[str] = OPERATORS) -> dict[str,
 
 
 def _print_mutants(title: str, mutants: list[MutationSpec]) -> None:
-  for mutant in sorted(mutants, key=lambda mutant: (mutant.module_path, mutant.start_pos)):
+  for mutant in sorted(
+    mutants, key=lambda mutant: (mutant.module_path, mutant.start_pos)
+  ):
     change = change_of(mutant)
     operator = mutant.operator_name.removeprefix("core/")
-    print(f"\n{title}: {change.file}:{mutant.start_pos[0]} {change.function} ({operator})")
+    print(
+      f"\n{title}: {change.file}:{mutant.start_pos[0]} {change.function} ({operator})"
+    )
     print(f"  - {change.line}\n  + {change.becomes}")
 
 
@@ -154,7 +164,9 @@ def print_outcomes(found: dict[str, Outcome]) -> None:
   for outcome in found.values():
     _print_mutants("stopped", outcome.stopped)
     _print_mutants("survived", outcome.survivors)
-  print("\nroom      mutants  equivalent  tested  seen  stopped  survived    rate     bar  minutes")
+  print(
+    "\nroom      mutants  equivalent  tested  seen  stopped  survived    rate     bar  minutes"
+  )
   for room, outcome in found.items():
     print(
       f"{room:8}  {outcome.listed:7}  {outcome.equivalent:10}  {outcome.tested:6}  "

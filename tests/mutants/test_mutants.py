@@ -1,4 +1,5 @@
-"""Mutants: which there are, the tests that they are shown to, and the sample of the day."""
+"""Mutants: which there are, the tests that they are shown to, and the sample of the
+day."""
 
 from math import comb
 import pathlib
@@ -86,11 +87,15 @@ def test_a_dotted_exception_is_not_replaced(tmp_path):
 
 def test_an_equivalent_mutant_stays_one_when_lines_move(tmp_path):
   source = _written(tmp_path)
-  known = {change_of(mutant, tmp_path): "a reason" for mutant in mutants_of(source, tmp_path)}
+  known = {
+    change_of(mutant, tmp_path): "a reason" for mutant in mutants_of(source, tmp_path)
+  }
   (tmp_path / source).write_text(
     "# One more line.\n" + _SOURCE.replace("value: int", "value:  int")
   )
-  listed = [is_equivalent(mutant, known, tmp_path) for mutant in mutants_of(source, tmp_path)]
+  listed = [
+    is_equivalent(mutant, known, tmp_path) for mutant in mutants_of(source, tmp_path)
+  ]
   assert sorted(listed) == 2 * [False] + 4 * [True]
 
 
@@ -106,7 +111,9 @@ def test_a_sample_is_drawn_by_its_seed(monkeypatch):
   mutants = all_mutants("one")
   assert len(mutants) > 5
   assert draw("one", 5, "1") == draw("one", 5, "1") != draw("one", 5, "2")
-  assert sorted(map(str, draw("one", len(mutants) + 1, "1"))) == sorted(map(str, mutants))
+  assert sorted(map(str, draw("one", len(mutants) + 1, "1"))) == sorted(
+    map(str, mutants)
+  )
 
 
 @pytest.mark.parametrize(
@@ -118,9 +125,19 @@ def test_a_sample_is_drawn_by_its_seed(monkeypatch):
       "tests/prompt/test_loss.py",
       {"tests/prompt/sampling/test_samplers.py"},
     ),
-    ("prompt/loss.py", True, "tests/prompt/test_loss.py", {"tests/prompt/test_bank.py"}),
+    (
+      "prompt/loss.py",
+      True,
+      "tests/prompt/test_loss.py",
+      {"tests/prompt/test_bank.py"},
+    ),
     ("prompt/sampling/draws.py", False, "tests/prompt/sampling/test_draws.py", set()),
-    ("clip/attention.py", False, "tests/clip/test_packed.py", {"tests/clip/test_towers.py"}),
+    (
+      "clip/attention.py",
+      False,
+      "tests/clip/test_packed.py",
+      {"tests/clip/test_towers.py"},
+    ),
   ],
 )
 def test_the_nearest_tests_come_first(source, whole_room, first, others):
@@ -131,8 +148,16 @@ def test_the_nearest_tests_come_first(source, whole_room, first, others):
 
 
 def test_a_small_sample_may_be_below_its_bar_by_chance():
-  for n_seen, n_tested, bar in [(12, 20, 0.85), (13, 20, 0.85), (3, 10, 0.75), (4, 10, 0.75)]:
-    terms = [comb(n_tested, k) * bar**k * (1 - bar) ** (n_tested - k) for k in range(n_seen + 1)]
+  for n_seen, n_tested, bar in [
+    (12, 20, 0.85),
+    (13, 20, 0.85),
+    (3, 10, 0.75),
+    (4, 10, 0.75),
+  ]:
+    terms = [
+      comb(n_tested, k) * bar**k * (1 - bar) ** (n_tested - k)
+      for k in range(n_seen + 1)
+    ]
     assert is_below(n_seen, n_tested, bar) == (sum(terms) < 0.01)
   assert is_below(12, 20, 0.85) and not is_below(13, 20, 0.85)
   assert not is_below(0, 0, 0.85)
@@ -142,7 +167,9 @@ def test_a_small_sample_may_be_below_its_bar_by_chance():
 def test_each_equivalent_mutant_is_one():
   known = equivalents()
   mutants = [mutant for room in ROOMS for mutant in all_mutants(room)]
-  assert {change_of(mutant) for mutant in mutants if is_equivalent(mutant, known)} == set(known)
+  assert {
+    change_of(mutant) for mutant in mutants if is_equivalent(mutant, known)
+  } == set(known)
 
 
 @pytest.mark.slow("minutes of mutants, each shown to the tests of its package")

@@ -22,7 +22,8 @@ LABELS = RNG.integers(0, N, (D, B)).astype(np.int32)
 
 
 def _over_mesh(function, *per_data_index):
-  """Calls a function (Bank, rows of a data index) on a mesh of 4 x 2 devices; stacks by index."""
+  """Calls a function (Bank, rows of a data index) on a mesh of 4 x 2 devices; stacks
+  by index."""
   mesh = make_mesh(2)
   rows = place_rows(BANK, mesh, "float32")
 
@@ -32,7 +33,9 @@ def _over_mesh(function, *per_data_index):
 
   shares = (P("data"),) * len(per_data_index)
   found = jax.jit(
-    jax.shard_map(local, mesh=mesh, in_specs=(SHARDED, *shares), out_specs=P("data", "class"))
+    jax.shard_map(
+      local, mesh=mesh, in_specs=(SHARDED, *shares), out_specs=P("data", "class")
+    )
   )(rows, *per_data_index)
   # The devices of a class axis agree.
   np.testing.assert_array_equal(found[:, 0], found[:, 1])
@@ -78,7 +81,9 @@ def test_written_rows(class_size, devices, dtype):
   for i in reversed(range(len(ids))):
     if ids[i] < N:
       expected[ids[i]] = unit(features[i])
-  found = jax.jit(lambda *args: write_rows(args[0], mesh, *args[1:]))(rows, ids, features)
+  found = jax.jit(lambda *args: write_rows(args[0], mesh, *args[1:]))(
+    rows, ids, features
+  )
   tolerance = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
   np.testing.assert_allclose(found[:N].astype(np.float32), expected, atol=tolerance)
   np.testing.assert_array_equal(found[N:], 0)

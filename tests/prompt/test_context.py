@@ -25,13 +25,18 @@ def _prompts(draw):
     "per_class": draw(st.booleans()),
     "lengths": lengths,
     "name_lengths": [draw(st.integers(0, length)) for length in lengths],
-    "class_ids": draw(st.lists(st.integers(0, N_CLASSES - 1), min_size=N_ROWS, max_size=N_ROWS)),
+    "class_ids": draw(
+      st.lists(st.integers(0, N_CLASSES - 1), min_size=N_ROWS, max_size=N_ROWS)
+    ),
   }
 
 
 def _apply(prompt, context, sos, tokens):
   module = PromptContext(
-    prompt["n_vectors"], WIDTH, prompt["position"], N_CLASSES if prompt["per_class"] else None
+    prompt["n_vectors"],
+    WIDTH,
+    prompt["position"],
+    N_CLASSES if prompt["per_class"] else None,
   )
   return jax.jit(module.apply)(
     {"params": {"context": context}},
@@ -52,10 +57,15 @@ def test_every_layout_is_the_plain_one(prompt):
   shape = (N_CLASSES,) * prompt["per_class"] + (prompt["n_vectors"], WIDTH)
   context = 1000 + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
-  sequences = _apply(prompt, jnp.asarray(context), jnp.asarray(sos), jnp.asarray(tokens))
+  sequences = _apply(
+    prompt, jnp.asarray(context), jnp.asarray(sos), jnp.asarray(tokens)
+  )
   # What precedes the name is computed once for all classes that share it.
   n = 0 if prompt["per_class"] else prompt["n_vectors"]
-  assert len(sequences.prefix) == 1 + {"end": n, "middle": n // 2, "front": 0}[prompt["position"]]
+  assert (
+    len(sequences.prefix)
+    == 1 + {"end": n, "middle": n // 2, "front": 0}[prompt["position"]]
+  )
   for row in range(N_ROWS):
     n_name, length = prompt["name_lengths"][row], prompt["lengths"][row]
     expected = plain_layout(
@@ -65,7 +75,9 @@ def test_every_layout_is_the_plain_one(prompt):
       tokens[row, n_name:length],
       prompt["position"],
     )
-    found = jnp.concatenate([sequences.prefix, sequences.suffix[row, : sequences.lengths[row]]])
+    found = jnp.concatenate(
+      [sequences.prefix, sequences.suffix[row, : sequences.lengths[row]]]
+    )
     np.testing.assert_array_equal(found, expected)
 
 
@@ -79,7 +91,8 @@ def test_a_fresh_context_is_normal_with_deviation_0_02(n_classes):
   context = np.asarray(_context(16, 512, n_classes=n_classes))
   assert context.shape == ((16, 512) if n_classes is None else (16, 16, 512))
   assert context.dtype == np.float32
-  # The shape by Kolmogorov-Smirnov; the deviation to four of its standard errors at 8,192 values.
+  # The shape by Kolmogorov-Smirnov; the deviation to four of its standard errors at
+  # 8,192 values.
   assert scipy.stats.kstest(context.ravel() / 0.02, "norm").pvalue > 0.01
   assert abs(context.std() / 0.02 - 1) < 0.03
   assert len(np.unique(context)) > 0.9 * context.size
@@ -88,7 +101,9 @@ def test_a_fresh_context_is_normal_with_deviation_0_02(n_classes):
 def test_a_context_starts_from_words_for_all_classes_or_for_each():
   words = np.arange(6, dtype=np.float32).reshape(3, 2)
   np.testing.assert_array_equal(_context(3, 2, init_value=words), words)
-  np.testing.assert_array_equal(_context(3, 2, n_classes=4, init_value=words), [words] * 4)
+  np.testing.assert_array_equal(
+    _context(3, 2, n_classes=4, init_value=words), [words] * 4
+  )
   each = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
   np.testing.assert_array_equal(_context(3, 2, n_classes=4, init_value=each), each)
 

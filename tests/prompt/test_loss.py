@@ -1,4 +1,5 @@
-"""Local contrast and its correction against torch; `test_step_mesh` has the path to it."""
+"""Local contrast and its correction against torch; `test_step_mesh` has the path to
+it."""
 
 import functools
 import math
@@ -24,12 +25,23 @@ DRAWN = np.array([5, 3, 11, 7, 1], np.int32)
 NEGATIVES = Negatives(DRAWN)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "n_classes", "correction", "ancestors"))
+@functools.partial(
+  jax.jit, static_argnames=("scale", "n_classes", "correction", "ancestors")
+)
 def _evaluate(
-  features, labels, negatives, *, scale=10.0, n_classes=N_CLASSES, correction, ancestors=0.0
+  features,
+  labels,
+  negatives,
+  *,
+  scale=10.0,
+  n_classes=N_CLASSES,
+  correction,
+  ancestors=0.0,
 ):
   """The contrast, and the gradients of its loss; in float32."""
-  settings = ContrastSettings(2, n_classes, correction, scale, ancestors_weight=ancestors)
+  settings = ContrastSettings(
+    2, n_classes, correction, scale, ancestors_weight=ancestors
+  )
 
   def loss(features):
     contrast = local_contrast(settings, *features, labels, negatives)
@@ -43,7 +55,9 @@ def _features(n_images=4, n_negatives=5, width=6, seed=0):
   """Float32 numbers held in float64, so that both sides start from the same."""
   rng = np.random.default_rng(seed)
   shapes = [(n_images, width), (n_images, width), (n_negatives, width)]
-  return [rng.normal(size=shape).astype(np.float32).astype(np.float64) for shape in shapes]
+  return [
+    rng.normal(size=shape).astype(np.float32).astype(np.float64) for shape in shapes
+  ]
 
 
 def _plain(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, correction):
@@ -58,20 +72,27 @@ def _plain(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, correction):
 
 @pytest.mark.parametrize("correction", PLAIN)
 def test_a_factor_that_is_traced_is_the_correction_of_its_name(correction):
-  """An ablation trains several as lanes of one program: loss and gradient, also with weights."""
+  """An ablation trains several as lanes of one program: loss and gradient, also with
+  weights."""
 
   def loss(features, factor, negatives, **more):
     settings = ContrastSettings(2, N_CLASSES, factor, 10.0, **more)
-    return local_contrast(settings, *features, jax.numpy.asarray(LABELS), negatives).loss
+    return local_contrast(
+      settings, *features, jax.numpy.asarray(LABELS), negatives
+    ).loss
 
   features, rng = _features(), np.random.default_rng(1)
-  weighted = NEGATIVES._replace(log_weights=rng.normal(size=5), own_log_weights=rng.normal(size=4))
+  weighted = NEGATIVES._replace(
+    log_weights=rng.normal(size=5), own_log_weights=rng.normal(size=4)
+  )
   for negatives in (NEGATIVES, weighted):
     negatives = jax.tree.map(jax.numpy.asarray, negatives)
     for kind in ("softmax", "sigmoid"):
       with_factor = functools.partial(loss, negatives=negatives, loss=kind)
       with_name = functools.partial(with_factor, factor=correction)
-      found = jax.jit(jax.value_and_grad(with_factor))(features, CORRECTIONS[correction].scale)
+      found = jax.jit(jax.value_and_grad(with_factor))(
+        features, CORRECTIONS[correction].scale
+      )
       expected = jax.jit(jax.value_and_grad(with_name))(features)
       jax.tree.map(lambda one, other: assert_close(one, other, 1e-5), found, expected)
 
@@ -82,7 +103,9 @@ def test_loss_accuracy_and_gradients_equal_torch(correction, scale):
   features = _features()
   # Image 0 is close to its class: without it no image would be right.
   features[1][0] = features[0][0] + features[1][0] / 4
-  contrast, gradients = _evaluate(features, LABELS, NEGATIVES, scale=scale, correction=correction)
+  contrast, gradients = _evaluate(
+    features, LABELS, NEGATIVES, scale=scale, correction=correction
+  )
   losses, hits, expected = _plain(features, scale=scale, correction=correction)
   assert_close(contrast.loss, losses.mean())
   assert contrast.accuracy == hits.mean()
@@ -92,16 +115,21 @@ def test_loss_accuracy_and_gradients_equal_torch(correction, scale):
 
 
 def test_an_image_as_near_to_another_class_is_not_right():
-  """One-hot features: exact ties of all images, image 1 with a negative that is its own class."""
+  """One-hot features: exact ties of all images, image 1 with a negative that is its
+  own class."""
   images, positives, negatives = np.eye(6)[:4], np.eye(6)[:4], np.eye(6)[:5]
-  contrast, _ = _evaluate([images, positives, negatives], LABELS, NEGATIVES, correction="log")
+  contrast, _ = _evaluate(
+    [images, positives, negatives], LABELS, NEGATIVES, correction="log"
+  )
   assert contrast.accuracy == 1 / 4
 
 
 @pytest.mark.parametrize(
   "correction, factor", [("log", 1.0), ("log10", 1 / math.log(10)), ("none", 0)]
 )
-def test_the_margin_is_the_log_of_all_negatives_for_each_that_is_kept(correction, factor):
+def test_the_margin_is_the_log_of_all_negatives_for_each_that_is_kept(
+  correction, factor
+):
   expected = [0.0, factor * math.log(11 / 1), factor * math.log(11 / 5)]
   n_kept = jax.numpy.array([0, 1, 5])
   assert_close(margin(n_kept, N_CLASSES, correction), np.array(expected))
@@ -110,23 +138,32 @@ def test_the_margin_is_the_log_of_all_negatives_for_each_that_is_kept(correction
 @pytest.mark.parametrize("correction", ["log", "none"])
 def test_the_sigmoid_loss_equals_torch(correction):
   features, bias, scale = _features(), -3.0, 10.0
-  settings = ContrastSettings(2, N_CLASSES, correction, scale, loss="sigmoid", logit_bias=bias)
+  settings = ContrastSettings(
+    2, N_CLASSES, correction, scale, loss="sigmoid", logit_bias=bias
+  )
 
   def loss(features):
     labels, negatives = jax.tree.map(jax.numpy.asarray, (LABELS, NEGATIVES))
     return local_contrast(settings, *features, labels, negatives).loss
 
-  found, gradients = jax.jit(jax.value_and_grad(loss))([np.float32(rows) for rows in features])
+  found, gradients = jax.jit(jax.value_and_grad(loss))(
+    [np.float32(rows) for rows in features]
+  )
   leaves = [torch.tensor(rows, requires_grad=True) for rows in features]
   image, positive, negative = (torch.nn.functional.normalize(leaf) for leaf in leaves)
   total = 0
   for i, label in enumerate(LABELS):
     kept = DRAWN != label
     weight = (N_CLASSES - 1) / kept.sum() if correction == "log" else 1.0
-    logits = scale * torch.cat([image[i] @ positive[i][:, None], negative[kept] @ image[i]]) + bias
+    logits = (
+      scale * torch.cat([image[i] @ positive[i][:, None], negative[kept] @ image[i]])
+      + bias
+    )
     signs = torch.tensor([1.0] + [-1.0] * int(kept.sum()))
     weights = torch.tensor([1.0] + [weight] * int(kept.sum()))
-    total -= (weights * torch.nn.functional.logsigmoid(signs * logits)).sum() / len(LABELS)
+    total -= (weights * torch.nn.functional.logsigmoid(signs * logits)).sum() / len(
+      LABELS
+    )
   total.backward()
   assert_close(found, total.detach().numpy())
   for gradient, leaf in zip(gradients, leaves, strict=True):
@@ -134,16 +171,22 @@ def test_the_sigmoid_loss_equals_torch(correction):
 
 
 @pytest.mark.parametrize(
-  "kind, torch_loss", {"l1": torch.nn.functional.l1_loss, "l2": torch.nn.MSELoss()}.items()
+  "kind, torch_loss",
+  {"l1": torch.nn.functional.l1_loss, "l2": torch.nn.MSELoss()}.items(),
 )
 def test_distances_equal_torch(kind, torch_loss):
-  """ProText's two losses, as `forward_backward` in trainers/protext.py of its code calls them."""
+  """ProText's two losses, as `forward_backward` in trainers/protext.py of its code
+  calls them."""
   features = _features()
   settings = ContrastSettings(2, N_CLASSES, "log", 10.0, loss=kind)
   loss = lambda features: (
-    local_contrast(settings, *features, *jax.tree.map(jax.numpy.asarray, (LABELS, NEGATIVES))).loss
+    local_contrast(
+      settings, *features, *jax.tree.map(jax.numpy.asarray, (LABELS, NEGATIVES))
+    ).loss
   )
-  found, gradients = jax.jit(jax.value_and_grad(loss))([np.float32(rows) for rows in features])
+  found, gradients = jax.jit(jax.value_and_grad(loss))(
+    [np.float32(rows) for rows in features]
+  )
   leaves = [torch.tensor(rows, requires_grad=True) for rows in features]
   image, positive = (torch.nn.functional.normalize(leaf) for leaf in leaves[:2])
   expected = torch_loss(positive, image)
@@ -164,7 +207,8 @@ def test_an_image_with_no_negative_left_adds_nothing(correction):
   for gradient in gradients:
     np.testing.assert_array_equal(gradient, 0)
 
-  # Beside another image it still counts in the mean, and only the other one moves anything.
+  # Beside another image it still counts in the mean, and only the other one moves
+  # anything.
   labels = np.array([4, 2, 4], np.int32)
   contrast, gradients = _evaluate(features, labels, Negatives(drawn), **settings)
   losses, _, _ = _plain(features, labels, drawn, **settings)
@@ -181,7 +225,9 @@ def test_the_refined_loss_has_the_gradient_of_log():
   """And its value is (1 - P) log((1 - P) / P), P held fixed in the gradient."""
   features = _features()
   plain, gradients = _evaluate(features, LABELS, NEGATIVES, correction="log")
-  refined, refined_gradients = _evaluate(features, LABELS, NEGATIVES, correction="refined")
+  refined, refined_gradients = _evaluate(
+    features, LABELS, NEGATIVES, correction="refined"
+  )
   for found, expected in zip(refined_gradients, gradients, strict=True):
     assert_close(found, expected)
   losses, _, _ = _plain(features, correction="log")
@@ -206,8 +252,12 @@ def test_correcting_the_positive_undoes_the_correction_of_a_uniform_draw():
 KIND_LABELS = np.array([3, 7, 9, 0], np.int32)
 WEIGHTS = np.array([0.3, 2.0, 1.2, 0.0, 0.7])
 OWN = np.array([0.5, 0.5, 1.0, 0.1])
-REJECTED = np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
-KIND_OF = np.array([[c // 4, c // 2 if c < 8 else -1] for c in range(N_CLASSES)], np.int32)
+REJECTED = np.array(
+  [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool
+)
+KIND_OF = np.array(
+  [[c // 4, c // 2 if c < 8 else -1] for c in range(N_CLASSES)], np.int32
+)
 
 
 @pytest.mark.parametrize("correction", [*PLAIN, "logq"])
@@ -221,7 +271,8 @@ def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
     own_kinds=KIND_OF[KIND_LABELS],
     kinds=KIND_OF[DRAWN],
   )
-  ancestors = 0.0 if correction == "logq" else 0.5  # its row has the loss of the classes alone
+  # its row has the loss of the classes alone
+  ancestors = 0.0 if correction == "logq" else 0.5
   settings = {"scale": 5.0, "correction": correction, "ancestors": ancestors}
   contrast, _ = _evaluate(features, KIND_LABELS, negatives, **settings)
   factor = {"log": 1.0, "logq": 1.0, "log10": 1 / math.log(10), "none": 0.0}[correction]

@@ -31,14 +31,19 @@ def mesh_of(n_processes, n_devices, class_size):
 @pytest.mark.parametrize("class_size", [1, 2, 4, 8])
 def test_neighbours_are_of_one_process(class_size):
   mesh = mesh_of(2, 4, class_size)
-  assert mesh.axis_names == (DATA, CLASS) and mesh.devices.shape == (8 // class_size, class_size)
+  assert mesh.axis_names == (DATA, CLASS) and mesh.devices.shape == (
+    8 // class_size,
+    class_size,
+  )
   found = [(device.process_index, device.id) for device in mesh.devices.ravel()]
   assert found == [(0, 0), (0, 2), (0, 4), (0, 6), (1, 1), (1, 3), (1, 5), (1, 7)]
 
 
 @pytest.mark.parametrize("class_size", [3, 5, 7, 16])
 def test_devices_that_do_not_divide_are_refused(class_size):
-  with pytest.raises(InputError, match=rf"mesh\.class_size: got {class_size}, .* of the 8 devices"):
+  with pytest.raises(
+    InputError, match=rf"mesh\.class_size: got {class_size}, .* of the 8 devices"
+  ):
     mesh_of(2, 4, class_size)
 
 
@@ -82,7 +87,9 @@ class OfSlice:
 @pytest.mark.parametrize("class_size", [1, 2, 4])
 def test_the_data_axis_goes_over_the_slices(class_size):
   """Processes are numbered across the slices; jax's own function agrees."""
-  devices = [OfSlice(id=i, slice_index=i // 2 % 2, process_index=i // 2) for i in range(8)]
+  devices = [
+    OfSlice(id=i, slice_index=i // 2 % 2, process_index=i // 2) for i in range(8)
+  ]
   mesh = make_mesh(class_size, devices)
   slices = [[device.slice_index for device in row] for row in mesh.devices]
   assert slices == [[i] * class_size for i in (0, 1) for _ in range(4 // class_size)]
@@ -97,7 +104,8 @@ def test_classes_of_a_draw_are_not_split_over_slices():
   assert make_mesh(3, devices).shape == {DATA: 4, CLASS: 3}
   for class_size in (4, 12):
     line = (
-      f"config.mesh.class_size: got {class_size}, expected a divisor of the 6 devices of a slice"
+      f"config.mesh.class_size: got {class_size},"
+      " expected a divisor of the 6 devices of a slice"
     )
     with pytest.raises(InputError, match=f"^{line}$"):
       make_mesh(class_size, devices)

@@ -1,4 +1,5 @@
-"""The step on one device against torch, which rows of the bank it renews, and its rates."""
+"""The step on one device against torch, which rows of the bank it renews, and its
+rates."""
 
 import itertools
 import math
@@ -22,14 +23,22 @@ from pomp_jax.prompt.sampling.samplers import SamplingSettings
 from pomp_jax.prompt.step import create_state, step_token_budget
 from tests.support.checks import assert_close
 from tests.support.oracles import unit
-from tests.support.small_step import LABELS, N_CLASSES, batch_of, draw_of, make_step, settings_of
+from tests.support.small_step import (
+  LABELS,
+  N_CLASSES,
+  batch_of,
+  draw_of,
+  make_step,
+  settings_of,
+)
 
 
 @pytest.mark.parametrize("block", [None, 32])
 def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(
   world, image_features, block
 ):
-  """Nor are they written into the bank, which gets all others that the step computes."""
+  """Nor are they written into the bank, which gets all others that the step
+  computes."""
   module, mesh = PromptContext(3, world.clip.text_width), make_mesh()
   labels, drawn = LABELS[:4], draw_of(0, 0)
   lengths = np.array([world.tokens.lengths[c] for c in [*labels, *drawn]])
@@ -46,9 +55,13 @@ def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(
     budget=budget,
     block=block,
   )
-  bank = unit(np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1])))
+  bank = unit(
+    np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
+  )
   state = state.replace(bank=place_rows(bank, mesh, "float32"))
-  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  leaf = torch.nn.Parameter(
+    torch.tensor(np.asarray(state.params["context"], np.float64))
+  )
   loss, _ = world.loss(leaf, "end", image_features[:4], labels, drawn[:3])
   loss.backward()
   for c in {*labels.tolist(), *drawn[:3]}:
@@ -71,14 +84,17 @@ def test_a_turn_renews_every_class(n_classes, n_parts, rows, first_step):
   renewed = jax.jit(renewed_classes, static_argnums=(2, 3, 4))
   for step in range(first_step, first_step + turn):
     for part in range(n_parts):
-      np.add.at(seen, renewed(np.int32(step), np.int32(part), n_parts, rows, n_classes), 1)
+      np.add.at(
+        seen, renewed(np.int32(step), np.int32(part), n_parts, rows, n_classes), 1
+      )
   assert seen.min() >= 1
   assert seen.sum() == turn * n_parts * rows
 
 
 @pytest.mark.parametrize("first", [2, 9])
 def test_the_budget_of_all_classes_is_that_of_the_fullest_device(first):
-  """Dealt out in turn, one device has the long names; each may have the longest positives."""
+  """Dealt out in turn, one device has the long names; each may have the longest
+  positives."""
   lengths_N = np.tile([first, 11 - first], 10).astype(np.int32)
   settings = ContrastSettings(20, 20, "log", 10.0)
   parts = {"settings": settings, "group_size": 3, "class_size": 2}
@@ -99,7 +115,9 @@ def test_the_initial_parameters_have_a_random_stream_of_their_own():
   steps = [jax.random.fold_in(seed_key, step) for step in range(9)]
   pairs = itertools.product(jnp.arange(9), repeat=2)
   draws = [draw_key(seed_key, step, group) for step, group in pairs]
-  assert first not in [jax.random.key_data(key).tolist() for key in (seed_key, *steps, *draws)]
+  assert first not in [
+    jax.random.key_data(key).tolist() for key in (seed_key, *steps, *draws)
+  ]
 
 
 def test_the_budget_of_a_renewal_holds_its_longest_part():
@@ -137,10 +155,18 @@ def test_the_budget_of_a_renewal_holds_its_longest_part():
 def test_the_budget_of_names_of_one_length(k, sampler, images, class_size, tokens):
   """Names of 16 tokens, beside the vectors that classes do not share."""
   settings = ContrastSettings(k, 21, "log", 10.0, SamplingSettings(sampler))
-  for position, n_classes, own in (("end", None, 0), ("middle", None, 16), ("end", 21, 32)):
+  for position, n_classes, own in (
+    ("end", None, 0),
+    ("middle", None, 16),
+    ("end", 21, 32),
+  ):
     module = PromptContext(32, 8, position, n_classes)
     budget = step_token_budget(
-      module, np.full(21, 16, np.int32), settings=settings, group_size=images, class_size=class_size
+      module,
+      np.full(21, 16, np.int32),
+      settings=settings,
+      group_size=images,
+      class_size=class_size,
     )
     assert budget == tokens * (16 + own)
 
@@ -152,7 +178,13 @@ def test_names_of_one_length_that_follow_one_another_are_renewed_apart():
 
 # Rates of the optimizer: the published schedule against Dassl's, ours by its formula.
 
-RECIPE = {"base": 0.002, "epochs": 5.0, "steps_per_epoch": 7, "warmup": 1.0, "warmup_rate": 1e-5}
+RECIPE = {
+  "base": 0.002,
+  "epochs": 5.0,
+  "steps_per_epoch": 7,
+  "warmup": 1.0,
+  "warmup_rate": 1e-5,
+}
 
 
 def _rates(schedule, **settings):
@@ -172,7 +204,9 @@ def dassl_rates(epochs, warmup, base=0.002, warmup_rate=1e-5):
   optimizer = torch.optim.SGD([leaf], lr=base)
   scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
   if warmup:
-    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: warmup_rate / base)
+    constant = torch.optim.lr_scheduler.LambdaLR(
+      optimizer, lambda epoch: warmup_rate / base
+    )
     parts = [constant, scheduler]
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [warmup])
   rates = []

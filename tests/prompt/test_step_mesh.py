@@ -1,4 +1,5 @@
-"""The step on several devices: against torch at two data indices, and against one device."""
+"""The step on several devices: against torch at two data indices, and against one
+device."""
 
 import functools
 
@@ -20,7 +21,15 @@ from pomp_jax.prompt.step import Renewal, step_token_budget
 from tests.support.checks import assert_close, equations
 from tests.support.clips import PLAIN_TOWER
 from tests.support.oracles import unit
-from tests.support.small_step import LABELS, N_CLASSES, K, batch_of, draw_of, make_step, settings_of
+from tests.support.small_step import (
+  LABELS,
+  N_CLASSES,
+  K,
+  batch_of,
+  draw_of,
+  make_step,
+  settings_of,
+)
 
 pytestmark = pytest.mark.mesh
 
@@ -28,7 +37,9 @@ SAMPLERS = {
   "uniform": SamplingSettings(),
   "all classes": SamplingSettings(),  # K = N
   "posterior": SamplingSettings("posterior", mix=0.1, logit_scale=20.0),
-  "hard": SamplingSettings("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
+  "hard": SamplingSettings(
+    "hard", temperature=0.2, exclude="similar", exclude_threshold=0.6
+  ),
   "hierarchical": SamplingSettings("hierarchical", exclude="kin", batch_positives=True),
   "independent": SamplingSettings("independent", logit_scale=20.0),
 }
@@ -43,28 +54,50 @@ SAMPLERS = {
   ],
 )
 def test_steps_equal_torch(
-  world, images, image_features, position, n_classes, class_size, n_images, together, clip_norm
+  world,
+  images,
+  image_features,
+  position,
+  n_classes,
+  class_size,
+  n_images,
+  together,
+  clip_norm,
 ):
-  """Two steps of two data indices; every image is computed once, however classes are split.
+  """Two steps of two data indices; every image is computed once, however classes are
+  split.
 
   The last case clips gradients, which all are longer than 0.01.
   """
   module = PromptContext(3, world.clip.text_width, position, n_classes)
   mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
   vision = image_tower(world.clip, chunk=3)
-  parts = {"mesh": mesh, "module": module, "settings": settings_of(world), "vision": vision}
+  parts = {
+    "mesh": mesh,
+    "module": module,
+    "settings": settings_of(world),
+    "vision": vision,
+  }
   step, state, frozen = make_step(world, **parts, clip_norm=clip_norm)
-  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  leaf = torch.nn.Parameter(
+    torch.tensor(np.asarray(state.params["context"], np.float64))
+  )
   optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)
   batch = batch_of(mesh, images[:n_images], LABELS[:n_images])
   program = step.trace(state, frozen, batch).jaxpr.jaxpr
-  patches = [e for e in equations(program) if e.primitive.name == "conv_general_dilated"]
+  patches = [
+    e for e in equations(program) if e.primitive.name == "conv_general_dilated"
+  ]
   assert {e.invars[0].aval.shape[0] for e in patches} == {together}
   assert draw_of(0, 0) != draw_of(0, 1) != draw_of(1, 1)
   for number in range(2):
     groups = [
-      world.loss(leaf, position, image_features[rows], LABELS[rows], draw_of(number, group))
-      for group, rows in enumerate((slice(n_images // 2), slice(n_images // 2, n_images)))
+      world.loss(
+        leaf, position, image_features[rows], LABELS[rows], draw_of(number, group)
+      )
+      for group, rows in enumerate(
+        (slice(n_images // 2), slice(n_images // 2, n_images))
+      )
     ]
     loss, accuracy = ((one + other) / 2 for one, other in zip(*groups, strict=True))
     param_norm = leaf.norm().item()
@@ -114,7 +147,9 @@ class Steps:
       self.state = self.state.replace(bank=place_rows(unit(rows), mesh, "float32"))
     self.before, self.start = self.state, np.array(self.state.params["context"])
     features = image_features.astype(np.float32)
-    batches = [batch_of(mesh, np.roll(features, shift, axis=0), LABELS) for shift in range(3)]
+    batches = [
+      batch_of(mesh, np.roll(features, shift, axis=0), LABELS) for shift in range(3)
+    ]
     self.read, self.metrics = (frozen, batches[0]), []
     for batch in batches:
       # From the second step on.
@@ -140,7 +175,9 @@ def steps_of(world, image_features):
   return functools.cache(functools.partial(Steps, world, image_features))
 
 
-OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in the first tier")
+OTHER_LAYOUT = pytest.mark.slow(
+  "another layout of the devices; both axes are in the first tier"
+)
 
 
 # A draw has 2 + 5 classes, which divide by no class axis above 1.
@@ -161,17 +198,24 @@ OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in
 @pytest.mark.usefixtures("rows_of_studies")
 def test_every_mesh_computes_the_same(steps_of, sampler, kind, class_size):
   """As one device, which accumulates eight groups."""
-  expected = steps_of(sampler, 1, 1, PLAIN_TOWER if SAMPLERS[sampler].is_plain else "shared")
+  expected = steps_of(
+    sampler, 1, 1, PLAIN_TOWER if SAMPLERS[sampler].is_plain else "shared"
+  )
   found = steps_of(sampler, 8, class_size, kind)
   # Sums in another order: float32's rounding over three steps, and momentum.
-  assert_close(found.context, expected.context, 3e-6 if kind == expected.kind != "shared" else 1e-5)
+  assert_close(
+    found.context, expected.context, 3e-6 if kind == expected.kind != "shared" else 1e-5
+  )
   for metrics, other in zip(found.metrics, expected.metrics, strict=True):
-    assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, other), rel=1e-5)
+    assert jax.tree.map(float, metrics) == pytest.approx(
+      jax.tree.map(float, other), rel=1e-5
+    )
   assert found.step._cache_size() == expected.step._cache_size() == 1
 
 
 def test_a_turn_of_renewals_computes_every_row_of_the_bank(world, image_features):
-  """Draws hold classes 0 and 11 alone, and 11 is beyond their token budget: it is not written."""
+  """Draws hold classes 0 and 11 alone, and 11 is beyond their token budget: it is
+  not written."""
   module = PromptContext(3, world.clip.text_width)
   mesh = make_mesh(2, jax.devices()[:4])
   lengths = np.asarray(world.tokens.lengths)
@@ -213,7 +257,8 @@ def test_the_state_is_small_and_donated_and_metrics_stay_on_the_devices(compiled
   (state, *read), _ = compiled.step.lower(compiled.state, *compiled.read).args_info
   assert all(leaf.donated for leaf in jax.tree.leaves(state))
   assert not any(leaf.donated for leaf in jax.tree.leaves(read))
-  # The step, the schedule's count and the key besides; nothing as large as any frozen weight.
+  # The step, the schedule's count and the key besides; nothing as large as any frozen
+  # weight.
   leaves, width = jax.tree.leaves(compiled.state), compiled.world.clip.text_width
   assert [leaf.shape for leaf in leaves if leaf.size > 2] == [(3, width)] * 2
   assert sum(leaf.size for leaf in leaves) <= 2 * 3 * width + 4
@@ -225,7 +270,8 @@ def test_the_state_is_small_and_donated_and_metrics_stay_on_the_devices(compiled
 
 
 def _weight_gradients(jaxpr, frozen) -> list:
-  """Products with the shape of a frozen weight: what a gradient of that weight would be."""
+  """Products with the shape of a frozen weight: what a gradient of that weight would
+  be."""
   shapes = {leaf.shape for leaf in jax.tree.leaves(frozen.text) if leaf.ndim == 2}
   shapes |= {shape[::-1] for shape in shapes}
   return [
@@ -237,13 +283,22 @@ def _weight_gradients(jaxpr, frozen) -> list:
   ]
 
 
-def test_the_program_has_no_gradient_of_a_frozen_weight_and_calls_nothing_outside(compiled):
+def test_the_program_has_no_gradient_of_a_frozen_weight_and_calls_nothing_outside(
+  compiled,
+):
   traced = compiled.step.trace(compiled.state, *compiled.read)
   assert _weight_gradients(traced.jaxpr.jaxpr, compiled.world.frozen) == []
   names = {equation.primitive.name for equation in equations(traced.jaxpr.jaxpr)}
   assert not [name for name in names if "callback" in name or "device_put" in name]
   program = traced.lower().compile().as_text()
-  for word in ("callback", "infeed", "outfeed", "send-done", "recv-done", "host_compute"):
+  for word in (
+    "callback",
+    "infeed",
+    "outfeed",
+    "send-done",
+    "recv-done",
+    "host_compute",
+  ):
     assert word not in program
 
   # The measurement sees such gradients where they are asked for.
@@ -251,7 +306,9 @@ def test_the_program_has_no_gradient_of_a_frozen_weight_and_calls_nothing_outsid
   width = compiled.world.clip.text_width
 
   def total(text):
-    return tower(text, jnp.ones((2, width)), jnp.ones((3, 4, width)), jnp.full(3, 4)).sum()
+    return tower(
+      text, jnp.ones((2, width)), jnp.ones((3, 4, width)), jnp.full(3, 4)
+    ).sum()
 
   text = compiled.world.frozen.text
   asked = jax.make_jaxpr(jax.grad(total))(text).jaxpr

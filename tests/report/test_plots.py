@@ -20,7 +20,11 @@ def score(top1):
 
 SCORES = {
   "base": {"class_name": score(0.2), "hand_written": score(0.3), "prompt": score(0.4)},
-  "novel": {"class_name": score(0.1), "hand_written": score(0.15), "prompt": score(0.2)},
+  "novel": {
+    "class_name": score(0.1),
+    "hand_written": score(0.15),
+    "prompt": score(0.2),
+  },
 }
 
 
@@ -36,7 +40,8 @@ def ends(axes, axis):
 
 
 def test_training_curves(tmp_path, drawn):
-  """The average starts where the values do; each accuracy has a panel, which ends at 100%."""
+  """The average starts where the values do; each accuracy has a panel, which ends at
+  100%."""
   accuracies = [1 - value / 100 for value in VALUES]
   series = {"loss": (STEPS, VALUES), "accuracy": (STEPS, accuracies)}
   series["validation_top1"] = [1000, 2000], [0.2, 0.3]
@@ -49,7 +54,10 @@ def test_training_curves(tmp_path, drawn):
   np.testing.assert_allclose(smooth.get_ydata(), expected, atol=1e-12)
   assert smooth.get_ydata()[0] == pytest.approx(VALUES[0])
   widths = [line.get_linewidth() for line in loss.get_legend().get_lines()]
-  assert widths == [raw.get_linewidth(), smooth.get_linewidth()] and widths[0] < 1 < widths[1]
+  assert (
+    widths == [raw.get_linewidth(), smooth.get_linewidth()]
+    and widths[0] < 1 < widths[1]
+  )
   np.testing.assert_allclose(accuracy.lines[0].get_ydata(), 100 * np.array(accuracies))
   np.testing.assert_allclose(validation.lines[0].get_ydata(), [20, 30])
   assert accuracy.get_ylim()[1] == 100 and accuracy.get_ylim()[0] > 90
@@ -62,11 +70,18 @@ def test_panels_of_trainings_without_validation_or_with_few_values(tmp_path, dra
 
 
 def test_accuracy_of_prompts_on_splits(tmp_path, drawn):
-  """Error bars from 90% of each figure to 0.05 above it; a prompt that lacks a split has no bar."""
-  scores = {"base": SCORES["base"] | {"linear_probe": score(0.6)}, "novel": SCORES["novel"]}
+  """Error bars from 90% of each figure to 0.05 above it; a prompt that lacks a split
+  has no bar."""
+  scores = {
+    "base": SCORES["base"] | {"linear_probe": score(0.6)},
+    "novel": SCORES["novel"],
+  }
   prompts = list(scores["base"])
   top1, intervals = (
-    {name: {split: of[name][key] for split, of in scores.items() if name in of} for name in prompts}
+    {
+      name: {split: of[name][key] for split, of in scores.items() if name in of}
+      for name in prompts
+    }
     for key in ("top1", "top1_interval")
   )
   images = dict.fromkeys(scores, 1000)
@@ -103,7 +118,9 @@ def test_bins_of_a_calibration_with_few_images_are_joined(tmp_path, drawn):
   assert counts.tolist() == [29, 40]
   assert confidence == pytest.approx([(0.2 + 1.5 + 15) / 29, (24 + 9.5) / 40])
   assert accuracy == pytest.approx([(1 + 10) / 29, (27 + 10) / 40])
-  assert plots.merged_bins({key: values[:4] for key, values in bins.items()})[2].tolist() == [4]
+  assert plots.merged_bins({key: values[:4] for key, values in bins.items()})[
+    2
+  ].tolist() == [4]
   figures = {"ece": 0.05, "reliability": bins, "images": 69, "classes": 5}
   plots.calibration_panels(tmp_path / "calibration.png", {"dtd": {"a {}.": figures}})
   points, histogram = drawn[0].axes
@@ -113,7 +130,11 @@ def test_bins_of_a_calibration_with_few_images_are_joined(tmp_path, drawn):
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   """Paths by the part that differs; a mean has no number of images."""
-  prompts = ["/a/long/way/to/runs/one/prompt.npz", "/a/long/way/to/runs/two/prompt.npz", "{}."]
+  prompts = [
+    "/a/long/way/to/runs/one/prompt.npz",
+    "/a/long/way/to/runs/two/prompt.npz",
+    "{}.",
+  ]
   labels = ["learned (one)", "learned (two)", "{}."]
   plots.accuracy_panels(
     tmp_path / "bars.png",
@@ -126,19 +147,26 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
     {"CoOp": {"dtd": 60.0}},
   )
   dtd, mean = drawn[0].axes
-  assert (dtd.get_title(), mean.get_title()) == ("dtd, 1,692 images, 47 classes", "mean")
+  assert (dtd.get_title(), mean.get_title()) == (
+    "dtd, 1,692 images, 47 classes",
+    "mean",
+  )
   assert [label.get_text() for label in dtd.get_yticklabels()] == labels
   assert [bar.get_width() for bar in dtd.patches] == [50, 50, 50, 60]
   reliability = {"images": [1.0], "confidence": [0.5], "accuracy": [0.25]}
   figures = {"ece": 0.05, "reliability": reliability, "images": 1692, "classes": 47}
-  plots.calibration_panels(tmp_path / "calibration.png", {"dtd": dict.fromkeys(prompts, figures)})
+  plots.calibration_panels(
+    tmp_path / "calibration.png", {"dtd": dict.fromkeys(prompts, figures)}
+  )
   axes = drawn[1].axes[0]
   assert axes.get_title() == "dtd, 1,692 images, 47 classes"
   assert [line.get_xydata().tolist() for line in axes.lines[1:]] == [[[0.5, 0.25]]] * 3
   assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
 
 
-@given(st.floats(-6, 6), st.floats(0.001, 9, exclude_min=True), st.sampled_from(["x", "y"]))
+@given(
+  st.floats(-6, 6), st.floats(0.001, 9, exclude_min=True), st.sampled_from(["x", "y"])
+)
 def test_ticks_of_a_log_axis_are_plain_numbers_at_their_place(power, decades, which):
   figure, (axes,) = drawing.panels(1, 3.0, 3.0)
   axes.plot(*[[10**power, 10 ** (power + decades)]] * 2, "o")

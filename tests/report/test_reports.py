@@ -1,4 +1,5 @@
-"""The reports of trainings and evaluations, as pages, Markdown and LaTeX; means, and labels."""
+"""The reports of trainings and evaluations, as pages, Markdown and LaTeX; means, and
+labels."""
 
 import operator
 import string
@@ -29,12 +30,20 @@ PROMPTS = (*PATHS, AWKWARD)
 def score(top1):
   found = {"images": 1000, "classes": 50, "top1": top1, "top5": 0.9, "macro_top1": 0.4}
   found |= {"top1_interval": [top1 - 0.03, top1 + 0.02], "ece": 0.05}
-  return found | {"reliability": {"images": [1], "confidence": [0.5], "accuracy": [0.5]}}
+  return found | {
+    "reliability": {"images": [1], "confidence": [0.5], "accuracy": [0.5]}
+  }
 
 
 def training_results():
   splits = {"base": 0.511, "novel": 0.622}
-  found = {"method": "cocoop", "seed": 3, "clip_model": "world", "n_classes": 1000, "k": 64}
+  found = {
+    "method": "cocoop",
+    "seed": 3,
+    "clip_model": "world",
+    "n_classes": 1000,
+    "k": 64,
+  }
   found |= {"correction": "log", "steps": 240, "seconds": 12.5, "eval_seconds": 1.5}
   found |= {"images_per_second": 99.0, "eval_images": dict.fromkeys(splits, 1000)}
   found["eval_classes"] = dict.fromkeys(splits, 50)
@@ -47,15 +56,26 @@ def training_results():
 
 def evaluation_results():
   top1 = {label: 0.511 + i / 10 for i, label in enumerate(PROMPTS)}
-  steps = [{"label": label, "step": 80 if label == PATHS[0] else None} for label in PROMPTS]
+  steps = [
+    {"label": label, "step": 80 if label == PATHS[0] else None} for label in PROMPTS
+  ]
   found = {"clip_model": "world", "prompts": steps, "published": {}}
   found["missing"] = {"<eurosat>": "no folder & no file"}
-  found["accuracy"] = {"own": {"top1": {label: {"dtd": own} for label, own in top1.items()}}}
-  found["intervals"] = {"own": {"top1": {label: {"dtd": [0.4, 0.9]} for label in PROMPTS}}}
-  found |= {"images": {"own": {"top1": {"dtd": 1000}}}, "classes": {"own": {"top1": {"dtd": 50}}}}
+  found["accuracy"] = {
+    "own": {"top1": {label: {"dtd": own} for label, own in top1.items()}}
+  }
+  found["intervals"] = {
+    "own": {"top1": {label: {"dtd": [0.4, 0.9]} for label in PROMPTS}}
+  }
+  found |= {
+    "images": {"own": {"top1": {"dtd": 1000}}},
+    "classes": {"own": {"top1": {"dtd": 50}}},
+  }
   scores = {label: score(own) for label, own in top1.items()}
   found["splits"] = {}
-  return found | {"sets": {"dtd": {"split": "test", "unreadable": 2, "prompts": scores}}}
+  return found | {
+    "sets": {"dtd": {"split": "test", "unreadable": 2, "prompts": scores}}
+  }
 
 
 CASES = [
@@ -111,7 +131,9 @@ def test_a_page_says_what_made_it(tmp_path, monkeypatch, commit, told):
 
 
 @pytest.mark.parametrize("upright", [True, False])
-def test_an_evaluation_says_that_a_training_turned_its_pictures_otherwise(tmp_path, upright):
+def test_an_evaluation_says_that_a_training_turned_its_pictures_otherwise(
+  tmp_path, upright
+):
   turned = {"turned_otherwise": {"upright": upright, "prompts": ["runs/x"]}}
   text = page_of("evaluate", tmp_path, evaluation_results() | turned).text
   assert f"data.upright={not upright}" in text and "runs/x" in text
@@ -127,7 +149,9 @@ def test_the_harmonic_mean_over_sets_is_that_of_the_means():
   parts += [("eurosat", "base", 0.6), ("eurosat", "new", 0.2)]
   sets = [found("base_to_new", *part) for part in parts]
   kinds = accuracy_by_group(sets)["base_to_new"]
-  assert kinds["base"]["p"] == pytest.approx({"dtd": 0.8, "eurosat": 0.6, "mean of 2": 0.7})
+  assert kinds["base"]["p"] == pytest.approx(
+    {"dtd": 0.8, "eurosat": 0.6, "mean of 2": 0.7}
+  )
   harmonic = kinds["harmonic"]["p"]
   assert harmonic["dtd"] == pytest.approx(2 * 0.8 * 0.4 / (0.8 + 0.4))
   assert harmonic["mean of 2"] == pytest.approx(2 * 0.7 * 0.3 / (0.7 + 0.3))
@@ -144,7 +168,8 @@ def answers_of(n, top1, gained, lost):
 
 
 def test_intervals_of_means_are_those_of_a_bootstrap_over_images():
-  """Of the images themselves, with another generator; of a harmonic mean, and of means."""
+  """Of the images themselves, with another generator; of a harmonic mean, and of
+  means."""
   parts = {("a", "base"): (900, 0.8, 60, 20), ("a", "new"): (500, 0.6, 40, 25)}
   parts |= {("b", "base"): (400, 0.9, 20, 25), ("b", "new"): (700, 0.3, 50, 70)}
   sets, answers = [], {}
@@ -156,11 +181,14 @@ def test_intervals_of_means_are_those_of_a_bootstrap_over_images():
     prompts = {"first": first, "p": figures | {"difference": difference}}
     sets.append(SetFigures("base_to_new", name, part, prompts))
   accuracy = accuracy_by_group(sets)
-  intervals, differences = (found["base_to_new"] for found in comparisons_by_group(sets, accuracy))
+  intervals, differences = (
+    found["base_to_new"] for found in comparisons_by_group(sets, accuracy)
+  )
   generator = np.random.default_rng(1)
 
   def drawn(chosen):
-    """Draws of the harmonic mean over base and new of the mean over sets, of both prompts."""
+    """Draws of the harmonic mean over base and new of the mean over sets, of both
+    prompts."""
     found = []
     for _ in range(1500):
       means = []
@@ -170,7 +198,8 @@ def test_intervals_of_means_are_those_of_a_bootstrap_over_images():
         means.append(
           np.mean(
             [
-              (own[i].mean(), other[i].mean()) for (own, other), i in zip(rows, picked, strict=True)
+              (own[i].mean(), other[i].mean())
+              for (own, other), i in zip(rows, picked, strict=True)
             ],
             axis=0,
           )
@@ -180,16 +209,22 @@ def test_intervals_of_means_are_those_of_a_bootstrap_over_images():
 
   for column, chosen in (("a", "a"), ("mean of 2", "ab")):
     found = drawn(chosen)
-    quantiles = lambda values: pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.005)
+    quantiles = lambda values: pytest.approx(
+      np.quantile(values, [0.025, 0.975]), abs=0.005
+    )
     assert intervals["harmonic"]["p"][column] == quantiles(found[:, 0])
     difference = differences["harmonic"]["p"][column]
     assert difference["interval"] == quantiles(found[:, 0] - found[:, 1])
-    both = (accuracy["base_to_new"]["harmonic"][label][column] for label in ("p", "first"))
+    both = (
+      accuracy["base_to_new"]["harmonic"][label][column] for label in ("p", "first")
+    )
     assert difference["top1"] == pytest.approx(operator.sub(*both))
   # A set has its own; the first prompt has no difference.
   assert intervals["base"]["p"]["a"] == [0.1, 0.9]
   assert differences["base"]["p"]["a"] == sets[0].prompts["p"]["difference"]
-  assert differences["harmonic"]["first"] == {} and "mean of 2" in intervals["base"]["first"]
+  assert (
+    differences["harmonic"]["first"] == {} and "mean of 2" in intervals["base"]["first"]
+  )
   assert (intervals, differences) == tuple(
     found["base_to_new"] for found in comparisons_by_group(sets, accuracy)
   )
@@ -207,7 +242,12 @@ def test_a_bootstrap_of_all_right_answers_has_an_interval():
 
 def test_no_harmonic_mean_of_means_over_different_sets():
   """Nor where no set has both parts."""
-  parts = (("a", "base", 0.8), ("b", "base", 0.6), ("b", "novel", 0.2), ("c", "novel", 0.4))
+  parts = (
+    ("a", "base", 0.8),
+    ("b", "base", 0.6),
+    ("b", "novel", 0.2),
+    ("c", "novel", 0.4),
+  )
   sets = [found("own", *part) for part in parts]
   kinds = accuracy_by_group(sets)["own"]
   assert kinds["novel"]["p"] == pytest.approx({"b": 0.2, "c": 0.4, "mean of 2": 0.3})
@@ -217,13 +257,17 @@ def test_no_harmonic_mean_of_means_over_different_sets():
   assert set(counts_by_group(sets, "images")["own"]) == {"base", "novel"}
 
 
-PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
+PARTS = st.sampled_from(
+  ["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"]
+)
 NAMED = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
 TEXTS = st.sampled_from(
   ["a photo of a {}.", "{}.", "hand_written", "ensemble", "hf:me/a", "hf:b/a"]
 )
 # Few letters, so that names share their ends.
-NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=30, unique=True)
+NAMES = st.lists(
+  st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=30, unique=True
+)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +275,10 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
   [
     # The part that differs, with the method in it.
     (
-      [f"/data/runs/baselines/{run}/prompt.npz" for run in ("coop/seed_0", "pomp/seed_0")],
+      [
+        f"/data/runs/baselines/{run}/prompt.npz"
+        for run in ("coop/seed_0", "pomp/seed_0")
+      ],
       ["learned (coop)", "learned (pomp)"],
     ),
     (["/x/a/last/prompt.npz", "/x/b/last/prompt.npz"], ["learned (a)", "learned (b)"]),
@@ -246,7 +293,10 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
       ["hf:me/prompts", "a {}.", "hand_written"],
       ["learned (hf:me/prompts)", "a {}.", "hand-written prompt"],
     ),
-    (["ensemble:imagenet", "w/zs.npy"], ["ensemble:imagenet", "class features (zs.npy)"]),
+    (
+      ["ensemble:imagenet", "w/zs.npy"],
+      ["ensemble:imagenet", "class features (zs.npy)"],
+    ),
     # The same file, written in two ways: only the names tell them apart.
     (["runs/a", "./runs/a"], ["runs/a", "./runs/a"]),
     (["gs://bucket/a/prompt.npz", "gs://bucket/b"], ["learned (a)", "learned (b)"]),
@@ -272,12 +322,18 @@ def test_different_prompts_have_different_labels(names):
 
 def test_every_method_has_the_name_of_its_paper_or_keeps_its_own():
   assert all(method_label(name) != name for name in METHODS)
-  labels = {"tip_adapter_f": "Tip-Adapter-F", "pomp_k_16": "POMP k 16", "my_own": "my own"}
+  labels = {
+    "tip_adapter_f": "Tip-Adapter-F",
+    "pomp_k_16": "POMP k 16",
+    "my_own": "my own",
+  }
   assert {name: method_label(name) for name in labels} == labels
 
 
 def test_a_cut_keeps_both_ends():
-  assert shorten("maroon ribbed lightning bolt on navy", 20) == "maroon rib\u2026t on navy"
+  assert (
+    shorten("maroon ribbed lightning bolt on navy", 20) == "maroon rib\u2026t on navy"
+  )
   assert shorten("short", 34) == "short"
   assert len(shorten(string.ascii_letters * 3, 34)) == 34
 
@@ -289,5 +345,7 @@ def test_cut_names_stay_distinct(names, length):
   # Numbers of up to 30 names need two digits and a space.
   assert all(len(one) <= max(length, 6) for one in short)
   # A name that fits stays whole, unless all are numbered.
-  kept = [one == name for one, name in zip(short, names, strict=False) if len(name) <= length]
+  kept = [
+    one == name for one, name in zip(short, names, strict=False) if len(name) <= length
+  ]
   assert all(kept) or all(one[0].isdigit() for one in short)

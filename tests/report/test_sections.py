@@ -17,7 +17,12 @@ from tests.support.report_page import page_of
 
 def figures(**more):
   """Of one prompt on one set; each is another number."""
-  found = {"images": 1234, "top1": 0.501, "top1_interval": [0.482, 0.523], "top5": 0.754}
+  found = {
+    "images": 1234,
+    "top1": 0.501,
+    "top1_interval": [0.482, 0.523],
+    "top5": 0.754,
+  }
   found |= {"macro_top1": 0.445, "ece": 0.036}
   return found | more
 
@@ -26,14 +31,20 @@ TREE = {
   "errors": {"sibling": 0.217, "sibling_chance": 0.018, "mean_distance": 6.29},
   "hierarchy": {"top1": 0.61, "ancestor_height": 3.42},
 }
-DIFFERENCE = {"difference": {"top1": 0.051, "interval": [-0.012, 0.113], "p_value": 0.034}}
+DIFFERENCE = {
+  "difference": {"top1": 0.051, "interval": [-0.012, 0.113], "p_value": 0.034}
+}
 
 
 def evaluation(**more):
   """Of two prompts on a set, and of one on another."""
   sets = {
     "dtd": {"split": "test", "unreadable": 0, "prompts": {"a {}.": figures()}},
-    "mine": {"split": "train", "unreadable": 3, "prompts": {"a {}.": figures(images=10)}},
+    "mine": {
+      "split": "train",
+      "unreadable": 3,
+      "prompts": {"a {}.": figures(images=10)},
+    },
   }
   sets["dtd"]["prompts"]["b {}."] = figures(**TREE, **DIFFERENCE)
   labels = [{"label": label, "step": None} for label in ("a {}.", "b {}.")]
@@ -58,7 +69,9 @@ def test_each_figure_of_a_set_stands_below_its_heading():
     **{
       head: [value] * 3
       for head, value in zip(
-        ("top-1", "95% from", "95% to", "top-5", "macro top-1", "ECE"), first[1:], strict=True
+        ("top-1", "95% from", "95% to", "top-5", "macro top-1", "ECE"),
+        first[1:],
+        strict=True,
       )
     },
     "errors on a sibling": ["-", "21.7", "-"],
@@ -74,7 +87,10 @@ def test_each_figure_of_a_set_stands_below_its_heading():
   assert dict(
     zip(one.table.columns, map(list, zip(*one.table.rows, strict=True)), strict=True)
   ) == (columns)
-  assert "McNemar" in one.text and "(train): training images of the set. A prompt" in one.text
+  assert (
+    "McNemar" in one.text
+    and "(train): training images of the set. A prompt" in one.text
+  )
 
 
 def test_columns_without_a_figure_are_left_out():
@@ -97,7 +113,9 @@ def test_a_harmonic_mean_of_one_set_has_the_legend_of_means():
   tables = {"own": {"harmonic": {"a {}.": {"dtd": 0.501}}}}
   found = evaluation(accuracy=tables, images={"own": {"harmonic": {"dtd": 9}}})
   found["splits"] = {"own": {"dtd": "test"}}
-  assert section(evaluation_report(found, {}), "Harmonic").text == report.INTERVAL_OF_MEANS
+  assert (
+    section(evaluation_report(found, {}), "Harmonic").text == report.INTERVAL_OF_MEANS
+  )
 
 
 def test_the_first_lines_of_an_evaluation_count_all_of_it():
@@ -121,7 +139,9 @@ def test_missing_sets_and_classes_are_counted():
   ]
   assert one.table.rows == [("eurosat", "no folder")]
   # Classes alone have no table.
-  one = section(evaluation_report(found | {"missing": {}}, {}), "Missing sets and classes")
+  one = section(
+    evaluation_report(found | {"missing": {}}, {}), "Missing sets and classes"
+  )
   assert one.table is None and len(one.notes) == 1
 
 
@@ -145,9 +165,13 @@ def test_published_figures_have_the_number_of_their_source_and_means_their_own_l
   ]
   assert list(one.table.marks) == ["", "", *["published"] * 3, "images"]
   assert one.notes == ["[1] first", "[2] second"] and "ViT-B/16" in one.text
-  assert report.INTERVAL_OF_MEANS in one.text and "Bold: above the first prompt" in one.text
+  assert (
+    report.INTERVAL_OF_MEANS in one.text and "Bold: above the first prompt" in one.text
+  )
   # Of single sets, under one prompt, without others.
-  one = section(evaluation_report(evaluation(splits={"own": {"dtd": "test"}}), {}), "Top-1")
+  one = section(
+    evaluation_report(evaluation(splits={"own": {"dtd": "test"}}), {}), "Top-1"
+  )
   assert one.text == report.INTERVAL
 
 
@@ -182,12 +206,18 @@ def test_a_training_says_what_it_was():
     ("novel", "b.png"),
     ("novel", "c.png"),
   ]
-  assert section(one, "Pictures and classes").table.rows == [("HEIC, which is not read", "x.heic")]
+  assert section(one, "Pictures and classes").table.rows == [
+    ("HEIC, which is not read", "x.heic")
+  ]
   pictures = [section.picture for section in one.sections if section.picture]
   assert pictures == ["accuracy.png", "training.png", "predictions.png", "mistakes.png"]
   accuracy = section(one, "Top-1 accuracy")
-  assert list(accuracy.table.marks) == ["best", ""] and "have seen them" not in accuracy.text
-  assert one.title == "Training: CoCoOp on 1,000 classes" and ", seed 3. One run" in one.text
+  assert (
+    list(accuracy.table.marks) == ["best", ""] and "have seen them" not in accuracy.text
+  )
+  assert (
+    one.title == "Training: CoCoOp on 1,000 classes" and ", seed 3. One run" in one.text
+  )
 
 
 def test_a_training_that_is_tested_on_its_own_images_says_so():
@@ -204,7 +234,9 @@ def test_differences_of_a_training_are_in_points(reference):
   difference = {"top1": 0.101, "interval": [-0.02, 0.213], "p_value": 0.00346}
   found["eval"]["novel"][of]["difference"] = difference
   found |= {"reference": reference} if reference else {}
-  one = section(training_report(found | {"provenance": {"folder": "demo"}}, {}), "Difference to")
+  one = section(
+    training_report(found | {"provenance": {"folder": "demo"}}, {}), "Difference to"
+  )
   label = {"prompt": "learned (demo)", "hand_written": "hand-written prompt"}
   assert one.title == f"Difference to {label[reference or 'hand_written']}"
   assert one.table.rows == [["novel", label[of], "+10.1 (-2.0 to +21.3)", "0.0035"]]
@@ -234,7 +266,10 @@ def test_a_line_for_each_class_and_picture_that_is_left_out():
 
 
 def test_prompts_and_failures_have_a_row_each():
-  prompts = [{"label": "a", "step": None}, {"label": "b", "step": 1234, "note": "words"}]
+  prompts = [
+    {"label": "a", "step": None},
+    {"label": "b", "step": 1234, "note": "words"},
+  ]
   labels = {"a": "A", "b": "B"}
   one = report.prompts_section(prompts, labels)
   assert one.table.rows == [["A", "a", "-"], ["B", "b", "1,234"]]
@@ -244,7 +279,9 @@ def test_prompts_and_failures_have_a_row_each():
     ["called here", "prompt"], [["A", "a"]]
   )
   one = report.failures("Failed", "cell", [("k=3", "no"), ("k=4", "no")])
-  assert one.table == Table(("cell", "error"), [("k=3", "no"), ("k=4", "no")], ["failed"] * 2)
+  assert one.table == Table(
+    ("cell", "error"), [("k=3", "no"), ("k=4", "no")], ["failed"] * 2
+  )
   assert report.failures("Failed", "cell", []) == Section("Failed", "None.")
 
 
@@ -252,7 +289,11 @@ def test_a_csv_file_has_a_field_for_each_cell(tmp_path):
   rows = [("a, b", 0.5), ('"c"\nd', None)]
   report.write_csv(tmp_path / "a.csv", ("name", "value"), rows)
   with open(tmp_path / "a.csv", newline="") as file:
-    assert list(csv.reader(file)) == [["name", "value"], ["a, b", "0.5"], ['"c"\nd', ""]]
+    assert list(csv.reader(file)) == [
+      ["name", "value"],
+      ["a, b", "0.5"],
+      ['"c"\nd', ""],
+    ]
 
 
 def test_sections_of_pictures_that_are_missing_are_dropped():
@@ -272,21 +313,37 @@ def test_sections_of_pictures_that_are_missing_are_dropped():
 
 
 def test_parts_of_a_page():
-  """Folded sections, code, links of names that a URL escapes, marks and kinds of cells."""
-  table = Table(("name", "top_1"), [["a" * 37, "-1.5"], ["b", "-"], ["c", "3"]], ["best", "", ""])
+  """Folded sections, code, links of names that a URL escapes, marks and kinds of
+  cells."""
+  table = Table(
+    ("name", "top_1"), [["a" * 37, "-1.5"], ["b", "-"], ["c", "3"]], ["best", "", ""]
+  )
   one = Section(
-    "t", table=table, notes=["n <1>"], code="x < y", links={"a file": "a b/c?.md"}, folded=True
+    "t",
+    table=table,
+    notes=["n <1>"],
+    code="x < y",
+    links={"a file": "a b/c?.md"},
+    folded=True,
   )
   text = report.html_section(one, lambda name: "")
   assert text.startswith("<h2>t</h2>\n<details><summary>show</summary>\n")
   assert "<p>n &lt;1&gt;</p>" in text and "<pre>x &lt; y</pre>" in text
   assert '<li><a href="a%20b/c%3F.md">a file</a></li>' in text
   assert '<th class="words">name</th><th class="figure">top_<wbr>1</th>' in text
-  assert f'<tr class="best"><td class="text">{"a" * 37}</td><td class="figure">-1.5</td>' in text
+  assert (
+    f'<tr class="best"><td class="text">{"a" * 37}</td><td class="figure">-1.5</td>'
+    in text
+  )
   assert '<tr class=""><td class="words">b</td><td class="figure">-</td></tr>' in text
   # A column of figures has as many dashes at most.
-  kinds = [report.is_words(Table(("a",), rows), 0) for rows in ([["1"], ["-"]], [["1"], ["-"]] * 2)]
-  assert kinds == [False, False] and report.is_words(Table(("a",), [["1"], ["-"], ["-"]]), 0)
+  kinds = [
+    report.is_words(Table(("a",), rows), 0)
+    for rows in ([["1"], ["-"]], [["1"], ["-"]] * 2)
+  ]
+  assert kinds == [False, False] and report.is_words(
+    Table(("a",), [["1"], ["-"], ["-"]]), 0
+  )
   plain = report.html_section(Section("t", "x"), lambda name: "")
   assert plain == "<h2>t</h2>\n<p>x</p>\n"
 
@@ -302,7 +359,10 @@ def test_a_number_has_its_noun(n, noun, text):
 
 def test_counts_that_are_not_known_are_left_out():
   assert with_counts("dtd", 1, 47) == "dtd, 1 image, 47 classes"
-  assert with_counts("dtd", None, 0) == "dtd, 0 classes" and with_counts("dtd", None, None) == "dtd"
+  assert (
+    with_counts("dtd", None, 0) == "dtd, 0 classes"
+    and with_counts("dtd", None, None) == "dtd"
+  )
 
 
 def test_labels_of_rows_that_a_run_has_chosen():
@@ -333,7 +393,9 @@ def test_the_page_of_a_run_lists_its_files_and_the_fields_that_differ(tmp_path):
   for name in ("prompt.npz", "classes.csv", "metrics.jsonl"):
     (tmp_path / name).write_text("")
   (tmp_path / "plots").mkdir()
-  parsed = page_of("pretrain", tmp_path, training_results(), **{"prompt.candidates": "a {}.;b {}."})
+  parsed = page_of(
+    "pretrain", tmp_path, training_results(), **{"prompt.candidates": "a {}.;b {}."}
+  )
   expected = ["results.json", "results.md", "results.tex", "classes.csv", "prompt.npz"]
   assert parsed.links == [*expected, "metrics.jsonl", "plots"]
   rows = {row[0]: row[1] for row in parsed.table("field", "value")}

@@ -25,8 +25,11 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-  """A zero-shot CLIP without its ensembles of 7 and 80 texts, which take most of the time."""
+  """A zero-shot CLIP without its ensembles of 7 and 80 texts, which take most of the
+  time."""
   from pomp_jax.rooms.baselines import classifiers
 
-  texts = {name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  texts = {
+    name: classifiers._ZERO_SHOT[name] for name in ("hand_written", "class_name")
+  }
   monkeypatch.setattr(classifiers, "_ZERO_SHOT", texts)

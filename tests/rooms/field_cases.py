@@ -1,4 +1,5 @@
-"""Cases of `test_each_field`: runs of jobs, other values of their fields, and what these change."""
+"""Cases of `test_each_field`: runs of jobs, other values of their fields, and what
+these change."""
 
 import json
 import pathlib
@@ -13,8 +14,9 @@ from tests.rooms.regions.region_jobs import TEXTS as TEXTS_OF_OBJECTS
 from tests.support.data_files import write_set
 from tests.train.test_wiring import CHANGES
 
-# Value of a field, the record that it changes, and what this becomes, the value if not said; or all
-# records that it changes. ROOT is the folder of `write_files`, REGIONS that of the region set.
+# Value of a field, the record that it changes, and what this becomes, the value if not
+# said; or all records that it changes. ROOT is the folder of `write_files`, REGIONS
+# that of the region set.
 Row = tuple[Any, str] | tuple[Any, str, Any] | tuple[Any, dict[str, Any]]
 
 
@@ -40,16 +42,32 @@ SEEDS_3_4 = {"run.seeds": FOLDERS, "check.seeds": FOLDERS, "seeds": [3, 4]}
 METHODS = (("one", {"k": "8"}),)
 SEEDS = {"job": "repeat", "repeat.seeds": (5,)}
 CELLS = TRAINING | {"job": "ablate", "ablate.grid": "batch_size=4|6|8;seed=0|1"}
-GRADIENTS = WORLD | {"job": "gradient_bias", "gradient_bias.k": (3,), "gradient_bias.images": 6}
-GRADIENTS |= {"gradient_bias.samplers": ("uniform",), "gradient_bias.corrections": ("log",)}
+GRADIENTS = WORLD | {
+  "job": "gradient_bias",
+  "gradient_bias.k": (3,),
+  "gradient_bias.images": 6,
+}
+GRADIENTS |= {
+  "gradient_bias.samplers": ("uniform",),
+  "gradient_bias.corrections": ("log",),
+}
 DTYPES = ("text_tower.dtype", "measure_in_turn.dtype")
 MEASURED = [("reference", 11, 21841, None)]
-TINY = {"job": "benchmark", "benchmark.model": "tiny", "benchmark.k": "12", "benchmark.steps": ""}
+TINY = {
+  "job": "benchmark",
+  "benchmark.model": "tiny",
+  "benchmark.k": "12",
+  "benchmark.steps": "",
+}
 TINY |= {"benchmark.bank_steps": "", "benchmark.baseline_k": "", "benchmark.chunk": 5}
 PREDICTED = {"job": "predict", "predict.images": "ROOT/pictures/test/red star"}
 PREDICTED |= {"predict.names": "ROOT/names.txt", "predict.prompt": "{}."}
 EXPORTED = {"job": "export", "export.prompt": "ROOT/a.npz"}
-EXPORTED_FEATURES = {"job": "export", "export.format": "open_clip", "export.prompt": "{}."}
+EXPORTED_FEATURES = {
+  "job": "export",
+  "export.format": "open_clip",
+  "export.prompt": "{}.",
+}
 EXPORTED_FEATURES |= {"export.names": "ROOT/names.txt"}
 UPLOADED = EXPORTED | {"export.hub": "hf:me/a", "export.license": "mit"}
 DETECTED = {"job": "detect", "clip.model": "REGIONS/clip", "regions.source": "truth"}
@@ -59,8 +77,15 @@ OBJECTS = tuple(names[0] for names in TEXTS_OF_OBJECTS)
 SCENES = {"job": "detect", "regions.source": "truth", "regions.crop": "context"}
 SCENES |= {"detect.n_images": 2}
 NETWORK = {"clip.model": "REGIONS/clip", "propose.network": "REGIONS/net.pth"}
-MASKS = {"job": "train_masks", "clip.model": "REGIONS/clip", "train_masks.source": "folder"}
-MASKS |= {"train_masks.images": "REGIONS/images", "train_masks.labels": "REGIONS/labels"}
+MASKS = {
+  "job": "train_masks",
+  "clip.model": "REGIONS/clip",
+  "train_masks.source": "folder",
+}
+MASKS |= {
+  "train_masks.images": "REGIONS/images",
+  "train_masks.labels": "REGIONS/labels",
+}
 MASKS |= {"train_masks.names": "REGIONS/names.txt", "train_masks.network": "small"}
 MASKS |= {"train_masks.targets": 4, "batch_size": 1}
 # Jobs with a CLIP, and what they need up to there.
@@ -80,8 +105,12 @@ OPENED = {
   "train_masks": {},
 }
 
-_WIRING = "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
-_REGIONS = "tests/rooms/regions/test_region_fields.py::test_a_field_changes_what_it_names"
+_WIRING = (
+  "tests/train/test_wiring.py::test_a_field_that_matters_changes_its_pieces_alone"
+)
+_REGIONS = (
+  "tests/rooms/regions/test_region_fields.py::test_a_field_changes_what_it_names"
+)
 
 CASES = {
   **{
@@ -168,7 +197,11 @@ CASES = {
     {
       "data.annotations": ("REGIONS/other/labels", "open_pixels.labels"),
       "data.root": ("REGIONS/other/images", "_Crops.root"),
-      "data.names": ("REGIONS/other/names.txt", "names", ("tree", "road", "lake", "star")),
+      "data.names": (
+        "REGIONS/other/names.txt",
+        "names",
+        ("tree", "road", "lake", "star"),
+      ),
       "data.cache": ("ROOT/cache", "ArrayCache.folder"),
     },
   ),
@@ -245,7 +278,9 @@ CASES = {
       "data.shots": (2, "prepare.config.data.images_per_class"),
     },
   ),
-  "scalars": Case("training", TRAINING, {"log.every": (12, "write.step*", [12, 30, 30, 30])}),
+  "scalars": Case(
+    "training", TRAINING, {"log.every": (12, "write.step*", [12, 30, 30, 30])}
+  ),
   "a training whose loss rises": Case(
     "training", TRAINING, {"roll_backs": (5, {"attempts": 6, "LossMonitor.spike": 5.0})}
   ),
@@ -253,7 +288,11 @@ CASES = {
     "training",
     TRAINING | {"prompt.init": "best", "prompt.m": 0, "checkpoint.select": "best"},
     {
-      "prompt.candidates": (("a photo of a {}.", "{}!"), "prompts", {"a photo of a {}.", "{}!"}),
+      "prompt.candidates": (
+        ("a photo of a {}.", "{}!"),
+        "prompts",
+        {"a photo of a {}.", "{}!"},
+      ),
       "eval.images": (12, "open_source.n_images*", [0, 12, 12]),
     },
   ),
@@ -263,11 +302,17 @@ CASES = {
     {
       "kdpl.teacher": ("REGIONS/clip", "open_encoder.settings.model"),
       "eval.template": ("my {}.", "features_under.classes.template"),
-      "data.feature_store": ("ROOT/store", "open_encoder.feature_store*", 2 * ["ROOT/store"]),
+      "data.feature_store": (
+        "ROOT/store",
+        "open_encoder.feature_store*",
+        2 * ["ROOT/store"],
+      ),
     },
   ),
   "the prompt of a teacher": Case(
-    "taught", WORLD | {"method": "kdpl"}, {"kdpl.prompt": ("the {}", "features_under.prompt")}
+    "taught",
+    WORLD | {"method": "kdpl"},
+    {"kdpl.prompt": ("the {}", "features_under.prompt")},
   ),
   "tokens of an image tower": Case(
     "images_learner",
@@ -292,13 +337,19 @@ CASES = {
     },
   ),
   "images or their features": Case(
-    "stored_features", WORLD, {"data.features": ("stored", "Features.shape", (12, 1, 128))}
+    "stored_features",
+    WORLD,
+    {"data.features": ("stored", "Features.shape", (12, 1, 128))},
   ),
   "features of validation images": Case(
     "stored_features",
     WORLD,
     {
-      "data.feature_store": ("ROOT/store", "split_features.store", "ROOT/store/evaluation"),
+      "data.feature_store": (
+        "ROOT/store",
+        "split_features.store",
+        "ROOT/store/evaluation",
+      ),
       "data.threads": (3, "split_features.threads"),
       "data.max_corrupt": (0.5, "split_features.max_corrupt"),
     },
@@ -311,7 +362,10 @@ CASES = {
       "data.threads": (3, "split_features.threads"),
       "data.max_corrupt": (0.5, "split_features.max_corrupt"),
       "log.tracker": ("wandb", "open_tracker.log.tracker"),
-      "eval.images": (12, {"open_splits.n_images": 12, "open_source.n_images*": [0, 12]}),
+      "eval.images": (
+        12,
+        {"open_splits.n_images": 12, "open_source.n_images*": [0, 12]},
+      ),
       "seed": (9, "seed"),
     },
   ),
@@ -369,7 +423,9 @@ CASES = {
       "data.max_corrupt": (0.5, "split_features.max_corrupt"),
     },
   ),
-  "lanes of cells": Case("ablate", CELLS, {"clip.memory_gib": (1e-4, "train_lanes.size", 1)}),
+  "lanes of cells": Case(
+    "ablate", CELLS, {"clip.memory_gib": (1e-4, "train_lanes.size", 1)}
+  ),
   "named sets": Case(
     "evaluate",
     EVALUATED,
@@ -391,7 +447,10 @@ CASES = {
     "evaluate",
     EUROSAT,
     {
-      "evaluate.images": (3, {"images": {"eurosat": 3}, "_count_classes.sampled": True}),
+      "evaluate.images": (
+        3,
+        {"images": {"eurosat": 3}, "_count_classes.sampled": True},
+      ),
       "evaluate.batch_size": (7, "tally.batch_size"),
       "evaluate.prompts": (TEXTS, "prompts", list(TEXTS)),
       "clip.text_tower": ("reference", "key", ("reference", "bfloat16")),
@@ -412,7 +471,13 @@ CASES = {
   "own sets": Case(
     "evaluate",
     EVALUATED,
-    {"evaluate.own_sets": (({"name": "own", "root": "ROOT/pictures"},), "sets", ["own"])},
+    {
+      "evaluate.own_sets": (
+        ({"name": "own", "root": "ROOT/pictures"},),
+        "sets",
+        ["own"],
+      )
+    },
   ),
   "the sets of the images": Case(
     "evaluate",
@@ -434,7 +499,9 @@ CASES = {
   "images of the world's sets": Case(
     "evaluate",
     EVALUATED,
-    {"evaluate.images": (12, "images", dict.fromkeys(("base", "novel", "shifted"), 12))},
+    {
+      "evaluate.images": (12, "images", dict.fromkeys(("base", "novel", "shifted"), 12))
+    },
   ),
   "a mixture of prompts": Case(
     "evaluate",
@@ -452,7 +519,10 @@ CASES = {
     {
       "analyse.prompts": (
         ("ROOT/b.npz", "{}."),
-        {"prompts": ["ROOT/b.npz", "{}."], "check_prompts.names": ("ROOT/b.npz", "{}.")},
+        {
+          "prompts": ["ROOT/b.npz", "{}."],
+          "check_prompts.names": ("ROOT/b.npz", "{}."),
+        },
       ),
       "analyse.top": (2, "nearest_tokens.top"),
       "evaluate.sets": (("dtd",), "sets", ["dtd"]),
@@ -480,9 +550,16 @@ CASES = {
       "predict.names": ("ROOT/other.txt", {"names": "ROOT/other.txt"}),
       "predict.prompt": (
         "the {}",
-        {"Classifier.prompt": "the {}", "check_prompt.named.prompt": "the {}", "prompt": "the {}"},
+        {
+          "Classifier.prompt": "the {}",
+          "check_prompt.named.prompt": "the {}",
+          "prompt": "the {}",
+        },
       ),
-      "predict.top": (1, {"answers": {2}, "printable.text": "teal leaf/0.png: red star 50.0%"}),
+      "predict.top": (
+        1,
+        {"answers": {2}, "printable.text": "teal leaf/0.png: red star 50.0%"},
+      ),
       "data.upright": (True, {"read_image.upright": True, "upright": True}),
     },
   ),
@@ -548,7 +625,10 @@ CASES = {
           "prompt": "the {}",
         },
       ),
-      "export.format": ("detic", {"output": "class_features.npy", "category_features.unit": False}),
+      "export.format": (
+        "detic",
+        {"output": "class_features.npy", "category_features.unit": False},
+      ),
     },
   ),
   "an upload": Case(
@@ -702,9 +782,17 @@ CASES = {
   "objects of several names": Case(
     "detect",
     DETECTED | {"detect.annotations": "ROOT/lvis.json"},
-    {"detect.synonyms": (True, "synonyms", tuple((name, f"a {name}") for name in OBJECTS))},
+    {
+      "detect.synonyms": (
+        True,
+        "synonyms",
+        tuple((name, f"a {name}") for name in OBJECTS),
+      )
+    },
   ),
-  "objects of scenes": Case("detect", SCENES, {"detect.scene_classes": (480, "Scenes.n_classes")}),
+  "objects of scenes": Case(
+    "detect", SCENES, {"detect.scene_classes": (480, "Scenes.n_classes")}
+  ),
   "annotated objects": Case(
     "detect",
     DETECTED | {"detect.source": "world", "detect.n_images": 2},
@@ -802,7 +890,9 @@ def write_files(root: pathlib.Path, region_set: pathlib.Path) -> None:
   for split, red in (("train", 0), ("test", 200)):
     for name in names:
       (root / "pictures" / split / name).mkdir(parents=True)
-      Image.new("RGB", (8, 8), (red, 0, 0)).save(root / "pictures" / split / name / "0.png")
+      Image.new("RGB", (8, 8), (red, 0, 0)).save(
+        root / "pictures" / split / name / "0.png"
+      )
   for name in load_class_list("eurosat").names:
     (root / "folders" / "eurosat" / name).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "folders" / "eurosat" / name / "0.png")
@@ -813,13 +903,18 @@ def write_files(root: pathlib.Path, region_set: pathlib.Path) -> None:
   (root / "two.txt").write_text("\n".join(names))
   (root / "other.txt").write_text("\n".join((*names, "a cat")))
   rows = [
-    {"id": i + 1, "name": name, "synonyms": [name, f"a {name}"]} for i, name in enumerate(names)
+    {"id": i + 1, "name": name, "synonyms": [name, f"a {name}"]}
+    for i, name in enumerate(names)
   ]
   (root / "synonyms.json").write_text(json.dumps({"categories": rows}))
   objects = json.loads((region_set / "objects.json").read_text())
   for row in objects["categories"]:
     row["synonyms"] = [row["name"], f"a {row['name']}"]
   (root / "lvis.json").write_text(json.dumps(objects))
-  (root / "classes.txt").write_text("\n".join(f"{name}\tbase" for name in (*OBJECTS, "tree")))
+  (root / "classes.txt").write_text(
+    "\n".join(f"{name}\tbase" for name in (*OBJECTS, "tree"))
+  )
   for name, m, position in (("a", 2, "end"), ("b", 3, "front")):
-    save_prompt(root / f"{name}.npz", Prompt(np.zeros((m, 64), np.float32), "world", position))
+    save_prompt(
+      root / f"{name}.npz", Prompt(np.zeros((m, 64), np.float32), "world", position)
+    )

@@ -1,8 +1,9 @@
-"""Runs of jobs that record their expensive calls instead of computing, and what these were given.
+"""Runs of jobs that record their expensive calls instead of computing, and what these
+were given.
 
-`RUNS` has a function of each kind of run, `(calls, config, folder) -> None`, which leaves records
-in `calls.seen`: arguments of the last call by `function.argument`, those of all calls by
-`function.argument*`, and what the function adds.
+`RUNS` has a function of each kind of run, `(calls, config, folder) -> None`, which
+leaves records in `calls.seen`: arguments of the last call by `function.argument`, those
+of all calls by `function.argument*`, and what the function adds.
 """
 
 import argparse
@@ -69,7 +70,15 @@ from pomp_jax.rooms.regions import (
 from pomp_jax.rooms.regions.mask_former import model, published_weights
 from pomp_jax.rooms.regions.region_folder import Regions
 from pomp_jax.rooms.regions.region_scorer import Scored
-from pomp_jax.train import batches, fill_features, loop, memory, pretrain, results, setup
+from pomp_jax.train import (
+  batches,
+  fill_features,
+  loop,
+  memory,
+  pretrain,
+  results,
+  setup,
+)
 from pomp_jax.train.resume import Checkpoint
 
 
@@ -85,8 +94,11 @@ class Calls:
     self.width = encoder.clip.config.projection_dim
     self.seen: dict[str, Any] = {}
 
-  def note(self, owner: Any, name: str, instead: Callable[..., Any] | type | None = None) -> None:
-    """Notes the calls of a function, which `instead` answers, or ends if it is `Recorded`."""
+  def note(
+    self, owner: Any, name: str, instead: Callable[..., Any] | type | None = None
+  ) -> None:
+    """Notes the calls of a function, which `instead` answers, or ends if it is
+    `Recorded`."""
     function = getattr(owner, name)
     signature = inspect.signature(function)
 
@@ -115,7 +127,9 @@ class Calls:
     """Jobs get a CLIP that is open, whose features are ones."""
     self.note_encoder()
     ones = lambda rows: np.ones((len(rows), self.width), np.float32)
-    self.patch.setattr(Encoder, "image_features", lambda _, images, unit=True: ones(images))
+    self.patch.setattr(
+      Encoder, "image_features", lambda _, images, unit=True: ones(images)
+    )
     self.note(Encoder, "class_features", lambda _, names, *given, **more: ones(names))
     of_classes = lambda _, params, frozen, *given, **more: ones(frozen.tokens.lengths)
     self.patch.setattr(Encoder, "features_of_classes", of_classes)
@@ -136,13 +150,16 @@ class Calls:
       source = signature.bind(*given, **more).arguments["source"]
       rows = np.arange(len(source))
       names = tuple(source.names)
-      return SplitFeatures(names, source.labels, np.ones((len(rows), self.width), np.float32), rows)
+      return SplitFeatures(
+        names, source.labels, np.ones((len(rows), self.width), np.float32), rows
+      )
 
     self.note(owner, name, features)
 
 
 def check_and_run(config: Config, folder: pathlib.Path) -> Any:
-  """Runs a job as the command line does; its fields are not checked beside each other."""
+  """Runs a job as the command line does; its fields are not checked beside each
+  other."""
   job = load_job(config.job)
   job.check(config, str(folder))
   return job.run(config, str(folder))
@@ -221,7 +238,9 @@ def training(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(results, "finish")
   calls.skip(pretrain.plots, "training_curves")
   calls.patch.setattr(pretrain, "PREDICTION_SHEET", "")
-  calls.patch.setattr(setup.PromptRun, "build_step", lambda run: run.learner() and _losses())
+  calls.patch.setattr(
+    setup.PromptRun, "build_step", lambda run: run.learner() and _losses()
+  )
   accuracy = {"top1": 0.5, "macro_top1": 0.5}
   calls.patch.setattr(setup.PromptRun, "validation", lambda run: lambda state: accuracy)
   seen = calls.seen
@@ -332,7 +351,9 @@ def classifier(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.note(tip_adapter, "SkippedImages")
   calls.note(tip_adapter, "read_ahead")
   calls.note(tip_adapter, "view_features")
-  calls.note(tip_adapter, "open_fetch", lambda data, *_: lambda rows, epochs: _views(data, rows))
+  calls.note(
+    tip_adapter, "open_fetch", lambda data, *_: lambda rows, epochs: _views(data, rows)
+  )
   calls.note(tip_adapter, "tune", lambda adapter, *given, **more: adapter)
   calls.note(tip_adapter.TipAdapter, "searched", lambda adapter, *given: adapter)
   found = load_job(config.job).run(config, str(folder))
@@ -341,7 +362,9 @@ def classifier(calls: Calls, config: Config, folder: pathlib.Path) -> None:
     calls.seen["epochs"] = len(list(epochs))
 
 
-_PROBE = linear_probe.LinearProbe(np.ones((128, 6), np.float32), np.ones(6, np.float32), 1.0)
+_PROBE = linear_probe.LinearProbe(
+  np.ones((128, 6), np.float32), np.ones(6, np.float32), 1.0
+)
 
 
 def _views(data: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +373,9 @@ def _views(data: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def seeds(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The trainings of `repeat` and of `baselines`."""
-  found = dict.fromkeys(("method", "clip_model", "steps", "n_classes", "k", "correction"))
+  found = dict.fromkeys(
+    ("method", "clip_model", "steps", "n_classes", "k", "correction")
+  )
   found |= {"eval_classes": {}, "eval": {}, "seconds": 1.0}
   calls.note(pretrain, "check", lambda *given: None)
   calls.note(pretrain, "run", lambda *given: found)
@@ -359,12 +384,18 @@ def seeds(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(baselines, "_share_programs", "validate")
   calls.patch.setattr(baselines, "_rows", lambda *given: {})
   calls.skip(RunFolder, "write_results")
-  calls.patch.setattr(baselines, "in_own_process", lambda function, *given: function(*given))
+  calls.patch.setattr(
+    baselines, "in_own_process", lambda function, *given: function(*given)
+  )
   results = check_and_run(config, folder)
   calls.seen |= {"seeds": results["seeds"], "settings": results.get("settings")}
   for name in ("check", "run"):
-    trainings = zip(calls.seen[f"{name}.workdir*"], calls.seen[f"{name}.config*"], strict=True)
-    calls.seen[f"{name}.seeds"] = [(pathlib.Path(own).name, one.seed) for own, one in trainings]
+    trainings = zip(
+      calls.seen[f"{name}.workdir*"], calls.seen[f"{name}.config*"], strict=True
+    )
+    calls.seen[f"{name}.seeds"] = [
+      (pathlib.Path(own).name, one.seed) for own, one in trainings
+    ]
 
 
 def ablation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
@@ -388,15 +419,21 @@ def ablation(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.seen["grid"] = calls.seen["_write_results.others"]["grid"]
   calls.seen["batches"] = [run.loop.batch_size for run in calls.seen["stream.run*"]]
   calls.seen["images"] = {*calls.seen.get("open_splits.n_images*", ())}
-  prompts = itertools.chain(*(one.values() for one in calls.seen.get("evaluate.prompts*", ())))
+  prompts = itertools.chain(
+    *(one.values() for one in calls.seen.get("evaluate.prompts*", ()))
+  )
   calls.seen["templates"] = {one for one in prompts if isinstance(one, str)}
 
 
-def _untrained(runs: Sequence[setup.PromptRun], streams: Any, size: int, curve_every: int) -> Any:
+def _untrained(
+  runs: Sequence[setup.PromptRun], streams: Any, size: int, curve_every: int
+) -> Any:
   losses = np.array([*[1] * 24, 9, *[1] * 5], np.float32)
   for run in runs:
     context = np.zeros((run.prompt.m, run.encoder.clip.text_width), np.float32)
-    curve = dict.fromkeys(vmapped_training.curve_steps(curve_every, run.total_steps), context)
+    curve = dict.fromkeys(
+      vmapped_training.curve_steps(curve_every, run.total_steps), context
+    )
     yield vmapped_training.Trained(context, losses, 1.0, 1.0, curve)
 
 
@@ -439,7 +476,9 @@ def analysis(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.seen["results"] = check_and_run(config, folder)
   calls.seen["sets"] = list(calls.seen["results"]["sets"])
   calls.seen["prompts"] = [one["label"] for one in calls.seen["results"]["prompts"]]
-  calls.seen["images"] = [one["images"] for one in calls.seen["results"]["sets"].values()]
+  calls.seen["images"] = [
+    one["images"] for one in calls.seen["results"]["sets"].values()
+  ]
 
 
 def prediction(calls: Calls, config: Config, folder: pathlib.Path) -> None:
@@ -498,7 +537,9 @@ def gradients(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.note(gradient_bias, "memory_plan")
   calls.note(gradient_bias, "sampling_arrays")
   calls.note(gradient_bias, "PromptContext")
-  calls.note(bias, "gradient_function", lambda learner, settings, corrections: corrections)
+  calls.note(
+    bias, "gradient_function", lambda learner, settings, corrections: corrections
+  )
   ones = lambda corrections, arguments, n, seed: np.ones((n, len(corrections), 3))
   calls.note(bias, "draws_of", ones)
   calls.skip(bias, "gradient_bias_panels")
@@ -511,7 +552,9 @@ def gradients(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.seen["cell"] = calls.seen["fingerprint.parts"][1:]
   calls.seen["n_draws"] = calls.seen["draws_of.n_draws*"][1:]
   calls.seen["logit_bias"] = contrasts[0].logit_bias
-  calls.seen |= {f"sampling.{name}": value for name, value in vars(contrasts[0].sampling).items()}
+  calls.seen |= {
+    f"sampling.{name}": value for name, value in vars(contrasts[0].sampling).items()
+  }
   calls.seen |= {name: found[name] for name in ("images", "prompt", "n_classes")}
 
 
@@ -519,13 +562,21 @@ def measured(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """The job benchmark, which measures nothing."""
   compiled = unittest.mock.Mock(spec=jax.stages.Compiled)
   step = types.SimpleNamespace(compile=lambda: compiled)
-  calls.note(benchmark, "measure_in_turn", lambda steps, *given: [one for one, _ in steps])
-  calls.note(towers, "text_tower", lambda kind, config, *given: _tower(config.projection_dim))
+  calls.note(
+    benchmark, "measure_in_turn", lambda steps, *given: [one for one, _ in steps]
+  )
+  calls.note(
+    towers, "text_tower", lambda kind, config, *given: _tower(config.projection_dim)
+  )
   weights = lambda config, m, seed: ({}, jnp.zeros((m + 1, config.hidden_size)))
   calls.note(towers, "random_inputs", weights)
   calls.note(towers, "plan_memory")
   calls.note(towers, "place_rows")
-  calls.note(towers, "make_train_step", lambda parts: types.SimpleNamespace(lower=lambda *_: step))
+  calls.note(
+    towers,
+    "make_train_step",
+    lambda parts: types.SimpleNamespace(lower=lambda *_: step),
+  )
   calls.note(towers, "create_state")
   calls.note(towers, "PromptContext")
   calls.note(jax.random, "key")
@@ -535,21 +586,36 @@ def measured(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   calls.skip(RunFolder, "write_results")
   calls.patch.setattr(benchmark, "has_flax_clip", lambda: True)
   found = check_and_run(config, folder)["rows"]
-  calls.seen["rows"] = [(one.implementation, one.k, one.n_classes, one.renew) for one in found]
-  given = ("random_inputs.seed*", "create_state.seed*", "key.seed*", "default_rng.seed*")
-  calls.seen["seeds"] = {*itertools.chain(*(calls.seen.get(name, ()) for name in given))}
+  calls.seen["rows"] = [
+    (one.implementation, one.k, one.n_classes, one.renew) for one in found
+  ]
+  given = (
+    "random_inputs.seed*",
+    "create_state.seed*",
+    "key.seed*",
+    "default_rng.seed*",
+  )
+  calls.seen["seeds"] = {
+    *itertools.chain(*(calls.seen.get(name, ()) for name in given))
+  }
   calls.seen["tokens"] = [one.tokens for one in found]
-  calls.seen["rows_at_a_time"] = {one.implementation: one.rows_at_a_time for one in found}
+  calls.seen["rows_at_a_time"] = {
+    one.implementation: one.rows_at_a_time for one in found
+  }
 
 
 def _tower(width: int) -> Callable[..., Any]:
-  return lambda params, prefix, suffix, lengths: jnp.ones((len(lengths), width)) * prefix.mean()
+  return lambda params, prefix, suffix, lengths: (
+    jnp.ones((len(lengths), width)) * prefix.mean()
+  )
 
 
 class _Scorer:
   """Scores of regions, in the order of the names."""
 
-  def __init__(self, regions, source, encoder, classes, matrices, *, logit_scale, **more):
+  def __init__(
+    self, regions, source, encoder, classes, matrices, *, logit_scale, **more
+  ):
     self._source, self._shape = source, (len(matrices), len(classes))
 
   def scored(self, block):
@@ -622,7 +688,9 @@ def page_regions(calls: Calls, config: Config, folder: pathlib.Path) -> None:
   """What the page does with the regions of a picture."""
   pixels = np.zeros((40, 40, 3), np.uint8)
   boxes = np.array([[1, 1, 9, 9], [1, 1, 9, 8], [20, 20, 30, 30]], np.float32)
-  regions = Regions(boxes, np.ones(3, np.float32), np.full((3, 10, 10), 2**14, np.int16))
+  regions = Regions(
+    boxes, np.ones(3, np.float32), np.full((3, 10, 10), 2**14, np.int16)
+  )
   network = types.SimpleNamespace(header=None, regions=lambda images: [regions])
   calls.open_encoder()
   calls.note(on_page, "open_network", lambda *given: network)

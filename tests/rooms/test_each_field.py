@@ -1,8 +1,9 @@
-"""Each field of each job does what it says: another value, and the records that it changes.
+"""Each field of each job does what it says: another value, and the records that it
+changes.
 
-A case is a run of `tests.rooms.recorded_jobs`, which computes nothing that takes long. It runs
-once as usual and once with other values of all fields of its rows. An ignored field would leave its
-records as they were.
+A case is a run of `tests.rooms.recorded_jobs`, which computes nothing that takes long.
+It runs once as usual and once with other values of all fields of its rows. An ignored
+field would leave its records as they were.
 """
 
 import contextlib
@@ -25,7 +26,9 @@ ROWS = [(case, field) for case, (_, _, rows) in CASES.items() for field in rows]
 def test_each_field_has_a_row():
   own = {field for case in CASES.values() for field in case.rows}
   group_of = lambda field: field.partition(".")[0] + "."
-  others = {field for field in fields_of() if {field, group_of(field)} & ELSEWHERE.keys()}
+  others = {
+    field for field in fields_of() if {field, group_of(field)} & ELSEWHERE.keys()
+  }
   assert own | others == set(fields_of())
   for place in ELSEWHERE.values():
     file, _, name = place.partition("::")
@@ -51,7 +54,9 @@ def records(folders, tmp_path_factory):
   def find(run, fields):
     key = repr((run, sorted(fields.items())))
     if key not in found:
-      config = defaults(fields.get("job", "pretrain")).replace(in_place(folders, fields))
+      config = defaults(fields.get("job", "pretrain")).replace(
+        in_place(folders, fields)
+      )
       with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Recorded):
         calls = Calls(patch, encoder)
         RUNS[run](calls, config, tmp_path_factory.mktemp("run") / "run")

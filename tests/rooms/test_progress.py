@@ -1,4 +1,5 @@
-"""Every job tells how far it is, in lines with the local time, and mentions each compilation."""
+"""Every job tells how far it is, in lines with the local time, and mentions each
+compilation."""
 
 import re
 
@@ -13,14 +14,27 @@ from pomp_jax.files import compilation, terminal
 from tests.support.command_line import handlers_kept
 from tests.support.small_run import run_job, small_config
 
-SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 2, "checkpoint.every": 2}
+SMALL = {
+  "data.n_classes": 30,
+  "k": 10,
+  "batch_size": 8,
+  "steps": 2,
+  "checkpoint.every": 2,
+}
 SMALL |= {"eval.images": 40, "epochs": 1, "probe.iterations": 5}
 SMALL |= {"tip.beta_steps": 3, "tip.alpha_steps": 3}
 # By name: the changes to the config, and what the lines begin with.
 JOBS = {
   "pretrain": (
     {"data.features": "stored"},
-    ("loading ", "features of tr", "step ", "features of images", "class features", "scoring")
+    (
+      "loading ",
+      "features of tr",
+      "step ",
+      "features of images",
+      "class features",
+      "scoring",
+    )
     + (
       "compiling train step",
       "compiled train step in ",
@@ -32,7 +46,10 @@ JOBS = {
     {"evaluate.sets": "novel"},
     ("loading ", "evaluation", "scoring images", "compiling", "compiled answers in "),
   ),
-  "analyse": ({"evaluate.sets": "novel"}, ("analysis", "features of images", "class features")),
+  "analyse": (
+    {"evaluate.sets": "novel"},
+    ("analysis", "features of images", "class features"),
+  ),
   "gradient_bias": (
     {"gradient_bias.k": (8,), "gradient_bias.images": 4, "gradient_bias.rows": 100}
     | {"gradient_bias.samplers": "uniform", "gradient_bias.corrections": "log"},
@@ -49,10 +66,20 @@ JOBS = {
   ),
   "tip_adapter_f": (
     {"job": "pretrain", "method": "tip_adapter_f"},
-    ("features of images", "features of the training's views", "search of alpha and beta"),
+    (
+      "features of images",
+      "features of the training's views",
+      "search of alpha and beta",
+    ),
   ),
-  "linear_probe": ({"job": "pretrain", "method": "linear_probe"}, ("fitting linear probes",)),
-  "predict": ({"predict.prompt": "a {}."}, ("predicting", "image features", "class features")),
+  "linear_probe": (
+    {"job": "pretrain", "method": "linear_probe"},
+    ("fitting linear probes",),
+  ),
+  "predict": (
+    {"predict.prompt": "a {}."},
+    ("predicting", "image features", "class features"),
+  ),
 }
 _NUMBER = r"\d+(\.\d+)?(e[+-]\d+)?"
 STEP = (
@@ -71,7 +98,8 @@ def talkative(monkeypatch, few_texts):
 
 @pytest.fixture
 def clip(one_layer, tmp_path, monkeypatch):
-  """A CLIP in the test's folder, opened anew: what is compiled already would not be mentioned."""
+  """A CLIP in the test's folder, opened anew: what is compiled already would not be
+  mentioned."""
   monkeypatch.setattr(inputs, "open_encoder", open_anew)
   (tmp_path / "clip").symlink_to(one_layer)
   return {"clip.model": str(tmp_path / "clip")}
@@ -87,7 +115,9 @@ def lines_of(config, tmp_path, capsys):
   assert not terminal._open
   assert not (folder / "plots").exists() or any((folder / "plots").iterdir())
   out, err = capsys.readouterr()
-  lines = err.splitlines() + [line for line in out.splitlines() if not line.startswith("one.png: ")]
+  lines = err.splitlines() + [
+    line for line in out.splitlines() if not line.startswith("one.png: ")
+  ]
   found = []
   for line in lines:
     started = re.fullmatch(r"[0-2]\d:[0-5]\d:[0-5]\d  (.+)", line)
@@ -107,7 +137,9 @@ def test_a_job(name, clip, tmp_path, capsys):
     changes = changes | images | {"predict.names": str(tmp_path / "names.txt")}
   config = small_config(**SMALL | clip | {"job": name} | changes)
   lines = lines_of(config, tmp_path, capsys)
-  assert [text for text in descriptions if not any(line.startswith(text) for line in lines)] == []
+  assert [
+    text for text in descriptions if not any(line.startswith(text) for line in lines)
+  ] == []
   steps = [line for line in lines if re.match(r"step [1-9]", line)]
   assert bool(steps) == (name == "pretrain")
   for line in steps:

@@ -1,8 +1,9 @@
-"""Recipes against the configs: published values, ours, and why ours differs where it does.
+"""Recipes against the configs: published values, ours, and why ours differs where it
+does.
 
-docs/recipes.md has the published values of image classification with their sources. A row has the
-published key and value, our field and its value, and `equal` or a reason. Of ImageNet-21K: the
-published data, its steps, no view twice, and the rehearsal.
+docs/recipes.md has the published values of image classification with their sources. A
+row has the published key and value, our field and its value, and `equal` or a reason.
+Of ImageNet-21K: the published data, its steps, no view twice, and the rehearsal.
 """
 
 import collections
@@ -34,7 +35,9 @@ Row = collections.namedtuple("Row", "key published field ours why")
 def rows_of(text):
   """The cells of a table in Markdown, without its heading."""
   lines = [line for line in text.splitlines() if line.startswith("|")]
-  return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+  return [
+    [cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines[2:]
+  ]
 
 
 def sections():
@@ -47,8 +50,11 @@ SHARED = [Row(*cells) for cells in rows_of(sections()["Shared values"])]
 
 
 def trainers():
-  """Rows of each recipe that is a column of one table, and its config; an empty cell is no row."""
-  heading, _, *lines = [line for line in sections()["Trainers"].splitlines() if "|" in line]
+  """Rows of each recipe that is a column of one table, and its config; an empty cell
+  is no row."""
+  heading, _, *lines = [
+    line for line in sections()["Trainers"].splitlines() if "|" in line
+  ]
   names = [cell.strip() for cell in heading.strip("|").split(" | ")][2:]
   table = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in lines]
   configs = dict(zip(names, table[0][2:], strict=True))
@@ -69,13 +75,23 @@ for _name, _text in sections().items():
 def config_of(name):
   """Our config, as the recipe's command has it."""
   file, _, argument = CONFIGS[name].partition(":")
-  return unpack(importlib.import_module(f"pomp_jax.configs.{file}").get_config(argument))
+  return unpack(
+    importlib.import_module(f"pomp_jax.configs.{file}").get_config(argument)
+  )
 
 
 def test_the_page_has_all_recipes():
   assert len(RECIPES) == 18 and sum(map(len, RECIPES.values())) > 150
   assert {config_of(name).method for name in RECIPES} == {
-    *("pomp", "cocoop", "maple", "vpt_deep", "tip_adapter", "tip_adapter_f", "linear_probe"),
+    *(
+      "pomp",
+      "cocoop",
+      "maple",
+      "vpt_deep",
+      "tip_adapter",
+      "tip_adapter_f",
+      "linear_probe",
+    ),
     *("zero_shot", "ivlp", "protext", "kdpl"),
   }
 
@@ -91,7 +107,9 @@ def test_every_value_is_the_published_one_or_explained(name, tmp_path):
     if row.field:
       # An empty text is written as "".
       assert ours[row.field] == value_of_text(row.field, row.ours.strip('"')), row
-    assert row.why and (row.why != "equal" or (row.field and row.ours == row.published)), row
+    assert row.why and (
+      row.why != "equal" or (row.field and row.ours == row.published)
+    ), row
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -99,9 +117,15 @@ def test_no_field_differs_from_the_default_without_a_row(name):
   """What a config changes and no row tells would be a difference that nobody sees."""
   told = {row.field for row in RECIPES[name]}
   if any(row.key == "the others" for row in RECIPES[name]):
-    told |= {row.field for row in RECIPES[name.removesuffix("-F").removesuffix(", transfer")]}
+    told |= {
+      row.field for row in RECIPES[name.removesuffix("-F").removesuffix(", transfer")]
+    }
   unchanged = defaults().flat()
-  changed = {field for field, value in config_of(name).flat().items() if value != unchanged[field]}
+  changed = {
+    field
+    for field, value in config_of(name).flat().items()
+    if value != unchanged[field]
+  }
   # Which data set is the user's choice, in CoOp's layout.
   assert changed - told <= {"data.source", "clip.model", "data.shots"}
 
@@ -126,10 +150,23 @@ def test_protexts_values_by_data_set(cells, tmp_path):
     config = unpack(protext.get_config(f"root={tmp_path},{variant}"))
     validate(config)
     assert (config.data.names, config.data.classes) == (dataset, classes)
-    assert (config.prompt.m, config.optim.lr, config.epochs) == (int(m), float(rate), int(epochs))
+    assert (config.prompt.m, config.optim.lr, config.epochs) == (
+      int(m),
+      float(rate),
+      int(epochs),
+    )
     assert config.prompt.init == ("a photo of a" if int(m) == 4 else "")
-    changed = {field for field, value in config.flat().items() if value != transfer[field]}
-    named = {"data.root", "data.names", "data.classes", "prompt.m", "prompt.init", "optim.lr"}
+    changed = {
+      field for field, value in config.flat().items() if value != transfer[field]
+    }
+    named = {
+      "data.root",
+      "data.names",
+      "data.classes",
+      "prompt.m",
+      "prompt.init",
+      "optim.lr",
+    }
     assert changed <= named | {"epochs"}
 
 
@@ -154,12 +191,14 @@ def test_tip_adapters_settings_by_data_set():
     text = "ensemble:imagenet_7" if name == "imagenet1k" else "hand_written"
     assert name in COOP_SETS and tip_adapter.published(name) == (*numbers, text)
   assert tip_adapter.published("imagenet_v2") is None
-  stored = json.loads(pathlib.Path(tip_adapter.__file__).with_suffix(".json").read_text())
+  stored = json.loads(
+    pathlib.Path(tip_adapter.__file__).with_suffix(".json").read_text()
+  )
   assert set(stored["sets"]) == set(TIP_SETS)
 
 
-# ZSSeg's configs as POMP runs them: exponents of base and novel, MASK_THR, number of classes, of
-# novel ones, MIN_SIZE_TEST and MAX_SIZE_TEST.
+# ZSSeg's configs as POMP runs them: exponents of base and novel, MASK_THR, number of
+# classes, of novel ones, MIN_SIZE_TEST and MAX_SIZE_TEST.
 PUBLISHED = {
   "coco_stuff_156": ((0.2, 0.8), 0.5, 171, 15, 640, 2560),
   "voc_15": ((0.3, 0.7), 0.5, 20, 5, 512, 2048),
@@ -182,10 +221,16 @@ def settings_of(name, tmp_path, argument=""):
 def test_published_values(name, tmp_path):
   exponents, threshold, n_classes, n_novel, shorter, longest = PUBLISHED[name]
   settings = settings_of(name, tmp_path)
-  assert settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
+  assert (
+    settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
+  )
   regions = settings.regions
   assert (regions.e_base, regions.e_novel) == exponents and regions.null == "drop"
-  assert (regions.mask_threshold, regions.crop, regions.expand) == (threshold, "masked", 1.0)
+  assert (regions.mask_threshold, regions.crop, regions.expand) == (
+    threshold,
+    "masked",
+    1.0,
+  )
   assert regions.source == "network" and settings.segment.prompts[0] == "network"
   assert (settings.propose.size, settings.propose.stride) == (shorter, 1)
   assert regions.size == shorter and max(resized_sides(100, 1000, shorter)) == longest
@@ -196,7 +241,12 @@ def test_published_values(name, tmp_path):
 
 def test_naclips_values(tmp_path):
   segment = settings_of("segment_training_free", tmp_path, "names=ade20k").segment
-  assert (segment.recipe, segment.size, segment.window, segment.stride) == ("naclip", 336, 224, 112)
+  assert (segment.recipe, segment.size, segment.window, segment.stride) == (
+    "naclip",
+    336,
+    224,
+    112,
+  )
   assert (segment.logit_scale, segment.pamr) == (40.0, 10)
 
 
@@ -227,7 +277,13 @@ RECIPES_21K = sorted(path.stem for path in FOLDER.glob("imagenet21k_*.py"))
 CHANGED = {
   *("clip.model", "clip.dtype", "data.names", "data.views", "data.view_epochs"),
   *("checkpoint.every", "eval.images", "prepare.input"),
-  *("evaluate.prompts", "evaluate.images", "export.prompt", "export.format", "export.names"),
+  *(
+    "evaluate.prompts",
+    "evaluate.images",
+    "export.prompt",
+    "export.format",
+    "export.names",
+  ),
 }
 OWN = {
   "prepare": {"job"},
@@ -250,7 +306,9 @@ def steps_an_epoch(config):
 @pytest.mark.parametrize("name", RECIPES_21K)
 def test_a_recipe_validates_and_its_docstring_has_its_steps(name):
   config = get(name)
-  validate(config.replace({"dry_run": True, "clip.model": "openai/clip-vit-base-patch16"}))
+  validate(
+    config.replace({"dry_run": True, "clip.model": "openai/clip-vit-base-patch16"})
+  )
   doc = importlib.import_module(f"pomp_jax.configs.{name}").__doc__
   assert config.checkpoint.every == round(steps_an_epoch(config) / 3)
   if "steps an epoch" in doc:
@@ -279,7 +337,9 @@ def test_a_phase_is_the_recipe_but_for_these_fields(phase, tmp_path):
     (tmp_path / name).touch()
   config = unpack(rehearsal.get_config(f"{phase},folder={tmp_path}"))
   validate(config)
-  recipe = unpack(imagenet21k_fall11_vit_b16.get_config(), config.job).flat() | {"job": "pretrain"}
+  recipe = unpack(imagenet21k_fall11_vit_b16.get_config(), config.job).flat() | {
+    "job": "pretrain"
+  }
   changed = (CHANGED | OWN[phase]) & set(recipe)
   assert {f for f, value in config.flat().items() if value != recipe[f]} == changed
   assert f"configs/rehearsal.py:{phase} " in rehearsal.__doc__

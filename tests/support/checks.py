@@ -1,4 +1,5 @@
-"""Agreement of arrays, equations of a traced program, and what functions are called with."""
+"""Agreement of arrays, equations of a traced program, and what functions are called
+with."""
 
 from collections.abc import Iterable, Iterator
 import inspect
@@ -14,7 +15,9 @@ def assert_close(found, expected, tolerance: float = 1e-5) -> None:
   """Asserts equal shapes and max |found - expected| <= tolerance * max |expected|."""
   found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
   assert found.shape == expected.shape
-  np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+  np.testing.assert_allclose(
+    found, expected, rtol=0, atol=tolerance * np.abs(expected).max()
+  )
 
 
 def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
@@ -30,8 +33,11 @@ def _is_program(value) -> bool:
   return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 
-def spy(patch: pytest.MonkeyPatch, functions: Iterable[tuple[Any, str]]) -> dict[str, Any]:
-  """Calls functions (module or class, and name in it) as usual, and notes what they are given.
+def spy(
+  patch: pytest.MonkeyPatch, functions: Iterable[tuple[Any, str]]
+) -> dict[str, Any]:
+  """Calls functions (module or class, and name in it) as usual, and notes what they are
+  given.
 
   Returns the arguments of the last call of each function, defaults included, by
   `function.argument`.
@@ -42,7 +48,9 @@ def spy(patch: pytest.MonkeyPatch, functions: Iterable[tuple[Any, str]]) -> dict
     def call(*given, **more):
       bound = inspect.signature(function).bind(*given, **more)
       bound.apply_defaults()
-      seen.update({f"{name}.{argument}": value for argument, value in bound.arguments.items()})
+      seen.update(
+        {f"{name}.{argument}": value for argument, value in bound.arguments.items()}
+      )
       return function(*given, **more)
 
     return call

@@ -1,4 +1,5 @@
-"""Small CLIPs with random weights as HuggingFace writes them, and oracles of any CLIP."""
+"""Small CLIPs with random weights as HuggingFace writes them, and oracles of any
+CLIP."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -29,7 +30,9 @@ from pomp_jax.evaluate.inputs import clip_config
 from pomp_jax.files.prompt_file import Prompt
 
 HAS_FLAX_CLIP = int(transformers.__version__.split(".")[0]) < 5
-needs_flax_clip = pytest.mark.skipif(not HAS_FLAX_CLIP, reason="transformers 5 has no Flax models")
+needs_flax_clip = pytest.mark.skipif(
+  not HAS_FLAX_CLIP, reason="transformers 5 has no Flax models"
+)
 # The text towers, to run a test with each.
 TOWERS: tuple = ("shared", pytest.param("reference", marks=needs_flax_clip))
 # The text tower of tests of other parts: all positions of all classes, where it exists.
@@ -52,10 +55,11 @@ def write_random_clip(
   vision: Mapping[str, int] | None = None,
   seed: int = 0,
 ) -> CLIPModel:
-  """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the same weights.
+  """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the
+  same weights.
 
-  `legacy_eos` writes eos_token_id=2, as configurations before transformers 4.31 do. Words of
-  `extra_tokens` get ids above EOT. `vision` changes sizes of the vision tower.
+  `legacy_eos` writes eos_token_id=2, as configurations before transformers 4.31 do.
+  Words of `extra_tokens` get ids above EOT. `vision` changes sizes of the vision tower.
   """
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = _tokenizer_of(folder, MERGES)
@@ -103,17 +107,24 @@ def write_random_clip(
 
 def _tokenizer_of(folder: pathlib.Path, merges: Sequence[str]) -> CLIPTokenizerFast:
   """Writes `vocab.json` and `merges.txt`, and reads them."""
-  # The letters of the 256 bytes: visible ones of Latin-1, then stand-ins (Radford et al., 2019).
+  # The letters of the 256 bytes: visible ones of Latin-1, then stand-ins (Radford et
+  # al., 2019).
   letters = sorted(ByteLevel.alphabet())
   tokens = [*letters, *(letter + "</w>" for letter in letters)]
-  tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-  (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+  tokens += ["".join(merge.split()) for merge in merges] + [
+    "<|startoftext|>",
+    "<|endoftext|>",
+  ]
+  (folder / "vocab.json").write_text(
+    json.dumps({token: i for i, token in enumerate(tokens)})
+  )
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
   return CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-  """Draws all weights and statistics, so that none is 0 or 1 and activations keep their scale."""
+  """Draws all weights and statistics, so that none is 0 or 1 and activations keep
+  their scale."""
   generator = torch.Generator().manual_seed(seed)
 
   def normal(tensor, deviation, mean=0.0):
@@ -137,7 +148,8 @@ def encode_texts(
 ) -> Float[Array, "N E"]:
   """Encodes plain sentences: a prompt without context whose class name is the sentence.
 
-  Not normalised, as HuggingFace's `get_text_features` returns them; by the shared tower by default.
+  Not normalised, as HuggingFace's `get_text_features` returns them; by the shared tower
+  by default.
   """
   tower = tower or text_tower("shared", clip.config.text_config)
   ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
@@ -147,7 +159,8 @@ def encode_texts(
 
 
 def clip_tokenizer(folder: pathlib.Path):
-  """Builds CLIPTokenizerFast from the merges of open_clip_torch; skips the test without them."""
+  """Builds CLIPTokenizerFast from the merges of open_clip_torch; skips the test
+  without them."""
   package = pathlib.Path(pytest.importorskip("open_clip").__file__).parent
   file = package / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
@@ -161,21 +174,27 @@ def words_as_prompt(clip: Clip, words: str, **fields) -> Prompt:
   return Prompt(np.asarray(embeddings), "random", **fields)
 
 
-def huggingface_outputs(clip: Clip, model: CLIPModel, images: np.ndarray, texts: Sequence[str]):
+def huggingface_outputs(
+  clip: Clip, model: CLIPModel, images: np.ndarray, texts: Sequence[str]
+):
   """HuggingFace's outputs for uint8 images, channels last, and texts."""
   tokens = clip.tokenizer(list(texts), return_tensors="pt", padding=True)
   pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
   with torch.no_grad():
-    return model(**tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
+    return model(
+      **tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float()
+    )
 
 
 def pooled(output):
-  """The features that HuggingFace's `get_*_features` returns; from transformers 5 on with more."""
+  """The features that HuggingFace's `get_*_features` returns; from transformers 5 on
+  with more."""
   return getattr(output, "pooler_output", output)
 
 
 def error_of(source, readers=(load_clip, clip_config)) -> str:
-  """Asserts that every reader raises ClipError, and returns its one line, the same for all."""
+  """Asserts that every reader raises ClipError, and returns its one line, the same
+  for all."""
   for read in readers:
     with pytest.raises(ClipError) as error:
       read(str(source))
@@ -191,7 +210,8 @@ def with_kernel(clip: Clip, part: str, kernel: np.ndarray) -> Clip:
 
 
 def with_logit_scale(clip: pathlib.Path, scale: float) -> pathlib.Path:
-  """Sets the logit scale of a stored CLIP, a factor of the cosine; returns its folder."""
+  """Sets the logit scale of a stored CLIP, a factor of the cosine; returns its
+  folder."""
   file = clip / "flax_model.msgpack"
   params = serialization.msgpack_restore(file.read_bytes())
   params["logit_scale"] = np.array(math.log(scale), np.float32)

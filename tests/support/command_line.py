@@ -11,7 +11,9 @@ import pytest
 from pomp_jax import main as main_module
 
 
-def run_main(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[str]]:
+def run_main(
+  capsys: pytest.CaptureFixture, *arguments: object
+) -> tuple[int, list[str]]:
   """Runs a command line: exit status, and lines on standard error."""
   status = main_module.main([str(argument) for argument in arguments])
   return status, capsys.readouterr().err.strip().splitlines()
@@ -19,9 +21,12 @@ def run_main(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, li
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-  """Restores what the program takes over: the log, SIGTERM, SIGHUP, exceptions that are lost."""
+  """Restores what the program takes over: the log, SIGTERM, SIGHUP, exceptions that
+  are lost."""
   ours = logging.getLogger("pomp_jax")
-  signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+  signals = {
+    number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)
+  }
   handlers, level, propagate = ours.handlers, ours.level, ours.propagate
   hook = sys.unraisablehook
   try:

@@ -1,4 +1,5 @@
-"""Small data sets as files, folders of images of which some can't be read, and damaged files."""
+"""Small data sets as files, folders of images of which some can't be read, and
+damaged files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -22,8 +23,11 @@ _PLACES = {
 }
 
 
-def write_set(root: pathlib.Path, name: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-  """Writes dtd, eurosat or imagenet_a below `$DATA`, with these test images uint8 [n,S,S,3].
+def write_set(
+  root: pathlib.Path, name: str, pictures: np.ndarray, labels: np.ndarray
+) -> None:
+  """Writes dtd, eurosat or imagenet_a below `$DATA`, with these test images uint8
+  [n,S,S,3].
 
   Those of imagenet_a are sorted by label.
   """
@@ -58,9 +62,14 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
 
 
 def write_folder(
-  root: pathlib.Path, names: Sequence[str], count: int, suffix: str = ".jpg", seed: int = 0
+  root: pathlib.Path,
+  names: Sequence[str],
+  count: int,
+  suffix: str = ".jpg",
+  seed: int = 0,
 ) -> None:
-  """Writes JPEG files of each class, named 0, 1, ..; another seed gives other pictures."""
+  """Writes JPEG files of each class, named 0, 1, ..; another seed gives other
+  pictures."""
   for label, name in enumerate(names):
     (root / name).mkdir(parents=True)
     for number in range(count):
@@ -83,17 +92,23 @@ def write_world(
 def write_unreadable_set(root: pathlib.Path) -> tuple[str, ...]:
   """Writes the world's images under EuroSAT's names, which it returns.
 
-  A class has 2 images to train on, 3 for validation and 5 for testing. One for validation is
-  damaged, and two for testing.
+  A class has 2 images to train on, 3 for validation and 5 for testing. One for
+  validation is damaged, and two for testing.
   """
   names = load_class_list("eurosat").names
-  pixels = iter(world.source("train", images_per_class=1).images(np.arange(len(names) * 10)))
+  pixels = iter(
+    world.source("train", images_per_class=1).images(np.arange(len(names) * 10))
+  )
   for name in names:
     for split, count in {"train": 2, "val": 3, "test": 5}.items():
       (root / split / name).mkdir(parents=True)
       for number in range(count):
         Image.fromarray(next(pixels)).save(root / split / name / f"{number}.png")
-  for file in (f"val/{names[0]}/1.png", f"test/{names[3]}/0.png", f"test/{names[9]}/4.png"):
+  for file in (
+    f"val/{names[0]}/1.png",
+    f"test/{names[3]}/0.png",
+    f"test/{names[9]}/4.png",
+  ):
     (root / file).write_bytes(b"no image")
   return names
 

@@ -5,7 +5,8 @@ import subprocess
 
 from tests.support.processes import ROOT
 
-# A queued resource is a file that holds its state; a worker is a folder, and ssh is bash.
+# A queued resource is a file that holds its state; a worker is a folder, and ssh is
+# bash.
 _GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
 state="$CLOUD/state"
@@ -76,11 +77,14 @@ def executable(path, text):
 
 
 def make_cloud(folder):
-  """Creates the folder: no resource, one installed worker, one run that exits with 0."""
+  """Creates the folder: no resource, one installed worker, one run that exits with
+  0."""
   executable(folder / "bin" / "gcloud", _GCLOUD)
   venv = folder / "worker" / "pomp" / ".venv"
   executable(venv / "bin" / "python", _PYTHON)
-  executable(venv / "bin" / "pip", '#!/usr/bin/env bash\necho "$*" >> "$CLOUD/packages"\n')
+  executable(
+    venv / "bin" / "pip", '#!/usr/bin/env bash\necho "$*" >> "$CLOUD/packages"\n'
+  )
   executable(folder / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
   (folder / "created").write_text("ACTIVE\n")
   (folder / "statuses").write_text("0\n")
@@ -88,12 +92,16 @@ def make_cloud(folder):
 
 def start(cloud, *arguments):
   # VENV and PYTHON are unset on a machine of the cloud.
-  environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
+  environ = {
+    name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")
+  }
   environ |= {"PATH": f"{cloud / 'bin'}:{environ['PATH']}"}
   environ |= {"CLOUD": str(cloud), "POLL_SECONDS": "0"}
   command = ["bash", "launch/tpu_pod.sh", *arguments]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **pipes)
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environ, start_new_session=True, **pipes
+  )
 
 
 def pod(cloud, *arguments):

@@ -1,7 +1,9 @@
-"""Fuzzing of readers: damaged files, edited JSON, and a monitor of what a reader does with them.
+"""Fuzzing of readers: damaged files, edited JSON, and a monitor of what a reader does
+with them.
 
-A reader must return a valid value or raise an error that it documents, with a message of one line.
-It must neither unpickle anything nor open a file outside the given folders.
+A reader must return a valid value or raise an error that it documents, with a message
+of one line. It must neither unpickle anything nor open a file outside the given
+folders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,19 +28,50 @@ _TEXTS = {
 }
 _PLACEHOLDERS = [json.loads(text) for text in _TEXTS]
 # Letters that break lines, terminals and encodings.
-AWKWARD = ["", " ", "\n", "\x00", "\x1b[2J", "\x85", "\u2028", "\ud800", "\ufeff", "_", "é", "{}"]
-_NUMBERS = [0, 1, -1, 2**31, 2**63, 2**64, -(2**63), 10**30, 0.5, float("nan"), float("inf")]
+AWKWARD = [
+  "",
+  " ",
+  "\n",
+  "\x00",
+  "\x1b[2J",
+  "\x85",
+  "\u2028",
+  "\ud800",
+  "\ufeff",
+  "_",
+  "é",
+  "{}",
+]
+_NUMBERS = [
+  0,
+  1,
+  -1,
+  2**31,
+  2**63,
+  2**64,
+  -(2**63),
+  10**30,
+  0.5,
+  float("nan"),
+  float("inf"),
+]
 
-awkward_text = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size=4).map("".join)
+awkward_text = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size=4).map(
+  "".join
+)
 
 
 def json_values(*words: str) -> st.SearchStrategy[Any]:
   """Draws small JSON values; `words` are keys and strings that the reader knows."""
   text = st.sampled_from(words) | awkward_text if words else awkward_text
-  plain = st.none() | st.booleans() | st.sampled_from([*_NUMBERS, *_PLACEHOLDERS]) | text
+  plain = (
+    st.none() | st.booleans() | st.sampled_from([*_NUMBERS, *_PLACEHOLDERS]) | text
+  )
   return st.recursive(
     plain,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    lambda inner: (
+      st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4)
+    ),
     max_leaves=8,
   )
 
@@ -52,7 +85,9 @@ def edited_json(draw: st.DrawFn, valid: Any, *words: str) -> bytes:
   text = json.dumps(value)
   for placeholder, real in _TEXTS.items():
     text = text.replace(placeholder, real)
-  return text.encode(draw(st.sampled_from(["utf-8"] * 4 + ["utf-8-sig", "utf-16", "utf-32-le"])))
+  return text.encode(
+    draw(st.sampled_from(["utf-8"] * 4 + ["utf-8-sig", "utf-16", "utf-32-le"]))
+  )
 
 
 def _edit(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any]) -> Any:
@@ -84,7 +119,9 @@ def damaged(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
   data = bytearray(draw(st.sampled_from(valid) | st.binary(max_size=64)))
   for _ in range(draw(st.integers(0, 4))):
     where = draw(st.integers(0, max(0, len(data) - 1)))
-    accident = draw(st.sampled_from(["flip", "flip", "set", "insert", "delete", "cut", "repeat"]))
+    accident = draw(
+      st.sampled_from(["flip", "flip", "set", "insert", "delete", "cut", "repeat"])
+    )
     if accident == "flip" and data:
       data[where] ^= 1 << draw(st.integers(0, 7))
     elif accident == "set":
@@ -148,8 +185,11 @@ sys.addaudithook(_note)
 
 
 @contextlib.contextmanager
-def allowed_errors(*errors: type[Exception], within: Sequence[os.PathLike]) -> Iterator[None]:
-  """Checks a reader: it may raise `errors` with one line, and open files in `within` only."""
+def allowed_errors(
+  *errors: type[Exception], within: Sequence[os.PathLike]
+) -> Iterator[None]:
+  """Checks a reader: it may raise `errors` with one line, and open files in `within`
+  only."""
   folders = tuple(os.path.realpath(folder) for folder in within)
   # Threads of earlier tests, such as image prefetchers, are ignored.
   others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}

@@ -1,4 +1,5 @@
-"""A hub on the loopback interface: the endpoints that huggingface_hub's client calls."""
+"""A hub on the loopback interface: the endpoints that huggingface_hub's client
+calls."""
 
 import base64
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ class Hub:
 
 @contextlib.contextmanager
 def local_hub(monkeypatch, cache: pathlib.Path) -> Iterator[Hub]:
-  """Serves a hub without repositories, for the library's client, which gets TOKEN and a cache."""
+  """Serves a hub without repositories, for the library's client, which gets TOKEN
+  and a cache."""
   hub = Hub()
   with served(_app(hub)) as hub.url:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -48,7 +50,8 @@ def local_hub(monkeypatch, cache: pathlib.Path) -> Iterator[Hub]:
 
 
 def point_at(monkeypatch, url: str) -> None:
-  """Makes the library's client ask another hub; it reads the environment when it is imported."""
+  """Makes the library's client ask another hub; it reads the environment when it is
+  imported."""
   monkeypatch.setattr(constants, "ENDPOINT", url)
   template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
   for module in (constants, file_download):
@@ -59,7 +62,8 @@ def point_at(monkeypatch, url: str) -> None:
 
 
 def _close_sessions() -> None:
-  """Closes the client's connections, which keep the settings that they were made with."""
+  """Closes the client's connections, which keep the settings that they were made
+  with."""
   # Since version 1, and before.
   (getattr(_http, "close_session", None) or _http.reset_sessions)()
 
@@ -75,7 +79,8 @@ def _app(hub: Hub) -> flask.Flask:
 
   def files_of(repository: str, revision: str) -> dict[str, bytes]:
     if repository not in hub.files or (repository in hub.private and not is_known()):
-      # The hub does not tell a stranger a private repository from one that is not there.
+      # The hub does not tell a stranger a private repository from one that is not
+      # there.
       refuse(404 if is_known() else 401, "RepoNotFound")
     if revision not in ("main", SHA):
       refuse(404, "RevisionNotFound")
@@ -88,7 +93,11 @@ def _app(hub: Hub) -> flask.Flask:
       refuse(503)
     if request.method == "POST" and not is_known():
       refuse(401)
-    if request.method == "POST" and hub.forbidden and request.path != "/api/validate-yaml":
+    if (
+      request.method == "POST"
+      and hub.forbidden
+      and request.path != "/api/validate-yaml"
+    ):
       refuse(403)
 
   @app.get("/api/models/<path:repository>", defaults={"revision": "main"})
@@ -103,7 +112,10 @@ def _app(hub: Hub) -> flask.Flask:
     content = files_of(repository, revision).get(path)
     if content is None:
       refuse(404, "EntryNotFound")
-    return content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA}
+    return content, {
+      "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+      "X-Repo-Commit": SHA,
+    }
 
   @app.post("/api/validate-yaml")
   def validate():

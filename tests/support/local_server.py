@@ -8,7 +8,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 class _Handler(WSGIRequestHandler):
-  # Answers are sent at once, and not when the client has confirmed their headers, 40 ms later.
+  # Answers are sent at once, and not when the client has confirmed their headers, 40 ms
+  # later.
   disable_nagle_algorithm = True
 
   def log_request(self, *_):
@@ -18,7 +19,9 @@ class _Handler(WSGIRequestHandler):
 @contextlib.contextmanager
 def served(app) -> Iterator[str]:
   """Serves an application in threads; yields its URL."""
-  with make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler) as server:
+  with make_server(
+    "127.0.0.1", 0, app, threaded=True, request_handler=_Handler
+  ) as server:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -1,4 +1,5 @@
-"""Runs and jobs in several processes on this machine, each with its own virtual CPU devices."""
+"""Runs and jobs in several processes on this machine, each with its own virtual CPU
+devices."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -37,13 +38,15 @@ def reserved_port() -> Iterator[int]:
 
 
 def xla_flags(devices: int) -> str:
-  """XLA_FLAGS for virtual devices, the same in tests and in the processes that they start."""
+  """XLA_FLAGS for virtual devices, the same in tests and in the processes that they
+  start."""
   count = [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
   return " ".join([*count, *_FLAGS])
 
 
-# Programs run for few steps here, so optimising them costs more than it saves. Collectives time
-# out after 600 s instead of 40 s: on a busy machine devices arrive late.
+# Programs run for few steps here, so optimising them costs more than it saves.
+# Collectives time out after 600 s instead of 40 s: on a busy machine devices arrive
+# late.
 _FLAGS = (
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
@@ -52,35 +55,58 @@ _FLAGS = (
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-  """Environment of a child process: virtual devices, and no variable of a surrounding cluster."""
+  """Environment of a child process: virtual devices, and no variable of a
+  surrounding cluster."""
   clusters = ("SLURM_", "OMPI_", "JOBSET_", "TPU_", "MEGASCALE_")
-  found = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
-  own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
+  found = {
+    name: value for name, value in os.environ.items() if not name.startswith(clusters)
+  }
+  own = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": xla_flags(devices),
+    "PYTHONPATH": str(ROOT),
+  }
   own["USE_TORCH"] = "0"  # as `pomp_jax.command` sets it
   return found | own | more
 
 
 def small_demo(**changes: object) -> list[str]:
-  """Arguments of the command line: a short form of the demo; `changes` by full field name."""
-  fields = {"data.n_classes": 300, "data.images_per_class": 2, "k": 20, "batch_size": 16}
+  """Arguments of the command line: a short form of the demo; `changes` by full field
+  name."""
+  fields = {
+    "data.n_classes": 300,
+    "data.images_per_class": 2,
+    "k": 20,
+    "batch_size": 16,
+  }
   fields |= {"eval.images": 64} | changes
-  return ["--config=configs/demo.py", *(f"--config.{name}={fields[name]}" for name in fields)]
+  return [
+    "--config=configs/demo.py",
+    *(f"--config.{name}={fields[name]}" for name in fields),
+  ]
 
 
 def share_compilation_cache() -> None:
-  """Shares one compilation cache among all tests and later runs; call it before JAX starts.
+  """Shares one compilation cache among all tests and later runs; call it before JAX
+  starts.
 
-  Each kind of processor, release of jaxlib and set of flags has its own folder in the user's cache
-  folder. All of it is safe to delete. A folder of over 2 GiB is deleted here.
+  Each kind of processor, release of jaxlib and set of flags has its own folder in the
+  user's cache folder. All of it is safe to delete. A folder of over 2 GiB is deleted
+  here.
   """
-  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  cache = pathlib.Path(
+    os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  )
   processor = platform.platform()
-  with contextlib.suppress(OSError):  # programs are compiled for the features of the processor
+  # programs are compiled for the features of the processor
+  with contextlib.suppress(OSError):
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = {line for line in lines if line.startswith(("model name", "flags"))}
     processor = " ".join(sorted(names))
   key = hashlib.sha256(" ".join([processor, *_FLAGS]).encode()).hexdigest()[:12]
-  folder = cache / "pomp_jax_tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{key}"
+  folder = (
+    cache / "pomp_jax_tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{key}"
+  )
   if folder.exists():
     with os.scandir(folder) as files:
       size = sum(file.stat().st_size for file in files)
@@ -90,7 +116,9 @@ def share_compilation_cache() -> None:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-def wait_until(happened: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+def wait_until(
+  happened: Callable[[], object], process: subprocess.Popen | None = None
+) -> None:
   """Waits until a condition holds, while the process runs, at most 600 s."""
   end = time.monotonic() + 600
   while not happened():
@@ -100,7 +128,8 @@ def wait_until(happened: Callable[[], object], process: subprocess.Popen | None 
 
 
 class Processes(contextlib.AbstractContextManager):
-  """The processes of one run, by index in `processes`; killed on exit if they still run."""
+  """The processes of one run, by index in `processes`; killed on exit if they still
+  run."""
 
   def __init__(
     self,
@@ -112,10 +141,12 @@ class Processes(contextlib.AbstractContextManager):
     environ: dict[int, dict[str, str]] | None = None,
     absent: Sequence[int] = (),
   ):
-    """Starts `count` processes with `devices` virtual devices each, all but the `absent` ones.
+    """Starts `count` processes with `devices` virtual devices each, all but the
+    `absent` ones.
 
-    `command` are the arguments of `python`, to which coordinator, count and index are appended.
-    `own` and `environ` are further arguments and environment variables, by process index.
+    `command` are the arguments of `python`, to which coordinator, count and index are
+    appended. `own` and `environ` are further arguments and environment variables, by
+    process index.
     """
     self._stack = contextlib.ExitStack()
     self.port = self._stack.enter_context(reserved_port())
@@ -123,7 +154,8 @@ class Processes(contextlib.AbstractContextManager):
     for index in set(range(count)) - set(absent):
       which = [f"--coordinator=127.0.0.1:{self.port}", f"--num_processes={count}"]
       which = [*which, f"--process_id={index}"] if count > 1 else []
-      # A file, not a pipe: a process blocks on a full pipe, and the others then wait for it.
+      # A file, not a pipe: a process blocks on a full pipe, and the others then wait
+      # for it.
       output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by the stack)
       self._outputs[index] = self._stack.enter_context(output)
       self.processes[index] = subprocess.Popen(
@@ -144,7 +176,8 @@ class Processes(contextlib.AbstractContextManager):
     return found
 
   def succeed(self, seconds: float = 600) -> list[str]:
-    """Waits for all processes, asserts that their exit status is 0, and returns their outputs."""
+    """Waits for all processes, asserts that their exit status is 0, and returns
+    their outputs."""
     found = self.finish(seconds).values()
     for status, output in found:
       assert status == 0, output[-3000:]

@@ -9,7 +9,8 @@ CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
 
 
 def refusal(path, load=load_prompt, kind=PromptFileError) -> str:
-  """Returns the error with which a reader refuses a file: one line that begins with its path."""
+  """Returns the error with which a reader refuses a file: one line that begins with
+  its path."""
   with pytest.raises(kind) as caught:
     load(path)
   message = str(caught.value)

@@ -1,4 +1,5 @@
-"""A report of a job, parsed: its tables, headings, images, links, and tags that stay open."""
+"""A report of a job, parsed: its tables, headings, images, links, and tags that stay
+open."""
 
 from collections.abc import Mapping, Sequence
 import html.parser
@@ -59,7 +60,9 @@ class Page(html.parser.HTMLParser):
 
   def table(self, *columns):
     """Rows of the one table with these first columns."""
-    [found] = [table for table in self.tables if tuple(table[0][: len(columns)]) == columns]
+    [found] = [
+      table for table in self.tables if tuple(table[0][: len(columns)]) == columns
+    ]
     return found[1:]
 
 
@@ -69,14 +72,16 @@ class Case(NamedTuple):
   job: str
   results: Mapping[str, Any]
   plots: Sequence[str]
-  # The heading, and tables: the first cells of the head and of each row. "..": number of others.
-  # FOLDER is the name of the run's folder.
+  # The heading, and tables: the first cells of the head and of each row. "..": number
+  # of others. FOLDER is the name of the run's folder.
   expected: str
   facts: Mapping[str, str] = {}  # rows of two cells
   text: str = ""  # a sentence
 
 
-def page_of(job: str, path: pathlib.Path, results: Mapping[str, Any], **changes: Any) -> Page:
+def page_of(
+  job: str, path: pathlib.Path, results: Mapping[str, Any], **changes: Any
+) -> Page:
   """The page of a run, with the plots that are in its folder."""
   config = small_config(job=job, **changes)
   finish_run(RunFolder(path), config.to_dict(), {"job": job} | results)
@@ -90,7 +95,9 @@ def check_page(case: Case, path: pathlib.Path) -> Page:
     if not (path / "plots" / name).exists():
       Image.new("RGB", (3, 2), "red").save(path / "plots" / name)
   parsed = page_of(case.job, path, case.results, **{"eval.template": AWKWARD})
-  _check_figures(case._replace(expected=case.expected.replace("FOLDER", path.name)), parsed)
+  _check_figures(
+    case._replace(expected=case.expected.replace("FOLDER", path.name)), parsed
+  )
   for name, mark in (("results.md", "| --- |"), ("results.tex", r"\begin{tabular}")):
     assert mark in (path / name).read_text()
   text = (path / "report.html").read_text()
@@ -116,12 +123,19 @@ def _check_figures(case: Case, parsed: Page) -> None:
   assert re.search(heading, parsed.headings[0])
   lines_of = [[" | ".join([*row, ""]) for row in table] for table in parsed.tables]
   for head, *expected in map(str.splitlines, tables):
-    found = [row for lines in lines_of if lines[0].startswith(f"{head} | ") for row in lines[1:]]
+    found = [
+      row
+      for lines in lines_of
+      if lines[0].startswith(f"{head} | ")
+      for row in lines[1:]
+    ]
     if expected[-1].startswith(".."):
       n_others = int(expected.pop().removeprefix(".. "))
       assert len(found) == len(expected) + n_others
       del found[len(expected) :]
     for row, own in zip(found, expected, strict=True):
       assert row.startswith(f"{own} | ")
-  assert set(case.facts.items()) <= {tuple(row) for table in parsed.tables for row in table}
+  assert set(case.facts.items()) <= {
+    tuple(row) for table in parsed.tables for row in table
+  }
   assert case.text in parsed.text

@@ -1,4 +1,5 @@
-"""Plugin: fixtures of several folders, such as finished runs, most made once for a session."""
+"""Plugin: fixtures of several folders, such as finished runs, most made once for a
+session."""
 
 from collections.abc import Callable
 import os
@@ -21,9 +22,11 @@ def _listing(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory):
-  """A function `(name, make) -> folder`: `make(folder)` runs once, in the worker that is first.
+  """A function `(name, make) -> folder`: `make(folder)` runs once, in the worker that
+  is first.
 
-  Tests only read the folder, which is held at the end, and copy what they change: see `copy_of`.
+  Tests only read the folder, which is held at the end, and copy what they change: see
+  `copy_of`.
   """
   root = tmp_path_factory.getbasetemp()
   # The parent of a worker's folder is the session's.
@@ -141,4 +144,6 @@ def one_layer(shared: Shared) -> str:
   """Path of the world's CLIP with one layer, the cheapest to train with."""
   from tests.support.clips import write_fewer_layers
 
-  return str(shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip")
+  return str(
+    shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1)) / "clip"
+  )

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pomp_jax.config import Config, defaults, fields_of, load_job, validate, value_of_text
+from pomp_jax.config import (
+  Config,
+  defaults,
+  fields_of,
+  load_job,
+  validate,
+  value_of_text,
+)
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
@@ -33,7 +40,8 @@ def settings(**changes) -> Config:
 
 
 def small_config(**changes) -> Config:
-  """Returns settings of 300 classes and 12 steps, B=16, K=20; `changes` by full field name."""
+  """Returns settings of 300 classes and 12 steps, B=16, K=20; `changes` by full
+  field name."""
   small = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -68,7 +76,8 @@ def trained(config: Config, workdir: pathlib.Path) -> np.ndarray:
 
 
 def training_features(store: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-  """Returns the stored features [n,R,E] of these n and R, without the places beside them."""
+  """Returns the stored features [n,R,E] of these n and R, without the places beside
+  them."""
   for folder in (store / "training").iterdir():
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}}
     array = tensorstore.open(spec, open=True).result()

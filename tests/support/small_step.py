@@ -24,7 +24,10 @@ SEED = 7
 
 
 def settings_of(
-  world, k: int = K, sampler: samplers.SamplingSettings | None = None, ancestors: float = 0.0
+  world,
+  k: int = K,
+  sampler: samplers.SamplingSettings | None = None,
+  ancestors: float = 0.0,
 ):
   """Returns settings with K classes and the logit scale of the CLIP."""
   scale = world.clip.logit_scale
@@ -36,7 +39,9 @@ def settings_of(
 def draw_of(step: int, group: int) -> list[int]:
   """Returns the K-1 negatives of a plain draw."""
   key = draws.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
-  return jax.jit(draws.sample_uniform, static_argnums=(1, 2))(key, K, N_CLASSES).tolist()
+  return jax.jit(draws.sample_uniform, static_argnums=(1, 2))(
+    key, K, N_CLASSES
+  ).tolist()
 
 
 def make_step(
@@ -58,9 +63,13 @@ def make_step(
   `block` is that of the text tower; `more` goes to `StepParts`.
   """
   optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01, clip_norm)
-  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget, block=block)
+  tower = text_tower(
+    kind, world.clip.config.text_config, token_budget=budget, block=block
+  )
   capacity = block and block - 1 - module.n_vectors + module.n_own
-  learner = ContextLearner(module, tower, budget, capacity, image_tower=vision, terms=terms or {})
+  learner = ContextLearner(
+    module, tower, budget, capacity, image_tower=vision, terms=terms or {}
+  )
   step = make_train_step(StepParts(mesh, learner, optimizer, **more))
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)

@@ -1,4 +1,5 @@
-"""Object stores on this machine, emulators of Google's and Amazon's, with faults to order."""
+"""Object stores on this machine, emulators of Google's and Amazon's, with faults to
+order."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -30,14 +31,16 @@ _GOOGLE = (
   "threading.Event().wait()\n"
 )
 _AMAZON = "from moto.server import main\nmain(['-H', '127.0.0.1', '-p', '{port}'])\n"
-# Answers are sent at once, and not when the client has confirmed their headers, 40 ms later.
+# Answers are sent at once, and not when the client has confirmed their headers, 40 ms
+# later.
 _AT_ONCE = "import socketserver; socketserver.StreamRequestHandler.disable_nagle_algorithm = True\n"
 # Headers of one connection, or of this server.
 _NOT_PASSED_ON = {"transfer-encoding", "connection", "server", "date"}
 
 
 class Store(contextlib.ExitStack):
-  """A store in a process of its own with one bucket, behind a proxy that can answer in its place.
+  """A store in a process of its own with one bucket, behind a proxy that can answer in
+  its place.
 
   Attributes:
     environ: variables that lead the clients to it.
@@ -60,7 +63,9 @@ class Store(contextlib.ExitStack):
     self.callback(process.wait)
     self.callback(process.kill)
     # Google's emulator takes one connection at a time, and resets others.
-    self._store = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1, block=True, timeout=60)
+    self._store = urllib3.HTTPConnectionPool(
+      "127.0.0.1", port, maxsize=1, block=True, timeout=60
+    )
     started = urllib3.Retry(600, backoff_factor=0.1, backoff_max=0.1)
     self._store.request("GET", "/", retries=started)
     address = self.enter_context(served(self._answer))
@@ -88,16 +93,24 @@ class Store(contextlib.ExitStack):
   def _answer(self, request: werkzeug.Request) -> werkzeug.Response:
     body, path = request.get_data(), request.environ["REQUEST_URI"]
     # A multipart upload has its object's name in the body.
-    name = _NAME.search(body[:1000]) if request.args.get("uploadType") == "multipart" else None
+    name = (
+      _NAME.search(body[:1000])
+      if request.args.get("uploadType") == "multipart"
+      else None
+    )
     self.before(request.method, f"{path}&name={name[1].decode()}" if name else path)
     if time.monotonic() < self._until:
       self.faults += 1
       return werkzeug.Response(self._error(), self._status)
-    sent = {k: v for k, v in request.headers.items() if k.lower() != "transfer-encoding"}
+    sent = {
+      k: v for k, v in request.headers.items() if k.lower() != "transfer-encoding"
+    }
     status, headers, content = self._forward(request, path, body, sent)
     headers = [(k, v) for k, v in headers if k.lower() not in _NOT_PASSED_ON]
     # Bytes set their length; an answer to HEAD keeps the store's.
-    return werkzeug.Response([] if request.method == "HEAD" else content, status, headers)
+    return werkzeug.Response(
+      [] if request.method == "HEAD" else content, status, headers
+    )
 
   def _forward(
     self, request: werkzeug.Request, path: str, body: bytes, headers: dict[str, str]
@@ -120,7 +133,8 @@ class Store(contextlib.ExitStack):
     # Google's own store names the object's version beside its content.
     if request.method == "GET" and query.get("alt") == "media" and self.scheme == "gs":
       answered.append(("x-goog-generation", self._generation(described)))
-    # Google's own store lists the names of a range, and TensorStore ends the process over others.
+    # Google's own store lists the names of a range, and TensorStore ends the process
+    # over others.
     if "startOffset" in query and answer.status == 200:
       first, last = query["startOffset"], query.get("endOffset", "\uffff")
       listed = json.loads(content)
@@ -133,7 +147,9 @@ class Store(contextlib.ExitStack):
     answer = self._send("GET", path)
     return answer.json()["generation"] if answer.status == 200 else "0"
 
-  def _send(self, method: str, path: str, body: bytes = b"", headers: dict | None = None):
+  def _send(
+    self, method: str, path: str, body: bytes = b"", headers: dict | None = None
+  ):
     return self._store.urlopen(
       method, path, body, headers, retries=False, redirect=False, decode_content=False
     )
@@ -141,7 +157,9 @@ class Store(contextlib.ExitStack):
   def _error(self) -> bytes:
     if self.scheme == "gs":
       return b'{"error": {"code": %d, "message": "ordered"}}' % self._status
-    code = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown"}.get(self._status, "Ordered")
+    code = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown"}.get(
+      self._status, "Ordered"
+    )
     return b"<Error><Code>%s</Code><Message>ordered</Message></Error>" % code.encode()
 
 

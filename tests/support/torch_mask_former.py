@@ -1,7 +1,9 @@
-"""ZSSeg's network in torch, of other projects' modules, and its checkpoint as detectron2 saves it.
+"""ZSSeg's network in torch, of other projects' modules, and its checkpoint as
+detectron2 saves it.
 
-Decoders are HuggingFace's MaskFormer, bottlenecks are torchvision's, with dilations set as in
-DeepLab, and the stem is written here. Names in the checkpoint are facts of ZSSeg's code.
+Decoders are HuggingFace's MaskFormer, bottlenecks are torchvision's, with dilations set
+as in DeepLab, and the stem is written here. Names in the checkpoint are facts of
+ZSSeg's code.
 """
 
 import collections
@@ -16,19 +18,34 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
 from transformers import ResNetConfig as TransformersResNetConfig
-from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPredictionHead
+from transformers.models.maskformer.modeling_maskformer import (
+  MaskformerMLPPredictionHead,
+)
 
 SIZES = {"layers": (1, 2, 1, 3), "width": 8, "stem": 16, "dim": 64, "mask_dim": 32}
 SIZES |= {"n_queries": 7, "n_layers": 3, "n_heads": 8, "mlp": 48, "embedding_mlp": 40}
 SIZES |= {"embedding": 24}
-PUBLISHED = {"layers": (3, 4, 23, 3), "width": 64, "stem": 128, "dim": 256, "mask_dim": 256}
-PUBLISHED |= {"n_queries": 100, "n_layers": 6, "n_heads": 8, "mlp": 2048, "embedding_mlp": 1024}
+PUBLISHED = {
+  "layers": (3, 4, 23, 3),
+  "width": 64,
+  "stem": 128,
+  "dim": 256,
+  "mask_dim": 256,
+}
+PUBLISHED |= {
+  "n_queries": 100,
+  "n_layers": 6,
+  "n_heads": 8,
+  "mlp": 2048,
+  "embedding_mlp": 1024,
+}
 PUBLISHED |= {"embedding": 512}
 MEAN, DEVIATION = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 
 
 class TorchBackbone(nn.Module):
-  """DeepLab's stem before torchvision's stages; the last stage's 3x3 convolutions are dilated."""
+  """DeepLab's stem before torchvision's stages; the last stage's 3x3 convolutions
+  are dilated."""
 
   def __init__(self, layers, width, stem):
     super().__init__()
@@ -92,7 +109,8 @@ def torch_mask_former(sizes: dict = SIZES) -> MaskFormerForInstanceSegmentation:
 
 
 def torch_pixels(images: np.ndarray) -> torch.Tensor:
-  """Normalises uint8 images, channels last, as detectron2 does with ImageNet's statistics."""
+  """Normalises uint8 images, channels last, as detectron2 does with ImageNet's
+  statistics."""
   pixels = (torch.tensor(images).float() - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
   return pixels.permute(0, 3, 1, 2)
 
@@ -100,8 +118,8 @@ def torch_pixels(images: np.ndarray) -> torch.Tensor:
 def layer_outputs(model, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
   """Masks [J,B,Q,h,w] and embeddings [J,B,Q,E] after each decoder layer.
 
-  The model's own outputs are those of the last layer. As in ZSSeg, the decoder's last norm is
-  applied to the output of every layer.
+  The model's own outputs are those of the last layer. As in ZSSeg, the decoder's last
+  norm is applied to the output of every layer.
   """
   decoder, states = model.model.transformer_module.decoder, []
 
@@ -129,7 +147,10 @@ def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _NAMES = (
-  (r"^model\.pixel_level_module\.encoder\.stages\.(\d)", lambda m: f"backbone.res{int(m[1]) + 2}"),
+  (
+    r"^model\.pixel_level_module\.encoder\.stages\.(\d)",
+    lambda m: f"backbone.res{int(m[1]) + 2}",
+  ),
   (r"^model\.pixel_level_module\.encoder", "backbone"),
   (r"^backbone(.*)\.bn(\d)\.", r"backbone\1.conv\2.norm."),
   (r"downsample\.0", "shortcut"),
@@ -141,7 +162,10 @@ _NAMES = (
   (r"layers\.(\d)\.block\.", lambda m: f"layer_{3 - int(m[1])}."),
   (r"((adapter|layer)_\d)\.0", r"\1"),
   (r"((adapter|layer)_\d)\.1", r"\1.norm"),
-  (r"^model\.transformer_module\.decoder", "sem_seg_head.predictor.transformer.decoder"),
+  (
+    r"^model\.transformer_module\.decoder",
+    "sem_seg_head.predictor.transformer.decoder",
+  ),
   (r"^model\.transformer_module", "sem_seg_head.predictor"),
   (r"queries_embedder", "query_embed"),
   (r"input_projection", "input_proj"),
@@ -150,15 +174,20 @@ _NAMES = (
   (r"encoder_attn_layer_norm", "norm2"),
   (r"final_layer_norm", "norm3"),
   (r"encoder_attn", "multihead_attn"),
-  # transformers 5 has an MLP inside the layer, and another name for the attention's output.
+  # transformers 5 has an MLP inside the layer, and another name for the attention's
+  # output.
   (r"(\.mlp)?\.fc(\d)", r".linear\2"),
   (r"\.o_proj", ".out_proj"),
-  (r"^(mask|class)_(embedder|predictor)\.(\d)\.0", r"sem_seg_head.predictor.\1_embed.layers.\3"),
+  (
+    r"^(mask|class)_(embedder|predictor)\.(\d)\.0",
+    r"sem_seg_head.predictor.\1_embed.layers.\3",
+  ),
 )
 
 
 def detectron2_state(model: nn.Module) -> dict[str, torch.Tensor]:
-  """The state dict under ZSSeg's names; query, key and value are stacked as torch has them."""
+  """The state dict under ZSSeg's names; query, key and value are stacked as torch
+  has them."""
   state = collections.OrderedDict()
   for name, tensor in model.state_dict().items():
     if name.startswith("criterion."):
@@ -178,7 +207,8 @@ def detectron2_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def zsseg_state(
   model: nn.Module, clip: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-  """Everything in a checkpoint's "model": the network, its criterion, and the CLIP adapter.
+  """Everything in a checkpoint's "model": the network, its criterion, and the CLIP
+  adapter.
 
   `clip` is the state dict of the adapter's CLIP, in OpenAI's layout.
   """

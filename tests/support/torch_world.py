@@ -35,7 +35,10 @@ class World(NamedTuple):
   def frozen(self) -> Frozen:
     """What a training step reads."""
     return Frozen(
-      self.clip.text_params, self.clip.vision_params, self.clip.sos_embedding, self.tokens
+      self.clip.text_params,
+      self.clip.vision_params,
+      self.clip.sos_embedding,
+      self.tokens,
     )
 
   @property
@@ -46,22 +49,32 @@ class World(NamedTuple):
   def image_features(self, images: np.ndarray) -> torch.Tensor:
     """f(x) of images [B,E]."""
     pixels = (images / 255.0 - np.array(self.clip.mean)) / np.array(self.clip.std)
-    return pooled(self.model.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2))))
+    return pooled(
+      self.model.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2)))
+    )
 
-  def class_feature(self, c: int, context: torch.Tensor, position: str = "end") -> torch.Tensor:
+  def class_feature(
+    self, c: int, context: torch.Tensor, position: str = "end"
+  ) -> torch.Tensor:
     """g(t_c) under a context [M,D] or [N,M,D]."""
     name = self.clip.tokenizer(self.names[c], add_special_tokens=False)["input_ids"]
     ids = self.clip.tokenizer(f"{self.names[c]}.")["input_ids"][1:]
     context = context if context.ndim == 2 else context[c]
     return torch_class_feature(self.model, context, ids, len(name), position)
 
-  def class_features(self, context: torch.Tensor, position: str = "end") -> torch.Tensor:
+  def class_features(
+    self, context: torch.Tensor, position: str = "end"
+  ) -> torch.Tensor:
     """g(t_c) of all classes [N,E]."""
-    return torch.stack([self.class_feature(c, context, position) for c in range(len(self.names))])
+    return torch.stack(
+      [self.class_feature(c, context, position) for c in range(len(self.names))]
+    )
 
   def loss(self, context, position, images, labels, drawn, correction="log"):
     """Mean loss and accuracy of one group of image features, from the context on."""
-    features = {c: self.class_feature(c, context, position) for c in {*labels.tolist(), *drawn}}
+    features = {
+      c: self.class_feature(c, context, position) for c in {*labels.tolist(), *drawn}
+    }
     losses, hits = torch_losses(
       torch.tensor(images),
       [features[c] for c in labels.tolist()],
@@ -75,7 +88,9 @@ class World(NamedTuple):
     return losses.mean(), hits.mean()
 
 
-def write_world(folder: pathlib.Path, names: tuple[str, ...] = NAMES, positions: int = 40) -> World:
+def write_world(
+  folder: pathlib.Path, names: tuple[str, ...] = NAMES, positions: int = 40
+) -> World:
   """Writes a CLIP of three layers in either tower and reads it."""
   model = copy.deepcopy(write_random_clip(folder, positions=positions)).double()
   model.requires_grad_(False)

@@ -50,7 +50,9 @@ def test_towers_share_the_memory_that_there_is(monkeypatch):
     settings(**{"clip.memory_gib": 3.0} | fields).clip, encoder, 5, 1000, 2
   )
   assert plan() == MemoryPlan(3, "layers")
-  assert planned.call_args == mock.call(text, 5, 1000, 1.5 * 2**30, 128, "float32", "tpu")
+  assert planned.call_args == mock.call(
+    text, 5, 1000, 1.5 * 2**30, 128, "float32", "tpu"
+  )
 
 
 def test_cpus_have_no_limit_and_always_the_same():

@@ -1,7 +1,9 @@
-"""Pairs of a training's features: each is in a row below, or refused (tests/config/test_pairs.py).
+"""Pairs of a training's features: each is in a row below, or refused
+(tests/config/test_pairs.py).
 
-A row is trained for two steps, and its second step is taken again from the first checkpoint with
-the other source of image features: online instead of stored, or stored instead of online.
+A row is trained for two steps, and its second step is taken again from the first
+checkpoint with the other source of image features: online instead of stored, or stored
+instead of online.
 """
 
 import itertools
@@ -18,7 +20,8 @@ from pomp_jax.train.fill_features import fill_features
 from tests.support.checks import assert_close, spy
 from tests.support.small_run import small_config
 
-# Levels of each feature, the first of which is the default, and the fields of the others.
+# Levels of each feature, the first of which is the default, and the fields of the
+# others.
 FACTORS = {
   "method": {"pomp": {}, "cocoop": {"method": "cocoop"}},
   "sampler": {
@@ -58,7 +61,8 @@ FACTORS = {
   },
   "optimizer": {"sgd": {}, "adamw": {"optim.name": "adamw", "optim.clip_norm": 1.0}},
 }
-# Each pair of levels that is not refused is in one of them; the first have most of the pairs.
+# Each pair of levels that is not refused is in one of them; the first have most of the
+# pairs.
 ROWS = """
 pomp hierarchical kin own l1 none ema one specific middle sampled two adamw
 pomp posterior similar own sigmoid kl gaussian two specific middle all one sgd
@@ -99,7 +103,9 @@ def test_each_pair_is_in_a_row_or_refused():
       if pair not in together:
         missing.add(pair)
         with pytest.raises(ConfigError):
-          validate(small_config(**fields_of(dict(zip((one, other), pair, strict=True)))))
+          validate(
+            small_config(**fields_of(dict(zip((one, other), pair, strict=True))))
+          )
   others = "hard", "posterior", "similar", "specific"
   assert missing == {("cocoop", other) for other in others}
 
@@ -128,7 +134,9 @@ def test_a_row(row, one_layer, tmp_path, monkeypatch):
   validate(config)
   seen = spy(monkeypatch, [(setup, "topk_accuracy")])
   run, state = take(config.replace({"data.features": kinds[0]}), folder)
-  first, second = (read_checkpoint(folder.checkpoints / str(step)).state for step in (1, 2))
+  first, second = (
+    read_checkpoint(folder.checkpoints / str(step)).state for step in (1, 2)
+  )
 
   # The result is the mean of the parameters after both steps.
   steps_per_epoch = run.steps_per_epoch
@@ -137,9 +145,13 @@ def test_a_row(row, one_layer, tmp_path, monkeypatch):
     "ema": [0.5, 1.0],
     "gaussian": [np.exp(-0.5 * (step / steps_per_epoch - 1) ** 2) for step in (1, 2)],
   }[levels["average"]]
-  mean = lambda *leaves: np.average(np.array(leaves, np.float64), axis=0, weights=weights)
+  mean = lambda *leaves: np.average(
+    np.array(leaves, np.float64), axis=0, weights=weights
+  )
   result = jax.tree.map(np.asarray, run.result(state))
-  jax.tree.map(assert_close, result, jax.tree.map(mean, first["params"], second["params"]))
+  jax.tree.map(
+    assert_close, result, jax.tree.map(mean, first["params"], second["params"])
+  )
   leaves = zip(*map(jax.tree.leaves, (first["params"], second["params"])), strict=True)
   assert all((one != other).any() for one, other in leaves)
 

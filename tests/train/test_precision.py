@@ -1,4 +1,5 @@
-"""`clip.dtype` in the jaxpr: each product and convolution of a step has the precision asked for."""
+"""`clip.dtype` in the jaxpr: each product and convolution of a step has the
+precision asked for."""
 
 import dataclasses
 
@@ -18,12 +19,16 @@ HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
 
 def step_products(one_layer, tmp_path, plan=None, **changes):
-  """(type of the inputs, precision) of each product and convolution of floats in a step."""
+  """(type of the inputs, precision) of each product and convolution of floats in a
+  step."""
   small = {"data.n_classes": 30, "k": 10, "clip.model": one_layer, "prompt.depth": 1}
   config = small_config(**small | changes)
   run = dataclasses.replace(setup.prepare(config, RunFolder(tmp_path)), plan=plan)
   n, size = config.batch_size, run.encoder.clip.image_size
-  batch = {"image": np.zeros((n, size, size, 3), np.uint8), "label": np.zeros(n, np.int32)}
+  batch = {
+    "image": np.zeros((n, size, size, 3), np.uint8),
+    "label": np.zeros(n, np.int32),
+  }
   step = jax.make_jaxpr(run.build_step())(first_state(run), run.frozen, batch)
   found = []
   for equation in equations(step.jaxpr):

@@ -1,4 +1,5 @@
-"""Runs on meshes: what other numbers of devices change; `test_main` has those that are refused."""
+"""Runs on meshes: what other numbers of devices change; `test_main` has those that
+are refused."""
 
 import shutil
 
@@ -23,7 +24,9 @@ def on_eight(one_layer, tmp_path_factory):
 
 
 @pytest.mark.parametrize("accumulate, differ", [(1, True), (2, False)])
-def test_half_the_devices_have_to_draw_twice(on_eight, tmp_path, caplog, accumulate, differ):
+def test_half_the_devices_have_to_draw_twice(
+  on_eight, tmp_path, caplog, accumulate, differ
+):
   config, folder, expected = on_eight
   config = config.replace({"accumulate": accumulate})
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -37,4 +40,7 @@ def test_half_the_devices_have_to_draw_twice(on_eight, tmp_path, caplog, accumul
   assert ("DRAWS DIFFER" in caplog.text) == differ
   assert np.allclose(found, expected, rtol=0, atol=1e-6) != differ
   if differ:
-    assert "4 groups of a batch" in caplog.text and "config.accumulate=2 keeps them" in caplog.text
+    assert (
+      "4 groups of a batch" in caplog.text
+      and "config.accumulate=2 keeps them" in caplog.text
+    )

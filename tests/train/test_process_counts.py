@@ -1,7 +1,9 @@
-"""Several processes leave what one device leaves: the same contexts and the same figures.
+"""Several processes leave what one device leaves: the same contexts and the same
+figures.
 
-The one device computes the groups of a batch one after the other (`accumulate`) that the others
-share, so contexts differ by rounding. Each process gets a run folder: only the first may touch it.
+The one device computes the groups of a batch one after the other (`accumulate`) that
+the others share, so contexts differ by rounding. Each process gets a run folder: only
+the first may touch it.
 """
 
 import numpy as np
@@ -16,10 +18,13 @@ from tests.support.small_run import small_config, training_features
 
 _TOLERANCE = 1e-5
 _STEPS = 2
-# Each process starts and compiles for itself, so the two of the first tier run the jobs alone that
-# divide most of what they read among processes: 25 core-seconds, started once for all tests.
+# Each process starts and compiles for itself, so the two of the first tier run the jobs
+# alone that divide most of what they read among processes: 25 core-seconds, started
+# once for all tests.
 _QUICK = ("views", "evaluate")
-_MORE = pytest.mark.slow("all jobs, and layouts beyond two processes of one device: minutes each")
+_MORE = pytest.mark.slow(
+  "all jobs, and layouts beyond two processes of one device: minutes each"
+)
 _LAYOUTS = [pytest.param(layout, marks=_MORE) for layout in ((2, 2), (4, 1), (2, 4))]
 _OPTIONS = {"ids": lambda layout: "{}x{}".format(*layout), "indirect": True}
 larger = pytest.mark.parametrize("both", _LAYOUTS, **_OPTIONS)
@@ -27,26 +32,39 @@ all_layouts = pytest.mark.parametrize("both", [(2, 1), *_LAYOUTS], **_OPTIONS)
 
 
 def jobs(folder, images, clip, size, *, one_device=False):
-  """The jobs by name, in an order in which they find what they read, for `size` devices in all.
+  """The jobs by name, in an order in which they find what they read, for `size` devices
+  in all.
 
   With `one_device` one device computes what these would.
   """
 
   def of(class_size=1, **changes):
-    groups = {"accumulate": size // class_size} if one_device else {"mesh.class_size": class_size}
-    data = {"data.source": "folder", "data.root": str(images / "eurosat"), "data.n_classes": 0}
+    groups = (
+      {"accumulate": size // class_size}
+      if one_device
+      else {"mesh.class_size": class_size}
+    )
+    data = {
+      "data.source": "folder",
+      "data.root": str(images / "eurosat"),
+      "data.n_classes": 0,
+    }
     data |= {"data.max_corrupt": 0.1, "eval.images": 0}
     fields = {"clip.model": clip, "k": 4, "steps": _STEPS, "checkpoint.every": _STEPS}
     return small_config(**data | fields | {"probe.iterations": 20} | groups | changes)
 
-  # Views of images, so that each image has features of its own in each epoch. All processes see
-  # the folder of features.
+  # Views of images, so that each image has features of its own in each epoch. All
+  # processes see the folder of features.
   stored = {"data.features": "stored", "data.feature_store": str(folder / "features")}
   views = stored | {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
   # Devices that split the images, and devices that split the classes.
   ablation = of(min(size, 2), job="ablate", **{"ablate.grid": "k=4;seed=0|1"})
   evaluated = {"evaluate.suite": "base_to_new", "evaluate.source": "folder"}
-  evaluated |= {"evaluate.root": str(images), "evaluate.sets": "eurosat", "evaluate.batch_size": 16}
+  evaluated |= {
+    "evaluate.root": str(images),
+    "evaluate.sets": "eurosat",
+    "evaluate.batch_size": 16,
+  }
   evaluated |= {"evaluate.prompts": f"{{}}.;{folder / 'views' / 'prompt.npz'}"}
   found = {
     # Each process computes its part of the features.
@@ -81,20 +99,25 @@ def both(request, images, one_layer, tmp_path_factory):
   """The folders of one device, and of the processes of a layout, with all runs."""
   count, devices = request.param
   one, several = (tmp_path_factory.mktemp(f"{count}x{devices}") for _ in range(2))
-  for name, config in jobs(one, images, one_layer, count * devices, one_device=True).items():
+  for name, config in jobs(
+    one, images, one_layer, count * devices, one_device=True
+  ).items():
     load_job(config.job).run(config, str(one / name.removesuffix(" again")))
   others = [several / f"of_{index}" for index in range(1, count)]
   some = [
     (config, [folder / name.removesuffix(" again") for folder in (several, *others)])
     for name, config in jobs(several, images, one_layer, count * devices).items()
   ]
-  run_in_processes(some, several / "jobs.json", count=count, devices=devices, seconds=1200)
+  run_in_processes(
+    some, several / "jobs.json", count=count, devices=devices, seconds=1200
+  )
   assert not any(other.exists() for other in others)
   return one, several
 
 
 def results(folders, job):
-  """Those of both, with the calibration error, a mean of probabilities, but for rounding."""
+  """Those of both, with the calibration error, a mean of probabilities, but for
+  rounding."""
   found = [RunFolder(folder / job).read_results() for folder in folders]
   for prompts in found[0].get("eval", {}).values():
     for figures in prompts.values():
@@ -105,7 +128,8 @@ def results(folders, job):
 
 @all_layouts
 def test_training(both):
-  # The images of the evaluation of `views` are those of `sampled`, whose features are stored.
+  # The images of the evaluation of `views` are those of `sampled`, whose features are
+  # stored.
   found = {"sampled": 4, "views": 4, "all": 10}
   for job in [job for job in found if (both[0] / job).exists()]:
     one, several = (load_prompt(folder / job / "prompt.npz").context for folder in both)
@@ -120,7 +144,9 @@ def test_training(both):
 def test_other_methods(both):
   one, several = results(both, "vpt")
   assert several["eval"] == one["eval"]
-  one, several = (RunFolder(folder / "vpt").scalars()["validation_top1"] for folder in both)
+  one, several = (
+    RunFolder(folder / "vpt").scalars()["validation_top1"] for folder in both
+  )
   assert several == one and one[0] == [_STEPS]
   one, several = results(both, "probe")
   assert several["eval_unreadable"] == one["eval_unreadable"] == {"test": 2}
@@ -158,7 +184,9 @@ def test_evaluation_leaves_out_the_same_images(both):
   one, several = results(both, "evaluate")
   assert [found["unreadable"] for found in several["sets"].values()] == [1, 1]
   for name, expected in one["sets"].items():
-    prompts = (of_set["prompts"].values() for of_set in (several["sets"][name], expected))
+    prompts = (
+      of_set["prompts"].values() for of_set in (several["sets"][name], expected)
+    )
     for found, figures in zip(*prompts, strict=True):
       assert found["images"] == figures["images"] >= 24
       for figure in ("top1", "top5", "macro_top1", "mean_confidence"):

@@ -1,4 +1,5 @@
-"""What a restart may change, what it says of other devices and images, and its roll-backs."""
+"""What a restart may change, what it says of other devices and images, and its
+roll-backs."""
 
 import json
 import logging
@@ -21,7 +22,13 @@ from pomp_jax.train.setup import Run
 from pomp_jax.train.watch import BadLossError, TrainingError
 
 MAY_CHANGE = {
-  *("accumulate", "mesh.class_size", "clip.memory_gib", "profile_steps", "compilation_cache"),
+  *(
+    "accumulate",
+    "mesh.class_size",
+    "clip.memory_gib",
+    "profile_steps",
+    "compilation_cache",
+  ),
   *("dry_run", "dry_run_rate", "log.every", "log.tracker"),
   *("checkpoint.every", "checkpoint.keep", "checkpoint.on_failure"),
   *("data.threads", "data.workers", "data.max_corrupt", "data.root", "data.cache"),
@@ -46,7 +53,9 @@ def test_each_other_field_of_a_training_stays_as_it_was(tmp_path):
 
 def run_of(n_groups, data_size):
   mesh = types.SimpleNamespace(shape={"data": data_size})
-  return mock.Mock(spec=Run, n_groups=n_groups, encoder=types.SimpleNamespace(mesh=mesh))
+  return mock.Mock(
+    spec=Run, n_groups=n_groups, encoder=types.SimpleNamespace(mesh=mesh)
+  )
 
 
 @pytest.mark.parametrize(
@@ -55,12 +64,19 @@ def run_of(n_groups, data_size):
     (2, 1, None, []),
     # The same groups on other devices.
     (2, 4, logging.INFO, ["1 devices, before it were 4: same draws"]),
-    (8, 1, logging.WARNING, ["from step 6 on", "2 groups", "were 8;", "config.accumulate=4 keeps"]),
+    (
+      8,
+      1,
+      logging.WARNING,
+      ["from step 6 on", "2 groups", "were 8;", "config.accumulate=4 keeps"],
+    ),
     # No number of micro-steps gives these groups.
     (3, 1, logging.WARNING, ["2 groups of a batch", "before it were 3"]),
   ],
 )
-def test_a_restart_on_other_devices_says_what_differs(caplog, groups, devices, level, parts):
+def test_a_restart_on_other_devices_says_what_differs(
+  caplog, groups, devices, level, parts
+):
   caplog.set_level("INFO")
   meta = {"groups": groups, "devices": devices}
   resume._warn_of_other_devices(run_of(2, 2), 5, meta)
@@ -71,7 +87,9 @@ def test_a_restart_on_other_devices_says_what_differs(caplog, groups, devices, l
 
 def test_a_checkpoint_holds_where_its_run_was(monkeypatch):
   monkeypatch.setattr(resume.hosts, "devices", lambda: [0, 1, 2])
-  run = mock.Mock(spec=Run, n_groups=6, config={"k": 3}, loop=types.SimpleNamespace(batch_size=8))
+  run = mock.Mock(
+    spec=Run, n_groups=6, config={"k": 3}, loop=types.SimpleNamespace(batch_size=8)
+  )
   before = Checkpoint(5, None, 2.5, [4, 7], 1, 3, {"steps": 5, "loss": 0.5})
   assert before.meta(run) == {
     "seconds": 2.5,
@@ -91,9 +109,13 @@ def test_features_of_other_images_are_refused_by_what_differs(tmp_path):
   path = folder.path / "training_images.json"
   assert read_json(path) == made_from
   check_same_images(folder, made_from)
-  with pytest.raises(FeatureStoreError, match="images is 'a', this .* 'b': .*images were added"):
+  with pytest.raises(
+    FeatureStoreError, match="images is 'a', this .* 'b': .*images were added"
+  ):
     check_same_images(folder, made_from | {"images": "b"})
-  with pytest.raises(FeatureStoreError, match="views is 2, .* needs 3: the CLIP or its prep"):
+  with pytest.raises(
+    FeatureStoreError, match="views is 2, .* needs 3: the CLIP or its prep"
+  ):
     check_same_images(folder, made_from | {"views": 3})
   # Another version did not write all of them.
   write_json(path, {"images": "a"})
@@ -107,13 +129,20 @@ def test_features_of_other_images_are_refused_by_what_differs(tmp_path):
 def test_a_bad_loss_ends_a_run_where_no_roll_back_is_left(tmp_path, roll_backs, told):
   settings = types.SimpleNamespace(roll_backs=roll_backs)
   run = mock.Mock(spec=Run, loop=settings, folder=RunFolder(tmp_path))
-  before, error = Checkpoint(8, None, roll_backs=roll_backs), BadLossError("loss is nan", 9)
-  with pytest.raises(TrainingError, match=f"^loss is nan: {told}.*{tmp_path}/checkpoints") as found:
+  before, error = (
+    Checkpoint(8, None, roll_backs=roll_backs),
+    BadLossError("loss is nan", 9),
+  )
+  with pytest.raises(
+    TrainingError, match=f"^loss is nan: {told}.*{tmp_path}/checkpoints"
+  ) as found:
     loop._roll_back(run, mock.Mock(spec=Checkpoints), before, error)
   assert found.value.__cause__ is error
 
 
-def test_a_roll_back_takes_the_last_good_checkpoint_and_skips_what_was_bad(monkeypatch, caplog):
+def test_a_roll_back_takes_the_last_good_checkpoint_and_skips_what_was_bad(
+  monkeypatch, caplog
+):
   good = mock.Mock(**{"rolled_back.return_value": Checkpoint(4, None, roll_backs=2)})
   monkeypatch.setattr(loop, "resume", lambda run, checkpoints: good)
   settings = types.SimpleNamespace(roll_backs=3)

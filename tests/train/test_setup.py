@@ -1,4 +1,5 @@
-"""What a run is made of: its scale, the loss it should reach, the context of a file, its folder."""
+"""What a run is made of: its scale, the loss it should reach, the context of a file,
+its folder."""
 
 import dataclasses
 import functools
@@ -40,20 +41,33 @@ def prompt(encoder):
 def start(encoder, folder, **changes):
   """The initial context of a run."""
   run = setup.prepare(small_config(**changes), RunFolder(folder), encoder=encoder)
-  params = run.module.init(jax.random.key(0), method=lambda module: module.context)["params"]
+  params = run.module.init(jax.random.key(0), method=lambda module: module.context)[
+    "params"
+  ]
   return np.asarray(params["context"])
 
 
 @pytest.mark.parametrize(
   ("n_images", "n_views", "batch_size", "expected"),
-  [(16, 1, 8, 2), (12, 1, 8, 1), (12, 2, 8, 3), (10, 4, 8, 5), (7, 1, 8, 1), (3, 1, 8, 1)],
+  [
+    (16, 1, 8, 2),
+    (12, 1, 8, 1),
+    (12, 2, 8, 3),
+    (10, 4, 8, 5),
+    (7, 1, 8, 1),
+    (3, 1, 8, 1),
+  ],
 )
-def test_an_epoch_has_all_whole_batches_of_views(n_images, n_views, batch_size, expected):
+def test_an_epoch_has_all_whole_batches_of_views(
+  n_images, n_views, batch_size, expected
+):
   data = dataclasses.replace(defaults().data, views=n_views)
   source = mock.MagicMock(spec=Source)
   source.__len__.return_value = n_images
   for steps, epochs, total in ((0, 3, 3 * expected), (4, 3, 4)):
-    loop = dataclasses.replace(defaults().loop, batch_size=batch_size, steps=steps, epochs=epochs)
+    loop = dataclasses.replace(
+      defaults().loop, batch_size=batch_size, steps=steps, epochs=epochs
+    )
     assert setup.length_of(loop, data, source) == (expected, total)
 
 
@@ -66,12 +80,21 @@ def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
   assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
 
 
-def test_a_class_specific_run_starts_from_one_context_or_one_a_class(encoder, prompt, tmp_path):
+def test_a_class_specific_run_starts_from_one_context_or_one_a_class(
+  encoder, prompt, tmp_path
+):
   path = tmp_path / "prompt.npz"
-  changes = {"prompt.init": str(path), "prompt.class_specific": True, "data.n_classes": 12, "k": 8}
+  changes = {
+    "prompt.init": str(path),
+    "prompt.class_specific": True,
+    "data.n_classes": 12,
+    "k": 8,
+  }
   save_prompt(path, prompt)
   found = start(encoder, tmp_path / "run", **changes)
-  np.testing.assert_array_equal(found, np.broadcast_to(prompt.context, (12, *found.shape[1:])))
+  np.testing.assert_array_equal(
+    found, np.broadcast_to(prompt.context, (12, *found.shape[1:]))
+  )
   own = prompt.context * np.arange(1, 13, dtype=np.float32)[:, None, None]
   save_prompt(path, dataclasses.replace(prompt, context=own))
   np.testing.assert_array_equal(start(encoder, tmp_path / "run", **changes), own)
@@ -85,13 +108,25 @@ def test_a_class_specific_run_starts_from_one_context_or_one_a_class(encoder, pr
   ("changes", "width", "error", "found"),
   [
     ({"prompt.m": 3}, None, ConfigError, r"config\.prompt\.m: .*prompt\.npz"),
-    ({"prompt.position": "front"}, None, ConfigError, r"config\.prompt\.position: .*prompt\.npz"),
-    ({"prompt.init": "WORDS"}, None, ConfigError, r"config\.prompt\.init: .* a context; this file"),
+    (
+      {"prompt.position": "front"},
+      None,
+      ConfigError,
+      r"config\.prompt\.position: .*prompt\.npz",
+    ),
+    (
+      {"prompt.init": "WORDS"},
+      None,
+      ConfigError,
+      r"config\.prompt\.init: .* a context; this file",
+    ),
     ({}, 8, PromptFileError, "width 8"),
     ({}, 0, PromptFileError, r"prompt\.npz.*missing"),
   ],
 )
-def test_files_that_do_not_fit_are_refused(encoder, prompt, tmp_path, changes, width, error, found):
+def test_files_that_do_not_fit_are_refused(
+  encoder, prompt, tmp_path, changes, width, error, found
+):
   path = tmp_path / "prompt.npz"
   if width != 0:
     save_prompt(path, dataclasses.replace(prompt, context=prompt.context[:, :width]))
@@ -108,7 +143,9 @@ def test_the_position_of_other_codes_file_is_the_runs(encoder, prompt, tmp_path)
   path = tmp_path / "prompt.npz"
   save_prompt(path, dataclasses.replace(prompt, clip_model="unknown"))
   changes = {"prompt.init": str(path), "prompt.position": "front"}
-  np.testing.assert_array_equal(start(encoder, tmp_path / "run", **changes), prompt.context)
+  np.testing.assert_array_equal(
+    start(encoder, tmp_path / "run", **changes), prompt.context
+  )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +161,9 @@ def test_the_position_of_other_codes_file_is_the_runs(encoder, prompt, tmp_path)
     ({"batch_size": 15, "data.augment": "recipe", "data.views": 5}, None),
   ],
 )
-def test_what_data_and_devices_allow_is_checked_before_weights_are_read(tmp_path, changes, field):
+def test_what_data_and_devices_allow_is_checked_before_weights_are_read(
+  tmp_path, changes, field
+):
   config = small_config(**changes)
   if field is None:
     pretrain.check(config, str(tmp_path / "run"))
@@ -138,7 +177,9 @@ def test_a_context_leaves_a_place_for_a_name_of_one_token(encoder, tmp_path):
   """As the tokenizer of the run finds, later."""
   most = next(m for m in range(100, 0, -1) if _has_place(encoder, m))
   pretrain.check(small_config(**{"prompt.m": most}), str(tmp_path / "run"))
-  with pytest.raises(ConfigError, match=rf"config\.prompt\.m: .* at most {most} for this CLIP"):
+  with pytest.raises(
+    ConfigError, match=rf"config\.prompt\.m: .* at most {most} for this CLIP"
+  ):
     pretrain.check(small_config(**{"prompt.m": most + 1}), str(tmp_path / "run"))
 
 
@@ -146,12 +187,15 @@ def test_a_context_leaves_a_place_for_a_name_of_one_token(encoder, tmp_path):
 def test_classes_have_room_for_the_vectors_that_the_best_words_choose(
   encoder, tmp_path, monkeypatch, given
 ):
-  """Not for those of the config, which leaves their number to the words; also with given arrays."""
+  """Not for those of the config, which leaves their number to the words; also with
+  given arrays."""
   most = next(m for m in range(100, 0, -1) if _has_place(encoder, m))
   automatic = lambda contrast, scale: contrast
   chosen = mock.Mock(with_automatic_weight=automatic, anchors=lambda *_: None)
   monkeypatch.setattr(setup, "WORDS", mock.Mock(open=lambda: chosen))
-  config = small_config(**{"prompt.init": "best", "prompt.m": 0, "data.n_classes": 12, "k": 8})
+  config = small_config(
+    **{"prompt.init": "best", "prompt.m": 0, "data.n_classes": 12, "k": 8}
+  )
   shared = {"encoder": encoder}
   if given:
     source = inputs.open_source(config.data, "train")
@@ -165,7 +209,11 @@ def test_classes_have_room_for_the_vectors_that_the_best_words_choose(
   longest = int(encoder.vocabulary(prepare(1).source.names, 1).lengths.max())
   fits = most + int(encoder.vocabulary(["star"], 1).lengths.max()) - longest
   run = prepare(fits)
-  assert (run.prompt.m, run.module.n_vectors, run.candidates) == (fits, fits, {"a {}.": 0.5})
+  assert (run.prompt.m, run.module.n_vectors, run.candidates) == (
+    fits,
+    fits,
+    {"a {}.": 0.5},
+  )
   with pytest.raises(TokenizeError):
     prepare(fits + 1)
 
@@ -193,14 +241,22 @@ def test_the_bias_of_a_sigmoid_is_the_configs_or_the_clips(encoder):
 
 @pytest.fixture(scope="module")
 def run(encoder, tmp_path_factory):
-  return setup.prepare(small_config(), RunFolder(tmp_path_factory.mktemp("run")), encoder=encoder)
+  return setup.prepare(
+    small_config(), RunFolder(tmp_path_factory.mktemp("run")), encoder=encoder
+  )
 
 
 @pytest.mark.parametrize(
   ("kind", "features", "decodes"),
-  [(StoredImages, "online", True), (StoredImages, "stored", False), (Source, "online", False)],
+  [
+    (StoredImages, "online", True),
+    (StoredImages, "stored", False),
+    (Source, "online", False),
+  ],
 )
-def test_readers_are_chosen_by_what_an_epoch_decodes(run, monkeypatch, kind, features, decodes):
+def test_readers_are_chosen_by_what_an_epoch_decodes(
+  run, monkeypatch, kind, features, decodes
+):
   """Of a process that takes half of each batch."""
   asked = mock.Mock(return_value=Readers(2, 0))
   monkeypatch.setattr(setup, "choose_readers", asked)
@@ -212,7 +268,9 @@ def test_readers_are_chosen_by_what_an_epoch_decodes(run, monkeypatch, kind, fea
   other = dataclasses.replace(run, data=data, source=source, fetch=fetch)
   assert other.readers == Readers(2, 0)
   # 100 images are 200 views in batches of 16; a view has 10 x 10 pixels.
-  assert asked.call_args == mock.call(3, 5, decodes=decodes, n_batches=12, batch_bytes=8 * 300)
+  assert asked.call_args == mock.call(
+    3, 5, decodes=decodes, n_batches=12, batch_bytes=8 * 300
+  )
 
 
 def test_batches_are_opened_as_the_run_says(run, monkeypatch):
@@ -222,15 +280,26 @@ def test_batches_are_opened_as_the_run_says(run, monkeypatch):
   data = dataclasses.replace(run.data, views=2, max_corrupt=0.25, threads=3, workers=0)
   dataclasses.replace(run, data=data, seed=9).open_batches(7, frozenset((3,)))
   expected = {"batch_size": 16, "seed": 9, "n_views": 2, "start": 7, "shard": (1, 2)}
-  expected |= {"readers": Readers(3, 0), "max_corrupt": 0.25, "unreadable": frozenset((3,))}
+  expected |= {
+    "readers": Readers(3, 0),
+    "max_corrupt": 0.25,
+    "unreadable": frozenset((3,)),
+  }
   assert loader.call_args == mock.call(run.source, run.fetch, **expected)
 
 
 @pytest.mark.parametrize(
   ("method", "per_image", "n_times"),
-  [("pomp", False, 1), ("cocoop", True, 16), ("vpt_shallow", False, 2), ("maple", True, 32)],
+  [
+    ("pomp", False, 1),
+    ("cocoop", True, 16),
+    ("vpt_shallow", False, 2),
+    ("maple", True, 32),
+  ],
 )
-def test_towers_that_are_in_memory_together_share_it(run, monkeypatch, method, per_image, n_times):
+def test_towers_that_are_in_memory_together_share_it(
+  run, monkeypatch, method, per_image, n_times
+):
   """A tower of each image, and both towers of a method that trains on pixels."""
   plan = mock.Mock(return_value=AT_ONCE)
   monkeypatch.setattr(setup, "memory_plan", plan)
@@ -273,7 +342,8 @@ def test_a_sampler_gets_the_relations_that_it_needs(monkeypatch, changes, parts)
 
 
 def test_the_config_of_another_version(tmp_path):
-  """Fields that it has are errors where they matter to a training; those it lacks had defaults."""
+  """Fields that it has are errors where they matter to a training; those it lacks
+  had defaults."""
   folder, stored = RunFolder(tmp_path), defaults().to_dict()
 
   def check(**changes):
@@ -289,12 +359,16 @@ def test_the_config_of_another_version(tmp_path):
   with pytest.raises(ConfigError, match=r"data\.test_share"):
     check(**{"data.test_share": 0.3})
   stored["data"]["test_share"], stored["clip"]["keep"] = share, "activations"
-  with pytest.raises(ConfigError, match=r"unknown field config\.clip\.keep in .*config\.json"):
+  with pytest.raises(
+    ConfigError, match=r"unknown field config\.clip\.keep in .*config\.json"
+  ):
     check()
 
 
 def test_frequencies_are_the_counts_to_a_power():
   config = small_config(**{"sampling.name": "frequency", "sampling.power": 0.5})
-  arrays = sampling_arrays(config.sampling, config.data, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
+  arrays = sampling_arrays(
+    config.sampling, config.data, ("a", "b", "c"), np.array([0, 0, 0, 0, 2])
+  )
   np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
   assert arrays.groups is None

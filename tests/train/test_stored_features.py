@@ -1,4 +1,5 @@
-"""Features of training images, computed once: training from them is training from the images."""
+"""Features of training images, computed once: training from them is training from
+the images."""
 
 import itertools
 import shutil
@@ -27,10 +28,15 @@ STORED = {"data.features": "stored"}
 
 @pytest.fixture(scope="module")
 def config_of(cut_pictures, one_layer):
-  """A function: changes -> config of 24 steps of 8 views: 4 epochs of two different views each."""
+  """A function: changes -> config of 24 steps of 8 views: 4 epochs of two different
+  views each."""
 
   def config(**changes):
-    data = {"data.source": "folder", "data.root": str(cut_pictures), "data.n_classes": 0}
+    data = {
+      "data.source": "folder",
+      "data.root": str(cut_pictures),
+      "data.n_classes": 0,
+    }
     data |= {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
     settings = {"clip.model": one_layer, "k": 4, "batch_size": 8, "steps": 24}
     settings |= {"data.max_corrupt": 0.05, "checkpoint.every": 8}
@@ -57,7 +63,8 @@ def shown():
 
 @pytest.fixture(scope="module")
 def runs(config_of, shown, tmp_path_factory):
-  """Folder, images a call before the steps, and the steps' image tower, by `data.features`."""
+  """Folder, images a call before the steps, and the steps' image tower, by
+  `data.features`."""
   found = {}
   for features in ("online", "stored"):
     folder = tmp_path_factory.mktemp(features)
@@ -84,14 +91,19 @@ def test_training_from_features_is_training_from_the_images(runs):
   assert sum(calls) == 4 * N_IMAGES and tower is None
   online, calls, tower = runs["online"]
   assert not calls and tower is not None
-  found, expected = load_prompt(folder.prompt).context, load_prompt(online.prompt).context
+  found, expected = (
+    load_prompt(folder.prompt).context,
+    load_prompt(online.prompt).context,
+  )
   np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
   assert np.abs(found).max() > 1e-2
   found, expected = (one.scalars()["loss"][1] for one in (folder, online))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, monkeypatch):
+def test_a_restart_computes_what_is_missing(
+  runs, config_of, shown, tmp_path, monkeypatch
+):
   monkeypatch.setattr(store, "_BLOCK", 5)
   config = config_of(**STORED)
   shown.clear()
@@ -109,7 +121,9 @@ def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, mo
   assert shown == 6 * [10]
   monkeypatch.setattr(Features, "write", write)
   # After the checkpoint of step 8.
-  monkeypatch.setattr(batches, "on_devices", lambda *given: itertools.islice(send(*given), 11))
+  monkeypatch.setattr(
+    batches, "on_devices", lambda *given: itertools.islice(send(*given), 11)
+  )
   with pytest.raises(StopIteration):
     run_job(config, tmp_path)
   # The block whose file was not written, and the two after it.
@@ -118,16 +132,22 @@ def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, mo
   [damaged] = (tmp_path / "features" / "training").glob("*/c.1.0.0")
   damaged.write_bytes(damaged.read_bytes()[:-1])
   # Noticed when the block is read: the next start computes it again.
-  with pytest.raises(FeatureStoreError, match=r"c\.1\.0\.0.*; a restart computes again"):
+  with pytest.raises(
+    FeatureStoreError, match=r"c\.1\.0\.0.*; a restart computes again"
+  ):
     run_job(config, tmp_path)
   run_job(config, tmp_path)
   assert shown[12:] == [10, 10]
-  found, expected = load_prompt(tmp_path / "prompt.npz"), load_prompt(runs["stored"][0].prompt)
+  found, expected = (
+    load_prompt(tmp_path / "prompt.npz"),
+    load_prompt(runs["stored"][0].prompt),
+  )
   np.testing.assert_allclose(found.context, expected.context, rtol=0, atol=1e-6)
 
 
 def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
-  """Views, types and images that differ have features of their own in the same folder."""
+  """Views, types and images that differ have features of their own in the same
+  folder."""
   folder = shutil.copytree(runs["stored"][0].features, tmp_path / "features")
   for changes, n_images in (
     ({"seed": 3}, 0),
@@ -146,7 +166,8 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
 
 
 def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path):
-  """Alone; without augmentation there is no draw that its seed and its crops could change."""
+  """Alone; without augmentation there is no draw that its seed and its crops could
+  change."""
   config = config_of(**STORED)
   encoder = inputs.open_encoder(config.clip)
   source = encoder.sized(inputs.open_source(config.data, "train"))
@@ -156,7 +177,13 @@ def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path
     return batches.open_features(data, source, encoder, RunFolder(tmp_path)).folder
 
   own = [{"data.augment": "crop_flip"}, {"data.views": 4}, {"data.view_epochs": 3}]
-  own += [{"data.augment_seed": 1}, {"data.crop_area": 0.5}, {"data.views": 1}, PLAIN, {}]
+  own += [
+    {"data.augment_seed": 1},
+    {"data.crop_area": 0.5},
+    {"data.views": 1},
+    PLAIN,
+    {},
+  ]
   places = [place_of(**changes) for changes in own]
   assert len({*places}) == len(own)
   drawn = PLAIN | {"data.augment_seed": 1, "data.crop_area": 0.5}
@@ -165,7 +192,9 @@ def test_each_field_of_the_augmentation_has_its_own_features(config_of, tmp_path
 
 def test_cells_of_an_ablation_share_them(config_of, shown, tmp_path):
   shown.clear()
-  config = config_of(job="ablate", **PLAIN | STORED | {"steps": 2, "ablate.grid": "k=3|4;seed=0|1"})
+  config = config_of(
+    job="ablate", **PLAIN | STORED | {"steps": 2, "ablate.grid": "k=3|4;seed=0|1"}
+  )
   cells = run_job(config, tmp_path)["cells"]
   assert [cell["error"] for cell in cells] == 4 * [None] and sum(shown) == N_IMAGES
 
@@ -175,18 +204,32 @@ def test_too_many_damaged_images_stop_a_run(runs, config_of, tmp_path):
   # Those that an earlier start met count as well.
   shutil.copytree(runs["stored"][0].features, tmp_path / "features")
   for changes in ({}, {"data.feature_store": str(tmp_path / "features")}):
-    with pytest.raises(CorruptDataError, match=r"1 of 24 images can't be read, 0 .*daisy/2.jpg"):
+    with pytest.raises(
+      CorruptDataError, match=r"1 of 24 images can't be read, 0 .*daisy/2.jpg"
+    ):
       pretrain.run(config_of(**few | changes), str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data.view_epochs": 0}, "data.features: got 'stored', expected 'online' where data.augment="),
-    ({"data.augment": "none"}, "data.views: got 2, expected 1 where data.augment='none'"),
+    (
+      {"data.view_epochs": 0},
+      "data.features: got 'stored', expected 'online' where data.augment=",
+    ),
+    (
+      {"data.augment": "none"},
+      "data.views: got 2, expected 1 where data.augment='none'",
+    ),
     ({"data.views": 3}, "batch_size: got 8, expected a multiple of data.views = 3"),
-    ({"method": "vpt_shallow"}, "data.features: got 'stored', expected 'online' where method="),
-    (PLAIN | {"job": "train_masks"}, "data.features: got 'stored', expected 'online' where job="),
+    (
+      {"method": "vpt_shallow"},
+      "data.features: got 'stored', expected 'online' where method=",
+    ),
+    (
+      PLAIN | {"job": "train_masks"},
+      "data.features: got 'stored', expected 'online' where job=",
+    ),
   ],
 )
 def test_settings_that_cannot_be(config_of, changes, message):

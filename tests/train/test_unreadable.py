@@ -1,4 +1,5 @@
-"""Files that can't be read, in every job that evaluates: counted, left out, told once."""
+"""Files that can't be read, in every job that evaluates: counted, left out, told
+once."""
 
 import pathlib
 import shutil
@@ -23,8 +24,12 @@ NAMES = load_class_list("eurosat").names
 
 @pytest.fixture(scope="module")
 def images(shared):
-  """A folder a class; of the images for validation one is damaged, of those for testing two."""
-  return shared("unreadable", lambda folder: write_unreadable_set(folder / "eurosat")) / "eurosat"
+  """A folder a class; of the images for validation one is damaged, of those for
+  testing two."""
+  return (
+    shared("unreadable", lambda folder: write_unreadable_set(folder / "eurosat"))
+    / "eurosat"
+  )
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +37,57 @@ def config_of(one_layer):
   """A function: folder of the images, changes -> config of four steps."""
   settings = {"clip.model": one_layer, "data.source": "folder", "data.n_classes": 0}
   settings |= {"data.max_corrupt": 0.05, "k": 4, "batch_size": 8, "steps": 4}
-  return lambda images, **more: small_config(**settings | {"data.root": str(images)} | more)
+  return lambda images, **more: small_config(
+    **settings | {"data.root": str(images)} | more
+  )
 
 
 def test_each_unreadable_picture_is_named_before_the_run(config_of, images, caplog):
   """Of training, validation and test, and in which of them are too many."""
   inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.1}).data, 0)
-  named = [line.split(": can't be read")[0] for line in caplog.messages if "can't be read" in line]
+  named = [
+    line.split(": can't be read")[0]
+    for line in caplog.messages
+    if "can't be read" in line
+  ]
   expected = {file for file in images.glob("*/*/*") if file.read_bytes() == b"no image"}
   assert set(named) == {str(file) for file in expected} and len(named) == 3
   # 1 of 30 images for validation is too much, 2 of 50 test images as well.
-  for share, message in ((0.038, "2 of 50 images"), (0.03, "1 of 30 images|2 of 50 images")):
+  for share, message in (
+    (0.038, "2 of 50 images"),
+    (0.03, "1 of 30 images|2 of 50 images"),
+  ):
     with pytest.raises(SourceError, match=message):
       inputs.check_readable(config_of(images, **{"data.max_corrupt": share}).data, 0)
 
 
-def test_a_large_folder_is_not_decoded_before_the_run(config_of, images, caplog, monkeypatch):
+def test_a_large_folder_is_not_decoded_before_the_run(
+  config_of, images, caplog, monkeypatch
+):
   monkeypatch.setattr(stored, "_MOST_DECODED", 99)  # there are 100
   inputs.check_readable(config_of(images, **{"data.max_corrupt": 0.0}).data, 0)
   assert caplog.messages == []
 
 
-def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, caplog, monkeypatch):
-  """With more unreadable test images than allowed; when they are repaired, nothing is trained."""
+def test_a_failed_evaluation_leaves_the_prompt(
+  config_of, images, tmp_path, caplog, monkeypatch
+):
+  """With more unreadable test images than allowed; when they are repaired, nothing
+  is trained."""
   run, broken = tmp_path / "run", shutil.copytree(images, tmp_path / "eurosat")
   config = config_of(broken, **{"data.max_corrupt": 0.02})
-  with pytest.raises(CorruptDataError, match=r"2 of 50 images can't be read, 1 are allowed"):
+  with pytest.raises(
+    CorruptDataError, match=r"2 of 50 images can't be read, 1 are allowed"
+  ):
     pretrain.run(config, str(run))
   prompt = load_prompt(run / "prompt.npz")
   assert not (run / "results.json").exists()
-  shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
-  monkeypatch.setattr(setup.PromptRun, "build_step", lambda run: pytest.fail("trains again"))
+  shutil.copy(
+    broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png"
+  )
+  monkeypatch.setattr(
+    setup.PromptRun, "build_step", lambda run: pytest.fail("trains again")
+  )
   results = pretrain.run(config, str(run))
   # Validated and tested on the readable ones alone.
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4
@@ -75,7 +100,9 @@ def test_a_failed_evaluation_leaves_the_prompt(config_of, images, tmp_path, capl
   assert (run / "plots/predictions.png").exists()
 
 
-def test_a_part_of_the_images_names_its_own_unreadable_ones(config_of, images, tmp_path):
+def test_a_part_of_the_images_names_its_own_unreadable_ones(
+  config_of, images, tmp_path
+):
   """35 of the 50 test images: their places in the part are not those in the split."""
   config = config_of(images, **{"eval.images": 35, "data.max_corrupt": 0.1})
   encoder = inputs.open_encoder(config.clip)
@@ -85,7 +112,9 @@ def test_a_part_of_the_images_names_its_own_unreadable_ones(config_of, images, t
   whole = sorted((images / "test").glob("*/*"))
   damaged = [file for file in files if file.read_bytes() == b"no image"]
   assert damaged and all(files.index(file) != whole.index(file) for file in damaged)
-  scores = evaluate(encoder, {"test": split}, {"prompt": "{}."}, "prompt")["test"]["prompt"]
+  scores = evaluate(encoder, {"test": split}, {"prompt": "{}."}, "prompt")["test"][
+    "prompt"
+  ]
   scores = {"test": {"prompt": scores.figures() | scores.by_class()}}
   found, _ = figures_of_splits(splits, scores, "prompt", "prompt")
   assert found["unreadable"] == {"test": [str(file) for file in damaged]}
@@ -95,7 +124,9 @@ def test_a_part_of_the_images_names_its_own_unreadable_ones(config_of, images, t
   assert found["eval_unreadable"] == {"test": len(damaged)}
   assert found["eval_classes"] == {"test": 10}
   readable = [file for file in files if file not in damaged]
-  assert [NAMES[label] for label in split.labels] == [file.parent.name for file in readable]
+  assert [NAMES[label] for label in split.labels] == [
+    file.parent.name for file in readable
+  ]
   sized = encoder.sized(source)
   pixels = np.stack([sized.image(files.index(file)) for file in readable])
   np.testing.assert_allclose(split.features, encoder.image_features(pixels), atol=1e-6)
@@ -109,7 +140,9 @@ def test_methods_on_features(config_of, images, tmp_path):
   assert results["eval_unreadable"] == {"test": 2}
   # The classifier is there when the evaluation fails.
   (broken / "test" / NAMES[1] / "0.png").write_bytes(b"no image")
-  with pytest.raises(CorruptDataError, match=r"3 of 50 images can't be read, 2 are allowed"):
+  with pytest.raises(
+    CorruptDataError, match=r"3 of 50 images can't be read, 2 are allowed"
+  ):
     pretrain.run(config, str(tmp_path / "other"))
   assert (tmp_path / "other/classifier.npz").exists()
   assert not (tmp_path / "other/results.json").exists()
@@ -123,9 +156,17 @@ def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog):
   fields |= {"clip.model": one_layer, "predict.prompt": "{}."}
   config = small_config(job="predict", **fields)
   results = predict.run(config, str(tmp_path / "run"))
-  assert list(results["images"]) == ["1.png", "2.png", "3.png", "4.png", "a\x1b[2Jb.png"]
+  assert list(results["images"]) == [
+    "1.png",
+    "2.png",
+    "3.png",
+    "4.png",
+    "a\x1b[2Jb.png",
+  ]
   assert list(results["unreadable"]) == ["0.png"]
-  assert results["unreadable"]["0.png"].startswith("not a readable image (none of BMP, ")
+  assert results["unreadable"]["0.png"].startswith(
+    "not a readable image (none of BMP, "
+  )
   (message,) = caplog.messages
   assert "1 of 6 images can't be read; the first: 0.png: " in message
   printed = capsys.readouterr().out

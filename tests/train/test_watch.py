@@ -1,4 +1,5 @@
-"""Metrics of a running training: what is measured, the input-bound run, bad losses, roll-backs."""
+"""Metrics of a running training: what is measured, the input-bound run, bad losses,
+roll-backs."""
 
 import dataclasses
 import json
@@ -52,24 +53,30 @@ def test_memory_of_a_process_is_its_resident_pages(tmp_path, monkeypatch):
 def watch(tmp_path, monkeypatch):
   """A watch of 100 steps whose clock the test moves; the clock."""
   clock = types.SimpleNamespace(now=100.0)
-  monkeypatch.setattr(watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+  monkeypatch.setattr(
+    watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now)
+  )
   with opened(tmp_path) as watch:
     yield watch, clock
 
 
 def opened(folder, **changes):
-  """A watch of 100 steps, in windows of 5, that accepts all metrics; rates of 1, 1/2, 1/3, .."""
+  """A watch of 100 steps, in windows of 5, that accepts all metrics; rates of 1,
+  1/2, 1/3, .."""
   config = small_config(**{"log.every": 5, "batch_size": 8, "steps": 100} | changes)
   run = setup.prepare(config, RunFolder(folder))
   run = dataclasses.replace(run, rate=lambda step: 1 / (1 + step))
   return Watch(run, lambda step, metrics: None)
 
 
-METRICS = [{"loss": jnp.float32(step), "accuracy": jnp.float32(0.5)} for step in range(31)]
+METRICS = [
+  {"loss": jnp.float32(step), "accuracy": jnp.float32(0.5)} for step in range(31)
+]
 
 
 def walk(watch, clock, wait, work, steps):
-  """Takes steps of `work` seconds and a loss of their number, whose batches take `wait` seconds."""
+  """Takes steps of `work` seconds and a loss of their number, whose batches take
+  `wait` seconds."""
   for _, step in zip(watch.timed(slow(clock, wait, len(steps))), steps, strict=False):
     clock.now += work
     watch.step(step, METRICS[step])
@@ -100,11 +107,17 @@ def test_an_input_bound_run_warns_once(watch, caplog):
   found = dict(re.findall(r"(\w+)=([\w.]+)", line))
   assert found["input_bound"] == "true"
   assert float(found["data_wait_ratio"]) == pytest.approx(0.5, abs=0.06)
-  assert set(re.findall(r"config\.data\.(\w+)", line)) == {"threads", "workers", "features"}
+  assert set(re.findall(r"config\.data\.(\w+)", line)) == {
+    "threads",
+    "workers",
+    "features",
+  }
 
 
 @pytest.mark.parametrize(("wait", "idle"), [(1.0, False), (0.4, True)])
-def test_a_busy_device_and_short_waits_are_no_problem(watch, caplog, monkeypatch, wait, idle):
+def test_a_busy_device_and_short_waits_are_no_problem(
+  watch, caplog, monkeypatch, wait, idle
+):
   monkeypatch.setattr(watch_module, "_is_done", lambda metrics: idle)
   walk(*watch, wait, 1.0, range(1, 31))
   assert caplog.messages == []
@@ -121,20 +134,26 @@ def test_scalars_of_a_window(watch, tmp_path):
     assert scalars[name] == ([5, 10, 15], [value] * 3)
   assert scalars["loss"] == ([5, 10, 15], [3.0, 8.0, 13.0])
   # The rate of the window's last step: the schedule counts from 0.
-  assert scalars["learning_rate"] == ([5, 10, 15], pytest.approx([1 / 5, 1 / 10, 1 / 15]))
+  assert scalars["learning_rate"] == (
+    [5, 10, 15],
+    pytest.approx([1 / 5, 1 / 10, 1 / 15]),
+  )
   assert scalars.keys() == {
     *("loss", "accuracy", "learning_rate", "images_per_second", "step_seconds"),
     *("data_wait_ratio", "starved_ratio", "process_memory_bytes"),
   }
   assert 2**27 < scalars["process_memory_bytes"][1][0] < 2**40  # of a process with JAX
-  assert not [name for name in scalars if name.startswith("device_memory")]  # none on CPUs
+  # none on CPUs
+  assert not [name for name in scalars if name.startswith("device_memory")]
 
 
 def test_of_several_processes_each_has_its_own_times(watch, tmp_path, monkeypatch):
   """And its share of the images."""
   posted = []
   monkeypatch.setattr(hosts, "post", lambda name, value: posted.append((name, value)))
-  monkeypatch.setattr(hosts, "posted", lambda name: {0: {"a": 1.0}, 1: {"a": 2.0, "b": 3.0}})
+  monkeypatch.setattr(
+    hosts, "posted", lambda name: {0: {"a": 1.0}, 1: {"a": 2.0, "b": 3.0}}
+  )
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   walk(*watch, 0.03125, 0.09375, range(1, 11))
   scalars = RunFolder(tmp_path).scalars()
@@ -147,7 +166,9 @@ def test_of_several_processes_each_has_its_own_times(watch, tmp_path, monkeypatc
   }
   [(name, value)] = posted
   assert name == "watch" and value["step_seconds"] == 0.125
-  assert scalars["images_per_second"] == ([5], [64.0]) and value["images_per_second"] == 32.0
+  assert (
+    scalars["images_per_second"] == ([5], [64.0]) and value["images_per_second"] == 32.0
+  )
 
 
 def test_a_validation_writes_both_accuracies(watch, tmp_path):
@@ -168,7 +189,9 @@ def test_the_share_of_the_peak_is_written_where_it_is_known(tmp_path, monkeypatc
     return lambda seconds: {"mfu": 0.5 / seconds}
 
   clock = types.SimpleNamespace(now=100.0)
-  monkeypatch.setattr(watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+  monkeypatch.setattr(
+    watch_module, "time", types.SimpleNamespace(monotonic=lambda: clock.now)
+  )
   hook = mock.Mock(open=lambda: share_of_peak)
   monkeypatch.setattr(watch_module, "SHARE_OF_PEAK", hook)
   with opened(tmp_path) as watch:
@@ -185,7 +208,9 @@ def losses(monitor, values, first=1):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_values_that_are_not_finite_are_bad(name, value):
-  with pytest.raises(BadLossError, match=rf"^{name} is -?(nan|inf) at step 7$") as caught:
+  with pytest.raises(
+    BadLossError, match=rf"^{name} is -?(nan|inf) at step 7$"
+  ) as caught:
     LossMonitor(0.0)(7, {"loss": 1.0, "grad_norm": 1.0} | {name: np.float32(value)})
   assert caught.value.step == 7
 
@@ -202,7 +227,8 @@ def test_a_spike_is_a_multiple_of_the_running_mean():
 
 def test_the_first_steps_are_no_spikes():
   losses(LossMonitor(1.5), [1.0] * 19 + [100.0])
-  losses(LossMonitor(0.0), [1.0] * 30 + [1e30])  # nor any loss, unless they are asked for
+  # nor any loss, unless they are asked for
+  losses(LossMonitor(0.0), [1.0] * 30 + [1e30])
   with pytest.raises(BadLossError):
     losses(LossMonitor(1.5), [1.0] * 20 + [100.0])
 
@@ -245,7 +271,10 @@ def test_each_roll_back_skips_batches_and_has_other_draws():
   thrice = start._replace(step=12).rolled_back(twice, 14, 5, mesh)
   assert (thrice.roll_backs, thrice.skipped_batches) == (3, 6)
   counts = (start._replace(roll_backs=n) for n in range(19))
-  keys = [np.asarray(start.rolled_back(before, 1, 5, mesh).state.seed_key) for before in counts]
+  keys = [
+    np.asarray(start.rolled_back(before, 1, 5, mesh).state.seed_key)
+    for before in counts
+  ]
   keys.append(jax.random.key_data(jax.random.key(5)))
   assert len({key.tobytes() for key in keys}) == 20
   np.testing.assert_array_equal(thrice.state.seed_key, keys[2])

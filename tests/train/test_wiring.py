@@ -1,7 +1,9 @@
-"""From config to training: each field does what it says, and splits are of their own images.
+"""From config to training: each field does what it says, and splits are of their own
+images.
 
-Each field has one row: which pieces of what reaches the training another value changes, all others
-staying the same to the bit, and what it becomes. The step is lowered, not compiled, for that.
+Each field has one row: which pieces of what reaches the training another value changes,
+all others staying the same to the bit, and what it becomes. The step is lowered, not
+compiled, for that.
 """
 
 import contextlib
@@ -34,8 +36,20 @@ from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.
 BASE = {"data.n_classes": 16, "data.images_per_class": 1, "data.augment": "crop_flip"}
-BASE |= {"data.view_epochs": 3, "data.features": "stored", "k": 4, "prompt.m": 2, "batch_size": 8}
-BASE |= {"steps": 0, "epochs": 3, "eval.images": 16, "checkpoint.every": 6, "log.every": 10}
+BASE |= {
+  "data.view_epochs": 3,
+  "data.features": "stored",
+  "k": 4,
+  "prompt.m": 2,
+  "batch_size": 8,
+}
+BASE |= {
+  "steps": 0,
+  "epochs": 3,
+  "eval.images": 16,
+  "checkpoint.every": 6,
+  "log.every": 10,
+}
 BASE |= {"optim.schedule": "epoch", "optim.warmup": 1.0, "optim.warmup_lr": 0.02}
 BASE |= {"optim.weight_decay": 0.1}
 WRONG = {"top1": 0.0, "macro_top1": 0.0}  # validation
@@ -48,8 +62,16 @@ FLAT = STORED | {"data.root": "FLAT", "data.shots": 0}
 # A training picture is among those of validation and of the test, too.
 DOUBLES = STORED | {"data.root": "DOUBLES", "data.shots": 0}
 BASE_CLASSES = STORED | {"data.base": "NAMES"}
-IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
-REGIONS = STORED | {"data.source": "regions", "data.annotations": "OBJECTS", "data.shots": 0}
+IN_COOP = STORED | {
+  "data.source": "coop",
+  "data.root": "COOP",
+  "data.dataset": "eurosat",
+}
+REGIONS = STORED | {
+  "data.source": "regions",
+  "data.annotations": "OBJECTS",
+  "data.shots": 0,
+}
 HARD = {"sampling.name": "hard"}
 BIASED = {"logit_bias": -15.0}
 NEAR = {"consistency_squared": 8.0}
@@ -63,8 +85,11 @@ DEEP = ONLINE | {"method": "vpt_deep", "clip.model": "CLIP"}
 COCOOP = [(2, 64), (8,), (128, 8), (64,), (8, 64)]
 
 
-def _shown(images, epoch, tested=None, validated=None, n_classes=None) -> dict[str, Any]:
-  """Figures that depend on the number of images: steps of an epoch, and of the three epochs."""
+def _shown(
+  images, epoch, tested=None, validated=None, n_classes=None
+) -> dict[str, Any]:
+  """Figures that depend on the number of images: steps of an epoch, and of the three
+  epochs."""
   figures = {"images": images, "epoch": epoch, "steps": 3 * epoch}
   figures |= {"tested": tested, "validated": validated, "n_classes": n_classes}
   return {name: figure for name, figure in figures.items() if figure is not None}
@@ -73,10 +98,12 @@ def _shown(images, epoch, tested=None, validated=None, n_classes=None) -> dict[s
 FOURS = {"batch": 4, "group_size": 4}
 CLASSES_7 = {"images": 24, "tested": [7], "validated": [7], "n_classes": 7}
 OTHERS_SHOWN = "program batches frozen splits"
-# Arguments of the optimizers; tests/prompt/test_step.py and test_protext.py compare with torch.
+# Arguments of the optimizers; tests/prompt/test_step.py and test_protext.py compare
+# with torch.
 SGD, ADAMW = ("momentum", "weight_decay", "clip_norm"), {"beta2": 0.98, "epsilon": 1e-8}
-# field -> another value; what both trainings have beside the base's; the pieces that change, all
-# others being equal to the bit; the figures that change, and what they become.
+# field -> another value; what both trainings have beside the base's; the pieces that
+# change, all others being equal to the bit; the figures that change, and what they
+# become.
 CHANGES = {
   "method": ("cocoop", {}, "program state", {"parameters": COCOOP}),
   "seed": (1, {}, "batches state", {}),
@@ -93,7 +120,12 @@ CHANGES = {
   "data.base": ("NAMES", STORED, OTHERS_SHOWN, CLASSES_7 | {"tested": [7, 2]}),
   "data.novel": ("NOVEL", BASE_CLASSES, "splits", {"tested": [7, 1]}),
   "data.test_share": (0.4, FLAT, "program batches splits", _shown(20, 2, [14])),
-  "data.validation_share": (0.4, FLAT, "program batches splits", _shown(11, 1, None, [14])),
+  "data.validation_share": (
+    0.4,
+    FLAT,
+    "program batches splits",
+    _shown(11, 1, None, [14]),
+  ),
   "data.duplicates": ("keep", DOUBLES, "splits", {"tested": [10], "validated": [10]}),
   "data.upright": (True, STORED, "batches", {}),
   "data.images_per_class": (2, ONLINE, "program batches", _shown(32, 4)),
@@ -159,7 +191,8 @@ CHANGES = {
 }
 # tests/prompt/test_step.py compares these with torch.
 SCHEDULE = ("schedule", "base", "epochs", "warmup", "warmup_rate")
-# The same computation in another order: equal but for rounding; of pixels, and of names.
+# The same computation in another order: equal but for rounding; of pixels, and of
+# names.
 ROUNDING_OF_IMAGES = {"clip.image_chunk": 3, "data.features": "stored"}
 ROUNDING = {"clip.text_tower": "reference"}
 # Read by the training, and of no effect on what it learns.
@@ -171,8 +204,8 @@ SAME = {
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
 }
-# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py), the words that
-# it starts from (tests/rooms/regularisation), the text tower alone
+# What is run, which of its checkpoints is the prompt (tests/train/test_pretrain.py),
+# the words that it starts from (tests/rooms/regularisation), the text tower alone
 # (tests/rooms/data_sets/test_feature_folder.py), and the devices.
 CHOOSE = (
   "job",
@@ -188,8 +221,13 @@ METHODS_WITHOUT_STEPS = ("probe.", "tip.")
 
 
 def test_each_field_has_one_row():
-  """Those of other jobs, and what the fields without effect reach: tests/rooms/field_cases.py."""
-  known = [field for field in fields_of("pretrain") if not field.startswith(METHODS_WITHOUT_STEPS)]
+  """Those of other jobs, and what the fields without effect reach:
+  tests/rooms/field_cases.py."""
+  known = [
+    field
+    for field in fields_of("pretrain")
+    if not field.startswith(METHODS_WITHOUT_STEPS)
+  ]
   rows = [*CHANGES, *ROUNDING_OF_IMAGES, *ROUNDING, *SAME, *CHOOSE]
   assert sorted(rows) == sorted(known)
 
@@ -205,7 +243,8 @@ CLASSES = world.class_names("base")[::2500]  # 9 of them
 
 
 def _write_pictures(folder: pathlib.Path, split: str, counts, shift=0) -> None:
-  """The world's own images, a folder a class; with a shift, in the folder of another class."""
+  """The world's own images, a folder a class; with a shift, in the folder of another
+  class."""
   for place, (name, count) in enumerate(zip(CLASSES, counts, strict=True)):
     shown = CLASSES[(place + shift) % len(CLASSES)]
     source = world.source(split, images_per_class=count)
@@ -230,7 +269,9 @@ def _write_objects(path: pathlib.Path, pictures: pathlib.Path, side: int) -> Non
     for i, file in enumerate(files)
   ]
   categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-  path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+  path.write_text(
+    json.dumps({"images": images, "annotations": rows, "categories": categories})
+  )
 
 
 @pytest.fixture(scope="module")
@@ -298,9 +339,11 @@ def reached(folders, tmp_path_factory):
 
 
 def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
-  """Digests of the pieces that reach a training, by name, and figures that say what they are.
+  """Digests of the pieces that reach a training, by name, and figures that say what
+  they are.
 
-  The loop runs with a step that records what it is given. The real step is lowered with that.
+  The loop runs with a step that records what it is given. The real step is lowered with
+  that.
   """
   spied = ("sgd", "adamw", "learning_rate", "make_train_step")
   seen = spy(patch, [(setup, name) for name in spied])
@@ -314,7 +357,9 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
 
   def opened(data, encoder, source, folder):
     splits.append((source.names, source.labels, source.keys))
-    return SplitFeatures(tuple(source.names), source.labels, None, np.arange(len(source)))
+    return SplitFeatures(
+      tuple(source.names), source.labels, None, np.arange(len(source))
+    )
 
   patch.setattr(batches, "readable_features", opened)
   results.open_splits(config.data, config.eval.images, run.encoder, folder, None)
@@ -380,7 +425,10 @@ def test_a_field_that_matters_changes_its_pieces_alone(reached, field):
   value, beside, pieces, becomes = CHANGES[field]
   assert value != fields_of()[field].default
   after = beside | {field: value}
-  if after.get("method", "pomp") not in METHODS or after.get("data.source", "world") not in SOURCES:
+  if (
+    after.get("method", "pomp") not in METHODS
+    or after.get("data.source", "world") not in SOURCES
+  ):
     pytest.skip("its room is taken off: tests/rooms/test_taken_off.py")
   found = _difference(reached(beside), reached(after))
   assert found == (pieces.split(), becomes)
@@ -399,12 +447,18 @@ def _learned(config, folder) -> tuple[np.ndarray, str]:
     for batch in itertools.islice(loader, 3):
       program = program or step.lower(state, run.frozen, batch).as_text()
       state, _ = step(state, run.frozen, batch)
-  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]), program
+  return np.concatenate(
+    [np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]
+  ), program
 
 
-@pytest.mark.parametrize(("beside", "rounding"), [(ONLINE, ROUNDING_OF_IMAGES), ({}, ROUNDING)])
+@pytest.mark.parametrize(
+  ("beside", "rounding"), [(ONLINE, ROUNDING_OF_IMAGES), ({}, ROUNDING)]
+)
 def test_another_program_learns_the_same(folders, tmp_path, beside, rounding):
-  learned = lambda changes: _learned(_config(beside | changes, folders), RunFolder(tmp_path))
+  learned = lambda changes: _learned(
+    _config(beside | changes, folders), RunFolder(tmp_path)
+  )
   expected, usual = learned({})
   for field, value in rounding.items():
     if field != "clip.text_tower" or HAS_FLAX_CLIP:
@@ -425,7 +479,8 @@ def test_fields_that_do_not_matter_leave_every_bit(reached, folders, tmp_path):
 
 
 def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path):
-  """All training images are in the right folders, no validation image, every second test image."""
+  """All training images are in the right folders, no validation image, every second
+  test image."""
   root = tmp_path / "pictures"
   _write_pictures(root / "train", "train", (4,) * 9)
   _write_pictures(root / "val", "validation", (2,) * 9, shift=1)
@@ -435,6 +490,8 @@ def test_validation_is_on_validation_images_and_the_test_on_test_images(tmp_path
   config = small_config(k=9, **data, **{"eval.images": 0, "probe.iterations": 20})
   run = setup.prepare(config, RunFolder(tmp_path / "run"))
   assert run.validation()(first_state(run))["top1"] == 0.0
-  found = pretrain.run(config.replace({"method": "linear_probe"}), str(tmp_path / "probe"))
+  found = pretrain.run(
+    config.replace({"method": "linear_probe"}), str(tmp_path / "probe")
+  )
   assert list(found["top1"]) == ["test"] and 0.4 < found["top1"]["test"] < 0.6
   assert set(found["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

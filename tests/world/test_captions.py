@@ -56,4 +56,6 @@ def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
   assert tuple(preprocessor["image_std"]) == train_clip.PIXEL_STD
   ids = vocabulary([f"{name}." for name in class_names("all")]).input_ids
   # Ragged, and with the start and end tokens every name fits beside 16 context vectors.
-  assert max(map(len, ids)) + 16 <= train_clip.MAX_POSITIONS and len(set(map(len, ids))) >= 4
+  assert (
+    max(map(len, ids)) + 16 <= train_clip.MAX_POSITIONS and len(set(map(len, ids))) >= 4
+  )

@@ -1,4 +1,5 @@
-"""The world: its class list, the renderer, the labelled sources and the folders of pictures."""
+"""The world: its class list, the renderer, the labelled sources and the folders of
+pictures."""
 
 import hashlib
 
@@ -27,7 +28,9 @@ def test_table_and_attributes_agree_with_the_names():
   assert not table[tuple(novel.T)].any()
   assert all(set(novel[:, a]) <= set(base[:, a]) for a in range(4))
   for values, name in zip(novel[::500], class_names("novel")[::500], strict=True):
-    colour, texture, shape, ground = (names.WORDS[a][value] for a, value in enumerate(values))
+    colour, texture, shape, ground = (
+      names.WORDS[a][value] for a, value in enumerate(values)
+    )
     assert name == f"{colour} {texture} {shape} on {ground}"
 
 
@@ -42,7 +45,9 @@ def test_an_image_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(whole[picked], part)
 
 
-@pytest.mark.parametrize("attribute", range(4), ids=["colour", "texture", "shape", "ground"])
+@pytest.mark.parametrize(
+  "attribute", range(4), ids=["colour", "texture", "shape", "ground"]
+)
 def test_each_value_of_each_attribute_looks_different(attribute):
   words = names.WORDS[attribute]
   # A photo of the same key: equal in all attributes but one.

@@ -1,1 +1,2 @@
-"""Sampling of negatives: which classes a step contrasts with, and their importance weights."""
+"""Sampling of negatives: which classes a step contrasts with, and their importance
+weights."""

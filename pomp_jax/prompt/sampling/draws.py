@@ -1,10 +1,11 @@
 """Draws of classes without replacement: uniform, and by given probabilities.
 
-The weighted draw is systematic sampling in a random order (Madow, 1949; Hartley & Rao, 1962). The
-classes lie in random order along a line, each as long as its inclusion probability pi_c, and points
-at distance 1 from a random start pick S of them. Class c is picked with probability pi_c exactly,
-so the weights 1 / pi_c estimate every sum over all classes without bias (Horvitz & Thompson, 1952),
-and without variance where the summands are proportional to pi_c.
+The weighted draw is systematic sampling in a random order (Madow, 1949; Hartley & Rao,
+1962). The classes lie in random order along a line, each as long as its inclusion
+probability pi_c, and points at distance 1 from a random start pick S of them. Class c
+is picked with probability pi_c exactly, so the weights 1 / pi_c estimate every sum over
+all classes without bias (Horvitz & Thompson, 1952), and without variance where the
+summands are proportional to pi_c.
 
 Shapes: N classes, S sampled negatives (K-1 of the method's K, or all N when K = N).
 """
@@ -16,17 +17,19 @@ import jax.numpy as jnp
 
 from pomp_jax.array_types import Array, Float, Int32
 
-# Lengths along the line are multiples of 2^-32 and positions are unsigned integers modulo 1, so
-# that no rounding accumulates over thousands of classes.
+# Lengths along the line are multiples of 2^-32 and positions are unsigned integers
+# modulo 1, so that no rounding accumulates over thousands of classes.
 _ONE = 2.0**32
-# Above the rounding error of a float32 probability, and below every probability that matters.
+# Above the rounding error of a float32 probability, and below every probability that
+# matters.
 _NEAR = 2.0**-20
 
 
 def n_negatives(k: int, n_classes: int) -> int:
   """Returns S, the size of a draw: K-1, or all N classes when K = N.
 
-  At K = N each image rejects its own class: the plain softmax. ValueError: K below 2 or above N.
+  At K = N each image rejects its own class: the plain softmax. ValueError: K below 2 or
+  above N.
   """
   if not 2 <= k <= n_classes:
     raise ValueError(f"k: got {k}, expected 2 to {n_classes}, the number of classes")
@@ -36,8 +39,9 @@ def n_negatives(k: int, n_classes: int) -> int:
 def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
   """The key of one draw, derived from (seed, step, group) and nothing else.
 
-  A group is the images that share one draw: a data index of the mesh, times the micro-steps of
-  accumulation. So a resumed run draws the same, also on other devices if it accumulates so.
+  A group is the images that share one draw: a data index of the mesh, times the
+  micro-steps of accumulation. So a resumed run draws the same, also on other devices if
+  it accumulates so.
   """
   return jax.random.fold_in(jax.random.fold_in(seed_key, step), group)
 
@@ -45,9 +49,10 @@ def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
 def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]:
   """Draws distinct classes, every subset equally likely.
 
-  The cost does not depend on N when K is a small part of it: more ids than needed are drawn with
-  replacement and the first K-1 distinct ones are kept, in order of drawing. If too few are distinct
-  (rare), all are drawn again, which is symmetric in the classes and so uniform. K, N are static.
+  The cost does not depend on N when K is a small part of it: more ids than needed are
+  drawn with replacement and the first K-1 distinct ones are kept, in order of drawing.
+  If too few are distinct (rare), all are drawn again, which is symmetric in the classes
+  and so uniform. K, N are static.
   """
   size = n_negatives(k, n_classes)
   if size == n_classes:
@@ -63,7 +68,8 @@ def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
     repeats = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
-    # Back in the order of drawing, and the new ones first: by sorts, as TPUs scatter in a loop.
+    # Back in the order of drawing, and the new ones first: by sorts, as TPUs scatter in
+    # a loop.
     is_repeat = repeats[jnp.argsort(order)]
     first_new = jnp.argsort(is_repeat, stable=True)[:size]
     return ids[first_new], (~is_repeat).sum()
@@ -85,7 +91,8 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
   rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
   t_S = (size - jnp.arange(size)) / rest_S
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
-  # Not q_N > ordered_N[n_certain]: XLA may round q_N in two ways, and that class exceed itself.
+  # Not q_N > ordered_N[n_certain]: XLA may round q_N in two ways, and that class exceed
+  # itself.
   certain_N = t_S[n_certain] * q_N > 1.0
   # Computed a second time, as a sum with less rounding.
   t = (size - certain_N.sum()) / jnp.sum(jnp.where(certain_N, 0.0, q_N))
@@ -97,8 +104,8 @@ def sample_weighted(
 ) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
   """Draws distinct classes, fewer than all, each with its inclusion probability.
 
-  Every place of the draw holds class c with the same probability, pi_c / S. Returns the classes
-  [S], and log pi_c of all classes [N], exactly those of the draw.
+  Every place of the draw holds class c with the same probability, pi_c / S. Returns the
+  classes [S], and log pi_c of all classes [N], exactly those of the draw.
   """
   n_classes = q_N.shape[0]
   order_key, start_key, turn_key = jax.random.split(key, 3)
@@ -111,8 +118,11 @@ def sample_weighted(
   order_N = jax.random.permutation(order_key, n_classes)
   ends_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
   start = jax.random.bits(start_key, (), jnp.uint32)
-  # A point lies in [end - length, end) where its distance from the beginning is below the length.
-  picked_N = (start - (ends_N - length_N[order_N]) < length_N[order_N]) | certain_N[order_N]
+  # A point lies in [end - length, end) where its distance from the beginning is below
+  # the length.
+  picked_N = (start - (ends_N - length_N[order_N]) < length_N[order_N]) | certain_N[
+    order_N
+  ]
   turn = jax.random.randint(turn_key, (), 0, size)
   place_N = jnp.where(picked_N, (jnp.cumsum(picked_N) - 1 + turn) % size, size)
   ids_N = jax.lax.sort((place_N, order_N.astype(jnp.int32)), num_keys=1)[1]

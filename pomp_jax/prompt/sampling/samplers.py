@@ -1,11 +1,13 @@
-"""The samplers of negatives: one registry, from a batch's classes to a draw, weights, exclusions.
+"""The samplers of negatives: one registry, from a batch's classes to a draw, weights,
+exclusions.
 
-A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The draw mixes q
-with the uniform distribution; its weights keep sums over all classes unbiased. A sampler that draws
-in another way has a `draw` of its own, as docs/studies/other_samplers.py.
+A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The
+draw mixes q with the uniform distribution; its weights keep sums over all classes
+unbiased. A sampler that draws in another way has a `draw` of its own, as
+docs/studies/other_samplers.py.
 
-Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling groups of a
-class, A sibling groups in all, D relatives of a class, H levels.
+Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling
+groups of a class, A sibling groups in all, D relatives of a class, H levels.
 """
 
 from collections.abc import Callable
@@ -20,21 +22,31 @@ from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_w
 
 # What `hard` compares the bank with: features of the images' classes, or of the images.
 ANCHORS = ("classes", "images")
-# Near-synonyms of an image's class that are never its negatives: those with similar text features,
-# or its kin. The values are the fields of SamplingArrays that each reads.
-EXCLUSIONS: dict[str, tuple[str, ...]] = {"none": (), "similar": ("bank",), "kin": ("kin",)}
+# Near-synonyms of an image's class that are never its negatives: those with similar
+# text features, or its kin. The values are the fields of SamplingArrays that each
+# reads.
+EXCLUSIONS: dict[str, tuple[str, ...]] = {
+  "none": (),
+  "similar": ("bank",),
+  "kin": ("kin",),
+}
 
 
 class SamplingArrays(NamedTuple):
-  """Facts about the classes that samplers read; None where no sampler of the run reads them."""
+  """Facts about the classes that samplers read; None where no sampler of the run
+  reads them."""
 
   # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
-  bank: Any = None  # text features of all classes under recent prompts, a `prompt.bank.Bank`
+  # text features of all classes under recent prompts, a `prompt.bank.Bank`
+  bank: Any = None
   frequency: Any = None  # q of `frequency`, float32 [N]; adds up to 1
-  groups: Any = None  # sibling groups of each class, distinct, padded with -1, int32 [N,G]
+  # sibling groups of each class, distinct, padded with -1, int32 [N,G]
+  groups: Any = None
   group_sizes: Any = None  # classes in each group, 2 or more, int32 [A]
-  kin: Any = None  # classes that are as right as each class, padded with -1, int32 [N,D]
-  levels: Any = None  # kind of each class on each level of a hierarchy, -1 for none, int32 [N,H]
+  # classes that are as right as each class, padded with -1, int32 [N,D]
+  kin: Any = None
+  # kind of each class on each level of a hierarchy, -1 for none, int32 [N,H]
+  levels: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +54,8 @@ class SamplingSettings:
   """How negatives are chosen; static for a run."""
 
   name: str = "uniform"  # one of SAMPLERS
-  # Share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
-  # drawn, and no weight exceeds N / (mix S).
+  # Share of the uniform draw in every other sampler, above 0 and at most 1. Every class
+  # can be drawn, and no weight exceeds N / (mix S).
   mix: float = 0.1
   logit_scale: float = 100.0  # the loss's factor of the cosine, for `posterior`
   temperature: float = 0.05  # T of `hard`, a cosine
@@ -68,10 +80,12 @@ class SamplingSettings:
 def propose_posterior(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c), g the bank.
+  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c), g the
+  bank.
 
-  p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the share of c
-  in that of the batch. An image that is certain of its class proposes next to nothing.
+  p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the
+  share of c in that of the batch. An image that is certain of its class proposes next
+  to nothing.
   """
   temperature = 1.0 / settings.logit_scale
   q_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
@@ -82,13 +96,17 @@ def propose_posterior(
 def propose_similar(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
-  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with g the bank and a_i the anchors.
+  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with g the bank and a_i the
+  anchors.
 
-  Each image proposes the classes near its anchor. A negative T proposes those far from it.
+  Each image proposes the classes near its anchor. A negative T proposes those far from
+  it.
   """
   classes = settings.anchors == "classes"
   anchors_BxE = arrays.bank.of_classes(labels_B) if classes else images_BxE
-  return arrays.bank.mean_softmax(anchors_BxE, labels_B, settings.temperature, own_class=False)
+  return arrays.bank.mean_softmax(
+    anchors_BxE, labels_B, settings.temperature, own_class=False
+  )
 
 
 def propose_siblings(
@@ -104,7 +122,8 @@ def propose_siblings(
   n_groups_B = jnp.sum(mine_BxG >= 0, axis=1)
   share_BxG = jnp.where(mine_BxG >= 0, 1.0 / jnp.maximum(n_groups_B, 1)[:, None], 0.0)
   share_BxG /= labels_B.size * (group_sizes_A[mine_BxG] - 1)
-  # Every member of a group gets its share, the images' own classes too. Theirs is then subtracted.
+  # Every member of a group gets its share, the images' own classes too. Theirs is then
+  # subtracted.
   share_A = jnp.zeros(group_sizes_A.shape).at[mine_BxG].add(share_BxG)
   q_N = jnp.sum(jnp.where(groups_NxG >= 0, share_A[groups_NxG], 0.0), axis=1)
   q_N = q_N.at[labels_B].add(-jnp.sum(share_BxG, axis=1))
@@ -116,13 +135,15 @@ class Negatives(NamedTuple):
   """The classes that a group's images are contrasted with."""
 
   ids: Int32[Array, " S"]  # classes; distinct where all images share the draw
-  available: Bool[Array, " S"] | None = None  # classes whose features were computed; None for all
-  # Log importance weights -log pi_c, with pi_c the probability that the draw holds c; [B,S] where
-  # each image draws for itself, -inf for the classes of other images' draws. None after the plain
-  # uniform draw, which `loss.margin` corrects.
+  # classes whose features were computed; None for all
+  available: Bool[Array, " S"] | None = None
+  # Log importance weights -log pi_c, with pi_c the probability that the draw holds c;
+  # [B,S] where each image draws for itself, -inf for the classes of other images'
+  # draws. None after the plain uniform draw, which `loss.margin` corrects.
   log_weights: Float[Array, " S"] | Float[Array, "B S"] | None = None
-  # Log importance weight of each image's own class, drawn or not. None beside `log_weights` where
-  # classes are chosen, not drawn: a part of them is no smaller draw, and its weights stay.
+  # Log importance weight of each image's own class, drawn or not. None beside
+  # `log_weights` where classes are chosen, not drawn: a part of them is no smaller
+  # draw, and its weights stay.
   own_log_weights: Float[Array, " B"] | None = None
   # Classes that are no negatives of an image, beside its own; None for no others.
   rejected: Bool[Array, "B S"] | None = None
@@ -149,9 +170,11 @@ class Draw(Protocol):
 class Sampler(NamedTuple):
   """A row of the registry."""
 
-  # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds up to 1;
-  # an image gives its own class nothing. None for the uniform draw.
-  propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None = None
+  # Function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which
+  # adds up to 1; an image gives its own class nothing. None for the uniform draw.
+  propose: Callable[[SamplingSettings, SamplingArrays, Array, Array], Array] | None = (
+    None
+  )
   needs: tuple[str, ...] = ()  # fields of SamplingArrays that it reads
   # Fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   reads: tuple[str, ...] = ("mix",)
@@ -165,7 +188,9 @@ SAMPLERS = {
   "hard": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
   # By the number of training images of each class, computed once for a run.
-  "frequency": Sampler(lambda _, arrays, *__: arrays.frequency, ("frequency",), ("mix", "power")),
+  "frequency": Sampler(
+    lambda _, arrays, *__: arrays.frequency, ("frequency",), ("mix", "power")
+  ),
 }
 
 
@@ -179,10 +204,11 @@ def draw_negatives(
   images_BxE: Float[Array, "B E"],
   arrays: SamplingArrays,
 ) -> Negatives:
-  """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
+  """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the
+  sampler.
 
-  K and N are static, `labels_B` the images' classes, `images_BxE` unit features. Returns classes
-  and weights, for `complete_negatives`.
+  K and N are static, `labels_B` the images' classes, `images_BxE` unit features.
+  Returns classes and weights, for `complete_negatives`.
   """
   size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
   if sampler.draw is not None and size < n_classes:
@@ -193,12 +219,16 @@ def draw_negatives(
       return Negatives(ids_S)
     weight = jnp.log(jnp.float32(n_classes / size))
     return Negatives(
-      ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
+      ids_S,
+      log_weights=jnp.full(size, weight),
+      own_log_weights=jnp.full(labels_B.shape, weight),
     )
   q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
   q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
   ids_S, log_pi_N = sample_weighted(key, q_N, size)
-  return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
+  return Negatives(
+    ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B]
+  )
 
 
 def complete_negatives(
@@ -208,10 +238,11 @@ def complete_negatives(
   labels_B: Int32[Array, " B"],
   available_S: Bool[Array, " S"] | None = None,
 ) -> Negatives:
-  """Adds availability, the batch's positives, exclusions and kinds to a result of `draw_negatives`.
+  """Adds availability, the batch's positives, exclusions and kinds to a result of
+  `draw_negatives`.
 
-  `labels_B` are the images' classes, `available_S` the drawn classes whose features were computed
-  (all if None). With `arrays.levels`, the negatives get kinds.
+  `labels_B` are the images' classes, `available_S` the drawn classes whose features
+  were computed (all if None). With `arrays.levels`, the negatives get kinds.
   """
   negatives = drawn._replace(available=available_S)
   log_weights = drawn.log_weights
@@ -232,7 +263,8 @@ def complete_negatives(
 def _of_part(log_weights: Array, available_S: Bool[Array, " S"]) -> Array:
   """Log importance weights, [S] or [B,S], of the part of a draw that is available.
 
-  A class is equally likely at any place of a draw, so a part of the draw is a smaller one.
+  A class is equally likely at any place of a draw, so a part of the draw is a smaller
+  one.
   """
   if log_weights.ndim == 1:
     n_available = jnp.maximum(jnp.sum(available_S), 1)
@@ -249,7 +281,8 @@ def _rejected(
   labels_B: Int32[Array, " B"],
   ids_S: Int32[Array, " S"],
 ) -> Bool[Array, "B S"] | None:
-  """Near-synonyms of each image's class among the negatives; None without an exclusion."""
+  """Near-synonyms of each image's class among the negatives; None without an
+  exclusion."""
   if settings.exclude == "none":
     return None
   if settings.exclude == "similar":
@@ -267,8 +300,8 @@ def _with_batch_positives(
 ) -> Negatives:
   """Puts the images' classes before the drawn ones, each class once.
 
-  The images' classes are certain, so their weight is 1, and a drawn class that is one of them is
-  dropped. The sum over all classes stays unbiased.
+  The images' classes are certain, so their weight is 1, and a drawn class that is one
+  of them is dropped. The sum over all classes stays unbiased.
   """
   earlier_BxB = jnp.tril(labels_B[:, None] == labels_B[None, :], k=-1)
   drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)

@@ -1,8 +1,9 @@
 """Trains every combination of some fields' values, many of them in one program.
 
-A restart runs the cells that are missing or have failed. A cell that fails is marked with its
-error, and the others continue. With several processes all of them train every cell together, and
-the first reads the folder and writes; runs of their own share the cells by `config.ablate.part`.
+A restart runs the cells that are missing or have failed. A cell that fails is marked
+with its error, and the others continue. With several processes all of them train every
+cell together, and the first reads the folder and writes; runs of their own share the
+cells by `config.ablate.part`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,17 +72,23 @@ def _named(cell: Cell) -> Iterator[None]:
 def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
-  TrainingError: cells of this part have failed; everything is written nevertheless. InputError: a
-  cell that can't be, before anything is written.
+  TrainingError: cells of this part have failed; everything is written nevertheless.
+  InputError: a cell that can't be, before anything is written.
   """
   start, fields = time.monotonic(), config.ablate
   folder = RunFolder(workdir)
-  cells, shared = make_cells(fields.grid, config.replace), SharedInputs(folder, config.replace)
+  cells, shared = (
+    make_cells(fields.grid, config.replace),
+    SharedInputs(folder, config.replace),
+  )
   index, count = fields.part or (1, 1)
   groups = vmapped_training.program_groups(cells)[index - 1 :: count]
-  missing = [todo for group in groups if (todo := _missing(folder, group, fields.curve_every))]
+  missing = [
+    todo for group in groups if (todo := _missing(folder, group, fields.curve_every))
+  ]
   for group in missing:
-    # CLIP and images stay open. Their checks read no field in which cells of a group differ.
+    # CLIP and images stay open. Their checks read no field in which cells of a group
+    # differ.
     try:
       with _named(group[0]):
         shared.prepare(group[0])
@@ -119,7 +126,8 @@ def run(config: AblateConfig, workdir: str) -> dict[str, Any]:
 
 
 def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> None:
-  """Trains and evaluates what is missing of some cells that can be lanes of one program."""
+  """Trains and evaluates what is missing of some cells that can be lanes of one
+  program."""
   if not (group := _missing(shared.folder, group, fields.curve_every)):
     return
   try:
@@ -131,8 +139,13 @@ def _run_group(shared: SharedInputs, fields: Ablate, group: Sequence[Cell]) -> N
     run = runs[0]
     # As many as their activations leave room for.
     encoder, dtype = run.encoder, run.clip.dtype
-    text_config, sizes = encoder.clip.config.text_config, (run.n_prefix, run.token_budget)
-    of_step = activation_bytes(text_config, *sizes, encoder.block, dtype, encoder.platform)
+    text_config, sizes = (
+      encoder.clip.config.text_config,
+      (run.n_prefix, run.token_budget),
+    )
+    of_step = activation_bytes(
+      text_config, *sizes, encoder.block, dtype, encoder.platform
+    )
     most = fields.lanes or int(activation_memory(run.clip) // of_step)
     size = vmapped_training.lanes_of_program(len(group), most)
     trained = train_lanes(runs, streams, size, fields.curve_every)
@@ -167,7 +180,10 @@ def _finish(
     return
   start, clip = time.monotonic(), run.encoder.clip
   prompt = Prompt(trained.context, clip.name, run.module.position, config=run.config)
-  scores, by_hand = shared.evaluate(run, prompt), shared.references(run.encoder, run.data, run.eval)
+  scores, by_hand = (
+    shared.evaluate(run, prompt),
+    shared.references(run.encoder, run.data, run.eval),
+  )
   outcome: dict[str, Any] = {
     figure: {split: score["prompt"][figure] for split, score in scores.items()}
     for figure in ("top1", "top1_interval", "top5", "images")
@@ -196,12 +212,19 @@ def _finish(
   save_prompt(store.path(cell.stem, "npz"), prompt)
   # Last: a cell with a piece is a finished cell.
   store.save(cell.stem, {"name": cell.name, "values": cell.values, **outcome})
-  top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
-  log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+  top1 = ", ".join(
+    f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items()
+  )
+  log.info(
+    "%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes
+  )
 
 
-def _step_times(shared: SharedInputs, cells: Sequence[Cell], every: int) -> list[dict[str, Any]]:
-  """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
+def _step_times(
+  shared: SharedInputs, cells: Sequence[Cell], every: int
+) -> list[dict[str, Any]]:
+  """Times the kinds of cells, which differ in more than the seed, once all cells are
+  there."""
   if missing := _missing(shared.folder, cells, every):
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
@@ -220,19 +243,31 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
   text = f"{type(error).__name__}: {' '.join(str(error).split())}"
   log.warning("%s failed: %s", cell.name, text)
   if hosts.is_first():
-    _store(folder, cell).save(cell.stem, {"name": cell.name, "values": cell.values, "error": text})
+    _store(folder, cell).save(
+      cell.stem, {"name": cell.name, "values": cell.values, "error": text}
+    )
 
 
 def _write_results(
-  config: Mapping[str, Any], folder: RunFolder, cells: Sequence[Cell], others: Mapping[str, Any]
+  config: Mapping[str, Any],
+  folder: RunFolder,
+  cells: Sequence[Cell],
+  others: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
   store = _store(folder, *cells)
-  stored = lambda: {cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))}
+  stored = lambda: {
+    cell.key: piece.facts for cell in cells if (piece := store.load(cell.stem))
+  }
   while True:
     found = stored()
     missing = [cell.name for cell in cells if cell.key not in found]
-    results = {"job": "ablate", **others, "cells": list(found.values()), "missing": missing}
+    results = {
+      "job": "ablate",
+      **others,
+      "cells": list(found.values()),
+      "missing": missing,
+    }
     if found:
       with writing(folder.path):
         write_cells(folder, results)

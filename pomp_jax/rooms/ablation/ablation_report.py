@@ -8,7 +8,11 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.report import Report, Section, Table, failures, write_csv
 from pomp_jax.rooms.ablation import plots, time_to_accuracy
-from pomp_jax.rooms.ablation.seed_pairs import Differences, differences_section, paired_differences
+from pomp_jax.rooms.ablation.seed_pairs import (
+  Differences,
+  differences_section,
+  paired_differences,
+)
 
 # The split whose best line is marked, the first of these that there is.
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
@@ -28,13 +32,18 @@ _SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
 
 
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
+  """Writes one or more cells as CSV and plots; accuracy against time where steps
+  were timed."""
   cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
   fields = dict.fromkeys(field for cell in cells for field in cell["values"])
   figures = dict.fromkeys(name for cell in cells for name in plots.figures_of(cell))
   columns = (*fields, *figures, "error")
-  rows = [cell["values"] | plots.figures_of(cell) | {"error": cell["error"]} for cell in cells]
-  write_csv(folder.path / "cells.csv", columns, ([row.get(x) for x in columns] for row in rows))
+  rows = [
+    cell["values"] | plots.figures_of(cell) | {"error": cell["error"]} for cell in cells
+  ]
+  write_csv(
+    folder.path / "cells.csv", columns, ([row.get(x) for x in columns] for row in rows)
+  )
   references = _references(by_hand[0][1]) if len(by_hand) == 1 else {}
   plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, _images(cells))
   found = time_to_accuracy.courses(cells, results.get("step_times", ()))
@@ -42,18 +51,24 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
     time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
 
 
-def _references(by_hand: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-  """Figure -> label -> top-1 of one hand-written prompt: that of the highest mean over splits."""
+def _references(
+  by_hand: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float]]:
+  """Figure -> label -> top-1 of one hand-written prompt: that of the highest mean
+  over splits."""
   prompts = next(iter(by_hand.values()), {})
   mean_of = lambda prompt: sum(top1[prompt] for top1 in by_hand.values())
   best = max(prompts, key=mean_of, default=None)
   if best is None:
     return {}
-  return {f"{split}_top1": {method_label(best): top1[best]} for split, top1 in by_hand.items()}
+  return {
+    f"{split}_top1": {method_label(best): top1[best]} for split, top1 in by_hand.items()
+  }
 
 
 def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of an ablation: mean and spread of each kind of cell, every cell, failures."""
+  """Report of an ablation: mean and spread of each kind of cell, every cell,
+  failures."""
   cells = results["cells"]
   failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
   swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
@@ -63,8 +78,13 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   names = list(dict.fromkeys(name for own in figures for name in own))
   rows = []
   for cell, own in zip(cells, figures, strict=True):
-    shown = [f"{plots.scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
-    rows.append([*(plots.text_of(cell["values"].get(field)) for field in swept), *shown])
+    shown = [
+      f"{plots.scale_of(name) * own[name]:.1f}" if name in own else "-"
+      for name in names
+    ]
+    rows.append(
+      [*(plots.text_of(cell["values"].get(field)) for field in swept), *shown]
+    )
   marks = ["failed" if cell["error"] else "" for cell in cells]
   differences = paired_differences(cells)
   text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
@@ -73,7 +93,9 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     *differences_section(differences),
     Section("Figures against the swept field", picture=_SWEEP),
     *_time_to_accuracy(results),
-    Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells), brief=True),
+    Section(
+      "Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells), brief=True
+    ),
     Section("Cells", table=Table([*swept, *map(_heading, names)], rows, marks)),
     failures("Failed cells", "cell", failed),
     Section("Missing cells", ", ".join(results["missing"]) or "None."),
@@ -88,7 +110,10 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   found = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
   if not found:
     return []
-  rows, figures = [], dict.fromkeys(name for course in found for name in course.group.figures)
+  rows, figures = (
+    [],
+    dict.fromkeys(name for course in found for name in course.group.figures),
+  )
   names = [name for name in figures if name not in plots.COSTS]
   for one in time_to_accuracy.arrivals(found):
     course = one.course
@@ -96,10 +121,19 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
     cost = [f"{1000 * course.step_seconds:.1f}", f"{course.start_seconds:.2f}"]
     when = ["not reached", "", "", ""]
     if one.step is not None:
-      ratios = ["-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)]
+      ratios = [
+        "-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)
+      ]
       when = [str(one.step), f"{one.seconds:.1f}", *ratios]
     rows.append([course.label, *splits, *cost, *when])
-  columns = ["cells", *map(_heading, names), "step (ms)", "first bank (s)", "steps", "seconds"]
+  columns = [
+    "cells",
+    *map(_heading, names),
+    "step (ms)",
+    "first bank (s)",
+    "steps",
+    "seconds",
+  ]
   columns += ["faster than exact", "than the fastest uniform draw"]
   threshold = time_to_accuracy.threshold_of(found)
   text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")
@@ -111,17 +145,23 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
 
 
 def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """How many images the accuracies are of, by split; several numbers where cells differ."""
+  """How many images the accuracies are of, by split; several numbers where cells
+  differ."""
   counts: dict[str, set[int]] = {}
   for cell in cells:
     of_curve = cell.get("curve", {}).get("images", {})
     for split, n in (of_curve | cell.get("images", {})).items():
       counts.setdefault(split, set()).add(n)
-  return {split: " or ".join(f"{n:,}" for n in sorted(own)) for split, own in counts.items()}
+  return {
+    split: " or ".join(f"{n:,}" for n in sorted(own)) for split, own in counts.items()
+  }
 
 
-def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-  """Top-1 of hand-written prompts, which depends on CLIP and classes; each with its first cell."""
+def _distinct_by_hand(
+  cells: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, Mapping[str, Any]]]:
+  """Top-1 of hand-written prompts, which depends on CLIP and classes; each with its
+  first cell."""
   found: dict[str, tuple[str, Mapping[str, Any]]] = {}
   for cell in cells:
     if not cell["error"]:
@@ -140,7 +180,9 @@ def _summary(of_cells: Sequence[plots.Group], differences: Differences) -> Table
   rows, marked = [], next((name for name in _MARKED if name in names), None)
   for group in of_cells:
     figures = [_spread(group, name) for name in names]
-    rows.append([*(plots.text_of(group.values.get(field)) for field in fields), *figures])
+    rows.append(
+      [*(plots.text_of(group.values.get(field)) for field in fields), *figures]
+    )
   bold = [
     (row, len(fields) + names.index(name))
     for row, (_, own) in enumerate(differences, 1)
@@ -169,6 +211,8 @@ def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Table:
   for cell, by_hand in found:
     where = f" ({cell} and similar)" if len(found) > 1 else ""
     for prompt in next(iter(by_hand.values()), {}):
-      figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
+      figures = [
+        f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits
+      ]
       rows.append([method_label(prompt) + where, *figures])
   return Table(("prompt", *splits), rows)

@@ -37,25 +37,32 @@ Replace = Callable[[Mapping[str, Any]], TrainingConfig]
 class Cell(NamedTuple):
   """One training of an ablation."""
 
-  values: Mapping[str, Any]  # swept field -> its value here; None where the field is not read
-  # Field -> value, over the ablation's config: the job pretrain, and the same fields in all cells.
+  # swept field -> its value here; None where the field is not read
+  values: Mapping[str, Any]
+  # Field -> value, over the ablation's config: the job pretrain, and the same fields in
+  # all cells.
   overrides: Mapping[str, Any]
   key: str  # fingerprint of all that the cell's result depends on
 
   @property
   def name(self) -> str:
     """The swept fields and their values, for tables and messages."""
-    return ", ".join(f"{field}={text_of(value)}" for field, value in self.values.items())
+    return ", ".join(
+      f"{field}={text_of(value)}" for field, value in self.values.items()
+    )
 
   @property
   def stem(self) -> str:
     """Name of the files with its result and its prompt, without suffix."""
-    words = "_".join(f"{field}-{text_of(value)}" for field, value in self.values.items())
+    words = "_".join(
+      f"{field}-{text_of(value)}" for field, value in self.values.items()
+    )
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}"
 
 
 def read_grid(text: str) -> dict[str, list[str]]:
-  """The swept fields and the texts of their values, in order; ConfigError if it is no grid."""
+  """The swept fields and the texts of their values, in order; ConfigError if it is
+  no grid."""
   grid: dict[str, list[str]] = {}
   for item in filter(None, map(str.strip, text.split(";"))):
     field, equals, values = item.partition("=")
@@ -68,7 +75,9 @@ def read_grid(text: str) -> dict[str, list[str]]:
     require(field not in grid, _FIELD, field, "each field once")
     grid[field] = found
   is_twice = ALL in grid.get("k", ()) and "negatives" in grid
-  require(not is_twice, _FIELD, "negatives", "no negatives beside k=all, which sets them")
+  require(
+    not is_twice, _FIELD, "negatives", "no negatives beside k=all, which sets them"
+  )
   require(grid, _FIELD, text, _TAKES)
   return grid
 
@@ -76,11 +85,13 @@ def read_grid(text: str) -> dict[str, list[str]]:
 def make_cells(text: str, replace: Replace) -> list[Cell]:
   """The cells of `config.ablate.grid`, the first field varying slowest; ConfigError.
 
-  `replace` is that of the ablation's config, which has all other fields of the trainings.
+  `replace` is that of the ablation's config, which has all other fields of the
+  trainings.
   """
   grids = [read_grid(own) for own in text.split("&")]
   fields = dict.fromkeys(field for grid in grids for field in grid)
-  found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # key -> swept values, all values
+  # key -> swept values, all values
+  found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
   for grid in grids:
     for texts in itertools.product(*grid.values()):
       changes: dict[str, Any] = {"job": "pretrain"}
@@ -93,15 +104,21 @@ def make_cells(text: str, replace: Replace) -> list[Cell]:
       moot = _moot(of_training)
       for added in training.all_extensions():
         moot += added.unread()
-      values = {field: None if field in moot else of_training[field] for field in fields}
+      values = {
+        field: None if field in moot else of_training[field] for field in fields
+      }
       if training.negatives == ALL and "k" in values:
         values["k"] = ALL
       # Equal trainings get equal configs: fields without effect have their defaults.
       of_training |= {field: fields_of()[field].default for field in moot}
-      kept = [item for item in sorted(of_training.items()) if item[0] not in FREE_FIELDS]
+      kept = [
+        item for item in sorted(of_training.items()) if item[0] not in FREE_FIELDS
+      ]
       found.setdefault(fingerprint([repr(kept)]), (values, of_training))
   base = replace({"job": "pretrain"}).flat() | {"job": ""}
-  changed = {f for _, own in found.values() for f, value in own.items() if value != base[f]}
+  changed = {
+    f for _, own in found.values() for f, value in own.items() if value != base[f]
+  }
   return [
     Cell(values, {f: value for f, value in own.items() if f in changed}, key)
     for key, (values, own) in found.items()

@@ -16,9 +16,11 @@ COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
 class Spread(NamedTuple):
-  """Mean and sample standard deviation of a figure over seeds, and its value at each seed.
+  """Mean and sample standard deviation of a figure over seeds, and its value at each
+  seed.
 
-  Of costs the values are those of programs: the lanes of one share what was measured once.
+  Of costs the values are those of programs: the lanes of one share what was measured
+  once.
   """
 
   mean: float
@@ -30,7 +32,8 @@ class Group(NamedTuple):
   """Cells that differ only in the seed."""
 
   values: dict[str, Any]  # swept field -> value, without the seed
-  figures: dict[str, Spread]  # name -> spread over the seeds of the cells that did not fail
+  # name -> spread over the seeds of the cells that did not fail
+  figures: dict[str, Spread]
   failed: int  # number of failed cells
 
 
@@ -45,7 +48,8 @@ def text_of(value: Any) -> str:
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
-  """Returns a cell's top-1 of each split and its costs by name; nothing if it failed."""
+  """Returns a cell's top-1 of each split and its costs by name; nothing if it
+  failed."""
   if cell.get("error"):
     return {}
   top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
@@ -78,7 +82,9 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
 def swept(groups_of: Sequence[Group]) -> list[str]:
   """Returns the fields, other than the seed, that take several values."""
   fields = dict.fromkeys(field for group in groups_of for field in group.values)
-  values = {f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields}
+  values = {
+    f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields
+  }
   return [field for field in fields if len(values[field]) > 1]
 
 
@@ -94,20 +100,25 @@ def sweep(
   references: Mapping[str, Mapping[str, float]],
   images: Mapping[str, str],
 ) -> None:
-  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
+  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a
+  faint dot.
 
-  The x axis is the first swept field with its values evenly spaced. Every combination of the other
-  swept fields is a line, or marks alone where the x axis has names; a group that does not read one
-  of them belongs to every line. References are grey lines: figure -> label -> value. `images` are
-  the numbers of images of each split.
+  The x axis is the first swept field with its values evenly spaced. Every combination
+  of the other swept fields is a line, or marks alone where the x axis has names; a
+  group that does not read one of them belongs to every line. References are grey lines:
+  figure -> label -> value. `images` are the numbers of images of each split.
   """
   along, *others = swept(groups_of) or [""]
   x_of = [text_of(group.values.get(along, "")) for group in groups_of]
   ticks = list(dict.fromkeys(x_of))
   keys = [tuple(group.values[field] for field in others) for group in groups_of]
-  lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]
+  lines = [
+    key for key in dict.fromkeys(keys) if any(value is not None for value in key)
+  ] or [()]
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  seeds = max((len(one.values) for g in groups_of for one in g.figures.values()), default=0)
+  seeds = max(
+    (len(one.values) for g in groups_of for one in g.figures.values()), default=0
+  )
   title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
   drawn: dict[str, Any] = {}
@@ -137,9 +148,13 @@ def sweep(
       drawing.log_axis(axes, "y")
     else:
       spreads = [group.figures[name] for group in groups_of if name in group.figures]
-      axes.set_ylim(0, 1.1 * max([1e-6, *(value for one in spreads for value in one.values)]))
+      axes.set_ylim(
+        0, 1.1 * max([1e-6, *(value for one in spreads for value in one.values)])
+      )
     split = name.removesuffix("_top1")
-    heading = f"{COSTS[name]}, a cell's share" if name in COSTS else top1_heading(split, images)
+    heading = (
+      f"{COSTS[name]}, a cell's share" if name in COSTS else top1_heading(split, images)
+    )
     drawing.label_panel(axes, heading, along, grid="both")
   shown = {label: line for label, line in drawn.items() if label}
   if shown:
@@ -163,19 +178,29 @@ def _draw_line(
 ):
   """Draws means with error bars, a line style between them, and the seeds as dots."""
   x = shift + np.array([place for place, _ in points])
-  means, stds = scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
+  means, stds = (
+    scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
+  )
   for place, (_, found) in zip(x, points, strict=True):
     seeds = scale * np.array(found.values)
-    dots = {"s": 9, "color": drawing.style(number)["color"], "alpha": 0.35, "linewidths": 0}
+    dots = {
+      "s": 9,
+      "color": drawing.style(number)["color"],
+      "alpha": 0.35,
+      "linewidths": 0,
+    }
     axes.scatter(np.full(len(seeds), place), seeds, **dots)
   return drawing.error_bars(axes, x, means, number, yerr=stds, linestyle=between)
 
 
 def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
-  """Draws a grey horizontal line, perhaps named on the right, where curves have left it."""
+  """Draws a grey horizontal line, perhaps named on the right, where curves have left
+  it."""
   line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
   place: dict[str, Any] = {"va": "bottom", "ha": "right", "fontsize": 7}
   # Above curves and marks, which its rim leaves visible.
   where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 5}
-  axes.text(0.99, value, label, color="0.25", path_effects=drawing.outline(), **place, **where)
+  axes.text(
+    0.99, value, label, color="0.25", path_effects=drawing.outline(), **place, **where
+  )
   return line

@@ -17,18 +17,21 @@ _PAIRED = (
 
 
 class Difference(NamedTuple):
-  """A kind of cells less another one, seed by seed: mean in fractions, and Student's interval."""
+  """A kind of cells less another one, seed by seed: mean in fractions, and Student's
+  interval."""
 
   mean: float
   interval: tuple[float, float] | None  # None for one seed, or without spread
 
 
-# Of each kind but the first: its swept values without the seed, and differences by figure.
+# Of each kind but the first: its swept values without the seed, and differences by
+# figure.
 Differences = Sequence[tuple[Mapping[str, Any], Mapping[str, Difference]]]
 
 
 def paired_differences(cells: Sequence[Mapping[str, Any]]) -> Differences:
-  """Differences of each kind of cells to the first kind in each top-1, over the seeds of both."""
+  """Differences of each kind of cells to the first kind in each top-1, over the
+  seeds of both."""
   kinds: dict[str, dict[Any, dict[str, float]]] = {}  # kind -> seed -> figures
   values_of: dict[str, dict[str, Any]] = {}
   for cell in cells:
@@ -55,7 +58,8 @@ def paired_differences(cells: Sequence[Mapping[str, Any]]) -> Differences:
 def _difference(pairs: Sequence[float]) -> Difference:
   n, mean = len(pairs), float(np.mean(pairs))
   std = float(np.std(pairs, ddof=1)) if n > 1 else 0.0
-  if np.isclose(std, 0, atol=1e-9):  # equal differences of a few seeds don't tell the spread
+  # equal differences of a few seeds don't tell the spread
+  if np.isclose(std, 0, atol=1e-9):
     return Difference(mean, None)
   reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5
   return Difference(mean, (mean - reach, mean + reach))
@@ -80,5 +84,10 @@ def differences_section(differences: Differences) -> list[Section]:
     return []
   columns = [*fields, *(name.removesuffix("_top1") for name in names)]
   return [
-    Section("Differences to the first kind of cells", _PAIRED, Table(columns, rows), brief=True)
+    Section(
+      "Differences to the first kind of cells",
+      _PAIRED,
+      Table(columns, rows),
+      brief=True,
+    )
   ]

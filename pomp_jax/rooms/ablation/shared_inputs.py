@@ -1,4 +1,5 @@
-"""CLIPs, images and features that cells of an ablation share, each opened or computed once."""
+"""CLIPs, images and features that cells of an ablation share, each opened or
+computed once."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -29,7 +30,8 @@ from pomp_jax.train.fill_features import fill_features
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
 
-# Splits of a curve: images of the training classes that nothing else sees, and unseen classes.
+# Splits of a curve: images of the training classes that nothing else sees, and unseen
+# classes.
 CURVE = ("validation", "novel", "new")
 
 # Split -> prompt -> figures.
@@ -39,8 +41,8 @@ Scores = dict[str, dict[str, Accuracy]]
 class SharedInputs:
   """Opens or computes each thing when it is first asked for, and holds it.
 
-  Streams are in temporary files, mapped into memory. Other features of images are stored in
-  `data.feature_store` or the ablation's folder.
+  Streams are in temporary files, mapped into memory. Other features of images are
+  stored in `data.feature_store` or the ablation's folder.
   """
 
   def __init__(self, folder: RunFolder, replace: Replace):
@@ -51,22 +53,34 @@ class SharedInputs:
     self._encoder = functools.cache(inputs.open_encoder)
     open_source = lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
     self._source = functools.cache(open_source)
-    for name in ("_frozen", "_image_features", "references", "_splits", "_curve_splits"):
+    for name in (
+      "_frozen",
+      "_image_features",
+      "references",
+      "_splits",
+      "_curve_splits",
+    ):
       setattr(self, name, functools.cache(getattr(self, name)))
 
   def prepare(self, cell: Cell) -> setup.PromptRun:
-    """Makes the training of a cell ready, its CLIP and its images shared with the others."""
+    """Makes the training of a cell ready, its CLIP and its images shared with the
+    others."""
     config = self._replace(cell.overrides)
-    encoder = self._encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+    encoder = self._encoder(
+      config.clip, config.mesh.class_size, config.data.feature_store
+    )
     source = self._source(config.data, encoder)
     frozen = self._frozen(encoder, config.data, config.prompt.m)
-    return setup.prepare(config, self.folder, encoder=encoder, source=source, frozen=frozen)
+    return setup.prepare(
+      config, self.folder, encoder=encoder, source=source, frozen=frozen
+    )
 
   def _frozen(self, encoder: Encoder, data: Data, m: int):
     return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 
   def stream(self, run: setup.PromptRun) -> Stream:
-    """The features that a run is trained on, in order; all processes call it together."""
+    """The features that a run is trained on, in order; all processes call it
+    together."""
     key = run.encoder, run.data, run.loop.batch_size, run.seed
     # Runs of several lengths share the longest stream.
     if key not in self._streams or len(self._streams[key].labels) < run.total_steps:
@@ -90,8 +104,11 @@ class SharedInputs:
     by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
     return _accuracy(encoder, self._splits(encoder, data, evaluation.images), by_hand)
 
-  def curve(self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]) -> dict[str, Any]:
-    """Steps of a run's prompts, and top-1 and images of the available splits of `CURVE`."""
+  def curve(
+    self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]
+  ) -> dict[str, Any]:
+    """Steps of a run's prompts, and top-1 and images of the available splits of
+    `CURVE`."""
     encoder, own = run.encoder, run.prompt
     given = run.data, run.eval.images, own.m, own.class_specific
     splits, rows_of, frozen = self._curve_splits(encoder, *given)
@@ -107,27 +124,42 @@ class SharedInputs:
     images = {name: len(split.labels) for name, split in splits.items()}
     return {"steps": list(contexts), "top1": top1, "images": images}
 
-  def _curve_splits(self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool):
-    """Splits of a curve, the rows of their classes among all names, and the arrays of these."""
+  def _curve_splits(
+    self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool
+  ):
+    """Splits of a curve, the rows of their classes among all names, and the arrays
+    of these."""
     source = inputs.open_source(data, "validation", n_images=n)
-    splits = {"validation": batches.readable_features(data, encoder, source, self.folder)}
+    splits = {
+      "validation": batches.readable_features(data, encoder, source, self.folder)
+    }
     if not class_specific:  # such a context knows no class but those it was trained on
       others = self._splits(encoder, data, n)
       splits |= {name: split for name, split in others.items() if name in CURVE}
-    names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
+    names = tuple(
+      dict.fromkeys(name for split in splits.values() for name in split.names)
+    )
     row = {name: i for i, name in enumerate(names)}
-    rows_of = {name: [row[own] for own in split.names] for name, split in splits.items()}
+    rows_of = {
+      name: [row[own] for own in split.names] for name, split in splits.items()
+    }
     return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m))
 
   def _splits(
-    self, encoder: Encoder, data: Data, n_images: int, names: tuple[str, ...] | None = None
+    self,
+    encoder: Encoder,
+    data: Data,
+    n_images: int,
+    names: tuple[str, ...] | None = None,
   ) -> dict[str, SplitFeatures]:
     found = results.open_splits(data, n_images, encoder, self.folder, names)
     return {name: features for name, (_, features) in found.items()}
 
 
 def _accuracy(
-  encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
+  encoder: Encoder,
+  splits: Mapping[str, SplitFeatures],
+  prompts: Mapping[str, Prompt | str],
 ) -> Scores:
   return {
     split: {name: one.figures() for name, one in tallies.items()}
@@ -136,7 +168,8 @@ def _accuracy(
 
 
 def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
-  """Reads this process's rows of the batches that the pretrain job would read, as features."""
+  """Reads this process's rows of the batches that the pretrain job would read, as
+  features."""
   mesh = run.encoder.mesh
   rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
   at_a_time = max(_IMAGES // run.loop.batch_size, 1)
@@ -153,7 +186,9 @@ def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
       if run.data.features == "online":
         images = jax.make_array_from_process_local_data(rows, images)
         # Each part of the data axis has a block of rows, of all these batches.
-        images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]
+        images = np.split(
+          np.asarray(image_features(run.frozen.image, images)), n_parts
+        )[part]
       # Not through a memory map: a full disk would kill the process.
       file.write(np.ascontiguousarray(images).data)
       labels += [batch["label"] for batch in some]

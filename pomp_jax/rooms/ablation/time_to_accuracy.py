@@ -1,7 +1,8 @@
-"""Time to accuracy: seconds of training until cells reach the accuracy of the exact contrast.
+"""Time to accuracy: seconds of training until cells reach the accuracy of the exact
+contrast.
 
-Time is steps times the seconds of a step, and the first bank where there is one. The accuracy is
-that of validation images of the training classes, mean over the seeds.
+Time is steps times the seconds of a step, and the first bank where there is one. The
+accuracy is that of validation images of the training classes, mean over the seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,13 @@ import numpy as np
 
 from pomp_jax.report import drawing
 from pomp_jax.report.labels import counted
-from pomp_jax.rooms.ablation.plots import Group, groups, kind_of, reference_line, top1_heading
+from pomp_jax.rooms.ablation.plots import (
+  Group,
+  groups,
+  kind_of,
+  reference_line,
+  top1_heading,
+)
 
 CRITERION = "validation"
 _SAMPLER = "sampling.name"
@@ -49,7 +56,8 @@ class Course(NamedTuple):
 
 
 class Arrival(NamedTuple):
-  """When a course reaches the accuracy of the exact contrast; None where it does not."""
+  """When a course reaches the accuracy of the exact contrast; None where it does
+  not."""
 
   course: Course
   step: int | None  # first validated step
@@ -58,25 +66,31 @@ class Arrival(NamedTuple):
   than_uniform: float | None  # how many times faster than the fastest uniform draw
 
 
-def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]) -> list[Course]:
+def courses(
+  cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
+) -> list[Course]:
   """Puts curves and times of cells together; kinds whose cells all failed are left out.
 
-  A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. Times have `values` without the seed,
-  `step_seconds` and `first_bank_seconds`, one a kind.
+  A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. Times have `values` without
+  the seed, `step_seconds` and `first_bank_seconds`, one a kind.
   """
   found, done = [], [cell for cell in cells if not cell["error"]]
   for group, time in itertools.product(groups(cells), times):
     own = [cell for cell in done if kind_of(cell["values"]) == group.values]
     if own and time["values"] == group.values:
       curves = [cell["curve"] for cell in own]
-      top1 = {name: np.array([one["top1"][name] for one in curves]) for name in curves[0]["top1"]}
+      top1 = {
+        name: np.array([one["top1"][name] for one in curves])
+        for name in curves[0]["top1"]
+      }
       seconds = time["step_seconds"], time["first_bank_seconds"]
       found.append(Course(group, tuple(curves[0]["steps"]), top1, *seconds))
   return found
 
 
 def threshold_of(found: Sequence[Course]) -> float | None:
-  """The exact contrast's last accuracy less its standard deviation over the seeds; None without."""
+  """The exact contrast's last accuracy less its standard deviation over the seeds;
+  None without."""
   exact = next((course for course in found if course.is_exact), None)
   if exact is None:
     return None
@@ -89,7 +103,8 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
   threshold = threshold_of(found)
   if threshold is None:
     return []
-  reached, fastest = [], {"exact": math.inf, "uniform": math.inf}  # seconds by kind of draw
+  # seconds by kind of draw
+  reached, fastest = [], {"exact": math.inf, "uniform": math.inf}
   for course in found:
     reaches_T = course.top1[CRITERION].mean(axis=0) >= threshold
     step = course.steps[np.argmax(reaches_T)] if reaches_T.any() else None
@@ -97,15 +112,21 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
     reached.append((course, step, seconds))
     kind = "exact" if course.is_exact else course.group.values.get(_SAMPLER, "uniform")
     fastest[kind] = min(seconds or math.inf, fastest.get(kind, math.inf))
-  ratio = lambda kind, own: fastest[kind] / own if own and fastest[kind] < math.inf else None
-  return [Arrival(*one, ratio("exact", one[2]), ratio("uniform", one[2])) for one in reached]
+  ratio = lambda kind, own: (
+    fastest[kind] / own if own and fastest[kind] < math.inf else None
+  )
+  return [
+    Arrival(*one, ratio("exact", one[2]), ratio("uniform", one[2])) for one in reached
+  ]
 
 
-def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]) -> None:
+def plot(
+  path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]
+) -> None:
   """Plots accuracy against seconds of training, a panel a split, a line a course.
 
-  Error bars: standard deviation over the seeds after the last step. `images` are the numbers of
-  images of each split.
+  Error bars: standard deviation over the seeds after the last step. `images` are the
+  numbers of images of each split.
   """
   splits = list(dict.fromkeys(split for course in found for split in course.top1))
   seeds = max(len(course.top1[CRITERION]) for course in found)
@@ -124,16 +145,23 @@ def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, 
       line = _LINES[number // len(drawing.COLOURS) % len(_LINES)]
       style = {**drawing.style(number), "linestyle": line}
       style |= {"color": "black", "marker": "."} if course.is_exact else {}
-      seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
+      seconds, values_SxT = (
+        list(map(course.seconds, course.steps)),
+        100 * course.top1[split],
+      )
       mean_T = values_SxT.mean(axis=0)
       drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
       if len(values_SxT) > 1:
         bar: dict[str, Any] = {"color": style["color"], "capsize": 3, "linewidth": 1}
-        axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
+        axes.errorbar(
+          seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar
+        )
     if split == CRITERION and threshold is not None:
       reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
-    drawing.label_panel(axes, top1_heading(split, images), "seconds of training", grid="both")
+    drawing.label_panel(
+      axes, top1_heading(split, images), "seconds of training", grid="both"
+    )
     legend = legend or drawn  # the first panel has all courses
   drawing.legend_below(figure, legend, [course.label for course in found])
   drawing.save(path, figure)

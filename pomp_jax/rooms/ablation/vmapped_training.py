@@ -1,8 +1,10 @@
-"""Trainings that one compiled program runs together, each a lane of a vmap; and single ones, timed.
+"""Trainings that one compiled program runs together, each a lane of a vmap; and single
+ones, timed.
 
-Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the optimizer.
-Cells that need another program, such as those of another K, are lanes of another program. Shapes: S
-lanes, T steps, G rows of a batch that are this process's, E embedding, M context vectors, D width.
+Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the
+optimizer. Cells that need another program, such as those of another K, are lanes of
+another program. Shapes: S lanes, T steps, G rows of a batch that are this process's, E
+embedding, M context vectors, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,14 +39,17 @@ _STEPS = 3  # timed steps of a round, after one that is not
 
 
 class Stream(NamedTuple):
-  """What a run is trained on, step by step: the rows of each batch for this process's devices."""
+  """What a run is trained on, step by step: the rows of each batch for this
+  process's devices."""
 
-  features: Float[np.ndarray, "T G E"]  # output of the image tower, in a memory-mapped file
+  # output of the image tower, in a memory-mapped file
+  features: Float[np.ndarray, "T G E"]
   labels: Int[np.ndarray, "T G"]
 
 
 class Trained(NamedTuple):
-  """Result of a lane. Seconds and memory are its share of the program's, without compilation."""
+  """Result of a lane. Seconds and memory are its share of the program's, without
+  compilation."""
 
   context: Float[np.ndarray, "... M D"]
   losses: Float[np.ndarray, " T"]
@@ -67,19 +72,22 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def lanes_of_program(n_cells: int, most: int) -> int:
-  """The largest divisor of the cells up to `most`, so that one program serves them all."""
+  """The largest divisor of the cells up to `most`, so that one program serves them
+  all."""
   return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
 
 
 def curve_steps(every: int, total: int) -> list[int]:
-  """Steps whose prompts are validated: each multiple of `every`, and the last; none if 0."""
+  """Steps whose prompts are validated: each multiple of `every`, and the last; none
+  if 0."""
   return sorted({*range(every, total, every), total}) if every else []
 
 
 def train_lanes(
   runs: Sequence[PromptRun], streams: Sequence[Stream], size: int, curve_every: int
 ) -> Iterator[Trained]:
-  """Trains the runs of a `program_groups` group, in order, by one program that is compiled once.
+  """Trains the runs of a `program_groups` group, in order, by one program that is
+  compiled once.
 
   `size`, the lanes of the program, divides the number of runs.
   """
@@ -116,7 +124,9 @@ def train_lanes(
 def _first_states(runs: Sequence[PromptRun]) -> Any:
   """The state of each run, stacked along a new first axis that no device splits."""
   # It depends on the seed alone. With a bank it takes a pass over all classes.
-  first = {seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()}
+  first = {
+    seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()
+  }
 
   def stacked(*leaves: jax.Array) -> jax.Array:
     own: Any = leaves[0].sharding
@@ -133,7 +143,9 @@ def _numbers(runs: Sequence[PromptRun]) -> dict[str, jax.Array]:
   return replicate(arrays, runs[0].encoder.mesh)
 
 
-def _batch(rows: NamedSharding, features: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
+def _batch(
+  rows: NamedSharding, features: np.ndarray, labels: np.ndarray
+) -> dict[str, jax.Array]:
   build = jax.make_array_from_process_local_data
   return {"image": build(rows, features), "label": build(rows, labels)}
 
@@ -146,7 +158,9 @@ def _step(run: PromptRun):
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     own = dataclasses.replace(on_features, optimizer=optimizer)
     has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
-    return own.build_step(None if has_own_loss else numbers["correction"])(state, frozen, batch)
+    return own.build_step(None if has_own_loss else numbers["correction"])(
+      state, frozen, batch
+    )
 
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
@@ -155,16 +169,21 @@ def _on_features(run: PromptRun) -> PromptRun:
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
-def step_times(runs: Sequence[PromptRun], streams: Sequence[Stream]) -> list[dict[str, float]]:
-  """Measures kinds of cells, trained alone, by one run of each and what it is trained on.
+def step_times(
+  runs: Sequence[PromptRun], streams: Sequence[Stream]
+) -> list[dict[str, float]]:
+  """Measures kinds of cells, trained alone, by one run of each and what it is trained
+  on.
 
-  A lane's time is only its share of a program. So that kinds can be compared, each takes steps of
-  the job pretrain in several rounds, in turn: a machine that is slow for a while slows all of them.
-  Returns the median and the least of a step, and the median of the first bank, features of all
-  classes; 0 without a bank.
+  A lane's time is only its share of a program. So that kinds can be compared, each
+  takes steps of the job pretrain in several rounds, in turn: a machine that is slow for
+  a while slows all of them. Returns the median and the least of a step, and the median
+  of the first bank, features of all classes; 0 without a bank.
   """
   parts = zip(runs, streams, strict=True)
-  steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]
+  steps = [
+    _step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")
+  ]
   times: list[list[float]] = [[] for _ in runs]
   banks: list[list[float]] = [[] for _ in runs]
   for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):

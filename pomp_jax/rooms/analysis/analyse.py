@@ -1,8 +1,8 @@
 """What prompts do to the features of classes: alignment, uniformity, nearest tokens.
 
-The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md`,
-`report.html` and plots in the run's folder. With several processes all of them compute, and the
-first writes.
+The data sets are those that `config.evaluate` names. Leaves `results.json`,
+`results.md`, `report.html` and plots in the run's folder. With several processes all of
+them compute, and the first writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,12 @@ def check(config: AnalyseConfig, workdir: str) -> None:
 
 
 def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
-  """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not finite."""
+  """Analyses every prompt on every set; CorruptDataError, or EvaluationError: not
+  finite."""
   folder, first = RunFolder(workdir), hosts.is_first()
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
     folder.create(config.to_dict())
@@ -54,7 +57,9 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   opened, _ = open_everywhere(wanted, config.evaluate.skip_missing)
   for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
-    features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
+    features = {
+      named.label: features_under(encoder, classes, named.prompt) for named in prompts
+    }
     for label, rows in features.items():
       check_finite(rows, f"classes under {label!r}")
     sets[name] = {
@@ -65,7 +70,9 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
         label: {
           "alignment": geometry.alignment(images.features, rows, images.labels),
           "uniformity": geometry.uniformity(rows) if len(rows) > 1 else None,
-          **topk_accuracy(images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh),
+          **topk_accuracy(
+            images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh
+          ),
         }
         for label, rows in features.items()
       },
@@ -88,7 +95,9 @@ def run(config: AnalyseConfig, workdir: str) -> dict[str, Any]:
   return results
 
 
-def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[str, Any]:
+def _tokens(
+  encoder: Encoder, prompts: Sequence[NamedPrompt], top: int
+) -> dict[str, Any]:
   """The tokens nearest to the vectors of each learned prompt that all classes share."""
   embeddings_VxD = token_table(encoder.clip.params)
   vectors = {}
@@ -96,7 +105,10 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
     if isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.context.size:
       found = geometry.nearest_tokens(prompt.context, embeddings_VxD, top)
       vectors[label] = [
-        {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
+        {
+          "tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens),
+          "distances": distances,
+        }
         for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
       ]
   return {

@@ -1,7 +1,7 @@
 """Bias and variance of the sampled gradient against the exact one over all classes.
 
-Shapes: B images, K negatives of a draw, C = B + K, N classes, M context vectors, D width, R draws,
-P = M D entries of a gradient.
+Shapes: B images, K negatives of a draw, C = B + K, N classes, M context vectors, D
+width, R draws, P = M D entries of a gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,18 @@ _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
 def gradient_function(
   learner: Learner, settings: ContrastSettings, corrections: Sequence[str]
 ) -> Callable[..., Float[Array, "corrections P"]]:
-  """Compiles (params, frozen, image features [B,E], labels [B], key) -> gradients of one draw.
+  """Compiles (params, frozen, image features [B,E], labels [B], key) -> gradients of
+  one draw.
 
-  Each correction is a row, of the same draw; "sigmoid" is that loss with importance weights. The
-  learner's token budget fits the draw; the loss and the correction of `settings` are ignored.
+  Each correction is a row, of the same draw; "sigmoid" is that loss with importance
+  weights. The learner's token budget fits the draw; the loss and the correction of
+  `settings` are ignored.
   """
 
   @jax.jit
-  def gradients(params: Any, frozen: Frozen, features_BxE: jax.Array, labels_B: jax.Array, key):
+  def gradients(
+    params: Any, frozen: Frozen, features_BxE: jax.Array, labels_B: jax.Array, key
+  ):
     drawn = draw_negatives(
       key,
       settings.sampling,
@@ -56,7 +60,9 @@ def gradient_function(
 
     class_features_CxE, pull_back, available_C = jax.vjp(classes, params, has_aux=True)
     available_S = None if available_C is None else available_C[n_images:]
-    negatives = complete_negatives(settings.sampling, frozen.sampling, drawn, labels_B, available_S)
+    negatives = complete_negatives(
+      settings.sampling, frozen.sampling, drawn, labels_B, available_S
+    )
 
     def one(correction):
       kind = {"loss": "softmax", "correction": correction}
@@ -82,47 +88,59 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Computes R = `n_draws` independent draws by a `gradient_function` for the same images."""
-  keys = steps_of(jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws)
+  """Computes R = `n_draws` independent draws by a `gradient_function` for the same
+  images."""
+  keys = steps_of(
+    jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws
+  )
   return np.stack([np.asarray(gradients(*arguments, key), np.float64) for key in keys])
 
 
 def summarise(
   gradients_RxP: Float[np.ndarray, "R P"], exact_P: Float[np.ndarray, " P"]
 ) -> dict[str, float | int]:
-  """Estimates bias, deviation and direction of a sampled gradient g_K against the exact one, g.
+  """Estimates bias, deviation and direction of a sampled gradient g_K against the exact
+  one, g.
 
-  The squared distance of the mean over R draws from g is the squared bias plus, on average, 1/R of
-  the variance; that share is subtracted. The standard error is a jackknife over the R >= 3 draws,
-  which are independent. g is not 0.
+  The squared distance of the mean over R draws from g is the squared bias plus, on
+  average, 1/R of the variance; that share is subtracted. The standard error is a
+  jackknife over the R >= 3 draws, which are independent. g is not 0.
 
   Returns:
     draws: R.
     relative_bias: ||E g_K - g|| / ||g||; bias_low and bias_high are two standard errors of its
       square away, at least 0.
     relative_deviation: sqrt(E ||g_K - E g_K||^2) / ||g||.
-    cosine: cosine of the mean over the draws with g.
-    draw_cosine, draw_cosine_error: mean cosine of single draws with g, and its standard error.
+    cosine: cosine of the mean over the draws with g. draw_cosine, draw_cosine_error:
+    mean cosine of single draws with g, and its standard error.
   """
   gradients_RxP, exact_P = gradients_RxP.astype(np.float64), exact_P.astype(np.float64)
   n_draws, size = len(gradients_RxP), np.sum(exact_P**2)
 
   def squared_bias(rows_RxP: np.ndarray) -> float:
     variance = rows_RxP.var(axis=0, ddof=1).sum()
-    return (np.sum((rows_RxP.mean(axis=0) - exact_P) ** 2) - variance / len(rows_RxP)) / size
+    return (
+      np.sum((rows_RxP.mean(axis=0) - exact_P) ** 2) - variance / len(rows_RxP)
+    ) / size
 
   bias = squared_bias(gradients_RxP)
-  without_R = np.array([squared_bias(np.delete(gradients_RxP, r, axis=0)) for r in range(n_draws)])
+  without_R = np.array(
+    [squared_bias(np.delete(gradients_RxP, r, axis=0)) for r in range(n_draws)]
+  )
   error = np.sqrt((n_draws - 1) / n_draws * np.sum((without_R - without_R.mean()) ** 2))
   mean_P, length = gradients_RxP.mean(axis=0), np.sqrt(size)
   norms_R = np.linalg.norm(gradients_RxP, axis=1)
-  cosine_R = gradients_RxP @ exact_P / np.maximum(norms_R * length, np.finfo(np.float64).tiny)
+  cosine_R = (
+    gradients_RxP @ exact_P / np.maximum(norms_R * length, np.finfo(np.float64).tiny)
+  )
   return {
     "draws": n_draws,
     "relative_bias": float(np.sqrt(max(bias, 0.0))),
     "bias_low": float(np.sqrt(max(bias - 2 * error, 0.0))),
     "bias_high": float(np.sqrt(max(bias + 2 * error, 0.0))),
-    "relative_deviation": float(np.sqrt(gradients_RxP.var(axis=0, ddof=1).sum() / size)),
+    "relative_deviation": float(
+      np.sqrt(gradients_RxP.var(axis=0, ddof=1).sum() / size)
+    ),
     "cosine": float(mean_P @ exact_P / (np.linalg.norm(mean_P) * length)),
     "draw_cosine": float(cosine_R.mean()),
     "draw_cosine_error": float(cosine_R.std(ddof=1) / np.sqrt(n_draws)),
@@ -130,7 +148,11 @@ def summarise(
 
 
 def gradient_bias_panels(
-  path: str | os.PathLike, cells: Sequence[Mapping[str, Any]], *, images: int, classes: int
+  path: str | os.PathLike,
+  cells: Sequence[Mapping[str, Any]],
+  *,
+  images: int,
+  classes: int,
 ) -> None:
   """Plots bias, deviation and direction against K: by correction, then by sampler.
 
@@ -138,7 +160,9 @@ def gradient_bias_panels(
   """
   samplers = list(dict.fromkeys(cell["sampler"] for cell in cells))
   corrections = list(dict.fromkeys(cell["correction"] for cell in cells))
-  rows = [(f"{samplers[0]} draw, by correction", [(samplers[0], c) for c in corrections], 1)]
+  rows = [
+    (f"{samplers[0]} draw, by correction", [(samplers[0], c) for c in corrections], 1)
+  ]
   if len(samplers) > 1:
     series = [(sampler, corrections[0]) for sampler in samplers]
     rows.append((f"correction {corrections[0]}, by sampler", series, 0))
@@ -163,7 +187,9 @@ def gradient_bias_panels(
       names = ("relative_bias", "bias_low", "bias_high")
       value, low, high = (np.maximum(of[name], _LOWEST_BIAS) for name in names)
       reach = np.maximum([value - low, high - value], 0)
-      drawing.error_bars(bias, k, value, i, yerr=reach, label=key[label_index], **options)
+      drawing.error_bars(
+        bias, k, value, i, yerr=reach, label=key[label_index], **options
+      )
       drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
       errors = 2 * of["draw_cosine_error"]
       drawing.error_bars(cosine, k, of["draw_cosine"], i, yerr=errors, **options)
@@ -184,11 +210,16 @@ def gradient_bias_panels(
 
 
 def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of the job `gradient_bias`: its plot, and the figures of each combination."""
-  counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
+  """Report of the job `gradient_bias`: its plot, and the figures of each
+  combination."""
+  counts = (
+    f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
+  )
   rows = []
   for own in results["cells"]:
-    shown = {name: cell(value, 3) for name, value in own.items() if not isinstance(value, str)}
+    shown = {
+      name: cell(value, 3) for name, value in own.items() if not isinstance(value, str)
+    }
     head = [own["sampler"], own["correction"], shown["k"], shown["draws"]]
     bias = f"{shown['relative_bias']} ({shown['bias_low']} to {shown['bias_high']})"
     error = own["draw_cosine_error"]
@@ -202,11 +233,19 @@ def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Re
     " Cosines are with the exact gradient. In brackets and after ±: two standard errors."
   )
   norm, seconds = cell(results["exact_norm"], 4), cell(results["seconds"])
-  data = {"prompt": results["prompt"], "norm of the exact gradient": norm, "time (s)": seconds}
+  data = {
+    "prompt": results["prompt"],
+    "norm of the exact gradient": norm,
+    "time (s)": seconds,
+  }
   sections = [
     Section("Data", table=facts(data)),
     Section("Bias, deviation and direction against K", picture="gradient_bias.png"),
-    Section("Sampled gradients beside the exact one", text, Table(columns, rows), brief=True),
+    Section(
+      "Sampled gradients beside the exact one", text, Table(columns, rows), brief=True
+    ),
   ]
-  combinations = f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
+  combinations = (
+    f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
+  )
   return Report(f"Bias of the sampled gradient: {counts}", combinations, sections)

@@ -1,4 +1,5 @@
-"""Answers of an evaluation class by class: CSV files, confusion matrices, sections of its report.
+"""Answers of an evaluation class by class: CSV files, confusion matrices, sections of
+its report.
 
 A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures of
 `metrics.Tally.figures` and `by_class`, the latter perhaps missing).
@@ -19,7 +20,14 @@ from pomp_jax.report.report import Section, Table, write_csv
 
 _RESULTS = (
   *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
-  *("macro_top1", "ece", "reference", "difference", "difference_low", "difference_high"),
+  *(
+    "macro_top1",
+    "ece",
+    "reference",
+    "difference",
+    "difference_low",
+    "difference_high",
+  ),
   *("p_value",),
 )
 _CLASS = ("set", "prompt", "class", "images", "top1")
@@ -36,7 +44,8 @@ def sets_of(
   reference: str,
   labels: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-  """Sets of a training's splits, by the names of their classes and the figures of their prompts.
+  """Sets of a training's splits, by the names of their classes and the figures of their
+  prompts.
 
   `labels` has the prompts that are called otherwise than by `prompt_labels`.
   """
@@ -44,7 +53,12 @@ def sets_of(
   for split, classes in names.items():
     images = split.partition("/")[0]
     images = images if images in ("train", "validation") else "test"
-    own = {"split": images, "classes": classes, "reference": reference, "labels": labels}
+    own = {
+      "split": images,
+      "classes": classes,
+      "reference": reference,
+      "labels": labels,
+    }
     sets[split] = own | {"prompts": scores[split]}
   return sets
 
@@ -59,7 +73,12 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
       row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
       row += [figures.get("macro_top1"), figures.get("ece")]
       if found := figures.get("difference"):
-        row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
+        row += [
+          of_set.get("reference"),
+          found["top1"],
+          *found["interval"],
+          found["p_value"],
+        ]
       rows.append(row + [None] * (len(_RESULTS) - len(row)))
       if "per_class" in figures:
         images_N, top1_N = _per_class(figures)
@@ -70,7 +89,9 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
     best = _best_prompt(of_set)
     if best and 1 < len(names) <= _MOST_DRAWN:
       prompts = list(of_set["prompts"])
-      labels = dict(zip(prompts, prompt_labels(prompts), strict=True)) | of_set.get("labels", {})
+      labels = dict(zip(prompts, prompt_labels(prompts), strict=True)) | of_set.get(
+        "labels", {}
+      )
       title = f"{name}: answers under {labels[best]}"
       images_N, top1_N = _per_class(of_set["prompts"][best])
       matrix_NxN = np.diag(np.rint(np.nan_to_num(top1_N) * images_N).astype(int))
@@ -86,16 +107,19 @@ def write(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
-  """The prompt of the highest top-1, the first of several, whose answers are known by class."""
-  prompts = {label: one for label, one in of_set["prompts"].items() if "per_class" in one}
+  """The prompt of the highest top-1, the first of several, whose answers are known
+  by class."""
+  prompts = {
+    label: one for label, one in of_set["prompts"].items() if "per_class" in one
+  }
   return max(prompts, key=lambda label: prompts[label]["top1"], default=None)
 
 
 def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
   """What `results.json` holds of one prompt, the best one if None, as JSON values.
 
-  `confused` has [class, answer, images, images of the class], the most frequent first; `hardest`
-  [class, images, top1], the lowest first. Empty where answers are not known.
+  `confused` has [class, answer, images, images of the class], the most frequent first;
+  `hardest` [class, images, top1], the lowest first. Empty where answers are not known.
   """
   label = label or _best_prompt(of_set)
   if label is None or "per_class" not in of_set["prompts"][label]:
@@ -113,8 +137,11 @@ def summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[str, An
   }
 
 
-def sections(sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[Section]:
-  """Sections of confused names, confusion matrices, accuracy of classes, by each `summary`."""
+def sections(
+  sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
+) -> list[Section]:
+  """Sections of confused names, confusion matrices, accuracy of classes, by each
+  `summary`."""
   confused, hardest = [], []
   for name, of_set in sets.items():
     head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
@@ -127,10 +154,14 @@ def sections(sets: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -
   if confused:
     text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
     table = Table((*columns, "taken for", "images"), confused)
-    sections.append(Section("Most confused names", text, table, folded=len(confused) > _PAIRS))
+    sections.append(
+      Section("Most confused names", text, table, folded=len(confused) > _PAIRS)
+    )
   sections += [Section(f"Confusions: {name}", picture=_picture(name)) for name in sets]
   if hardest:
-    text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
+    text = (
+      f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
+    )
     table = Table((*columns, "images", "top-1 (%)"), hardest)
     sections.append(Section("Accuracy of classes", text, table, folded=True))
   return sections
@@ -146,8 +177,11 @@ def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
   return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()
 
 
-def _draw_confusions(path: Path, matrix_NxN: np.ndarray, names: Sequence[str], title: str) -> None:
-  """Draws answers by class: a row a class, with its images' shares and numbers by answer."""
+def _draw_confusions(
+  path: Path, matrix_NxN: np.ndarray, names: Sequence[str], title: str
+) -> None:
+  """Draws answers by class: a row a class, with its images' shares and numbers by
+  answer."""
   n = len(names)
   side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)
   figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")
@@ -158,7 +192,12 @@ def _draw_confusions(path: Path, matrix_NxN: np.ndarray, names: Sequence[str], t
   size = drawing.TEXT if n <= 15 else 5.5
   for row, column in zip(*np.nonzero(matrix_NxN), strict=True):
     colour = "white" if shares[row, column] > 0.6 else "black"
-    font: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
+    font: dict[str, Any] = {
+      "ha": "center",
+      "va": "center",
+      "fontsize": size,
+      "color": colour,
+    }
     axes.text(column, row, str(matrix_NxN[row, column]), **font)
   shown = drawing.names(names, 26)
   drawing.label_panel(axes, "", "answer", "class of the image")

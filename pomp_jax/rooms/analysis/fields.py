@@ -46,7 +46,9 @@ class GradientBias(Group):
     _some_of(*CORRECTIONS, "sigmoid"),
   )
   images: int = row(64, "images of a gradient", at_least(1))
-  rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
+  rows: int = row(
+    20_000, "classes computed for a cell, over all its draws", at_least(1)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

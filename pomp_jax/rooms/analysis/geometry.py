@@ -1,7 +1,8 @@
 """Geometry of features and learned vectors: alignment, uniformity, nearest tokens.
 
-Everything runs on the host, with sums in float64. Shapes: n images, N classes, P prompts,
-E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest tokens.
+Everything runs on the host, with sums in float64. Shapes: n images, N classes, P
+prompts, E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest
+tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ def alignment(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_n: Int[np.ndarray, " n"],
 ) -> float:
-  """Computes the mean squared distance between images and the text of their class, 0 to 4.
+  """Computes the mean squared distance between images and the text of their class, 0 to
+  4.
 
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
   are images and their classes. Rows are unit vectors.
@@ -52,23 +54,29 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"]) -> float:
   return float(np.log(total / (n_classes * (n_classes - 1) / 2)))
 
 
-def prompt_similarity(rows_PxNxE: Sequence[Float[np.ndarray, "N E"]]) -> Float[np.ndarray, "P P"]:
+def prompt_similarity(
+  rows_PxNxE: Sequence[Float[np.ndarray, "N E"]],
+) -> Float[np.ndarray, "P P"]:
   """Computes the mean cosine between the unit features of a class under two prompts."""
   rows_PxNE = np.stack(rows_PxNxE).astype(np.float64).reshape(len(rows_PxNxE), -1)
   return rows_PxNE @ rows_PxNE.T / len(rows_PxNxE[0])
 
 
 def nearest_tokens(
-  vectors_MxD: Float[np.ndarray, "M D"], embeddings_VxD: Float[np.ndarray, "V D"], top: int
+  vectors_MxD: Float[np.ndarray, "M D"],
+  embeddings_VxD: Float[np.ndarray, "V D"],
+  top: int,
 ) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
-  """Ids and Euclidean distances of the `top` tokens nearest to each vector, as in CoOp (2022)."""
+  """Ids and Euclidean distances of the `top` tokens nearest to each vector, as in
+  CoOp (2022)."""
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
   return tokens_MxT, np.take_along_axis(distances_MxV, tokens_MxT, axis=-1)
 
 
 def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
-  """The median distance from a token to its nearest neighbour, over 512 tokens spread evenly."""
+  """The median distance from a token to its nearest neighbour, over 512 tokens
+  spread evenly."""
   n_tokens = len(embeddings_VxD)
   tokens = np.linspace(0, n_tokens - 1, min(n_tokens, _SAMPLE)).astype(int)
   distances = cdist(embeddings_VxD[tokens], embeddings_VxD)
@@ -76,18 +84,28 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
   return float(np.median(distances.min(axis=-1)))
 
 
-def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]) -> None:
-  """Plots alignment against uniformity, a panel a data set and a point a prompt; none for None."""
-  prompts, title = list(next(iter(sets.values()))["prompts"]), "Alignment and uniformity"
+def alignment_uniformity(
+  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Plots alignment against uniformity, a panel a data set and a point a prompt;
+  none for None."""
+  prompts, title = (
+    list(next(iter(sets.values()))["prompts"]),
+    "Alignment and uniformity",
+  )
   figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
-  for place, (axes, (name, of_set)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+  for place, (axes, (name, of_set)) in enumerate(
+    zip(axes_of, sets.items(), strict=True)
+  ):
     for i, one in enumerate(of_set["prompts"].values()):
       x = np.array([one["uniformity"]], float)  # None becomes NaN, which is not drawn
       axes.plot(x, [one["alignment"]], linestyle="", markersize=8, **drawing.style(i))
     axes.margins(0.2)
     y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
     heading = with_counts(drawing.name(name, 18), of_set["images"], of_set["classes"])
-    drawing.label_panel(axes, heading, "uniformity of the classes", y_label, grid="both")
+    drawing.label_panel(
+      axes, heading, "uniformity of the classes", y_label, grid="both"
+    )
   drawing.legend_below(figure, axes_of[0].get_lines(), prompt_labels(prompts))
   drawing.save(path, figure)
 
@@ -95,10 +113,14 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
 def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.Report:
   """Report of the job `analyse`: figures of each set, nearest tokens."""
   labels, sets = report.short_labels(results["prompts"]), results["sets"]
-  counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
+  counts = [
+    (name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()
+  ]
   sections = [
     report.prompts_section(results["prompts"], labels),
-    report.Section("Data sets", table=report.Table(("set", "images", "classes"), counts)),
+    report.Section(
+      "Data sets", table=report.Table(("set", "images", "classes"), counts)
+    ),
     report.Section("Alignment and uniformity", picture="alignment_uniformity.png"),
   ]
   for title, text, shown in (
@@ -114,7 +136,9 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
       [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
       for label, short in labels.items()
     ]
-    sections.append(report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True))
+    sections.append(
+      report.Section(title, text, report.Table(("prompt", *sets), rows), brief=True)
+    )
   text = (
     "Euclidean distances; half of the vocabulary's tokens have another within"
     f" {results['tokens']['median_distance_between_tokens']:.3f}."
@@ -123,10 +147,16 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> report.
     rows = []
     for number, one in enumerate(vectors, 1):
       near = zip(one["tokens"], one["distances"], strict=True)
-      rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
+      rows.append(
+        [str(number), *(f"{token} {distance:.3f}" for token, distance in near)]
+      )
     if rows:  # a prompt of class names alone has no vector
-      table = report.Table(("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows)
-      sections.append(report.Section(f"Nearest tokens: {labels[label]}", text, table, brief=True))
+      table = report.Table(
+        ("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows
+      )
+      sections.append(
+        report.Section(f"Nearest tokens: {labels[label]}", text, table, brief=True)
+      )
   prompts = counted(len(labels), "prompt")
   text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
   return report.Report(f"Class features under {prompts}", text, sections)

@@ -1,8 +1,8 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
-For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
-gradients of many draws. `cells/` has a file for each sampler and K. A restart computes the cells
-that are missing.
+For the same images and the same prompt: the exact gradient, of the contrast over all
+classes, and gradients of many draws. `cells/` has a file for each sampler and K. A
+restart computes the cells that are missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,14 +83,21 @@ class Gradients(NamedTuple):
     learner = ContextLearner(self.module, tower, budget, capacity)
     images = jnp.asarray(self.features_BxE), jnp.asarray(self.labels_B)
     gradients = bias.gradient_function(learner, contrast, corrections)
-    return bias.draws_of(gradients, (self.params, self.frozen, *images), n_draws, self.seed)
+    return bias.draws_of(
+      gradients, (self.params, self.frozen, *images), n_draws, self.seed
+    )
 
 
 def check(config: GradientBiasConfig, workdir: str) -> None:
-  """Refuses what can't work before weights are read; writes nothing. InputErrors of one line."""
+  """Refuses what can't work before weights are read; writes nothing. InputErrors of
+  one line."""
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
-  fits = k and all(type(n) is int and 2 <= n <= n_classes for n in k) and len(set(k)) == len(k)
+  fits = (
+    k
+    and all(type(n) is int and 2 <= n <= n_classes for n in k)
+    and len(set(k)) == len(k)
+  )
   takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
   require(fits, "gradient_bias.k", k, takes)
   unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
@@ -103,14 +110,23 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
   clip = inputs.clip_config(config.clip.model, config.clip.image_tower)
   inputs.check_features(source, config.clip.model, clip)
   n_images, there = settings.images, len(source)
-  require(n_images <= there, "gradient_bias.images", n_images, f"at most {there}, the training's")
+  require(
+    n_images <= there,
+    "gradient_bias.images",
+    n_images,
+    f"at most {there}, the training's",
+  )
   if settings.prompt:
     prompt, bank_NxE = _load(settings.prompt)
     if prompt.context.ndim != 2 or prompt.sentences is not None:
-      raise ConfigError("gradient_bias.prompt", settings.prompt, "a context that classes share")
+      raise ConfigError(
+        "gradient_bias.prompt", settings.prompt, "a context that classes share"
+      )
     if bank_NxE is not None and len(bank_NxE) != n_classes:
       found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"
-      raise ConfigError("gradient_bias.prompt", found, f"one of the training's {n_classes} classes")
+      raise ConfigError(
+        "gradient_bias.prompt", found, f"one of the training's {n_classes} classes"
+      )
     width = clip.text_config.hidden_size
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
@@ -118,19 +134,24 @@ def check(config: GradientBiasConfig, workdir: str) -> None:
 def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   """Computes the cells that are missing; returns what `results.json` holds."""
   own, seed, start = config.gradient_bias, config.seed, time.monotonic()
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   names, features_BxE, labels_B = _images(config.data, encoder, own.images, seed)
   module, bank_NxE = _start(own.prompt, config.prompt, encoder.clip.text_width)
   params = module.init(jax.random.key(seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
   arrays = _arrays(config.sampling, config.data, own.samplers, names)
-  losses: tuple[str, ...] = ("log",)  # the exact gradient is the same under all corrections
+  # the exact gradient is the same under all corrections
+  losses: tuple[str, ...] = ("log",)
   logit_bias = 0.0
   if "sigmoid" in own.corrections:
     sigmoid = dataclasses.replace(config.contrast, loss="sigmoid")
     losses, logit_bias = ("log", "sigmoid"), logit_bias_of(sigmoid, encoder)
   clip = config.clip
-  parts: list[Any] = [f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"]
+  parts: list[Any] = [
+    f"{_VERSION} {seed} {module.position} {clip.text_tower} {clip.dtype}"
+  ]
   parts += [repr(sorted(config.sampling.flat().items())), encoder.clip.settings]
   parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(names)]
   parts += [np.asarray(params["context"]), features_BxE, labels_B]
@@ -144,15 +165,21 @@ def run(config: GradientBiasConfig, workdir: str) -> dict[str, Any]:
   frozen = frozen._replace(sampling=arrays)
   n_classes, scale = len(names), encoder.clip.logit_scale
   sampling = sampling_of(config.sampling, scale)
-  contrast = ContrastSettings(n_classes, n_classes, "log", scale, sampling, logit_bias=logit_bias)
+  contrast = ContrastSettings(
+    n_classes, n_classes, "log", scale, sampling, logit_bias=logit_bias
+  )
   given = encoder, config.clip, module, params, frozen, contrast
   gradients = Gradients(*given, features_BxE, labels_B, seed)
   folder = RunFolder(workdir)
   folder.create()
   all_classes = gradients.of_draws(len(names), SamplingSettings(), losses, 1)[0]
   of_loss = dict(zip(losses, all_classes, strict=True))
-  exact = {one: of_loss["sigmoid" if one == "sigmoid" else "log"] for one in own.corrections}
-  norms = {one: float(np.linalg.norm(gradient_P)) for one, gradient_P in of_loss.items()}
+  exact = {
+    one: of_loss["sigmoid" if one == "sigmoid" else "log"] for one in own.corrections
+  }
+  norms = {
+    one: float(np.linalg.norm(gradient_P)) for one, gradient_P in of_loss.items()
+  }
   log.info("norms of the exact gradients over %d classes: %s", len(names), norms)
   cells = _cells(own, gradients, exact, folder, key)
   results = {
@@ -189,13 +216,18 @@ def _images(
   return tuple(source.names), np.concatenate(features), labels_B
 
 
-def _start(path: str, prompt: fields.Prompt, width: int) -> tuple[PromptContext, np.ndarray | None]:
-  """The context of the prompt, or a random one; and the bank of its checkpoint, if it has one."""
+def _start(
+  path: str, prompt: fields.Prompt, width: int
+) -> tuple[PromptContext, np.ndarray | None]:
+  """The context of the prompt, or a random one; and the bank of its checkpoint, if
+  it has one."""
   if not path:
     return PromptContext(prompt.m, width, prompt.position), None
   stored, bank_NxE = _load(path)
   context = stored.context
-  return PromptContext(len(context), width, stored.position, init_value=context), bank_NxE
+  return PromptContext(
+    len(context), width, stored.position, init_value=context
+  ), bank_NxE
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
@@ -215,13 +247,19 @@ def _arrays(
     labels_n = inputs.open_source(data, "train").labels
   for name in samplers:
     try:
-      more = sampling_arrays(dataclasses.replace(sampling, name=name), data, names, labels_n)
+      more = sampling_arrays(
+        dataclasses.replace(sampling, name=name), data, names, labels_n
+      )
     except ConfigError as error:
       if error.field != "sampling.name":
         raise
-      takes = f"samplers that need no relations between classes, or others than {name!r}"
+      takes = (
+        f"samplers that need no relations between classes, or others than {name!r}"
+      )
       raise ConfigError("gradient_bias.samplers", samplers, takes) from error
-    arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
+    arrays = arrays._replace(
+      **{f: a for f, a in more._asdict().items() if a is not None}
+    )
   return arrays
 
 

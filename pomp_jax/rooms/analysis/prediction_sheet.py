@@ -1,4 +1,5 @@
-"""A picture of test images with their most probable classes, which a training leaves."""
+"""A picture of test images with their most probable classes, which a training
+leaves."""
 
 from collections.abc import Callable, Mapping, Sequence
 import logging
@@ -27,7 +28,8 @@ MISTAKES = "mistakes.png"
 
 
 class Sheet(NamedTuple):
-  """Images, uint8 [n,H,W,3], with their names and the most probable ones, best first."""
+  """Images, uint8 [n,H,W,3], with their names and the most probable ones, best
+  first."""
 
   images: np.ndarray
   names: Sequence[str]
@@ -36,7 +38,9 @@ class Sheet(NamedTuple):
   def of(self, rows: Sequence[int]) -> "Sheet":
     """The sheet of these rows."""
     return Sheet(
-      self.images[list(rows)], [self.names[row] for row in rows], [self.top3[row] for row in rows]
+      self.images[list(rows)],
+      [self.names[row] for row in rows],
+      [self.top3[row] for row in rows],
     )
 
 
@@ -45,8 +49,8 @@ def prediction_sheet(
 ) -> Callable[[Path], None] | None:
   """Predicts test images of a finished training; all processes call it.
 
-  Returns a function that draws the sheet as a PNG file, and misclassified images as `mistakes.png`
-  beside it, if there are any; None if no image can be read.
+  Returns a function that draws the sheet as a PNG file, and misclassified images as
+  `mistakes.png` beside it, if there are any; None if no image can be read.
   """
   # Prefer classes that the training did not see.
   splits = list(results["eval"])
@@ -59,14 +63,21 @@ def prediction_sheet(
   shown = _classified(classifier, sources[0], _IMAGES)
   if shown is None:
     return None
-  n_images, classes = results["eval_images"][split], counted(len(classifier.names), "class")
+  n_images, classes = (
+    results["eval_images"][split],
+    counted(len(classifier.names), "class"),
+  )
   title = f"{split}: {len(shown.images)} of {counted(n_images, 'image')}, {classes}"
-  mistakes, title_of_mistakes = misclassified(_classified(classifier, sources[1], _CLASSIFIED))
+  mistakes, title_of_mistakes = misclassified(
+    _classified(classifier, sources[1], _CLASSIFIED)
+  )
 
   def draw(path: Path) -> None:
     _draw(path, *shown, title)
     if mistakes is not None:
-      _draw(path.parent / MISTAKES, *mistakes, f"{split}, {classes}: {title_of_mistakes}")
+      _draw(
+        path.parent / MISTAKES, *mistakes, f"{split}, {classes}: {title_of_mistakes}"
+      )
 
   return draw
 
@@ -76,8 +87,12 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
   if classified is None:
     return None, ""
   # The most certain first: some of them are errors of the labels.
-  by_certainty = sorted(range(len(classified.names)), key=lambda row: -classified.top3[row][0][1])
-  wrong = [row for row in by_certainty if classified.top3[row][0][0] != classified.names[row]]
+  by_certainty = sorted(
+    range(len(classified.names)), key=lambda row: -classified.top3[row][0][1]
+  )
+  wrong = [
+    row for row in by_certainty if classified.top3[row][0][0] != classified.names[row]
+  ]
   if not wrong:
     return None, ""
   sheet = classified.of(wrong[:_IMAGES])
@@ -89,7 +104,8 @@ def misclassified(classified: Sheet | None) -> tuple[Sheet | None, str]:
 
 
 def _classified(classifier: Classifier, source: Source, n_images: int) -> Sheet | None:
-  """Predicts images of a source, as evenly over it as possible; None if none can be read."""
+  """Predicts images of a source, as evenly over it as possible; None if none can be
+  read."""
   rows = spread_evenly(n_images, len(source))
   images, reasons = readable_images(source, rows)
   read = ~np.isin(rows, list(reasons))
@@ -108,17 +124,25 @@ def _draw(
   top3: Sequence[Sequence[tuple[str, float]]],
   title: str,
 ) -> None:
-  """Draws images, uint8 [n,H,W,3], with their names and the most probable ones, best first."""
+  """Draws images, uint8 [n,H,W,3], with their names and the most probable ones, best
+  first."""
   columns = min(len(images), 4)
   rows = -(-len(images) // columns)
   width, height = 2.9 * columns, 3.7 * rows + 0.3
   figure = Figure(figsize=(width, height))
-  figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
+  figure.suptitle(
+    drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top"
+  )
   for index, image in enumerate(images):
-    # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
+    # Inches from the lower left. Positions are fixed: a layout engine takes seconds
+    # here.
     x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
-    picture = figure.add_axes(((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height))
-    answers = figure.add_axes(((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height))
+    picture = figure.add_axes(
+      ((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height)
+    )
+    answers = figure.add_axes(
+      ((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height)
+    )
     picture.axis("off")
     answers.axis("off")
     # Few pixels must stay pixels; many are reduced, where smoothing is right.
@@ -130,8 +154,11 @@ def _draw(
   drawing.save(path, figure)
 
 
-def _draw_answers(axes: Axes, true_name: str, found: Sequence[tuple[str, float]]) -> None:
-  """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
+def _draw_answers(
+  axes: Axes, true_name: str, found: Sequence[tuple[str, float]]
+) -> None:
+  """Draws one line a name: a tick if it is right, and the name over a bar of its
+  probability."""
   axes.set(xlim=(0, 1), ylim=(3, 0))
   shown = drawing.names([name for name, _ in found], 38)
   # At 8.5 points 26 bold letters fit.
@@ -139,7 +166,9 @@ def _draw_answers(axes: Axes, true_name: str, found: Sequence[tuple[str, float]]
   for line, (name, probability) in enumerate(found):
     right = name == true_name
     colour = drawing.GREEN if right else drawing.GREY
-    axes.barh(line + 0.5, probability, height=0.84, color=colour, alpha=0.35, linewidth=0)
+    axes.barh(
+      line + 0.5, probability, height=0.84, color=colour, alpha=0.35, linewidth=0
+    )
     font: dict[str, Any] = {"va": "center", "fontsize": 8.5}
     font["weight"] = "bold" if right else "normal"
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)

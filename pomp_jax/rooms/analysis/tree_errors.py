@@ -18,20 +18,24 @@ from pomp_jax.data.wordnet import Tree, load_tree
 class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
-  The height of a node counts the edges of the longest path down to a leaf (Bertinetto et al.,
-  "Making Better Mistakes", 2020), its depth those of the longest path up to the root. Of common
-  ancestors the lowest is the deepest one, then the first by id.
+  The height of a node counts the edges of the longest path down to a leaf (Bertinetto
+  et al., "Making Better Mistakes", 2020), its depth those of the longest path up to the
+  root. Of common ancestors the lowest is the deepest one, then the first by id.
   """
 
-  distance: Int[np.ndarray, " B"]  # edges of the shortest path through a common ancestor
-  ancestor_height: Int[np.ndarray, " B"]  # of the lowest common one; 0 for the class itself
+  # edges of the shortest path through a common ancestor
+  distance: Int[np.ndarray, " B"]
+  # of the lowest common one; 0 for the class itself
+  ancestor_height: Int[np.ndarray, " B"]
   ancestor_depth: Int[np.ndarray, " B"]
   sibling: Bool[np.ndarray, " B"]  # whether they are two classes that share a parent
-  kin: Bool[np.ndarray, " B"]  # whether they are equal, or one is an ancestor of the other
+  # whether they are equal, or one is an ancestor of the other
+  kin: Bool[np.ndarray, " B"]
 
 
 class Hierarchy:
-  """Relations between the classes of a list, given by their distinct nodes in the tree."""
+  """Relations between the classes of a list, given by their distinct nodes in the
+  tree."""
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
     self._nodes = class_nodes_N.tolist()
@@ -43,7 +47,8 @@ class Hierarchy:
 
     self._depths = np.array([depth_of(node) for node in range(len(tree))])
     self._heights = np.zeros(len(tree), int)
-    # A parent is less deep than its child: from the deepest node up, each child is complete.
+    # A parent is less deep than its child: from the deepest node up, each child is
+    # complete.
     for node in np.argsort(-self._depths):
       above = tree.parents[node]
       self._heights[above] = np.maximum(self._heights[above], self._heights[node] + 1)
@@ -53,17 +58,25 @@ class Hierarchy:
     for c, node in enumerate(self._nodes):
       for parent in self._parents[node]:
         children[parent].add(c)
-    families = ([children[parent] for parent in self._parents[node]] for node in self._nodes)
-    self.n_siblings = np.array([len(set().union(*own) - {c}) for c, own in enumerate(families)])
+    families = (
+      [children[parent] for parent in self._parents[node]] for node in self._nodes
+    )
+    self.n_siblings = np.array(
+      [len(set().union(*own) - {c}) for c, own in enumerate(families)]
+    )
 
   def __len__(self) -> int:
     return len(self._nodes)
 
-  def relate(self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]) -> Relations:
+  def relate(
+    self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]
+  ) -> Relations:
     """Relates right classes to answers, both given as indices into the class list."""
     pairs = labels_B.astype(np.int64) * len(self) + answers_B
     different, row_B = np.unique(pairs, return_inverse=True)
-    rows = itertools.starmap(self._relation, np.transpose(np.divmod(different, len(self))).tolist())
+    rows = itertools.starmap(
+      self._relation, np.transpose(np.divmod(different, len(self))).tolist()
+    )
     return Relations(*(np.array(column)[row_B] for column in zip(*rows, strict=True)))
 
   def _relation(self, label: int, answer: int) -> tuple[Any, ...]:
@@ -91,27 +104,38 @@ class Hierarchy:
 class TreeTally:
   """Counts of how near the answers are on the tree, as shares of 1.
 
-  "sibling_chance" is the share on a class with a common parent if errors were uniform over the
-  other classes. "top1" of the hierarchy counts ancestors and descendants of the class as right.
-  "at_depth" is the share with a common ancestor at that depth, over the classes that are as deep.
+  "sibling_chance" is the share on a class with a common parent if errors were uniform
+  over the other classes. "top1" of the hierarchy counts ancestors and descendants of
+  the class as right. "at_depth" is the share with a common ancestor at that depth, over
+  the classes that are as deep.
   """
 
   def __init__(self, hierarchy: Hierarchy):
     self._hierarchy = hierarchy
     self._batches: list[tuple[np.ndarray, ...]] = []  # labels, answers, right ones
 
-  def add(self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray) -> None:
+  def add(
+    self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray
+  ) -> None:
     self._batches.append((labels_B, answers_B, right_B))
 
   def figures(self) -> dict[str, Any]:
     """The figures above, as JSON values."""
     labels_n, answers_n, right_n = map(np.concatenate, zip(*self._batches, strict=True))
-    found, wrong_n, n = self._hierarchy.relate(labels_n, answers_n), ~right_n, len(labels_n)
+    found, wrong_n, n = (
+      self._hierarchy.relate(labels_n, answers_n),
+      ~right_n,
+      len(labels_n),
+    )
     n_siblings, n_others = self._hierarchy.n_siblings, max(len(self._hierarchy) - 1, 1)
-    siblings = sum(n_siblings[own[~right]].sum() / n_others for own, _, right in self._batches)
+    siblings = sum(
+      n_siblings[own[~right]].sum() / n_others for own, _, right in self._batches
+    )
     n_errors = int(wrong_n.sum())
     errors = max(n_errors, 1)
-    distances = zip(*np.unique(found.distance[wrong_n], return_counts=True), strict=True)
+    distances = zip(
+      *np.unique(found.distance[wrong_n], return_counts=True), strict=True
+    )
     depth_n, heights = self._hierarchy.depth[labels_n], int(found.ancestor_height.sum())
     at_depth = {
       str(depth): (found.ancestor_depth >= depth).sum() / (depth_n >= depth).sum()

@@ -1,8 +1,9 @@
-"""POMP beside every baseline on the same classes: one table of accuracy, time and memory.
+"""POMP beside every baseline on the same classes: one table of accuracy, time and
+memory.
 
-Each method has a folder with one run folder per seed. On the CPU backend it runs in a process of
-its own, so that its peak memory is measured alone. A method that fails is marked with its error,
-and the others continue. A restart skips what has finished.
+Each method has a folder with one run folder per seed. On the CPU backend it runs in a
+process of its own, so that its peak memory is measured alone. A method that fails is
+marked with its error, and the others continue. A restart skips what has finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,13 @@ from pomp_jax.hosts import peak_mib
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.rooms.baselines.fields import BaselinesConfig, RepeatConfig
 from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
-from pomp_jax.rooms.baselines.repeat import Replace, Runs, of_seeds, runs_of_seeds, summary
+from pomp_jax.rooms.baselines.repeat import (
+  Replace,
+  Runs,
+  of_seeds,
+  runs_of_seeds,
+  summary,
+)
 from pomp_jax.rooms.baselines.reports import method_dots, top1_of_prompts
 from pomp_jax.train import pretrain
 from pomp_jax.train.watch import TrainingError
@@ -49,7 +56,9 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
   methods: dict[str, Any] = {}
   failed: dict[str, str] = {}
   with tempfile.TemporaryDirectory() as programs:
-    for label, runs in steps_of(of_methods.items(), "baselines", "methods", len(of_methods)):
+    for label, runs in steps_of(
+      of_methods.items(), "baselines", "methods", len(of_methods)
+    ):
       method = next(iter(runs.values()))[0].method
       log.info("%s: %s", label, method)
       outcome = _outcome(RunFolder(os.path.join(workdir, label)), runs, programs)
@@ -71,7 +80,9 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
       method_dots(folder.plots / "accuracy.png", top1)
   finish_run(folder, config.to_dict(), results)
   for label, row in methods.items():
-    figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
+    figures = [
+      f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()
+    ]
     log.info("%s: %s", label, ", ".join(figures))
   if failed:
     label, error = next(iter(failed.items()))
@@ -84,7 +95,8 @@ def run(config: BaselinesConfig, workdir: str) -> dict[str, Any]:
 def method_runs(
   methods: Sequence[tuple[str, Mapping[str, Any]]], replace: Replace, workdir: str
 ) -> dict[str, Runs]:
-  """The trainings of each row of `config.baselines.methods`, by label; else ConfigError.
+  """The trainings of each row of `config.baselines.methods`, by label; else
+  ConfigError.
 
   `replace` is that of the job's config.
   """
@@ -93,8 +105,12 @@ def method_runs(
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     if "job" in values:
-      raise ConfigError("baselines.methods", label, "rows without a job: each is a training")
-    changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
+      raise ConfigError(
+        "baselines.methods", label, "rows without a job: each is a training"
+      )
+    changes = {
+      f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()
+    }
     # With its seeds; each is a pretrain job (`runs_of_seeds`).
     one: RepeatConfig = replace({"job": "repeat"} | changes)
     method = METHODS.get(one.method)
@@ -102,18 +118,22 @@ def method_runs(
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
     if method and not method.saves_prompt and "prompt.init" not in values:
-      # Nor does the best of words that a prompt must beat, that of `configs/own.py:best`.
+      # Nor does the best of words that a prompt must beat, that of
+      # `configs/own.py:best`.
       random = {"prompt.init": "", "prompt.m": one.prompt.m or fields.Prompt.m}
       one = one.replace(random if one.prompt.init == fields.BEST else {})
     validate(one.replace({"job": "pretrain"}))
-    found[label] = runs_of_seeds(one.repeat.seeds, one.replace, os.path.join(workdir, label))
+    found[label] = runs_of_seeds(
+      one.repeat.seeds, one.replace, os.path.join(workdir, label)
+    )
   if not found:
     raise ConfigError("baselines.methods", methods, _EXPECTED)
   return found
 
 
 def _outcome(folder: RunFolder, runs: Runs, programs: str) -> dict[str, Any]:
-  """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
+  """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or
+  {"error": ..}."""
   all_ran = all(RunFolder(own).results.exists() for _, own in runs.values())
   if all_ran and (stored := folder.finished(seeds=list(runs))) is not None:
     return stored
@@ -143,7 +163,10 @@ def _run_seeds(runs: Runs, programs: str) -> dict[str, Any]:
   except Exception as error:  # the other methods continue
     return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
   # Through JSON, so that it equals what a restart reads from the file.
-  return {"runs": json.loads(json.dumps(results, default=float)), "peak_mib": round(peak_mib(), 1)}
+  return {
+    "runs": json.loads(json.dumps(results, default=float)),
+    "peak_mib": round(peak_mib(), 1),
+  }
 
 
 def _share_programs(folder: str) -> None:
@@ -164,7 +187,9 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
     "seconds": summary([run["seconds"] for run in runs]),
     "peak_mib": outcome["peak_mib"],
   }
-  top1 = top1_of_prompts({"eval": of_seeds(runs), "eval_classes": first["eval_classes"]})
+  top1 = top1_of_prompts(
+    {"eval": of_seeds(runs), "eval_classes": first["eval_classes"]}
+  )
   if method != "zero_shot":
     return {label: row | {"top1": top1["prompt" if "prompt" in top1 else method]}}
   return {f"{label}_{text}": row | {"top1": of} for text, of in top1.items()}

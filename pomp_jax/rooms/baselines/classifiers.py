@@ -25,8 +25,8 @@ from pomp_jax.train import batches, results
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.watch import TrainingError
 
-# Hand-written prompts of a zero-shot CLIP: the template of the data set, the name alone, and CLIP's
-# ensembles of 7 and of 80 templates.
+# Hand-written prompts of a zero-shot CLIP: the template of the data set, the name
+# alone, and CLIP's ensembles of 7 and of 80 templates.
 _ZERO_SHOT = {
   "hand_written": HAND_WRITTEN,
   "class_name": "{}.",
@@ -38,7 +38,8 @@ _ZERO_SHOT = {
 class Fitted(NamedTuple):
   """A fitted classifier."""
 
-  classifier: Any  # NamedTuple of arrays with a method `scores`: features [n,E] -> [n,N]
+  # NamedTuple of arrays with a method `scores`: features [n,E] -> [n,N]
+  classifier: Any
   names: tuple[str, ...]
   found: dict[str, Any]  # what the search for its settings found, as JSON
 
@@ -55,16 +56,21 @@ class Training(NamedTuple):
   def features(self) -> SplitFeatures:
     """Computes the features of the training images."""
     threads, max_corrupt = self.data.threads, self.data.max_corrupt
-    return split_features(self.encoder, self.source, threads=threads, max_corrupt=max_corrupt)
+    return split_features(
+      self.encoder, self.source, threads=threads, max_corrupt=max_corrupt
+    )
 
 
-# Returns a classifier, and what the search for its settings found, as JSON. FloatingPointError if
-# no setting gives a finite classifier.
+# Returns a classifier, and what the search for its settings found, as JSON.
+# FloatingPointError if no setting gives a finite classifier.
 Fit = Callable[[Training], tuple[Any, dict[str, Any]]]
 
 
-def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> dict[str, Any]:
-  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP (None), and the results.
+def run(
+  config: TrainingConfig, folder: RunFolder, fit: Fit | None = None
+) -> dict[str, Any]:
+  """Fits and evaluates; leaves `classifier.npz`, but of zero-shot CLIP (None), and the
+  results.
 
   TrainingError if no setting gives a finite classifier.
   """
@@ -72,7 +78,9 @@ def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> di
   encoder = inputs.open_encoder(config.clip, config.mesh.class_size, data.feature_store)
   start = time.monotonic()
   try:
-    fitted = fit and fitted_by(fit, data, config.clip, config.eval.images, encoder, folder)
+    fitted = fit and fitted_by(
+      fit, data, config.clip, config.eval.images, encoder, folder
+    )
   except FloatingPointError as error:
     raise TrainingError(f"{method}: {error}") from error
   evaluation = time.monotonic()
@@ -90,7 +98,9 @@ def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> di
     name: _scores(encoder, split, method, fitted, classes_of(split.names))
     for name, (_, split) in splits.items()
   }
-  figures, sets = results.figures_of_splits(splits, scores, method if fitted else "hand_written")
+  figures, sets = results.figures_of_splits(
+    splits, scores, method if fitted else "hand_written"
+  )
   found = {
     "job": config.job,
     "method": method,
@@ -100,7 +110,9 @@ def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> di
     "n_classes": inputs.n_training_classes(data),
     "seconds": round(evaluation - start, 2),
     "eval_seconds": round(time.monotonic() - evaluation, 2),
-    "not_evaluated": [name for name in inputs.evaluation_splits(data) if name not in splits],
+    "not_evaluated": [
+      name for name in inputs.evaluation_splits(data) if name not in splits
+    ],
     **({"found": fitted.found} if fitted else {}),
   }
   if hosts.is_first():
@@ -114,7 +126,12 @@ def run(config: TrainingConfig, folder: RunFolder, fit: Fit | None = None) -> di
 
 
 def fitted_by(
-  fit: Fit, data: Data, clip: Clip, n_validation: int, encoder: Encoder, folder: RunFolder
+  fit: Fit,
+  data: Data,
+  clip: Clip,
+  n_validation: int,
+  encoder: Encoder,
+  folder: RunFolder,
 ) -> Fitted:
   """Fits a classifier to the run's images, whose features its folder may store."""
   source = encoder.sized(inputs.open_source(data, "train"))
@@ -126,12 +143,19 @@ def fitted_by(
 
 
 def _scores(
-  encoder: Encoder, split: SplitFeatures, method: str, fitted: Fitted | None, classes: ClassList
+  encoder: Encoder,
+  split: SplitFeatures,
+  method: str,
+  fitted: Fitted | None,
+  classes: ClassList,
 ) -> dict[str, Accuracy]:
-  """Accuracy of a classifier by its method's name, and of hand-written prompts; all if None."""
+  """Accuracy of a classifier by its method's name, and of hand-written prompts; all
+  if None."""
   scores = {method: classifier_accuracy(fitted.classifier, split)} if fitted else {}
   for prompt, text in _ZERO_SHOT.items():
     if not fitted or prompt in ("hand_written", "class_name"):
       features_NxE = features_under(encoder, classes, text)
-      scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels, mesh=encoder.mesh)
+      scores[prompt] = topk_accuracy(
+        split.features, features_NxE, split.labels, mesh=encoder.mesh
+      )
   return scores

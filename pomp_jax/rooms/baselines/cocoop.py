@@ -1,10 +1,11 @@
-"""CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning"): a context that depends on the image.
+"""CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning"): a context that depends on
+the image.
 
-A small net maps the unit image feature to one vector, which is added to every context vector:
-v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). Each image has its own class
-features: the text tower does B times the work, and batches must be small.
-Shapes: B images of a draw, R classes of a device, M context vectors, D width, E embedding, I and O
-widths of a linear layer.
+A small net maps the unit image feature to one vector, which is added to every context
+vector: v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). Each image
+has its own class features: the text tower does B times the work, and batches must be
+small. Shapes: B images of a draw, R classes of a device, M context vectors, D width, E
+embedding, I and O widths of a linear layer.
 """
 
 import dataclasses
@@ -16,7 +17,13 @@ import jax.numpy as jnp
 from pomp_jax.array_types import Array, Float
 from pomp_jax.config.fields import Clip, Prompt
 from pomp_jax.encoder import Encoder
-from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner, TextFeatures, class_sequences
+from pomp_jax.prompt.learner import (
+  ContextLearner,
+  Frozen,
+  Learner,
+  TextFeatures,
+  class_sequences,
+)
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.rooms.baselines.learner_accuracy import Baseline
 
@@ -44,7 +51,11 @@ class CoCoOpLearner(Learner):
     }
 
   def text_features(
-    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+    self,
+    params: Any,
+    frozen: Frozen,
+    class_ids_R: jax.Array,
+    image_features_BxE: jax.Array,
   ) -> TextFeatures:
     """See `Learner`; features [R,B,E] of each image."""
     net = params["meta_net"]
@@ -61,16 +72,21 @@ class CoCoOpLearner(Learner):
 
 
 def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
-  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 / sqrt(n_in)."""
+  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 /
+  sqrt(n_in)."""
   kernel_key, bias_key = jax.random.split(key)
   bound = n_in**-0.5
   return {
-    "kernel": jax.random.uniform(kernel_key, (n_in, n_out), minval=-bound, maxval=bound),
+    "kernel": jax.random.uniform(
+      kernel_key, (n_in, n_out), minval=-bound, maxval=bound
+    ),
     "bias": jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound),
   }
 
 
-def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+def dense(
+  params: dict[str, jax.Array], x: Float[Array, "... I"]
+) -> Float[Array, "... O"]:
   """Applies a linear layer: x @ kernel + bias."""
   product = jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST)
   return product + params["bias"]

@@ -11,7 +11,9 @@ from pomp_jax.registry import METHODS
 
 _seeds = Check(
   lambda seeds: (
-    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
+    bool(seeds)
+    and len(set(seeds)) == len(seeds)
+    and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
   ),
   f"one or more different integers from 0 to {MAX_SEED}",
 )
@@ -46,19 +48,28 @@ class Kdpl(Group):
 class Probe(Group):
   """The linear probe."""
 
-  iterations: int = row(1000, "L-BFGS iterations for each strength of the penalty", at_least(1))
+  iterations: int = row(
+    1000, "L-BFGS iterations for each strength of the penalty", at_least(1)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tip(Group):
-  """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for ImageNet's."""
+  """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for
+  ImageNet's."""
 
-  views: int = row(10, "augmented views of an image whose mean feature is its key", at_least(1))
+  views: int = row(
+    10, "augmented views of an image whose mean feature is its key", at_least(1)
+  )
   epochs: int = row(0, "epochs in which tip_adapter_f learns the keys", at_least(0))
   alpha: float = row(0.0, "weight of the cache while the keys are learned", at_least(0))
-  alpha_max: float = row(0.0, "upper end of the search for alpha, from 0.1", at_least(0))
+  alpha_max: float = row(
+    0.0, "upper end of the search for alpha, from 0.1", at_least(0)
+  )
   beta_max: float = row(0.0, "upper end of the search for beta, from 0.1", at_least(0))
-  beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
+  beta: float = row(
+    1.0, "sharpness of the cache while the keys are learned", at_least(0)
+  )
   alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
   beta_steps: int = row(200, "steps of the search for beta", at_least(1))
 
@@ -67,8 +78,12 @@ class Tip(Group):
 class Tokens(Group):
   """Prompts of deeper layers, and of the image tower."""
 
-  depth: int = row(1, "layers with own prompts, for vpt_deep, maple, ivlp, protext", at_least(1))
-  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1))
+  depth: int = row(
+    1, "layers with own prompts, for vpt_deep, maple, ivlp, protext", at_least(1)
+  )
+  visual_tokens: int = row(
+    8, "prompt tokens in the image tower, for vpt_*, ivlp", at_least(1)
+  )
 
   def unread(self) -> tuple[str, ...]:
     """See `Group.unread`: ablations refuse the methods that read the visual tokens."""

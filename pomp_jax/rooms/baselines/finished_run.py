@@ -1,8 +1,9 @@
 """A finished run of a method that learns no prompt, as a classifier of any names.
 
-Its parameters are those of a checkpoint. Class features are computed for the names that are asked
-for, by the method's own learner; a method with tokens in the image tower sees the images by itself,
-and CoCoOp's class features depend on the image, so that these have no class vectors alone.
+Its parameters are those of a checkpoint. Class features are computed for the names that
+are asked for, by the method's own learner; a method with tokens in the image tower sees
+the images by itself, and CoCoOp's class features depend on the image, so that these
+have no class vectors alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ class FinishedRun(OtherPrompt):
   """What a checkpoint of such a method holds, as `evaluate.prompts` takes it."""
 
   def __init__(self, checkpoint: Restored, path: str | os.PathLike):
-    """Reads the parameters, and the method's fields; CheckpointError for what holds none."""
+    """Reads the parameters, and the method's fields; CheckpointError for what holds
+    none."""
     self._path = path
     try:
       config: Mapping[str, Any] = checkpoint.meta["config"]
@@ -49,14 +51,21 @@ class FinishedRun(OtherPrompt):
       state = checkpoint.state
       self._params = result_of(state["params"], state.get("opt_state"))
     except (KeyError, TypeError) as error:
-      raise CheckpointError(f"{path}: is of no method that this version knows ({error})") from error
+      raise CheckpointError(
+        f"{path}: is of no method that this version knows ({error})"
+      ) from error
     self._method = method_of(self._name)
     self.needs_pixels = METHODS[self._name].pixels
 
   def check(
-    self, label: str, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
+    self,
+    label: str,
+    synonyms: Sequence[Sequence[str]],
+    clip_config: ClipConfig,
+    clip_model: str,
   ) -> None:
-    """Raises InputError where it does not fit a CLIP, by the shapes of its parameters."""
+    """Raises InputError where it does not fit a CLIP, by the shapes of its
+    parameters."""
     self._method.check(self._prompt, clip_config)
     if "context" in self._params:
       context = Prompt(self._params["context"], self._model, self._prompt.position)
@@ -73,7 +82,8 @@ class FinishedRun(OtherPrompt):
     return [json.dumps(settings, default=str), *leaves]
 
   def features(self, encoder: Encoder, classes: ClassList) -> np.ndarray:
-    """Unit features [N,E]; InputError for a method whose images or classes are its own."""
+    """Unit features [N,E]; InputError for a method whose images or classes are its
+    own."""
     classifier = self.classifier(encoder, classes)
     if callable(classifier):
       raise InputError(
@@ -97,7 +107,9 @@ class FinishedRun(OtherPrompt):
       np.arange(len(classes), dtype=np.int32),
     )
     if method.per_image_text:
-      return lambda features_BxE, images_B: compiled.cosines(params, frozen, ids_N, features_BxE)
+      return lambda features_BxE, images_B: compiled.cosines(
+        params, frozen, ids_N, features_BxE
+      )
     of_ids = functools.partial(compiled.classes, params, frozen)
     classes_NxE = encoder.in_chunks(of_ids, ids_N, "features")
     if not learner.learns_images:
@@ -110,5 +122,6 @@ class FinishedRun(OtherPrompt):
 
 @jax.jit
 def _cosines(features_BxE: jax.Array, classes_NxE: jax.Array) -> jax.Array:
-  # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
+  # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie
+  # close.
   return jnp.matmul(features_BxE, classes_NxE.T, precision=jax.lax.Precision.HIGHEST)

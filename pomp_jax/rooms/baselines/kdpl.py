@@ -1,11 +1,12 @@
-"""KDPL (Mistretta et al., 2024): a prompt learned from a teacher's probabilities, without labels.
+"""KDPL (Mistretta et al., 2024): a prompt learned from a teacher's probabilities,
+without labels.
 
-The teacher is another CLIP that sees the same views. A row of a batch holds its image feature
-behind the student's, and the samplers' bank its class features. Its most likely class takes the
-place of an image's label, and is contrasted with the draw. With all classes, or the likeliest by
-the teacher's mean probability, this is the published loss.
-Shapes: B images of a draw, N classes, S sampled negatives, C = B + S, E and T widths of student and
-teacher, F of either.
+The teacher is another CLIP that sees the same views. A row of a batch holds its image
+feature behind the student's, and the samplers' bank its class features. Its most likely
+class takes the place of an image's label, and is contrasted with the draw. With all
+classes, or the likeliest by the teacher's mean probability, this is the published loss.
+Shapes: B images of a draw, N classes, S sampled negatives, C = B + S, E and T widths of
+student and teacher, F of either.
 """
 
 from collections.abc import Sequence
@@ -43,9 +44,11 @@ from pomp_jax.train.methods import Pomp
 
 @dataclasses.dataclass(frozen=True)
 class KDPLLearner(ContextLearner):
-  """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's bank."""
+  """{"context": [M,D] or [N,M,D]}, taught by the probabilities under the sampler's
+  bank."""
 
-  likeliest: bool = False  # whether a draw is `likeliest_classes`, whichever the sampler
+  # whether a draw is `likeliest_classes`, whichever the sampler
+  likeliest: bool = False
 
   def see(
     self,
@@ -71,7 +74,9 @@ class KDPLLearner(ContextLearner):
     if not self.likeliest or size == settings.n_classes:
       return super().draw(key, settings, frozen, seen)
     teacher_BxT = normalize(seen.for_sampler)
-    return likeliest_classes(settings.sampling, frozen.sampling, seen.labels, teacher_BxT, size)
+    return likeliest_classes(
+      settings.sampling, frozen.sampling, seen.labels, teacher_BxT, size
+    )
 
   def contrast(
     self,
@@ -101,7 +106,8 @@ def likeliest_classes(
   teacher_BxT: Float[Array, "B T"],
   size: int,
 ) -> Negatives:
-  """The classes of the largest mean probability under the teacher, without a draw (KDPL-CA).
+  """The classes of the largest mean probability under the teacher, without a draw
+  (KDPL-CA).
 
   Args:
     settings: with the logit scale of the probabilities.
@@ -126,30 +132,39 @@ def distillation(
 ) -> Contrast:
   """Mean over the images of (KL(p || q) + KL(q || p)) / 2, in nats.
 
-  p are the teacher's probabilities and q the student's, with the student's logit scale, over the
-  teacher's class and the negatives, which stand for the others by their importance weights.
-  Accuracy is the share of the images that the student gives the teacher's class.
+  p are the teacher's probabilities and q the student's, with the student's logit scale,
+  over the teacher's class and the negatives, which stand for the others by their
+  importance weights. Accuracy is the share of the images that the student gives the
+  teacher's class.
   """
   kept_BxS, margin_BxS = kept_with_margin(settings, labels_B, negatives)
   # The images' classes stand before the draw; each is only its own image's.
-  own_BxB, others_BxS = jnp.log(jnp.eye(len(labels_B))), jnp.where(kept_BxS, margin_BxS, -jnp.inf)
+  own_BxB, others_BxS = (
+    jnp.log(jnp.eye(len(labels_B))),
+    jnp.where(kept_BxS, margin_BxS, -jnp.inf),
+  )
   log_weights_BxC = jnp.concatenate([own_BxB, others_BxS], axis=1)
   taught_CxT = bank.of_classes(jnp.concatenate([labels_B, negatives.ids]))
   teacher_BxC = settings.logit_scale * _cosines(teacher_BxT, taught_CxT)
-  student_BxC = settings.logit_scale * _cosines(student_BxE, jnp.concatenate([own_BxE, others_SxE]))
+  student_BxC = settings.logit_scale * _cosines(
+    student_BxE, jnp.concatenate([own_BxE, others_SxE])
+  )
   log_p_BxC = jax.nn.log_softmax(teacher_BxC + log_weights_BxC)
   log_q_BxC = jax.nn.log_softmax(student_BxC + log_weights_BxC)
   # Both are -inf where an image does not have the class.
   has_BxC = log_weights_BxC > -jnp.inf
   ratio_BxC = jnp.where(has_BxC, log_p_BxC - log_q_BxC, 0.0)
-  divergence_B = jnp.sum((jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)) * ratio_BxC, axis=1) / 2
+  divergence_B = (
+    jnp.sum((jnp.exp(log_p_BxC) - jnp.exp(log_q_BxC)) * ratio_BxC, axis=1) / 2
+  )
   best_B = jnp.argmax(jnp.where(has_BxC, student_BxC, -jnp.inf), axis=1)
   return Contrast(jnp.mean(divergence_B), jnp.mean(best_B == jnp.arange(len(labels_B))))
 
 
 def _cosines(images_BxF: jax.Array, classes_CxF: jax.Array) -> Float[Array, "B C"]:
   rows = (normalize(rows.astype(jnp.float32)) for rows in (images_BxF, classes_CxF))
-  return jnp.einsum("bf,cf->bc", *rows, precision=jax.lax.Precision.HIGHEST)  # as in the contrast
+  # as in the contrast
+  return jnp.einsum("bf,cf->bc", *rows, precision=jax.lax.Precision.HIGHEST)
 
 
 class _SideBySide(Encoder):
@@ -163,7 +178,9 @@ class _SideBySide(Encoder):
     self.image_tower = self._image_tower
 
   def _image_tower(self, params: Any, images: jax.Array) -> jax.Array:
-    rows = [one.image_tower(own, images) for one, own in zip(self.each, params, strict=True)]
+    rows = [
+      one.image_tower(own, images) for one, own in zip(self.each, params, strict=True)
+    ]
     return jnp.concatenate(rows, axis=-1)
 
   @property
@@ -171,7 +188,9 @@ class _SideBySide(Encoder):
     return " ".join(one.image_fingerprint for one in self.each)
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> np.ndarray:
-    return np.concatenate([one.image_features(images, unit=unit) for one in self.each], axis=-1)
+    return np.concatenate(
+      [one.image_features(images, unit=unit) for one in self.each], axis=-1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +199,16 @@ class KDPL(Pomp):
 
   bank: Any = None  # the teacher's class features, once it is open
 
-  def opened(self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList) -> "KDPL":
+  def opened(
+    self, clip: fields.Clip, data: Data, encoder: Encoder, classes: ClassList
+  ) -> "KDPL":
     """See `Pomp`: the teacher and its class features."""
     own = self.contrast.of(Kdpl)
     prompt = read_prompt(own.prompt, "kdpl.prompt").prompt
     online = "'online': the teacher needs pixels, and several processes store no features for it"
-    fits = data.features == "online" or (data.features == "stored" and hosts.n_processes() == 1)
+    fits = data.features == "online" or (
+      data.features == "stored" and hosts.n_processes() == 1
+    )
     require(fits, "data.features", data.features, online)
     clip = dataclasses.replace(clip, model=own.teacher, activation="auto")
     try:
@@ -193,8 +216,16 @@ class KDPL(Pomp):
     except InputError as error:
       raise ConfigError("kdpl.teacher", clip.model, str(error)) from error
     # It sees the student's views, however its own images would be resized.
-    size, fits = encoder.clip.image_size, teacher.clip.image_size == encoder.clip.image_size
-    require(fits, "kdpl.teacher", clip.model, f"a CLIP for the student's images of {size} pixels")
+    size, fits = (
+      encoder.clip.image_size,
+      teacher.clip.image_size == encoder.clip.image_size,
+    )
+    require(
+      fits,
+      "kdpl.teacher",
+      clip.model,
+      f"a CLIP for the student's images of {size} pixels",
+    )
     bank_NxT = features_under(teacher, classes, prompt)
     bank = Bank(bank_NxT, len(classes.names), keeps_own=True)
     return dataclasses.replace(self, images=_SideBySide(encoder, teacher), bank=bank)

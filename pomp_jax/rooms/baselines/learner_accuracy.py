@@ -1,4 +1,5 @@
-"""Accuracy of learners without a prompt: features of their own, of images or of classes an image.
+"""Accuracy of learners without a prompt: features of their own, of images or of classes
+an image.
 
 Shapes: n images, N classes, B images of a shard, R classes of P chunks, E embedding.
 """
@@ -28,8 +29,8 @@ from pomp_jax.train.methods import Pomp
 
 # Classes in a chunk, for per-image class features.
 _CLASSES = 256
-# Images decoded at a time over all processes, and images scored at a time with per-image class
-# features.
+# Images decoded at a time over all processes, and images scored at a time with
+# per-image class features.
 _IMAGES = 512
 _IMAGES_WITH_CLASSES = 32
 # Images that a classifier of features scores at a time.
@@ -47,10 +48,11 @@ class Baseline(Pomp):
 
 
 class CompiledLearner:
-  """A learner's features and scores, compiled for a mesh; the learner has no token budget.
+  """A learner's features and scores, compiled for a mesh; the learner has no token
+  budget.
 
-  Rows are split over the devices, as `predictions.rank_rows` takes them. Arguments are parameters
-  and frozen arrays on the mesh, with the classes to tell apart.
+  Rows are split over the devices, as `predictions.rank_rows` takes them. Arguments are
+  parameters and frozen arrays on the mesh, with the classes to tell apart.
   """
 
   def __init__(self, learner: Learner, mesh: Mesh):
@@ -69,7 +71,10 @@ class CompiledLearner:
       def of_part(ids_R):
         classes = learner.text_features(params, frozen, ids_R, features_BxE)
         return jnp.einsum(
-          "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
+          "be,rbe->br",
+          unit_BxE,
+          normalize(classes.features),
+          precision=jax.lax.Precision.HIGHEST,
         )
 
       scores_PxBxR = jax.lax.map(of_part, ids_PxR)
@@ -80,16 +85,20 @@ class CompiledLearner:
       features_BxE, labels_B = rows
       return ranks(cosines_of_pairs(params, frozen, ids_N, features_BxE), labels_B)
 
-    # (params, frozen, images [B,S,S,3]) -> unit features [B,E], of a learner that sees pixels.
+    # (params, frozen, images [B,S,S,3]) -> unit features [B,E], of a learner that sees
+    # pixels.
     self.images = map_rows(mesh, of_images, n_replicated=2, gather=False)
     # (params, frozen, ids [R]) -> unit features [R,E], equal for all images.
     self.classes = map_rows(mesh, of_classes, 2)
 
     def cosines_in_parts(params, frozen, ids_N, features_BxE):
-      of_one = lambda feature_E: cosines_of_pairs(params, frozen, ids_N, feature_E[None])[0]
+      of_one = lambda feature_E: cosines_of_pairs(
+        params, frozen, ids_N, feature_E[None]
+      )[0]
       return jax.lax.map(of_one, features_BxE, batch_size=_IMAGES_WITH_CLASSES)
 
-    # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with classes for each image.
+    # (params, frozen, ids [N], features [B,E]) -> cosines [B,N], with classes for each
+    # image.
     self.cosines = map_rows(mesh, cosines_in_parts, 3)
     # The same with (features, labels [B]) -> ranks [B].
     self.ranks = map_rows(mesh, ranks_of_pairs, 3)
@@ -100,25 +109,38 @@ def learner_accuracy(
 ) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
   """Returns the accuracy of any parameters on any split, compiled once for all.
 
-  The learner has no token budget; `per_image` is whether its class features depend on the image.
-  The function takes parameters on the mesh, frozen arrays with the split's classes, features of the
-  split, and its images, which are read where the learner sees pixels.
+  The learner has no token budget; `per_image` is whether its class features depend on
+  the image. The function takes parameters on the mesh, frozen arrays with the split's
+  classes, features of the split, and its images, which are read where the learner sees
+  pixels.
   """
   mesh, compiled = encoder.mesh, CompiledLearner(learner, encoder.mesh)
 
-  def ranks_of_images(params, frozen, split, source, classes_NxE) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and labels of the images, read again; those that can't be read any more are dropped."""
-    skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
+  def ranks_of_images(
+    params, frozen, split, source, classes_NxE
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and labels of the images, read again; those that can't be read any more
+    are dropped."""
+    skipped, classes_NxE = (
+      SkippedImages(source, data.max_corrupt),
+      replicate(classes_NxE, mesh),
+    )
     task = "features of images"
-    read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)
-    rows = ((compiled.images(params, frozen, x.images), x.labels, x.n_images) for x in read)
+    read = image_batches(
+      encoder, source, skipped, _IMAGES, data.threads, task, split.indices
+    )
+    rows = (
+      (compiled.images(params, frozen, x.images), x.labels, x.n_images) for x in read
+    )
     ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
     ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
     is_read_n = ~np.isin(split.indices, list(skipped.reasons))
     return ranks_n[is_read_n], split.labels[is_read_n]
 
-  def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
+  def accuracy(
+    params: Any, frozen: Frozen, split: SplitFeatures, source: Source
+  ) -> Accuracy:
     ids_N = np.arange(len(split.names), dtype=np.int32)
     if not per_image:
       of_ids = functools.partial(compiled.classes, params, frozen)
@@ -140,7 +162,8 @@ def learner_accuracy(
 
 
 def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
-  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
+  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N], in
+  NumPy.
 
   An image with a score that is not finite counts as wrong for every k.
   """
@@ -148,4 +171,6 @@ def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
   for start in steps_of(range(0, len(split.labels), _ROWS), "scoring", "parts"):
     part = slice(start, start + _ROWS)
     rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
-  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names), labels_B=split.labels)
+  return accuracy_of_ranks(
+    np.concatenate(rank_n), len(split.names), labels_B=split.labels
+  )

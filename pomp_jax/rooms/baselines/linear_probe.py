@@ -1,7 +1,7 @@
 """Linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
 
-Multinomial logistic regression on image features by L-BFGS; `search` finds the L2 strength.
-Shapes: n images, N classes, E features.
+Multinomial logistic regression on image features by L-BFGS; `search` finds the L2
+strength. Shapes: n images, N classes, E features.
 """
 
 from collections.abc import Callable
@@ -50,21 +50,28 @@ def fit(
 ) -> LinearProbe:
   """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
 
-  In scikit-learn's LogisticRegression, C = 1 / strength > 0. L-BFGS starts from the probe `start`,
-  or zeros, and stops after `iterations`.
+  In scikit-learn's LogisticRegression, C = 1 / strength > 0. L-BFGS starts from the
+  probe `start`, or zeros, and stops after `iterations`.
   """
   shape = (features_nxE.shape[1], n_classes)
   objective = _objective(shape)
   features, labels = jnp.asarray(features_nxE, jnp.float32), jnp.asarray(labels_n)
 
   def value_and_gradient(weights):
-    value, gradient = objective(jnp.asarray(weights, jnp.float32), features, labels, strength)
+    value, gradient = objective(
+      jnp.asarray(weights, jnp.float32), features, labels, strength
+    )
     return float(value), np.asarray(gradient, np.float64)
 
   first = np.zeros(shape[0] * n_classes + n_classes)
   if start is not None:
     first[:] = np.concatenate([start.kernel.ravel(), start.bias])
-  options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-9, "gtol": 1e-8}
+  options = {
+    "maxiter": iterations,
+    "maxfun": 2 * iterations,
+    "ftol": 1e-9,
+    "gtol": 1e-8,
+  }
   found = scipy.optimize.minimize(
     value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
   )
@@ -74,12 +81,15 @@ def fit(
 
 @functools.cache
 def _objective(shape: tuple[int, int]) -> Callable:
-  """Compiles the mean loss over the images, once for all strengths, with its gradient."""
+  """Compiles the mean loss over the images, once for all strengths, with its
+  gradient."""
 
   def value(weights, features_nxE, labels_n, strength):
     kernel, bias = jnp.split(weights, [shape[0] * shape[1]])
     kernel_ExN = kernel.reshape(shape)
-    logits_nxN = jnp.matmul(features_nxE, kernel_ExN, precision=jax.lax.Precision.HIGHEST) + bias
+    logits_nxN = (
+      jnp.matmul(features_nxE, kernel_ExN, precision=jax.lax.Precision.HIGHEST) + bias
+    )
     right_n = jnp.take_along_axis(logits_nxN, labels_n[:, None], axis=1)[:, 0]
     loss_n = jax.nn.logsumexp(logits_nxN, axis=1) - right_n
     penalty = 0.5 * strength * jnp.sum(jnp.square(kernel_ExN)) / labels_n.size
@@ -92,13 +102,15 @@ def search(
   fit_with: Callable[[float, LinearProbe | None], LinearProbe],
   accuracy_of: Callable[[LinearProbe], float],
 ) -> tuple[LinearProbe, dict[float, float]]:
-  """Searches for the L2 strength as CLIP does: a sweep over every second decade, then bisection.
+  """Searches for the L2 strength as CLIP does: a sweep over every second decade, then
+  bisection.
 
-  Bisection tries the two neighbours of the best strength, and halves their distance down to an
-  eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
-  never the best, and never an initial probe; FloatingPointError if none of the sweep is finite.
-  `fit_with` fits a probe for a strength from an initial probe. Returns the best probe, and the
-  accuracy on validation images for each strength tried.
+  Bisection tries the two neighbours of the best strength, and halves their distance
+  down to an eighth of a decade. Ties go to the stronger penalty. A probe with weights
+  that are not finite is never the best, and never an initial probe; FloatingPointError
+  if none of the sweep is finite. `fit_with` fits a probe for a strength from an initial
+  probe. Returns the best probe, and the accuracy on validation images for each strength
+  tried.
   """
   tried: dict[float, float] = {}
   best, best_accuracy = None, -1.0
@@ -117,7 +129,9 @@ def search(
   for strength in reversed(COARSE):
     attempt(strength)
   if best is None:
-    raise FloatingPointError(f"no probe of the strengths {', '.join(map(str, COARSE))} is finite")
+    raise FloatingPointError(
+      f"no probe of the strengths {', '.join(map(str, COARSE))} is finite"
+    )
   distance = 1.0
   while distance >= _FINEST:
     centre = best.strength
@@ -127,13 +141,19 @@ def search(
   return best, tried
 
 
-def fit_classifier(training: Training, iterations: int) -> tuple[LinearProbe, dict[str, Any]]:
+def fit_classifier(
+  training: Training, iterations: int
+) -> tuple[LinearProbe, dict[str, Any]]:
   """Fits probes on the training images, and keeps the best on validation images."""
   train, validation = training.features(), training.validation
   of = train.features, train.labels, len(train.names)
-  fit_with = lambda strength, start: fit(*of, strength, iterations=iterations, start=start)
+  fit_with = lambda strength, start: fit(
+    *of, strength, iterations=iterations, start=start
+  )
   with waiting("fitting linear probes"):
-    probe, tried = search(fit_with, lambda one: classifier_accuracy(one, validation)["top1"])
+    probe, tried = search(
+      fit_with, lambda one: classifier_accuracy(one, validation)["top1"]
+    )
   return probe, {
     "strength": probe.strength,
     "validation_images": len(validation.labels),

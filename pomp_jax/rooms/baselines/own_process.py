@@ -15,8 +15,8 @@ class ProcessError(RuntimeError):
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   """Calls a function in a new process, for a peak memory of its own; raises its errors.
 
-  An exception during the wait terminates the process by SIGTERM, so that a training saves.
-  ProcessError: the process ended without a result. Preempted: it got SIGTERM.
+  An exception during the wait terminates the process by SIGTERM, so that a training
+  saves. ProcessError: the process ended without a result. Preempted: it got SIGTERM.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
@@ -40,7 +40,9 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   return answer
 
 
-def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(
+  sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
   try:
     answer = True, function(*arguments)
   except (Exception, Preempted) as error:

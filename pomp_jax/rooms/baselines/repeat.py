@@ -1,4 +1,5 @@
-"""Runs pretrain once per seed, each in a folder `seed_<s>`, and reports mean and spread."""
+"""Runs pretrain once per seed, each in a folder `seed_<s>`, and reports mean and
+spread."""
 
 from collections.abc import Callable, Mapping, Sequence
 import logging
@@ -26,7 +27,15 @@ Replace = Callable[[Mapping[str, Any]], Any]
 # Seed -> config and folder of its training.
 Runs = dict[int, tuple[TrainingConfig, str]]
 # Results that all seeds share.
-_SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
+_SHARED = (
+  "method",
+  "clip_model",
+  "steps",
+  "n_classes",
+  "k",
+  "correction",
+  "eval_classes",
+)
 
 
 def check(config: RepeatConfig, workdir: str) -> None:
@@ -36,7 +45,8 @@ def check(config: RepeatConfig, workdir: str) -> None:
 
 
 def run(config: RepeatConfig, workdir: str) -> dict:
-  """Runs the seeds that have not finished, and returns the contents of `results.json`."""
+  """Runs the seeds that have not finished, and returns the contents of
+  `results.json`."""
   runs, trainings = [], runs_of_seeds(config.repeat.seeds, config.replace, workdir)
   for seed, one in steps_of(trainings.items(), "seeds", "seeds", len(trainings)):
     log.info("seed %d of %s", seed, list(trainings))
@@ -60,7 +70,12 @@ def run(config: RepeatConfig, workdir: str) -> dict:
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
       " hand-written prompt (%s), spread %.2f",
-      *(split, 100 * of_split["top1"]["mean"], 100 * of_split["top1"]["std"], len(runs)),
+      *(
+        split,
+        100 * of_split["top1"]["mean"],
+        100 * of_split["top1"]["std"],
+        len(runs),
+      ),
       results["eval"][split]["prompt"]["images"],
       100 * of_split["gain"],
       of_split["best_hand_written"],
@@ -72,7 +87,8 @@ def run(config: RepeatConfig, workdir: str) -> dict:
 def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
   """The trainings with these seeds; with one where the seed does not change the result.
 
-  `replace` is that of a config, which has all other fields; without seeds its own counts.
+  `replace` is that of a config, which has all other fields; without seeds its own
+  counts.
   """
   training = replace({"job": "pretrain"})
   seeds = tuple(seeds) or (training.seed,)
@@ -85,8 +101,9 @@ def runs_of_seeds(seeds: Sequence[int], replace: Replace, workdir: str) -> Runs:
 def summary(values: list[float]) -> dict:
   """Figures of one value a seed.
 
-  `std` is the sample standard deviation, 0 for one seed; `t_interval` Student's 95% interval of the
-  mean over seeds, None for one seed; `spread` the highest value less the lowest.
+  `std` is the sample standard deviation, 0 for one seed; `t_interval` Student's 95%
+  interval of the mean over seeds, None for one seed; `spread` the highest value less
+  the lowest.
   """
   n, mean = len(values), float(np.mean(values))
   std = float(np.std(values, ddof=1)) if n > 1 else 0.0
@@ -102,11 +119,17 @@ def summary(values: list[float]) -> dict:
 
 
 def gain(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """How much more the learned prompt has than the best hand-written one, of summaries by prompt.
+  """How much more the learned prompt has than the best hand-written one, of summaries
+  by prompt.
 
-  What training has learned where words were kept ("trained") is not hand-written either.
+  What training has learned where words were kept ("trained") is not hand-written
+  either.
   """
-  means = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "trained"}
+  means = {
+    name: scores["top1"]["mean"]
+    for name, scores in prompts.items()
+    if name != "trained"
+  }
   learned = means.pop("prompt")
   best = max(means, key=means.__getitem__)
   return {
@@ -117,14 +140,17 @@ def gain(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Summaries of each split and prompt over the results of several seeds on the same images.
+  """Summaries of each split and prompt over the results of several seeds on the same
+  images.
 
-  `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over the seeds.
-  Prompts are those that all seeds have.
+  `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over
+  the seeds. Prompts are those that all seeds have.
   """
 
   def of(scores: list[Accuracy]) -> dict[str, Any]:
-    top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
+    top1, top5 = (
+      summary([one[metric] for one in scores]) for metric in ("top1", "top5")
+    )
     images = scores[0]["images"]
     interval = wilson_interval(top1["mean"], images)
     return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
@@ -133,7 +159,9 @@ def of_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   for split, scores_of_first in runs[0]["eval"].items():
     summaries[split] = {}
     for prompt in scores_of_first:
-      scores = [run["eval"][split][prompt] for run in runs if prompt in run["eval"][split]]
+      scores = [
+        run["eval"][split][prompt] for run in runs if prompt in run["eval"][split]
+      ]
       if len(scores) == len(runs):
         summaries[split][prompt] = of(scores)
   return summaries

@@ -1,10 +1,12 @@
-"""Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
+"""Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text
+features.
 
-logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
-on the unit sphere, s the logit scale, W the text features. A key is the mean feature of a training
-image over augmented views. Tip-Adapter-F trains these keys by AdamW on new views, with alpha and
-beta fixed. Both search for alpha and beta on validation images at the end.
-Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
+logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f
+and the keys on the unit sphere, s the logit scale, W the text features. A key is the
+mean feature of a training image over augmented views. Tip-Adapter-F trains these keys
+by AdamW on new views, with alpha and beta fixed. Both search for alpha and beta on
+validation images at the end. Shapes: n keys (cached images), V views of each, B other
+images, N classes, E embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -87,8 +89,8 @@ class TipAdapter(NamedTuple):
   ) -> "TipAdapter":
     """Returns the adapter with the alpha and beta of the highest accuracy.
 
-    The first of equals wins, beta by beta. Ties between classes, and scores that are not finite,
-    count as wrong.
+    The first of equals wins, beta by beta. Ties between classes, and scores that are
+    not finite, count as wrong.
     """
     text_BxN, cache_of = self._parts(features_BxE)
     best, found = -1.0, (self.alpha, self.beta)
@@ -100,8 +102,11 @@ class TipAdapter(NamedTuple):
           best, found = right, (float(alpha), float(beta))
     return self._replace(alpha=found[0], beta=found[1])
 
-  def _parts(self, features_BxE: np.ndarray) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
-    """Computes text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
+  def _parts(
+    self, features_BxE: np.ndarray
+  ) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
+    """Computes text logits [B,N], and a function from beta to cache logits [B,N]
+    before alpha."""
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
     entries = np.ones(n_keys, gap_nxB.dtype), (self.labels, np.arange(n_keys))
@@ -111,11 +116,14 @@ class TipAdapter(NamedTuple):
 
 
 def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
-  """Averages the features of each image over its views in all epochs, and normalises them.
+  """Averages the features of each image over its views in all epochs, and normalises
+  them.
 
   The features of the views are not normalised: the published code averages first.
   """
-  total_nxE = sum(features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs)
+  total_nxE = sum(
+    features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs
+  )
   return unit(total_nxE).astype(np.float32)
 
 
@@ -137,20 +145,25 @@ def tune(
 ) -> TipAdapter:
   """Trains the keys of Tip-Adapter-F by cross-entropy on the training images.
 
-  Returns the epoch with the highest validation accuracy (the published code uses test images), and
-  never the training-free adapter. Training stops with a warning at keys that are not finite, and
-  raises FloatingPointError if those of the first epoch are not. `epochs` are unit features of the
-  training images. `rate` is AdamW's first, under one cosine schedule; `seed` is that of the order.
+  Returns the epoch with the highest validation accuracy (the published code uses test
+  images), and never the training-free adapter. Training stops with a warning at keys
+  that are not finite, and raises FloatingPointError if those of the first epoch are
+  not. `epochs` are unit features of the training images. `rate` is AdamW's first, under
+  one cosine schedule; `seed` is that of the order.
   """
   steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
-    optax.cosine_decay_schedule(rate, n_epochs * steps), eps=_EPSILON, weight_decay=_DECAY
+    optax.cosine_decay_schedule(rate, n_epochs * steps),
+    eps=_EPSILON,
+    weight_decay=_DECAY,
   )
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
   data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
   gradient = jax.grad(
-    functools.partial(cross_entropy, scale=adapter.scale, alpha=adapter.alpha, beta=adapter.beta)
+    functools.partial(
+      cross_entropy, scale=adapter.scale, alpha=adapter.alpha, beta=adapter.beta
+    )
   )
 
   @jax.jit
@@ -191,33 +204,43 @@ def cross_entropy(
   beta: float,
 ) -> Float[Array, ""]:
   """Computes the mean cross-entropy over the images, in nats."""
-  # HIGHEST: accelerators would round the cosines, which beta and the scale then multiply.
+  # HIGHEST: accelerators would round the cosines, which beta and the scale then
+  # multiply.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
-  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, text_features_NxE.shape[0])
+  cache_NxB = jax.ops.segment_sum(
+    affinity_nxB, key_labels_n, text_features_NxE.shape[0]
+  )
   logits_BxN = product(scale * features_BxE, text_features_NxE.T) + alpha * cache_NxB.T
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 
 def tip_settings(tip: Tip, data: Data) -> Published:
-  """Returns `config.tip`; zeros stand for the published values of the data set, or ImageNet's."""
+  """Returns `config.tip`; zeros stand for the published values of the data set, or
+  ImageNet's."""
   row = published(data.dataset) if SOURCES[data.source].stored else None
   if row is None:
-    log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
+    log.info(
+      "Tip-Adapter has no published settings for this data set: ImageNet's replace zeros"
+    )
     row = published("imagenet1k")
     assert row is not None
     row = row._replace(text=HAND_WRITTEN)
   fields = ("alpha", "alpha_max", "beta_max", "epochs")
-  return row._replace(**{field: value for field in fields if (value := getattr(tip, field))})
+  return row._replace(
+    **{field: value for field in fields if (value := getattr(tip, field))}
+  )
 
 
 def grid(most: float, steps: int) -> np.ndarray:
-  """Returns equal steps from 0.1 towards `most`, without it, as in the published search."""
+  """Returns equal steps from 0.1 towards `most`, without it, as in the published
+  search."""
   return 0.1 + (most - 0.1) / steps * np.arange(steps)
 
 
 class Epoch(NamedTuple):
-  """Features of all training images in one epoch; those of unreadable images are undefined."""
+  """Features of all training images in one epoch; those of unreadable images are
+  undefined."""
 
   features: Float[np.ndarray, "n V E"]  # of the views of each image, not normalised
   readable: Bool[np.ndarray, " n"]
@@ -228,8 +251,8 @@ def view_features(
 ) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
-  Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
-  than `data.max_corrupt` allows can't be read.
+  Without augmentation all epochs are the same, and computed once. CorruptDataError if
+  more images than `data.max_corrupt` allows can't be read.
   """
   if not n_epochs:
     return
@@ -276,7 +299,8 @@ def fit_classifier(
   rate: float,
   seed: int,
 ) -> tuple[TipAdapter, dict[str, Any]]:
-  """Caches the training images, tunes the keys of Tip-Adapter-F, and searches alpha and beta."""
+  """Caches the training images, tunes the keys of Tip-Adapter-F, and searches alpha
+  and beta."""
   data, encoder, folder, source, validation = training
   settings = tip_settings(tip, data)
   # Without augmentation all views are the same.
@@ -296,7 +320,10 @@ def fit_classifier(
   if n_epochs:
     adapter = tune(
       adapter,
-      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      (
+        unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1])
+        for epoch in epochs
+      ),
       np.repeat(adapter.labels, data.views),
       n_epochs=n_epochs,
       batch_size=batch_size,

@@ -1,13 +1,15 @@
-"""Learned tokens in the vision tower: VPT (Jia et al., 2022), MaPLe, IVLP (Khattak et al., 2023).
+"""Learned tokens in the vision tower: VPT (Jia et al., 2022), MaPLe, IVLP (Khattak et
+al., 2023).
 
-All train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones before each
-of J layers; its text features are fixed. MaPLe's text tower has M vectors before the name, and
-replaces them before each of its layers 1..J-1. The vision tower has M tokens at the same depths,
-each a linear map of the text's: p_j = Linear_j(t_j), D to W. As released, the context starts from
-the first M = 2 tokens of "a photo of a", and "of a" precedes each name (`initial_words`). IVLP,
-PromptSRC's learner, is VPT-deep beside MaPLe's text tower: no map, and V tokens of its own.
-Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens in each, D
-width of the text tower, W of the vision tower, E embedding.
+All train on pixels. VPT-shallow adds tokens before the first layer, VPT-deep new ones
+before each of J layers; its text features are fixed. MaPLe's text tower has M vectors
+before the name, and replaces them before each of its layers 1..J-1. The vision tower
+has M tokens at the same depths, each a linear map of the text's: p_j = Linear_j(t_j), D
+to W. As released, the context starts from the first M = 2 tokens of "a photo of a", and
+"of a" precedes each name (`initial_words`). IVLP, PromptSRC's learner, is VPT-deep
+beside MaPLe's text tower: no map, and V tokens of its own. Shapes: B images of a draw,
+R classes of a device, J layers with tokens, V or M tokens in each, D width of the text
+tower, W of the vision tower, E embedding.
 """
 
 import abc
@@ -49,12 +51,18 @@ class PixelLearner(Learner):
   learns_images = True
 
   @abc.abstractmethod
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+  def image_features(
+    self, params: Any, frozen: Frozen, images_B: jax.Array
+  ) -> jax.Array:
     """Features [B,E] of images, uint8 [B,H,W,3]."""
 
-  def observe(self, frozen: Frozen, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+  def observe(
+    self, frozen: Frozen, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
     """See `Learner`; the pixels."""
-    return images, None if self.image_tower is None else self.image_tower(frozen.image, images)
+    return images, None if self.image_tower is None else self.image_tower(
+      frozen.image, images
+    )
 
   def see(
     self,
@@ -83,12 +91,18 @@ class VPTLearner(PixelLearner):
     shape = (self.depth, self.n_tokens, self.width)
     return {"visual": INIT_STDDEV * jax.random.normal(key, shape)}
 
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+  def image_features(
+    self, params: Any, frozen: Frozen, images_B: jax.Array
+  ) -> jax.Array:
     """See `PixelLearner`."""
     return self.prompted_tower(frozen.image, images_B, params["visual"])
 
   def text_features(
-    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+    self,
+    params: Any,
+    frozen: Frozen,
+    class_ids_R: jax.Array,
+    image_features_BxE: jax.Array,
   ) -> TextFeatures:
     """See `Learner`; a look-up."""
     del params, image_features_BxE
@@ -106,7 +120,8 @@ class DeepTextLearner(Learner):
   depth: int  # J, layers of the text tower with vectors of their own
 
   def init(self, key: jax.Array) -> Any:
-    """See `Learner`; the last two of the four keys are for learners with visual tokens."""
+    """See `Learner`; the last two of the four keys are for learners with visual
+    tokens."""
     context_key, deep_key, _, _ = jax.random.split(key, 4)
     params = self.plain.init(context_key)
     if self.depth > 1:
@@ -115,7 +130,11 @@ class DeepTextLearner(Learner):
     return params
 
   def text_features(
-    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+    self,
+    params: Any,
+    frozen: Frozen,
+    class_ids_R: jax.Array,
+    image_features_BxE: jax.Array,
   ) -> TextFeatures:
     """See `Learner`; the same for all images."""
     shared: Any = self.plain.text_tower
@@ -136,10 +155,14 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
     width = self.plain.module.width
     first = init_dense(first_key, width, self.vision_width)
     other = init_dense(other_key, width, self.vision_width)
-    coupling = jax.tree.map(lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1))
+    coupling = jax.tree.map(
+      lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
+    )
     return {**super().init(key), "coupling": coupling}
 
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+  def image_features(
+    self, params: Any, frozen: Frozen, images_B: jax.Array
+  ) -> jax.Array:
     """See `PixelLearner`; maps the text tower's tokens to the vision tower's."""
     text_JxMxD = params["context"][None]
     if "deep" in params:
@@ -150,7 +173,8 @@ class MaPLeLearner(DeepTextLearner, PixelLearner):
 
 @dataclasses.dataclass(frozen=True)
 class IVLPLearner(DeepTextLearner, VPTLearner):
-  """`DeepTextLearner`'s and `VPTLearner`'s: tokens of both towers, learned independently."""
+  """`DeepTextLearner`'s and `VPTLearner`'s: tokens of both towers, learned
+  independently."""
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
@@ -165,12 +189,15 @@ class VPT(Baseline):
   towers: tuple[str, ...] = ("vision",)
 
   def check(self, prompt: Prompt, clip: ClipConfig) -> None:
-    """Raises ConfigError for another tower than a ViT, or a `prompt.depth` that it can't have."""
+    """Raises ConfigError for another tower than a ViT, or a `prompt.depth` that it
+    can't have."""
     if "vision" in self.towers and clip.vit is None:
       raise ConfigError("method", self.name, "a CLIP with a ViT of OpenAI's kind")
     layers: dict[str, Any] = {"vision": clip.vit, "text": clip.text_config}
     most = min(layers[tower].num_hidden_layers for tower in self.towers)
-    limit = f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
+    limit = (
+      f"at most {most}, the layers of this CLIP's {' or '.join(self.towers)} tower"
+    )
     if "text" in self.towers and clip.bidirectional:
       most, limit = 1, "1 for a CLIP whose text tower is bidirectional"
     depth = prompt.of(Tokens).depth
@@ -255,13 +282,15 @@ def _vision(encoder: Encoder, clip: fields.Clip) -> tuple[PromptedImageTower, in
 def prompted_image_tower(
   clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, limit_bytes: float = 0.0
 ) -> PromptedImageTower:
-  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not normalised.
+  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not
+  normalised.
 
-  Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own tokens are
-  dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
-  before the tower's first layer norm. Learned tokens have no positions. For `dtype` and `chunk` see
-  `clip.vision.image_tower`. If activations would take more than `limit_bytes`, by a rough estimate,
-  each chunk is rematerialised in the backward pass, where the limit of `chunk` then holds too.
+  Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own
+  tokens are dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep).
+  The first tokens enter before the tower's first layer norm. Learned tokens have no
+  positions. For `dtype` and `chunk` see `clip.vision.image_tower`. If activations would
+  take more than `limit_bytes`, by a rough estimate, each chunk is rematerialised in the
+  backward pass, where the limit of `chunk` then holds too.
   """
   config: Any = clip.config.vision_config
   plain, remat = (image_tower(clip, dtype, chunk, remat) for remat in (False, True))
@@ -271,16 +300,20 @@ def prompted_image_tower(
     # One chunk would need all of its activations at once in either case.
     several = 0 < chunk < n_images
     exceeds = prompted_activation_bytes(config, n_images, n_learned) > limit_bytes
-    return (remat if several and exceeds else plain)(params, images_BxHxWx3, tokens_JxVxD)
+    return (remat if several and exceeds else plain)(
+      params, images_BxHxWx3, tokens_JxVxD
+    )
 
   return tower
 
 
 def prompted_activation_bytes(vit: Any, n_images: int, n_learned: int) -> float:
-  """Rough size of all residuals of a prompted ViT without rematerialisation, for B images.
+  """Rough size of all residuals of a prompted ViT without rematerialisation, for B
+  images.
 
-  For each token and layer about nine vectors of width D (inputs and outputs of the norms, query,
-  key, value, the result of attention), three of the MLP's, and the attention weights twice.
+  For each token and layer about nine vectors of width D (inputs and outputs of the
+  norms, query, key, value, the result of attention), three of the MLP's, and the
+  attention weights twice.
   """
   n_tokens = 1 + (vit.image_size // vit.patch_size) ** 2 + n_learned
   floats = 9 * vit.hidden_size + 3 * vit.intermediate_size

@@ -1,1 +1,2 @@
-"""Measurements of speed and memory: text towers, whole steps, the parts of a training."""
+"""Measurements of speed and memory: text towers, whole steps, the parts of a
+training."""

@@ -1,10 +1,12 @@
-"""Compiles a training's step for a machine that is not here, and estimates what it would take.
+"""Compiles a training's step for a machine that is not here, and estimates what it
+would take.
 
-No array is placed and nothing runs: weights, state and batch are shapes. `forecast.py` reads the
-compiled program.
+No array is placed and nothing runs: weights, state and batch are shapes. `forecast.py`
+reads the compiled program.
 
-JAX has one public function for this, `jax.experimental.topologies.get_topology_desc`; for TPUs it
-needs libtpu, for GPUs JAX's CUDA plugin, and neither needs a device or a driver.
+JAX has one public function for this, `jax.experimental.topologies.get_topology_desc`;
+for TPUs it needs libtpu, for GPUs JAX's CUDA plugin, and neither needs a device or a
+driver.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,16 +55,17 @@ from pomp_jax.train.memory import share_of_device
 log = logging.getLogger(__name__)
 
 _FIELD = "dry_run"
-# Read when libtpu is loaded: no query of the cloud's metadata, which ends after minutes elsewhere;
-# no lock of the machine's TPUs, which are not used; no search for other hosts.
+# Read when libtpu is loaded: no query of the cloud's metadata, which ends after minutes
+# elsewhere; no lock of the machine's TPUs, which are not used; no search for other
+# hosts.
 _TPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-# Candidates of kernels can't be timed without a GPU, and some sizes have no Triton kernel untimed:
-# products are cuBLAS's.
+# Candidates of kernels can't be timed without a GPU, and some sizes have no Triton
+# kernel untimed: products are cuBLAS's.
 GPU_OPTIONS: dict[str, str | bool] = {
   "xla_gpu_autotune_level": "0",
   "xla_gpu_enable_triton_gemm": False,
@@ -93,16 +96,20 @@ class Compiled(NamedTuple):
 
 
 class _Shapes(Clip):
-  """A CLIP whose weights are shapes, but for the embeddings that words of a prompt start from."""
+  """A CLIP whose weights are shapes, but for the embeddings that words of a prompt
+  start from."""
 
   @property
   def sos_embedding(self) -> Any:
     """Zeros: only their shape is compiled."""
-    return np.zeros((int(self.tokenizer.bos_token_id is not None), self.text_width), np.float32)
+    return np.zeros(
+      (int(self.tokenizer.bos_token_id is not None), self.text_width), np.float32
+    )
 
   @property
   def text_params(self) -> Any:
-    """Shapes; embeddings that are mapped into memory stay, for `Encoder` to read some."""
+    """Shapes; embeddings that are mapped into memory stay, for `Encoder` to read
+    some."""
     params = super().text_params
     is_mapped = isinstance(token_table(params), np.memmap)
     return params if is_mapped else jax.tree.map(_shape, params)
@@ -134,8 +141,8 @@ class Job(NamedTuple):
 def check(text: str, class_size: int, loop: fields.Loop, n_views: int) -> list[Any]:
   """Opens the devices that `config.dry_run` names, and checks that they share a step.
 
-  ConfigError: no such machine, or a mesh or batch that does not fit it; InputError: without the
-  compiler.
+  ConfigError: no such machine, or a mesh or batch that does not fit it; InputError:
+  without the compiler.
   """
   found = open_devices(text)
   pretrain.check_mesh(class_size, loop, n_views, found)
@@ -143,12 +150,16 @@ def check(text: str, class_size: int, loop: fields.Loop, n_views: int) -> list[A
 
 
 def open_devices(text: str) -> list[Any]:
-  """Opens the devices that `config.dry_run` names, those of a host together; see `check`."""
+  """Opens the devices that `config.dry_run` names, those of a host together; see
+  `check`."""
   machine = machine_of(text)
   options: dict[str, Any] = {}
   if gpu := machine.chip.gpu:
     library = _require_cuda()
-    options = {"topology": machine.topology, "target_config": gpu.target(machine.chip.bandwidth)}
+    options = {
+      "topology": machine.topology,
+      "target_config": gpu.target(machine.chip.bandwidth),
+    }
     name, platform = machine.chip.kind, "cuda"
   else:
     library = _require_libtpu()
@@ -159,20 +170,25 @@ def open_devices(text: str) -> list[Any]:
       options["num_slices"] = machine.n_slices
     name, platform = f"{machine.chip.kind}:{machine.topology}", "tpu"
   try:
-    found = topologies.get_topology_desc(topology_name=name, platform=platform, **options)
+    found = topologies.get_topology_desc(
+      topology_name=name, platform=platform, **options
+    )
   except Exception as error:  # of many kinds, by platform and release
     reason = one_line(error)
     if "lockfile" in reason or "already in use" in reason:
       way = "set ALLOW_MULTIPLE_LIBTPU_LOAD=1, or wait for its end"
       line = f"config.{_FIELD}: another process holds libtpu: {reason}; {way}"
       raise InputError(line) from error
-    raise ConfigError(_FIELD, text, f"a machine that {library} knows; it says: {reason}") from error
+    raise ConfigError(
+      _FIELD, text, f"a machine that {library} knows; it says: {reason}"
+    ) from error
   place = lambda device: (slice_of(device), device.process_index, device.id)
   return sorted(found.devices, key=place)
 
 
 def _require_libtpu() -> str:
-  """Name and release of libtpu; InputError without it, or with another release than JAX's."""
+  """Name and release of libtpu; InputError without it, or with another release than
+  JAX's."""
   if importlib.util.find_spec("libtpu") is None:
     if path := os.environ.get("TPU_LIBRARY_PATH"):
       return path
@@ -208,7 +224,8 @@ class Outcome(NamedTuple):
   there: setup.PromptRun
   compiled: Compiled | None  # None if the compiler ran out of the machine's memory
   changes: dict[str, Any]  # fields of the last try
-  problems: list[tuple[dict[str, Any], str]]  # of the tries that do not fit, with their changes
+  # of the tries that do not fit, with their changes
+  problems: list[tuple[dict[str, Any], str]]
 
   @property
   def fits(self) -> bool:
@@ -219,8 +236,8 @@ class Outcome(NamedTuple):
 def run(text: str, job_of: Callable[[Mapping[str, Any]], Job]) -> Outcome:
   """Compiles the step for the machine that `config.dry_run` names.
 
-  A step that does not fit is compiled again with less memory, at most four times. `job_of` maps
-  changed fields to the job.
+  A step that does not fit is compiled again with less memory, at most four times.
+  `job_of` maps changed fields to the job.
   """
   machine, devices = machine_of(text), open_devices(text)
   tries = itertools.chain([{}], _smaller(job_of, machine, devices))
@@ -243,7 +260,8 @@ class Prepared(NamedTuple):
 
 
 def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
-  """Opens all of a training but the weights, and replaces its mesh by one of these devices."""
+  """Opens all of a training but the weights, and replaces its mesh by one of these
+  devices."""
   clip, memory = job.clip, share_of_device(machine.chip.memory / GIB)
   encoder = _ShapeEncoder(
     _shapes_of(clip),
@@ -279,14 +297,17 @@ def _shapes_of(settings: fields.Clip) -> _Shapes:
 
 
 def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
-  """Shapes of state, frozen arrays and batch, with their shardings over the run's mesh."""
+  """Shapes of state, frozen arrays and batch, with their shardings over the run's
+  mesh."""
   mesh = run.encoder.mesh
   everywhere = NamedSharding(mesh, P())
 
   def shape(leaf: Any, sharding: NamedSharding = everywhere) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  state = jax.eval_shape(functools.partial(create_state, run.learner(), run.optimizer, run.seed))
+  state = jax.eval_shape(
+    functools.partial(create_state, run.learner(), run.optimizer, run.seed)
+  )
   state = jax.tree.map(shape, state)
   if run.needs_bank:
     n_rows = -(-len(run.source.names) // mesh.size) * mesh.size
@@ -296,11 +317,14 @@ def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any
   return state, jax.tree.map(shape, run.frozen), costs.batch_shapes(run)
 
 
-def compile_step(run: setup.PromptRun, options: dict[str, str | bool] | None = None) -> Compiled:
+def compile_step(
+  run: setup.PromptRun, options: dict[str, str | bool] | None = None
+) -> Compiled:
   """Lowers and compiles the step of `prepare`; JAX's error where it does not fit.
 
-  Where JAX has a folder for compiled programs, it keeps the program there for the machine, which it
-  can't read without one. What is read of it here is kept beside it, for the next dry run.
+  Where JAX has a folder for compiled programs, it keeps the program there for the
+  machine, which it can't read without one. What is read of it here is kept beside it,
+  for the next dry run.
   """
   start, cpu_start = time.monotonic(), time.process_time()
   lowered = run.build_step().lower(*step_arguments(run))
@@ -370,14 +394,21 @@ def _compile(run: setup.PromptRun, machine: Machine) -> tuple[Compiled | None, s
 def _smaller(
   job_of: Callable[[Mapping[str, Any]], Job], machine: Machine, devices: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-  """Changes of fields that need less and less memory, and that the machine can share."""
+  """Changes of fields that need less and less memory, and that the machine can
+  share."""
   job = job_of({})
   memory, chunk = job.clip.memory_gib, job.clip.image_chunk
   memory = memory or share_of_device(machine.chip.memory / GIB)
-  tries: list[dict[str, Any]] = [{"clip.memory_gib": memory / 2}, {"clip.memory_gib": memory / 8}]
+  tries: list[dict[str, Any]] = [
+    {"clip.memory_gib": memory / 2},
+    {"clip.memory_gib": memory / 8},
+  ]
   if job.data.features == "online":
     tries[1]["clip.image_chunk"] = min(chunk or 8, 8)
-  tries += [{"mesh.class_size": 2 * job.class_size}, {"accumulate": 2 * job.loop.accumulate}]
+  tries += [
+    {"mesh.class_size": 2 * job.class_size},
+    {"accumulate": 2 * job.loop.accumulate},
+  ]
   changes: dict[str, Any] = {}
   for one in tries:
     tried = job_of(changes | one)

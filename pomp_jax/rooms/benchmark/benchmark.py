@@ -1,8 +1,9 @@
-"""What the text tower of a step costs: forward and backward to the context, random weights.
+"""What the text tower of a step costs: forward and backward to the context, random
+weights.
 
-Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored token lengths):
-ours, HuggingFace Flax's over 77 tokens, and the whole training step. The yardstick is this
-machine's rate at a large matrix product, measured in every round.
+Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored
+token lengths): ours, HuggingFace Flax's over 77 tokens, and the whole training step.
+The yardstick is this machine's rate at a large matrix product, measured in every round.
 """
 
 from typing import Any
@@ -14,7 +15,12 @@ from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config.declare import require
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark.fields import Benchmark, BenchmarkConfig, numbers
-from pomp_jax.rooms.benchmark.measurement import Measurement, Step, measure_in_turn, plot
+from pomp_jax.rooms.benchmark.measurement import (
+  Measurement,
+  Step,
+  measure_in_turn,
+  plot,
+)
 from pomp_jax.rooms.benchmark.synthetic_clip import token_lengths
 from pomp_jax.rooms.benchmark.towers import IMPLEMENTATIONS, MODELS, whole_step
 
@@ -27,7 +33,12 @@ def check(config: BenchmarkConfig, workdir: str) -> None:
   for field in ("steps", "bank_steps"):
     size = getattr(config.benchmark, field)
     packed = not getattr(MODELS[config.benchmark.model], "bidirectional", False)
-    require(packed or not size, f"benchmark.{field}", size, "'' for a bidirectional text tower")
+    require(
+      packed or not size,
+      f"benchmark.{field}",
+      size,
+      "'' for a bidirectional text tower",
+    )
 
 
 def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
@@ -35,7 +46,9 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
   fields, folder = config.benchmark, RunFolder(workdir)
   folder.create()
   names = _available(fields.implementations.split("+"))
-  measure = lambda steps: measure_in_turn(steps, fields.dtype, fields.repeats, fields.seconds)
+  measure = lambda steps: measure_in_turn(
+    steps, fields.dtype, fields.repeats, fields.seconds
+  )
   rows: list[dict[str, Any]] = []
   results: dict[str, Any] = {"job": config.job, "settings": fields.flat()}
   results |= {"device": hosts.devices()[0].device_kind, "rows": rows}
@@ -52,18 +65,23 @@ def run(config: BenchmarkConfig, workdir: str) -> dict[str, Any]:
 
 
 def _available(names: list[str]) -> list[str]:
-  """Drops HuggingFace Flax's CLIP where the installed transformers has none, and says so."""
+  """Drops HuggingFace Flax's CLIP where the installed transformers has none, and
+  says so."""
   if "reference" not in names or has_flax_clip():
     return names
   print("reference: skipped, needs transformers<5", flush=True)
   return [name for name in names if name != "reference"]
 
 
-def _steps(fields: Benchmark, names: list[str], k: int) -> list[tuple[Measurement, Step]]:
+def _steps(
+  fields: Benchmark, names: list[str], k: int
+) -> list[tuple[Measurement, Step]]:
   """Builds the steps of the implementations that run K rows."""
   lengths_N = token_lengths()
   rng = np.random.default_rng(fields.seed)
-  lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
+  lengths_K = (
+    lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
+  )
   steps = []
   for name in names:
     if name == "shared" or (k,) in numbers(fields.baseline_k):

@@ -1,7 +1,8 @@
-"""Accelerators that a step can be compiled for without one: their data sheets and their names.
+"""Accelerators that a step can be compiled for without one: their data sheets and their
+names.
 
-Each figure is of one device as JAX counts them: a TPU chip, one of the two halves of a TPU7x chip,
-a GPU. `SOURCES` has the pages.
+Each figure is of one device as JAX counts them: a TPU chip, one of the two halves of a
+TPU7x chip, a GPU. `SOURCES` has the pages.
 """
 
 import itertools
@@ -76,7 +77,8 @@ class Chip(NamedTuple):
   @property
   def peak(self) -> dict[str, float]:
     """FLOP/s of matrix products by the value of `clip.dtype`."""
-    between = self.flops / 3 if self.gpu is None else self.flops / 2  # three passes, or TF32
+    # three passes, or TF32
+    between = self.flops / 3 if self.gpu is None else self.flops / 2
     types = ("float32", "tensorfloat32", "bfloat16")
     return dict(zip(types, (self.float32_flops, between, self.flops), strict=True))
 
@@ -90,7 +92,8 @@ def _tpu(
   side: int,
   **others: Any,
 ) -> Chip:
-  """A TPU's device with `units` matrix units of `side` x `side`, each 2 FLOP a cycle and cell."""
+  """A TPU's device with `units` matrix units of `side` x `side`, each 2 FLOP a cycle
+  and cell."""
   flops = tflops * 1e12
   return Chip(
     kind,
@@ -113,8 +116,9 @@ def _gpu(
   return Chip(kind, title, *flops, bandwidth, memory, gpu=gpu, device_kind=gpu.name)
 
 
-# TPUs: peak in bfloat16 (TFLOP/s), memory's rate (GB/s), memory that libtpu 0.0.42 lets a program
-# have (GiB, from its own message), matrix units and their side. From these follows the clock.
+# TPUs: peak in bfloat16 (TFLOP/s), memory's rate (GB/s), memory that libtpu 0.0.42 lets
+# a program have (GiB, from its own message), matrix units and their side. From these
+# follows the clock.
 _CHIPS = (
   _tpu(
     *("v4", 275, 1200, 30.75, 8, 128),
@@ -125,9 +129,11 @@ _CHIPS = (
   _tpu("v5e", 197, 819, 15.75, 4, 128, axes=2, device_kind="TPU v5 lite"),
   _tpu("v5p", 459, 2765, 95.74, 8, 128, axes=3, device_kind="TPU v5"),
   _tpu("v6e", 918, 1640, 31.25, 4, 256, axes=2, device_kind="TPU v6 lite"),
-  # Half of a chip. No page says the number of units: with four a large product reaches 80% of the
-  # peak by the compiler's estimate, with two it would be above it.
-  _tpu("tpu7x", 2307 / 2, 7380 / 2, 94.75, 4, 256, axes=3, per_chip=2, device_kind="TPU7x"),
+  # Half of a chip. No page says the number of units: with four a large product reaches
+  # 80% of the peak by the compiler's estimate, with two it would be above it.
+  _tpu(
+    "tpu7x", 2307 / 2, 7380 / 2, 94.75, 4, 256, axes=3, per_chip=2, device_kind="TPU7x"
+  ),
   # Without sparsity; float32 on the cores that are not tensor cores.
   _gpu(
     *("h100", 989.5, 66.9, 3352),
@@ -152,8 +158,9 @@ _CHIPS = (
   ),
 )
 CHIPS = {chip.kind: chip for chip in _CHIPS}
-# Pages with peak, memory and its rate. The limits of memory are libtpu's message when a program
-# asks for more (TPUs), or JAX's usual share of the device's bytes in XLA's own list of GPUs.
+# Pages with peak, memory and its rate. The limits of memory are libtpu's message when a
+# program asks for more (TPUs), or JAX's usual share of the device's bytes in XLA's own
+# list of GPUs.
 SOURCES = {
   "v4": f"{_CLOUD}/v4",
   "v5e": f"{_CLOUD}/v5e",
@@ -166,10 +173,28 @@ SOURCES = {
 }
 # Shapes of slices by their number of chips, on the same pages.
 _SHAPES = {
-  2: {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
-  3: {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"},
+  2: {
+    1: "1x1",
+    4: "2x2",
+    8: "2x4",
+    16: "4x4",
+    32: "4x8",
+    64: "8x8",
+    128: "8x16",
+    256: "16x16",
+  },
+  3: {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+  },
 }
-# Names that clouds use, and the kind: the number is of chips, of cores (two a chip), or of GPUs.
+# Names that clouds use, and the kind: the number is of chips, of cores (two a chip), or
+# of GPUs.
 _BY_CHIPS = {
   r"(?:v5litepod|v5e)-(\d+)": "v5e",
   r"v6e-(\d+)": "v6e",
@@ -237,7 +262,8 @@ def chip_of(device_kind: str) -> Chip | None:
 
 
 def machine_of(text: str) -> Machine:
-  """Reads `config.dry_run`, such as v5e:4x4 or 2xv6e-8; ConfigError for an unknown machine."""
+  """Reads `config.dry_run`, such as v5e:4x4 or 2xv6e-8; ConfigError for an unknown
+  machine."""
   several = re.match(r"([1-9]\d*)x(?=[a-z])", text.lower())
   n_slices = int(several[1]) if several else 1
   name = text.lower()[several.end() if several else 0 :]
@@ -258,7 +284,8 @@ def machine_of(text: str) -> Machine:
 
 
 def _shape(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape of a slice, also by its number of chips; ConfigError for one that clouds lack."""
+  """The shape of a slice, also by its number of chips; ConfigError for one that
+  clouds lack."""
   if chip.gpu:
     n_gpus = math.prod(shape)
     expected = f"{chip.kind}:1 to 8, or a multiple of 8 GPUs"
@@ -269,7 +296,9 @@ def _shape(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
   if len(shape) == 1:
     if shape[0] not in known:
       numbers = ", ".join(map(str, known))
-      raise ConfigError("dry_run", text, f"{chip.kind}: with {numbers} chips, or a shape")
+      raise ConfigError(
+        "dry_run", text, f"{chip.kind}: with {numbers} chips, or a shape"
+      )
     return tuple(map(int, known[shape[0]].split("x")))
   if len(shape) != chip.axes:
     example = next(itertools.islice(known.values(), 1, None))

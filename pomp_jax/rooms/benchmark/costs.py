@@ -1,8 +1,8 @@
 """Costs of the parts of a training on these devices: seconds, bytes and rates.
 
-A long part is measured on a few of its rows (images, classes), and its time is scaled to all of
-them, because the towers' time is proportional to their rows. The step is always compiled in whole,
-for its memory.
+A long part is measured on a few of its rows (images, classes), and its time is scaled
+to all of them, because the towers' time is proportional to their rows. The step is
+always compiled in whole, for its memory.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,18 @@ from pomp_jax.prompt.step import TrainState, repeated
 from pomp_jax.train import batches, setup
 from pomp_jax.train.resume import blank_state, gather_bank, place_bank
 
-# A part is measured in whole if a warmup and two measurements take at most this many seconds.
+# A part is measured in whole if a warmup and two measurements take at most this many
+# seconds.
 _PART_SECONDS = 20.0
 # A measurement that takes as long is scaled as it is: the clock is fine enough for it.
 _ENOUGH_SECONDS = 0.05
-# A computation of at most this is run in whole at once: a slow core takes two seconds for it.
+# A computation of at most this is run in whole at once: a slow core takes two seconds
+# for it.
 _FEW_FLOPS = 2e10
 _STEPS = 4  # timed steps, after one for warmup
 _BATCHES = 4  # least number of timed batches, after twice as many for warmup
-# Measure at least this many images per device, images read by a process, classes per device of a
-# step and of class features, which fill the encoder's smallest program.
+# Measure at least this many images per device, images read by a process, classes per
+# device of a step and of class features, which fill the encoder's smallest program.
 _IMAGES, _READ, _CLASSES, _FEATURES = 4, 16, 64, 128
 _TEST_IMAGES = 512
 
@@ -62,7 +64,9 @@ def measure(run: setup.PromptRun) -> dict[str, Any]:
   """
   figures: dict[str, Any] = {"devices": len(hosts.devices()), "steps": run.total_steps}
   state = noise_state(run)
-  for part in steps_of([reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
+  for part in steps_of(
+    [reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"
+  ):
     figures |= part(run, state)
   return figures | {"process_peak_mib": hosts.peak_mib()}
 
@@ -95,7 +99,8 @@ def reading(run: setup.PromptRun, state: TrainState | None = None) -> dict[str, 
 
 
 def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
-  """Measures the whole step, or a part of its images and a part of its classes if it is long."""
+  """Measures the whole step, or a part of its images and a part of its classes if it
+  is long."""
   batch = batch_shapes(run)
   with waiting("compiling the training step"):
     start = time.monotonic()
@@ -110,14 +115,19 @@ def _step(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     classes = _class_cost(run)
     seconds = images.seconds + classes.seconds
     if (1 + _STEPS) * seconds > _PART_SECONDS:
-      return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
+      return found | {
+        "step_seconds": seconds,
+        "step_images": images,
+        "step_classes": classes,
+      }
   # Only now: a batch that is too large for the devices may be too long to run.
   step = repeated(program, noise_state(run), run.frozen, ones(batch))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
 def _is_short(run: setup.PromptRun) -> bool:
-  """Whether the step surely takes little time, so that no part of it has to be compiled first."""
+  """Whether the step surely takes little time, so that no part of it has to be
+  compiled first."""
   n_tokens = run.n_prefix + run.token_budget
   flops = 3 * text_flops(run, n_tokens)  # forward and backward
   if run.data.features == "online":
@@ -148,7 +158,8 @@ def _image_cost(run: setup.PromptRun) -> Cost:
 
 
 def _class_cost(run: setup.PromptRun) -> Cost:
-  """Measures a step on random image features: draw, text tower, loss, gradient, update."""
+  """Measures a step on random image features: draw, text tower, loss, gradient,
+  update."""
   mesh, n_images, k = run.encoder.mesh, run.group_size, run.k
   plan = run.step_memory
 
@@ -157,7 +168,9 @@ def _class_cost(run: setup.PromptRun) -> Cost:
     n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
     contrast = run.contrast
     if part < 1:
-      contrast = dataclasses.replace(contrast, negatives="sampled", k=max(2, round(k * part)))
+      contrast = dataclasses.replace(
+        contrast, negatives="sampled", k=max(2, round(k * part))
+      )
     data = dataclasses.replace(run.data, features="stored")
     batch_size = run.n_groups * max(1, round(n_images * part))
     loop = dataclasses.replace(run.loop, batch_size=batch_size)
@@ -194,7 +207,9 @@ def batch_shapes(run: setup.PromptRun) -> dict[str, jax.ShapeDtypeStruct]:
 
 def ones(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """A batch of ones on the devices, whose values do not change the time."""
-  return {name: jnp.ones_like(leaf, device=leaf.sharding) for name, leaf in batch.items()}
+  return {
+    name: jnp.ones_like(leaf, device=leaf.sharding) for name, leaf in batch.items()
+  }
 
 
 def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
@@ -206,7 +221,9 @@ def _all_classes(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
     some = spread_evenly(n, n_classes)
     part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
     of_part = frozen._replace(tokens=part)
-    return lambda: encoder.features_of_classes(state.params, of_part, run.module.position)
+    return lambda: encoder.features_of_classes(
+      state.params, of_part, run.module.position
+    )
 
   # A whole chunk of a small tower: another number of rows would be another program.
   chunk = min(n_classes, CHUNK)
@@ -222,7 +239,9 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
   def of(n):
     some = inputs.open_source(data, split, n_images=n)
-    return lambda: split_features(encoder, some, threads=data.threads, max_corrupt=data.max_corrupt)
+    return lambda: split_features(
+      encoder, some, threads=data.threads, max_corrupt=data.max_corrupt
+    )
 
   total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
@@ -230,7 +249,9 @@ def _test_images(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 
 def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
   with Checkpoints(run.folder.checkpoints, 1) as checkpoints:
-    save = lambda: checkpoints.save(1, gather_bank(run, state), {"config": run.config}, metric=0.5)
+    save = lambda: checkpoints.save(
+      1, gather_bank(run, state), {"config": run.config}, metric=0.5
+    )
     (seconds,) = _seconds(save, 1, warmup=0)
   save_prompt(run.folder.prompt, run.prompt_of(state))
   # A checkpoint is a folder.
@@ -245,10 +266,10 @@ def _saving(run: setup.PromptRun, state: TrainState) -> dict[str, Any]:
 def disk(run: setup.PromptRun) -> dict[str, int]:
   """Bytes of a run's parts on a disk, by name; writes a checkpoint to the run's folder.
 
-  `images` are the training images, of the mean size of a few; records hold them as they are.
-  `stored_features` are 0 if the features of no two epochs are the same, or are not stored.
-  `checkpoints` are all that a run keeps, the best and the one being written included, and the
-  prompt.
+  `images` are the training images, of the mean size of a few; records hold them as they
+  are. `stored_features` are 0 if the features of no two epochs are the same, or are not
+  stored. `checkpoints` are all that a run keeps, the best and the one being written
+  included, and the prompt.
   """
   some = range(min(_IMAGES, len(run.source)))
   sizes = (
@@ -277,7 +298,8 @@ def stored_views(run: setup.PromptRun) -> int:
 def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
   """Measures the time of all rows, or scales that of some of them if all are long.
 
-  `of` maps a number of rows, at first `least`, to their computation, whose first call may compile.
+  `of` maps a number of rows, at first `least`, to their computation, whose first call
+  may compile.
   """
   # Measure all rows at once where that saves a second compilation.
   n = least if 8 * least < total else total

@@ -1,8 +1,9 @@
 """Measures a training on synthetic data, and estimates the cost of the real one.
 
-The same code runs on the same devices with the same shapes. Each part is timed, a long one on some
-of its rows (`costs.py`), and the run's total is the sum. Files go to a temporary folder. For a
-machine that is not here the step is compiled only (`absent.py`).
+The same code runs on the same devices with the same shapes. Each part is timed, a long
+one on some of its rows (`costs.py`), and the run's total is the sum. Files go to a
+temporary folder. For a machine that is not here the step is compiled only
+(`absent.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,13 +42,21 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Any, workdir: str) -> None:
-  """Refuses what the run itself would refuse, as far as that is known without its data."""
+  """Refuses what the run itself would refuse, as far as that is known without its
+  data."""
   takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
   require(config.job == "pretrain", "dry_run", config.dry_run, takes)
-  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(
+    config.data, config.eval.images, config.clip.model, config.prompt
+  )
   trial = config.replace(changes)
   if config.dry_run != HERE:
-    require(METHODS[config.method].steps, "method", config.method, "a method that trains by steps")
+    require(
+      METHODS[config.method].steps,
+      "method",
+      config.method,
+      "a method that trains by steps",
+    )
     absent.check(trial.dry_run, trial.mesh.class_size, trial.loop, trial.data.views)
     trial = trial.replace({"mesh.class_size": 1})  # of the devices here
   pretrain.check(trial, workdir)
@@ -55,7 +64,9 @@ def check(config: Any, workdir: str) -> None:
 
 def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
-  changes = changes_of(config.data, config.eval.images, config.clip.model, config.prompt)
+  changes = changes_of(
+    config.data, config.eval.images, config.clip.model, config.prompt
+  )
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
@@ -64,7 +75,9 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
       def job_of(changes: Mapping[str, Any]) -> absent.Job:
         tried = trial.replace(changes)
         prepare = lambda encoder: setup.prepare(tried, folder, encoder=encoder)
-        return absent.Job(tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare)
+        return absent.Job(
+          tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare
+        )
 
       machine = machine_of(config.dry_run)
       remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
@@ -126,7 +139,8 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
       changes[f"data.{field}"] = ""
     if data.shots:
       changes["data.images_per_class"] = data.shots
-  # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
+  # A checkpoint on the disk has its own tokenizer; one of the hub's would be
+  # downloaded.
   if is_synthetic(model) and not os.path.exists(model):
     changes["clip.model"] = SYNTHETIC_CLIP + model
   return changes
@@ -137,7 +151,9 @@ def _random_features(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Stands for reading stored features [B,V,E], as there are none."""
   rng = np.random.default_rng(indices)
-  return rng.standard_normal((len(indices), *shape), np.float32), np.ones(len(indices), bool)
+  return rng.standard_normal((len(indices), *shape), np.float32), np.ones(
+    len(indices), bool
+  )
 
 
 def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +169,17 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
   validation = images + n_validations * classes
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)
-  total = views + train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
+  total = (
+    views
+    + train
+    + validation
+    + evaluation
+    + n_validations * figures["checkpoint_seconds"]
+  )
   # Beside `keep` checkpoints there are the best one and the one that is being written.
-  disk = (run.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+  disk = (run.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures[
+    "prompt_bytes"
+  ]
   return {
     "training_features_seconds": views,
     "training_seconds": train,
@@ -163,7 +187,8 @@ def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
     "evaluation_seconds": evaluation,
     "total_seconds": total,
     "disk_bytes": disk,
-    "stored_features_bytes": 4 * n_views * (run.encoder.clip.config.projection_dim + 1) or None,
+    "stored_features_bytes": 4 * n_views * (run.encoder.clip.config.projection_dim + 1)
+    or None,
   }
 
 

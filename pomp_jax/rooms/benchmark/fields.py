@@ -4,7 +4,15 @@ import dataclasses
 import re
 
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.config.declare import MAX_SEED, Check, at_least, between, one_of, pair, row
+from pomp_jax.config.declare import (
+  MAX_SEED,
+  Check,
+  at_least,
+  between,
+  one_of,
+  pair,
+  row,
+)
 from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
@@ -27,7 +35,9 @@ def _sizes(form: str) -> Check:
 
   def accepts(text: str) -> bool:
     of_form = all(re.fullmatch(number, part) for part in text.split("+") if part)
-    return of_form and all(2 <= own[0] <= own[1] for own in numbers(text) if len(own) > 1)
+    return of_form and all(
+      2 <= own[0] <= own[1] for own in numbers(text) if len(own) > 1
+    )
 
   limits = ", 2 <= K <= N" if "N" in form else ""
   return Check(accepts, f'positive integers {form}{limits}, separated by "+"')
@@ -43,19 +53,24 @@ _implementations = Check(
 class Profile(Group):
   """A profile of a training."""
 
-  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", pair)
+  profile_steps: tuple[int, ...] = row(
+    (), "first and last step of a profile; empty: none", pair
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Price(Group):
   """The price of a run, for its dry run."""
 
-  dry_run_rate: float = row(0.0, "rate an hour of that machine, for a price", at_least(0))
+  dry_run_rate: float = row(
+    0.0, "rate an hour of that machine, for a price", at_least(0)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark(Group):
-  """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
+  """The job benchmark: cost of the text tower and of the whole step; see
+  docs/performance.md."""
 
   model: str = row("vit_b_16", "published architecture, or tiny", one_of(*_MODELS))
   m: int = row(16, "context vectors M", at_least(1))
@@ -75,10 +90,14 @@ class Benchmark(Group):
     _sizes("K/N/renew"),
   )
   bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
-  dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))
+  dtype: str = row(
+    "float32", "compute type, also of the large matrix product", one_of(*DTYPES)
+  )
   repeats: int = row(5, "rounds of each K", at_least(1))
   seconds: int = row(300, "seconds after which no round starts", at_least(0))
-  rows_at_a_time: int = row(128, "rows in memory of the implementations of 77 tokens", at_least(1))
+  rows_at_a_time: int = row(
+    128, "rows in memory of the implementations of 77 tokens", at_least(1)
+  )
   chunk: int = row(2048, "rows per chunk of shared, with remat of layers", at_least(1))
   seed: int = row(0, "random seed of weights and rows", between(0, MAX_SEED))
 

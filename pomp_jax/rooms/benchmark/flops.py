@@ -1,4 +1,5 @@
-"""Floating-point operations of a step by the model's sizes, and their share of the peak."""
+"""Floating-point operations of a step by the model's sizes, and their share of the
+peak."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +14,12 @@ from pomp_jax.train import setup
 
 
 def share_of_peak(run: setup.Run) -> Callable[[float], dict[str, float]]:
-  """A function: seconds of a step -> "mfu", the model's FLOP/s over the peak of the run's devices.
+  """A function: seconds of a step -> "mfu", the model's FLOP/s over the peak of the
+  run's devices.
 
-  It counts `step_flops`, so that a step which computes more than the mathematics needs has less.
-  Where the peak of the device is unknown (a CPU, another GPU), and of a training of another kind
-  than a prompt's, the result is empty.
+  It counts `step_flops`, so that a step which computes more than the mathematics needs
+  has less. Where the peak of the device is unknown (a CPU, another GPU), and of a
+  training of another kind than a prompt's, the result is empty.
   """
   chip = chip_of(run.encoder.mesh.devices.flat[0].device_kind)
   if chip is None or not isinstance(run, setup.PromptRun):
@@ -27,10 +29,12 @@ def share_of_peak(run: setup.Run) -> Callable[[float], dict[str, float]]:
 
 
 def step_flops(run: setup.PromptRun) -> dict[str, float]:
-  """Floating-point operations of a step's matrix products on one device, from the model's sizes.
+  """Floating-point operations of a step's matrix products on one device, from the
+  model's sizes.
 
-  The least that the mathematics needs: each class of a draw once, with the mean length of a name,
-  forward and backward to its tokens, and each image forward. Weights have no gradient.
+  The least that the mathematics needs: each class of a draw once, with the mean length
+  of a name, forward and backward to its tokens, and each image forward. Weights have no
+  gradient.
   """
   mesh, text = run.encoder.mesh, run.encoder.clip.config.text_config
   lengths_N = np.asarray(run.frozen.tokens.lengths) + run.module.n_own
@@ -48,7 +52,8 @@ def step_flops(run: setup.PromptRun) -> dict[str, float]:
   found = {"classes": dense + attention}
   if run.data.features == "online":
     n_images = run.loop.batch_size / mesh.size
-    passes = 3 if METHODS[run.contrast.method].pixels else 1  # forward, and backward to tokens
+    # forward, and backward to tokens
+    passes = 3 if METHODS[run.contrast.method].pixels else 1
     found["images"] = passes * n_images * image_flops(run)
   return found
 

@@ -1,8 +1,9 @@
-"""What a compiled step says of a run on a machine that is not here: its figures and the report.
+"""What a compiled step says of a run on a machine that is not here: its figures and the
+report.
 
-Memory, collectives and cycles are the compiler's, the floor is the arithmetic of the model's sizes
-at the chip's peak rates (`chips.py`). Nothing is measured on the machine, so no time here is more
-than an estimate.
+Memory, collectives and cycles are the compiler's, the floor is the arithmetic of the
+model's sizes at the chip's peak rates (`chips.py`). Nothing is measured on the machine,
+so no time here is more than an estimate.
 """
 
 from typing import Any
@@ -45,7 +46,8 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
   program = hlo.parse(compiled.text)
   flops = step_flops(run)
   floor = max(
-    sum(flops.values()) / chip.peak[run.clip.dtype], compiled.memory.arguments / chip.bandwidth
+    sum(flops.values()) / chip.peak[run.clip.dtype],
+    compiled.memory.arguments / chip.bandwidth,
   )
   cycles = hlo.cycles(program) if chip.clock else None
   estimate = cycles.total / chip.clock if cycles else None
@@ -57,7 +59,9 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "floor_seconds": floor,
     "cycles": cycles,
     "estimate_seconds": estimate,
-    "collectives": hlo.collectives(program, _of_slice(dict(mesh.shape), machine.n_slices)),
+    "collectives": hlo.collectives(
+      program, _of_slice(dict(mesh.shape), machine.n_slices)
+    ),
     "compile_seconds": compiled.seconds,
     "compile_cpu_seconds": compiled.cpu_seconds,
     "is_cached": compiled.is_cached,
@@ -69,7 +73,8 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
 
 
 def _of_slice(sizes: dict[str, int], n_slices: int) -> dict[str, int]:
-  """Sizes of a mesh's axes within a slice: the first goes over the slices, see `make_mesh`."""
+  """Sizes of a mesh's axes within a slice: the first goes over the slices, see
+  `make_mesh`."""
   return sizes | {DATA: max(1, sizes[DATA] // n_slices)}
 
 
@@ -92,7 +97,9 @@ def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> li
   if figures["changes"]:
     found.append(f"  fits {with_text(figures['changes'])}compiled again")
   memory, plan = figures["memory"], figures["step_memory"]
-  flops, floor, estimate = (figures[f"{x}"] for x in ("flops", "floor_seconds", "estimate_seconds"))
+  flops, floor, estimate = (
+    figures[f"{x}"] for x in ("flops", "floor_seconds", "estimate_seconds")
+  )
   found += [
     f"  memory of a device: {memory.arguments / _MIB:,.0f} MiB of weights and data,"
     f" {memory.temporaries / _MIB:,.0f} MiB of temporaries, {memory.others / _MIB:,.0f} MiB of"
@@ -108,7 +115,9 @@ def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> li
     found.append("  step, estimate: XLA gives none for GPUs; the floor alone")
   else:
     cycles = figures["cycles"]
-    unknown = f", {cycles.unknown} loops of unknown length once" if cycles.unknown else ""
+    unknown = (
+      f", {cycles.unknown} loops of unknown length once" if cycles.unknown else ""
+    )
     found.append(
       f"  step, estimate: {_seconds(estimate)}: {cycles.total / 1e6:,.1f} M cycles (the compiler's;"
       f" {cycles.products / cycles.total:.0%} in products, {cycles.loops / cycles.total:.0%} in"
@@ -124,18 +133,24 @@ def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> li
     f"{one.number} {one.kind} over {one.axes}, {_bytes(one.n_bytes)}"
     for one in figures["collectives"]
   ]
-  found.append(f"  collectives of a step (in the compiled program): {'; '.join(of_step) or 'none'}")
+  found.append(
+    f"  collectives of a step (in the compiled program): {'; '.join(of_step) or 'none'}"
+  )
   if machine.n_slices > 1:
     found[-1] += "; the estimate has no time for the data-centre network"
   found.append(f"  reading: {most}{_reading(run, figures, step)}")
   found += _whole_run(run, machine, figures)
-  origin = "compiled by an earlier dry run; read" if figures["is_cached"] else "compiled"
+  origin = (
+    "compiled by an earlier dry run; read" if figures["is_cached"] else "compiled"
+  )
   times = figures["compile_seconds"], figures["compile_cpu_seconds"]
   found.append(f"  {origin} in {times[0]:.0f} s, {times[1]:.0f} s of a core")
   return found
 
 
-def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
+def _whole_run(
+  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
+) -> list[str]:
   """Hours of the training, and their price."""
   estimate, n_hours = figures["estimate_seconds"], run.total_steps / 3600
   hours = least = n_hours * figures["floor_seconds"]
@@ -149,7 +164,9 @@ def _whole_run(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) 
     text += f"; before it, once, features of {n_views:,} views: {_hours(features)} by the floor"
   found = [f"  training: {text}; without validation, evaluation and start"]
   if rate := figures["rate"]:
-    found.append(f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}")
+    found.append(
+      f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}"
+    )
   return found
 
 
@@ -188,4 +205,6 @@ def _flops(flops: dict[str, float]) -> str:
 
 
 def _bytes(n_bytes: int) -> str:
-  return f"{n_bytes / _MIB:,.1f} MiB" if n_bytes >= _MIB else f"{n_bytes / 2**10:,.1f} KiB"
+  return (
+    f"{n_bytes / _MIB:,.1f} MiB" if n_bytes >= _MIB else f"{n_bytes / 2**10:,.1f} KiB"
+  )

@@ -1,7 +1,8 @@
-"""Reads the text of a compiled program: estimated cycles, collectives and their axes, operations.
+"""Reads the text of a compiled program: estimated cycles, collectives and their axes,
+operations.
 
-The text is `jax.stages.Compiled.as_text()`, of one device. XLA promises no format; what is not
-found is missing from the figures.
+The text is `jax.stages.Compiled.as_text()`, of one device. XLA promises no format; what
+is not found is missing from the figures.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,8 @@ class Collective(NamedTuple):
   """Collectives of one kind over the same axes."""
 
   kind: str
-  axes: str  # of the mesh, joined by " x "; the sizes of groups that are along no axis; NETWORK
+  # of the mesh, joined by " x "; the sizes of groups that are along no axis; NETWORK
+  axes: str
   number: int  # in a step
   n_bytes: int  # of the results on one device, in a step
 
@@ -77,13 +79,16 @@ class Program(NamedTuple):
         called += [one.attribute(f"{value}_computation") for value in ("true", "false")]
       elif one.operation == "call":
         called = [one.attribute("to_apply")]
-      elif one.operation == "async-start" or (into_fusions and one.operation == "fusion"):
+      elif one.operation == "async-start" or (
+        into_fusions and one.operation == "fusion"
+      ):
         called = [one.attribute("calls")]
       for own in filter(None, called):
         yield from self._visited(own, inner, into_fusions)
 
   def trips(self, loop: Instruction) -> int | None:
-    """Trips of a `while`: XLA's own number, or the bound of a condition `i < n`; None: unknown."""
+    """Trips of a `while`: XLA's own number, or the bound of a condition `i < n`;
+    None: unknown."""
     if found := _TRIPS.search(loop.rest):
       return int(found[1])
     condition = self.computations.get(loop.attribute("condition"), [])
@@ -93,7 +98,9 @@ class Program(NamedTuple):
       inner = self.computations.get(comparing[0].attribute("calls"), [])
       bounds += [one for one in inner if one.operation == "constant"]
       comparing = [one for one in inner if one.is_root]
-    numbers = {int(one.rest.partition(")")[0]) for one in bounds if re.match(r"\d+\)", one.rest)}
+    numbers = {
+      int(one.rest.partition(")")[0]) for one in bounds if re.match(r"\d+\)", one.rest)
+    }
     if not comparing or "direction=LT" not in comparing[0].rest or len(numbers) != 1:
       return None
     return numbers.pop()
@@ -125,7 +132,9 @@ def parse(text: str) -> Program:
     elif (found := _INSTRUCTION.match(line)) and name:
       kind, rest = _split_type(line[found.end() :])
       operation, _, rest = rest.partition("(")
-      computations[name].append(Instruction(found[2], kind, operation, rest, bool(found[1])))
+      computations[name].append(
+        Instruction(found[2], kind, operation, rest, bool(found[1]))
+      )
   return Program(computations, entry)
 
 
@@ -144,7 +153,8 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def cycles(program: Program) -> Cycles | None:
-  """Adds up the estimates of all instructions, times the trips of their loops; None without any."""
+  """Adds up the estimates of all instructions, times the trips of their loops; None
+  without any."""
   total = products = loops = unknown = 0
   for one, times in program.visited():
     unknown += one.operation == "while" and program.trips(one) is None
@@ -159,9 +169,10 @@ def cycles(program: Program) -> Cycles | None:
 def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
   """Collectives of one call, added up by kind and axes.
 
-  `sizes` are those of the mesh's axes in order; partition i is device i of the flattened mesh. Of
-  several slices they are one slice's, which a program is of; XLA sums within a slice, sends the
-  result to the others (NETWORK), and spreads what comes back.
+  `sizes` are those of the mesh's axes in order; partition i is device i of the
+  flattened mesh. Of several slices they are one slice's, which a program is of; XLA
+  sums within a slice, sends the result to the others (NETWORK), and spreads what comes
+  back.
   """
   found: dict[tuple[str, str], list[int]] = {}
   for one, times in program.visited(into_fusions=True):
@@ -183,7 +194,11 @@ def _bytes_of_result(one: Instruction) -> int:
     sizes = sizes[1:2]
   elif one.operation == "send":  # before a context
     sizes = sizes[:1]
-  elif one.operation in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
+  elif one.operation in (
+    "all-gather-start",
+    "reduce-scatter-start",
+    "all-to-all-start",
+  ):
     sizes = sizes[len(sizes) // 2 :]  # after as many operands
   return sum(sizes)
 
@@ -203,22 +218,29 @@ def _axes(rest: str, sizes: Mapping[str, int]) -> str:
   for subset in range(1, 2 ** len(large)):
     chosen = [axis for place, axis in enumerate(large) if subset >> place & 1]
     kept = [axis for axis in range(ids.ndim) if axis not in chosen]
-    rows = ids.transpose(*kept, *chosen).reshape(-1, math.prod(ids.shape[a] for a in chosen))
+    rows = ids.transpose(*kept, *chosen).reshape(
+      -1, math.prod(ids.shape[a] for a in chosen)
+    )
     if {frozenset(row) for row in rows.tolist()} == groups:
       return " x ".join(names[axis] for axis in chosen)
   return "groups of " + ", ".join(sorted({str(len(group)) for group in groups}))
 
 
 def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:
-  """Groups of partitions: {{0,1},{2,3}}, the short form [2,2]<=[4], or pairs of a permutation."""
-  short = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+  """Groups of partitions: {{0,1},{2,3}}, the short form [2,2]<=[4], or pairs of a
+  permutation."""
+  short = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
+  )
   if short:
     shape, source = (tuple(map(int, part.split(","))) for part in short.groups()[:2])
     ids = np.arange(math.prod(source)).reshape(source)
     if short[3]:
       ids = ids.transpose(tuple(map(int, short[3].split(","))))
     return {frozenset(row) for row in ids.reshape(shape).tolist()}
-  listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
+  listed = re.search(
+    r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest
+  )
   if not listed:
     return {frozenset(range(n_devices))}
   rows = re.findall(r"\{([\d, ]*)\}", listed[1])
@@ -258,7 +280,8 @@ def findings(text: str) -> Findings:
     origin = _OP_NAME.search(one.rest)
     backward = bool(origin and "transpose(" in origin[1])
     scatters += one.operation == "scatter" and backward
-    is_library = bool(target and re.search(r"gemm|matmul|\$conv", target[1]))  # cuBLAS's, cuDNN's
+    # cuBLAS's, cuDNN's
+    is_library = bool(target and re.search(r"gemm|matmul|\$conv", target[1]))
     if one.operation in ("dot", "convolution") or is_library:
       kind = one.type.lstrip("(").partition("[")[0]
       products[kind] = products.get(kind, 0) + 1

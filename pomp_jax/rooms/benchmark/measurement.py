@@ -1,4 +1,5 @@
-"""Interleaved measurements of steps, relative to a large matrix product; their table and plot."""
+"""Interleaved measurements of steps, relative to a large matrix product; their table
+and plot."""
 
 from collections.abc import Callable
 import dataclasses
@@ -21,9 +22,9 @@ from pomp_jax.report import drawing
 class Measurement:
   """One implementation at one K: a row of `results.json`.
 
-  `tokens` are those that a step must compute: for `shared` without padding and slack of the budget,
-  for the others all 77 positions. `peak_mib` are the peak temporaries of the compiled step with all
-  rows together.
+  `tokens` are those that a step must compute: for `shared` without padding and slack of
+  the budget, for the others all 77 positions. `peak_mib` are the peak temporaries of
+  the compiled step with all rows together.
   """
 
   implementation: str
@@ -36,14 +37,19 @@ class Measurement:
   renew: int | None = None  # rows of the bank that a step renews; None without a bank
   bank_mib: float = 0.0  # size of the bank, an argument of the step
   times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
-  rates: list[float] = dataclasses.field(default_factory=list)  # FLOP/s of the products next to it
+  # FLOP/s of the products next to it
+  rates: list[float] = dataclasses.field(default_factory=list)
 
   def row(self) -> dict[str, Any]:
     """Returns the figures, medians over the rounds."""
     # Ratios of each round: a machine that slows down does so for both.
-    shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
+    shares = [
+      self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)
+    ]
     others = ("flops", "times", "rates")
-    row = {name: one for name, one in dataclasses.asdict(self).items() if name not in others}
+    row = {
+      name: one for name, one in dataclasses.asdict(self).items() if name not in others
+    }
     return row | {
       "seconds": float(np.median(self.times)),
       "share_of_matmul_rate": float(np.median(shares)),
@@ -52,14 +58,16 @@ class Measurement:
     }
 
 
-# A step. Called with True, it runs only the part that compiles everything and fills the caches.
+# A step. Called with True, it runs only the part that compiles everything and fills the
+# caches.
 Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
   steps: list[tuple[Measurement, Step]], dtype: str, repeats: int, seconds: int
 ) -> list[dict[str, Any]]:
-  """Measures rounds of all steps in turn, each between two large products; prints their table.
+  """Measures rounds of all steps in turn, each between two large products; prints their
+  table.
 
   After `seconds` no round starts. Returns the rows.
   """
@@ -85,7 +93,9 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
   dtype, products = precision_of(name)
   size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
   left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(dtype)
+  right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(
+    dtype
+  )
 
   @jax.jit
   def chain(left, right):
@@ -98,13 +108,26 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
   return call, 2.0 * size**3 * times
 
 
-_COLUMNS = ["implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate"]
+_COLUMNS = [
+  "implementation",
+  "K",
+  "N",
+  "tokens",
+  "seconds",
+  "ms / class",
+  "of matmul rate",
+]
 _COLUMNS += ("peak MiB", "time / ours", "peak / ours", "renew", "bank MiB")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Formats the rows; time and peak relative to `shared`, or to the step without a bank."""
-  group = lambda row: (row["implementation"] == "train_step", row["k"], row["n_classes"])
+  """Formats the rows; time and peak relative to `shared`, or to the step without a
+  bank."""
+  group = lambda row: (
+    row["implementation"] == "train_step",
+    row["k"],
+    row["n_classes"],
+  )
   ours = {
     group(row): row
     for row in rows
@@ -130,7 +153,8 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join([*text, f"large matrix product: {rates:.0f} GFLOP/s"])
 
 
-# Names of implementations in the plot; `config.benchmark.implementations` has the short ones.
+# Names of implementations in the plot; `config.benchmark.implementations` has the short
+# ones.
 _LABELS = {
   "shared": "shared prefix, packed names",
   "reference": "HuggingFace Flax, 77 tokens",

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def open_profiler(loop: Loop, path: Path, done: int) -> "Profiler | None":
-  """Returns the profiler of `config.profile_steps` after `done` steps; None where it is empty."""
+  """Returns the profiler of `config.profile_steps` after `done` steps; None where it
+  is empty."""
   steps = loop.of(Profile).profile_steps
   return Profiler(path, steps, done) if steps else None
 
@@ -28,7 +29,8 @@ class Profiler:
   """
 
   def __init__(self, path: Path, steps: tuple[int, ...], done: int):
-    """Starts at once if the next step is the first of the `steps` to profile: (first, last)."""
+    """Starts at once if the next step is the first of the `steps` to profile:
+    (first, last)."""
     # JAX's profiler writes to this machine alone.
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
     self._path, self._local = path, self._temporary.name if self._temporary else path
@@ -37,7 +39,8 @@ class Profiler:
     self.after(done, None)
 
   def after(self, step: int, result: Any) -> None:
-    """Starts or stops the profile, if it is due, once the results of a step are ready."""
+    """Starts or stops the profile, if it is due, once the results of a step are
+    ready."""
     if step not in (self._first - 1, self._last):
       return
     jax.block_until_ready(result)

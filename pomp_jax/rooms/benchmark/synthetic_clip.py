@@ -33,20 +33,24 @@ SYNTHETIC_CLIPS = (*_MODELS, f"{PREFIX}MODEL/TAG")
 
 
 def is_synthetic(name: str) -> bool:
-  """Whether there is an architecture of this name: one of SYNTHETIC_CLIPS, or a ViT of open_clip's.
+  """Whether there is an architecture of this name: one of SYNTHETIC_CLIPS, or a ViT of
+  open_clip's.
 
   Other image towers are measured with their weights.
   """
   model, _, tag = name.removeprefix(PREFIX).partition("/")
   row = tables().get(model) if name.startswith(PREFIX) else None
   if row and "width" in row["model_cfg"]["text_cfg"]:  # not those of transformers
-    is_vit = isinstance(open_clips_config(row["model_cfg"]).vision_config, CLIPVisionConfig)
+    is_vit = isinstance(
+      open_clips_config(row["model_cfg"]).vision_config, CLIPVisionConfig
+    )
     return is_vit and tag in row["tags"]
   return name in _MODELS
 
 
 class SyntheticTokenizer:
-  """About the right number of tokens, with meaningless ids; estimated from a text's letters."""
+  """About the right number of tokens, with meaningless ids; estimated from a text's
+  letters."""
 
   bos_token_id = _BOS
 
@@ -69,17 +73,27 @@ class SyntheticTokenizer:
 
 
 def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
-  """The architecture of open_clip's `model_cfg`, without image towers of timm and SigLIP."""
-  vision, text, embedding = (settings[key] for key in ("vision_cfg", "text_cfg", "embed_dim"))
+  """The architecture of open_clip's `model_cfg`, without image towers of timm and
+  SigLIP."""
+  vision, text, embedding = (
+    settings[key] for key in ("vision_cfg", "text_cfg", "embed_dim")
+  )
   activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
 
-  def transformer(width: int, layers: int, heads: int, ratio: Any = 4) -> dict[str, Any]:
+  def transformer(
+    width: int, layers: int, heads: int, ratio: Any = 4
+  ) -> dict[str, Any]:
     sizes = {"hidden_size": width, "intermediate_size": int(width * ratio)}
     sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads}
     return {**sizes, "hidden_act": activation}
 
-  sizes = transformer(text["width"], text["layers"], text["heads"], text.get("mlp_ratio", 4))
-  sizes |= {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
+  sizes = transformer(
+    text["width"], text["layers"], text["heads"], text.get("mlp_ratio", 4)
+  )
+  sizes |= {
+    "vocab_size": text["vocab_size"],
+    "max_position_embeddings": text["context_length"],
+  }
   sizes |= {"bos_token_id": _BOS, "eos_token_id": _EOT, "projection_dim": embedding}
   own = CLIPTextConfig(**sizes, bidirectional=bool(text.get("no_causal_mask")))
   if "timm_model_name" in vision or vision.get("no_ln_pre"):
@@ -96,16 +110,24 @@ def open_clips_config(settings: Mapping[str, Any]) -> ClipConfig:
 
 def synthetic_config(name: str) -> ClipConfig:
   """Returns the architecture of a name that `is_synthetic`."""
-  row = named_clip(name).settings if name.startswith(PREFIX) else tables()[_MODELS[name]]
+  row = (
+    named_clip(name).settings if name.startswith(PREFIX) else tables()[_MODELS[name]]
+  )
   return open_clips_config((row or {})["model_cfg"])
 
 
 def config_and_tokenizer(model: str) -> tuple[ClipConfig, SyntheticTokenizer]:
-  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with a NAME that `is_synthetic`."""
+  """Sizes and tokenizer of `clip.model=synthetic:NAME`, with a NAME that
+  `is_synthetic`."""
   # Of the names of ImageNet-21K under CLIP's own tokenizer, which is not available.
   words_N = read_table(SYNSETS)[1]
-  counts = {f"{w.split(', ')[0]}.": int(n) for w, n in zip(words_N, token_lengths(), strict=True)}
-  return synthetic_config(model.removeprefix(SYNTHETIC_CLIP)), SyntheticTokenizer(counts)
+  counts = {
+    f"{w.split(', ')[0]}.": int(n)
+    for w, n in zip(words_N, token_lengths(), strict=True)
+  }
+  return synthetic_config(model.removeprefix(SYNTHETIC_CLIP)), SyntheticTokenizer(
+    counts
+  )
 
 
 @functools.cache
@@ -117,7 +139,8 @@ def token_lengths() -> Int32[np.ndarray, " N"]:
 def open_clip(model: str) -> Clip:
   """Builds the CLIP of `config_and_tokenizer` with random weights.
 
-  Its name is the whole one, so that no prompt or figure of random weights passes for the model's.
+  Its name is the whole one, so that no prompt or figure of random weights passes for
+  the model's.
   """
   config, tokenizer = config_and_tokenizer(model)
   params = random_params(parameter_shapes(config), seed=0)
@@ -126,7 +149,8 @@ def open_clip(model: str) -> Clip:
 
 
 def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Draws parameters of FlaxCLIP's tree, float32 on the host, by the tree of their shapes."""
+  """Draws parameters of FlaxCLIP's tree, float32 on the host, by the tree of their
+  shapes."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape) -> np.ndarray:
@@ -138,4 +162,6 @@ def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
     spread = np.float32(0.02 if flat else np.prod(shape[:-1]) ** -0.5)
     return spread * rng.standard_normal(shape, np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+  return jax.tree_util.tree_map_with_path(
+    draw, shapes, is_leaf=lambda x: isinstance(x, tuple)
+  )

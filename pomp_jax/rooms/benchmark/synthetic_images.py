@@ -1,4 +1,5 @@
-"""Image source `synthetic`: JPEGs of realistic size that show nothing, for dry runs and tests."""
+"""Image source `synthetic`: JPEGs of realistic size that show nothing, for dry runs
+and tests."""
 
 import functools
 import io
@@ -21,11 +22,14 @@ def splits(data: Data) -> tuple[str, ...]:
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens a split: `data.images_per_class` images of each class of `data.names` in train."""
+  """Opens a split: `data.images_per_class` images of each class of `data.names` in
+  train."""
   count = data.images_per_class if split == "train" else _TEST_IMAGES_PER_CLASS
   names = load_class_list(data.names).names
   labels = np.repeat(np.arange(len(names)), count)
-  return StoredImages(names, labels, [f"synthetic/{row}" for row in range(len(labels))], _Jpegs())
+  return StoredImages(
+    names, labels, [f"synthetic/{row}" for row in range(len(labels))], _Jpegs()
+  )
 
 
 class _Jpegs:
@@ -46,8 +50,8 @@ def _jpeg(seed: int) -> bytes:
 def natural_image(seed: int, height: int, width: int) -> Image.Image:
   """RGB noise with structure at every scale, as in photographs.
 
-  Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of 500 x 375 pixels
-  and quality 90 has 48 kB.
+  Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of 500 x
+  375 pixels and quality 90 has 48 kB.
   """
   rng = np.random.default_rng(seed)
   total_HxWx3 = np.zeros((height, width, 3), np.float32)

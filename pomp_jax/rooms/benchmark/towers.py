@@ -1,10 +1,12 @@
-"""The text towers to compare, forward and backward to the context, and our whole training step.
+"""The text towers to compare, forward and backward to the context, and our whole
+training step.
 
 shared      ours: the prefix once, names packed (`clip.packed`)
 reference   HuggingFace Flax, all positions of every class
 
-Weights are random. The whole step (draw, tower, loss, gradient, update) is against the number of
-classes: image features are given, names are synthetic, their lengths those of ImageNet-21K's.
+Weights are random. The whole step (draw, tower, loss, gradient, update) is against the
+number of classes: image features are given, names are synthetic, their lengths those of
+ImageNet-21K's.
 """
 
 from typing import Any
@@ -31,21 +33,39 @@ from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.sampling import draws, samplers
-from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
+from pomp_jax.prompt.step import (
+  TrainState,
+  create_state,
+  make_train_step,
+  step_token_budget,
+)
 from pomp_jax.rooms.benchmark import synthetic_clip
 from pomp_jax.rooms.benchmark.fields import Benchmark
 from pomp_jax.rooms.benchmark.measurement import Measurement, Step
-from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config, random_params, token_lengths
+from pomp_jax.rooms.benchmark.synthetic_clip import (
+  open_clips_config,
+  random_params,
+  token_lengths,
+)
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
 _GROUP = 32
 # Memory for activations that config.clip.memory_gib stands for on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
-_TINY = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 256, "projection_dim": 32}
+_TINY = {
+  "vocab_size": 100,
+  "hidden_size": 64,
+  "intermediate_size": 256,
+  "projection_dim": 32,
+}
 # By config.benchmark.model. `tiny` takes seconds on any machine.
 MODELS: dict[str, CLIPTextConfig] = {
-  "vit_b_16": synthetic_clip.synthetic_config("openai/clip-vit-base-patch16").text_config,
-  "vit_l_14": synthetic_clip.synthetic_config("openai/clip-vit-large-patch14").text_config,
+  "vit_b_16": synthetic_clip.synthetic_config(
+    "openai/clip-vit-base-patch16"
+  ).text_config,
+  "vit_l_14": synthetic_clip.synthetic_config(
+    "openai/clip-vit-large-patch14"
+  ).text_config,
   "tiny": CLIPTextConfig(**_TINY, num_hidden_layers=2, num_attention_heads=2),
 }
 # The base size of each family, or its smallest, by open_clip's name.
@@ -69,16 +89,20 @@ def open_clip_settings(name: str) -> dict[str, Any]:
   return settings | {"text_cfg": settings["text_cfg"] | {"vocab_size": 8}}
 
 
-MODELS |= {name: open_clips_config(open_clip_settings(name)).text_config for name in OPEN_CLIPS}
+MODELS |= {
+  name: open_clips_config(open_clip_settings(name)).text_config for name in OPEN_CLIPS
+}
 
 
 def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
-  """FLOPs of the dense layers, forward and backward through activations: 12 D^2 weights each."""
+  """FLOPs of the dense layers, forward and backward through activations: 12 D^2
+  weights each."""
   return 4.0 * 12 * config.hidden_size**2 * config.num_hidden_layers * n_tokens
 
 
 def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
-  """Builds the step of our tower, with the token budget of a training step of these K rows."""
+  """Builds the step of our tower, with the token budget of a training step of these
+  K rows."""
   k, config = lengths_K.size, MODELS[fields.model]
   block, capacity = _block(fields)
   budget = packed.token_budget(token_lengths(), k, capacity=capacity)
@@ -90,7 +114,9 @@ def shared_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, 
     lengths_K = np.full(k, n_positions - fields.m - 1)
     return _jax_step("shared", fields, lengths_K, tower, n_positions * k, k)
   if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget, capacity).all()):
-    raise ConfigError("benchmark.seed", fields.seed, "one whose names fit the token budget")
+    raise ConfigError(
+      "benchmark.seed", fields.seed, "one whose names fit the token budget"
+    )
   tokens = fields.m + 1 + int(lengths_K.sum())
   return _jax_step("shared", fields, lengths_K, tower, tokens, k)
 
@@ -101,7 +127,9 @@ def _block(fields: Benchmark) -> tuple[int | None, int | None]:
   return block, None if block is None else block - fields.m - 1
 
 
-def reference_step(fields: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def reference_step(
+  fields: Benchmark, lengths_K: np.ndarray
+) -> tuple[Measurement, Step]:
   """Builds the step of HuggingFace Flax, `rows_at_a_time` rows after one another."""
   config = MODELS[fields.model]
   tower = text_tower("reference", config, fields.dtype)
@@ -130,8 +158,13 @@ def _jax_step(name, fields, lengths_K, tower, tokens, rows_at_a_time):
       jax.random.normal(key, (n_rows, config.projection_dim)),
     )
 
-  compiled = gradient.lower(params, prefix_PxD, *jax.eval_shape(lambda: inputs(0, k))).compile()
-  parts = [inputs(start, min(rows_at_a_time, k - start)) for start in range(0, k, rows_at_a_time)]
+  compiled = gradient.lower(
+    params, prefix_PxD, *jax.eval_shape(lambda: inputs(0, k))
+  ).compile()
+  parts = [
+    inputs(start, min(rows_at_a_time, k - start))
+    for start in range(0, k, rows_at_a_time)
+  ]
   call = compiled if len(parts) == 1 else gradient
 
   def step(warm_up):
@@ -150,11 +183,16 @@ def temporaries_mib(compiled: jax.stages.Compiled) -> float | None:
 
 
 def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.Array]:
-  """Random parameters in FlaxCLIP's tree and a random prefix [M+1, D], on the device."""
+  """Random parameters in FlaxCLIP's tree and a random prefix [M+1, D], on the
+  device."""
   vision = CLIPVisionConfig(1, 1, 1, 1, 1, image_size=1, patch_size=1)
   shapes = parameter_shapes(ClipConfig(config, vision, config.projection_dim))
-  params = random_params({name: shapes[name] for name in ("text_model", "text_projection")}, seed)
-  prefix = np.random.default_rng(seed).standard_normal((m + 1, config.hidden_size), np.float32)
+  params = random_params(
+    {name: shapes[name] for name in ("text_model", "text_projection")}, seed
+  )
+  prefix = np.random.default_rng(seed).standard_normal(
+    (m + 1, config.hidden_size), np.float32
+  )
   return jax.device_put((params, 0.02 * prefix))
 
 
@@ -165,10 +203,11 @@ IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step}
 def whole_step(
   fields: Benchmark, k: int, n_classes: int, renew: int | None = None
 ) -> tuple[Measurement, Step]:
-  """Builds the step of one device with one draw of K of N classes, one positive an image.
+  """Builds the step of one device with one draw of K of N classes, one positive an
+  image.
 
-  `renew` is the number of rows of the bank that a step of the sampler `posterior` renews; None
-  stands for a uniform draw without a bank.
+  `renew` is the number of rows of the bank that a step of the sampler `posterior`
+  renews; None stands for a uniform draw without a bank.
   """
   compiled, state, frozen, batch = compile_step(fields, k, n_classes, renew)
   lengths_N = np.asarray(frozen.tokens.lengths)
@@ -178,13 +217,16 @@ def whole_step(
   flops, peak = dense_flops(MODELS[fields.model], n_tokens), temporaries_mib(compiled)
   bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
   sizes = k, n_classes, n_tokens, n_rows, flops, peak
-  return Measurement("train_step", *sizes, renew=renew, bank_mib=bank), lambda warm_up: step()
+  return Measurement(
+    "train_step", *sizes, renew=renew, bank_mib=bank
+  ), lambda warm_up: step()
 
 
 def compile_step(
   fields: Benchmark, k: int, n_classes: int, renew: int | None
 ) -> tuple[jax.stages.Compiled, TrainState, Frozen, dict[str, jax.Array]]:
-  """Compiles the step of `whole_step`; returns it with its arguments, the state donated."""
+  """Compiles the step of `whole_step`; returns it with its arguments, the state
+  donated."""
   config, rng = MODELS[fields.model], np.random.default_rng(fields.seed)
   # Names repeat, so that the mean length of a draw does not depend on N.
   lengths_N = np.resize(token_lengths(), n_classes)
@@ -231,4 +273,9 @@ def compile_step(
     "label": rng.integers(0, n_classes, _GROUP, np.int32),
   }
   batch = jax.device_put(batch, NamedSharding(mesh, P(DATA)))
-  return make_train_step(parts).lower(state, frozen, batch).compile(), state, frozen, batch
+  return (
+    make_train_step(parts).lower(state, frozen, batch).compile(),
+    state,
+    frozen,
+    batch,
+  )

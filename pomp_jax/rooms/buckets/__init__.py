@@ -1,1 +1,2 @@
-"""Clients of object stores: Google Cloud Storage, and S3 with stores of its interface."""
+"""Clients of object stores: Google Cloud Storage, and S3 with stores of its
+interface."""

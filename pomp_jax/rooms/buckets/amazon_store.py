@@ -1,4 +1,5 @@
-"""Client of S3 and stores with its interface for `s3://`. Imported by fsspec with the first one."""
+"""Client of S3 and stores with its interface for `s3://`. Imported by fsspec with
+the first one."""
 
 import logging
 import os
@@ -16,7 +17,8 @@ _RETRIED = {429, 500, 502, 503, 504}
 
 
 class AmazonStore(Objects, S3FileSystem):
-  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in all."""
+  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in
+  all."""
 
   driver, retries = "s3", 11
 
@@ -47,7 +49,9 @@ def _is_transient(error: Exception) -> bool:
   return isinstance(error, EndpointConnectionError)
 
 
-def _url_of(*args: Any, Bucket: str = "", Key: str = "", Prefix: str = "", **others: Any) -> str:
+def _url_of(
+  *args: Any, Bucket: str = "", Key: str = "", Prefix: str = "", **others: Any
+) -> str:
   return f"{Bucket}/{Key or Prefix}"
 
 

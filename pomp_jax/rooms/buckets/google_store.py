@@ -1,4 +1,5 @@
-"""Client of Google Cloud Storage for `gs://`. Imported by fsspec with the first such path."""
+"""Client of Google Cloud Storage for `gs://`. Imported by fsspec with the first such
+path."""
 
 import logging
 from typing import Any

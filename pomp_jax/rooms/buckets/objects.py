@@ -1,4 +1,5 @@
-"""What both clients do beside fsspec's methods: folders, versions and local copies of objects."""
+"""What both clients do beside fsspec's methods: folders, versions and local copies
+of objects."""
 
 import contextlib
 import errno
@@ -11,7 +12,8 @@ from typing import Any
 
 from pomp_jax.files.paths import cache_folder, is_file
 
-# A store that does not answer TensorStore is given up after half a minute, as by the clients.
+# A store that does not answer TensorStore is given up after half a minute, as by the
+# clients.
 _RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
 
 
@@ -27,13 +29,20 @@ class Objects:
     """TensorStore's specification of a folder."""
     bucket, _, path = folder.partition("://")[2].partition("/")
     context = {f"{self.driver}_request_retries": _RETRIES}
-    return {"driver": self.driver, "bucket": bucket, "path": f"{path}/", "context": context}
+    return {
+      "driver": self.driver,
+      "bucket": bucket,
+      "path": f"{path}/",
+      "context": context,
+    }
 
   def entries(self: Any, folder: str) -> list[tuple[str, bool]]:
     """Names in a folder, and whether each is a folder; OSError if there is none."""
     own = folder.partition("://")[2].rstrip("/")
     found = self.ls(folder, detail=True)
-    names = [(row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found]
+    names = [
+      (row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found
+    ]
     # Some tools leave an empty object that is named like the folder.
     return [(name, kind == "directory") for name, kind in names if name and name != own]
 
@@ -49,12 +58,16 @@ class Objects:
       return f"{error.filename}: {error.strerror}"
 
   def version_of(self: Any, url: str) -> str:
-    """Version of an object: generation or ETag, and size; another one after each write."""
+    """Version of an object: generation or ETag, and size; another one after each
+    write."""
     found = self.info(url)
-    return " ".join(str(found.get(field)) for field in ("generation", "ETag", "etag", "size"))
+    return " ".join(
+      str(found.get(field)) for field in ("generation", "ETag", "etag", "size")
+    )
 
   def local_copy(self: Any, url: str) -> pathlib.Path:
-    """A file with an object's content, in `~/.cache/pomp_jax/buckets`, beside its SHA-256.
+    """A file with an object's content, in `~/.cache/pomp_jax/buckets`, beside its
+    SHA-256.
 
     It serves as long as the object is the same version; a damaged one is fetched again.
     """

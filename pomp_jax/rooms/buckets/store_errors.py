@@ -8,18 +8,33 @@ from typing import Any
 
 from fsspec.asyn import sync_wrapper
 
-# Methods of fsspec's asynchronous file systems whose first argument is a path or a list of paths.
-_PATH_METHODS = ("info", "ls", "cat_file", "pipe_file", "get_file", "put_file", "cp_file", "rm")
+# Methods of fsspec's asynchronous file systems whose first argument is a path or a list
+# of paths.
+_PATH_METHODS = (
+  "info",
+  "ls",
+  "cat_file",
+  "pipe_file",
+  "get_file",
+  "put_file",
+  "cp_file",
+  "rm",
+)
 
 
 def store_error(error: Exception, url: str) -> OSError:
-  """The OSError of a failed request: FileNotFoundError for 404, PermissionError for 401 and 403."""
+  """The OSError of a failed request: FileNotFoundError for 404, PermissionError for
+  401 and 403."""
   reason = getattr(error, "strerror", None) or " ".join(f"{error}".split())[:200]
   number, status = getattr(error, "errno", None), getattr(error, "code", None)
   if isinstance(error, FileNotFoundError | FileExistsError):
     number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EEXIST
     reason = os.strerror(number)
-  elif isinstance(error, PermissionError) or reason.startswith("Forbidden") or status in (401, 403):
+  elif (
+    isinstance(error, PermissionError)
+    or reason.startswith("Forbidden")
+    or status in (401, 403)
+  ):
     number = errno.EACCES
     reason = f"access denied: {reason.removeprefix('access denied: ')}"
   elif not number:
@@ -27,10 +42,13 @@ def store_error(error: Exception, url: str) -> OSError:
   return OSError(number, reason, url)
 
 
-def translate(store: type, scheme: str, request: str, url_of_request: Callable[..., str]) -> None:
+def translate(
+  store: type, scheme: str, request: str, url_of_request: Callable[..., str]
+) -> None:
   """Makes the methods of a file system that send requests raise `store_error`.
 
-  All others call the method `request`, of whose arguments `url_of_request` finds the URL.
+  All others call the method `request`, of whose arguments `url_of_request` finds the
+  URL.
   """
   first = lambda path, *_, **__: path[0] if path and isinstance(path, list) else path
   url_of = dict.fromkeys(_PATH_METHODS, first) | {request: url_of_request}

@@ -1,1 +1,2 @@
-"""Published data sets: their images in the layouts of CoOp and TFDS, and the job prepare."""
+"""Published data sets: their images in the layouts of CoOp and TFDS, and the job
+prepare."""

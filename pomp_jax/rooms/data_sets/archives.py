@@ -1,4 +1,5 @@
-"""Inputs of `prepare.build` as they are distributed: folders, tar files, CoOp's layout."""
+"""Inputs of `prepare.build` as they are distributed: folders, tar files, CoOp's
+layout."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -28,7 +29,8 @@ _OF_COOP = [name for name in COOP_SETS if not name.startswith(("imagenet", "fgvc
 # The data sets that can be prepared.
 DATASETS = ("imagenet21k", "fgvc_aircraft", *(f"coop_{name}" for name in _OF_COOP))
 _IMAGENET21K = (
-  "ImageNet-21K (image-net.org, for non-commercial research); labels are WordNet 3.0 ids."
+  "ImageNet-21K (image-net.org, for non-commercial research);"
+  " labels are WordNet 3.0 ids."
 )
 _AIRCRAFT = "FGVC-Aircraft 2013b, variants (Maji et al., 2013); for research only."
 
@@ -36,7 +38,8 @@ _AIRCRAFT = "FGVC-Aircraft 2013b, variants (Maji et al., 2013); for research onl
 class Tar(NamedTuple):
   """Tar file of one synset: a file of its own, or a part of another file.
 
-  Its regular members are read in place: nothing is extracted, and no name is used as a path.
+  Its regular members are read in place: nothing is extracted, and no name is used as a
+  path.
   """
 
   path: pathlib.Path
@@ -48,17 +51,22 @@ class Tar(NamedTuple):
   def open(self) -> StoredImages:
     """Lists its images, all with label 0."""
     places: dict[str, tuple[int, int]] = {}
-    for name, offset, size in _regular_members(self.path, self.offset, self.offset + self.size):
+    for name, offset, size in _regular_members(
+      self.path, self.offset, self.offset + self.size
+    ):
       places.setdefault(name, (offset, size))
     keys = [f"{self.synset}/{name}" for name in places]
     storage = _Members(self.path, list(places.values()))
     return StoredImages((self.synset,), np.zeros(len(keys), int), keys, storage)
 
 
-def _regular_members(path: pathlib.Path, start: int, end: int) -> list[tuple[str, int, int]]:
+def _regular_members(
+  path: pathlib.Path, start: int, end: int
+) -> list[tuple[str, int, int]]:
   """Name, offset and size of each file in the tar between two offsets of a file.
 
-  Only headers are read. Hidden files, links, folders and other special members are skipped.
+  Only headers are read. Hidden files, links, folders and other special members are
+  skipped.
   """
   found = []
   try:
@@ -67,11 +75,18 @@ def _regular_members(path: pathlib.Path, start: int, end: int) -> list[tuple[str
       with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in itertools.takewhile(lambda member: member.offset < end, tar):
           name = pathlib.PurePosixPath(member.name).name
-          if member.isreg() and not member.issparse() and name and not name.startswith("."):
+          if (
+            member.isreg()
+            and not member.issparse()
+            and name
+            and not name.startswith(".")
+          ):
             found.append((name, member.offset_data, member.size))
   except (tarfile.TarError, OSError, EOFError, ValueError) as error:
     hint = "a .tar.gz has to be extracted (tar -xzf)"
-    raise SourceError(f"{path}: the tar at byte {start} can't be read ({error}); {hint}") from error
+    raise SourceError(
+      f"{path}: the tar at byte {start} can't be read ({error}); {hint}"
+    ) from error
   if any(not 0 <= size <= end - offset for _, offset, size in found):
     raise SourceError(f"{path}: the tar at byte {start} is truncated")
   return found
@@ -95,7 +110,8 @@ class _Members(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Shard number `index` of a split: whole classes of images, pickled for a worker process."""
+  """Shard number `index` of a split: whole classes of images, pickled for a worker
+  process."""
 
   index: int
   split: str
@@ -110,7 +126,8 @@ class Input(NamedTuple):
   description: str  # origin and licence of the images
   identity: str  # text that distinguishes this input from others
   tasks: tuple[Task, ...]  # its shards
-  divided: bool = False  # whether it has several splits, so that no image of train is held out
+  # whether it has several splits, so that no image of train is held out
+  divided: bool = False
 
 
 def open_input(
@@ -118,10 +135,11 @@ def open_input(
 ) -> Input:
   """Opens the input of one of DATASETS; lists files and headers, reads no image.
 
-  The path is for imagenet21k a folder of synset folders (or of train and val with such folders), a
-  folder of synset tar files, or one tar of these; for fgvc_aircraft the extracted archive, or its
-  `data` folder; for the others CoOp's `$DATA`. `names` is a class list whose classes of imagenet21k
-  to store. The shards are for `images_per_class` stored images, all if it is 0.
+  The path is for imagenet21k a folder of synset folders (or of train and val with such
+  folders), a folder of synset tar files, or one tar of these; for fgvc_aircraft the
+  extracted archive, or its `data` folder; for the others CoOp's `$DATA`. `names` is a
+  class list whose classes of imagenet21k to store. The shards are for
+  `images_per_class` stored images, all if it is 0.
   """
   path = pathlib.Path(path)
   if dataset == "imagenet21k":
@@ -137,7 +155,9 @@ def open_input(
 def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input:
   classes = load_class_list(names or "imagenet21k")
   if classes.synsets is None:
-    raise SourceError(f"config.prepare.names: got {names!r}, expected a class list with synsets")
+    raise SourceError(
+      f"config.prepare.names: got {names!r}, expected a class list with synsets"
+    )
   if path.is_file() or not list_folder(path, links=True).folders:
     found = _tars(_find_tars(path, set(classes.synsets)), path, images_per_class)
   else:
@@ -155,11 +175,18 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
 def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) -> Input:
   folders = split_folders(path)
   # Labels are the synsets of all splits.
-  found = {name for folder in folders.values() for name in list_folder(folder).folders} & known
+  found = {
+    name for folder in folders.values() for name in list_folder(folder).folders
+  } & known
   if not found:
-    raise SourceError(f"{path}: no folder is named after a WordNet id of the class list")
+    raise SourceError(
+      f"{path}: no folder is named after a WordNet id of the class list"
+    )
   synsets = ClassList(tuple(sorted(found)))
-  splits = {split: open_folder(own, synsets, all_classes=False) for split, own in folders.items()}
+  splits = {
+    split: open_folder(own, synsets, all_classes=False)
+    for split, own in folders.items()
+  }
   return _from_splits("imagenet21k", splits, _IMAGENET21K, images_per_class)
 
 
@@ -170,12 +197,17 @@ def _from_splits(
   for split, source in splits.items():
     digest.update(f"{split} {len(source)} ".encode() + source.labels.tobytes())
     digest.update("\n".join(source.keys.tolist()).encode())
-  names, tasks = next(iter(splits.values())).names, _split_tasks(splits, images_per_class)
+  names, tasks = (
+    next(iter(splits.values())).names,
+    _split_tasks(splits, images_per_class),
+  )
   identity = f"{sum(map(len, splits.values()))} images {digest.hexdigest()}"
   return Input(dataset, names, description, identity, tasks, divided=len(splits) > 1)
 
 
-def _split_tasks(splits: dict[str, StoredImages], images_per_class: int) -> tuple[Task, ...]:
+def _split_tasks(
+  splits: dict[str, StoredImages], images_per_class: int
+) -> tuple[Task, ...]:
   """Shards of whole classes with about the same number of images."""
   tasks = []
   for split, source in splits.items():
@@ -191,7 +223,9 @@ def _split_tasks(splits: dict[str, StoredImages], images_per_class: int) -> tupl
 
 def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Input:
   if not tars:
-    raise SourceError(f"{path}: no tar file is named after a WordNet id of the class list")
+    raise SourceError(
+      f"{path}: no tar file is named after a WordNet id of the class list"
+    )
   tars = sorted(tars, key=lambda tar: tar.synset)
   synsets = tuple(tar.synset for tar in tars)
   for index in repeats(synsets):
@@ -206,8 +240,12 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
     size += min(tar.size, images_per_class * _IMAGE_BYTES or tar.size)
   listing = "".join(f"{tar.synset} {tar.size}\n" for tar in tars)
   digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
-  tasks = tuple(Task(index, "train", tuple(group)) for index, group in enumerate(groups))
-  return Input("imagenet21k", synsets, _IMAGENET21K, f"{len(tars)} tar files {digest}", tasks)
+  tasks = tuple(
+    Task(index, "train", tuple(group)) for index, group in enumerate(groups)
+  )
+  return Input(
+    "imagenet21k", synsets, _IMAGENET21K, f"{len(tars)} tar files {digest}", tasks
+  )
 
 
 def _find_tars(path: pathlib.Path, known: set[str]) -> list[Tar]:
@@ -218,16 +256,26 @@ def _find_tars(path: pathlib.Path, known: set[str]) -> list[Tar]:
     return [Tar(file, 0, file.stat().st_size, file.stem) for file in files]
   members = _regular_members(path, 0, path.stat().st_size)
   synset_of = {f"{synset}.tar": synset for synset in known}
-  return [Tar(path, at, size, synset_of[name]) for name, at, size in members if name in synset_of]
+  return [
+    Tar(path, at, size, synset_of[name])
+    for name, at, size in members
+    if name in synset_of
+  ]
 
 
 def _aircraft(path: pathlib.Path, images_per_class: int) -> Input:
   if not path.is_dir():
-    raise SourceError(f"{path}: expected the folder of the extracted archive (tar -xzf)")
+    raise SourceError(
+      f"{path}: expected the folder of the extracted archive (tar -xzf)"
+    )
   folders = (path, path / "data", path / "fgvc-aircraft-2013b/data")
-  folder = next((folder for folder in folders if (folder / "variants.txt").exists()), path)
+  folder = next(
+    (folder for folder in folders if (folder / "variants.txt").exists()), path
+  )
   splits = open_aircraft(folder)
   known = load_class_list("fgvc_aircraft").names
   if set(splits["train"].names) != set(known):
-    raise SourceError(f"{folder / 'variants.txt'}: expected FGVC-Aircraft's {len(known)} variants")
+    raise SourceError(
+      f"{folder / 'variants.txt'}: expected FGVC-Aircraft's {len(known)} variants"
+    )
   return _from_splits("fgvc_aircraft", splits, _AIRCRAFT, images_per_class)

@@ -7,8 +7,11 @@ from pomp_jax.rooms.data_sets.fields import Sets
 from pomp_jax.rooms.data_sets.named_sets import named_sets
 
 
-def evaluation_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
-  """Returns named sets, see `named_sets`, and then a user's own; none where no set is named.
+def evaluation_sets(
+  evaluate: Evaluate, source: str, of_split: OfSplit
+) -> list[EvaluationSet]:
+  """Returns named sets, see `named_sets`, and then a user's own; none where no set is
+  named.
 
   Raises:
     SourceError: an unusable file of sets.

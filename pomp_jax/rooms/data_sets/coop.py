@@ -1,8 +1,9 @@
-"""Image source `coop`: CoOp's layout of its fifteen data sets below one folder, `$DATA`.
+"""Image source `coop`: CoOp's layout of its fifteen data sets below one folder,
+`$DATA`.
 
-Splits are CoOp's (`split_zhou_*.json`, or FGVC-Aircraft's lists). Few-shot subsets are read from
-`split_fewshot/`, or drawn as CoOp's code does. So results compare with published ones image for
-image.
+Splits are CoOp's (`split_zhou_*.json`, or FGVC-Aircraft's lists). Few-shot subsets are
+read from `split_fewshot/`, or drawn as CoOp's code does. So results compare with
+published ones image for image.
 """
 
 import collections
@@ -24,8 +25,19 @@ from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, r
 from pomp_jax.data.folder import list_folder
 from pomp_jax.data.source import Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.files.paths import Path, exists, read_file, read_text, read_user_json, to_path
-from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
+from pomp_jax.files.paths import (
+  Path,
+  exists,
+  read_file,
+  read_text,
+  read_user_json,
+  to_path,
+)
+from pomp_jax.files.restricted_pickle import (
+  PickledObject,
+  PickleError,
+  RestrictedUnpickler,
+)
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -43,7 +55,8 @@ _SPLIT_FILES = {
   "ucf101": ("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
 }
 _AIRCRAFT = ("fgvc_aircraft", "images")
-# The ImageNets: folder, and folder of each split. All but ImageNet-1K are for testing only.
+# The ImageNets: folder, and folder of each split. All but ImageNet-1K are for testing
+# only.
 _IMAGENETS = {
   "imagenet1k": ("imagenet", {"train": "images/train", "test": "images/val"}),
   "imagenet_v2": ("imagenetv2", {"test": "imagenetv2-matched-frequency-format-val"}),
@@ -83,15 +96,21 @@ def open_split(data: Data, split: str) -> StoredImages:
   return source.relabelled(names, source.labels)
 
 
-def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | None) -> LabelledSet:
-  """Opens a data set's test images; class names are always CoOp's, whatever `classes`."""
+def open_test_set(
+  root: str | os.PathLike, dataset: str, classes: ClassList | None
+) -> LabelledSet:
+  """Opens a data set's test images; class names are always CoOp's, whatever
+  `classes`."""
   source = open_coop(root, dataset)["test"]
   return LabelledSet(source, class_list_of(dataset, source.names), "test")
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
-  """Class list of a data set under its own names; synsets are kept only for a complete list."""
-  known = load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
+  """Class list of a data set under its own names; synsets are kept only for a
+  complete list."""
+  known = (
+    load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
+  )
   synsets = known.synsets if len(known) == len(names) else None
   return dataclasses.replace(known, names=tuple(names), synsets=synsets)
 
@@ -99,10 +118,11 @@ def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
 def open_coop(
   root: str | os.PathLike, name: str, shots: int = 0, seed: int = 1
 ) -> dict[str, StoredImages]:
-  """Opens the splits of one of COOP_SETS in `$DATA`, among "train", "validation" and "test".
+  """Opens the splits of one of COOP_SETS in `$DATA`, among "train", "validation" and
+  "test".
 
-  `shots` are training images a class, and at most 4 validation images; 0: all. CoOp's random seeds
-  of the few-shot subset are 1, 2 and 3.
+  `shots` are training images a class, and at most 4 validation images; 0: all. CoOp's
+  random seeds of the few-shot subset are 1, 2 and 3.
   """
   if name in _IMAGENETS:
     listing = _imagenet(to_path(root), name)
@@ -111,7 +131,9 @@ def open_coop(
   else:
     listing = _from_split_file(to_path(root), *_SPLIT_FILES[name])
   if shots and "train" in listing.splits:
-    listing.splits.update(_few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS))
+    listing.splits.update(
+      _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
+    )
   return _opened(listing, check_files=name not in _IMAGENETS)
 
 
@@ -126,7 +148,9 @@ def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
 def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImages]:
   images = listing.folder / listing.images
   if check_files:  # the ImageNets' files were listed from their folders
-    _check_files(images, [path for items in listing.splits.values() for path, _ in items])
+    _check_files(
+      images, [path for items in listing.splits.values() for path, _ in items]
+    )
   opened = {}
   for split, items in listing.splits.items():
     paths, labels = [path for path, _ in items], [label for _, label in items]
@@ -145,8 +169,12 @@ def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listin
       raise SourceError(f"{path}: no list {part!r} of [path, label, class name] in it")
     splits[split] = [_item(item, names, path) for item in items]
   if sorted(names) != list(range(len(names))):
-    raise SourceError(f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}")
-  return _Listing(tuple(names[i] for i in range(len(names))), root / folder, images, splits)
+    raise SourceError(
+      f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}"
+    )
+  return _Listing(
+    tuple(names[i] for i in range(len(names))), root / folder, images, splits
+  )
 
 
 def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
@@ -154,7 +182,9 @@ def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
   valid = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
   parts = pathlib.PurePosixPath(item[0]).parts if valid else ()
   if not parts or parts[0] == "/" or ".." in parts:
-    raise SourceError(f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]")
+    raise SourceError(
+      f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]"
+    )
   path, label, name = item
   if names.setdefault(label, name) != name:
     raise SourceError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
@@ -199,19 +229,27 @@ def _imagenet(root: Path, name: str) -> _Listing:
   return _Listing(names, root / folder, "", splits)
 
 
-def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple[str, ...]:
-  """Names in the file, lines of "n01440764 tench", if it exists; ours where a name is repeated."""
+def _class_names(
+  path: Path, synsets: list[str], ours: tuple[str, ...]
+) -> tuple[str, ...]:
+  """Names in the file, lines of "n01440764 tench", if it exists; ours where a name
+  is repeated."""
   if not exists(path):
     return ours
   name_of = dict(line.partition(" ")[::2] for line in _lines(path))
   names = [name_of.get(synset, "") for synset in synsets]
   if "" in names:
     raise SourceError(f"{path}: no name for {synsets[names.index('')]}")
-  merged = [own if names.count(name) > 1 else name for name, own in zip(names, ours, strict=True)]
+  merged = [
+    own if names.count(name) > 1 else name
+    for name, own in zip(names, ours, strict=True)
+  ]
   return ours if repeats(merged) else tuple(merged)
 
 
-def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> dict[str, Items]:
+def _few_shot(
+  listing: _Listing, shots: int, seed: int, fixed_order: bool
+) -> dict[str, Items]:
   """Few-shot training subset, and validation subset if the data set has that split."""
   whole = {part: listing.splits.get(_PARTS[part], []) for part in ("train", "val")}
   for suffix in (".pkl", ".json"):
@@ -219,14 +257,18 @@ def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> di
     if exists(path):
       log.info("few-shot subset: %s", path)
       fixed, there = _read_fixed(path), [part for part, items in whole.items() if items]
-      return {_PARTS[part]: _known_items(fixed.get(part), listing, part, path) for part in there}
+      return {
+        _PARTS[part]: _known_items(fixed.get(part), listing, part, path)
+        for part in there
+      }
   if not fixed_order:
-    # CoOp draws in the order of its own file system's listing, which can't be reproduced.
+    # CoOp draws in the order of its own file system's listing, which can't be
+    # reproduced.
     paths, labels = zip(*listing.splits["train"], strict=True)
     chosen = few_shot(np.array(labels), paths, shots, seed)
     return {"train": [listing.splits["train"][index] for index in chosen]}
-  # As CoOp's code draws: by class, ordered by the first image of each. One stream of random numbers
-  # for both parts, training first.
+  # As CoOp's code draws: by class, ordered by the first image of each. One stream of
+  # random numbers for both parts, training first.
   stream = random.Random(seed)
   subset: dict[str, Items] = {}
   for part, items in whole.items():
@@ -234,15 +276,18 @@ def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> di
     of_class: dict[int, Items] = collections.defaultdict(list)
     for item in items:
       of_class[item[1]].append(item)
-    # A class with fewer images gives all of them in file order and takes no random number, so that
-    # the draws of later classes stay the same.
-    drawn = [stream.sample(own, size) if len(own) >= size else own for own in of_class.values()]
+    # A class with fewer images gives all of them in file order and takes no random
+    # number, so that the draws of later classes stay the same.
+    drawn = [
+      stream.sample(own, size) if len(own) >= size else own for own in of_class.values()
+    ]
     subset[_PARTS[part]] = list(itertools.chain.from_iterable(drawn))
   return subset
 
 
 def _read_fixed(path: Path) -> dict[str, Items]:
-  """Images in each part of a few-shot file, under their paths on its author's machine."""
+  """Images in each part of a few-shot file, under their paths on its author's
+  machine."""
   if path.suffix == ".json":
     content = read_user_json(path, SourceError)
   else:
@@ -282,23 +327,33 @@ def _fixed_item(item: Any) -> tuple[str, int]:
   return path, label
 
 
-def _known_items(items: Items | None, listing: _Listing, part: str, where: Path) -> Items:
+def _known_items(
+  items: Items | None, listing: _Listing, part: str, where: Path
+) -> Items:
   """Images of a few-shot file under their paths in the split file."""
   if not items:
     raise SourceError(f"{where}: no images of {part!r} in it")
   known = set(listing.splits[_PARTS[part]])
   middle = "/".join(filter(None, (listing.folder.name, listing.images))) + "/"
-  below = [(path.replace("\\", "/").rpartition(middle)[2], label) for path, label in items]
+  below = [
+    (path.replace("\\", "/").rpartition(middle)[2], label) for path, label in items
+  ]
   for (path, label), item in zip(items, below, strict=True):
     if item not in known:
-      raise SourceError(f"{where}: {path!r} with label {label} is not an image of {part!r}")
+      raise SourceError(
+        f"{where}: {path!r} with label {label} is not an image of {part!r}"
+      )
   return list(dict.fromkeys(below))
 
 
 def _check_files(images: Path, paths: Sequence[str]) -> None:
   """Checks that all files exist; lists each folder once."""
-  files = functools.cache(lambda folder: set(list_folder(images / folder, links=True).images))
-  missing = [one for one in paths if os.path.basename(one) not in files(os.path.dirname(one))]
+  files = functools.cache(
+    lambda folder: set(list_folder(images / folder, links=True).images)
+  )
+  missing = [
+    one for one in paths if os.path.basename(one) not in files(os.path.dirname(one))
+  ]
   if missing:
     first = images / printable(missing[0])
     raise SourceError(f"{first}: no such image ({len(missing)} are missing)")

@@ -1,8 +1,10 @@
-"""Image source `features`: features that another program has computed, in place of the images.
+"""Image source `features`: features that another program has computed, in place of the
+images.
 
-docs/formats.md describes the folder, and docs/dump_open_clip.py writes it. The features are mapped
-into memory, and each row is compared with its CRC-32 whenever it is read. `features.json` may have
-a checksum. The features of an image that the other program could not read are NaN.
+docs/formats.md describes the folder, and docs/dump_open_clip.py writes it. The features
+are mapped into memory, and each row is compared with its CRC-32 whenever it is read.
+`features.json` may have a checksum. The features of an image that the other program
+could not read are NaN.
 
 Shapes: n images of a split, N classes, B images of one call, E embedding.
 """
@@ -23,12 +25,20 @@ from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import FeatureSource, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.features import DamagedFeaturesError
-from pomp_jax.files.paths import Path, is_dir, local_copy, read_file, read_user_json, to_path
+from pomp_jax.files.paths import (
+  Path,
+  is_dir,
+  local_copy,
+  read_file,
+  read_user_json,
+  to_path,
+)
 from pomp_jax.files.run_folder import DamagedFileError, without_checksum
 from pomp_jax.files.terminal import printable
 
 _SPLITS = ("train", "validation", "test")
-# Ends of the names of a split's files: features [n,E], labels [n], CRC-32 of each row, keys.
+# Ends of the names of a split's files: features [n,E], labels [n], CRC-32 of each row,
+# keys.
 _ENDINGS = (".npy", "_labels.npy", "_crc32.npy", "_keys.txt")
 
 
@@ -40,11 +50,19 @@ def _texts(value: Any) -> bool:
 _ITEMS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "format_version": (lambda value: type(value) is int and value == 1, "1"),
   "clip_model": (lambda value: isinstance(value, str), "the name of a CLIP"),
-  "width": (lambda value: type(value) is int and value > 0, "the width of the features"),
-  "names": (lambda value: isinstance(value, list) and _texts(value), "a list of class names"),
+  "width": (
+    lambda value: type(value) is int and value > 0,
+    "the width of the features",
+  ),
+  "names": (
+    lambda value: isinstance(value, list) and _texts(value),
+    "a list of class names",
+  ),
   "splits": (
     lambda value: (
-      isinstance(value, dict) and set() < {*value} <= {*_SPLITS} and _texts(value.values())
+      isinstance(value, dict)
+      and set() < {*value} <= {*_SPLITS}
+      and _texts(value.values())
     ),
     f"an object with the SHA-256 of some of {', '.join(_SPLITS)}",
   ),
@@ -55,7 +73,8 @@ class Header(NamedTuple):
   """Content of `features.json`."""
 
   path: Path
-  clip_model: str  # value of `config.clip.model` whose image tower computed the features
+  # value of `config.clip.model` whose image tower computed the features
+  clip_model: str
   width: int  # E
   names: list[str]  # of the N classes, or their WordNet ids
   splits: dict[str, str]  # by name: SHA-256 of the files of labels, checksums and keys
@@ -68,7 +87,9 @@ class FeatureRows:
     """Maps the file; SourceError if it is not float16 or float32 [n,E]."""
     self._given = path, checksums_n, header
     self.path, self.checksums_n, self.width = path, checksums_n, header.width
-    self._rows_nxE = _map_array(path, ("float16", "float32"), (len(checksums_n), self.width))
+    self._rows_nxE = _map_array(
+      path, ("float16", "float32"), (len(checksums_n), self.width)
+    )
 
   def __reduce__(self) -> tuple:
     return FeatureRows, self._given
@@ -99,7 +120,9 @@ class FeatureRows:
       raise SourceError(f"{header.path}: clip_model: got {got}, expected {model!r}")
     if header.width != width:
       expected = f"{width}, that of {model}"
-      raise SourceError(f"{header.path}: width: got {header.width}, expected {expected}")
+      raise SourceError(
+        f"{header.path}: width: got {header.width}, expected {expected}"
+      )
 
 
 def splits(data: Data) -> tuple[str, ...]:
@@ -113,8 +136,11 @@ def open_split(data: Data, split: str) -> StoredImages:
   return _open(read_header(data.root), split, classes, all_classes=True)
 
 
-def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | None) -> LabelledSet:
-  """Opens the test split of a folder, or of the folder `dataset` in it, or else another split.
+def open_test_set(
+  root: str | os.PathLike, dataset: str, classes: ClassList | None
+) -> LabelledSet:
+  """Opens the test split of a folder, or of the folder `dataset` in it, or else another
+  split.
 
   A class of the list that the file lacks has no image, and is a possible answer.
   """
@@ -123,7 +149,9 @@ def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | No
   header = read_header(root)
   split = next(split for split in reversed(_SPLITS) if split in header.splits)
   source = _open(header, split, classes, all_classes=False)
-  return LabelledSet(source, classes or classes_of(header.names, str(header.path)), split)
+  return LabelledSet(
+    source, classes or classes_of(header.names, str(header.path)), split
+  )
 
 
 def read_header(root: str | os.PathLike) -> Header:
@@ -136,13 +164,18 @@ def read_header(root: str | os.PathLike) -> Header:
   for key, (fits, expected) in _ITEMS.items():
     value = found.get(key) if isinstance(found, dict) else None
     if not fits(value):
-      raise SourceError(f"{path}: {key}: got {printable(repr(value), 80)}, expected {expected}")
+      raise SourceError(
+        f"{path}: {key}: got {printable(repr(value), 80)}, expected {expected}"
+      )
   check_names(found["names"], f"{path}: names")
   return Header(path, *(found[key] for key in Header._fields[1:]))
 
 
-def _open(header: Header, split: str, classes: ClassList | None, all_classes: bool) -> StoredImages:
-  """Opens a split under the file's own names, or those of a list, of which it may lack some."""
+def _open(
+  header: Header, split: str, classes: ClassList | None, all_classes: bool
+) -> StoredImages:
+  """Opens a split under the file's own names, or those of a list, of which it may
+  lack some."""
   folder, where = header.path.parent, str(header.path)
   rows, *others = (folder / f"{split}{ending}" for ending in _ENDINGS)
   content = [read_file(path, SourceError) for path in others]
@@ -157,7 +190,10 @@ def _open(header: Header, split: str, classes: ClassList | None, all_classes: bo
     np.array(_map_array(path, (kind,), (len(keys),)))
     for path, kind in zip(others, ("int32", "uint32"), strict=False)
   )
-  storage, names = FeatureRows(rows, checksums, header), classes_of(header.names, where).names
+  storage, names = (
+    FeatureRows(rows, checksums, header),
+    classes_of(header.names, where).names,
+  )
   try:
     source = FeatureSource(names, labels, keys, storage)
   except ValueError as error:
@@ -171,8 +207,11 @@ def _open(header: Header, split: str, classes: ClassList | None, all_classes: bo
   return source.relabelled(classes.names, own_N[source.labels])
 
 
-def _map_array(path: Path, types: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-  """Maps an .npy file into memory; SourceError for another type or shape, or a damaged file."""
+def _map_array(
+  path: Path, types: tuple[str, ...], shape: tuple[int, ...]
+) -> np.ndarray:
+  """Maps an .npy file into memory; SourceError for another type or shape, or a
+  damaged file."""
   try:
     array = np.lib.format.open_memmap(local_copy(path), mode="r")
   except Exception as error:  # a damaged header fails in more ways than NumPy documents
@@ -180,5 +219,7 @@ def _map_array(path: Path, types: tuple[str, ...], shape: tuple[int, ...]) -> np
     raise SourceError(f"{path}: can't be read as an .npy file ({reason})") from error
   if array.dtype not in map(np.dtype, types) or array.shape != shape:
     expected = f"{' or '.join(types)} {list(shape)}"
-    raise SourceError(f"{path}: got {array.dtype} {list(array.shape)}, expected {expected}")
+    raise SourceError(
+      f"{path}: got {array.dtype} {list(array.shape)}, expected {expected}"
+    )
   return array

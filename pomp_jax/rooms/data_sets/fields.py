@@ -29,7 +29,9 @@ class Prepare(Group):
   names: str = row("", "for imagenet21k: a class list with synsets; empty: all classes")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the choice", at_least(0))
-  held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
+  held_out: int = row(
+    0, "validation images per class of an undivided input", at_least(0)
+  )
   workers: int = row(0, "worker processes; 0: one a core", at_least(0))
 
 

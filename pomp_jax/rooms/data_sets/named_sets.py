@@ -1,4 +1,5 @@
-"""Sets of an evaluation by name: published data sets by their class lists, splits of the world."""
+"""Sets of an evaluation by name: published data sets by their class lists, splits of
+the world."""
 
 import dataclasses
 import functools
@@ -21,7 +22,9 @@ from pomp_jax.rooms.data_sets.fields import Sets
 from pomp_jax.rooms.data_sets.suites import GROUP_OF, NO_SUITE, SUITES
 
 
-def named_sets(evaluate: Evaluate, source: str, of_split: OfSplit) -> list[EvaluationSet]:
+def named_sets(
+  evaluate: Evaluate, source: str, of_split: OfSplit
+) -> list[EvaluationSet]:
   """Returns the sets that `evaluate.sets` or the suite names.
 
   Args:
@@ -58,7 +61,8 @@ def _named(settings: Sets) -> list[str]:
 def _of_named(
   settings: Sets, evaluate: Evaluate, source: str, name: str, of_split: OfSplit
 ) -> list[EvaluationSet]:
-  """A named set, or its halves; `source` is `data.source`, of whose splits some have names."""
+  """A named set, or its halves; `source` is `data.source`, of whose splits some have
+  names."""
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
   if group in SOURCES:  # the sets of an image source, which has no files
@@ -71,10 +75,17 @@ def _of_named(
     opened = functools.partial(of_split, name, "test")
     return [EvaluationSet(name, source, name, "all", opened)]
   reader, root = evaluate.source, evaluate.root
-  require(root and is_dir(root), "evaluate.root", root, "a folder that exists, with the data sets")
+  require(
+    root and is_dir(root),
+    "evaluate.root",
+    root,
+    "a folder that exists, with the data sets",
+  )
   if expected := SOURCES[reader].expected_dataset(name):
     others = " or ".join(other for other in READERS if other != reader)
-    raise ConfigError("evaluate.source", reader, f"{others} for {name}; {reader} takes {expected}")
+    raise ConfigError(
+      "evaluate.source", reader, f"{others} for {name}; {reader} takes {expected}"
+    )
   n_listed, sets = 0 if halves else len(load_class_list(name)), []
   for part in ("base", "new") if halves else ("all",):
     opened = functools.partial(_open, reader, root, name, part)
@@ -102,13 +113,18 @@ def of_classes(labelled: LabelledSet, classes: Int[np.ndarray, " C"]) -> Labelle
 
 
 def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The class list under a data set's names; SourceError if the labels mean other classes."""
+  """The class list under a data set's names; SourceError if the labels mean other
+  classes."""
   if classes.synsets is None:
     if len(names) != len(classes):
-      raise SourceError(f"{where}: {len(names)} classes, but its class list has {len(classes)}")
+      raise SourceError(
+        f"{where}: {len(names)} classes, but its class list has {len(classes)}"
+      )
     for label, (own, listed) in enumerate(zip(names, classes.names, strict=True)):
       if own != listed:
-        raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")
+        raise SourceError(
+          f"{where}: label {label} is {own!r}, but {listed!r} in its class list"
+        )
   elif len(names) != len(classes):
     label_of = {name: label for label, name in enumerate(classes.names)}
     unknown = [name for name in names if name not in label_of]
@@ -126,11 +142,13 @@ def open_test_set(
   classes: ClassList | None,
   all_classes: bool = True,
 ) -> LabelledSet:
-  """Opens the test images of a data set by a reader, or else its validation or training images.
+  """Opens the test images of a data set by a reader, or else its validation or training
+  images.
 
-  `root` has all data sets of a published layout; or split folders or class folders, or such a
-  folder for each data set. Without classes they are the data set's own, of folders the names of the
-  training folder. `all_classes` is whether a class of the list without a folder is an error.
+  `root` has all data sets of a published layout; or split folders or class folders, or
+  such a folder for each data set. Without classes they are the data set's own, of
+  folders the names of the training folder. `all_classes` is whether a class of the list
+  without a folder is an error.
   """
   if reader != "folder":
     return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
@@ -140,4 +158,6 @@ def open_test_set(
   split = next(split for split in ("test", "validation", "train") if split in folders)
   classes = classes or classes_in(folders.get("train", folders[split]))
   source = open_folder(folders[split], classes, all_classes)
-  return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)
+  return LabelledSet(
+    source, classes, "all" if folders[split] == to_path(root) else split
+  )

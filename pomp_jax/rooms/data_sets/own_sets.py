@@ -1,4 +1,5 @@
-"""A user's own data sets, described in a TOML file or a config as docs/evaluation.md shows.
+"""A user's own data sets, described in a TOML file or a config as docs/evaluation.md
+shows.
 
 Parsing checks keys and values. Files and folders are read when a set is opened.
 """
@@ -45,8 +46,8 @@ class OwnSet(NamedTuple):
   names: Names = ""  # class list; "": the data set's own
   base: Names = ""  # classes that a prompt was learned on, "first half"; "": undivided
   novel: Names = ""  # the other classes; "" with `base`: all that are not base
-  # Hand-written prompts with a {} each: the first is `hand_written`, all are the ensemble. Empty:
-  # those of the class list.
+  # Hand-written prompts with a {} each: the first is `hand_written`, all are the
+  # ensemble. Empty: those of the class list.
   templates: tuple[str, ...] = ()
   synsets: Names = ""  # WordNet ids in the order of the names; "": the class list's
   folder: str = ""  # start of relative paths
@@ -65,7 +66,8 @@ _KEYS = (*_TEXTS, "templates")
 
 
 def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
-  """Sets of a file, if one is named, and of `evaluate.own_sets`; errors as of `parse_sets`."""
+  """Sets of a file, if one is named, and of `evaluate.own_sets`; errors as of
+  `parse_sets`."""
   found = read_sets_file(sets_file) if sets_file else []
   found += parse_sets(own_sets, "config.evaluate.own_sets") if own_sets else []
   sets = []
@@ -77,7 +79,8 @@ def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationS
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, with paths relative to its folder; raises as `parse_sets`."""
+  """Reads the sets of a TOML file, with paths relative to its folder; raises as
+  `parse_sets`."""
   path = to_path(path)
   text = read_text(path, SourceError)
   try:
@@ -86,16 +89,24 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
   if set(tables) != {"set"} or not isinstance(tables["set"], list):
     found = next((repr(printable(key, 80)) for key in tables if key != "set"), "none")
-    raise SourceError(f"{path}: found {found}, expected a table [[set]] for each data set")
+    raise SourceError(
+      f"{path}: found {found}, expected a table [[set]] for each data set"
+    )
   return parse_sets(tables["set"], str(path), path.parent)
 
 
-def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
-  """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other arguments.
+def parse_sets(
+  entries: Sequence[Any], where: str, folder: str | os.PathLike = ""
+) -> list[OwnSet]:
+  """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other
+  arguments.
 
   SourceError for an unknown key, an invalid value, or a repeated name.
   """
-  sets = [_parse(one, number, where, os.fspath(folder)) for number, one in enumerate(entries, 1)]
+  sets = [
+    _parse(one, number, where, os.fspath(folder))
+    for number, one in enumerate(entries, 1)
+  ]
   for index in class_lists.repeats(one.name for one in sets):
     raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
@@ -119,7 +130,9 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
 
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
-    raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
+    raise SourceError(
+      f"{where}: entry {number}: got a {type(entry).__name__}, expected a table"
+    )
   name = entry.get("name")
   named = name if isinstance(name, str) and _NAME.fullmatch(name) else ""
   of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
@@ -141,7 +154,9 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 def _value(value: Any, key: str, of: str) -> Any:
   if isinstance(value, str) and key in _TEXTS and "\0" not in value:
     return value
-  is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+  is_list = isinstance(value, list | tuple) and all(
+    isinstance(item, str) for item in value
+  )
   if is_list and key in _LISTS:
     return tuple(value)
   kinds = ["a text"] * (key in _TEXTS) + ["a list of texts"] * (key in _LISTS)
@@ -157,11 +172,19 @@ def _check(own: OwnSet) -> None:
   halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
   # Whether a key is wrong, the key, and what it should be.
   rules = [
-    (reader not in READERS, "reader", f"one of {', '.join(READERS)}{near_match(reader, READERS)}"),
+    (
+      reader not in READERS,
+      "reader",
+      f"one of {', '.join(READERS)}{near_match(reader, READERS)}",
+    ),
     (not own.root, "root", "the folder of the images"),
     (dataset and not named, "dataset", f"nothing with reader = {reader!r}"),
     (expected, "dataset", expected),
-    (any(one.count("{}") != 1 for one in own.templates), "templates", "texts with one {} each"),
+    (
+      any(one.count("{}") != 1 for one in own.templates),
+      "templates",
+      "texts with one {} each",
+    ),
     (own.novel and not own.base, "base", "a list of names beside 'novel'"),
     (own.novel and own.base == FIRST_HALF, "novel", halves),
     *((getattr(own, key) == (), key, "at least one name") for key in _LISTS[:4]),
@@ -182,10 +205,14 @@ def _open_whole(own: OwnSet) -> LabelledSet:
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
   n_without = len(classes) - len(np.unique(source.labels))
   if listed and n_without:
-    log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
+    log.info(
+      "set %s: %d of %d classes have no image", own.name, n_without, len(classes)
+    )
   source = source.relabelled(classes.names, source.labels)
   if own.templates:
-    classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)
+    classes = dataclasses.replace(
+      classes, template=own.templates[0], ensemble=own.templates
+    )
   if own.synsets:
     classes = dataclasses.replace(classes, synsets=_synsets(own, len(classes)))
   return LabelledSet(source, classes, labelled.split)
@@ -210,7 +237,9 @@ def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.
   novel = _indices(own, classes, "novel") if own.novel else every - base
   if base & novel:
     shown = printable(repr(classes.names[min(base & novel)]), 80)
-    raise _wrong(own, "novel", f"{len(base & novel)} classes are also in 'base', such as {shown}")
+    raise _wrong(
+      own, "novel", f"{len(base & novel)} classes are also in 'base', such as {shown}"
+    )
   if not novel:
     raise _wrong(own, "base", "has all classes, expected fewer")
   return np.array(sorted(base if part == "base" else novel))
@@ -237,7 +266,9 @@ def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
   if isinstance(synsets, str):
     synsets = class_lists.read_names(join(own.folder, synsets))
   if len(synsets) != n_classes or len(set(synsets)) < len(synsets):
-    raise _wrong(own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes")
+    raise _wrong(
+      own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes"
+    )
   load_tree().nodes(synsets)
   return tuple(synsets)
 

@@ -1,10 +1,12 @@
-"""A data set that TFDS lacks, as records: ImageNet-21K, FGVC-Aircraft, CoOp's fixed splits.
+"""A data set that TFDS lacks, as records: ImageNet-21K, FGVC-Aircraft, CoOp's fixed
+splits.
 
-`config.prepare.input` is what `config.prepare.dataset` is made of, as distributed. `--workdir` is
-TFDS's data_dir: the data set and its `report.json` are written to `WORKDIR/NAME/1.0.0`, and
-`data.source='tfds'`, `data.root=WORKDIR` reads it. Unreadable images are left out. Until it is
-complete, it lies in `NAME.incomplete/`, whose folder `parts/` holds the finished shards and a piece
-for each task (`files.pieces`), which a restart skips.
+`config.prepare.input` is what `config.prepare.dataset` is made of, as distributed.
+`--workdir` is TFDS's data_dir: the data set and its `report.json` are written to
+`WORKDIR/NAME/1.0.0`, and `data.source='tfds'`, `data.root=WORKDIR` reads it. Unreadable
+images are left out. Until it is complete, it lies in `NAME.incomplete/`, whose folder
+`parts/` holds the finished shards and a piece for each task (`files.pieces`), which a
+restart skips.
 """
 
 import collections
@@ -52,7 +54,8 @@ class PrepareError(SourceError):
 class Selection:
   """Choice of each class's images; a resumed build must have the same.
 
-  Images for "validation" are chosen first, but one image of each class is left to train on.
+  Images for "validation" are chosen first, but one image of each class is left to train
+  on.
   """
 
   shots: int = 0  # images a class in "train"; 0: all
@@ -66,7 +69,12 @@ def check(config: PrepareConfig, workdir: str) -> None:
   for path in (prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
-  require(exists(prepare.input), "prepare.input", prepare.input, "a file or folder that exists")
+  require(
+    exists(prepare.input),
+    "prepare.input",
+    prepare.input,
+    "a file or folder that exists",
+  )
   expected = f"one of {', '.join(DATASETS)}"
   require(prepare.dataset in DATASETS, "prepare.dataset", prepare.dataset, expected)
   fits = not prepare.names or prepare.dataset == "imagenet21k"
@@ -74,16 +82,25 @@ def check(config: PrepareConfig, workdir: str) -> None:
 
 
 def run(config: PrepareConfig, workdir: str) -> dict:
-  """Makes the data set, or the rest of it; returns `report.json`. Raises as its two steps do."""
+  """Makes the data set, or the rest of it; returns `report.json`. Raises as its two
+  steps do."""
   prepare = config.prepare
   size = prepare.shots and prepare.shots + prepare.held_out
-  source = open_input(prepare.dataset, prepare.input, names=prepare.names, images_per_class=size)
+  source = open_input(
+    prepare.dataset, prepare.input, names=prepare.names, images_per_class=size
+  )
   selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
   report = build(source, workdir, selection, prepare.workers or hosts.own_cores())
   for split, counts in report["splits"].items():
     log.info(
       "%s: %d images of %d classes in %d shards, %.2f GB",
-      *(split, counts["images"], counts["classes"], counts["shards"], counts["bytes"] / 1e9),
+      *(
+        split,
+        counts["images"],
+        counts["classes"],
+        counts["shards"],
+        counts["bytes"] / 1e9,
+      ),
     )
   log.info("%d unreadable images are listed in report.json", report["n_unreadable"])
   log.info("read it with data.source='tfds', data.dataset='%s'", report["dataset"])
@@ -93,10 +110,11 @@ def run(config: PrepareConfig, workdir: str) -> dict:
 def build(
   source: Input, data_dir: str | os.PathLike, selection: Selection, workers: int = 1
 ) -> dict[str, Any]:
-  """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it, in worker processes.
+  """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it, in worker
+  processes.
 
-  Returns its `report.json`: counts, and the unreadable images. PrepareError if another data set of
-  this name exists, or no image is readable.
+  Returns its `report.json`: counts, and the unreadable images. PrepareError if another
+  data set of this name exists, or no image is readable.
   """
   final = pathlib.Path(data_dir) / source.dataset / VERSION
   identity = {"input": source.identity} | dataclasses.asdict(selection)
@@ -104,7 +122,9 @@ def build(
     try:
       report = read_json(final / "report.json")
     except RunFolderError as error:
-      raise PrepareError(f"{final}: found a data set that was not built here ({error})") from error
+      raise PrepareError(
+        f"{final}: found a data set that was not built here ({error})"
+      ) from error
     _check_identity(final, report.get("built_from"), identity)
     log.info("%s: is complete; nothing to do", final)
     return report
@@ -137,13 +157,16 @@ def build(
 
 def _check_identity(folder: pathlib.Path, found: Any, identity: dict[str, Any]) -> None:
   if found != identity:
-    raise PrepareError(f"{folder}: has another input (found {found}, expected {identity})")
+    raise PrepareError(
+      f"{folder}: has another input (found {found}, expected {identity})"
+    )
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
   """Writes a task's shards unless they exist.
 
-  The piece has `bytes` of each split's shard, the `unreadable` images, and labels and keys.
+  The piece has `bytes` of each split's shard, the `unreadable` images, and labels and
+  keys.
   """
   name = _part(task.split, task.index)
   if piece := parts.load(name):
@@ -165,21 +188,28 @@ def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
 
 
 def _chosen(
-  unit: StoredImages | Tar, split: str, selection: Selection, unreadable: list[dict[str, str]]
+  unit: StoredImages | Tar,
+  split: str,
+  selection: Selection,
+  unreadable: list[dict[str, str]],
 ) -> Iterator[tuple[str, str, int, bytes]]:
   """Yields (split, key, label, image) of the chosen images, class by class.
 
-  The next image of its class replaces an unreadable one. Splits other than train are kept whole.
+  The next image of its class replaces an unreadable one. Splits other than train are
+  kept whole.
   """
   images, first = (unit.open(), unit.label) if isinstance(unit, Tar) else (unit, 0)
   if split != "train":
     selection = Selection()
   ranks = ranked(images.labels, images.keys, selection.seed)[0].tolist()
-  for label, indices in itertools.groupby(ranks, key=lambda index: int(images.labels[index])):
+  for label, indices in itertools.groupby(
+    ranks, key=lambda index: int(images.labels[index])
+  ):
     readable = _readable(images, indices, unreadable)
     chosen = next(readable, None)
     if chosen is not None:
-      # An image is held out only if another readable one follows, which is left to train on.
+      # An image is held out only if another readable one follows, which is left to
+      # train on.
       for _, following in zip(range(selection.held_out), readable, strict=False):
         yield "validation", chosen[0], label + first, chosen[1]
         chosen = following
@@ -191,7 +221,8 @@ def _chosen(
 def _readable(
   images: StoredImages, indices: Iterable[int], unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields key and content of the images that can be decoded, and appends the others."""
+  """Yields key and content of the images that can be decoded, and appends the
+  others."""
   for index in indices:
     key, (image, reason) = str(images.keys[index]), images.checked(index)
     if reason:
@@ -203,7 +234,8 @@ def _readable(
 def _finish(
   source: Input, work: pathlib.Path, pieces: Sequence[Piece], validated: bool
 ) -> dict[str, Any]:
-  """Renames the shards and writes metadata and indices; can be repeated. Returns counts."""
+  """Renames the shards and writes metadata and indices; can be repeated. Returns
+  counts."""
   found: dict[str, list[tuple[Task, Piece]]] = collections.defaultdict(list)
   unreadable = []
   tasks = zip(source.tasks, pieces, strict=True)
@@ -221,7 +253,8 @@ def _finish(
         os.replace(path, work / shard_name(source.dataset, split, number, len(shards)))
     of_shards = [piece.arrays[f"{split}_labels"] for _, piece in shards]
     labels[split] = np.concatenate(of_shards)
-    # Labels and keys in the order of the records save their reader from reading all images.
+    # Labels and keys in the order of the records save their reader from reading all
+    # images.
     with replacing(work / f"index-{split}.npz") as file:
       keys = np.concatenate([piece.arrays[f"{split}_keys"] for _, piece in shards])
       np.savez_compressed(file, labels=labels[split], keys=keys)
@@ -232,7 +265,11 @@ def _finish(
     counts[split] = of_split | {"bytes": size}
   write_metadata(work, source.dataset, source.label_names, splits, source.description)
   # Classes with one readable image, which is left to train on.
-  single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ())) if validated else ()
+  single = (
+    np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
+    if validated
+    else ()
+  )
   not_validated = [source.label_names[label] for label in single]
   if not_validated:
     told = "have one readable image each: it is trained on, and nothing validates them"
@@ -242,11 +279,14 @@ def _finish(
 
 
 class Shard:
-  """One file of records, with `labels` and `keys` of its images, and the records' `num_bytes`."""
+  """One file of records, with `labels` and `keys` of its images, and the records'
+  `num_bytes`."""
 
   def __init__(self, path: pathlib.Path):
     # Images are read one by one, and JPEG does not compress further.
-    self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    self._writer = array_record_module.ArrayRecordWriter(
+      str(path), "group_size:1,uncompressed"
+    )
     self.labels: list[int] = []
     self.keys: list[str] = []
     self.num_bytes = 0
@@ -297,7 +337,9 @@ def write_metadata(
     infos.append(tfds.core.SplitInfo(name=name, filename_template=template, **sizes))
   more = {"version": VERSION, "description": description, "check_data": False}
   written = tfds.features.FeaturesDict(features)
-  tfds.folder_dataset.write_metadata(data_dir=folder, features=written, split_infos=infos, **more)
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder, features=written, split_infos=infos, **more
+  )
 
 
 def _part(split: str, index: int) -> str:

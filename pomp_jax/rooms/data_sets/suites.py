@@ -1,4 +1,5 @@
-"""Suites of data sets that `evaluate` knows by name, and the tables that their figures stand in.
+"""Suites of data sets that `evaluate` knows by name, and the tables that their figures
+stand in.
 
 `published.json` has published figures with their sources.
 """
@@ -19,11 +20,13 @@ _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 
 
 class Suite(NamedTuple):
-  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the world."""
+  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the
+  world."""
 
   sets: tuple[str, ...]  # data sets to evaluate by default
   more: tuple[str, ...] = ()  # data sets that `evaluate.sets` may name beside them
-  halves: bool = False  # whether every set is evaluated twice, over its base and its new classes
+  # whether every set is evaluated twice, over its base and its new classes
+  halves: bool = False
 
 
 SUITES = {
@@ -39,13 +42,20 @@ SUITES = {
 }
 
 
-# Tables: title, sets, whether to average over them, readers; see `report.evaluation_report.Group`.
+# Tables: title, sets, whether to average over them, readers; see
+# `report.evaluation_report.Group`.
 GROUPS: dict[str, tuple] = {
-  # CoOp has its own splits of the ten. An ImageNet variant is the same data set everywhere.
+  # CoOp has its own splits of the ten. An ImageNet variant is the same data set
+  # everywhere.
   "cross_dataset": ("CoOp's ten cross-dataset sets", TEN, True, ("coop",)),
   "cross_domain": ("four variants of ImageNet", FOUR, True, ("coop", "tfds")),
   "base_to_new": ("base to new", SUITES["base_to_new"].sets, True, ("coop",)),
-  "imagenet21k": ("ImageNet-21K", SUITES["imagenet21k"].sets, False, ("tfds", "folder")),
+  "imagenet21k": (
+    "ImageNet-21K",
+    SUITES["imagenet21k"].sets,
+    False,
+    ("tfds", "folder"),
+  ),
   _IMAGENET: ("ImageNet-1K, the source", (_IMAGENET,), False),
 }
 
@@ -57,8 +67,11 @@ GROUP_OF = {
 } | {_IMAGENET: _IMAGENET}
 
 
-def published(group: str, kind: str, rows: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Published figures in the columns of `rows`: method -> `source` and `figures` (percent)."""
+def published(
+  group: str, kind: str, rows: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  """Published figures in the columns of `rows`: method -> `source` and `figures`
+  (percent)."""
   content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
   columns = {column for row in rows.values() for column in row}
   return {

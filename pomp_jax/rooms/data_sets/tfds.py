@@ -1,7 +1,9 @@
-"""Image source `tfds`: data sets of TensorFlow Datasets in ArrayRecord, without TensorFlow.
+"""Image source `tfds`: data sets of TensorFlow Datasets in ArrayRecord, without
+TensorFlow.
 
-A data set is prepared once, by TFDS itself (`tfds build food101 --file_format=array_record`, which
-needs TensorFlow) or, for those that TFDS lacks, by the job `prepare` (which does not).
+A data set is prepared once, by TFDS itself (`tfds build food101
+--file_format=array_record`, which needs TensorFlow) or, for those that TFDS lacks, by
+the job `prepare` (which does not).
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
-from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list, read_table
+from pomp_jax.data.class_lists import (
+  CLASS_LISTS,
+  ClassList,
+  load_class_list,
+  read_table,
+)
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
@@ -38,12 +45,17 @@ _PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
 # Class list -> TFDS's name of its data set.
 BUILDERS = {
   **{"imagenet1k": "imagenet2012", "imagenet_v2": "imagenet_v2"},
-  **{name: name for name in ("imagenet_sketch", "imagenet_a", "imagenet_r", "caltech101")},
+  **{
+    name: name for name in ("imagenet_sketch", "imagenet_a", "imagenet_r", "caltech101")
+  },
   **{"oxford_pets": "oxford_iiit_pet", "stanford_cars": "cars196"},
   **{"flowers102": "oxford_flowers102"},
   **{name: name for name in ("food101", "sun397", "dtd", "eurosat", "ucf101")},
 }
-_KINDS = {"image": (tfds.features.Image, tfds.features.Video), "label": (tfds.features.ClassLabel,)}
+_KINDS = {
+  "image": (tfds.features.Image, tfds.features.Video),
+  "label": (tfds.features.ClassLabel,),
+}
 # For reading all labels: records a thread reads at a time, and threads.
 _CHUNK, _THREADS = 256, 8
 
@@ -56,12 +68,21 @@ def splits(data: Data) -> tuple[str, ...]:
 def open_split(data: Data, split: str) -> StoredImages:
   """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
   classes = load_class_list(data.names) if data.names else None
-  return open_tfds(data.dataset, split, root=data.root, classes=classes, cache=data.cache)
+  return open_tfds(
+    data.dataset, split, root=data.root, classes=classes, cache=data.cache
+  )
 
 
-def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | None) -> LabelledSet:
-  """Opens the test split, or else the validation split (ImageNet, Food-101); see `open_tfds`."""
-  if dataset in CLASS_LISTS and dataset not in _PREPARED and classes == load_class_list(dataset):
+def open_test_set(
+  root: str | os.PathLike, dataset: str, classes: ClassList | None
+) -> LabelledSet:
+  """Opens the test split, or else the validation split (ImageNet, Food-101); see
+  `open_tfds`."""
+  if (
+    dataset in CLASS_LISTS
+    and dataset not in _PREPARED
+    and classes == load_class_list(dataset)
+  ):
     classes = None  # its own table maps TFDS's labels, which are spelled differently
   found = tfds_splits(dataset, os.fspath(root))
   if set(found) <= {"train"}:
@@ -72,7 +93,8 @@ def open_test_set(root: str | os.PathLike, dataset: str, classes: ClassList | No
 
 
 class Records:
-  """Storage of images in a prepared data set's records, which each process opens for itself."""
+  """Storage of images in a prepared data set's records, which each process opens for
+  itself."""
 
   def __init__(self, dataset: str, root: str, split: str):
     self._dataset, self._root, self.split = dataset, root, split
@@ -91,8 +113,17 @@ class Records:
       values = _features(source[row])[image].bytes_list.value
       return values[len(values) // 2]
     # Damaged records raise errors of ArrayRecord and protobuf, or hold no image.
-    except (ValueError, RuntimeError, IndexError, KeyError, OSError, DecodeError) as error:
-      raise ImageError(f"{self.where(row, key)}: can't be read ({_first_line(error)})") from error
+    except (
+      ValueError,
+      RuntimeError,
+      IndexError,
+      KeyError,
+      OSError,
+      DecodeError,
+    ) as error:
+      raise ImageError(
+        f"{self.where(row, key)}: can't be read ({_first_line(error)})"
+      ) from error
 
   def where(self, row: int, key: str) -> str:
     """Id of the record, and folder of the data set."""
@@ -112,7 +143,9 @@ class Records:
         parts = list(pool.map(read, range(0, len(source), _CHUNK)))
     except (ValueError, RuntimeError, IndexError, OSError) as error:
       where = self._root or self._dataset
-      raise SourceError(f"{where}: labels can't be read ({_first_line(error)})") from error
+      raise SourceError(
+        f"{where}: labels can't be read ({_first_line(error)})"
+      ) from error
     return np.array([value for part in parts for value in part], np.int64)
 
   def _open(self) -> tuple[Any, str, str]:
@@ -134,7 +167,8 @@ class Records:
 
 
 class _CopiedShards:
-  """Records of a split on S3: `local_copy` of a shard, as ArrayRecord reads no ranges there."""
+  """Records of a split on S3: `local_copy` of a shard, as ArrayRecord reads no
+  ranges there."""
 
   def __init__(self, split: Any):
     self._paths, self._ends = list(split.filepaths), np.cumsum(split.shard_lengths)
@@ -156,12 +190,15 @@ class _CopiedShards:
 
 @functools.lru_cache(maxsize=4)
 def tfds_splits(dataset: str, root: str = "") -> tuple[str, ...]:
-  """Which of train, validation and test a data set has; SourceError if it is not prepared."""
+  """Which of train, validation and test a data set has; SourceError if it is not
+  prepared."""
   name = tfds_name(dataset)
   builder = _builder(name, root)
   if not builder.info.splits:
     command = f"tfds build {name} --file_format=array_record --data_dir={root or 'DIR'}"
-    raise SourceError(f"{builder.data_path}: the data set is not prepared; run {command}")
+    raise SourceError(
+      f"{builder.data_path}: the data set is not prepared; run {command}"
+    )
   # ImageNet's test split has no labels.
   known = ("train", "validation", "test")[: 2 if builder.name == "imagenet2012" else 3]
   return tuple(split for split in known if split in builder.info.splits)
@@ -175,12 +212,14 @@ def open_tfds(
   classes: ClassList | None = None,
   cache: str | os.PathLike = "",
 ) -> StoredImages:
-  """Opens a split of a prepared data set: a class list, or TFDS's own "name/config:version".
+  """Opens a split of a prepared data set: a class list, or TFDS's own
+  "name/config:version".
 
-  Images are in TFDS's order, without those of classes outside the list. `root` is TFDS's data_dir,
-  and `cache` a folder for the labels, which are scattered over the records; "" for its default, and
-  for none. TFDS's label names must match `classes`. None stands for the packaged class list of the
-  data set, ImageNet-21K's names if the labels are WordNet ids, or else TFDS's label names.
+  Images are in TFDS's order, without those of classes outside the list. `root` is
+  TFDS's data_dir, and `cache` a folder for the labels, which are scattered over the
+  records; "" for its default, and for none. TFDS's label names must match `classes`.
+  None stands for the packaged class list of the data set, ImageNet-21K's names if the
+  labels are WordNet ids, or else TFDS's label names.
   """
   builder = _builder(tfds_name(dataset), root)
   label_names = builder.info.features[_key(builder, "label")].names
@@ -190,13 +229,22 @@ def open_tfds(
   known = (labels >= 0) & (labels < len(label_names))
   kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
   if not len(kept):
-    raise SourceError(f"{builder.data_path}: no image of split {split!r} is of a class in the list")
-  of_records = [f"{builder.name}/{split}/{row:08d}" for row in kept] if keys is None else keys[kept]
-  return StoredImages(names, class_of_label[labels[kept]], of_records, records, rows=kept)
+    raise SourceError(
+      f"{builder.data_path}: no image of split {split!r} is of a class in the list"
+    )
+  of_records = (
+    [f"{builder.name}/{split}/{row:08d}" for row in kept]
+    if keys is None
+    else keys[kept]
+  )
+  return StoredImages(
+    names, class_of_label[labels[kept]], of_records, records, rows=kept
+  )
 
 
 def tfds_name(dataset: str) -> str:
-  """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as they are."""
+  """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as
+  they are."""
   return _PREPARED.get(dataset) or BUILDERS.get(dataset, dataset)
 
 
@@ -204,14 +252,16 @@ def tfds_name(dataset: str) -> str:
 def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
   """The T label names of one of BUILDERS in TFDS's order, and the class of each, or -1.
 
-  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
-  and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
+  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops
+  (Caltech101), and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
   """
   classes = load_class_list(name)
   if classes.synsets is not None:
     labels = owns = load_class_list("imagenet1k").synsets or ()
   else:
-    labels, owns = read_table(pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv")
+    labels, owns = read_table(
+      pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv"
+    )
   class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
   indices = np.array([class_of.get(own, -1) for own in owns], np.int32)
   indices.flags.writeable = False  # shared by all callers
@@ -221,7 +271,8 @@ def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-  """Class names, and class of each of TFDS's labels; -1 for a label outside the list."""
+  """Class names, and class of each of TFDS's labels; -1 for a label outside the
+  list."""
   known = [name for name, own in BUILDERS.items() if own == builder]
   known.sort(key=lambda name: name != dataset)  # the named one first
   if classes is None and known:
@@ -235,7 +286,9 @@ def _classes(
   if classes is None:
     classes = classes_of(label_names, f"TFDS's {builder}")
   class_of = match_classes(label_names, classes, f"the labels of TFDS's {builder}")
-  return classes.names, np.array([class_of.get(name, -1) for name in label_names], np.int64)
+  return classes.names, np.array(
+    [class_of.get(name, -1) for name in label_names], np.int64
+  )
 
 
 def _index(
@@ -263,13 +316,16 @@ def _builder(dataset: str, root: str | os.PathLike) -> Any:
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error
   except ModuleNotFoundError as error:
     remedy = "for UCF101's middle frames, use coop_ucf101 of the job prepare"
-    raise SourceError(f"{dataset}: TFDS needs TensorFlow to open it; {remedy}") from error
+    raise SourceError(
+      f"{dataset}: TFDS needs TensorFlow to open it; {remedy}"
+    ) from error
   except (ValueError, AssertionError, RuntimeError, OSError) as error:
     raise SourceError(f"TFDS's {dataset}: {_first_line(error)}") from error
 
 
 def _key(builder: Any, kind: str) -> str:
-  """Name of the feature with the image or the label: the usual name, or else the only one."""
+  """Name of the feature with the image or the label: the usual name, or else the
+  only one."""
   features = builder.info.features.items()
   found = [name for name, feature in features if isinstance(feature, _KINDS[kind])]
   if kind not in found and len(found) != 1:

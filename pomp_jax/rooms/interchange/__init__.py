@@ -1,1 +1,2 @@
-"""Files and services of other programs: CoOp, Detic, open_clip, CLIP_benchmark, the hub, wandb."""
+"""Files and services of other programs: CoOp, Detic, open_clip, CLIP_benchmark, the
+hub, wandb."""

@@ -1,4 +1,5 @@
-"""An evaluation in the form of CLIP_benchmark: its JSON file of a data set, its CSV of them all.
+"""An evaluation in the form of CLIP_benchmark: its JSON file of a data set, its CSV of
+them all.
 
 https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
 """
@@ -21,7 +22,8 @@ _PART_CHARACTERS = 80  # of a file name
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-  """Writes `clip_benchmark/`, a file for each set and prompt, and `clip_benchmark.csv`."""
+  """Writes `clip_benchmark/`, a file for each set and prompt, and
+  `clip_benchmark.csv`."""
   records, files = benchmark_records(results), folder / "clip_benchmark"
   remove_folder(files)  # records of other prompts
   files.mkdir()
@@ -36,7 +38,8 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Builds a record for each set and prompt, by the stem of its file; `pretrained`: the prompt."""
+  """Builds a record for each set and prompt, by the stem of its file; `pretrained`:
+  the prompt."""
   found: dict[str, dict[str, Any]] = {}
   for name, of_set in results["sets"].items():
     for label, figures in of_set["prompts"].items():
@@ -49,7 +52,11 @@ def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       accuracy = {"acc1": figures["top1"], "acc5": acc5}
       accuracy["mean_per_class_recall"] = figures["macro_top1"]
       record = {"dataset": name, "model": results["clip_model"], "pretrained": label}
-      record |= {"task": "zeroshot_classification", "metrics": accuracy, "language": "en"}
+      record |= {
+        "task": "zeroshot_classification",
+        "metrics": accuracy,
+        "language": "en",
+      }
       found[unused] = record
   return found
 

@@ -1,4 +1,5 @@
-"""Fields that this room adds: a tracker's, those of an upload, and of features of names."""
+"""Fields that this room adds: a tracker's, those of an upload, and of features of
+names."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +18,9 @@ TRACKERS = ("wandb",)
 class Tracking(Group):
   """An experiment tracker."""
 
-  tracker: str = row("none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS))
+  tracker: str = row(
+    "none", "experiment tracker; see docs/watching.md", one_of("none", *TRACKERS)
+  )
 
   def check_in(self, config: Any) -> None:
     """Checks that the tracker's package is installed."""
@@ -40,9 +43,13 @@ class Synonyms(Group):
 class Upload(Group):
   """Upload of a prompt to a hub."""
 
-  hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")
+  hub: str = row(
+    "", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md"
+  )
   license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
-  private: bool = row(False, "private repository, where it is created; a public one is refused")
+  private: bool = row(
+    False, "private repository, where it is created; a public one is refused"
+  )
 
   def check_in(self, config: Any) -> None:
     """Checks that a prompt can be uploaded so."""

@@ -1,7 +1,8 @@
 """The tables of a report as LaTeX, to be included in a paper.
 
-A table that is too wide with intervals is written without them, with upright headings; one that is
-still too wide is scaled to the line, and one that is too long for a page is divided.
+A table that is too wide with intervals is written without them, with upright headings;
+one that is still too wide is scaled to the line, and one that is too long for a page is
+divided.
 """
 
 import re
@@ -30,7 +31,8 @@ _ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
 _HEADER = r"""% Packages: \usepackage{booktabs} and \usepackage{graphicx} (\rotatebox, \resizebox).
 % Include it by \input{results}. Tables are floats; their numbers are those of results.json.
 % Names in other than Latin letters need XeLaTeX or LuaLaTeX."""
-# Characters of a line of a one-column article at 10 points; and of a table that is scaled to it.
+# Characters of a line of a one-column article at 10 points; and of a table that is
+# scaled to it.
 _LINE, _SCALED = 72, 100
 _ROWS = 40  # of a table on one page
 _CELL = 60  # characters of a cell; a longer one is a paragraph
@@ -40,7 +42,8 @@ _BREAK = ", "  # where a heading has a line's end
 
 
 def latex(report: Report) -> str:
-  """Formats the brief sections as floats, below a comment with the packages that they need.
+  """Formats the brief sections as floats, below a comment with the packages that they
+  need.
 
   Absolute paths are cut to their last name.
   """
@@ -64,7 +67,11 @@ def _tables(section: Section) -> list[str]:
   compact, table = without_intervals(section), section.table
   assert table is not None and compact.table is not None
   if _width(table, upright=False) > _SCALED and compact.table.rows != table.rows:
-    section, table, before = compact, compact.table, "% Without intervals, which results.md has.\n"
+    section, table, before = (
+      compact,
+      compact.table,
+      "% Without intervals, which results.md has.\n",
+    )
   floats = []
   for first in range(0, max(len(table.rows), 1), _ROWS):
     rows = range(first, min(first + _ROWS, len(table.rows)))
@@ -86,7 +93,8 @@ def _without_paths(section: Section) -> Section:
 
 
 def _width(table: Table, *, upright: bool) -> int:
-  """Characters of a line of the table; upright headings, but that of the rows, need one each."""
+  """Characters of a line of the table; upright headings, but that of the rows, need
+  one each."""
   widths = []
   for column, heading in enumerate(headings(table)):
     of_heading = 1 if upright and column else max(map(len, heading.split(_BREAK)))
@@ -104,7 +112,12 @@ def _float(section: Section, table: Table) -> str:
     if number == 0 or _part(table, number) != _part(table, number - 1):
       lines.append(r"\midrule")
     lines.append(rf"{' & '.join(row)} \\")
-  body = [rf"\begin{{tabular}}{{{_layout(table)}}}", r"\toprule", *lines, r"\bottomrule"]
+  body = [
+    rf"\begin{{tabular}}{{{_layout(table)}}}",
+    r"\toprule",
+    *lines,
+    r"\bottomrule",
+  ]
   body.append(r"\end{tabular}")
   if (narrow if upright else width) > _LINE:
     body = [r"\resizebox{\linewidth}{!}{" + body[0], *body[1:-1], body[-1] + "}"]
@@ -115,7 +128,8 @@ def _float(section: Section, table: Table) -> str:
 
 
 def _part(table: Table, row: int) -> str:
-  """The part of the table that a row belongs to; "best" and "failed" rows are in the main one."""
+  """The part of the table that a row belongs to; "best" and "failed" rows are in the
+  main one."""
   return "" if table.marks[row] in ("best", "failed") else table.marks[row]
 
 
@@ -147,6 +161,8 @@ def _layout(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-  text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text.translate(_ESCAPES)).replace("\0", "$-$")
+  text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text.translate(_ESCAPES)).replace(
+    "\0", "$-$"
+  )
   # Behind "\\" LaTeX reads "[" and "*" as an argument.
   return f"{{}}{text}" if text.startswith(("[", "*")) else text

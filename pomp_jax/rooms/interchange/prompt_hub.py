@@ -1,7 +1,9 @@
-"""Prompts on HuggingFace's hub, `hf:OWNER/NAME`, by its own library; uploads with a model card.
+"""Prompts on HuggingFace's hub, `hf:OWNER/NAME`, by its own library; uploads with a
+model card.
 
-The library retries for up to a minute where there is no network. So the hub is first asked once,
-with a timeout, and every failure is one line. The library is imported with the first request.
+The library retries for up to a minute where there is no network. So the hub is first
+asked once, with a timeout, and every failure is one line. The library is imported with
+the first request.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +43,11 @@ _TIMEOUT = 5.0  # seconds to wait for an answer
 _LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 _PAPER = "[POMP](https://arxiv.org/abs/2304.04704) (Ren et al., NeurIPS 2023)"
 # Columns of the table, by their names in `results.json`.
-_COLUMNS = {"prompt": "this prompt", "hand_written": None, "class_name": "the bare name"}
+_COLUMNS = {
+  "prompt": "this prompt",
+  "hand_written": None,
+  "class_name": "the bare name",
+}
 _PLACES = {"end": "before", "middle": "on both sides of", "front": "after"}
 
 
@@ -58,28 +64,34 @@ class HubWriteError(HubError):
 def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
   """Repository, revision and file of `hf:OWNER/NAME[@REVISION][/FILE]`.
 
-  Without a revision (None) it is the main branch, without a file `prompt.npz`. HubError for another
-  form, or a file of another kind.
+  Without a revision (None) it is the main branch, without a file `prompt.npz`. HubError
+  for another form, or a file of another kind.
   """
   match = _NAME.fullmatch(os.fspath(name))
-  if match is None or not (file := match[3] or prompt_file.DEFAULT_FILE).endswith(_SUFFIXES):
+  if match is None or not (file := match[3] or prompt_file.DEFAULT_FILE).endswith(
+    _SUFFIXES
+  ):
     raise HubError(f"{printable(os.fspath(name))}: expected {_ACCEPTED}")
   return match[1], match[2], file
 
 
 def load_from_hub(name: str | os.PathLike) -> Prompt:
-  """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and `_download`'s."""
+  """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and
+  `_download`'s."""
   file = _download(name)
   if prompt_file.format_of_content(file) == "pth":
     prompt_file.refuse(name, "the file", "a torch checkpoint", _KINDS)
   try:
     return prompt_file.load_prompt(file)
   except prompt_file.PromptFileError as error:
-    raise prompt_file.PromptFileError(f"{name}: {str(error).removeprefix(f'{file}: ')}") from error
+    raise prompt_file.PromptFileError(
+      f"{name}: {str(error).removeprefix(f'{file}: ')}"
+    ) from error
 
 
 def _download(name: str | os.PathLike) -> pathlib.Path:
-  """Downloads a file that `parse` names, or finds it in the cache if the hub does not answer.
+  """Downloads a file that `parse` names, or finds it in the cache if the hub does not
+  answer.
 
   HubError if it is in neither, or may not be read.
   """
@@ -95,10 +107,14 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
       if isinstance(error, HfHubHTTPError) and _status_of(error) < 500:
         raise  # the hub itself refuses
       try:
-        cached = api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+        cached = api.hf_hub_download(
+          repository, file, revision=revision, local_files_only=True
+        )
       except Exception:  # of another class in each version of the library
         told = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
+        raise HubError(
+          f"{name}: not in the cache, and the hub can't be asked ({told})"
+        ) from error
       log.warning("%s: the hub can't be asked; the file in its cache is used", name)
       return pathlib.Path(cached)
     files = [found.rfilename for found in info.siblings or ()]
@@ -107,7 +123,9 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
       there = printable(", ".join(usable)) or f"no {_KINDS}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
     # By the revision's name, under which it is found without a network.
-    found = api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
+    found = api.hf_hub_download(
+      repository, file, revision=revision, etag_timeout=_TIMEOUT
+    )
     return pathlib.Path(found)
 
 
@@ -130,7 +148,9 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
   except Exception as error:  # those of requests and of httpx share no base
-    raise kind(f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}") from error
+    raise kind(
+      f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}"
+    ) from error
 
 
 def wanted(export: Export) -> bool:
@@ -146,9 +166,12 @@ def check(export: Export, prompt: Prompt) -> None:
 
 
 def push(export: Export, prompt: Prompt, folder: Path) -> str:
-  """Writes a prompt and its card to the folder, uploads both, and returns the commit's URL."""
+  """Writes a prompt and its card to the folder, uploads both, and returns the
+  commit's URL."""
   upload, results = export.of(Upload), results_of(export.prompt, prompt)
-  return push_prompt(upload.hub, prompt, upload.license, results, upload.private, keep_in=folder)
+  return push_prompt(
+    upload.hub, prompt, upload.license, results, upload.private, keep_in=folder
+  )
 
 
 def push_prompt(
@@ -161,15 +184,19 @@ def push_prompt(
 ) -> str:
   """Uploads `prompt.npz` and a model card to `hf:OWNER/NAME`; returns the commit's URL.
 
-  Folders in the prompt's config are cut to their last name: they belong to the machine. Errors as
-  `save_prompt`'s and `check_upload`'s; HubWriteError if the hub refuses repository or metadata.
-  Licences are named by the hub's identifiers. `results` are `results.json` of the training, whose
-  accuracies the card reports. With `private` a public repository is an error. `keep_in` is a folder
-  that gets a copy of both files, before the upload.
+  Folders in the prompt's config are cut to their last name: they belong to the machine.
+  Errors as `save_prompt`'s and `check_upload`'s; HubWriteError if the hub refuses
+  repository or metadata. Licences are named by the hub's identifiers. `results` are
+  `results.json` of the training, whose accuracies the card reports. With `private` a
+  public repository is an error. `keep_in` is a folder that gets a copy of both files,
+  before the upload.
   """
   from huggingface_hub import HfApi
 
-  config, clip_model = without_folders(prompt.config), without_folders(prompt.clip_model)
+  config, clip_model = (
+    without_folders(prompt.config),
+    without_folders(prompt.clip_model),
+  )
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
@@ -182,12 +209,15 @@ def push_prompt(
     with _as_hub_error(name, HubWriteError):
       api.create_repo(repository, private=private or None, exist_ok=True)
       told = f"Prompt for {clip_model}"
-      commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=told)
+      commit = api.upload_folder(
+        repo_id=repository, folder_path=folder, commit_message=told
+      )
       return commit.commit_url
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
-  """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it is damaged.
+  """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it
+  is damaged.
 
   Empty unless the folder is of the run that learned the prompt.
   """
@@ -197,7 +227,10 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   run = RunFolder(file.parent)
   if file in run.other_prompts.values():
     return {}  # the results are of another checkpoint
-  if not (exists(run.config) and exists(run.results)) or read_json(run.config) != prompt.config:
+  if (
+    not (exists(run.config) and exists(run.results))
+    or read_json(run.config) != prompt.config
+  ):
     return {}
   results = read_json(run.results)
   is_training = isinstance(results, dict) and results.get("job") == "pretrain"
@@ -207,15 +240,17 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   """Checks that an upload to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
 
-  HubError for another form of name, no token, no answer of the hub, or a public repository where a
-  private one is wanted.
+  HubError for another form of name, no token, no answer of the hub, or a public
+  repository where a private one is wanted.
   """
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
 
   repository, *_ = parse(name)
   if os.fspath(name) != f"{prompt_file.HUB_PREFIX}{repository}":
-    raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
+    raise HubError(
+      f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload"
+    )
   if not get_token():
     raise HubError(f"{name}: an upload needs {_LOG_IN}")
   with _as_hub_error(name, HubError):
@@ -226,11 +261,15 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
         raise
       return repository
     if private and not is_private:
-      raise HubError(f"{name}: the repository is public, expected a private or a new one")
+      raise HubError(
+        f"{name}: the repository is public, expected a private or a new one"
+      )
   return repository
 
 
-def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:
+def model_card(
+  name: str, prompt: Prompt, license: str, results: Mapping[str, Any]
+) -> Any:
   """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
   from huggingface_hub import ModelCard, ModelCardData
 
@@ -244,11 +283,21 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
     tags=["clip", "prompt-learning", "jax"],
   )
   *n_classes, n_vectors, width = prompt.context.shape
-  shared = f"one context for each of {n_classes[0]} classes" if n_classes else "for any class names"
-  clip = "CLIP" if prompt.clip_model == prompt_file.UNKNOWN_CLIP else printable(prompt.clip_model)
+  shared = (
+    f"one context for each of {n_classes[0]} classes"
+    if n_classes
+    else "for any class names"
+  )
+  clip = (
+    "CLIP"
+    if prompt.clip_model == prompt_file.UNKNOWN_CLIP
+    else printable(prompt.clip_model)
+  )
   # A name of no hub and not "world" is a folder or file of the machine that trained.
   local = not on_hub and prompt.clip_model != "world"
-  hint = "\n\nThe first argument is the folder or the file of that CLIP." if local else ""
+  hint = (
+    "\n\nThe first argument is the folder or the file of that CLIP." if local else ""
+  )
   return ModelCard(f"""---
 {data.to_yaml()}
 ---
@@ -280,12 +329,16 @@ def _training(name: str, config: Mapping[str, Any]) -> str:
   facts = {
     "images": data.get("dataset") or data.get("root") or data.get("source"),
     "shots": data.get("shots") or "all",
-    "contrast over": "all classes" if config.get("negatives") == "all" else config.get("k"),
+    "contrast over": "all classes"
+    if config.get("negatives") == "all"
+    else config.get("k"),
     "correction": config.get("correction"),
     "epochs": config.get("epochs"),
     "seed": config.get("seed"),
   }
-  told = [f"{fact} {_code(str(value))}" for fact, value in facts.items() if value is not None]
+  told = [
+    f"{fact} {_code(str(value))}" for fact, value in facts.items() if value is not None
+  ]
   return (
     f'{", ".join(told)}. `load_prompt("{name}").config`, of `pomp_jax.files.prompt_file`, is the'
     " whole configuration."
@@ -297,14 +350,23 @@ def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
     return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")
   labels = [label or _code(template) for label in _COLUMNS.values()]
-  rows = [f"| top-1 (%) | images | classes | {' | '.join(labels)} |", "| --- " * 6 + "|"]
+  rows = [
+    f"| top-1 (%) | images | classes | {' | '.join(labels)} |",
+    "| --- " * 6 + "|",
+  ]
   for split, scores in results["eval"].items():
-    found = [f"{100 * scores[key]['top1']:.1f}" if key in scores else "" for key in _COLUMNS]
+    found = [
+      f"{100 * scores[key]['top1']:.1f}" if key in scores else "" for key in _COLUMNS
+    ]
     counts = results["eval_images"][split], results["eval_classes"][split]
     rows.append(f"| {_code(split)} | {counts[0]} | {counts[1]} | {' | '.join(found)} |")
   command = results.get("provenance", {}).get("command", "")
   shown = printable(without_folders(command), None).replace("`", "?")
-  lines = ["## Results", "Measured on the test splits of the training's data:", "\n".join(rows)]
+  lines = [
+    "## Results",
+    "Measured on the test splits of the training's data:",
+    "\n".join(rows),
+  ]
   lines += [f"```bash\n{shown}\n```"] if shown else []
   return "\n" + "\n\n".join(lines) + "\n"
 

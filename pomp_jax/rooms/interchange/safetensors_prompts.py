@@ -1,4 +1,5 @@
-"""Prompts as safetensors: ours, and the context of a whole model that other code has written.
+"""Prompts as safetensors: ours, and the context of a whole model that other code has
+written.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -14,14 +15,26 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.files.paths import local_copy
-from pomp_jax.files.prompt_file import FORMAT_VERSION, OF_OTHERS, TEXTS, PromptFileError, refuse
+from pomp_jax.files.prompt_file import (
+  FORMAT_VERSION,
+  OF_OTHERS,
+  TEXTS,
+  PromptFileError,
+  refuse,
+)
 from pomp_jax.rooms.interchange.torch_archive import context_name
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """The tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
-  metadata = {**text, "format_version": str(FORMAT_VERSION), "crc32": _crc32(context, text)}
-  "".join(text.values()).encode()  # raises UnicodeEncodeError, which the library does not
+  """The tensor `context`, and `format_version`, the text fields and `crc32` as
+  metadata."""
+  metadata = {
+    **text,
+    "format_version": str(FORMAT_VERSION),
+    "crc32": _crc32(context, text),
+  }
+  # raises UnicodeEncodeError, which the library does not
+  "".join(text.values()).encode()
   return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
 
 
@@ -48,14 +61,17 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     refuse(path, "the file", found, "an undamaged safetensors file")
   crc32 = fields.get("crc32")  # files of other writers have none
   if crc32 is not None and crc32 != _crc32(fields.get("context", np.empty(0)), fields):
-    refuse(path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file")
+    refuse(
+      path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file"
+    )
   if fields.get("format_version") == str(FORMAT_VERSION):
     fields["format_version"] = FORMAT_VERSION
   return fields
 
 
 def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
-  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
+  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no
+  checksum."""
   described = [list(context.shape), [text.get(field) for field in TEXTS]]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"

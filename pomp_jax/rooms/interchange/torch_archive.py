@@ -1,8 +1,9 @@
-"""Torch's zip archives without torch: weights of CLIPs, and prompts of CoOp's and POMP's code.
+"""Torch's zip archives without torch: weights of CLIPs, and prompts of CoOp's and
+POMP's code.
 
 `<root>/data.pkl` is a pickle of the value, in which a tensor is a reference to a record
-`<root>/data/<key>` of raw numbers, with an offset, a shape and strides. Nothing is unpickled. Torch
-is imported to write a prompt alone.
+`<root>/data/<key>` of raw numbers, with an offset, a shape and strides. Nothing is
+unpickled. Torch is imported to write a prompt alone.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -23,18 +24,36 @@ import numpy as np
 from pomp_jax.clip import weights
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.files.paths import Path, is_dir, is_file, local_copy
-from pomp_jax.files.prompt_file import FORMAT_VERSION, OF_OTHERS, PromptFileError, refuse
-from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
+from pomp_jax.files.prompt_file import (
+  FORMAT_VERSION,
+  OF_OTHERS,
+  PromptFileError,
+  refuse,
+)
+from pomp_jax.files.restricted_pickle import (
+  PickledObject,
+  PickleError,
+  RestrictedUnpickler,
+)
 from pomp_jax.files.terminal import printable
 
-# Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
+# Item of a training checkpoint with the weights: open_clip's and CoOp's, and
+# detectron2's.
 _STATE_DICTS = ("state_dict", "model")
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
-_TYPES = {"Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4"}
+_TYPES = {
+  "Double": "f8",
+  "Float": "f4",
+  "Half": "f2",
+  "BFloat16": "u2",
+  "Long": "i8",
+  "Int": "i4",
+}
 _TYPES |= {"Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 _TYPES = {f"{name}Storage": kind for name, kind in _TYPES.items()}
-# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
-# models), and that of ZSSeg's own, which may also have vectors after the name.
+# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's
+# segmentation models), and that of ZSSeg's own, which may also have vectors after the
+# name.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
 _SUFFIX = "suffix_prompt"
 # Item of a torch checkpoint with our text fields; published code ignores it.
@@ -65,10 +84,11 @@ class _Storage(NamedTuple):
 
 
 class TorchUnpickler(RestrictedUnpickler):
-  """Reads `data.pkl`: tensors as `StoredTensor`, ordered dicts as dicts, parameters as tensors.
+  """Reads `data.pkl`: tensors as `StoredTensor`, ordered dicts as dicts, parameters as
+  tensors.
 
-  Reads more than `torch.load(weights_only=True)`: Dassl's warm-up schedulers keep a whole scheduler
-  object in their state, which torch refuses.
+  Reads more than `torch.load(weights_only=True)`: Dassl's warm-up schedulers keep a
+  whole scheduler object in their state, which torch refuses.
   """
 
   # Names of protocol 2: those that torch's own safe loader takes, and
@@ -96,8 +116,12 @@ class TorchUnpickler(RestrictedUnpickler):
       numbers = (offset, *shape, *strides)
       if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         raise PickleError("a tensor without a storage, a shape or strides")
-      return StoredTensor(storage.key, storage.kind, offset, tuple(shape), tuple(strides))
-    if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], StoredTensor):
+      return StoredTensor(
+        storage.key, storage.kind, offset, tuple(shape), tuple(strides)
+      )
+    if name == "torch._utils._rebuild_parameter" and isinstance(
+      arguments[0], StoredTensor
+    ):
       return arguments[0]
     return PickledObject(name)
 
@@ -110,7 +134,8 @@ class TorchUnpickler(RestrictedUnpickler):
 
 
 class TorchArchive(contextlib.AbstractContextManager):
-  """Open archive; `value` is what `TorchUnpickler` reads. What can't be read raises `error`."""
+  """Open archive; `value` is what `TorchUnpickler` reads. What can't be read raises
+  `error`."""
 
   value: Any
 
@@ -120,7 +145,9 @@ class TorchArchive(contextlib.AbstractContextManager):
       self._zip = zipfile.ZipFile(local_copy(path))
     except FileNotFoundError:
       self._refuse("the file", "missing", "a torch checkpoint")
-    except Exception as error:  # a damaged archive fails in more ways than zipfile documents
+    except (
+      Exception
+    ) as error:  # a damaged archive fails in more ways than zipfile documents
       self._refuse("the file", f"not a whole zip ({error})", weights.TORCH_FILES)
     with contextlib.ExitStack() as stack:
       stack.enter_context(self._zip)
@@ -148,8 +175,8 @@ class TorchArchive(contextlib.AbstractContextManager):
   def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
-    The error names `field` if its type is unknown, its record missing or damaged, or if it reaches
-    beyond the record.
+    The error names `field` if its type is unknown, its record missing or damaged, or if
+    it reaches beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -158,7 +185,9 @@ class TorchArchive(contextlib.AbstractContextManager):
     data = self._read(f"data/{tensor.storage}")
     try:
       strides = [dtype.itemsize * stride for stride in tensor.strides]
-      view = np.ndarray(tensor.shape, dtype, data, dtype.itemsize * tensor.offset, strides)
+      view = np.ndarray(
+        tensor.shape, dtype, data, dtype.itemsize * tensor.offset, strides
+      )
       array = view.astype(dtype.newbyteorder("="), order="C")
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
       found = f"{list(tensor.shape)} on a record of {len(data)} bytes ({error})"
@@ -175,12 +204,15 @@ class TorchArchive(contextlib.AbstractContextManager):
       self._refuse(record, f"damaged ({error})", "an undamaged record")
 
   def _refuse(self, part: str, found: str, accepted: str) -> NoReturn:
-    raise self._error(f"{self._path}: {part} is {printable(found)}; accepted: {accepted}")
+    raise self._error(
+      f"{self._path}: {part} is {printable(found)}; accepted: {accepted}"
+    )
 
 
 @contextlib.contextmanager
 def open_torch(path: Path) -> Iterator[weights.Weights]:
-  """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or TorchScript."""
+  """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or
+  TorchScript."""
   with TorchArchive(path) as archive:
     value = archive.value
     items = value.items() if isinstance(value, dict) else ()
@@ -191,13 +223,19 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
     try:
       tensors = dict(_named_tensors(value))
     except RecursionError:
-      weights.refuse(path, "the checkpoint", "a module inside itself", "a state dict of weights")
+      weights.refuse(
+        path, "the checkpoint", "a module inside itself", "a state dict of weights"
+      )
     if not tensors:
       kind = value.name if isinstance(value, PickledObject) else type(value).__name__
-      weights.refuse(path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights")
+      weights.refuse(
+        path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights"
+      )
     # Distributed training wraps the model in another module.
     if all(name.startswith("module.") for name in tensors):
-      tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+      tensors = {
+        name.removeprefix("module."): tensor for name, tensor in tensors.items()
+      }
 
     def read(name: str) -> np.ndarray:
       values = archive.array(tensors[name], name)
@@ -210,7 +248,8 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-  """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
+  """Finds the tensors of a state dict, or of a TorchScript module and its
+  submodules."""
   children: dict[Any, Any] = {}
   if isinstance(value, StoredTensor):
     yield name, value
@@ -226,9 +265,10 @@ def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTens
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
   """The layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
 
-  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, with `epochs` of the
-  config, else 0, and without the published buffers `token_prefix` and `token_suffix`, the
-  embeddings of the training's class names. PromptFileError without torch.
+  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, with
+  `epochs` of the config, else 0, and without the published buffers `token_prefix` and
+  `token_suffix`, the embeddings of the training's class names. PromptFileError without
+  torch.
   """
   try:
     import torch
@@ -246,7 +286,8 @@ def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the context of a checkpoint, of any float type, as float32, and our fields beside it."""
+  """Reads the context of a checkpoint, of any float type, as float32, and our fields
+  beside it."""
   with TorchArchive(path, PromptFileError) as archive:
     field, tensor = _torch_context(path, archive.value)
     if not isinstance(tensor, StoredTensor):
@@ -263,9 +304,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
-  """Name and value of the context, in a checkpoint's state dict or in a state dict alone."""
+  """Name and value of the context, in a checkpoint's state dict or in a state dict
+  alone."""
   whole = value if isinstance(value, dict) else {}
-  places = {"model": whole.get("model"), "state_dict": whole.get("state_dict"), "": whole}
+  places = {
+    "model": whole.get("model"),
+    "state_dict": whole.get("state_dict"),
+    "": whole,
+  }
   for place, state in places.items():
     items = state if isinstance(state, dict) else {}
     name = context_name(path, items, place or "the file")
@@ -277,10 +323,14 @@ def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
   if not isinstance(item, dict):
     refuse(path, field, _kind(item), f"a dict with {key!r}")
   names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
-  refuse(path, f"{field}[{key!r}]", f"missing (there are: {names})", "an item of that name")
+  refuse(
+    path, f"{field}[{key!r}]", f"missing (there are: {names})", "an item of that name"
+  )
 
 
-def context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
+def context_name(
+  path: str | os.PathLike, items: Collection[Any], place: str
+) -> str | None:
   """Name of the context among those of a state dict's tensors."""
   names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
   if len(names) > 1:
@@ -293,9 +343,14 @@ def context_name(path: str | os.PathLike, items: Collection[Any], place: str) ->
 
 
 def prompt_of_trainer(output: Path) -> Path | None:
-  """The best checkpoint in a trainer's folder, as Dassl loads it, else the one last saved."""
+  """The best checkpoint in a trainer's folder, as Dassl loads it, else the one last
+  saved."""
   for folder in (output / "prompt_learner", output):
-    files = {path.name: path for path in folder.glob("model*.pth.tar*")} if is_dir(folder) else {}
+    files = (
+      {path.name: path for path in folder.glob("model*.pth.tar*")}
+      if is_dir(folder)
+      else {}
+    )
     last = folder / "checkpoint"
     name = last.read_text(errors="replace").strip() if files and is_file(last) else ""
     newest = sorted(files, key=lambda name: (len(name), name))[-1:]

@@ -1,7 +1,7 @@
 """Weights & Biases gets the config, the scalars and the results of a training.
 
-`wandb`, an extra of the package, is set up by its own environment variables. A resumed run
-continues there: `tracker.json` in the run's folder holds its id.
+`wandb`, an extra of the package, is set up by its own environment variables. A resumed
+run continues there: `tracker.json` in the run's folder holds its id.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 # For the tracker's server at the start, and for what is left at the end.
 _SECONDS, _TIMEOUTS = 30.0, ("init_timeout", "finish_timeout", "login_timeout")
 _PROJECT = "pomp-jax"
-# Its service, another process, ends with ours. What it has not written by then is lost offline.
+# Its service, another process, ends with ours. What it has not written by then is lost
+# offline.
 _FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
 
 
@@ -38,8 +39,9 @@ def open_tracker(fields: Log, folder: RunFolder, config: Mapping[str, Any]) -> T
 class Wandb(Tracker):
   """Sends a training from process 0.
 
-  An error of wandb's is one warning, after which nothing is sent: it must not end a training.
-  A training that is asked to stop is marked as preempted, and continues at the next start.
+  An error of wandb's is one warning, after which nothing is sent: it must not end a
+  training. A training that is asked to stop is marked as preempted, and continues at
+  the next start.
   """
 
   def __init__(self, folder: RunFolder, config: Mapping[str, Any]):
@@ -52,7 +54,8 @@ class Wandb(Tracker):
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     if self._run is not None:
       with self._stop_on_error():
-        # Not as wandb's own step, which may only grow: a roll-back or a restart repeats some.
+        # Not as wandb's own step, which may only grow: a roll-back or a restart repeats
+        # some.
         self._run.log({"step": step, **scalars})
 
   def finish(self, results: Mapping[str, Any]) -> None:
@@ -77,7 +80,9 @@ class Wandb(Tracker):
     except Exception as error:  # whatever a library of this size may raise
       self._run = None
       reason = one_line(f"{type(error).__name__}: {error}")
-      log.warning("wandb: nothing more is sent (%s); the training continues without", reason)
+      log.warning(
+        "wandb: nothing more is sent (%s); the training continues without", reason
+      )
       with contextlib.suppress(Exception):
         sys.modules["wandb"].teardown()  # else it reports the same error at exit
 
@@ -97,12 +102,15 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
     id=stored["wandb"],
     resume="allow",
     project=os.environ.get("WANDB_PROJECT") or _PROJECT,
-    name=os.environ.get("WANDB_NAME") or "/".join(os.path.abspath(folder.path).split("/")[-2:]),
+    name=os.environ.get("WANDB_NAME")
+    or "/".join(os.path.abspath(folder.path).split("/")[-2:]),
     job_type=config["job"],
     config=config,
     dir=os.fspath(folder.path) if inside else None,
     # Our streams stay ours.
-    settings=wandb.Settings(**dict.fromkeys(_TIMEOUTS, _SECONDS), console="off", silent=True),
+    settings=wandb.Settings(
+      **dict.fromkeys(_TIMEOUTS, _SECONDS), console="off", silent=True
+    ),
   )
   run.define_metric("*", step_metric="step")
   offline = f"offline; `wandb sync` sends {os.path.dirname(run.dir)}"

@@ -1,1 +1,2 @@
-"""Class vectors beside a prompt's: mixtures, sentences about each class, random words."""
+"""Class vectors beside a prompt's: mixtures, sentences about each class, random
+words."""

@@ -1,6 +1,8 @@
-"""Texts for class vectors: a file of sentences about each class, and WaffleCLIP's random words.
+"""Texts for class vectors: a file of sentences about each class, and WaffleCLIP's
+random words.
 
-Both are prompts by name; `prompts` reads them. Shapes: N classes, S sentences, E embedding.
+Both are prompts by name; `prompts` reads them. Shapes: N classes, S sentences, E
+embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ from pomp_jax.files.terminal import printable, quoted, steps_of
 # The seed, and a file, JSON with `words`, a list, and `characters`.
 _WAFFLE = re.compile(r"waffle(?::(\d{1,9})(?::(.+))?)?")
 _PAIRS = 15  # texts with words, and as many with characters
-# How a text continues from the name to a random word that begins so; else with "which has".
+# How a text continues from the name to a random word that begins so; else with "which
+# has".
 _CONTINUED = {"a": "which is", "used": "which is"}
 _CONTINUED |= dict.fromkeys(("has", "often", "typically", "may", "can"), "which")
 
@@ -32,10 +35,13 @@ class Descriptions(OtherPrompt):
     self._path, self._sentences = path, sentences
 
   def features(self, encoder, classes):
-    """Mean unit features of the sentences, normalised; long ones are cut, as in CuPL's code."""
+    """Mean unit features of the sentences, normalised; long ones are cut, as in
+    CuPL's code."""
     sentences = self.of(classes.names, self._path)
     starts = np.cumsum([0, *map(len, sentences[:-1])])
-    features_SxE = encoder.class_features([x for own in sentences for x in own], "{}", cut=True)
+    features_SxE = encoder.class_features(
+      [x for own in sentences for x in own], "{}", cut=True
+    )
     sums_NxE = np.add.reduceat(features_SxE, starts, axis=0)
     return sums_NxE / np.linalg.norm(sums_NxE, axis=-1, keepdims=True)
 
@@ -59,21 +65,30 @@ def _key(name: str) -> str:
 
 
 def read_descriptions(path: str) -> Descriptions:
-  """Reads the JSON of CuPL (Pratt et al., 2023): an object of lists of sentences by class name."""
+  """Reads the JSON of CuPL (Pratt et al., 2023): an object of lists of sentences by
+  class name."""
   content, found = read_user_json(path, PromptFileError), dict[str, list[str]]()
   if not isinstance(content, dict):
-    refuse(path, "the file", "no JSON object", 'sentences by class name, {"cat": ["It purrs."]}')
+    refuse(
+      path,
+      "the file",
+      "no JSON object",
+      'sentences by class name, {"cat": ["It purrs."]}',
+    )
   for name, texts in content.items():
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
       refuse(path, quoted(name), "no list of texts", "a list of sentences")
     if texts:
-      check_names(list(map(normalized_name, texts)), f"{path}, {quoted(name)}", distinct=False)
+      check_names(
+        list(map(normalized_name, texts)), f"{path}, {quoted(name)}", distinct=False
+      )
     found[_key(name)] = [*found.get(_key(name), ()), *texts]
   return Descriptions(path, found)
 
 
 class Waffle(OtherPrompt):
-  """WaffleCLIP's random words and characters behind a name: `waffle_texts` of the classes."""
+  """WaffleCLIP's random words and characters behind a name: `waffle_texts` of the
+  classes."""
 
   def __init__(self, name: str):
     """Reads the file of words that a name tells."""
@@ -83,7 +98,9 @@ class Waffle(OtherPrompt):
 
   def features(self, encoder, classes):
     texts = steps_of(self.describe(classes), "class features of texts", "texts")
-    total_NxE = sum(encoder.class_features(classes.names, text, cut=True) for text in texts)
+    total_NxE = sum(
+      encoder.class_features(classes.names, text, cut=True) for text in texts
+    )
     return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
   def describe(self, classes):
@@ -97,12 +114,16 @@ def is_waffle(name: str) -> bool:
 
 @functools.cache
 def waffle_texts(
-  seed: int, words: tuple[str, ...], characters: tuple[str, ...], classes: tuple[str, ...]
+  seed: int,
+  words: tuple[str, ...],
+  characters: tuple[str, ...],
+  classes: tuple[str, ...],
 ) -> tuple[str, ...]:
-  """Draws WaffleCLIP's texts (Roth et al., 2023), the same for all classes, as its code does.
+  """Draws WaffleCLIP's texts (Roth et al., 2023), the same for all classes, as its code
+  does.
 
-  Mode `waffle` of `load_gpt_descriptions` with the repetition `seed`: texts of random words and of
-  random characters, of the mean number and length of words in the names.
+  Mode `waffle` of `load_gpt_descriptions` with the repetition `seed`: texts of random
+  words and of random characters, of the mean number and length of words in the names.
   """
   rng = np.random.RandomState(seed)
   names = [normalized_name(name).split(" ") for name in classes]
@@ -125,22 +146,36 @@ def waffle_texts(
   first = 2 * _PAIRS * rng.choice(len(names))
   own = drawn[first : first + 2 * _PAIRS]
   verbs = [
-    next((verb for start, verb in _CONTINUED.items() if x.startswith(start)), "which has")
+    next(
+      (verb for start, verb in _CONTINUED.items() if x.startswith(start)), "which has"
+    )
     for x in own
   ]
-  return tuple(f"A photo of a {{}}, {verb} {x}." for verb, x in zip(verbs, own, strict=True))
+  return tuple(
+    f"A photo of a {{}}, {verb} {x}." for verb, x in zip(verbs, own, strict=True)
+  )
 
 
 def _words(path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Words and characters to draw from: a file's JSON, or those of ImageNet-1K's names."""
+  """Words and characters to draw from: a file's JSON, or those of ImageNet-1K's
+  names."""
   if path is None:
-    words = sorted({word for name in load_class_list("imagenet1k").names for word in name.split()})
+    words = sorted(
+      {word for name in load_class_list("imagenet1k").names for word in name.split()}
+    )
     return tuple(words), tuple(sorted(set("".join(words))))
   content = read_user_json(path, PromptFileError)
   content = content if isinstance(content, dict) else {}
   for field in ("words", "characters"):
     texts = content.get(field)
-    is_list = isinstance(texts, list | str) and all(isinstance(text, str) for text in texts)
+    is_list = isinstance(texts, list | str) and all(
+      isinstance(text, str) for text in texts
+    )
     if not is_list or not texts or "{" in "".join(texts) or "}" in "".join(texts):
-      refuse(path, field, "no list of texts", 'JSON as {"words": ["oak"], "characters": "ako"}')
+      refuse(
+        path,
+        field,
+        "no list of texts",
+        'JSON as {"words": ["oak"], "characters": "ako"}',
+      )
   return tuple(content["words"]), tuple(content["characters"])

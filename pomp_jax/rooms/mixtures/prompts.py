@@ -1,4 +1,5 @@
-"""Mixtures of class vectors by their names, "0.5*A + 0.5*B", beside what the room reads from files.
+"""Mixtures of class vectors by their names, "0.5*A + 0.5*B", beside what the room reads
+from files.
 
 Shapes: N classes, E embedding.
 """
@@ -22,7 +23,9 @@ from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import ClassFeatures, is_hub, is_prompt_file
 from pomp_jax.rooms.mixtures.descriptions import Waffle, is_waffle, read_descriptions
 
-_TAKES = "a positive weight for each part, such as 0.5*A + 0.5*B, each a prompt by one name"
+_TAKES = (
+  "a positive weight for each part, such as 0.5*A + 0.5*B, each a prompt by one name"
+)
 
 
 class Mixture(OtherPrompt):
@@ -39,10 +42,14 @@ class Mixture(OtherPrompt):
     prompts = [part.prompt for part in parts]
     of_parts = (getattr(prompt, "upright", None) for prompt in prompts)
     self.upright = next((upright for upright in of_parts if upright is not None), None)
-    self.has_rows = any(getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts)
+    self.has_rows = any(
+      getattr(x, "has_rows", isinstance(x, ClassFeatures)) for x in prompts
+    )
 
   def features(self, encoder, classes):
-    own = [named_prompts.features_under(encoder, classes, part.prompt) for part in self.parts]
+    own = [
+      named_prompts.features_under(encoder, classes, part.prompt) for part in self.parts
+    ]
     return mixed(own, self.weights)
 
   def check(self, label, synonyms, clip_config, clip_model):
@@ -56,7 +63,9 @@ class Mixture(OtherPrompt):
       named_prompts.check_lengths(part.prompt, classes, tokenizer, text_config, own)
 
   def describe(self, classes):
-    parts = [["part", *named_prompts.describe(part.prompt, classes)] for part in self.parts]
+    parts = [
+      ["part", *named_prompts.describe(part.prompt, classes)] for part in self.parts
+    ]
     return sum(parts, [str(self.weights)])
 
 
@@ -64,12 +73,15 @@ def mixed(
   features: Sequence[Float[np.ndarray, "N E"]], weights: Sequence[float]
 ) -> Float[np.ndarray, "N E"]:
   """Weighted sum of unit features, with unit rows."""
-  total_NxE = np.sum([weight * one for weight, one in zip(weights, features, strict=True)], axis=0)
+  total_NxE = np.sum(
+    [weight * one for weight, one in zip(weights, features, strict=True)], axis=0
+  )
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
 
 def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
-  """Reads a prompt of this room by its name; None for another name, ConfigError for a wrong part.
+  """Reads a prompt of this room by its name; None for another name, ConfigError for a
+  wrong part.
 
   A mixture needs weights unless the caller has them `chosen`.
   """
@@ -80,7 +92,8 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   weights, names = zip(*map(_weight, item.split(" + ")), strict=True)
   if len(names) == 1 or (is_prompt_file(item) and not is_hub(item)):
     return None
-  # A text may contain the signs too. It is one unless each part has a weight, or one is a name.
+  # A text may contain the signs too. It is one unless each part has a weight, or one is
+  # a name.
   if item.count("{}") == 1 and None in weights and not any(map(_is_name, names)):
     return None
   given = [weight for weight in weights if weight is not None]
@@ -88,7 +101,9 @@ def read_prompt(item: str, field: str, chosen: bool) -> OtherPrompt | None:
   require(is_given or (chosen and not given), field, item, _TAKES)
   parts = [named_prompts.read_prompts([name], field) for name in names]
   require(all(len(part) == 1 for part in parts), field, item, _TAKES)
-  return Mixture([part._replace(label=x) for x, [part] in zip(names, parts, strict=True)], given)
+  return Mixture(
+    [part._replace(label=x) for x, [part] in zip(names, parts, strict=True)], given
+  )
 
 
 def _weight(part: str) -> tuple[float | None, str]:
@@ -102,5 +117,7 @@ def _weight(part: str) -> tuple[float | None, str]:
 
 def _is_name(text: str) -> bool:
   """Whether a part can't be the words of a text."""
-  is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith((f"{ENSEMBLE}:", f"{OUTPUTS}:"))
+  is_known = text in (HAND_WRITTEN, ENSEMBLE) or text.startswith(
+    (f"{ENSEMBLE}:", f"{OUTPUTS}:")
+  )
   return is_known or is_waffle(text) or is_dir(text) or is_prompt_file(text)

@@ -15,7 +15,12 @@ from pomp_jax.config.declare import require
 from pomp_jax.config.fields import Clip, Data, Eval
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import NamedPrompt, check_lengths, check_prompt, features_under
+from pomp_jax.evaluate.named_prompts import (
+  NamedPrompt,
+  check_lengths,
+  check_prompt,
+  features_under,
+)
 from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.evaluate.split_features import images_key, split_features
 from pomp_jax.report.labels import counted
@@ -30,14 +35,21 @@ _STEPS, _STEPS_OF_MORE = 10, 4
 class Weights:
   """The choice of the weights that mixtures among prompts do not have."""
 
-  def __init__(self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval):
-    """Opens the validation images of `config.data` if one is needed; ConfigError for none."""
+  def __init__(
+    self, prompts: Sequence[NamedPrompt], clip: Clip, data: Data, evaluation: Eval
+  ):
+    """Opens the validation images of `config.data` if one is needed; ConfigError for
+    none."""
     self._prompts, self._clip, self._data, self._source = prompts, clip, data, None
-    self._open = [x for x in prompts if isinstance(x.prompt, Mixture) and not x.prompt.weights]
+    self._open = [
+      x for x in prompts if isinstance(x.prompt, Mixture) and not x.prompt.weights
+    ]
     if self._open:
       # The world's pictures are those of its own CLIP.
       fits = clip.model == WORLD or data.source != WORLD
-      expected = "weights, such as 0.5*A + 0.5*B, where config.data has no validation images"
+      expected = (
+        "weights, such as 0.5*A + 0.5*B, where config.data has no validation images"
+      )
       is_there = fits and inputs.has_validation(data)
       require(is_there, "evaluate.prompts", self._open[0].label, expected)
       self._source = inputs.open_source(data, "validation", n_images=evaluation.images)
@@ -47,7 +59,9 @@ class Weights:
     """Raises InputError for a mixture that does not fit the validation images."""
     if self._source is not None:
       model = self._clip.model
-      config, tokenizer = inputs.clip_config_and_tokenizer(model, self._clip.image_tower)
+      config, tokenizer = inputs.clip_config_and_tokenizer(
+        model, self._clip.image_tower
+      )
       inputs.check_features(self._source, model, config)
       names = [(name,) for name in self._classes.names]
       for label, mixture, _ in self._open:
@@ -62,14 +76,17 @@ class Weights:
     return [repr(images_key(self._source, encoder)), repr(self._classes)]
 
   def choose(self, encoder: Encoder) -> tuple[list[NamedPrompt], list[dict[str, Any]]]:
-    """Returns the prompts, and what `results.json` says of each; all processes call it together.
+    """Returns the prompts, and what `results.json` says of each; all processes call it
+    together.
 
     Of equally good weights the nearest to equal weights win.
     """
     found, rows, images = [], [], None
     if self._source is not None:
       threads, max_corrupt = self._data.threads, self._data.max_corrupt
-      images = split_features(encoder, self._source, threads=threads, max_corrupt=max_corrupt)
+      images = split_features(
+        encoder, self._source, threads=threads, max_corrupt=max_corrupt
+      )
     for named in self._prompts:
       row: dict[str, Any] = {"label": named.label, "step": named.step}
       if isinstance(named.prompt, Mixture):
@@ -80,7 +97,9 @@ class Weights:
           scores = {}
           for one in grid(len(parts)):
             given = images.features, mixed(own, one), images.labels
-            scores[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)["macro_top1"]
+            scores[one] = topk_accuracy(*given, ks=(1,), mesh=encoder.mesh)[
+              "macro_top1"
+            ]
           weights = max(scores, key=lambda one: scores[one])
           n_images = len(images.labels)
           n_classes = len(np.unique(images.labels))
@@ -93,7 +112,10 @@ class Weights:
           ends = sorted((one for one in scores if 1 in one), reverse=True)
           alone = ", ".join(f"{100 * scores[one]:.1f}%" for one in ends)
           note += f" (its parts alone {alone}), by the weights "
-        row |= {"weights": weights, "note": note + ", ".join(f"{one:.3g}" for one in weights)}
+        row |= {
+          "weights": weights,
+          "note": note + ", ".join(f"{one:.3g}" for one in weights),
+        }
         log.info("%s", row["note"])
         named = named._replace(prompt=Mixture(parts, weights))
       found.append(named)
@@ -102,7 +124,8 @@ class Weights:
 
 
 def grid(n_parts: int) -> list[tuple[float, ...]]:
-  """Weights to choose from, each part alone included; the nearest to equal weights first."""
+  """Weights to choose from, each part alone included; the nearest to equal weights
+  first."""
   steps = _STEPS if n_parts == 2 else _STEPS_OF_MORE
   counts = itertools.product(range(steps + 1), repeat=n_parts)
   found = [tuple(n / steps for n in own) for own in counts if sum(own) == steps]

@@ -31,7 +31,8 @@ Answer = tuple[NamedPrompt, list[tuple[str, float]]]
 
 
 class Comparison:
-  """A CLIP and prompts, with labels to show. The caller makes sure that one thread computes."""
+  """A CLIP and prompts, with labels to show. The caller makes sure that one thread
+  computes."""
 
   def __init__(
     self,
@@ -43,8 +44,9 @@ class Comparison:
   ):
     """Compiles on first use.
 
-    `top` is the number of names in an answer, `files` are the real paths of the prompts' files.
-    `regions` are `RegionsOfPictures`, or None where the page has no regions.
+    `top` is the number of names in an answer, `files` are the real paths of the
+    prompts' files. `regions` are `RegionsOfPictures`, or None where the page has no
+    regions.
     """
     self._encoder, self._top = encoder, top
     self.prompts, self.regions, self.files = list(prompts), regions, files
@@ -52,7 +54,8 @@ class Comparison:
     self._features = ArrayCache(in_memory=_MOST_FEATURES)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
-    """The same under other prompts, with what is computed by now; FormError if one can't be."""
+    """The same under other prompts, with what is computed by now; FormError if one
+    can't be."""
     clip = self._encoder.clip
     for named in prompts:
       if named_prompts.of_one_list(named.prompt):
@@ -67,20 +70,26 @@ class Comparison:
     return other
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
-    """The likeliest names of a picture under each prompt; TokenizeError, EvaluationError."""
+    """The likeliest names of a picture under each prompt; TokenizeError,
+    EvaluationError."""
     clip, features = self._encoder.clip, self._class_features(names)
     pixels = prepare(image, clip.image_size, resize=self._encoder.resize)
     features_1xE = self._encoder.image_features(pixels[None])
     check_finite(features_1xE, "images")
-    logits = [clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features]
+    logits = [
+      clip.logit_scale * features_1xE[0] @ rows[: len(names)].T for rows in features
+    ]
     return self.answers(names, list(map(scipy.special.softmax, logits)))
 
   def asked(self, image: Image.Image, names: Sequence[str]) -> tuple:
-    """What `regions` take: picture, names, what computes their features, labels of prompts."""
+    """What `regions` take: picture, names, what computes their features, labels of
+    prompts."""
     labels = [named.label for named in self.prompts]
     return image, names, lambda: self._class_features(names), labels
 
-  def answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
+  def answers(
+    self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]
+  ) -> list[Answer]:
     answers = []
     for named, row_N in zip(self.prompts, rows, strict=True):
       best = np.argsort(-row_N, kind="stable")[: self._top]
@@ -91,10 +100,14 @@ class Comparison:
     """Features of the names under each prompt, computed once."""
     # Padded to a power of two, so that few shapes are compiled.
     padding = max(8, 1 << (len(names) - 1).bit_length()) - len(names)
-    classes = ClassList((*names, *[names[0]] * padding), ensemble=load_templates("imagenet"))
+    classes = ClassList(
+      (*names, *[names[0]] * padding), ensemble=load_templates("imagenet")
+    )
     found = []
     for named in self.prompts:
-      key = fingerprint([named.label, str(classes.names), *describe(named.prompt, classes)])
+      key = fingerprint(
+        [named.label, str(classes.names), *describe(named.prompt, classes)]
+      )
       features_SxE = self._features.find(key)
       if features_SxE is None:
         features_SxE = features_under(self._encoder, classes, named.prompt)
@@ -105,10 +118,15 @@ class Comparison:
 
 
 def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
-  """The prompts with labels that tell no folder of the server: a file's last two names."""
+  """The prompts with labels that tell no folder of the server: a file's last two
+  names."""
   found: list[NamedPrompt] = []
   for named in prompts:
-    label = named.label if isinstance(named.prompt, Prompt | str) else without_folders(named.label)
+    label = (
+      named.label
+      if isinstance(named.prompt, Prompt | str)
+      else without_folders(named.label)
+    )
     if isinstance(named.prompt, Prompt) and "://" not in label:
       label = "/".join(pathlib.PurePath(label).parts[-2:])
     number = sum(one.label.partition(" #")[0] == label for one in found) + 1

@@ -19,13 +19,21 @@ _names = Check(
 class Page(Group):
   """The job page: pictures and runs in the browser; see docs/page.md."""
 
-  host: str = row("127.0.0.1", "address of the page; 0.0.0.0 opens it to the network", _address)
-  hosts: tuple[str, ...] = row((), "names that the page answers to beside this machine's", _names)
+  host: str = row(
+    "127.0.0.1", "address of the page; 0.0.0.0 opens it to the network", _address
+  )
+  hosts: tuple[str, ...] = row(
+    (), "names that the page answers to beside this machine's", _names
+  )
   port: int = row(8765, "port of the page; 0: a free one", between(0, 2**16 - 1))
-  prompts: tuple[str, ...] = row(("a photo of a {}.", "{}."), "prompts, see evaluate.prompts")
+  prompts: tuple[str, ...] = row(
+    ("a photo of a {}.", "{}."), "prompts, see evaluate.prompts"
+  )
   runs: str = row("runs", "local folder whose runs are shown; empty: none")
   top: int = row(5, "names shown under each prompt", at_least(1))
-  max_names: int = row(1000, "names that a picture is compared with, at most", at_least(1))
+  max_names: int = row(
+    1000, "names that a picture is compared with, at most", at_least(1)
+  )
   max_upload: float = row(10.0, "picture file at most, MiB", above(0, 1024))
 
 

@@ -1,4 +1,5 @@
-"""What a visitor enters, checked: a picture, names, boxes. Nothing here names a file of the server.
+"""What a visitor enters, checked: a picture, names, boxes. Nothing here names a file of
+the server.
 
 Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
 Shapes: R boxes.
@@ -50,7 +51,8 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
 
 
 def read_templates(text: str) -> tuple[str, ...]:
-  """Reads distinct texts with one {} each, one a line, or none; FormError or VocabularyError."""
+  """Reads distinct texts with one {} each, one a line, or none; FormError or
+  VocabularyError."""
   texts = tuple(dict.fromkeys(lines_of(text)))
   if wrong := [one for one in texts if one.count("{}") != 1]:
     got = quoted(wrong[0])
@@ -61,14 +63,16 @@ def read_templates(text: str) -> tuple[str, ...]:
 
 
 def read_picture(content: bytes) -> Image.Image:
-  """Decodes a picture to RGB, upright as browsers show it; reduces larger ones to LONGEST pixels.
+  """Decodes a picture to RGB, upright as browsers show it; reduces larger ones to
+  LONGEST pixels.
 
   FormError for an empty file; ImageError for one that `data.images` can't decode.
   """
   if not content:
     raise FormError("the picture: the file is empty")
   image = open_image(content, "the picture")
-  # A JPEG is decoded at a fraction of its size, which is still larger than what is shown.
+  # A JPEG is decoded at a fraction of its size, which is still larger than what is
+  # shown.
   shrink = next((s for s in (8, 4, 2) if max(image.size) >= s * LONGEST), 1)
   rgb, _ = load_rgb(image, "the picture", shrink, upright=True)
   rgb.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
@@ -91,7 +95,9 @@ def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]
     try:
       x0, y0, x1, y1 = box = [float(part) for part in re.split(r"[\s,]+", line)]
     except ValueError as error:
-      raise FormError(f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1") from error
+      raise FormError(
+        f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1"
+      ) from error
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
       expected = f"expected x0 < x1 and y0 < y1 inside {width} x {height} pixels"
       raise FormError(f"boxes: got {line[:60]!r}, {expected}")

@@ -1,7 +1,7 @@
 """A page in the browser: pictures under prompts side by side, and the folders of runs.
 
-It writes nothing, and ends by SIGINT or SIGTERM with status 0. Without an address of the network it
-can be reached from this machine alone.
+It writes nothing, and ends by SIGINT or SIGTERM with status 0. Without an address of
+the network it can be reached from this machine alone.
 """
 
 import errno
@@ -67,14 +67,22 @@ def run(config: PageConfig, _: str) -> None:
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
   warn_of_turns(prompts, True, "the page")  # it shows pictures as browsers do
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   regions = None
   if REGIONS_ON_PAGE:
     regions = REGIONS_ON_PAGE.open().RegionsOfPictures(encoder, config.clip, page)
-  files = {os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)}
+  files = {
+    os.path.realpath(prompt_path(name)) for name in page.prompts if not is_bucket(name)
+  }
   comparison = Comparison(encoder, prompts, page.top, regions, files)
   of_world = config.clip.model == WORLD
-  examples = {"classify": _pictures(), "regions": _scenes() if regions else ()} if of_world else {}
+  examples = (
+    {"classify": _pictures(), "regions": _scenes() if regions else ()}
+    if of_world
+    else {}
+  )
   app = server.make_app(comparison, page, turns, examples)
   listener = _listen(page.host, page.port)
   host, port = listener.getsockname()[:2]
@@ -95,7 +103,8 @@ def run(config: PageConfig, _: str) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-  """Opens a port, 0 for a free one; ConfigError: no such address, or the port is in use."""
+  """Opens a port, 0 for a free one; ConfigError: no such address, or the port is in
+  use."""
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
@@ -108,11 +117,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _pictures() -> tuple[Example, ...]:
-  """Pictures of novel classes, each with its name and some that differ in one word's meaning."""
+  """Pictures of novel classes, each with its name and some that differ in one word's
+  meaning."""
   images = source("novel", n_images=_EXAMPLES)
   names, attributes_NxA = class_names("all"), class_attributes("all")
   examples = []
-  for pixels, label in zip(images.images(np.arange(_EXAMPLES)), images.labels, strict=True):
+  for pixels, label in zip(
+    images.images(np.arange(_EXAMPLES)), images.labels, strict=True
+  ):
     own = names.index(images.names[label])
     near = np.flatnonzero((attributes_NxA != attributes_NxA[own]).sum(axis=1) == 1)
     near = near[:: max(len(near) // _NEAR, 1)][:_NEAR]

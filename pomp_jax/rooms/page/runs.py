@@ -1,8 +1,8 @@
 """Runs of a folder, read only: their list, reports, plots and curves.
 
-A run and a file are looked up in what the folder holds: no path is made of what a visitor sends.
-Links are not followed, neither those of folders nor those of files. Files may hold anything: what
-can't be shown is a line of its run.
+A run and a file are looked up in what the folder holds: no path is made of what a
+visitor sends. Links are not followed, neither those of folders nor those of files.
+Files may hold anything: what can't be shown is a line of its run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,11 +55,13 @@ class Run(NamedTuple):
   problem: str  # why it failed or can't be read, one line; or empty
   time: str  # of its last change, local, to the minute
   report: bool  # whether it has a report
-  prompt: str  # path of the prompt that it has learned, without links; empty if it has none
+  # path of the prompt that it has learned, without links; empty if it has none
+  prompt: str
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
-  """The runs below a folder, or itself, by name, the newest first: folders with an `_OF_RUN`."""
+  """The runs below a folder, or itself, by name, the newest first: folders with an
+  `_OF_RUN`."""
   if root is None:
     return {}
   found = {}
@@ -85,13 +87,21 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
     time = datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes")
     config = _json(path, "config.json", _LISTED_BYTES)
     config = config or _json(path, "results.json", _LISTED_BYTES)
-    found = "not finished", "it runs, was stopped, or was killed; the same command resumes it"
-    if reason := (read_file(path, ERROR, most=_LISTED_BYTES) or b"").decode("utf-8", "replace"):
+    found = (
+      "not finished",
+      "it runs, was stopped, or was killed; the same command resumes it",
+    )
+    if reason := (read_file(path, ERROR, most=_LISTED_BYTES) or b"").decode(
+      "utf-8", "replace"
+    ):
       found = "failed", printable(without_folders(reason.strip()), 2000)
     elif _file(path, "results.json"):
       found = "finished", ""
     job, state = printable(str(config.get("job", "?")), 40), found
-  problem, learned = " ".join(problems) or state[1], os.path.realpath(prompt) if prompt else ""
+  problem, learned = (
+    " ".join(problems) or state[1],
+    os.path.realpath(prompt) if prompt else "",
+  )
   return Run(name, path, job, state[0], problem, time, report, learned)
 
 
@@ -119,7 +129,8 @@ def read_plot(run: Run, name: str) -> bytes | None:
 
 
 def read_prompt(run: Run) -> NamedPrompt:
-  """The prompt that a run has learned, by the run's name; RunFileError if it can't be read."""
+  """The prompt that a run has learned, by the run's name; RunFileError if it can't
+  be read."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / _PROMPT
     path.write_bytes(read_file(run.path, _PROMPT) or b"")
@@ -147,17 +158,20 @@ def _scalars(run: Run) -> dict[str, plots.Series]:
   drawable: dict[str, plots.Series] = {}
   for name in filter(found.__contains__, _OF_TRAINING):
     points = zip(*found[name], strict=True)
-    kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
+    kept = [
+      (s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE
+    ]
     drawable[name] = [s for s, _ in kept], [value for _, value in kept]
   return drawable
 
 
 def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
-  """Formats a run's report as its job builds it, and a line for each file that can't be shown.
+  """Formats a run's report as its job builds it, and a line for each file that can't be
+  shown.
 
-  Results of other jobs, or of which no report can be built, become a list of figures. The plots of
-  no section follow. Absolute paths are cut to their last name. `address` is that of a plot; the
-  plot CURVES is that of `curves`.
+  Results of other jobs, or of which no report can be built, become a list of figures.
+  The plots of no section follow. Absolute paths are cut to their last name. `address`
+  is that of a plot; the plot CURVES is that of `curves`.
   """
   files, text = plot_files(run), ""
   problems: list[str] = []
@@ -173,16 +187,25 @@ def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
     return text, problems
   rows: list[tuple[str, str]] = []
   with _lines(problems, "results.json"):
-    rows = [(name, shown) for name, value in flatten(results).items() if (shown := _text(value))]
+    rows = [
+      (name, shown)
+      for name, value in flatten(results).items()
+      if (shown := _text(value))
+    ]
   more = f", the first {_MOST_ROWS} of {len(rows):,}" if rows[_MOST_ROWS:] else ""
   section = Section(f"All figures{more}", table=Table((), rows[:_MOST_ROWS]))
   return _html(Report("", "", [section] if rows else []), files, address), problems
 
 
 def _text(value: Any) -> str:
-  """A figure, a short text, or names with a probability, share of pixels or score; else empty."""
-  if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
-    weight = lambda one: next(one[key] for key in ("share", "score", "probability") if key in one)
+  """A figure, a short text, or names with a probability, share of pixels or score;
+  else empty."""
+  if isinstance(value, list) and all(
+    isinstance(one, dict) and "name" in one for one in value
+  ):
+    weight = lambda one: next(
+      one[key] for key in ("share", "score", "probability") if key in one
+    )
     return ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in value) or "-"
   if isinstance(value, float):
     return f"{value:.5g}"
@@ -192,10 +215,14 @@ def _text(value: Any) -> str:
 def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
   sections = list(with_pictures(report, files).sections)
   others = set(files) - {section.picture for section in sections}
-  sections += [Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)]
+  sections += [
+    Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)
+  ]
   parts = [f"<p>{escape(without_folders(report.text))}</p>"] if report.text else []
   for section in sections:
-    table = section.table and section.table._replace(rows=without_folders(section.table.rows))
+    table = section.table and section.table._replace(
+      rows=without_folders(section.table.rows)
+    )
     text, notes = without_folders(section.text), without_folders(section.notes)
     section = section._replace(table=table, text=text, notes=notes, links={})
     parts.append(html_section(section, address))
@@ -216,7 +243,9 @@ def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
   return path if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
 
 
-def read_file(folder: pathlib.Path, *names: str, most: int = _MAX_BYTES) -> bytes | None:
+def read_file(
+  folder: pathlib.Path, *names: str, most: int = _MAX_BYTES
+) -> bytes | None:
   """The first bytes of a file as `_file` finds it, at most `most`.
 
   A link that just took its place is not followed.
@@ -230,7 +259,8 @@ def read_file(folder: pathlib.Path, *names: str, most: int = _MAX_BYTES) -> byte
 
 
 def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, Any]:
-  """A JSON object, empty if there is no such file; RunFileError for another or a longer content."""
+  """A JSON object, empty if there is no such file; RunFileError for another or a
+  longer content."""
   try:
     content = read_file(folder, name, most=most + 1)
     if content is not None and len(content) > most:
@@ -238,7 +268,9 @@ def _json(folder: pathlib.Path, name: str, most: int = _MAX_BYTES) -> dict[str, 
     found = {} if content is None else parse_json(content, name)
     json.dumps(found, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
-    raise RunFileError(f"{name}: holds a lone surrogate, which is no Unicode text") from error
+    raise RunFileError(
+      f"{name}: holds a lone surrogate, which is no Unicode text"
+    ) from error
   except (DamagedFileError, RecursionError) as error:
     raise RunFileError(printable(str(error))) from error
   if not isinstance(found, dict):

@@ -1,8 +1,8 @@
 """The server of the page: routes, limits, headers, connections.
 
-It has no route that takes a path of the server. Pages are HTML that works without its one script.
-The browser is told to run no other and to load nothing from elsewhere. One computation runs at a
-time, and a few wait.
+It has no route that takes a path of the server. Pages are HTML that works without its
+one script. The browser is told to run no other and to load nothing from elsewhere. One
+computation runs at a time, and a few wait.
 """
 
 from collections import OrderedDict
@@ -39,7 +39,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIB = 2**20
 _FORM_BYTES = 2 * _MIB  # names and boxes of a form; 1,000 names of 1,000 letters fit
 _THREADS = 8  # connections that are served at a time
-# Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
+# Connections that are open, those of them that wait for a (whole) request, and silence,
+# seconds.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 _WAITING = 4  # computations
 _SECURITY = {
@@ -54,7 +55,8 @@ _SECURITY = {
 }
 # A report is a file of a run: it may show its own pictures and do nothing else.
 _REPORT = (
-  "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
+  "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline';"
+  " frame-ancestors 'none'"
 )
 
 
@@ -68,20 +70,25 @@ Examples = Mapping[str, Sequence[Example]]  # of each tab
 
 
 class Shelf:
-  """PNG files in memory by random keys, so that the browser can send the key of one again."""
+  """PNG files in memory by random keys, so that the browser can send the key of one
+  again."""
 
   def __init__(self, max_bytes: int = 64 * _MIB):
-    """Starts empty; beyond `max_bytes` the picture that was used longest ago is dropped."""
+    """Starts empty; beyond `max_bytes` the picture that was used longest ago is
+    dropped."""
     self._max_bytes, self._lock = max_bytes, threading.Lock()
     self._held: OrderedDict[str, bytes] = OrderedDict()
     self._fixed: dict[str, bytes] = {}
 
   def add(self, content: bytes, *, keep: bool = False) -> str:
-    """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never dropped."""
+    """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never
+    dropped."""
     key = secrets.token_urlsafe(16)
     with self._lock:
       (self._fixed if keep else self._held)[key] = content
-      while sum(map(len, self._held.values())) > self._max_bytes and len(self._held) > 1:
+      while (
+        sum(map(len, self._held.values())) > self._max_bytes and len(self._held) > 1
+      ):
         self._held.popitem(last=False)
     return key
 
@@ -129,7 +136,12 @@ def make_app(
   app.before_request(functools.partial(_check_origin, fields.host, fields.hosts))
   app.after_request(_secure)
   app.register_error_handler(Exception, page.fail)
-  tabs = {"classify": "/", "regions": "/regions", "runs": "/runs", "reports": "/reports"}
+  tabs = {
+    "classify": "/",
+    "regions": "/regions",
+    "runs": "/runs",
+    "reports": "/reports",
+  }
   if comparison.regions is None:
     del tabs["regions"]
   app.jinja_env.globals |= {"tabs": tabs, "limits": fields, "longest": form.LONGEST}
@@ -146,23 +158,32 @@ def make_app(
     app.add_url_rule(rule, view.__name__, view)
   for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
     content = pathlib.Path(app.root_path, "templates", name).read_text()
-    app.add_url_rule(f"/{name}", name, functools.partial(Response, content, mimetype=kind))
+    app.add_url_rule(
+      f"/{name}", name, functools.partial(Response, content, mimetype=kind)
+    )
   return app
 
 
 class _Page:
   """The views. The shelf holds the pictures of the examples, which have a key each."""
 
-  def __init__(self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples):
+  def __init__(
+    self, comparison: Comparison, limits: Page, turns: Turns, examples: Examples
+  ):
     self._comparison, self._limits, self._turns = comparison, limits, turns
     self._root = pathlib.Path(limits.runs) if limits.runs else None
     self._shelf = Shelf()
-    self._examples: dict[str, dict[str, dict[str, str]]] = {}  # tab -> key -> entered fields
+    # tab -> key -> entered fields
+    self._examples: dict[str, dict[str, dict[str, str]]] = {}
     for tab, own in examples.items():
       self._examples[tab] = {}
       for one in own:
         key = self._shelf.add(form.png_of(one.image), keep=True)
-        self._examples[tab][key] = {"picture": key, "names": one.names, "boxes": one.boxes}
+        self._examples[tab][key] = {
+          "picture": key,
+          "names": one.names,
+          "boxes": one.boxes,
+        }
 
   def enter(self) -> tuple[str, int]:
     """A tab with a form: computes what is entered; bad input is a line above it."""
@@ -193,14 +214,27 @@ class _Page:
             found = self._compute(tab, comparison, image, names, entered["boxes"])
       except (InputError, RunError) as refused:
         error, status = str(refused), getattr(refused, "http_status", 400)
-    fields: dict[str, Any] = {"tab": tab, "error": error, "entered": entered, "examples": examples}
+    fields: dict[str, Any] = {
+      "tab": tab,
+      "error": error,
+      "entered": entered,
+      "examples": examples,
+    }
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
-    return render_template(f"{tab}.html", **fields, found=found, offered=offered), status
+    return render_template(
+      f"{tab}.html", **fields, found=found, offered=offered
+    ), status
 
   def _compute(
-    self, tab: str, comparison: Comparison, image: Image.Image, names: Sequence[str], boxes: str
+    self,
+    tab: str,
+    comparison: Comparison,
+    image: Image.Image,
+    names: Sequence[str],
+    boxes: str,
   ) -> dict[str, Any]:
-    """The likeliest names of a picture; of its regions a label map, objects, or names of boxes."""
+    """The likeliest names of a picture; of its regions a label map, objects, or
+    names of boxes."""
     if tab == "classify":
       return {"answers": comparison.classify(image, names), "n_names": len(names)}
     action, more = request.form.get("action"), dict[str, Any]()
@@ -216,7 +250,11 @@ class _Page:
     return {"sheet": self._shelf.add(sheet), **more}
 
   def _chosen(
-    self, templates: str, offered: dict[str, runs.Run], prompt: list[str], run: list[str]
+    self,
+    templates: str,
+    offered: dict[str, runs.Run],
+    prompt: list[str],
+    run: list[str],
   ) -> Comparison:
     """The comparison under some of its own prompts, and those of runs and texts."""
     if unknown := [name for name in run if name not in offered]:
@@ -227,10 +265,13 @@ class _Page:
       raise FormError(f"prompts: got {len(names) + len(texts)}, {expected}")
     own = [named for named in self._comparison.prompts if named.label in prompt]
     learned = [runs.read_prompt(offered[name]) for name in names]
-    return self._comparison.under([*own, *learned, *(NamedPrompt(text, text) for text in texts)])
+    return self._comparison.under(
+      [*own, *learned, *(NamedPrompt(text, text) for text in texts)]
+    )
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
-    """The uploaded picture, or the one whose key the form has; `entered` gets its key."""
+    """The uploaded picture, or the one whose key the form has; `entered` gets its
+    key."""
     upload = request.files.get("file")
     if upload and upload.filename:
       with self._turns.turn():
@@ -248,14 +289,20 @@ class _Page:
   def run_list(self) -> str:
     """The tab Runs; or Reports, those of them that have one."""
     tab = request.path.strip("/")
-    found = [run for run in runs.find_runs(self._root).values() if run.report or tab == "runs"]
+    found = [
+      run for run in runs.find_runs(self._root).values() if run.report or tab == "runs"
+    ]
     return render_template("runs.html", tab=tab, runs=found)
 
   def run(self, name: str) -> str:
     run = self._run(name)
-    report, problems = runs.show(run, lambda file: url_for("plot", name=name, file=file))
+    report, problems = runs.show(
+      run, lambda file: url_for("plot", name=name, file=file)
+    )
     tab = "reports" if run.report else "runs"
-    return render_template("run.html", tab=tab, run=run, report=report, problems=problems)
+    return render_template(
+      "run.html", tab=tab, run=run, report=report, problems=problems
+    )
 
   def plot(self, name: str, file: str) -> Response:
     """A plot of a run; the curves of a training as far as it has come."""
@@ -273,7 +320,8 @@ class _Page:
     return runs.find_runs(self._root).get(name) or abort(404)
 
   def fail(self, error: Exception) -> tuple[str, int]:
-    """Shows any error as one line; the reason of an unexpected one is in the server's log."""
+    """Shows any error as one line; the reason of an unexpected one is in the
+    server's log."""
     if isinstance(error, HTTPException):
       status = error.code or 500
       lines = {
@@ -291,10 +339,11 @@ class _Page:
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests that another site has sent, or under a name that is not the page's.
+  """Refuses requests that another site has sent, or under a name that is not the
+  page's.
 
-  No other site can reach the page by a name of its own. Loopback names and `hosts` are the page's;
-  so are addresses and this machine's name, unless `host` is a loopback one.
+  No other site can reach the page by a name of its own. Loopback names and `hosts` are
+  the page's; so are addresses and this machine's name, unless `host` is a loopback one.
   """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
@@ -308,7 +357,9 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
       ipaddress.ip_address(name)
       own.add(name)  # an address, which no other site can make its own
   if name not in own:
-    raise FormError(f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it")
+    raise FormError(
+      f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it"
+    )
   if request.method == "POST" and sender != request.host:
     abort(403)
 
@@ -326,7 +377,8 @@ def _png(content: bytes | None) -> Response:
 class _OnlyAnswer(WSGITask):
   """Answers the first request of a connection and closes it, whatever else was sent.
 
-  With a second answer to write, a thread would wait until the client has read of the first.
+  With a second answer to write, a thread would wait until the client has read of the
+  first.
   """
 
   def build_response_header(self) -> bytes:
@@ -342,7 +394,8 @@ class _Channel(HTTPChannel):
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
   """Serves the application in a thread.
 
-  Closes the oldest idle connections, slow uploads, and clients that read nothing of an answer.
+  Closes the oldest idle connections, slow uploads, and clients that read nothing of an
+  answer.
   """
   server = waitress.create_server(
     app,
@@ -353,7 +406,8 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
     channel_timeout=_SILENCE,
     cleanup_interval=1,
     asyncore_use_poll=True,
-    # Uploads that are too large are told so by the page. What is far larger is not read.
+    # Uploads that are too large are told so by the page. What is far larger is not
+    # read.
     max_request_body_size=int(4 * max_upload * 2**20) + _FORM_BYTES,
   )
   server.channel_class = _Channel

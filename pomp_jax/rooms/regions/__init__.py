@@ -1,1 +1,2 @@
-"""Regions of images (boxes, masks, embeddings) and their scores under a class matrix."""
+"""Regions of images (boxes, masks, embeddings) and their scores under a class
+matrix."""

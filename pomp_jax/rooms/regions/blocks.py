@@ -1,7 +1,9 @@
-"""What `detect`, `segment` and `propose` share: images in blocks, and prompts side by side.
+"""What `detect`, `segment` and `propose` share: images in blocks, and prompts side by
+side.
 
-A job finds something in each image of a block, on all processes together, and the first process
-writes it. Finished blocks are pieces of `files.pieces`, so a restart does only the others.
+A job finds something in each image of a block, on all processes together, and the first
+process writes it. Finished blocks are pieces of `files.pieces`, so a restart does only
+the others.
 """
 
 from collections import deque
@@ -40,7 +42,8 @@ _FILES = "files"  # fact of a piece: `Taken.files` of its block
 
 
 class Taken(NamedTuple):
-  """What a block leaves: facts and arrays, and checksums of its files by path in the run."""
+  """What a block leaves: facts and arrays, and checksums of its files by path in the
+  run."""
 
   facts: Mapping[str, Any] = {}
   arrays: Mapping[str, np.ndarray] | None = None
@@ -51,21 +54,32 @@ class Blocks:
   """The images of a run in blocks, which are pieces of a store."""
 
   def __init__(
-    self, folder: RunFolder, record: Mapping[str, Any], key: str, n_images: int, size: int
+    self,
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    key: str,
+    n_images: int,
+    size: int,
   ):
     """Creates the folder of a run that has work to do, on the first process.
 
-    `record` is the config as `config.json` has it, `key` that of the store, `size` is in images.
-    Results of an earlier run are removed: they would vouch for files that this one replaces.
+    `record` is the config as `config.json` has it, `key` that of the store, `size` is
+    in images. Results of an earlier run are removed: they would vouch for files that
+    this one replaces.
     """
     if hosts.is_first():
       folder.create(record)
       with writing(folder.results):
         folder.results.unlink(missing_ok=True)
     self.folder, self.record, self.key = folder, record, key
-    blocks = [range(n_images)[start : start + size] for start in range(0, n_images, size)]
+    blocks = [
+      range(n_images)[start : start + size] for start in range(0, n_images, size)
+    ]
     self._rows = {f"{block.start:07d}-{block.stop:07d}": block for block in blocks}
-    self._what, self.store = f"blocks of {size} images", Pieces(folder.path / "progress", key)
+    self._what, self.store = (
+      f"blocks of {size} images",
+      Pieces(folder.path / "progress", key),
+    )
 
   def run(
     self,
@@ -96,17 +110,23 @@ class Blocks:
         deque(found, maxlen=0)  # computes its share
 
   def check_files(self) -> None:
-    """RunFolderError if a file that the blocks have written is no longer as it was written."""
+    """RunFolderError if a file that the blocks have written is no longer as it was
+    written."""
     with waiting("checking the files that were written"):
       for piece in self.pieces():
         for path in self._changed_files(piece.facts):
-          raise RunFolderError(f"{path}: changed while the job ran; the same command resumes")
+          raise RunFolderError(
+            f"{path}: changed while the job ran; the same command resumes"
+          )
 
   def _has_files(self, facts: Mapping[str, Any]) -> bool:
-    """Whether all files of a stored block are as they were written; not of earlier versions."""
+    """Whether all files of a stored block are as they were written; not of earlier
+    versions."""
     changed = self._changed_files(facts) if _FILES in facts else []
     for path in changed:
-      log.warning("%s: missing, or changed after it was written; computing it again", path)
+      log.warning(
+        "%s: missing, or changed after it was written; computing it again", path
+      )
     return _FILES in facts and not changed
 
   def _changed_files(self, facts: Mapping[str, Any]) -> list[Path]:
@@ -116,7 +136,9 @@ class Blocks:
       except OSError:
         return True
 
-    files = {self.folder.path / name: written for name, written in facts[_FILES].items()}
+    files = {
+      self.folder.path / name: written for name, written in facts[_FILES].items()
+    }
     with concurrent.futures.ThreadPoolExecutor(_READS) as pool:
       changed = pool.map(is_changed, files, files.values())
       return list(itertools.compress(files, changed))
@@ -159,7 +181,9 @@ class Comparison:
       parts += key_parts(named, data.classes.synonyms)
     self.key = fingerprint(parts)
     halves = [name for name in ("base", "novel") if name in data.classes.groups]
-    self.groups: dict[str, np.ndarray] = {name: data.classes.indices(name) for name in halves}
+    self.groups: dict[str, np.ndarray] = {
+      name: data.classes.indices(name) for name in halves
+    }
 
   def matrices(self) -> list[ClassMatrix]:
     """Computes the classes under each prompt of the config."""
@@ -171,10 +195,15 @@ class Comparison:
   ) -> dict[str, Any]:
     """Writes the pictures of `draw`, the report, and the results, which it returns.
 
-    `own` are the figures of the job. Checks the blocks' files, and removes the blocks' store.
+    `own` are the figures of the job. Checks the blocks' files, and removes the blocks'
+    store.
     """
     record, folder = blocks.record, blocks.folder
-    of_all = {"key": blocks.key, "job": record["job"], "clip_model": self._encoder.clip.name}
+    of_all = {
+      "key": blocks.key,
+      "job": record["job"],
+      "clip_model": self._encoder.clip.name,
+    }
     of_all |= {"regions": record["regions"]["source"]}
     of_all |= {"classes": self._data.classes.names, "groups": self._data.classes.groups}
     plain = json.loads(to_json({**of_all, **own}))
@@ -189,7 +218,10 @@ class Comparison:
 
 
 def check_prompts(
-  own: Detect | Segment, propose: Propose, synonyms: Sequence[Sequence[str]], clip_model: str
+  own: Detect | Segment,
+  propose: Propose,
+  synonyms: Sequence[Sequence[str]],
+  clip_model: str,
 ) -> None:
   """Raises InputError unless the prompts fit a CLIP and classes with these names."""
   clip_config = inputs.clip_config(clip_model)

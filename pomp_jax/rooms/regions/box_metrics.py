@@ -11,7 +11,8 @@ import numpy as np
 from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
 from pomp_jax.rooms.regions.detections import MAX_DETECTIONS
 
-_CATEGORIES = 100  # evaluated at a time: the library holds an entry for each and each image
+# evaluated at a time: the library holds an entry for each and each image
+_CATEGORIES = 100
 _KINDS = {"box": "bbox", "mask": "segm"}
 
 
@@ -23,15 +24,16 @@ def average_precision(
 ) -> dict[str, Any]:
   """Computes average precision over IoU thresholds 0.50, 0.55, .., 0.95.
 
-  COCO: AP, AP50, AP75, and APs, APm, APl by the object's area (below 32^2 and 96^2 pixels). LVIS
-  (annotations with frequencies): the same, and APr, APc, APf of rare, common and frequent classes.
-  On an image, only classes that are known to be present or absent count, unmatched detections of
-  classes that are not exhaustively annotated are ignored, and 300 detections count in all.
+  COCO: AP, AP50, AP75, and APs, APm, APl by the object's area (below 32^2 and 96^2
+  pixels). LVIS (annotations with frequencies): the same, and APr, APc, APf of rare,
+  common and frequent classes. On an image, only classes that are known to be present or
+  absent count, unmatched detections of classes that are not exhaustively annotated are
+  ignored, and 300 detections count in all.
 
-  Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions of 1, None
-  where no object is annotated; `per_class`, the AP of each of the C classes; under the name of each
-  group of classes, such as base and novel, its AP and AP50. To compare masks, each detection must
-  have one; RegionError if an object has none.
+  Compares boxes or masks (`kind`) of the `result_rows` of all images. Returns fractions
+  of 1, None where no object is annotated; `per_class`, the AP of each of the C classes;
+  under the name of each group of classes, such as base and novel, its AP and AP50. To
+  compare masks, each detection must have one; RegionError if an object has none.
   """
   # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
   precision = _precision(annotations, results, kind)
@@ -46,7 +48,9 @@ def average_precision(
     figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
   for name, classes in (groups or {}).items():
     rows = rows_C[classes]
-    figures[name] = {k: v for k, v in _averages(precision, rows[rows >= 0]).items() if k != "AP75"}
+    figures[name] = {
+      k: v for k, v in _averages(precision, rows[rows >= 0]).items() if k != "AP75"
+    }
   figures["per_class"] = [
     _mean(precision[:, :, row, 0]) if row >= 0 else None for row in rows_C.tolist()
   ]
@@ -106,7 +110,11 @@ def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
   for index, image in enumerate(annotations.images):
     for row in annotations.rows[index]:
       area = row.get("area", row["bbox"][2] * row["bbox"][3])
-      own = {"id": len(rows) + 1, "image_id": image.id, "category_id": row["category_id"]}
+      own = {
+        "id": len(rows) + 1,
+        "image_id": image.id,
+        "category_id": row["category_id"],
+      }
       own |= {"bbox": row["bbox"], "area": area, "iscrowd": int(row.get("iscrowd", 0))}
       if kind == "mask":
         own["segmentation"] = annotations.run_lengths_of(index, row)

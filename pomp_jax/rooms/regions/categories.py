@@ -1,4 +1,5 @@
-"""The categories of COCO's and LVIS's annotations, which class lists may name as well."""
+"""The categories of COCO's and LVIS's annotations, which class lists may name as
+well."""
 
 import os
 from typing import Any, NoReturn
@@ -10,8 +11,9 @@ from pomp_jax.files.terminal import control_character, is_unicode, quoted
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
   """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
 
-  Each has `id`, `name` and optionally `synonyms` (LVIS). VocabularyError for one without integer
-  `id` or name, and for a control character or a repeated id or name ("a_b" equals "a b").
+  Each has `id`, `name` and optionally `synonyms` (LVIS). VocabularyError for one
+  without integer `id` or name, and for a control character or a repeated id or name
+  ("a_b" equals "a b").
   """
 
   def refuse(field: str, found: str, accepted: str) -> NoReturn:
@@ -24,7 +26,9 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
     return words
 
   if not isinstance(value, dict) or "categories" not in value:
-    found = f"the keys {quoted(', '.join(value))}" if isinstance(value, dict) else "no object"
+    found = (
+      f"the keys {quoted(', '.join(value))}" if isinstance(value, dict) else "no object"
+    )
     refuse("the file", f"without categories ({found})", "COCO or LVIS annotations")
   rows = value["categories"]
   if not isinstance(rows, list) or not rows:
@@ -37,7 +41,9 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
       refuse(where, shown(row), "an object with id and name")
     number, synonyms = row.get("id"), row.get("synonyms", [])
     if type(number) is not int:
-      refuse(f"{where}.id", "missing" if number is None else shown(number), "an integer")
+      refuse(
+        f"{where}.id", "missing" if number is None else shown(number), "an integer"
+      )
     if number in by_id:
       refuse(f"{where}.id", f"{number}, which is repeated", "different ids")
     name = words_of(f"{where}.name", row.get("name"))
@@ -45,7 +51,9 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
       refuse(f"{where}.name", f"{quoted(name)}, which is repeated", "different names")
     if not isinstance(synonyms, list):
       refuse(f"{where}.synonyms", shown(synonyms), "a list of strings")
-    others = dict.fromkeys(words_of(f"{where}.synonyms", synonym) for synonym in synonyms)
+    others = dict.fromkeys(
+      words_of(f"{where}.synonyms", synonym) for synonym in synonyms
+    )
     others.pop(name, None)
     by_id[number] = Category(name, tuple(others))
     names.add(name)

@@ -1,4 +1,5 @@
-"""Class matrices: the text features that regions and pixels are compared with, from any prompt.
+"""Class matrices: the text features that regions and pixels are compared with, from any
+prompt.
 
 Shapes: C classes, S names of all classes, E embedding.
 """
@@ -18,7 +19,8 @@ from pomp_jax.files.prompt_file import ClassFeatures
 class ClassMatrix(NamedTuple):
   """Text features of classes with one or several names each."""
 
-  features: Float[np.ndarray, "S E"]  # unit rows, one a name, in the order of the classes
+  # unit rows, one a name, in the order of the classes
+  features: Float[np.ndarray, "S E"]
   starts: Int[np.ndarray, " C"]  # first row of each class
 
   def over_names(self, scores: Float[np.ndarray, "*X S"]) -> Float[np.ndarray, "*X C"]:
@@ -30,7 +32,9 @@ def class_matrix(
   encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
 ) -> ClassMatrix:
   """Computes the class matrix of a prompt for C classes with these names."""
-  if isinstance(named.prompt, ClassFeatures) or getattr(named.prompt, "has_rows", False):
+  if isinstance(named.prompt, ClassFeatures) or getattr(
+    named.prompt, "has_rows", False
+  ):
     synonyms = [names[:1] for names in synonyms]  # a file has one row a class
   features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
   return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))

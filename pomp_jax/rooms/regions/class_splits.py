@@ -1,9 +1,10 @@
-"""Classes of segmentation and detection sets; C classes. Packaged lists and files have the form
+"""Classes of segmentation and detection sets; C classes. Packaged lists and files have
+the form
 
     name, synonym, ..  [TAB  base | novel | -]  [TAB  value, value, ..]
 
-Prompts are learned on base classes; "-" is in neither half. The values are those of the class's
-pixels in label images, for data sets that do not number their classes 0, 1, ..
+Prompts are learned on base classes; "-" is in neither half. The values are those of the
+class's pixels in label images, for data sets that do not number their classes 0, 1, ..
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def undivided(names: Sequence[str], group: str = "-") -> ClassSplit:
 def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   """Reads a packaged list by name (`CLASS_SPLITS`), or a user's file.
 
-  Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg scores it.
+  Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg
+  scores it.
   """
   whole = os.fspath(name_or_path).endswith(_LINES)
   name_or_path = os.fspath(name_or_path).removesuffix(_LINES)
@@ -66,12 +68,18 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   path = _FOLDER / f"{name_or_path}.txt" if packaged else to_path(name_or_path)
   if not packaged and not path.suffix and not exists(path):
     accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
-    raise VocabularyError(f"unknown classes {quoted(str(name_or_path))}; expected {accepted}")
+    raise VocabularyError(
+      f"unknown classes {quoted(str(name_or_path))}; expected {accepted}"
+    )
   rows = [line.split("\t") for line in read_lines(path)]
   for number, row in enumerate(rows, 1):
     if len(row) != len(rows[0]) or len(row) > 3:
-      accepted = f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
-      raise VocabularyError(f"{path}: line {number} has {len(row)} columns, expected {accepted}")
+      accepted = (
+        f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
+      )
+      raise VocabularyError(
+        f"{path}: line {number} has {len(row)} columns, expected {accepted}"
+      )
   texts = [[row[0]] if whole else row[0].split(",") for row in rows]
   synonyms = tuple(tuple(map(str.strip, names)) for names in texts)
   groups = tuple(row[1].strip() if len(row) > 1 else "-" for row in rows)
@@ -94,7 +102,9 @@ def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
     own = tuple(map(int, words)) if valid else ()
     if not own or max(own) >= _MAX_VALUE or len(seen | {*own}) < len(seen) + len(own):
       found = f"line {number} has the values {quoted(cell)}"
-      raise VocabularyError(f"{path}: {found}, expected different integers below {_MAX_VALUE}")
+      raise VocabularyError(
+        f"{path}: {found}, expected different integers below {_MAX_VALUE}"
+      )
     values.append(own)
     seen.update(own)
   return tuple(values)

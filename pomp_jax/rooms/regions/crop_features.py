@@ -1,8 +1,9 @@
-"""Crops of regions and their CLIP features, on the device in chunks of static shape over the mesh.
+"""Crops of regions and their CLIP features, on the device in chunks of static shape
+over the mesh.
 
-A box becomes a square image by two matrices, equal to torch's resize. Boxes are x0, y0, x1, y1 in
-pixels; the ends are exclusive.
-Shapes: R regions, H and W of the image with its padding, S side of a crop, E embedding.
+A box becomes a square image by two matrices, equal to torch's resize. Boxes are x0, y0,
+x1, y1 in pixels; the ends are exclusive. Shapes: R regions, H and W of the image with
+its padding, S side of a crop, E embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ from pomp_jax.rooms.regions.torch_bicubic import bicubic_matrix
 
 # Crops that a device makes together; more would hold more copies of an image.
 _CROPS_AT_A_TIME = 8
-# Regions, and their images, that all devices compute at a time; the last ones of a call are padded.
+# Regions, and their images, that all devices compute at a time; the last ones of a call
+# are padded.
 _CHUNK, _IMAGES = 64, 16
 _BUCKET = 128  # images are padded to multiples of this many pixels
 
@@ -31,20 +33,26 @@ class Cropping:
   """How a region becomes an image."""
 
   size: int  # S
-  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB, 0..255, of pixels outside the mask
+  # RGB, 0..255, of pixels outside the mask
+  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
   expand: float = 1.0  # factor on both sides of the box
-  square: bool = False  # whether the shorter side grows to the longer one; else it is stretched
+  # whether the shorter side grows to the longer one; else it is stretched
+  square: bool = False
 
 
 def pixel_ranges(
   boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, cropping: Cropping
 ) -> Int[np.ndarray, "R 4"]:
-  """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way, inside the image.
+  """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way, inside
+  the image.
 
-  Fractions of pixels are included, except that a square has round(side) pixels each way.
+  Fractions of pixels are included, except that a square has round(side) pixels each
+  way.
   """
   limits = np.array([width, height])
-  low, high = (np.clip(corner, 0, limits) for corner in (boxes_Rx4[:, :2], boxes_Rx4[:, 2:]))
+  low, high = (
+    np.clip(corner, 0, limits) for corner in (boxes_Rx4[:, :2], boxes_Rx4[:, 2:])
+  )
   center, sides = (low + high) / 2, (high - low) * cropping.expand
   if cropping.square:
     sides = np.maximum(np.rint(sides.max(1, keepdims=True)), 1)
@@ -63,14 +71,18 @@ def crop_region(
   mask_HxW: Bool[Array, "H W"] | None,
   cropping: Cropping,
 ) -> Float[Array, "S S 3"]:
-  """Crops one region and resizes it as torch's bicubic `interpolate` does, values not clipped.
+  """Crops one region and resizes it as torch's bicubic `interpolate` does, values not
+  clipped.
 
-  `shape_2` has height and width of the image without its padding, which is below and to the right;
-  `range_4` is a row of `pixel_ranges`. Pixels outside the mask, if there is one, are filled.
+  `shape_2` has height and width of the image without its padding, which is below and to
+  the right; `range_4` is a row of `pixel_ranges`. Pixels outside the mask, if there is
+  one, are filled.
   """
   n_rows, n_columns, _ = image_HxWx3.shape
   fill = jnp.array(cropping.fill)
-  inside = (jnp.arange(n_rows) < shape_2[0])[:, None] & (jnp.arange(n_columns) < shape_2[1])
+  inside = (jnp.arange(n_rows) < shape_2[0])[:, None] & (
+    jnp.arange(n_columns) < shape_2[1]
+  )
   if mask_HxW is not None:
     inside &= mask_HxW
   # The weights of a new pixel add up to 1: what is zero here becomes the fill.
@@ -89,8 +101,8 @@ class RegionEncoder:
   def __init__(self, encoder: Encoder, regions: fields.Regions):
     """Takes a CLIP and compiles on first use, once per padded size of images.
 
-    As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get CLIP's mean
-    colour, which becomes 0. A crop with context is cut as a square.
+    As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get
+    CLIP's mean colour, which becomes 0. A crop with context is cut as a square.
     """
     red, green, blue = (255 * float(value) for value in encoder.clip.mean)
     square, fill = regions.crop == "context", (red, green, blue)
@@ -107,7 +119,8 @@ class RegionEncoder:
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
   ) -> list[Float[np.ndarray, "_ E"]]:
-    """Unit features of the regions of each image, on all hosts; zeros for a region without a pixel.
+    """Unit features of the regions of each image, on all hosts; zeros for a region
+    without a pixel.
 
     `masks` has the mask of each box, [R,H,W]; None: crops without masks.
     """
@@ -124,17 +137,25 @@ class RegionEncoder:
         results[image][region] = feature
     return results
 
-  def _rows_of_chunks(self, images, boxes, masks) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
-    """Bucket and (image, region) of the regions of a chunk; those without a pixel are left out."""
+  def _rows_of_chunks(
+    self, images, boxes, masks
+  ) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
+    """Bucket and (image, region) of the regions of a chunk; those without a pixel
+    are left out."""
     rows_of: dict[tuple, list[tuple[int, int]]] = {}
     for index, (image, boxes_Rx4) in enumerate(zip(images, boxes, strict=True)):
       shape = tuple(_BUCKET * -(-side // _BUCKET) for side in image.shape[:2])
       height, width, _ = image.shape
-      low, high = np.maximum(boxes_Rx4[:, :2], 0), np.minimum(boxes_Rx4[:, 2:], [width, height])
+      low, high = (
+        np.maximum(boxes_Rx4[:, :2], 0),
+        np.minimum(boxes_Rx4[:, 2:], [width, height]),
+      )
       valid = (low < high).all(axis=1)
       if masks is not None:
         valid &= masks[index].any(axis=(1, 2))
-      rows_of.setdefault(shape, []).extend((index, int(r)) for r in np.flatnonzero(valid))
+      rows_of.setdefault(shape, []).extend(
+        (index, int(r)) for r in np.flatnonzero(valid)
+      )
     for shape, rows in rows_of.items():
       while rows:
         part = rows[: self._chunk]
@@ -145,7 +166,10 @@ class RegionEncoder:
 
   def _inputs(self, shape, rows, images, boxes, masks):
     """Arguments of `_crops` on the devices."""
-    slots = {image: slot for slot, image in enumerate(dict.fromkeys(image for image, _ in rows))}
+    slots = {
+      image: slot
+      for slot, image in enumerate(dict.fromkeys(image for image, _ in rows))
+    }
     pixels = np.zeros((_IMAGES, *shape, 3), np.uint8)
     sizes = np.ones((_IMAGES, 2), np.int32)
     for image, slot in slots.items():
@@ -167,10 +191,13 @@ class RegionEncoder:
 
 
 def _crops(images_NxHxWx3, sizes_Nx2, rows, cropping: Cropping):
-  """Crops of a device's rows [R,S,S,3]; a row is number of the image, pixel range, mask or None."""
+  """Crops of a device's rows [R,S,S,3]; a row is number of the image, pixel range,
+  mask or None."""
 
   def crop(row):
     slot, range_4, mask_HxW = row
-    return crop_region(images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, cropping)
+    return crop_region(
+      images_NxHxWx3[slot], sizes_Nx2[slot], range_4, mask_HxW, cropping
+    )
 
   return jax.lax.map(crop, rows, batch_size=_CROPS_AT_A_TIME)

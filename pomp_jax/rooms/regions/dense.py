@@ -1,7 +1,9 @@
-"""Label maps without regions: dense features of a frozen ViT in windows, under class matrices.
+"""Label maps without regions: dense features of a frozen ViT in windows, under class
+matrices.
 
-Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of an image in
-pixels, S names of all classes, C classes, E embedding, Q neighbours of a pixel.
+Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of
+an image in pixels, S names of all classes, C classes, E embedding, Q neighbours of a
+pixel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +27,11 @@ from pomp_jax.rooms.regions.dense_tower import RECIPES, dense_tower
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
-# Most pixels with scores of their own. Labels of larger images, of no published set, are enlarged.
+# Most pixels with scores of their own. Labels of larger images, of no published set,
+# are enlarged.
 _MAX_PIXELS = 2**21
-# Largest number of scores in memory, names times pixels. More names are computed in chunks.
+# Largest number of scores in memory, names times pixels. More names are computed in
+# chunks.
 _MAX_SCORES = 2**28
 # Distances of the neighbours in PAMR, pixels.
 _DILATIONS = (8, 16)
@@ -36,7 +40,8 @@ _LONGEST = 2048
 
 
 class PixelMap(NamedTuple):
-  """Classes of an image's pixels; their probabilities among all names, where these are known."""
+  """Classes of an image's pixels; their probabilities among all names, where these
+  are known."""
 
   labels_HxW: Int32[np.ndarray, "H W"]
   probability_HxW: Float32[np.ndarray, "H W"] | None = None
@@ -51,22 +56,32 @@ class _Windows(NamedTuple):
 
 
 def check_patches(segment: fields.Segment, clip_config: ClipConfig) -> None:
-  """Raises ConfigError unless a CLIP has patches, and an image and a window hold one."""
+  """Raises ConfigError unless a CLIP has patches, and an image and a window hold
+  one."""
   if (vit := clip_config.vit) is None:
     raise ConfigError("regions.source", "none", "regions: recipes need a ViT")
   patch = vit.patch_size
   for field in ("size", "window"):
     if 0 < (side := getattr(segment, field)) < patch:
-      raise ConfigError(f"segment.{field}", side, f"0, or a patch of {patch} pixels or more")
+      raise ConfigError(
+        f"segment.{field}", side, f"0, or a patch of {patch} pixels or more"
+      )
 
 
 class DenseSegmenter:
-  """Label maps of images of any size under several prompts; patch features are computed once."""
+  """Label maps of images of any size under several prompts; patch features are
+  computed once."""
 
   def __init__(
-    self, encoder: Encoder, segment: fields.Segment, *, dtype: str = "float32", chunk: int = 16
+    self,
+    encoder: Encoder,
+    segment: fields.Segment,
+    *,
+    dtype: str = "float32",
+    chunk: int = 16,
   ):
-    """Takes a CLIP with a ViT; compiles on first use. The tower takes `chunk` windows at a time."""
+    """Takes a CLIP with a ViT; compiles on first use. The tower takes `chunk`
+    windows at a time."""
     self._encoder, self._segment = encoder, segment
     self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
     tower = dense_tower(encoder.clip, RECIPES[segment.recipe], dtype)
@@ -79,7 +94,9 @@ class DenseSegmenter:
     segment = self._segment
     scale = segment.logit_scale or self._encoder.clip.logit_scale
     cut = [self._cut(image) for image in images]
-    for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
+    for image, windows, patches in zip(
+      images, cut, self._patch_features(cut), strict=True
+    ):
       factor = min(1.0, (_MAX_PIXELS / image[..., 0].size) ** 0.5)
       height, width = (max(round(side * factor), 1) for side in image.shape[:2])
       rows, columns = (
@@ -87,7 +104,9 @@ class DenseSegmenter:
         for old, new in zip(image.shape[:2], (height, width), strict=True)
       )
       out = padded_sides(height, width)
-      n_pixels = max(math.prod(padded_sides(*windows.image_HxWx3.shape[:2])), math.prod(out))
+      n_pixels = max(
+        math.prod(padded_sides(*windows.image_HxWx3.shape[:2])), math.prod(out)
+      )
       padded = _padded(windows, patches)
       found = [
         _label_map(
@@ -103,12 +122,16 @@ class DenseSegmenter:
         )
         for matrix in matrices
       ]
-      yield [PixelMap(*(np.asarray(part)[rows[:, None], columns] for part in own)) for own in found]
+      yield [
+        PixelMap(*(np.asarray(part)[rows[:, None], columns] for part in own))
+        for own in found
+      ]
 
   def finder(
     self, pixels: Callable[[int], np.ndarray], matrices: Sequence[ClassMatrix]
   ) -> Callable[[Sequence[int]], Iterator[tuple[int, list[PixelMap]]]]:
-    """Returns a function from numbers of images, read by `pixels`, to them and `label_maps`."""
+    """Returns a function from numbers of images, read by `pixels`, to them and
+    `label_maps`."""
     return lambda block: zip(
       block, self.label_maps([pixels(row) for row in block], matrices), strict=True
     )
@@ -127,11 +150,16 @@ class DenseSegmenter:
     sides = tuple(min(segment.window or side, side) for side in image.shape[:2])
     # Windows cover the image; the last of a line ends at the border.
     stride, rest = segment.stride, np.subtract(image.shape[:2], sides)
-    y, x = (np.minimum(np.arange(-(-length // stride) + 1) * stride, length) for length in rest)
+    y, x = (
+      np.minimum(np.arange(-(-length // stride) + 1) * stride, length)
+      for length in rest
+    )
     corners_Nx2 = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
     return _Windows(image, corners_Nx2, sides)
 
-  def _patch_features(self, cut: Sequence[_Windows]) -> list[Float[np.ndarray, "N h w E"]]:
+  def _patch_features(
+    self, cut: Sequence[_Windows]
+  ) -> list[Float[np.ndarray, "N h w E"]]:
     """Unit patch features; windows of the same sides share chunks."""
     patch = self._encoder.clip.config.vision_config.patch_size
     results: list = [None] * len(cut)
@@ -151,7 +179,9 @@ class DenseSegmenter:
         placed = split_rows(pixels[rows], self._encoder.mesh)
         features.append(self._tower(self._encoder.vision_params, placed))
       ends = np.cumsum([len(cut[number].corners_Nx2) for number in members])
-      parts = np.split(np.concatenate([*map(np.asarray, features)])[: ends[-1]], ends[:-1])
+      parts = np.split(
+        np.concatenate([*map(np.asarray, features)])[: ends[-1]], ends[:-1]
+      )
       for number, part in zip(members, parts, strict=True):
         results[number] = part
     return results
@@ -166,10 +196,11 @@ class Taps(NamedTuple):
 
 
 def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
-  """Bilinear samples of a line, as torch's `interpolate` without align_corners and antialias.
+  """Bilinear samples of a line, as torch's `interpolate` without align_corners and
+  antialias.
 
-  The n_in old pixels are spread over the first `length` of the n_out new ones, over all if None.
-  The others repeat the last. n_in and length may be traced if xp is jax.numpy.
+  The n_in old pixels are spread over the first `length` of the n_out new ones, over all
+  if None. The others repeat the last. n_in and length may be traced if xp is jax.numpy.
   """
   length = n_out if length is None else length
   position = xp.maximum((xp.arange(n_out) + 0.5) * (n_in / length) - 0.5, 0)
@@ -179,16 +210,23 @@ def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
 
 def resize(array, axis: int, taps: Taps):
   """Resamples one axis of an array."""
-  weight = taps.weight.reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1)).astype(np.float32)
-  return array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
+  weight = taps.weight.reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1)).astype(
+    np.float32
+  )
+  return (
+    array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
+  )
 
 
 def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Text features [n,K,E] in n chunks of `most` names or fewer, and their classes; -1: no name."""
+  """Text features [n,K,E] in n chunks of `most` names or fewer, and their classes;
+  -1: no name."""
   n_names = len(matrix.features)
   n_chunks = -(-n_names // most)
   padding = n_chunks * -(-n_names // n_chunks) - n_names
-  class_S = np.repeat(np.arange(len(matrix.starts)), np.diff(matrix.starts, append=n_names))
+  class_S = np.repeat(
+    np.arange(len(matrix.starts)), np.diff(matrix.starts, append=n_names)
+  )
   text = np.pad(matrix.features, ((0, padding), (0, 0)))
   classes = np.pad(class_S, (0, padding), constant_values=-1)
   return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
@@ -217,13 +255,25 @@ def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
 
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
-  cut: tuple, out_shape_2, text_nxKxE, class_nxK, scale, below, steps, *, sides, out, refine
+  cut: tuple,
+  out_shape_2,
+  text_nxKxE,
+  class_nxK,
+  scale,
+  below,
+  steps,
+  *,
+  sides,
+  out,
+  refine,
 ):
-  """Classes of the pixels of the original image and their probabilities, with its padding.
+  """Classes of the pixels of the original image and their probabilities, with its
+  padding.
 
-  Cosines of each window's patches are resized to the window, averaged where windows overlap,
-  resized to the original image, refined, and their softmax over all names is taken. The highest
-  among the names of a class counts, so that the class of the highest name is the pixel's.
+  Cosines of each window's patches are resized to the window, averaged where windows
+  overlap, resized to the original image, refined, and their softmax over all names is
+  taken. The highest among the names of a class counts, so that the class of the highest
+  name is the pixel's.
   """
   patches_NxhxwxE, corners_Nx2, n_windows, image_HxWx3, covered_HxW, shape_2 = cut
   line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
@@ -243,19 +293,28 @@ def _label_map(
     scores = resize(resize(scores, 1, line[0]), 2, line[1])
     if refine:
       image = image_HxWx3.astype(jnp.float32)
-      scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
+      scores = pamr(
+        scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps
+      )
     return scores
 
   def join(found, chunk):
-    """Highest logit of the chunks so far, its class, and the softmax's sum relative to it."""
+    """Highest logit of the chunks so far, its class, and the softmax's sum relative
+    to it."""
     best_HxW, label_HxW, total_HxW = found
     text_KxE, class_K = chunk
-    logits = jnp.where(class_K[:, None, None] < 0, -jnp.inf, scale * scores_of(text_KxE))
+    logits = jnp.where(
+      class_K[:, None, None] < 0, -jnp.inf, scale * scores_of(text_KxE)
+    )
     higher_HxW = jnp.maximum(best_HxW, logits.max(axis=0))
     total_HxW *= jnp.exp(best_HxW - higher_HxW)
     total_HxW += jnp.exp(logits - higher_HxW).sum(axis=0)
     own_HxW = class_K[logits.argmax(axis=0)]
-    return (higher_HxW, jnp.where(higher_HxW > best_HxW, own_HxW, label_HxW), total_HxW), None
+    return (
+      higher_HxW,
+      jnp.where(higher_HxW > best_HxW, own_HxW, label_HxW),
+      total_HxW,
+    ), None
 
   start = jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out)
   (_, labels, total), _ = jax.lax.scan(join, start, (text_nxKxE, class_nxK))
@@ -269,7 +328,8 @@ def pamr(
   shape_2: Int[Array, "2"],
   steps,
 ) -> Float[Array, "S H W"]:
-  """Pixel-adaptive mask refinement (PAMR; Araslanov & Roth, 2020): fits scores to edges.
+  """Pixel-adaptive mask refinement (PAMR; Araslanov & Roth, 2020): fits scores to
+  edges.
 
   Each pixel's scores become, `steps` times, a weighted mean of its neighbours', the eight of each
   dilation. Their weights are the softmax of -|colour difference| / (1e-8 + 0.1 deviation), a mean
@@ -293,7 +353,9 @@ def pamr(
     """Maps [.., H, W] moved by each offset, without a copy of each."""
     around = maps[..., rows, :][..., columns]
     for y, x in steps_of:
-      yield around[..., margin + y : margin + y + n_rows, margin + x : margin + x + n_columns]
+      yield around[
+        ..., margin + y : margin + y + n_rows, margin + x : margin + x + n_columns
+      ]
 
   image_3xHxW = jnp.moveaxis(image_HxWx3, -1, 0)
   around_Qx3xHxW = jnp.stack([*neighbours(image_3xHxW)])
@@ -303,6 +365,8 @@ def pamr(
   weights_QxHxW = jax.nn.softmax(-difference.mean(axis=1), axis=0)
 
   def step(_, maps):
-    return sum(w * moved for w, moved in zip(weights_QxHxW, neighbours(maps), strict=True))
+    return sum(
+      w * moved for w, moved in zip(weights_QxHxW, neighbours(maps), strict=True)
+    )
 
   return jax.lax.fori_loop(0, steps, step, scores_SxHxW)

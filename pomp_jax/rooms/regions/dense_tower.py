@@ -1,7 +1,8 @@
-"""Features of a ViT's patches under the published recipes, which change its last layer alone.
+"""Features of a ViT's patches under the published recipes, which change its last layer
+alone.
 
-Positions are interpolated to the grid of patches of an image.
-Shapes: B images, h by w = P patches, T tokens (class and patches), D width, E embedding.
+Positions are interpolated to the grid of patches of an image. Shapes: B images, h by w
+= P patches, T tokens (class and patches), D width, E embedding.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ class Recipe(NamedTuple):
 
   pairs: tuple[str, ...] = ("qk",)  # see `clip.vit.Last`
   whole_layer: bool = True
-  # Standard deviation of a Gaussian of two patches' distance that is added to the scores; 0: none.
+  # Standard deviation of a Gaussian of two patches' distance that is added to the
+  # scores; 0: none.
   nearness: float = 0.0
   # Patches added to the grid's sides where positions are resampled; 0 as HuggingFace's.
   offset: float = 0.0
@@ -40,7 +42,8 @@ RECIPES = {
 
 
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches [B,h,w,E]`.
+  """Builds `(clip.vision_params, images [B,H,W,3]) -> unit features of patches
+  [B,h,w,E]`.
 
   The CLIP has a ViT; sides of images are multiples of its patch size.
   """
@@ -50,7 +53,9 @@ def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32) -> Callabl
   def features(params, images_BxHxWx3):
     n_images, height, width, _ = images_BxHxWx3.shape
     grid = height // config.patch_size, width // config.patch_size
-    last = Last(None, recipe.pairs, recipe.whole_layer, _nearness(grid, recipe.nearness))
+    last = Last(
+      None, recipe.pairs, recipe.whole_layer, _nearness(grid, recipe.nearness)
+    )
     vit, own = VisionTransformer(config, dtype, last), params["vision_model"]
     positions = own["embeddings"]["position_embedding"]["embedding"]
     side = config.image_size // config.patch_size
@@ -79,7 +84,8 @@ def _resampled(
 
 
 def _nearness(grid: tuple[int, int], deviation: float) -> np.ndarray | None:
-  """exp(-d^2 / (2 s^2)) of every two patches d apart, 0 for the class token, [1,1,T,T] (NACLIP)."""
+  """exp(-d^2 / (2 s^2)) of every two patches d apart, 0 for the class token,
+  [1,1,T,T] (NACLIP)."""
   if not deviation:
     return None
   places_Px2 = np.indices(grid).reshape(2, -1).T

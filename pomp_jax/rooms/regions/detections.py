@@ -1,4 +1,5 @@
-"""Detections of an image: their selection by non-maximum suppression, and COCO's rows of them.
+"""Detections of an image: their selection by non-maximum suppression, and COCO's rows
+of them.
 
 Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
 Shapes: R regions of an image, C classes, D detections.
@@ -14,7 +15,8 @@ from pomp_jax.rooms.regions import fields
 from pomp_jax.rooms.regions.masks import hard_masks, run_lengths_of
 from pomp_jax.rooms.regions.region_folder import Regions
 
-# Detections of an image that count: of each class for COCO, of all classes together for LVIS.
+# Detections of an image that count: of each class for COCO, of all classes together for
+# LVIS.
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}
 
 
@@ -24,7 +26,8 @@ class Detections(NamedTuple):
   boxes: Float32[np.ndarray, "D 4"]
   scores: Float32[np.ndarray, " D"]
   classes: Int[np.ndarray, " D"]
-  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
+  # COCO's run lengths; None: boxes alone
+  masks: Sequence[Mapping[str, Any]] | None = None
 
 
 def iou(
@@ -34,7 +37,9 @@ def iou(
   low = np.maximum(boxes_Rx4[:, None, :2], others_Dx4[:, :2])
   high = np.minimum(boxes_Rx4[:, None, 2:], others_Dx4[:, 2:])
   intersection_RxD = np.maximum(high - low, 0).prod(axis=-1)
-  areas_R, areas_D = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes_Rx4, others_Dx4))
+  areas_R, areas_D = (
+    (b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes_Rx4, others_Dx4)
+  )
   union_RxD = areas_R[:, None] + areas_D - intersection_RxD
   return intersection_RxD / np.where(union_RxD > 0, union_RxD, 1)
 
@@ -47,11 +52,13 @@ def select_detections(
   max_iou: float = 0.5,
   top: int = 300,
 ) -> tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-  """Regions, classes and scores of an image's detections, the `top` highest scores in their order.
+  """Regions, classes and scores of an image's detections, the `top` highest scores in
+  their order.
 
-  For each class greedy non-maximum suppression: from the highest score above `min_score` down, a
-  region is dropped that overlaps a kept one by a larger IoU than `max_iou`. A region may be
-  detected as several classes. The defaults are Detic's on LVIS.
+  For each class greedy non-maximum suppression: from the highest score above
+  `min_score` down, a region is dropped that overlaps a kept one by a larger IoU than
+  `max_iou`. A region may be detected as several classes. The defaults are Detic's on
+  LVIS.
   """
   overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
   kept_RxC = np.zeros(scores_RxC.shape, bool)
@@ -64,7 +71,8 @@ def select_detections(
     best, classes, left_CxR = best[found], classes[found], left_CxR[found]
     kept_RxC[best, classes] = True
     left_CxR[overlap_RxR[best]] = -np.inf
-    left_CxR[np.arange(len(best)), best] = -np.inf  # a box without area overlaps nothing
+    # a box without area overlaps nothing
+    left_CxR[np.arange(len(best)), best] = -np.inf
   regions, classes = np.nonzero(kept_RxC)
   order = np.argsort(-scores_RxC[kept_RxC], kind="stable")[:top]
   return regions[order], classes[order], scores_RxC[kept_RxC][order]
@@ -78,12 +86,17 @@ def detections_of(
   mask_threshold: float,
   most: int,
 ) -> Detections:
-  """Selects the detections of an image, with their masks of these sides if the regions have some.
+  """Selects the detections of an image, with their masks of these sides if the regions
+  have some.
 
   `most` counts where `detect.top` is 0.
   """
   rows, classes, scores = select_detections(
-    found.boxes, scores_RxC, min_score=detect.min_score, max_iou=detect.nms, top=detect.top or most
+    found.boxes,
+    scores_RxC,
+    min_score=detect.min_score,
+    max_iou=detect.nms,
+    top=detect.top or most,
   )
   masks = None
   if found.masks is not None:
@@ -93,7 +106,9 @@ def detections_of(
     hard = hard_masks(found.masks[used], height, width, mask_threshold)
     encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
     masks = [encoded[number] for number in number_D]
-  return Detections(found.boxes[rows], scores.astype(np.float32), classes.astype(np.int32), masks)
+  return Detections(
+    found.boxes[rows], scores.astype(np.float32), classes.astype(np.int32), masks
+  )
 
 
 def result_rows(
@@ -101,7 +116,8 @@ def result_rows(
 ) -> list[dict[str, Any]]:
   """Detections of an image as rows of a COCO results file.
 
-  `category_ids` has the id of each class's category; detections of a class with -1 are dropped.
+  `category_ids` has the id of each class's category; detections of a class with -1 are
+  dropped.
   """
   rows = []
   for d, box in enumerate(detections.boxes.astype(float)):
@@ -110,7 +126,10 @@ def result_rows(
       continue
     corner, size = box[:2], box[2:] - box[:2]
     row: dict[str, Any] = {"image_id": image_id, "category_id": category}
-    row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
+    row |= {
+      "bbox": [*corner.tolist(), *size.tolist()],
+      "score": float(detections.scores[d]),
+    }
     if detections.masks is not None:
       row["segmentation"] = detections.masks[d]
     rows.append(row)

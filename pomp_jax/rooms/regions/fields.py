@@ -1,4 +1,5 @@
-"""Fields of the jobs on regions and pixels, and checks that they fit together: ConfigError.
+"""Fields of the jobs on regions and pixels, and checks that they fit together:
+ConfigError.
 
 Part of the table of `config.fields`. Nothing is opened here.
 """
@@ -8,7 +9,16 @@ import dataclasses
 import functools
 from typing import Any
 
-from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, require, row
+from pomp_jax.config.declare import (
+  Check,
+  above,
+  at_least,
+  below,
+  between,
+  one_of,
+  require,
+  row,
+)
 from pomp_jax.config.fields import Checkpoint, Data, Log, Loop, Mesh, Predict
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import EvaluateConfig, PredictConfig, TrainingConfig
@@ -21,24 +31,33 @@ from pomp_jax.rooms.regions.mask_views import MASK_AUGMENTS
 _CROPS = ("masked", "context")
 # Recipes of `rooms.regions.dense_tower`.
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
-# Of the world's scenes: 12 grounds, and on each of them three base classes for a novel one.
+# Of the world's scenes: 12 grounds, and on each of them three base classes for a novel
+# one.
 _scene_classes = functools.partial(
   row,
   2400,
   "classes of the world's scenes, three quarters of them base",
-  Check(lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"),
+  Check(
+    lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"
+  ),
 )
 _prompts = functools.partial(
-  row, ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
+  row,
+  ("hand_written",),
+  "prompts, see evaluate.prompts; network: the one in propose.network",
 )
-_names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
+_names = Check(
+  lambda names: all(name.strip() for name in names), "names that are not empty"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionData(Group):
   """Regions of images as training data."""
 
-  annotations: str = row("", "for regions: COCO or LVIS JSON, or a folder of label images")
+  annotations: str = row(
+    "", "for regions: COCO or LVIS JSON, or a folder of label images"
+  )
 
   def check_in(self, config: Any) -> None:
     """Checks that trainings and evaluations have annotations for regions alone."""
@@ -57,24 +76,49 @@ class RegionData(Group):
 class Regions(Group):
   """Regions of images and the fusion of their scores; see docs/regions.md."""
 
-  source: str = row("none", "origin of the regions", one_of("none", "truth", "file", "network"))
-  path: str = row("", "for file: a regions folder, or COCO results JSON; see docs/formats.md")
-  max_regions: int = row(100, "regions of an image, those of highest objectness", at_least(1))
-  mask_threshold: float = row(0.5, "value above which a pixel of a soft mask is inside", below(1))
-  crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*_CROPS))
-  size: int = row(
-    0, "shorter side of the image that crops are cut from, pixels; 0: as it is", at_least(0)
+  source: str = row(
+    "none", "origin of the regions", one_of("none", "truth", "file", "network")
   )
-  expand: float = row(1.0, "factor on the sides of a box before it is cropped", above(0))
-  e_base: float = row(0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1))
-  e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
-  null: str = row("drop", "probability of no class in the fusion", one_of("drop", "keep", "gate"))
+  path: str = row(
+    "", "for file: a regions folder, or COCO results JSON; see docs/formats.md"
+  )
+  max_regions: int = row(
+    100, "regions of an image, those of highest objectness", at_least(1)
+  )
+  mask_threshold: float = row(
+    0.5, "value above which a pixel of a soft mask is inside", below(1)
+  )
+  crop: str = row(
+    "masked", "image of a region: its mask, or box with context", one_of(*_CROPS)
+  )
+  size: int = row(
+    0,
+    "shorter side of the image that crops are cut from, pixels; 0: as it is",
+    at_least(0),
+  )
+  expand: float = row(
+    1.0, "factor on the sides of a box before it is cropped", above(0)
+  )
+  e_base: float = row(
+    0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1)
+  )
+  e_novel: float = row(
+    0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1)
+  )
+  null: str = row(
+    "drop", "probability of no class in the fusion", one_of("drop", "keep", "gate")
+  )
   objectness: bool = row(False, "scores as sqrt(score * objectness)")
-  alone: bool = row(False, "the network's scores alone and CLIP's alone beside the fusion")
+  alone: bool = row(
+    False, "the network's scores alone and CLIP's alone beside the fusion"
+  )
 
   def check_in(self, config: Any) -> None:
     """Checks the regions of `predict`."""
-    if isinstance(config, PredictConfig) and config.predict.task in ("segment", "detect"):
+    if isinstance(config, PredictConfig) and config.predict.task in (
+      "segment",
+      "detect",
+    ):
       predict = config.predict
       check_task(predict, self, predict.of(Segment), predict.of(Propose))
 
@@ -83,25 +127,35 @@ class Regions(Group):
 class Segment(Group):
   """The job segment: a class for every pixel under prompts; see docs/regions.md."""
 
-  source: str = row("world", "the world's scenes, or folders of images", one_of("world", "folder"))
+  source: str = row(
+    "world", "the world's scenes, or folders of images", one_of("world", "folder")
+  )
   images: str = row("", "folder of images")
   labels: str = row("", "folder of label images of the same stems; empty: no figures")
   names: str = row("", "class list with halves, such as coco_stuff, or a file")
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
-  ignore: int = row(255, "value of pixels that are not evaluated", between(0, 2**16 - 1))
+  ignore: int = row(
+    255, "value of pixels that are not evaluated", between(0, 2**16 - 1)
+  )
   n_images: int = row(0, "images, evenly over the folder; 0: all", at_least(0))
   scene_classes: int = _scene_classes()
   prompts: tuple[str, ...] = _prompts()
-  recipe: str = row("naclip", "patch features where there are no regions", one_of(*_RECIPES))
+  recipe: str = row(
+    "naclip", "patch features where there are no regions", one_of(*_RECIPES)
+  )
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
-  size: int = row(336, "shorter side of an image without regions, pixels; 0: as it is", at_least(0))
+  size: int = row(
+    336, "shorter side of an image without regions, pixels; 0: as it is", at_least(0)
+  )
   window: int = row(224, "side of a window, pixels; 0: the whole image", at_least(0))
   stride: int = row(112, "distance of windows, pixels", at_least(1))
   pamr: int = row(0, "steps of PAMR, which fits the scores to edges", at_least(0))
   background: tuple[str, ...] = row(
     (), "names of a background class, which becomes class 0", _names
   )
-  background_below: float = row(0.0, "probability below which a pixel is background", between(0, 1))
+  background_below: float = row(
+    0.0, "probability below which a pixel is background", between(0, 1)
+  )
   output: bool = row(False, "label images of all images, not only of those in the plot")
 
 
@@ -109,17 +163,29 @@ class Segment(Group):
 class Detect(Group):
   """The job detect: boxes with classes under prompts; see docs/regions.md."""
 
-  source: str = row("world", "the world's scenes, or annotated images", one_of("world", "coco"))
+  source: str = row(
+    "world", "the world's scenes, or annotated images", one_of("world", "coco")
+  )
   annotations: str = row("", "COCO or LVIS JSON of the objects")
-  images: str = row("", "folder of images; not read where regions have embeddings alone")
-  names: str = row("", "class list with halves, such as coco, or a file; empty: the categories")
-  synonyms: bool = row(False, "categories by all their names (LVIS), the best of which counts")
+  images: str = row(
+    "", "folder of images; not read where regions have embeddings alone"
+  )
+  names: str = row(
+    "", "class list with halves, such as coco, or a file; empty: the categories"
+  )
+  synonyms: bool = row(
+    False, "categories by all their names (LVIS), the best of which counts"
+  )
   n_images: int = row(0, "images, evenly over the file; 0: all", at_least(0))
   scene_classes: int = _scene_classes()
   prompts: tuple[str, ...] = _prompts()
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
-  min_score: float = row(0.02, "score above which a region is a detection", between(0, 1))
-  nms: float = row(0.5, "IoU above which the lower score of a class is dropped", between(0, 1))
+  min_score: float = row(
+    0.02, "score above which a region is a detection", between(0, 1)
+  )
+  nms: float = row(
+    0.5, "IoU above which the lower score of a class is dropped", between(0, 1)
+  )
   top: int = row(0, "detections of an image; 0: 300 for LVIS, else 100", at_least(0))
   output: bool = row(False, "COCO results JSON of the detections under each prompt")
 
@@ -138,14 +204,17 @@ class TrainMasks(Group):
     "", "folder of label images of the same stems; for panoptic: of the segments' PNGs"
   )
   annotations: str = row(
-    "", "for coco: COCO or LVIS JSON of the objects, with masks; for panoptic: COCO's JSON"
+    "",
+    "for coco: COCO or LVIS JSON of the objects, with masks; for panoptic: COCO's JSON",
   )
   names: str = row(
     "", "class list with halves, such as coco_stuff, or a file; novel ones are left out"
   )
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels without a class", between(0, 2**16 - 1))
-  n_images: int = row(0, "images, evenly over the data; 0: all; of the world: scenes", at_least(0))
+  n_images: int = row(
+    0, "images, evenly over the data; 0: all; of the world: scenes", at_least(0)
+  )
   scene_classes: int = _scene_classes()
   network: str = row("r101c", "sizes of the network", one_of("small", "r101c"))
   init: str = row("", "network to start from, a file; empty: random parameters")
@@ -156,7 +225,9 @@ class TrainMasks(Group):
   augment: str = row(
     "crop_flip", "augmentation: random scale, crop and flip", one_of(*MASK_AUGMENTS)
   )
-  targets: int = row(50, "regions of a view, the largest ones; at most the queries", at_least(1))
+  targets: int = row(
+    50, "regions of a view, the largest ones; at most the queries", at_least(1)
+  )
   lr: float = row(1e-4, "learning rate of AdamW", at_least(0))
   backbone: float = row(0.1, "factor on the learning rate of the backbone", at_least(0))
   clip_norm: float = row(0.01, "largest norm of the gradient; 0: any", at_least(0))
@@ -165,18 +236,27 @@ class TrainMasks(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Propose(Group):
-  """The regions that a trained network finds, for propose and regions.source='network'."""
+  """The regions that a trained network finds, for propose and
+  regions.source='network'."""
 
   network: str = row("", "network: a file, or the folder of a run of train_masks")
-  images: str = row("segment", "images: those of segment or of detect", one_of("segment", "detect"))
-  prompt: str = row("a photo of a {}.", "prompt of the trained classes, for the objectness")
-  size: int = row(0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0))
+  images: str = row(
+    "segment", "images: those of segment or of detect", one_of("segment", "detect")
+  )
+  prompt: str = row(
+    "a photo of a {}.", "prompt of the trained classes, for the objectness"
+  )
+  size: int = row(
+    0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0)
+  )
   stride: int = row(
     4,
     "pixels of the network's image along a side of a mask's pixel: 4, or 1 as ZSSeg",
     Check((1, 4).__contains__, "1 or 4"),
   )
-  batch_size: int = row(8, "images of one padded size that are computed together", at_least(1))
+  batch_size: int = row(
+    8, "images of one padded size that are computed together", at_least(1)
+  )
 
 
 _NETWORK = "a .safetensors or .pth file, or a run's folder that exists"
@@ -187,13 +267,20 @@ _ACCEPTED: dict[Callable[..., bool], str] = {
 }
 
 
-def check_task(predict: Predict, regions: Regions, segment: Segment, propose: Propose) -> None:
+def check_task(
+  predict: Predict, regions: Regions, segment: Segment, propose: Propose
+) -> None:
   """Checks the regions of `predict`."""
   network = propose.network
   origins = "none, file or network where job='predict'"
   require(regions.source != "truth", "regions.source", "truth", origins)
   of_file = regions.source == "file"
-  require(not (network and of_file), "propose.network", network, "'' where regions.source='file'")
+  require(
+    not (network and of_file),
+    "propose.network",
+    network,
+    "'' where regions.source='file'",
+  )
   # A network's name is enough to ask for its regions.
   if network or (predict.task == "detect" and regions.source == "none"):
     expected = f"{_NETWORK}, or regions.source='file'"
@@ -208,7 +295,10 @@ def check_segment(segment: Segment, regions: Regions, propose: Propose) -> None:
   """Checks the fields of `segment`."""
   _check_regions(regions, propose.network)
   _check_background(segment)
-  values, accepted = segment.label_values, "index where there is a background, whose value is 0"
+  values, accepted = (
+    segment.label_values,
+    "index where there is a background, whose value is 0",
+  )
   fits = not segment.background or values != "reduce_zero_label"
   require(fits, "segment.label_values", values, accepted)
   if segment.source == "world":
@@ -227,7 +317,9 @@ def check_detect(detect: Detect, regions: Regions, propose: Propose) -> None:
   _check_detect_images(detect)
 
 
-def check_propose(propose: Propose, segment: Segment, detect: Detect, regions: Regions) -> None:
+def check_propose(
+  propose: Propose, segment: Segment, detect: Detect, regions: Regions
+) -> None:
   """Checks the fields of `propose`."""
   _check_path("propose.network", propose.network, exists)
   if propose.images == "segment":
@@ -260,7 +352,8 @@ def check_train_masks(
 
 
 def _check_world(group: str, own: Any, unread: Sequence[str]) -> None:
-  """Checks that the world's scenes are counted, and that no files are named beside them."""
+  """Checks that the world's scenes are counted, and that no files are named beside
+  them."""
   where = f"where {group}.source='world'"
   require(own.n_images > 0, f"{group}.n_images", 0, f"1 or more {where}")
   for field in unread:
@@ -360,4 +453,6 @@ class TrainMasksConfig(Loop, Config):
   def check(self) -> None:
     """See `Config.check`."""
     super().check()
-    check_train_masks(self.train_masks, self.data, self.loop, self.mesh, self.checkpoint)
+    check_train_masks(
+      self.train_masks, self.data, self.loop, self.mesh, self.checkpoint
+    )

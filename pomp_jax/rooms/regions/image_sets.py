@@ -1,4 +1,5 @@
-"""Images with boxes, labels or region maps, as `detect`, `segment` and `train_masks` name them.
+"""Images with boxes, labels or region maps, as `detect`, `segment` and `train_masks`
+name them.
 
 Shapes: H, W sides of an image in pixels, R regions.
 """
@@ -56,8 +57,11 @@ class BoxSet(Images):
     return Regions(truth.boxes[single], masks=found), truth.classes[single]
 
   def check_images(self) -> None:
-    """Raises InputError unless the annotated images are in a folder, with the sizes named there."""
-    require(self.root, "detect.images", "", "the folder of the images, which are read here")
+    """Raises InputError unless the annotated images are in a folder, with the sizes
+    named there."""
+    require(
+      self.root, "detect.images", "", "the folder of the images, which are read here"
+    )
     with waiting("checking all images"):
       self.annotations.check_images(self.root, sizes=True)
 
@@ -65,24 +69,31 @@ class BoxSet(Images):
 def open_box_set(detect: Detect) -> BoxSet:
   """Opens the images and annotations of `config.detect`; the last images stay decoded.
 
-  LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
+  LVIS's rare classes are novel, the others base, unless `detect.names` has halves of
+  its own.
   """
   root, files = detect.images, []
   if detect.source == "world":
     scenes = Scenes("test", detect.n_images, detect.scene_classes)
-    annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
+    annotations = annotations_of(
+      scenes.annotations(), "the world's scenes", scenes.names
+    )
     classes, read = _classes_of(scenes), lambda index: scenes.scene(index).image
   else:
     own = read_class_split(detect.names) if detect.names else None
     whole = read_annotations(detect.annotations, own.names if own else None)
     kept = spread_evenly(detect.n_images, len(whole)).tolist()
-    images, rows = ([part[index] for index in kept] for part in (whole.images, whole.rows))
+    images, rows = (
+      [part[index] for index in kept] for part in (whole.images, whole.rows)
+    )
     annotations = dataclasses.replace(whole, images=tuple(images), rows=tuple(rows))
     synonyms = whole.synonyms if detect.synonyms else undivided(whole.names).synonyms
     frequencies = whole.frequencies or ("",) * len(whole.names)
     classes = own or ClassSplit(synonyms, tuple(map(_GROUPS.__getitem__, frequencies)))
     read = functools.partial(annotations.image, root=root)
-    paths = [annotations.image_path(index, root) for index in range(len(kept) if root else 0)]
+    paths = [
+      annotations.image_path(index, root) for index in range(len(kept) if root else 0)
+    ]
     files = [detect.annotations, *paths]
   sides = [(image.height, image.width) for image in annotations.images]
   return BoxSet(
@@ -147,21 +158,30 @@ def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:
 
 
 def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
-  """Opens the training images of `config.train_masks`; `seed` is that of the world's scenes.
+  """Opens the training images of `config.train_masks`; `seed` is that of the world's
+  scenes.
 
-  The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
-  has a region for each class; each annotated object or segment is one, crowds are left out.
+  The classes are those of the list, or the JSON's categories, but for the novel ones. A
+  label image has a region for each class; each annotated object or segment is one,
+  crowds are left out.
   """
   if own.source == "world":
     scenes = Scenes("train", own.n_images, own.scene_classes, seed=seed)
     read = functools.partial(_of_scene, scenes)
-    return RegionMaps(_classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format)
+    return RegionMaps(
+      _classes_of(scenes), np.arange(len(scenes)), read, "scene {}".format
+    )
   classes = read_class_split(own.names) if own.names else None
   if own.source == "folder":
     if classes is None:
-      raise SourceError("train_masks.names is empty; accepted: the classes of the label images")
+      raise SourceError(
+        "train_masks.names is empty; accepted: the classes of the label images"
+      )
     folder = _pixel_folder(own, classes)
-    images, read = [image for image, _ in folder.files], functools.partial(_of_labels, folder)
+    images, read = (
+      [image for image, _ in folder.files],
+      functools.partial(_of_labels, folder),
+    )
     return RegionMaps(classes, np.arange(len(images)), read, images.__getitem__)
   names, owners = classes.names if classes else None, None
   if own.source == "panoptic":
@@ -181,7 +201,9 @@ def open_mask_set(own: TrainMasks, seed: int) -> RegionMaps:
     classes = undivided(annotations.names, "base")
   rows = spread_evenly(own.n_images, len(annotations))
   read = functools.partial(_of_objects, annotations, owners, own.images)
-  return RegionMaps(classes, rows, read, functools.partial(annotations.image_path, root=own.images))
+  return RegionMaps(
+    classes, rows, read, functools.partial(annotations.image_path, root=own.images)
+  )
 
 
 def _of_scene(scenes: Scenes, row: int) -> RegionMap:
@@ -197,7 +219,10 @@ def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
 
 
 def _of_objects(
-  annotations: Annotations, owners: Callable[[int], np.ndarray] | None, root: str, row: int
+  annotations: Annotations,
+  owners: Callable[[int], np.ndarray] | None,
+  root: str,
+  row: int,
 ) -> RegionMap:
   """Segments, of which `owners` computes the map, or else objects by their masks."""
   truth = annotations.truth(row)

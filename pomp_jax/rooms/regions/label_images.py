@@ -1,8 +1,8 @@
 """Images with a label for each pixel: a folder of images and a folder of label images.
 
-A label image is a one-channel PNG (or TIFF) of 8 or 16 bits with the stem of its image; a palette
-is ignored. Images without a label image are skipped, since some data sets keep all images together.
-Shapes: H, W sides of an image in pixels, C classes.
+A label image is a one-channel PNG (or TIFF) of 8 or 16 bits with the stem of its image;
+a palette is ignored. Images without a label image are skipped, since some data sets
+keep all images together. Shapes: H, W sides of an image in pixels, C classes.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,13 @@ _N_VALUES = 2**16
 class PixelFolder:
   """Images and labels of a folder pair.
 
-  `keys` are the stems of the files, sorted; `files` the image and label image of each, or None.
+  `keys` are the stems of the files, sorted; `files` the image and label image of each,
+  or None.
   """
 
   def __init__(self, pairs: Sequence[tuple[Path, Path | None]], table: np.ndarray):
-    """Takes `files`, and of each value in a label image the class, IGNORED, or -2 for no class."""
+    """Takes `files`, and of each value in a label image the class, IGNORED, or -2
+    for no class."""
     self.keys = tuple(image.stem for image, _ in pairs)
     self.files, self._table = pairs, table
 
@@ -53,7 +55,8 @@ class PixelFolder:
     return image_size(self.files[index][0])
 
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
-    """Decodes a label image: class of each pixel, or IGNORED; ImageError or RegionError."""
+    """Decodes a label image: class of each pixel, or IGNORED; ImageError or
+    RegionError."""
     image, path = self.files[index]
     height, width = self.shape(index)
     if path is None:
@@ -62,7 +65,9 @@ class PixelFolder:
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
       found, n_classes = values_HxW[labels_HxW == _UNKNOWN][0], self._table.max() + 1
-      raise RegionError(f"{path}: value {found} is none of the {n_classes} classes' nor ignored")
+      raise RegionError(
+        f"{path}: value {found} is none of the {n_classes} classes' nor ignored"
+      )
     if labels_HxW.shape != (height, width):
       found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
       raise RegionError(f"{path}: {found} pixels, but {image} has {width} x {height}")
@@ -77,18 +82,22 @@ def open_pixels(
   ignore: int = 255,
   n_images: int = 0,
 ) -> PixelFolder:
-  """Pairs the images of a folder with label images; without a folder of these, all are taken.
+  """Pairs the images of a folder with label images; without a folder of these, all are
+  taken.
 
-  Of the pairs `n_images` are kept, evenly over all; 0: all. `values` is the meaning of a label
-  image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is ignored, and class c is c + 1
-  (ADE20K, and VOC and PASCAL Context with background); `listed`: those of the class list
-  (COCO-Stuff's own label images). Pixels of `ignore` are not evaluated, so it is no class.
+  Of the pairs `n_images` are kept, evenly over all; 0: all. `values` is the meaning of
+  a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is ignored,
+  and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background); `listed`:
+  those of the class list (COCO-Stuff's own label images). Pixels of `ignore` are not
+  evaluated, so it is no class.
   """
   table = _table(classes, values, ignore)
   image_of: dict[str, Path] = {}
   for path in find_images(images, nested=False).values():
     if path.stem in image_of:
-      raise RegionError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
+      raise RegionError(
+        f"{path}: has the stem of {image_of[path.stem].name}, expected one image"
+      )
     image_of[path.stem] = path
   pairs: list[tuple[Path, Path | None]] = [(path, None) for path in image_of.values()]
   if labels:
@@ -103,7 +112,9 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
   table = np.full(_N_VALUES, _UNKNOWN, np.int32)
   if values == "listed":
     if classes.values is None:
-      raise RegionError("the class list has no values of label images, expected a third column")
+      raise RegionError(
+        "the class list has no values of label images, expected a third column"
+      )
     for index, own in enumerate(classes.values):
       table[list(own)] = index
   else:
@@ -111,12 +122,16 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
     table[first : first + len(classes)] = np.arange(len(classes))
     table[:first] = IGNORED
   if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
-    raise RegionError(f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})")
+    raise RegionError(
+      f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})"
+    )
   table[ignore] = IGNORED
   return table
 
 
-def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+def read_rgb(
+  path: str | os.PathLike, upright: bool = False
+) -> UInt8[np.ndarray, "H W 3"]:
   """Reads the pixels of one image file; ImageError if it can't be decoded."""
   with open_image(path) as image:
     return np.asarray(load_rgb(image, str(path), upright=upright)[0])
@@ -132,7 +147,9 @@ def read_values(path: Path) -> np.ndarray:
   """Values of a label image, uint8 or uint16 [H,W]; ImageError or RegionError."""
   image = open_image(path)
   if image.mode not in _MODES:
-    raise RegionError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")
+    raise RegionError(
+      f"{path}: pixels of mode {image.mode}, expected one channel of class numbers"
+    )
   try:
     values_HxW = np.asarray(image)
   except Exception as error:  # broken files raise errors of many classes
@@ -148,9 +165,11 @@ def write_labels(
   n_classes: int,
   colours: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> str:
-  """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the largest value.
+  """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the
+  largest value.
 
-  Viewers show the `colours` (sRGB of each value) of a file of 8 bits. Returns the file's checksum.
+  Viewers show the `colours` (sRGB of each value) of a file of 8 bits. Returns the
+  file's checksum.
   """
   kind = np.uint8 if n_classes <= 255 else np.uint16
   image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value

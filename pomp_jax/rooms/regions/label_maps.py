@@ -1,8 +1,8 @@
 """Label maps of regions: the class of the highest sum over regions of score times mask.
 
-Computed on the device for all prompts of an image, a block of pixels at a time, so that neither all
-soft masks nor the scores of all pixels are in memory.
-Shapes: P prompts, R regions of an image of H x W pixels, h, w sides of the masks' grid, C classes.
+Computed on the device for all prompts of an image, a block of pixels at a time, so that
+neither all soft masks nor the scores of all pixels are in memory. Shapes: P prompts, R
+regions of an image of H x W pixels, h, w sides of the masks' grid, C classes.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ import numpy as np
 
 from pomp_jax.rooms.regions.dense import Taps, padded_sides, resize, taps
 
-# Numbers of a block of pixels in memory under one prompt: scores of classes, weights of regions.
+# Numbers of a block of pixels in memory under one prompt: scores of classes, weights of
+# regions.
 _MAX_NUMBERS = 2**23
-# Few shapes, for fewer compilations: regions are padded to powers of two from this number on, and
-# columns of a block are multiples of the other.
+# Few shapes, for fewer compilations: regions are padded to powers of two from this
+# number on, and columns of a block are multiples of the other.
 _REGIONS, _COLUMNS = 16, 128
 # Rows of a block divide the height that `padded_sides` makes.
 _MOST_ROWS = 128
@@ -30,7 +31,8 @@ def label_maps_of_regions(
   height: int,
   width: int,
 ) -> Int32[np.ndarray, "P H W"]:
-  """The class of the highest sum over regions of score * mask at each pixel, as in MaskFormer.
+  """The class of the highest sum over regions of score * mask at each pixel, as in
+  MaskFormer.
 
   -1 where all masks are 0. Soft (see `masks.ONE`) or hard masks are interpolated as by
   torch's bilinear `interpolate` without antialiasing. Scores, under each prompt, are finite.
@@ -41,9 +43,9 @@ def label_maps_of_regions(
   if masks.dtype == bool and sides == [height, width] and masks.sum(axis=0).max() <= 1:
     # The regions of a label image do not overlap: no sums.
     inside, owners = masks.any(axis=0), masks.argmax(axis=0)
-    return np.stack([np.where(inside, own.argmax(axis=1)[owners], -1) for own in scores]).astype(
-      np.int32
-    )
+    return np.stack(
+      [np.where(inside, own.argmax(axis=1)[owners], -1) for own in scores]
+    ).astype(np.int32)
   n_rows = max(_REGIONS, 1 << (n_regions - 1).bit_length())
   soft = masks.dtype == np.float16
   grid = np.zeros((n_rows, *padded_sides(*sides)), np.float16 if soft else np.uint8)
@@ -53,7 +55,12 @@ def label_maps_of_regions(
   rows, columns = _block(max(of_prompts.shape[1:]), width)
   out = padded_sides(height)[0], -(-width // columns) * columns
   labels = _label_maps(
-    of_prompts, grid, np.array(sides), np.array([height, width]), out=out, block=(rows, columns)
+    of_prompts,
+    grid,
+    np.array(sides),
+    np.array([height, width]),
+    out=out,
+    block=(rows, columns),
   )
   return np.asarray(labels)[:, :height, :width]
 
@@ -68,7 +75,13 @@ def _block(n_numbers: int, width: int) -> tuple[int, int]:
 
 @functools.partial(jax.jit, static_argnames=("out", "block"))
 def _label_maps(
-  scores_PxRxC, masks_Rxhxw, sides_2, out_sides_2, *, out: tuple[int, int], block: tuple[int, int]
+  scores_PxRxC,
+  masks_Rxhxw,
+  sides_2,
+  out_sides_2,
+  *,
+  out: tuple[int, int],
+  block: tuple[int, int],
 ):
   """Label maps [P, *out]; blocks in the padding of the image are not computed.
 
@@ -88,7 +101,9 @@ def _label_maps(
     weights_PixelsxR = weights_Rxhxw.reshape(len(weights_Rxhxw), -1).T
 
     def of_prompt(scores_RxC):
-      sums = jnp.matmul(weights_PixelsxR, scores_RxC, precision=jax.lax.Precision.HIGHEST)
+      sums = jnp.matmul(
+        weights_PixelsxR, scores_RxC, precision=jax.lax.Precision.HIGHEST
+      )
       return jnp.argmax(sums, axis=1).astype(jnp.int32)
 
     found = jax.lax.map(of_prompt, scores_PxRxC)

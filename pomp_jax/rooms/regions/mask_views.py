@@ -1,8 +1,8 @@
 """Views of images with region maps, for training a network that finds regions.
 
-A region map has the number of the region that owns each pixel, or -1. Regions therefore do not
-overlap; where annotated objects do, the smaller one is in front.
-Shapes: H, W sides of an image, S side of a view, R regions, T targets of a view, B images.
+A region map has the number of the region that owns each pixel, or -1. Regions therefore
+do not overlap; where annotated objects do, the smaller one is in front. Shapes: H, W
+sides of an image, S side of a view, R regions, T targets of a view, B images.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,25 +28,32 @@ class RegionMap(NamedTuple):
 
   image: UInt8[np.ndarray, "H W 3"]
   owners: Int16[np.ndarray, "H W"]  # number of each pixel's region; -1 for none
-  labels: Int32[np.ndarray, " R"]  # class of each region; a negative one drops the region
+  # class of each region; a negative one drops the region
+  labels: Int32[np.ndarray, " R"]
 
 
 Read = Callable[[int], RegionMap]
 
 
 class RegionMaps:
-  """Images with region maps, without the novel classes, for `data.loader`; pickled for its workers.
+  """Images with region maps, without the novel classes, for `data.loader`; pickled for
+  its workers.
 
-  `names` are those of the classes. `labels` are zeros, since an image has no class of its own.
+  `names` are those of the classes. `labels` are zeros, since an image has no class of
+  its own.
   """
 
-  def __init__(self, classes: ClassSplit, rows: np.ndarray, read: Read, where: Callable):
-    """Takes functions that read an image by its row, with labels of all classes, and name it."""
+  def __init__(
+    self, classes: ClassSplit, rows: np.ndarray, read: Read, where: Callable
+  ):
+    """Takes functions that read an image by its row, with labels of all classes, and
+    name it."""
     kept = classes.not_novel()
     self.names: Sequence[str] = tuple(classes.names[c] for c in kept)
     self.labels = np.zeros(len(rows), np.int32)
     self._rows, self._read, self._where = rows, read, where
-    # Number of each class of the list among those that are kept; the last entry is that of -1.
+    # Number of each class of the list among those that are kept; the last entry is that
+    # of -1.
     self._number = np.full(len(classes) + 1, -1, np.int32)
     self._number[kept] = np.arange(len(kept))
 
@@ -77,10 +84,12 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MaskViews:
-  """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most.
+  """Fetches views of images for `data.loader`, one of each image, S x S with T targets
+  at most.
 
-  With the augmentation `none` the longer side becomes S. With `crop_flip` the shorter side becomes
-  S times a uniform random scale; a random crop of at most S x S is flipped in half of the cases.
+  With the augmentation `none` the longer side becomes S. With `crop_flip` the shorter
+  side becomes S times a uniform random scale; a random crop of at most S x S is flipped
+  in half of the cases.
   """
 
   source: RegionMaps
@@ -92,10 +101,11 @@ class MaskViews:
 
   @property
   def record(self) -> np.dtype:
-    """Type of a view: `image` uint8 [S,S,3], `sides` int32 [2], `owners` int16 [S,S], `labels` [T].
+    """Type of a view: `image` uint8 [S,S,3], `sides` int32 [2], `owners` int16 [S,S],
+    `labels` [T].
 
-    A view begins in the upper left corner and has `sides` rows and columns. `owners` has numbers of
-    targets, or -1. Labels are -1 where there are fewer than T targets.
+    A view begins in the upper left corner and has `sides` rows and columns. `owners`
+    has numbers of targets, or -1. Labels are -1 where there are fewer than T targets.
     """
     s = self.size
     return np.dtype(
@@ -115,10 +125,13 @@ class MaskViews:
   def __call__(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
-    """Views [B,1] of type `record`, and which images were readable; a function of the arguments."""
+    """Views [B,1] of type `record`, and which images were readable; a function of
+    the arguments."""
     views_Bx1 = np.zeros((len(indices), 1), self.record)
     readable_B = np.zeros(len(indices), bool)
-    for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
+    for row, (index, epoch) in enumerate(
+      zip(indices.tolist(), epochs.tolist(), strict=True)
+    ):
       try:
         whole = self.source.region_map(index)
       except (ImageError, RegionError):
@@ -134,13 +147,16 @@ class MaskViews:
     return views_Bx1, readable_B
 
   def place(self, height: int, width: int, *, index: int, epoch: int) -> Place:
-    """Draws the place of a view in an image of height x width; a function of the arguments."""
+    """Draws the place of a view in an image of height x width; a function of the
+    arguments."""
     if self.augment == "none":
       scale = self.size / max(height, width)
       rows, columns = (max(1, round(scale * side)) for side in (height, width))
       return Place(rows, columns, 0, 0, rows, columns, False)
     bits = np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, epoch, index])
-    of_scale, of_top, of_left, of_flip = ((bits.random_raw(4) >> 11) * 2.0**-53).tolist()
+    of_scale, of_top, of_left, of_flip = (
+      (bits.random_raw(4) >> 11) * 2.0**-53
+    ).tolist()
     low, high = self.scales
     scale = self.size * (low + (high - low) * of_scale) / min(height, width)
     height, width = (max(1, round(scale * side)) for side in (height, width))
@@ -151,12 +167,21 @@ class MaskViews:
 
 def cut(whole: RegionMap, place: Place) -> RegionMap:
   """Scales (pixels bilinearly, owners to the nearest), cuts and flips an image."""
-  y, x = (full / scaled for full, scaled in zip(whole.owners.shape, place[:2], strict=True))
+  y, x = (
+    full / scaled for full, scaled in zip(whole.owners.shape, place[:2], strict=True)
+  )
   top, left, (rows, columns) = place.top, place.left, place[4:6]
-  box, sides = (left * x, top * y, (left + columns) * x, (top + rows) * y), (columns, rows)
-  image = np.asarray(Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box))
+  box, sides = (
+    (left * x, top * y, (left + columns) * x, (top + rows) * y),
+    (columns, rows),
+  )
+  image = np.asarray(
+    Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box)
+  )
   scaled = Image.fromarray(whole.owners.astype(np.int32))
-  owners = np.asarray(scaled.resize(sides, Image.Resampling.NEAREST, box)).astype(np.int16)
+  owners = np.asarray(scaled.resize(sides, Image.Resampling.NEAREST, box)).astype(
+    np.int16
+  )
   turn = slice(None, None, -1 if place.flip else 1)
   return RegionMap(image[:, turn], owners[:, turn], whole.labels)
 
@@ -164,7 +189,8 @@ def cut(whole: RegionMap, place: Place) -> RegionMap:
 def largest_regions(
   owners: Int16[np.ndarray, "H W"], labels: Int32[np.ndarray, " R"], most: int
 ) -> tuple[Int16[np.ndarray, "H W"], Int32[np.ndarray, " _"]]:
-  """Owners and labels of the `most` largest regions with a pixel and a class, in falling order."""
+  """Owners and labels of the `most` largest regions with a pixel and a class, in
+  falling order."""
   areas = np.bincount(owners[owners >= 0], minlength=len(labels))
   areas[labels < 0] = 0
   order = np.argsort(-areas, kind="stable")[:most]

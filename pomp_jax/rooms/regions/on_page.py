@@ -31,7 +31,8 @@ from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
 from pomp_jax.rooms.regions.region_sources import Images, RegionSource
 from pomp_jax.rooms.regions.scenes import Scenes
 
-Features = Callable[[], Sequence[Float[np.ndarray, "S E"]]]  # of the names under each prompt
+# of the names under each prompt
+Features = Callable[[], Sequence[Float[np.ndarray, "S E"]]]
 # A picture, names, what computes their features, and labels of the prompts.
 Asked = tuple[Image.Image, Sequence[str], Features, Sequence[str]]
 
@@ -41,7 +42,8 @@ _OTHERS = 4
 
 
 def check(page: Group, clip_model: str) -> None:
-  """Raises InputError for masked crops, which boxes have not, and for a network that misfits."""
+  """Raises InputError for masked crops, which boxes have not, and for a network that
+  misfits."""
   crop, propose = page.of(fields.Regions).crop, page.of(fields.Propose)
   if crop != "context":
     raise ConfigError("regions.crop", crop, "'context': boxes have no masks")
@@ -50,7 +52,8 @@ def check(page: Group, clip_model: str) -> None:
 
 
 def examples() -> list[tuple[Image.Image, str, str]]:
-  """Scenes of several objects of the world: picture, names with some others', boxes; one a line."""
+  """Scenes of several objects of the world: picture, names with some others', boxes;
+  one a line."""
   found = Scenes("test", 2)
   scenes = []
   for index in range(len(found)):
@@ -58,16 +61,19 @@ def examples() -> list[tuple[Image.Image, str, str]]:
     others = range(index, len(found.names), len(found.names) // _OTHERS)
     classes = dict.fromkeys([*scene.labels.tolist(), *others])
     names = "\n".join(found.names[c] for c in classes)
-    boxes = "\n".join(" ".join(f"{value:g}" for value in box) for box in scene.boxes.tolist())
+    boxes = "\n".join(
+      " ".join(f"{value:g}" for value in box) for box in scene.boxes.tolist()
+    )
     scenes.append((Image.fromarray(scene.image), names, boxes))
   return scenes
 
 
 class RegionsOfPictures:
-  """Regions of one picture under the features of names; rows beyond the names are padding.
+  """Regions of one picture under the features of names; rows beyond the names are
+  padding.
 
-  `finds`: whether a network can find objects; `segments`: whether it or a ViT can compute label
-  maps, of at most `most_names` names.
+  `finds`: whether a network can find objects; `segments`: whether it or a ViT can
+  compute label maps, of at most `most_names` names.
   """
 
   most_names = 100  # a label map has the scores of all names at each pixel in memory
@@ -83,7 +89,10 @@ class RegionsOfPictures:
     regions, propose = page.of(fields.Regions), page.of(fields.Propose)
     segment = page.of(fields.Segment)
     # Crops are of the picture as it is, under one fusion.
-    self._encoder, self._fields = encoder, dataclasses.replace(regions, size=0, alone=False)
+    self._encoder, self._fields = (
+      encoder,
+      dataclasses.replace(regions, size=0, alone=False),
+    )
     self._segment, self._detect = segment, page.of(fields.Detect)
     self._network = self._segmenter = None
     if propose.network:
@@ -109,7 +118,9 @@ class RegionsOfPictures:
     if (segmenter := self._segmenter) is None:
       pixels = np.asarray(image)
       regions, scores = self._scored(asked, self._segment.logit_scale)
-      maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
+      maps = list(
+        label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2])
+      )
     else:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
@@ -120,12 +131,15 @@ class RegionsOfPictures:
     return _drawn(segmentation_sheet, pixels, maps, labels, names)
 
   def find_objects(self, asked: Asked) -> tuple[bytes, list[list[tuple[str, float]]]]:
-    """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
+    """Objects that the network finds: a PNG, and names with scores under each prompt,
+    best first.
 
     Of boxes that overlap by half only the best counts, and eight in all.
     """
     if not self.finds:
-      raise InputError("finding objects needs a network; this page has none (propose.network)")
+      raise InputError(
+        "finding objects needs a network; this page has none (propose.network)"
+      )
     (image, names, _, labels), detect = asked, self._detect
     regions, scores = self._scored(asked, detect.logit_scale)
     drawn, rows = [], []
@@ -139,11 +153,15 @@ class RegionsOfPictures:
       rows.append([(names[c], float(score)) for c, score in pairs])
     return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), rows
 
-  def _scored(self, asked: Asked, logit_scale: float, given: Regions | None = None) -> Scored:
+  def _scored(
+    self, asked: Asked, logit_scale: float, given: Regions | None = None
+  ) -> Scored:
     """The network's regions, or the given ones, and their scores under each prompt."""
     image, names, features, _ = asked
     pixels_HxWx3 = np.asarray(image)
-    images = Images(["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3)
+    images = Images(
+      ["the picture"], lambda _: pixels_HxWx3.shape[:2], lambda _: pixels_HxWx3
+    )
     if given is None:
       assert (network := self._network) is not None
       most = self._fields.max_regions
@@ -168,11 +186,13 @@ class RegionsOfPictures:
   def name_boxes(
     self, asked: Asked, boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, Sequence[Float[np.ndarray, "R N"]]]:
-    """Names given boxes: a PNG with each in the colour of its name, and scores by prompt."""
+    """Names given boxes: a PNG with each in the colour of its name, and scores by
+    prompt."""
     image, names, _, labels = asked
     _, scores = self._scored(asked, self._detect.logit_scale, Regions(boxes_Rx4))
     drawn = [
-      Detections(boxes_Rx4, rows.max(1).astype(np.float32), rows.argmax(1)) for rows in scores
+      Detections(boxes_Rx4, rows.max(1).astype(np.float32), rows.argmax(1))
+      for rows in scores
     ]
     return _drawn(detection_sheet, np.asarray(image), drawn, labels, names), scores
 
@@ -181,7 +201,9 @@ def _matrix(features_SxE: Float[np.ndarray, "S E"]) -> ClassMatrix:
   return ClassMatrix(features_SxE, np.arange(len(features_SxE)))
 
 
-def _drawn(sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, *texts) -> bytes:
+def _drawn(
+  sheet: Callable[..., None], pixels: np.ndarray, found: Sequence, *texts
+) -> bytes:
   """The PNG that a function of `plots` writes of what is found under each prompt."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"

@@ -14,15 +14,19 @@ import numpy as np
 class PixelTally:
   """Pixel counts of each class over a data set.
 
-  `counts` [3,C] are pixels of the truth, of the prediction, and of both; those of parts add up.
+  `counts` [3,C] are pixels of the truth, of the prediction, and of both; those of parts
+  add up.
   """
 
   def __init__(self, n_classes: int, counts: Int[np.ndarray, "3 C"] | None = None):
     """Starts with these pixels of C classes, or none."""
     self.counts = np.zeros((3, n_classes), np.int64) if counts is None else counts
 
-  def add(self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]) -> None:
-    """Counts one image; pixels of negative labels are ignored, a negative prediction is wrong."""
+  def add(
+    self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]
+  ) -> None:
+    """Counts one image; pixels of negative labels are ignored, a negative prediction
+    is wrong."""
     n_classes = self.counts.shape[1]
     valid = labels_HxW >= 0
     labels, predicted = labels_HxW[valid], predicted_HxW[valid]
@@ -39,17 +43,23 @@ class PixelTally:
     in_truth = np.where(truth_C > 0, truth_C, np.nan)
     return both_C / (in_truth + predicted_C - both_C), both_C / in_truth
 
-  def figures(self, groups: Mapping[str, Int[np.ndarray, " n"]] | None = None) -> dict[str, Any]:
-    """Returns all figures as JSON values, fractions of 1; None where there is nothing to measure.
+  def figures(
+    self, groups: Mapping[str, Int[np.ndarray, " n"]] | None = None
+  ) -> dict[str, Any]:
+    """Returns all figures as JSON values, fractions of 1; None where there is nothing
+    to measure.
 
-    - mIoU: sum of the IoU over classes in the truth / number of classes in the truth or the
-      prediction, as detectron2 and ZSSeg report it. A class that is only predicted counts as 0.
+    - mIoU: sum of the IoU over classes in the truth / number of classes in the truth or
+      the prediction, as detectron2 and ZSSeg report it. A class that is only predicted
+      counts as 0.
     - mIoU_plain: mean of the IoU over classes in the truth.
     - mACC: mean of the accuracy over classes in the truth.
     - fwIoU: IoU weighted by the pixels of the truth; pACC: share of right pixels.
-    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, hIoU_plain likewise.
+    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU,
+      hIoU_plain likewise.
 
-    Each group has the same under its name; other pixels count where a class of it is predicted.
+    Each group has the same under its name; other pixels count where a class of it is
+    predicted.
     """
     figures = self._figures(np.arange(self.counts.shape[1]))
     groups = groups or {}
@@ -74,4 +84,6 @@ class PixelTally:
       "mACC": (np.nansum(accuracy_C), n_truth),
       "pACC": (both_C.sum(), truth_C.sum()),
     }
-    return figures | {name: float(a / n) if n else None for name, (a, n) in sums.items()}
+    return figures | {
+      name: float(a / n) if n else None for name, (a, n) in sums.items()
+    }

@@ -1,7 +1,7 @@
 """Names for the pixels or the objects of pictures: two tasks of `predict`.
 
-With `propose.network` or a file of regions, regions are scored. Otherwise `segment` takes the
-classes of patches, by a training-free recipe.
+With `propose.network` or a file of regions, regions are scored. Otherwise `segment`
+takes the classes of patches, by a training-free recipe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,14 @@ from pomp_jax.rooms.regions.image_sets import with_background
 from pomp_jax.rooms.regions.label_images import image_size, read_rgb, write_labels
 from pomp_jax.rooms.regions.plots import OTHER, boxes_picture, label_colours, overlay
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored
-from pomp_jax.rooms.regions.region_sources import Images, check_region_source, open_region_source
+from pomp_jax.rooms.regions.region_sources import (
+  Images,
+  check_region_source,
+  open_region_source,
+)
 
-# Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
+# Pixels of a picture that a network sees at most: a hundred hard masks of it take 200
+# MiB.
 _MAX_PIXELS = 2**21
 # Names that a label image can number.
 _MAX_NAMES = 2**16 - 1
@@ -62,7 +67,9 @@ class _Pictures(Task):
     if self._regions.source == "none":
       check_patches(self._segment, inputs.clip_config(self._clip.model))
     else:
-      images = sized_images(files if self._regions.source == "file" else {}, self._upright)
+      images = sized_images(
+        files if self._regions.source == "file" else {}, self._upright
+      )
       task = self._settings.task
       check_region_source(self._regions, self._propose, self._clip.model, images, task)
 
@@ -71,15 +78,20 @@ class _Pictures(Task):
     # Batches are padded, so never ask for more than there are pictures.
     most = min(self._propose.batch_size, len(keys))
     self._propose = dataclasses.replace(self._propose, batch_size=most)
-    # Names of the pictures' files without a suffix; with theirs, if two would become equal.
+    # Names of the pictures' files without a suffix; with theirs, if two would become
+    # equal.
     stems = [os.path.splitext(key)[0] for key in keys]
-    self._output = dict(zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True))
+    self._output = dict(
+      zip(keys, stems if len(set(stems)) == len(keys) else keys, strict=True)
+    )
     more = {"network": {"network": self._propose.network}}
     more |= {"none": {"recipe": self._segment.recipe}}
     self.facts = {"n_classes": len(self._classes), "regions": regions.source}
     self.facts |= more.get(regions.source, {})
     pixels = lambda row: self._picture(row)[0]
-    images = Images([_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels)
+    images = Images(
+      [_stem(key) for key in keys], lambda row: pixels(row).shape[:2], pixels
+    )
     prompt = NamedPrompt(self._settings.prompt, open_prompt(self._settings.prompt))
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
     return self._finder(encoder, images, [matrix])
@@ -100,7 +112,9 @@ class _Pictures(Task):
     factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
     if self._regions.source == "network" and factor < 1:
       reduced = tuple(max(round(factor * side), 1) for side in sides)
-      image = np.asarray(Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC))
+      image = np.asarray(
+        Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC)
+      )
     return image, sides
 
   def _path(self, kind: str, key: str) -> Path:
@@ -122,18 +136,29 @@ class SegmentPictures(_Pictures):
 
   def check(self, files):
     n_names = len(self._classes)
-    require(n_names <= _MAX_NAMES, "predict.names", f"{n_names} names", f"at most {_MAX_NAMES}")
+    require(
+      n_names <= _MAX_NAMES,
+      "predict.names",
+      f"{n_names} names",
+      f"at most {_MAX_NAMES}",
+    )
     super().check(files)
 
   def _finder(self, encoder, images, matrices):
     segment = self._segment
     if self._regions.source != "none":
-      return self._scorer(encoder, images, matrices, segment.logit_scale, tight=True).label_maps
+      return self._scorer(
+        encoder, images, matrices, segment.logit_scale, tight=True
+      ).label_maps
     segmenter = DenseSegmenter(encoder, segment, dtype=self._clip.dtype)
     return segmenter.finder(images.pixels, matrices)
 
   def _take(self, key: str, picture: tuple, found: Sequence[PixelMap]) -> Rows:
-    (image, sides), (labels, probability), names = picture, found[0], self._classes.names
+    (image, sides), (labels, probability), names = (
+      picture,
+      found[0],
+      self._classes.names,
+    )
     # Values of the nearest pixels, at the size of the file.
     pairs = zip(sides, labels.shape, strict=True)
     whole = labels[np.ix_(*(np.arange(new) * old // new for new, old in pairs))]
@@ -164,7 +189,8 @@ class DetectPictures(_Pictures):
   columns = ("name", "score", "x", "y", "width", "height")
 
   def _finder(self, encoder, images, matrices):
-    # Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, ..
+    # Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2,
+    # ..
     stems = map(_stem, self._keys)
     ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     numbers = ids if len(set(ids)) == len(self._keys) else range(1, len(self._keys) + 1)
@@ -204,7 +230,9 @@ def sized_images(files: Mapping[str, Path], upright: bool) -> Images:
   first: dict[str, str] = {}
   for name, path in files.items():
     if (other := first.setdefault(_stem(name), name)) != name:
-      raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
+      raise ImageError(
+        f"{path}: has the stem of {other}; accepted: a stem for each picture"
+      )
     with contextlib.suppress(ImageError):
       shapes[_stem(name)] = image_size(path, upright)
   sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)

@@ -1,6 +1,7 @@
 """The network of `config.propose`, a MaskFormer, and the regions that it finds.
 
-Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N classes.
+Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N
+classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,13 +51,16 @@ def check_network(propose: Propose, clip_model: str) -> None:
   require(fits, "clip.model", clip_model, accepted)
   named = _prompt_of_classes(propose)
   if network.trained_classes:
-    check_prompt(named, [(name,) for name in network.trained_classes], clip_config, clip_model)
+    check_prompt(
+      named, [(name,) for name in network.trained_classes], clip_config, clip_model
+    )
 
 
 def open_network(
   propose: Propose, clip: Clip, mask_threshold: float, encoder: Encoder
 ) -> "Proposer":
-  """Opens the network; InputError if it is unusable, or a checkpoint has another CLIP inside."""
+  """Opens the network; InputError if it is unusable, or a checkpoint has another
+  CLIP inside."""
   path = network_path(propose.network)
   published_weights.check_clip(path, encoder.clip)
   network, classes_NxE = published_weights.read_mask_former(path), None
@@ -68,7 +72,12 @@ def open_network(
 
 def network_key_parts(propose: Propose, mask_threshold: float, dtype: str) -> list[Any]:
   """Cache key parts of a network's regions, beside those of the CLIP and the images."""
-  parts = [str(propose), str(mask_threshold), dtype, file_stamps([network_path(propose.network)])]
+  parts = [
+    str(propose),
+    str(mask_threshold),
+    dtype,
+    file_stamps([network_path(propose.network)]),
+  ]
   # The names of its classes are in the file.
   return parts + key_parts(_prompt_of_classes(propose), [])
 
@@ -77,7 +86,9 @@ def prompts_of(own: Detect | Segment, propose: Propose) -> list[NamedPrompt]:
   """Reads the prompts of a job's fields."""
   field = f"{type(own).__name__.lower()}.prompts"
   fits = propose.network or _NETWORK_PROMPT not in own.prompts
-  require(fits, "propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
+  require(
+    fits, "propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}"
+  )
   prompts = read_prompts([_file_of(name, propose) for name in own.prompts], field)
   # Boxes and label images are those of the pictures as they are stored.
   warn_of_turns(prompts, False, f"{field}: annotated images")
@@ -109,10 +120,10 @@ class Proposer:
   ):
     """Copies the parameters to the devices of `mesh`, which split a batch.
 
-    The objectness is by the classes that the network was trained on; None: by the masks alone. A
-    pixel is inside a mask, for boxes and objectness, above the `threshold`. With `propose.stride`
-    of 4 the sides of an image become multiples of 4 pixels; with 1 the logits of the masks are
-    interpolated to the size of the image in the network.
+    The objectness is by the classes that the network was trained on; None: by the masks
+    alone. A pixel is inside a mask, for boxes and objectness, above the `threshold`.
+    With `propose.stride` of 4 the sides of an image become multiples of 4 pixels; with
+    1 the logits of the masks are interpolated to the size of the image in the network.
     """
     null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
     names, width = tuple(network.trained_classes), network.config.embedding
@@ -121,7 +132,12 @@ class Proposer:
       "MaskFormer", clip.model, 1, width, "softmax", model.LOGIT_SCALE, null, names
     )
     self._params = replicate((network.params, classes_NxE), mesh)
-    self._mesh, self._size, self._stride, self._threshold = mesh, propose.size, stride, threshold
+    self._mesh, self._size, self._stride, self._threshold = (
+      mesh,
+      propose.size,
+      stride,
+      threshold,
+    )
     self._batch_size = -(-propose.batch_size // mesh.size) * mesh.size
     predict = model.mask_predictor(network.config, clip.dtype)
 
@@ -130,29 +146,42 @@ class Proposer:
       logits, embeddings_BxQxE = predict(params, images_BxHxWx3, sizes_Bx2)
       if stride != model.MASK_STRIDE:
         # Bilinear, as torch without align_corners.
-        shape = (*logits.shape[:2], *(model.MASK_STRIDE * side for side in logits.shape[2:]))
+        shape = (
+          *logits.shape[:2],
+          *(model.MASK_STRIDE * side for side in logits.shape[2:]),
+        )
         logits = jax.image.resize(logits, shape, "bilinear")
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
       # No mask has pixels in the padding.
       rows_Bxh, columns_Bxw = (
-        jnp.arange(n) < sizes_Bx2[:, axis, None] // stride for axis, n in enumerate(p.shape[2:])
+        jnp.arange(n) < sizes_Bx2[:, axis, None] // stride
+        for axis, n in enumerate(p.shape[2:])
       )
       p = jnp.where((rows_Bxh[:, :, None] & columns_Bxw[:, None])[:, None], p, 0)
       # Mean probability of the pixels inside a mask; 0 for an empty one.
       inside = p > threshold
       n_inside = jnp.sum(inside, axis=(-2, -1))
-      objectness_BxQ = jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(n_inside, 1)
+      objectness_BxQ = jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(
+        n_inside, 1
+      )
       if classes_NxE is not None:
-        scores = model.class_logits(embeddings_BxQxE, classes_NxE, params["non_object"][0])
+        scores = model.class_logits(
+          embeddings_BxQxE, classes_NxE, params["non_object"][0]
+        )
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       # A mean of ones may be above 1 by rounding.
       objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
-      return decisive_masks(logits), embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
+      return (
+        decisive_masks(logits),
+        embeddings_BxQxE.astype(jnp.float16),
+        objectness_BxQ,
+      )
 
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
   def regions(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
-    """Regions of images of any sizes, all queries of each; boxes are in pixels of the images."""
+    """Regions of images of any sizes, all queries of each; boxes are in pixels of
+    the images."""
     resized = [resized_image(image, self._size, self._stride) for image in images]
     found: list[Any] = [None] * len(images)
     rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -163,7 +192,10 @@ class Proposer:
     for frame, of_frame in rows_of.items():
       for start in range(0, len(of_frame), most):
         rows = of_frame[start : start + most]
-        batch, sizes = np.zeros((most, *frame, 3), np.uint8), np.ones((most, 2), np.int32)
+        batch, sizes = (
+          np.zeros((most, *frame, 3), np.uint8),
+          np.ones((most, 2), np.int32),
+        )
         # Batches are padded with their last image.
         for slot in range(most):
           image = resized[rows[min(slot, len(rows) - 1)]]
@@ -181,11 +213,15 @@ class Proposer:
     return found
 
 
-def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B Q h w"]:
-  """2^15 times the probabilities, in 16 bits that keep the ratios by which a pixel gets its class.
+def decisive_masks(
+  logits_BxQxhxw: Float[Array, "B Q h w"],
+) -> Float16[Array, "B Q h w"]:
+  """2^15 times the probabilities, in 16 bits that keep the ratios by which a pixel gets
+  its class.
 
-  float16 loses digits below 2^-14: where the largest of a pixel's masks is lower, all are scaled up
-  until it is not. Masks below 2^-12 of the largest become 0, so that files stay small.
+  float16 loses digits below 2^-14: where the largest of a pixel's masks is lower, all
+  are scaled up until it is not. Masks below 2^-12 of the largest become 0, so that
+  files stay small.
   """
   log_p = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
   largest = log_p.max(axis=1, keepdims=True)
@@ -197,7 +233,8 @@ def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B
 def mask_boxes(
   masks: Num[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
-  """Boxes of soft masks in an image of height x width; coarser masks are enlarged first."""
+  """Boxes of soft masks in an image of height x width; coarser masks are enlarged
+  first."""
   rows, columns = masks.shape[1:]
   if rows < height or columns < width:
     return boxes_of_masks(hard_masks(masks, height, width, threshold))

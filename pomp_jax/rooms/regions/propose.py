@@ -1,7 +1,9 @@
-"""Finds the regions of images with a trained network, as a folder that `segment` and `detect` read.
+"""Finds the regions of images with a trained network, as a folder that `segment` and
+`detect` read.
 
-The network runs once, and any number of prompts and fusions are judged on what it found. Leaves
-`regions/` and `results.json`, with annotated objects' recall. A restart resumes after a block.
+The network runs once, and any number of prompts and fusions are judged on what it
+found. Leaves `regions/` and `results.json`, with annotated objects' recall. A restart
+resumes after a block.
 """
 
 import json
@@ -45,13 +47,22 @@ def check(config: ProposeConfig, workdir: str) -> None:
 def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
   """Writes the regions of all images; returns what `results.json` holds."""
   folder, threshold = RunFolder(workdir), config.regions.mask_threshold
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   proposer = proposals.open_network(config.propose, config.clip, threshold, encoder)
   boxes = open_box_set(config.detect) if config.propose.images == "detect" else None
   images = boxes or open_pixel_set(config.segment)
-  parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
+  parts = [
+    _VERSION,
+    encoder.image_fingerprint,
+    encoder.clip.name,
+    config.clip.text_tower,
+  ]
   # Leave out their prompts, which a network does not see.
-  parts += [str(part) for part in (_data(config.segment), _data(config.detect), images.keys)]
+  parts += [
+    str(part) for part in (_data(config.segment), _data(config.detect), images.keys)
+  ]
   parts.append(file_stamps(images.files))
   parts += proposals.network_key_parts(config.propose, threshold, config.clip.dtype)
   key = fingerprint(parts)
@@ -91,12 +102,23 @@ def run(config: ProposeConfig, workdir: str) -> dict[str, Any]:
 
 def _data(group: Segment | Detect) -> dict[str, Any]:
   """The fields that say which images there are."""
-  names = ("source", "images", "labels", "annotations", "names", "n_images", "scene_classes")
+  names = (
+    "source",
+    "images",
+    "labels",
+    "annotations",
+    "names",
+    "n_images",
+    "scene_classes",
+  )
   return {name: getattr(group, name) for name in names if hasattr(group, name)}
 
 
-def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, Any] | None:
-  """Share of the annotated objects that a mask covers, by group of classes; None without masks."""
+def _recall(
+  boxes: BoxSet, folder: RegionFolder, threshold: float
+) -> dict[str, Any] | None:
+  """Share of the annotated objects that a mask covers, by group of classes; None
+  without masks."""
   annotations = boxes.annotations
   if any("segmentation" not in row for rows in annotations.rows for row in rows):
     return None
@@ -107,12 +129,16 @@ def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, 
     soft = folder.read(key, height, width).drawn(str(key))
     masks = hard_masks(soft, height, width, threshold)
     objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)
-    covered += proposals.found_objects(masks, [objects[row] for row in single], _LEAST_IOU).tolist()
+    covered += proposals.found_objects(
+      masks, [objects[row] for row in single], _LEAST_IOU
+    ).tolist()
     classes += truth.classes[single].tolist()
   if not classes:
     return None
   groups, found = np.array(boxes.classes.groups)[classes], np.array(covered)
-  parts = {"all": np.ones(len(found), bool)} | {g: groups == g for g in ("base", "novel")}
+  parts = {"all": np.ones(len(found), bool)} | {
+    g: groups == g for g in ("base", "novel")
+  }
   return {"iou": _LEAST_IOU} | {
     name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
     for name, part in parts.items()

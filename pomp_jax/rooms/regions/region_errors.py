@@ -13,4 +13,6 @@ class RegionError(InputError, ValueError):
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
   """Raises the one line for a field of a file."""
-  raise RegionError(f"{path}: {printable(field)} is {printable(found)}; accepted: {accepted}")
+  raise RegionError(
+    f"{path}: {printable(field)} is {printable(found)}; accepted: {accepted}"
+  )

@@ -1,4 +1,5 @@
-"""Regions of images: folders of them with the embeddings of a detector, and COCO results.
+"""Regions of images: folders of them with the embeddings of a detector, and COCO
+results.
 
 Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
 """
@@ -43,12 +44,14 @@ _SLACK = 2.0  # pixels by which a box may leave its image
 class Regions(NamedTuple):
   """Regions of one image.
 
-  Masks are bool at the image's size; or of any size over the whole image, uint8 (255 times the
-  probability of each cell) or float16 (2^15 times).
+  Masks are bool at the image's size; or of any size over the whole image, uint8 (255
+  times the probability of each cell) or float16 (2^15 times).
   """
 
-  boxes: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
-  objectness: Float32[np.ndarray, " R"] | None = None  # probability that it is an object
+  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
+  boxes: Float32[np.ndarray, "R 4"]
+  # probability that it is an object
+  objectness: Float32[np.ndarray, " R"] | None = None
   masks: Bool[np.ndarray, "R H W"] | Num[np.ndarray, "R h w"] | None = None
   embeddings: Float[np.ndarray, "R S E"] | None = None  # one a stage, of any norm
 
@@ -61,7 +64,8 @@ class Regions(NamedTuple):
     return np.zeros((0, 1, 1), bool)
 
   def top(self, k: int) -> "Regions":
-    """The k regions of the highest objectness, in its order; the first k without one."""
+    """The k regions of the highest objectness, in its order; the first k without
+    one."""
     order = np.arange(len(self.boxes))
     if self.objectness is not None:
       order = np.argsort(-self.objectness, kind="stable")
@@ -77,13 +81,16 @@ class RegionHeader:
   clip_model: str = ""  # the CLIP whose class vectors the embeddings are compared with
   stages: int = 0  # S; 0: no embeddings
   width: int = 0  # E
-  activation: str = "sigmoid"  # of scale * cosine; softmax: over the classes and the null vector
+  # of scale * cosine; softmax: over the classes and the null vector
+  activation: str = "sigmoid"
   scale: float = 1.0  # factor of the cosine
   null: tuple[float, ...] | None = None  # class vector of "no object"
-  trained_classes: tuple[str, ...] = ()  # names of the classes that the network was trained on
+  # names of the classes that the network was trained on
+  trained_classes: tuple[str, ...] = ()
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """RegionError unless embeddings have a CLIP's width and, if known, its architecture."""
+    """RegionError unless embeddings have a CLIP's width and, if known, its
+    architecture."""
     one, two = architecture(self.clip_model), architecture(clip_model)
     if self.stages and (self.width != width or (one and two and one != two)):
       found = f"{self.clip_model} with embeddings of {self.width}"
@@ -98,8 +105,11 @@ class RegionFolder:
     self._path = to_path(path)
     self.header = _read_header(self._path / _HEADER)
 
-  def check(self, images: Iterable[_ImageSize], most: int | None = None) -> str | int | None:
-    """Checks the regions of all images as `read`, of masks and embeddings only type and shape.
+  def check(
+    self, images: Iterable[_ImageSize], most: int | None = None
+  ) -> str | int | None:
+    """Checks the regions of all images as `read`, of masks and embeddings only type and
+    shape.
 
     Returns the key of the first image that has boxes without masks, or None.
     """
@@ -111,12 +121,18 @@ class RegionFolder:
     return next(iter(boxes_alone), None)
 
   def read(
-    self, key: str | int, height: int, width: int, most: int | None = None, header_only=False
+    self,
+    key: str | int,
+    height: int,
+    width: int,
+    most: int | None = None,
+    header_only=False,
   ) -> Regions:
-    """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
+    """Reads the regions of an image of `height` x `width` pixels, `most` at most
+    (`Regions.top`).
 
-    With `header_only` masks and embeddings are placeholders. RegionError for a file that is
-    damaged, pickled, or not as the header and the image say.
+    With `header_only` masks and embeddings are placeholders. RegionError for a file
+    that is damaged, pickled, or not as the header and the image say.
     """
     name, header = f"{key}.npz", self.header
     if pathlib.PurePath(name).name != name or "\0" in name:
@@ -141,10 +157,14 @@ class RegionFolder:
         shape = (n, header.stages, header.width)
         embeddings = _array(archive, path, "embeddings", shape, header_only)
         with np.errstate(over="ignore"):
-          embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
+          embeddings = embeddings.astype(
+            np.float16 if embeddings.itemsize == 2 else np.float32
+          )
         if not np.isfinite(embeddings).all():
           refuse(path, "embeddings", "not finite", "finite values")
-    if masks is not None and masks.dtype == np.float16 and masks.size and not header_only:
+    if (
+      masks is not None and masks.dtype == np.float16 and masks.size and not header_only
+    ):
       low, high = masks.min(), masks.max()
       if not 0 <= low <= high <= ONE[np.float16]:
         refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
@@ -170,10 +190,15 @@ class RegionWriter:
     write_file(self._path / _HEADER, json.dumps(value, indent=2))
 
   def write(self, key: str | int, regions: Regions) -> str:
-    """Writes the regions of an image, which are as the header says; returns the file's checksum."""
-    arrays = {name: part for name, part in regions._asdict().items() if part is not None}
+    """Writes the regions of an image, which are as the header says; returns the
+    file's checksum."""
+    arrays = {
+      name: part for name, part in regions._asdict().items() if part is not None
+    }
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays, **{_KEY: np.array(str(key))})
+    np.savez_compressed(
+      content, allow_pickle=False, **arrays, **{_KEY: np.array(str(key))}
+    )
     return write_file(self._path / f"{key}.npz", content.getvalue())
 
 
@@ -188,7 +213,9 @@ def _read_header(path: Path) -> RegionHeader:
   if strange := sorted({*value} - known):
     refuse(path, "a field", repr(strange[0]), ", ".join(sorted(known)))
 
-  def take(fields: Mapping[str, Any], key: str, fits: Callable[[Any], Any], accepted: str) -> Any:
+  def take(
+    fields: Mapping[str, Any], key: str, fits: Callable[[Any], Any], accepted: str
+  ) -> Any:
     if key not in fields or not fits(fields[key]):
       refuse(path, key, repr(fields[key]) if key in fields else "missing", accepted)
     return fields[key]
@@ -199,7 +226,9 @@ def _read_header(path: Path) -> RegionHeader:
   listed = lambda fits: lambda v: isinstance(v, list) and all(map(fits, v))
   take(value, "format_version", lambda v: type(v) is int and v == FORMAT_VERSION, "1")
   made_by = take(value, "made_by", text, "a text")
-  own = take(value, "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null")
+  own = take(
+    value, "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null"
+  )
   if own is None:
     return RegionHeader(made_by)
   width = take(own, "width", size, "1 or more")
@@ -222,7 +251,9 @@ def _open(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(local_copy(path))
   except FileNotFoundError:
     refuse(path, "the file", "missing", "an npz")
-  except Exception as error:  # a damaged archive fails in more ways than zipfile documents
+  except (
+    Exception
+  ) as error:  # a damaged archive fails in more ways than zipfile documents
     refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
 
 
@@ -237,7 +268,8 @@ def _array(
   shape: Sequence[int | str],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads floats, masks or a text, of a shape in which letters stand for any size; no pickles."""
+  """Reads floats, masks or a text, of a shape in which letters stand for any size;
+  no pickles."""
   if field not in _names(archive):
     found = f"missing (the file has: {', '.join(_names(archive)) or 'nothing'})"
     refuse(path, field, found, "an array of that name")
@@ -249,19 +281,25 @@ def _array(
       }[np.lib.format.read_magic(member)]
       sizes, _, dtype = read_header(member)
     # Before any memory is taken.
-    known = [n if isinstance(size, int) else size for n, size in zip(sizes, shape, strict=False)]
+    known = [
+      n if isinstance(size, int) else size
+      for n, size in zip(sizes, shape, strict=False)
+    ]
     if len(sizes) != len(shape) or known != list(shape):
       refuse(path, field, f"of shape {list(sizes)}", f"[{', '.join(map(str, shape))}]")
     if header_only and not dtype.hasobject:
       array = np.broadcast_to(np.zeros((), dtype), sizes)
     else:
-      # The whole member, whose CRC-32 is then compared: NumPy stops where its header says.
+      # The whole member, whose CRC-32 is then compared: NumPy stops where its header
+      # says.
       content = io.BytesIO(archive.read(f"{field}.npy"))
       array = np.lib.format.read_array(content, allow_pickle=False)
   except RegionError:
     raise
   except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
-    refuse(path, field, f"damaged, or not plain numbers ({error})", "an undamaged array")
+    refuse(
+      path, field, f"damaged, or not plain numbers ({error})", "an undamaged array"
+    )
   match field:
     case "masks":
       fits, accepted = array.dtype in _MASKS, "float16, uint8"
@@ -277,7 +315,8 @@ def _array(
 def boxes_inside(
   path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "R 4"]:
-  """Checks that float boxes [R,4] of a file are in the image but for rounding, and clips them."""
+  """Checks that float boxes [R,4] of a file are in the image but for rounding, and
+  clips them."""
   if not np.isfinite(boxes).all():
     refuse(path, "boxes", "not finite", "finite values")
   ends = np.array([width, height] * 2, np.float64)
@@ -290,12 +329,14 @@ def boxes_inside(
 
 
 class RegionResults:
-  """COCO results as regions, one of each box and mask of any category; scores are objectness."""
+  """COCO results as regions, one of each box and mask of any category; scores are
+  objectness."""
 
   header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
-    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or `segmentation`."""
+    """Reads a JSON list of results, each with `image_id`, `score`, and `bbox` or
+    `segmentation`."""
     self._path = str(path)
     rows = read_user_json(path, VocabularyError)
     if not isinstance(rows, list):
@@ -308,8 +349,11 @@ class RegionResults:
       if same not in own or own[same]["score"] < row["score"]:
         own[same] = row
 
-  def check(self, images: Iterable[_ImageSize], most: int | None = None) -> str | int | None:
-    """Checks the regions of all images as `read`, and that the file names one of the images.
+  def check(
+    self, images: Iterable[_ImageSize], most: int | None = None
+  ) -> str | int | None:
+    """Checks the regions of all images as `read`, and that the file names one of the
+    images.
 
     Returns the key of the first image of which a region has no mask, or None.
     """
@@ -327,8 +371,11 @@ class RegionResults:
       )
     return next(iter(boxes_alone), None)
 
-  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
-    """Regions of an image, `most` at most, by falling score; masks if all of them have one."""
+  def read(
+    self, key: str | int, height: int, width: int, most: int | None = None
+  ) -> Regions:
+    """Regions of an image, `most` at most, by falling score; masks if all of them
+    have one."""
     boxes, scores, rles = self._best(key, height, width, most)
     masks = None
     if rles and None not in rles:
@@ -337,9 +384,13 @@ class RegionResults:
 
   def _best(self, key: str | int, height: int, width: int, most: int | None):
     """Boxes, scores, and masks as RLE or None each."""
-    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[:most]
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[
+      :most
+    ]
     where = f"a segmentation of image {key}"
-    own = lambda mask: run_lengths(self._path, where, mask, height, width) if mask else None
+    own = lambda mask: (
+      run_lengths(self._path, where, mask, height, width) if mask else None
+    )
     rles = [own(row.get("segmentation")) for row in rows]
     boxes = np.zeros((len(rows), 4), np.float64)
     for i, row in enumerate(rows):
@@ -354,11 +405,16 @@ def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
   return RegionFolder(path) if is_dir(path) else RegionResults(path)
 
 
-def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
+def region_files(
+  path: str | os.PathLike, keys: Iterable[str | int]
+) -> list[str | os.PathLike]:
   """Files that `open_regions` and the regions of these images are read from."""
   if not is_dir(path):
     return [path]
-  return [os.path.join(path, _HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
+  return [
+    os.path.join(path, _HEADER),
+    *(os.path.join(path, f"{key}.npz") for key in keys),
+  ]
 
 
 def _key(path: str | os.PathLike, where: str, row: Any) -> Any:

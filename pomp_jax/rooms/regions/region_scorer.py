@@ -1,4 +1,5 @@
-"""Class scores of regions under each prompt: of their embeddings, fused with CLIP's of crops.
+"""Class scores of regions under each prompt: of their embeddings, fused with CLIP's of
+crops.
 
 Shapes: R regions of an image, T stages of a detector, C classes, E embedding.
 """
@@ -31,7 +32,11 @@ from pomp_jax.rooms.regions.region_sources import RegionSource, needs_crops
 # Masks of images whose crops are made together: one image, and more up to this.
 _MASK_BYTES = 2**28
 # `shares_of` under `regions.alone`.
-_SHARES = {", fused": (True, True), ", network alone": (True, False), ", CLIP alone": (False, True)}
+_SHARES = {
+  ", fused": (True, True),
+  ", network alone": (True, False),
+  ", CLIP alone": (False, True),
+}
 
 
 _Array = Array | np.ndarray
@@ -53,12 +58,15 @@ def class_scores(
 ) -> Scores:
   """Scores of region embeddings by the scaled cosine to each class; rows of any norm.
 
-  Probabilities of several stages are averaged (Detic). The activation is one of ACTIVATIONS; the
-  scale is 100 of CLIP and ZSSeg, 50 of Detic. `null_E` is the embedding of no class: ZSSeg learns
-  it, F-VLM's is the text of background, and zeros give the logit 0, Detic's background.
+  Probabilities of several stages are averaged (Detic). The activation is one of
+  ACTIVATIONS; the scale is 100 of CLIP and ZSSeg, 50 of Detic. `null_E` is the
+  embedding of no class: ZSSeg learns it, F-VLM's is the text of background, and zeros
+  give the logit 0, Detic's background.
   """
   logits = class_logits(embeddings, classes_CxE, null_E, scale)
-  probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(logits)
+  probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(
+    logits
+  )
   if probabilities.ndim == 3:
     probabilities = probabilities.mean(axis=1)
   n_classes = len(classes_CxE)
@@ -75,13 +83,15 @@ def fuse(
 ) -> Float[_Array, "R C"]:
   """Fuses a network's scores with CLIP's of crops: net^(1-e) clip^e, with e by class.
 
-  One of both may be None. `trained_C` are the classes of the network's training, `valid_R` regions
-  that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty mask); without a network 0.
+  One of both may be None. `trained_C` are the classes of the network's training,
+  `valid_R` regions that CLIP has seen. For others CLIP's factor is 1 (ZSSeg: an empty
+  mask); without a network 0.
 
-  The exponents are those of `fusion`, whose `null` is what becomes of the probability of no class.
-  `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the network's
-  own joins the fused classes, and all are normalised. `gate`: the network's softmax is over the
-  classes alone; the fused classes are normalised and multiplied by 1 - null.
+  The exponents are those of `fusion`, whose `null` is what becomes of the probability
+  of no class. `drop`: the network's softmax includes it and the classes stay as they
+  are. `keep`: the network's own joins the fused classes, and all are normalised.
+  `gate`: the network's softmax is over the classes alone; the fused classes are
+  normalised and multiplied by 1 - null.
   """
   if clip is None:
     assert net is not None
@@ -110,12 +120,14 @@ def region_scores(
   fusion: fields.Regions,
   trained_C: Bool[np.ndarray, " C"],
 ) -> Float[np.ndarray, "R C"]:
-  """Scores of an image's regions; the highest among a class's names counts, as in SCLIP.
+  """Scores of an image's regions; the highest among a class's names counts, as in
+  SCLIP.
 
-  Without embeddings, or a header by which they are compared, CLIP's scores are returned; without
-  `clip_RxE` the network's. These are unit features of the crops, a row of zeros where there is
-  none. For `fusion` and `trained_C` see `fuse`; with `fusion.objectness` a score becomes
-  sqrt(score * objectness), as in Detic and ViLD. EvaluationError for scores not finite.
+  Without embeddings, or a header by which they are compared, CLIP's scores are
+  returned; without `clip_RxE` the network's. These are unit features of the crops, a
+  row of zeros where there is none. For `fusion` and `trained_C` see `fuse`; with
+  `fusion.objectness` a score becomes sqrt(score * objectness), as in Detic and ViLD.
+  EvaluationError for scores not finite.
   """
   n_regions = len(found.boxes)
   # A power of two, for fewer compilations.
@@ -142,8 +154,11 @@ def region_scores(
   return scores_RxC
 
 
-def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np.ndarray, " C"]:
-  """Classes that a network was trained on: those that its file names, else the base classes."""
+def trained_classes(
+  header: RegionHeader | None, classes: ClassSplit
+) -> Bool[np.ndarray, " C"]:
+  """Classes that a network was trained on: those that its file names, else the base
+  classes."""
   if header is None or not header.trained_classes:
     return np.array(classes.groups) == "base"
   trained = set(normalized_names(header.trained_classes))
@@ -154,7 +169,8 @@ class Scored(NamedTuple):
   """Regions of an image with their scores."""
 
   regions: Regions
-  scores: Sequence[Float[np.ndarray, "R C"]]  # by each of `shares_of` under each class matrix
+  # by each of `shares_of` under each class matrix
+  scores: Sequence[Float[np.ndarray, "R C"]]
 
 
 class RegionScorer:
@@ -174,8 +190,9 @@ class RegionScorer:
   ):
     """Compiles on first use; takes `crops` that are open already.
 
-    `matrices` are the classes under each prompt, `logit_scale` the factor on the cosines of crops
-    (0: CLIP's). With `tight` crops with context are of the masks' boxes, not of the regions' own.
+    `matrices` are the classes under each prompt, `logit_scale` the factor on the
+    cosines of crops (0: CLIP's). With `tight` crops with context are of the masks'
+    boxes, not of the regions' own.
     """
     self._settings, self._source, self._matrices = regions, source, matrices
     if crops is None and needs_crops(regions):
@@ -203,7 +220,8 @@ class RegionScorer:
     yield from self._of_part(part)
 
   def label_maps(self, block: Sequence[int]) -> Iterator[tuple[int, list[PixelMap]]]:
-    """Yields the number of each image of a block, and its label map under each prompt."""
+    """Yields the number of each image of a block, and its label map under each
+    prompt."""
     images = self._source.images
     for row, (regions, scores) in self.scored(block):
       masks = regions.drawn(f"image {images.keys[row]}")
@@ -218,7 +236,9 @@ class RegionScorer:
       features = self._crops.features(images, boxes, masks if masked else None)
     header, shares = self._source.header, shares_of(self._settings.alone).values()
     for (row, _, regions), clip_RxE in zip(part, features, strict=True):
-      pairs = [(header if net else None, clip_RxE if clip else None) for net, clip in shares]
+      pairs = [
+        (header if net else None, clip_RxE if clip else None) for net, clip in shares
+      ]
       scores = [
         region_scores(regions, own, clip_R, matrix, **self._fused)
         for matrix, (own, clip_R) in itertools.product(self._matrices, pairs)
@@ -226,7 +246,8 @@ class RegionScorer:
       yield row, Scored(regions, scores)
 
   def _cropped(self, row: int, pixels: np.ndarray, regions: Regions) -> tuple:
-    """Image at the size of `regions.size`; boxes, and masks if they are cropped, in its pixels."""
+    """Image at the size of `regions.size`; boxes, and masks if they are cropped, in
+    its pixels."""
     image = resized_image(pixels, self._settings.size)
     height, width = image.shape[:2]
     if not self._by_masks:
@@ -242,7 +263,8 @@ class RegionScorer:
 
 
 def shares_of(alone: bool) -> Mapping[str, tuple[bool, bool]]:
-  """Ends of the labels of a prompt -> whether the network's scores count, and CLIP's crops'."""
+  """Ends of the labels of a prompt -> whether the network's scores count, and CLIP's
+  crops'."""
   return _SHARES if alone else {"": (True, True)}
 
 
@@ -254,6 +276,7 @@ def short_labels(labels: Sequence[str]) -> list[str]:
 
 
 def compared(alone: bool, prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
-  """Prompts with the labels of their results: each prompt under all `shares_of`, in their order."""
+  """Prompts with the labels of their results: each prompt under all `shares_of`, in
+  their order."""
   pairs = itertools.product(prompts, shares_of(alone))
   return [named._replace(label=named.label + end) for named, end in pairs]

@@ -1,4 +1,5 @@
-"""Where regions of images come from, as `config.regions` says: annotations, files, a network."""
+"""Where regions of images come from, as `config.regions` says: annotations, files, a
+network."""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
@@ -30,22 +31,31 @@ class Images:
 
   keys: Sequence[str | int]  # distinct name of each image
   shape: Callable[[int], Any]  # height and width
-  pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]  # called more than once for an image
-  annotated: Callable[[int], Regions] | None = None  # true regions; None: no image is annotated
+  # called more than once for an image
+  pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]
+  # true regions; None: no image is annotated
+  annotated: Callable[[int], Regions] | None = None
 
 
 class RegionSource(NamedTuple):
-  """Regions of images by their numbers, `regions.max_regions` at most unless annotated."""
+  """Regions of images by their numbers, `regions.max_regions` at most unless
+  annotated."""
 
   images: Images
-  header: RegionHeader | None  # what embeddings are compared by; None without embeddings
+  # what embeddings are compared by; None without embeddings
+  header: RegionHeader | None
   find: Callable[[Sequence[int]], Iterable[Regions]]
 
 
 def open_region_source(
-  regions: fields.Regions, propose: fields.Propose, clip: Clip, encoder: Encoder, images: Images
+  regions: fields.Regions,
+  propose: fields.Propose,
+  clip: Clip,
+  encoder: Encoder,
+  images: Images,
 ) -> RegionSource:
-  """Opens the regions of `config.regions`; InputError: an unusable file or network, one line."""
+  """Opens the regions of `config.regions`; InputError: an unusable file or network,
+  one line."""
   most = regions.max_regions
   if regions.source == "truth":
     assert images.annotated is not None
@@ -67,20 +77,28 @@ def open_region_source(
 
 
 def check_region_source(
-  regions: fields.Regions, propose: fields.Propose, clip_model: str, images: Images, task: str
+  regions: fields.Regions,
+  propose: fields.Propose,
+  clip_model: str,
+  images: Images,
+  task: str,
 ) -> None:
   """Checks what `open_region_source` will open, except for the CLIP inside a network.
 
   A `task` needs masks: `segment` always, `detect` for masked crops.
   """
   if regions.alone and not _embedded(regions):
-    raise ConfigError("regions.alone", True, "False where regions have no embeddings of a network")
+    raise ConfigError(
+      "regions.alone", True, "False where regions have no embeddings of a network"
+    )
   if regions.source == "network":
     check_network(propose, clip_model)
   if regions.source != "file":
     return
   file = _open_file(regions.path, clip_model)
-  sizes: Any = ((_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys))
+  sizes: Any = (
+    (_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys)
+  )
   with waiting("checking the regions of all images"):
     boxes_alone = file.check(sizes, regions.max_regions)
   if boxes_alone is None:
@@ -96,19 +114,25 @@ def check_region_source(
 def _open_file(path: str, clip_model: str) -> RegionFolder | RegionResults:
   file = open_regions(path)
   if file.header is not None:
-    file.header.check_fits(clip_model, inputs.clip_config(clip_model).projection_dim, path)
+    file.header.check_fits(
+      clip_model, inputs.clip_config(clip_model).projection_dim, path
+    )
   return file
 
 
 def _name_in(file: RegionFolder | RegionResults, key: str | int) -> str | int:
-  """Name of an image in a region file: COCO results have numbers, as the stems of COCO's images."""
+  """Name of an image in a region file: COCO results have numbers, as the stems of
+  COCO's images."""
   is_number = isinstance(key, str) and key.isascii() and key.isdigit()
   return int(key) if is_number and isinstance(file, RegionResults) else key
 
 
 def needs_crops(regions: fields.Regions) -> bool:
-  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0."""
-  return not _embedded(regions) or regions.alone or max(regions.e_base, regions.e_novel) > 0
+  """Whether CLIP's scores count: without a network's embeddings, or with an exponent
+  above 0."""
+  return (
+    not _embedded(regions) or regions.alone or max(regions.e_base, regions.e_novel) > 0
+  )
 
 
 def _embedded(regions: fields.Regions) -> bool:

@@ -1,8 +1,9 @@
 """Scenes of three to five objects on one ground, with masks, boxes and labels.
 
-The classes are those of the ground, in training scenes base classes only. Objects have their size
-in the CLIP's training pictures; later ones are in front. A scene depends on seed, split and number.
-Shapes: S side in pixels, P = S * S pixels, R objects of a scene, N classes.
+The classes are those of the ground, in training scenes base classes only. Objects have
+their size in the CLIP's training pictures; later ones are in front. A scene depends on
+seed, split and number. Shapes: S side in pixels, P = S * S pixels, R objects of a
+scene, N classes.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ class Scene(NamedTuple):
 
   image: np.ndarray  # uint8 [S,S,3], sRGB
   masks: np.ndarray  # bool [R,S,S], visible pixels of each object
-  boxes: np.ndarray  # float32 [R,4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive
+  # float32 [R,4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive
+  boxes: np.ndarray
   labels: np.ndarray  # int32 [R], classes
 
   def label_map(self) -> np.ndarray:
@@ -40,25 +42,35 @@ class Scene(NamedTuple):
 
 
 class Scenes:
-  """Scenes of a split; `names` of the N classes and their `groups`, first "base", then "novel"."""
+  """Scenes of a split; `names` of the N classes and their `groups`, first "base",
+  then "novel"."""
 
   def __init__(self, split: str, n_scenes: int, n_classes: int = 2400, seed: int = 0):
     """Opens "train" (base classes only) or "test".
 
-    Each of the 12 grounds has as many of the classes, a multiple of 48, three quarters of them
-    base, the same for all seeds. The classes of a smaller number are among those of a larger one.
+    Each of the 12 grounds has as many of the classes, a multiple of 48, three quarters
+    of them base, the same for all seeds. The classes of a smaller number are among
+    those of a larger one.
     """
     novel_per_ground = n_classes // (4 * len(COLOURS))
     self._keys = render.image_keys(seed, _STREAMS[split], np.arange(n_scenes))
     parts = {"base": 3 * novel_per_ground, "novel": novel_per_ground}
     picked = {group: _classes(group, n) for group, n in parts.items()}
-    self.names = tuple(class_names(g)[c] for g, classes in picked.items() for c in classes)
+    self.names = tuple(
+      class_names(g)[c] for g, classes in picked.items() for c in classes
+    )
     self.groups = tuple(g for g, classes in picked.items() for _ in classes)
     attributes = [class_attributes(group)[classes] for group, classes in picked.items()]
     self._attributes_NxA = np.concatenate(attributes)
-    shown = np.array(self.groups) == "base" if split != "test" else np.ones(len(self.names), bool)
+    shown = (
+      np.array(self.groups) == "base"
+      if split != "test"
+      else np.ones(len(self.names), bool)
+    )
     grounds_N = self._attributes_NxA[:, 3]
-    self._of_ground = [np.flatnonzero(shown & (grounds_N == g)) for g in range(len(COLOURS))]
+    self._of_ground = [
+      np.flatnonzero(shown & (grounds_N == g)) for g in range(len(COLOURS))
+    ]
 
   def __len__(self) -> int:
     return len(self._keys)
@@ -69,7 +81,9 @@ class Scenes:
     classes = self._of_ground[_integers(key, 0, len(COLOURS))[0]]
     objects, x, y, scale, angle = _places(key)
     labels = classes[_integers(objects, 4, len(classes))]
-    image, masks, visible = _draw(key, objects, self._attributes_NxA[labels], x, y, scale, angle)
+    image, masks, visible = _draw(
+      key, objects, self._attributes_NxA[labels], x, y, scale, angle
+    )
     masks, labels = masks[visible], labels[visible].astype(np.int32)
     return Scene(image, masks, boxes_of_masks(masks), labels)
 
@@ -81,23 +95,38 @@ class Scenes:
     for index in range(len(self)):
       scene = self.scene(index)
       number = index + 1
-      images.append({"id": number, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE})
-      for mask, box, label in zip(scene.masks, scene.boxes, scene.labels.tolist(), strict=True):
-        row = {"id": len(rows) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
-        row |= {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "area": int(mask.sum())}
+      images.append(
+        {"id": number, "file_name": f"{index:06}.png", "height": SIZE, "width": SIZE}
+      )
+      for mask, box, label in zip(
+        scene.masks, scene.boxes, scene.labels.tolist(), strict=True
+      ):
+        row = {
+          "id": len(rows) + 1,
+          "image_id": number,
+          "category_id": label + 1,
+          "iscrowd": 0,
+        }
+        row |= {
+          "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
+          "area": int(mask.sum()),
+        }
         rows.append(row | {"segmentation": run_lengths_of(mask)})
     return {"images": images, "annotations": rows, "categories": categories}
 
 
 def _classes(group: str, per_ground: int) -> np.ndarray:
-  """Classes of a group, the same number of each ground, chosen by a hash: sorted int [n]."""
+  """Classes of a group, the same number of each ground, chosen by a hash: sorted int
+  [n]."""
   grounds = class_attributes(group)[:, 3]
   order = np.argsort(mix(np.arange(len(grounds), dtype=np.uint64)), kind="stable")
   of_ground = [order[grounds[order] == g] for g in range(len(COLOURS))]
   return np.sort(np.concatenate([own[:per_ground] for own in of_ground]))
 
 
-def _uniform(keys: np.ndarray, channel: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+def _uniform(
+  keys: np.ndarray, channel: int, low: float = 0.0, high: float = 1.0
+) -> np.ndarray:
   """Random numbers of the channels that the renderer's objects do not use."""
   return render._uniform(keys, 80 + channel, low, high)
 
@@ -108,7 +137,8 @@ def _integers(keys: np.ndarray, channel: int, n: int) -> np.ndarray:
 
 
 def _places(key: np.ndarray):
-  """Keys of the objects, their centres and scales in units of half the scene, and angles: [R]."""
+  """Keys of the objects, their centres and scales in units of half the scene, and
+  angles: [R]."""
   tries = mix(key ^ mix(np.arange(1, _ATTEMPTS + 1, dtype=np.uint64)))
   scale = _uniform(tries, 1, *_SCALES) * np.float32(render.IMAGE_SIZE / SIZE)
   x, y = (_uniform(tries, channel, -1.0, 1.0) * (1 - scale) for channel in (2, 3))
@@ -137,7 +167,9 @@ def _draw(key, objects, attributes_RxA, x_R, y_R, scale_R, angle_R):
     owner_P[own < 0] = i
   image = image * render._light(key, render.PHOTO.light, SIZE)[0][:, None]
   start = int(mix(key)[0] % np.uint64(render._NOISE_SIZE))
-  image += np.float32(0.035) * render._NOISE[start : start + image.size].reshape(image.shape)
+  image += np.float32(0.035) * render._NOISE[start : start + image.size].reshape(
+    image.shape
+  )
   masks = owner_P.reshape(SIZE, SIZE) == np.arange(len(objects))[:, None, None]
   visible = masks.sum((1, 2)) >= _MIN_VISIBLE * (distance < 0).sum(1)
   pixels = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)

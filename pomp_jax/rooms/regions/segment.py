@@ -1,7 +1,7 @@
 """A class for every pixel under prompts side by side: IoU, label images, pictures.
 
-Without regions the classes of patches, by a training-free recipe; with regions the classes of
-crops and of a network's embeddings, added up over the regions of a pixel.
+Without regions the classes of patches, by a training-free recipe; with regions the
+classes of crops and of a network's embeddings, added up over the regions of a pixel.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,10 @@ from pomp_jax.rooms.regions.label_images import IGNORED, read_values, write_labe
 from pomp_jax.rooms.regions.pixel_metrics import PixelTally
 from pomp_jax.rooms.regions.plots import segmentation_sheet
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, short_labels
-from pomp_jax.rooms.regions.region_sources import check_region_source, open_region_source
+from pomp_jax.rooms.regions.region_sources import (
+  check_region_source,
+  open_region_source,
+)
 
 # Images between two saves.
 _BLOCK = 16
@@ -47,19 +50,27 @@ def check(config: SegmentConfig, workdir: str) -> None:
 
 
 def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
-  """Segments the images that are missing, and sums up: returns what `results.json` holds.
+  """Segments the images that are missing, and sums up: returns what `results.json`
+  holds.
 
   Processes other than the first may return an empty dict.
   """
   folder, images = RunFolder(workdir), open_pixel_set(config.segment)
-  regions, segment, propose, clip = config.regions, config.segment, config.propose, config.clip
+  regions, segment, propose, clip = (
+    config.regions,
+    config.segment,
+    config.propose,
+    config.clip,
+  )
   encoder = inputs.open_encoder(clip, config.mesh.class_size, config.data.feature_store)
   ours = Comparison(_VERSION, encoder, images, segment, regions, propose, clip)
   if (finished := folder.finished(key=ours.key)) is not None:
     return finished
   matrices, n_images = ours.matrices(), len(images.keys)
   if regions.source == "none":
-    find = DenseSegmenter(encoder, segment, dtype=clip.dtype).finder(images.pixels, matrices)
+    find = DenseSegmenter(encoder, segment, dtype=clip.dtype).finder(
+      images.pixels, matrices
+    )
   else:
     source = open_region_source(regions, propose, clip, encoder, images)
     scale = segment.logit_scale
@@ -81,7 +92,9 @@ def run(config: SegmentConfig, workdir: str) -> dict[str, Any]:
           with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             files[name] = write_labels(path, one.labels_HxW, len(images.classes))
-    return Taken(arrays={"counts": np.stack([tally.counts for tally in tallies])}, files=files)
+    return Taken(
+      arrays={"counts": np.stack([tally.counts for tally in tallies])}, files=files
+    )
 
   blocks = Blocks(folder, config.to_dict(), ours.key, n_images, _BLOCK)
   blocks.run(find, take, "segmentation")

@@ -15,10 +15,11 @@ def bicubic_matrix(
 ) -> Float[Array, "n_out n_in"]:
   """Weights of pixels [low, high) of a line of n_in in each of n_out new pixels.
 
-  Equal to `torch.nn.functional.interpolate(mode="bicubic")` of that range along one axis; two of
-  them resize an image. The ends, 0 and n_in by default, may be traced; pixels outside of [0, n_in)
-  have no columns, so their weight is missing from the row's sum of 1. `scale` is torch's
-  `scale_factor` (recompute_scale_factor False); n_out / (high - low) if None.
+  Equal to `torch.nn.functional.interpolate(mode="bicubic")` of that range along one
+  axis; two of them resize an image. The ends, 0 and n_in by default, may be traced;
+  pixels outside of [0, n_in) have no columns, so their weight is missing from the row's
+  sum of 1. `scale` is torch's `scale_factor` (recompute_scale_factor False); n_out /
+  (high - low) if None.
   """
   high = n_in if high is None else high
   step = 1 / scale if scale else (high - low) / n_out

@@ -1,8 +1,10 @@
-"""Trains a network that finds regions, MaskFormer with an embedding head, on base classes.
+"""Trains a network that finds regions, MaskFormer with an embedding head, on base
+classes.
 
-The classes are those of a frozen prompt, so that any prompt can be judged with the network later.
-The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `results.json`,
-`plots/training.png` and `masks.safetensors`, which the job `propose` reads, in the run's folder.
+The classes are those of a frozen prompt, so that any prompt can be judged with the
+network later. The loop, its checkpoints and its restarts are those of `pretrain`.
+Leaves `results.json`, `plots/training.png` and `masks.safetensors`, which the job
+`propose` reads, in the run's folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +21,12 @@ from pomp_jax.clip.precision import precision_of
 from pomp_jax.config import ConfigError
 from pomp_jax.config.declare import require
 from pomp_jax.evaluate import inputs
-from pomp_jax.evaluate.named_prompts import AnyPrompt, NamedPrompt, check_prompt, read_prompt
+from pomp_jax.evaluate.named_prompts import (
+  AnyPrompt,
+  NamedPrompt,
+  check_prompt,
+  read_prompt,
+)
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists
 from pomp_jax.files.pieces import Pieces, fingerprint
@@ -33,7 +40,11 @@ from pomp_jax.rooms.regions.fields import TrainMasks, TrainMasksConfig
 from pomp_jax.rooms.regions.image_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_former import published_weights
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights
-from pomp_jax.rooms.regions.mask_former.mask_step import adamw, make_mask_step, poly_schedule
+from pomp_jax.rooms.regions.mask_former.mask_step import (
+  adamw,
+  make_mask_step,
+  poly_schedule,
+)
 from pomp_jax.rooms.regions.mask_former.model import STRIDE, MaskFormer
 from pomp_jax.rooms.regions.mask_former.sizes import VARIANTS, MaskFormerConfig
 from pomp_jax.rooms.regions.mask_views import MaskViews
@@ -45,8 +56,8 @@ from pomp_jax.train.setup import Run, length_of
 log = logging.getLogger(__name__)
 
 _PROMPT = "train_masks.prompt"
-# MaskFormer's recipe: bounds of the scale of a view (shorter side of an image / size), weight
-# decay, and the exponent of the learning rate's decay.
+# MaskFormer's recipe: bounds of the scale of a view (shorter side of an image / size),
+# weight decay, and the exponent of the learning rate's decay.
 _SCALES = (0.5, 1.5)
 _DECAY = 1e-4
 _POWER = 0.9
@@ -65,8 +76,13 @@ def check(config: TrainMasksConfig, workdir: str) -> None:
   check_mesh(config.mesh.class_size, config.loop)
   check_same_run(config.flat(), folder)
   classes = _classes(folder, named, source.names)
-  # A resumed run has the classes and the prompt of its start, also under the same paths.
-  if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
+  # A resumed run has the classes and the prompt of its start, also under the same
+  # paths.
+  if (
+    hosts.is_first()
+    and exists(classes.path("classes"))
+    and classes.load("classes") is None
+  ):
     accepted = f"the prompt and the classes with which {folder.path} was started"
     raise ConfigError(_PROMPT, own.prompt, f"{accepted} (or another --workdir)")
 
@@ -76,7 +92,9 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
   folder, own = RunFolder(workdir), config.train_masks
   if (finished := folder.finished()) is not None:
     return finished
-  encoder = inputs.open_encoder(config.clip, config.mesh.class_size, config.data.feature_store)
+  encoder = inputs.open_encoder(
+    config.clip, config.mesh.class_size, config.data.feature_store
+  )
   source, prompt = open_mask_set(own, config.seed), read_prompt(own.prompt, _PROMPT)
   classes_NxE = class_matrix(encoder, _synonyms(source.names), prompt).features
   steps_per_epoch, total_steps = length_of(config.loop, config.data, source)
@@ -95,7 +113,9 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
     source=source,
     fetch=MaskViews(source, *views),
     frozen=replicate(jnp.asarray(classes_NxE), encoder.mesh),
-    optimizer=adamw(rate, weight_decay=_DECAY, backbone=own.backbone, clip_norm=own.clip_norm),
+    optimizer=adamw(
+      rate, weight_decay=_DECAY, backbone=own.backbone, clip_norm=own.clip_norm
+    ),
     rate=rate,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
@@ -108,7 +128,9 @@ def run(config: TrainMasksConfig, workdir: str) -> dict:
   done = loop.train(training)
   if hosts.is_first():
     _write(training, done, prompt)
-  return hosts.from_first(folder.read_results() if hosts.is_first() else None, "the results")
+  return hosts.from_first(
+    folder.read_results() if hosts.is_first() else None, "the results"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +169,20 @@ class MaskRun(Run):
 
 
 def _network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
-  """Sizes of the network for a CLIP of this E; ConfigError if they or the targets do not fit."""
+  """Sizes of the network for a CLIP of this E; ConfigError if they or the targets do
+  not fit."""
   sizes = dataclasses.replace(VARIANTS[own.network], embedding=embedding)
   if own.init:
     sizes = published_weights.read_mask_former(own.init).config
     found = f"a network with embeddings of {embedding}; this one has {sizes.embedding}"
     require(sizes.embedding == embedding, "train_masks.init", own.init, found)
   most = sizes.n_queries
-  require(own.targets <= most, "train_masks.targets", own.targets, f"at most {most}, the queries")
+  require(
+    own.targets <= most,
+    "train_masks.targets",
+    own.targets,
+    f"at most {most}, the queries",
+  )
   return sizes
 
 
@@ -164,7 +192,8 @@ def _synonyms(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
-  """The store of `classes.json`; its key is of what the class matrix depends on beside the CLIP."""
+  """The store of `classes.json`; its key is of what the class matrix depends on
+  beside the CLIP."""
   return Pieces(folder.path, fingerprint(map(str, key_parts(named, _synonyms(names)))))
 
 

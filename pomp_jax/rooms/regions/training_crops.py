@@ -1,9 +1,11 @@
-"""Image source `regions`: crops of annotated regions, for prompts that are tuned on them.
+"""Image source `regions`: crops of annotated regions, for prompts that are tuned on
+them.
 
-Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder of label
-images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside the mask; an object
-without a mask is its box. Classes are the JSON's categories, or those of `data.names` without its
-novel ones. Test and validation images may be held out of the one split.
+Each object of a COCO or LVIS JSON is an image, or each class of each image of a folder
+of label images (ZSSeg). A crop is the box of the mask, with CLIP's mean colour outside
+the mask; an object without a mask is its box. Classes are the JSON's categories, or
+those of `data.names` without its novel ones. Test and validation images may be held out
+of the one split.
 """
 
 from collections.abc import Callable
@@ -58,7 +60,10 @@ def _objects(data: Data, path: str, classes: ClassSplit | None) -> StoredImages:
   for index, image in enumerate(annotations.images):
     truth = annotations.truth(index)
     for number, label in enumerate(truth.classes.tolist()):
-      if not truth.crowd[number] and (truth.boxes[number, :2] < truth.boxes[number, 2:]).all():
+      if (
+        not truth.crowd[number]
+        and (truth.boxes[number, :2] < truth.boxes[number, 2:]).all()
+      ):
         rows.append((index, number))
         labels.append(label)
         keys.append(f"{image.file_name}:{number}")
@@ -77,7 +82,9 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
     """Rows (image, class) of the classes in each label image."""
     with waiting("reading all label images; data.cache stores their classes"):
       found = [np.unique(folder.labels(index)) for index in range(len(folder))]
-    rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
+    rows = [
+      (index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()
+    ]
     return np.array(rows, np.int32).reshape(-1, 2)
 
   rows_nx2 = ArrayCache(data.cache).get(key, classes_of_images)
@@ -87,9 +94,12 @@ def _labels(data: Data, path: str, classes: ClassSplit) -> StoredImages:
 
 
 class _Crops:
-  """Storage of crops; `masked` has image and mask of each row: image and object, or class."""
+  """Storage of crops; `masked` has image and mask of each row: image and object, or
+  class."""
 
-  def __init__(self, root: str, rows_nx2: np.ndarray, masked: Callable[[int, int], tuple]):
+  def __init__(
+    self, root: str, rows_nx2: np.ndarray, masked: Callable[[int, int], tuple]
+  ):
     self._root, self._rows, self._masked = root, rows_nx2, masked
 
   def read(self, row: int, key: str) -> bytes:

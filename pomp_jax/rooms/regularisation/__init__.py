@@ -1,1 +1,2 @@
-"""What keeps a prompt near the words that it replaces: its start, its loss, its average."""
+"""What keeps a prompt near the words that it replaces: its start, its loss, its
+average."""

@@ -18,7 +18,9 @@ class Averaged(NamedTuple):
   log_total: Any  # log of the sum of their weights; 0 for `ema`
 
 
-def average_of(optim: Optim, steps_per_epoch: int) -> optax.GradientTransformation | None:
+def average_of(
+  optim: Optim, steps_per_epoch: int
+) -> optax.GradientTransformation | None:
   """Returns the average of `config.optim.average`, see `averaging`; None for "none"."""
   own = optim.of(Average)
   if own.average == "none":
@@ -34,19 +36,26 @@ def average_of(optim: Optim, steps_per_epoch: int) -> optax.GradientTransformati
 
 
 def averaging(
-  kind: str, *, schedule: str, steps_per_epoch: int, mean: float, sigma: float, decay: float
+  kind: str,
+  *,
+  schedule: str,
+  steps_per_epoch: int,
+  mean: float,
+  sigma: float,
+  decay: float,
 ) -> optax.GradientTransformation:
   """Leaves the updates as they are, and keeps the mean of the parameters after them.
 
-  - `gaussian` has the weights exp(-((t - mean) / sigma)^2 / 2), with t the time in epochs: that of
-    PromptSRC (Khattak et al., 2023), which counts the ends of epochs alone under the schedule
-    `epoch`. Under `step` every step counts. The weights so far add up to 1; before the first, the
-    average is the parameters themselves.
+  - `gaussian` has the weights exp(-((t - mean) / sigma)^2 / 2), with t the time in
+    epochs: that of PromptSRC (Khattak et al., 2023), which counts the ends of epochs
+    alone under the schedule `epoch`. Under `step` every step counts. The weights so far
+    add up to 1; before the first, the average is the parameters themselves.
   - `ema` has the weights decay^s, s steps ago, divided by their sum.
   """
 
   def share(step: Any, log_total: Any) -> tuple[Any, Any]:
-    """Weight of a step in the mean over the steps up to it, and the log of their sum."""
+    """Weight of a step in the mean over the steps up to it, and the log of their
+    sum."""
     if kind == "ema":
       return (1 - decay) / (1 - decay**step), log_total
     counts = (schedule == "step") | (step % steps_per_epoch == 0)
@@ -57,13 +66,17 @@ def averaging(
     return jnp.where(counts, jax.nn.sigmoid(log_weight - log_total), first), total
 
   def init(params: Any) -> Averaged:
-    return Averaged(params, jnp.zeros((), jnp.int32), jnp.float32(0 if kind == "ema" else -jnp.inf))
+    return Averaged(
+      params, jnp.zeros((), jnp.int32), jnp.float32(0 if kind == "ema" else -jnp.inf)
+    )
 
   def update(updates: Any, state: Averaged, params: Any) -> tuple[Any, Averaged]:
     step = state.step + 1
     weight, total = share(step, state.log_total)
     moved = optax.apply_updates(params, updates)
-    average = jax.tree.map(lambda old, new: old + weight * (new - old), state.average, moved)
+    average = jax.tree.map(
+      lambda old, new: old + weight * (new - old), state.average, moved
+    )
     return updates, Averaged(average, step, total)
 
   return optax.GradientTransformation(init, update)

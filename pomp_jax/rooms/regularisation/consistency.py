@@ -1,9 +1,10 @@
-"""Consistency: terms of the loss that hold learned features near those of the frozen CLIP.
+"""Consistency: terms of the loss that hold learned features near those of the frozen
+CLIP.
 
-Of class features these are features under hand-written words, the anchors. A term over classes is
-the mean over all N: a step knows its images' own classes and a draw of the others, which stand for
-the rest by their importance weights.
-Shapes: B images, S sampled negatives, N classes, E embedding.
+Of class features these are features under hand-written words, the anchors. A term over
+classes is the mean over all N: a step knows its images' own classes and a draw of the
+others, which stand for the rest by their importance weights. Shapes: B images, S
+sampled negatives, N classes, E embedding.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ def term_of(contrast: Contrast) -> Term | None:
 
 
 def consistency_term(weights: Mapping[str, float]) -> Term:
-  """Returns the weighted sum of the named terms, see `consistency`, as a term of a learner."""
+  """Returns the weighted sum of the named terms, see `consistency`, as a term of a
+  learner."""
 
   def share(
     settings: ContrastSettings,
@@ -70,10 +72,10 @@ def consistency(
   as its published code reduces it, when all classes are negatives. f0 are features of the frozen
   image tower, f unless given.
 
-  The expectation of `squared` and `l1` over the draw is the term over all classes, whichever the
-  sampler, as long as it draws by its weights. `kl` is between the corrected distributions over an
-  image's classes, whose logarithm is biased, as that of the loss. Other arguments as of
-  `loss.local_contrast`.
+  The expectation of `squared` and `l1` over the draw is the term over all classes,
+  whichever the sampler, as long as it draws by its weights. `kl` is between the
+  corrected distributions over an image's classes, whose logarithm is biased, as that of
+  the loss. Other arguments as of `loss.local_contrast`.
   """
   log_weights_BxS = _log_weights(settings.n_classes, labels_B, negatives)
   image_BxE, own_BxE, other_SxE = (
@@ -95,8 +97,12 @@ def consistency(
 
   def divergence() -> jax.Array:
     scale = settings.logit_scale
-    log_p_BxC = _log_probabilities(scale * image_BxE, own_BxE, other_SxE, log_weights_BxS)
-    log_p0_BxC = _log_probabilities(scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS)
+    log_p_BxC = _log_probabilities(
+      scale * image_BxE, own_BxE, other_SxE, log_weights_BxS
+    )
+    log_p0_BxC = _log_probabilities(
+      scale * frozen_BxE, own_anchor_BxE, anchor_SxE, log_weights_BxS
+    )
     # Of classes without a weight both are -inf.
     ratio_BxC = jnp.where(log_p0_BxC > -jnp.inf, log_p0_BxC - log_p_BxC, 0.0)
     value_B = jnp.sum(jnp.exp(log_p0_BxC) * ratio_BxC, axis=-1)
@@ -112,7 +118,9 @@ def consistency(
   return sum(rest, first)
 
 
-def _squared(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.Array:
+def _squared(
+  features: Float[Array, "... E"], anchors: Float[Array, "... E"]
+) -> jax.Array:
   return 0.5 * jnp.sum((features - anchors) ** 2, axis=-1)
 
 
@@ -123,7 +131,8 @@ def _l1(features: Float[Array, "... E"], anchors: Float[Array, "... E"]) -> jax.
 def _log_weights(
   n_classes: int, labels_B: Int32[Array, " B"], negatives: Negatives
 ) -> Float[Array, "B S"]:
-  """Log importance weights in an image's sum over all classes but its own; -inf for no part.
+  """Log importance weights in an image's sum over all classes but its own; -inf for no
+  part.
 
   Exclusions do not count: near-synonyms are no negatives, but have anchors too.
   """
@@ -142,7 +151,8 @@ def _log_weights(
 def _log_probabilities(
   image_BxE: jax.Array, own_BxE: jax.Array, other: jax.Array, log_weights_BxS: jax.Array
 ) -> Float[Array, "B C"]:
-  """Of an image's own class, and of the others by their weights; `image_BxE` has the scale."""
+  """Of an image's own class, and of the others by their weights; `image_BxE` has the
+  scale."""
   own_B = jnp.sum(image_BxE * own_BxE, axis=-1)
   precision = jax.lax.Precision.HIGHEST  # as in the contrast
   others = "sbe" if other.ndim == 3 else "se"

@@ -1,4 +1,5 @@
-"""Classifiers compared in pairs on the same validation images, by the mean over their classes.
+"""Classifiers compared in pairs on the same validation images, by the mean over their
+classes.
 
 Shapes: n images, N classes, E embedding.
 """
@@ -30,19 +31,22 @@ class Contest:
     self._right[name] = rank_n == 0
 
   def difference(self, first: str, second: str) -> dict[str, Any]:
-    """The first less the second, with its interval; see `paired_difference_over_classes`."""
+    """The first less the second, with its interval; see
+    `paired_difference_over_classes`."""
     return paired_difference_over_classes(
       self._right[first], self._right[second], self._split.labels
     )
 
   def is_better(self, first: str, second: str) -> bool:
-    """Whether the whole interval of the difference is above 0; False for one that is missing."""
+    """Whether the whole interval of the difference is above 0; False for one that is
+    missing."""
     if first not in self._right or second not in self._right:
       return False
     return self.difference(first, second)["interval"][0] > 0
 
   def figures(self, name: str, reference: str) -> dict[str, Any]:
-    """Right answers and mean over the classes, and the difference from another one, as JSON."""
+    """Right answers and mean over the classes, and the difference from another one,
+    as JSON."""
     right_n = self._right[name]
     figures: dict[str, Any] = {
       "right": int(right_n.sum()),

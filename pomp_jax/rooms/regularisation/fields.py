@@ -3,7 +3,15 @@
 import dataclasses
 from typing import Any
 
-from pomp_jax.config.declare import Check, at_least, below, between, one_of, require, row
+from pomp_jax.config.declare import (
+  Check,
+  at_least,
+  below,
+  between,
+  one_of,
+  require,
+  row,
+)
 from pomp_jax.config.fields import BEST
 from pomp_jax.config.group import Group
 from pomp_jax.config.jobs import TrainingConfig
@@ -13,7 +21,8 @@ from pomp_jax.registry import METHODS
 CONSISTENCIES = ("squared", "l1", "kl", "images")
 AUTOMATIC = -1.0  # of `consistency_squared`
 _squared = Check(
-  lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"), "0 or more, or -1 for automatic"
+  lambda weight: weight == AUTOMATIC or 0 <= weight < float("inf"),
+  "0 or more, or -1 for automatic",
 )
 
 
@@ -26,15 +35,22 @@ class Consistency(Group):
     "weight of 1 - cosine of class features and anchors (KgCoOp); -1: by the CLIP's logit scale",
     _squared,
   )
-  consistency_l1: float = row(0.0, "weight of their l1 distance (PromptSRC)", at_least(0))
+  consistency_l1: float = row(
+    0.0, "weight of their l1 distance (PromptSRC)", at_least(0)
+  )
   consistency_kl: float = row(
-    0.0, "weight of the KL from the frozen CLIP's probabilities (PromptSRC)", at_least(0)
+    0.0,
+    "weight of the KL from the frozen CLIP's probabilities (PromptSRC)",
+    at_least(0),
   )
   consistency_images: float = row(
-    0.0, "weight of image features' l1 distance to the frozen CLIP's (PromptSRC)", at_least(0)
+    0.0,
+    "weight of image features' l1 distance to the frozen CLIP's (PromptSRC)",
+    at_least(0),
   )
   anchors: str = row(
-    "ensemble:imagenet_7", "anchors: a prompt as evaluate.prompts'; best: of prompt.candidates"
+    "ensemble:imagenet_7",
+    "anchors: a prompt as evaluate.prompts'; best: of prompt.candidates",
   )
 
   @property
@@ -65,7 +81,9 @@ class Average(Group):
     one_of("none", "gaussian", "ema"),
   )
   # Bounds within which float32 holds the logarithms of the weights.
-  average_mean: float = row(15.0, "epoch of the largest weight, for gaussian", between(0, 10**6))
+  average_mean: float = row(
+    15.0, "epoch of the largest weight, for gaussian", between(0, 10**6)
+  )
   average_sigma: float = row(
     1.0, "standard deviation of the weights, epochs, for gaussian", between(1e-6, 10**6)
   )
@@ -93,11 +111,14 @@ class Words(Group):
   )
 
   def check_in(self, config: Any) -> None:
-    """Checks the start of a training, and the anchors, which may be the best candidate."""
+    """Checks the start of a training, and the anchors, which may be the best
+    candidate."""
     assert isinstance(config, TrainingConfig)
     prompt, consistency = config.prompt, config.of(Consistency)
     if prompt.init != BEST:
-      require(prompt.m, "prompt.m", prompt.m, "1 or more where prompt.init is not 'best'")
+      require(
+        prompt.m, "prompt.m", prompt.m, "1 or more where prompt.init is not 'best'"
+      )
       fits = not consistency.weights or consistency.anchors != BEST
       expected = "a prompt; 'best' where prompt.init='best'"
       require(fits, "anchors", consistency.anchors, expected)
@@ -105,7 +126,11 @@ class Words(Group):
     where = "where prompt.init='best'"
     saves_prompt = METHODS[config.method].saves_prompt
     require(saves_prompt, "prompt.init", BEST, f"words or '' for {config.method}")
-    require(prompt.position == "end", "prompt.position", prompt.position, f"'end' {where}")
+    require(
+      prompt.position == "end", "prompt.position", prompt.position, f"'end' {where}"
+    )
     select = config.checkpoint.select
     require(select == BEST, "checkpoint.select", select, f"'best' {where}")
-    require(self.candidates, "prompt.candidates", self.candidates, f"one or more {where}")
+    require(
+      self.candidates, "prompt.candidates", self.candidates, f"one or more {where}"
+    )

@@ -1,4 +1,5 @@
-"""Words that a training starts from, stays near, and must beat on the validation images.
+"""Words that a training starts from, stays near, and must beat on the validation
+images.
 
 Names are those of `evaluate.prompts`. N classes, E embedding.
 """
@@ -47,7 +48,8 @@ log = logging.getLogger(__name__)
 _FIELD = "prompt.candidates"
 # Weight of the words' class vectors in a mixture with the training's.
 _SHARE_OF_WORDS = 0.5
-# Width of an interval, as a share, above which validation images decide next to nothing.
+# Width of an interval, as a share, above which validation images decide next to
+# nothing.
 _WIDE = 0.1
 # What `consistency_squared=-1` stands for below this logit scale, and elsewhere.
 _LOW_SCALE, _WEIGHT_AT_LOW_SCALE, _WEIGHT = 50.0, 8.0, 0.0
@@ -55,8 +57,11 @@ _LOW_SCALE, _WEIGHT_AT_LOW_SCALE, _WEIGHT = 50.0, 8.0, 0.0
 Scores = Mapping[str, float]
 
 
-def with_automatic_weight(contrast: fields.Contrast, logit_scale: float) -> fields.Contrast:
-  """The fields with a weight for `consistency_squared=-1`, by the CLIP's logit scale; logs it.
+def with_automatic_weight(
+  contrast: fields.Contrast, logit_scale: float
+) -> fields.Contrast:
+  """The fields with a weight for `consistency_squared=-1`, by the CLIP's logit scale;
+  logs it.
 
   docs/better_than_words.md has the measurements behind the rule.
   """
@@ -73,12 +78,19 @@ def with_automatic_weight(contrast: fields.Contrast, logit_scale: float) -> fiel
 
 
 def check(
-  contrast: fields.Contrast, prompt: fields.Prompt, data: fields.Data, clip: ClipConfig, model: str
+  contrast: fields.Contrast,
+  prompt: fields.Prompt,
+  data: fields.Data,
+  clip: ClipConfig,
+  model: str,
 ) -> None:
-  """Checks that anchors and candidates fit the CLIP and the classes; reads no weights."""
+  """Checks that anchors and candidates fit the CLIP and the classes; reads no
+  weights."""
   names = {}
   if prompt.init == BEST:
-    takes = "words or a file: these data have no validation images to choose the best by"
+    takes = (
+      "words or a file: these data have no validation images to choose the best by"
+    )
     require(inputs.has_validation(data), "prompt.init", BEST, takes)
     names = dict.fromkeys(candidates(prompt), _FIELD)
   consistency = contrast.of(Consistency)
@@ -100,7 +112,8 @@ def candidates(prompt: fields.Prompt) -> tuple[str, ...]:
 def anchors(
   contrast: fields.Contrast, scores: Scores | None, encoder: Encoder, classes: ClassList
 ) -> np.ndarray | None:
-  """Unit features [N,E] of the anchors, perhaps the best candidate's; None without a term."""
+  """Unit features [N,E] of the anchors, perhaps the best candidate's; None without a
+  term."""
   consistency = contrast.of(Consistency)
   if not consistency.weights:
     return None
@@ -127,7 +140,11 @@ def start(
 
   A run that has started has these in its folder. ConfigError as `with_words`'.
   """
-  stored = read_json(folder.candidates) if hosts.is_first() and exists(folder.candidates) else None
+  stored = (
+    read_json(folder.candidates)
+    if hosts.is_first() and exists(folder.candidates)
+    else None
+  )
   found: Scores | None = hosts.from_first(stored, "the candidates")
   if found is None:
     source = inputs.open_source(data, "validation", n_images=evaluation.images)
@@ -149,8 +166,9 @@ def scores(
 ) -> dict[str, float]:
   """Mean over the classes of the top-1 of each candidate.
 
-  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a start. One
-  whose sentences are too long for the CLIP is skipped with a warning. ConfigError if none is left.
+  Candidates are the names, the texts of ensembles, and "WORDS {}." of each text for a
+  start. One whose sentences are too long for the CLIP is skipped with a warning.
+  ConfigError if none is left.
   """
   candidates: list[str] = []
   for name in _single(names, classes):
@@ -193,7 +211,8 @@ def best(found: Scores) -> str:
 
 
 def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Prompt:
-  """The prompt's fields with `init` and M of the best candidate "WORDS {}.", which is its step 0.
+  """The prompt's fields with `init` and M of the best candidate "WORDS {}.", which is
+  its step 0.
 
   ConfigError if there is none, or none of `prompt.m` tokens where that is not 0.
   """
@@ -203,7 +222,9 @@ def with_words(prompt: fields.Prompt, found: Scores, clip: Clip) -> fields.Promp
     if m and prompt.m in (0, m):
       return dataclasses.replace(prompt, init=words, m=m)
   size = f"{prompt.m} tokens" if prompt.m else "words"
-  raise ConfigError(_FIELD, prompt.of(Words).candidates, f"a text with {size} before {{}}")
+  raise ConfigError(
+    _FIELD, prompt.of(Words).candidates, f"a text with {size} before {{}}"
+  )
 
 
 def _tokens(words: str, clip: Clip) -> np.ndarray:
@@ -217,21 +238,23 @@ class Choice(NamedTuple):
   prompt: Prompt  # prompt.npz
   checkpoint: Checkpoint  # of the training, whatever `prompt` is
   rows: dict[str, Prompt]  # prompts beside it in the tables of the results, by row
-  reference: str  # row that the others are compared with: the words, if a file can hold them
+  # row that the others are compared with: the words, if a file can hold them
+  reference: str
   facts: dict[str, Any]  # for results.json
 
 
 def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choice:
   """Chooses among words, training, and their mixture; all processes call it together.
 
-  The words stay unless another is better by the paired 95% interval of the mean over the validation
-  images' classes. The mixture, half the class vectors of each, in turn stays unless the trained
-  prompt is better than it in the same sense.
+  The words stay unless another is better by the paired 95% interval of the mean over
+  the validation images' classes. The mixture, half the class vectors of each, in turn
+  stays unless the trained prompt is better than it in the same sense.
 
   Args:
     run: the finished training, with its candidates.
     last: its last checkpoint.
-    earlier: the checkpoint with the highest mean over the classes. It replaces the last one only if
+    earlier: the checkpoint with the highest mean over the classes. It replaces the last
+    one only if
       it is better in the same sense.
   """
   assert run.candidates is not None
@@ -258,21 +281,29 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
     if contest.is_better(kind, chosen):
       chosen = kind
   if chosen not in prompts:
-    # No prompt file can hold sentences of each class or random words, which have a name alone.
+    # No prompt file can hold sentences of each class or random words, which have a name
+    # alone.
     prompts["words"], name_of_file = _held(run.candidates, run.encoder.clip, classes)
   else:
     name_of_file = name
   step = f"step {checkpoint.step}"
   mixture = f"{1 - _SHARE_OF_WORDS:g}*{step} + {_SHARE_OF_WORDS:g}*{name}"
   saved = {"words": name_of_file, "trained": step, "mixture": mixture}[chosen]
-  kinds = [kind for kind in ("words", "trained", "mixture") if kind in prompts or kind == "words"]
+  kinds = [
+    kind
+    for kind in ("words", "trained", "mixture")
+    if kind in prompts or kind == "words"
+  ]
   labels = {"trained": f"trained prompt, {step}", "words": f"words: {name}"}
   if chosen != "trained":
     labels["prompt"] = f"{chosen}: {saved}"
   facts: dict[str, Any] = {
     "candidates": dict(run.candidates),
     "best": name,
-    "validation": {"images": len(split.labels), "classes": len(np.unique(split.labels))},
+    "validation": {
+      "images": len(split.labels),
+      "classes": len(np.unique(split.labels)),
+    },
     "figures": {kind: contest.figures(kind, "words") for kind in kinds},
     "step": checkpoint.step,
     "chosen": chosen,
@@ -295,7 +326,8 @@ def choose(run: PromptRun, last: Checkpoint, earlier: Checkpoint | None) -> Choi
 def _enter_training(
   contest: Contest, run: PromptRun, last: Checkpoint, earlier: Checkpoint | None
 ) -> tuple[Checkpoint, np.ndarray]:
-  """Enters the training as `trained`; returns its checkpoint and class features [N,E]."""
+  """Enters the training as `trained`; returns its checkpoint and class features
+  [N,E]."""
   last_NxE = run.class_features(run.result(last.state))
   contest.enter("trained", last_NxE)
   if earlier is None or earlier.step == last.step:
@@ -309,7 +341,8 @@ def _enter_training(
 
 
 def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, str]:
-  """The best of the candidates that a prompt file can hold, and its name; one always can."""
+  """The best of the candidates that a prompt file can hold, and its name; one always
+  can."""
   held = {}
   for name, score in candidates.items():
     if as_prompt(name, clip, classes) is not None:
@@ -321,7 +354,8 @@ def _held(candidates: Scores, clip: Clip, classes: ClassList) -> tuple[Prompt, s
 
 
 def _remark(facts: Mapping[str, Any]) -> str:
-  """One sentence: what words and training have on the validation images, and what that means."""
+  """One sentence: what words and training have on the validation images, and what
+  that means."""
   figures = facts["figures"]
   n_images, n_classes = facts["validation"]["images"], facts["validation"]["classes"]
   low, high = figures["trained"]["difference"]["interval"]
@@ -365,7 +399,8 @@ def _points(figures: Mapping[str, Any]) -> str:
 
 
 def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
-  """Sentences whose mean of unit features a name stands for; none for another kind of name."""
+  """Sentences whose mean of unit features a name stands for; none for another kind
+  of name."""
   prompt = read_prompts([name], _FIELD)[0].prompt
   if not isinstance(prompt, str) or prompt.startswith(f"{OUTPUTS}:"):
     return ()
@@ -375,8 +410,9 @@ def _templates(name: str, classes: ClassList) -> tuple[str, ...]:
 def as_prompt(name: str, clip: Clip, classes: ClassList) -> Prompt | None:
   """A candidate as a prompt file holds it; None if none does.
 
-  "WORDS {}." is a context, the embeddings of its words, which other programs read too; other
-  sentences, a mean of several and the bare name are `Sentences` without a context.
+  "WORDS {}." is a context, the embeddings of its words, which other programs read too;
+  other sentences, a mean of several and the bare name are `Sentences` without a
+  context.
   """
   words = _words_before(name)
   if words and name == f"{words} {{}}.":

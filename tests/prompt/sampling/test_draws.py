@@ -1,4 +1,5 @@
-"""Draws without replacement; statistical tests have the level 1e-3 each, with fixed seeds."""
+"""Draws without replacement; statistical tests have the level 1e-3 each, with fixed
+seeds."""
 
 import collections
 import functools
@@ -37,7 +38,8 @@ def _sizes(draw):
 @hypothesis.given(sizes=_sizes(), seed=st.integers(0, 2**31 - 1))
 @hypothesis.example(sizes=(2, 200), seed=0)
 @hypothesis.example(sizes=(7, 7), seed=0)
-@hypothesis.example(sizes=(51, 200), seed=0)  # 4 * 50 = 200: the last size drawn by rejection
+# 4 * 50 = 200: the last size drawn by rejection
+@hypothesis.example(sizes=(51, 200), seed=0)
 @hypothesis.example(sizes=(52, 200), seed=0)
 @hypothesis.example(sizes=(199, 200), seed=0)
 def test_a_draw_holds_distinct_classes_in_range(sizes, seed):
@@ -61,20 +63,26 @@ def test_a_k_that_cannot_be_drawn_is_refused(k, n_classes):
   ("k", "n_classes"), [(4, 12), (4, 6)], ids=["by rejection", "by permutation"]
 )
 def test_every_subset_is_as_likely(k, n_classes):
-  # Of three classes: so all pairs are as likely too. And every class, at any place of the draw.
-  subsets = {s: i for i, s in enumerate(itertools.combinations(range(n_classes), k - 1))}
+  # Of three classes: so all pairs are as likely too. And every class, at any place of
+  # the draw.
+  subsets = {
+    s: i for i, s in enumerate(itertools.combinations(range(n_classes), k - 1))
+  }
   draws = np.asarray(_draws(k, n_classes, 20 * len(subsets) + 1000, 1))
   for place in (0, -1):
     counts = np.bincount(draws[:, place], minlength=n_classes)
     assert scipy.stats.chisquare(counts).pvalue > LEVEL
   draws = np.sort(draws, axis=1)
-  counts = np.bincount([subsets[tuple(row)] for row in draws.tolist()], minlength=len(subsets))
+  counts = np.bincount(
+    [subsets[tuple(row)] for row in draws.tolist()], minlength=len(subsets)
+  )
   assert len(counts) == math.comb(n_classes, k - 1)
   assert LEVEL < scipy.stats.chisquare(counts).pvalue < 1 - LEVEL
 
 
 def test_a_draw_with_too_few_distinct_classes_is_drawn_again(monkeypatch):
-  # So rare (below 1e-7 at any size) that it has to be forced: the first ids drawn are all equal.
+  # So rare (below 1e-7 at any size) that it has to be forced: the first ids drawn are
+  # all equal.
   first = []
   honest = jax.random.randint
 
@@ -96,7 +104,9 @@ def test_a_draw_with_too_few_distinct_classes_is_drawn_again(monkeypatch):
 def test_the_draw_is_a_function_of_seed_step_and_group():
   @jax.jit
   def draw(seed, step, group):
-    return draws.sample_uniform(draws.draw_key(jax.random.key(seed), step, group), 9, 1000)
+    return draws.sample_uniform(
+      draws.draw_key(jax.random.key(seed), step, group), 9, 1000
+    )
 
   cases = list(itertools.product(range(2), range(4), range(4)))
   drawn = [tuple(draw(*case).tolist()) for case in cases]
@@ -152,10 +162,14 @@ def test_inclusion_probabilities_are_capped_and_add_up(kind, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n_classes", "size"), [(30, 1), (30, 8), (30, 29), (20_000, 999)])
+@pytest.mark.parametrize(
+  ("n_classes", "size"), [(30, 1), (30, 8), (30, 29), (20_000, 999)]
+)
 def test_a_draw_has_its_size_and_holds_what_is_certain(kind, n_classes, size):
   q_N = _q(kind, n_classes)
-  ids, log_pi = (np.asarray(part) for part in _weighted_draws(jnp.asarray(q_N), size, 50, 1))
+  ids, log_pi = (
+    np.asarray(part) for part in _weighted_draws(jnp.asarray(q_N), size, 50, 1)
+  )
   assert ids.min() >= 0
   assert ids.max() < n_classes
   assert all(len(set(row)) == size for row in ids.tolist())
@@ -176,11 +190,17 @@ def test_classes_without_probability_are_not_drawn_and_have_finite_weights():
 
 @pytest.mark.parametrize("n_positive", [1, 2, 29, 999])
 def test_as_many_classes_as_have_a_probability_are_all_drawn(n_positive):
-  """Rounding made the last of them a little shorter than a turn, and the error a turn too long."""
+  """Rounding made the last of them a little shorter than a turn, and the error a
+  turn too long."""
   for seed in range(10):
-    q_N = np.random.default_rng(seed).dirichlet(np.ones(n_positive)).astype(np.float32) + 1e-4
+    q_N = (
+      np.random.default_rng(seed).dirichlet(np.ones(n_positive)).astype(np.float32)
+      + 1e-4
+    )
     ids, log_pi = _weighted_draws(jnp.asarray([*q_N, 0.0]), n_positive, 20, seed)
-    assert all(sorted(row) == list(range(n_positive)) for row in np.asarray(ids).tolist())
+    assert all(
+      sorted(row) == list(range(n_positive)) for row in np.asarray(ids).tolist()
+    )
     np.testing.assert_array_equal(log_pi[:n_positive], 0.0)
 
 
@@ -194,7 +214,8 @@ def test_all_classes_but_one_are_drawn_by_nearly_equal_probabilities():
 
 
 def test_every_set_is_drawn_as_often_as_by_plain_systematic_sampling():
-  """Pairs and triples too: in a random order, with a random start, and not some other way."""
+  """Pairs and triples too: in a random order, with a random start, and not some
+  other way."""
   q_N, size, n_draws = np.array([0.4, 0.22, 0.16, 0.1, 0.08, 0.04]), 3, 40_000
   ids = np.asarray(_weighted_draws(jnp.asarray(q_N), size, n_draws, 5)[0])
   found = collections.Counter(tuple(sorted(row)) for row in ids.tolist())
@@ -202,9 +223,13 @@ def test_every_set_is_drawn_as_often_as_by_plain_systematic_sampling():
   expected: collections.Counter = collections.Counter()
   for _ in range(n_draws):
     order = rng.permutation(len(q_N))
-    points = np.cumsum(pi_N[order]).searchsorted(rng.uniform() + np.arange(size), side="right")
+    points = np.cumsum(pi_N[order]).searchsorted(
+      rng.uniform() + np.arange(size), side="right"
+    )
     expected[tuple(sorted(order[points].tolist()))] += 1
   often = [members for members, count in expected.items() if count > 10]
-  assert len(often) > len(q_N) and sum(found[members] for members in often) > 0.999 * n_draws
+  assert (
+    len(often) > len(q_N) and sum(found[members] for members in often) > 0.999 * n_draws
+  )
   table = [[counts[members] for members in often] for counts in (found, expected)]
   assert scipy.stats.chi2_contingency(table).pvalue > LEVEL

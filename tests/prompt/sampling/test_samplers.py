@@ -1,4 +1,5 @@
-"""Every sampler with its correction, those of the study docs/studies/other_samplers.py too.
+"""Every sampler with its correction, those of the study docs/studies/other_samplers.py
+too.
 
 Statistical tests have the level 1e-3 each and fixed seeds.
 """
@@ -60,13 +61,17 @@ ARRAYS = SamplingArrays(
   groups=jnp.asarray(np.arange(N)[:, None] // 5, jnp.int32),
   group_sizes=jnp.full(N // 5, 5, jnp.int32),
   kin=jnp.asarray(np.where(np.arange(N) % 2, np.arange(N) - 1, -1)[:, None], jnp.int32),
-  levels=jnp.asarray(np.stack([np.arange(N) // 10, np.arange(N) // 2], axis=1), jnp.int32),
+  levels=jnp.asarray(
+    np.stack([np.arange(N) // 10, np.arange(N) // 2], axis=1), jnp.int32
+  ),
 )
 
 
 def _allowed(sampling: SamplingSettings, label: int) -> set[int]:
   """The negatives that an image of a class has if all are drawn."""
-  similar = {c for c in range(N) if float(BANK[c] @ BANK[label]) > sampling.exclude_threshold}
+  similar = {
+    c for c in range(N) if float(BANK[c] @ BANK[label]) > sampling.exclude_threshold
+  }
   kin = {label ^ 1}
   out = {"none": set(), "similar": similar, "kin": kin}[sampling.exclude]
   return set(range(N)) - {label} - out
@@ -106,11 +111,12 @@ def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None, **m
 
 
 def _denominators(sampling, n_draws, **settings):
-  """Estimates of the sum over the negatives, one row a draw, in units of the positive."""
+  """Estimates of the sum over the negatives, one row a draw, in units of the
+  positive."""
   keys = jax.random.split(jax.random.key(5), n_draws)
-  losses = jax.jit(jax.vmap(lambda key: _contrasts(sampling, key, jnp.asarray(BANK), **settings)))(
-    keys
-  )
+  losses = jax.jit(
+    jax.vmap(lambda key: _contrasts(sampling, key, jnp.asarray(BANK), **settings))
+  )(keys)
   return np.expm1(np.asarray(losses, np.float64))
 
 
@@ -123,14 +129,19 @@ def _exact(sampling):
 
 @pytest.mark.parametrize("name", [*SAMPLERS, *OTHER_SAMPLERS])
 def test_a_row_names_the_fields_that_the_sampler_reads(name):
-  """By the program of a draw; tests/train/test_wiring.py has the power of `frequency`."""
+  """By the program of a draw; tests/train/test_wiring.py has the power of
+  `frequency`."""
 
   def program(**field):
     sampling = SamplingSettings(name, **field)
-    return str(jax.make_jaxpr(lambda key: _draw(sampling, key)._asdict())(jax.random.key(0)))
+    return str(
+      jax.make_jaxpr(lambda key: _draw(sampling, key)._asdict())(jax.random.key(0))
+    )
 
   others = {"mix": 0.3, "temperature": 0.3, "anchors": "images"}
-  found = {field for field, value in others.items() if program(**{field: value}) != program()}
+  found = {
+    field for field, value in others.items() if program(**{field: value}) != program()
+  }
   assert found == set(SAMPLERS[name].reads) - {"power"}
 
 
@@ -146,7 +157,10 @@ def test_the_corrected_denominator_is_unbiased(name, n_available):
   sampling = SETTINGS[name]
   estimates = _denominators(sampling, 6000, n_available=n_available)
   exact = _exact(sampling)
-  p_values = [scipy.stats.ttest_1samp(estimates[:, i], exact[i]).pvalue for i in range(len(LABELS))]
+  p_values = [
+    scipy.stats.ttest_1samp(estimates[:, i], exact[i]).pvalue
+    for i in range(len(LABELS))
+  ]
   assert min(p_values) > LEVEL / len(p_values)
 
 
@@ -164,7 +178,9 @@ def test_the_sigmoid_loss_and_its_gradient_are_unbiased(name):
 
   def exact(step):
     rows = BANK.astype(np.float64) + step * direction
-    logits = SCALE * IMAGES @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T + bias
+    logits = (
+      SCALE * IMAGES @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T + bias
+    )
     return np.array(
       [
         np.logaddexp(0, -logits[i, label])
@@ -176,15 +192,23 @@ def test_the_sigmoid_loss_and_its_gradient_are_unbiased(name):
   slope = (exact(1e-6) - exact(-1e-6)) / 2e-6
   for found, expected in ((values, exact(0.0)), (slopes, slope)):
     found = np.asarray(found, np.float64)
-    p_values = [scipy.stats.ttest_1samp(found[:, i], expected[i]).pvalue for i in range(4)]
+    p_values = [
+      scipy.stats.ttest_1samp(found[:, i], expected[i]).pvalue for i in range(4)
+    ]
     assert min(p_values) > LEVEL / 8
 
 
 @pytest.mark.parametrize(
-  "name", [name for name, s in SETTINGS.items() if name != "uniform" and s.name != "independent"]
+  "name",
+  [
+    name
+    for name, s in SETTINGS.items()
+    if name != "uniform" and s.name != "independent"
+  ],
 )
 def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
-  """Of the classes drawn and of the images' own; any mixture would leave sums unbiased."""
+  """Of the classes drawn and of the images' own; any mixture would leave sums
+  unbiased."""
   sampling = SETTINGS[name]
   propose = SAMPLERS[sampling.name].propose
   q_N = np.full(N, 1 / N)
@@ -194,13 +218,18 @@ def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   log_weights_N = -np.log(plain_inclusion(q_N, K - 1))
   # Compiled: XLA may then compute one probability twice with different rounding.
   drawn = jax.jit(lambda key: _draw(sampling, key))(jax.random.key(0))
-  np.testing.assert_allclose(drawn.log_weights, log_weights_N[drawn.ids], rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    drawn.log_weights, log_weights_N[drawn.ids], rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("n_available", [None, 7])
 def test_independent_draws_are_an_image_s_own(n_available):
-  """K-1 of each image, weighted by its own probabilities and the number of its draws kept."""
+  """K-1 of each image, weighted by its own probabilities and the number of its draws
+  kept."""
   sampling = SETTINGS["independent"]
   drawn = _draw(sampling, jax.random.key(0))
   available = None if n_available is None else jnp.arange(drawn.ids.size) < n_available
@@ -211,7 +240,9 @@ def test_independent_draws_are_an_image_s_own(n_available):
   others = np.where(LABELS[:, None] == np.arange(N), -np.inf, LOGITS)
   shares = scipy.special.softmax(others, axis=1)
   q_S = (0.3 / (N - 1) + 0.7 * shares)[image, drawn.ids]
-  n_kept = np.full(len(LABELS), K - 1) if n_available is None else np.array([2, 2, 2, 1])
+  n_kept = (
+    np.full(len(LABELS), K - 1) if n_available is None else np.array([2, 2, 2, 1])
+  )
   log_weights_S = np.max(found.log_weights, axis=0)
   np.testing.assert_allclose(log_weights_S, -np.log(q_S * n_kept[image]), rtol=1e-4)
   assert not np.any(np.asarray(drawn.ids) == LABELS[image])
@@ -232,7 +263,9 @@ def test_top_is_the_classes_of_most_mass_each_with_weight_1(n_available):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["uniform", "hard", "not the similar", "batch", "independent"])
+@pytest.mark.parametrize(
+  "name", ["uniform", "hard", "not the similar", "batch", "independent"]
+)
 def test_all_classes_need_no_weights(name):
   sampling = SETTINGS[name]
   estimates = _denominators(sampling, 2, k=N)
@@ -259,7 +292,9 @@ def test_similarity_is_the_mean_of_the_images_softmaxes(name, temperature):
   labels = np.array([2, 2, 5, 0], np.int32)
   rng = np.random.default_rng(0)
   bank, anchors = unit(rng.normal(size=(9, 4))), unit(rng.normal(size=(4, 4)))
-  logits = np.where(labels[:, None] == np.arange(9), -np.inf, anchors @ bank.T / temperature)
+  logits = np.where(
+    labels[:, None] == np.arange(9), -np.inf, anchors @ bank.T / temperature
+  )
   expected = scipy.special.softmax(logits, axis=1).mean(axis=0)
   settings = SamplingSettings(name, temperature=abs(temperature), anchors="images")
   found = _propose(settings, labels, anchors, bank=Bank(bank.astype(np.float32), 9))
@@ -268,13 +303,18 @@ def test_similarity_is_the_mean_of_the_images_softmaxes(name, temperature):
 
 
 def test_posterior_is_the_share_of_a_class_in_the_exact_gradient():
-  """Of sum_i loss_i: the derivative by the logit of a class, over the images of other classes."""
+  """Of sum_i loss_i: the derivative by the logit of a class, over the images of
+  other classes."""
   labels = np.array([2, 2, 5, 0])
   rng = np.random.default_rng(3)
   bank, images = unit(rng.normal(size=(9, 4))), unit(rng.normal(size=(4, 4)))
   logits = torch.tensor(7.0 * images @ bank.T, requires_grad=True)
-  torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="sum").backward()
-  shares = np.where(labels[:, None] == np.arange(9), 0.0, logits.grad.numpy()).sum(axis=0)
+  torch.nn.functional.cross_entropy(
+    logits, torch.tensor(labels), reduction="sum"
+  ).backward()
+  shares = np.where(labels[:, None] == np.arange(9), 0.0, logits.grad.numpy()).sum(
+    axis=0
+  )
   found = _propose(
     SamplingSettings("posterior", logit_scale=7.0),
     labels.astype(np.int32),
@@ -308,6 +348,8 @@ def test_siblings_are_drawn_through_a_group_of_the_image():
         expected[c] += 1 / 4 / len(of_class[label]) / (len(groups[g]) - 1)
   sizes = np.array([len(members) for members in groups], np.int32)
   settings = SamplingSettings("hierarchical")
-  found = _propose(settings, labels, np.zeros((4, 1)), groups=groups_NxG, group_sizes=sizes)
+  found = _propose(
+    settings, labels, np.zeros((4, 1)), groups=groups_NxG, group_sizes=sizes
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
   assert found.sum() == pytest.approx(1)

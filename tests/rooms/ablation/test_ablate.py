@@ -17,7 +17,11 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation import ablate, shared_inputs
 from pomp_jax.rooms.ablation import grid as grids
 from pomp_jax.rooms.ablation.shared_inputs import SharedInputs
-from pomp_jax.rooms.ablation.vmapped_training import Trained, lanes_of_program, program_groups
+from pomp_jax.rooms.ablation.vmapped_training import (
+  Trained,
+  lanes_of_program,
+  program_groups,
+)
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import run_job, small_config, trained
@@ -50,7 +54,8 @@ def make_cells_of(grid=GRID, **changes):
 
 @pytest.fixture(scope="module")
 def finished(shared, curved):
-  """The folder and the results of the grid above; read only. 10 to 20 core-seconds to compile."""
+  """The folder and the results of the grid above; read only. 10 to 20 core-seconds
+  to compile."""
   folder = shared("ablate", lambda folder: run_job(curved(), folder / "run")) / "run"
   return folder, json.loads((folder / "results.json").read_text())
 
@@ -82,16 +87,26 @@ def test_a_cell_equals_a_run_of_its_own(finished, curved, tmp_path, number):
   assert stored["curve"]["top1"]["validation"] == expected
   for split, prompts in alone["eval"].items():
     # One image of 64 may fall on the other side of a tie.
-    assert stored["top1"][split] == pytest.approx(prompts["prompt"]["top1"], abs=1.01 / 64)
-    assert stored["images"][split] == prompts["prompt"]["images"] == alone["eval_images"][split]
+    assert stored["top1"][split] == pytest.approx(
+      prompts["prompt"]["top1"], abs=1.01 / 64
+    )
+    assert (
+      stored["images"][split]
+      == prompts["prompt"]["images"]
+      == alone["eval_images"][split]
+    )
     low, high = stored["top1_interval"][split]
     assert low < stored["top1"][split] < high
     del prompts["prompt"]
-    assert stored["by_hand"][split] == {name: of["top1"] for name, of in prompts.items()}
+    assert stored["by_hand"][split] == {
+      name: of["top1"] for name, of in prompts.items()
+    }
     assert stored["by_hand_interval"][split].keys() == prompts.keys()
 
 
-def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, monkeypatch):
+def test_a_stream_is_held_once_in_a_file_without_a_name(
+  one_layer, tmp_path, monkeypatch
+):
   monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
   monkeypatch.setattr(tempfile, "tempdir", None)
   (tmp_path / "temporary").mkdir()
@@ -100,7 +115,9 @@ def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, mon
   shared = SharedInputs(folder, config.replace)
   runs = list(map(shared.prepare, make_cells(config)))
   one, other_seed, same, _ = (shared.stream(run) for run in runs)
-  assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
+  assert isinstance(one.features, np.memmap) and not list(
+    (tmp_path / "temporary").iterdir()
+  )
   assert np.shares_memory(one.features, same.features)
   assert not np.array_equal(one.labels, other_seed.labels)
 
@@ -156,7 +173,9 @@ def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
   assert sorted(call.args[0].seed for call in computed.mock_calls) == [0, 1]
   for cell in make_cells(config)[2:]:
     context = trained(config.replace(cell.overrides), tmp_path / f"alone_{cell.key}")
-    np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
+    np.testing.assert_allclose(
+      prompt_of(tmp_path / "both", cell).context, context, atol=2e-5
+    )
 
 
 def test_what_it_leaves(finished, curved):
@@ -185,7 +204,9 @@ def test_what_it_leaves(finished, curved):
   assert kinds[2:] == [("all", None, None), (20, "log", "posterior")]
   for time in times:
     assert 0 < time["least_seconds"] <= time["step_seconds"] < 60
-    assert (time["first_bank_seconds"] > 0) == (time["values"]["sampling.name"] == "posterior")
+    assert (time["first_bank_seconds"] > 0) == (
+      time["values"]["sampling.name"] == "posterior"
+    )
 
 
 SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
@@ -193,12 +214,15 @@ SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
 
 @pytest.fixture
 def synthetic(monkeypatch):
-  """A function that replaces the training: contexts of zeros, and the losses that it is told.
+  """A function that replaces the training: contexts of zeros, and the losses that it is
+  told.
 
-  Nothing is compiled. Cells with values among `crashing` raise. Returns a list that gets the fields
-  of each training.
+  Nothing is compiled. Cells with values among `crashing` raise. Returns a list that
+  gets the fields of each training.
   """
-  monkeypatch.setattr(SharedInputs, "references", lambda *_: {"novel": {"hand_written": SCORE}})
+  monkeypatch.setattr(
+    SharedInputs, "references", lambda *_: {"novel": {"hand_written": SCORE}}
+  )
   monkeypatch.setattr(SharedInputs, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
 
   def install(losses_of=lambda fields: np.ones(3, np.float32), crashing=()):
@@ -209,7 +233,9 @@ def synthetic(monkeypatch):
         if any(values.items() <= fields.items() for values in crashing):
           raise MemoryError("no room")
         trained.append(fields)
-        context = np.zeros((run.module.n_vectors, run.encoder.clip.text_width), np.float32)
+        context = np.zeros(
+          (run.module.n_vectors, run.encoder.clip.text_width), np.float32
+        )
         yield Trained(context, losses_of(fields), 1.0, 1.0)
 
     monkeypatch.setattr(SharedInputs, "stream", lambda _, run: flatten(run.config))
@@ -219,7 +245,9 @@ def synthetic(monkeypatch):
   return install
 
 
-def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synthetic, monkeypatch):
+def test_cells_that_are_done_are_not_done_again(
+  finished, curved, copy_of, synthetic, monkeypatch
+):
   folder = copy_of(finished[0])
   monkeypatch.setattr(ablate, "_step_times", lambda *_: [])
   cells = make_cells(curved())
@@ -241,11 +269,16 @@ def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synth
 
 
 def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
-  """The loss of some cells is not finite; another one crashes, in whatever program it is."""
+  """The loss of some cells is not finite; another one crashes, in whatever program
+  it is."""
   config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
-  losses = lambda fields: np.array([1, np.nan if fields["optim.lr"] == 1e30 else 1, 1], "f")
+  losses = lambda fields: np.array(
+    [1, np.nan if fields["optim.lr"] == 1e30 else 1, 1], "f"
+  )
   synthetic(losses, [{"k": 21, "optim.lr": 0.06}])
-  with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
+  with pytest.raises(
+    TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"
+  ):
     run_job(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
   errors = [cell["error"] for cell in stored]
@@ -270,10 +303,14 @@ def test_a_cells_loss_is_the_mean_of_its_last_ten_steps(tmp_path, synthetic):
 
 def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, synthetic):
   def part(number):
-    return run_job(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
+    return run_job(
+      config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path
+    )
 
   trained = synthetic(crashing=[{"k": 20, "seed": 0}])
-  with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
+  with pytest.raises(
+    TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"
+  ):
     part(1)
   results = part(2)
   assert [cell["error"] for cell in results["cells"]] == ["MemoryError: no room", None]
@@ -284,10 +321,14 @@ def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, syn
   assert len(part(2)["cells"]) == 2
 
 
-def test_a_crash_of_a_cell_is_raised_where_processes_are_several(tmp_path, synthetic, monkeypatch):
+def test_a_crash_of_a_cell_is_raised_where_processes_are_several(
+  tmp_path, synthetic, monkeypatch
+):
   """The others may be in the midst of the cell."""
   synthetic(crashing=[{"seed": 0}])
-  monkeypatch.setattr(ablate, "_missing", lambda folder, cells, curve_every: list(cells))
+  monkeypatch.setattr(
+    ablate, "_missing", lambda folder, cells, curve_every: list(cells)
+  )
   monkeypatch.setattr(ablate.jax, "process_count", lambda: 2)
   config = config_for("seed=0")
   shared = SharedInputs(RunFolder(tmp_path), config.replace)
@@ -307,25 +348,51 @@ def test_which_cells_are_lanes():
 @pytest.mark.parametrize(
   ("grid", "changes", "line"),
   [
-    ("k=20|301", {}, r"cell k=301: config\.k: got 301, expected at most the number of classes"),
+    (
+      "k=20|301",
+      {},
+      r"cell k=301: config\.k: got 301, expected at most the number of classes",
+    ),
     # Known once the CLIP's tokenizer is read.
-    ("seed=0|1;prompt.init=red|a", {}, r"cell seed=0, prompt\.init=red: .*expected words of promp"),
-    ("method=cocoop;seed=0", {}, r"cell .*method: got 'cocoop', expected 'pomp'; job='base"),
+    (
+      "seed=0|1;prompt.init=red|a",
+      {},
+      r"cell seed=0, prompt\.init=red: .*expected words of promp",
+    ),
+    (
+      "method=cocoop;seed=0",
+      {},
+      r"cell .*method: got 'cocoop', expected 'pomp'; job='base",
+    ),
     ("kk=1|2", {}, r"unknown field config\.kk .did you mean config\.k\?"),
-    ("seed=0", {"checkpoint.select": "best"}, r"cell seed=0: config\.checkpoint\.select: .*no ch"),
+    (
+      "seed=0",
+      {"checkpoint.select": "best"},
+      r"cell seed=0: config\.checkpoint\.select: .*no ch",
+    ),
     ("k=16 & ", {}, r"config\.ablate\.grid: got ' ', expected fields separated by ';'"),
     ("k=16|16", {}, r"config\.ablate\.grid: got 'k=16\|16', .*no value twice"),
     ("k=16||64", {}, r"config\.ablate\.grid: got 'k=16\|\|64'"),
     ("k=16;k=64", {}, r"config\.ablate\.grid: got 'k', expected each field once"),
     ("k=many", {}, r"config\.k: got 'many', expected a value of type int"),
     ("correction=log|ln", {}, r"config\.correction: got 'ln', expected one of"),
-    ("log.every=1|2", {}, r"config\.ablate\.grid: got 'log\.every', expected a field that a train"),
+    (
+      "log.every=1|2",
+      {},
+      r"config\.ablate\.grid: got 'log\.every', expected a field that a train",
+    ),
     ("seed=0", {"ablate.part": "3/2"}, r"config\.ablate\.part"),
     ("seed=0", {"ablate.part": "a/b"}, r"config\.ablate\.part"),
-    ("seed=0", {"ablate.curve_every": 4}, r"config\.ablate\.curve_every: got 4, expected 0 for"),
+    (
+      "seed=0",
+      {"ablate.curve_every": 4},
+      r"config\.ablate\.curve_every: got 4, expected 0 for",
+    ),
   ],
 )
-def test_what_can_not_be_is_found_before_it_writes(tmp_path, monkeypatch, grid, changes, line):
+def test_what_can_not_be_is_found_before_it_writes(
+  tmp_path, monkeypatch, grid, changes, line
+):
   monkeypatch.setattr(inputs, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match=f"^{line}"):
     config = config_for(grid, **changes)
@@ -347,7 +414,9 @@ def test_every_combination_is_a_cell():
 
 
 def test_fields_that_a_sampler_does_not_read_make_no_cell():
-  found = make_cells_of("sampling.name=uniform|posterior;k=16|all;sampling.renew=0|8;seed=0")
+  found = make_cells_of(
+    "sampling.name=uniform|posterior;k=16|all;sampling.renew=0|8;seed=0"
+  )
   assert [cell.name for cell in found] == [
     "sampling.name=uniform, k=16, sampling.renew=-, seed=0",
     "sampling.name=-, k=all, sampling.renew=-, seed=0",
@@ -374,7 +443,10 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
     assert len(make_cells_of(f"seed=0;{unread}", **{"optim.warmup": 0.0})) == 1, unread
     assert len(make_cells_of(f"seed=0;{unread}", **reader)) == 2, unread
   assert len(make_cells_of("seed=0;probe.iterations=10|20")) == 1
-  assert len(make_cells_of("consistency_l1=0|8;anchors=ensemble|{};epochs=2|3", steps=0)) == 6
+  assert (
+    len(make_cells_of("consistency_l1=0|8;anchors=ensemble|{};epochs=2|3", steps=0))
+    == 6
+  )
   # The exclusion by similar text features reads a bank.
   similar = {"sampling.exclude": "similar"}
   assert len(make_cells_of("k=16|all;sampling.renew=0|8", **similar)) == 4
@@ -399,5 +471,10 @@ def test_the_key_is_of_what_the_result_depends_on():
   same = {"log.every": 5, "checkpoint.every": 3, "data.threads": 1, "ablate.lanes": 2}
   assert make_cells_of("seed=0", **same)[0].key == key
   assert make_cells_of("seed=0|1")[0].key == key
-  for other in ({"optim.momentum": 0.8}, {"k": 21}, {"data.images_per_class": 3}, {"steps": 13}):
+  for other in (
+    {"optim.momentum": 0.8},
+    {"k": 21},
+    {"data.images_per_class": 3},
+    {"steps": 13},
+  ):
     assert make_cells_of("seed=0", **other)[0].key != key

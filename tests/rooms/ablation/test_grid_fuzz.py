@@ -15,7 +15,11 @@ from tests.support.processes import ROOT
 _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 
 
-@given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
+@given(
+  st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(
+    ";".join
+  )
+)
 @example("k=16|64|all;correction=log|none;seed=0|1")
 def test_an_ablations_grid(grid):
   config = defaults("ablate").replace({"ablate.grid": grid})

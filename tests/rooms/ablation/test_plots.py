@@ -10,22 +10,37 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation.ablation_report import write_cells
 from pomp_jax.rooms.ablation.plots import groups, sweep
 from pomp_jax.rooms.ablation.seed_pairs import paired_differences
-from pomp_jax.rooms.ablation.time_to_accuracy import arrivals, courses, plot, threshold_of
+from pomp_jax.rooms.ablation.time_to_accuracy import (
+  arrivals,
+  courses,
+  plot,
+  threshold_of,
+)
 from tests.support.report_page import Case, check_page, page_of
 
 
 def synthetic_cells():
-  """K of 16, 64 and all, two corrections (moot for all), three seeds; one cell failed."""
+  """K of 16, 64 and all, two corrections (moot for all), three seeds; one cell
+  failed."""
   rng = np.random.default_rng(0)
   cells = []
   for k in (16, 64, "all"):
     for correction in (None,) if k == "all" else ("log", "none"):
       for seed in range(3):
-        cell = {"values": {"k": k, "correction": correction, "seed": seed}, "error": None}
+        cell = {
+          "values": {"k": k, "correction": correction, "seed": seed},
+          "error": None,
+        }
         cell["top1"] = {"base": rng.uniform(0.2, 0.3), "novel": rng.uniform(0.5, 0.6)}
-        cell |= {"seconds": rng.uniform(1, 2) * (100 if k == "all" else 1), "memory_mib": 10.0}
+        cell |= {
+          "seconds": rng.uniform(1, 2) * (100 if k == "all" else 1),
+          "memory_mib": 10.0,
+        }
         cells.append(cell)
-  cells[4] = {"values": cells[4]["values"], "error": "TrainingError: loss is nan at step 7"}
+  cells[4] = {
+    "values": cells[4]["values"],
+    "error": "TrainingError: loss is nan at step 7",
+  }
   return cells
 
 
@@ -99,7 +114,10 @@ def test_what_was_measured_once_has_no_spread():
   for cell, seconds in zip(cells, (4.0, 4.0, 4.0), strict=True):
     cell["seconds"] = seconds
   [group] = groups(cells)
-  assert group.figures["seconds"] == (4.0, 0.0, (4.0,)) and len(group.figures["base_top1"][2]) == 3
+  assert (
+    group.figures["seconds"] == (4.0, 0.0, (4.0,))
+    and len(group.figures["base_top1"][2]) == 3
+  )
   cells[2]["seconds"] = 6.0
   [group] = groups(cells)
   assert group.figures["seconds"].values == (4.0, 6.0)
@@ -108,12 +126,15 @@ def test_what_was_measured_once_has_no_spread():
 def test_differences_are_paired_by_seed():
   cells = synthetic_cells()
   found = paired_differences(cells)
-  assert [values for values, _ in found] == [group.values for group in groups(cells)[1:]]
+  assert [values for values, _ in found] == [
+    group.values for group in groups(cells)[1:]
+  ]
   of = lambda k, correction, seeds: np.array(
     [
       cell["top1"]["novel"]
       for cell in cells
-      if cell["values"] in [{"k": k, "correction": correction, "seed": seed} for seed in seeds]
+      if cell["values"]
+      in [{"k": k, "correction": correction, "seed": seed} for seed in seeds]
     ]
   )
   # The cell of seed 1 has failed.
@@ -132,10 +153,16 @@ def test_differences_are_paired_by_seed():
 def test_bold_is_what_is_above_the_first_by_its_interval(tmp_path):
   cells = [cell for cell in ablation_results()["cells"] if not cell["error"]]
   for cell in cells:
-    better = 0.1 + 0.001 * cell["values"]["seed"] if cell["values"]["k"] == "all" else 0.0
+    better = (
+      0.1 + 0.001 * cell["values"]["seed"] if cell["values"]["k"] == "all" else 0.0
+    )
     cell["top1"] = {"novel": 0.5 + better + 0.01 * cell["values"]["seed"]}
   page_of("ablate", tmp_path, {"cells": cells, "missing": []})
-  bold = [line for line in (tmp_path / "results.tex").read_text().splitlines() if "textbf" in line]
+  bold = [
+    line
+    for line in (tmp_path / "results.tex").read_text().splitlines()
+    if "textbf" in line
+  ]
   assert len(bold) == 1 and bold[0].startswith("all &")
   assert "training (s)" in (tmp_path / "results.md").read_text()
 
@@ -158,9 +185,14 @@ def synthetic():
     times.append({"values": kind, "step_seconds": seconds, "first_bank_seconds": bank})
     for seed, curve in enumerate(curves):
       top1 = {"validation": list(curve), "novel": [value - 0.1 for value in curve]}
-      figures = {"top1": {"novel": curve[-1] - 0.1}, "curve": {"steps": STEPS, "top1": top1}}
+      figures = {
+        "top1": {"novel": curve[-1] - 0.1},
+        "curve": {"steps": STEPS, "top1": top1},
+      }
       cells.append({"values": {**kind, "seed": seed}, "error": None, **figures})
-  cells.append({"values": cells[0]["values"] | {"seed": 2}, "error": "MemoryError: no room"})
+  cells.append(
+    {"values": cells[0]["values"] | {"seed": 2}, "error": "MemoryError: no room"}
+  )
   return cells, times
 
 
@@ -186,11 +218,15 @@ def test_when_each_kind_arrives():
 def test_kinds_that_know_no_novel_class_are_in_the_other_panels(tmp_path, drawn):
   cells, times = synthetic()
   for cell in cells[:2]:
-    cell |= {"top1": {}, "curve": {"steps": STEPS, "top1": {"validation": [0.5, 0.6, 0.7]}}}
+    cell |= {
+      "top1": {},
+      "curve": {"steps": STEPS, "top1": {"validation": [0.5, 0.6, 0.7]}},
+    }
   found = courses(cells, times)
   plot(tmp_path / "plot.png", found, {})
   assert [len(axes.containers) for axes in drawn[0].axes] == [4, 3]
-  # One standard deviation of a sample of two seeds: 0.67 and 0.71, after 30 steps of 0.2 s.
+  # One standard deviation of a sample of two seeds: 0.67 and 0.71, after 30 steps of
+  # 0.2 s.
   [ends] = drawn[0].axes[0].containers[1][2][0].get_segments()
   spread = 4 / math.sqrt(2)
   np.testing.assert_allclose(ends, [(6, 69 - spread), (6, 69 + spread)])
@@ -199,7 +235,9 @@ def test_kinds_that_know_no_novel_class_are_in_the_other_panels(tmp_path, drawn)
 
 
 def ablation_results():
-  by_hand = {split: {"hand_written": 0.25, "class_name": 0.22} for split in ("base", "novel")}
+  by_hand = {
+    split: {"hand_written": 0.25, "class_name": 0.22} for split in ("base", "novel")
+  }
   cells = synthetic_cells()
   for cell in cells:
     cell |= {"name": f"k={cell['values']['k']}", "by_hand": by_hand}

@@ -1,4 +1,5 @@
-"""The analyse job: figures against NumPy on the tower's features, bad input, texts too long."""
+"""The analyse job: figures against NumPy on the tower's features, bad input, texts
+too long."""
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def config_of(prompts, n_images, **changes):
 
 @pytest.fixture(scope="module")
 def analysed(shared):
-  """The folder, the config and the results of a learned prompt beside two hand-written ones."""
+  """The folder, the config and the results of a learned prompt beside two
+  hand-written ones."""
   config_in = lambda folder: config_of(
     ["a photo of a {}.", "{}.", folder / "prompt.npz"],
     60,
@@ -51,7 +53,9 @@ def test_figures(analysed):
   encoder = Encoder(WORLD)
   for split in ("novel", "shifted"):
     source = inputs.open_source(config.data, split, n_images=config.eval.images)
-    images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
+    images = encoder.image_features(source.images(np.arange(len(source)))).astype(
+      np.float64
+    )
     classes = encoder.class_features(source.names, "{}.").astype(np.float64)
     found = results["sets"][split]["prompts"]["{}."]
     distances = np.sum((images - classes[source.labels]) ** 2, axis=-1)
@@ -63,7 +67,9 @@ def test_figures(analysed):
     assert found["top1"] == pytest.approx(top1)
     assert results["sets"][split]["classes"] == 60
     assert np.shape(results["sets"][split]["similarity_of_prompts"]) == (3, 3)
-  assert [prompt["label"] for prompt in results["prompts"]] == list(config.analyse.prompts)
+  assert [prompt["label"] for prompt in results["prompts"]] == list(
+    config.analyse.prompts
+  )
 
 
 def test_learned_vectors_that_are_words_are_read_back(analysed):
@@ -80,7 +86,9 @@ def test_learned_vectors_that_are_words_are_read_back(analysed):
 def test_the_page_has_the_figures_and_the_nearest_tokens(analysed):
   folder, config, results = analysed
   page, sets = Page((folder / "report.html").read_text()), results["sets"]
-  assert page.table("set") == [[name, str(of["images"]), "60"] for name, of in sets.items()]
+  assert page.table("set") == [
+    [name, str(of["images"]), "60"] for name, of in sets.items()
+  ]
   tables = [table[1:] for table in page.tables if table[0] == ["prompt", *sets]]
   for name, rows in zip(("alignment", "uniformity"), tables, strict=False):
     for label, row in zip(config.analyse.prompts, rows, strict=True):
@@ -90,7 +98,10 @@ def test_the_page_has_the_figures_and_the_nearest_tokens(analysed):
   assert tables[2][1][1].startswith(f"{100 * top1:.1f} (")
   [vectors] = results["tokens"]["vectors"].values()
   nearest = zip(vectors[0]["tokens"], vectors[0]["distances"], strict=True)
-  assert page.table("vector")[0] == ["1", *(f"{token} {far:.3f}" for token, far in nearest)]
+  assert page.table("vector")[0] == [
+    "1",
+    *(f"{token} {far:.3f}" for token, far in nearest),
+  ]
 
 
 def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
@@ -106,16 +117,25 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   assert features["top1"] == words["top1"]
   for figure in ("alignment", "uniformity"):
     assert features[figure] == pytest.approx(words[figure], abs=2e-3)
-  assert results["sets"]["novel"]["similarity_of_prompts"][0][1] == pytest.approx(1, abs=1e-4)
+  assert results["sets"]["novel"]["similarity_of_prompts"][0][1] == pytest.approx(
+    1, abs=1e-4
+  )
   assert not results["tokens"]["vectors"]
   write_detic(tmp_path / "rows.npy", rows[:4])
-  with pytest.raises(PromptFileError, match=r"rows\.npy, set novel: .*\[4, .*accepted: \[5, "):
+  with pytest.raises(
+    PromptFileError, match=r"rows\.npy, set novel: .*\[4, .*accepted: \[5, "
+  ):
     analyse.check(config, str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("analyse.top", 2), ("eval.images", 9), ("evaluate.sets", "base"), ("data.root", "others")]
+  [
+    ("analyse.top", 2),
+    ("eval.images", 9),
+    ("evaluate.sets", "base"),
+    ("data.root", "others"),
+  ]
   + [(f"data.{name}", 4) for name in ("shots", "shots_seed")]
   + [(f"data.{name}", 0.3) for name in ("test_share", "validation_share")],
 )
@@ -128,9 +148,11 @@ def test_what_is_analysed_is_not_replaced(analysed, field, value):
 
 @pytest.mark.parametrize("kind", ["template", "ensemble", "prompt", "class_specific"])
 def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
-  """Two sets of two classes, of which the last name and the set's own template are the longest."""
+  """Two sets of two classes, of which the last name and the set's own template are
+  the longest."""
   longest = "the last name"
-  n_tokens = lambda text: len(WORLD.tokenizer(text.format(longest))["input_ids"]) - 1  # with EOT
+  # with EOT
+  n_tokens = lambda text: len(WORLD.tokenizer(text.format(longest))["input_ids"]) - 1
   write_folder(tmp_path / "short", ("star", "ring"), 1)
   write_folder(tmp_path / "long", ("star", longest), 1)
 
@@ -154,9 +176,13 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
 
   fits, too_long = config_with(0), config_with(1)
   evaluate.check(fits, str(tmp_path / "run"))
-  of_analyse = too_long.replace({"job": "analyse", "analyse.prompts": too_long.evaluate.prompts})
+  of_analyse = too_long.replace(
+    {"job": "analyse", "analyse.prompts": too_long.evaluate.prompts}
+  )
   for job, config in ((evaluate, too_long), (analyse, of_analyse)):
-    with pytest.raises(TokenizeError, match=r"^[^\n]*set long: .* tokens with EOT") as error:
+    with pytest.raises(
+      TokenizeError, match=r"^[^\n]*set long: .* tokens with EOT"
+    ) as error:
       job.check(config, str(tmp_path / "run"))
     assert error.value.status == 2 and "\n" not in str(error.value)
   assert not (tmp_path / "run").exists()

@@ -13,7 +13,9 @@ MATRIX = np.array([[3, 2, 0], [0, 1, 4], [0, 0, 0]])
 
 def figures(matrix):
   """Those of images of each class that had these answers."""
-  labels, answers = (np.repeat(one.ravel(), matrix.ravel()) for one in np.indices(matrix.shape))
+  labels, answers = (
+    np.repeat(one.ravel(), matrix.ravel()) for one in np.indices(matrix.shape)
+  )
   tally = Tally(len(matrix))
   tally.add(labels, (labels != answers).astype(int), answers, np.full(len(labels), 0.5))
   return tally.figures() | tally.by_class()
@@ -34,9 +36,12 @@ def test_a_row_of_the_picture_is_a_class_and_a_column_an_answer(tmp_path, drawn)
   shares = [[0.6, 0.4, 0], [0, 0.2, 0.8], [0, 0, 0]]
   np.testing.assert_allclose(axes.images[0].get_array(), shares)
   numbers = {
-    tuple(map(int, text.get_position()[::-1])): int(text.get_text()) for text in axes.texts
+    tuple(map(int, text.get_position()[::-1])): int(text.get_text())
+    for text in axes.texts
   }
-  assert numbers == {tuple(place): MATRIX[tuple(place)] for place in np.argwhere(MATRIX).tolist()}
+  assert numbers == {
+    tuple(place): MATRIX[tuple(place)] for place in np.argwhere(MATRIX).tolist()
+  }
 
 
 def test_the_summary_has_the_hardest_classes_and_the_most_frequent_errors():

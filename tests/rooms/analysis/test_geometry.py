@@ -46,11 +46,16 @@ def test_nearest_tokens():
 def test_the_spacing_of_tokens():
   table = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
   distances, _ = NearestNeighbors(n_neighbors=2).fit(table).kneighbors(table)
-  assert geometry.token_spacing(table) == pytest.approx(np.median(distances[:, 1]), rel=1e-5)
+  assert geometry.token_spacing(table) == pytest.approx(
+    np.median(distances[:, 1]), rel=1e-5
+  )
 
 
 def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
-  one, two = {"alignment": 1.0, "uniformity": None}, {"alignment": 1.2, "uniformity": -0.5}
+  one, two = (
+    {"alignment": 1.0, "uniformity": None},
+    {"alignment": 1.2, "uniformity": -0.5},
+  )
   sets = {
     "pets/novel": {"images": 1, "classes": 1, "prompts": {"a {}": one}},
     "pets/base": {"images": 2000, "classes": 2, "prompts": {"a {}": two}},
@@ -59,4 +64,7 @@ def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
   titles = [axes.get_title() for axes in drawn[0].axes[:2]]
-  assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]
+  assert titles == [
+    "pets/novel, 1 image, 1 class",
+    "pets/base, 2,000 images, 2 classes",
+  ]

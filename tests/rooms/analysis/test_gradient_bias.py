@@ -1,4 +1,5 @@
-"""The gradient's bias: the estimate where it is known, the exact gradient, and the job."""
+"""The gradient's bias: the estimate where it is known, the exact gradient, and the
+job."""
 
 import dataclasses
 import itertools
@@ -41,14 +42,22 @@ _N = 60
 
 
 def _config(**changes):
-  settings = {"job": "gradient_bias", "data.n_classes": _N, "gradient_bias.k": (8, 50, _N)}
+  settings = {
+    "job": "gradient_bias",
+    "data.n_classes": _N,
+    "gradient_bias.k": (8, 50, _N),
+  }
   settings |= {"gradient_bias.images": 12, "gradient_bias.rows": 800}
-  settings |= {"gradient_bias.samplers": "uniform;hard", "gradient_bias.corrections": "log;none"}
+  settings |= {
+    "gradient_bias.samplers": "uniform;hard",
+    "gradient_bias.corrections": "log;none",
+  }
   return small_config(**(settings | changes))
 
 
 def asked(config, folder, owner, name):
-  """Runs the job until it calls `name` of `owner`; returns the arguments of the call."""
+  """Runs the job until it calls `name` of `owner`; returns the arguments of the
+  call."""
   stopped = mock.patch.object(owner, name, autospec=True, side_effect=KeyboardInterrupt)
   with stopped as call, pytest.raises(KeyboardInterrupt):
     gradient_bias.run(config, str(folder))
@@ -65,8 +74,14 @@ def finished(shared, one_layer):
 def test_it_leaves_figures_and_a_plot(finished):
   folder, _ = finished
   results = RunFolder(folder).read_results()
-  assert (results["n_classes"], results["images"], results["prompt"]) == (_N, 12, "initial")
-  cells = {(cell["sampler"], cell["correction"], cell["k"]): cell for cell in results["cells"]}
+  assert (results["n_classes"], results["images"], results["prompt"]) == (
+    _N,
+    12,
+    "initial",
+  )
+  cells = {
+    (cell["sampler"], cell["correction"], cell["k"]): cell for cell in results["cells"]
+  }
   assert len(cells) == 2 * 2 * 3
   for sampler in ("uniform", "hard"):
     # All classes: no draw, no bias.
@@ -75,7 +90,9 @@ def test_it_leaves_figures_and_a_plot(finished):
     assert cells[sampler, "log", 50]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
   assert imread(folder / "plots" / "gradient_bias.png").std() > 0.05
   page = Page((folder / "report.html").read_text())
-  expected = [[cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]]
+  expected = [
+    [cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]
+  ]
   assert [row[:3] for row in page.table("sampler", "correction", "K")] == expected
   assert len(page.images) == 1
 
@@ -94,7 +111,8 @@ def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypat
 
 
 def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_path):
-  """After two steps the rows of the second step's classes, and three more, are not the first."""
+  """After two steps the rows of the second step's classes, and three more, are not
+  the first."""
   checkpoint = tmp_path / "run" / "checkpoints" / "2"
   shared = {"clip.model": one_layer, "data.n_classes": _N}
   bank = {"sampling.name": "posterior", "sampling.renew": 3}
@@ -108,19 +126,26 @@ def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_pa
   config = _config(**shared, **own)
   gradient_bias.check(config, str(tmp_path / "bias"))
   gradients, *_ = asked(config, tmp_path / "bias", gradient_bias.Gradients, "of_draws")
-  np.testing.assert_array_equal(gradients.params["context"], stored["params"]["context"])
+  np.testing.assert_array_equal(
+    gradients.params["context"], stored["params"]["context"]
+  )
   np.testing.assert_array_equal(gradients.frozen.sampling.bank.rows, stored["bank"])
   other = config.replace({"data.n_classes": 50, "gradient_bias.k": (8,)})
-  with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 60 .* 50 classes"):
+  with pytest.raises(
+    ConfigError, match=r"gradient_bias\.prompt: .* bank of 60 .* 50 classes"
+  ):
     gradient_bias.check(other, str(tmp_path / "bias"))
 
 
 def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
-  """One that is not the world's, SamplingSettings' default. The exact contrast has all classes."""
+  """One that is not the world's, SamplingSettings' default. The exact contrast has
+  all classes."""
   clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
   asked = []
   monkeypatch.setattr(bias, "gradient_function", lambda *given: asked.append(given[1]))
-  monkeypatch.setattr(bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 1, 3)))
+  monkeypatch.setattr(
+    bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 1, 3))
+  )
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
   changes |= {"sampling.exclude": "similar"}
   changes["gradient_bias.corrections"] = ("log",)
@@ -141,20 +166,35 @@ def test_a_cell_is_found_by_all_that_it_depends_on(one_layer, tmp_path):
     return fingerprint(*asked(config, tmp_path, gradient_bias, "fingerprint"))
 
   first = key()
-  assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
+  assert (
+    key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5})
+    == first
+  )
   assert key(seed=1) != first
 
 
 def test_no_more_images_than_there_are(tmp_path):
-  """Two classes of three images, of which a training without other splits holds one out."""
+  """Two classes of three images, of which a training without other splits holds one
+  out."""
   write_folder(tmp_path / "data", ("cat", "dog"), 3)
-  fields = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  fields = {
+    "data.source": "folder",
+    "data.root": str(tmp_path / "data"),
+    "data.n_classes": 0,
+  }
   config = _config(**fields, **{"gradient_bias.k": (2,), "gradient_bias.images": 7})
-  with pytest.raises(ConfigError, match=r"images: got 7, expected at most 4, the training's"):
+  with pytest.raises(
+    ConfigError, match=r"images: got 7, expected at most 4, the training's"
+  ):
     gradient_bias.check(config, str(tmp_path / "run"))
 
 
-_BAD = [("k", (1, 8)), ("k", (16, 16)), ("samplers", "uniform;harder"), ("corrections", "ln")]
+_BAD = [
+  ("k", (1, 8)),
+  ("k", (16, 16)),
+  ("samplers", "uniform;harder"),
+  ("corrections", "ln"),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), _BAD)
@@ -176,7 +216,9 @@ def test_bias_and_deviation_are_found(bias, deviation):
   found = summarise(exact + shift + noise, exact)
   assert found["bias_low"] <= bias <= found["bias_high"]
   # The mean of the draws is 1 / sqrt(400) of the deviation away.
-  assert found["relative_bias"] == pytest.approx(bias, rel=0.15, abs=0 if bias else 0.05)
+  assert found["relative_bias"] == pytest.approx(
+    bias, rel=0.15, abs=0 if bias else 0.05
+  )
   assert bias or found["bias_high"] < 0.05
   assert found["relative_deviation"] == pytest.approx(deviation, rel=0.05)
   assert found["draws"] == 400
@@ -188,7 +230,9 @@ def test_cosines():
   assert found["cosine"] == pytest.approx(3 / math.sqrt(13))
   single = [1, 0, 1 / math.sqrt(2)]
   assert found["draw_cosine"] == pytest.approx(np.mean(single))
-  assert found["draw_cosine_error"] == pytest.approx(np.std(single, ddof=1) / math.sqrt(3))
+  assert found["draw_cosine_error"] == pytest.approx(
+    np.std(single, ddof=1) / math.sqrt(3)
+  )
 
 
 @pytest.mark.parametrize("n_draws", [3, 4, 9])
@@ -201,7 +245,8 @@ def test_the_figures_of_few_draws(n_draws):
   size = math.fsum(g * g for g in exact)
 
   def of(rows):
-    """Squared bias and variance, both relative to the squared length of the exact gradient."""
+    """Squared bias and variance, both relative to the squared length of the exact
+    gradient."""
     entries = list(zip(*rows, strict=True))
     variance = math.fsum(map(statistics.variance, entries))
     gaps = (statistics.mean(entry) - g for entry, g in zip(entries, exact, strict=True))
@@ -219,8 +264,11 @@ def test_the_figures_of_few_draws(n_draws):
 
 
 def test_all_classes_give_the_gradient_of_the_full_softmax(tmp_path, monkeypatch):
-  """Of sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
-  config = small_config(job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300})
+  """Of sixteen images and 300 classes of the embedded world, whose CLIP has a scale
+  of 7."""
+  config = small_config(
+    job="gradient_bias", **{"gradient_bias.images": 16, "data.n_classes": 300}
+  )
   clip = inputs.open_encoder(config.clip).clip
   params = clip.params | {"logit_scale": np.array(np.log(7), np.float32)}
   encoder = Encoder(dataclasses.replace(clip, params=params))
@@ -256,7 +304,8 @@ class _Free(Learner):
 
 
 def _gradients_of_all_draws(scale, correction, k, params, images, labels):
-  """Returns the gradients of all equally likely draws of K-1 of N classes, PyTorch float64."""
+  """Returns the gradients of all equally likely draws of K-1 of N classes, PyTorch
+  float64."""
   n_classes, found, images = len(params), [], torch.tensor(images)
   settings = {"scale": scale, "n_classes": n_classes, "correction": correction}
   for drawn in itertools.combinations(range(n_classes), k if k == n_classes else k - 1):
@@ -278,7 +327,9 @@ def test_sampled_draws_have_the_mean_and_bias_of_all_draws(scale, correction):
   settings = ContrastSettings(4, 8, "log", scale)
   params, images, labels = map(jnp.asarray, free)
   arguments = (params, Frozen({}, {}, None, None), images, labels)
-  draws = draws_of(gradient_function(_Free(), settings, (correction,)), arguments, 800, 0)[:, 0]
+  draws = draws_of(
+    gradient_function(_Free(), settings, (correction,)), arguments, 800, 0
+  )[:, 0]
   error = everything.std() / math.sqrt(800)
   assert np.abs(draws.mean(0) - everything.mean(0)).max() < 6 * error
   found, size = summarise(draws, exact), np.linalg.norm(exact)

@@ -1,4 +1,5 @@
-"""What the finished cells of `gradient_bias` belong to: each part of their keys alone."""
+"""What the finished cells of `gradient_bias` belong to: each part of their keys
+alone."""
 
 import dataclasses
 from unittest import mock
@@ -18,13 +19,16 @@ from pomp_jax.rooms.analysis.fields import GradientBias
 from tests.support.clips import with_kernel
 from tests.support.small_run import changed
 
-CONFIG = changed(defaults(), {"job": "gradient_bias", "gradient_bias.corrections": "log"})
+CONFIG = changed(
+  defaults(), {"job": "gradient_bias", "gradient_bias.corrections": "log"}
+)
 ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 @pytest.fixture
 def key_of(clip_and_torch, monkeypatch):
-  """A function: changes -> the key of all cells. Nothing is computed but the context."""
+  """A function: changes -> the key of all cells. Nothing is computed but the
+  context."""
   mesh = make_mesh()
 
   class Computed(Exception):
@@ -37,7 +41,9 @@ def key_of(clip_and_torch, monkeypatch):
     found |= {name: given.pop(name) for name in list(given) if name in found}
     encoder = mock.Mock(spec=Encoder, clip=clip, mesh=mesh)
     encoder.vocabulary.side_effect = Computed
-    module = PromptContext(len(context), context.shape[1], found["position"], init_value=context)
+    module = PromptContext(
+      len(context), context.shape[1], found["position"], init_value=context
+    )
     images = found["names"], found["features"], found["labels"]
     keys = mock.Mock(wraps=gradient_bias.fingerprint)
     for name, value in {
@@ -89,7 +95,9 @@ def test_each_part_of_the_key_of_all_cells(key_of, clip_and_torch, monkeypatch):
 
 def keys_of_cells(tmp_path, key="all", **changes):
   """Keys of the cells by name."""
-  own = GradientBias(k=(8, 50), samplers=("uniform", "hard"), corrections=("log", "none"))
+  own = GradientBias(
+    k=(8, 50), samplers=("uniform", "hard"), corrections=("log", "none")
+  )
   own = dataclasses.replace(own, **{"images": 12, "rows": 8000} | changes)
   gradients = mock.Mock(spec=gradient_bias.Gradients)
   stopped = mock.patch.object(gradient_bias, "Pieces", side_effect=KeyboardInterrupt)
@@ -111,7 +119,8 @@ def test_a_cell_has_its_sampler_size_draws_and_corrections(tmp_path):
   ):
     other = keys_of_cells(tmp_path, **changes)
     assert not {*keys.values()} & {*other.values()}, changes
-  # Of 8,000 rows there are 400 draws of 8 classes and 12 images, and 129 of 50; 512 at most.
+  # Of 8,000 rows there are 400 draws of 8 classes and 12 images, and 129 of 50; 512 at
+  # most.
   more = keys_of_cells(tmp_path, rows=8064)
   assert [more[name] == keys[name] for name in names] == [False, False, False, False]
   few = keys_of_cells(tmp_path, rows=8010)

@@ -1,4 +1,5 @@
-"""Relations and the figures on a tree against networkx; random errors on ImageNet's classes."""
+"""Relations and the figures on a tree against networkx; random errors on ImageNet's
+classes."""
 
 import networkx as nx
 import numpy as np
@@ -12,7 +13,8 @@ from tests.support.oracles import tree_graph
 
 
 def related(tree, pairs):
-  """Each relation of pairs of nodes by networkx, pair by pair; the depth of each node."""
+  """Each relation of pairs of nodes by networkx, pair by pair; the depth of each
+  node."""
   graph = tree_graph(tree)
   depth = {tree.root: 0}
   for node in nx.topological_sort(graph):
@@ -42,7 +44,8 @@ def related(tree, pairs):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_relations_and_figures_in_any_tree_equal_networkx(seed):
-  """Each node but the first has one to three parents before it; ids and classes are shuffled."""
+  """Each node but the first has one to three parents before it; ids and classes are
+  shuffled."""
   rng, n = np.random.default_rng(seed), 40
   ids = [f"n{i:08}" for i in rng.permutation(n)]
   parents = {
@@ -63,7 +66,9 @@ def test_relations_and_figures_in_any_tree_equal_networkx(seed):
   for one, possible in zip(found.ancestor_height, height, strict=True):
     # Of several common ancestors as deep any may be the lowest.
     assert one == possible or (possible and one in possible)
-  np.testing.assert_array_equal(hierarchy.n_siblings, sibling.reshape(25, 25).sum(axis=1))
+  np.testing.assert_array_equal(
+    hierarchy.n_siblings, sibling.reshape(25, 25).sum(axis=1)
+  )
   right = labels == answers
   tally = Tally(25, TreeTally(hierarchy))
   for part in (slice(0, 150), slice(150, None)):
@@ -88,10 +93,13 @@ def test_relations_and_figures_in_any_tree_equal_networkx(seed):
 
 
 def test_chance_of_a_sibling_is_what_random_errors_do():
-  """Uniformly over all wrong answers to each of some classes of ImageNet-A, and not to others."""
+  """Uniformly over all wrong answers to each of some classes of ImageNet-A, and not
+  to others."""
   synsets = load_class_list("imagenet_a").synsets
   n = len(synsets)
-  labels, answers = (x.ravel() for x in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
+  labels, answers = (
+    x.ravel() for x in np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
+  )
   wrong = (labels != answers) & (labels < n // 2)
   tally = Tally(n, tallies(synsets)())
   rank = np.ones(wrong.sum(), int)

@@ -9,4 +9,7 @@ def test_analyse(config_of, images, tmp_path):  # noqa: F811
   settings |= {"evaluate.root": str(images.parent), "evaluate.sets": "eurosat"}
   config = config_of(images, job="analyse", **settings, **{"analyse.prompts": "{}."})
   sets = analyse.run(config, str(tmp_path))["sets"].values()
-  assert [(found["images"], found["unreadable"]) for found in sets] == [(24, 1), (24, 1)]
+  assert [(found["images"], found["unreadable"]) for found in sets] == [
+    (24, 1),
+    (24, 1),
+  ]

@@ -1,4 +1,5 @@
-"""Every method in the main job, the table over all of them, and what Tip-Adapter's keys are."""
+"""Every method in the main job, the table over all of them, and what Tip-Adapter's
+keys are."""
 
 import dataclasses
 import importlib
@@ -33,7 +34,15 @@ pytestmark = pytest.mark.usefixtures("few_texts")
 
 SPLITS = ("base", "novel", "shifted")
 # Published recipes, and variants of them.
-CONFIGS = ("coop", "cocoop", "vpt", "vpt:shallow", "maple", "linear_probe", "tip_adapter")
+CONFIGS = (
+  "coop",
+  "cocoop",
+  "vpt",
+  "vpt:shallow",
+  "maple",
+  "linear_probe",
+  "tip_adapter",
+)
 CONFIGS += ("tip_adapter:tuned", "zero_shot")
 
 
@@ -57,7 +66,8 @@ def tiny_config(**changes):
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-  """What processes are told by the first, and whether its results were in `run/` by then."""
+  """What processes are told by the first, and whether its results were in `run/` by
+  then."""
   told, from_first = [], pretrain.hosts.from_first
 
   def noted(value, what, **more):
@@ -69,13 +79,14 @@ def told(tmp_path, monkeypatch):
 
 
 def assert_left_when_written(told):
-  """The last that processes wait for is the results, which are in the folder by then."""
+  """The last that processes wait for is the results, which are in the folder by
+  then."""
   assert told[0] == ("the run's results", False)
   assert told[-1] == ("the run's results", True)
 
 
-# Several depths are held in `test_learners`, and for one method here. At depth 1 `maple` has no
-# array for deeper layers: orbax saves no empty ones.
+# Several depths are held in `test_learners`, and for one method here. At depth 1
+# `maple` has no array for deeper layers: orbax saves no empty ones.
 PROMPTS = {
   "cocoop": {},
   "vpt_deep": {"prompt.depth": 3},
@@ -84,7 +95,9 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("method", PROMPTS)
-def test_prompts_of_every_kind_are_learned_and_evaluated(method, one_layer, tmp_path, told):
+def test_prompts_of_every_kind_are_learned_and_evaluated(
+  method, one_layer, tmp_path, told
+):
   workdir, config = tmp_path / "run", tiny_config(method=method, **PROMPTS[method])
   if config.prompt.of(Tokens).depth == 1:
     config = changed(config, {"clip.model": one_layer})
@@ -110,7 +123,9 @@ def test_zero_shot(monkeypatch, tmp_path, told):
   """The texts one by one, and the mean of their unit features on the sphere again."""
   texts = ("a {}.", "the {} in a photo", "{}")
   monkeypatch.setattr(
-    classifiers, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
+    classifiers,
+    "_ZERO_SHOT",
+    {"hand_written": "hand_written", "three": "ensemble:imagenet_7"},
   )
   monkeypatch.setattr(named_prompts, "load_templates", lambda name: texts)
   config = tiny_config(method="zero_shot", **{"eval.images": 200})
@@ -119,15 +134,21 @@ def test_zero_shot(monkeypatch, tmp_path, told):
   encoder = inputs.open_encoder(config.clip)
   for split in SPLITS:
     source = inputs.open_source(config.data, split, n_images=200)
-    images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
-    each = [encoder.class_features(source.names, text).astype(np.float64) for text in texts]
+    images = encoder.image_features(source.images(np.arange(len(source)))).astype(
+      np.float64
+    )
+    each = [
+      encoder.class_features(source.names, text).astype(np.float64) for text in texts
+    ]
     total = sum(each)
     for name, classes in {
       "three": total / np.linalg.norm(total, axis=1, keepdims=True),
       "hand_written": encoder.class_features(source.names, "a photo of a {}."),
     }.items():
       right = (images @ classes.T).argmax(1) == source.labels
-      assert results["eval"][split][name]["top1"] == pytest.approx(right.mean(), abs=0.006)
+      assert results["eval"][split][name]["top1"] == pytest.approx(
+        right.mean(), abs=0.006
+      )
     assert results["top1"][split] == results["eval"][split]["hand_written"]["top1"]
 
 
@@ -143,12 +164,16 @@ def test_classifiers_of_known_classes_are_evaluated_on_these_alone(method, tmp_p
   assert low < results["top1"]["base"] <= high
   stored = np.load(tmp_path / "classifier.npz")
   assert len(stored["names"]) == 10
-  assert set(results["found"]) >= ({"strength"} if method == "linear_probe" else {"alpha", "beta"})
+  assert set(results["found"]) >= (
+    {"strength"} if method == "linear_probe" else {"alpha", "beta"}
+  )
 
 
 def test_a_rate_that_breaks_all_keys_fails_and_leaves_no_result(tmp_path):
   config = tiny_config(method="tip_adapter_f", **{"optim.lr": 1e6})
-  with pytest.raises(TrainingError, match="tip_adapter_f: the keys are not finite after epoch 1"):
+  with pytest.raises(
+    TrainingError, match="tip_adapter_f: the keys are not finite after epoch 1"
+  ):
     pretrain.run(config, str(tmp_path / "run"))
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["features"]
 
@@ -158,14 +183,20 @@ def test_published_recipes_run_on_the_world(name, tmp_path):
   """That the recipes themselves are valid is held in tests/config."""
   name, _, variant = name.partition(":")
   argument = f"{variant},world" if variant else "world"
-  config = unpack(importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument))
+  config = unpack(
+    importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument)
+  )
   validate(config)
   pretrain.check(config, str(tmp_path / "run"))
 
 
-def test_the_table_of_methods_marks_what_fails_and_is_resumed(one_layer, tmp_path, monkeypatch):
+def test_the_table_of_methods_marks_what_fails_and_is_resumed(
+  one_layer, tmp_path, monkeypatch
+):
   """In this process: another one takes seconds to start."""
-  monkeypatch.setattr(baselines, "in_own_process", lambda function, *inputs: function(*inputs))
+  monkeypatch.setattr(
+    baselines, "in_own_process", lambda function, *inputs: function(*inputs)
+  )
   monkeypatch.setattr(baselines, "_share_programs", lambda folder: None)
   fields = {"repeat.seeds": (0, 1), "clip.model": one_layer}
   fields["baselines.methods"] = (
@@ -174,15 +205,24 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(one_layer, tmp_pat
   )
   config = tiny_config(job="baselines", **fields)
   baselines.check(config, str(tmp_path))
-  with pytest.raises(TrainingError, match="1 methods failed, the first, broken: TrainingError: "):
+  with pytest.raises(
+    TrainingError, match="1 methods failed, the first, broken: TrainingError: "
+  ):
     baselines.run(config, str(tmp_path))
   results = json.loads((tmp_path / "results.json").read_text())
   assert set(results["failed"]) == {"broken"}
   assert results["failed"]["broken"].startswith("TrainingError: ")
-  assert set(results["methods"]) == {"probe", "pomp", "zero_hand_written", "zero_class_name"}
+  assert set(results["methods"]) == {
+    "probe",
+    "pomp",
+    "zero_hand_written",
+    "zero_class_name",
+  }
   pomp, probe = results["methods"]["pomp"], results["methods"]["probe"]
   assert (pomp["n_runs"], probe["n_runs"]) == (2, 1)
-  runs = [json.loads((tmp_path / f"pomp/seed_{s}/results.json").read_text()) for s in (0, 1)]
+  runs = [
+    json.loads((tmp_path / f"pomp/seed_{s}/results.json").read_text()) for s in (0, 1)
+  ]
   assert pomp["top1"]["novel"]["values"] == [run["top1"]["novel"] for run in runs]
   assert set(pomp["top1"]) == set(SPLITS) and set(probe["top1"]) == {"base"}
   for found in (*pomp["top1"].values(), *probe["top1"].values()):
@@ -216,12 +256,19 @@ def test_methods_that_would_look_equal_keep_their_names():
 
 
 def test_values_keep_the_spaces_within_them():
-  methods = "one : k = 5 , prompt.init = a photo of a; two: k=6; three: method=zero_shot"
+  methods = (
+    "one : k = 5 , prompt.init = a photo of a; two: k=6; three: method=zero_shot"
+  )
   best = {"prompt.init": "best", "checkpoint.select": "best"}
   config = tiny_config(job="baselines", **best, **{"baselines.methods": methods})
   found = baselines.method_runs(config.baselines.methods, config.replace, "runs")
   one, two, three = (runs[0][0] for runs in found.values())
-  assert (one.k, one.prompt.init, two.k, two.prompt.init) == (5, "a photo of a", 6, "best")
+  assert (one.k, one.prompt.init, two.k, two.prompt.init) == (
+    5,
+    "a photo of a",
+    6,
+    "best",
+  )
   assert three.prompt.init == ""  # zero-shot CLIP has no start
 
 
@@ -238,29 +285,55 @@ def of_methods(text):
     (of_methods("a: k=5; a: k=6"), "no label twice"),
     (of_methods("a: method=cocop"), "config.method: got 'cocop'"),
     (of_methods("a: lrr=5"), "config.lrr"),
-    (of_methods("a: method=maple,prompt.depth=4"), "prompt.depth: got 4, expected at most 3"),
+    (
+      of_methods("a: method=maple,prompt.depth=4"),
+      "prompt.depth: got 4, expected at most 3",
+    ),
     *(
       ({"job": job, "repeat.seeds": seeds}, "config.repeat.seeds")
       for job in ("repeat", "baselines")
       for seeds in [(), (0, 0), (0.5,), ("x",), (-1,), (2**32,), (True, False)]
     ),
-    ({"job": "repeat", "method": "zero_shot"}, "method: got 'zero_shot', expected one of pomp"),
-    ({"method": "zero_shot", "data.augment": "crop_flip"}, "got 'crop_flip', expected 'none'"),
-    ({"method": "linear_probe", "data.augment": "crop_flip"}, "got 'crop_flip', expected 'none'"),
+    (
+      {"job": "repeat", "method": "zero_shot"},
+      "method: got 'zero_shot', expected one of pomp",
+    ),
+    (
+      {"method": "zero_shot", "data.augment": "crop_flip"},
+      "got 'crop_flip', expected 'none'",
+    ),
+    (
+      {"method": "linear_probe", "data.augment": "crop_flip"},
+      "got 'crop_flip', expected 'none'",
+    ),
     ({"method": "vtp_deep"}, "did you mean 'vpt_deep'"),
-    ({"method": "maple", "prompt.position": "front"}, "prompt.position: got 'front', expected"),
+    (
+      {"method": "maple", "prompt.position": "front"},
+      "prompt.position: got 'front', expected",
+    ),
     ({"method": "maple", "clip.text_tower": "reference"}, "'shared'"),
-    ({"method": "cocoop", "prompt.class_specific": True}, "config.prompt.class_specific: got True"),
-    ({"method": "vpt_shallow", "prompt.depth": 2}, "prompt.depth: got 2, expected 1 where"),
+    (
+      {"method": "cocoop", "prompt.class_specific": True},
+      "config.prompt.class_specific: got True",
+    ),
+    (
+      {"method": "vpt_shallow", "prompt.depth": 2},
+      "prompt.depth: got 2, expected 1 where",
+    ),
     ({"eval.images": 0}, "config.eval.images: got 0, expected 1 or more where"),
-    ({"method": "vpt_deep", "prompt.visual_tokens": 0}, "config.prompt.visual_tokens: got 0"),
+    (
+      {"method": "vpt_deep", "prompt.visual_tokens": 0},
+      "config.prompt.visual_tokens: got 0",
+    ),
   ],
 )
 def test_bad_input_is_a_line_and_writes_nothing(changes, message, tmp_path):
   with pytest.raises(ConfigError, match=re.escape(message)):
     config = tiny_config(**changes)
     validate(config)
-    (baselines if config.job == "baselines" else pretrain).check(config, str(tmp_path / "run"))
+    (baselines if config.job == "baselines" else pretrain).check(
+      config, str(tmp_path / "run")
+    )
   assert not (tmp_path / "run").exists()
 
 
@@ -298,7 +371,8 @@ def fitted(config, encoder, folder, monkeypatch):
 
 
 def learned(config, encoder, folder, monkeypatch):
-  """Keys of the training-free adapter, and the features and labels that tuning was given."""
+  """Keys of the training-free adapter, and the features and labels that tuning was
+  given."""
   given = {}
 
   def tune(adapter, epochs, labels, **settings):
@@ -313,12 +387,16 @@ def raw_features(encoder, source, epoch):
   """Each image's view of an epoch, drawn and made one by one."""
   views = []
   for index, pixels in enumerate(source.images(np.arange(len(source)))):
-    view = draw_view(40, 40, Augmentation("crop_flip", seed=4, crop_area=0.3), index, epoch, 0)
+    view = draw_view(
+      40, 40, Augmentation("crop_flip", seed=4, crop_area=0.3), index, epoch, 0
+    )
     views.append(np.asarray(make_view(Image.fromarray(pixels), view, 40)))
   return encoder.image_features(np.stack(views), unit=False)
 
 
-def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, tmp_path, monkeypatch):
+def test_keys_are_means_over_views_and_training_sees_fresh_ones(
+  encoder, tmp_path, monkeypatch
+):
   config = tip_config()
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
   source = inputs.open_source(config.data, "train")
@@ -334,7 +412,9 @@ def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, tmp_pat
   np.testing.assert_array_equal(given["labels"], source.labels)
 
 
-def test_without_augmentation_the_images_are_as_in_the_test(encoder, tmp_path, monkeypatch):
+def test_without_augmentation_the_images_are_as_in_the_test(
+  encoder, tmp_path, monkeypatch
+):
   config = tip_config(**{"data.augment": "none"})
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
   split = split_features(encoder, inputs.open_source(config.data, "train"))
@@ -345,15 +425,21 @@ def test_without_augmentation_the_images_are_as_in_the_test(encoder, tmp_path, m
 def test_several_views_of_an_image_are_several_rows(encoder, tmp_path, monkeypatch):
   config = tip_config(**{"data.views": 2})
   adapter, given = learned(config, encoder, tmp_path, monkeypatch)
-  assert [len(found) for found in given["epochs"]] == [24, 24] and len(adapter.keys) == 12
+  assert [len(found) for found in given["epochs"]] == [24, 24] and len(
+    adapter.keys
+  ) == 12
   np.testing.assert_array_equal(given["labels"], np.repeat(adapter.labels, 2))
 
 
 def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
   for i in range(5):
-    (tmp_path / f"{i}.jpg").write_bytes(encode(natural_image(i, 50, 60)) if i != 3 else b"no")
+    (tmp_path / f"{i}.jpg").write_bytes(
+      encode(natural_image(i, 50, 60)) if i != 3 else b"no"
+    )
   keys = [f"{i}.jpg" for i in range(5)]
-  source = StoredImages("ab", np.array([0, 1, 0, 1, 0]), keys, Files(tmp_path), image_size=40)
+  source = StoredImages(
+    "ab", np.array([0, 1, 0, 1, 0]), keys, Files(tmp_path), image_size=40
+  )
   data = tip_config(**{"data.max_corrupt": 0.2}).data
   folder = RunFolder(tmp_path / "run")
   features = lambda data: tip_adapter.view_features(
@@ -363,7 +449,9 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
     assert epoch.readable.tolist() == [True, True, True, False, True]
     assert np.isfinite(epoch.features).all() and epoch.features.shape[:2] == (5, 1)
   data = dataclasses.replace(data, max_corrupt=0.0)
-  with pytest.raises(CorruptDataError, match=r"1 of 5 images can't be read, 0 are .*3\.jpg"):
+  with pytest.raises(
+    CorruptDataError, match=r"1 of 5 images can't be read, 0 are .*3\.jpg"
+  ):
     next(features(data))
 
 

@@ -1,4 +1,5 @@
-"""Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
+"""Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against
+scikit-learn."""
 
 import math
 from types import SimpleNamespace
@@ -57,9 +58,13 @@ def plain_scores(adapter, features, alpha, beta):
 
 
 def test_scores_are_the_formula(adapter, images):
-  assert_close(adapter.scores(images[0]), plain_scores(adapter, images[0], 1.7, 3.0), 1e-6)
+  assert_close(
+    adapter.scores(images[0]), plain_scores(adapter, images[0], 1.7, 3.0), 1e-6
+  )
   none = adapter._replace(alpha=0.0)
-  assert_close(none.scores(images[0]), SCALE * images[0] @ adapter.text_features.T, 1e-6)
+  assert_close(
+    none.scores(images[0]), SCALE * images[0] @ adapter.text_features.T, 1e-6
+  )
 
 
 def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
@@ -69,7 +74,9 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
   alphas, betas = (0.1, 1.0, 30.0), (0.5, 5.0, 12.0)
   expected = max(
     ((beta, alpha) for beta in betas for alpha in alphas),
-    key=lambda pair: np.mean(plain_scores(knowing, features, pair[1], pair[0]).argmax(1) == labels),
+    key=lambda pair: np.mean(
+      plain_scores(knowing, features, pair[1], pair[0]).argmax(1) == labels
+    ),
   )
   found = knowing.searched(features, labels, np.array(alphas), np.array(betas))
   assert (found.beta, found.alpha) == expected
@@ -79,11 +86,14 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
 def test_of_equal_pairs_the_first_wins_beta_by_beta():
   """Images that are their own keys, under texts of which two are swapped.
 
-  These two are right where alpha (1 - exp(-beta)) is above the text logit of 2, the third always.
+  These two are right where alpha (1 - exp(-beta)) is above the text logit of 2, the
+  third always.
   """
   eye = np.eye(3, dtype=np.float32)
   adapter = TipAdapter(eye, np.arange(3), eye[[1, 0, 2]], 2.0, alpha=-1.0, beta=-1.0)
-  search = lambda *grids: adapter.searched(eye, np.arange(3), *map(np.array, grids))[-2:]
+  search = lambda *grids: adapter.searched(eye, np.arange(3), *map(np.array, grids))[
+    -2:
+  ]
   assert search((0.1, 30.0, 20.0), (9.0, 5.0, 7.0)) == (30.0, 9.0)
   assert search((30.0, 0.1, 20.0), (9.0, 5.0, 7.0)) == (30.0, 9.0)
   # None is better than the first.
@@ -95,11 +105,14 @@ def test_of_equal_pairs_the_first_wins_beta_by_beta():
 
 @pytest.fixture
 def fit_tip(monkeypatch):
-  """A function: epochs of features, labels, fields -> the adapter, which searches nothing.
+  """A function: epochs of features, labels, fields -> the adapter, which searches
+  nothing.
 
   The keywords are fields of `config.tip` and `config.data` by full name, and `tuned`.
   """
-  monkeypatch.setattr(TipAdapter, "searched", lambda self, features, labels, *grids: self)
+  monkeypatch.setattr(
+    TipAdapter, "searched", lambda self, features, labels, *grids: self
+  )
   for name in ("open_fetch", "features_under"):
     monkeypatch.setattr(tip_adapter, name, lambda *_: None)
   monkeypatch.setattr(tip_adapter.inputs, "class_list", lambda *_: None)
@@ -136,7 +149,9 @@ def test_the_search_has_the_published_ends_or_those_of_the_config(
 ):
   searched = []
   monkeypatch.setattr(
-    TipAdapter, "searched", lambda self, features, labels, *grids: searched.append(grids) or self
+    TipAdapter,
+    "searched",
+    lambda self, features, labels, *grids: searched.append(grids) or self,
   )
   given = {f"tip.{name}": value for name, value in given.items()}
   epoch = tip_adapter.Epoch(np.ones((1, 1, WIDTH)), np.ones(1, bool))
@@ -146,11 +161,15 @@ def test_the_search_has_the_published_ends_or_those_of_the_config(
     np.testing.assert_allclose(values, np.linspace(0.1, most, count, endpoint=False))
 
 
-def test_an_image_that_one_epoch_could_not_read_has_neither_key_nor_label(monkeypatch, fit_tip):
+def test_an_image_that_one_epoch_could_not_read_has_neither_key_nor_label(
+  monkeypatch, fit_tip
+):
   """The other labels stay beside their features, in the cache and in the tuning."""
   rng, labels = np.random.default_rng(3), np.array([4, 0, 3, 1, 2, 1])
   epochs = [
-    tip_adapter.Epoch(rng.normal(size=(6, 2, WIDTH)).astype(np.float32), np.arange(6) != unread)
+    tip_adapter.Epoch(
+      rng.normal(size=(6, 2, WIDTH)).astype(np.float32), np.arange(6) != unread
+    )
     for unread in (1, 3, 6, 6)
   ]
   given = {}
@@ -163,7 +182,9 @@ def test_an_image_that_one_epoch_could_not_read_has_neither_key_nor_label(monkey
   fields = {"data.augment": "recipe", "data.views": 2, "tip.views": 2, "tip.epochs": 2}
   adapter = fit_tip(epochs, labels, tuned=True, **fields)
   kept = [0, 2, 4, 5]
-  expected = [unit(np.concatenate([e.features[i] for e in epochs[:2]]).sum(0)) for i in kept]
+  expected = [
+    unit(np.concatenate([e.features[i] for e in epochs[:2]]).sum(0)) for i in kept
+  ]
   assert_close(adapter.keys, np.stack(expected), 1e-6)
   assert adapter.labels.tolist() == labels[kept].tolist()
   # A row of the tuning is a view of an image.
@@ -180,7 +201,9 @@ def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():
 def test_keys_are_the_mean_over_views_before_it_is_normalised():
   """The published cache in torch: the mean over all passes, normalised."""
   rng = np.random.default_rng(4)
-  passes = [rng.normal(0, rng.uniform(1, 9, (6, 1, 1)), (6, 2, WIDTH)) for _ in range(5)]
+  passes = [
+    rng.normal(0, rng.uniform(1, 9, (6, 1, 1)), (6, 2, WIDTH)) for _ in range(5)
+  ]
   views = torch.tensor(np.concatenate(passes, axis=1))
   mean = views.permute(1, 0, 2).mean(dim=0)
   expected = mean / mean.norm(dim=-1, keepdim=True)
@@ -188,7 +211,10 @@ def test_keys_are_the_mean_over_views_before_it_is_normalised():
   assert found.dtype == np.float32
   assert_close(found, expected.numpy(), 1e-6)
   # The mean of unit features is another.
-  assert np.abs(found - torch.nn.functional.normalize(views, dim=-1).mean(1).numpy()).max() > 0.05
+  assert (
+    np.abs(found - torch.nn.functional.normalize(views, dim=-1).mean(1).numpy()).max()
+    > 0.05
+  )
 
 
 def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
@@ -225,7 +251,8 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
 
 
 def tuned_of(adapter, epochs, labels, accuracies, rate=0.01, seed=0):
-  """The keys returned, and those of each epoch, which validation gives these accuracies."""
+  """The keys returned, and those of each epoch, which validation gives these
+  accuracies."""
   validate = mock.Mock(side_effect=accuracies)
   settings = {"n_epochs": len(epochs), "batch_size": 16, "rate": rate, "seed": seed}
   tuned = tune(adapter, iter(epochs), labels, validate=validate, **settings)
@@ -260,7 +287,9 @@ def test_the_search_skips_weights_with_which_scores_overflow(adapter, images):
   features, _ = images
   labels = np.zeros(len(features), int)
   with np.errstate(over="ignore", invalid="ignore"):
-    found = adapter.searched(features, labels, np.array([np.inf, np.nan, 0.5]), np.array([3.0]))
+    found = adapter.searched(
+      features, labels, np.array([np.inf, np.nan, 0.5]), np.array([3.0])
+    )
   assert (found.alpha, found.beta) == (0.5, 3.0)
 
 
@@ -273,7 +302,9 @@ def data():
   return (centres[labels] + rng.standard_normal((90, 6))).astype(np.float32), labels
 
 
-@pytest.mark.parametrize(("strength", "started"), [(0.03, False), (1.0, True), (40.0, False)])
+@pytest.mark.parametrize(
+  ("strength", "started"), [(0.03, False), (1.0, True), (40.0, False)]
+)
 def test_it_is_logistic_regression(data, strength, started):
   """From zeros, and from another probe."""
   features, labels = data
@@ -308,7 +339,9 @@ def test_the_search_finds_the_best_eighth_of_a_decade(best_power):
 
 
 def _probe(value, strength):
-  return LinearProbe(np.full((1, 1), value, np.float32), np.zeros(1, np.float32), strength)
+  return LinearProbe(
+    np.full((1, 1), value, np.float32), np.zeros(1, np.float32), strength
+  )
 
 
 def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
@@ -326,7 +359,8 @@ def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
 
 
 def test_the_strength_is_chosen_by_the_validation_images(data, monkeypatch):
-  """Two thirds of the points train, the others validate; the accuracies are scikit-learn's."""
+  """Two thirds of the points train, the others validate; the accuracies are
+  scikit-learn's."""
   features, labels = data
   split = lambda rows: SplitFeatures(
     tuple("abcd"), labels[rows], features[rows], np.arange(90)[rows]
@@ -345,16 +379,23 @@ def test_the_strength_is_chosen_by_the_validation_images(data, monkeypatch):
   assert facts["validation_images"] == 30 and facts["strength"] == probe.strength
   of_strength = {}
   for strength in COARSE[2:-2]:
-    oracle = LogisticRegression(C=1 / strength, max_iter=10_000).fit(train.features, train.labels)
-    of_strength[f"{strength:.4g}"] = oracle.score(validation.features, validation.labels)
+    oracle = LogisticRegression(C=1 / strength, max_iter=10_000).fit(
+      train.features, train.labels
+    )
+    of_strength[f"{strength:.4g}"] = oracle.score(
+      validation.features, validation.labels
+    )
     # Otherwise the test could not tell the images apart.
     assert oracle.score(train.features, train.labels) != of_strength[f"{strength:.4g}"]
   assert {key: facts["validation_top1"][key] for key in of_strength} == of_strength
-  assert facts["validation_top1"][f"{probe.strength:.4g}"] == max(facts["validation_top1"].values())
+  assert facts["validation_top1"][f"{probe.strength:.4g}"] == max(
+    facts["validation_top1"].values()
+  )
 
 
 def test_a_classifier_scores_images_in_parts(monkeypatch):
-  """A score that is not finite is wrong, also where k is not below the number of classes."""
+  """A score that is not finite is wrong, also where k is not below the number of
+  classes."""
   monkeypatch.setattr(learner_accuracy, "_ROWS", 3)
   labels = np.array([0, 1, 2, 2])
   scores = np.eye(3, dtype=np.float32)[labels]

@@ -49,15 +49,22 @@ _OTHERS = pytest.mark.slow("a training each")
   ],
 )
 def test_it_answers_as_the_run_did(method, pictures, one_layer, tmp_path):
-  """Accuracy of `evaluate` on the run's own test images, and of `Classifier` on the files."""
+  """Accuracy of `evaluate` on the run's own test images, and of `Classifier` on the
+  files."""
   data = {"data.source": "folder", "data.root": str(pictures), "data.n_classes": 0}
   clip = {"clip.model": str(one_layer)}
   run = tmp_path / "run"
   trained = run_job(
-    small_config(**SMALL | data | clip | METHODS[method], method=method, **{"eval.images": 0}), run
+    small_config(
+      **SMALL | data | clip | METHODS[method], method=method, **{"eval.images": 0}
+    ),
+    run,
   )
   own = ({"name": "pictures", "root": str(pictures)},)
-  prompts = {"evaluate.prompts": (str(run), "a photo of a {}."), "evaluate.own_sets": own}
+  prompts = {
+    "evaluate.prompts": (str(run), "a photo of a {}."),
+    "evaluate.own_sets": own,
+  }
   config = small_config(job="evaluate", **clip | prompts, **{"evaluate.suite": "none"})
   found = run_job(config, tmp_path / "evaluation")["sets"]["pictures"]["prompts"]
   expected = trained["eval"]["test"]
@@ -68,7 +75,9 @@ def test_it_answers_as_the_run_did(method, pictures, one_layer, tmp_path):
   files = sorted((pictures / "test").glob("*/*.png"))
   classifier = Classifier(str(one_layer), str(run))  # the run knows its names
   answers = [best for ((best, _),) in classifier.predict(files, top=1)]
-  right = np.mean([answer == file.parent.name for answer, file in zip(answers, files, strict=True)])
+  right = np.mean(
+    [answer == file.parent.name for answer, file in zip(answers, files, strict=True)]
+  )
   assert right == pytest.approx(expected["prompt"]["top1"])
 
 
@@ -87,7 +96,9 @@ def run_of(tmp_path):
 
 def test_what_is_no_classifier_of_any_names_is_one_line(run_of):
   probe = run_of({"method": "linear_probe"})
-  with pytest.raises(ConfigError, match="evaluate.prompts: got .* a run that learns by steps; lin"):
+  with pytest.raises(
+    ConfigError, match="evaluate.prompts: got .* a run that learns by steps; lin"
+  ):
     read_prompt(probe, "evaluate.prompts")
 
 
@@ -95,10 +106,18 @@ def test_a_method_that_sees_pixels_says_so(pictures, one_layer, tmp_path):
   """Without class vectors, on stored features, with another CLIP."""
   state = {"params": {"visual": np.ones((1, 3, 64), np.float32)}}
   config = small_config(method="vpt_shallow").to_dict()
-  finished = FinishedRun(Restored(2, state, {"config": config}, None), "runs/vpt/checkpoints/2")
+  finished = FinishedRun(
+    Restored(2, state, {"config": config}, None), "runs/vpt/checkpoints/2"
+  )
   assert finished.needs_pixels
   clip = inputs.clip_config(one_layer)
-  with pytest.raises(InputError, match="learned with the CLIP 'world'; got config.clip.model="):
+  with pytest.raises(
+    InputError, match="learned with the CLIP 'world'; got config.clip.model="
+  ):
     finished.check("vpt", [("a",)], clip, one_layer)
-  with pytest.raises(InputError, match="runs/vpt/checkpoints/2: the method vpt_shallow has no "):
-    finished.features(Encoder(load_clip(one_layer)), ClassList(("red star", "teal leaf")))
+  with pytest.raises(
+    InputError, match="runs/vpt/checkpoints/2: the method vpt_shallow has no "
+  ):
+    finished.features(
+      Encoder(load_clip(one_layer)), ClassList(("red star", "teal leaf"))
+    )

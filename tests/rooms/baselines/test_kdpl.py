@@ -1,4 +1,5 @@
-"""KDPL against the published loss in torch, on two random CLIPs of HuggingFace's; its run."""
+"""KDPL against the published loss in torch, on two random CLIPs of HuggingFace's;
+its run."""
 
 import contextlib
 import itertools
@@ -21,31 +22,48 @@ from tests.support.data_files import write_folder
 from tests.support.small_run import run_job, small_config
 from tests.support.torch_world import write_world
 
-CLASSES = ("fig", "hen", "jug", "owl", "pen", "red")  # of as many tokens: a draw has room for all
+# of as many tokens: a draw has room for all
+CLASSES = ("fig", "hen", "jug", "owl", "pen", "red")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-  """Student and teacher over the classes of pictures, and a function: changes -> config."""
+  """Student and teacher over the classes of pictures, and a function: changes ->
+  config."""
   root = tmp_path_factory.mktemp("kdpl")
   for seed, (split, count) in enumerate((("train", 5), ("val", 1), ("test", 2))):
     write_folder(root / "pictures" / split, CLASSES, count, seed=seed)
   student = write_world(root / "student", CLASSES, positions=16)
-  model = write_random_clip(root / "teacher", positions=16, seed=4, vision={"hidden_size": 32})
-  (root / "teacher/preprocessor_config.json").write_text('{"resize_mode": "squash"}')  # as DFN's
+  model = write_random_clip(
+    root / "teacher", positions=16, seed=4, vision={"hidden_size": 32}
+  )
+  # as DFN's
+  (root / "teacher/preprocessor_config.json").write_text('{"resize_mode": "squash"}')
   model = model.double().requires_grad_(False)
   teacher = student._replace(clip=load_clip(str(root / "teacher")), model=model)
   fields = {"method": "kdpl", "kdpl.teacher": str(root / "teacher"), "negatives": "all"}
-  fields |= {"clip.model": str(root / "student"), "prompt.m": 2, "batch_size": 8, "steps": 25}
-  fields |= {"data.source": "folder", "data.root": str(root / "pictures"), "data.n_classes": 0}
+  fields |= {
+    "clip.model": str(root / "student"),
+    "prompt.m": 2,
+    "batch_size": 8,
+    "steps": 25,
+  }
+  fields |= {
+    "data.source": "folder",
+    "data.root": str(root / "pictures"),
+    "data.n_classes": 0,
+  }
   return student, teacher, lambda **changes: small_config(**fields | changes)
 
 
 def published_loss(teacher_logits, student_logits, k):
-  """miccunifi/KDPL 76da8da, kdpl_utils.sampling and CoOp_KDPL.forward_backward, and the labels."""
+  """miccunifi/KDPL 76da8da, kdpl_utils.sampling and CoOp_KDPL.forward_backward, and
+  the labels."""
   chosen = teacher_logits.softmax(1).mean(0).topk(k).indices
   labels = teacher_logits.argmax(1)
-  log_p, log_q = (rows[:, chosen].log_softmax(1) for rows in (teacher_logits, student_logits))
+  log_p, log_q = (
+    rows[:, chosen].log_softmax(1) for rows in (teacher_logits, student_logits)
+  )
   forward = functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
   reverse = functional.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
   return 0.5 * forward + 0.5 * reverse, labels, chosen
@@ -57,11 +75,15 @@ def test_steps_equal_the_published_trainers(two, tmp_path, k, steps):
   student, teacher, config_of = two
   # Ours counts the teacher's class beside the draw.
   ours = (
-    {} if k == len(CLASSES) else {"kdpl.classes": "likeliest", "negatives": "sampled", "k": k + 1}
+    {}
+    if k == len(CLASSES)
+    else {"kdpl.classes": "likeliest", "negatives": "sampled", "k": k + 1}
   )
   run = setup.prepare(config_of(**ours), RunFolder(tmp_path))
   state, step = first_state(run), run.build_step()
-  context = torch.tensor(np.asarray(state.params["context"], np.float64), requires_grad=True)
+  context = torch.tensor(
+    np.asarray(state.params["context"], np.float64), requires_grad=True
+  )
   optim = run.config["optim"]
   optimizer = torch.optim.SGD(
     [context], momentum=optim["momentum"], weight_decay=optim["weight_decay"]
@@ -115,9 +137,15 @@ def test_a_run_reads_no_label(two, tmp_path, monkeypatch):
   ("changes", "message"),
   [
     ({"kdpl.teacher": "world"}, r"kdpl\.teacher: got 'world', expected .* 32 pixels"),
-    ({"kdpl.teacher": "open_clip:none"}, r"kdpl\.teacher: got 'open_clip:none', expected "),
+    (
+      {"kdpl.teacher": "open_clip:none"},
+      r"kdpl\.teacher: got 'open_clip:none', expected ",
+    ),
     ({"kdpl.prompt": "words"}, r"kdpl\.prompt: got 'words'"),
-    ({"correction": "none"}, "correction: got 'none', expected 'log' where method='kdpl'"),
+    (
+      {"correction": "none"},
+      "correction: got 'none', expected 'log' where method='kdpl'",
+    ),
   ],
 )
 def test_what_can_not_teach_is_named(two, tmp_path, changes, message):

@@ -1,4 +1,5 @@
-"""CoCoOp, VPT, MaPLe, IVLP against torch, on HuggingFace's CLIPModel; what their towers keep.
+"""CoCoOp, VPT, MaPLe, IVLP against torch, on HuggingFace's CLIPModel; what their towers
+keep.
 
 KgCoOp and PromptSRC, which are learners with terms of consistency, for 25 steps.
 """
@@ -30,7 +31,12 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import result_of, sgd
-from pomp_jax.prompt.step import ContrastSettings, StepParts, create_state, make_train_step
+from pomp_jax.prompt.step import (
+  ContrastSettings,
+  StepParts,
+  create_state,
+  make_train_step,
+)
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.fields import Tokens
 from pomp_jax.rooms.baselines.learner_accuracy import learner_accuracy
@@ -70,9 +76,13 @@ class Tiny(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
   """Class features of its own for learners that want fixed ones."""
-  world = write_world(tmp_path_factory.mktemp("tiny"), NAMES[:4] + NAMES[5:11], positions=24)
+  world = write_world(
+    tmp_path_factory.mktemp("tiny"), NAMES[:4] + NAMES[5:11], positions=24
+  )
   rng = np.random.default_rng(0)
-  classes = rng.standard_normal((10, world.clip.config.projection_dim)).astype(np.float32)
+  classes = rng.standard_normal((10, world.clip.config.projection_dim)).astype(
+    np.float32
+  )
   images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
   labels = np.array([3, 3, 7, 0, 1, 9, 4, 3], np.int32)
   return Tiny(world, world.frozen._replace(classes=classes), images, labels)
@@ -82,8 +92,13 @@ def learner_of(tiny, name):
   """Returns a learner without a token budget."""
   tower = text_tower("shared", tiny.world.clip.config.text_config)
   vision = prompted_image_tower(tiny.world.clip, chunk=1 if name == "vpt_deep" else 0)
-  width, vision_width = tiny.world.clip.text_width, tiny.world.clip.config.vision_config.hidden_size
-  plain = lambda m, position="end": ContextLearner(PromptContext(m, width, position), tower)
+  width, vision_width = (
+    tiny.world.clip.text_width,
+    tiny.world.clip.config.vision_config.hidden_size,
+  )
+  plain = lambda m, position="end": ContextLearner(
+    PromptContext(m, width, position), tower
+  )
   return {
     "pomp": lambda: plain(2),
     "cocoop": lambda: CoCoOpLearner(plain(3, "middle"), 24),
@@ -97,7 +112,8 @@ def learner_of(tiny, name):
 
 @contextlib.contextmanager
 def tokens_put_in(first, layers, tokens, place):
-  """Appends tokens[0] to the input of `first`, if any; tokens[j] replace `place` in layer j's."""
+  """Appends tokens[0] to the input of `first`, if any; tokens[j] replace `place` in
+  layer j's."""
   hooks = []
 
   def rows(hidden, j):
@@ -134,7 +150,8 @@ def torch_image_features(tiny, tokens):
 
 
 def torch_class_features(tiny, context, position="end", deep=()):
-  """Returns g(t_c) of all classes, with MaPLe's deeper vectors in place of the context."""
+  """Returns g(t_c) of all classes, with MaPLe's deeper vectors in place of the
+  context."""
   layers = tiny.world.model.text_model.encoder.layers
   tokens = [None, *deep]
   with tokens_put_in(None, layers, tokens, slice(1, 1 + len(context))):
@@ -153,7 +170,9 @@ def torch_logits(tiny, learner, params):
       rows.append(functional.normalize(classes) @ image)
     return tiny.world.scale * torch.stack(rows)
   images, classes = torch_features(tiny, learner, params)
-  return tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
+  return (
+    tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
+  )
 
 
 def torch_features(tiny, learner, params):
@@ -168,7 +187,9 @@ def torch_features(tiny, learner, params):
   no_tokens = torch.zeros(1, 0, tiny.world.clip.config.vision_config.hidden_size)
   images = torch_image_features(tiny, params.get("visual", no_tokens))
   if "context" in params:
-    return images, torch_class_features(tiny, params["context"], deep=list(params.get("deep", ())))
+    return images, torch_class_features(
+      tiny, params["context"], deep=list(params.get("deep", ()))
+    )
   return images, torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
 
 
@@ -191,7 +212,9 @@ def test_loss_and_gradients_equal_torch(tiny, name):
       mesh=mesh,
       learner=learner,
       optimizer=optimizer,
-      settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
+      settings=ContrastSettings(
+        n_classes, n_classes, "log", tiny.world.clip.logit_scale
+      ),
       accumulate=2,
     )
   )
@@ -208,7 +231,10 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   batch = jax.device_put({"image": tiny.images, "label": tiny.labels}, rows)
   state, metrics = step(state, replicate(tiny.frozen, mesh), batch)
   assert_close(metrics["loss"], loss.item())
-  assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
+  assert (
+    float(metrics["accuracy"])
+    == (logits.argmax(dim=1) == labels).double().mean().item()
+  )
   for start, moved, leaf in zip(
     jax.tree.leaves(before), jax.tree.leaves(state.params), leaves, strict=True
   ):
@@ -224,13 +250,17 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   [("vpt_deep", 3, 2, 3), ("maple", 3, 2, 2), ("maple", 2, 3, 2), ("ivlp", 2, 3, 2)]
   + [("protext", 2, 3, 3)],
 )
-def test_a_depth_has_at_most_the_layers_of_the_shallower_tower(tiny, name, vision, text, most):
+def test_a_depth_has_at_most_the_layers_of_the_shallower_tower(
+  tiny, name, vision, text, most
+):
   config = copy.deepcopy(tiny.world.clip.config)
   config.vision_config.num_hidden_layers = vision
   config.text_config.num_hidden_layers = text
   method = method_of(name)
   method.check(Prompt().having(Tokens(depth=most)), config)
-  with pytest.raises(ConfigError, match=f"prompt.depth: got {most + 1}, expected at most {most}"):
+  with pytest.raises(
+    ConfigError, match=f"prompt.depth: got {most + 1}, expected at most {most}"
+  ):
     method.check(Prompt().having(Tokens(depth=most + 1)), config)
 
 
@@ -247,12 +277,14 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
 
   KgCoOp/trainers/kgcoop.py of htyao89/KgCoOp c43ccc3: `CustomCLIP.forward`,
   `KgCoOp.forward_backward`. trainers/promptsrc.py of muzairkhattak/PromptSRC bb95c77:
-  `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's. From this seed no
-  feature comes within rounding of its anchor, where L1's gradient jumps.
+  `CustomCLIP.forward`, `PromptSRC.forward_backward`. Dassl's SGD is torch's. From this
+  seed no feature comes within rounding of its anchor, where L1's gradient jumps.
   """
   consistency = {"consistency": consistency_term(terms)} if terms else {}
   tower, mesh = image_tower(tiny.world.clip), make_mesh(2, jax.devices()[:4])
-  learner = dataclasses.replace(learner_of(tiny, name), image_tower=tower, terms=consistency)
+  learner = dataclasses.replace(
+    learner_of(tiny, name), image_tower=tower, terms=consistency
+  )
   rate, epochs = 0.0025, np.arange(1, 6)
   gaussian = {"mean": 3.0, "sigma": 1.5, "decay": 0.0}
   average = averaging("gaussian", schedule="epoch", steps_per_epoch=5, **gaussian)
@@ -279,7 +311,9 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
     loss = functional.cross_entropy(logits, labels)
     for kind, weight in terms.items():
       of_images = kind == "images"
-      term = functional.l1_loss(images, images0) if of_images else published(kind, *given)
+      term = (
+        functional.l1_loss(images, images0) if of_images else published(kind, *given)
+      )
       loss = loss + weight * term
     torch_optimizer.zero_grad()
     loss.backward()
@@ -302,10 +336,13 @@ def test_25_steps_equal_the_published_trainer(tiny, name, terms):
 
 
 def test_promptsrcs_anchors_are_the_mean_of_the_towers_outputs(quick):
-  """`VLPromptLearner.fixed_embeddings` of muzairkhattak/PromptSRC bb95c77, and its norm."""
+  """`VLPromptLearner.fixed_embeddings` of muzairkhattak/PromptSRC bb95c77, and its
+  norm."""
   names = ("cat", "the_dog", "star of the sea")
   encoder = Encoder(quick.clip, mesh=make_mesh(devices=jax.devices()[:1]))
-  classes = dataclasses.replace(load_class_list("imagenet1k"), names=names, synsets=None)
+  classes = dataclasses.replace(
+    load_class_list("imagenet1k"), names=names, synsets=None
+  )
   outputs = []
   for template in load_templates("imagenet_60"):
     texts = [template.replace("{}", name.replace("_", " ")) for name in names]
@@ -324,7 +361,9 @@ def test_promptsrcs_anchors_are_the_mean_of_the_towers_outputs(quick):
 def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._CLASSES", 4)
   monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._IMAGES", 5)
-  monkeypatch.setattr("pomp_jax.rooms.baselines.learner_accuracy._IMAGES_WITH_CLASSES", 3)
+  monkeypatch.setattr(
+    "pomp_jax.rooms.baselines.learner_accuracy._IMAGES_WITH_CLASSES", 3
+  )
   learner = learner_of(tiny, name)
   params = learner.init(jax.random.key(5))
   with torch.no_grad():
@@ -335,7 +374,9 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   # Right for five of the eight by torch.
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
   labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
-  split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
+  split = SplitFeatures(
+    names, labels, features.astype(np.float32), np.arange(len(labels))
+  )
   accuracy = learner_accuracy(encoder, learner, name == "cocoop", Data())
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
   source = Pictures(names, labels, tiny.images)
@@ -360,7 +401,9 @@ def test_cocoop_without_its_net_is_the_plain_context(tiny):
   ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
   frozen = jax.tree.map(jnp.asarray, tiny.frozen)
   found = jax.jit(cocoop.text_features)(params, frozen, ids, images)
-  expected = jax.jit(plain.text_features)({"context": params["context"]}, frozen, ids, images)
+  expected = jax.jit(plain.text_features)(
+    {"context": params["context"]}, frozen, ids, images
+  )
   for image in range(2):
     assert_close(found.features[:, image], expected.features)
   np.testing.assert_array_equal(found.available, expected.available)
@@ -379,21 +422,26 @@ def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tin
 
 
 def test_initial_maple_equals_the_hand_written_sentence(tiny):
-  """With two learned words and two fixed ones, features equal HuggingFace's of the sentence."""
+  """With two learned words and two fixed ones, features equal HuggingFace's of the
+  sentence."""
   sentence, names = "the star of a", ("cat", "the_dog of the star", "x")
   config = settings(
     **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
   )
   encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   method = method_of(config.method)
-  ids_M, fixed_F = np.split(initial_words(config.prompt, tiny.world.clip, fixed_words=True), [2])
+  ids_M, fixed_F = np.split(
+    initial_words(config.prompt, tiny.world.clip, fixed_words=True), [2]
+  )
   whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
   frozen = method.frozen_arrays(config.prompt, "", encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2
 
-  start = initial_context(config.prompt, tiny.world.clip, len(names), method.fixed_words)
+  start = initial_context(
+    config.prompt, tiny.world.clip, len(names), method.fixed_words
+  )
   embeddings_VxD = np.asarray(token_table(tiny.world.clip.params))
   np.testing.assert_array_equal(start, embeddings_VxD[whole[:2]])
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
@@ -418,14 +466,18 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
 def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(quick, share):
-  images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+  images = jnp.asarray(
+    np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+  )
   config = quick.clip.config.vision_config
   tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
   needed = prompted_activation_bytes(config, len(images), tokens.shape[1])
 
   def gradient(chunk, limit):
     tower = prompted_image_tower(quick.clip, chunk=chunk, limit_bytes=limit)
-    return jax.jit(jax.grad(lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)))
+    return jax.jit(
+      jax.grad(lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2))
+    )
 
   def rematerialised(function):
     program = jax.make_jaxpr(function)(tokens)
@@ -445,5 +497,7 @@ def test_the_estimate_of_a_prompted_towers_activations(quick):
   tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
   tower = prompted_image_tower(quick.clip)
   loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
-  measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
+  measured = (
+    jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
+  )
   assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5

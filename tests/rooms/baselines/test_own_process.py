@@ -13,7 +13,8 @@ from pomp_jax.rooms.baselines.own_process import ProcessError, in_own_process
 def test_the_peak_of_a_process_is_its_own(monkeypatch):
   ballast = np.ones(2**27)
   assert peak_mib() > 1024
-  # The system's own figure (ru_maxrss) of a process is at least that of the one that started it.
+  # The system's own figure (ru_maxrss) of a process is at least that of the one that
+  # started it.
   assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
   monkeypatch.setattr(pathlib.Path, "exists", lambda _: False)  # a system without /proc
   assert peak_mib() > 1024
@@ -22,7 +23,12 @@ def test_the_peak_of_a_process_is_its_own(monkeypatch):
 @pytest.mark.parametrize(
   "function,argument,error,message",
   [
-    (signal.raise_signal, signal.SIGKILL, ProcessError, "its process ended with status -9"),
+    (
+      signal.raise_signal,
+      signal.SIGKILL,
+      ProcessError,
+      "its process ended with status -9",
+    ),
     (signal.raise_signal, signal.SIGTERM, Preempted, "SIGTERM"),
     (int, "x", ValueError, "invalid literal"),
   ],

@@ -1,4 +1,5 @@
-"""ProText from a JSON of sentences to its 26th step, against torch on HuggingFace's CLIPModel."""
+"""ProText from a JSON of sentences to its 26th step, against torch on HuggingFace's
+CLIPModel."""
 
 import contextlib
 import itertools
@@ -70,15 +71,22 @@ def test_a_row_is_a_sentence(world):
     assert sentence in SENTENCES[source.names[source.labels[i]]]
     with torch.no_grad():
       tokens = world.clip.tokenizer([sentence], return_tensors="pt")
-      assert_close(source.features(np.array([i])), pooled(model.get_text_features(**tokens)))
+      assert_close(
+        source.features(np.array([i])), pooled(model.get_text_features(**tokens))
+      )
   world.model.double()
 
 
 def test_26_steps_equal_torch(world, tmp_path):
-  """`forward_backward` of trainers/protext.py in muzairkhattak/ProText f63d96b, with its yaml."""
-  run = setup.prepare(config_of(world).replace({"prompt.depth": 3}), RunFolder(tmp_path))
+  """`forward_backward` of trainers/protext.py in muzairkhattak/ProText f63d96b, with
+  its yaml."""
+  run = setup.prepare(
+    config_of(world).replace({"prompt.depth": 3}), RunFolder(tmp_path)
+  )
   step, state = run.build_step(), resume.first_state(run)
-  params = {name: leaf.requires_grad_() for name, leaf in to_torch(state.params).items()}
+  params = {
+    name: leaf.requires_grad_() for name, leaf in to_torch(state.params).items()
+  }
   assert params["deep"].shape[0] == 2
   optimizer = torch.optim.AdamW(params.values(), betas=(0.9, 0.98), weight_decay=0.1)
   tiny = SimpleNamespace(world=world)
@@ -107,7 +115,9 @@ def test_a_prompt_in_the_first_layer_is_a_file(world, tmp_path):
   with pytest.raises(ConfigError, match="prompt.depth: got 9, expected at most 3"):
     run_job(config_of(world), tmp_path)
   both_ways = ClipConfig(CLIPTextConfig(bidirectional=True), None, 8)
-  with pytest.raises(ConfigError, match="prompt.depth: got 2, expected 1 for a CLIP whose text"):
+  with pytest.raises(
+    ConfigError, match="prompt.depth: got 2, expected 1 for a CLIP whose text"
+  ):
     method_of("protext").check(Prompt().having(Tokens(depth=2)), both_ways)
   run_job(config_of(world, ",shallow").replace({"steps": 2}), tmp_path)
   assert load_prompt(tmp_path / "prompt.npz").context.shape[0] == 4

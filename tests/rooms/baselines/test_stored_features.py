@@ -37,7 +37,9 @@ def test_a_method_that_trains_on_pixels_has_no_other_choice(config_of):  # noqa:
 
 
 @pytest.mark.usefixtures("few_texts")
-def test_another_run_of_the_same_images_reads_their_features(pretrained, copy_of, monkeypatch):
+def test_another_run_of_the_same_images_reads_their_features(
+  pretrained, copy_of, monkeypatch
+):
   monkeypatch.setattr(Encoder, "features_of_images", None)
   store = copy_of(pretrained / "features")
   config = small_config(method="zero_shot", **{"data.feature_store": str(store)})

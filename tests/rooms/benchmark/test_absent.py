@@ -1,4 +1,5 @@
-"""Steps for machines that are not here: shapes alone, the job's own program, the report, errors."""
+"""Steps for machines that are not here: shapes alone, the job's own program, the
+report, errors."""
 
 import dataclasses
 import functools
@@ -18,7 +19,15 @@ from pomp_jax.clip.text import full_tower_bytes
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.rooms.benchmark import absent, costs, dry_run, flops, forecast, hlo, synthetic_clip
+from pomp_jax.rooms.benchmark import (
+  absent,
+  costs,
+  dry_run,
+  flops,
+  forecast,
+  hlo,
+  synthetic_clip,
+)
 from pomp_jax.rooms.benchmark.chips import machine_of
 from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config
 from pomp_jax.train import setup
@@ -62,7 +71,9 @@ def job_of(config, folder):
   def make(changes):
     tried = config.replace(changes)
     prepare = lambda encoder: setup.prepare(tried, folder, encoder=encoder)
-    return absent.Job(tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare)
+    return absent.Job(
+      tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare
+    )
 
   return make
 
@@ -92,27 +103,37 @@ def test_the_step_is_the_jobs_own(config, tmp_path, changes):
     lambda leaf: jnp.ones_like(leaf, device=leaf.sharding), costs.batch_shapes(run)
   )
   expected = run.build_step().lower(state, run.frozen, batch).as_text()
-  there = absent.prepare(job_of(settings, folder)({}), SIXTEEN_GIB, hosts.devices()).there
+  there = absent.prepare(
+    job_of(settings, folder)({}), SIXTEEN_GIB, hosts.devices()
+  ).there
   arguments = absent.step_arguments(there)
-  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments))
+  assert all(
+    isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments)
+  )
   weights = jax.tree.leaves((there.encoder.vision_params, there.frozen.text))
   assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in weights)
   assert there.build_step().lower(*arguments).as_text() == expected
 
 
 def test_random_weights_are_not_drawn(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(absent.synthetic_clip, "random_params", lambda *_, **__: pytest.fail("drawn"))
+  monkeypatch.setattr(
+    absent.synthetic_clip, "random_params", lambda *_, **__: pytest.fail("drawn")
+  )
   settings = config(**{"clip.model": "synthetic:openai/clip-vit-base-patch32"})
   job = job_of(settings, RunFolder(tmp_path / "run"))({})
   run = absent.prepare(job, SIXTEEN_GIB, hosts.devices()).there
-  n_weights = sum(leaf.size for leaf in jax.tree.leaves((run.frozen.text, run.frozen.image)))
+  n_weights = sum(
+    leaf.size for leaf in jax.tree.leaves((run.frozen.text, run.frozen.image))
+  )
   assert n_weights == pytest.approx(151e6, rel=0.01)
   assert run.clip.memory_gib == pytest.approx(15.75 / 2)
 
 
 def test_the_report(config, of_cpu, tmp_path, caplog, monkeypatch):
   """The CPU's compiler gives no cycles: those of a text stand for them."""
-  monkeypatch.setattr(hlo, "cycles", lambda program: hlo.Cycles(3_000_000, 1_500_000, 750_000, 1))
+  monkeypatch.setattr(
+    hlo, "cycles", lambda program: hlo.Cycles(3_000_000, 1_500_000, 750_000, 1)
+  )
   monkeypatch.setattr(forecast, "read_rate", lambda run: 100.0)
   settings = config(dry_run_rate=2.5, **{"clip.dtype": "bfloat16"})
   with caplog.at_level("INFO", "pomp_jax"):
@@ -177,15 +198,23 @@ def test_what_does_not_fit_is_compiled_again(config, of_cpu, tmp_path, monkeypat
   outcome = absent.run("v5e:1", job)
   assert outcome.fits and len(runs) == 3
   memory = 15.75 / 2
-  assert [run.clip.memory_gib for run in runs] == pytest.approx([memory, memory / 2, memory / 8])
+  assert [run.clip.memory_gib for run in runs] == pytest.approx(
+    [memory, memory / 2, memory / 8]
+  )
   assert outcome.changes == {"clip.memory_gib": memory / 8, "clip.image_chunk": 8}
-  lines = forecast.lines(outcome.there, SIXTEEN_GIB, forecast.figures_of(outcome, SIXTEEN_GIB))
+  lines = forecast.lines(
+    outcome.there, SIXTEEN_GIB, forecast.figures_of(outcome, SIXTEEN_GIB)
+  )
   assert "does NOT fit: 20 GiB" in lines[2]
   assert "does NOT fit: with clip.memory_gib=3.938: 18 GiB" in lines[3]
-  assert "fits with clip.memory_gib=0.9844 clip.image_chunk=8: compiled again" in lines[4]
+  assert (
+    "fits with clip.memory_gib=0.9844 clip.image_chunk=8: compiled again" in lines[4]
+  )
 
 
-def test_what_never_fits_is_told_with_its_numbers(config, of_cpu, tmp_path, monkeypatch, caplog):
+def test_what_never_fits_is_told_with_its_numbers(
+  config, of_cpu, tmp_path, monkeypatch, caplog
+):
   runs = tries(monkeypatch, *("99 GiB",) * 9)
   with caplog.at_level("INFO", "pomp_jax"):
     figures = dry_run.run(config(), str(tmp_path / "run"))
@@ -234,9 +263,15 @@ def test_a_mesh_that_the_machine_can_not_share(config, monkeypatch, tmp_path):
   devices = [Device(0, i) for i in range(4)]
   monkeypatch.setattr(absent, "open_devices", lambda text: devices)
   for changes, message in (
-    ({"mesh.class_size": 3}, "config.mesh.class_size: got 3, expected a divisor of the 4 devices"),
+    (
+      {"mesh.class_size": 3},
+      "config.mesh.class_size: got 3, expected a divisor of the 4 devices",
+    ),
     ({"batch_size": 18}, "config.batch_size: got 18, expected a multiple of 4 "),
-    ({"method": "tip_adapter"}, "config.method: got 'tip_adapter', expected a method that trains"),
+    (
+      {"method": "tip_adapter"},
+      "config.method: got 'tip_adapter', expected a method that trains",
+    ),
   ):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
       dry_run.check(config(**changes), str(tmp_path / "run"))
@@ -257,7 +292,9 @@ def test_a_draw_is_not_split_over_slices(config, monkeypatch, tmp_path):
 def library(monkeypatch):
   """A function: what opens a topology, with the right libtpu."""
 
-  def use(open_topology=None, version="0.0.42.1", wanted="libtpu==0.0.42.*; extra == 'tpu'"):
+  def use(
+    open_topology=None, version="0.0.42.1", wanted="libtpu==0.0.42.*; extra == 'tpu'"
+  ):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["numpy", wanted])
@@ -302,7 +339,9 @@ def test_errors_of_the_library_are_one_line(library):
   with pytest.raises(ConfigError, match=line) as found:
     absent.open_devices("v5e:3x3")
   assert "\n" not in str(found.value) and "not divisible" in str(found.value)
-  library(functools.partial(fails, "The TPU is already in use by process 12; libtpu lockfile"))
+  library(
+    functools.partial(fails, "The TPU is already in use by process 12; libtpu lockfile")
+  )
   with pytest.raises(InputError, match="another process holds libtpu: .* process 12"):
     absent.open_devices("v5e:2x2")
   library(version="0.0.30")
@@ -320,7 +359,10 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
 
   monkeypatch.setattr(importlib.metadata, "version", missing)
   for text, line in (
-    ("v5e:2x2", 'config.dry_run: libtpu is not installed: pip install "pomp-jax[aot-tpu]"'),
+    (
+      "v5e:2x2",
+      'config.dry_run: libtpu is not installed: pip install "pomp-jax[aot-tpu]"',
+    ),
     (
       "a100:8",
       "config.dry_run: JAX's CUDA plugin is not installed: pip install \"pomp-jax[aot-cuda]",
@@ -333,14 +375,25 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
 
 def test_a_row_of_the_table_of_pods():
   settings = small_config()
-  figures = {"fits": True, "memory": absent.Memory(2**30, 2**29, 0), "floor_seconds": 0.5}
-  figures |= {"estimate_seconds": 1.0, "steps": 7200, "n_hosts": 2, "problems": ["99 GiB"]}
+  figures = {
+    "fits": True,
+    "memory": absent.Memory(2**30, 2**29, 0),
+    "floor_seconds": 0.5,
+  }
+  figures |= {
+    "estimate_seconds": 1.0,
+    "steps": 7200,
+    "n_hosts": 2,
+    "problems": ["99 GiB"],
+  }
   found = pods.cells(settings, "v5e-8", figures)
   assert found == ["1.5 of 15.8", "1.0", "8", "2.00", ">= 1.00", "4 steps, 4 s"]
   found = pods.cells(settings, "h100:8", figures | {"estimate_seconds": None})
   assert found == ["1.5 of 59.3", "<= 2.0", "<= 16", "-", ">= 1.00", "4 steps, >= 2 s"]
   found = pods.cells(settings, "v5e-8", figures | {"fits": False})
-  assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(pods.HEAD)
+  assert found == ["does not fit: 99 GiB", *["-"] * 5] and len(found) + 2 == len(
+    pods.HEAD
+  )
 
 
 def test_bytes_on_a_disk(config, tmp_path):
@@ -357,7 +410,8 @@ def test_bytes_on_a_disk(config, tmp_path):
 
 
 def test_the_floor_is_below_what_the_step_multiplies(config, tmp_path):
-  """The program also multiplies for selections, and has slack for names that are longer."""
+  """The program also multiplies for selections, and has slack for names that are
+  longer."""
   job = job_of(config(**{"clip.model": "world"}), RunFolder(tmp_path / "run"))({})
   run = absent.prepare(job, SIXTEEN_GIB, hosts.devices()).there
   found = flops.step_flops(run)
@@ -392,10 +446,15 @@ _SLOW = pytest.mark.slow("it compiles for another machine, which takes 6 CPU sec
   ],
 )
 def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
-  """What compilers make of the step; needs libtpu or JAX's CUDA plugin, and no device."""
+  """What compilers make of the step; needs libtpu or JAX's CUDA plugin, and no
+  device."""
   settings = config(
     dry_run=machine,
-    **{"mesh.class_size": class_size, "data.features": "stored", "clip.dtype": "bfloat16"},
+    **{
+      "mesh.class_size": class_size,
+      "data.features": "stored",
+      "clip.dtype": "bfloat16",
+    },
   )
   open_or_skip(settings, tmp_path)
   outcome = absent.run(machine, job_of(settings, RunFolder(tmp_path / "run")))
@@ -410,12 +469,16 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
   if there.n_slices > 1:
     # Each device sends its share of the sum, and a slice spreads what comes back.
     (between,) = (one for one in figures["collectives"] if one.axes == hlo.NETWORK)
-    assert (between.kind, between.number) == ("all-reduce", 2) and between.n_bytes <= n_sum
+    assert (between.kind, between.number) == (
+      "all-reduce",
+      2,
+    ) and between.n_bytes <= n_sum
     assert {axes for axes, _ in found.values()} == {"data"}
   elif class_size == 1:
     assert found == {"all-reduce": ("data", n_sum)}
   else:
-    # The classes' features, and whether there was room for them; backward the gradient of these.
+    # The classes' features, and whether there was room for them; backward the gradient
+    # of these.
     rows = -(-(run.group_size + run.k - 1) // class_size)
     of_device = 4 * rows * run.encoder.clip.config.projection_dim
     assert found == {
@@ -433,14 +496,30 @@ def test_golden_figures_of_a_step(config, tmp_path, machine, class_size):
 
 
 @pytest.mark.slow("it compiles for another machine, which takes 30 CPU seconds")
-def test_what_asks_for_too_much_is_told_with_the_compilers_numbers(config, tmp_path, monkeypatch):
+def test_what_asks_for_too_much_is_told_with_the_compilers_numbers(
+  config, tmp_path, monkeypatch
+):
   """Embeddings of 2^23 tokens alone are 16 GiB; needs libtpu, and no device."""
-  text = {"width": 512, "layers": 1, "heads": 8, "vocab_size": 2**23, "context_length": 77}
-  vision = {"width": 64, "layers": 1, "head_width": 32, "image_size": 32, "patch_size": 16}
+  text = {
+    "width": 512,
+    "layers": 1,
+    "heads": 8,
+    "vocab_size": 2**23,
+    "context_length": 77,
+  }
+  vision = {
+    "width": 64,
+    "layers": 1,
+    "head_width": 32,
+    "image_size": 32,
+    "patch_size": 16,
+  }
   large = open_clips_config({"embed_dim": 64, "text_cfg": text, "vision_cfg": vision})
   model = "openai/clip-vit-base-patch32"
   tokenizer = synthetic_clip.config_and_tokenizer(f"synthetic:{model}")[1]
-  monkeypatch.setattr(synthetic_clip, "config_and_tokenizer", lambda model: (large, tokenizer))
+  monkeypatch.setattr(
+    synthetic_clip, "config_and_tokenizer", lambda model: (large, tokenizer)
+  )
   settings = config(**{"clip.model": f"synthetic:{model}", "data.features": "stored"})
   open_or_skip(settings, tmp_path)
   outcome = absent.run("v5e:1", job_of(settings, RunFolder(tmp_path / "run")))
@@ -450,19 +529,24 @@ def test_what_asks_for_too_much_is_told_with_the_compilers_numbers(config, tmp_p
   for problem in figures["problems"]:
     assert re.search(r"\b16\.\d+G\b.*\b15\.75G\b", problem), problem
   last = forecast.lines(outcome.there, SIXTEEN_GIB, figures)[-1]
-  assert "none of the 4 above fits; left are a smaller batch_size or k, more devices" in last
+  assert (
+    "none of the 4 above fits; left are a smaller batch_size or k, more devices" in last
+  )
 
 
 @pytest.mark.slow("it compiles for another machine, which takes 100 CPU seconds")
 def test_a_full_text_tower_takes_what_is_planned(config, tmp_path):
-  """Large enough that on-chip memory holds little of it; needs libtpu, and no device."""
+  """Large enough that on-chip memory holds little of it; needs libtpu, and no
+  device."""
   open_or_skip(config(), tmp_path)
   text = {"width": 144, "layers": 2, "heads": 2, "mlp_ratio": 3.7, "vocab_size": 8}
   text |= {"context_length": 64, "no_causal_mask": True}
   vision = {"timm_model_name": "none"}
   clip = open_clips_config({"embed_dim": 64, "text_cfg": text, "vision_cfg": vision})
   device = absent.open_devices("v5e:1")[0]
-  estimate = full_tower_bytes(clip.text_config, 16, 1501 * 48, "bfloat16", device.platform)
+  estimate = full_tower_bytes(
+    clip.text_config, 16, 1501 * 48, "bfloat16", device.platform
+  )
   plan = estimate.plan(0.5 * 2**30)
   assert plan.n_chunks == 2
   lowered = full_tower_memory.lowered_tower(clip, device, 1501, 16, plan)

@@ -37,8 +37,12 @@ def test_the_sizes_of_a_family_are_open_clips(name):
   with torch.device("meta"):
     original = _build_text_tower(settings["embed_dim"], text)
   n_biases = settings["embed_dim"] if text.get("proj_bias") else 0
-  shapes = parameter_shapes(ClipConfig(towers.MODELS[name], NoImageTower(), settings["embed_dim"]))
-  leaves = flatten_dict({key: shapes[key] for key in ("text_model", "text_projection")}).values()
+  shapes = parameter_shapes(
+    ClipConfig(towers.MODELS[name], NoImageTower(), settings["embed_dim"])
+  )
+  leaves = flatten_dict(
+    {key: shapes[key] for key in ("text_model", "text_projection")}
+  ).values()
   found = sum(math.prod(shape) for shape in leaves) + n_biases
   assert found == sum(parameter.numel() for parameter in original.parameters())
   assert towers.MODELS[name].num_attention_heads == text["heads"]
@@ -52,7 +56,14 @@ def test_the_sizes_of_a_family_are_open_clips(name):
 @needs_flax_clip
 def test_rows_of_implementations(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
-  sizes = {"k": "12", "baseline_k": "12", "rows_at_a_time": 8, "m": 4, "repeats": 2, "steps": ""}
+  sizes = {
+    "k": "12",
+    "baseline_k": "12",
+    "rows_at_a_time": 8,
+    "m": 4,
+    "repeats": 2,
+    "steps": "",
+  }
   config = _config(**sizes)
   results = benchmark.run(config, str(tmp_path))
   benchmark.check(config, str(tmp_path))  # it may be measured again there
@@ -61,7 +72,11 @@ def test_rows_of_implementations(tmp_path, capsys, monkeypatch):
   rows = {row["implementation"]: row for row in results["rows"]}
   assert set(rows) == {"shared", "reference"}
   for name, row in rows.items():
-    assert row["seconds"] > 0 and row["share_of_matmul_rate"] > 0 and row["matmul_gflops"] > 0
+    assert (
+      row["seconds"] > 0
+      and row["share_of_matmul_rate"] > 0
+      and row["matmul_gflops"] > 0
+    )
     assert (row["k"], row["rounds"]) == (12, 2)
     assert row["peak_mib"] >= 0
     fewest, most = (3 * 12 + 5, 14 * 12 + 5) if name == "shared" else (77 * 12, 77 * 12)
@@ -106,10 +121,12 @@ def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, cap
     ("train_step", 16, 65_523, None),
     ("train_step", 16, 21_841, 24),
   ]
-  # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
+  # Nothing of the size of N is copied: a table of all token ids alone would take 2.3
+  # MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
   assert [row["bank_mib"] for row in rows[:2]] == [0.0, 0.0]
-  # 15 negatives beside the images of a group, of 94,447 tokens of 21,841 names; SOS and 16 vectors.
+  # 15 negatives beside the images of a group, of 94,447 tokens of 21,841 names; SOS and
+  # 16 vectors.
   n_rows = towers._GROUP + 15
   assert {row["rows_at_a_time"] for row in rows} == {n_rows}
   assert {row["tokens"] for row in rows} == {17 + round(n_rows * 94_447 / 21_841)}
@@ -135,14 +152,19 @@ def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
 
 
 def test_figures_are_medians_of_rounds_between_two_products(monkeypatch, capsys):
-  """Of two steps in three rounds, by a clock that is known; no fourth round starts after 60 s."""
+  """Of two steps in three rounds, by a clock that is known; no fourth round starts
+  after 60 s."""
   seconds = {
     # A product, the step, a product.
     "first": [(1, 2, 3), (2, 5, 2), (4, 3, 4)],
     "second": [(1, 8, 1), (1, 4, 3), (2, 6, 2)],
   }
-  read = iter(time for pair in zip(*seconds.values(), strict=True) for one in pair for time in one)
-  monkeypatch.setattr(measurement.timeit, "timeit", lambda call, number: (call(), next(read))[1])
+  read = iter(
+    time for pair in zip(*seconds.values(), strict=True) for one in pair for time in one
+  )
+  monkeypatch.setattr(
+    measurement.timeit, "timeit", lambda call, number: (call(), next(read))[1]
+  )
   monkeypatch.setattr(measurement, "_large_product", lambda dtype: (lambda: None, 1e10))
   now = iter((100.0, 130.0, 159.0, 161.0))
   monkeypatch.setattr(measurement.time, "monotonic", lambda: next(now))
@@ -160,7 +182,9 @@ def test_figures_are_medians_of_rounds_between_two_products(monkeypatch, capsys)
     rates = [2e10 / (before + after) for before, _, after in rounds]
     assert row["seconds"] == statistics.median(own for _, own, _ in rounds)
     assert row["matmul_gflops"] == pytest.approx(statistics.median(rates) / 1e9)
-    shares = [flops / own / rate for (_, own, _), rate in zip(rounds, rates, strict=True)]
+    shares = [
+      flops / own / rate for (_, own, _), rate in zip(rounds, rates, strict=True)
+    ]
     assert row["share_of_matmul_rate"] == pytest.approx(statistics.median(shares))
     assert (row["rounds"], row["renew"], row["bank_mib"]) == (3, None, 0.0)
     fields = ("implementation", "k", "n_classes", "tokens", "rows_at_a_time")
@@ -170,8 +194,34 @@ def test_figures_are_medians_of_rounds_between_two_products(monkeypatch, capsys)
   header, *lines, last = capsys.readouterr().out.splitlines()
   assert header.split()[:5] == ["implementation", "K", "N", "tokens", "seconds"]
   assert [line.split() for line in lines] == [
-    ["shared", "8", "20", "50", "3.000", "375.00", "60.0%", "3", "1.00", "1.00", "-", "0"],
-    ["reference", "8", "20", "99", "6.000", "750.00", "3.3%", "6", "2.00", "2.00", "-", "0"],
+    [
+      "shared",
+      "8",
+      "20",
+      "50",
+      "3.000",
+      "375.00",
+      "60.0%",
+      "3",
+      "1.00",
+      "1.00",
+      "-",
+      "0",
+    ],
+    [
+      "reference",
+      "8",
+      "20",
+      "99",
+      "6.000",
+      "750.00",
+      "3.3%",
+      "6",
+      "2.00",
+      "2.00",
+      "-",
+      "0",
+    ],
   ]
   assert last == "large matrix product: 5 GFLOP/s"
 
@@ -179,12 +229,20 @@ def test_figures_are_medians_of_rounds_between_two_products(monkeypatch, capsys)
 def test_the_plot_has_seconds_and_peaks_by_k(tmp_path, drawn):
   """Without whole steps."""
   rows = [
-    {"implementation": name, "k": k, "n_classes": 20, "seconds": k / 4, "peak_mib": 3.0 * k}
+    {
+      "implementation": name,
+      "k": k,
+      "n_classes": 20,
+      "seconds": k / 4,
+      "peak_mib": 3.0 * k,
+    }
     for name in ("shared", "reference", "train_step")
     for k in (8, 4)
   ]
   measurement.plot(tmp_path / "plot.png", rows)
-  points = lambda axes: {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+  points = lambda axes: {
+    line.get_label(): line.get_xydata().tolist() for line in axes.lines
+  }
   assert [points(axes) for axes in drawn[0].axes] == [
     {"shared prefix, packed names": values, "HuggingFace Flax, 77 tokens": values}
     for values in ([[4, 1], [8, 2]], [[4, 12], [8, 24]])
@@ -192,7 +250,8 @@ def test_the_plot_has_seconds_and_peaks_by_k(tmp_path, drawn):
 
 
 def test_the_flops_of_a_layer():
-  """Q, K, V, the output, and an MLP of 4 D: 12 D^2 multiplications and additions a token, twice."""
+  """Q, K, V, the output, and an MLP of 4 D: 12 D^2 multiplications and additions a
+  token, twice."""
   config = towers.MODELS["tiny"]
   width, n_layers = config.hidden_size, config.num_hidden_layers
   forward = 2 * (4 * width * width + 2 * width * 4 * width)
@@ -212,7 +271,9 @@ def test_the_flops_of_a_layer():
   ],
 )
 def test_refuses_what_cannot_run(field, value, tmp_path):
-  with pytest.raises(ConfigError, match=re.escape(f"config.benchmark.{field}: got {value!r}")):
+  with pytest.raises(
+    ConfigError, match=re.escape(f"config.benchmark.{field}: got {value!r}")
+  ):
     validate(config := _config(**{field: value}))
     benchmark.check(config, str(tmp_path))
 

@@ -30,7 +30,11 @@ from pomp_jax.rooms.benchmark.chips import CHIPS, SOURCES, machine_of
 )
 def test_a_machine_by_its_names(text, kind, topology, n_devices):
   machine = machine_of(text)
-  assert (machine.chip.kind, machine.topology, machine.n_devices) == (kind, topology, n_devices)
+  assert (machine.chip.kind, machine.topology, machine.n_devices) == (
+    kind,
+    topology,
+    n_devices,
+  )
   assert machine.chip.title in str(machine)
 
 
@@ -58,12 +62,15 @@ def test_several_slices():
   ],
 )
 def test_a_machine_that_is_none(text, expected):
-  with pytest.raises(ConfigError, match=f"config.dry_run: got '{text}', expected .*{expected}"):
+  with pytest.raises(
+    ConfigError, match=f"config.dry_run: got '{text}', expected .*{expected}"
+  ):
     machine_of(text)
 
 
 def test_the_clock_follows_from_the_peak():
-  """Google's pages name no clock; each unit multiplies and adds in each of its cells."""
+  """Google's pages name no clock; each unit multiplies and adds in each of its
+  cells."""
   ghz = {kind: chip.clock / 1e9 for kind, chip in CHIPS.items() if chip.clock}
   expected = {"v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75, "tpu7x": 2.2}
   assert ghz == pytest.approx(expected, rel=0.01)
@@ -72,8 +79,14 @@ def test_the_clock_follows_from_the_peak():
 def test_each_chip_has_a_source_and_peaks_of_each_type():
   assert CHIPS.keys() == SOURCES.keys()
   for chip in CHIPS.values():
-    assert chip.peak["bfloat16"] == chip.flops > chip.peak["tensorfloat32"] > chip.peak["float32"]
-    # Within the shares of a device that a program may take: no typing error of a power of ten.
+    assert (
+      chip.peak["bfloat16"]
+      == chip.flops
+      > chip.peak["tensorfloat32"]
+      > chip.peak["float32"]
+    )
+    # Within the shares of a device that a program may take: no typing error of a power
+    # of ten.
     assert 10 * 2**30 < chip.memory < 100 * 2**30
     assert 100 < chip.flops / chip.bandwidth < 700
   assert CHIPS["v5e"].peak["float32"] == 197e12 / 6
@@ -88,6 +101,11 @@ def test_hosts_of_a_slice():
 def test_a_gpu_is_described_to_the_compiler():
   chip = CHIPS["h100"]
   text = chip.gpu.target(chip.bandwidth)
-  for part in ('name: "NVIDIA H100 80GB HBM3"', "core_count: 132", "major: 9", "3352000000000"):
+  for part in (
+    'name: "NVIDIA H100 80GB HBM3"',
+    "core_count: 132",
+    "major: 9",
+    "3352000000000",
+  ):
     assert part in text
   assert text.count("{") == text.count("}")

@@ -1,4 +1,5 @@
-"""Floating-point operations by the model's sizes, and their share of a device's peak."""
+"""Floating-point operations by the model's sizes, and their share of a device's
+peak."""
 
 from unittest import mock
 
@@ -17,8 +18,14 @@ from tests.support.small_run import small_config
 def test_a_device_has_the_chip_of_its_name():
   """The names that libtpu 0.0.42 and NVIDIA's driver give."""
   kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
-  kinds |= {"tpu7x": "TPU7x", "h100": "NVIDIA H100 80GB HBM3", "a100": "NVIDIA A100-SXM4-40GB"}
-  assert {kind: chip_of(name) for kind, name in kinds.items()} == {k: CHIPS[k] for k in kinds}
+  kinds |= {
+    "tpu7x": "TPU7x",
+    "h100": "NVIDIA H100 80GB HBM3",
+    "a100": "NVIDIA A100-SXM4-40GB",
+  }
+  assert {kind: chip_of(name) for kind, name in kinds.items()} == {
+    k: CHIPS[k] for k in kinds
+  }
   assert chip_of("cpu") is None and chip_of("") is None
 
 
@@ -26,7 +33,9 @@ def test_a_device_has_the_chip_of_its_name():
 def test_the_share_of_the_peak(tmp_path, monkeypatch, dtype, passes):
   run = setup.prepare(small_config(**{"clip.dtype": dtype}), RunFolder(tmp_path))
   assert flops.share_of_peak(run)(1.0) == {}
-  monkeypatch.setattr(flops, "chip_of", lambda kind: CHIPS["v5e"] if kind == "cpu" else None)
+  monkeypatch.setattr(
+    flops, "chip_of", lambda kind: CHIPS["v5e"] if kind == "cpu" else None
+  )
   least = sum(flops.step_flops(run).values()) * passes / 197e12
   assert flops.share_of_peak(run)(4 * least)["mfu"] == pytest.approx(0.25)
   # A training of masks is no `PromptRun`, and has no such count.

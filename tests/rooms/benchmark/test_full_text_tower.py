@@ -1,4 +1,5 @@
-"""The bidirectional text tower: equal in chunks, and the memory that is planned for it."""
+"""The bidirectional text tower: equal in chunks, and the memory that is planned for
+it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,12 @@ import pytest
 
 from pomp_jax.clip.architecture import parameter_shapes
 from pomp_jax.clip.packed import AT_ONCE, MemoryPlan
-from pomp_jax.clip.text import activation_bytes, full_tower_bytes, plan_memory, text_tower
+from pomp_jax.clip.text import (
+  activation_bytes,
+  full_tower_bytes,
+  plan_memory,
+  text_tower,
+)
 from pomp_jax.rooms.benchmark.synthetic_clip import open_clips_config, random_params
 from tests.support.checks import assert_close
 
@@ -15,7 +21,13 @@ N_CLASSES = 11
 N_PREFIX = 3
 POSITIONS = 8
 TEXT = {
-  **{"width": 48, "layers": 2, "heads": 4, "vocab_size": 16, "context_length": POSITIONS},
+  **{
+    "width": 48,
+    "layers": 2,
+    "heads": 4,
+    "vocab_size": 16,
+    "context_length": POSITIONS,
+  },
   "no_causal_mask": True,
 }
 
@@ -28,9 +40,12 @@ def clip():
 
 @pytest.mark.parametrize("n_chunks", [2, 4, 5])
 def test_chunks_change_nothing(clip, n_chunks):
-  """Also where the rows don't divide, and where fewer chunks hold them: 5 of at most 3 rows."""
+  """Also where the rows don't divide, and where fewer chunks hold them: 5 of at most
+  3 rows."""
   shapes = parameter_shapes(clip)
-  params = random_params({key: shapes[key] for key in ("text_model", "text_projection")}, seed=0)
+  params = random_params(
+    {key: shapes[key] for key in ("text_model", "text_projection")}, seed=0
+  )
   rng = np.random.default_rng(1)
   shape = N_CLASSES, POSITIONS - N_PREFIX, TEXT["width"]
   suffix_CxLxD = rng.standard_normal(shape, np.float32)
@@ -72,7 +87,8 @@ def test_the_plan_has_the_fewest_chunks_that_fit(clip):
 
 
 def test_the_plan_of_a_small_limit(clip):
-  """Twice the embeddings lie in memory in any case, and a chunk has one class or more."""
+  """Twice the embeddings lie in memory in any case, and a chunk has one class or
+  more."""
   estimate = full_tower_bytes(clip.text_config, N_PREFIX, 5000, "float32", "cpu")
   n_chunks = estimate.plan(0.0).n_chunks
   least = 2 * estimate.embeddings + estimate.features
@@ -83,9 +99,13 @@ def test_the_plan_of_a_small_limit(clip):
 
 def test_a_tpu_pads_heads_and_weights_of_attention(clip):
   sizes = clip.text_config, N_PREFIX, 5000
-  there, here = (full_tower_bytes(*sizes, "bfloat16", platform) for platform in ("tpu", "gpu"))
+  there, here = (
+    full_tower_bytes(*sizes, "bfloat16", platform) for platform in ("tpu", "gpu")
+  )
   # Heads of 12 and eight weights of a query are stored as 128.
   rows = 2 * 1000 * POSITIONS
-  assert there.residuals - here.residuals == 2 * rows * 4 * (3 * (128 - 12) + 2 * (128 - 8))
+  assert there.residuals - here.residuals == 2 * rows * 4 * (
+    3 * (128 - 12) + 2 * (128 - 8)
+  )
   assert here.weights == 2 * 2 * 12 * 48**2
   assert full_tower_bytes(*sizes, "tensorfloat32", "gpu").weights == 0

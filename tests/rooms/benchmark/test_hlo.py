@@ -1,12 +1,13 @@
-"""Reading compiled programs; the snippets are shortened from those of small functions."""
+"""Reading compiled programs; the snippets are shortened from those of small
+functions."""
 
 import pytest
 
 from pomp_jax.rooms.benchmark import hlo
 
 SIZES = {"data": 2, "class": 2}
-# For TPU v5e 2x2 by libtpu 0.0.42.1: a loop with a sum over the class axis, a gather of rows over
-# it, a product, and a sum of its columns over the data axis.
+# For TPU v5e 2x2 by libtpu 0.0.42.1: a loop with a sum over the class axis, a gather of
+# rows over it, a product, and a sum of its columns over the data axis.
 TPU = """\
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias) }
 
@@ -69,7 +70,13 @@ def test_without_estimates_there_are_no_cycles():
 @pytest.mark.parametrize(
   ("change", "trips"),
   [
-    (("condition=%condition", 'condition=%none, backend={"known_trip_count":{"n":"12"}}'), 12),
+    (
+      (
+        "condition=%condition",
+        'condition=%none, backend={"known_trip_count":{"n":"12"}}',
+      ),
+      12,
+    ),
     # The bound is carried by the loop, or not the only number.
     (("constant(7)", "parameter(1)"), None),
     (("direction=LT", "direction=NE"), None),
@@ -77,10 +84,15 @@ def test_without_estimates_there_are_no_cycles():
 )
 def test_trips_of_a_loop(change, trips):
   program = hlo.parse(TPU.replace(*change))
-  (loop,) = (one for one in program.computations[program.entry] if one.operation == "while")
+  (loop,) = (
+    one for one in program.computations[program.entry] if one.operation == "while"
+  )
   assert program.trips(loop) == trips
   found = hlo.cycles(program)
-  assert (found.unknown, found.total) == (trips is None, (trips or 1) * (1829 + 2000) + 5000)
+  assert (found.unknown, found.total) == (
+    trips is None,
+    (trips or 1) * (1829 + 2000) + 5000,
+  )
 
 
 def test_collectives_by_axis():
@@ -105,7 +117,8 @@ def test_collectives_by_axis():
 )
 def test_axes_of_groups(groups, axes):
   text = (
-    f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  ROOT %a = f32[2]{{0}} all-reduce(%x), {groups}\n}}"
+    "ENTRY %main (x: f32[2]) -> f32[2] {\n"
+    f"  ROOT %a = f32[2]{{0}} all-reduce(%x), {groups}\n}}"
   )
   (found,) = hlo.collectives(hlo.parse(text), {"data": 4, "class": 2})
   assert (found.axes, found.n_bytes) == (axes, 8)

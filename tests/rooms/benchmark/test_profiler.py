@@ -9,7 +9,9 @@ from tests.train.test_watch import METRICS, opened
 
 
 def test_a_run_leaves_a_profile(tmp_path):
-  trained(small_config(steps=10, profile_steps="3+4", **{"checkpoint.every": 10}), tmp_path)
+  trained(
+    small_config(steps=10, profile_steps="3+4", **{"checkpoint.every": 10}), tmp_path
+  )
   (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
   assert trace.stat().st_size > 1000
 

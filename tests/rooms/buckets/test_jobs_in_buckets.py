@@ -1,4 +1,5 @@
-"""Jobs with every path in a bucket leave what they leave in a local folder, and nothing local."""
+"""Jobs with every path in a bucket leave what they leave in a local folder, and
+nothing local."""
 
 import json
 import os
@@ -21,7 +22,9 @@ from tests.support.data_files import NAMES, write_folder
 from tests.support.detection_cases import random_annotations
 from tests.support.small_run import run_job, small_config
 
-emulated = pytest.mark.slow("minutes of requests to an emulator, one job after the other")
+emulated = pytest.mark.slow(
+  "minutes of requests to an emulator, one job after the other"
+)
 
 SETS_FILE = """
 set = [{name = "animals", root = "images", names = "names.txt", base = ["beaver", "owl", "daisy"]}]
@@ -46,11 +49,15 @@ def local(tmp_path_factory):
   boxes.mkdir()
   rng, annotations = np.random.default_rng(0), random_annotations(0)
   (boxes / "coco.json").write_text(json.dumps(annotations))
-  writer = RegionWriter(boxes / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0))
+  writer = RegionWriter(
+    boxes / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0)
+  )
   for image in annotations["images"]:
     corners = np.float32([[4, 5, 60, 70], [30, 20, 110, 90]])
     embeddings = rng.normal(size=(2, 1, 128)).astype(np.float16)
-    writer.write(image["id"], Regions(corners, np.float32([0.9, 0.5]), None, embeddings))
+    writer.write(
+      image["id"], Regions(corners, np.float32([0.9, 0.5]), None, embeddings)
+    )
   np.save(boxes / "classes.npy", rng.normal(size=(6, 128)).astype(np.float16))
   return root
 
@@ -60,9 +67,11 @@ def pair(request, local, tmp_path_factory):
   """The local folder and its copy in a bucket; the current folder stays empty."""
   before, empty = os.getcwd(), tmp_path_factory.mktemp("current")
   os.chdir(empty)
-  # A copy, so that no job reads what another store's wrote; in a folder that is called like the
-  # bucket, since reports name prompts by their last folders.
-  local = shutil.copytree(local, tmp_path_factory.mktemp(request.param) / stores.BUCKET / "base")
+  # A copy, so that no job reads what another store's wrote; in a folder that is called
+  # like the bucket, since reports name prompts by their last folders.
+  local = shutil.copytree(
+    local, tmp_path_factory.mktemp(request.param) / stores.BUCKET / "base"
+  )
   with stores.running(request.param) as found, pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     url = found[request.param].url("base")
@@ -73,7 +82,8 @@ def pair(request, local, tmp_path_factory):
 
 
 def both(pair, config, name):
-  """Runs a job in both places, BASE in its fields; returns its two results, which are the same."""
+  """Runs a job in both places, BASE in its fields; returns its two results, which
+  are the same."""
   found = []
   for base in pair:
     fields = json.loads(json.dumps(config.flat()).replace("BASE", base))
@@ -88,13 +98,27 @@ def both(pair, config, name):
 def without_times(value):
   """JSON without measured times, and without the two places' sizes."""
   if isinstance(value, dict):
-    dropped = ("seconds", "per_second", "productive_share", "bytes", "key", "date", "time")
-    return {k: without_times(v) for k, v in value.items() if not any(d in k for d in dropped)}
+    dropped = (
+      "seconds",
+      "per_second",
+      "productive_share",
+      "bytes",
+      "key",
+      "date",
+      "time",
+    )
+    return {
+      k: without_times(v) for k, v in value.items() if not any(d in k for d in dropped)
+    }
   return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def training(**changes):
-  settings = {"clip.model": "BASE/clip", "data.source": "folder", "data.root": "BASE/images"}
+  settings = {
+    "clip.model": "BASE/clip",
+    "data.source": "folder",
+    "data.root": "BASE/images",
+  }
   settings |= {"data.n_classes": 0, "data.augment": "recipe", "data.views": 2}
   settings |= {"data.view_epochs": 2, "data.feature_store": "BASE/features"}
   settings |= {"data.features": "stored", "k": 4, "batch_size": 8}
@@ -104,15 +128,25 @@ def training(**changes):
 @emulated
 def test_a_training_is_the_same_bit_for_bit(pair):
   both(pair, training(), "trained")
-  local, bucket = (load_prompt(f"{base}/runs/trained/prompt.npz").context for base in pair)
+  local, bucket = (
+    load_prompt(f"{base}/runs/trained/prompt.npz").context for base in pair
+  )
   assert local.tobytes() == bucket.tobytes()
   scalars = [RunFolder(f"{base}/runs/trained").scalars() for base in pair]
   assert scalars[0]["loss"] == scalars[1]["loss"]
 
 
-PIXELS = regions_config(pathlib.PurePosixPath("BASE/pixels"), "segment", **{"clip.model": "world"})
-NAMED = {"images": "BASE/images/test/owl", "names": "BASE/names.txt", "prompt": "BASE/prompt.npz"}
-NAMED = {"clip.model": "BASE/clip"} | {f"predict.{name}": value for name, value in NAMED.items()}
+PIXELS = regions_config(
+  pathlib.PurePosixPath("BASE/pixels"), "segment", **{"clip.model": "world"}
+)
+NAMED = {
+  "images": "BASE/images/test/owl",
+  "names": "BASE/names.txt",
+  "prompt": "BASE/prompt.npz",
+}
+NAMED = {"clip.model": "BASE/clip"} | {
+  f"predict.{name}": value for name, value in NAMED.items()
+}
 # The scores of the detector alone: no image is read.
 DUMP = {"detect.source": "coco", "detect.annotations": "BASE/boxes/coco.json"}
 DUMP |= {"detect.prompts": ("BASE/boxes/classes.npy",), "detect.output": True}
@@ -127,7 +161,9 @@ CELLS = {"ablate.grid": "k=2|all", "steps": 2}
 
 def row(job, changes):
   """A config that needs no features of another job."""
-  return training(job=job, **{"data.features": "online", "data.feature_store": ""} | changes)
+  return training(
+    job=job, **{"data.features": "online", "data.feature_store": ""} | changes
+  )
 
 
 def exported(kind):
@@ -155,7 +191,8 @@ def test_files_hold_the_same(pair, config, file):
   results = both(pair, config, name)
   files = [sorted(paths.to_path(f"{base}/runs/{name}").glob(file)) for base in pair]
   local, bucket = (
-    [content(path, base) for path in found] for found, base in zip(files, pair, strict=True)
+    [content(path, base) for path in found]
+    for found, base in zip(files, pair, strict=True)
   )
   assert local == bucket and all(len(one) > 50 for one in local)
   assert len(local) == (2 if config.job == "ablate" else 1)
@@ -164,7 +201,8 @@ def test_files_hold_the_same(pair, config, file):
 
 
 def content(path, base):
-  """Bytes without the name of the place; of a prompt the vectors, as its texts have no order."""
+  """Bytes without the name of the place; of a prompt the vectors, as its texts have
+  no order."""
   if {".npz", ".safetensors", ".pth"} & set(path.suffixes):
     return load_prompt(path).context.tobytes()
   return path.read_bytes().replace(base.encode(), b"BASE")

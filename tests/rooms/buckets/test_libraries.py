@@ -17,7 +17,9 @@ def test_a_missing_or_old_library_is_named(scheme, library, monkeypatch):
     installed[library] = release
     with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:
       paths.to_path(f"{scheme}://bucket/run")
-    assert "\n" not in str(caught.value) and (release or "not installed") in str(caught.value)
+    assert "\n" not in str(caught.value) and (release or "not installed") in str(
+      caught.value
+    )
   for release in ("2026.2.0", "2026.10.1", "2027.1"):
     installed[library] = release
     assert paths.problem_of(f"{scheme}://bucket/run") is None

@@ -1,4 +1,5 @@
-"""Features of a file: open_clip's, dumped by the script; jobs on them do what they do on images."""
+"""Features of a file: open_clip's, dumped by the script; jobs on them do what they
+do on images."""
 
 import dataclasses
 import itertools
@@ -41,14 +42,21 @@ def dumped(shared, cut_pictures, one_layer):
   """Features of the world's CLIP, as a folder."""
 
   def write(out):
-    encoder, of_splits = inputs.open_encoder(small_config(**{"clip.model": one_layer}).clip), {}
+    encoder, of_splits = (
+      inputs.open_encoder(small_config(**{"clip.model": one_layer}).clip),
+      {},
+    )
     for split, folder in FOLDERS.items():
       source = _opened(cut_pictures / folder, encoder.clip.image_size)
       good = np.setdiff1d(np.arange(len(source)), [BAD] if split == "train" else [])
-      features = np.full((len(source), encoder.clip.config.projection_dim), np.nan, np.float32)
+      features = np.full(
+        (len(source), encoder.clip.config.projection_dim), np.nan, np.float32
+      )
       features[good] = encoder.image_features(source.images(good), unit=False)
       given = source.labels, source.keys.tolist(), np.array_split(features, 3)
-      of_splits[split] = script.write_split(out, split, *given, features.shape[1], "float32")
+      of_splits[split] = script.write_split(
+        out, split, *given, features.shape[1], "float32"
+      )
     header = {"format_version": 1, "clip_model": one_layer, "width": features.shape[1]}
     header |= {"names": sorted(NAMES), "splits": of_splits}
     script.write_header(out, header)
@@ -61,9 +69,17 @@ def config_of(cut_pictures, dumped, one_layer):
   """A function: whether on the file, changes -> config of 12 steps over 4 epochs."""
 
   def config(on_file, **changes):
-    data = {"data.source": "folder", "data.root": str(cut_pictures), "data.features": "stored"}
+    data = {
+      "data.source": "folder",
+      "data.root": str(cut_pictures),
+      "data.features": "stored",
+    }
     if on_file:
-      data |= {"data.source": "features", "data.root": str(dumped), "data.features": "file"}
+      data |= {
+        "data.source": "features",
+        "data.root": str(dumped),
+        "data.features": "file",
+      }
     settings = {"clip.model": one_layer, "k": 4, "batch_size": 8, "data.n_classes": 0}
     settings |= {"data.max_corrupt": 0.05, "checkpoint.every": 4, "eval.images": 0}
     return small_config(**data | settings | changes)
@@ -86,7 +102,14 @@ def test_the_script_dumps_what_our_image_tower_computes(cut_pictures, tmp_path, 
   write_settings(clip_folder, VIT, quick_gelu=True)
   write_merges(clip_folder)
   clip = load_clip(str(clip_folder))
-  arguments = ["--model", f"local-dir:{clip_folder}", "--clip", clip.name, "--device", "cpu"]
+  arguments = [
+    "--model",
+    f"local-dir:{clip_folder}",
+    "--clip",
+    clip.name,
+    "--device",
+    "cpu",
+  ]
   arguments += ["--data", str(cut_pictures), "--workers", "0", "--batch-size", "7"]
   for dtype, tolerance in (("float32", 1e-4), ("float16", 2e-3)):
     out = tmp_path / dtype
@@ -109,7 +132,9 @@ def test_the_script_dumps_what_our_image_tower_computes(cut_pictures, tmp_path, 
   # Without an image tower here.
   data = {"data.source": "features", "data.features": "file", "data.root": str(out)}
   clip_alone = {"clip.model": clip.name, "clip.image_tower": False, "data.n_classes": 0}
-  run_job(small_config(k=4, batch_size=8, steps=2, **data, **clip_alone), tmp_path / "run")
+  run_job(
+    small_config(k=4, batch_size=8, steps=2, **data, **clip_alone), tmp_path / "run"
+  )
   # What is complete stays, and what is not in features.json is dumped again.
   header = json.loads((out / "features.json").read_text())
   again = header | {"splits": {"train": header["splits"]["train"]}}
@@ -129,7 +154,9 @@ def test_a_training_is_that_on_the_images(on_images, config_of, tmp_path, monkey
   monkeypatch.setattr(Encoder, "features_of_images", None)
   # After the checkpoint of step 8; the next start takes the rest.
   send = batches.on_devices
-  monkeypatch.setattr(batches, "on_devices", lambda *given: itertools.islice(send(*given), 9))
+  monkeypatch.setattr(
+    batches, "on_devices", lambda *given: itertools.islice(send(*given), 9)
+  )
   config = config_of(True)
   with pytest.raises(StopIteration):
     run_job(config, tmp_path)
@@ -141,7 +168,9 @@ def test_a_training_is_that_on_the_images(on_images, config_of, tmp_path, monkey
   assert np.abs(contexts[0]).max() > 1e-2
   assert _figures(found) == _figures(results)
   assert "daisy/2.jpg" in found["unreadable"]["train"][0] and not run.features.exists()
-  assert not (run.plots / "predictions.png").exists() and (run.path / "report.html").exists()
+  assert (
+    not (run.plots / "predictions.png").exists() and (run.path / "report.html").exists()
+  )
 
 
 def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
@@ -155,10 +184,14 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
   for split in ("train", "test"):
     rows, labels = np.load(root / f"{split}.npy"), np.load(root / f"{split}_labels.npy")
     given = labels, (root / f"{split}_keys.txt").read_text().splitlines(), [-rows]
-    header["splits"][split] = script.write_split(root, split, *given, rows.shape[1], "float32")
+    header["splits"][split] = script.write_split(
+      root, split, *given, rows.shape[1], "float32"
+    )
   script.write_header(root, header)
   stored.forget_sources()
-  with pytest.raises(FeatureStoreError, match="training_images.json: images is .*features"):
+  with pytest.raises(
+    FeatureStoreError, match="training_images.json: images is .*features"
+  ):
     run_job(config, tmp_path / "run")
   assert run_job(evaluation, tmp_path / "evaluation")["accuracy"] != before
 
@@ -169,7 +202,12 @@ def test_runs_know_their_own_features(config_of, dumped, copy_of, tmp_path):
     {"job": "evaluate", "evaluate.prompts": "hand_written;a {}."},
     {"job": "analyse", "analyse.prompts": "hand_written"},
     {"method": "zero_shot"},
-    {"method": "linear_probe", "probe.iterations": 5, "data.classes": "base", "data.shots": 2},
+    {
+      "method": "linear_probe",
+      "probe.iterations": 5,
+      "data.classes": "base",
+      "data.shots": 2,
+    },
     {"method": "tip_adapter_f", "tip.epochs": 2},
     {"method": "cocoop", "steps": 2, "batch_size": 4, "eval.images": 6},
     {"job": "repeat", "repeat.seeds": "3", "steps": 2, "eval.images": 6},
@@ -187,7 +225,8 @@ def test_jobs_find_what_they_find_on_images(config_of, tmp_path, monkeypatch, ch
 
 
 def test_own_sets_of_a_file(config_of, cut_pictures, dumped, tmp_path):
-  """Beside the pictures themselves, under another list of names, of which one has no image."""
+  """Beside the pictures themselves, under another list of names, of which one has no
+  image."""
   names = [*sorted(NAMES, reverse=True), "zebra"]
   sets = [
     {"name": reader, "reader": reader, "root": str(root), "names": names}
@@ -204,7 +243,13 @@ def test_own_sets_of_a_file(config_of, cut_pictures, dumped, tmp_path):
 
 def _figures(results):
   """Accuracies and the like, rounded, by their place."""
-  skipped = {"seconds", "eval_seconds", "memory_mib", "images_per_second", "seconds_of_last_start"}
+  skipped = {
+    "seconds",
+    "eval_seconds",
+    "memory_mib",
+    "images_per_second",
+    "seconds_of_last_start",
+  }
   skipped |= {"unreadable", "step_times", "loss", "productive_share"}
 
   def flat(value, place):
@@ -256,27 +301,53 @@ def _write(name, content):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (_with_header(clip_model="open_clip:ViT-L-14/dfn2b"), "features.json: clip_model: got 'open_"),
-    (_with_header(width=65), r"train.npy: got float32 \[24, 128\], expected .*\[24, 65\]"),
+    (
+      _with_header(clip_model="open_clip:ViT-L-14/dfn2b"),
+      "features.json: clip_model: got 'open_",
+    ),
+    (
+      _with_header(width=65),
+      r"train.npy: got float32 \[24, 128\], expected .*\[24, 65\]",
+    ),
     (_with_header(width=True), "features.json: width: got True"),
-    (_with_header(format_version=2), "features.json: format_version: got 2, expected 1"),
+    (
+      _with_header(format_version=2),
+      "features.json: format_version: got 2, expected 1",
+    ),
     (_with_header(names=["a", 1]), "features.json: names: got"),
     (_with_header(names=["a", "a"]), "features.json: names: name 2"),
     (_with_header(names=["a", "b"]), r"train_labels.npy: labels outside 0\.\.1"),
     (_with_header(splits={"val": "0"}), "features.json: splits: got"),
     (_with_header(splits={}), "features.json: splits: got {}"),
-    (_with_header(splits={"test": "0"}), r"features \S*: no training images \(found test\)"),
-    (_with_header(splits={"train": "0"}), "features.json: splits.train: got '0', expected"),
+    (
+      _with_header(splits={"test": "0"}),
+      r"features \S*: no training images \(found test\)",
+    ),
+    (
+      _with_header(splits={"train": "0"}),
+      "features.json: splits.train: got '0', expected",
+    ),
     (_write("features.json", b"[" * 100_000), "features.json: not JSON"),
     (_write("features.json", b"[]"), "features.json: format_version: got None"),
     (lambda root: (root / "train_keys.txt").unlink(), "train_keys.txt: can't be read"),
-    (lambda root: np.save(root / "test.npy", [{}]), "test.npy: can't be read .*Python objects"),
-    (_write("test.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((("), "test.npy: can't be read"),
+    (
+      lambda root: np.save(root / "test.npy", [{}]),
+      "test.npy: can't be read .*Python objects",
+    ),
+    (
+      _write("test.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((("),
+      "test.npy: can't be read",
+    ),
     (_write("validation.npy", b""), "validation.npy: can't be read"),
-    (lambda root: np.save(root / "test.npy", np.zeros((18, 64))), "test.npy: got float64"),
+    (
+      lambda root: np.save(root / "test.npy", np.zeros((18, 64))),
+      "test.npy: got float64",
+    ),
   ],
 )
-def test_a_file_that_cannot_be_is_one_line(config_of, dumped, copy_of, tmp_path, change, message):
+def test_a_file_that_cannot_be_is_one_line(
+  config_of, dumped, copy_of, tmp_path, change, message
+):
   root = copy_of(dumped)
   change(root)
   with pytest.raises((SourceError, VocabularyError), match=message) as error:
@@ -284,7 +355,9 @@ def test_a_file_that_cannot_be_is_one_line(config_of, dumped, copy_of, tmp_path,
   assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_damaged_row_is_one_line_when_it_is_read(config_of, dumped, copy_of, tmp_path):
+def test_a_damaged_row_is_one_line_when_it_is_read(
+  config_of, dumped, copy_of, tmp_path
+):
   root = copy_of(dumped)
   content = bytearray((root / "test.npy").read_bytes())
   content[-1] ^= 1
@@ -300,15 +373,26 @@ def test_another_width_than_the_clips(dumped, config_of, one_layer):
   # A dry run has random weights.
   inputs.check_features(source, f"synthetic:{one_layer}", clip)
   with pytest.raises(SourceError, match="width: got 128, expected 65"):
-    inputs.check_features(source, one_layer, dataclasses.replace(clip, projection_dim=65))
+    inputs.check_features(
+      source, one_layer, dataclasses.replace(clip, projection_dim=65)
+    )
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data.source": "world", "data.root": ""}, "data.features: got 'file', expected 'online' or"),
-    ({"data.features": "stored"}, "data.features: got 'stored', expected 'file' where data.source"),
-    ({"data.augment": "recipe"}, "data.augment: got 'recipe', expected 'none' where data.features"),
+    (
+      {"data.source": "world", "data.root": ""},
+      "data.features: got 'file', expected 'online' or",
+    ),
+    (
+      {"data.features": "stored"},
+      "data.features: got 'stored', expected 'file' where data.source",
+    ),
+    (
+      {"data.augment": "recipe"},
+      "data.augment: got 'recipe', expected 'none' where data.features",
+    ),
     ({"data.views": 2}, "data.views: got 2"),
     (
       {"data.source": "world", "data.root": "", "clip.image_tower": False},
@@ -317,7 +401,10 @@ def test_another_width_than_the_clips(dumped, config_of, one_layer):
     ({"job": "predict", "clip.image_tower": False}, "clip.image_tower: got False"),
     ({"data.upright": True}, "data.upright: got True"),
     ({"data.root": "", "dry_run": True}, "data.root: got ''"),
-    ({"method": "vpt_shallow"}, "data.features: got 'file', expected 'online' where method="),
+    (
+      {"method": "vpt_shallow"},
+      "data.features: got 'file', expected 'online' where method=",
+    ),
   ],
 )
 def test_settings_that_cannot_be(config_of, changes, message):

@@ -1,4 +1,5 @@
-"""Fuzzing of the readers of published data sets: splits, few-shot files and archives."""
+"""Fuzzing of the readers of published data sets: splits, few-shot files and
+archives."""
 
 import contextlib
 import io
@@ -58,13 +59,17 @@ def test_edited_few_shot_files(folder, eurosat, suffix):
   (folder / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(eurosat))
   few = folder / "eurosat" / "split_fewshot"
   few.mkdir(exist_ok=True)
-  items = {part: [["/data/eurosat/2750/a.jpg", 0, "river"]] for part in ("train", "val")}
+  items = {
+    part: [["/data/eurosat/2750/a.jpg", 0, "river"]] for part in ("train", "val")
+  }
   pickled = bombs(folder / "exploded")
 
   @given(st.data())
   def check(data):
     edited = edited_json(items, "train", "data", "impath", "_impath", "label")
-    strategy = edited if suffix == ".json" else damaged(pickled) | st.sampled_from(pickled)
+    strategy = (
+      edited if suffix == ".json" else damaged(pickled) | st.sampled_from(pickled)
+    )
     (few / f"shot_1-seed_1{suffix}").write_bytes(data.draw(strategy))
     read_coop(folder, shots=1)
 
@@ -75,9 +80,26 @@ def test_edited_few_shot_files(folder, eurosat, suffix):
 def awkward_tar(mode):
   """Members of awkward names, each as a file and as every kind that is none."""
   file = io.BytesIO()
-  names = ["data/variants.txt", "data/images/a.jpg", "/etc/images/b.jpg", "../../images/c.jpg"]
-  names += ["images/..jpg", "images/../d.jpg", "a/images/\x01.jpg", "images/.jpg", "images"]
-  kinds = [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE]
+  names = [
+    "data/variants.txt",
+    "data/images/a.jpg",
+    "/etc/images/b.jpg",
+    "../../images/c.jpg",
+  ]
+  names += [
+    "images/..jpg",
+    "images/../d.jpg",
+    "a/images/\x01.jpg",
+    "images/.jpg",
+    "images",
+  ]
+  kinds = [
+    tarfile.REGTYPE,
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+  ]
   with tarfile.open(fileobj=file, mode=mode) as tar:
     for name, kind in itertools.product(names, kinds):
       member = tarfile.TarInfo(name)

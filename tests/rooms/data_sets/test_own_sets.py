@@ -1,4 +1,5 @@
-"""A user's own data sets: what a file of them may hold, and which classes and images it gives."""
+"""A user's own data sets: what a file of them may hold, and which classes and images
+it gives."""
 
 import re
 import shutil
@@ -75,7 +76,8 @@ def test_the_test_folder_is_read_and_named(pictures):
 def test_names_from_a_list_or_by_name(pictures, caplog):
   (labelled,) = opened(pictures, _SET + 'names = ["eel", "wolf", "cat"]').values()
   assert labelled.classes.names == ("eel", "wolf", "cat")
-  # A class without a picture can still be answered; what is no class is left out, and said.
+  # A class without a picture can still be answered; what is no class is left out, and
+  # said.
   assert counts(labelled) == [5, 0, 3]
   assert "3 of 5 folders" in caplog.text
   assert "'ant'" in caplog.text
@@ -101,10 +103,14 @@ def test_base_and_novel(pictures, text, base, novel):
   assert (parts["base"].classes.names, parts["novel"].classes.names) == (base, novel)
   for labelled in parts.values():
     assert labelled.source.names == labelled.classes.names
-    assert counts(labelled) == [1 + NAMES.index(name) for name in labelled.classes.names]
+    assert counts(labelled) == [
+      1 + NAMES.index(name) for name in labelled.classes.names
+    ]
     # The labels are the pictures' own.
     folders = [key.split("/")[0] for key in labelled.source.keys]
-    assert folders == [labelled.classes.names[label] for label in labelled.source.labels]
+    assert folders == [
+      labelled.classes.names[label] for label in labelled.source.labels
+    ]
 
 
 def test_a_name_that_stands_twice_is_in_one_part(pictures):
@@ -132,7 +138,10 @@ def test_templates_and_synsets_go_with_the_classes(pictures):
     ("[[set]\n", "not TOML .*line 1"),
     ('[[set]]\nroot = "animals"', "set 1: key 'name': got None"),
     (_SET + _SET, "set 'a': key 'name'"),
-    (_SET + "rooot = 1", r"set 'a': unknown key 'rooot' \(did you mean 'root'\?\); known: name"),
+    (
+      _SET + "rooot = 1",
+      r"set 'a': unknown key 'rooot' \(did you mean 'root'\?\); known: name",
+    ),
     (_SET + "templates = ['a {} {}']", "set 'a': key 'templates'.*one {} each"),
     (_SET + "reader = 'coop'\ndataset = 'cars'", "set 'a': key 'dataset': got 'cars'"),
     (_SET + "base = 'first half'\nnovel = ['ant']", "set 'a': key 'novel'"),
@@ -140,10 +149,19 @@ def test_templates_and_synsets_go_with_the_classes(pictures):
     ('[[set]]\nname = "a"\nroot = "a\\u0000b"', r"set 'a': key 'root': got 'a\\x00b'"),
     (_SET + 'names = "no.txt"', r"set 'a': .*no\.txt: can't be read"),
     (_SET + 'names = ["ant", "ant"]', "set 'a': key 'names': .*'ant'"),
-    (_SET + 'base = ["aunt"]', r"set 'a': key 'base': 1 names .*'aunt' \(did you mean 'a"),
-    (_SET + 'base = ["ant"]\nnovel = ["ant", "bee"]', "set 'a': key 'novel': 1 classes .*'ant'"),
+    (
+      _SET + 'base = ["aunt"]',
+      r"set 'a': key 'base': 1 names .*'aunt' \(did you mean 'a",
+    ),
+    (
+      _SET + 'base = ["ant"]\nnovel = ["ant", "bee"]',
+      "set 'a': key 'novel': 1 classes .*'ant'",
+    ),
     (_SET + f"base = {list(NAMES)}", "set 'a': key 'base': has all classes"),
-    (_SET + 'synsets = ["n02084071"]', "set 'a': key 'synsets': 1 different ids for 5 classes"),
+    (
+      _SET + 'synsets = ["n02084071"]',
+      "set 'a': key 'synsets': 1 different ids for 5 classes",
+    ),
     (_SET + f"synsets = {[f'n9999999{i}' for i in range(5)]}", "set 'a': .*n99999990"),
     (_SET + 'names = ["ant", "wolf"]\nbase = ["ant"]', "set 'a': key 'novel': "),
   ],
@@ -161,11 +179,16 @@ _values = st.recursive(
   | st.sampled_from(["first half", "folder", "a {}", "dtd", "tfds", "coop"])
   | st.integers()
   | st.none(),
-  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(awkward_text, inner, max_size=2),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(awkward_text, inner, max_size=2)
+  ),
   max_leaves=4,
 )
 _entries = st.dictionaries(
-  st.sampled_from(["name", "root", "reader", "base", "novel", "names", "templates", "x"]), _values
+  st.sampled_from(
+    ["name", "root", "reader", "base", "novel", "names", "templates", "x"]
+  ),
+  _values,
 )
 
 

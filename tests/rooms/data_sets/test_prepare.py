@@ -1,4 +1,5 @@
-"""Builders: from files as distributed to records, read back by TFDS itself without TensorFlow."""
+"""Builders: from files as distributed to records, read back by TFDS itself without
+TensorFlow."""
 
 import collections
 import gzip
@@ -31,14 +32,18 @@ def jpeg(seed):
   return encode(Image.fromarray(noise).resize((48, 40)))
 
 
-# 12 synsets of 3 to 8 images; in every fourth synset one image is cut and one is no image.
+# 12 synsets of 3 to 8 images; in every fourth synset one image is cut and one is no
+# image.
 FILES, BAD, GOOD = {}, set(), {}
 for c, synset in enumerate(SYNSETS):
   FILES[synset] = {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(3 + c % 6)}
   GOOD |= {f"{synset}/{name}": content for name, content in FILES[synset].items()}
   if c % 4 == 0:
     first, second, *_ = FILES[synset]
-    FILES[synset] |= {first: FILES[synset][first][:-40], second: b"<html>not found</html>"}
+    FILES[synset] |= {
+      first: FILES[synset][first][:-40],
+      second: b"<html>not found</html>",
+    }
     BAD |= {f"{synset}/{first}", f"{synset}/{second}"}
 GOOD = {key: content for key, content in GOOD.items() if key not in BAD}
 
@@ -94,7 +99,9 @@ def stored(data_dir, split="train", dataset="imagenet21k"):
   """(label name, image) by file name, as TFDS itself reads the set."""
   builder = tfds.builder_from_directory(data_dir / dataset / "1.0.0")
   names = builder.info.features["label"].names
-  records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  records = builder.as_data_source(
+    split, decoders={"image": tfds.decode.SkipDecoding()}
+  )
   assert builder.info.splits[split].num_examples == len(records)
   rows = {r["file_name"].decode(): (names[r["label"]], r["image"]) for r in records}
   assert len(rows) == len(records)
@@ -115,7 +122,9 @@ def test_few_shots_and_held_out_images(tmp_path, layout):
   made(path, out, selection, workers, images_per_class=3)
   train, validation = (stored(out, split) for split in ("train", "validation"))
   counts = {
-    synset: tuple(sum(key.startswith(synset) for key in rows) for rows in (train, validation))
+    synset: tuple(
+      sum(key.startswith(synset) for key in rows) for rows in (train, validation)
+    )
     for synset in SYNSETS
   }
   # The first synset has 3 images, of which one is readable; it is left to train on.
@@ -129,20 +138,27 @@ def test_few_shots_and_held_out_images(tmp_path, layout):
 
 
 def test_the_job_builds_what_its_fields_say(tmp_path, monkeypatch):
-  """Each field reaches the function that it names; the functions have tests of their own."""
+  """Each field reaches the function that it names; the functions have tests of their
+  own."""
   source = object()
   opened = mock.Mock(return_value=source)
-  built = mock.Mock(return_value={"splits": {}, "n_unreadable": 0, "dataset": "imagenet21k"})
+  built = mock.Mock(
+    return_value={"splits": {}, "n_unreadable": 0, "dataset": "imagenet21k"}
+  )
   monkeypatch.setattr(prepare, "open_input", opened)
   monkeypatch.setattr(prepare, "build", built)
   fields = {"input": "in", "dataset": "imagenet21k", "names": "names.json", "shots": 5}
   fields |= {"shots_seed": 3, "held_out": 2, "workers": 7}
-  config = defaults("prepare").replace({f"prepare.{name}": value for name, value in fields.items()})
+  config = defaults("prepare").replace(
+    {f"prepare.{name}": value for name, value in fields.items()}
+  )
   assert {*fields} == {
     name.removeprefix("prepare.") for name in config.flat() if "prepare." in name
   }
   prepare.run(config, str(tmp_path))
-  opened.assert_called_once_with("imagenet21k", "in", names="names.json", images_per_class=7)
+  opened.assert_called_once_with(
+    "imagenet21k", "in", names="names.json", images_per_class=7
+  )
   built.assert_called_once_with(source, str(tmp_path), Selection(5, 3, 2), 7)
 
 
@@ -175,13 +191,20 @@ def test_splits_of_folders_and_classes_of_a_list(tmp_path):
     rows = stored(tmp_path / "out", split)
     assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
     assert set(rows) == {key for key in GOOD if key.split("/")[0] in SYNSETS[5:]}
-  made(tmp_path / "in", tmp_path / "few", Selection(shots=1, held_out=1), images_per_class=2)
+  made(
+    tmp_path / "in",
+    tmp_path / "few",
+    Selection(shots=1, held_out=1),
+    images_per_class=2,
+  )
   assert len(stored(tmp_path / "few")) == len(SYNSETS)
   assert set(stored(tmp_path / "few", "validation")) == set(GOOD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_readable_image_is_stored_after_an_interruption(tmp_path, layout, monkeypatch):
+def test_every_readable_image_is_stored_after_an_interruption(
+  tmp_path, layout, monkeypatch
+):
   path, out = layout(tmp_path / "in"), tmp_path / "out"
   store, answers = prepare._store, [mock.DEFAULT, mock.DEFAULT, KeyboardInterrupt]
   monkeypatch.setattr(prepare, "_store", mock.Mock(wraps=store, side_effect=answers))
@@ -219,7 +242,14 @@ def test_every_readable_image_is_stored_after_an_interruption(tmp_path, layout, 
   assert train["images"] == len(GOOD) and train["shards"] > 2
   assert report == read_json(folder / "report.json")
   left = {file.name.split(".")[0] for file in folder.iterdir()}
-  assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
+  assert left == {
+    "imagenet21k-train",
+    "dataset_info",
+    "features",
+    "label",
+    "index-train",
+    "report",
+  }
   assert [file.name for file in out.iterdir()] == ["imagenet21k"]
   # A complete set is left as it is, and refused with other settings.
   assert made(path, out) == report
@@ -267,7 +297,11 @@ def one_file(root, name, content=b"nothing"):
 @pytest.mark.parametrize(
   ("make", "message", "options"),
   [
-    (lambda root: tar_of_tars(root, lambda tar: tar[:-30_000]), "fall11_whole.tar: ", {}),
+    (
+      lambda root: tar_of_tars(root, lambda tar: tar[:-30_000]),
+      "fall11_whole.tar: ",
+      {},
+    ),
     (lambda root: tar_of_tars(root, gzip.compress), "extracted", {}),
     (lambda root: one_file(root, f"{SYNSETS[3]}.tar", b"no tar" * 200), SYNSETS[3], {}),
     (lambda root: one_file(root, f"{SYNSETS[0]}/a.JPEG"), "incomplete: .* 1 ", {}),

@@ -22,12 +22,20 @@ def test_coop_and_its_names(tmp_path):
   (tmp_path / "dtd/split_zhou_DescribableTextures.json").write_text(json.dumps(split))
   settings = {"source": "coop", "dataset": "dtd"}
   few = data(tmp_path, shots=2, **settings)
-  sizes = [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")]
+  sizes = [
+    len(inputs.open_source(few, part)) for part in ("train", "validation", "test")
+  ]
   assert sizes == [6, 6, 12]
   found = keys(data(tmp_path, shots=1, shots_seed=3, **settings), "train")
-  assert found == set(coop.open_coop(tmp_path, "dtd", shots=1, seed=3)["train"].keys.tolist())
+  assert found == set(
+    coop.open_coop(tmp_path, "dtd", shots=1, seed=3)["train"].keys.tolist()
+  )
   names = listed(tmp_path, "three.txt", ["one", "two", "three"])
-  assert names_of(data(tmp_path, names=names, **settings), "test") == ("one", "two", "three")
+  assert names_of(data(tmp_path, names=names, **settings), "test") == (
+    "one",
+    "two",
+    "three",
+  )
   names = listed(tmp_path, "two.txt", ["one", "two"])
   with pytest.raises(SourceError, match=r"data\.names: got 2"):
     inputs.n_training_classes(data(tmp_path, names=names, **settings))

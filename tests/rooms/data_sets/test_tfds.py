@@ -1,4 +1,5 @@
-"""TFDS's own evaluation sets through its `mock_data`, what can't be opened, and buckets."""
+"""TFDS's own evaluation sets through its `mock_data`, what can't be opened, and
+buckets."""
 
 import pickle
 import re
@@ -8,7 +9,11 @@ import numpy as np
 from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.features import bounding_boxes, image_feature, video_feature
+from tensorflow_datasets.core.features import (
+  bounding_boxes,
+  image_feature,
+  video_feature,
+)
 import tensorflow_datasets.video.ucf101
 
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
@@ -17,7 +22,13 @@ from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.paths import store_of, to_path
 from pomp_jax.rooms.data_sets.archives import open_input
-from pomp_jax.rooms.data_sets.prepare import Selection, Shard, build, shard_name, write_metadata
+from pomp_jax.rooms.data_sets.prepare import (
+  Selection,
+  Shard,
+  build,
+  shard_name,
+  write_metadata,
+)
 from pomp_jax.rooms.data_sets.tfds import (
   BUILDERS,
   load_labels,
@@ -32,12 +43,15 @@ from tests.support.pictures import encode
 
 SPLITS = {"imagenet1k": "validation", "food101": "validation", "eurosat": "train"}
 # TFDS lacks ImageNet-21K and FGVC-Aircraft.
-SETS = [n for n in CLASS_LISTS if not n.startswith("imagenet21k") and n != "fgvc_aircraft"]
+SETS = [
+  n for n in CLASS_LISTS if not n.startswith("imagenet21k") and n != "fgvc_aircraft"
+]
 
 
 @pytest.fixture
 def mocked(request, monkeypatch):
-  """TFDS's fake examples; Pillow in the place of TensorFlow's image encoder, and boxes as drawn."""
+  """TFDS's fake examples; Pillow in the place of TensorFlow's image encoder, and
+  boxes as drawn."""
 
   def to_png(self, image):
     return encode(Image.fromarray(np.squeeze(image)), "PNG", compress_level=0)
@@ -46,7 +60,9 @@ def mocked(request, monkeypatch):
   # All that a video's feature asks TensorFlow for is a type.
   types = SimpleNamespace(dtypes=SimpleNamespace(as_dtype=np.dtype))
   monkeypatch.setattr(video_feature, "tf", types)
-  monkeypatch.setattr(bounding_boxes.BBoxFeature, "encode_example", lambda self, box: box)
+  monkeypatch.setattr(
+    bounding_boxes.BBoxFeature, "encode_example", lambda self, box: box
+  )
   # A video is up to 50 pictures.
   n_examples = 3 if "ucf101" in request.node.name else 40
   with tfds.testing.mock_data(num_examples=n_examples):
@@ -67,7 +83,9 @@ def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, nam
   # The labels that TFDS gives the same records, in its own words.
   builder = tfds.builder(tfds_name(name))
   labels = builder.info.features["label"]
-  own = [labels.int2str(int(example["label"])) for example in builder.as_data_source(split)]
+  own = [
+    labels.int2str(int(example["label"])) for example in builder.as_data_source(split)
+  ]
   rows = [int(key.rpartition("/")[2]) for key in source.keys]
   for row, label in zip(rows, source.labels, strict=True):
     if classes.synsets:
@@ -86,15 +104,21 @@ def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, nam
 def test_each_class_has_one_label(name):
   labels, class_of_label = load_labels(name)
   assert len(labels) == len(class_of_label)
-  assert sorted(class_of_label[class_of_label >= 0]) == list(range(len(load_class_list(name))))
+  assert sorted(class_of_label[class_of_label >= 0]) == list(
+    range(len(load_class_list(name)))
+  )
 
 
 def test_any_other_set_has_tfds_names(mocked):
   source = open_tfds("rock_paper_scissors", "test").replace(image_size=4)
   assert source.names == ("rock", "paper", "scissors")
-  turned = open_tfds("rock_paper_scissors", "test", classes=ClassList(source.names[::-1]))
+  turned = open_tfds(
+    "rock_paper_scissors", "test", classes=ClassList(source.names[::-1])
+  )
   np.testing.assert_array_equal(turned.labels, 2 - source.labels)
-  with pytest.raises(SourceError, match="scissors: 1 of the list's 2 classes .* such as 'well'"):
+  with pytest.raises(
+    SourceError, match="scissors: 1 of the list's 2 classes .* such as 'well'"
+  ):
     open_tfds("rock_paper_scissors", "test", classes=ClassList(("rock", "well")))
 
 
@@ -113,14 +137,19 @@ def write_set(root, name, split, shards, label_names):
       writer.write(*row)
     writer.close()
     size += writer.num_bytes
-  write_metadata(folder, name, label_names, {split: (list(map(len, shards)), size)}, name)
+  write_metadata(
+    folder, name, label_names, {split: (list(map(len, shards)), size)}, name
+  )
 
 
 @pytest.fixture
 def prepared(tmp_path):
-  """A set of three classes, seven images in two shards, called as one of TFDS's is not."""
+  """A set of three classes, seven images in two shards, called as one of TFDS's is
+  not."""
   rows = [(png(30 * row), row % 3, f"{row}.png") for row in range(7)]
-  write_set(tmp_path, "shades", "train", (rows[:4], rows[4:]), ("dark", "grey", "light"))
+  write_set(
+    tmp_path, "shades", "train", (rows[:4], rows[4:]), ("dark", "grey", "light")
+  )
   return tmp_path
 
 
@@ -140,10 +169,20 @@ def test_records_of_copied_shards(prepared, monkeypatch):
 def test_images_come_from_their_records(prepared):
   source = open_tfds("shades", "train", root=prepared).replace(image_size=6)
   assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-  assert source.images(np.arange(7))[:, 3, 3, 0].tolist() == [0, 30, 60, 90, 120, 150, 180]
+  assert source.images(np.arange(7))[:, 3, 3, 0].tolist() == [
+    0,
+    30,
+    60,
+    90,
+    120,
+    150,
+    180,
+  ]
   part = pickle.loads(pickle.dumps(source.subset(np.array([6, 1]))))
   assert part.encoded(0) == png(180)
-  two = open_tfds("shades", "train", root=prepared, classes=ClassList(("light", "dark")))
+  two = open_tfds(
+    "shades", "train", root=prepared, classes=ClassList(("light", "dark"))
+  )
   assert two.keys.tolist() == [f"shades/train/{row:08d}" for row in (0, 2, 3, 5, 6)]
   assert two.labels.tolist() == [1, 0, 1, 0, 1]
   assert two.encoded(1) == png(60)
@@ -169,10 +208,15 @@ def test_what_is_not_there(prepared, name, split, message):
 
 def test_the_processed_lists_are_read_from_the_records_of_imagenet21k(prepared):
   """The suite's set is a list, `prepare` names its data set after the release."""
-  released, processed = load_class_list("imagenet21k"), load_class_list("imagenet21k_p_w21")
+  released, processed = (
+    load_class_list("imagenet21k"),
+    load_class_list("imagenet21k_p_w21"),
+  )
   outside = next(one for one in released.synsets if one not in processed.synsets)
   synsets = (processed.synsets[7], outside, processed.synsets[10_449])
-  rows = [(png(0), released.synsets.index(synset), f"{synset}.png") for synset in synsets]
+  rows = [
+    (png(0), released.synsets.index(synset), f"{synset}.png") for synset in synsets
+  ]
   write_set(prepared, "imagenet21k", "validation", [rows], released.synsets)
   source, classes, split = open_test_set(prepared, "imagenet21k_p_w21", processed)
   assert (source.names, classes, split) == (processed.names, processed, "validation")
@@ -213,7 +257,9 @@ def test_records_and_files_of_a_bucket(scheme, tmp_path, monkeypatch):
     # Without the index of `prepare` the labels are read from the records.
     to_path(f"{url}/records/imagenet21k/1.0.0/index-train.npz").unlink()
     for _ in range(2):
-      source = open_tfds("imagenet21k", "train", root=f"{url}/records", cache=f"{url}/labels")
+      source = open_tfds(
+        "imagenet21k", "train", root=f"{url}/records", cache=f"{url}/labels"
+      )
       np.testing.assert_array_equal(source.labels, local.labels)
       # They are read once.
       again = lambda self: pytest.fail("again")

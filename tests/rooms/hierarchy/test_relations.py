@@ -59,12 +59,16 @@ def test_relations_in_wordnet():
   of_group = collections.defaultdict(set)
   for c, group in _pairs(groups):
     of_group[group].add(c)
-  found = {pair for members in of_group.values() for pair in itertools.permutations(members, 2)}
+  found = {
+    pair for members in of_group.values() for pair in itertools.permutations(members, 2)
+  }
   children = collections.defaultdict(set)
   for c, node in enumerate(nodes):
     for parent in tree.parents[node]:
       children[parent].add(c)
-  assert found == {pair for own in children.values() for pair in itertools.permutations(own, 2)}
+  assert found == {
+    pair for own in children.values() for pair in itertools.permutations(own, 2)
+  }
   above = _pairs(kin)
   one, other = np.random.default_rng(0).integers(0, 3000, (2, 20_000))
   near_one, near_other = np.array(sorted(above)).T
@@ -91,7 +95,9 @@ def test_relations_in_wordnet():
   ],
 )
 def test_classes_without_known_relations(field, value):
-  config = small_config(**{field: value, "data.source": "folder", "data.names": "food101"})
+  config = small_config(
+    **{field: value, "data.source": "folder", "data.names": "food101"}
+  )
   names = load_class_list("food101").names
   with pytest.raises(ConfigError, match=rf"config\.{field}: got "):
     sampling_arrays(config.sampling, config.data, names, np.zeros(1, int))

@@ -1,4 +1,5 @@
-"""Class features, as other projects read them; categories of COCO and LVIS annotations."""
+"""Class features, as other projects read them; categories of COCO and LVIS
+annotations."""
 
 import json
 
@@ -15,14 +16,18 @@ from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 FEATURES /= np.linalg.norm(FEATURES, axis=-1, keepdims=True)
-NAN, ZERO = (FEATURES * np.array([[1], [1], [x], [1], [1]], np.float32) for x in (np.nan, 0))
+NAN, ZERO = (
+  FEATURES * np.array([[1], [1], [x], [1], [1]], np.float32) for x in (np.nan, 0)
+)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_open_clip_gets_columns(tmp_path, suffix):
   """open_clip: 100 * image_features @ classifier, with torch."""
   path = tmp_path / f"a{suffix}"
-  class_features.write_open_clip(path, FEATURES, ["a", "b", "ç", "d", "e"], "org/clip\udcff")
+  class_features.write_open_clip(
+    path, FEATURES, ["a", "b", "ç", "d", "e"], "org/clip\udcff"
+  )
   if suffix == ".npy":
     classifier = torch.tensor(np.load(path, allow_pickle=False))
   else:
@@ -57,7 +62,9 @@ def test_rows_of_any_length_are_read_as_unit_rows(tmp_path, dtype):
   np.save(tmp_path / "a.npy", (lengths * FEATURES).astype(dtype))
   found = class_features.read_class_features(tmp_path / "a.npy").features
   assert found.dtype == np.float32
-  np.testing.assert_allclose(np.linalg.norm(found.astype(np.float64), axis=1), 1, atol=1e-6)
+  np.testing.assert_allclose(
+    np.linalg.norm(found.astype(np.float64), axis=1), 1, atol=1e-6
+  )
   np.testing.assert_allclose(found, FEATURES, atol=1e-3)
 
 
@@ -85,7 +92,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path, content, part):
     (tmp_path / "a.npy").write_bytes(content)
   elif content is not None:
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
-  assert part in refusal(tmp_path / "a.npy", class_features.read_class_features, PromptFileError)
+  assert part in refusal(
+    tmp_path / "a.npy", class_features.read_class_features, PromptFileError
+  )
 
 
 def write_rows(path, categories):
@@ -94,10 +103,15 @@ def write_rows(path, categories):
 
 
 def test_categories_of_lvis(tmp_path):
-  """Names as words, by id; qualifiers stay, for "bow" alone would stand for two of them."""
+  """Names as words, by id; qualifiers stay, for "bow" alone would stand for two of
+  them."""
   rows = [
     {"id": 2, "name": "bow_(weapon)", "synonyms": ["bow_(weapon)"], "frequency": "r"},
-    {"id": 1, "name": "bow_(decorative_ribbons)", "synonyms": ["bow_(decorative_ribbons)", "knot"]},
+    {
+      "id": 1,
+      "name": "bow_(decorative_ribbons)",
+      "synonyms": ["bow_(decorative_ribbons)", "knot"],
+    },
     # One of LVIS's categories has a name that is none of its synonyms.
     {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
     {"id": 4, "name": " traffic  light "},  # of COCO, which has no synonyms
@@ -121,7 +135,10 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
     ([*GOOD, {"id": 2, "name": "d"}], "categories[2].id is 2, which is repeated"),
     ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], "categories[2].name is 'd\\x1b[2J'"),
     ([*GOOD, {"id": 3, "name": "a b"}], "categories[2].name is 'a b'"),
-    ([*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}], "categories[2].synonyms is ''"),
+    (
+      [*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}],
+      "categories[2].synonyms is ''",
+    ),
     (b"[" * 100_000, "not JSON"),
     (b"1" * 5000, "not JSON"),
     (b'{"images": [], "info": {}}', "without categories (the keys 'images, info')"),
@@ -148,4 +165,6 @@ def test_which_files_are_annotations(tmp_path):
 def test_no_flipped_bit_becomes_another_figure(tmp_path):
   path = tmp_path / "a.npy"
   class_features.write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
-  check_flipped_bits(path, lambda: class_features.read_class_features(path).features.tolist())
+  check_flipped_bits(
+    path, lambda: class_features.read_class_features(path).features.tolist()
+  )

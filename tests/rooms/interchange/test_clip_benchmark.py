@@ -1,4 +1,5 @@
-"""CLIP_benchmark's form; `test_metrics` compares the figures with what it computes them by."""
+"""CLIP_benchmark's form; `test_metrics` compares the figures with what it computes
+them by."""
 
 import csv
 import json
@@ -19,16 +20,31 @@ def test_a_record_is_of_a_set_and_a_prompt(tmp_path, n_classes, acc5):
   write(tmp_path, results_of(["runs/a/prompt.npz"], classes=n_classes))
   [file] = (tmp_path / "clip_benchmark").iterdir()
   metrics = {"acc1": 0.5, "acc5": acc5, "mean_per_class_recall": 0.25}
-  record = {"dataset": "own/pets", "model": "ViT-B/16", "pretrained": "runs/a/prompt.npz"}
+  record = {
+    "dataset": "own/pets",
+    "model": "ViT-B/16",
+    "pretrained": "runs/a/prompt.npz",
+  }
   record |= {"task": "zeroshot_classification", "metrics": metrics, "language": "en"}
-  assert file.name == "own-pets_runs-a-prompt.npz.json" and json.loads(file.read_text()) == record
+  assert (
+    file.name == "own-pets_runs-a-prompt.npz.json"
+    and json.loads(file.read_text()) == record
+  )
   [row] = csv.DictReader((tmp_path / "clip_benchmark.csv").open(newline=""))
   assert row["model_fullname"] == "ViT-B/16 runs/a/prompt.npz"
   assert [row[name] for name in metrics] == ["0.5", "0.75" if acc5 else "", "0.25"]
 
 
 def test_no_two_files_have_one_name(tmp_path):
-  labels = ["a photo of a {}.", "A photo of a {}?", "{}.", "..", '=a,"b"\n', "ß" * 300, "x" * 300]
+  labels = [
+    "a photo of a {}.",
+    "A photo of a {}?",
+    "{}.",
+    "..",
+    '=a,"b"\n',
+    "ß" * 300,
+    "x" * 300,
+  ]
   records = benchmark_records(results_of(labels))
   assert len({name.lower() for name in records}) == len(labels)
   for name in records:

@@ -12,25 +12,37 @@ from tests.support.report_page import page_of
 
 
 def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
-  """Published figures with their source beside ours, which are bold above the first prompt."""
+  """Published figures with their source beside ours, which are bold above the first
+  prompt."""
   found = evaluation_results()
-  top1 = {label: {"dtd": 0.511 + i / 10, "mean": 0.4} for i, label in enumerate(PROMPTS)}
+  top1 = {
+    label: {"dtd": 0.511 + i / 10, "mean": 0.4} for i, label in enumerate(PROMPTS)
+  }
   found["accuracy"] = {"cross_dataset": {"top1": top1}}
   found["images"] = {"cross_dataset": {"top1": {"dtd": 1234}}}
-  ends = {PROMPTS[1]: {"dtd": [0.01, 0.2], "mean": [-0.1, 0.1]}, PROMPTS[2]: {"dtd": [0.0, 0.4]}}
+  ends = {
+    PROMPTS[1]: {"dtd": [0.01, 0.2], "mean": [-0.1, 0.1]},
+    PROMPTS[2]: {"dtd": [0.0, 0.4]},
+  }
   found["differences"] = {
     "cross_dataset": {
       "top1": {
-        label: {column: {"top1": 0.1, "interval": own} for column, own in of_label.items()}
+        label: {
+          column: {"top1": 0.1, "interval": own} for column, own in of_label.items()
+        }
         for label, of_label in ends.items()
       }
     }
   }
-  found["published"] = {"cross_dataset": {"top1": published("cross_dataset", "top1", top1)}}
+  found["published"] = {
+    "cross_dataset": {"top1": published("cross_dataset", "top1", top1)}
+  }
   found["splits"] = {"cross_dataset": {"dtd": "all"}}
   page_of("evaluate", tmp_path, found)
   text = (tmp_path / "results.md").read_text()
-  lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+  lines = [
+    line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")
+  ]
   assert ["prompt", "dtd (all)", "mean"] in lines and ["images", "1,234", "-"] in lines
   assert ["POMP, paper \\[1]", "-", "67.0"] in lines and "\n[1] Ren et al." in text
   ours = [line[1:] for line in lines if len(line) == 3 and line[2] == "40.0"]
@@ -58,9 +70,12 @@ def latex_of(rows, columns, text=INTERVAL, bold=((1, 1),)):
 
 @pytest.mark.parametrize("n_sets", [2, 11, 14])
 def test_a_wide_table_is_compact_in_latex(n_sets):
-  """Without intervals, and without the sentence on them; the header names what it needs."""
+  """Without intervals, and without the sentence on them; the header names what it
+  needs."""
   row = ["51.1 (48.1 to 53.1)"] * n_sets
-  rows = [[label, *row] for label in ("a photo of a {}.", "[x] learned (/home/me/demo)")]
+  rows = [
+    [label, *row] for label in ("a photo of a {}.", "[x] learned (/home/me/demo)")
+  ]
   text = latex_of(rows, ["prompt", *(f"stanford_cars {n}" for n in range(n_sets))])
   head, body = text.split(r"\begin{table}", 1)
   used = {package for command, package in PACKAGES.items() if rf"\{command}" in body}
@@ -89,14 +104,20 @@ def test_each_part_of_a_long_table_has_its_own_bold_figures():
 
 
 def test_headings_are_broken_and_a_sign_is_a_minus():
-  text = latex_of([["a-b", "-0.5 ± 0.1"]] * 2, ["prompt", "base, 2,000 images, 50 classes"])
+  text = latex_of(
+    [["a-b", "-0.5 ± 0.1"]] * 2, ["prompt", "base, 2,000 images, 50 classes"]
+  )
   assert r"\shortstack{base \\ 2,000 images \\ 50 classes}" in text
   assert r"a-b & $-$0.5 $\pm$ 0.1" in text
 
 
 def test_tables_without_rows_or_headings_have_as_many_columns_as_their_cells():
   """A line of a LaTeX table with more cells than its columns is an error."""
-  for table, columns in ((Table(("a", "b"), []), 2), (facts({"a": 1}), 2), (facts({}), 1)):
+  for table, columns in (
+    (Table(("a", "b"), []), 2),
+    (facts({"a": 1}), 2),
+    (facts({}), 1),
+  ):
     report = Report("title", "text", [Section("part", table=table, brief=True)])
     text = latex(report)
     [layout] = re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)

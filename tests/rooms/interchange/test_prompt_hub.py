@@ -1,4 +1,5 @@
-"""Prompts on the hub, against a hub on the loopback interface and the library's own client."""
+"""Prompts on the hub, against a hub on the loopback interface and the library's own
+client."""
 
 import json
 import pathlib
@@ -22,14 +23,23 @@ from tests.support.hub import TOKEN, point_at
 from tests.support.prompt_files import CONTEXT
 
 CONFIG = {
-  "data": {"source": "folder", "dataset": "", "root": "/home/someone/pictures", "shots": 16},
+  "data": {
+    "source": "folder",
+    "dataset": "",
+    "root": "/home/someone/pictures",
+    "shots": 16,
+  },
   "eval": {"template": "a photo of a {}."},
   "k": 64,
   "seed": 1,
-  "evaluate": {"own_sets": ["gs://bucket/folder/set", "0.5*/home/me/a + 0.5*b", {"root": "~/x"}]},
+  "evaluate": {
+    "own_sets": ["gs://bucket/folder/set", "0.5*/home/me/a + 0.5*b", {"root": "~/x"}]
+  },
 }
 PROMPT = Prompt(CONTEXT, "openai/clip-vit-base-patch16", "middle", config=CONFIG)
-COMMAND = "python -m pomp_jax.main --config=configs/own.py:root=/home/someone/pictures,k=64"
+COMMAND = (
+  "python -m pomp_jax.main --config=configs/own.py:root=/home/someone/pictures,k=64"
+)
 RESULTS = {
   "job": "pretrain",
   "provenance": {"command": f"{COMMAND} --workdir=gs://bucket/runs/a"},
@@ -42,7 +52,9 @@ RESULTS = {
 }
 
 
-def _encoded(folder: pathlib.Path, prompt: Prompt = PROMPT, name: str = "prompt.npz") -> bytes:
+def _encoded(
+  folder: pathlib.Path, prompt: Prompt = PROMPT, name: str = "prompt.npz"
+) -> bytes:
   save_prompt(folder / name, prompt)
   return (folder / name).read_bytes()
 
@@ -65,7 +77,9 @@ def test_a_prompt_goes_there_and_back(hub, tmp_path):
     assert (back.clip_model, back.position) == (PROMPT.clip_model, "middle")
   # Of folders, which belong to the machine, the last name alone.
   assert back.config["data"] == CONFIG["data"] | {"root": "pictures"}
-  assert back.config["evaluate"] == {"own_sets": ["set", "0.5*a + 0.5*b", {"root": "x"}]}
+  assert back.config["evaluate"] == {
+    "own_sets": ["set", "0.5*a + 0.5*b", {"root": "x"}]
+  }
   # A local CLIP is no base model, and its folder is not told.
   push_prompt("hf:me/birds", Prompt(CONTEXT + 1, "/home/some/`|\nclip.pt"), "mit")
   card = hub.files["me/birds"]["README.md"].decode()
@@ -127,8 +141,20 @@ def test_without_a_network_the_cache_serves(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "name",
   [
-    *("hf:", "hf:birds", "hf://me/birds", "hf:me/birds@", "hf:me/..", "hf:me/birds@../x"),
-    *("hf:me/birds/../../x.npz", "hf:me/birds/.x.npz", "hf:me/birds/model.pth", "hf:mé/birds"),
+    *(
+      "hf:",
+      "hf:birds",
+      "hf://me/birds",
+      "hf:me/birds@",
+      "hf:me/..",
+      "hf:me/birds@../x",
+    ),
+    *(
+      "hf:me/birds/../../x.npz",
+      "hf:me/birds/.x.npz",
+      "hf:me/birds/model.pth",
+      "hf:mé/birds",
+    ),
     "hf:me/birds/a\n.npz",
   ],
 )
@@ -161,9 +187,13 @@ def test_files_on_the_hub_that_are_no_prompts(hub, tmp_path):
   torch_file = _encoded(tmp_path, name="a.pth")
   hub.files["me/birds"] = {"cut.npz": encoded[:200], "torch.npz": torch_file}
   _refused(PromptFileError, load_prompt, "hf:me/birds/cut.npz")
-  assert "a torch checkpoint" in _refused(PromptFileError, load_prompt, "hf:me/birds/torch.npz")
+  assert "a torch checkpoint" in _refused(
+    PromptFileError, load_prompt, "hf:me/birds/torch.npz"
+  )
   hub.files["me/birds"]["a.safetensors"] = _encoded(tmp_path, name="a.safetensors")
-  np.testing.assert_array_equal(load_prompt("hf:me/birds/a.safetensors").context, CONTEXT)
+  np.testing.assert_array_equal(
+    load_prompt("hf:me/birds/a.safetensors").context, CONTEXT
+  )
 
 
 def test_uploads_that_fail_leave_nothing(hub, monkeypatch):

@@ -1,4 +1,5 @@
-"""torch's archives against torch itself, and hostile ones; test_fuzz has other pickles."""
+"""torch's archives against torch itself, and hostile ones; test_fuzz has other
+pickles."""
 
 import collections
 import io
@@ -26,7 +27,8 @@ def write(path, value):
 
 
 def changed(path, source, **records):
-  """A copy of an archive with some records replaced (None: left out; bytes otherwise)."""
+  """A copy of an archive with some records replaced (None: left out; bytes
+  otherwise)."""
   with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
     for name in old.namelist():
       record = name.split("/", 1)[1]
@@ -51,7 +53,13 @@ TENSOR = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
   "tensor",
   [
     *(TENSOR, TENSOR.T, TENSOR[1:, ::2], TENSOR[:, None].expand(4, 3, 6), TENSOR.sum()),
-    *(TENSOR.half().T, TENSOR.double(), TENSOR.bfloat16().T, TENSOR.long(), TENSOR.int()),
+    *(
+      TENSOR.half().T,
+      TENSOR.double(),
+      TENSOR.bfloat16().T,
+      TENSOR.long(),
+      TENSOR.int(),
+    ),
     *(TENSOR.short(), TENSOR.to(torch.int8), TENSOR.to(torch.uint8), TENSOR > 1),
     torch.nn.Parameter(TENSOR.clone()),
   ],
@@ -72,10 +80,16 @@ def test_plain_values_come_back(tmp_path):
     "flags": (True, False),
     "numbers": [0, -1, 255, 65535, 2**31 - 1, -(2**40), 2**100, 0.1, float("inf")],
     "text": "grüße \u4f60",
-    "nested": collections.OrderedDict(a=(), b=((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), c=[], d={}),
+    "nested": collections.OrderedDict(
+      a=(), b=((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), c=[], d={}
+    ),
     7: "an integer key",
   }
-  others = {"counter": collections.Counter([1, 2]), "array": np.arange(3), "size": TENSOR.shape}
+  others = {
+    "counter": collections.Counter([1, 2]),
+    "array": np.arange(3),
+    "size": TENSOR.shape,
+  }
   with TorchArchive(write(tmp_path / "a.pt", value | others)) as archive:
     found = archive.value
   # What is not built is a name.
@@ -91,7 +105,9 @@ def test_plain_values_come_back(tmp_path):
   ],
 )
 def test_other_names_are_refused(tmp_path, name):
-  data = b"\x80\x02c" + name.replace(" ", "\n", 1).encode() + b"\nX\x02\x00\x00\x00ls\x85R."
+  data = (
+    b"\x80\x02c" + name.replace(" ", "\n", 1).encode() + b"\nX\x02\x00\x00\x00ls\x85R."
+  )
   path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=data)
   assert f"the name {name.replace(' ', '.')};" in refusal(path)
 
@@ -101,12 +117,15 @@ def test_other_names_are_refused(tmp_path, name):
   [
     (b"(ios\nsystem\n.", "the name os.system"),
     (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "the name os.system"),
-    (b"ccollections\nOrderedDict\n)R)R.", "damaged"),  # the result is not called in turn
+    # the result is not called in turn
+    (b"ccollections\nOrderedDict\n)R)R.", "damaged"),
     *((body, "damaged") for body in (b"", b".", b"N)R.", b"h\x05.", b"}(Nu.", b"]")),
   ],
 )
 def test_other_programs_are_refused(tmp_path, body, reason):
-  path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=b"\x80\x02" + body)
+  path = changed(
+    tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=b"\x80\x02" + body
+  )
   assert reason in refusal(path)
 
 
@@ -134,7 +153,9 @@ def test_byte_orders(tmp_path, order):
   """Old files have none, which stands for little."""
   data = TENSOR.numpy().astype(">f4" if order == "big" else "<f4").tobytes()
   source = io.BytesIO(saved(TENSOR))
-  path = changed(tmp_path / "a.pt", source, byteorder=order and order.encode(), data_0=data)
+  path = changed(
+    tmp_path / "a.pt", source, byteorder=order and order.encode(), data_0=data
+  )
   with TorchArchive(path) as archive:
     np.testing.assert_array_equal(archive.array(archive.value), TENSOR.numpy())
 

@@ -18,9 +18,12 @@ from tests.support.prompt_files import CONTEXT, refusal
 
 
 def publish(path, ctx):
-  """A checkpoint as CoOp's trainer leaves it, with a whole scheduler, which torch alone refuses."""
+  """A checkpoint as CoOp's trainer leaves it, with a whole scheduler, which torch
+  alone refuses."""
   state = collections.OrderedDict(
-    ctx=ctx, token_prefix=torch.zeros(3, 1, 8).half(), token_suffix=torch.zeros(3, 72, 8).half()
+    ctx=ctx,
+    token_prefix=torch.zeros(3, 1, 8).half(),
+    token_suffix=torch.zeros(3, 72, 8).half(),
   )
   optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
   # A warm-up keeps its successor in its state.
@@ -66,14 +69,18 @@ def test_the_prompt_of_a_whole_model(tmp_path, place, key):
   stored = load_prompt(path)
   np.testing.assert_array_equal(stored.context, CONTEXT)
   assert (stored.clip_model, stored.position) == ("unknown", "end")
-  for wrong, part in ({key: 3}, f"{place}['{key}'] is a int"), ({"ctx": 3}, "one context"):
+  for wrong, part in (
+    ({key: 3}, f"{place}['{key}'] is a int"),
+    ({"ctx": 3}, "one context"),
+  ):
     model |= wrong
     torch.save({place: model} if place else model, path)
     assert part in refusal(path)
 
 
 def test_the_folder_of_a_dassl_trainer(tmp_path):
-  """OUTPUT or its prompt_learner: the best, else what `checkpoint` names, else the newest."""
+  """OUTPUT or its prompt_learner: the best, else what `checkpoint` names, else the
+  newest."""
   folder = tmp_path / "prompt_learner"
   folder.mkdir()
   for epoch in (5, 10, 50):
@@ -103,7 +110,9 @@ def test_the_published_code_can_load_it(tmp_path):
   done = learner.load_state_dict(checkpoint["state_dict"], strict=False)
   assert (done.missing_keys, done.unexpected_keys) == (["token_prefix"], [])
   assert checkpoint["epoch"] == 5
-  np.testing.assert_array_equal(learner.ctx.detach().numpy(), CONTEXT.astype(np.float16))
+  np.testing.assert_array_equal(
+    learner.ctx.detach().numpy(), CONTEXT.astype(np.float16)
+  )
 
 
 CHECKPOINT = {"state_dict": {"ctx": torch.tensor(CONTEXT)}}
@@ -113,15 +122,31 @@ CHECKPOINT = {"state_dict": {"ctx": torch.tensor(CONTEXT)}}
   ("value", "parts"),
   [
     ([1], ["the checkpoint is a list", "'state_dict'"]),
-    ({"model": {}, "epoch": 1}, ["the checkpoint['state_dict'] is missing", "epoch, model"]),
     (
-      {"model": {f"a.prompt_learner.{k}_prompt": torch.ones(4, 8) for k in ("prefix", "suffix")}},
+      {"model": {}, "epoch": 1},
+      ["the checkpoint['state_dict'] is missing", "epoch, model"],
+    ),
+    (
+      {
+        "model": {
+          f"a.prompt_learner.{k}_prompt": torch.ones(4, 8) for k in ("prefix", "suffix")
+        }
+      },
       ["model['a.prompt_learner.suffix_prompt'] is present"],
     ),
-    ({"state_dict": {"token_prefix": torch.zeros(2)}}, ["['ctx'] is missing", "token_prefix"]),
-    ({"state_dict": {"ctx": "a photo of a"}}, ["state_dict['ctx'] is a str", "[N, M, D]"]),
+    (
+      {"state_dict": {"token_prefix": torch.zeros(2)}},
+      ["['ctx'] is missing", "token_prefix"],
+    ),
+    (
+      {"state_dict": {"ctx": "a photo of a"}},
+      ["state_dict['ctx'] is a str", "[N, M, D]"],
+    ),
     ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
-    ({"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}}, ["not finite"]),
+    (
+      {"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}},
+      ["not finite"],
+    ),
     ({**CHECKPOINT, "pomp_jax": 3}, ["pomp_jax is a int"]),
     ({**CHECKPOINT, "pomp_jax": {}}, ["format_version is missing"]),
   ],

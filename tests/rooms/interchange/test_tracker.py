@@ -28,7 +28,8 @@ SMALL = {"steps": 6, "checkpoint.every": 2, "log.every": 1, "log.tracker": "wand
 
 @pytest.fixture
 def installed(monkeypatch):
-  """A function that installs a mock of wandb, its run as well, in which one call may raise.
+  """A function that installs a mock of wandb, its run as well, in which one call may
+  raise.
 
   No environment variable of wandb is set.
   """
@@ -36,10 +37,14 @@ def installed(monkeypatch):
     monkeypatch.delenv(name)
 
   def install(broken="none"):
-    found = mock.MagicMock(offline=True, dir="/somewhere/wandb/run/files", Settings=dict)
+    found = mock.MagicMock(
+      offline=True, dir="/somewhere/wandb/run/files", Settings=dict
+    )
     found.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="here")
     found.init.return_value = found
-    found.configure_mock(**{f"{broken}.side_effect": BrokenPipeError("the service has ended")})
+    found.configure_mock(
+      **{f"{broken}.side_effect": BrokenPipeError("the service has ended")}
+    )
     monkeypatch.setitem(sys.modules, "wandb", found)
     return found
 
@@ -48,11 +53,16 @@ def installed(monkeypatch):
 
 def given(function):
   """What each call of a mock was given: its first argument, or its options."""
-  return [call.args[0] if call.args else call.kwargs for call in function.call_args_list]
+  return [
+    call.args[0] if call.args else call.kwargs for call in function.call_args_list
+  ]
 
 
-def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, monkeypatch):
-  """The same run in both starts, with the config, all scalars, and the results at the end."""
+def test_a_training_that_is_stopped_and_resumed(
+  one_layer, installed, tmp_path, monkeypatch
+):
+  """The same run in both starts, with the config, all scalars, and the results at
+  the end."""
   config = small_config(**SMALL, **{"clip.model": one_layer})
   folder, step = RunFolder(tmp_path / "runs" / "a"), Watch.step
 
@@ -70,7 +80,10 @@ def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, 
   def lines():
     """The scalars of the run's log; a tracker has times of its own."""
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return [{name: one for name, one in record.items() if name != "time"} for record in records]
+    return [
+      {name: one for name, one in record.items() if name != "time"}
+      for record in records
+    ]
 
   assert given(first.log) == lines()
   assert [name for name, *_ in first.mock_calls[-2:]] == ["mark_preempting", "finish"]
@@ -79,7 +92,12 @@ def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, 
   pretrain.run(config, str(folder.path))
   (one,), (other,) = given(first.init), given(second.init)
   assert one["id"] == other["id"] and len(one["id"]) >= 8
-  expected = {"name": "runs/a", "project": "pomp-jax", "resume": "allow", "job_type": "pretrain"}
+  expected = {
+    "name": "runs/a",
+    "project": "pomp-jax",
+    "resume": "allow",
+    "job_type": "pretrain",
+  }
   expected |= {"config": read_json(folder.config), "dir": str(folder.path)}
   assert other.items() >= expected.items()
   assert given(first.log) + given(second.log) == lines()
@@ -94,7 +112,9 @@ def test_a_method_without_steps(one_layer, installed, tmp_path):
   wandb = installed()
   config = small_config(**SMALL | {"method": "zero_shot", "clip.model": one_layer})
   pretrain.run(config, str(tmp_path))
-  assert given(wandb.summary.update) == [{"results": RunFolder(tmp_path).read_results()}]
+  assert given(wandb.summary.update) == [
+    {"results": RunFolder(tmp_path).read_results()}
+  ]
   assert not wandb.log.called and given(wandb.finish) == [{"exit_code": 0}]
 
 
@@ -113,7 +133,9 @@ def test_an_error_of_the_tracker_is_one_warning(installed, caplog, tmp_path, bro
   sent = [*_CALLS[: _CALLS.index(broken) + 1], "teardown"]
   assert [name for name, *_ in wandb.mock_calls] == sent
   (line,) = caplog.messages
-  assert line.startswith("wandb: ") and "the service has ended" in line and "\n" not in line
+  assert (
+    line.startswith("wandb: ") and "the service has ended" in line and "\n" not in line
+  )
   assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [2.0, 1.0])}
 
 
@@ -157,7 +179,9 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
   (tmp_path / "wandb").mkdir()
   monkeypatch.setattr(sys, "path", [str(tmp_path)])
   importlib.invalidate_caches()
-  with pytest.raises(ConfigError, match=r"^config\.log\.tracker: got 'wandb'.*pomp-jax\[wandb\]"):
+  with pytest.raises(
+    ConfigError, match=r"^config\.log\.tracker: got 'wandb'.*pomp-jax\[wandb\]"
+  ):
     validate(small_config(**SMALL))
 
 
@@ -179,7 +203,9 @@ def test_the_package_itself_offline(tmp_path):
     pytest.skip("wandb is not installed")
   environ = environment(1, WANDB_MODE="offline", HOME="/proc/none")
   command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
-  done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    command, env=environ, capture_output=True, text=True, check=False
+  )
   assert done.returncode == 0, done.stderr
   (file,) = tmp_path.rglob("*.wandb")
   # Strings in a log of protocol buffers, which are not compressed.

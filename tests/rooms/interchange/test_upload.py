@@ -10,7 +10,12 @@ from pomp_jax.rooms.interchange.prompt_hub import HubError, results_of
 from tests.evaluate.test_export import UPLOAD, checked, encoder, files  # noqa: F401
 
 
-def test_the_prompt_is_uploaded_with_the_figures_of_its_run(hub, pretrained, files, capsys):  # noqa: F811
+def test_the_prompt_is_uploaded_with_the_figures_of_its_run(
+  hub,
+  pretrained,
+  files,  # noqa: F811
+  capsys,
+):
   results, prompt = read_json(pretrained / "results.json"), load_prompt(pretrained)
   # Of the folder as of the file in it.
   for path in (pretrained, pretrained / "prompt.npz"):

@@ -1,4 +1,5 @@
-"""Mixtures of class vectors, sentences about classes, WaffleCLIP: against NumPy and HuggingFace."""
+"""Mixtures of class vectors, sentences about classes, WaffleCLIP: against NumPy and
+HuggingFace."""
 
 import dataclasses
 import json
@@ -16,7 +17,12 @@ from pomp_jax.data.class_lists import ClassList, VocabularyError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.classify import Classifier, open_prompt
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import describe, features_under, of_one_list, read_prompts
+from pomp_jax.evaluate.named_prompts import (
+  describe,
+  features_under,
+  of_one_list,
+  read_prompts,
+)
 from pomp_jax.evaluate.split_features import split_features
 from pomp_jax.files.prompt_file import PromptFileError, save_prompt
 from pomp_jax.rooms.mixtures import weights
@@ -27,7 +33,9 @@ from tests.support.oracles import unit
 from tests.support.small_run import run_job, small_config
 
 FIELD = "evaluate.prompts"
-CLASSES = ClassList(("cat", "grey_wolf", "Sea star"), template="a {}.", ensemble=("a {}", "one {}"))
+CLASSES = ClassList(
+  ("cat", "grey_wolf", "Sea star"), template="a {}.", ensemble=("a {}", "one {}")
+)
 NAMES = ("cat", "grey wolf", "Sea star")
 
 
@@ -37,9 +45,16 @@ def spoken(clip_and_torch):
   clip, model = clip_and_torch
 
   def features(texts):
-    given = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": 77}
+    given = {
+      "return_tensors": "pt",
+      "padding": True,
+      "truncation": True,
+      "max_length": 77,
+    }
     with torch.no_grad():
-      return unit(pooled(model.get_text_features(**clip.tokenizer(list(texts), **given))).numpy())
+      return unit(
+        pooled(model.get_text_features(**clip.tokenizer(list(texts), **given))).numpy()
+      )
 
   return features
 
@@ -48,7 +63,9 @@ def spoken(clip_and_torch):
 def folder(tmp_path, monkeypatch, clip_and_torch):
   """The working directory, with the run of a prompt whose context is words."""
   (tmp_path / "runs" / "x").mkdir(parents=True)
-  save_prompt(tmp_path / "runs" / "x" / "prompt.npz", words_as_prompt(clip_and_torch[0], "the"))
+  save_prompt(
+    tmp_path / "runs" / "x" / "prompt.npz", words_as_prompt(clip_and_torch[0], "the")
+  )
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
@@ -65,7 +82,8 @@ def under(encoder, name):
 
 def test_a_mixture_is_the_weighted_sum_with_unit_rows(folder, encoder, spoken):
   the, a, one = (
-    spoken(text.format(name) for name in NAMES) for text in ("the {}.", "a {}", "one {}")
+    spoken(text.format(name) for name in NAMES)
+    for text in ("the {}.", "a {}", "one {}")
   )
   ensemble = unit(a + one)
   for name, expected in {
@@ -82,8 +100,16 @@ def test_a_mixture_is_the_weighted_sum_with_unit_rows(folder, encoder, spoken):
 
 def test_the_key_of_a_mixture_has_all_that_its_features_depend_on():
   """`describe` is part of the keys under which results are found again."""
-  names = ["0.5*a {} + 0.5*the {}", "0.25*a {} + 0.75*the {}", "0.75*a {} + 0.25*the {}"]
-  names += ["0.25*the {} + 0.75*a {}", "0.25*a {} + 0.75*one {}", "0.25*ensemble + 0.75*the {}"]
+  names = [
+    "0.5*a {} + 0.5*the {}",
+    "0.25*a {} + 0.75*the {}",
+    "0.75*a {} + 0.25*the {}",
+  ]
+  names += [
+    "0.25*the {} + 0.75*a {}",
+    "0.25*a {} + 0.75*one {}",
+    "0.25*ensemble + 0.75*the {}",
+  ]
   names += ["0.25*a {} + 0.5*the {} + 0.25*the {}"]
   prompts = [named.prompt for named in read_prompts(names, FIELD)]
   keys = [tuple(describe(prompt, CLASSES)) for prompt in prompts]
@@ -125,7 +151,9 @@ def test_weights_of_any_size_are_shares(folder, encoder, one, other, share):
   name = f"{one}*runs/x + {other}*a {{}}"
   (named,) = read_prompts([name], FIELD)
   assert named.prompt.weights == pytest.approx((share, 1 - share), rel=1e-15)
-  expected = unit(share * under(encoder, "runs/x") + (1 - share) * under(encoder, "a {}"))
+  expected = unit(
+    share * under(encoder, "runs/x") + (1 - share) * under(encoder, "a {}")
+  )
   np.testing.assert_allclose(under(encoder, name), expected, atol=1e-6)
 
 
@@ -149,21 +177,30 @@ def test_a_text_stays_a_text(folder):
 )
 def test_a_mixture_that_can_t_be_read(folder, name, part):
   for read in (read_prompts, lambda names, field: open_prompt(names[0], field)):
-    with pytest.raises((ConfigError, PromptFileError), match=rf"^config\.{FIELD}: .*{part}.*$"):
+    with pytest.raises(
+      (ConfigError, PromptFileError), match=rf"^config\.{FIELD}: .*{part}.*$"
+    ):
       read([name], FIELD)
 
 
 def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch):
-  """By NumPy, on a grid with both ends; said in the log, in the results and in the report."""
+  """By NumPy, on a grid with both ends; said in the log, in the results and in the
+  report."""
   texts = "a photo of a {}.", "no {} but red"
   prompts = " + ".join(texts), "0.25*ensemble + 0.75*hand_written"
-  fields = {"evaluate.prompts": prompts, "evaluate.suite": "none", "data.n_classes": 150}
+  fields = {
+    "evaluate.prompts": prompts,
+    "evaluate.suite": "none",
+    "data.n_classes": 150,
+  }
   config = small_config(job="evaluate", **fields)
 
   def uneven(*arguments, **keywords):
     """Five images of each of the first ten classes."""
     images = split_features(*arguments, **keywords)
-    rows = np.r_[np.arange(len(images.labels)), np.tile(np.flatnonzero(images.labels < 10), 4)]
+    rows = np.r_[
+      np.arange(len(images.labels)), np.tile(np.flatnonzero(images.labels < 10), 4)
+    ]
     return images._replace(labels=images.labels[rows], features=images.features[rows])
 
   monkeypatch.setattr(weights, "split_features", uneven)
@@ -178,7 +215,9 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
     return images.labels, (images.features @ unit(sum(own)).T).argmax(-1)
 
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  found = {n / 10: balanced_accuracy_score(*answers(source, n / 10, uneven)) for n in range(11)}
+  found = {
+    n / 10: balanced_accuracy_score(*answers(source, n / 10, uneven)) for n in range(11)
+  }
   assert len(set(grid(3))) == 15 and set(map(tuple, np.eye(3).tolist())) <= set(grid(3))
   chosen, given = results["prompts"]
   weight, best = chosen["weights"][0], max(found.values())
@@ -186,24 +225,35 @@ def test_the_weight_is_chosen_on_validation_images(tmp_path, caplog, monkeypatch
   # Of equally good weights the one nearest to the mean.
   nearest = min(abs(one - 0.5) for one, share in found.items() if share == best)
   assert found[weight] == best > min(found.values()) and abs(weight - 0.5) == nearest
-  assert best != pytest.approx(accuracy_score(*answers(source, weight, uneven)), abs=1e-6)
-  assert (chosen["validation_images"], chosen["validation_classes"]) == (len(source) + 40, 150)
+  assert best != pytest.approx(
+    accuracy_score(*answers(source, weight, uneven)), abs=1e-6
+  )
+  assert (chosen["validation_images"], chosen["validation_classes"]) == (
+    len(source) + 40,
+    150,
+  )
   assert given["weights"] == (0.25, 0.75)
   ends = f"(its parts alone {100 * found[1.0]:.1f}%, {100 * found[0.0]:.1f}%)"
   assert ends in chosen["note"] and f"top-1 {100 * best:.1f}%" in chosen["note"]
   assert ends in caplog.text and ends in (tmp_path / "run" / "results.md").read_text()
   for item in evaluation_sets(config.evaluate, config.data, config.eval):
     figures = results["sets"][item.name]["prompts"][prompts[0]]
-    assert figures["top1"] == pytest.approx(accuracy_score(*answers(item.open().source, weight)))
+    assert figures["top1"] == pytest.approx(
+      accuracy_score(*answers(item.open().source, weight))
+    )
   monkeypatch.setattr(Weights, "choose", None)  # a finished run chooses nothing
-  assert run_job(config, tmp_path / "run")["prompts"][0]["weights"] == list(chosen["weights"])
+  assert run_job(config, tmp_path / "run")["prompts"][0]["weights"] == list(
+    chosen["weights"]
+  )
 
 
 def test_jobs_of_one_prompt_take_a_mixture(tmp_path):
   """Of texts, a file of sentences among them; `predict` and `export` on the world."""
   names, mixture = ("red star", "teal leaf"), "1*a {}. + 3*sentences.json"
   mixture = mixture.replace("sen", f"{tmp_path}/sen")
-  write(tmp_path / "sentences.json", {name: [f"{name} on white", name] for name in names})
+  write(
+    tmp_path / "sentences.json", {name: [f"{name} on white", name] for name in names}
+  )
   (tmp_path / "names.txt").write_text("\n".join(names))
   (tmp_path / "new").mkdir()
   rows = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
@@ -216,14 +266,18 @@ def test_jobs_of_one_prompt_take_a_mixture(tmp_path):
   results = run_job(small_config(job="predict", **own), tmp_path / "names")
   encoder = inputs.open_encoder(small_config().clip)
   texts = [(f"a {name}.", f"{name} on white", name) for name in names]
-  three = unit(encoder.class_features([x for own in texts for x in own], "{}")).reshape(2, 3, -1)
+  three = unit(encoder.class_features([x for own in texts for x in own], "{}")).reshape(
+    2, 3, -1
+  )
   expected = unit(three[:, 0] + 3 * unit(three[:, 1] + three[:, 2]))
   written = np.load(tmp_path / "features" / "class_features.npy").astype(np.float32)
   np.testing.assert_allclose(written, expected, atol=1e-3)
   logits = encoder.clip.logit_scale * encoder.image_features(rows[None])[0] @ expected.T
   [found] = results["images"].values()
   probability = {row["name"]: row["probability"] for row in found}
-  assert [probability[name] for name in names] == pytest.approx(softmax(logits), abs=1e-4)
+  assert [probability[name] for name in names] == pytest.approx(
+    softmax(logits), abs=1e-4
+  )
 
 
 def test_no_weight_is_chosen_without_validation_images(monkeypatch):
@@ -275,13 +329,20 @@ def test_a_file_of_no_sentences(tmp_path, content, error, part):
 def published_waffle(seed, key_list, word_list, character_list):
   """Descriptions of the class that all get, one call a draw.
 
-  github.com/ExplainableML/WaffleCLIP, waffle_tools.py, `load_gpt_descriptions`, mode "waffle".
+  github.com/ExplainableML/WaffleCLIP, waffle_tools.py, `load_gpt_descriptions`, mode
+  "waffle".
   """
   rng = np.random.RandomState(seed)  # as the global generator after `seed_everything`
-  word_length = int(np.round(np.mean([np.mean([len(y) for y in x.split(" ")]) for x in key_list])))
+  word_length = int(
+    np.round(np.mean([np.mean([len(y) for y in x.split(" ")]) for x in key_list]))
+  )
   n_words = int(np.max([np.round(np.mean([len(x.split(" ")) for x in key_list])), 1]))
-  spaces = int(np.round(np.mean([np.sum(np.array(list(x)) == " ") for x in key_list]))) + 1
-  letters = int(np.ceil(np.mean([np.max([len(y) for y in x.split(" ")]) for x in key_list])))
+  spaces = (
+    int(np.round(np.mean([np.sum(np.array(list(x)) == " ") for x in key_list]))) + 1
+  )
+  letters = int(
+    np.ceil(np.mean([np.max([len(y) for y in x.split(" ")]) for x in key_list]))
+  )
   letters += spaces - letters % spaces
   pick = lambda items: str(rng.choice(items, 1, replace=False)[0])
   of_class = {}
@@ -299,7 +360,17 @@ def published_waffle(seed, key_list, word_list, character_list):
 
 
 def test_waffle_draws_as_the_published_code(tmp_path, encoder, spoken):
-  words = ["an oak", "used", "hasty", "typically", "canned", "mayor", "often", "bright", "round"]
+  words = [
+    "an oak",
+    "used",
+    "hasty",
+    "typically",
+    "canned",
+    "mayor",
+    "often",
+    "bright",
+    "round",
+  ]
   path = write(tmp_path / "words.json", {"words": words, "characters": "abcdefu"})
   starts = {"a": "is ", "h": "", "t": "", "u": "is ", "c": "", "m": "", "o": ""}
   for seed in (0, 3):
@@ -307,11 +378,15 @@ def test_waffle_draws_as_the_published_code(tmp_path, encoder, spoken):
     texts = describe(read_prompts([f"waffle:{seed}:{path}"], FIELD)[0].prompt, CLASSES)
     for text, own in zip(texts, drawn, strict=True):
       assert text.startswith("A photo of a {}, which ") and text.endswith(f" {own}.")
-      is_known = own.startswith(("a", "has", "often", "typically", "may", "can", "used"))
+      is_known = own.startswith(
+        ("a", "has", "often", "typically", "may", "can", "used")
+      )
       verb = starts[own[0]] if is_known else "has "
       assert text == f"A photo of a {{}}, which {verb}{own}."
     expected = unit(sum(spoken(text.format(name) for name in NAMES) for text in texts))
-    np.testing.assert_allclose(under(encoder, f"waffle:{seed}:{path}"), expected, atol=1e-5)
+    np.testing.assert_allclose(
+      under(encoder, f"waffle:{seed}:{path}"), expected, atol=1e-5
+    )
   defaults = read_prompts(["waffle", "waffle:0", "waffle:1"], FIELD)
   defaults = [describe(named.prompt, CLASSES) for named in defaults]
   assert defaults[0] == defaults[1] != defaults[2] and len(set(defaults[0])) > 25

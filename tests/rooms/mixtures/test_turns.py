@@ -9,9 +9,12 @@ from tests.evaluate.test_classify import recorded
 
 
 @pytest.mark.parametrize(
-  ("recorded_rule", "rule", "n_lines"), [(True, False, 1), (False, True, 1), (True, True, 0)]
+  ("recorded_rule", "rule", "n_lines"),
+  [(True, False, 1), (False, True, 1), (True, True, 0)],
 )
-def test_another_rule_than_that_of_a_part_is_one_line(caplog, recorded_rule, rule, n_lines):
+def test_another_rule_than_that_of_a_part_is_one_line(
+  caplog, recorded_rule, rule, n_lines
+):
   prompt = recorded(np.zeros((2, 8), np.float32), upright=recorded_rule)
   text = NamedPrompt("texts", "a {}")
   mixed = NamedPrompt("mixed", Mixture([NamedPrompt("own", prompt), text], [0.5, 0.5]))

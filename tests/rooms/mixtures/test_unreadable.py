@@ -14,8 +14,12 @@ def test_weights_of_a_mixture(config_of, images):  # noqa: F811
   prompts = read_prompts(["{}. + a {}."], "evaluate.prompts", chosen=True)
   config = config_of(images)
   encoder = inputs.open_encoder(config.clip)
-  choose = lambda config: Weights(prompts, config.clip, config.data, config.eval).choose(encoder)
+  choose = lambda config: Weights(
+    prompts, config.clip, config.data, config.eval
+  ).choose(encoder)
   _, (row,) = choose(config)
   assert (row["validation_images"], row["validation_classes"]) == (29, 10)
-  with pytest.raises(CorruptDataError, match="1 of 30 images can't be read, 0 are allowed"):
+  with pytest.raises(
+    CorruptDataError, match="1 of 30 images can't be read, 0 are allowed"
+  ):
     choose(config_of(images, **{"data.max_corrupt": 0.0}))

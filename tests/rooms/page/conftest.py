@@ -1,4 +1,5 @@
-"""The application on the embedded world, with a random prompt and a run that has a report."""
+"""The application on the embedded world, with a random prompt and a run that has a
+report."""
 
 import dataclasses
 
@@ -23,7 +24,9 @@ def made(tmp_path_factory):
   """Application, comparison, the folder around its runs, and the config."""
   folder = tmp_path_factory.mktemp("page")
   rng = np.random.default_rng(0)
-  save_prompt(folder / "prompt.npz", Prompt(rng.normal(0, 0.5, (2, 64)).astype("f"), "world"))
+  save_prompt(
+    folder / "prompt.npz", Prompt(rng.normal(0, 0.5, (2, 64)).astype("f"), "world")
+  )
   write_run(folder / "runs" / "demo <b>")
   for width, name in ((64, "demo <b>"), (48, "wide")):
     (folder / "runs" / name).mkdir(exist_ok=True)
@@ -35,7 +38,12 @@ def made(tmp_path_factory):
   config = settings(
     job="page",
     **{"page.prompts": f"{folder}/prompt.npz;a photo of a {{}}.;{{}}.", "page.top": 2},
-    **{"regions.crop": "context", "segment.size": 0, "segment.window": 40, "segment.stride": 20},
+    **{
+      "regions.crop": "context",
+      "segment.size": 0,
+      "segment.window": 40,
+      "segment.stride": 20,
+    },
   )
   prompts = read_prompts(config.page.prompts, "page.prompts")
   encoder = inputs.open_encoder(config.clip)

@@ -1,4 +1,5 @@
-"""The page in Chromium, driven by Playwright: pictures, names, regions, runs, bad input."""
+"""The page in Chromium, driven by Playwright: pictures, names, regions, runs, bad
+input."""
 
 import os
 import re
@@ -10,11 +11,21 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 server = pytest.importorskip("pomp_jax.rooms.page.server", exc_type=ImportError)
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _BROWSERS)]), None)
+_BROWSERS = (
+  "chromium",
+  "chromium-browser",
+  "google-chrome",
+  "chrome",
+  "chrome-headless-shell",
+)
+CHROMIUM = next(
+  filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _BROWSERS)]), None
+)
 pytestmark = [
   pytest.mark.slow("Chromium; test_server.py has Flask's client in its place"),
-  pytest.mark.skipif(CHROMIUM is None, reason=f"none of {_BROWSERS} on the path, no $CHROMIUM"),
+  pytest.mark.skipif(
+    CHROMIUM is None, reason=f"none of {_BROWSERS} on the path, no $CHROMIUM"
+  ),
 ]
 
 NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"]
@@ -22,23 +33,31 @@ NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"
 
 @pytest.fixture
 def tab(made):
-  """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a dialog."""
+  """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a
+  dialog."""
   listener = socket.create_server(("127.0.0.1", 0))
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
   asked, complaints = [], []
 
   def read(message):
-    # The browser reports the status of an error's line, and that a report's script was blocked.
-    if message.type == "error" and not re.search("status of 4|^Blocked script", message.text):
+    # The browser reports the status of an error's line, and that a report's script was
+    # blocked.
+    if message.type == "error" and not re.search(
+      "status of 4|^Blocked script", message.text
+    ):
       complaints.append(message.text)
 
   sync_api.expect.set_options(timeout=300_000)
   with server.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    browser = playwright.chromium.launch(
+      executable_path=CHROMIUM, args=["--no-sandbox"]
+    )
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page.set_default_timeout(300_000)
     page.on("request", lambda request: asked.append(request.url))
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on(
+      "dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss())
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", read)
     page.goto(address)
@@ -66,7 +85,9 @@ SEND = """async (kind) => {
     : new DragEvent("drop", {dataTransfer: data, bubbles: true});
   document.querySelector(".lead").dispatchEvent(event);
 }"""
-SHOWN = "image => image.decode().then(() => [image.src.slice(0, 5), image.naturalWidth])"
+SHOWN = (
+  "image => image.decode().then(() => [image.src.slice(0, 5), image.naturalWidth])"
+)
 # Remembers over the navigation what is seen while the server computes.
 BUSY = """() => addEventListener("submit", () => setTimeout(() => sessionStorage.busy = [
   document.querySelector("[role=status]").hidden, document.querySelector("button.main").disabled
@@ -92,7 +113,9 @@ def test_the_page_in_a_browser(tab, tmp_path):
   tab.click("button.main")
   sync_api.expect(tab.locator(".card")).to_have_count(4)
   assert tab.evaluate("sessionStorage.busy") == "false,true"
-  assert shown.evaluate(SHOWN)[1] == 30 and not tab.locator("[role=status]").is_visible()
+  assert (
+    shown.evaluate(SHOWN)[1] == 30 and not tab.locator("[role=status]").is_visible()
+  )
   fits(tab)
   (tmp_path / "large.png").write_bytes(bytes(2**21))  # told before it is sent
   tab.set_input_files("#file", tmp_path / "large.png")
@@ -102,7 +125,10 @@ def test_the_page_in_a_browser(tab, tmp_path):
   tab.click(".examples button >> nth=1")
   for button in ("Name the boxes", "Segment"):
     tab.click(f"text={button}")
-    assert tab.locator("img.plot").evaluate("image => image.complete && image.naturalWidth") > 900
+    assert (
+      tab.locator("img.plot").evaluate("image => image.complete && image.naturalWidth")
+      > 900
+    )
 
   tab.click("nav >> text=Reports")
   tab.click("main a")

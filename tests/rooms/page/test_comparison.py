@@ -34,7 +34,8 @@ def computed(monkeypatch):
 
 @pytest.fixture
 def opened(clip_and_torch):
-  """A function: prompts -> the comparison, two names an answer, of pictures with one feature."""
+  """A function: prompts -> the comparison, two names an answer, of pictures with one
+  feature."""
   encoder = mock.Mock(spec=Encoder, clip=clip_and_torch[0], resize=CLIPS_RESIZE)
   encoder.image_features.return_value = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32)
   return lambda *prompts: Comparison(encoder, prompts, 2)
@@ -43,7 +44,9 @@ def opened(clip_and_torch):
 def test_features_are_computed_once_for_a_prompt_and_names(computed, opened):
   page = opened(NamedPrompt("a", "a {}."), NamedPrompt("b", "the {}."))
   first = page._class_features(NAMES)
-  assert [rows.tolist() for rows in page._class_features(NAMES)] == [x.tolist() for x in first]
+  assert [rows.tolist() for rows in page._class_features(NAMES)] == [
+    x.tolist() for x in first
+  ]
   # Padded to eight names, so that few shapes are compiled; to sixteen from nine on.
   padded = (*NAMES, *NAMES[:1] * 5)
   assert computed == [("a {}.", padded), ("the {}.", padded)]
@@ -57,7 +60,9 @@ def test_features_are_computed_once_for_a_prompt_and_names(computed, opened):
   assert [len(names) for _, names in computed[5:]] == [16, 16, 8, 8]
 
 
-def test_answers_are_the_likeliest_names_without_the_padding(computed, opened, clip_and_torch):
+def test_answers_are_the_likeliest_names_without_the_padding(
+  computed, opened, clip_and_torch
+):
   page = opened(NamedPrompt("a", "a {}."), NamedPrompt("b", "the {}."))
   found = page.classify(Image.new("RGB", (9, 9)), NAMES)
   assert [named.label for named, _ in found] == ["a", "b"]
@@ -75,7 +80,12 @@ def test_a_prompt_of_one_list_is_no_prompt_of_the_page(opened):
 
 def test_labels_tell_no_folder_of_the_server():
   prompt = Prompt(np.zeros((2, 4), np.float32), "clip")
-  names = ["/home/me/runs/demo/prompt.npz", "/other/demo/prompt.npz", "hf://me/a", *["a {}."] * 3]
+  names = [
+    "/home/me/runs/demo/prompt.npz",
+    "/other/demo/prompt.npz",
+    "hf://me/a",
+    *["a {}."] * 3,
+  ]
   given = [NamedPrompt(name, prompt if "{}" not in name else name) for name in names]
   found = [named.label for named in shown_prompts(given)]
   assert found == [

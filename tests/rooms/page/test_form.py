@@ -22,11 +22,16 @@ def noise(width, height, seed=0):
 
 
 def test_names_are_distinct_lines():
-  assert form.read_names(" red star \r\n\n blue ring\nred star\n", 2) == ("red star", "blue ring")
+  assert form.read_names(" red star \r\n\n blue ring\nred star\n", 2) == (
+    "red star",
+    "blue ring",
+  )
 
 
 def test_a_large_picture_is_reduced():
-  read = form.read_picture(encoded(Image.new("RGB", (5000, 2500), (200, 30, 60)), "JPEG"))
+  read = form.read_picture(
+    encoded(Image.new("RGB", (5000, 2500), (200, 30, 60)), "JPEG")
+  )
   assert read.size == (form.LONGEST, form.LONGEST // 2)
   assert np.abs(np.asarray(read).astype(int) - [200, 30, 60]).max() <= 3
 
@@ -63,7 +68,14 @@ def test_boxes_come_back():
 
 @pytest.mark.parametrize(
   "text",
-  ["1 2 3", "a b c d", "3 0 2 1", "0 0 11 5", "0 0 nan 1", "0 0 1 1\n" * (form.MAX_BOXES + 1)],
+  [
+    "1 2 3",
+    "a b c d",
+    "3 0 2 1",
+    "0 0 11 5",
+    "0 0 nan 1",
+    "0 0 1 1\n" * (form.MAX_BOXES + 1),
+  ],
 )
 def test_boxes_that_are_none(text):
   with pytest.raises(InputError, match="boxes: got"):

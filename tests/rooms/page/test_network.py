@@ -1,4 +1,5 @@
-"""Objects and label maps on the page by a network's regions, beside what `predict` scores."""
+"""Objects and label maps on the page by a network's regions, beside what `predict`
+scores."""
 
 import re
 from unittest import mock
@@ -37,14 +38,23 @@ def case(tmp_path_factory):
   write_network(root / "masks.safetensors", 3, embedding=128, context=None)
   config = settings(
     job="page",
-    **{"page.prompts": ";".join(PROMPTS), "propose.network": str(root / "masks.safetensors")},
-    **{"regions.crop": "context", "regions.objectness": True, "regions.mask_threshold": 0.4},
+    **{
+      "page.prompts": ";".join(PROMPTS),
+      "propose.network": str(root / "masks.safetensors"),
+    },
+    **{
+      "regions.crop": "context",
+      "regions.objectness": True,
+      "regions.mask_threshold": 0.4,
+    },
     **{"detect.min_score": 0.01},
   )
   job.check(config, str(root / "run"))
   encoder = inputs.open_encoder(config.clip)
   prompts = read_prompts(config.page.prompts, "page.prompts")
-  comparison = Comparison(encoder, prompts, 5, RegionsOfPictures(encoder, config.clip, config.page))
+  comparison = Comparison(
+    encoder, prompts, 5, RegionsOfPictures(encoder, config.clip, config.page)
+  )
   return config, comparison, job._scenes()[0].image
 
 
@@ -58,10 +68,19 @@ def scored(case):
     encoder = comparison._encoder
     matrix = class_matrix(encoder, classes.synonyms, named)
     source = open_region_source(
-      config.page.of(fields.Regions), config.page.of(fields.Propose), config.clip, encoder, images
+      config.page.of(fields.Regions),
+      config.page.of(fields.Propose),
+      config.clip,
+      encoder,
+      images,
     )
     scorer = RegionScorer(
-      config.page.of(fields.Regions), source, encoder, classes, [matrix], logit_scale=0.0
+      config.page.of(fields.Regions),
+      source,
+      encoder,
+      classes,
+      [matrix],
+      logit_scale=0.0,
     )
     [(_, found)] = scorer.scored([0])
     yield found.regions, found.scores[0]
@@ -83,15 +102,23 @@ def test_objects_are_those_of_predict(case):
     assert 0 < len(rows) <= 8
     assert {(name, round(score, 4)) for name, score in rows} <= pairs
     assert rows[0][1] == pytest.approx(expected.scores.max(), abs=1e-5)
-    assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
+    assert [score for _, score in rows] == sorted(
+      (score for _, score in rows), reverse=True
+    )
 
 
 def test_label_maps_are_of_the_regions(case, monkeypatch):
   _, comparison, image = case
-  sheet = mock.create_autospec(module.segmentation_sheet, side_effect=module.segmentation_sheet)
+  sheet = mock.create_autospec(
+    module.segmentation_sheet, side_effect=module.segmentation_sheet
+  )
   monkeypatch.setattr(module, "segmentation_sheet", sheet)
-  assert comparison.regions.segment(comparison.asked(image, NAMES)).startswith(b"\x89PNG")
-  for labels, (regions, scores) in zip(sheet.call_args.args[2][0], scored(case), strict=True):
+  assert comparison.regions.segment(comparison.asked(image, NAMES)).startswith(
+    b"\x89PNG"
+  )
+  for labels, (regions, scores) in zip(
+    sheet.call_args.args[2][0], scored(case), strict=True
+  ):
     [expected] = label_maps_of_regions([scores], regions.masks, *image.size[::-1])
     assert labels.shape == image.size[::-1]
     assert (labels == expected).mean() > 0.999
@@ -102,14 +129,18 @@ def test_the_page_offers_it(case):
   scenes = (Example(image, "\n".join(NAMES), "1 1 9 9"),)
   app = server.make_app(comparison, Page(runs=""), server.Turns(), {"regions": scenes})
   client = app.test_client()
-  key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
+  key = re.findall(
+    r'name="example" value="([^"]+)"', client.get("/regions").data.decode()
+  )[0]
   fields = {"picture": key, "names": "\n".join(NAMES), "boxes": "", "action": "find"}
   answer = client.post("/regions", data=fields)
   text = answer.data.decode()
   assert answer.status_code == 200 and "Find objects" in text
   (sheet,) = re.findall(r'src="/picture/([^"]+)" alt="regions', text)
   assert client.get(f"/picture/{sheet}").mimetype == "image/png"
-  for name, score in comparison.regions.find_objects(comparison.asked(image, NAMES))[1][0]:
+  for name, score in comparison.regions.find_objects(comparison.asked(image, NAMES))[1][
+    0
+  ]:
     assert f"{name} {score:.2f}" in text
 
 

@@ -1,4 +1,5 @@
-"""The job page: what each field reaches, errors before it serves, and its end by a signal."""
+"""The job page: what each field reaches, errors before it serves, and its end by a
+signal."""
 
 import contextlib
 import io
@@ -40,7 +41,8 @@ def stops(monkeypatch):
 
 @pytest.fixture
 def pages(monkeypatch, stops, tmp_path):
-  """A function: fields -> pages of a picture, of runs, and under a name of its own; statuses."""
+  """A function: fields -> pages of a picture, of runs, and under a name of its own;
+  statuses."""
   png = encoded(noise(40, 40))
   names, answers, limits = "red star\nblue ring\nteal leaf", [], []
 
@@ -85,7 +87,9 @@ def test_each_field_reaches_the_page(pages, tmp_path):
     assert status == expected and part in page
   _, (status, runs), _ = pages(**{"page.runs": str(tmp_path / "runs")})
   assert status == 200 and "own run" in runs
-  (status, page), _, (answered, _) = pages(**{"page.top": 2, "page.hosts": ("own.example",)})
+  (status, page), _, (answered, _) = pages(
+    **{"page.top": 2, "page.hosts": ("own.example",)}
+  )
   assert (status, answered) == (200, 200) and page.count("<progress") == 2
 
 
@@ -138,12 +142,16 @@ def test_the_config_takes_the_demos_prompt_where_there_is_one(tmp_path, monkeypa
   assert prompts("prompt=own.npz") == ("own.npz", *by_hand)
   clip = lambda argument: unpack(page_config.get_config(argument)).clip.model
   assert clip("") == clip("prompt=own.npz,clip=world") == "world"
-  assert (clip("prompt=own.npz"), clip("prompt=the {}.")) == ("an/own-clip", PUBLISHED_CLIP)
+  assert (clip("prompt=own.npz"), clip("prompt=the {}.")) == (
+    "an/own-clip",
+    PUBLISHED_CLIP,
+  )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_status_0(tmp_path, monkeypatch, capsys, number):
-  """While it serves, by its own handlers of signals; the answer is of its own server."""
+  """While it serves, by its own handlers of signals; the answer is of its own
+  server."""
   answers = []
 
   def ask(url):

@@ -1,4 +1,5 @@
-"""Runs on the page: what is listed and read, and that no link leads out of the folder."""
+"""Runs on the page: what is listed and read, and that no link leads out of the
+folder."""
 
 import contextlib
 import json
@@ -31,7 +32,8 @@ def write_run(folder, job="pretrain", **results):
     Image.new("RGB", (3, 2), "red").save(folder / "plots" / f"{name}.png")
   with open(folder / "metrics.jsonl", "w") as file:
     file.writelines(
-      json.dumps({"step": n, "loss": 1 / (n + 1), "accuracy": 0.5}) + "\n" for n in range(9)
+      json.dumps({"step": n, "loss": 1 / (n + 1), "accuracy": 0.5}) + "\n"
+      for n in range(9)
     )
 
 
@@ -67,7 +69,9 @@ def test_links_of_files_are_not_read(root, tmp_path):
   (demo / "results.md").symlink_to("/etc/passwd")
   run = runs.find_runs(root)["demo"]
   assert run.state == "not finished" and not run.report
-  assert runs.read_file(demo, "report.html") is None and runs.plot_files(run) == ["training.png"]
+  assert runs.read_file(demo, "report.html") is None and runs.plot_files(run) == [
+    "training.png"
+  ]
   shown, problems = runs.show(run, str)
   assert "<td" not in shown and shown.count("<img") == 1 and problems == []
   (demo / "plots").rename(demo / "old")
@@ -76,20 +80,27 @@ def test_links_of_files_are_not_read(root, tmp_path):
 
 
 def test_a_training_is_shown_as_its_report(root):
-  """The same tables from its results, its curves as far as they are, and its plots once."""
+  """The same tables from its results, its curves as far as they are, and its plots
+  once."""
   write_run(root / "whole", **training_results())
   run = runs.find_runs(root)["whole"]
   text, problems = runs.show(run, "/plots/{}".format)
   page = Page(text)
   assert problems == [] and page.open == []
-  assert ["learned prompt", "51.1 (48.1 to 53.1)", "62.2 (59.2 to 64.2)"] in page.tables[0]
+  assert [
+    "learned prompt",
+    "51.1 (48.1 to 53.1)",
+    "62.2 (59.2 to 64.2)",
+  ] in page.tables[0]
   sources = [image["src"] for image in page.images]
   assert sources == ["/plots/accuracy.png", "/plots/training.png"]
   drawn = runs.read_plot(run, "training.png")
   assert drawn == (root / "whole/plots/training.png").read_bytes() != runs.curves(run)
   (root / "whole" / "metrics.jsonl").unlink()
   assert runs.curves(run) == drawn
-  assert runs.read_plot(run, "../plots/accuracy.png") is runs.read_plot(run, "a\0b") is None
+  assert (
+    runs.read_plot(run, "../plots/accuracy.png") is runs.read_plot(run, "a\0b") is None
+  )
 
 
 def test_results_of_another_version_are_a_list_of_figures(root):
@@ -97,7 +108,11 @@ def test_results_of_another_version_are_a_list_of_figures(root):
   text, problems = runs.show(run, str)
   assert len(problems) == 1 and "results.json can't be shown (KeyError" in problems[0]
   found = {tuple(row) for row in Page(text).tables[0]}
-  assert {("k", "16"), ("data.root", "pictures"), ("eval.base.prompt.top1", "0.25")} <= found
+  assert {
+    ("k", "16"),
+    ("data.root", "pictures"),
+    ("eval.base.prompt.top1", "0.25"),
+  } <= found
 
 
 def test_names_of_predicted_files(root):
@@ -113,7 +128,8 @@ def test_the_state_of_a_run_and_why_it_failed(root):
   demo, state = root / "demo", lambda: runs.find_runs(root)["demo"][3:5]
   with contextlib.suppress(OSError), noting_failure(demo):
     raise OSError("no space left on /home/me/disk")
-  assert state() == ("failed", "OSError: no space left on disk")  # no folder of the server
+  # no folder of the server
+  assert state() == ("failed", "OSError: no space left on disk")
   (demo / "config.json").unlink()
   (demo / "results.json").unlink()
   assert state()[0] == "failed"
@@ -134,7 +150,9 @@ def test_the_list_reads_little_of_large_files(root, name, monkeypatch):
   (demo / name).write_text(text)
   parse = runs.parse_json
   monkeypatch.setattr(
-    runs, "parse_json", lambda content, file: parsed.append(len(content)) or parse(content, file)
+    runs,
+    "parse_json",
+    lambda content, file: parsed.append(len(content)) or parse(content, file),
   )
   run = runs.find_runs(root)["demo"]
   assert max(parsed) < 2**20
@@ -144,8 +162,26 @@ def test_the_list_reads_little_of_large_files(root, name, monkeypatch):
 
 
 # Of each field of each file: values of other types, and texts that are no JSON object.
-_VALUES = (None, True, 10**400, float("nan"), 1e308, "\ud800", "x\0\n" * 99, [], {}, [[]])
-_TEXTS = ("", "[]", "\xff", '{"job": 1e999}', "9" * 5000, '{"eval":' * 900 + "1" + "}" * 900)
+_VALUES = (
+  None,
+  True,
+  10**400,
+  float("nan"),
+  1e308,
+  "\ud800",
+  "x\0\n" * 99,
+  [],
+  {},
+  [[]],
+)
+_TEXTS = (
+  "",
+  "[]",
+  "\xff",
+  '{"job": 1e999}',
+  "9" * 5000,
+  '{"eval":' * 900 + "1" + "}" * 900,
+)
 _FILES = {
   "config.json": {"job": "pretrain"},
   "results.json": {"eval": {"base": {"prompt": {"top1": 0.5, "images": 3}}}},
@@ -162,14 +198,18 @@ def _hostile(value):
 
 @pytest.mark.parametrize("name", _FILES)
 def test_a_damaged_file_is_a_line_of_its_run_alone(root, name):
-  client = server.make_app(NO_CLIP, fields.Page(runs=str(root)), server.Turns()).test_client()
+  client = server.make_app(
+    NO_CLIP, fields.Page(runs=str(root)), server.Turns()
+  ).test_client()
   whole, lines = (root / "demo" / name).exists(), 0
   for text in (*_TEXTS, *map(json.dumps, _hostile(_FILES[name]))):
     (root / "demo" / name).write_bytes(text.encode("latin-1"))
     listed, shown = client.get("/runs"), client.get("/runs/demo")
     assert (listed.status_code, shown.status_code) == (200, 200), text[:80]
     assert "seeds/seed 0" in listed.data.decode()
-    lines += (found := re.findall('role="alert">([^\n]+)</p>', shown.data.decode())) != []
+    lines += (
+      found := re.findall('role="alert">([^\n]+)</p>', shown.data.decode())
+    ) != []
     assert all(str(root) not in line for line in found)
     if name == "metrics.jsonl":
       assert client.get("/plots/demo/training.png").status_code in (200, 404), text[:80]

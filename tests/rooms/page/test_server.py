@@ -1,4 +1,5 @@
-"""The server: answers, lines for bad input, headers, and what it must never give away."""
+"""The server: answers, lines for bad input, headers, and what it must never give
+away."""
 
 import contextlib
 import html
@@ -53,7 +54,11 @@ def test_names_and_probabilities_are_the_classifiers(made, client):
   _check_answers(made, post(client), prompts)
   answer = post(client, prompt=prompts[2], run="demo <b>", templates="the {}!\n")
   _check_answers(made, answer, (prompts[2], f"{made[2]}/runs/demo <b>", "the {}!"))
-  assert re.findall("<h2>(.*?)</h2>", answer.data.decode()) == ["{}.", "demo &lt;b&gt;", "the {}!"]
+  assert re.findall("<h2>(.*?)</h2>", answer.data.decode()) == [
+    "{}.",
+    "demo &lt;b&gt;",
+    "the {}!",
+  ]
   checked = re.findall(r'name="(\w+)" value="([^"]+)" checked', answer.data.decode())
   assert checked == [("prompt", "{}."), ("run", "demo &lt;b&gt;")]
 
@@ -72,7 +77,9 @@ def _check_answers(made, answer, prompts):
 
 
 @pytest.mark.parametrize("upright", [True, False, None])
-def test_an_answer_says_that_its_training_did_not_turn_pictures(client, monkeypatch, upright):
+def test_an_answer_says_that_its_training_did_not_turn_pictures(
+  client, monkeypatch, upright
+):
   monkeypatch.setattr(Prompt, "upright", upright)
   text = post(client).data.decode()
   assert ("were not turned as their EXIF says" in text) == (upright is False)
@@ -111,12 +118,17 @@ def test_bad_input_is_a_line(client, fields, part):
   assert answer.status_code == (413 if part == "1 MiB" else 400)
   assert part in line_of(answer)
   if answer.status_code == 400 and "names" not in fields:  # what was entered stays
-    assert "\n".join(html.escape(name) for name in NAMES.split("\n")) in answer.data.decode()
+    assert (
+      "\n".join(html.escape(name) for name in NAMES.split("\n")) in answer.data.decode()
+    )
 
 
 def test_regions_of_a_scene(client):
-  """The two buttons on an example: boxes are named as its objects, and a label map is drawn."""
-  key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
+  """The two buttons on an example: boxes are named as its objects, and a label map
+  is drawn."""
+  key = re.findall(
+    r'name="example" value="([^"]+)"', client.get("/regions").data.decode()
+  )[0]
   filled = client.post("/regions", data={"example": key}).data.decode()
   names, boxes, _ = map(
     html.unescape, re.findall(r"<textarea[^>]*>\n(.*?)</textarea>", filled, re.S)
@@ -144,14 +156,28 @@ def test_a_page_without_regions_has_no_tab_for_them():
 
 ESCAPES = [
   *("../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt"),
-  *("demo <b>/../../secret.txt", "..%252fsecret.txt", "//etc/passwd", "%2fetc%2fpasswd"),
-  *("etc/passwd", "demo%00", "..\\secret.txt", "demo <b>/config.json", ".", "file:///etc/passwd"),
+  *(
+    "demo <b>/../../secret.txt",
+    "..%252fsecret.txt",
+    "//etc/passwd",
+    "%2fetc%2fpasswd",
+  ),
+  *(
+    "etc/passwd",
+    "demo%00",
+    "..\\secret.txt",
+    "demo <b>/config.json",
+    ".",
+    "file:///etc/passwd",
+  ),
 ]
 
 
 @pytest.mark.parametrize("route", ["/runs/", "/report/", "/plots/", "/picture/", "/"])
 def test_no_path_of_the_server_is_readable(client, route):
-  texts = [f"{route}{folder}{path}" for path in ESCAPES for folder in ("", "demo%20%3Cb%3E/")]
+  texts = [
+    f"{route}{folder}{path}" for path in ESCAPES for folder in ("", "demo%20%3Cb%3E/")
+  ]
   for text in texts:
     answer = client.get(text)
     assert answer.status_code in (308, 404), text
@@ -159,14 +185,20 @@ def test_no_path_of_the_server_is_readable(client, route):
 
 
 def test_a_run_and_its_report(client):
-  link, _ = sorted(re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode()))
+  link, _ = sorted(
+    re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode())
+  )
   text = client.get(link).data.decode()
   assert "<b>" not in text.partition("<main>")[2] and "demo &lt;b&gt;" in text
   sources = re.findall(r'src="([^"]+)"', text.partition("<main>")[2])
   assert [client.get(source).mimetype for source in sources] == ["image/png"] * 2
   report = client.get(re.search(r'href="(/report/[^"]+)"', text)[1])
-  assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
-  assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()) == [link]
+  assert report.headers["Content-Security-Policy"].startswith(
+    "sandbox; default-src 'none'"
+  )
+  assert re.findall(
+    r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()
+  ) == [link]
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_other_script_runs(client):
@@ -174,15 +206,24 @@ def test_nothing_is_loaded_from_elsewhere_and_no_other_script_runs(client):
     answer = client.get(path)
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "script-src 'self';" in policy
-    assert "unsafe" not in policy and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert (
+      "unsafe" not in policy and answer.headers["X-Content-Type-Options"] == "nosniff"
+    )
     assert b"http" not in answer.data
     scripts = re.findall(b"<script.*", answer.data)
-    assert scripts == [b'<script src="/page.js" defer></script>'] * (answer.mimetype == "text/html")
+    assert scripts == [b'<script src="/page.js" defer></script>'] * (
+      answer.mimetype == "text/html"
+    )
 
 
-def test_the_page_says_what_it_is_and_of_the_toy_alone_that_it_is_one(made, client, monkeypatch):
+def test_the_page_says_what_it_is_and_of_the_toy_alone_that_it_is_one(
+  made, client, monkeypatch
+):
   for path in ("/", "/regions"):
-    assert "POMP learns a prompt" in (text := client.get(path).data.decode()) and "a toy" in text
+    assert (
+      "POMP learns a prompt" in (text := client.get(path).data.decode())
+      and "a toy" in text
+    )
   monkeypatch.setattr(made[1], "is_toy", False)
   assert "POMP learns" in (text := client.get("/").data.decode()) and "toy" not in text
 
@@ -223,7 +264,8 @@ def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
 
 
 def test_one_computes_at_a_time_and_few_wait():
-  """Of two that come during a turn one is turned away, and the other waits for the end of it."""
+  """Of two that come during a turn one is turned away, and the other waits for the
+  end of it."""
   turns, order = server.Turns(waiting=1), queue.Queue()
 
   def compute():
@@ -248,7 +290,11 @@ def test_one_computes_at_a_time_and_few_wait():
 
 def test_the_shelf_drops_the_oldest_and_keeps_what_it_must():
   shelf = server.Shelf(max_bytes=10)
-  fixed, first, second = shelf.add(b"x" * 8, keep=True), shelf.add(b"a" * 5), shelf.add(b"b" * 5)
+  fixed, first, second = (
+    shelf.add(b"x" * 8, keep=True),
+    shelf.add(b"a" * 5),
+    shelf.add(b"b" * 5),
+  )
   assert shelf.get(first) == b"aaaaa"  # used last, so the other one goes
   third = shelf.add(b"c")
   assert [shelf.get(key) for key in (second, first, third)] == [None, b"aaaaa", b"c"]
@@ -256,7 +302,8 @@ def test_the_shelf_drops_the_oldest_and_keeps_what_it_must():
 
 
 def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
-  """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it for 120 s."""
+  """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it
+  for 120 s."""
   upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nx"
   listener = socket.create_server(("127.0.0.1", 0))
   with server.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
@@ -284,12 +331,16 @@ def pipelined(address, stack, number):
 @pytest.mark.parametrize(
   ("number", "limits"), [(8, {}), (30, {"_CONNECTIONS": 20, "_SILENCE": 0.5})]
 )
-def test_clients_that_read_nothing_keep_nobody_out(tmp_path, monkeypatch, number, limits):
-  """As many as there are threads; and more than connections, which are closed when silent."""
+def test_clients_that_read_nothing_keep_nobody_out(
+  tmp_path, monkeypatch, number, limits
+):
+  """As many as there are threads; and more than connections, which are closed when
+  silent."""
   for name, value in limits.items():
     monkeypatch.setattr(server, name, value)
   write_run(tmp_path / "large")
-  # Beyond what sockets hold, and what waitress holds of a connection before its thread waits.
+  # Beyond what sockets hold, and what waitress holds of a connection before its thread
+  # waits.
   (tmp_path / "large" / "report.html").write_bytes(b"x" * 17 * 2**20)
   app = server.make_app(NO_CLIP, Page(runs=str(tmp_path)), server.Turns())
   listener = socket.create_server(("127.0.0.1", 0))
@@ -297,7 +348,8 @@ def test_clients_that_read_nothing_keep_nobody_out(tmp_path, monkeypatch, number
     address = listener.getsockname()
     connections = pipelined(address, stack, number)
     for connection in connections[:8]:
-      assert connection.recv(1, socket.MSG_PEEK) == b"H"  # its first answer is under way
+      # its first answer is under way
+      assert connection.recv(1, socket.MSG_PEEK) == b"H"
     url = f"http://127.0.0.1:{address[1]}/style.css"
     for _ in range(5):
       assert urllib.request.urlopen(url, timeout=20).status == 200

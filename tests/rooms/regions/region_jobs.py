@@ -1,4 +1,5 @@
-"""Images, a CLIP and networks for the jobs that find, name and train regions; their configs."""
+"""Images, a CLIP and networks for the jobs that find, name and train regions; their
+configs."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -18,7 +19,10 @@ from transformers import CLIPModel
 from pomp_jax.clip.load import Clip, load_clip
 from pomp_jax.config import Config
 from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
-from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile, write_mask_former
+from pomp_jax.rooms.regions.mask_former.published_weights import (
+  MaskFormerFile,
+  write_mask_former,
+)
 from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, SmallSizes
 from pomp_jax.rooms.regions.region_folder import RegionHeader, Regions, RegionWriter
 from tests.support.clips import pooled, write_random_clip
@@ -47,7 +51,8 @@ CONTEXT = np.random.default_rng(5).normal(size=(4, 32)).astype(np.float32)
 
 
 def write_region_set(root: pathlib.Path) -> None:
-  """Writes `clip/`, a pixel set with `objects.json`, another one in `other/`, and two networks.
+  """Writes `clip/`, a pixel set with `objects.json`, another one in `other/`, and two
+  networks.
 
   The networks are `net.pth`, which has a prompt inside, and `other.pth`.
   """
@@ -61,17 +66,25 @@ def write_region_set(root: pathlib.Path) -> None:
 
 
 def write_pixel_set(root: pathlib.Path, clip_model: str, seed: int = 0) -> None:
-  """Writes `images/`, `labels/` of 4 by 4 blocks, `names.txt`, and `regions/` with embeddings.
+  """Writes `images/`, `labels/` of 4 by 4 blocks, `names.txt`, and `regions/` with
+  embeddings.
 
   The regions name `clip_model` as their CLIP.
   """
   rng = np.random.default_rng(seed)
   for name in ("images", "labels"):
     (root / name).mkdir(parents=True)
-  lines = ("the cat, dog\tbase", "sky\tbase", "star\tnovel", "house, home of the star\tnovel")
+  lines = (
+    "the cat, dog\tbase",
+    "sky\tbase",
+    "star\tnovel",
+    "house, home of the star\tnovel",
+  )
   (root / "names.txt").write_text("\n".join(lines))
   null = (1.0,) * WIDTH
-  header = RegionHeader("a network", clip_model, 1, WIDTH, "softmax", 20.0, null, ("sky",))
+  header = RegionHeader(
+    "a network", clip_model, 1, WIDTH, "softmax", 20.0, null, ("sky",)
+  )
   writer = RegionWriter(root / "regions", header)
   for number, (height, width) in enumerate(SIZES):
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -80,7 +93,9 @@ def write_pixel_set(root: pathlib.Path, clip_model: str, seed: int = 0) -> None:
     labels = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
     labels.save(root / "labels" / f"{number}.png")
     boxes = np.tile(np.array([0, 0, width, height], np.float32), (6, 1))
-    masks = np.kron(rng.integers(0, 256, (6, 3, 3)), np.ones((1, 4, 4))).astype(np.uint8)
+    masks = np.kron(rng.integers(0, 256, (6, 3, 3)), np.ones((1, 4, 4))).astype(
+      np.uint8
+    )
     masks[0] = 40  # below the threshold everywhere
     embeddings = rng.normal(size=(6, 1, WIDTH)).astype(np.float16)
     objectness = rng.random(6).astype(np.float32)
@@ -88,7 +103,8 @@ def write_pixel_set(root: pathlib.Path, clip_model: str, seed: int = 0) -> None:
 
 
 def write_objects(root: pathlib.Path) -> None:
-  """Writes `objects.json`: each class of each label image as one object, as a polygon of its box.
+  """Writes `objects.json`: each class of each label image as one object, as a polygon
+  of its box.
 
   The first object of each image is a crowd.
   """
@@ -96,11 +112,20 @@ def write_objects(root: pathlib.Path) -> None:
   for number, file in enumerate(sorted((root / "labels").glob("*.png"))):
     labels = np.asarray(Image.open(file))
     height, width = labels.shape
-    images.append({"id": number, "file_name": file.name, "height": height, "width": width})
+    images.append(
+      {"id": number, "file_name": file.name, "height": height, "width": width}
+    )
     for order, label in enumerate(np.intersect1d(labels, range(len(TEXTS))).tolist()):
       ys, xs = np.nonzero(labels == label)
-      x0, y0, x1, y1 = (int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
-      row = {"id": len(rows) + 1, "image_id": number, "category_id": label, "iscrowd": order == 0}
+      x0, y0, x1, y1 = (
+        int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+      )
+      row = {
+        "id": len(rows) + 1,
+        "image_id": number,
+        "category_id": label,
+        "iscrowd": order == 0,
+      }
       row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
       rows.append(row | {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
   categories = [{"id": number, "name": names[0]} for number, names in enumerate(TEXTS)]
@@ -121,19 +146,26 @@ def random_params(config: MaskFormerConfig = TINY, seed: int = 0) -> Params:
     return values if len(shape) > 1 else 0.1 * values
 
   flat = flatten_dict(parameter_shapes(config))
-  return unflatten_dict({path: draw(path, tuple(shape)) for path, shape in flat.items()})
+  return unflatten_dict(
+    {path: draw(path, tuple(shape)) for path, shape in flat.items()}
+  )
 
 
 def write_network(path, seed=0, context=CONTEXT, classes=TRAINED, **changes):
   """Writes a random network; `changes` are those of `NETWORK`."""
   config = dataclasses.replace(NETWORK, **changes)
   with open(path, "wb") as file:
-    write_mask_former(file, MaskFormerFile(config, random_params(config, seed), classes), context)
+    write_mask_former(
+      file, MaskFormerFile(config, random_params(config, seed), classes), context
+    )
 
 
 def regions_config(root: pathlib.Path, job: str, **changes) -> Config:
-  """The config of a job for a `write_region_set`: with true regions, or four steps of training."""
-  images, labels, names = (str(root / file) for file in ("images", "labels", "names.txt"))
+  """The config of a job for a `write_region_set`: with true regions, or four steps
+  of training."""
+  images, labels, names = (
+    str(root / file) for file in ("images", "labels", "names.txt")
+  )
   settings = {
     "job": job,
     "clip.model": str(root / "clip"),
@@ -153,7 +185,11 @@ def regions_config(root: pathlib.Path, job: str, **changes) -> Config:
     "log.every": 1,
   }
   for name in ("segment", "train_masks"):
-    settings |= {f"{name}.images": images, f"{name}.labels": labels, f"{name}.names": names}
+    settings |= {
+      f"{name}.images": images,
+      f"{name}.labels": labels,
+      f"{name}.names": names,
+    }
     settings[f"{name}.source"] = "folder"
   for name in ("segment", "detect"):
     settings |= {f"{name}.prompts": ("a photo of a {}.", "{}!"), f"{name}.output": True}
@@ -184,7 +220,8 @@ def detections(workdir: pathlib.Path, prompt: int = 0) -> list[dict[str, Any]]:
 def assert_same_detections(
   found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]
 ) -> None:
-  """Asserts that rows of results, in any order, have the same images, categories, boxes, scores."""
+  """Asserts that rows of results, in any order, have the same images, categories,
+  boxes, scores."""
   key = lambda row: (row["image_id"], row["category_id"], *np.round(row["bbox"], 2))
   found, expected = sorted(found, key=key), sorted(expected, key=key)
   assert [key(row)[:2] for row in found] == [key(row)[:2] for row in expected]
@@ -194,11 +231,16 @@ def assert_same_detections(
 
 
 def crop_feature(
-  encode: Callable[[torch.Tensor], torch.Tensor], clip: Clip, image: np.ndarray, mask: np.ndarray
+  encode: Callable[[torch.Tensor], torch.Tensor],
+  clip: Clip,
+  image: np.ndarray,
+  mask: np.ndarray,
 ) -> torch.Tensor:
-  """ZSSeg's crop of a mask [H,W] (not empty) out of an image [H,W,3], and its unit feature [E].
+  """ZSSeg's crop of a mask [H,W] (not empty) out of an image [H,W,3], and its unit
+  feature [E].
 
-  `encode` is the image tower in torch. Size and normalisation of images are those of `clip`.
+  `encode` is the image tower in torch. Size and normalisation of images are those of
+  `clip`.
   """
   mean, std = (torch.tensor(values)[:, None, None] for values in (clip.mean, clip.std))
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -221,7 +263,9 @@ def _torch_clip() -> tuple[CLIPModel, Clip]:
 def torch_crop(image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
   """Unit feature [E] of a crop by the CLIP of `write_region_set`."""
   model, clip = _torch_clip()
-  return crop_feature(lambda pixels: pooled(model.get_image_features(pixels)), clip, image, mask)
+  return crop_feature(
+    lambda pixels: pooled(model.get_image_features(pixels)), clip, image, mask
+  )
 
 
 def torch_texts(texts: Sequence[str]) -> torch.Tensor:

@@ -43,7 +43,9 @@ def test_a_small_file(tmp_path):
   assert annotations.frequencies is None
   truth = annotations.truth(0)
   # The third box ends half a pixel beyond the image.
-  np.testing.assert_array_equal(truth.boxes, [[1, 2, 4, 4], [1, 0, 3, 6], [6.5, 5, 8, 6]])
+  np.testing.assert_array_equal(
+    truth.boxes, [[1, 2, 4, 4], [1, 0, 3, 6], [6.5, 5, 8, 6]]
+  )
   assert truth.classes.tolist() == [1, 0, 0]
   assert truth.crowd.tolist() == [False, True, False]
 
@@ -117,16 +119,22 @@ def test_an_unusable_field(field, row, key, bad):
   message = str(error.value)
   assert message.startswith("a.json: ") and "\n" not in message
   # Ids are of no class before they are of a row.
-  assert (str(bad) if (field, row) == ("categories", 0) else f"{field}[{row}]") in message
+  assert (
+    str(bad) if (field, row) == ("categories", 0) else f"{field}[{row}]"
+  ) in message
 
 
-@pytest.mark.parametrize("change", [{"images": [], "annotations": []}, {"annotations": None}])
+@pytest.mark.parametrize(
+  "change", [{"images": [], "annotations": []}, {"annotations": None}]
+)
 def test_a_missing_list(change):
   with pytest.raises((RegionError, VocabularyError), match=next(iter(change))):
     annotations_of(small() | change)
 
 
-@pytest.mark.parametrize("counts", [[3, 4], [3, -4, 49], "", "04", "zzzzzz", [48, 2**40]])
+@pytest.mark.parametrize(
+  "counts", [[3, 4], [3, -4, 49], "", "04", "zzzzzz", [48, 2**40]]
+)
 def test_damaged_rle(counts):
   value = small()
   value["annotations"][1]["segmentation"]["counts"] = counts
@@ -134,7 +142,16 @@ def test_damaged_rle(counts):
     annotations_of(value).masks(0)
 
 
-_WORDS = ("id", "bbox", "segmentation", "counts", "size", "image_id", "category_id", "cat")
+_WORDS = (
+  "id",
+  "bbox",
+  "segmentation",
+  "counts",
+  "size",
+  "image_id",
+  "category_id",
+  "cat",
+)
 _LVIS = copy.deepcopy(small())
 _LVIS["images"][0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [9]}
 _LVIS["categories"][0]["frequency"] = _LVIS["categories"][1]["frequency"] = "c"

@@ -71,16 +71,29 @@ def test_results_on_regions_of_others_depend_on_their_files(tmp_path):
   (tmp_path / "2.npz").write_text("12")
   assert keys() == before
   (tmp_path / "1.npz").write_text("12")
-  assert [now == old for now, old in zip(keys(), before, strict=True)] == [True, False, True]
+  assert [now == old for now, old in zip(keys(), before, strict=True)] == [
+    True,
+    False,
+    True,
+  ]
   before = keys()
   (tmp_path / "network").write_text("12")
-  assert [now == old for now, old in zip(keys(), before, strict=True)] == [True, True, False]
+  assert [now == old for now, old in zip(keys(), before, strict=True)] == [
+    True,
+    True,
+    False,
+  ]
 
 
-def key_of(version="1", image_fingerprint="images", clip_name="clip", keys=("1",), **changes):
-  """The key of a comparison on true regions; `changes` are fields of groups, by group__field."""
+def key_of(
+  version="1", image_fingerprint="images", clip_name="clip", keys=("1",), **changes
+):
+  """The key of a comparison on true regions; `changes` are fields of groups, by
+  group__field."""
   config = regions_config(pathlib.Path("nowhere"), "detect")
-  groups = {name: getattr(config, name) for name in ("detect", "regions", "propose", "clip")}
+  groups = {
+    name: getattr(config, name) for name in ("detect", "regions", "propose", "clip")
+  }
   data = mock.Mock(spec=BoxSet, keys=keys, classes=CLASSES, files=[])
   for field, value in changes.items():
     group, _, name = field.partition("__")
@@ -88,7 +101,9 @@ def key_of(version="1", image_fingerprint="images", clip_name="clip", keys=("1",
       setattr(data, name, value)
     else:
       groups[group] = dataclasses.replace(groups[group], **{name: value})
-  encoder = mock.Mock(spec=Encoder, image_fingerprint=image_fingerprint, clip=mock.Mock())
+  encoder = mock.Mock(
+    spec=Encoder, image_fingerprint=image_fingerprint, clip=mock.Mock()
+  )
   encoder.clip.name = clip_name
   own, regions, propose, clip = groups.values()
   return Comparison(version, encoder, data, own, regions, propose, clip).key

@@ -45,7 +45,10 @@ def test_equals_pycocotools(seed, kind):
   assert_equal(figures, expected)
   for name, classes in groups.items():
     rows = [list(ids).index(annotations.category_ids[c]) for c in classes]
-    own = {"AP": measured(precision[:, :, rows]), "AP50": measured(precision[0][:, rows])}
+    own = {
+      "AP": measured(precision[:, :, rows]),
+      "AP50": measured(precision[0][:, rows]),
+    }
     assert_equal(figures[name], own)
   for c, number in enumerate(annotations.category_ids):
     own = measured(precision[:, :, list(ids).index(number)])

@@ -1,4 +1,5 @@
-"""Crops against torch's resize of the cut-out pixels; their features on one device or several."""
+"""Crops against torch's resize of the cut-out pixels; their features on one device
+or several."""
 
 import math
 
@@ -11,7 +12,12 @@ from torch.nn import functional
 from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions import crop_features
-from pomp_jax.rooms.regions.crop_features import Cropping, RegionEncoder, crop_region, pixel_ranges
+from pomp_jax.rooms.regions.crop_features import (
+  Cropping,
+  RegionEncoder,
+  crop_region,
+  pixel_ranges,
+)
 from pomp_jax.rooms.regions.fields import Regions
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
@@ -58,7 +64,8 @@ def _crop(image, box, settings, mask=None):
 @pytest.mark.parametrize("expand", [1.0, 1.4])
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
 def test_crops_equal_torchs_resize(image, box, expand, masked):
-  """Of a box stretched to a square; pixels outside a mask are filled first, as in ZSSeg."""
+  """Of a box stretched to a square; pixels outside a mask are filled first, as in
+  ZSSeg."""
   x0, y0, x1, y1 = box
   wider, higher = ((expand - 1) / 2 * side for side in (x1 - x0, y1 - y0))
   rows = slice(max(math.floor(y0 - higher), 0), math.ceil(y1 + higher))
@@ -72,7 +79,14 @@ def test_crops_equal_torchs_resize(image, box, expand, masked):
 
 
 @pytest.mark.parametrize(
-  "box", [(10, 20, 50, 46), (0, 0, 8, 30), (70, 49, 90, 61), (11, 20, 50, 46), (10, 21, 49, 60)]
+  "box",
+  [
+    (10, 20, 50, 46),
+    (0, 0, 8, 30),
+    (70, 49, 90, 61),
+    (11, 20, 50, 46),
+    (10, 21, 49, 60),
+  ],
 )
 def test_a_square_with_context_is_cut_at_the_border(image, box):
   x0, y0, x1, y1 = box
@@ -86,7 +100,8 @@ def test_a_square_with_context_is_cut_at_the_border(image, box):
 
 def test_ranges_hold_whole_pixels_inside_the_image():
   boxes = np.array(
-    [[3.2, 4.9, 10.1, 11], [-5, -5, 200, 200], [20, 20, 20, 20], [95, 70, 99, 80]], np.float32
+    [[3.2, 4.9, 10.1, 11], [-5, -5, 200, 200], [20, 20, 20, 20], [95, 70, 99, 80]],
+    np.float32,
   )
   found = pixel_ranges(boxes, HEIGHT, WIDTH, Cropping(SIZE))
   expected = [[3, 4, 11, 11], [0, 0, 90, 61], [20, 20, 21, 21], [89, 60, 90, 61]]
@@ -124,16 +139,22 @@ def _expected(clip_and_torch, images, masks=None):
     for region, (x0, y0, x1, y1) in enumerate(boxes):
       pixels = image.astype(np.float32)
       if masks is not None:
-        pixels = np.where(masks[number][region][..., None], pixels, 255 * np.float32(clip.mean))
+        pixels = np.where(
+          masks[number][region][..., None], pixels, 255 * np.float32(clip.mean)
+        )
       resized = torch.as_tensor(_torch(pixels[y0:y1, x0:x1], 32)).permute(2, 0, 1)
       with torch.no_grad():
-        features = pooled(model.get_image_features(((resized / 255 - mean) / std)[None]))
+        features = pooled(
+          model.get_image_features(((resized / 255 - mean) / std)[None])
+        )
       rows.append(functional.normalize(features).numpy())
     results.append(np.concatenate(rows))
   return results
 
 
-@pytest.mark.parametrize("n_devices, chunk, n_images", [(8, 64, 16), (1, 2, 16), (2, 4, 1)])
+@pytest.mark.parametrize(
+  "n_devices, chunk, n_images", [(8, 64, 16), (1, 2, 16), (2, 4, 1)]
+)
 def test_features_equal_torchs(
   clip_and_torch, images, masks, n_devices, chunk, n_images, monkeypatch
 ):
@@ -143,7 +164,9 @@ def test_features_equal_torchs(
   regions = RegionEncoder(Encoder(clip_and_torch[0], mesh=mesh), Regions())
   for given in (None, masks):
     found = regions.features(images, FLOAT_BOXES, given)
-    for one, expected in zip(found, _expected(clip_and_torch, images, given), strict=True):
+    for one, expected in zip(
+      found, _expected(clip_and_torch, images, given), strict=True
+    ):
       np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5)
 
 

@@ -1,4 +1,5 @@
-"""Damage to stored files of `segment` and `propose`, as tests/faults/test_damage.py does it."""
+"""Damage to stored files of `segment` and `propose`, as tests/faults/test_damage.py
+does it."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tests.support.small_run import run_job
 
 @pytest.fixture
 def interrupted(region_set, monkeypatch, without_report):
-  """A function: module of a job, config, its patched network -> a start that is killed or not."""
+  """A function: module of a job, config, its patched network -> a start that is
+  killed or not."""
 
   def prepare(module, config, workdir):
     monkeypatch.setattr(module, "_BLOCK", 2)
@@ -42,17 +44,32 @@ def test_label_images_of_segment(region_set, tmp_path, trials, interrupted, n_tr
   def start(folder):
     results = run_job(config, folder)
     labels = sorted(folder.glob("labels/*/*.png"))
-    return results, {str(path.relative_to(folder)): path.read_bytes() for path in labels}
+    return results, {
+      str(path.relative_to(folder)): path.read_bytes() for path in labels
+    }
 
   interrupted(segment, config, tmp_path / "work")
   trials("segment", tmp_path / "work", start, ("labels/*/*", "progress/*"), n_trials)
 
 
 @pytest.mark.parametrize("n_trials", tiers(8, 120))
-def test_regions_of_propose(region_set, tmp_path, trials, interrupted, monkeypatch, n_trials):  # noqa: F811
+def test_regions_of_propose(
+  region_set,
+  tmp_path,
+  trials,  # noqa: F811
+  interrupted,
+  monkeypatch,
+  n_trials,
+):
   """With regions that are drawn, in place of the network's."""
-  fields = {"propose.prompt": "network", "regions.mask_threshold": 0.4, "propose.size": 48}
-  config = regions_config(region_set, "propose", **fields, **{"propose.images": "detect"})
+  fields = {
+    "propose.prompt": "network",
+    "regions.mask_threshold": 0.4,
+    "propose.size": 48,
+  }
+  config = regions_config(
+    region_set, "propose", **fields, **{"propose.images": "detect"}
+  )
 
   def regions(proposer, images):
     del proposer

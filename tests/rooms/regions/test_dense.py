@@ -1,4 +1,5 @@
-"""Dense recipes against a re-statement on HuggingFace's torch modules holding the same weights.
+"""Dense recipes against a re-statement on HuggingFace's torch modules holding the same
+weights.
 
 Label maps of windows against a re-statement of NACLIP's pipeline in torch.
 """
@@ -38,14 +39,18 @@ def _near(grid):
 def _attended(name, attention, x, grid):
   """Each published attention in its own words."""
   split = lambda rows: rows.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-  query, key, value = (split(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+  query, key, value = (
+    split(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+  )
   scale = attention.head_dim**-0.5
   if name == "clip":
     weights = (scale * query @ key.mT).softmax(-1)
   elif name == "maskclip":
     weights = torch.eye(x.shape[1])
   elif name == "sclip":
-    weights = (scale * query @ query.mT).softmax(-1) + (scale * key @ key.mT).softmax(-1)
+    weights = (scale * query @ query.mT).softmax(-1) + (scale * key @ key.mT).softmax(
+      -1
+    )
   elif name == "clearclip":
     weights = (scale * query @ query.mT).softmax(-1)
   else:
@@ -63,7 +68,11 @@ def _torch_tokens(stored, name, images):
   positions = embeddings.position_embedding.weight
   if grid != (4, 4):
     square = positions[1:].unflatten(0, (4, 4)).permute(2, 0, 1)[None]
-    how = {"size": grid} if name == "clip" else {"scale_factor": [(n + 0.1) / 4 for n in grid]}
+    how = (
+      {"size": grid}
+      if name == "clip"
+      else {"scale_factor": [(n + 0.1) / 4 for n in grid]}
+    )
     resized = functional.interpolate(square, mode="bicubic", **how)[0]
     positions = torch.cat([positions[:1], resized.flatten(1).T])
   patches = embeddings.patch_embedding(pixels).flatten(2).mT
@@ -87,13 +96,18 @@ def _torch_tokens(stored, name, images):
   [*((name, (40, 24)) for name in RECIPES), ("naclip", (32, 32)), ("naclip", (16, 64))],
 )
 def test_recipes_equal_torch(quick, name, size):
-  """On a grid longer and narrower than the positions' 4 x 4, on itself, and on one as large."""
+  """On a grid longer and narrower than the positions' 4 x 4, on itself, and on one
+  as large."""
   images = _images(size)
   with torch.no_grad():
     expected = functional.normalize(_torch_tokens(quick, name, images)[:, 1:], dim=-1)
-  found = jax.jit(dense_tower(quick.clip, RECIPES[name]))(quick.clip.vision_params, images)
+  found = jax.jit(dense_tower(quick.clip, RECIPES[name]))(
+    quick.clip.vision_params, images
+  )
   assert found.shape == (2, size[0] // PATCH, size[1] // PATCH, 24)
-  np.testing.assert_allclose(found.reshape(2, -1, 24), expected.numpy(), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(
+    found.reshape(2, -1, 24), expected.numpy(), rtol=0, atol=1e-5
+  )
 
 
 def test_bfloat16_has_the_features_within_its_error(quick):
@@ -114,7 +128,9 @@ def _settings(**own):
 def _image(height, width, seed=0):
   """Smooth colours, so that labels form areas and PAMR has edges to follow."""
   noise = np.random.default_rng(seed).random((1, 3, 6, 7))
-  smooth = functional.interpolate(torch.as_tensor(noise), size=(height, width), mode="bilinear")
+  smooth = functional.interpolate(
+    torch.as_tensor(noise), size=(height, width), mode="bilinear"
+  )
   return (255 * smooth[0].permute(1, 2, 0)).round().numpy().astype(np.uint8)
 
 
@@ -123,9 +139,13 @@ def matrix(clip_and_torch):
   """Four classes with 3, 1, 2 and 1 names, in directions in which patches differ."""
   clip, _ = clip_and_torch
   tower = jax.jit(dense_tower(clip, RECIPES["naclip"]))
-  patches = np.array(tower(clip.vision_params, _image(64, 64, seed=1)[None])).reshape(64, -1)
+  patches = np.array(tower(clip.vision_params, _image(64, 64, seed=1)[None])).reshape(
+    64, -1
+  )
   rows = (patches - patches.mean(axis=0))[::10]
-  return ClassMatrix(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array([0, 3, 4, 6]))
+  return ClassMatrix(
+    rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array([0, 3, 4, 6])
+  )
 
 
 def _torch_pamr(scores, image, steps):
@@ -151,7 +171,8 @@ def _torch_pamr(scores, image, steps):
 
 
 def _expected(clip, image, matrix, settings):
-  """Steps of NACLIP's `forward_slide`, `predict` and `postprocess_result`; the probabilities."""
+  """Steps of NACLIP's `forward_slide`, `predict` and `postprocess_result`; the
+  probabilities."""
   tower = jax.jit(dense_tower(clip, RECIPES[settings.recipe]))
   short, long = sorted(image.shape[:2])
   factor = min(settings.size / short, 2048 / long) if settings.size else 1
@@ -160,12 +181,21 @@ def _expected(clip, image, matrix, settings):
   small = functional.interpolate(pixels, size=sides, mode="bilinear").round()
   height, width = sides
   crop = [min(settings.window or side, side) for side in sides]
-  total, count = torch.zeros(len(matrix.features), height, width), torch.zeros(height, width)
-  for row in range(max(height - crop[0] + settings.stride - 1, 0) // settings.stride + 1):
-    for column in range(max(width - crop[1] + settings.stride - 1, 0) // settings.stride + 1):
+  total, count = (
+    torch.zeros(len(matrix.features), height, width),
+    torch.zeros(height, width),
+  )
+  for row in range(
+    max(height - crop[0] + settings.stride - 1, 0) // settings.stride + 1
+  ):
+    for column in range(
+      max(width - crop[1] + settings.stride - 1, 0) // settings.stride + 1
+    ):
       y = min(row * settings.stride + crop[0], height) - crop[0]
       x = min(column * settings.stride + crop[1], width) - crop[1]
-      part = small[0, :, y : y + crop[0], x : x + crop[1]].permute(1, 2, 0).byte().numpy()
+      part = (
+        small[0, :, y : y + crop[0], x : x + crop[1]].permute(1, 2, 0).byte().numpy()
+      )
       # A convolution of stride 8 drops the remainder.
       part = part[: crop[0] // PATCH * PATCH, : crop[1] // PATCH * PATCH]
       features = np.array(tower(clip.vision_params, part[None])[0])
@@ -181,7 +211,9 @@ def _expected(clip, image, matrix, settings):
     scores = _torch_pamr(scores, guide, settings.pamr)
   probability = (scores * settings.logit_scale).softmax(0)
   ends = [*matrix.starts[1:], len(matrix.features)]
-  classes = [probability[a:b].max(0)[0] for a, b in zip(matrix.starts, ends, strict=True)]
+  classes = [
+    probability[a:b].max(0)[0] for a, b in zip(matrix.starts, ends, strict=True)
+  ]
   best, labels = torch.stack(classes).max(0)
   labels[best < settings.background_below] = 0
   return labels.numpy(), best.numpy()
@@ -195,7 +227,12 @@ def _expected(clip, image, matrix, settings):
     (
       (131, 40),
       _settings(
-        recipe="sclip", size=0, window=WINDOW, stride=24, logit_scale=4.0, background_below=0.3
+        recipe="sclip",
+        size=0,
+        window=WINDOW,
+        stride=24,
+        logit_scale=4.0,
+        background_below=0.3,
       ),
     ),
     ((45, 92), _settings(recipe="clearclip", size=0, window=0, stride=STRIDE)),
@@ -226,7 +263,9 @@ def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settin
 
 def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
   """Seven names in chunks of three, the last of which is filled, and one by one."""
-  settings = _settings(size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2)
+  settings = _settings(
+    size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2
+  )
   image, encoder = _image(50, 75), Encoder(clip_and_torch[0])
   ((whole,),) = DenseSegmenter(encoder, settings).label_maps([image], [matrix])
   assert len(np.unique(whole.labels_HxW)) > 2
@@ -238,7 +277,8 @@ def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
 
 
 def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatch):
-  """Within a limit of pixels the scores are resized to fewer, as torch would, then the labels."""
+  """Within a limit of pixels the scores are resized to fewer, as torch would, then
+  the labels."""
   settings = _settings(size=40, window=WINDOW, stride=STRIDE)
   segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
   image = _image(90, 120)
@@ -253,4 +293,6 @@ def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatc
   image = _image(2, 360)
   monkeypatch.setattr(dense, "_MAX_PIXELS", 28.8)
   (((found, _),),) = segmenter.label_maps([image], [matrix])
-  np.testing.assert_array_equal(found, np.repeat(found[:1, ::5], 5, axis=1).repeat(2, axis=0))
+  np.testing.assert_array_equal(
+    found, np.repeat(found[:1, ::5], 5, axis=1).repeat(2, axis=0)
+  )

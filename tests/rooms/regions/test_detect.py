@@ -61,7 +61,9 @@ def _write_data(root, clip):
     boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (40, 2))], axis=1)
     embeddings = rng.normal(size=(40, STAGES, WIDTH)).astype(np.float16)
     objectness = rng.random(40).astype(np.float32)
-    writer.write(image["id"], Regions(boxes.astype(np.float32), objectness, None, embeddings))
+    writer.write(
+      image["id"], Regions(boxes.astype(np.float32), objectness, None, embeddings)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +92,11 @@ def selected(image_id, ids, boxes, scores, threshold, top):
   for n in batched_nms(own, scores, torch.tensor(classes), 0.5)[:top].tolist():
     x0, y0, x1, y1 = own[n].tolist()
     if ids[classes[n]] is not None:
-      row = {"image_id": image_id, "category_id": ids[classes[n]], "score": float(scores[n])}
+      row = {
+        "image_id": image_id,
+        "category_id": ids[classes[n]],
+        "score": float(scores[n]),
+      }
       yield row | {"bbox": [x0, y0, x1 - x0, y1 - y0]}
 
 
@@ -101,9 +107,16 @@ def test_true_regions_are_classified_as_by_torch(data, region_set, detected):
   text = torch_texts([PROMPTS[1].replace("{}", name) for name in NAMES])
   expected, right, labels = [], [], []
   for image in value["images"]:
-    rows = [r for r in value["annotations"] if r["image_id"] == image["id"] and not r["iscrowd"]]
+    rows = [
+      r
+      for r in value["annotations"]
+      if r["image_id"] == image["id"] and not r["iscrowd"]
+    ]
     sides = image["height"], image["width"]
-    shapes = [pycoco_mask.merge(pycoco_mask.frPyObjects(r["segmentation"], *sides)) for r in rows]
+    shapes = [
+      pycoco_mask.merge(pycoco_mask.frPyObjects(r["segmentation"], *sides))
+      for r in rows
+    ]
     masks = [pycoco_mask.decode(shape).astype(bool) for shape in shapes]
     pixels = np.asarray(Image.open(data / "images" / image["file_name"]))
     crops = torch.stack([torch_crop(pixels, mask) for mask in masks])
@@ -123,7 +136,10 @@ def test_true_regions_are_classified_as_by_torch(data, region_set, detected):
   assert (detected / "plots" / "detections.png").stat().st_size > 10_000
   assert "base AP50" in (detected / "results.md").read_text()
   page = Page((detected / "report.html").read_text())
-  assert page.table("prompt", "all")[1][:2] == [PROMPTS[1], f"{100 * np.mean(right):.1f}"]
+  assert page.table("prompt", "all")[1][:2] == [
+    PROMPTS[1],
+    f"{100 * np.mean(right):.1f}",
+  ]
   assert len(page.images) == 1 and page.table("class", "group", *PROMPTS)
 
 
@@ -136,7 +152,9 @@ def test_figures_are_those_of_pycocotools(data, config_for, tmp_path):
   for field, key in (("images", "id"), ("annotations", "image_id")):
     value[field] = [row for row in value[field] if row[key] in kept]
   id_of = {category["name"]: category["id"] for category in value["categories"]}
-  novel = [id_of[name] for name, group in zip(NAMES, GROUPS, strict=True) if group == "novel"]
+  novel = [
+    id_of[name] for name, group in zip(NAMES, GROUPS, strict=True) if group == "novel"
+  ]
   for number, label in enumerate(PROMPTS):
     rows = detections(tmp_path, number)
     assert {row["image_id"] for row in rows} <= kept
@@ -145,9 +163,13 @@ def test_figures_are_those_of_pycocotools(data, config_for, tmp_path):
       expected, precision, ids = pycoco(value, rows, kind)
       assert 0.005 < expected["AP50"]
       for name, figure in expected.items():
-        assert figures[name] == pytest.approx(None if figure == -1 else figure, abs=1e-6)
+        assert figures[name] == pytest.approx(
+          None if figure == -1 else figure, abs=1e-6
+        )
       of_novel = precision[0][:, [list(ids).index(number) for number in novel]]
-      assert figures["novel"]["AP50"] == pytest.approx(of_novel[of_novel > -1].mean(), abs=1e-6)
+      assert figures["novel"]["AP50"] == pytest.approx(
+        of_novel[of_novel > -1].mean(), abs=1e-6
+      )
 
 
 def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, config_for, tmp_path):
@@ -172,16 +194,24 @@ def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, config_for, tmp
   expected = []
   for image in value["images"]:
     stored = np.load(data / "dump" / f"{image['id']}.npz")
-    embeddings = functional.normalize(torch.tensor(stored["embeddings"]).float(), dim=-1)
+    embeddings = functional.normalize(
+      torch.tensor(stored["embeddings"]).float(), dim=-1
+    )
     scores = (5 * embeddings @ weight).sigmoid().mean(1)[:, :-1]
     scores = (scores * torch.tensor(stored["objectness"])[:, None]) ** 0.5
     expected += selected(image["id"], ids, stored["boxes"], scores.numpy(), 0.6, 300)
   assert len(expected) > 50
   assert_same_detections(detections(tmp_path), expected)
   (figures,) = results["figures"].values()
-  assert {"APr", "APc", "APf", "base", "novel"} <= set(figures["box"]) and "mask" not in figures
-  frequencies = {category["id"]: category["frequency"] for category in value["categories"]}
-  assert results["groups"] == ["novel" if frequencies[n] == "r" else "base" for n in ids]
+  assert {"APr", "APc", "APf", "base", "novel"} <= set(
+    figures["box"]
+  ) and "mask" not in figures
+  frequencies = {
+    category["id"]: category["frequency"] for category in value["categories"]
+  }
+  assert results["groups"] == [
+    "novel" if frequencies[n] == "r" else "base" for n in ids
+  ]
   assert not (tmp_path / "plots" / "detections.png").exists()
   assert Page((tmp_path / "report.html").read_text()).images == []
 

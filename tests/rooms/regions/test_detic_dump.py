@@ -1,4 +1,5 @@
-"""The dump script for Detic's users, on a small model of Detic's structure, and its scores."""
+"""The dump script for Detic's users, on a small model of Detic's structure, and its
+scores."""
 
 import sys
 import types
@@ -11,11 +12,13 @@ from docs import dump_detic as script
 from pomp_jax.rooms.regions.region_folder import RegionFolder
 from pomp_jax.rooms.regions.region_scorer import class_scores
 
-SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}  # of the network's input, and of the file
+# of the network's input, and of the file
+SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}
 
 
 class Classifier(torch.nn.Module):
-  """Detic's ZeroShotClassifier: linear, scaled cosine to the classes and a background of zeros."""
+  """Detic's ZeroShotClassifier: linear, scaled cosine to the classes and a
+  background of zeros."""
 
   def __init__(self, vectors):
     super().__init__()
@@ -43,7 +46,8 @@ class Proposals(dict):
 
 
 class Heads(torch.nn.Module):
-  """Three stages; the last one's boxes, and the mean of the sigmoids times objectness, rooted."""
+  """Three stages; the last one's boxes, and the mean of the sigmoids times
+  objectness, rooted."""
 
   def __init__(self, vectors):
     super().__init__()
@@ -51,7 +55,10 @@ class Heads(torch.nn.Module):
     self.mult_proposal_score = True
 
   def _forward_box(self, features, proposals):
-    logits = [predictor.cls_score(features + k) for k, predictor in enumerate(self.box_predictor)]
+    logits = [
+      predictor.cls_score(features + k)
+      for k, predictor in enumerate(self.box_predictor)
+    ]
     moved = torch.tensor([[-3.0, 2, 50, 30], [4, 5, 20, 90], [0, 0, 80, 60]])
     self.box_predictor[-1].predict_boxes((logits[-1], moved), proposals)
     mean = sum(stage.sigmoid() for stage in logits) / 3
@@ -80,7 +87,9 @@ class Model(torch.nn.Module):
 def pasted(masks, boxes, sides):
   """detectron2's paste_masks_in_image for halves of boxes with integer corners."""
   found = torch.zeros(len(masks), *sides, dtype=bool)
-  for own, mask, (x0, y0, x1, y1) in zip(found, masks, boxes.round().int().tolist(), strict=True):
+  for own, mask, (x0, y0, x1, y1) in zip(
+    found, masks, boxes.round().int().tolist(), strict=True
+  ):
     own[y0:y1, x0 : (x0 + x1) // 2] = mask[0, 0] >= 0.5
   return found
 
@@ -96,8 +105,14 @@ def test_masks_of_a_dump_are_those_at_the_boxes(tmp_path, monkeypatch):
 
   parts = types.SimpleNamespace(Boxes=lambda boxes: boxes, Instances=Instances)
   monkeypatch.setitem(sys.modules, "detectron2.structures", parts)
-  item = ORIGINAL | {"image_id": 4, "features": torch.randn(3, 12), "scores": torch.rand(3)}
-  script.dump(Model(torch.randn(5, 8)), [[item]], tmp_path, "ViT-B/16", "a model", [], masks=True)
+  item = ORIGINAL | {
+    "image_id": 4,
+    "features": torch.randn(3, 12),
+    "scores": torch.rand(3),
+  }
+  script.dump(
+    Model(torch.randn(5, 8)), [[item]], tmp_path, "ViT-B/16", "a model", [], masks=True
+  )
   found = RegionFolder(tmp_path).read(4, **ORIGINAL)
   # 50 and 80 of the input's 80 columns are at or above a half, 20 are not.
   expected = np.zeros((3, 30, 40), np.uint8)
@@ -114,7 +129,9 @@ def test_scores_of_a_dump_equal_detics(tmp_path):
     for i in (4, 9)
   ]
   expected = []
-  script.dump(model, [[item] for item in items], tmp_path, "ViT-B/16", "a model", ["cat"])
+  script.dump(
+    model, [[item] for item in items], tmp_path, "ViT-B/16", "a model", ["cat"]
+  )
   for item in items:
     with torch.no_grad():
       model([item])
@@ -125,8 +142,12 @@ def test_scores_of_a_dump_equal_detics(tmp_path):
   assert header.trained_classes == ("cat",)
   for item, scores in zip(items, expected, strict=True):
     found = regions.read(item["image_id"], **ORIGINAL)
-    np.testing.assert_allclose(found.boxes, [[0, 1, 25, 15], [2, 2.5, 10, 30], [0, 0, 40, 30]])
-    own = class_scores(found.embeddings, vectors.numpy(), header.activation, header.scale)
+    np.testing.assert_allclose(
+      found.boxes, [[0, 1, 25, 15], [2, 2.5, 10, 30], [0, 0, 40, 30]]
+    )
+    own = class_scores(
+      found.embeddings, vectors.numpy(), header.activation, header.scale
+    )
     # Half-precision embeddings: 50 * 2^-11 in a logit.
     rooted = np.sqrt(own.classes * found.objectness[:, None])
     np.testing.assert_allclose(rooted, scores, atol=0.02, rtol=0.02)

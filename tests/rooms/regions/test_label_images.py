@@ -16,7 +16,11 @@ from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
 from pomp_jax.evaluate import inputs
 from pomp_jax.rooms.regions import label_images, training_crops
-from pomp_jax.rooms.regions.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
+from pomp_jax.rooms.regions.class_splits import (
+  CLASS_SPLITS,
+  ClassSplit,
+  read_class_split,
+)
 from pomp_jax.rooms.regions.label_images import IGNORED, open_pixels, write_labels
 from pomp_jax.rooms.regions.region_errors import RegionError
 from tests.rooms.regions.region_jobs import SIZES, write_pixel_set
@@ -61,7 +65,9 @@ def test_reduce_zero_label_equals_mmsegs_arithmetic(folders):
   expected[expected == 0] = 255
   expected = (expected - 1).astype(int)
   expected[expected == 254] = IGNORED
-  np.testing.assert_array_equal(opened(folders, "reduce_zero_label").labels(0), expected)
+  np.testing.assert_array_equal(
+    opened(folders, "reduce_zero_label").labels(0), expected
+  )
 
 
 def test_listed_values_palettes_and_16_bits(folders):
@@ -112,7 +118,9 @@ def test_unusable_folders_and_labels(folders, file, pixels, parts):
   save(folders / file, pixels)
   with pytest.raises((RegionError, ImageError, SourceError)) as error:
     opened(folders).labels(0)
-  assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
+  assert all(part in str(error.value) for part in parts) and "\n" not in str(
+    error.value
+  )
 
 
 def test_fields_and_missing_folders(folders):
@@ -122,7 +130,11 @@ def test_fields_and_missing_folders(folders):
     ({"classes": names, "values": "listed"}, "third column"),
     ({"labels": folders / "missing"}, "missing"),
   ):
-    fields = {"images": folders / "images", "labels": folders / "labels", "classes": CLASSES}
+    fields = {
+      "images": folders / "images",
+      "labels": folders / "labels",
+      "classes": CLASSES,
+    }
     with pytest.raises((RegionError, ImageError, SourceError), match=error):
       open_pixels(**fields | options)
 
@@ -146,7 +158,10 @@ def test_packaged_lists(name, n, n_base, n_novel):
     found = len(texts), "road, route" in texts, sum("," in text for text in texts)
     assert found == ((150, True, 41) if ":" in name else (225, False, 0))
   assert len(classes) == len(set(classes.names)) == n
-  assert (len(classes.indices("base")), len(classes.indices("novel"))) == (n_base, n_novel)
+  assert (len(classes.indices("base")), len(classes.indices("novel"))) == (
+    n_base,
+    n_novel,
+  )
 
 
 def test_novel_classes_of_coco_stuff_and_voc_are_the_published_ones():
@@ -208,7 +223,11 @@ def labelled(tmp_path):
 
 
 def of_labels(root, **changes):
-  own = {"source": "regions", "root": str(root / "images"), "annotations": str(root / "labels")}
+  own = {
+    "source": "regions",
+    "root": str(root / "images"),
+    "annotations": str(root / "labels"),
+  }
   own |= {"names": str(root / "names.txt")} | changes
   return defaults().replace({f"data.{name}": value for name, value in own.items()}).data
 
@@ -230,11 +249,14 @@ def test_each_class_of_a_label_image_is_an_image(labelled):
   assert source.names == ("cat", "star", "house")
   found = {
     (key.split(":")[0], label): index
-    for index, (key, label) in enumerate(zip(source.keys.tolist(), source.labels, strict=True))
+    for index, (key, label) in enumerate(
+      zip(source.keys.tolist(), source.labels, strict=True)
+    )
   }
   for number in range(len(SIZES)):
     image, labels = (
-      np.asarray(Image.open(labelled / folder / f"{number}.png")) for folder in ("images", "labels")
+      np.asarray(Image.open(labelled / folder / f"{number}.png"))
+      for folder in ("images", "labels")
     )
     for label, value in enumerate((3, 2, 1)):
       if (labels == value).any():
@@ -269,7 +291,11 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
   for image in value["images"]:
     pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / image["file_name"])
-  own = {"data.source": "regions", "data.root": str(tmp_path), "data.annotations": str(objects)}
+  own = {
+    "data.source": "regions",
+    "data.root": str(tmp_path),
+    "data.annotations": str(objects),
+  }
   data = defaults().replace(own).data
   source = training_crops.open_split(data, "train")
   name_of = {category["id"]: category["name"] for category in value["categories"]}
@@ -288,8 +314,15 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
         x, y, width, height = row["bbox"]
         rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
         # Every pixel that the box touches.
-        mask = (columns > x - 1) & (columns < x + width) & (rows > y - 1) & (rows < y + height)
-      np.testing.assert_allclose(pixels_of(source, index), expected_crop(image, mask), atol=1)
+        mask = (
+          (columns > x - 1)
+          & (columns < x + width)
+          & (rows > y - 1)
+          & (rows < y + height)
+        )
+      np.testing.assert_allclose(
+        pixels_of(source, index), expected_crop(image, mask), atol=1
+      )
   assert next(crops, None) is None
   (tmp_path / "0.png").write_bytes(b"no image")
   with pytest.raises(InputError, match=r"0\.png"):
@@ -297,11 +330,14 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("changes", "error"), [({"names": ""}, InputError), ({"annotations": "nowhere"}, ConfigError)]
+  ("changes", "error"),
+  [({"names": ""}, InputError), ({"annotations": "nowhere"}, ConfigError)],
 )
 def test_bad_input_is_one_line(labelled, changes, error):
   data = of_labels(labelled, **changes)
-  own = {f"data.{n}": data.flat()[n] for n in ("source", "root", "annotations", "names")}
+  own = {
+    f"data.{n}": data.flat()[n] for n in ("source", "root", "annotations", "names")
+  }
   with pytest.raises(error) as caught:
     validate(small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(own))
     inputs.open_source(data, "train")
@@ -316,4 +352,6 @@ def test_upright_is_pillows_exif_transpose(tmp_path):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
     (tmp_path / "image").write_bytes(encoded)
     assert label_images.image_size(tmp_path / "image", True) == expected.size[::-1]
-    np.testing.assert_array_equal(label_images.read_rgb(tmp_path / "image", True), expected)
+    np.testing.assert_array_equal(
+      label_images.read_rgb(tmp_path / "image", True), expected
+    )

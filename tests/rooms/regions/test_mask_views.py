@@ -1,4 +1,5 @@
-"""Views of images with region maps against the whole image; panoptic annotations as such maps."""
+"""Views of images with region maps against the whole image; panoptic annotations as
+such maps."""
 
 import json
 
@@ -27,9 +28,13 @@ def maps(error=ImageError):
     rng = np.random.default_rng(index)
     shape = (24, 36) if index else (30, 20)
     pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
-    return mask_views.RegionMap(pixels, rng.integers(-1, 3, shape).astype(np.int16), LABELS)
+    return mask_views.RegionMap(
+      pixels, rng.integers(-1, 3, shape).astype(np.int16), LABELS
+    )
 
-  return mask_views.RegionMaps(undivided("abcde"), np.arange(3), read, "image {}".format)
+  return mask_views.RegionMaps(
+    undivided("abcde"), np.arange(3), read, "image {}".format
+  )
 
 
 def test_the_whole_image_fits_and_begins_in_the_corner():
@@ -40,10 +45,14 @@ def test_the_whole_image_fits_and_begins_in_the_corner():
   for record, index in zip(records[:, 0], (0, 1), strict=True):
     rows, columns = record["sides"]
     whole = maps().region_map(index)
-    image = Image.fromarray(whole.image).resize((columns, rows), Image.Resampling.BILINEAR)
+    image = Image.fromarray(whole.image).resize(
+      (columns, rows), Image.Resampling.BILINEAR
+    )
     np.testing.assert_array_equal(record["image"][:rows, :columns], image)
     assert not record["image"][rows:].any() and not record["image"][:, columns:].any()
-    assert (record["owners"][rows:] == -1).all() and (record["owners"][:, columns:] == -1).all()
+    assert (record["owners"][rows:] == -1).all() and (
+      record["owners"][:, columns:] == -1
+    ).all()
 
 
 def test_a_view_is_cut_out_of_the_scaled_image():
@@ -54,7 +63,9 @@ def test_a_view_is_cut_out_of_the_scaled_image():
   rows = ((np.arange(40) + 7 + 0.5) / 3).astype(int)
   columns = ((np.arange(25) + 11 + 0.5) / 2).astype(int)
   np.testing.assert_array_equal(part.owners, whole.owners[np.ix_(rows, columns)])
-  scaled = np.asarray(Image.fromarray(whole.image).resize((40, 90), Image.Resampling.BILINEAR))
+  scaled = np.asarray(
+    Image.fromarray(whole.image).resize((40, 90), Image.Resampling.BILINEAR)
+  )
   inner = (slice(3, -3), slice(3, -3))  # the border of a cut knows nothing beyond it
   difference = part.image[inner].astype(int) - scaled[7:47, 11:36][inner]
   assert np.abs(difference).max() <= 1
@@ -77,7 +88,10 @@ def test_places_are_inside_and_follow_the_seed_image_and_epoch():
   assert 0.35 < np.mean([place.flip for place in drawn]) < 0.65
   other = mask_views.MaskViews(maps(), 32, 2, "crop_flip", seed=6).place
   assert drawn[199] == place_of(30, 20, index=199, epoch=1)
-  assert drawn[199] not in (place_of(30, 20, index=199, epoch=2), other(30, 20, index=199, epoch=1))
+  assert drawn[199] not in (
+    place_of(30, 20, index=199, epoch=2),
+    other(30, 20, index=199, epoch=1),
+  )
 
 
 def test_regions_without_pixel_or_class_are_dropped_and_the_largest_are_first():
@@ -106,10 +120,17 @@ def test_an_unreadable_image_or_label_is_told(error):
   assert not records["image"][0].any() and records["image"][1].any()
 
 
-# Two rows of three pixels, R, G, B. Ids: 7, 256 + 7, 65536, 0, 2 + 3 * 256 + 1 * 65536, 7.
-PIXELS = np.array([[(7, 0, 0), (7, 1, 0), (0, 0, 1)], [(0, 0, 0), (2, 3, 1), (7, 0, 0)]], np.uint8)
+# Two rows of three pixels, R, G, B. Ids: 7, 256 + 7, 65536, 0, 2 + 3 * 256 + 1 * 65536,
+# 7.
+PIXELS = np.array(
+  [[(7, 0, 0), (7, 1, 0), (0, 0, 1)], [(0, 0, 0), (2, 3, 1), (7, 0, 0)]], np.uint8
+)
 IDS = ((7, 263, 65_536), (0, 66_306, 7))
-CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 90, "name": "sky-other"}, {"id": 4, "name": "dog"}]
+CATEGORIES = [
+  {"id": 3, "name": "cat"},
+  {"id": 90, "name": "sky-other"},
+  {"id": 4, "name": "dog"},
+]
 
 
 def segment(number, category, crowd=0):
@@ -119,7 +140,12 @@ def segment(number, category, crowd=0):
 
 def content():
   image = {"height": 2, "width": 3}
-  segments = [segment(263, 4), segment(7, 3), segment(66_306, 3, crowd=1), segment(65_536, 90)]
+  segments = [
+    segment(263, 4),
+    segment(7, 3),
+    segment(66_306, 3, crowd=1),
+    segment(65_536, 90),
+  ]
   return {
     "images": [
       {"id": 5, "file_name": "e.jpg"} | image,

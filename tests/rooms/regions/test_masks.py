@@ -1,4 +1,5 @@
-"""Boxes, masks and label maps against torchvision, torch, NumPy and detectron2's rules."""
+"""Boxes, masks and label maps against torchvision, torch, NumPy and detectron2's
+rules."""
 
 import types
 
@@ -19,13 +20,16 @@ RNG = np.random.default_rng(0)
 def _boxes(seed, n, side=200):
   rng = np.random.default_rng(seed)
   corner = rng.uniform(0, side, (n, 2))
-  return np.concatenate([corner, corner + rng.uniform(1, side / 2, (n, 2))], 1).astype(np.float32)
+  return np.concatenate([corner, corner + rng.uniform(1, side / 2, (n, 2))], 1).astype(
+    np.float32
+  )
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("top", [7, 300])
 def test_detections_equal_torchvisions(seed, top):
-  """The threshold, `batched_nms` over (region, class), the highest scores: detectron2's steps."""
+  """The threshold, `batched_nms` over (region, class), the highest scores:
+  detectron2's steps."""
   rng = np.random.default_rng(seed)
   boxes, scores = _boxes(seed, 40), rng.random((40, 9), np.float32) ** 3
   regions, classes = np.nonzero(scores > 0.1)
@@ -35,7 +39,9 @@ def test_detections_equal_torchvisions(seed, top):
     torch.as_tensor(classes),
     0.4,
   ).numpy()[:top]
-  found, own, best = select_detections(boxes, scores, min_score=0.1, max_iou=0.4, top=top)
+  found, own, best = select_detections(
+    boxes, scores, min_score=0.1, max_iou=0.4, top=top
+  )
   np.testing.assert_array_equal(found, regions[kept])
   np.testing.assert_array_equal(own, classes[kept])
   np.testing.assert_array_equal(best, scores[found, own])
@@ -44,7 +50,9 @@ def test_detections_equal_torchvisions(seed, top):
 def test_nothing_above_the_threshold_equal_boxes_and_empty_masks():
   """Of boxes with equal scores the first is kept."""
   for n_regions in (0, 3):
-    found = select_detections(_boxes(0, n_regions), np.full((n_regions, 4), 0.02, np.float32))
+    found = select_detections(
+      _boxes(0, n_regions), np.full((n_regions, 4), 0.02, np.float32)
+    )
     assert [len(part) for part in found] == [0, 0, 0]
   boxes = np.tile(np.array([[0, 0, 5, 5]], np.float32), (4, 1))
   found, classes, _ = select_detections(boxes, np.full((4, 2), 0.5, np.float32))
@@ -88,13 +96,19 @@ def test_masks_are_torchs(sides, threshold):
   ],
 )
 def test_sides_are_detectron2s(given, expected):
-  """Shorter side of `size`, longer one of 4 times that at most, halves rounded upwards."""
+  """Shorter side of `size`, longer one of 4 times that at most, halves rounded
+  upwards."""
   assert resized_sides(*given) == expected
 
 
 DRAWN = np.random.default_rng(1)
 # Exact, enlarged, reduced, and longer than the rows that are computed together.
-CASES = [((31, 40), (31, 40)), ((9, 12), (70, 41)), ((90, 64), (33, 50)), ((10, 8), (130, 150))]
+CASES = [
+  ((31, 40), (31, 40)),
+  ((9, 12), (70, 41)),
+  ((90, 64), (33, 50)),
+  ((10, 8), (130, 150)),
+]
 
 
 def expected_maps(scores, masks, sides):
@@ -116,7 +130,8 @@ def test_the_class_of_the_highest_sum(grid, sides, kind):
   if kind == "tiny":
     masks = (2.0 ** DRAWN.uniform(-24, -9, masks.shape)).astype(np.float16)
   elif kind != "soft":
-    masks[DRAWN.random(masks.shape) < 0.9] = 0  # none, one or several regions at a pixel
+    # none, one or several regions at a pixel
+    masks[DRAWN.random(masks.shape) < 0.9] = 0
   masks = masks > 100 if kind == "hard" else masks
   scores = [DRAWN.random((19, 7)).astype(np.float32) for _ in range(3)]
   found = label_maps_of_regions(scores, masks, *sides)
@@ -135,7 +150,8 @@ def test_the_class_of_the_highest_sum(grid, sides, kind):
 
 @pytest.mark.parametrize("n_over", [1, 2, 3])
 def test_hard_masks_that_overlap_by_hand(n_over):
-  """A pixel each of the first region alone, of `n_over` at once, of the last alone, and of none."""
+  """A pixel each of the first region alone, of `n_over` at once, of the last alone,
+  and of none."""
   masks = np.zeros((n_over, 1, 4), bool)
   masks[0, 0, 0] = masks[:, 0, 1] = masks[-1, 0, 2] = True
   # Each region has a class of its own, and class 3 is the second of all.

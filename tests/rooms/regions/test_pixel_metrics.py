@@ -13,7 +13,8 @@ GROUPS = {"base": BASE, "novel": NOVEL}
 
 
 def zsseg(pairs, n_classes, classes):
-  """mIoU over some classes as ZSSeg's evaluator defines it, by loops; None without truth."""
+  """mIoU over some classes as ZSSeg's evaluator defines it, by loops; None without
+  truth."""
   total, either = 0.0, 0
   for c in classes:
     truth = sum(t == c for t, p in pairs if t >= 0)
@@ -40,7 +41,9 @@ def test_equals_zssegs_formula_torchmetrics_and_scikit_learn(seed):
   np.testing.assert_allclose(iou[:4], index.compute()[:4], rtol=1e-6)
   figures = tally.figures(GROUPS)
   truth, own = np.array([pair for pair in pairs if pair[0] >= 0]).T
-  np.testing.assert_allclose(accuracy[:4], recall_score(truth, own, labels=range(4), average=None))
+  np.testing.assert_allclose(
+    accuracy[:4], recall_score(truth, own, labels=range(4), average=None)
+  )
   assert np.isnan(accuracy[4])
   assert figures["mACC"] == pytest.approx(np.mean(accuracy[:4]))
   assert figures["pACC"] == pytest.approx(accuracy_score(truth, own))

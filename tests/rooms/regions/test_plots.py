@@ -1,4 +1,5 @@
-"""Pictures of what was found: legends, colours, boxes at their places, pictures of any shape."""
+"""Pictures of what was found: legends, colours, boxes at their places, pictures of
+any shape."""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -34,7 +35,9 @@ def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
 
 def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
   labels = np.arange(16, dtype=np.int32).repeat(10).reshape(4, 40)
-  plots.overlay(tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png")
+  plots.overlay(
+    tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png"
+  )
   texts = legend_of(drawn[0])
   assert len(texts) == 13 and texts[-1] == "4 other names  25.0%"
   grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(plots.OTHER))
@@ -75,7 +78,9 @@ def test_each_picture_of_a_sheet_says_how_many_boxes_it_shows(drawn, tmp_path):
 
 def test_legends_of_a_wide_sheet_are_inside_and_apart():
   names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
-  legends = [dict(zip(names, plots.colours_of(range(n)).values(), strict=False)) for n in (12, 3)]
+  legends = [
+    dict(zip(names, plots.colours_of(range(n)).values(), strict=False)) for n in (12, 3)
+  ]
   pictures = [[np.zeros((4, 4, 3), np.uint8)] * 7] * 2
   headings = [f"learned (coop/seed_{n})" for n in range(7)]
   figure, _ = plots.sheet(pictures, legends, headings, "2 of 400 images")

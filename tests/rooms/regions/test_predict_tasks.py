@@ -1,4 +1,5 @@
-"""Tasks `segment` and `detect` of predict: against NumPy, against the jobs, and what can't work."""
+"""Tasks `segment` and `detect` of predict: against NumPy, against the jobs, and what
+can't work."""
 
 import csv
 import json
@@ -55,7 +56,8 @@ COMPARED = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """A region set with a list of names and another network; two pictures with annotations."""
+  """A region set with a list of names and another network; two pictures with
+  annotations."""
   root = tmp_path_factory.mktemp("pictures")
   write_region_set(root)
   (root / "list.txt").write_text("\n".join(NAMES))
@@ -82,7 +84,9 @@ def config_of(root, *groups, here=None, **changes):
   }
   for group in (*groups, changes):
     fields |= group
-  return small_config(**{f: in_place(root, value, HERE=here) for f, value in fields.items()})
+  return small_config(
+    **{f: in_place(root, value, HERE=here) for f, value in fields.items()}
+  )
 
 
 def read_map(path):
@@ -97,8 +101,14 @@ def csv_of(workdir):
 def of_job(root, fields, workdir):
   """Label images and detections of the job `segment` or `detect` with these fields."""
   config = config_of(root, fields)
-  task, own = config.predict.task, {"images": "ROOT/two", "names": "ROOT/list.txt", "output": True}
-  own |= {"prompts": (config.predict.prompt,), "source": "folder" if task == "segment" else "coco"}
+  task, own = (
+    config.predict.task,
+    {"images": "ROOT/two", "names": "ROOT/list.txt", "output": True},
+  )
+  own |= {
+    "prompts": (config.predict.prompt,),
+    "source": "folder" if task == "segment" else "coco",
+  }
   own |= {"annotations": "ROOT/two.json"} if task == "detect" else {}
   own = {"job": task} | {f"{task}.{field}": value for field, value in own.items()}
   if "propose.network" in fields:
@@ -106,13 +116,16 @@ def of_job(root, fields, workdir):
   config = config_of(root, fields, own)
   run_job(config, workdir)
   if task == "segment":
-    return [read_map(file).tolist() for file in sorted((workdir / "labels/0").iterdir())], None
+    return [
+      read_map(file).tolist() for file in sorted((workdir / "labels/0").iterdir())
+    ], None
   return [], json.loads((workdir / "detections/0.json").read_text())
 
 
 @pytest.mark.parametrize("kind", COMPARED)
 def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
-  """Of the same regions or patches; `test_region_fields` holds what each field does there."""
+  """Of the same regions or patches; `test_region_fields` holds what each field does
+  there."""
   usual, others = COMPARED[kind]
   fields = usual | dict(item.split("=") for item in others.split(", "))
   config = config_of(root, {"predict.images": "ROOT/two"}, fields)
@@ -126,15 +139,21 @@ def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
     assert any(len(np.unique(one)) > 1 for one in maps)
     for labels, listed in zip(maps, results["images"].values(), strict=True):
       shares = {row["value"]: row["share"] for row in listed}
-      assert shares == {value: np.mean(np.equal(labels, value)) for value in np.unique(labels)}
+      assert shares == {
+        value: np.mean(np.equal(labels, value)) for value in np.unique(labels)
+      }
     return
   assert len(found) == len(expected) > 5
   # Those of the file are of whole pictures.
-  assert (len({tuple(row["bbox"]) for row in found}) > 1) == (kind == "objects of a network")
+  assert (len({tuple(row["bbox"]) for row in found}) > 1) == (
+    kind == "objects of a network"
+  )
   categories = json.loads((root / "two.json").read_text())["categories"]
   name_of = {category["id"]: category["name"] for category in categories}
   for one, other in zip(found, expected, strict=True):
-    assert one["image_id"] == other["image_id"] and one["file"] == f"{one['image_id']}.png"
+    assert (
+      one["image_id"] == other["image_id"] and one["file"] == f"{one['image_id']}.png"
+    )
     assert one["name"] == name_of[other["category_id"]] == NAMES[one["category_id"] - 1]
     assert one["segmentation"] == other["segmentation"]
     np.testing.assert_allclose(one["bbox"], other["bbox"])
@@ -142,8 +161,11 @@ def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
 
 
 def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch):
-  """Results are in its own pixels, near those of the picture that was reduced beforehand."""
-  small = Image.open(root / "images" / "4.png").resize((64, 48), Image.Resampling.BICUBIC)
+  """Results are in its own pixels, near those of the picture that was reduced
+  beforehand."""
+  small = Image.open(root / "images" / "4.png").resize(
+    (64, 48), Image.Resampling.BICUBIC
+  )
   small.save(tmp_path / "small.png")
   Image.fromarray(np.kron(np.asarray(small), np.ones((2, 2, 1), np.uint8))).save(
     tmp_path / "large.png"
@@ -152,13 +174,17 @@ def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch)
   found = {}
   own = {"segment.logit_scale": 100.0, "regions.crop": "context"}
   for name in ("small", "large"):
-    config = config_of(root, SEGMENT, NETWORK, own, {"predict.images": f"{tmp_path}/{name}.png"})
+    config = config_of(
+      root, SEGMENT, NETWORK, own, {"predict.images": f"{tmp_path}/{name}.png"}
+    )
     run_job(config, tmp_path / name)
     found[name] = read_map(tmp_path / name / "labels" / f"{name}.png")
   assert found["large"].shape == (96, 128)
   assert len(np.unique(found["small"])) > 1
   assert (found["large"][::2, ::2] == found["small"]).mean() > 0.8
-  config = config_of(root, DETECT, NETWORK, own, {"predict.images": f"{tmp_path}/large.png"})
+  config = config_of(
+    root, DETECT, NETWORK, own, {"predict.images": f"{tmp_path}/large.png"}
+  )
   run_job(config, tmp_path / "objects")
   for row in json.loads((tmp_path / "objects/detections.json").read_text()):
     assert row["segmentation"]["size"] == [96, 128]
@@ -181,8 +207,12 @@ def test_names_of_label_images_and_of_many_classes(root, tmp_path):
   labels = tmp_path / "run/labels"
   found = {str(file.relative_to(labels)) for file in labels.rglob("*.png")}
   assert found == {"a.png.png", "a.bmp.png", "more/b.png.png"}
-  (tmp_path / "many.txt").write_text("\n".join([*(f"thing {i}" for i in range(300)), *NAMES]))
-  results = run_job(changed(config, {"predict.names": f"{tmp_path}/many.txt"}), tmp_path / "16")
+  (tmp_path / "many.txt").write_text(
+    "\n".join([*(f"thing {i}" for i in range(300)), *NAMES])
+  )
+  results = run_job(
+    changed(config, {"predict.names": f"{tmp_path}/many.txt"}), tmp_path / "16"
+  )
   values = {row["value"] for row in results["images"]["more/b.png"]}
   assert values == set(np.unique(read_map(tmp_path / "16/labels/more/b.png.png")))
   assert Image.open(tmp_path / "16/labels/more/b.png.png").mode.startswith("I")
@@ -195,8 +225,14 @@ BAD = {
   "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),
   "a long name": (SEGMENT | NETWORK | {"predict.names": "HERE/long.txt"}, "very"),
   "window": (PATCHES | {"segment.window": 3}, "segment.window"),
-  "background": (PATCHES | {"segment.background_below": 0.5}, "segment.background_below"),
-  "other pictures": (DETECT | BOXES | {"regions.path": "HERE/other.json"}, "other.json"),
+  "background": (
+    PATCHES | {"segment.background_below": 0.5},
+    "segment.background_below",
+  ),
+  "other pictures": (
+    DETECT | BOXES | {"regions.path": "HERE/other.json"},
+    "other.json",
+  ),
   "pixels of boxes": (SEGMENT | BOXES, "regions.path"),
 }
 
@@ -230,11 +266,16 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
 
 
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):
-  """COCO results of a detector, crops with context; the picture without any has no row."""
+  """COCO results of a detector, crops with context; the picture without any has no
+  row."""
   config = config_of(root, DETECT, BOXES, {"regions.crop": "context"}, here=bad_files)
   results = run_job(config, tmp_path / "run")
   assert [len(rows) for rows in results["images"].values()] == [0, 0, 0, 4, 0]
   rows = json.loads((tmp_path / "run" / "detections.json").read_text())
-  assert all(row["bbox"] == [4, 3, 19, 29] and "segmentation" not in row for row in rows)
+  assert all(
+    row["bbox"] == [4, 3, 19, 29] and "segmentation" not in row for row in rows
+  )
   assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-4)
-  assert [row["name"] for row in csv_of(tmp_path / "run")] == [row["name"] for row in rows]
+  assert [row["name"] for row in csv_of(tmp_path / "run")] == [
+    row["name"] for row in rows
+  ]

@@ -12,15 +12,27 @@ from pomp_jax.config.fields import Clip
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions.fields import Propose
 from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
-from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
+from pomp_jax.rooms.regions.mask_former.model import (
+  MaskFormer,
+  class_logits,
+  normalized_pixels,
+)
 from pomp_jax.rooms.regions.mask_former.published_weights import MaskFormerFile
-from pomp_jax.rooms.regions.proposals import Proposer, decisive_masks, found_objects, mask_boxes
+from pomp_jax.rooms.regions.proposals import (
+  Proposer,
+  decisive_masks,
+  found_objects,
+  mask_boxes,
+)
 from tests.rooms.regions.region_jobs import TINY, random_params
 from tests.support.checks import assert_close
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.standard_normal((3, TINY.embedding), np.float32)
-IMAGES = [RNG.integers(0, 256, (*shape, 3), np.uint8) for shape in ((40, 56), (30, 64), (40, 56))]
+IMAGES = [
+  RNG.integers(0, 256, (*shape, 3), np.uint8)
+  for shape in ((40, 56), (30, 64), (40, 56))
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,9 @@ def expected_of(network, image, classes):
     quality = mask[mask > 0.5].mean() if (mask > 0.5).any() else 0.0
     null = 0.0
     if classes is not None:
-      logits = class_logits(*map(jnp.asarray, (row[None], classes, output.non_object_E)))
+      logits = class_logits(
+        *map(jnp.asarray, (row[None], classes, output.non_object_E))
+      )
       null = jax.nn.softmax(logits)[0, -1]
     objectness.append(quality * (1 - null))
   return p, embeddings, np.array(objectness)
@@ -57,7 +71,9 @@ def test_regions_are_the_networks_masks_and_embeddings(network, classes):
   proposer = Proposer(network, make_mesh(), classes, Propose(batch_size=2), Clip(), 0.5)
   for image, regions in zip(IMAGES, proposer.regions(IMAGES), strict=True):
     height, width = image.shape[:2]
-    seen = Image.fromarray(image).resize((width, 4 * round(height / 4)), Image.Resampling.BILINEAR)
+    seen = Image.fromarray(image).resize(
+      (width, 4 * round(height / 4)), Image.Resampling.BILINEAR
+    )
     p, embeddings, objectness = expected_of(network, np.asarray(seen), classes)
     assert np.abs(regions.masks / 2.0**15 - p).max() < 2**-11
     assert_close(regions.embeddings[:, 0].astype(np.float32), embeddings, 2e-3)
@@ -95,7 +111,8 @@ def test_found_objects():
   objects[0, :2], objects[1, 2], objects[2, 3, 3] = True, True, True
   encoded = [mask_api.encode(np.asfortranarray(one, np.uint8)) for one in objects]
   masks = np.zeros((2, 4, 4), bool)
-  masks[0, 0], masks[1, 2:, :3] = True, True  # IoU 4/8 with the first, 3/7 with the second
+  # IoU 4/8 with the first, 3/7 with the second
+  masks[0, 0], masks[1, 2:, :3] = True, True
   assert found_objects(masks, encoded).tolist() == [True, False, False]
   assert found_objects(masks, encoded, 0.4).tolist() == [True, True, False]
   assert not found_objects(masks[:0], encoded).any()

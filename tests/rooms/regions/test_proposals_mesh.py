@@ -20,12 +20,14 @@ def test_regions():
   network = MaskFormerFile(TINY, random_params(), ())
   images = [IMAGES[0], IMAGES[1][:28], IMAGES[2]]
   found = [
-    Proposer(network, make_mesh(devices=jax.devices()[:n]), None, Propose(), Clip(), 0.5).regions(
-      images
-    )
+    Proposer(
+      network, make_mesh(devices=jax.devices()[:n]), None, Propose(), Clip(), 0.5
+    ).regions(images)
     for n in (1, 8)
   ]
   for ours, theirs in zip(*found, strict=True):
     for one, other in zip(ours, theirs, strict=True):
-      np.testing.assert_allclose(one.astype(float), other.astype(float), rtol=2e-3, atol=1)
+      np.testing.assert_allclose(
+        one.astype(float), other.astype(float), rtol=2e-3, atol=1
+      )
     np.testing.assert_allclose(ours.objectness, theirs.objectness, atol=1e-4)

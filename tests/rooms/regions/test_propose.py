@@ -1,4 +1,5 @@
-"""A network's regions: the folder that `propose` writes, its recall, jobs that find their own."""
+"""A network's regions: the folder that `propose` writes, its recall, jobs that find
+their own."""
 
 import os
 import shutil
@@ -14,7 +15,11 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import proposals, propose
 from pomp_jax.rooms.regions.image_sets import open_box_set
 from pomp_jax.rooms.regions.mask_former.published_weights import read_mask_former
-from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
+from pomp_jax.rooms.regions.region_folder import (
+  RegionFolder,
+  RegionHeader,
+  RegionWriter,
+)
 from tests.rooms.regions.region_jobs import (
   NETWORK,
   SIZES,
@@ -45,7 +50,8 @@ def config_of(root, **changes):
 
 @pytest.fixture(scope="session")
 def proposed(region_set, shared):
-  """A function: `segment` or `detect` -> the folder of a finished run for its images."""
+  """A function: `segment` or `detect` -> the folder of a finished run for its
+  images."""
 
   def folder(images):
     config = config_of(region_set, **{"propose.images": images})
@@ -56,7 +62,8 @@ def proposed(region_set, shared):
 
 @pytest.fixture
 def found_images(region_set, proposed, monkeypatch):
-  """Numbers of images that the network was called with; after `stop_at` calls it is killed."""
+  """Numbers of images that the network was called with; after `stop_at` calls it is
+  killed."""
   boxes = open_box_set(config_of(region_set).detect)
   folder, known = RegionFolder(proposed("detect") / "regions"), {}
   for index, sides in enumerate(SIZES):
@@ -78,7 +85,9 @@ def found_images(region_set, proposed, monkeypatch):
 
 
 def test_both_folders_have_the_same_regions(proposed):
-  one, other = [RegionFolder(proposed(images) / "regions") for images in ("segment", "detect")]
+  one, other = [
+    RegionFolder(proposed(images) / "regions") for images in ("segment", "detect")
+  ]
   assert one.header == other.header and one.header.trained_classes == TRAINED
   assert one.read("0", *SIZES[0]).embeddings.shape == (NETWORK.n_queries, 1, 24)
   assert_same_regions(proposed("segment"), proposed("detect"))
@@ -91,7 +100,9 @@ def test_recall_is_that_of_the_stored_masks(region_set, proposed):
   for index, sides in enumerate(SIZES):
     truth, classes = boxes.regions(index, masks=True)
     stored = torch.tensor(folder.read(index, *sides).masks)[None].float()
-    masks = functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 0.4 * 2**15
+    masks = (
+      functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 0.4 * 2**15
+    )
     for c, mask in zip(classes, truth.masks, strict=True):
       iou = (masks & mask).sum((1, 2)) / (masks | mask).sum((1, 2))
       found[boxes.classes.groups[c]].append(bool((iou >= 0.5).any()))
@@ -113,12 +124,20 @@ def test_an_equal_start_does_nothing(region_set, proposed, monkeypatch):
 
 @pytest.mark.parametrize(
   "between",
-  ["nothing", "another network", "no regions", "a damaged piece", "damaged regions", "a swap"],
+  [
+    "nothing",
+    "another network",
+    "no regions",
+    "a damaged piece",
+    "damaged regions",
+    "a swap",
+  ],
 )
 def test_a_killed_run_resumes_after_its_last_block(
   region_set, proposed, found_images, tmp_path, monkeypatch, between
 ):
-  """The second of two blocks is interrupted; where something comes between, all start anew."""
+  """The second of two blocks is interrupted; where something comes between, all
+  start anew."""
   config, workdir = config_of(region_set), tmp_path / "run"
   monkeypatch.setattr(propose, "_BLOCK", len(SIZES) - 1)
 
@@ -226,7 +245,9 @@ def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
 
   seen = {}
   usual = arguments()
-  classes = inputs.open_encoder(config_of(region_set).clip).class_features(TRAINED, "the {}!")
+  classes = inputs.open_encoder(config_of(region_set).clip).class_features(
+    TRAINED, "the {}!"
+  )
   network = read_mask_former(region_set / "other.pth").params["non_object"]
   become = {"propose.network": network, "propose.prompt": classes, "propose.images": 2}
   for field, value in CHANGES.items():
@@ -246,7 +267,11 @@ def outputs(workdir):
 
 def network_config(root, job, **changes):
   """The config of `segment` or `detect` with the regions of a network."""
-  own = {f"{job}.prompts": ("network", "{}!"), "detect.min_score": 0.1, "regions.objectness": True}
+  own = {
+    f"{job}.prompts": ("network", "{}!"),
+    "detect.min_score": 0.1,
+    "regions.objectness": True,
+  }
   # Fewer than the network finds, by their objectness.
   return regions_config(root, job, **FOUND | own | {"regions.max_regions": 4} | changes)
 
@@ -259,13 +284,17 @@ def test_regions_found_on_the_way_equal_those_of_the_folder(
   expected = run_job(network_config(region_set, job, **stored), tmp_path / "file")
   found = run_job(network_config(region_set, job), tmp_path / "network")
   assert found["figures"] == expected["figures"]
-  assert len(outputs(tmp_path / "network")) == (2 * len(SIZES) if job == "segment" else 2)
+  assert len(outputs(tmp_path / "network")) == (
+    2 * len(SIZES) if job == "segment" else 2
+  )
   assert outputs(tmp_path / "network") == outputs(tmp_path / "file")
   labels = [prompt["label"] for prompt in found["prompts"]]
   assert labels == [str(region_set / "net.pth"), "{}!"]
 
 
-def test_a_network_that_changes_in_its_place_is_another_run(region_set, tmp_path, without_report):
+def test_a_network_that_changes_in_its_place_is_another_run(
+  region_set, tmp_path, without_report
+):
   shutil.copy(region_set / "net.pth", tmp_path / "net.pth")
   changes = {"propose.network": str(tmp_path / "net.pth"), "detect.n_images": 1}
 
@@ -294,16 +323,26 @@ def test_network_alone_clip_alone_and_fused_side_by_side(
 
   def figures(workdir, regions, **changes):
     own = {f"{job}.prompts": ("{}!", "the {}"), "segment.output": False}
-    own |= {"regions.path": str(regions), "regions.source": "file", "regions.mask_threshold": 0.4}
-    return run_job(regions_config(region_set, job, **own | changes), tmp_path / workdir)["figures"]
+    own |= {
+      "regions.path": str(regions),
+      "regions.source": "file",
+      "regions.mask_threshold": 0.4,
+    }
+    return run_job(
+      regions_config(region_set, job, **own | changes), tmp_path / workdir
+    )["figures"]
 
   together = figures("together", path, **{"regions.alone": True})
   expected = {
     ", fused": figures("fused", path),
-    ", network alone": figures("network", path, **{"regions.e_base": 0.0, "regions.e_novel": 0.0}),
+    ", network alone": figures(
+      "network", path, **{"regions.e_base": 0.0, "regions.e_novel": 0.0}
+    ),
     ", CLIP alone": figures("clip", bare),
   }
-  assert list(together) == [prompt + own for prompt in ("{}!", "the {}") for own in expected]
+  assert list(together) == [
+    prompt + own for prompt in ("{}!", "the {}") for own in expected
+  ]
   for own, found in expected.items():
     for prompt in found:
       assert together[prompt + own] == found[prompt]

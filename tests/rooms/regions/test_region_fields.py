@@ -1,4 +1,5 @@
-"""Each field of `segment`, `detect` and `propose` reaches what it names; bad input is one line."""
+"""Each field of `segment`, `detect` and `propose` reaches what it names; bad input
+is one line."""
 
 import json
 import shutil
@@ -22,7 +23,11 @@ from pomp_jax.rooms.regions import (
   segment,
 )
 from pomp_jax.rooms.regions import detections as detections_module
-from pomp_jax.rooms.regions.region_folder import RegionFolder, RegionHeader, RegionWriter
+from pomp_jax.rooms.regions.region_folder import (
+  RegionFolder,
+  RegionHeader,
+  RegionWriter,
+)
 from tests.rooms.regions.region_jobs import (
   SIZES,
   TINY,
@@ -37,21 +42,32 @@ from tests.support.small_run import run_job
 
 FILE = {"regions.source": "file"}
 CONTEXT = {"regions.crop": "context"}
-PATCHES = {"regions.source": "none", "segment.size": 48, "segment.window": 32, "segment.stride": 16}
+PATCHES = {
+  "regions.source": "none",
+  "segment.size": 48,
+  "segment.window": 32,
+  "segment.stride": 16,
+}
 ONE = {"segment.n_images": 1}
 NO_FOLDERS = {"segment.images": "", "segment.labels": "", "segment.names": ""}
 WORLD = {"segment.source": "world"} | NO_FOLDERS
 BACKGROUND = PATCHES | {"segment.background": "ground"}
 UNSURE = BACKGROUND | {"segment.background_below": 0.9}
-# Field -> another value or other fields, what both runs have beside the usual config, the
-# `function.argument` that it reaches, and what this becomes (the value itself if not said).
+# Field -> another value or other fields, what both runs have beside the usual config,
+# the `function.argument` that it reaches, and what this becomes (the value itself if
+# not said).
 SEGMENT = {
   "regions.source": ("file", {}, "open_regions.path", "ROOT/regions"),
   "regions.path": ("OTHER/regions", FILE, "open_regions.path"),
   "regions.max_regions": (2, FILE, "read.most"),
   "regions.mask_threshold": (0.8, FILE, "hard_masks.threshold"),
   "regions.crop": ("context", {}, "Cropping.square", True),
-  "regions.size": (64, FILE | {"regions.mask_threshold": 0.45}, "hard_masks.height", 64),
+  "regions.size": (
+    64,
+    FILE | {"regions.mask_threshold": 0.45},
+    "hard_masks.height",
+    64,
+  ),
   "regions.expand": (1.7, CONTEXT, "Cropping.expand"),
   "regions.e_base": (1.0, FILE, "fusion.e_base"),
   "regions.e_novel": (0.0, FILE, "fusion.e_novel"),
@@ -61,7 +77,12 @@ SEGMENT = {
   "segment.source": (WORLD, ONE, "Scenes.n_scenes", 1),
   "segment.images": ("OTHER/images", {}, "open_pixels.images"),
   "segment.labels": ("OTHER/labels", FILE, "open_pixels.labels"),
-  "segment.names": ("OTHER/names.txt", {}, "results.classes", ("tree", "road", "lake", "star")),
+  "segment.names": (
+    "OTHER/names.txt",
+    {},
+    "results.classes",
+    ("tree", "road", "lake", "star"),
+  ),
   "segment.label_values": ("reduce_zero_label", {}, "open_pixels.values"),
   "segment.ignore": (254, {}, "open_pixels.ignore"),
   "segment.n_images": (2, {}, "results.images"),
@@ -73,7 +94,12 @@ SEGMENT = {
   "segment.window": (16, PATCHES, "patches.window"),
   "segment.stride": (8, PATCHES, "patches.stride"),
   "segment.pamr": (3, PATCHES, "patches.pamr"),
-  "segment.background": ("ground", PATCHES, "class_matrix.first", ("background", "ground")),
+  "segment.background": (
+    "ground",
+    PATCHES,
+    "class_matrix.first",
+    ("background", "ground"),
+  ),
   "segment.background_below": (0.9, BACKGROUND, "patches.background_below"),
   "segment.output": (False, {}, "results.label_images", 2),
 }
@@ -103,12 +129,15 @@ SPIED = (
 
 def test_each_field_has_a_row():
   groups = ("regions.", "segment.")
-  assert sorted(SEGMENT) == sorted(field for field in fields_of() if field.startswith(groups))
+  assert sorted(SEGMENT) == sorted(
+    field for field in fields_of() if field.startswith(groups)
+  )
 
 
 @pytest.fixture(scope="module")
 def outcome(region_set, tmp_path_factory):
-  """A function: job, fields -> arguments by `function.argument`, and what the run leaves."""
+  """A function: job, fields -> arguments by `function.argument`, and what the run
+  leaves."""
   found = {}
 
   def run(job, changes):
@@ -120,7 +149,10 @@ def outcome(region_set, tmp_path_factory):
         results = run_job(regions_config(region_set, job, **changes), workdir)
       except InputError as error:
         return dict(seen), str(error)
-      maps = [[labels.tolist() for labels in label_maps(workdir, number)] for number in range(6)]
+      maps = [
+        [labels.tolist() for labels in label_maps(workdir, number)]
+        for number in range(6)
+      ]
       if "DenseSegmenter.segment" in seen:
         fields = vars(seen["DenseSegmenter.segment"])
         seen.update({f"patches.{name}": value for name, value in fields.items()})
@@ -130,7 +162,10 @@ def outcome(region_set, tmp_path_factory):
       if "class_matrix.named" in seen:
         seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
         seen["class_matrix.first"] = seen["class_matrix.synonyms"][0]
-      seen["results.labels"], seen["results.images"] = len(results["prompts"]), results["images"]
+      seen["results.labels"], seen["results.images"] = (
+        len(results["prompts"]),
+        results["images"],
+      )
       seen["results.classes"] = tuple(results["classes"])
       seen["results.label_images"] = sum(map(len, maps))
       rows = detections(workdir) if job == "detect" else None
@@ -154,7 +189,9 @@ def test_a_field_changes_what_it_names(outcome, region_set, row):
   value = in_place(region_set, value)
   beside = {name: in_place(region_set, own) for name, own in beside.items()}
   before, left = outcome(job, beside)
-  after, leaves = outcome(job, beside | (value if isinstance(value, dict) else {field: value}))
+  after, leaves = outcome(
+    job, beside | (value if isinstance(value, dict) else {field: value})
+  )
   (expected,) = [in_place(region_set, own) for own in becomes] or [value]
   assert after[argument] == expected != before.get(argument)
   assert not isinstance(left, str), left
@@ -168,7 +205,9 @@ NETWORK = {"regions.source": "network", "propose.network": "NEW/net.pth"}
 
 
 def wide_prompt(root, folder):
-  save_prompt(folder / "wide.npz", Prompt(np.zeros((2, 40), np.float32), "another", "end"))
+  save_prompt(
+    folder / "wide.npz", Prompt(np.zeros((2, 40), np.float32), "another", "end")
+  )
 
 
 def no_regions(root, folder, header=None):
@@ -191,7 +230,9 @@ def regions_with(change):
 
 
 boxes_outside = regions_with(lambda stored: stored | {"boxes": stored["boxes"] + 50})
-without_masks = regions_with(lambda stored: {n: a for n, a in stored.items() if n != "masks"})
+without_masks = regions_with(
+  lambda stored: {n: a for n, a in stored.items() if n != "masks"}
+)
 
 
 def network_with(**changes):
@@ -213,7 +254,8 @@ def label_beyond_the_list(root, folder):
 
 
 def objects_with(part, **changes):
-  """Writes annotations of which the third image or object has other fields, or lacks them."""
+  """Writes annotations of which the third image or object has other fields, or lacks
+  them."""
 
   def write(root, folder):
     value = json.loads((root / "objects.json").read_text())
@@ -224,22 +266,52 @@ def objects_with(part, **changes):
   return write
 
 
-# Name -> what the message names, fields, and what is written before. JOB is the job, ROOT the set,
-# NEW the folder of what is written.
+# Name -> what the message names, fields, and what is written before. JOB is the job,
+# ROOT the set, NEW the folder of what is written.
 BAD = {
-  "a prompt of another width": ("wide.npz", {"JOB.prompts": "NEW/wide.npz"}, wide_prompt),
+  "a prompt of another width": (
+    "wide.npz",
+    {"JOB.prompts": "NEW/wide.npz"},
+    wide_prompt,
+  ),
   "regions of another CLIP": ("clip_model", NEW_FILE, another_clip),
   "an image without regions": ("0.npz", NEW_FILE, no_regions),
   "a box outside": ("3.npz: a box", NEW_FILE, boxes_outside),
-  "no embeddings to compare": ("regions.alone", NEW_FILE | {"regions.alone": True}, no_regions),
+  "no embeddings to compare": (
+    "regions.alone",
+    NEW_FILE | {"regions.alone": True},
+    no_regions,
+  ),
   "no network to compare": ("regions.alone", {"regions.alone": True}),
-  "a network of another width": ("clip.model", NETWORK, network_with(embedding=TINY.embedding)),
-  "no network's file": ("s.json", NETWORK | {"propose.network": "ROOT/regions/regions.json"}),
-  "another CLIP in a network": ("clip_adapter.clip_model", NETWORK, network_of_another_clip),
-  "no prompt": ("net.pth", NETWORK | {"propose.prompt": "network"}, network_with(context=None)),
+  "a network of another width": (
+    "clip.model",
+    NETWORK,
+    network_with(embedding=TINY.embedding),
+  ),
+  "no network's file": (
+    "s.json",
+    NETWORK | {"propose.network": "ROOT/regions/regions.json"},
+  ),
+  "another CLIP in a network": (
+    "clip_adapter.clip_model",
+    NETWORK,
+    network_of_another_clip,
+  ),
+  "no prompt": (
+    "net.pth",
+    NETWORK | {"propose.prompt": "network"},
+    network_with(context=None),
+  ),
   "no network": ("propose.network", NETWORK | {"propose.network": ""}),
-  "a prompt of no network": ("propose.network", {"propose.network": "", "JOB.prompts": "network"}),
-  "no such prompt": ("propose.prompt", NETWORK | {"propose.prompt": "no.npz"}, network_with()),
+  "a prompt of no network": (
+    "propose.network",
+    {"propose.network": "", "JOB.prompts": "network"},
+  ),
+  "no such prompt": (
+    "propose.prompt",
+    NETWORK | {"propose.prompt": "no.npz"},
+    network_with(),
+  ),
   "two origins": ("regions.path", NETWORK | {"regions.path": "ROOT/regions"}),
 }
 BAD_SEGMENT = {

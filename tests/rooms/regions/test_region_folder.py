@@ -1,4 +1,5 @@
-"""Regions in folders and COCO results: what is read; anything else is refused in one line."""
+"""Regions in folders and COCO results: what is read; anything else is refused in one
+line."""
 
 import dataclasses
 import json
@@ -23,7 +24,14 @@ from tests.support.fuzzing import allowed_errors, damaged, edited_json
 HEIGHT, WIDTH = 30, 40
 RNG = np.random.default_rng(0)
 HEADER = RegionHeader(
-  "a detector", "ViT-B/16", 3, 8, "softmax", 100.0, tuple(map(float, range(1, 9))), ("cat", "dog")
+  "a detector",
+  "ViT-B/16",
+  3,
+  8,
+  "softmax",
+  100.0,
+  tuple(map(float, range(1, 9))),
+  ("cat", "dog"),
 )
 REGIONS = Regions(
   np.array([[0, 0, 40, 30], [3.5, 4, 20, 9]], np.float32),
@@ -79,7 +87,8 @@ def test_boxes_alone_and_no_region(tmp_path):
 
 
 def test_arrays_of_other_writers(folder, tmp_path):
-  """NumPy's savez, float64, a box beyond the image by rounding, embeddings of any norm."""
+  """NumPy's savez, float64, a box beyond the image by rounding, embeddings of any
+  norm."""
   RegionWriter(tmp_path, HEADER)
   boxes = REGIONS.boxes.astype(float)
   boxes[0, 2] = 40.6
@@ -87,7 +96,9 @@ def test_arrays_of_other_writers(folder, tmp_path):
     embeddings = REGIONS.embeddings.astype(float) * factor
     np.savez(tmp_path / "7.npz", boxes=boxes, embeddings=embeddings)
     found = RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
-    assert_equal(found, Regions(REGIONS.boxes, None, None, embeddings.astype(np.float32)))
+    assert_equal(
+      found, Regions(REGIONS.boxes, None, None, embeddings.astype(np.float32))
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,9 @@ def test_arrays_of_other_writers(folder, tmp_path):
 )
 def test_unusable_arrays(tmp_path, field, array, part):
   RegionWriter(tmp_path, HEADER)
-  arrays = {k: v for k, v in (REGIONS._asdict() | {field: array}).items() if v is not None}
+  arrays = {
+    k: v for k, v in (REGIONS._asdict() | {field: array}).items() if v is not None
+  }
   np.savez(tmp_path / "7.npz", **arrays)
   with pytest.raises(RegionError) as error:
     RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
@@ -121,7 +134,9 @@ def test_unusable_arrays(tmp_path, field, array, part):
 
 def test_a_header_that_names_fewer_rows_is_noticed(tmp_path):
   RegionWriter(tmp_path, HEADER)
-  np.savez(tmp_path / "7.npz", boxes=np.tile(np.array([[0, 0, 9, 9]], np.float32), (900, 1)))
+  np.savez(
+    tmp_path / "7.npz", boxes=np.tile(np.array([[0, 0, 9, 9]], np.float32), (900, 1))
+  )
   content = (tmp_path / "7.npz").read_bytes()
   assert content.count(b"(900, 4)") == 1
   (tmp_path / "7.npz").write_bytes(content.replace(b"(900, 4)", b"(800, 4)"))
@@ -135,7 +150,10 @@ def test_a_file_of_another_image_is_noticed(tmp_path):
   for key in (7, 8):
     writer.write(key, REGIONS)
   (tmp_path / "8.npz").replace(tmp_path / "7.npz")
-  for read in (RegionFolder(tmp_path).check, lambda images: RegionFolder(tmp_path).read(*SEVEN)):
+  for read in (
+    RegionFolder(tmp_path).check,
+    lambda images: RegionFolder(tmp_path).read(*SEVEN),
+  ):
     with pytest.raises(RegionError, match=rf"{tmp_path}/7\.npz: key is '8'"):
       read([SEVEN])
   np.savez(tmp_path / "7.npz", key=7.0, **REGIONS._asdict())
@@ -189,7 +207,9 @@ def test_embeddings_of_another_clip():
   for name in ("runs/my_clip", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"):
     HEADER.check_fits(name, 8, "folder")
   for clip_model, width in (("ViT-B/16", 9), ("openai/clip-vit-base-patch32", 8)):
-    with pytest.raises(RegionError, match=f"folder/regions.json: clip_model.*{clip_model}"):
+    with pytest.raises(
+      RegionError, match=f"folder/regions.json: clip_model.*{clip_model}"
+    ):
       HEADER.check_fits(clip_model, width, "folder")
   dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
 
@@ -270,7 +290,10 @@ def test_boxes_and_masks_of_different_rows(tmp_path):
   np.testing.assert_array_equal(found.boxes, [[1, 2, 4, 4], [1, 2, 5, 5]])
   assert found.masks is None
   # Two masks may share a box.
-  rows = [RESULTS[3] | {"bbox": [0, 0, 8, 6], "segmentation": rle(m)} for m in (MASK, ~MASK, MASK)]
+  rows = [
+    RESULTS[3] | {"bbox": [0, 0, 8, 6], "segmentation": rle(m)}
+    for m in (MASK, ~MASK, MASK)
+  ]
   found = opened(tmp_path, rows).read(5, 6, 8)
   np.testing.assert_array_equal(found.masks, [MASK, ~MASK])
 

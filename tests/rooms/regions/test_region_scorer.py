@@ -45,7 +45,9 @@ def parts():
 
 
 def test_trained_classes_are_those_that_a_file_names_or_else_the_base_classes():
-  classes = ClassSplit((("Cat", "kitty"), ("dog",), ("sea_star",)), ("base", "novel", "-"))
+  classes = ClassSplit(
+    (("Cat", "kitty"), ("dog",), ("sea_star",)), ("base", "novel", "-")
+  )
   for header in (None, RegionHeader("a network")):
     assert trained_classes(header, classes).tolist() == [True, False, False]
   named = RegionHeader("a network", trained_classes=("sea star", "dog", "ox"))
@@ -53,7 +55,8 @@ def test_trained_classes_are_those_that_a_file_names_or_else_the_base_classes():
 
 
 def test_clip_sees_crops_where_its_scores_count(tmp_path):
-  """Without a network's embeddings, alone, or with an exponent above 0 for either group."""
+  """Without a network's embeddings, alone, or with an exponent above 0 for either
+  group."""
   assert needs_crops(fields.Regions(source="truth", e_base=0.0, e_novel=0.0))
   for base, novel, alone, expected in (
     (0.0, 0.0, False, False),
@@ -67,7 +70,9 @@ def test_clip_sees_crops_where_its_scores_count(tmp_path):
 
 def _highest(scores):
   ends = [*STARTS[1:], scores.shape[1]]
-  return torch.stack([scores[:, a:b].amax(1) for a, b in zip(STARTS, ends, strict=True)], 1)
+  return torch.stack(
+    [scores[:, a:b].amax(1) for a, b in zip(STARTS, ends, strict=True)], 1
+  )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,9 @@ def test_scores_are_zssegs(parts, weights, trained):
   """`semantic_inference` for classes with several names, in terms of CLIP's weights."""
   regions, header, clip, matrix = parts
   text = torch.tensor(matrix.features).double()
-  rows = torch.nn.functional.normalize(torch.tensor(regions.embeddings[:, 0]).double(), dim=1)
+  rows = torch.nn.functional.normalize(
+    torch.tensor(regions.embeddings[:, 0]).double(), dim=1
+  )
   null = torch.nn.functional.normalize(torch.tensor(header.null).double(), dim=0)
   net = _highest((10 * rows @ torch.cat([text, null[None]]).T).softmax(1)[:, :-1])
   of_clip = _highest((20 * torch.tensor(clip).double() @ text.T).softmax(1))
@@ -91,7 +98,9 @@ def test_scores_are_zssegs(parts, weights, trained):
   assert_close(found, expected, 1e-5)
   rooted = settings | {"fusion": dataclasses.replace(fusion, objectness=True)}
   found = region_scores(regions, header, clip, matrix, **rooted)
-  assert_close(found, (expected * torch.tensor(regions.objectness)[:, None]).sqrt(), 1e-5)
+  assert_close(
+    found, (expected * torch.tensor(regions.objectness)[:, None]).sqrt(), 1e-5
+  )
   # One of the two alone.
   assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
   of_clip[3] = 0
@@ -108,7 +117,9 @@ def test_scores_are_zssegs(parts, weights, trained):
     ("context", False, 0.7, [0, 1.6, 55 / 7, 6.4]),
   ],
 )
-def test_crops_are_of_what_is_above_the_threshold(encoder, parts, crop, tight, threshold, expected):
+def test_crops_are_of_what_is_above_the_threshold(
+  encoder, parts, crop, tight, threshold, expected
+):
   """Of a soft mask in an image that becomes larger, or of the region's own box."""
   soft = np.zeros((1, 8, 11), np.uint8)
   soft[0, 2:6, 2:4], soft[0, 2:6, 4:8] = 127, 204
@@ -127,7 +138,14 @@ def test_crops_are_of_what_is_above_the_threshold(encoder, parts, crop, tight, t
   classes = ClassSplit((("a",), ("b",)), ("base", "novel"))
   matrix = ClassMatrix(parts[3].features[:2], np.array([0, 1]))
   scorer = RegionScorer(
-    settings, source, encoder, classes, [matrix], logit_scale=0.0, tight=tight, crops=crops
+    settings,
+    source,
+    encoder,
+    classes,
+    [matrix],
+    logit_scale=0.0,
+    tight=tight,
+    crops=crops,
   )
   [(row, scored)] = scorer.scored([0])
   assert row == 0 and scored.regions is regions
@@ -152,14 +170,21 @@ def test_scores_that_are_not_finite_are_an_error(parts):
     region_scores(regions, None, clip, matrix, **SETTINGS)
 
 
-SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))
+SYNONYMS = (
+  ("sky",),
+  ("person", "person in shirt", "person in dress"),
+  ("dining_table", "desk"),
+)
 
 
 def test_published_features_of_other_classes_are_refused(encoder, tmp_path):
-  np.save(tmp_path / "pomp.npy", np.ones((3, encoder.clip.config.projection_dim), np.float16))
+  np.save(
+    tmp_path / "pomp.npy", np.ones((3, encoder.clip.config.projection_dim), np.float16)
+  )
   (named,) = read_prompts((str(tmp_path / "pomp.npy"),), "segment.prompts")
   check_prompt(named, SYNONYMS, encoder.clip.config, encoder.clip.name)
-  assert class_matrix(encoder, SYNONYMS, named).starts.tolist() == [0, 1, 2]  # a row a class
+  # a row a class
+  assert class_matrix(encoder, SYNONYMS, named).starts.tolist() == [0, 1, 2]
   for synonyms in (SYNONYMS[:2], (*SYNONYMS, ("dog",))):
     with pytest.raises(PromptFileError, match=r"pomp\.npy: the array's shape"):
       check_prompt(named, synonyms, encoder.clip.config, encoder.clip.name)
@@ -169,7 +194,11 @@ def test_published_features_of_other_classes_are_refused(encoder, tmp_path):
 
 def test_keys_differ_by_prompt_and_names():
   one, two = read_prompts(("a {}", "the {}"), "segment.prompts")
-  parts = [key_parts(named, names) for named in (one, two) for names in (SYNONYMS, SYNONYMS[:2])]
+  parts = [
+    key_parts(named, names)
+    for named in (one, two)
+    for names in (SYNONYMS, SYNONYMS[:2])
+  ]
   assert len({str(part) for part in parts}) == 4
 
 
@@ -177,7 +206,10 @@ def test_short_labels_say_whose_scores_count():
   """`regions.alone` has each prompt three times."""
   ends = [*shares_of(alone=True)]
   assert len(ends) == 3
-  names = {"/data/runs/a/prompt.npz": "learned (a)", "/data/runs/b/prompt.npz": "learned (b)"}
+  names = {
+    "/data/runs/a/prompt.npz": "learned (a)",
+    "/data/runs/b/prompt.npz": "learned (b)",
+  }
   names |= {"hand_written": "hand-written prompt"}
   expected = [label + end for label in names.values() for end in ends]
   assert short_labels([name + end for name in names for end in ends]) == expected

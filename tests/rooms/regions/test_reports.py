@@ -22,7 +22,12 @@ def segmentation_results():
   of_all = {"mIoU": 0.511, "mIoU_plain": 0.5, "fwIoU": 0.5, "mACC": 0.5, "pACC": 0.622}
   figures = {
     label: of_all
-    | {"hIoU": 0.25, "hIoU_plain": 0.5, "base": of_all, "novel": of_all | {"mIoU": 0.125}}
+    | {
+      "hIoU": 0.25,
+      "hIoU_plain": 0.5,
+      "base": of_all,
+      "novel": of_all | {"mIoU": 0.125},
+    }
     | {"per_class": {"iou": iou, "accuracy": iou}}
     for label, iou in PAIR.items()
   }
@@ -52,9 +57,17 @@ def test_every_figure_is_on_the_page(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "expected", "absent"),
   [
-    ({"regions.source": "truth"}, {"regions.source": "truth", "regions.crop": "masked"}, "null"),
     (
-      {"regions.source": "network", "propose.network": "runs/<net>", "regions.e_novel": 0.9},
+      {"regions.source": "truth"},
+      {"regions.source": "truth", "regions.crop": "masked"},
+      "null",
+    ),
+    (
+      {
+        "regions.source": "network",
+        "propose.network": "runs/<net>",
+        "regions.e_novel": 0.9,
+      },
       {"regions.source": "network: runs/<net>", "regions.e_novel": "0.9"},
       "recipe",
     ),

@@ -1,4 +1,5 @@
-"""Scenes: repeatable, disjoint visible masks, tight boxes, base classes alone in training."""
+"""Scenes: repeatable, disjoint visible masks, tight boxes, base classes alone in
+training."""
 
 import numpy as np
 from pycocotools import mask as pycoco_mask
@@ -58,7 +59,9 @@ def test_classes(drawn):
 
   fewer = Scenes("test", 1, 48)
   assert len(fewer.names) == 48 and fewer.groups.count("novel") == 12
-  one, other = (set(zip(some.names, some.groups, strict=True)) for some in (fewer, scenes))
+  one, other = (
+    set(zip(some.names, some.groups, strict=True)) for some in (fewer, scenes)
+  )
   assert one < other
 
 

@@ -41,7 +41,9 @@ def segmented(region_set, shared):
 @pytest.fixture(scope="session")
 def by_file(region_set, shared):
   """A finished run on the regions of a file."""
-  return shared("segment_file", lambda folder: run_job(config_for(region_set, **FILE), folder))
+  return shared(
+    "segment_file", lambda folder: run_job(config_for(region_set, **FILE), folder)
+  )
 
 
 def truth_of(root):
@@ -50,8 +52,13 @@ def truth_of(root):
 
 
 def test_true_regions_get_the_class_of_their_crop(region_set, segmented):
-  text = torch_texts([PROMPTS[1].replace("{}", name) for names in TEXTS for name in names])
-  counts, files = [len(names) for names in TEXTS], sorted((region_set / "images").glob("*.png"))
+  text = torch_texts(
+    [PROMPTS[1].replace("{}", name) for names in TEXTS for name in names]
+  )
+  counts, files = (
+    [len(names) for names in TEXTS],
+    sorted((region_set / "images").glob("*.png")),
+  )
   for file, labels, found in zip(
     files, truth_of(region_set), label_maps(segmented, 1), strict=True
   ):
@@ -69,7 +76,9 @@ def test_figures_are_those_of_the_label_images(region_set, segmented):
   truth = np.concatenate([labels.ravel() for labels in truth_of(region_set)])
   kept = truth != 255
   for number, label in enumerate(PROMPTS):
-    predicted = np.concatenate([found.ravel() for found in label_maps(segmented, number)])
+    predicted = np.concatenate(
+      [found.ravel() for found in label_maps(segmented, number)]
+    )
     metric = MulticlassJaccardIndex(4, average="none")
     iou = metric(torch.tensor(predicted[kept]), torch.tensor(truth[kept])).numpy()
     base, novel = iou[:2].mean(), iou[2:].mean()
@@ -86,7 +95,9 @@ def test_figures_are_those_of_the_label_images(region_set, segmented):
   assert "hIoU" in (segmented / "results.md").read_text()
   page = Page((segmented / "report.html").read_text())
   shown = {row[0]: row[1] for row in page.table("prompt", "hIoU")}
-  assert shown == {label: f"{100 * results['figures'][label]['hIoU']:.1f}" for label in PROMPTS}
+  assert shown == {
+    label: f"{100 * results['figures'][label]['hIoU']:.1f}" for label in PROMPTS
+  }
   assert len(page.images) == 1 and page.table("class", "group", "pixels", *PROMPTS)
   assert (segmented / "plots" / "segmentation.png").stat().st_size > 10_000
 
@@ -123,7 +134,9 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(
   assert run_job(config_for(region_set), tmp_path) == expected
   assert taken == [2, 3, 4] and not (tmp_path / "progress").exists()
   for prompt in (0, 1):
-    np.testing.assert_array_equal(label_maps(tmp_path, prompt)[3], label_maps(segmented, prompt)[3])
+    np.testing.assert_array_equal(
+      label_maps(tmp_path, prompt)[3], label_maps(segmented, prompt)[3]
+    )
   plot = tmp_path / "plots" / "segmentation.png"
   assert plot.read_bytes() == (segmented / "plots" / "segmentation.png").read_bytes()
   before = plot.stat().st_mtime_ns
@@ -168,7 +181,9 @@ def test_a_restart_writes_changed_label_images_again(
   run_job(config_for(region_set), tmp_path)
   assert blocks == [range(2), range(2, 4), range(2), range(2, 4), range(4, 5)]
   for prompt in (0, 1):
-    for one, two in zip(label_maps(tmp_path, prompt), label_maps(segmented, prompt), strict=True):
+    for one, two in zip(
+      label_maps(tmp_path, prompt), label_maps(segmented, prompt), strict=True
+    ):
       np.testing.assert_array_equal(one, two)
 
 
@@ -184,11 +199,15 @@ def test_a_label_image_that_changes_before_it_is_drawn_is_one_line(
     return write(*given)
 
   monkeypatch.setattr(segment.Comparison, "write", damaged)
-  with pytest.raises(RunFolderError, match=f"{path}: .*the same command resumes") as error:
+  with pytest.raises(
+    RunFolderError, match=f"{path}: .*the same command resumes"
+  ) as error:
     run_job(config_for(region_set), tmp_path)
   assert "\n" not in str(error.value) and not (tmp_path / "results.json").exists()
   monkeypatch.setattr(segment.Comparison, "write", write)
-  assert run_job(config_for(region_set), tmp_path) == RunFolder(segmented).read_results()
+  assert (
+    run_job(config_for(region_set), tmp_path) == RunFolder(segmented).read_results()
+  )
   np.testing.assert_array_equal(label_maps(tmp_path, 1)[0], label_maps(segmented, 1)[0])
 
 
@@ -197,7 +216,10 @@ def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report
   root = tmp_path / "copy"
   for name in ("labels", "regions"):
     shutil.copytree(region_set / name, root / name)
-  folders = {"segment.labels": str(root / "labels"), "regions.path": str(root / "regions")}
+  folders = {
+    "segment.labels": str(root / "labels"),
+    "regions.path": str(root / "regions"),
+  }
   config = config_for(region_set, **FILE | folders)
   results = [run_job(config, tmp_path / "run")]
   labels = Image.fromarray(np.zeros(SIZES[1], np.uint8))
@@ -249,7 +271,12 @@ def test_scenes_of_the_world(job, n_images, tmp_path):
   assert np.asarray(Image.open(first)).max() == 2**16 - 1
 
 
-PATCHES = {"regions.source": "none", "segment.size": 48, "segment.window": 32, "segment.stride": 16}
+PATCHES = {
+  "regions.source": "none",
+  "segment.size": 48,
+  "segment.window": 32,
+  "segment.stride": 16,
+}
 NETWORK = {
   "regions.source": "network",
   "regions.mask_threshold": 0.4,
@@ -274,8 +301,12 @@ KINDS = {
   ],
 )
 def test_two_processes_find_what_one_does(region_set, tmp_path, kinds, devices):
-  configs = {kind: regions_config(region_set, KINDS[kind][0], **KINDS[kind][1]) for kind in kinds}
-  folders = {kind: [tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in kinds}
+  configs = {
+    kind: regions_config(region_set, KINDS[kind][0], **KINDS[kind][1]) for kind in kinds
+  }
+  folders = {
+    kind: [tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in kinds
+  }
   jobs = [(config, folders[kind]) for kind, config in configs.items()]
   run_in_processes(jobs, tmp_path / "jobs.json", devices=devices)
   for kind, config in configs.items():

@@ -44,12 +44,14 @@ def train(config, workdir):
 def whole(region_set, shared):
   """The folder of a run that nothing has stopped."""
   return shared(
-    "train_masks", lambda folder: train(regions_config(region_set, "train_masks"), folder)
+    "train_masks",
+    lambda folder: train(regions_config(region_set, "train_masks"), folder),
   )
 
 
 def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypatch):
-  """In the third of four steps. Over 20 core-seconds without a cache: three starts compile."""
+  """In the third of four steps. Over 20 core-seconds without a cache: three starts
+  compile."""
   real, taken = loop.Watch.step, []
 
   def step(watch, number, metrics):
@@ -64,7 +66,9 @@ def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypat
   assert not (tmp_path / "masks.safetensors").exists()
   results = train(regions_config(region_set, "train_masks"), tmp_path)
   assert taken == [1, 2, 3, 3, 4]
-  assert (tmp_path / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
+  assert (tmp_path / "masks.safetensors").read_bytes() == (
+    whole / "masks.safetensors"
+  ).read_bytes()
   assert results["last"] == RunFolder(whole).read_results()["last"]
   # A finished run is not trained again.
   assert train(regions_config(region_set, "train_masks"), tmp_path) == results
@@ -97,10 +101,15 @@ def test_a_stored_prompt_is_one_that_the_file_can_say():
 
 
 def test_what_a_run_leaves(whole):
-  results, network = RunFolder(whole).read_results(), read_mask_former(whole / "masks.safetensors")
+  results, network = (
+    RunFolder(whole).read_results(),
+    read_mask_former(whole / "masks.safetensors"),
+  )
   assert network.trained_classes == TRAINED
   assert network.config.embedding == 24
-  assert results["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(network.params))
+  assert results["parameters"] == sum(
+    leaf.size for leaf in jax.tree.leaves(network.params)
+  )
   assert results["steps"] == 4 and results["images"] == 5 and results["classes"] == 2
   assert np.isfinite(list(results["last"].values())).all()
   assert (whole / "plots" / "training.png").exists()
@@ -120,11 +129,16 @@ WORLD = {
   **{f"train_masks.{name}": "" for name in ("images", "labels", "names")},
 }
 R101C = dataclasses.replace(VARIANTS["r101c"], embedding=24)
-# Field -> another value, what both have beside the usual config, `function.argument` that the field
-# reaches, and what this becomes; the value itself if there is no fourth. ROOT is the folder of the
-# set, OTHER that of another one.
+# Field -> another value, what both have beside the usual config, `function.argument`
+# that the field reaches, and what this becomes; the value itself if there is no fourth.
+# ROOT is the folder of the set, OTHER that of another one.
 CHANGES = {
-  "source": ("coco", COCO | {"train_masks.source": "folder"}, "read_annotations.path", OBJECTS),
+  "source": (
+    "coco",
+    COCO | {"train_masks.source": "folder"},
+    "read_annotations.path",
+    OBJECTS,
+  ),
   "images": ("OTHER/images", {}, "open_pixels.images"),
   "labels": ("OTHER/labels", {}, "open_pixels.labels"),
   "annotations": ("OTHER/objects.json", COCO, "read_annotations.path"),
@@ -163,7 +177,8 @@ class Prepared(Exception):
 
 @pytest.fixture(scope="module")
 def prepared(region_set, tmp_path_factory):
-  """A function: changes -> arguments by `function.argument` of what a training is made of."""
+  """A function: changes -> arguments by `function.argument` of what a training is
+  made of."""
   found = {}
 
   def stop(training):
@@ -181,11 +196,16 @@ def prepared(region_set, tmp_path_factory):
       given = training.build_step()()
       # What is prepared is what is used.
       assert given["optimizer"] is training.optimizer
-      seen.update({f"weights.{name}": value for name, value in vars(given["weights"]).items()})
+      seen.update(
+        {f"weights.{name}": value for name, value in vars(given["weights"]).items()}
+      )
       assert given["model"].config == training.sizes
       seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
       seen["training.names"] = tuple(training.source.names)
-      seen["training.images"], seen["training.sizes"] = len(training.source), training.sizes
+      seen["training.images"], seen["training.sizes"] = (
+        len(training.source),
+        training.sizes,
+      )
       found[key] = dict(seen), training
     return found[key]
 
@@ -218,7 +238,9 @@ def test_the_rate_falls_until_the_last_step(prepared):
 
 
 def test_label_images_have_a_region_for_each_base_class(region_set):
-  source = image_sets.open_mask_set(regions_config(region_set, "train_masks").train_masks, 0)
+  source = image_sets.open_mask_set(
+    regions_config(region_set, "train_masks").train_masks, 0
+  )
   assert tuple(source.names) == ("the cat", "sky") and len(source) == 5
   for index, file in enumerate(sorted((region_set / "labels").glob("*.png"))):
     labels, whole = np.asarray(Image.open(file)), source.region_map(index)
@@ -228,9 +250,16 @@ def test_label_images_have_a_region_for_each_base_class(region_set):
 
 
 def open_objects(root, annotations, n_images=0):
-  changes = {"source": "coco", "annotations": str(annotations), "names": "", "n_images": n_images}
+  changes = {
+    "source": "coco",
+    "annotations": str(annotations),
+    "names": "",
+    "n_images": n_images,
+  }
   own = {f"train_masks.{name}": value for name, value in changes.items()}
-  return image_sets.open_mask_set(regions_config(root, "train_masks", **own).train_masks, 0)
+  return image_sets.open_mask_set(
+    regions_config(root, "train_masks", **own).train_masks, 0
+  )
 
 
 def test_objects_lie_over_larger_ones_and_crowds_are_dropped(region_set):
@@ -286,7 +315,9 @@ def test_scenes_of_the_world_show_base_classes_alone():
     ({"train_masks.prompt": "NOTHING"}, "train_masks.prompt"),
   ],
 )
-def test_what_can_not_work_is_one_line_and_writes_nothing(region_set, tmp_path, changes, field):
+def test_what_can_not_work_is_one_line_and_writes_nothing(
+  region_set, tmp_path, changes, field
+):
   workdir = tmp_path / "run"
   with pytest.raises(InputError, match=field) as error:
     train(regions_config(region_set, "train_masks", **changes), workdir)

@@ -1,4 +1,5 @@
-"""`segment` on one checkpoint of ZSSeg's layout, against a restatement of ZSSeg's test in torch."""
+"""`segment` on one checkpoint of ZSSeg's layout, against a restatement of ZSSeg's
+test in torch."""
 
 import copy
 
@@ -29,7 +30,8 @@ SIDES = ((33, 48), (61, 50))
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-  """Folder of the checkpoint, the CLIP, images and labels; the modules in torch; the prompt."""
+  """Folder of the checkpoint, the CLIP, images and labels; the modules in torch; the
+  prompt."""
   root = tmp_path_factory.mktemp("zsseg")
   rng = np.random.default_rng(6)
   clip, network = centred(small_open_clip(VIT), randomise(torch_mask_former(), seed=1))
@@ -53,7 +55,8 @@ def case(tmp_path_factory):
 
 
 def centred(clip, network):
-  """Without what the outputs of random weights have in common, so that classes differ."""
+  """Without what the outputs of random weights have in common, so that classes
+  differ."""
   rng = np.random.default_rng(1)
   images = np.array([blurred(rng, 64, 64) for _ in range(4)])
   tower, embed = clip.visual, network.class_predictor.layers[-1].layers[0]
@@ -65,12 +68,16 @@ def centred(clip, network):
     _, embeddings = predictions(network, images)
     embed.bias -= torch.tensor(embeddings[-1]).mean((0, 1))
     queries = []
-    hook = network.mask_embedder.register_forward_hook(lambda *parts: queries.append(parts[-1]))
+    hook = network.mask_embedder.register_forward_hook(
+      lambda *parts: queries.append(parts[-1])
+    )
     predictions(network, images)
     hook.remove()
     mask.bias -= queries[-1][-1].mean((0, 1))
     # Lower logits, so that a part of the pixels has no mask above 1/510.
-    features = network(torch_pixels(images)).pixel_decoder_last_hidden_state.mean((0, 2, 3))
+    features = network(torch_pixels(images)).pixel_decoder_last_hidden_state.mean(
+      (0, 2, 3)
+    )
     mask.bias -= 6 * features / features.square().sum()
   return clip, network
 
@@ -108,7 +115,8 @@ def resized(image):
 
 
 def masks_and_embeddings(network, image):
-  """The network on an image that is padded to multiples of 32 after the normalisation."""
+  """The network on an image that is padded to multiples of 32 after the
+  normalisation."""
   height, width = image.shape[:2]
   mean = (123.675, 116.280, 103.530)
   # The mean colour is 0 after the normalisation; it is no integer, so floats.
@@ -116,7 +124,9 @@ def masks_and_embeddings(network, image):
   padded[:height, :width] = image
   masks, embeddings = predictions(network, padded[None])
   logits = torch.tensor(masks[-1])
-  whole = functional.interpolate(logits, padded.shape[:2], mode="bilinear", align_corners=False)
+  whole = functional.interpolate(
+    logits, padded.shape[:2], mode="bilinear", align_corners=False
+  )
   return whole[0, :, :height, :width].sigmoid(), torch.tensor(embeddings[-1, 0])
 
 
@@ -150,7 +160,8 @@ def zsseg(case, image):
 
 
 def test_one_checkpoint_gives_zssegs_pixels(case, tmp_path):
-  """Network, prompt and a copy of CLIP in one file; all else are the published settings."""
+  """Network, prompt and a copy of CLIP in one file; all else are the published
+  settings."""
   root = case[0]
   settings = {
     "clip.model": str(root / "clip.pt"),

@@ -1,4 +1,5 @@
-"""Averages of the parameters against PromptSRC's and NumPy's, and in a run that is resumed."""
+"""Averages of the parameters against PromptSRC's and NumPy's, and in a run that is
+resumed."""
 
 import shutil
 
@@ -21,7 +22,9 @@ from pomp_jax.train import setup
 from tests.support.checks import assert_close
 from tests.support.small_run import run_job, small_config
 
-SPLIT = SplitFeatures(("a", "b"), np.arange(2), np.eye(2, dtype=np.float32), np.arange(2))
+SPLIT = SplitFeatures(
+  ("a", "b"), np.arange(2), np.eye(2, dtype=np.float32), np.arange(2)
+)
 EPOCHS, STEPS = 5, 3  # steps of an epoch
 GAUSS = {"mean": 3.0, "sigma": 1.5, "decay": 0.8, "steps_per_epoch": STEPS}
 
@@ -34,7 +37,9 @@ def course(kind, schedule):
   state, update = optimizer.init(params), jax.jit(optimizer.update)
   own, averages = [], []
   for gradient in np.random.default_rng(0).normal(size=(EPOCHS * STEPS, 2, 3)):
-    updates, state = update({"context": jnp.asarray(gradient, jnp.float32)}, state, params)
+    updates, state = update(
+      {"context": jnp.asarray(gradient, jnp.float32)}, state, params
+    )
     params = optax.apply_updates(params, updates)
     own.append(np.asarray(params["context"], np.float64))
     averages.append(np.asarray(result_of(params, state)["context"]))
@@ -109,20 +114,26 @@ def test_a_resumed_run_has_the_same_average_and_uses_it(tmp_path, one_layer):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   run_job(config, again)
   states = [
-    read_checkpoint(folder / "checkpoints/12").state for folder in (again, tmp_path / "run")
+    read_checkpoint(folder / "checkpoints/12").state
+    for folder in (again, tmp_path / "run")
   ]
   jax.tree.map(np.testing.assert_array_equal, *states)
   average = result_of(None, states[0]["opt_state"])["context"]
   assert np.abs(average - states[0]["params"]["context"]).max() > 0
   np.testing.assert_array_equal(load_prompt(again).context, average)
-  stored = {named.step: named.prompt for named in read_prompts([f"{again}/checkpoints"], "prompts")}
+  stored = {
+    named.step: named.prompt
+    for named in read_prompts([f"{again}/checkpoints"], "prompts")
+  }
   np.testing.assert_array_equal(stored[12].context, average)
 
 
 @pytest.mark.parametrize("method", ["pomp", "vpt_shallow", "maple", "cocoop"])
 def test_each_method_validates_the_average(tmp_path, one_layer, monkeypatch, method):
   """Also one that learns no prompt; nothing is trained."""
-  config = small_config(method=method, **{"clip.model": one_layer, "optim.average": "ema"})
+  config = small_config(
+    method=method, **{"clip.model": one_layer, "optim.average": "ema"}
+  )
   monkeypatch.setattr(setup.batches, "readable_features", lambda *_: SPLIT)
   seen = []
 
@@ -135,7 +146,9 @@ def test_each_method_validates_the_average(tmp_path, one_layer, monkeypatch, met
   monkeypatch.setattr(setup.PromptRun, "accuracy", accuracy)
   run = setup.prepare(config, RunFolder(tmp_path))
   last, mean = {"context": np.zeros(1)}, {"context": np.ones(1)}
-  state = TrainState(step=4, params=last, opt_state=(Averaged(mean, 4, 0.0),), seed_key=None)
+  state = TrainState(
+    step=4, params=last, opt_state=(Averaged(mean, 4, 0.0),), seed_key=None
+  )
   run.validation()(state)
   assert seen == [mean]
 

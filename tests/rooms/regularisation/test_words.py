@@ -1,4 +1,5 @@
-"""Words as a start and as candidates: what is chosen and saved, and a run that must beat them."""
+"""Words as a start and as candidates: what is chosen and saved, and a run that must
+beat them."""
 
 import html
 import json
@@ -48,9 +49,12 @@ def test_a_sentence_becomes_a_context_exactly(encoder):
     assert_close(features, encoder.class_features(CLASSES.names, text), 1e-6)
 
 
-@pytest.mark.parametrize("text", ["{}.", "a {} in a video game.", "a photo of a {}", MEAN])
+@pytest.mark.parametrize(
+  "text", ["{}.", "a {} in a video game.", "a photo of a {}", MEAN]
+)
 def test_other_sentences_are_held_by_a_prompt_file_too(encoder, tmp_path, text):
-  """Class features, in Python and of the file, are those of the name in `evaluate.prompts`."""
+  """Class features, in Python and of the file, are those of the name in
+  `evaluate.prompts`."""
   save_prompt(tmp_path / "prompt.npz", words.as_prompt(text, encoder.clip, CLASSES))
   expected = features_under(encoder, CLASSES, read_prompts([text], "prompts")[0].prompt)
   classifier = Classifier(encoder, tmp_path, CLASSES.names)
@@ -58,7 +62,9 @@ def test_other_sentences_are_held_by_a_prompt_file_too(encoder, tmp_path, text):
 
 
 def test_sentences_of_each_class_are_held_by_no_file(encoder, tmp_path):
-  (path := tmp_path / "own.json").write_text(json.dumps({name: ["It."] for name in CLASSES.names}))
+  (path := tmp_path / "own.json").write_text(
+    json.dumps({name: ["It."] for name in CLASSES.names})
+  )
   assert words.as_prompt(str(path), encoder.clip, CLASSES) is None
 
 
@@ -71,7 +77,9 @@ def test_the_start_has_the_words_of_the_best_text_that_is_a_context(encoder):
   for m, start in ((0, long), (long[1], long), (short[1], short)):
     found = words.with_words(PromptFields(m=m, init="best"), scores, encoder.clip)
     assert (found.init, found.m) == start
-  with pytest.raises(ConfigError, match=r"prompt\.candidates: .* text with 50 tokens before {}"):
+  with pytest.raises(
+    ConfigError, match=r"prompt\.candidates: .* text with 50 tokens before {}"
+  ):
     words.with_words(PromptFields(m=50, init="best"), scores, encoder.clip)
 
 
@@ -92,8 +100,8 @@ IMAGES, KINDS = 400, 4
 def contest_of(monkeypatch, encoder, right, *, name=MEAN, uneven=False, taken="last"):
   """The choice of a run whose classifiers are right about some of 400 images.
 
-  `right` has the images for `words`, `last`, `earlier`, and for `mixture` of the words with the one
-  that is `taken` of these; no feature is computed.
+  `right` has the images for `words`, `last`, `earlier`, and for `mixture` of the words
+  with the one that is `taken` of these; no feature is computed.
   """
   labels = np.arange(IMAGES) % KINDS
   if uneven:
@@ -153,11 +161,15 @@ def first(count):
 def test_words_stay_unless_another_is_better_beyond_chance(
   monkeypatch, encoder, right, chosen, saved, verdict
 ):
-  named = dict(zip(("words", "last", "earlier", "mixture"), map(first, right), strict=True))
+  named = dict(
+    zip(("words", "last", "earlier", "mixture"), map(first, right), strict=True)
+  )
   taken = "earlier" if saved == "step 5" else "last"
   choice = contest_of(monkeypatch, encoder, named, taken=taken)
   assert (choice.facts["chosen"], choice.facts["saved"]) == (chosen, saved)
-  assert choice.checkpoint.step == choice.facts["step"] == int(5 if saved == "step 5" else 9)
+  assert (
+    choice.checkpoint.step == choice.facts["step"] == int(5 if saved == "step 5" else 9)
+  )
   assert choice.prompt.config == {"seed": 7}
   if chosen == "words":
     assert choice.prompt.sentences.weight == 1
@@ -177,7 +189,8 @@ def test_words_stay_unless_another_is_better_beyond_chance(
 
 
 def test_the_mean_over_classes_decides(monkeypatch, encoder):
-  """Thirty more images of the large class, six fewer of each small one: worse, not better."""
+  """Thirty more images of the large class, six fewer of each small one: worse, not
+  better."""
   right = {"words": np.r_[0:200, 340:400], "last": np.r_[0:230, 358:400]}
   right |= {"earlier": right["last"], "mixture": right["words"]}
   choice = contest_of(monkeypatch, encoder, right, uneven=True)
@@ -187,7 +200,12 @@ def test_the_mean_over_classes_decides(monkeypatch, encoder):
 
 
 def test_words_that_are_the_hand_written_prompt_have_its_row(monkeypatch, encoder):
-  right = {"words": first(200), "last": first(280), "earlier": first(280), "mixture": first(240)}
+  right = {
+    "words": first(200),
+    "last": first(280),
+    "earlier": first(280),
+    "mixture": first(240),
+  }
   choice = contest_of(monkeypatch, encoder, right, name="a photo of a {}.")
   assert choice.facts["chosen"] == "trained"
   assert (choice.rows, choice.reference) == ({}, "hand_written")
@@ -213,20 +231,33 @@ def test_few_images_are_said_to_tell_little(n_images):
   assert ("hold out more" in remark) == (n_images == 24)
 
 
-def test_where_no_file_holds_the_best_words_another_stands_for_them(monkeypatch, encoder, tmp_path):
-  (path := tmp_path / "own.json").write_text(json.dumps({name: ["It."] for name in CLASSES.names}))
+def test_where_no_file_holds_the_best_words_another_stands_for_them(
+  monkeypatch, encoder, tmp_path
+):
+  (path := tmp_path / "own.json").write_text(
+    json.dumps({name: ["It."] for name in CLASSES.names})
+  )
   right = dict.fromkeys(("words", "last", "earlier", "mixture"), first(200))
   choice = contest_of(monkeypatch, encoder, right, name=str(path))
   assert (choice.facts["best"], choice.facts["saved"]) == (str(path), LONG)
-  assert f"no file holds {str(path)!r}: evaluate.prompts takes it" in choice.facts["remark"]
+  assert (
+    f"no file holds {str(path)!r}: evaluate.prompts takes it" in choice.facts["remark"]
+  )
 
 
-@pytest.mark.parametrize(("scale", "weight"), [(17.0, 8.0), (49.0, 8.0), (50.0, 0.0), (100.0, 0.0)])
+@pytest.mark.parametrize(
+  ("scale", "weight"), [(17.0, 8.0), (49.0, 8.0), (50.0, 0.0), (100.0, 0.0)]
+)
 def test_the_logit_scale_decides_the_weight_of_consistency(caplog, scale, weight):
   caplog.set_level(logging.INFO)
   contrast = small_config(consistency_squared=-1.0, anchors="{}.").contrast
-  assert words.with_automatic_weight(contrast, scale).of(Consistency).consistency_squared == weight
-  assert f"{scale:.1f}" in caplog.text and f"consistency_squared={weight:g}" in caplog.text
+  assert (
+    words.with_automatic_weight(contrast, scale).of(Consistency).consistency_squared
+    == weight
+  )
+  assert (
+    f"{scale:.1f}" in caplog.text and f"consistency_squared={weight:g}" in caplog.text
+  )
   given = contrast.having(Consistency(consistency_squared=3.0))
   assert words.with_automatic_weight(given, scale) is given
 
@@ -237,37 +268,57 @@ def test_a_run_is_prepared_with_that_weight(tmp_path, one_layer, scale):
   with_logit_scale(clip, scale)
   changes = {"clip.model": str(clip), "consistency_squared": -1.0, "anchors": "{}."}
   run = setup.prepare(small_config(**changes), RunFolder(tmp_path / "run"))
-  assert run.contrast.of(Consistency).weights == ({"squared": 8.0} if scale < 50 else {})
+  assert run.contrast.of(Consistency).weights == (
+    {"squared": 8.0} if scale < 50 else {}
+  )
   assert (run.frozen.anchors is None) == (scale > 50)
 
 
 def test_a_run_that_can_not_beat_its_words_says_so(
   tmp_path, one_layer, encoder, caplog, monkeypatch
 ):
-  """It learns nothing, so that step 0 is every step; a restart scores no words again."""
+  """It learns nothing, so that step 0 is every step; a restart scores no words
+  again."""
   caplog.set_level(logging.INFO)
   changes = {"optim.lr": 0.0, "consistency_squared": 8.0, "anchors": "best", "steps": 4}
   names = inputs.open_source(small_config().data, "train").names
-  (sentences := tmp_path / "own.json").write_text(json.dumps({name: ["It."] for name in names}))
+  (sentences := tmp_path / "own.json").write_text(
+    json.dumps({name: ["It."] for name in names})
+  )
   changes |= {"prompt.candidates": f"{LONG};hand_written;{SHORT};{{}}.;{sentences}"}
   config = small_config(**{"clip.model": one_layer} | BEST | changes)
   results = run_job(config, tmp_path / "run")
   found = results["words"]
   # Scored on `eval.images` validation images, at least one a class.
-  assert any("validation: mean over" in line and "300 images" in line for line in caplog.messages)
+  assert any(
+    "validation: mean over" in line and "300 images" in line for line in caplog.messages
+  )
   scores = json.loads((tmp_path / "run/candidates.json").read_text())
-  assert list(found["candidates"]) == [LONG, "a photo of a {}.", SHORT, "{}.", str(sentences)]
+  assert list(found["candidates"]) == [
+    LONG,
+    "a photo of a {}.",
+    SHORT,
+    "{}.",
+    str(sentences),
+  ]
   assert scores.items() >= found["candidates"].items()
   assert found["chosen"] == "words"
   assert results["evaluated_step"] == 0
   # What the run leaves is the best words, and the start is beside it.
-  held = {name: score for name, score in found["candidates"].items() if name != str(sentences)}
+  held = {
+    name: score for name, score in found["candidates"].items() if name != str(sentences)
+  }
   assert found["saved"] == max(held, key=held.get)
   expected = words.as_prompt(found["saved"], encoder.clip, ClassList(names))
-  left, trained = load_prompt(tmp_path / "run"), load_prompt(tmp_path / "run/prompt_trained.npz")
+  left, trained = (
+    load_prompt(tmp_path / "run"),
+    load_prompt(tmp_path / "run/prompt_trained.npz"),
+  )
   np.testing.assert_array_equal(left.context, expected.context)
   assert left.sentences == expected.sentences
-  single = {name: score for name, score in found["candidates"].items() if " {}." in name}
+  single = {
+    name: score for name, score in found["candidates"].items() if " {}." in name
+  }
   start = words.as_prompt(max(single, key=single.get), encoder.clip, ClassList(names))
   np.testing.assert_array_equal(trained.context, start.context)
   assert "level with the words" in found["remark"] or "worse" in found["remark"]
@@ -311,5 +362,7 @@ def test_fields_that_do_not_fit_are_one_line(tmp_path, changes, found):
 
 def test_without_validation_images_there_is_no_best(tmp_path, monkeypatch):
   monkeypatch.setattr(inputs, "has_validation", lambda data: False)
-  with pytest.raises(ConfigError, match=r"prompt\.init: got 'best', .*no validation images"):
+  with pytest.raises(
+    ConfigError, match=r"prompt\.init: got 'best', .*no validation images"
+  ):
     run_job(small_config(**BEST), tmp_path / "run")

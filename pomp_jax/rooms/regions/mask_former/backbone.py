@@ -1,8 +1,10 @@
-"""Backbones of MaskFormer: DeepLab's ResNet (R101c), and a small network to train from scratch.
+"""Backbones of MaskFormer: DeepLab's ResNet (R101c), and a small network to train from
+scratch.
 
-R101c is ResNet-101 with a stem of three convolutions, strides in the 3x3 convolutions, frozen batch
-norm, and dilations 1, 2, 4 in the last stage (arXiv:1706.05587). Modules have detectron2's names.
-Shapes: B images of H x W pixels, D channels. A backbone returns four maps at strides 4, 8, 16, 32.
+R101c is ResNet-101 with a stem of three convolutions, strides in the 3x3 convolutions,
+frozen batch norm, and dilations 1, 2, 4 in the last stage (arXiv:1706.05587). Modules
+have detectron2's names. Shapes: B images of H x W pixels, D channels. A backbone
+returns four maps at strides 4, 8, 16, 32.
 """
 
 from collections.abc import Callable
@@ -57,22 +59,29 @@ class NormConv(nn.Module):
 
 
 class DeepLabResNet(nn.Module):
-  """ResNet with DeepLab's stem and multi-grid; parameters stay float32 for any compute type."""
+  """ResNet with DeepLab's stem and multi-grid; parameters stay float32 for any
+  compute type."""
 
   sizes: ResNetSizes
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+  def __call__(
+    self, pixels_BxHxWx3: Float[Array, "B H W 3"]
+  ) -> list[Float[Array, "B _ _ _"]]:
     """Maps of the four stages; H and W are multiples of 32."""
     width, layers, dilations = self.sizes.width, self.sizes.layers, self.sizes.dilations
     if len(dilations) != layers[-1]:
-      raise ValueError(f"dilations: got {len(dilations)}, expected one a block, {layers[-1]}")
+      raise ValueError(
+        f"dilations: got {len(dilations)}, expected one a block, {layers[-1]}"
+      )
     x = _Stem(self.sizes.stem, self.dtype, name="stem")(pixels_BxHxWx3)
     maps = []
     for i, n_blocks in enumerate(layers):
       of_blocks = dilations if i == len(layers) - 1 else (1,) * n_blocks
-      stage = _Stage(width * 2**i, 1 if i == 0 else 2, of_blocks, self.dtype, name=f"res{i + 2}")
+      stage = _Stage(
+        width * 2**i, 1 if i == 0 else 2, of_blocks, self.dtype, name=f"res{i + 2}"
+      )
       x = stage(x)
       maps.append(x)
     return maps
@@ -87,13 +96,16 @@ class _Stem(nn.Module):
   @nn.compact
   def __call__(self, x):
     half = self.channels // 2
-    for i, (channels, stride) in enumerate([(half, 2), (half, 1), (self.channels, 1)], 1):
+    for i, (channels, stride) in enumerate(
+      [(half, 2), (half, 1), (self.channels, 1)], 1
+    ):
       x = nn.relu(NormConv(channels, 3, stride, dtype=self.dtype, name=f"conv{i}")(x))
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class _Stage(nn.Module):
-  """Bottlenecks named by their number, one for each dilation; the first may have a stride."""
+  """Bottlenecks named by their number, one for each dilation; the first may have a
+  stride."""
 
   width: int
   stride: int
@@ -109,7 +121,8 @@ class _Stage(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-  """Three convolutions beside the identity, or beside a projection where channels change."""
+  """Three convolutions beside the identity, or beside a projection where channels
+  change."""
 
   width: int
   stride: int
@@ -120,7 +133,9 @@ class _Bottleneck(nn.Module):
   def __call__(self, x):
     channels = self.width * _EXPANSION
     out = nn.relu(NormConv(self.width, 1, dtype=self.dtype, name="conv1")(x))
-    middle = NormConv(self.width, 3, self.stride, self.dilation, dtype=self.dtype, name="conv2")
+    middle = NormConv(
+      self.width, 3, self.stride, self.dilation, dtype=self.dtype, name="conv2"
+    )
     out = NormConv(channels, 1, dtype=self.dtype, name="conv3")(nn.relu(middle(out)))
     if x.shape[-1] != channels:
       x = NormConv(channels, 1, self.stride, dtype=self.dtype, name="shortcut")(x)
@@ -134,10 +149,14 @@ class SmallBackbone(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+  def __call__(
+    self, pixels_BxHxWx3: Float[Array, "B H W 3"]
+  ) -> list[Float[Array, "B _ _ _"]]:
     """Maps of the four stages; H and W are multiples of 32."""
     channels = self.sizes.channels
-    convolution = functools.partial(NormConv, size=3, groups=self.sizes.groups, dtype=self.dtype)
+    convolution = functools.partial(
+      NormConv, size=3, groups=self.sizes.groups, dtype=self.dtype
+    )
     x = nn.relu(convolution(channels[0], stride=2, name="stem")(pixels_BxHxWx3))
     maps = []
     for i, n_channels in enumerate(channels):

@@ -1,8 +1,10 @@
-"""MaskFormer's pixel decoder and transformer decoder (Cheng et al., 2021, arXiv:2107.06278).
+"""MaskFormer's pixel decoder and transformer decoder (Cheng et al., 2021,
+arXiv:2107.06278).
 
-The first is a feature pyramid with group norm; the second DETR's post-norm layers, in which learned
-queries attend to each other and to the backbone's last map. Modules have the published names.
-Shapes: B images, h x w the pixels of a map, Q queries, J decoder layers, D width, T source tokens.
+The first is a feature pyramid with group norm; the second DETR's post-norm layers, in
+which learned queries attend to each other and to the backbone's last map. Modules have
+the published names. Shapes: B images, h x w the pixels of a map, Q queries, J decoder
+layers, D width, T source tokens.
 """
 
 from collections.abc import Sequence
@@ -29,14 +31,18 @@ _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class PixelDecoder(nn.Module):
-  """Feature pyramid over a backbone's maps; its finest level becomes the pixels' embeddings."""
+  """Feature pyramid over a backbone's maps; its finest level becomes the pixels'
+  embeddings."""
 
   config: MaskFormerConfig
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
-    """Embeddings [B,h,w,mask_width] at the first map's size; each map's sides halve the last's."""
+  def __call__(
+    self, maps: Sequence[Float[Array, "B _ _ _"]]
+  ) -> Float[Array, "B h w D"]:
+    """Embeddings [B,h,w,mask_width] at the first map's size; each map's sides halve
+    the last's."""
     width, groups, n_maps = self.config.width, self.config.groups, len(maps)
     block = functools.partial(
       NormConv, width, groups=groups, dtype=self.dtype, kernel_init=_lecun_uniform
@@ -67,11 +73,16 @@ class TransformerDecoder(nn.Module):
   def __call__(
     self, map_BxhxwxC: Float[Array, "B h w C"], train: bool = False
   ) -> Float[Array, "J B Q D"]:
-    """Queries after each layer, normalised; `train` drops out by the random stream "dropout"."""
+    """Queries after each layer, normalised; `train` drops out by the random stream
+    "dropout"."""
     n_images, height, width, _ = map_BxhxwxC.shape
     config, n_channels = self.config, self.config.width
     project = nn.Conv(
-      n_channels, (1, 1), dtype=self.dtype, kernel_init=_lecun_uniform, name="input_proj"
+      n_channels,
+      (1, 1),
+      dtype=self.dtype,
+      kernel_init=_lecun_uniform,
+      name="input_proj",
     )
     memory_BxTxD = project(map_BxhxwxC).reshape(n_images, height * width, n_channels)
     positions_TxD = jnp.asarray(sine_positions(height, width, n_channels), self.dtype)
@@ -101,21 +112,30 @@ class _Layers(nn.Module):
 
 
 class _Layer(nn.Module):
-  """Self-attention, cross-attention and an MLP, each added to its input and normalised."""
+  """Self-attention, cross-attention and an MLP, each added to its input and
+  normalised."""
 
   config: MaskFormerConfig
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x, memory_BxTxD, positions_TxD, queries_QxD, train):
-    norm = functools.partial(nn.LayerNorm, epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype)
+    norm = functools.partial(
+      nn.LayerNorm, epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype
+    )
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
     attention = functools.partial(_Attention, self.config, self.dtype)
-    drop = lambda values: nn.Dropout(self.config.dropout, deterministic=not train)(values)
+    drop = lambda values: nn.Dropout(self.config.dropout, deterministic=not train)(
+      values
+    )
     placed = x + queries_QxD
-    x = norm(name="norm1")(x + drop(attention(name="self_attn")(placed, placed, x, train)))
+    x = norm(name="norm1")(
+      x + drop(attention(name="self_attn")(placed, placed, x, train))
+    )
     keys = memory_BxTxD + positions_TxD
-    attended = attention(name="multihead_attn")(x + queries_QxD, keys, memory_BxTxD, train)
+    attended = attention(name="multihead_attn")(
+      x + queries_QxD, keys, memory_BxTxD, train
+    )
     x = norm(name="norm2")(x + drop(attended))
     inner = drop(nn.relu(dense(self.config.mlp, name="linear1")(x)))
     return norm(name="norm3")(x + drop(dense(x.shape[-1], name="linear2")(inner)))
@@ -129,7 +149,11 @@ class _Attention(nn.Module):
 
   @nn.compact
   def __call__(self, queries_BxQxD, keys_BxTxD, values_BxTxD, train):
-    width, n_heads, dropout = queries_BxQxD.shape[-1], self.config.n_heads, self.config.dropout
+    width, n_heads, dropout = (
+      queries_BxQxD.shape[-1],
+      self.config.n_heads,
+      self.config.dropout,
+    )
 
     def heads(rows, name):
       dense = nn.Dense(width, dtype=self.dtype, kernel_init=_stacked_xavier, name=name)
@@ -164,10 +188,11 @@ class Mlp(nn.Module):
 
 
 def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
-  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
+  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al.,
+  2020).
 
-  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are of the row,
-  half of the column; even ones are sines, odd ones cosines.
+  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are
+  of the row, half of the column; even ones are sines, odd ones cosines.
   """
   half = channels // 2
   frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)

@@ -1,8 +1,9 @@
-"""Losses of MaskFormer: each target mask is matched with one query (Cheng et al., NeurIPS 2021).
+"""Losses of MaskFormer: each target mask is matched with one query (Cheng et al.,
+NeurIPS 2021).
 
-Each decoder layer has a matching of its own. Losses are divided by counts of the whole batch.
-Shapes: J decoder layers, B images, Q queries, T target masks of an image with padding, N classes,
-H, W sides of a target mask, h, w sides of a predicted one.
+Each decoder layer has a matching of its own. Losses are divided by counts of the whole
+batch. Shapes: J decoder layers, B images, Q queries, T target masks of an image with
+padding, N classes, H, W sides of a target mask, h, w sides of a predicted one.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ import optax
 
 from pomp_jax.array_types import Array, Bool, Float, Int32
 
-# Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and exponent.
+# Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and
+# exponent.
 _ALPHA, _GAMMA = 0.25, 2
 # Bound on a cost, also in place of NaN, with which the matching might never end.
 _MAX_COST = 1e10
@@ -53,7 +55,8 @@ class MaskLosses(NamedTuple):
   class_loss: Float[Array, ""]  # cross-entropy, nats
   focal_loss: Float[Array, ""]
   dice_loss: Float[Array, ""]
-  accuracy: Float[Array, ""]  # share of the target masks whose query has the right class
+  # share of the target masks whose query has the right class
+  accuracy: Float[Array, ""]
 
 
 def mask_losses(
@@ -64,32 +67,39 @@ def mask_losses(
 ) -> MaskLosses:
   """Sums the losses of matched queries and targets over all layers.
 
-  - classes: weighted mean of the queries' cross-entropies. The class of a query is that of its
-    target, or "no object".
-  - focal: -a_t (1 - p_t)^2 log p_t, mean over the pixels, sum over the targets / their number.
+  - classes: weighted mean of the queries' cross-entropies. The class of a query is that
+    of its target, or "no object".
+  - focal: -a_t (1 - p_t)^2 log p_t, mean over the pixels, sum over the targets / their
+    number.
   - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
 
-  Predicted masks are enlarged to the size of the targets (bilinear). Layers are rematerialised in
-  the backward pass. `queries_JxBxT` comes from `match`.
+  Predicted masks are enlarged to the size of the targets (bilinear). Layers are
+  rematerialised in the backward pass. `queries_JxBxT` comes from `match`.
   """
   losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
-  layers = jax.lax.map(lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT))
+  layers = jax.lax.map(
+    lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT)
+  )
   return MaskLosses(jnp.sum(layers.loss), *(values_J[-1] for values_J in layers[1:]))
 
 
 def match(
   predictions: Predictions, targets: Targets, weights: LossWeights
 ) -> Int32[Array, "J B T"]:
-  """The query of each target: the assignment of the lowest cost, different queries in an image.
+  """The query of each target: the assignment of the lowest cost, different queries in
+  an image.
 
-  The cost of a query and a target is that of the three losses with -p instead of -log p of the
-  class, on masks of h x w pixels (nearest). All queries cost a padding mask the same. As there are
-  no more masks than queries, padding takes none that a real mask would take. No gradient passes.
+  The cost of a query and a target is that of the three losses with -p instead of -log p
+  of the class, on masks of h x w pixels (nearest). All queries cost a padding mask the
+  same. As there are no more masks than queries, padding takes none that a real mask
+  would take. No gradient passes.
   """
 
   def of_layer(layer: Predictions) -> jax.Array:
     probability_BxQxN = jax.nn.softmax(layer.classes)
-    of_class_BxQxT = jnp.take_along_axis(probability_BxQxN, targets.labels[:, None], axis=2)
+    of_class_BxQxT = jnp.take_along_axis(
+      probability_BxQxN, targets.labels[:, None], axis=2
+    )
     # Target masks at the size of the predicted ones, as F.interpolate(mode="nearest").
     masks = targets.masks
     for axis in (-2, -1):
@@ -98,19 +108,29 @@ def match(
     logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(masks)
     inside, outside = _focal_terms(logits_BxQxP)
     # inside t + outside (1 - t)
-    sums = _products(inside - outside, masks_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
+    sums = _products(inside - outside, masks_BxTxP) + jnp.sum(
+      outside, axis=-1, keepdims=True
+    )
     focal_BxQxT = sums / logits_BxQxP.shape[-1]
     p = jax.nn.sigmoid(logits_BxQxP)
-    sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
+    sums_BxQxT = (
+      jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(masks_BxTxP, axis=-1)[:, None]
+    )
     dice_BxQxT = 1 - (2 * _products(p, masks_BxTxP) + 1) / (sums_BxQxT + 1)
     cost_BxQxT = (
-      weights.focal * focal_BxQxT + weights.dice * dice_BxQxT - weights.classes * of_class_BxQxT
+      weights.focal * focal_BxQxT
+      + weights.dice * dice_BxQxT
+      - weights.classes * of_class_BxQxT
     )
-    cost_BxQxT = jnp.nan_to_num(cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST)
+    cost_BxQxT = jnp.nan_to_num(
+      cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST
+    )
     cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
     queries, found = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
     # In the order of the targets.
-    return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(jnp.int32)
+    return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(
+      jnp.int32
+    )
 
   return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
 
@@ -123,7 +143,9 @@ def _losses_of_layer(
   n_masks = jnp.maximum(n_valid, 1.0)
   log_p_BxQxN = jax.nn.log_softmax(layer.classes)
   of_queries_BxTxN = jnp.take_along_axis(log_p_BxQxN, queries_BxT[..., None], axis=1)
-  own_BxT = jnp.take_along_axis(of_queries_BxTxN, targets.labels[..., None], axis=2)[..., 0]
+  own_BxT = jnp.take_along_axis(of_queries_BxTxN, targets.labels[..., None], axis=2)[
+    ..., 0
+  ]
   # All queries count as "no object", but for those with a target.
   none_BxT = of_queries_BxTxN[..., -1]
   of_targets = jnp.where(valid_BxT, own_BxT - weights.no_object * none_BxT, 0.0)
@@ -134,13 +156,17 @@ def _losses_of_layer(
   masks_BxTxhxw = jnp.take_along_axis(layer.masks, queries_BxT[..., None, None], axis=1)
   # As torch's F.interpolate(mode="bilinear", align_corners=False).
   masks_BxTxhxw, shape = masks_BxTxhxw.astype(jnp.float32), targets.masks.shape
-  logits_BxTxP = _pixels(jax.image.resize(masks_BxTxhxw, shape, "bilinear", antialias=False))
+  logits_BxTxP = _pixels(
+    jax.image.resize(masks_BxTxhxw, shape, "bilinear", antialias=False)
+  )
   t_BxTxP = _pixels(targets.masks)
   inside, outside = _focal_terms(logits_BxTxP)
   focal_BxT = jnp.mean(t_BxTxP * inside + (1 - t_BxTxP) * outside, axis=-1)
   p = jax.nn.sigmoid(logits_BxTxP)
   both_BxT = jnp.sum(p * t_BxTxP, axis=-1)
-  dice_BxT = 1 - (2 * both_BxT + 1) / (jnp.sum(p, axis=-1) + jnp.sum(t_BxTxP, axis=-1) + 1)
+  dice_BxT = 1 - (2 * both_BxT + 1) / (
+    jnp.sum(p, axis=-1) + jnp.sum(t_BxTxP, axis=-1) + 1
+  )
   sum_of = lambda values_BxT: jnp.sum(jnp.where(valid_BxT, values_BxT, 0.0)) / n_masks
   focal, dice = sum_of(focal_BxT), sum_of(dice_BxT)
   total = weights.classes * classes + weights.focal * focal + weights.dice * dice

@@ -1,8 +1,9 @@
-"""Training of a MaskFormer over a mesh: its AdamW, and a step of forward, matching, losses, update.
+"""Training of a MaskFormer over a mesh: its AdamW, and a step of forward, matching,
+losses, update.
 
-The batch is split over the axis `data`. Matching runs on each device alone; sums of the losses are
-over the whole batch, so any number of devices computes the same.
-Shapes: G images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
+The batch is split over the axis `data`. Matching runs on each device alone; sums of the
+losses are over the whole batch, so any number of devices computes the same. Shapes: G
+images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
 """
 
 import functools
@@ -36,16 +37,22 @@ _EMBEDDINGS = ("query_embed", "non_object")
 
 
 def make_mask_step(
-  *, mesh: Mesh, model: MaskFormer, optimizer: optax.GradientTransformation, weights: LossWeights
+  *,
+  mesh: Mesh,
+  model: MaskFormer,
+  optimizer: optax.GradientTransformation,
+  weights: LossWeights,
 ) -> jax.stages.Wrapped:
-  """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
+  """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state
+  is donated.
 
-  A batch has the fields of `mask_views.MaskViews.record`, sharded over the mesh's `data`.
-  Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`, `dice_loss`, `accuracy`,
-  `grad_norm`, and `param_norm` before the update.
+  A batch has the fields of `mask_views.MaskViews.record`, sharded over the mesh's
+  `data`. Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`,
+  `dice_loss`, `accuracy`, `grad_norm`, and `param_norm` before the update.
   """
   of_layers = P(None, DATA)
-  # The loops of a matching take different numbers of turns, so devices do not communicate.
+  # The loops of a matching take different numbers of turns, so devices do not
+  # communicate.
   matched = jax.shard_map(
     lambda predictions, targets: match(predictions, targets, weights),
     mesh=mesh,
@@ -80,16 +87,21 @@ def make_mask_step(
       "param_norm": optax.tree.norm(state.params),
     }
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+    ), metrics
 
   return train_step
 
 
 def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Targets:
-  """Masks of a batch's region maps, padded like the network's input to multiples of 32."""
+  """Masks of a batch's region maps, padded like the network's input to multiples of
+  32."""
   padding = -owners.shape[-1] % STRIDE
   owners = jnp.pad(owners, ((0, 0), (0, padding), (0, padding)), constant_values=-1)
-  masks = owners[:, None] == jnp.arange(labels.shape[1], dtype=owners.dtype)[:, None, None]
+  masks = (
+    owners[:, None] == jnp.arange(labels.shape[1], dtype=owners.dtype)[:, None, None]
+  )
   return Targets(jnp.maximum(labels, 0), masks, labels >= 0)
 
 
@@ -107,12 +119,16 @@ def adamw(
 ) -> optax.GradientTransformation:
   """AdamW as MaskFormer configures it, by the groups of `model.parameter_groups`.
 
-  `rate` is that of the heads; `backbone` is the factor on it of the backbone. Frozen parameters
-  stay as they are. Norms and learned embeddings have no weight decay, which is decoupled. Gradients
-  are scaled down to the norm `clip_norm` over all; 0: never.
+  `rate` is that of the heads; `backbone` is the factor on it of the backbone. Frozen
+  parameters stay as they are. Norms and learned embeddings have no weight decay, which
+  is decoupled. Gradients are scaled down to the norm `clip_norm` over all; 0: never.
   """
-  decays = lambda path: path[-1] not in _EMBEDDINGS and not any(p.startswith("norm") for p in path)
-  decayed = lambda params: unflatten_dict({path: decays(path) for path in flatten_dict(params)})
+  decays = lambda path: (
+    path[-1] not in _EMBEDDINGS and not any(p.startswith("norm") for p in path)
+  )
+  decayed = lambda params: unflatten_dict(
+    {path: decays(path) for path in flatten_dict(params)}
+  )
   own = optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
   groups = {
     "heads": own,

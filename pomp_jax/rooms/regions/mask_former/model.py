@@ -1,8 +1,10 @@
-"""MaskFormer with class embeddings: masks of an image, each with a vector in a CLIP's space.
+"""MaskFormer with class embeddings: masks of an image, each with a vector in a CLIP's
+space.
 
-ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row of a class
-matrix by cosine, or a learned vector of no object, so that any names can be its classes.
-Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J layers, E embedding, N classes.
+ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row
+of a class matrix by cosine, or a learned vector of no object, so that any names can be
+its classes. Shapes: B images of H x W pixels, h x w at stride 4, Q queries, J layers, E
+embedding, N classes.
 """
 
 from collections.abc import Callable
@@ -18,8 +20,16 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from pomp_jax.clip.precision import precision_of
-from pomp_jax.rooms.regions.mask_former.backbone import STRIDE, DeepLabResNet, SmallBackbone
-from pomp_jax.rooms.regions.mask_former.decoders import Mlp, PixelDecoder, TransformerDecoder
+from pomp_jax.rooms.regions.mask_former.backbone import (
+  STRIDE,
+  DeepLabResNet,
+  SmallBackbone,
+)
+from pomp_jax.rooms.regions.mask_former.decoders import (
+  Mlp,
+  PixelDecoder,
+  TransformerDecoder,
+)
 from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSizes
 
 Params = dict[str, Any]
@@ -40,21 +50,29 @@ class MaskFormerOutput(NamedTuple):
 
 
 class MaskFormer(nn.Module):
-  """The network: normalised pixels to masks; parameters stay float32 for any compute type."""
+  """The network: normalised pixels to masks; parameters stay float32 for any compute
+  type."""
 
   config: MaskFormerConfig
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
-    self, pixels_BxHxWx3: Float[Array, "B H W 3"], all_layers: bool = False, train: bool = False
+    self,
+    pixels_BxHxWx3: Float[Array, "B H W 3"],
+    all_layers: bool = False,
+    train: bool = False,
   ) -> MaskFormerOutput:
-    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary losses.
+    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary
+    losses.
 
-    The pixels are those of `normalized_pixels`; with `train` the random stream "dropout" is used.
+    The pixels are those of `normalized_pixels`; with `train` the random stream
+    "dropout" is used.
     """
     config = self.config
-    backbone: Any = DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
+    backbone: Any = (
+      DeepLabResNet if isinstance(config.backbone, ResNetSizes) else SmallBackbone
+    )
     maps = backbone(config.backbone, self.dtype, name="backbone")(pixels_BxHxWx3)
     features_BxhxwxD = PixelDecoder(config, self.dtype, name="pixel_decoder")(maps)
     decoder = TransformerDecoder(config, self.dtype, name="transformer_decoder")
@@ -73,11 +91,13 @@ class MaskFormer(nn.Module):
 
 
 def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callable:
-  """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last layer, for jit.
+  """Builds `(params, images_BxHxWx3, sizes_Bx2) -> masks, embeddings` of the last
+  layer, for jit.
 
-  The images are uint8 and fill their upper left corners; the rest is padding, and so are the pixels
-  up to the next multiples of 32. As in detectron2's, positions are relative to the padded sides, so
-  results are the published ones if H and W are an image's own sides, rounded up to multiples of 32.
+  The images are uint8 and fill their upper left corners; the rest is padding, and so
+  are the pixels up to the next multiples of 32. As in detectron2's, positions are
+  relative to the padded sides, so results are the published ones if H and W are an
+  image's own sides, rounded up to multiples of 32.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)
@@ -96,8 +116,13 @@ def class_logits(
   non_object_E: Float[Array | np.ndarray, " E"] | None,
   scale: float = LOGIT_SCALE,
 ) -> Float[Array, "*X _"]:
-  """Scaled cosines to each class and, in a last column, to no object; rows of any norm."""
-  rows = classes_NxE if non_object_E is None else jnp.concatenate([classes_NxE, non_object_E[None]])
+  """Scaled cosines to each class and, in a last column, to no object; rows of any
+  norm."""
+  rows = (
+    classes_NxE
+    if non_object_E is None
+    else jnp.concatenate([classes_NxE, non_object_E[None]])
+  )
   with jax.default_matmul_precision("highest"):
     return scale * unit(embeddings) @ unit(rows).T
 
@@ -108,10 +133,13 @@ def normalized_pixels(
 ) -> Float[Array, "B _ _ 3"]:
   """The network's input: channels normalised, sides padded to multiples of 32.
 
-  Pixels beyond the sizes, if these are given, become padding: 0, the mean colour, as in detectron2.
+  Pixels beyond the sizes, if these are given, become padding: 0, the mean colour, as in
+  detectron2.
   """
   _, height, width, _ = images_BxHxWx3.shape
-  pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
+  pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(
+    _DEVIATION
+  )
   if sizes_Bx2 is not None:
     sizes_Bx2 = jnp.asarray(sizes_Bx2)
     rows_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
@@ -129,7 +157,8 @@ def parameter_shapes(config: MaskFormerConfig) -> Params:
 
 
 def parameter_groups(params: Params) -> Params:
-  """Names the group of each parameter, as a tree: `frozen` (batch norms), `backbone` or `heads`."""
+  """Names the group of each parameter, as a tree: `frozen` (batch norms), `backbone`
+  or `heads`."""
   flat = flatten_dict(params)
   frozen = {path[:-1] for path in flat if path[-1] == "var"}
 

@@ -1,8 +1,10 @@
-"""Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names are written.
+"""Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names
+are written.
 
-A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`. ZSSeg's has the
-network, the prompt (see `files.prompt_file`) and the whole CLIP. The metadata `mask_former` of a
-file that is written here tells what shapes do not; other files are taken to be as published.
+A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`.
+ZSSeg's has the network, the prompt (see `files.prompt_file`) and the whole CLIP. The
+metadata `mask_former` of a file that is written here tells what shapes do not; other
+files are taken to be as published.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +23,11 @@ from pomp_jax.clip import openai, weights
 from pomp_jax.clip.architecture import Shapes
 from pomp_jax.clip.load import Clip
 from pomp_jax.rooms.regions.mask_former.model import Params, parameter_shapes
-from pomp_jax.rooms.regions.mask_former.sizes import MaskFormerConfig, ResNetSizes, SmallSizes
+from pomp_jax.rooms.regions.mask_former.sizes import (
+  MaskFormerConfig,
+  ResNetSizes,
+  SmallSizes,
+)
 from pomp_jax.rooms.regions.region_errors import RegionError, refuse
 
 _PREDICTOR = "sem_seg_head.predictor"
@@ -36,13 +42,25 @@ _PREFIXES = {
   "class_embed": f"{_PREDICTOR}.class_embed.layers",
   "non_object": "clip_adapter.non_object_embedding",
 }
-_KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_KINDS = {
+  "kernel": "weight",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
 _STACKED = ("q_proj", "k_proj", "v_proj")
 _CLIP = "clip_adapter.clip_model."
 # Metadata of our files: what shapes do not tell, here as of the published models.
 _OURS = "mask_former"
-_FACTS = {"n_heads": 8, "groups": 32, "backbone_groups": 0, "dilations": (1, 2, 4), "dropout": 0.1}
-# Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of float16.
+_FACTS = {
+  "n_heads": 8,
+  "groups": 32,
+  "backbone_groups": 0,
+  "dilations": (1, 2, 4),
+  "dropout": 0.1,
+}
+# Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of
+# float16.
 _TOLERANCE = 1e-3
 
 
@@ -65,7 +83,9 @@ def _source(path: weights.Parameter) -> weights.Source:
   module = [_PREFIXES[prefix], *module[prefix.count(".") + 1 :]]
   if module[-1] in _STACKED:
     attention = ".".join(module[:-1])
-    return weights.Source(f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1]))
+    return weights.Source(
+      f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1])
+    )
   return weights.Source(".".join([*module, kind]))
 
 
@@ -73,28 +93,38 @@ ZSSEG = weights.Layout(_source, (), "MaskFormer of ZSSeg")
 
 
 def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
-  """Reads a checkpoint of ZSSeg with the backbone R101c, or a file of `write_mask_former`.
+  """Reads a checkpoint of ZSSeg with the backbone R101c, or a file of
+  `write_mask_former`.
 
-  Nothing in the file is run. RegionError or ClipError: missing, damaged, or another network.
+  Nothing in the file is run. RegionError or ClipError: missing, damaged, or another
+  network.
   """
   with weights.open_weights(path) as file:
     facts = _read_facts(file)
     own = {
       name: shape
       for name, shape in file.shapes.items()
-      if name.startswith(("backbone.", "sem_seg_head.")) or name == _PREFIXES["non_object"]
+      if name.startswith(("backbone.", "sem_seg_head."))
+      or name == _PREFIXES["non_object"]
     }
     config = _config_of(own, facts, file.path)
     try:
       shapes = parameter_shapes(config)
     except (ValueError, TypeError, ZeroDivisionError) as error:
-      refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
+      refuse(
+        path,
+        "the network",
+        f"of no such sizes ({error})",
+        "sizes that divide each other",
+      )
     weights.check_weights(own, shapes, ZSSEG, file.path)
     params = weights.read_params(file, shapes, ZSSEG)
   return MaskFormerFile(config, params, facts["trained_classes"])
 
 
-def stored_tensors(params: dict[str, Any], layout: weights.Layout) -> dict[str, np.ndarray]:
+def stored_tensors(
+  params: dict[str, Any], layout: weights.Layout
+) -> dict[str, np.ndarray]:
   """The tensors of a layout that `read_params` reads as these parameters, by name."""
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, dict[int, np.ndarray]] = {}
@@ -105,15 +135,20 @@ def stored_tensors(params: dict[str, Any], layout: weights.Layout) -> dict[str, 
       tensors[source.key] = np.asarray(stored, order="C")
     else:
       parts.setdefault(source.key, {})[source.part] = stored
-  return tensors | {key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()}
+  return tensors | {
+    key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()
+  }
 
 
-def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None):
+def write_mask_former(
+  file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None
+):
   """Writes a safetensors file; equal content makes equal bytes.
 
-  ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c after
-  `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`. `context` is the prompt
-  [M,D] that the network was trained with, read by `load_prompt`.
+  ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c
+  after `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
+  `context` is the prompt [M,D] that the network was trained with, read by
+  `load_prompt`.
   """
   model = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
@@ -138,7 +173,8 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
 def _checksum(
   facts: Mapping[str, Any], names: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> int:
-  """CRC-32 of the facts and of the tensors with their names; safetensors has no checksum."""
+  """CRC-32 of the facts and of the tensors with their names; safetensors has no
+  checksum."""
   found = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
   for name in sorted(names):
     tensor = read(name)
@@ -148,12 +184,15 @@ def _checksum(
 
 
 def check_clip(path: str | os.PathLike, clip: Clip) -> None:
-  """RegionError for another CLIP in a checkpoint than the configured one; our files have none."""
+  """RegionError for another CLIP in a checkpoint than the configured one; our files
+  have none."""
   with weights.open_weights(path) as file:
     null = _PREFIXES["non_object"]
     expected = (1, clip.config.projection_dim)
     if file.shapes.get(null) != expected:
-      refuse(path, null, f"of shape {file.shapes.get(null)}", f"{expected}, of {clip.name}")
+      refuse(
+        path, null, f"of shape {file.shapes.get(null)}", f"{expected}, of {clip.name}"
+      )
     if not any(name.startswith(_CLIP) for name in file.shapes):
       return
     accepted = f"as in {clip.name}, config.clip.model"
@@ -172,13 +211,17 @@ def _read_facts(file: weights.Weights) -> dict[str, Any]:
   stored = file.text.get(_OURS)
   if stored is None:
     if any(text.startswith("{") for text in file.text.values()):
-      refuse(file.path, "the metadata", f"of {', '.join(file.text)}", f"{_OURS}, or none")
+      refuse(
+        file.path, "the metadata", f"of {', '.join(file.text)}", f"{_OURS}, or none"
+      )
     return {**_FACTS, "trained_classes": ()}
   try:
     items = json.loads(stored)
     checksum = items.pop("crc32", None)
     if checksum not in (None, _checksum(items, file.shapes, file.read)):
-      refuse(file.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
+      refuse(
+        file.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file"
+      )
     lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
     if strange := items.keys() - {*_FACTS, "trained_classes"}:
       raise ValueError(f"unknown {', '.join(sorted(strange))}")
@@ -191,7 +234,9 @@ def _read_facts(file: weights.Weights) -> dict[str, Any]:
   return _FACTS | items | lists
 
 
-def _config_of(shapes: Shapes, facts: Mapping[str, Any], where: str) -> MaskFormerConfig:
+def _config_of(
+  shapes: Shapes, facts: Mapping[str, Any], where: str
+) -> MaskFormerConfig:
   """Infers the sizes; what is missing or of no network is left to `check_weights`."""
 
   def size(name: str, axis: int = 0) -> int:

@@ -8,9 +8,11 @@ class ResNetSizes:
   """Sizes of a `DeepLabResNet`; the defaults are R101c's."""
 
   layers: tuple[int, ...] = (3, 4, 23, 3)  # bottlenecks of each stage
-  width: int = 64  # channels of the first stage's 3x3 convolutions; later stages double them
+  # channels of the first stage's 3x3 convolutions; later stages double them
+  width: int = 64
   stem: int = 128  # channels of the stem's output
-  dilations: tuple[int, ...] = (1, 2, 4)  # of the last stage's 3x3 convolutions, one a bottleneck
+  # of the last stage's 3x3 convolutions, one a bottleneck
+  dilations: tuple[int, ...] = (1, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ class MaskFormerConfig:
   dropout: float = 0.1  # of the decoder in training
 
 
-# Sizes by name: R101c as published, and a network that is trained on the world in minutes.
+# Sizes by name: R101c as published, and a network that is trained on the world in
+# minutes.
 VARIANTS = {
   "r101c": MaskFormerConfig(),
   "small": MaskFormerConfig(

@@ -1,4 +1,5 @@
-"""Losses of masks, and their matching, against HuggingFace's torch MaskFormerLoss with SciPy."""
+"""Losses of masks, and their matching, against HuggingFace's torch MaskFormerLoss
+with SciPy."""
 
 import functools
 
@@ -32,11 +33,14 @@ def random_predictions(seed=0):
 
 
 def random_targets(counts=COUNTS, seed=1):
-  """Real targets are first, last and in between; padding has random labels and masks."""
+  """Real targets are first, last and in between; padding has random labels and
+  masks."""
   rng = np.random.default_rng(seed)
   labels = rng.integers(CLASSES, size=(IMAGES, TARGETS)).astype(np.int32)
   masks = rng.random((IMAGES, TARGETS, *FULL)) < 0.3
-  return Targets(labels, masks, rng.permuted(np.arange(TARGETS) < counts[:, None], axis=1))
+  return Targets(
+    labels, masks, rng.permuted(np.arange(TARGETS) < counts[:, None], axis=1)
+  )
 
 
 matched = jax.jit(functools.partial(match, weights=WEIGHTS))
@@ -64,7 +68,10 @@ def torch_losses(predictions, targets, weights=WEIGHTS):
     {"masks_queries_logits": masks[layer], "class_queries_logits": classes[layer]}
     for layer in range(LAYERS - 1)
   ]
-  own = [torch.tensor(row[valid]) for row, valid in zip(targets.masks, targets.valid, strict=True)]
+  own = [
+    torch.tensor(row[valid])
+    for row, valid in zip(targets.masks, targets.valid, strict=True)
+  ]
   labels = [
     torch.tensor(row[valid], dtype=torch.int64)
     for row, valid in zip(targets.labels, targets.valid, strict=True)
@@ -87,7 +94,9 @@ def test_losses_and_gradients_equal_torch(seed, weights):
   losses, gradient = losses_and_gradient(predictions, targets, weights)
   np.testing.assert_allclose(losses[:4], expected, rtol=2e-6)
   for ours, theirs in zip(gradient, expected_gradient, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7 * np.abs(theirs).max() + 1e-9)
+    np.testing.assert_allclose(
+      ours, theirs, rtol=1e-4, atol=1e-7 * np.abs(theirs).max() + 1e-9
+    )
 
 
 def test_accuracy_is_that_of_the_last_layers_matched_queries():

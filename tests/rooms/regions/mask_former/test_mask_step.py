@@ -1,4 +1,5 @@
-"""The training step of masks, and its optimizer against torch's with detectron2's groups."""
+"""The training step of masks, and its optimizer against torch's with detectron2's
+groups."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -14,14 +15,23 @@ import torch
 
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
-from pomp_jax.rooms.regions.mask_former.losses import LossWeights, Predictions, mask_losses, match
+from pomp_jax.rooms.regions.mask_former.losses import (
+  LossWeights,
+  Predictions,
+  mask_losses,
+  match,
+)
 from pomp_jax.rooms.regions.mask_former.mask_step import (
   adamw,
   make_mask_step,
   poly_schedule,
   targets_of,
 )
-from pomp_jax.rooms.regions.mask_former.model import MaskFormer, class_logits, normalized_pixels
+from pomp_jax.rooms.regions.mask_former.model import (
+  MaskFormer,
+  class_logits,
+  normalized_pixels,
+)
 from tests.rooms.regions.region_jobs import TINY, random_params
 from tests.support.checks import assert_close
 
@@ -36,7 +46,9 @@ WEIGHTS = LossWeights(classes=50.0, focal=0.5, dice=0.5, no_object=0.4)
 @pytest.fixture(scope="module")
 def batch():
   rng = np.random.default_rng(0)
-  owners = np.kron(rng.integers(-1, TARGETS, (IMAGES, 5, 5)), np.ones((8, 8))).astype(np.int16)
+  owners = np.kron(rng.integers(-1, TARGETS, (IMAGES, 5, 5)), np.ones((8, 8))).astype(
+    np.int16
+  )
   labels = rng.integers(CLASSES, size=(IMAGES, TARGETS)).astype(np.int32)
   labels[0], owners[0] = -1, -1  # no target at all
   labels[1, 2], owners[1][owners[1] == 2] = -1, -1
@@ -48,17 +60,23 @@ def batch():
   }
 
 
-CLASS_MATRIX = jnp.asarray(np.random.default_rng(1).standard_normal((CLASSES, 16), np.float32))
+CLASS_MATRIX = jnp.asarray(
+  np.random.default_rng(1).standard_normal((CLASSES, 16), np.float32)
+)
 
 
 def first_state(optimizer):
-  return create_state(SimpleNamespace(init=lambda key: random_params(SIZES)), optimizer, seed=3)
+  return create_state(
+    SimpleNamespace(init=lambda key: random_params(SIZES)), optimizer, seed=3
+  )
 
 
 def taken(batch, n_devices, optimizer):
   """State and metrics after two steps."""
   mesh = make_mesh(devices=jax.devices()[:n_devices])
-  step = make_mask_step(mesh=mesh, model=MaskFormer(SIZES), optimizer=optimizer, weights=WEIGHTS)
+  step = make_mask_step(
+    mesh=mesh, model=MaskFormer(SIZES), optimizer=optimizer, weights=WEIGHTS
+  )
   state = replicate(first_state(optimizer), mesh)
   rows = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
   found = []
@@ -98,12 +116,16 @@ def test_the_update_is_the_gradient_of_the_losses(batch):
   @jax.value_and_grad
   def loss(params):
     output = model.apply(
-      {"params": params}, normalized_pixels(batch["image"], batch["sides"]), all_layers=True
+      {"params": params},
+      normalized_pixels(batch["image"], batch["sides"]),
+      all_layers=True,
     )
     logits = class_logits(output.embeddings_JxBxQxE, CLASS_MATRIX, output.non_object_E)
     predictions = Predictions(logits, output.masks_JxBxQxhxw)
     targets = targets_of(jnp.asarray(batch["owners"]), jnp.asarray(batch["labels"]))
-    return mask_losses(predictions, targets, match(predictions, targets, WEIGHTS), WEIGHTS).loss
+    return mask_losses(
+      predictions, targets, match(predictions, targets, WEIGHTS), WEIGHTS
+    ).loss
 
   value, expected = loss(state.params)
   step = make_mask_step(mesh=mesh, model=model, optimizer=optimizer, weights=WEIGHTS)
@@ -113,9 +135,11 @@ def test_the_update_is_the_gradient_of_the_losses(batch):
   np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-4)
   moved = jax.tree.map(lambda new, old: old - new, after.params, state.params)
   scale = optax.tree.norm(expected)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), moved, expected)
-  # A key's bias moves all scores of a query, which softmax ignores. In the first self-attention all
-  # values are the same, the bias: queries begin as zeros.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), moved, expected
+  )
+  # A key's bias moves all scores of a query, which softmax ignores. In the first
+  # self-attention all values are the same, the bias: queries begin as zeros.
   without = {("0", "self_attn", f"{name}_proj") for name in "qkv"}
   for path, leaf in flatten_dict(expected).items():
     if path[-2:] != ("k_proj", "bias") and path[2:5] not in without:
@@ -125,7 +149,9 @@ def test_the_update_is_the_gradient_of_the_losses(batch):
 def test_targets_are_padded_as_the_network_pads_its_input(batch):
   targets = targets_of(jnp.asarray(batch["owners"]), jnp.asarray(batch["labels"]))
   assert targets.masks.shape == (IMAGES, TARGETS, 64, 64)
-  assert not targets.masks[:, :, SIZE:].any() and not targets.masks[:, :, :, SIZE:].any()
+  assert (
+    not targets.masks[:, :, SIZE:].any() and not targets.masks[:, :, :, SIZE:].any()
+  )
   for image, target in np.ndindex(IMAGES, TARGETS):
     expected = batch["owners"][image] == target
     np.testing.assert_array_equal(targets.masks[image, target, :SIZE, :SIZE], expected)
@@ -142,8 +168,18 @@ def _array(*shape):
 
 PARAMS = {
   "backbone": {
-    "stem": {"conv": {"kernel": _array(3, 4)}, "norm": {"scale": _array(4), "bias": _array(4)}},
-    "res2": {"norm": {"scale": _array(4), "bias": _array(4), "mean": _array(4), "var": _array(4)}},
+    "stem": {
+      "conv": {"kernel": _array(3, 4)},
+      "norm": {"scale": _array(4), "bias": _array(4)},
+    },
+    "res2": {
+      "norm": {
+        "scale": _array(4),
+        "bias": _array(4),
+        "mean": _array(4),
+        "var": _array(4),
+      }
+    },
   },
   "transformer_decoder": {
     "query_embed": _array(5, 4),
@@ -176,7 +212,9 @@ def test_updates_equal_torchs():
     updates, state = optimizer.update(gradient, state, params)
     params = optax.apply_updates(params, updates)
 
-  theirs = {name: torch.nn.Parameter(torch.tensor(_flat(PARAMS)[name])) for name in GROUPS}
+  theirs = {
+    name: torch.nn.Parameter(torch.tensor(_flat(PARAMS)[name])) for name in GROUPS
+  }
   groups = [
     {
       "params": [theirs[name]],

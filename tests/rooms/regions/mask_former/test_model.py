@@ -1,4 +1,5 @@
-"""The network against HuggingFace's modules, from ZSSeg's checkpoint; padding, types, logits."""
+"""The network against HuggingFace's modules, from ZSSeg's checkpoint; padding,
+types, logits."""
 
 import copy
 
@@ -37,7 +38,9 @@ def found(checkpoint):
   @jax.jit
   def apply(params, images):
     def loss(params):
-      output = model.apply({"params": params}, normalized_pixels(images), all_layers=True)
+      output = model.apply(
+        {"params": params}, normalized_pixels(images), all_layers=True
+      )
       return loss_of(output.masks_JxBxQxhxw, output.embeddings_JxBxQxE), output
 
     gradient, output = jax.grad(loss, has_aux=True)(params)
@@ -57,7 +60,8 @@ def test_masks_and_embeddings_of_every_layer(found, torch_model):
 
 
 def test_gradients_of_all_parameters(found, torch_model, tmp_path):
-  """Torch's gradients, stored in the place of the weights, are read as our reader reads weights."""
+  """Torch's gradients, stored in the place of the weights, are read as our reader
+  reads weights."""
   as_weights = copy.deepcopy(torch_model)
   loss_of(*layer_outputs(as_weights, LARGE)).backward()
   for parameter in as_weights.parameters():
@@ -66,7 +70,9 @@ def test_gradients_of_all_parameters(found, torch_model, tmp_path):
   expected = flatten_dict(read_mask_former(tmp_path / "gradients.pth").params)
   _, gradient = found
   groups = flatten_dict(parameter_groups(gradient))
-  norm = max(np.abs(leaf).max() for path, leaf in expected.items() if groups[path] != "frozen")
+  norm = max(
+    np.abs(leaf).max() for path, leaf in expected.items() if groups[path] != "frozen"
+  )
   for path, leaf in flatten_dict(gradient).items():
     if groups[path] != "frozen" and path != ("non_object",):
       np.testing.assert_allclose(
@@ -94,7 +100,9 @@ def test_padding_is_zeros_after_the_normalisation(params):
   padded = np.zeros((2, 64, 96, 3), np.float32)
   for row, image, (height, width) in zip(padded, IMAGES, SIZES, strict=True):
     row[:height, :width] = normalized_pixels(image[None])[0, :height, :width]
-  apply = jax.jit(lambda x: MaskFormer(TINY).apply({"params": params}, x, all_layers=True))
+  apply = jax.jit(
+    lambda x: MaskFormer(TINY).apply({"params": params}, x, all_layers=True)
+  )
   expected = apply(padded)
   assert_close(masks, expected.masks_JxBxQxhxw[-1])
   assert_close(embeddings, expected.embeddings_JxBxQxE[-1])

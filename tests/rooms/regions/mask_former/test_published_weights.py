@@ -1,4 +1,5 @@
-"""ZSSeg's checkpoints: read, written back, compared with a CLIP; bad files by their names."""
+"""ZSSeg's checkpoints: read, written back, compared with a CLIP; bad files by their
+names."""
 
 import json
 
@@ -59,7 +60,9 @@ def test_written_back_for_torch(checkpoint, torch_model, tmp_path):
   assert again.config == content.config
   jax.tree.map(np.testing.assert_array_equal, again.params, content.params)
   np.testing.assert_array_equal(load_prompt(path).context, context)
-  assert _written(content, tmp_path / "b", context=context).read_bytes() == path.read_bytes()
+  assert (
+    _written(content, tmp_path / "b", context=context).read_bytes() == path.read_bytes()
+  )
 
 
 def test_a_small_network_and_its_classes(tmp_path):
@@ -67,7 +70,10 @@ def test_a_small_network_and_its_classes(tmp_path):
   content = MaskFormerFile(config, random_params(config), ("a cat", "größer, \u2028"))
   path = _written(content, tmp_path / "a.safetensors")
   found = read_mask_former(path)
-  assert (found.config, found.trained_classes) == (content.config, content.trained_classes)
+  assert (found.config, found.trained_classes) == (
+    content.config,
+    content.trained_classes,
+  )
   jax.tree.map(np.testing.assert_array_equal, found.params, content.params)
   whole = path.read_bytes()
   # In the metadata's name, in the facts, in a tensor's name, and in a tensor.
@@ -92,7 +98,8 @@ def test_names_and_shapes_of_the_published_sizes():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-  """A CLIP's file, and its tensors as ZSSeg keeps them: the values of float16 in float32."""
+  """A CLIP's file, and its tensors as ZSSeg keeps them: the values of float16 in
+  float32."""
   folder = tmp_path_factory.mktemp("clip")
   model = small_open_clip(VIT)
   write_merges(folder)
@@ -141,10 +148,22 @@ UNREADABLE = "mask_former is unreadable"
   [
     ("backbone.res4.0.conv2.norm.running_var", None, "running_var is missing"),
     (f"{LAYER}.norm3.bias", torch.zeros(3), "norm3.bias: got shape [3], expected [64]"),
-    ("sem_seg_head.pixel_decoder.input_proj.weight", torch.zeros(3), "input_proj.weight is unexp"),
+    (
+      "sem_seg_head.pixel_decoder.input_proj.weight",
+      torch.zeros(3),
+      "input_proj.weight is unexp",
+    ),
     (NULL, None, f"{NULL} is of shape None"),
-    ("backbone.stem.conv1.weight", torch.zeros(8, 3, 3, 3).long(), "conv1.weight is of type int64"),
-    ("sem_seg_head.predictor.query_embed.weight", 3, "query_embed.weight is of shape None"),
+    (
+      "backbone.stem.conv1.weight",
+      torch.zeros(8, 3, 3, 3).long(),
+      "conv1.weight is of type int64",
+    ),
+    (
+      "sem_seg_head.predictor.query_embed.weight",
+      3,
+      "query_embed.weight is of shape None",
+    ),
     ("mask_former", "{", UNREADABLE),
     ("mask_former", {"n_heads": 7}, "the network is of no such sizes"),
     ("mask_former", {"dilations": [1]}, "the network is of no such sizes"),
