@@ -1,7 +1,6 @@
 r"""What a step of the text tower costs: ours and HuggingFace Flax's.
 
-  python -m pomp_jax.main --config=configs/benchmark_text_tower.py
-  --workdir=runs/benchmark
+  python -m pomp_jax.main --config=configs/benchmark_text_tower.py --workdir=runs/benchmark
 
 A variant is a string behind a colon: `configs/benchmark_text_tower.py:model=vit_l_14`.
 The figures of ViT-B/16 are in docs/performance.md. Steps with the bank of

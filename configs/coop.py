@@ -5,8 +5,7 @@ ImageNet, and on the embedded world in a minute:
 
   python -m pomp_jax.main --config=configs/coop.py --workdir=runs/coop \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/coop.py:imagenet --workdir=runs/coop_imagenet
-  \
+  python -m pomp_jax.main --config=configs/coop.py:imagenet --workdir=runs/coop_imagenet \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/coop.py:world --workdir=runs/coop_world
 

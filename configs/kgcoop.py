@@ -6,8 +6,7 @@ sentence: cross-entropy + 8 (1 - cosine).
 
   python -m pomp_jax.main --config=configs/kgcoop.py --workdir=runs/kgcoop \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/kgcoop.py:eurosat
-  --workdir=runs/kgcoop_eurosat \
+  python -m pomp_jax.main --config=configs/kgcoop.py:eurosat --workdir=runs/kgcoop_eurosat \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/kgcoop.py:world --workdir=runs/kgcoop_world
 

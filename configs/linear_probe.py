@@ -3,8 +3,7 @@ comparison.
 
   python -m pomp_jax.main --config=configs/linear_probe.py --workdir=runs/linear_probe \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/linear_probe.py:world
-  --workdir=runs/linear_probe_world
+  python -m pomp_jax.main --config=configs/linear_probe.py:world --workdir=runs/linear_probe_world
 
 Numbers: appendix A.3: L-BFGS of at most 1,000 iterations; strengths of the penalty from
 1e-6 to 1e6 by every second power of ten, then halving around the best down to eight

@@ -2,8 +2,7 @@ r"""MaPLe (Khattak et al., 2023).
 
   python -m pomp_jax.main --config=configs/maple.py --workdir=runs/maple \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/maple.py:cross --workdir=runs/maple_imagenet
-  \
+  python -m pomp_jax.main --config=configs/maple.py:cross --workdir=runs/maple_imagenet \
     --config.data.root=DATA
   python -m pomp_jax.main --config=configs/maple.py:world --workdir=runs/maple_world
 

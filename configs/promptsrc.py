@@ -7,15 +7,12 @@ of epochs.
 
   python -m pomp_jax.main --config=configs/promptsrc.py --workdir=runs/promptsrc \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late
-  --workdir=runs/few_shot \
+  python -m pomp_jax.main --config=configs/promptsrc.py:few_shot,late --workdir=runs/few_shot \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/promptsrc.py:cross
-  --workdir=runs/promptsrc_imagenet \
+  python -m pomp_jax.main --config=configs/promptsrc.py:cross --workdir=runs/promptsrc_imagenet \
     --config.data.root=DATA
-  python -m pomp_jax.main --config=configs/promptsrc.py:world
-  --workdir=runs/promptsrc_world python -m pomp_jax.main
-  --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
+  python -m pomp_jax.main --config=configs/promptsrc.py:world --workdir=runs/promptsrc_world
+  python -m pomp_jax.main --config=configs/promptsrc.py:world,prompt --workdir=runs/src_prompt_world
 
 Numbers: the released configs. Base to new (vit_b16_c2_ep20_batch4_4+4ctx): four tokens
 in each of 9 layers of both towers, the text's from "a photo of a", 20 epochs of batches

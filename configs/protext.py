@@ -1,8 +1,8 @@
 r"""ProText (Khattak et al., 2024): a prompt learned from sentences about classes,
 without images.
 
-  python -m docs.dump_sentences --sentences cupl.json --out FEATURES python -m
-  pomp_jax.main --config=configs/protext.py:root=FEATURES --workdir=runs/protext
+  python -m docs.dump_sentences --sentences cupl.json --out FEATURES
+  python -m pomp_jax.main --config=configs/protext.py:root=FEATURES --workdir=runs/protext
 
 The prompt with a class's name is drawn to each of the class's sentences, of a JSON such
 as CuPL's (docs/dump_sentences.py). `clip=` is the CLIP of the features. If FEATURES

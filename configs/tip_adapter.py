@@ -1,10 +1,8 @@
 r"""Tip-Adapter (Zhang et al., 2022), training-free, or `tuned`: Tip-Adapter-F.
 
-  python -m pomp_jax.main --config=configs/tip_adapter.py:tuned
-  --workdir=runs/tip_adapter_f \
+  python -m pomp_jax.main --config=configs/tip_adapter.py:tuned --workdir=runs/tip_adapter_f \
     --config.data.root=DATA --config.data.dataset=dtd
-  python -m pomp_jax.main --config=configs/tip_adapter.py:world
-  --workdir=runs/tip_adapter_world
+  python -m pomp_jax.main --config=configs/tip_adapter.py:world --workdir=runs/tip_adapter_world
 
 Numbers: the released configs. Crops show half of an image or more; a key is the mean
 feature over ten views; the keys are learned on fresh views for 20 epochs (EuroSAT: 100)

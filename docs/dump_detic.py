@@ -3,8 +3,7 @@
 
 Run in Detic's folder, with its own environment (torch, detectron2):
 
-  python dump_detic.py --config-file configs/X.yaml --dataset lvis_v1_val --clip
-  ViT-B/16 \
+  python dump_detic.py --config-file configs/X.yaml --dataset lvis_v1_val --clip ViT-B/16 \
     --out regions MODEL.WEIGHTS X.pth
 
 With --masks also the class-agnostic masks of all boxes, pasted into the image at 0.5,

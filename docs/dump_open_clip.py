@@ -4,8 +4,7 @@
 Run wherever open_clip runs (open_clip_torch, torch, NumPy, Pillow; nothing of this
 project):
 
-  python dump_open_clip.py --model ViT-L-14 --pretrained dfn2b --data PICTURES --out
-  FEATURES
+  python dump_open_clip.py --model ViT-L-14 --pretrained dfn2b --data PICTURES --out FEATURES
 
 PICTURES holds train/, val/ and test/, or some of them, each with a folder a class; or
 class folders alone, which are train. The same command resumes behind the last complete
