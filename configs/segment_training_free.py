@@ -1,8 +1,7 @@
 r"""Segmentation without training and without regions: NACLIP on the frozen ViT, 80
 texts a class.
 
-python -m pomp_jax.main --config=configs/segment_training_free.py
---workdir=runs/naclip_ade \
+python -m pomp_jax.main --config=configs/segment_training_free.py --workdir=runs/naclip_ade \
   --config.segment.images=ADEChallengeData2016/images/validation \
   --config.segment.labels=ADEChallengeData2016/annotations/validation \
   --config.segment.names=ade20k --config.segment.label_values=reduce_zero_label
