@@ -13,8 +13,7 @@ With the bank as training had it, from a checkpoint (`n_classes=0`: all 21,841 c
     --config.data.n_classes=4096 --config.sampling.name=posterior --config.checkpoint.every=50 \
     --config.eval.images=64
   python -m pomp_jax.main --workdir=runs/bias_100 --config.data.n_classes=4096 \
-    "--config=configs/gradient_bias.py:k=64+256,samplers=uniform;posterior,corrections=log"
-    \
+    "--config=configs/gradient_bias.py:k=64+256,samplers=uniform;posterior,corrections=log" \
     --config.gradient_bias.prompt=runs/posterior/checkpoints/100
 """
 
