@@ -19,10 +19,10 @@ in each of 9 layers of both towers, the text's from "a photo of a", 20 epochs of
 of 4, SGD at 0.0025, cosine after an epoch at 1e-5, random crops and flips. `few_shot`
 (vit_b16_c2_ep50_..) takes all classes and 50 epochs, and weighs its epochs evenly;
 `late` is its comment for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT.
-`cross` (.._cross_datasets) is for transfer from ImageNet: 3 layers. docs/recipes.md has
-every value beside ours. `prompt` is ours: the same terms and mean for a context alone,
-which `prompt.npz` holds. On the world the context starts from noise, and the images are
-not augmented.
+`cross` (.._cross_datasets) is for transfer from ImageNet: 3 layers.
+docs/reproduce/recipes.md has every value beside ours. `prompt` is ours: the same terms
+and mean for a context alone, which `prompt.npz` holds. On the world the context starts
+from noise, and the images are not augmented.
 """
 
 from pomp_jax.config import base, with_argument

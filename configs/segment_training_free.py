@@ -13,7 +13,8 @@ COCO-Stuff's 171, 19.1 on ADE20K's 150. It has lists with synonyms of its own; o
 ZSSeg's names, and a file of names can have synonyms.
 
 Other recipes, with their published window, stride and scale: `:recipe=sclip`,
-`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50` (docs/regions.md).
+`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50`
+(docs/concepts/regions.md).
 """
 
 from pomp_jax.config import base, with_argument

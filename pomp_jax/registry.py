@@ -252,7 +252,7 @@ class Extension(NamedTuple):
   prefix: str = ""  # of their names; "" if they stand among those of the extended group
 
 
-# By title, for `--help` and docs/config.md.
+# By title, for `--help` and docs/reference/config.md.
 EXTENSIONS = {
   "kdpl": Extension("rooms.baselines.fields:Kdpl", ("Contrast",), "kdpl"),
   "probe": Extension("rooms.baselines.fields:Probe", ("Contrast",), "probe"),

@@ -1,5 +1,5 @@
 """Other samplers and corrections beside `posterior` and `log`: the table in
-docs/sampling.md.
+docs/reproduce/sampling.md.
 
   python -m docs.studies.other_samplers --workdir=runs/time_short
   python -m docs.studies.other_samplers --config=gradient_bias --workdir=runs/gradient_bias \

@@ -1,8 +1,8 @@
 """Files of learned prompts: `.npz`, and other formats of `registry.FORMATS`.
 
 `hf:OWNER/NAME` stands for a file on the hub, a folder for the prompt of a run or of a
-Dassl trainer; docs/formats.md describes them. The reader of a format returns the fields
-that a file has, unchecked. Nothing is ever unpickled or run.
+Dassl trainer; docs/reference/formats.md describes them. The reader of a format returns
+the fields that a file has, unchecked. Nothing is ever unpickled or run.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N or C classes, E
 embedding.

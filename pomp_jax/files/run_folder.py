@@ -43,8 +43,8 @@ class RunFolderWriteError(RunFolderError):
 
 
 class RunFolder:
-  """Paths in one run's folder, `path` (`--workdir`); docs/formats.md describes the
-  files."""
+  """Paths in one run's folder, `path` (`--workdir`); docs/reference/formats.md
+  describes the files."""
 
   def __init__(self, workdir: str | os.PathLike):
     self.path: Path = to_path(workdir)

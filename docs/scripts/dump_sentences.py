@@ -1,14 +1,14 @@
 """Writes sentences about classes as a folder of features, to learn a prompt without
 images.
 
-  python -m docs.dump_sentences --sentences cupl.json --out FEATURES
+  python -m docs.scripts.dump_sentences --sentences cupl.json --out FEATURES
   pomp --config=protext:root=FEATURES --workdir=runs/protext
 
 The JSON has a list of sentences for each class name, as CuPL's. Classes are those of
-the folder if it has features of images already (docs/dump_open_clip.py), of --names, or
-else of the JSON. The sentences become the training rows of the folder
-(docs/formats.md), with a sentence in the place of an image. Sentences longer than the
-CLIP's positions are cut.
+the folder if it has features of images already (docs/scripts/dump_open_clip.py), of
+--names, or else of the JSON. The sentences become the training rows of the folder
+(docs/reference/formats.md), with a sentence in the place of an image. Sentences longer
+than the CLIP's positions are cut.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import json
 import pathlib
 import sys
 
-from docs.dump_open_clip import open_header, write_header, write_split
+from docs.scripts.dump_open_clip import open_header, write_header, write_split
 from pomp_jax.config.fields import Clip
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.errors import InputError

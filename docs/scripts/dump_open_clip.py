@@ -1,5 +1,5 @@
 """Writes image features of a model of open_clip as a folder of features
-(docs/formats.md).
+(docs/reference/formats.md).
 
 Run wherever open_clip runs (open_clip_torch, torch, NumPy, Pillow; nothing of this
 project):

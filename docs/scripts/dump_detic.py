@@ -1,5 +1,5 @@
 """Writes Detic's boxes, objectness and stage embeddings as a folder of regions
-(docs/formats.md).
+(docs/reference/formats.md).
 
 Run in Detic's folder, with its own environment (torch, detectron2):
 
