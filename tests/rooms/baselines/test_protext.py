@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from transformers import CLIPTextConfig
 
-from docs import dump_sentences
+from docs.scripts import dump_sentences
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError, unpack
 from pomp_jax.config.fields import Prompt
