@@ -77,7 +77,7 @@ def test_a_row_is_a_sentence(world):
   world.model.double()
 
 
-def test_26_steps_equal_torch(world, tmp_path):
+def test_steps_of_all_epochs_equal_torch(world, tmp_path):
   """`forward_backward` of trainers/protext.py in muzairkhattak/ProText f63d96b, with
   its yaml."""
   run = setup.prepare(

@@ -93,6 +93,7 @@ def on_images(config_of, tmp_path_factory):
   return RunFolder(folder), run_job(config_of(False), folder)
 
 
+@pytest.mark.slow("15 s: open_clip, and a CLIP's towers compiled for its widths")
 def test_the_script_dumps_what_our_image_tower_computes(cut_pictures, tmp_path, capsys):
   torch.manual_seed(0)
   model, clip_folder = small_open_clip(VIT, quick_gelu=True), tmp_path / "clip"
