@@ -107,9 +107,10 @@ def validate(config: Config) -> None:
     config.check()
     for added in config.all_extensions():
       added.check_in(config)
-  except OSError as error:  # of a bucket
-    field = next(
-      (field for field, value in values.items() if value == error.filename), ""
-    )
+  except OSError as error:
+    # A bucket can't be asked; its error holds the value of the field.
+    named = [field for field, value in values.items() if value == error.filename]
+    if not named:
+      raise
     expected = f"a bucket that can be read ({error.strerror})"
-    raise ConfigError(field, error.filename, expected) from error
+    raise ConfigError(named[0], error.filename, expected) from error

@@ -50,10 +50,13 @@ class Group:
 
   def having(self: Kind, fields: "Group") -> Kind:
     """Returns a copy with other values of fields that a room adds."""
-    others = (
-      added for added in self.extensions if type(added.fields) is not type(fields)
-    )
-    prefix = next((p for p, own in self.extensions if type(own) is type(fields)), "")
+    prefix = ""
+    others = []
+    for extension in self.extensions:
+      if type(extension.fields) is type(fields):
+        prefix = extension.prefix
+      else:
+        others.append(extension)
     return dataclasses.replace(self, extensions=(*others, Extension(prefix, fields)))
 
   def only(self, kind: type[Kind]) -> Kind:
