@@ -54,8 +54,14 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the job of a command line, without the program's name; returns the exit
-  status."""
+  """Runs the job of a command line.
+
+  Args:
+    arguments: the command line without the program's name.
+
+  Returns:
+    The exit status.
+  """
   set_up_logging()  # a config file may open data, which warns
   try:
     options = parse(arguments)
@@ -143,8 +149,17 @@ def _status_after(
   stop: hosts.StopSignals,
   options: argparse.Namespace,
 ) -> int:
-  """Reports what ended the job, or raises it again; the exit status is `status` for
-  a disk's."""
+  """Reports what ended the job, or raises it again.
+
+  Args:
+    error: what was raised.
+    status: exit status of a disk that fails, which depends on how far the job was.
+    stop: the signals that were received.
+    options: the command line.
+
+  Returns:
+    The exit status.
+  """
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
   if isinstance(error, InputError | RunError | TryAgain):
@@ -202,8 +217,7 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
 
 
 def _end(message: object, status: int, together: bool = False) -> int:
-  """Complains; where there are other processes, ends with all of them, unless they
-  stop as well."""
+  """Complains, and ends the other processes unless they stop as well."""
   line = one_line(message, None)
   print(f"error: {line}", file=sys.stderr)
   if jax.distributed.is_initialized() and not together:

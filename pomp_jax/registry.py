@@ -20,10 +20,10 @@ def load(path: str) -> Any:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`: it learns by gradient steps, or has a `run` of its
-  own.
+  """One value of `config.method`.
 
-  Paths are "module:name" below `pomp_jax`.
+  It learns by gradient steps, or has a `run` of its own. Paths are "module:name" below
+  `pomp_jax`.
   """
 
   # class as `train.methods.Pomp`, of a method that learns by gradient steps
@@ -298,8 +298,7 @@ TASKS = {
 
 
 class Format(NamedTuple):
-  """One value of `config.export.format`: a file with a prompt, or with features of
-  names."""
+  """One value of `config.export.format`, of a prompt or of features of names."""
 
   usual_name: str  # of its file, unless `config.export.output` has another
   suffixes: tuple[str, ...]  # that a file may have
@@ -349,8 +348,11 @@ DRY_RUN = "rooms.benchmark.dry_run"  # what `config.dry_run` runs instead of a j
 
 
 def load_job(name: str) -> JobModule:
-  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs
-  instead of it."""
+  """Imports the module of a job, or of "dry_run", which `config.dry_run` runs.
+
+  Raises:
+    InputError: the room that measures is not installed.
+  """
   if name == "dry_run" and not DRY_RUN:
     raise InputError("dry_run: the benchmark, which measures, is not installed")
   module: JobModule = load(DRY_RUN if name == "dry_run" else JOBS[name].module)

@@ -1,9 +1,4 @@
-"""The groups of fields: a row each with type, default, check and help, and checks of a
-group.
-
-`config.jobs` composes them. Validation, `--help` and docs/reference/config.md come from
-the rows. Groups that one room reads are in its `fields.py`. Nothing is opened here.
-"""
+"""The groups of fields: a row for each field, and checks of a group."""
 
 import dataclasses
 import os
@@ -78,8 +73,11 @@ class Clip(Group):
   )
 
   def check_model(self, dry_run: str) -> None:
-    """Raises ConfigError for a CLIP that can't be one, or a text tower that is not
-    installed."""
+    """Checks what can be known of the CLIP before it is opened.
+
+    Raises:
+      ConfigError: a name that can't be a CLIP, or a text tower that is not installed.
+    """
     name = self.model.removeprefix(SYNTHETIC_CLIP)
     is_synthetic = name != self.model
     is_published = False
@@ -183,8 +181,7 @@ class Data(Group):
 
   @property
   def has_folder(self) -> bool:
-    """Whether images or features are in a folder that exists: a dry run measures
-    these."""
+    """Whether images or features lie in a folder, which a dry run measures."""
     return (
       self.source in ("folder", "features") and bool(self.root) and is_dir(self.root)
     )
