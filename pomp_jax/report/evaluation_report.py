@@ -343,8 +343,8 @@ def _accuracy(
   counts = results["images"][group][kind]
   columns = list(next(iter(accuracy.values())))
 
-  rows = []
-  bold = []
+  rows: list[list[str]] = []
+  bold: list[tuple[int, int]] = []
   for label, row in accuracy.items():
     for number, column in enumerate(columns, 1):
       difference = differences.get(label, {}).get(column)

@@ -66,7 +66,7 @@ def _smoothed_curve(axes: Axes, steps: Sequence[int], values: np.ndarray) -> Non
   if window < 2:
     axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8)
     return
-  thin = {"linewidth": 0.8, "alpha": 0.45}
+  thin: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.45}
   axes.plot(steps, values, color=drawing.BLUE, label="as logged", **thin)
   # The window shrinks evenly towards the start, so that the average starts where the
   # values do even if they fall. At the end it takes the values that there are.
