@@ -70,7 +70,7 @@ _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
 
 
 def uniform(
-  key_B: np.ndarray, channel: int, low: float = 0.0, high: float = 1.0
+  key_B: np.ndarray, channel: int, low: float | int = 0.0, high: float | int = 1.0
 ) -> np.ndarray:
   """Uniform numbers of a channel: float32 [B].
 
@@ -118,7 +118,7 @@ def _tabulate_noise() -> np.ndarray:
 _NOISE = _tabulate_noise()
 
 
-def _polygon(*corners: tuple[float, float]) -> _Part:
+def _polygon(*corners: tuple[float | int, float | int]) -> _Part:
   """Inside of a polygon, by the even-odd rule."""
 
   def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -428,7 +428,7 @@ def noise(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   return np.float32(PHOTO.noise) * _noise_from(start, shape)
 
 
-def _noise_from(start: int, shape: tuple[int, ...]) -> np.ndarray:
+def _noise_from(start: int | np.integer, shape: tuple[int, ...]) -> np.ndarray:
   """Noise of deviation 1 from a place of the table on."""
   return _NOISE[start : start + math.prod(shape)].reshape(shape)
 
