@@ -48,8 +48,9 @@ class Bank(struct.PyTreeNode):
     ids_DC = jax.lax.all_gather(ids_C, DATA, tiled=True)
     local_DC = ids_DC - self._first_row()
     is_here_DC = (local_DC >= 0) & (local_DC < len(self.rows))
+    is_here_DCx1 = is_here_DC[:, None]
     rows_DCxE = self.rows[jnp.where(is_here_DC, local_DC, 0)]
-    features_DCxE = jnp.where(is_here_DC[:, None], rows_DCxE, 0)
+    features_DCxE = jnp.where(is_here_DCx1, rows_DCxE, 0)
     features_DCxE = jax.lax.psum(features_DCxE.astype(jnp.float32), CLASS)
     return jax.lax.psum_scatter(features_DCxE, DATA, tiled=True)
 
