@@ -97,15 +97,16 @@ def views(
     return images[:, None], ~np.isin(indices, list(unreadable))
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
-  is_stored = isinstance(source, StoredImages)
-  pixels = None if is_stored else source.images(indices)
+  stored = source if isinstance(source, StoredImages) else None
+  # Images of another source need no decoding.
+  pixels = source.images(indices) if stored is None else np.zeros(0)
   pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
   for row, (index, epoch) in enumerate(pairs):
     with contextlib.suppress(ImageError):
-      if is_stored:
-        where = source.where(index)
-        image = open_image(source.encoded(index), where)
-        upright = source.upright
+      if stored is not None:
+        where = stored.where(index)
+        image = open_image(stored.encoded(index), where)
+        upright = stored.upright
       else:
         where = f"image {index}"
         image = Image.fromarray(pixels[row])
@@ -117,7 +118,7 @@ def views(
       ]
       decoded, shrink = load_rgb(image, where, _largest_shrink(drawn, size), upright)
       for number, view in enumerate(drawn):
-        result[row, number] = make_view(decoded, view, size, shrink)
+        result[row, number] = np.asarray(make_view(decoded, view, size, shrink))
       readable[row] = True
   return result, readable
 
