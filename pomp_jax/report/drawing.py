@@ -165,7 +165,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None
   axis.set_minor_locator(NullLocator())
 
 
-def _plain_number(value: float, _position: int | None = None) -> str:
+def _plain_number(value: float | np.number, _position: int | None = None) -> str:
   """Formats six digits without an exponent: 0.002, 40, 21,841."""
   return f"{float(f'{value:.6g}'):,.12f}".rstrip("0").rstrip(".")
 
