@@ -1,9 +1,9 @@
-"""Attention of the fast text tower with a custom VJP: of prefix and packed tokens; and
-plain one.
+"""Attention of the fast text tower, with a custom VJP; and plain attention.
 
 Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and
 the one before, masked to its own class. Shapes: P prefix and T packed tokens, R = P +
-T, D width, H heads of width e, G blocks of W tokens.
+T, D width, H heads of width e, G blocks of W tokens, S = P + 2 W tokens that a packed
+one may attend to.
 """
 
 import functools
@@ -25,11 +25,19 @@ def attention(
 ) -> Float[Array, "B Q D"]:
   """Softmax attention of several heads, without a mask; the softmax in float32.
 
-  `scale` multiplies the queries; 1 / sqrt(D / heads) if None.
+  Args:
+    n_heads: heads, a divisor of D.
+    query: projected queries.
+    key: projected keys.
+    value: projected values.
+    scale: factor on the queries; 1 / sqrt(D / heads) if None.
   """
   split = lambda rows: rows.reshape(*rows.shape[:2], n_heads, -1)
-  query, key, value = split(query), split(key), split(value)
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  query = split(query)
+  key = split(key)
+  value = split(value)
+  if scale is None:
+    scale = query.shape[-1] ** -0.5
   scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)
   weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
   attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
@@ -37,26 +45,26 @@ def attention(
 
 
 class Masks(NamedTuple):
-  """Masks of a packed token's class, up to the token itself: of the block before, and
-  of its own.
+  """Which tokens a packed token attends to: those of its class, up to itself.
 
   Packed tokens of no class attend to one another, so that no softmax is empty.
   """
 
-  before: Bool[Array, "G W W"]
-  own: Bool[Array, "G W W"]
+  before: Bool[Array, "G W W"]  # of the block before
+  own: Bool[Array, "G W W"]  # of its own block
 
 
 def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
-  """Builds the masks from the class of each packed token; T is a multiple of the
-  window."""
+  """Builds the masks from the class of each packed token.
+
+  T is a multiple of the window.
+  """
   row_GxW = row_T.reshape(-1, window)
-  before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
+  no_block_1xW = jnp.full((1, window), -1, row_T.dtype)
+  before_GxW = jnp.concatenate([no_block_1xW, row_GxW[:-1]])
   own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
-  return Masks(
-    row_GxW[:, :, None] == before_GxW[:, None, :],
-    own_GxWxW & np.tri(window, dtype=bool),
-  )
+  before_GxWxW = row_GxW[:, :, None] == before_GxW[:, None, :]
+  return Masks(before=before_GxWxW, own=own_GxWxW & np.tri(window, dtype=bool))
 
 
 def packed_attention(
@@ -67,11 +75,17 @@ def packed_attention(
   value_RxD: Array,
   masks: Masks,
 ) -> Float[Array, "R D"]:
-  """Attention between its projections: of the prefix on itself, and of the packed
-  tokens.
+  """Attention of the prefix on itself, and of the packed tokens, between projections.
 
-  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax
-  weights.
+  Residuals of the backward pass are queries, keys, values and softmax weights.
+
+  Args:
+    n_heads: heads, a divisor of D.
+    n_prefix: P, the first rows.
+    query_RxD: projected queries, scaled by 1 / sqrt(e).
+    key_RxD: projected keys.
+    value_RxD: projected values.
+    masks: result of `masks_of`.
   """
   # The backward pass is traced later, outside of the context that sets the precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -94,22 +108,19 @@ def _attention_forward(
 ) -> tuple[Array, Any]:
   del products
   window = masks.own.shape[-1]
-  query, key, value = (
-    _to_heads(rows, n_heads, n_prefix, window)
-    for rows in (query_RxD, key_RxD, value_RxD)
-  )
+  query = _to_heads(query_RxD, n_heads, n_prefix, window)
+  key = _to_heads(key_RxD, n_heads, n_prefix, window)
+  value = _to_heads(value_RxD, n_heads, n_prefix, window)
+
+  # The prefix is causal, and sees no packed token.
   scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
-  prefix_HxPxP = _softmax(
-    jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf)
-  )
-  shared, before, own = _products(query, key)
-  before, own = (
-    jnp.where(mask, scores, -jnp.inf)
-    for mask, scores in zip(masks, (before, own), strict=True)
-  )
-  weights_HxTxS = _softmax(
-    jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1)
-  )
+  is_before_PxP = np.tri(n_prefix, dtype=bool)
+  prefix_HxPxP = _softmax(jnp.where(is_before_PxP, scores_HxPxP, -jnp.inf))
+
+  scores = _products(query, key)
+  before_HxGxWxW = jnp.where(masks.before, scores.before, -jnp.inf)
+  own_HxGxWxW = jnp.where(masks.own, scores.own, -jnp.inf)
+  weights_HxTxS = _softmax(_joined(_Parts(scores.prefix, before_HxGxWxW, own_HxGxWxW)))
   attended_RxD = _from_heads(
     prefix_HxPxP @ value.prefix, _weighted(weights_HxTxS, value)
   )
@@ -123,31 +134,26 @@ def _gradients(
   window = query.packed.shape[2]
   gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
 
-  d_prefix_HxPxP = _softmax_backward(
-    prefix_HxPxP, jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
-  )
-  shared, before, own = _products(gradient, value)
-  d_scores_HxTxS = _softmax_backward(
-    weights_HxTxS, jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1)
-  )
+  d_weights_HxPxP = jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
+  d_prefix_HxPxP = _softmax_backward(prefix_HxPxP, d_weights_HxPxP)
+  d_weights_HxTxS = _joined(_products(gradient, value))
+  d_scores_HxTxS = _softmax_backward(weights_HxTxS, d_weights_HxTxS)
 
   def transposed(prefix_HxPxP: Array, weights_HxTxS: Array, rows: _Heads) -> Array:
-    """Gradients of keys or values: weights^T rows, of the prefix and of the packed
-    tokens."""
-    shared, before, own = _split(weights_HxTxS, n_prefix, window)
+    """Gradients of keys or values: the transposed weights times rows."""
+    weights = _split(weights_HxTxS, n_prefix, window)
     prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
-    prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
-    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", own, rows.packed)
-    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", before, rows.packed)
+    prefix_HxPxe += jnp.einsum("htp,hte->hpe", weights.prefix, _flat(rows.packed))
+    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.own, rows.packed)
+    # What a block gives to the one before it is added there: moved up by one.
+    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", weights.before, rows.packed)
     after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
 
-  return (
-    _from_heads(d_prefix_HxPxP @ key.prefix, _weighted(d_scores_HxTxS, key)),
-    transposed(d_prefix_HxPxP, d_scores_HxTxS, query),
-    transposed(prefix_HxPxP, weights_HxTxS, gradient),
-    None,
-  )
+  d_query_RxD = _from_heads(d_prefix_HxPxP @ key.prefix, _weighted(d_scores_HxTxS, key))
+  d_key_RxD = transposed(d_prefix_HxPxP, d_scores_HxTxS, query)
+  d_value_RxD = transposed(prefix_HxPxP, weights_HxTxS, gradient)
+  return d_query_RxD, d_key_RxD, d_value_RxD, None
 
 
 _attention.defvjp(
@@ -189,39 +195,49 @@ def _flat(rows_HxGxWxX: Array) -> Array:
   return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
 
 
-def _products(left: _Heads, right: _Heads) -> tuple[Array, Array, Array]:
-  """Of packed rows with the prefix [H, T, P], the block before and the own one [H,
-  G, W, W]."""
-  return (
-    jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
-    jnp.einsum("hgwe,hgve->hgwv", left.packed, _before(right.packed)),
-    jnp.einsum("hgwe,hgve->hgwv", left.packed, right.packed),
+class _Parts(NamedTuple):
+  """Numbers of packed tokens by what they attend to."""
+
+  prefix: Float[Array, "H T P"]
+  before: Float[Array, "H G W W"]  # the block before
+  own: Float[Array, "H G W W"]  # the own block
+
+
+def _products(left: _Heads, right: _Heads) -> _Parts:
+  """Products of the packed rows of one with the rows of another."""
+  return _Parts(
+    prefix=jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
+    before=jnp.einsum("hgwe,hgve->hgwv", left.packed, _before(right.packed)),
+    own=jnp.einsum("hgwe,hgve->hgwv", left.packed, right.packed),
   )
+
+
+def _joined(parts: _Parts) -> Float[Array, "H T S"]:
+  """The parts side by side, for one softmax over all; the inverse of `_split`."""
+  return jnp.concatenate([parts.prefix, _flat(parts.before), _flat(parts.own)], axis=-1)
 
 
 def _weighted(weights_HxTxS: Array, rows: _Heads) -> Float[Array, "H T e"]:
   """Sums of rows by the weights of the packed tokens."""
-  shared, before, own = _split(
-    weights_HxTxS, rows.prefix.shape[1], rows.packed.shape[2]
-  )
-  return (
-    jnp.einsum("htp,hpe->hte", shared, rows.prefix)
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, rows.packed))
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(rows.packed)))
-  )
+  n_prefix = rows.prefix.shape[1]
+  window = rows.packed.shape[2]
+  weights = _split(weights_HxTxS, n_prefix, window)
+  of_prefix = jnp.einsum("htp,hpe->hte", weights.prefix, rows.prefix)
+  of_own = jnp.einsum("hgwv,hgve->hgwe", weights.own, rows.packed)
+  total = of_prefix + _flat(of_own)
+  of_before = jnp.einsum("hgwv,hgve->hgwe", weights.before, _before(rows.packed))
+  return total + _flat(of_before)
 
 
-def _split(
-  weights_HxTxS: Array, n_prefix: int, window: int
-) -> tuple[Array, Array, Array]:
-  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G,
-  W, W]."""
+def _split(weights_HxTxS: Array, n_prefix: int, window: int) -> _Parts:
+  """Cuts the weights of packed tokens by what they attend to."""
   n_heads, n_tokens, _ = weights_HxTxS.shape
   blocks = (n_heads, n_tokens // window, window, window)
-  return (
-    weights_HxTxS[..., :n_prefix],
-    weights_HxTxS[..., n_prefix : n_prefix + window].reshape(blocks),
-    weights_HxTxS[..., n_prefix + window :].reshape(blocks),
+  n_before = n_prefix + window
+  return _Parts(
+    prefix=weights_HxTxS[..., :n_prefix],
+    before=weights_HxTxS[..., n_prefix:n_before].reshape(blocks),
+    own=weights_HxTxS[..., n_before:].reshape(blocks),
   )
 
 
@@ -231,6 +247,8 @@ def _softmax(scores: Array) -> Array:
 
 
 def _softmax_backward(weights: Array, gradient: Array) -> Array:
-  weights_f32, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+  """Gradient of the scores, w (g - sum w g), from the weights w and their gradient g."""
+  weights_f32 = weights.astype(jnp.float32)
+  gradient = gradient.astype(jnp.float32)
   mean = jnp.sum(weights_f32 * gradient, axis=-1, keepdims=True)
   return (weights_f32 * (gradient - mean)).astype(weights.dtype)

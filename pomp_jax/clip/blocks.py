@@ -33,7 +33,9 @@ def block_width(platform: str, n_positions: int) -> int | None:
   A block holds any prompt: P + L is at most the number of positions. CPUs lose by the
   copies of the prefix, and GPUs were not measured.
   """
-  return 128 * math.ceil(n_positions / 128) if platform == "tpu" else None
+  if platform != "tpu":
+    return None
+  return 128 * math.ceil(n_positions / 128)
 
 
 def room_of(lengths: Any, capacity: int) -> Any:
@@ -49,12 +51,16 @@ def room_of(lengths: Any, capacity: int) -> Any:
 
 
 def n_blocks(token_budget: int, capacity: int, longest: int) -> int:
-  """G: enough for any classes of at most `longest` tokens whose room is within the
-  budget.
+  """G: enough blocks for any classes whose room is within the budget.
 
   Every block but the last is full by its room, unless it holds classes of different k.
   It then lacks less than 1/k of the next block's first class, and each k comes next at
   most once.
+
+  Args:
+    token_budget: own tokens of all classes.
+    capacity: c, own tokens that a block has room for.
+    longest: own tokens of the longest class at most.
   """
   per_block = {capacity // length for length in range(1, longest + 1)}
   lacking = sum(1 / k for k in per_block - {min(per_block)})
@@ -75,21 +81,31 @@ class Blocks(NamedTuple):
 def pack_blocks(
   lengths_C: Int32[Array, " C"], n_suffix: int, n_prefix: int, width: int, number: int
 ) -> Blocks:
-  """Fills G = `number` blocks, which must suffice, see `n_blocks`."""
-  n_classes, capacity = lengths_C.shape[0], width - n_prefix
+  """Fills blocks with classes, from the longest on.
+
+  Args:
+    lengths_C: own tokens of each class; 0 for one that is left out.
+    n_suffix: L, the positions of a class's suffix.
+    n_prefix: P, the first rows of each block.
+    width: W, the rows of a block.
+    number: G, blocks that must suffice, see `n_blocks`.
+  """
+  n_classes = lengths_C.shape[0]
+  capacity = width - n_prefix
   order_C = jnp.argsort(-lengths_C).astype(jnp.int32)
   rank_C = jnp.argsort(order_C).astype(jnp.int32)
   # Tokens are numbered along the sorted classes.
   ends_C = jnp.cumsum(lengths_C[order_C])
 
   def fill(first: Array, _: None) -> tuple[Array, Array]:
-    """From a block's first token to that of the next: the classes that fit are left
-    out."""
-    return jnp.max(jnp.where(ends_C <= first + capacity, ends_C, first)), first
+    """Moves from a block's first token to that of the next, over all that fit."""
+    fits_C = ends_C <= first + capacity
+    return jnp.max(jnp.where(fits_C, ends_C, first)), first
 
   _, first_G = jax.lax.scan(fill, jnp.minimum(ends_C[0], 0), None, number)
   end_G = jnp.append(first_G[1:], ends_C[-1])
 
+  # From rows to classes: the token of each row, and where it is in its class.
   place_W = jnp.arange(width, dtype=jnp.int32) - n_prefix
   token_GxW = first_G[:, None] + place_W
   exists_R = ((place_W >= 0) & (token_GxW < end_G[:, None])).reshape(-1)
@@ -101,37 +117,44 @@ def pack_blocks(
   position_R = jnp.where(exists_R, token_R - starts_C[sorted_R], 0)
   is_eot_R = exists_R & (token_R == ends_C[sorted_R] - 1)
 
-  # Block of each sorted class, and the row of its first token.
+  # From classes to rows: the block of each sorted class, and the row of its first token.
   block_C = jnp.searchsorted(first_G, starts_C, side="right").astype(jnp.int32) - 1
-  row_C = (block_C * width + n_prefix + starts_C - first_G[block_C])[rank_C]
+  first_row_C = block_C * width + n_prefix + starts_C - first_G[block_C]
+  row_C = first_row_C[rank_C]
   position_L = jnp.arange(n_suffix, dtype=jnp.int32)
   target_CxL = jnp.where(
     position_L < lengths_C[:, None], row_C[:, None] + position_L, -1
   )
 
   class_GxW = class_R.reshape(number, width)
-  same = class_GxW[:, :, None] == class_GxW[:, None, :]
+  same_class_GxWxW = class_GxW[:, :, None] == class_GxW[:, None, :]
   # A row of no class attends to others of none, so that no softmax is empty.
-  visible = same | (place_W < 0)
+  visible_GxWxW = same_class_GxWxW | (place_W < 0)
   return Blocks(
     source_R=jnp.where(exists_R, class_R * n_suffix + position_R, -1),
     target_CL=target_CxL.reshape(-1),
     position_R=position_R,
     eot_C=jnp.where(lengths_C > 0, row_C + lengths_C - 1, -1),
     eot_R=jnp.where(is_eot_R, class_R, -1),
-    mask=visible & np.tri(width, dtype=bool),
+    mask=visible_GxWxW & np.tri(width, dtype=bool),
   )
 
 
 def block_attention(
   n_heads: int, query_RxD: Array, key_RxD: Array, value_RxD: Array, mask_GxWxW: Array
 ) -> Float[Array, "R D"]:
-  """Softmax attention within each block, between its projections; the softmax in
-  float32.
+  """Softmax attention within each block, between its projections.
 
-  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax
-  weights. Rows are the last axis of each head, as TPUs lay them out, so that cutting
-  into heads moves nothing.
+  The softmax is in float32. Residuals of the backward pass are queries, keys, values
+  and softmax weights. Rows are the last axis of each head, as TPUs lay them out, so
+  that cutting into heads moves nothing.
+
+  Args:
+    n_heads: heads, a divisor of D.
+    query_RxD: projected queries, scaled by 1 / sqrt(e).
+    key_RxD: projected keys.
+    value_RxD: projected values.
+    mask_GxWxW: `Blocks.mask`.
   """
   # The backward pass is traced later, outside of the context that sets the precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -152,9 +175,9 @@ def _forward(
   mask: Array,
 ) -> tuple[Array, Any]:
   del products
-  query, key, value = (
-    _to_heads(rows, n_heads, mask) for rows in (query_RxD, key_RxD, value_RxD)
-  )
+  query = _to_heads(query_RxD, n_heads, mask)
+  key = _to_heads(key_RxD, n_heads, mask)
+  value = _to_heads(value_RxD, n_heads, mask)
   scores = jnp.einsum("gheq,ghek->ghqk", query, key)
   scores = jnp.where(mask[:, None], scores, -jnp.inf).astype(jnp.float32)
   weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
@@ -166,15 +189,14 @@ def _backward(n_heads: int, residuals: Any, gradient_RxD: Array) -> tuple:
   query, key, value, weights = residuals
   gradient = _to_heads(gradient_RxD, n_heads, weights[:, 0])
   d_weights = jnp.einsum("gheq,ghek->ghqk", gradient, value).astype(jnp.float32)
-  exact = weights.astype(jnp.float32)
-  mean = jnp.sum(exact * d_weights, axis=-1, keepdims=True)
-  d_scores = (exact * (d_weights - mean)).astype(weights.dtype)
-  return (
-    _from_heads(jnp.einsum("ghqk,ghek->gheq", d_scores, key)),
-    _from_heads(jnp.einsum("ghqk,gheq->ghek", d_scores, query)),
-    _from_heads(jnp.einsum("ghqk,gheq->ghek", weights, gradient)),
-    None,
-  )
+  # Gradient of a softmax, in float32 as its values.
+  weights_f32 = weights.astype(jnp.float32)
+  mean = jnp.sum(weights_f32 * d_weights, axis=-1, keepdims=True)
+  d_scores = (weights_f32 * (d_weights - mean)).astype(weights.dtype)
+  d_query_RxD = _from_heads(jnp.einsum("ghqk,ghek->gheq", d_scores, key))
+  d_key_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", d_scores, query))
+  d_value_RxD = _from_heads(jnp.einsum("ghqk,gheq->ghek", weights, gradient))
+  return d_query_RxD, d_key_RxD, d_value_RxD, None
 
 
 _attention.defvjp(
@@ -193,6 +215,5 @@ def _to_heads(
 
 def _from_heads(rows_GxHxexW: Array) -> Float[Array, "R D"]:
   number, _, _, width = rows_GxHxexW.shape
-  return (
-    rows_GxHxexW.reshape(number, -1, width).swapaxes(1, 2).reshape(number * width, -1)
-  )
+  rows_GxDxW = rows_GxHxexW.reshape(number, -1, width)
+  return rows_GxDxW.swapaxes(1, 2).reshape(number * width, -1)

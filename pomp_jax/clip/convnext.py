@@ -52,20 +52,24 @@ class ConvNextConfig:
 def _convnext_block(
   config: ConvNextConfig, params: Tensors, name: str, hidden: Array
 ) -> Array:
+  """A depthwise convolution and an MLP, whose result is scaled and added."""
   width = hidden.shape[-1]
   kernel = tensor(params, f"{name}.conv_dw.weight", width, 1, 7, 7)
   rows = convolution(hidden, kernel, (1, 1), "SAME", n_groups=width)
   rows += tensor(params, f"{name}.conv_dw.bias", width).astype(rows.dtype)
   rows = layer_norm(params, f"{name}.norm", rows, config.epsilon)
-  rows = dense(params, f"{name}.mlp.fc2", gelu(dense(params, f"{name}.mlp.fc1", rows)))
-  return hidden + rows * tensor(params, f"{name}.gamma", width).astype(rows.dtype)
+  inner = gelu(dense(params, f"{name}.mlp.fc1", rows))
+  rows = dense(params, f"{name}.mlp.fc2", inner)
+  scale = tensor(params, f"{name}.gamma", width).astype(rows.dtype)
+  return hidden + rows * scale
 
 
-# By timm's name.
+# Towers by timm's name.
 MODELS: dict[str, Any] = {
-  **{
-    f"convnext_{size}": ConvNextConfig()
-    for size in ("tiny", "small", "base", "large", "xlarge")
-  },
+  "convnext_tiny": ConvNextConfig(),
+  "convnext_small": ConvNextConfig(),
+  "convnext_base": ConvNextConfig(),
+  "convnext_large": ConvNextConfig(),
+  "convnext_xlarge": ConvNextConfig(),
   "convnext_xxlarge": ConvNextConfig(epsilon=1e-5),
 }

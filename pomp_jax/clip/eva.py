@@ -1,13 +1,13 @@
-"""Image towers on EVA's transformer: EVA-CLIP (Sun et al., 2023), PE-Core (Bolya et
-al., 2025), SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025), as timm
-has them.
+"""Image towers on EVA's transformer, as timm has them.
 
-EVA01-g: pre-norm, absolute positions. EVA02-B and L: rotary positions, SwiGLU,
-sub-LayerNorm in attention and MLP. EVA02-E: the norms behind attention and MLP.
-PE-Core: rotary positions, a norm in front, attention pooling. SigLIP: no class token,
-attention pooling, and no projection.
+- EVA-CLIP (Sun et al., 2023). EVA01-g: pre-norm, absolute positions. EVA02-B and L:
+  rotary positions, SwiGLU, sub-LayerNorm in attention and MLP. EVA02-E: the norms behind
+  attention and MLP.
+- PE-Core (Bolya et al., 2025): rotary positions, a norm in front, attention pooling.
+- SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025): no class token,
+  attention pooling, and no projection.
 
-Shapes: as in `clip.layers`; D also the width of a head where one turns.
+Shapes: as in `clip.layers`.
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ class EvaConfig:
     grid = patches(params, "patch_embed.proj", pixels, bias=not norm_first)
     batch, side, _, width = grid.shape
     hidden = grid.reshape(batch, side * side, width)
-    n_before = 1 if "cls_token" in params else 0
-    if n_before:
+    n_before = 0
+    if "cls_token" in params:
+      n_before = 1
       first = tensor(params, "cls_token", 1, 1, width).astype(hidden.dtype)
-      hidden = jnp.concatenate(
-        [jnp.broadcast_to(first, (batch, 1, width)), hidden], axis=1
-      )
+      first = jnp.broadcast_to(first, (batch, 1, width))
+      hidden = jnp.concatenate([first, hidden], axis=1)
     positions = tensor(params, "pos_embed", 1, n_before + side * side, width)
     hidden += positions.astype(hidden.dtype)
     if norm_first:
@@ -62,16 +62,18 @@ class EvaConfig:
     turn = _rotation(self, side, width // self.num_attention_heads, n_before)
     for i in range(count(params, "blocks.")):
       hidden = _block(self, params, f"blocks.{i}", turn, hidden)
-    hidden = hidden if self.pooling_heads else hidden[:, 0]
-    hidden = layer_norm(params, "norm", hidden, self.epsilon)
-    hidden = (
-      _pooled(self, params, "attn_pool", hidden) if self.pooling_heads else hidden
-    )
-    return dense(params, "head", hidden) if self.projects else hidden
+    if self.pooling_heads:
+      hidden = layer_norm(params, "norm", hidden, self.epsilon)
+      pooled = _pooled(self, params, "attn_pool", hidden)
+    else:
+      pooled = layer_norm(params, "norm", hidden[:, 0], self.epsilon)
+    if not self.projects:
+      return pooled
+    return dense(params, "head", pooled)
 
 
 class SiglipConfig(EvaConfig):
-  """A tower of SigLIP."""
+  """A tower of SigLIP; the class alone tells it from EVA's."""
 
 
 def _pe_core(size: int, heads: int, grid: int, offset: float = 1.0) -> EvaConfig:
@@ -89,13 +91,11 @@ def _block(
   attend = functools.partial(_attention, turn=turn)
   for part, norm in ((attend, f"{name}.norm1"), (_mlp, f"{name}.norm2")):
     if config.post_norm:
-      hidden += layer_norm(
-        params, norm, part(config, params, name, hidden), config.epsilon
-      )
+      rows = part(config, params, name, hidden)
+      hidden += layer_norm(params, norm, rows, config.epsilon)
     else:
-      hidden += part(
-        config, params, name, layer_norm(params, norm, hidden, config.epsilon)
-      )
+      rows = layer_norm(params, norm, hidden, config.epsilon)
+      hidden += part(config, params, name, rows)
   return hidden
 
 
@@ -105,9 +105,8 @@ def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Arr
   latent = tensor(params, f"{name}.latent", 1, 1, width).astype(hidden.dtype)
   query = dense(params, f"{name}.q", jnp.broadcast_to(latent, (batch, 1, width)))
   key, value = jnp.split(dense(params, f"{name}.kv", hidden), 2, axis=-1)
-  pooled = dense(
-    params, f"{name}.proj", attention(config.pooling_heads, query, key, value)
-  )
+  attended = attention(config.pooling_heads, query, key, value)
+  pooled = dense(params, f"{name}.proj", attended)
   normed = layer_norm(params, f"{name}.norm", pooled, config.epsilon)
   return (pooled + _mlp(config, params, name, normed))[:, 0]
 
@@ -115,21 +114,23 @@ def _pooled(config: EvaConfig, params: Tensors, name: str, hidden: Array) -> Arr
 def _attention(
   config: EvaConfig, params: Tensors, name: str, rows: Array, turn: Any
 ) -> Array:
+  """Self-attention; `turn` rotates queries and keys by their positions, if any."""
   name = f"{name}.attn"
+  # The keys have no bias, which no softmax would see.
   if f"{name}.q_proj.weight" in params:
-    query, key, value = (
-      dense(params, f"{name}.{part}_proj", rows, bias=part != "k") for part in "qkv"
-    )
+    query = dense(params, f"{name}.q_proj", rows)
+    key = dense(params, f"{name}.k_proj", rows, bias=False)
+    value = dense(params, f"{name}.v_proj", rows)
+  elif f"{name}.q_bias" in params:
+    stacked = dense(params, f"{name}.qkv", rows, bias=False)
+    query, key, value = jnp.split(stacked, 3, axis=-1)
+    query += tensor(params, f"{name}.q_bias", query.shape[-1]).astype(query.dtype)
+    value += tensor(params, f"{name}.v_bias", value.shape[-1]).astype(value.dtype)
   else:
-    some_biased = f"{name}.q_bias" in params  # the keys have no bias
-    query, key, value = jnp.split(
-      dense(params, f"{name}.qkv", rows, not some_biased), 3, axis=-1
-    )
-    if some_biased:
-      query += tensor(params, f"{name}.q_bias", query.shape[-1]).astype(query.dtype)
-      value += tensor(params, f"{name}.v_bias", value.shape[-1]).astype(value.dtype)
+    query, key, value = jnp.split(dense(params, f"{name}.qkv", rows), 3, axis=-1)
   if turn is not None:
-    query, key = turn(query), turn(key)
+    query = turn(query)
+    key = turn(key)
   attended = attention(config.num_attention_heads, query, key, value)
   if f"{name}.norm.weight" in params:
     attended = layer_norm(params, f"{name}.norm", attended, config.epsilon)
@@ -137,11 +138,11 @@ def _attention(
 
 
 def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
+  """An MLP with GELU, or with a gate (SwiGLU), as the tensors tell."""
   name = f"{name}.mlp"
   if f"{name}.fc1_g.weight" in params:
-    inner = jax.nn.silu(dense(params, f"{name}.fc1_g", rows)) * dense(
-      params, f"{name}.fc1_x", rows
-    )
+    gate = jax.nn.silu(dense(params, f"{name}.fc1_g", rows))
+    inner = gate * dense(params, f"{name}.fc1_x", rows)
   else:
     inner = jax.nn.gelu(dense(params, f"{name}.fc1", rows), config.tanh)
   if f"{name}.norm.weight" in params:
@@ -150,39 +151,44 @@ def _mlp(config: EvaConfig, params: Tensors, name: str, rows: Array) -> Array:
 
 
 def _rotation(config: EvaConfig, side: int, head_width: int, n_before: int) -> Any:
-  """Returns the rotation of queries and keys [B,T,heads*D] by their patch's place;
-  None: none.
+  """Returns the rotation of queries and keys [B,T,D] by their patch's place, or None.
 
-  Neighbouring pairs of a head turn by the angle position / 10000^(i / (D/4)): the first
-  half of the head by one coordinate, the second by the other. Tokens before the patches
-  do not turn.
+  Neighbouring pairs of a head turn by the angle position / 10000^(i / (e/4)), with e its
+  width: the first half of the head by one coordinate, the second by the other. Tokens
+  before the patches do not turn.
+
+  Args:
+    config: grid and offset of the positions.
+    side: patches of a row, and of a column.
+    head_width: e.
+    n_before: tokens before the patches.
   """
   if not config.rope_grid:
     return None
   scale = config.rope_grid / side
   places_G = (np.arange(side, dtype=np.float32) + config.rope_offset) * scale
   rows_GxG, columns_GxG = np.meshgrid(places_G, places_G, indexing="ij")
-  first, second = (
-    (columns_GxG, rows_GxG) if config.rope_x_first else (rows_GxG, columns_GxG)
-  )
+  coordinates = [rows_GxG, columns_GxG]
+  if config.rope_x_first:
+    coordinates.reverse()
   n_bands = head_width // 4
   bands = 10000.0 ** (-np.arange(n_bands, dtype=np.float32) / n_bands)
   angles = np.concatenate(
-    [place.reshape(-1, 1) * bands for place in (first, second)], axis=1
+    [place.reshape(-1, 1) * bands for place in coordinates], axis=1
   )
   angles = np.pad(angles, ((n_before, 0), (0, 0)))
-  sin, cos = jnp.asarray(np.sin(angles)), jnp.asarray(np.cos(angles))
+  sin = jnp.asarray(np.sin(angles))
+  cos = jnp.asarray(np.cos(angles))
 
   def turn(rows: Array) -> Array:
     batch, n_tokens, width = rows.shape
-    pairs = rows.reshape(
-      batch, n_tokens, config.num_attention_heads, head_width // 2, 2
-    )
-    one, other = pairs[..., 0], pairs[..., 1]
-    sines, cosines = sin[:, None], cos[:, None]
-    turned = jnp.stack(
-      [one * cosines - other * sines, other * cosines + one * sines], axis=-1
-    )
+    n_heads = config.num_attention_heads
+    pairs = rows.reshape(batch, n_tokens, n_heads, head_width // 2, 2)
+    x = pairs[..., 0]
+    y = pairs[..., 1]
+    sines = sin[:, None]
+    cosines = cos[:, None]
+    turned = jnp.stack([x * cosines - y * sines, y * cosines + x * sines], axis=-1)
     return turned.reshape(batch, n_tokens, width).astype(rows.dtype)
 
   return turn

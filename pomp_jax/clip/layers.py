@@ -21,45 +21,84 @@ gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 def tensor(params: Tensors, name: str, *shape: int) -> Any:
-  """The tensor of a name and a shape; ValueError for another shape."""
-  found = params[name]
-  if found.shape != shape:
-    raise ValueError(f"{name}: got shape {list(found.shape)}, expected {list(shape)}")
-  return found
+  """The tensor of a name.
+
+  Args:
+    params: tensors by name.
+    name: name of the tensor.
+    *shape: shape that it must have.
+
+  Raises:
+    KeyError: no tensor has this name.
+    ValueError: it has another shape.
+  """
+  values = params[name]
+  if values.shape != shape:
+    raise ValueError(f"{name}: got shape {list(values.shape)}, expected {list(shape)}")
+  return values
 
 
 def dense(
   params: Tensors, name: str, rows: Float[Array, "... D"], bias: bool = True
 ) -> Float[Array, "... O"]:
-  """A dense layer."""
+  """A dense layer, in the type of the rows.
+
+  Args:
+    params: tensors by name, with `NAME.weight` [O,D] and `NAME.bias` [O].
+    name: name of the layer.
+    rows: input.
+    bias: whether the layer has a bias.
+  """
   kernel_OxD = params[f"{name}.weight"]
-  tensor(params, f"{name}.weight", kernel_OxD.shape[0], rows.shape[-1])
+  n_out = kernel_OxD.shape[0]
+  tensor(params, f"{name}.weight", n_out, rows.shape[-1])
   out = rows @ kernel_OxD.T.astype(rows.dtype)
   if bias:
-    out += tensor(params, f"{name}.bias", kernel_OxD.shape[0]).astype(rows.dtype)
+    out += tensor(params, f"{name}.bias", n_out).astype(rows.dtype)
   return out
 
 
 def layer_norm(
   params: Tensors, name: str, rows: Float[Array, "... D"], epsilon: float
 ) -> Float[Array, "... D"]:
-  """Layer norm in float32, its result in the type of the rows."""
-  scale, bias = (
-    tensor(params, f"{name}.{kind}", rows.shape[-1]) for kind in ("weight", "bias")
-  )
-  return packed.layer_norm(epsilon, rows.dtype, rows.astype(jnp.float32), scale, bias)
+  """Layer norm in float32, its result in the type of the rows.
+
+  Args:
+    params: tensors by name, with `NAME.weight` and `NAME.bias` [D].
+    name: name of the layer.
+    rows: input.
+    epsilon: number added to the variance.
+  """
+  width = rows.shape[-1]
+  scale_D = tensor(params, f"{name}.weight", width)
+  bias_D = tensor(params, f"{name}.bias", width)
+  exact = rows.astype(jnp.float32)
+  return packed.layer_norm(epsilon, rows.dtype, exact, scale_D, bias_D)
 
 
 def patches(
   params: Tensors, name: str, pixels_BxHxWxC: Float[Array, "B H W C"], bias: bool = True
 ) -> Float[Array, "B H1 W1 D"]:
-  """Embeds the patches of images, by a convolution whose stride is its size:
-  [B,H/P,W/P,D]."""
+  """Embeds the patches of images, by a convolution whose stride is its size.
+
+  Args:
+    params: tensors by name, with `NAME.weight` [D,C,P,P] and `NAME.bias` [D].
+    name: name of the layer.
+    pixels_BxHxWxC: images or features on a grid.
+    bias: whether the layer has a bias.
+
+  Returns:
+    Embeddings [B,H/P,W/P,D].
+  """
   shape = params[f"{name}.weight"].shape
-  width, side = shape[0], shape[-1]
-  kernel = tensor(params, f"{name}.weight", width, pixels_BxHxWxC.shape[-1], side, side)
+  width = shape[0]
+  side = shape[-1]
+  channels = pixels_BxHxWxC.shape[-1]
+  kernel = tensor(params, f"{name}.weight", width, channels, side, side)
   out = convolution(pixels_BxHxWxC, kernel, (side, side), "VALID")
-  return out + tensor(params, f"{name}.bias", width).astype(out.dtype) if bias else out
+  if bias:
+    out = out + tensor(params, f"{name}.bias", width).astype(out.dtype)
+  return out
 
 
 def convolution(
@@ -69,7 +108,15 @@ def convolution(
   padding: str,
   n_groups: int = 1,
 ) -> Array:
-  """A convolution by a kernel as torch stores it, [O, C / groups, P, P]."""
+  """A convolution by a kernel as torch stores it.
+
+  Args:
+    x_BxHxWxC: images or features on a grid.
+    kernel: [O, C / groups, P, P].
+    strides: steps between results, down and to the right.
+    padding: "VALID" or "SAME".
+    n_groups: groups of channels that are convolved apart.
+  """
   return jax.lax.conv_general_dilated(
     x_BxHxWxC,
     kernel.astype(x_BxHxWxC.dtype),
@@ -81,9 +128,12 @@ def convolution(
 
 
 def count(params: Tensors, prefix: str) -> int:
-  """Number of layers whose tensors' names start with a prefix and a number, from 0
-  on."""
-  numbers = {
-    name[len(prefix) :].split(".")[0] for name in params if name.startswith(prefix)
-  }
-  return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
+  """Number of layers whose tensors' names start with a prefix and a number from 0 on."""
+  numbers = set()
+  for name in params:
+    if name.startswith(prefix):
+      numbers.add(name.removeprefix(prefix).split(".")[0])
+  n_layers = 0
+  while str(n_layers) in numbers:
+    n_layers += 1
+  return n_layers

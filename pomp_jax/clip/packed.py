@@ -37,10 +37,10 @@ REMAT = ("none", "layers", "chunks")
 
 
 class MemoryPlan(NamedTuple):
-  """Parts that the rows are computed in, one after the other, and one of REMAT."""
+  """How the rows of a step share the memory of its backward pass."""
 
-  n_chunks: int = 1
-  remat: str = "none"
+  n_chunks: int = 1  # parts that are computed one after the other
+  remat: str = "none"  # one of REMAT
 
 
 AT_ONCE = MemoryPlan()  # the fastest
@@ -60,19 +60,22 @@ def shared_text_tower(
   memory: MemoryPlan = AT_ONCE,
   block: int | None = None,
 ) -> Callable[..., Float[Array, "C E"]]:
-  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that
-  is kept.
+  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every kept row.
 
-  The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1]
-  replaces the prefix's last M tokens before layer j, for j = 1..J-1.
+  The optional argument `deep` [J-1,M,D] of the tower is MaPLe's (Khattak et al., 2023):
+  deep[j-1] replaces the prefix's last M tokens before layer j, for j = 1..J-1.
 
-  `dtype` is the compute type of the dense layers and of attention, see
-  `clip.precision`; layer norm, softmax and the sum of the layers stay float32.
-  `token_budget` is T, the most own tokens of all rows; C * L if None. Features of rows
-  beyond it (see `kept_rows`) are 1, without gradient. `block` is the W of
-  `clip.blocks.block_width`; None packs all tokens into one row.
+  Args:
+    config: HuggingFace's CLIPTextConfig, or an object with its fields.
+    dtype: compute type of the dense layers and of attention, see `clip.precision`; layer
+      norm, softmax and the sum of the layers stay float32.
+    token_budget: T, the most own tokens of all rows; C * L if None. Features of rows
+      beyond it, see `kept_rows`, are 1, without gradient.
+    memory: chunks and rematerialisation.
+    block: W of `clip.blocks.block_width`; None packs all tokens into one row.
 
-  ValueError: in a call, a prompt that does not fit.
+  Raises:
+    ValueError: in a call of the tower, a prompt that does not fit its positions.
   """
   dtype, products = precision_of(dtype)
 
@@ -80,12 +83,13 @@ def shared_text_tower(
     params: Any, prefix_PxD: Any, suffix_CxLxD: Any, lengths_C: Array, deep: Any = None
   ) -> Array:
     n_classes, n_suffix, _ = suffix_CxLxD.shape
-    if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
+    n_prefix = prefix_PxD.shape[0]
+    if n_prefix + n_suffix > config.max_position_embeddings:
       raise ValueError(
-        f"prompt of {prefix_PxD.shape[0]} + {n_suffix} tokens: expected at most"
+        f"prompt of {n_prefix} + {n_suffix} tokens: expected at most"
         f" {config.max_position_embeddings}, the text tower's positions"
       )
-    capacity = None if block is None else block - prefix_PxD.shape[0]
+    capacity = None if block is None else block - n_prefix
     longest = math.ceil(taken_of(np.array([n_suffix], np.int32), capacity)[0])
     budget = n_classes * longest if token_budget is None else token_budget
     kept_C = kept_rows(lengths_C, budget, capacity)
@@ -110,10 +114,13 @@ def shared_text_tower(
 def kept_rows(
   lengths_C: Int32[Array, " C"], token_budget: int, capacity: int | None = None
 ) -> Bool[Array, " C"]:
-  """The rows that a tower with budget T computes: those from the first on that fit.
+  """The rows that a tower with a budget computes: those from the first on that fit.
 
-  In blocks with room for `capacity` own tokens a row takes its share of one, see
-  `taken_of`.
+  Args:
+    lengths_C: own tokens of the rows.
+    token_budget: T.
+    capacity: own tokens of a block, of which a row takes its share, see `taken_of`; None
+      without blocks.
   """
   if capacity is None:
     return jnp.cumsum(lengths_C) <= token_budget
@@ -123,10 +130,9 @@ def kept_rows(
 def taken_of(
   lengths_N: Int32[np.ndarray, " N"], capacity: int | None = None
 ) -> Float[np.ndarray, " N"]:
-  """Tokens that rows take of a budget: their own, or their shares of blocks of this
-  capacity.
+  """Tokens that rows take of a budget; the sums of any number of rows are exact.
 
-  The sums of any number of rows are exact.
+  These are their own tokens, or their shares of blocks of this capacity.
   """
   if capacity is None:
     return lengths_N.astype(np.float64)
@@ -143,17 +149,27 @@ def token_budget(
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance n
   s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations.
-  `n_given` arbitrary rows before them (the positives) count as further draws, but
-  always fit, even if all are of the longest class. T is a multiple of 16, at most the
-  tokens of the longest names. In blocks of this capacity all tokens are those that rows
-  take, see `taken_of`.
+
+  Args:
+    lengths_N: own tokens of all classes.
+    n_drawn: n, the rows that are drawn.
+    n_given: arbitrary rows before them, the positives. They count as further draws, but
+      always fit, even if all are of the longest class.
+    capacity: own tokens of a block, in which tokens are those that rows take, see
+      `taken_of`; None without blocks.
+
+  Returns:
+    A multiple of 16, at most the tokens of the longest names.
   """
   taken_N = taken_of(lengths_N, capacity)
-  n, longest = taken_N.size, taken_N.max()
-  variance = taken_N.var() * (n_drawn * (n - n_drawn) / max(n - 1, 1) + n_given)
+  n_classes = taken_N.size
+  longest = taken_N.max()
+  # The variance of a draw without replacement, and of independent positives.
+  n_independent = n_drawn * (n_classes - n_drawn) / max(n_classes - 1, 1) + n_given
+  variance = taken_N.var() * n_independent
   expected = taken_N.mean() * (n_drawn + n_given) + 4.0 * math.sqrt(variance)
   # No draw without replacement holds more than the n_drawn longest names.
-  most = np.sort(taken_N)[n - n_drawn :].sum() + n_given * longest
+  most = np.sort(taken_N)[n_classes - n_drawn :].sum() + n_given * longest
   budget = min(max(expected, n_given * longest), most)
   return 16 * math.ceil(budget / 16)
 
@@ -172,6 +188,7 @@ class _Packing(NamedTuple):
 
 
 def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
+  """Numbers the own tokens of all classes one after the other, up to the budget."""
   n_classes = lengths_C.shape[0]
   ends_C = jnp.cumsum(lengths_C)
   starts_C = ends_C - lengths_C
@@ -197,20 +214,30 @@ def _pack(lengths_C: Array, n_suffix: int, budget: int) -> _Packing:
 
 @jax.custom_vjp
 def _select(rows_IxD: Any, index_O: Array, inverse_I: Array) -> Array:
-  """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial
-  map.
+  """rows[index], zero where the index is -1.
 
-  The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on
+  `inverse_I` is the inverse of the partial map, which the backward pass needs: the
+  transpose of a gather is a scatter, which is slow on CPUs and not deterministic on
   GPUs. That of a partial permutation is another gather.
   """
   del inverse_I
   return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
 
 
-_select.defvjp(
-  lambda rows_IxD, *indices: (_select(rows_IxD, *indices), indices),
-  lambda indices, gradient_OxD: (_select(gradient_OxD, *reversed(indices)), None, None),
-)
+def _select_forward(
+  rows_IxD: Any, index_O: Array, inverse_I: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  return _select(rows_IxD, index_O, inverse_I), (index_O, inverse_I)
+
+
+def _select_backward(
+  indices: tuple[Array, Array], gradient_OxD: Array
+) -> tuple[Array, None, None]:
+  index_O, inverse_I = indices
+  return _select(gradient_OxD, inverse_I, index_O), None, None
+
+
+_select.defvjp(_select_forward, _select_backward)
 
 
 class Tower(NamedTuple):
@@ -231,8 +258,10 @@ def _packed_features(
   suffix_CxLxD: Any,
   lengths_C: Array,
 ) -> Float[Array, "C E"]:
-  """Features of all rows in one packed pass; undefined but finite for rows of length
-  0."""
+  """Features of all rows in one packed pass.
+
+  They are undefined but finite for rows of length 0.
+  """
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]
   # A token attends to at most L - 1 tokens before it: in its own block of W and the one
@@ -242,8 +271,7 @@ def _packed_features(
   packing = _pack(lengths_C, n_suffix, budget)
   masks = masks_of(packing.row_T, window)
 
-  config, model = tower.config, tower.params["text_model"]
-  positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
+  positions_SxD = _positions(tower)
   suffix_TxD = _select(
     suffix_CxLxD.reshape(n_classes * n_suffix, width),
     packing.source_T,
@@ -257,16 +285,22 @@ def _packed_features(
     return _select(rows_RxD[n_prefix:], packing.eot_C, packing.eot_T)
 
   def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
-    n_heads = config.num_attention_heads
+    n_heads = tower.config.num_attention_heads
     return packed_attention(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)
 
-  def deepened(i: int, hidden_RxD: Array) -> Array:
+  def with_deep_tokens(i: int, hidden_RxD: Array) -> Array:
     if deep is None or not 0 < i <= deep.shape[0]:
       return hidden_RxD
     before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
     return jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
 
-  return encoded(tower, hidden_RxD, attend, select_eot, deepened)
+  return encoded(tower, hidden_RxD, attend, select_eot, with_deep_tokens)
+
+
+def _positions(tower: Tower) -> Array:
+  """Embeddings of the text tower's positions [S,D]."""
+  embeddings = tower.params["text_model"]["embeddings"]
+  return jnp.asarray(embeddings["position_embedding"]["embedding"])
 
 
 def _block_features(
@@ -284,44 +318,40 @@ def _block_features(
   number = n_blocks(budget, width - n_prefix, n_suffix)
   packing = pack_blocks(lengths_C, n_suffix, n_prefix, width, number)
 
-  config, model = tower.config, tower.params["text_model"]
-  positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
+  positions_SxD = _positions(tower)
   suffix_RxD = _select(
     suffix_CxLxD.reshape(n_classes * n_suffix, n_features),
     packing.source_R,
     packing.target_CL,
   )
   suffix_RxD = suffix_RxD + positions_SxD[n_prefix + packing.position_R]
-  place_W = np.arange(width)[:, None]
+  place_Wx1 = np.arange(width)[:, None]
 
   def with_prefix(rows_RxD: Array, prefix_MxD: Array) -> Array:
-    """Every block's last rows of the prefix replaced."""
+    """Replaces the last M rows of every block's prefix."""
     n_before = n_prefix - prefix_MxD.shape[0]
     prefix_WxD = jnp.pad(prefix_MxD, ((n_before, width - n_prefix), (0, 0)))
-    replaced_Wx1 = (place_W >= n_before) & (place_W < n_prefix)
+    is_replaced_Wx1 = (place_Wx1 >= n_before) & (place_Wx1 < n_prefix)
     rows_GxWxD = rows_RxD.reshape(number, width, n_features)
-    return jnp.where(replaced_Wx1, prefix_WxD, rows_GxWxD).reshape(
-      number * width, n_features
-    )
+    replaced_GxWxD = jnp.where(is_replaced_Wx1, prefix_WxD, rows_GxWxD)
+    return replaced_GxWxD.reshape(number * width, n_features)
 
-  hidden_RxD = with_prefix(suffix_RxD, prefix_PxD + positions_SxD[:n_prefix]).astype(
-    jnp.float32
-  )
+  hidden_RxD = with_prefix(suffix_RxD, prefix_PxD + positions_SxD[:n_prefix])
+  hidden_RxD = hidden_RxD.astype(jnp.float32)
 
   def select_eot(rows_RxD: Array) -> Array:
     return _select(rows_RxD, packing.eot_C, packing.eot_R)
 
   def attend(query_RxD: Array, key_RxD: Array, value_RxD: Array) -> Array:
-    return block_attention(
-      config.num_attention_heads, query_RxD, key_RxD, value_RxD, packing.mask
-    )
+    n_heads = tower.config.num_attention_heads
+    return block_attention(n_heads, query_RxD, key_RxD, value_RxD, packing.mask)
 
-  def deepened(i: int, hidden_RxD: Array) -> Array:
+  def with_deep_tokens(i: int, hidden_RxD: Array) -> Array:
     if deep is None or not 0 < i <= deep.shape[0]:
       return hidden_RxD
     return with_prefix(hidden_RxD, deep[i - 1])
 
-  return encoded(tower, hidden_RxD, attend, select_eot, deepened)
+  return encoded(tower, hidden_RxD, attend, select_eot, with_deep_tokens)
 
 
 def encoded(
@@ -331,17 +361,20 @@ def encoded(
   select_last: Callable,
   enter: Callable[[int, Array], Array] = lambda i, hidden_RxD: hidden_RxD,
 ) -> Float[Array, "C E"]:
-  """Features by all layers of a text tower, of the rows that `select_last` picks.
+  """Computes features by all layers of a text tower.
 
-  `attend` is that of `layer`; `enter` maps the number of a layer and its input to
-  another input.
+  Args:
+    tower: sizes and parameters.
+    hidden_RxD: embeddings of the tokens with their positions.
+    attend: attention, see `layer`.
+    select_last: function from [R,D] to the rows [C,D] whose features are read.
+    enter: function from the number of a layer and its input to another input.
   """
-  config, model = tower.config, tower.params["text_model"]
-  for i in range(config.num_hidden_layers):
+  model = tower.params["text_model"]
+  n_layers = tower.config.num_hidden_layers
+  for i in range(n_layers):
     # Only some tokens of the last layer's output are read.
-    select = (
-      select_last if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
-    )
+    select = select_last if i == n_layers - 1 else lambda rows_RxD: rows_RxD
     weights = model["encoder"]["layers"][str(i)]
     compute: Callable = functools.partial(
       layer, tower, weights, attend=attend, select=select
@@ -349,8 +382,8 @@ def encoded(
     if tower.remat == "layers":
       compute = jax.checkpoint(compute)
     hidden_RxD = compute(enter(i, hidden_RxD))
-  norm, projection = model["final_layer_norm"], tower.params["text_projection"]
-  read_CxD = _normed(tower, norm, hidden_RxD)
+  read_CxD = _normed(tower, model["final_layer_norm"], hidden_RxD)
+  projection = tower.params["text_projection"]
   features_CxE = read_CxD @ projection["kernel"].astype(tower.dtype)
   if "bias" in projection:
     features_CxE += projection["bias"]
@@ -364,6 +397,12 @@ def in_chunks(
 
   Rows are dealt out from the longest on, so the tokens of two chunks differ by at most
   one row's.
+
+  Args:
+    compute: function from suffixes and lengths of some rows to their features.
+    memory: number of chunks, and rematerialisation.
+    suffix_CxLxD: embeddings of the rows' own tokens.
+    lengths_C: own tokens of each row.
   """
   n_chunks = memory.n_chunks
   if n_chunks == 1:
@@ -372,25 +411,27 @@ def in_chunks(
   n_rows = math.ceil(n_classes / n_chunks)
   order_C = jnp.argsort(-lengths_C).astype(jnp.int32)
   rank_C = jnp.argsort(order_C).astype(jnp.int32)
-  padding = n_rows * n_chunks - n_classes
+  n_padding = n_rows * n_chunks - n_classes
   # Chunk i takes ranks i, i + n_chunks, ..
-  row_of_slot = jnp.pad(order_C, (0, padding), constant_values=-1)
+  row_of_slot = jnp.pad(order_C, (0, n_padding), constant_values=-1)
   row_of_slot = row_of_slot.reshape(n_rows, n_chunks).T.reshape(-1)
   slot_of_row = (rank_C % n_chunks) * n_rows + rank_C // n_chunks
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
 
-  shape = n_chunks, n_rows, n_suffix, width
-  inputs = suffixes.reshape(shape), lengths.reshape(shape[:2])
-  features = _one_after_the_other(compute, memory, inputs)
+  suffixes = suffixes.reshape(n_chunks, n_rows, n_suffix, width)
+  lengths = lengths.reshape(n_chunks, n_rows)
+  features = _one_after_the_other(compute, memory, (suffixes, lengths))
   return _select(features, slot_of_row, row_of_slot)
 
 
 def in_equal_chunks(
   compute: Callable, memory: MemoryPlan, suffix_CxLxD: Any, lengths_C: Array
 ) -> Float[Array, "C E"]:
-  """Computes rows of one length in chunks, in their order, which copies no
-  embedding."""
+  """Computes rows of one length in chunks, in their order, which copies no embedding.
+
+  Args: see `in_chunks`.
+  """
   if memory.n_chunks == 1:
     return compute(suffix_CxLxD, lengths_C)
   n_classes = len(lengths_C)
@@ -399,10 +440,11 @@ def in_equal_chunks(
   n_chunks = math.ceil(n_classes / n_rows)
 
   def cut(rows: Array) -> Array:
-    padding = [(0, n_rows * n_chunks - n_classes)] + [(0, 0)] * (rows.ndim - 1)
+    no_padding = [(0, 0)] * (rows.ndim - 1)
+    padding = [(0, n_rows * n_chunks - n_classes), *no_padding]
     return jnp.pad(rows, padding).reshape(n_chunks, n_rows, *rows.shape[1:])
 
-  inputs = cut(suffix_CxLxD), cut(lengths_C)
+  inputs = (cut(suffix_CxLxD), cut(lengths_C))
   return _one_after_the_other(compute, memory, inputs)[:n_classes]
 
 
@@ -421,36 +463,43 @@ def _one_after_the_other(
 
 
 def _project(weights: Any, rows: Array) -> Array:
+  """A dense layer without its bias, in the type of the rows."""
   return rows @ weights["kernel"].astype(rows.dtype)
 
 
 def layer(
   tower: Tower, weights: Any, hidden_RxD: Array, attend: Callable, select: Callable
 ) -> Float[Array, "R D"]:
-  """One layer of a frozen text tower, with few residuals.
+  """Computes one layer of a frozen text tower, with few residuals.
 
-  `attend` maps scaled queries, keys and values to [R,D]; `select` picks the rows that
-  are read.
+  Args:
+    tower: sizes and compute type.
+    weights: parameters of the layer.
+    hidden_RxD: input, float32.
+    attend: function from scaled queries, keys and values [R,D] to what attention gives.
+    select: function from [R,D] to the rows that are read; only these get an MLP.
   """
-  config, dtype = tower.config, tower.dtype
-  attention, mlp = weights["self_attn"], weights["mlp"]
+  attention = weights["self_attn"]
+  mlp = weights["mlp"]
   normed_RxD = _normed(tower, weights["layer_norm1"], hidden_RxD)
-  scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
+  head_width = hidden_RxD.shape[1] // tower.config.num_attention_heads
 
   def projected(name: str) -> Array:
-    return _project(attention[name], normed_RxD) + attention[name]["bias"].astype(dtype)
+    bias_D = attention[name]["bias"].astype(tower.dtype)
+    return _project(attention[name], normed_RxD) + bias_D
 
-  query_RxD = projected("q_proj") * scale
-  key_RxD, value_RxD = projected("k_proj"), projected("v_proj")
+  query_RxD = projected("q_proj") * head_width**-0.5
+  key_RxD = projected("k_proj")
+  value_RxD = projected("v_proj")
   attended_RxD = attend(query_RxD, key_RxD, value_RxD)
-  hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
-  hidden_RxD += (
-    _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
-  )
+  hidden_RxD = select(hidden_RxD)
+  attended_RxD = select(attended_RxD)
+  out = attention["out_proj"]
+  hidden_RxD += _project(out, attended_RxD) + out["bias"]
+
   normed_RxD = _normed(tower, weights["layer_norm2"], hidden_RxD)
-  inner_RxF = _activation(
-    config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"]
-  )
+  inner_RxF = _project(mlp["fc1"], normed_RxD)
+  inner_RxF = _activation(tower.config.hidden_act, inner_RxF, mlp["fc1"]["bias"])
   return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
 
 
@@ -479,8 +528,15 @@ def _normed(tower: Tower, weights: Any, rows_RxD: Array) -> Array:
 def layer_norm(
   epsilon: float, dtype: Any, rows_RxD: Array, scale: Any, bias: Any
 ) -> Array:
-  """Layer norm in float32, its result in the compute type, with the rows as
-  residual."""
+  """Layer norm in float32, with the rows as residual.
+
+  Args:
+    epsilon: number added to the variance.
+    dtype: type of the result.
+    rows_RxD: input, float32.
+    scale: factors [D].
+    bias: summands [D].
+  """
   return _layer_norm(_Norm(epsilon, dtype), rows_RxD, scale, bias)
 
 
@@ -525,11 +581,10 @@ def _layer_norm_backward(
   scaled_RxD = gradient_RxD * scale
   along_Rx1 = jnp.mean(scaled_RxD * normed_RxD, axis=-1, keepdims=True)
   centred_RxD = scaled_RxD - jnp.mean(scaled_RxD, axis=-1, keepdims=True)
-  return (
-    inverse_Rx1 * (centred_RxD - normed_RxD * along_Rx1),
-    jnp.sum(gradient_RxD * normed_RxD, axis=0),
-    jnp.sum(gradient_RxD, axis=0),
-  )
+  d_rows_RxD = inverse_Rx1 * (centred_RxD - normed_RxD * along_Rx1)
+  d_scale_D = jnp.sum(gradient_RxD * normed_RxD, axis=0)
+  d_bias_D = jnp.sum(gradient_RxD, axis=0)
+  return d_rows_RxD, d_scale_D, d_bias_D
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -26,59 +26,72 @@ def image_tower(
 
   The images, values 0..255 of any type, are already resized and cropped. Channel
   statistics are applied on the device, so that bytes and not floats are transferred.
-  `dtype` is the compute type of the layers, see `clip.precision`; parameters stay
-  float32. Chunks, see `in_chunks`, are rematerialised in the backward pass if `remat`.
   A ViT takes learned tokens too, see `clip.vit`.
+
+  Args:
+    clip: a loaded CLIP.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
+    chunk: images that are computed at once, see `in_chunks`; 0 for all.
+    remat: whether the backward pass rematerialises each chunk.
   """
   dtype, products = precision_of(dtype)
   config = clip.config.vision_config
 
   def features(params: Any, images_BxHxWx3: Any, *tokens: Any) -> Array:
-    pixels, own = normalized(clip, images_BxHxWx3), params.get("vision_model", {})
+    pixels = normalized(clip, images_BxHxWx3)
+    tower_params = params.get("vision_model", {})
     if isinstance(config, ImageTowerConfig):
-      return config.features(own, pixels.astype(dtype)).astype(jnp.float32)
+      pixels = pixels.astype(dtype)
+      return config.features(tower_params, pixels).astype(jnp.float32)
     if isinstance(config, ResNetConfig):
-      found: Any = ModifiedResNet(config, dtype).apply({"params": own}, pixels)
-      return found.astype(jnp.float32)
-    return project(params, VisionTransformer(config, dtype)(own, pixels, *tokens)[:, 0])
+      resnet = ModifiedResNet(config, dtype)
+      features_BxE: Any = resnet.apply({"params": tower_params}, pixels)
+      return features_BxE.astype(jnp.float32)
+    tokens_BxTxD = VisionTransformer(config, dtype)(tower_params, pixels, *tokens)
+    return project(params, tokens_BxTxD[:, 0])
 
-  precise = jax.default_matmul_precision(products)(features)
-  return in_chunks(jax.checkpoint(precise) if remat else precise, chunk)
+  tower = jax.default_matmul_precision(products)(features)
+  if remat:
+    tower = jax.checkpoint(tower)
+  return in_chunks(tower, chunk)
 
 
 def normalized(
   clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]
 ) -> Float[Array, "B H W 3"]:
-  """Values 0..255 to the tower's input, by the CLIP's channel statistics."""
-  mean, std = jnp.array(clip.mean), jnp.array(clip.std)
+  """Scales values 0..255 to the tower's input, by the CLIP's channel statistics."""
+  mean = jnp.array(clip.mean)
+  std = jnp.array(clip.std)
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
 
 
 def project(params: Params, tokens: Float[Array, "... D"]) -> Float[Array, "... E"]:
-  """A ViT's output tokens to features, float32."""
+  """Projects a ViT's output tokens to features, float32."""
   kernel_DxE = params["visual_projection"]["kernel"].astype(tokens.dtype)
   return (tokens @ kernel_DxE).astype(jnp.float32)
 
 
 def in_chunks(tower: Callable, chunk: int) -> Callable:
-  """Wraps `(params, images, *others) -> features [B,..]` to compute at most `chunk`
-  images at once.
+  """Wraps `(params, images, *others) -> features [B,..]` to save memory.
 
-  More are computed in chunks of nearly equal size, one after the other; 0 for all at
-  once.
+  More than `chunk` images are computed in chunks of nearly equal size, one after the
+  other; all at once if it is 0.
   """
+  if not chunk:
+    return tower
 
   def features(params: Any, images_BxHxWx3: Any, *others: Any) -> Any:
-    n_images = images_BxHxWx3.shape[0]
+    n_images, *shape = images_BxHxWx3.shape
     n_chunks = -(-n_images // chunk)
     if n_chunks <= 1:
       return tower(params, images_BxHxWx3, *others)
     size = -(-n_images // n_chunks)
-    padding = ((0, n_chunks * size - n_images), (0, 0), (0, 0), (0, 0))
-    chunks = jnp.pad(images_BxHxWx3, padding).reshape(
-      n_chunks, size, *images_BxHxWx3.shape[1:]
-    )
-    found = jax.lax.map(lambda images: tower(params, images, *others), chunks)
-    return found.reshape(n_chunks * size, *found.shape[2:])[:n_images]
+    n_padding = n_chunks * size - n_images
+    padded = jnp.pad(images_BxHxWx3, ((0, n_padding), (0, 0), (0, 0), (0, 0)))
+    chunks = padded.reshape(n_chunks, size, *shape)
+    features_of_chunk = lambda images: tower(params, images, *others)
+    features_of_chunks = jax.lax.map(features_of_chunk, chunks)
+    flat = features_of_chunks.reshape(n_chunks * size, *features_of_chunks.shape[2:])
+    return flat[:n_images]
 
-  return features if chunk else tower
+  return features

@@ -1,11 +1,10 @@
-"""CLIP's ViT on FlaxCLIP's parameter tree (Radford et al., 2021), with learned tokens
-or without.
+"""CLIP's ViT on FlaxCLIP's parameter tree (Radford et al., 2021).
 
-Pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021); a norm
-in front.
+Pre-norm transformer over a class token and patches (Dosovitskiy et al., 2021), with a
+norm in front, and with learned tokens or without.
 
 Shapes: B images of H by W pixels, h by w patches, T tokens (class, patches, learned), D
-width, J layers with learned tokens of their own, V of these in each.
+width, J layers with learned tokens of their own, V of these in each, n heads of width e.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +19,7 @@ from pomp_jax.clip.packed import ACTIVATIONS
 
 
 class Last(NamedTuple):
-  """How the last layer is computed; by default CLIP's own, and for the class token
-  alone."""
+  """How the last layer is computed; by default as CLIP does, for the class token alone."""
 
   n_read: int | None = 1  # tokens from the first on that are computed; None for all
   # Factors of the attention's scores, of q(uery) and k(ey): the softmax of each pair,
@@ -32,8 +30,10 @@ class Last(NamedTuple):
 
 
 class VisionTransformer(NamedTuple):
-  """The tower: normalised pixels to tokens; parameters stay float32 for any compute
-  type."""
+  """The tower: normalised pixels to tokens.
+
+  Parameters stay float32 for any compute type.
+  """
 
   config: Any  # HuggingFace's CLIPVisionConfig, or an object with its fields
   dtype: DTypeLike = jnp.float32
@@ -47,27 +47,39 @@ class VisionTransformer(NamedTuple):
   ) -> Float[Array, "B t D"]:
     """The output tokens that `last` reads, in the compute type.
 
-    The parameters have a position for each patch of the images. Learned tokens have
-    none: the first enter before the first norm, and layer j replaces those of the layer
-    before by its own.
+    Args:
+      params: the tower's parameters, with a position for each patch of the images.
+      pixels_BxHxWx3: normalised images.
+      learned_JxVxD: tokens of the first J layers, without positions. The first enter
+        before the first norm, and layer j replaces those of the layer before by its own.
     """
     hidden = self._embedded(params["embeddings"], pixels_BxHxWx3)
-    n_own, n_layers = hidden.shape[1], self.config.num_hidden_layers
+    n_image_tokens = hidden.shape[1]
+    n_learned = 0
     if learned_JxVxD is not None:
-      hidden = _with_tokens(hidden, n_own, learned_JxVxD[0])
+      n_learned = len(learned_JxVxD)
+      hidden = _with_tokens(hidden, n_image_tokens, learned_JxVxD[0])
     hidden = self._norm(params["pre_layrnorm"], hidden)
+    n_layers = self.config.num_hidden_layers
     for j in range(n_layers):
-      if learned_JxVxD is not None and 0 < j < len(learned_JxVxD):
-        hidden = _with_tokens(hidden, n_own, learned_JxVxD[j])
-      how = self.last if j == n_layers - 1 else Last(n_read=None)
+      if learned_JxVxD is not None and 0 < j < n_learned:
+        hidden = _with_tokens(hidden, n_image_tokens, learned_JxVxD[j])
+      is_last = j == n_layers - 1
+      how = self.last if is_last else Last(n_read=None)
       hidden = self._layer(params["encoder"]["layers"][str(j)], hidden, how)
     return self._norm(params["post_layernorm"], hidden)
 
   def _embedded(self, params: Any, pixels_BxHxWx3: Array) -> Array:
     """Class token and patches with their positions [B,T,D]."""
-    width, patch = self.config.hidden_size, (self.config.patch_size,) * 2
+    width = self.config.hidden_size
+    patch = (self.config.patch_size, self.config.patch_size)
     convolution = nn.Conv(
-      width, patch, patch, "VALID", use_bias=False, dtype=self.dtype
+      width,
+      kernel_size=patch,
+      strides=patch,
+      padding="VALID",
+      use_bias=False,
+      dtype=self.dtype,
     )
     patches_BxhxwxD: Any = convolution.apply(
       {"params": params["patch_embedding"]}, pixels_BxHxWx3
@@ -80,52 +92,66 @@ class VisionTransformer(NamedTuple):
 
   def _layer(self, params: Any, hidden: Array, how: Last) -> Array:
     """Attention and an MLP, each after a norm."""
-    attended = self._attention(
-      params["self_attn"], self._norm(params["layer_norm1"], hidden), how
-    )
+    normed = self._norm(params["layer_norm1"], hidden)
+    attended = self._attention(params["self_attn"], normed, how)
     if not how.whole_layer:
       return attended
-    hidden, mlp = hidden[:, : how.n_read] + attended, params["mlp"]
+    hidden = hidden[:, : how.n_read] + attended
+    mlp = params["mlp"]
     inner = self._dense(mlp["fc1"], self._norm(params["layer_norm2"], hidden))
-    return hidden + self._dense(mlp["fc2"], ACTIVATIONS[self.config.hidden_act](inner))
+    activation = ACTIVATIONS[self.config.hidden_act]
+    return hidden + self._dense(mlp["fc2"], activation(inner))
 
   def _attention(self, params: Any, x_BxTxD: Array, how: Last) -> Any:
     """Multi-head attention; `n_read` only for the pair qk."""
+    n_heads = self.config.num_attention_heads
+    width = x_BxTxD.shape[-1]
+    heads = (n_heads, width // n_heads)
 
-    # The kernels are cut into heads, not the results of the products, which a TPU would
-    # copy.
-    n_heads, width = self.config.num_attention_heads, x_BxTxD.shape[-1]
-    shape = (n_heads, width // n_heads)
-
-    def heads(name: str) -> Any:
+    def projected(name: str) -> Any:
+      # The kernels are cut into heads, not the results of the products, which a TPU
+      # would copy.
+      cut = {
+        key: leaf.reshape(*leaf.shape[:-1], *heads)
+        for key, leaf in params[f"{name}_proj"].items()
+      }
+      # Queries are computed of the tokens that are read, keys and values of all.
       rows = x_BxTxD[:, : how.n_read] if name == "q" else x_BxTxD
-      own = params[f"{name}_proj"]
-      cut = {key: leaf.reshape(*leaf.shape[:-1], *shape) for key, leaf in own.items()}
-      return nn.DenseGeneral(shape, dtype=self.dtype).apply({"params": cut}, rows)
+      dense = nn.DenseGeneral(heads, dtype=self.dtype)
+      return dense.apply({"params": cut}, rows)
 
-    of = {name: heads(name) for name in sorted({"v", *"".join(how.pairs)})}
-    attended_BxTxnxe = of["v"]
+    needed = sorted({"v", *"".join(how.pairs)})
+    rows_of = {name: projected(name) for name in needed}
+    value_BxTxnxe = rows_of["v"]
+    attended_BxTxnxe = value_BxTxnxe
     if how.pairs:
       attended_BxTxnxe = sum(
-        nn.dot_product_attention(of[pair[0]], of[pair[1]], of["v"], how.bias)
+        nn.dot_product_attention(
+          rows_of[pair[0]], rows_of[pair[1]], value_BxTxnxe, how.bias
+        )
         for pair in how.pairs
       )
-    kernel_DxD, bias_D = params["out_proj"]["kernel"], params["out_proj"]["bias"]
-    own = {"kernel": kernel_DxD.reshape(*shape, width), "bias": bias_D}
+    kernel_DxD = params["out_proj"]["kernel"]
+    out_params = {
+      "kernel": kernel_DxD.reshape(*heads, width),
+      "bias": params["out_proj"]["bias"],
+    }
     dense = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype)
-    return dense.apply({"params": own}, attended_BxTxnxe)
+    return dense.apply({"params": out_params}, attended_BxTxnxe)
 
   def _norm(self, params: Any, x: Array) -> Any:
     norm = nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype)
     return norm.apply({"params": params}, x)
 
   def _dense(self, params: Any, x: Array) -> Any:
-    return nn.Dense(len(params["bias"]), dtype=self.dtype).apply({"params": params}, x)
+    dense = nn.Dense(len(params["bias"]), dtype=self.dtype)
+    return dense.apply({"params": params}, x)
 
 
-def _with_tokens(hidden_BxTxD: Array, n_own: int, tokens_VxD: Array) -> Array:
+def _with_tokens(hidden_BxTxD: Array, n_image_tokens: int, tokens_VxD: Array) -> Array:
   """Puts learned tokens after an image's own, in place of those there."""
-  tokens_BxVxD = jnp.broadcast_to(tokens_VxD, (len(hidden_BxTxD), *tokens_VxD.shape))
+  n_images = len(hidden_BxTxD)
+  tokens_BxVxD = jnp.broadcast_to(tokens_VxD, (n_images, *tokens_VxD.shape))
   return jnp.concatenate(
-    [hidden_BxTxD[:, :n_own], tokens_BxVxD.astype(hidden_BxTxD.dtype)], axis=1
+    [hidden_BxTxD[:, :n_image_tokens], tokens_BxVxD.astype(hidden_BxTxD.dtype)], axis=1
   )
