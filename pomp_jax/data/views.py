@@ -97,12 +97,14 @@ def views(
     return images[:, None], ~np.isin(indices, list(unreadable))
   result = np.zeros((len(indices), augmentation.n_views, size, size, 3), np.uint8)
   readable = np.zeros(len(indices), bool)
-  is_stored = isinstance(source, StoredImages)
-  pixels = None if is_stored else source.images(indices)
+  # Stored images are decoded one by one, below.
+  pixels = np.zeros(0)
+  if not isinstance(source, StoredImages):
+    pixels = source.images(indices)
   pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
   for row, (index, epoch) in enumerate(pairs):
     with contextlib.suppress(ImageError):
-      if is_stored:
+      if isinstance(source, StoredImages):
         where = source.where(index)
         image = open_image(source.encoded(index), where)
         upright = source.upright
@@ -117,7 +119,7 @@ def views(
       ]
       decoded, shrink = load_rgb(image, where, _largest_shrink(drawn, size), upright)
       for number, view in enumerate(drawn):
-        result[row, number] = make_view(decoded, view, size, shrink)
+        result[row, number] = np.asarray(make_view(decoded, view, size, shrink))
       readable[row] = True
   return result, readable
 

@@ -242,7 +242,7 @@ def _frequencies(
   path: str, categories: Sequence[Mapping[str, Any]], ids: Sequence[int]
 ) -> tuple[str, ...] | None:
   """LVIS's frequency of each class, "" without a category; None if the file has none."""
-  frequency_of = {row["id"]: row.get("frequency") for row in categories}
+  frequency_of: dict[int, Any] = {row["id"]: row.get("frequency") for row in categories}
   if not any(frequency_of.values()):
     return None
   for number, frequency in frequency_of.items():

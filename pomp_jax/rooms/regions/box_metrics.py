@@ -115,7 +115,7 @@ def _best_of_images(
 ) -> list[Mapping[str, Any]]:
   """The detections of the highest scores on each image, of equal ones the first."""
   ordered = sorted(results, key=lambda row: (row["image_id"], -row["score"]))
-  best = []
+  best: list[Mapping[str, Any]] = []
   for _, rows in itertools.groupby(ordered, lambda row: row["image_id"]):
     best += itertools.islice(rows, most)
   return best

@@ -218,11 +218,11 @@ def cut(whole: RegionMap, place: Place) -> RegionMap:
     (place.top + place.rows) * y_step,
   )
   size = (place.columns, place.rows)
-  image = Image.fromarray(whole.image)
-  image = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
-  owners = Image.fromarray(whole.owners.astype(np.int32))
-  owners = np.asarray(owners.resize(size, Image.Resampling.NEAREST, box))
-  owners = owners.astype(np.int16)
+  pixels = Image.fromarray(whole.image).resize(size, Image.Resampling.BILINEAR, box)
+  numbers = Image.fromarray(whole.owners.astype(np.int32))
+  numbers = numbers.resize(size, Image.Resampling.NEAREST, box)
+  image = np.asarray(pixels)
+  owners = np.asarray(numbers).astype(np.int16)
   if place.flip:
     image = image[:, ::-1]
     owners = owners[:, ::-1]
