@@ -153,17 +153,27 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def cycles(program: Program) -> Cycles | None:
-  """Adds up the estimates of all instructions, times the trips of their loops; None
-  without any."""
-  total = products = loops = unknown = 0
-  for one, times in program.visited():
-    unknown += one.operation == "while" and program.trips(one) is None
-    if found := _CYCLES.search(one.rest):
-      own = times * int(found[1])
-      total += own
-      products += own * program.has_product(one)
-      loops += own * (times > 1)
-  return Cycles(total, products, loops, unknown) if total else None
+  """Adds up the estimates of all instructions, times the trips of their loops.
+
+  None if the program has no estimates.
+  """
+  total = 0
+  in_products = 0
+  in_loops = 0
+  n_unknown = 0
+  for instruction, times in program.visited():
+    if instruction.operation == "while" and program.trips(instruction) is None:
+      n_unknown += 1
+    estimate = _CYCLES.search(instruction.rest)
+    if not estimate:
+      continue
+    n_cycles = times * int(estimate[1])
+    total += n_cycles
+    if program.has_product(instruction):
+      in_products += n_cycles
+    if times > 1:
+      in_loops += n_cycles
+  return Cycles(total, in_products, in_loops, n_unknown) if total else None
 
 
 def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
@@ -174,56 +184,59 @@ def collectives(program: Program, sizes: Mapping[str, int]) -> list[Collective]:
   sums within a slice, sends the result to the others (NETWORK), and spreads what comes
   back.
   """
-  found: dict[tuple[str, str], list[int]] = {}
-  for one, times in program.visited(into_fusions=True):
-    kind = one.operation.removesuffix("-start")
-    axes = _axes(one.rest, sizes) if kind in COLLECTIVES else ""
-    between = _BETWEEN_SLICES.search(one.rest)
-    if one.operation == "send" and between:
-      kind, axes = between[1].lower().replace("_", "-"), NETWORK
+  totals: dict[tuple[str, str], list[int]] = {}
+  for instruction, times in program.visited(into_fusions=True):
+    kind = instruction.operation.removesuffix("-start")
+    axes = _axes(instruction.rest, sizes) if kind in COLLECTIVES else ""
+    between = _BETWEEN_SLICES.search(instruction.rest)
+    if instruction.operation == "send" and between:
+      kind = between[1].lower().replace("_", "-")
+      axes = NETWORK
     if axes:
-      row = found.setdefault((kind, axes), [0, 0])
-      row[0] += times
-      row[1] += times * _bytes_of_result(one)
-  return [Collective(*key, *row) for key, row in sorted(found.items())]
+      calls_and_bytes = totals.setdefault((kind, axes), [0, 0])
+      calls_and_bytes[0] += times
+      calls_and_bytes[1] += times * _bytes_of_result(instruction)
+  return [Collective(*key, *total) for key, total in sorted(totals.items())]
 
 
-def _bytes_of_result(one: Instruction) -> int:
-  sizes = [_bytes(*array) for array in _ARRAY.findall(one.type)]
-  if one.operation == "collective-permute-start":  # operand, result, contexts
-    sizes = sizes[1:2]
-  elif one.operation == "send":  # before a context
-    sizes = sizes[:1]
-  elif one.operation in (
-    "all-gather-start",
-    "reduce-scatter-start",
-    "all-to-all-start",
-  ):
-    sizes = sizes[len(sizes) // 2 :]  # after as many operands
+def _bytes_of_result(instruction: Instruction) -> int:
+  sizes = [_bytes(kind, shape) for kind, shape in _ARRAY.findall(instruction.type)]
+  match instruction.operation:
+    case "collective-permute-start":  # operand, result, contexts
+      sizes = sizes[1:2]
+    case "send":  # before a context
+      sizes = sizes[:1]
+    case "all-gather-start" | "reduce-scatter-start" | "all-to-all-start":
+      sizes = sizes[len(sizes) // 2 :]  # after as many operands
   return sum(sizes)
 
 
 def _bytes(kind: str, shape: str) -> int:
-  found = re.search(r"\d+", kind)
-  bits = int(found[0]) if found else 8  # pred
-  return math.prod(map(int, filter(None, shape.split(",")))) * max(8, bits) // 8
+  """Bytes of an array, such as f32 and "8,128"."""
+  width = re.search(r"\d+", kind)
+  n_bits = int(width[0]) if width else 8  # pred
+  n_values = math.prod(int(side) for side in shape.split(",") if side)
+  return n_values * max(8, n_bits) // 8
 
 
 def _axes(rest: str, sizes: Mapping[str, int]) -> str:
   """Names of the axes along which a collective's groups are."""
-  groups = _groups(rest, math.prod(sizes.values()))
-  ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  n_devices = math.prod(sizes.values())
+  groups = _groups(rest, n_devices)
   names = list(sizes)
-  large = [axis for axis in range(ids.ndim) if ids.shape[axis] > 1]
-  for subset in range(1, 2 ** len(large)):
-    chosen = [axis for place, axis in enumerate(large) if subset >> place & 1]
-    kept = [axis for axis in range(ids.ndim) if axis not in chosen]
-    rows = ids.transpose(*kept, *chosen).reshape(
-      -1, math.prod(ids.shape[a] for a in chosen)
-    )
+  ids = np.arange(n_devices).reshape(tuple(sizes.values()))
+  axes = range(ids.ndim)
+  split_axes = [axis for axis in axes if ids.shape[axis] > 1]
+
+  for subset in range(1, 2 ** len(split_axes)):
+    along = [axis for bit, axis in enumerate(split_axes) if subset >> bit & 1]
+    across = [axis for axis in axes if axis not in along]
+    n_members = math.prod(ids.shape[axis] for axis in along)
+    rows = ids.transpose(*across, *along).reshape(-1, n_members)
     if {frozenset(row) for row in rows.tolist()} == groups:
-      return " x ".join(names[axis] for axis in chosen)
-  return "groups of " + ", ".join(sorted({str(len(group)) for group in groups}))
+      return " x ".join(names[axis] for axis in along)
+  group_sizes = sorted({str(len(group)) for group in groups})
+  return f"groups of {', '.join(group_sizes)}"
 
 
 def _groups(rest: str, n_devices: int) -> set[frozenset[int]]:
@@ -269,22 +282,34 @@ class Findings(NamedTuple):
 def findings(text: str) -> Findings:
   """Counts operations anywhere in a program's text."""
   program = parse(text)
-  float64 = callbacks = scatters = 0
+  n_float64 = 0
+  n_callbacks = 0
+  n_scatters = 0
   products: dict[str, int] = {}
-  for one in (one for body in program.computations.values() for one in body):
-    float64 += "f64[" in one.type
-    target = _TARGET.search(one.rest)
-    is_transfer = one.operation in ("infeed", "outfeed", "send", "recv")
-    callbacks += is_transfer and not _BETWEEN_SLICES.search(one.rest)
-    callbacks += bool(target and "callback" in target[1])
-    origin = _OP_NAME.search(one.rest)
-    backward = bool(origin and "transpose(" in origin[1])
-    scatters += one.operation == "scatter" and backward
-    # cuBLAS's, cuDNN's
-    is_library = bool(target and re.search(r"gemm|matmul|\$conv", target[1]))
-    if one.operation in ("dot", "convolution") or is_library:
-      kind = one.type.lstrip("(").partition("[")[0]
-      products[kind] = products.get(kind, 0) + 1
+  for body in program.computations.values():
+    for instruction in body:
+      operation = instruction.operation
+      n_float64 += "f64[" in instruction.type
+      target_match = _TARGET.search(instruction.rest)
+      target = target_match[1] if target_match else ""
+      is_transfer = operation in ("infeed", "outfeed", "send", "recv")
+      if is_transfer and not _BETWEEN_SLICES.search(instruction.rest):
+        n_callbacks += 1
+      n_callbacks += "callback" in target
+      origin = _OP_NAME.search(instruction.rest)
+      is_backward = bool(origin and "transpose(" in origin[1])
+      n_scatters += operation == "scatter" and is_backward
+      # Products of cuBLAS and cuDNN.
+      is_library = bool(re.search(r"gemm|matmul|\$conv", target))
+      if operation in ("dot", "convolution") or is_library:
+        kind = instruction.type.lstrip("(").partition("[")[0]
+        products[kind] = products.get(kind, 0) + 1
   head = text.partition("\n")[0]
-  donated = len(re.findall(r"(?:may|must)-alias", head))
-  return Findings(float64, callbacks, scatters, donated, products)
+  n_donated = len(re.findall(r"(?:may|must)-alias", head))
+  return Findings(
+    float64=n_float64,
+    callbacks=n_callbacks,
+    backward_scatters=n_scatters,
+    donated=n_donated,
+    products=products,
+  )
