@@ -137,10 +137,14 @@ def choose_readers(
     if fitting < workers:
       log.warning(
         "%s has %d MiB free, enough for %d of %d worker processes that read images",
-        *(_SHARED_MEMORY, free >> 20, fitting, workers),
+        _SHARED_MEMORY,
+        free >> 20,
+        fitting,
+        workers,
       )
     workers = min(workers, fitting)
-    workers = workers if workers > 1 else 0
+    if workers < 2:
+      workers = 0
   workers = max(workers, 0)
   return Readers(
     threads or max(1, min(_MOST_THREADS, n_cores // max(1, workers))), workers

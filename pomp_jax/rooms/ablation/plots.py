@@ -48,8 +48,7 @@ def text_of(value: Any) -> str:
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
-  """Returns a cell's top-1 of each split and its costs by name; nothing if it
-  failed."""
+  """Returns a cell's top-1 of each split and its costs by name; empty if it failed."""
   if cell.get("error"):
     return {}
   top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
@@ -63,29 +62,39 @@ def scale_of(name: str) -> float:
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
   """Groups cells over the seeds, in the order of their first cell."""
-  members: dict[str, list[Mapping[str, Any]]] = {}
+  members_of: dict[str, list[Mapping[str, Any]]] = {}
   for cell in cells:
-    members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
+    members_of.setdefault(repr(kind_of(cell["values"])), []).append(cell)
   result = []
-  for own in members.values():
-    figures, spreads = list(map(figures_of, own)), {}
-    for name in dict.fromkeys(name for of_cell in figures for name in of_cell):
-      values = tuple(of_cell[name] for of_cell in figures if name in of_cell)
-      # Lanes of one program have exactly the same share of it.
-      values = tuple(dict.fromkeys(values)) if name in COSTS else values
-      std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-      spreads[name] = Spread(float(np.mean(values)), std, values)
-    result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
+  for members in members_of.values():
+    figures_of_seeds = [figures_of(cell) for cell in members]
+    names = dict.fromkeys(name for figures in figures_of_seeds for name in figures)
+    spreads = {}
+    for name in names:
+      values = [figures[name] for figures in figures_of_seeds if name in figures]
+      if name in COSTS:
+        # Lanes of one program have exactly the same share of it.
+        values = list(dict.fromkeys(values))
+      spreads[name] = _spread_of(values)
+    n_failed = figures_of_seeds.count({})
+    result.append(Group(kind_of(members[0]["values"]), spreads, n_failed))
   return result
+
+
+def _spread_of(values: Sequence[float]) -> Spread:
+  std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+  return Spread(float(np.mean(values)), std, tuple(values))
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:
   """Returns the fields, other than the seed, that take several values."""
-  fields = dict.fromkeys(field for group in groups_of for field in group.values)
-  values = {
-    f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields
-  }
-  return [field for field in fields if len(values[field]) > 1]
+  values: dict[str, set[str]] = {}
+  for group in groups_of:
+    for field, value in group.values.items():
+      of_field = values.setdefault(field, set())
+      if value is not None:
+        of_field.add(str(value))
+  return [field for field, of_field in values.items() if len(of_field) > 1]
 
 
 def is_ordered(groups_of: Sequence[Group], field: str) -> bool:
@@ -100,66 +109,85 @@ def sweep(
   references: Mapping[str, Mapping[str, float]],
   images: Mapping[str, str],
 ) -> None:
-  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a
-  faint dot.
+  """Plots mean and standard deviation over the seeds, a panel a figure.
 
-  The x axis is the first swept field with its values evenly spaced. Every combination
-  of the other swept fields is a line, or marks alone where the x axis has names; a
-  group that does not read one of them belongs to every line. References are grey lines:
-  figure -> label -> value. `images` are the numbers of images of each split.
+  Each seed is a faint dot. The x axis is the first swept field with its values evenly
+  spaced. Every combination of the other swept fields is a line, or marks alone where
+  the x axis has names; a group that does not read one of them belongs to every line.
+
+  Args:
+    path: PNG file to write.
+    groups_of: groups of cells.
+    references: figure -> label -> value, which are grey lines.
+    images: numbers of images of each split, as text.
   """
   along, *others = swept(groups_of) or [""]
-  x_of = [text_of(group.values.get(along, "")) for group in groups_of]
-  ticks = list(dict.fromkeys(x_of))
+  x_of_groups = [text_of(group.values.get(along, "")) for group in groups_of]
+  ticks = list(dict.fromkeys(x_of_groups))
   keys = [tuple(group.values[field] for field in others) for group in groups_of]
-  lines = [
-    key for key in dict.fromkeys(keys) if any(value is not None for value in key)
-  ] or [()]
+  # A group that reads none of the other fields makes no line of its own.
+  lines = [key for key in dict.fromkeys(keys) if any(v is not None for v in key)]
+  lines = lines or [()]
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  seeds = max(
-    (len(one.values) for g in groups_of for one in g.figures.values()), default=0
+  n_seeds = max(
+    (len(spread.values) for g in groups_of for spread in g.figures.values()), default=0
   )
-  title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
+  title = f"Mean and standard deviation over {counted(n_seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
-  drawn: dict[str, Any] = {}
-  between = "-" if is_ordered(groups_of, along) else "none"
+  line_of_label: dict[str, Any] = {}
+  linestyle = "-" if is_ordered(groups_of, along) else "none"
   for axes, name in zip(axes_of, names, strict=False):
+    spreads = [group.figures[name] for group in groups_of if name in group.figures]
     for number, key_of_line in enumerate(lines):
       points = [
         (ticks.index(x), group.figures[name])
-        for x, key, group in zip(x_of, keys, groups_of, strict=True)
-        if name in group.figures
-        and all(a is None or a == b for a, b in zip(key, key_of_line, strict=False))
+        for x, key, group in zip(x_of_groups, keys, groups_of, strict=True)
+        if name in group.figures and _is_on_line(key, key_of_line)
       ]
       points.sort(key=lambda point: point[0])
-      # Shifted, so that the error bars of several lines can be told apart.
-      shift = 0.06 * (number - (len(lines) - 1) / 2)
+      line = _draw_line(
+        axes,
+        points,
+        number,
+        # Shifted, so that the error bars of several lines can be told apart.
+        shift=0.06 * (number - (len(lines) - 1) / 2),
+        scale=scale_of(name),
+        between=linestyle,
+      )
       label = ", ".join(f"{f}={v}" for f, v in zip(others, key_of_line, strict=False))
-      line = _draw_line(axes, points, number, shift, scale_of(name), between)
-      drawn.setdefault(label, line)
+      line_of_label.setdefault(label, line)
     for label, value in references.get(name, {}).items():
-      drawn[label] = reference_line(axes, scale_of(name) * value)
+      line_of_label[label] = reference_line(axes, scale_of(name) * value)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
-    means = [group.figures[name].mean for group in groups_of if name in group.figures]
-    if name not in COSTS:
-      drawing.end_at(axes, "y", 0.0, 100.0)
-    elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
-      drawing.log_axis(axes, "y")
+    _scale_y_axis(axes, name, spreads)
+    if name in COSTS:
+      heading = f"{COSTS[name]}, a cell's share"
     else:
-      spreads = [group.figures[name] for group in groups_of if name in group.figures]
-      axes.set_ylim(
-        0, 1.1 * max([1e-6, *(value for one in spreads for value in one.values)])
-      )
-    split = name.removesuffix("_top1")
-    heading = (
-      f"{COSTS[name]}, a cell's share" if name in COSTS else top1_heading(split, images)
-    )
+      heading = top1_heading(name.removesuffix("_top1"), images)
     drawing.label_panel(axes, heading, along, grid="both")
-  shown = {label: line for label, line in drawn.items() if label}
-  if shown:
-    drawing.legend_below(figure, list(shown.values()), list(shown))
+  named = {label: line for label, line in line_of_label.items() if label}
+  if named:
+    drawing.legend_below(figure, list(named.values()), list(named))
   drawing.save(path, figure)
+
+
+def _is_on_line(key: tuple, key_of_line: tuple) -> bool:
+  """Whether a group's other swept fields are those of a line, or are not read."""
+  pairs = zip(key, key_of_line, strict=False)
+  return all(value is None or value == of_line for value, of_line in pairs)
+
+
+def _scale_y_axis(axes: Axes, name: str, spreads: Sequence[Spread]) -> None:
+  """Sets the limits of a panel: 0 to 100% at most, or costs from 0, or logarithmic."""
+  means = [spread.mean for spread in spreads]
+  if name not in COSTS:
+    drawing.end_at(axes, "y", 0.0, 100.0)
+  elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
+    drawing.log_axis(axes, "y")
+  else:
+    values = [value for spread in spreads for value in spread.values]
+    axes.set_ylim(0, 1.1 * max(1e-6, *values))
 
 
 def top1_heading(split: str, images: Mapping[str, str]) -> str:
@@ -178,29 +206,36 @@ def _draw_line(
 ):
   """Draws means with error bars, a line style between them, and the seeds as dots."""
   x = shift + np.array([place for place, _ in points])
-  means, stds = (
-    scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
-  )
-  for place, (_, found) in zip(x, points, strict=True):
-    seeds = scale * np.array(found.values)
-    dots = {
-      "s": 9,
-      "color": drawing.style(number)["color"],
-      "alpha": 0.35,
-      "linewidths": 0,
-    }
-    axes.scatter(np.full(len(seeds), place), seeds, **dots)
+  means = scale * np.array([spread.mean for _, spread in points])
+  stds = scale * np.array([spread.std for _, spread in points])
+  colour = drawing.style(number)["color"]
+  for place, (_, spread) in zip(x, points, strict=True):
+    seeds = scale * np.array(spread.values)
+    places = np.full(len(seeds), place)
+    axes.scatter(places, seeds, s=9, color=colour, alpha=0.35, linewidths=0)
   return drawing.error_bars(axes, x, means, number, yerr=stds, linestyle=between)
 
 
 def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
-  """Draws a grey horizontal line, perhaps named on the right, where curves have left
-  it."""
+  """Draws a grey horizontal line.
+
+  Args:
+    axes: axes of the panel.
+    value: height of the line.
+    label: name on the right, where curves have left the line.
+  """
   line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-  place: dict[str, Any] = {"va": "bottom", "ha": "right", "fontsize": 7}
-  # Above curves and marks, which its rim leaves visible.
-  where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 5}
+  # Above curves and marks, which the text's rim leaves visible.
+  above: dict[str, Any] = {"zorder": 5, "path_effects": drawing.outline()}
   axes.text(
-    0.99, value, label, color="0.25", path_effects=drawing.outline(), **place, **where
+    0.99,
+    value,
+    label,
+    color="0.25",
+    va="bottom",
+    ha="right",
+    fontsize=7,
+    transform=axes.get_yaxis_transform(),
+    **above,
   )
   return line

@@ -1,5 +1,4 @@
-"""CLIPs, images and features that cells of an ablation share, each opened or
-computed once."""
+"""CLIPs, images and features that cells of an ablation share, each computed once."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -30,8 +29,8 @@ from pomp_jax.train.fill_features import fill_features
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
 
-# Splits of a curve: images of the training classes that nothing else sees, and unseen
-# classes.
+# Splits of a curve: images of the training classes that nothing else sees, and those of
+# unseen classes.
 CURVE = ("validation", "novel", "new")
 
 # Split -> prompt -> figures.
@@ -47,12 +46,14 @@ class SharedInputs:
 
   def __init__(self, folder: RunFolder, replace: Replace):
     """Opens nothing yet; `replace` is that of the ablation's config."""
-    self.folder, self._replace = folder, replace
+    self.folder = folder
+    self._replace = replace
     self._streams: dict[Any, Stream] = {}
-    # Of equal arguments each is called once.
+    # Each of these is called once for equal arguments.
     self._encoder = functools.cache(inputs.open_encoder)
-    open_source = lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
-    self._source = functools.cache(open_source)
+    self._source = functools.cache(
+      lambda data, encoder: encoder.sized(inputs.open_source(data, "train"))
+    )
     for name in (
       "_frozen",
       "_image_features",
@@ -63,30 +64,31 @@ class SharedInputs:
       setattr(self, name, functools.cache(getattr(self, name)))
 
   def prepare(self, cell: Cell) -> setup.PromptRun:
-    """Makes the training of a cell ready, its CLIP and its images shared with the
-    others."""
+    """Makes the training of a cell ready; it shares CLIP and images with others."""
     config = self._replace(cell.overrides)
     encoder = self._encoder(
       config.clip, config.mesh.class_size, config.data.feature_store
     )
-    source = self._source(config.data, encoder)
-    frozen = self._frozen(encoder, config.data, config.prompt.m)
     return setup.prepare(
-      config, self.folder, encoder=encoder, source=source, frozen=frozen
+      config,
+      self.folder,
+      encoder=encoder,
+      source=self._source(config.data, encoder),
+      frozen=self._frozen(encoder, config.data, config.prompt.m),
     )
 
   def _frozen(self, encoder: Encoder, data: Data, m: int):
     return encoder.frozen(encoder.vocabulary(self._source(data, encoder).names, m))
 
   def stream(self, run: setup.PromptRun) -> Stream:
-    """The features that a run is trained on, in order; all processes call it
-    together."""
-    key = run.encoder, run.data, run.loop.batch_size, run.seed
+    """The features that a run is trained on, in order; all processes call it together."""
+    key = (run.encoder, run.data, run.loop.batch_size, run.seed)
     # Runs of several lengths share the longest stream.
     if key not in self._streams or len(self._streams[key].labels) < run.total_steps:
       fill_features(run.data, run.clip, self.folder, run.source, run.encoder)
       self._streams[key] = _stream(run, self._image_features(run.encoder))
-    return Stream(*(part[: run.total_steps] for part in self._streams[key]))
+    features, labels = self._streams[key]
+    return Stream(features[: run.total_steps], labels[: run.total_steps])
 
   def _image_features(self, encoder: Encoder) -> Callable:
     """Computes features as a training step does, but gathers them on all hosts."""
@@ -101,22 +103,34 @@ class SharedInputs:
     return _accuracy(run.encoder, splits, {"prompt": prompt})
 
   def references(self, encoder: Encoder, data: Data, evaluation: Eval) -> Scores:
-    by_hand = {"hand_written": evaluation.template, "class_name": "{}."}
-    return _accuracy(encoder, self._splits(encoder, data, evaluation.images), by_hand)
+    """Accuracy of hand-written prompts on every split.
+
+    Args:
+      encoder: CLIP's encoder.
+      data: images of the splits.
+      evaluation: template of the hand-written prompt, and number of images.
+    """
+    prompts = {"hand_written": evaluation.template, "class_name": "{}."}
+    return _accuracy(encoder, self._splits(encoder, data, evaluation.images), prompts)
 
   def curve(
     self, run: setup.PromptRun, contexts: Mapping[int, np.ndarray]
   ) -> dict[str, Any]:
-    """Steps of a run's prompts, and top-1 and images of the available splits of
-    `CURVE`."""
-    encoder, own = run.encoder, run.prompt
-    given = run.data, run.eval.images, own.m, own.class_specific
-    splits, rows_of, frozen = self._curve_splits(encoder, *given)
+    """Accuracy of a run's prompts, by step, on the available splits of `CURVE`.
+
+    Returns:
+      `steps`, `top1` by split, and `images` of each split.
+    """
+    encoder = run.encoder
+    prompt = run.prompt
+    splits, rows_of, frozen = self._curve_splits(
+      encoder, run.data, run.eval.images, prompt.m, prompt.class_specific
+    )
     top1: dict[str, list[float]] = {name: [] for name in splits}
-    # Bypass the encoder's cache of class features.
     for context in contexts.values():
+      # Bypass the encoder's cache of class features.
       params = replicate({"context": context}, encoder.mesh)
-      features_NxE = encoder.features_of_classes(params, frozen, own.position)
+      features_NxE = encoder.features_of_classes(params, frozen, prompt.position)
       for name, split in splits.items():
         rows = features_NxE[rows_of[name]]
         scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
@@ -125,25 +139,24 @@ class SharedInputs:
     return {"steps": list(contexts), "top1": top1, "images": images}
 
   def _curve_splits(
-    self, encoder: Encoder, data: Data, n: int, m: int, class_specific: bool
+    self, encoder: Encoder, data: Data, n_images: int, m: int, class_specific: bool
   ):
-    """Splits of a curve, the rows of their classes among all names, and the arrays
-    of these."""
-    source = inputs.open_source(data, "validation", n_images=n)
-    splits = {
-      "validation": batches.readable_features(data, encoder, source, self.folder)
-    }
+    """Splits of a curve, the rows of their classes among all names, and their arrays."""
+    source = inputs.open_source(data, "validation", n_images=n_images)
+    validation = batches.readable_features(data, encoder, source, self.folder)
+    splits = {"validation": validation}
     if not class_specific:  # such a context knows no class but those it was trained on
-      others = self._splits(encoder, data, n)
-      splits |= {name: split for name, split in others.items() if name in CURVE}
-    names = tuple(
-      dict.fromkeys(name for split in splits.values() for name in split.names)
-    )
-    row = {name: i for i, name in enumerate(names)}
-    rows_of = {
-      name: [row[own] for own in split.names] for name, split in splits.items()
+      for name, split in self._splits(encoder, data, n_images).items():
+        if name in CURVE:
+          splits[name] = split
+    names = dict.fromkeys(name for split in splits.values() for name in split.names)
+    row_of = {name: row for row, name in enumerate(names)}
+    rows_of_splits = {
+      split_name: [row_of[name] for name in split.names]
+      for split_name, split in splits.items()
     }
-    return splits, rows_of, encoder.frozen(encoder.vocabulary(names, m))
+    frozen = encoder.frozen(encoder.vocabulary(tuple(names), m))
+    return splits, rows_of_splits, frozen
 
   def _splits(
     self,
@@ -152,8 +165,8 @@ class SharedInputs:
     n_images: int,
     names: tuple[str, ...] | None = None,
   ) -> dict[str, SplitFeatures]:
-    found = results.open_splits(data, n_images, encoder, self.folder, names)
-    return {name: features for name, (_, features) in found.items()}
+    splits = results.open_splits(data, n_images, encoder, self.folder, names)
+    return {name: features for name, (_, features) in splits.items()}
 
 
 def _accuracy(
@@ -161,38 +174,48 @@ def _accuracy(
   splits: Mapping[str, SplitFeatures],
   prompts: Mapping[str, Prompt | str],
 ) -> Scores:
-  return {
-    split: {name: one.figures() for name, one in tallies.items()}
-    for split, tallies in evaluate(encoder, splits, prompts).items()
-  }
+  scores = {}
+  for split, tallies in evaluate(encoder, splits, prompts).items():
+    scores[split] = {name: tally.figures() for name, tally in tallies.items()}
+  return scores
 
 
 def _stream(run: setup.PromptRun, image_features: Callable) -> Stream:
-  """Reads this process's rows of the batches that the pretrain job would read, as
-  features."""
-  mesh = run.encoder.mesh
-  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
-  at_a_time = max(_IMAGES // run.loop.batch_size, 1)
+  """Reads this process's rows of the batches that the pretrain job would read.
+
+  Their images become features.
+  """
+  n_batches = max(_IMAGES // run.loop.batch_size, 1)
   labels = []
   with (
     contextlib.closing(run.open_batches()) as loader,
     # The file has no name, and ends with the process.
     tempfile.TemporaryFile() as file,
   ):
-    starts = range(0, run.total_steps, at_a_time)
+    starts = range(0, run.total_steps, n_batches)
     for start in steps_of(starts, "features of training images", "parts"):
-      some = [next(loader) for _ in range(min(at_a_time, run.total_steps - start))]
-      images = np.concatenate([batch["image"] for batch in some])
+      n_left = run.total_steps - start
+      part = [next(loader) for _ in range(min(n_batches, n_left))]
+      images = np.concatenate([batch["image"] for batch in part])
       if run.data.features == "online":
-        images = jax.make_array_from_process_local_data(rows, images)
-        # Each part of the data axis has a block of rows, of all these batches.
-        images = np.split(
-          np.asarray(image_features(run.frozen.image, images)), n_parts
-        )[part]
+        images = _features_of_rows(run, image_features, images)
       # Not through a memory map: a full disk would kill the process.
       file.write(np.ascontiguousarray(images).data)
-      labels += [batch["label"] for batch in some]
+      labels += [batch["label"] for batch in part]
     file.flush()
     labels_TxG = np.stack(labels)
     shape = (*labels_TxG.shape, images.shape[-1])
     return Stream(np.memmap(file, images.dtype, mode="r", shape=shape), labels_TxG)
+
+
+def _features_of_rows(
+  run: setup.PromptRun, image_features: Callable, images: np.ndarray
+) -> np.ndarray:
+  """Features of this process's images, computed with those of all processes."""
+  mesh = run.encoder.mesh
+  rows = NamedSharding(mesh, P(DATA))
+  placed = jax.make_array_from_process_local_data(rows, images)
+  features = np.asarray(image_features(run.frozen.image, placed))
+  # Each part of the data axis has a block of rows, of all these batches.
+  part, n_parts = batches.own_shard(mesh)
+  return np.split(features, n_parts)[part]

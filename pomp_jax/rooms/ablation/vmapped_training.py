@@ -1,10 +1,9 @@
-"""Trainings that one compiled program runs together, each a lane of a vmap; and single
-ones, timed.
+"""Trainings that one compiled program runs together, each a lane of a vmap.
 
 Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the
 optimizer. Cells that need another program, such as those of another K, are lanes of
-another program. Shapes: S lanes, T steps, G rows of a batch that are this process's, E
-embedding, M context vectors, D width.
+another program. `step_times` measures single trainings. Shapes: S lanes, T steps, G
+rows of a batch that are this process's, E embedding, M context vectors, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,17 +38,18 @@ _STEPS = 3  # timed steps of a round, after one that is not
 
 
 class Stream(NamedTuple):
-  """What a run is trained on, step by step: the rows of each batch for this
-  process's devices."""
+  """What a run is trained on, step by step: its rows on this process's devices."""
 
-  # output of the image tower, in a memory-mapped file
+  # Output of the image tower, in a memory-mapped file.
   features: Float[np.ndarray, "T G E"]
   labels: Int[np.ndarray, "T G"]
 
 
 class Trained(NamedTuple):
-  """Result of a lane. Seconds and memory are its share of the program's, without
-  compilation."""
+  """Result of a lane.
+
+  Seconds and memory are its share of the program's, without compilation.
+  """
 
   context: Float[np.ndarray, "... M D"]
   losses: Float[np.ndarray, " T"]
@@ -63,80 +63,130 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
   """Groups the cells that can be lanes of one program."""
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
-    same = sorted((f, v) for f, v in cell.overrides.items() if f not in _LANE_FIELDS)
-    correction = cell.overrides.get("correction")
-    has_own_loss = correction is not None and CORRECTIONS[correction].loss is not None
-    kind = correction if has_own_loss or correction is None else "scaled"
-    groups.setdefault(repr((same, kind)), []).append(cell)
+    shared = sorted(
+      (field, value)
+      for field, value in cell.overrides.items()
+      if field not in _LANE_FIELDS
+    )
+    # Corrections that only scale logits are numbers of one program.
+    kind = cell.overrides.get("correction")
+    if kind is not None and CORRECTIONS[kind].loss is None:
+      kind = "scaled"
+    groups.setdefault(repr((shared, kind)), []).append(cell)
   return list(groups.values())
 
 
 def lanes_of_program(n_cells: int, most: int) -> int:
-  """The largest divisor of the cells up to `most`, so that one program serves them
-  all."""
-  return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
+  """The largest divisor of the cells up to `most`, so that one program serves all."""
+  for n_lanes in range(min(most, n_cells), 1, -1):
+    if n_cells % n_lanes == 0:
+      return n_lanes
+  return 1
 
 
 def curve_steps(every: int, total: int) -> list[int]:
-  """Steps whose prompts are validated: each multiple of `every`, and the last; none
-  if 0."""
-  return sorted({*range(every, total, every), total}) if every else []
+  """Steps whose prompts are validated: each multiple of `every`, and the last.
+
+  None of them if `every` is 0.
+  """
+  if not every:
+    return []
+  return sorted({*range(every, total, every), total})
 
 
 def train_lanes(
   runs: Sequence[PromptRun], streams: Sequence[Stream], size: int, curve_every: int
 ) -> Iterator[Trained]:
-  """Trains the runs of a `program_groups` group, in order, by one program that is
-  compiled once.
+  """Trains the runs of a group by one program that is compiled once.
 
-  `size`, the lanes of the program, divides the number of runs.
+  Args:
+    runs: trainings of one of `program_groups`.
+    streams: what each is trained on.
+    size: lanes of the program, S; a divisor of the number of runs.
+    curve_every: steps between two contexts of a lane's curve; 0 for no curve.
+
+  Yields:
+    The result of each run, in order.
   """
-  run, program = runs[0], None
-  total, rows = run.total_steps, NamedSharding(run.encoder.mesh, P(None, DATA))
-  shown = curve_steps(curve_every, total)
+  program = None
   for first in range(0, len(runs), size):
-    some = slice(first, first + size)
-    state, numbers = _first_states(runs[some]), _numbers(runs[some])
-
-    def arguments(state, step, numbers=numbers, own=streams[some]):
-      features = np.stack([stream.features[step - 1] for stream in own])
-      labels = np.stack([stream.labels[step - 1] for stream in own])
-      return state, numbers, run.frozen, _batch(rows, features, labels)
-
+    lanes = slice(first, first + size)
+    group = _Lanes(runs[lanes], streams[lanes])
     if program is None:
-      program = _step(run).lower(*arguments(state, 1)).compile()
-    start, losses, curve = time.monotonic(), [], {}
-    for step in steps_of(range(1, total + 1), f"{size} cells together, step", "steps"):
-      state, metrics = program(*arguments(state, step))
+      program = group.compile()
+    yield from group.train(program, curve_steps(curve_every, runs[0].total_steps))
+
+
+class _Lanes:
+  """The runs that a program trains together."""
+
+  def __init__(self, runs: Sequence[PromptRun], streams: Sequence[Stream]):
+    self._run = runs[0]  # what all lanes share
+    self._n_lanes = len(runs)
+    self._streams = streams
+    self._state = _first_states(runs)
+    self._numbers = _numbers(runs)
+
+  def compile(self) -> Any:
+    """Compiles a step of all lanes."""
+    return _step(self._run).lower(*self._arguments(1)).compile()
+
+  def train(self, program: Any, shown_steps: Sequence[int]) -> Iterator[Trained]:
+    """Runs all steps, and yields the result of each lane."""
+    start = time.monotonic()
+    losses = []
+    curve = {}
+    steps = range(1, self._run.total_steps + 1)
+    for step in steps_of(steps, f"{self._n_lanes} cells together, step", "steps"):
+      self._state, metrics = program(*self._arguments(step))
       losses.append(metrics["loss"])
-      if step in shown:
-        curve[step] = np.asarray(run.result(state)["context"])
-    contexts = np.asarray(run.result(state)["context"])
-    del state  # banks are large, and the cells are evaluated next
-    seconds, memory = (time.monotonic() - start) / size, program.memory_analysis()
-    mib = memory.temp_size_in_bytes / 2**20 / size if memory is not None else math.nan
+      if step in shown_steps:
+        curve[step] = self._contexts()
+    contexts = self._contexts()
+    del self._state  # banks are large, and the cells are evaluated next
+    seconds = (time.monotonic() - start) / self._n_lanes
+    memory = program.memory_analysis()
+    memory_mib = math.nan
+    if memory is not None:
+      memory_mib = memory.temp_size_in_bytes / 2**20 / self._n_lanes
     losses_SxT = np.asarray(jax.device_get(losses)).T
-    for i in range(size):
-      own = {step: of_lanes[i] for step, of_lanes in curve.items()}
-      yield Trained(contexts[i], losses_SxT[i], seconds, mib, own)
+    for lane in range(self._n_lanes):
+      yield Trained(
+        context=contexts[lane],
+        losses=losses_SxT[lane],
+        seconds=seconds,
+        memory_mib=memory_mib,
+        curve={step: of_lanes[lane] for step, of_lanes in curve.items()},
+      )
+
+  def _contexts(self) -> np.ndarray:
+    return np.asarray(self._run.result(self._state)["context"])
+
+  def _arguments(self, step: int) -> tuple:
+    """Arguments of the program for a step, which counts from 1."""
+    features = np.stack([stream.features[step - 1] for stream in self._streams])
+    labels = np.stack([stream.labels[step - 1] for stream in self._streams])
+    rows = NamedSharding(self._run.encoder.mesh, P(None, DATA))
+    batch = _batch(rows, features, labels)
+    return self._state, self._numbers, self._run.frozen, batch
 
 
 def _first_states(runs: Sequence[PromptRun]) -> Any:
   """The state of each run, stacked along a new first axis that no device splits."""
-  # It depends on the seed alone. With a bank it takes a pass over all classes.
-  first = {
-    seed: first_state(run) for seed, run in {run.seed: run for run in runs}.items()
-  }
+  # A state depends on the seed alone. With a bank it takes a pass over all classes.
+  run_of_seed = {run.seed: run for run in runs}
+  state_of_seed = {seed: first_state(run) for seed, run in run_of_seed.items()}
 
   def stacked(*leaves: jax.Array) -> jax.Array:
-    own: Any = leaves[0].sharding
-    sharding = NamedSharding(own.mesh, P(None, *own.spec))
+    unstacked: Any = leaves[0].sharding
+    sharding = NamedSharding(unstacked.mesh, P(None, *unstacked.spec))
     return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
 
-  return jax.tree.map(stacked, *(first[run.seed] for run in runs))
+  return jax.tree.map(stacked, *(state_of_seed[run.seed] for run in runs))
 
 
 def _numbers(runs: Sequence[PromptRun]) -> dict[str, jax.Array]:
+  """The numbers in which lanes differ, by name: [S] each."""
   numbers = {name: [run.config["optim"][name] for run in runs] for name in _NUMBERS}
   numbers["correction"] = [CORRECTIONS[run.contrast.correction].scale for run in runs]
   arrays = {name: np.array(of_runs, np.float32) for name, of_runs in numbers.items()}
@@ -151,18 +201,18 @@ def _batch(
 
 
 def _step(run: PromptRun):
+  """The step of all lanes: the run's own, vmapped over states and numbers."""
   on_features = _on_features(run)
+  has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
-  def step_of_cells(state, numbers, frozen, batch):
+  def step_of_lane(state, numbers, frozen, batch):
     traced = {name: numbers[name] for name in _NUMBERS}
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
-    own = dataclasses.replace(on_features, optimizer=optimizer)
-    has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
-    return own.build_step(None if has_own_loss else numbers["correction"])(
-      state, frozen, batch
-    )
+    lane = dataclasses.replace(on_features, optimizer=optimizer)
+    step = lane.build_step(None if has_own_loss else numbers["correction"])
+    return step(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  return jax.jit(jax.vmap(step_of_lane, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
 def _on_features(run: PromptRun) -> PromptRun:
@@ -172,33 +222,37 @@ def _on_features(run: PromptRun) -> PromptRun:
 def step_times(
   runs: Sequence[PromptRun], streams: Sequence[Stream]
 ) -> list[dict[str, float]]:
-  """Measures kinds of cells, trained alone, by one run of each and what it is trained
-  on.
+  """Measures kinds of cells, trained alone, by one run of each and its stream.
 
   A lane's time is only its share of a program. So that kinds can be compared, each
   takes steps of the job pretrain in several rounds, in turn: a machine that is slow for
-  a while slows all of them. Returns the median and the least of a step, and the median
-  of the first bank, features of all classes; 0 without a bank.
+  a while slows all of them.
+
+  Returns:
+    For each kind the median and the least of a step, and the median of the first bank,
+    features of all classes; 0 without a bank. Seconds.
   """
-  parts = zip(runs, streams, strict=True)
+  pairs = list(zip(runs, streams, strict=True))
   steps = [
-    _step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")
+    _step_of(run, stream)
+    for run, stream in steps_of(pairs, "compiling steps to time", "kinds")
   ]
-  times: list[list[float]] = [[] for _ in runs]
-  banks: list[list[float]] = [[] for _ in runs]
+  step_seconds: list[list[float]] = [[] for _ in runs]
+  bank_seconds: list[list[float]] = [[] for _ in runs]
   for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):
-    for run, step, own, bank in zip(runs, steps, times, banks, strict=True):
+    for kind, (run, step) in enumerate(zip(runs, steps, strict=True)):
       step()
-      own += timeit.repeat(step, number=1, repeat=_STEPS)
+      step_seconds[kind] += timeit.repeat(step, number=1, repeat=_STEPS)
       if run.needs_bank:
-        bank += timeit.repeat(functools.partial(first_state, run), number=1, repeat=1)
+        compute = functools.partial(first_state, run)
+        bank_seconds[kind] += timeit.repeat(compute, number=1, repeat=1)
   return [
     {
-      "step_seconds": float(np.median(own)),
-      "least_seconds": min(own),
-      "first_bank_seconds": float(np.median(bank)) if bank else 0.0,
+      "step_seconds": float(np.median(of_step)),
+      "least_seconds": min(of_step),
+      "first_bank_seconds": float(np.median(of_bank)) if of_bank else 0.0,
     }
-    for own, bank in zip(times, banks, strict=True)
+    for of_step, of_bank in zip(step_seconds, bank_seconds, strict=True)
   ]
 
 

@@ -1,1 +1,5 @@
-"""Geometry of class features, errors on WordNet, and bias of the sampled gradient."""
+"""Analyses of finished prompts: geometry, errors on WordNet, bias of the gradient.
+
+The jobs `analyse` and `gradient_bias` run them, and evaluations add figures by class
+through `hooks.BY_CLASS`. Start with `analyse`; `bias` holds the pure computation.
+"""

@@ -118,9 +118,14 @@ def _tokens(
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
-  for label, of in of_set["prompts"].items():
+  for label, figures in of_set["prompts"].items():
     log.info(
       "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",
-      *(name, label, of["alignment"], cell(of["uniformity"], 3)),
-      *(100 * of["top1"], of_set["images"], of_set["classes"]),
+      name,
+      label,
+      figures["alignment"],
+      cell(figures["uniformity"], 3),
+      100 * figures["top1"],
+      of_set["images"],
+      of_set["classes"],
     )

@@ -202,32 +202,35 @@ def _images(
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
   """Names of all classes; features [B,E] and labels [B] of readable training images."""
   source = encoder.sized(inputs.open_source(data, "train", n_images=n_images))
-  chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:n_images])
+  order = np.random.default_rng(seed).permutation(len(source))
+  chosen = np.sort(order[:n_images])
   if isinstance(source, FeatureSource):
     split = split_features(encoder, source.subset(chosen), max_corrupt=data.max_corrupt)
     return split.names, split.features, split.labels
-  features, skipped = [], SkippedImages(source, data.max_corrupt)
-  for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
+  features = []
+  skipped = SkippedImages(source, data.max_corrupt)
+  n_parts = -(-len(chosen) // _IMAGES)
+  for part in np.array_split(chosen, n_parts):
     images, reasons = readable_images(source, part)
     skipped.add(reasons)
-    features.append(encoder.image_features(images)[~np.isin(part, list(reasons))])
+    is_readable = ~np.isin(part, list(reasons))
+    features.append(encoder.image_features(images)[is_readable])
   skipped.gather()
-  labels_B = source.labels[np.setdiff1d(chosen, list(skipped.reasons))]
-  return tuple(source.names), np.concatenate(features), labels_B
+  readable = np.setdiff1d(chosen, list(skipped.reasons))
+  return tuple(source.names), np.concatenate(features), source.labels[readable]
 
 
 def _start(
   path: str, prompt: fields.Prompt, width: int
 ) -> tuple[PromptContext, np.ndarray | None]:
-  """The context of the prompt, or a random one; and the bank of its checkpoint, if
-  it has one."""
+  """The context of the prompt, or a random one; and its checkpoint's bank, if any."""
   if not path:
     return PromptContext(prompt.m, width, prompt.position), None
   stored, bank_NxE = _load(path)
-  context = stored.context
-  return PromptContext(
-    len(context), width, stored.position, init_value=context
-  ), bank_NxE
+  context = PromptContext(
+    len(stored.context), width, stored.position, init_value=stored.context
+  )
+  return context, bank_NxE
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
@@ -242,24 +245,24 @@ def _arrays(
   sampling: fields.Sampling, data: Data, samplers: Sequence[str], names: Sequence[str]
 ) -> SamplingArrays:
   """Builds the arrays that the samplers read; class counts are those of a training."""
-  arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
+  labels_n = np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
     labels_n = inputs.open_source(data, "train").labels
+  arrays = SamplingArrays()
   for name in samplers:
+    settings = dataclasses.replace(sampling, name=name)
     try:
-      more = sampling_arrays(
-        dataclasses.replace(sampling, name=name), data, names, labels_n
-      )
+      of_sampler = sampling_arrays(settings, data, names, labels_n)
     except ConfigError as error:
       if error.field != "sampling.name":
         raise
-      takes = (
+      accepted = (
         f"samplers that need no relations between classes, or others than {name!r}"
       )
-      raise ConfigError("gradient_bias.samplers", samplers, takes) from error
-    arrays = arrays._replace(
-      **{f: a for f, a in more._asdict().items() if a is not None}
-    )
+      raise ConfigError("gradient_bias.samplers", samplers, accepted) from error
+    for field, array in of_sampler._asdict().items():
+      if array is not None:
+        arrays = arrays._replace(**{field: array})
   return arrays
 
 
@@ -271,7 +274,7 @@ def _cells(
   key: str,
 ) -> list[dict[str, Any]]:
   """Figures of each sampler, K and correction; `key` is that of all but these."""
-  cells, pairs = [], {f"{s}_{k}": (s, k) for s in own.samplers for k in own.k}
+  pairs = {f"{sampler}_{k}": (sampler, k) for sampler in own.samplers for k in own.k}
   # The text tower computes about as many rows for each K.
   n_draws = {k: int(np.clip(own.rows // (k + own.images), 8, 512)) for k in own.k}
   keys = {
@@ -279,19 +282,20 @@ def _cells(
     for name, (sampler, k) in pairs.items()
   }
   pieces = Pieces(folder.path / "cells", keys)
-  todo = pieces.missing(pairs)
+  missing = pieces.missing(pairs)
+  cells = []
   for name, (sampler, k) in steps_of(list(pairs.items()), "gradient bias", "cells"):
-    if name in todo:
+    if name in missing:
       sampling = dataclasses.replace(gradients.contrast.sampling, name=sampler)
       drawn = gradients.of_draws(k, sampling, own.corrections, n_draws[k])
-      found = [
-        {"sampler": sampler, "correction": correction, "k": k}
-        | bias.summarise(drawn[:, i], exact[correction])
-        for i, correction in enumerate(own.corrections)
-      ]
-      pieces.save(name, {"cells": found})
-    cells += pieces.read(name).facts["cells"]
-    for cell in cells[-len(own.corrections) :]:
+      computed = []
+      for i, correction in enumerate(own.corrections):
+        facts = {"sampler": sampler, "correction": correction, "k": k}
+        computed.append(facts | bias.summarise(drawn[:, i], exact[correction]))
+      pieces.save(name, {"cells": computed})
+    finished = pieces.read(name).facts["cells"]
+    cells += finished
+    for cell in finished:
       log.info(
         "%(sampler)s, %(correction)s, K = %(k)d: bias %(relative_bias).3f (%(bias_low).3f to"
         " %(bias_high).3f), deviation %(relative_deviation).3f, cosine of a draw %(draw_cosine).3f",

@@ -157,20 +157,24 @@ def _draw(
 def _draw_answers(
   axes: Axes, true_name: str, found: Sequence[tuple[str, float]]
 ) -> None:
-  """Draws one line a name: a tick if it is right, and the name over a bar of its
-  probability."""
+  """Draws one line a name: a tick if it is right, and the name over a bar.
+
+  The bar is the name's probability.
+  """
   axes.set(xlim=(0, 1), ylim=(3, 0))
-  shown = drawing.names([name for name, _ in found], 38)
+  short_names = drawing.names([name for name, _ in found], 38)
   # At 8.5 points 26 bold letters fit.
-  size = 8.5 * min(1.0, 26 / max(1, *map(len, shown)))
+  longest = max(1, *map(len, short_names))
+  name_size = 8.5 * min(1.0, 26 / longest)
   for line, (name, probability) in enumerate(found):
-    right = name == true_name
-    colour = drawing.GREEN if right else drawing.GREY
-    axes.barh(
-      line + 0.5, probability, height=0.84, color=colour, alpha=0.35, linewidth=0
-    )
-    font: dict[str, Any] = {"va": "center", "fontsize": 8.5}
-    font["weight"] = "bold" if right else "normal"
-    axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
-    axes.text(0.085, line + 0.52, shown[line], **font | {"fontsize": size})
-    axes.text(0.99, line + 0.52, f"{100 * probability:.0f}%", ha="right", **font)
+    is_right = name == true_name
+    colour = drawing.GREEN if is_right else drawing.GREY
+    bar: dict[str, Any] = {"height": 0.84, "alpha": 0.35, "linewidth": 0}
+    axes.barh(line + 0.5, probability, color=colour, **bar)
+    y = line + 0.52
+    font: dict[str, Any] = {"va": "center", "weight": "bold" if is_right else "normal"}
+    tick = "\u2713" if is_right else ""
+    axes.text(0.015, y, tick, color="#00664B", fontsize=8.5, **font)
+    axes.text(0.085, y, short_names[line], fontsize=name_size, **font)
+    percentage = f"{100 * probability:.0f}%"
+    axes.text(0.99, y, percentage, ha="right", fontsize=8.5, **font)

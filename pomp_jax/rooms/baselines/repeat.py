@@ -70,12 +70,10 @@ def run(config: RepeatConfig, workdir: str) -> dict:
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
       " hand-written prompt (%s), spread %.2f",
-      *(
-        split,
-        100 * of_split["top1"]["mean"],
-        100 * of_split["top1"]["std"],
-        len(runs),
-      ),
+      split,
+      100 * of_split["top1"]["mean"],
+      100 * of_split["top1"]["std"],
+      len(runs),
       results["eval"][split]["prompt"]["images"],
       100 * of_split["gain"],
       of_split["best_hand_written"],

@@ -269,7 +269,9 @@ def view_features(
   part_bytes = size * data.views * bytes_of_view(fetch) if stored else 0
   shown = steps_of(
     read_ahead(data, total, read, part_bytes=part_bytes),
-    *("features of the training's views", "batches", total),
+    description="features of the training's views",
+    unit="batches",
+    total=total,
   )
   skipped = SkippedImages(source, data.max_corrupt)
   for number in range(n_different):
@@ -315,7 +317,9 @@ def fit_classifier(
     mean_keys(epoch.features[readable] for epoch in cached),
     np.asarray(source.labels)[readable],
     features_under(encoder, classes, settings.text),
-    *(encoder.clip.logit_scale, settings.alpha, tip.beta),
+    encoder.clip.logit_scale,
+    settings.alpha,
+    tip.beta,
   )
   if n_epochs:
     adapter = tune(

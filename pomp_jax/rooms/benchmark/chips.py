@@ -110,10 +110,17 @@ def _tpu(
 def _gpu(
   kind: str, tflops: float | int, float32_tflops: float, gbps: float | int, gpu: Gpu
 ) -> Chip:
-  memory = _GPU_SHARE * gpu.memory
-  title, bandwidth = gpu.name, gbps * 1e9
-  flops = tflops * 1e12, float32_tflops * 1e12
-  return Chip(kind, title, *flops, bandwidth, memory, gpu=gpu, device_kind=gpu.name)
+  """A GPU, with the memory that JAX takes by default."""
+  return Chip(
+    kind,
+    gpu.name,
+    tflops * 1e12,
+    float32_tflops * 1e12,
+    gbps * 1e9,
+    _GPU_SHARE * gpu.memory,
+    gpu=gpu,
+    device_kind=gpu.name,
+  )
 
 
 # TPUs: peak in bfloat16 (TFLOP/s), memory's rate (GB/s), memory that libtpu 0.0.42 lets
@@ -121,7 +128,12 @@ def _gpu(
 # follows the clock.
 _CHIPS = (
   _tpu(
-    *("v4", 275, 1200, 30.75, 8, 128),
+    "v4",
+    tflops=275,
+    gbps=1200,
+    memory_gib=30.75,
+    units=8,
+    side=128,
     axes=3,
     options=(("chip_config_name", "megacore"),),
     device_kind="TPU v4",
@@ -136,24 +148,54 @@ _CHIPS = (
   ),
   # Without sparsity; float32 on the cores that are not tensor cores.
   _gpu(
-    *("h100", 989.5, 66.9, 3352),
-    Gpu(
-      *("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 233_472, 232_448, 52_428_800),
-      *(1.98, 84_942_979_072),
+    "h100",
+    tflops=989.5,
+    float32_tflops=66.9,
+    gbps=3352,
+    gpu=Gpu(
+      "NVIDIA H100 80GB HBM3",
+      capability=(9, 0),
+      cores=132,
+      fpus=128,
+      shared_memory=233_472,
+      block_memory=232_448,
+      l2_cache=52_428_800,
+      clock_ghz=1.98,
+      memory=84_942_979_072,
     ),
   ),
   _gpu(
-    *("a100", 312, 19.5, 1555),
-    Gpu(
-      *("NVIDIA A100-SXM4-40GB", (8, 0), 108, 64, 167_936, 166_912, 41_943_040),
-      *(1.41, 42_331_013_120),
+    "a100",
+    tflops=312,
+    float32_tflops=19.5,
+    gbps=1555,
+    gpu=Gpu(
+      "NVIDIA A100-SXM4-40GB",
+      capability=(8, 0),
+      cores=108,
+      fpus=64,
+      shared_memory=167_936,
+      block_memory=166_912,
+      l2_cache=41_943_040,
+      clock_ghz=1.41,
+      memory=42_331_013_120,
     ),
   ),
   _gpu(
-    *("a100-80gb", 312, 19.5, 2039),
-    Gpu(
-      *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167_936, 166_912, 41_943_040),
-      *(1.41, 85_094_957_056),
+    "a100-80gb",
+    tflops=312,
+    float32_tflops=19.5,
+    gbps=2039,
+    gpu=Gpu(
+      "NVIDIA A100-SXM4-80GB",
+      capability=(8, 0),
+      cores=108,
+      fpus=64,
+      shared_memory=167_936,
+      block_memory=166_912,
+      l2_cache=41_943_040,
+      clock_ghz=1.41,
+      memory=85_094_957_056,
     ),
   ),
 )

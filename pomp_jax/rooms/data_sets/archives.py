@@ -167,7 +167,11 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
     # Only warn: this may be a subset on purpose, or the wrong release.
     log.warning(
       "%s: %d of the list's %d classes are missing, such as %s; the data set will have %d classes",
-      *(path, len(missing), len(classes.synsets), missing[0], len(found.label_names)),
+      path,
+      len(missing),
+      len(classes.synsets),
+      missing[0],
+      len(found.label_names),
     )
   return found
 

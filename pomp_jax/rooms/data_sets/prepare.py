@@ -94,13 +94,11 @@ def run(config: PrepareConfig, workdir: str) -> dict:
   for split, counts in report["splits"].items():
     log.info(
       "%s: %d images of %d classes in %d shards, %.2f GB",
-      *(
-        split,
-        counts["images"],
-        counts["classes"],
-        counts["shards"],
-        counts["bytes"] / 1e9,
-      ),
+      split,
+      counts["images"],
+      counts["classes"],
+      counts["shards"],
+      counts["bytes"] / 1e9,
     )
   log.info("%d unreadable images are listed in report.json", report["n_unreadable"])
   log.info("read it with data.source='tfds', data.dataset='%s'", report["dataset"])

@@ -1,5 +1,4 @@
-"""Suites of data sets that `evaluate` knows by name, and the tables that their figures
-stand in.
+"""Suites of data sets that `evaluate` knows by name, and the tables of their figures.
 
 `published.json` has published figures with their sources.
 """
@@ -11,9 +10,18 @@ from typing import Any, NamedTuple
 
 NO_SUITE = "none"  # a value of `evaluate.suite` beside the suites
 # CoOp's cross-dataset sets, in the order of its tables.
-TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
-  "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
-)  # fmt: skip
+TEN = (
+  "caltech101",
+  "oxford_pets",
+  "stanford_cars",
+  "flowers102",
+  "food101",
+  "fgvc_aircraft",
+  "sun397",
+  "dtd",
+  "eurosat",
+  "ucf101",
+)
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain comparisons
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")

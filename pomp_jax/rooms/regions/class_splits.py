@@ -69,7 +69,7 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   one_name_a_line = os.fspath(name_or_path).endswith(_LINES)
   path = _path_of(os.fspath(name_or_path).removesuffix(_LINES))
   rows = [line.split("\t") for line in read_lines(path)]
-  n_columns = len(rows[0])
+  n_columns = len(rows[0]) if rows else 0  # an empty list is refused below
   for number, row in enumerate(rows, 1):
     if len(row) != n_columns or n_columns > 3:
       accepted = f"{n_columns} as in the first line" if n_columns < 4 else "1 to 3"

@@ -95,7 +95,8 @@ class PixelTally:
     }
 
 
-def _share(part: float, whole: float) -> float | None:
+def _share(part: np.number, whole: np.number) -> float | None:
+  """A sum over a count or a sum; None where there is nothing to measure."""
   return float(part / whole) if whole else None
 
 

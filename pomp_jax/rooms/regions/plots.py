@@ -285,9 +285,13 @@ def sheet(
   height = rows * high + growth * (_TITLE + _HEADING * any(headings))
   figure = Figure(figsize=(width, height))
   figure.suptitle(
-    drawing.escape(title), fontsize=growth * drawing.TITLE, x=_MARGIN / width, y=1 - 0.1 / height,
-    ha="left", va="top",
-  )  # fmt: skip
+    drawing.escape(title),
+    fontsize=growth * drawing.TITLE,
+    x=_MARGIN / width,
+    y=1 - 0.1 / height,
+    ha="left",
+    va="top",
+  )
   letters = _LETTERS / growth
   headings = drawing.names(headings, max(int(letters), _LEAST_LETTERS))
   heading_size = (
@@ -319,11 +323,19 @@ def sheet(
     if legend:
       # Smaller letters where a row has many classes.
       fitting = _POINTS * (high - 0.2) / (_LINE * len(legend))
+      # White has a rim, which tells it from the page.
+      handles = [
+        Patch(fc=colour, ec=drawing.GREY if colour == "white" else colour)
+        for colour in legend.values()
+      ]
       figure.legend(
-        handles=[Patch(fc=c, ec=drawing.GREY if c == "white" else c) for c in legend.values()],
+        handles=handles,
         labels=list(legend),
-        loc="upper left", bbox_to_anchor=(columns * wide / width, (y + high - _MARGIN) / height),
-        fontsize=min(growth * drawing.TEXT, fitting), labelspacing=0.3, borderaxespad=0.2,
+        loc="upper left",
+        bbox_to_anchor=(columns * wide / width, (y + high - _MARGIN) / height),
+        fontsize=min(growth * drawing.TEXT, fitting),
+        labelspacing=0.3,
+        borderaxespad=0.2,
         frameon=False,
-      )  # fmt: skip
+      )
   return figure, axes_of

@@ -367,7 +367,11 @@ class RegionResults:
     if missing:
       log.warning(
         "%s: results of %d of %d images; %d have none, such as %s",
-        *(self._path, known, len(images), len(missing), missing[0]),
+        self._path,
+        known,
+        len(images),
+        len(missing),
+        missing[0],
       )
     return next(iter(boxes_alone), None)
 

@@ -72,7 +72,10 @@ def with_automatic_weight(
   weight = _WEIGHT_AT_LOW_SCALE if is_low else _WEIGHT
   log.info(
     "logit scale %.1f of the CLIP, %s %g: consistency_squared=%g",
-    *(logit_scale, "below" if is_low else "at least", _LOW_SCALE, weight),
+    logit_scale,
+    "below" if is_low else "at least",
+    _LOW_SCALE,
+    weight,
   )
   return contrast.having(dataclasses.replace(own, consistency_squared=weight))
 

@@ -1,2 +1,4 @@
-"""MaskFormer: a network that finds the regions of an image and embeds each in a
-CLIP's space."""
+"""MaskFormer: a network that finds the regions of an image, with a CLIP embedding each.
+
+`proposals` runs it and the job `train_masks` trains it. Start with `model`.
+"""
