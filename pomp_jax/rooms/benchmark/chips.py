@@ -87,8 +87,8 @@ class Chip(NamedTuple):
 def _tpu(
   kind: str,
   *,
-  tflops: float,
-  gbps: float,
+  tflops: float | int,
+  gbps: float | int,
   memory_gib: float,
   units: int,
   side: int,
@@ -113,7 +113,12 @@ def _tpu(
 
 
 def _gpu(
-  kind: str, gpu: Gpu, *, tflops: float, float32_tflops: float, gbps: float
+  kind: str,
+  gpu: Gpu,
+  *,
+  tflops: float | int,
+  float32_tflops: float,
+  gbps: float | int,
 ) -> Chip:
   """A GPU, with its peak in bfloat16 and its memory's rate in GB/s."""
   return Chip(
