@@ -211,5 +211,5 @@ def open_test_set(
   classes = classes or classes_in(folders.get("train", folders[split]))
   source = open_folder(folders[split], classes, all_classes)
   if folders[split] == to_path(root):
-    split = "all"  # the folder is not divided
+    return LabelledSet(source, classes, "all")  # the folder is not divided
   return LabelledSet(source, classes, split)
