@@ -152,13 +152,13 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
       f"{where}: entry {number}: got a {type(entry).__name__}, expected a table"
     )
   name = entry.get("name")
-  has_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
-  label = f"{where}: set {name!r}" if has_name else f"{where}: set {number}"
+  is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
+  label = f"{where}: set {name!r}" if is_name else f"{where}: set {number}"
   for key in entry:
     if key not in _KEYS:
       got = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
       raise SourceError(f"{label}: unknown key {got}; known: {', '.join(_KEYS)}")
-  if not has_name or name.split()[0] == "mean":
+  if not is_name or str(name).split()[0] == "mean":
     raise SourceError(
       f"{label}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80, and not 'mean' first, which names means in tables"
