@@ -1,4 +1,4 @@
-"""Cells of an ablation: mean and standard deviation over the seeds, and their plot."""
+"""Means and standard deviations of an ablation's cells over the seeds, and their plot."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -16,29 +16,24 @@ COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
 class Spread(NamedTuple):
-  """Mean and sample standard deviation of a figure over seeds, and its value at each
-  seed.
-
-  Of costs the values are those of programs: the lanes of one share what was measured
-  once.
-  """
+  """A figure over the seeds."""
 
   mean: float
-  std: float
+  std: float  # of the sample; 0 for one value
+  # At each seed. Of costs at each program, whose lanes share what was measured once.
   values: tuple[float, ...]
 
 
 class Group(NamedTuple):
   """Cells that differ only in the seed."""
 
-  values: dict[str, Any]  # swept field -> value, without the seed
-  # name -> spread over the seeds of the cells that did not fail
-  figures: dict[str, Spread]
+  values: dict[str, Any]  # of the swept fields without the seed, by field
+  figures: dict[str, Spread]  # of the cells that did not fail, by name
   failed: int  # number of failed cells
 
 
 def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of a cell's swept fields without the seed."""
+  """Returns the values of a cell's swept fields without the seed."""
   return {field: value for field, value in values.items() if field != "seed"}
 
 
@@ -48,16 +43,18 @@ def text_of(value: Any) -> str:
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
-  """Returns a cell's top-1 of each split and its costs by name; nothing if it
-  failed."""
+  """Returns a cell's top-1 of each split and its costs by name; {} if it failed."""
   if cell.get("error"):
     return {}
-  top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
-  return top1 | {name: cell[name] for name in COSTS if cell.get(name) is not None}
+  figures = {f"{split}_top1": value for split, value in cell["top1"].items()}
+  for name in COSTS:
+    if cell.get(name) is not None:
+      figures[name] = cell[name]
+  return figures
 
 
 def scale_of(name: str) -> float:
-  """Factor of a figure where it is shown: accuracies are percentages."""
+  """Returns the factor of a figure where it is shown: accuracies are percentages."""
   return 1.0 if name in COSTS else 100.0
 
 
@@ -66,26 +63,38 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
   members: dict[str, list[Mapping[str, Any]]] = {}
   for cell in cells:
     members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
-  result = []
-  for own in members.values():
-    figures, spreads = list(map(figures_of, own)), {}
-    for name in dict.fromkeys(name for of_cell in figures for name in of_cell):
-      values = tuple(of_cell[name] for of_cell in figures if name in of_cell)
-      # Lanes of one program have exactly the same share of it.
-      values = tuple(dict.fromkeys(values)) if name in COSTS else values
-      std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-      spreads[name] = Spread(float(np.mean(values)), std, values)
-    result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
-  return result
+  return [_group(cells_of_kind) for cells_of_kind in members.values()]
+
+
+def _group(cells: Sequence[Mapping[str, Any]]) -> Group:
+  """Spreads of the figures of cells that differ only in the seed."""
+  values_of: dict[str, list[float]] = {}
+  failed = 0
+  for cell in cells:
+    figures = figures_of(cell)
+    if not figures:
+      failed += 1
+    for name, value in figures.items():
+      values_of.setdefault(name, []).append(value)
+  spreads = {}
+  for name, values in values_of.items():
+    if name in COSTS:
+      # Lanes of one program have exactly the same share of it: one measurement.
+      values = list(dict.fromkeys(values))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    spreads[name] = Spread(float(np.mean(values)), std=std, values=tuple(values))
+  return Group(kind_of(cells[0]["values"]), figures=spreads, failed=failed)
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:
   """Returns the fields, other than the seed, that take several values."""
-  fields = dict.fromkeys(field for group in groups_of for field in group.values)
-  values = {
-    f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields
-  }
-  return [field for field in fields if len(values[field]) > 1]
+  values_of: dict[str, set[str]] = {}
+  for group in groups_of:
+    for field, value in group.values.items():
+      values = values_of.setdefault(field, set())
+      if value is not None:
+        values.add(str(value))
+  return [field for field, values in values_of.items() if len(values) > 1]
 
 
 def is_ordered(groups_of: Sequence[Group], field: str) -> bool:
@@ -100,70 +109,92 @@ def sweep(
   references: Mapping[str, Mapping[str, float]],
   images: Mapping[str, str],
 ) -> None:
-  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a
-  faint dot.
+  """Plots mean and standard deviation over the seeds, each figure in its panel.
 
   The x axis is the first swept field with its values evenly spaced. Every combination
-  of the other swept fields is a line, or marks alone where the x axis has names; a
-  group that does not read one of them belongs to every line. References are grey lines:
-  figure -> label -> value. `images` are the numbers of images of each split.
+  of the other swept fields is a line, or marks alone where the x axis has names. A
+  group that does not read one of these fields belongs to every line. Each seed is a
+  faint dot.
+
+  Args:
+    path: file of the plot.
+    groups_of: groups of the cells.
+    references: values of grey lines, by figure and label.
+    images: numbers of images, by split.
   """
   along, *others = swept(groups_of) or [""]
-  x_of = [text_of(group.values.get(along, "")) for group in groups_of]
-  ticks = list(dict.fromkeys(x_of))
-  keys = [tuple(group.values[field] for field in others) for group in groups_of]
-  lines = [
-    key for key in dict.fromkeys(keys) if any(value is not None for value in key)
-  ] or [()]
+  ticks = list(dict.fromkeys(_tick(group, along) for group in groups_of))
+  keys = dict.fromkeys(tuple(group.values[f] for f in others) for group in groups_of)
+  lines: list[tuple[Any, ...]] = [
+    key for key in keys if any(value is not None for value in key)
+  ]
+  if not lines:
+    lines.append(())  # one line of all groups
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  seeds = max(
-    (len(one.values) for g in groups_of for one in g.figures.values()), default=0
-  )
-  title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
+  n_seeds = 0
+  for group in groups_of:
+    for spread in group.figures.values():
+      n_seeds = max(n_seeds, len(spread.values))
+  title = f"Mean and standard deviation over {counted(n_seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
-  drawn: dict[str, Any] = {}
   between = "-" if is_ordered(groups_of, along) else "none"
+  legend: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
-    for number, key_of_line in enumerate(lines):
-      points = [
-        (ticks.index(x), group.figures[name])
-        for x, key, group in zip(x_of, keys, groups_of, strict=True)
-        if name in group.figures
-        and all(a is None or a == b for a, b in zip(key, key_of_line, strict=False))
-      ]
+    for number, key in enumerate(lines):
+      points = []
+      for group in groups_of:
+        if name in group.figures and _is_on_line(group, others, key):
+          points.append((ticks.index(_tick(group, along)), group.figures[name]))
       points.sort(key=lambda point: point[0])
       # Shifted, so that the error bars of several lines can be told apart.
       shift = 0.06 * (number - (len(lines) - 1) / 2)
-      label = ", ".join(f"{f}={v}" for f, v in zip(others, key_of_line, strict=False))
       line = _draw_line(axes, points, number, shift, scale_of(name), between)
-      drawn.setdefault(label, line)
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, key, strict=False))
+      legend.setdefault(label, line)
     for label, value in references.get(name, {}).items():
-      drawn[label] = reference_line(axes, scale_of(name) * value)
+      legend[label] = reference_line(axes, scale_of(name) * value)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
-    means = [group.figures[name].mean for group in groups_of if name in group.figures]
-    if name not in COSTS:
-      drawing.end_at(axes, "y", 0.0, 100.0)
-    elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
-      drawing.log_axis(axes, "y")
+    spreads = [group.figures[name] for group in groups_of if name in group.figures]
+    _limit_y(axes, name, spreads)
+    if name in COSTS:
+      heading = f"{COSTS[name]}, a cell's share"
     else:
-      spreads = [group.figures[name] for group in groups_of if name in group.figures]
-      axes.set_ylim(
-        0, 1.1 * max([1e-6, *(value for one in spreads for value in one.values)])
-      )
-    split = name.removesuffix("_top1")
-    heading = (
-      f"{COSTS[name]}, a cell's share" if name in COSTS else top1_heading(split, images)
-    )
+      heading = top1_heading(name.removesuffix("_top1"), images)
     drawing.label_panel(axes, heading, along, grid="both")
-  shown = {label: line for label, line in drawn.items() if label}
-  if shown:
-    drawing.legend_below(figure, list(shown.values()), list(shown))
+  legend.pop("", None)  # the only line needs no label
+  if legend:
+    drawing.legend_below(figure, list(legend.values()), list(legend))
   drawing.save(path, figure)
 
 
+def _tick(group: Group, along: str) -> str:
+  """Label of a group's place on the x axis."""
+  return text_of(group.values.get(along, ""))
+
+
+def _is_on_line(group: Group, fields: Sequence[str], key: tuple[Any, ...]) -> bool:
+  """Whether each field has the line's value, or is not read by the group."""
+  for field, value in zip(fields, key, strict=False):
+    if group.values[field] is not None and group.values[field] != value:
+      return False
+  return True
+
+
+def _limit_y(axes: Axes, name: str, spreads: Sequence[Spread]) -> None:
+  """Sets the y axis: percentages to 100, costs from 0, or seconds over decades."""
+  means = [spread.mean for spread in spreads]
+  if name not in COSTS:
+    drawing.end_at(axes, "y", 0.0, 100.0)
+  elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
+    drawing.log_axis(axes, "y")
+  else:
+    largest = max(max(spread.values) for spread in spreads)
+    axes.set_ylim(0, 1.1 * max(largest, 1e-6))
+
+
 def top1_heading(split: str, images: Mapping[str, str]) -> str:
-  """Title of a panel: a split with its number of images."""
+  """Writes the title of a panel: a split with its number of images."""
   count = f", {images[split]} images" if split in images else ""
   return f"{drawing.name(split, 18)}: top-1 (%){count}"
 
@@ -177,30 +208,36 @@ def _draw_line(
   between: str,
 ):
   """Draws means with error bars, a line style between them, and the seeds as dots."""
-  x = shift + np.array([place for place, _ in points])
-  means, stds = (
-    scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
-  )
-  for place, (_, found) in zip(x, points, strict=True):
-    seeds = scale * np.array(found.values)
-    dots = {
-      "s": 9,
-      "color": drawing.style(number)["color"],
-      "alpha": 0.35,
-      "linewidths": 0,
-    }
-    axes.scatter(np.full(len(seeds), place), seeds, **dots)
+  x = shift + np.array([tick for tick, _ in points])
+  means = scale * np.array([spread.mean for _, spread in points])
+  stds = scale * np.array([spread.std for _, spread in points])
+  colour = drawing.style(number)["color"]
+  for place, (_, spread) in zip(x, points, strict=True):
+    seeds = scale * np.array(spread.values)
+    places = np.full(len(seeds), place)
+    axes.scatter(places, seeds, s=9, color=colour, alpha=0.35, linewidths=0)
   return drawing.error_bars(axes, x, means, number, yerr=stds, linestyle=between)
 
 
 def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
-  """Draws a grey horizontal line, perhaps named on the right, where curves have left
-  it."""
+  """Draws a grey horizontal line with its label on the right, if it has one.
+
+  Args:
+    axes: panel to draw in.
+    value: height of the line.
+    label: text above the line, where curves have left it.
+  """
   line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-  place: dict[str, Any] = {"va": "bottom", "ha": "right", "fontsize": 7}
-  # Above curves and marks, which its rim leaves visible.
-  where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "zorder": 5}
   axes.text(
-    0.99, value, label, color="0.25", path_effects=drawing.outline(), **place, **where
+    0.99,
+    value,
+    label,
+    color="0.25",
+    fontsize=7,
+    va="bottom",
+    ha="right",
+    transform=axes.get_yaxis_transform(),
+    zorder=5,  # above curves and marks, which the outline leaves visible
+    path_effects=drawing.outline(),
   )
   return line
