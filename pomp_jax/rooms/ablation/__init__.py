@@ -1,5 +1,6 @@
-"""Ablations: a grid of trainings in one run, and what its cells differ in.
+"""Trains a grid of trainings in one run, many of them as lanes of one program.
 
-The job `ablate` runs it, one compiled program for the cells that differ in numbers
-alone. Start with `ablate`, then `grid` (cells) and `vmapped_training` (lanes).
+The job `ablate` is its only entrance: `ablate.py` runs it, and is where to start
+reading. `grid.py` makes the cells, `vmapped_training.py` trains them, and
+`ablation_report.py` compares them.
 """

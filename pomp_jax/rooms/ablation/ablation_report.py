@@ -1,8 +1,8 @@
-"""What an ablation leaves beside its cells: a table, plots, and a report."""
+"""Writes what an ablation leaves beside its cells: a table, plots, and a report."""
 
 from collections.abc import Mapping, Sequence
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.report.labels import counted, method_label
@@ -28,34 +28,40 @@ _TIMES = (
   " accuracy (images of the training classes, mean over the seeds) is at least the exact contrast's"
   " after the last step less its standard deviation."
 )
-_SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
+# Files of the plots.
+_SWEEP = "sweep.png"
+_COURSES = "time_to_accuracy.png"
 
 
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Writes one or more cells as CSV and plots; accuracy against time where steps
-  were timed."""
-  cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
+  """Writes one or more cells as CSV and plots.
+
+  Accuracy is plotted against time where steps were timed.
+  """
+  cells = results["cells"]
+  rows = []
+  for cell in cells:
+    rows.append(cell["values"] | plots.figures_of(cell) | {"error": cell["error"]})
   fields = dict.fromkeys(field for cell in cells for field in cell["values"])
   figures = dict.fromkeys(name for cell in cells for name in plots.figures_of(cell))
   columns = (*fields, *figures, "error")
-  rows = [
-    cell["values"] | plots.figures_of(cell) | {"error": cell["error"]} for cell in cells
-  ]
-  write_csv(
-    folder.path / "cells.csv", columns, ([row.get(x) for x in columns] for row in rows)
-  )
-  references = _references(by_hand[0][1]) if len(by_hand) == 1 else {}
-  plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, _images(cells))
-  found = time_to_accuracy.courses(cells, results.get("step_times", ()))
-  if found:
-    time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
+  lines = ([row.get(column) for column in columns] for row in rows)
+  write_csv(folder.path / "cells.csv", columns, lines)
+  by_hand = _distinct_by_hand(cells)
+  references = {}
+  if len(by_hand) == 1:  # otherwise no line holds for all cells
+    references = _references(by_hand[0].top1)
+  images = _images(cells)
+  plots.sweep(folder.plots / _SWEEP, plots.groups(cells), references, images)
+  courses = time_to_accuracy.courses(cells, results.get("step_times", ()))
+  if courses:
+    time_to_accuracy.plot(folder.plots / _COURSES, courses, images)
 
 
 def _references(
   by_hand: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, float]]:
-  """Figure -> label -> top-1 of one hand-written prompt: that of the highest mean
-  over splits."""
+  """Top-1 of the prompt written by hand with the highest mean, by figure and label."""
   prompts = next(iter(by_hand.values()), {})
   mean_of = lambda prompt: sum(top1[prompt] for top1 in by_hand.values())
   best = max(prompts, key=mean_of, default=None)
@@ -67,65 +73,71 @@ def _references(
 
 
 def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Report of an ablation: mean and spread of each kind of cell, every cell,
-  failures."""
+  """Reports an ablation: each kind of cell with its spread, every cell, failures."""
   cells = results["cells"]
-  failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
-  swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
-  images = ", ".join(f"{count} of {split}" for split, count in _images(cells).items())
-  evaluated = f" Images evaluated: {images}." if images else ""
-  figures = list(map(plots.figures_of, cells))
-  names = list(dict.fromkeys(name for own in figures for name in own))
-  rows = []
-  for cell, own in zip(cells, figures, strict=True):
-    shown = [
-      f"{plots.scale_of(name) * own[name]:.1f}" if name in own else "-"
-      for name in names
-    ]
-    rows.append(
-      [*(plots.text_of(cell["values"].get(field)) for field in swept), *shown]
-    )
-  marks = ["failed" if cell["error"] else "" for cell in cells]
   differences = paired_differences(cells)
-  text = f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}"
+  text = "Mean ± sample standard deviation over the seeds."
+  if images := _images(cells):
+    counts = ", ".join(f"{count} of {split}" for split, count in images.items())
+    text += f" Images evaluated: {counts}."
+  summary = _summary(plots.groups(cells), differences)
+  by_hand = "Prompts written by hand"
+  failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
   sections = [
-    Section("Summary", text, _summary(plots.groups(cells), differences), brief=True),
+    Section("Summary", f"{text} {_COSTS}", summary, brief=True),
     *differences_section(differences),
     Section("Figures against the swept field", picture=_SWEEP),
     *_time_to_accuracy(results),
-    Section(
-      "Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells), brief=True
-    ),
-    Section("Cells", table=Table([*swept, *map(_heading, names)], rows, marks)),
+    Section(by_hand, "Top-1 accuracy (%).", _by_hand(cells), brief=True),
+    Section("Cells", table=_cells_table(cells)),
     failures("Failed cells", "cell", failed),
     Section("Missing cells", ", ".join(results["missing"]) or "None."),
   ]
+  swept = dict.fromkeys(field for cell in cells for field in cell["values"])
   n_seeds = len({cell["values"].get("seed") for cell in cells})
   text = f"{counted(len(cells), 'cell')}, {counted(n_seeds, 'seed')}."
   return Report(f"Ablation over {', '.join(swept)}", text, sections)
 
 
+def _cells_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+  """A row for each cell, with its values and its figures."""
+  swept = dict.fromkeys(field for cell in cells for field in cell["values"])
+  names = dict.fromkeys(name for cell in cells for name in plots.figures_of(cell))
+  rows = []
+  for cell in cells:
+    figures = plots.figures_of(cell)
+    row = [plots.text_of(cell["values"].get(field)) for field in swept]
+    for name in names:
+      text = "-"
+      if name in figures:
+        text = f"{plots.scale_of(name) * figures[name]:.1f}"
+      row.append(text)
+    rows.append(row)
+  marks = ["failed" if cell["error"] else "" for cell in cells]
+  return Table([*swept, *map(_heading, names)], rows, marks)
+
+
 def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   """When each kind of cell arrives; nothing without the times of steps."""
-  found = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
-  if not found:
+  courses = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
+  if not courses:
     return []
-  rows, figures = (
-    [],
-    dict.fromkeys(name for course in found for name in course.group.figures),
-  )
+  figures = dict.fromkeys(name for course in courses for name in course.group.figures)
   names = [name for name in figures if name not in plots.COSTS]
-  for one in time_to_accuracy.arrivals(found):
-    course = one.course
-    splits = [_spread(course.group, name) for name in names]
-    cost = [f"{1000 * course.step_seconds:.1f}", f"{course.start_seconds:.2f}"]
-    when = ["not reached", "", "", ""]
-    if one.step is not None:
-      ratios = [
-        "-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)
-      ]
-      when = [str(one.step), f"{one.seconds:.1f}", *ratios]
-    rows.append([course.label, *splits, *cost, *when])
+  rows = []
+  for arrival in time_to_accuracy.arrivals(courses):
+    course = arrival.course
+    row = [course.label]
+    row += [_spread(course.group, name) for name in names]
+    row.append(f"{1000 * course.step_seconds:.1f}")
+    row.append(f"{course.start_seconds:.2f}")
+    if arrival.step is None:
+      row += ["not reached", "", "", ""]
+    else:
+      row += [str(arrival.step), f"{arrival.seconds:.1f}"]
+      for ratio in (arrival.than_exact, arrival.than_uniform):
+        row.append("-" if ratio is None else f"{ratio:.1f}x")
+    rows.append(row)
   columns = [
     "cells",
     *map(_heading, names),
@@ -133,10 +145,13 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
     "first bank (s)",
     "steps",
     "seconds",
+    "faster than exact",
+    "than the fastest uniform draw",
   ]
-  columns += ["faster than exact", "than the fastest uniform draw"]
-  threshold = time_to_accuracy.threshold_of(found)
-  text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")
+  text = _TIMES
+  threshold = time_to_accuracy.threshold_of(courses)
+  if threshold is not None:
+    text += f" That is {100 * threshold:.1f}%."
   table = Table(columns, rows) if rows else None
   return [
     Section("Time to accuracy", text, table, brief=True),
@@ -145,74 +160,96 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
 
 
 def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """How many images the accuracies are of, by split; several numbers where cells
-  differ."""
+  """Number of images evaluated, by split; several numbers where cells differ."""
   counts: dict[str, set[int]] = {}
   for cell in cells:
-    of_curve = cell.get("curve", {}).get("images", {})
-    for split, n in (of_curve | cell.get("images", {})).items():
-      counts.setdefault(split, set()).add(n)
-  return {
-    split: " or ".join(f"{n:,}" for n in sorted(own)) for split, own in counts.items()
-  }
+    images = cell.get("curve", {}).get("images", {}) | cell.get("images", {})
+    for split, n_images in images.items():
+      counts.setdefault(split, set()).add(n_images)
+  words = {}
+  for split, numbers in counts.items():
+    words[split] = " or ".join(f"{n_images:,}" for n_images in sorted(numbers))
+  return words
 
 
-def _distinct_by_hand(
-  cells: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, Mapping[str, Any]]]:
-  """Top-1 of hand-written prompts, which depends on CLIP and classes; each with its
-  first cell."""
-  found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+class _ByHand(NamedTuple):
+  """Top-1 of the prompts written by hand."""
+
+  cell: str  # name of the first cell with these figures
+  top1: Mapping[str, Mapping[str, float]]  # by split and prompt
+
+
+def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[_ByHand]:
+  """Distinct figures of prompts by hand, which depend on a cell's CLIP and classes."""
+  distinct: dict[str, _ByHand] = {}
   for cell in cells:
     if not cell["error"]:
-      found.setdefault(json.dumps(cell["by_hand"]), (cell["name"], cell["by_hand"]))
-  return list(found.values())
+      by_hand = cell["by_hand"]
+      distinct.setdefault(json.dumps(by_hand), _ByHand(cell["name"], by_hand))
+  return list(distinct.values())
 
 
 def _heading(name: str) -> str:
   return plots.COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
 
 
-def _summary(of_cells: Sequence[plots.Group], differences: Differences) -> Table:
+def _summary(groups: Sequence[plots.Group], differences: Differences) -> Table:
   """A row for each kind; bold where the paired difference to the first is above 0."""
-  fields = list(dict.fromkeys(field for group in of_cells for field in group.values))
-  names = list(dict.fromkeys(name for group in of_cells for name in group.figures))
-  rows, marked = [], next((name for name in _MARKED if name in names), None)
-  for group in of_cells:
-    figures = [_spread(group, name) for name in names]
-    rows.append(
-      [*(plots.text_of(group.values.get(field)) for field in fields), *figures]
-    )
-  bold = [
-    (row, len(fields) + names.index(name))
-    for row, (_, own) in enumerate(differences, 1)
-    for name, difference in own.items()
-    if difference.interval and difference.interval[0] > 0
+  fields = list(dict.fromkeys(field for group in groups for field in group.values))
+  names = list(dict.fromkeys(name for group in groups for name in group.figures))
+  rows = []
+  for group in groups:
+    row = [plots.text_of(group.values.get(field)) for field in fields]
+    row += [_spread(group, name) for name in names]
+    rows.append(row)
+  bold = []
+  for row_index, (_, figures) in enumerate(differences, 1):
+    for name, difference in figures.items():
+      if difference.interval and difference.interval[0] > 0:
+        bold.append((row_index, len(fields) + names.index(name)))
+  columns = [*fields, *map(_heading, names)]
+  return Table(columns, rows, marks=_best_marks(groups, names), bold=bold)
+
+
+def _best_marks(groups: Sequence[plots.Group], names: Sequence[str]) -> list[str]:
+  """Marks the groups with the highest mean on the split that decides."""
+  decisive = [name for name in _MARKED if name in names]
+  if not decisive:
+    return [""] * len(groups)
+  name = decisive[0]
+  means = [
+    group.figures[name].mean if name in group.figures else -1 for group in groups
   ]
-  means = [g.figures[marked].mean if marked in g.figures else -1.0 for g in of_cells]
-  marks = ["best" if m == max(means) and m >= 0 else "" for m in means]
-  return Table([*fields, *map(_heading, names)], rows, marks, bold)
+  return ["best" if mean == max(means) else "" for mean in means]
 
 
 def _spread(group: plots.Group, name: str) -> str:
+  """A figure of a group as "mean ± deviation"."""
   if name not in group.figures:
     return "-"
-  found, scale = group.figures[name], plots.scale_of(name)
-  text = f"{scale * found.mean:.1f}"
-  if len(found.values) > 1:
-    text += f" ± {scale * found.std:.1f}"
-  return text + (f" ({group.failed} failed)" if group.failed else "")
+  spread = group.figures[name]
+  scale = plots.scale_of(name)
+  text = f"{scale * spread.mean:.1f}"
+  if len(spread.values) > 1:
+    text += f" ± {scale * spread.std:.1f}"
+  if group.failed:
+    text += f" ({group.failed} failed)"
+  return text
 
 
 def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Table:
-  found = _distinct_by_hand(cells)
-  splits = list(dict.fromkeys(split for _, by_hand in found for split in by_hand))
+  """A row for each prompt written by hand, and for each kind of CLIP and classes."""
+  distinct = _distinct_by_hand(cells)
+  splits = list(dict.fromkeys(split for by_hand in distinct for split in by_hand.top1))
   rows = []
-  for cell, by_hand in found:
-    where = f" ({cell} and similar)" if len(found) > 1 else ""
-    for prompt in next(iter(by_hand.values()), {}):
-      figures = [
-        f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits
-      ]
-      rows.append([method_label(prompt) + where, *figures])
+  for by_hand in distinct:
+    where = f" ({by_hand.cell} and similar)" if len(distinct) > 1 else ""
+    for prompt in next(iter(by_hand.top1.values()), {}):
+      row = [method_label(prompt) + where]
+      for split in splits:
+        text = "-"
+        if split in by_hand.top1:
+          text = f"{100 * by_hand.top1[split][prompt]:.1f}"
+        row.append(text)
+      rows.append(row)
   return Table(("prompt", *splits), rows)

@@ -1,11 +1,12 @@
-"""The grid of an ablation, such as `k=16|64|all;correction=log|none;seed=0|1|2`, and its cells.
+"""Makes the cells of a grid, such as `k=16|64|all;correction=log|none;seed=0|1|2`.
 
-Fields are separated by ";", values by "|". Every combination is a cell: the pretrain job's config
-with these fields. `k=all` stands for `negatives=all`. Cells that would be the same run are one.
-Several grids are joined by "&": `k=all;seed=0|1 & k=16|64;steps=50|100;seed=0|1`.
+Fields are separated by ";", values by "|". Every combination is a cell: the pretrain
+job's config with these fields. `k=all` stands for `negatives=all`. Cells that would be
+the same run are merged. Several grids are joined by "&":
+`k=all;seed=0|1 & k=16|64;steps=50|100;seed=0|1`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import itertools
 import re
 from typing import Any, NamedTuple
@@ -20,125 +21,161 @@ from pomp_jax.registry import EXTENSIONS
 from pomp_jax.rooms.ablation.plots import text_of
 from pomp_jax.train.resume import FREE_FIELDS
 
-ALL, _FIELD = "all", "ablate.grid"
-_TAKES = (
+ALL = "all"  # value of `k` and of `negatives`
+_FIELD = "ablate.grid"
+_ACCEPTED = (
   "fields separated by ';', each with its values separated by '|', such as"
   " k=16|64|all;correction=log|none;seed=0|1"
 )
-# Fields that only runs with a bank read, and a sampled contrast.
+# Fields that only runs with a bank read, and fields that only a sampled contrast reads.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
+# Groups of fields of other methods than POMP.
 _METHOD_GROUPS = {row.prefix for row in EXTENSIONS.values() if row.prefix}
 
-# From field -> value to the config with these values.
+# Maps values, by field, to the config with these values.
 Replace = Callable[[Mapping[str, Any]], TrainingConfig]
 
 
 class Cell(NamedTuple):
   """One training of an ablation."""
 
-  # swept field -> its value here; None where the field is not read
-  values: Mapping[str, Any]
-  # Field -> value, over the ablation's config: the job pretrain, and the same fields in
-  # all cells.
+  values: Mapping[str, Any]  # of each swept field; None where the cell does not read it
+  # Values that replace the ablation's, by field: the job, and the same fields in all
+  # cells.
   overrides: Mapping[str, Any]
   key: str  # fingerprint of all that the cell's result depends on
 
   @property
   def name(self) -> str:
     """The swept fields and their values, for tables and messages."""
-    return ", ".join(
-      f"{field}={text_of(value)}" for field, value in self.values.items()
-    )
+    words = [f"{field}={text_of(value)}" for field, value in self.values.items()]
+    return ", ".join(words)
 
   @property
   def stem(self) -> str:
     """Name of the files with its result and its prompt, without suffix."""
-    words = "_".join(
-      f"{field}-{text_of(value)}" for field, value in self.values.items()
-    )
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}"
+    words = [f"{field}-{text_of(value)}" for field, value in self.values.items()]
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words))
+    return f"{safe[:100]}_{self.key[:10]}"
 
 
 def read_grid(text: str) -> dict[str, list[str]]:
-  """The swept fields and the texts of their values, in order; ConfigError if it is
-  no grid."""
+  """Reads the swept fields and the texts of their values, in order.
+
+  Raises:
+    ConfigError: a text that is no grid, or a field that can't be swept.
+  """
   grid: dict[str, list[str]] = {}
   for item in filter(None, map(str.strip, text.split(";"))):
-    field, equals, values = item.partition("=")
-    field, found = field.strip(), [value.strip() for value in values.split("|")]
-    fits = equals and all(found) and len(set(found)) == len(found)
-    require(fits, _FIELD, item, _TAKES + "; no value twice")
+    name, equals, values_text = item.partition("=")
+    field = name.strip()
+    values = [value.strip() for value in values_text.split("|")]
+    fits = equals and all(values) and len(set(values)) == len(values)
+    require(fits, _FIELD, item, _ACCEPTED + "; no value twice")
     check_read(field, "pretrain", fields_of("pretrain"))
     is_free = field == "job" or field in FREE_FIELDS
     require(not is_free, _FIELD, field, "a field that a training depends on")
     require(field not in grid, _FIELD, field, "each field once")
-    grid[field] = found
-  is_twice = ALL in grid.get("k", ()) and "negatives" in grid
-  require(
-    not is_twice, _FIELD, "negatives", "no negatives beside k=all, which sets them"
-  )
-  require(grid, _FIELD, text, _TAKES)
+    grid[field] = values
+  if ALL in grid.get("k", ()):
+    accepted = "no negatives beside k=all, which sets them"
+    require("negatives" not in grid, _FIELD, "negatives", accepted)
+  require(grid, _FIELD, text, _ACCEPTED)
   return grid
 
 
 def make_cells(text: str, replace: Replace) -> list[Cell]:
-  """The cells of `config.ablate.grid`, the first field varying slowest; ConfigError.
+  """Makes the cells of `config.ablate.grid`, the first field varying slowest.
 
-  `replace` is that of the ablation's config, which has all other fields of the
-  trainings.
+  Args:
+    text: grids, as the module describes.
+    replace: `replace` of the ablation's config, which has all other fields of the
+      trainings.
+
+  Raises:
+    ConfigError: a text that is no grid, or values that no training can have.
   """
-  grids = [read_grid(own) for own in text.split("&")]
-  fields = dict.fromkeys(field for grid in grids for field in grid)
-  # key -> swept values, all values
-  found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+  grids = [read_grid(part) for part in text.split("&")]
+  swept = list(dict.fromkeys(field for grid in grids for field in grid))
+  # Equal trainings have one key, and the first of them makes the cell.
+  trainings: dict[str, _Training] = {}
   for grid in grids:
     for texts in itertools.product(*grid.values()):
-      changes: dict[str, Any] = {"job": "pretrain"}
-      for field, own in zip(grid, texts, strict=True):
-        is_all = (field, own) == ("k", ALL)
-        changes |= {"negatives": ALL} if is_all else {field: value_of_text(field, own)}
-      training = replace(changes)
-      validate(training)
-      of_training = training.flat()
-      moot = _moot(of_training)
-      for added in training.all_extensions():
-        moot += added.unread()
-      values = {
-        field: None if field in moot else of_training[field] for field in fields
-      }
-      if training.negatives == ALL and "k" in values:
-        values["k"] = ALL
-      # Equal trainings get equal configs: fields without effect have their defaults.
-      of_training |= {field: fields_of()[field].default for field in moot}
-      kept = [
-        item for item in sorted(of_training.items()) if item[0] not in FREE_FIELDS
-      ]
-      found.setdefault(fingerprint([repr(kept)]), (values, of_training))
+      training = _training(dict(zip(grid, texts, strict=True)), swept, replace)
+      trainings.setdefault(_key(training.config), training)
   base = replace({"job": "pretrain"}).flat() | {"job": ""}
-  changed = {
-    f for _, own in found.values() for f, value in own.items() if value != base[f]
-  }
-  return [
-    Cell(values, {f: value for f, value in own.items() if f in changed}, key)
-    for key, (values, own) in found.items()
-  ]
+  changed = set()
+  for training in trainings.values():
+    for field, value in training.config.items():
+      if value != base[field]:
+        changed.add(field)
+  cells = []
+  for key, training in trainings.items():
+    overrides = {
+      field: value for field, value in training.config.items() if field in changed
+    }
+    cells.append(Cell(training.values, overrides=overrides, key=key))
+  return cells
 
 
-def _moot(values: Mapping[str, Any]) -> tuple[str, ...]:
+class _Training(NamedTuple):
+  """One combination of a grid's values."""
+
+  values: dict[str, Any]  # of the swept fields; None where it does not read them
+  config: dict[str, Any]  # of all fields
+
+
+def _training(
+  texts: Mapping[str, str], swept: Sequence[str], replace: Replace
+) -> _Training:
+  """The training of some fields' values, which are still texts."""
+  changes: dict[str, Any] = {"job": "pretrain"}
+  for field, text in texts.items():
+    if (field, text) == ("k", ALL):
+      changes["negatives"] = ALL
+    else:
+      changes[field] = value_of_text(field, text)
+  training = replace(changes)
+  validate(training)
+  config = training.flat()
+  unread = _unread(config)
+  for extension in training.all_extensions():
+    unread += extension.unread()
+  values = {field: None if field in unread else config[field] for field in swept}
+  if training.negatives == ALL and "k" in values:
+    values["k"] = ALL
+  # With the defaults of fields without effect, equal trainings have equal configs.
+  for field in unread:
+    config[field] = fields_of()[field].default
+  return _Training(values, config)
+
+
+def _key(config: Mapping[str, Any]) -> str:
+  """Fingerprint of the fields that a training's result depends on."""
+  items = [item for item in sorted(config.items()) if item[0] not in FREE_FIELDS]
+  return fingerprint([repr(items)])
+
+
+def _unread(values: Mapping[str, Any]) -> list[str]:
   """Fields that a training with these values of its fields does not read."""
-  exact, exclude = values["negatives"] == ALL, values["sampling.exclude"]
-  row = SAMPLERS["uniform" if exact else values["sampling.name"]]
-  needs = row.needs + EXCLUSIONS[exclude]
-  read = [name for sampler in SAMPLERS.values() for name in sampler.reads]
-  return (
-    *(f"sampling.{name}" for name in dict.fromkeys(read) if name not in row.reads),
-    *(() if "bank" in needs else _BANK),
-    *(() if exclude == "similar" else ("sampling.exclude_threshold",)),
-    *(_DRAW if exact else ()),
-    *(("epochs",) if values["steps"] else ()),
-    *(() if values["optim.warmup"] else ("optim.warmup_lr",)),
-    *(() if values["optim.name"] == "adamw" else ("optim.beta2", "optim.epsilon")),
-    # Of other methods than POMP.
-    *(field for field in values if field.partition(".")[0] in _METHOD_GROUPS),
-  )
+  is_exact = values["negatives"] == ALL
+  sampler = SAMPLERS["uniform" if is_exact else values["sampling.name"]]
+  unread = []
+  for row in SAMPLERS.values():
+    unread += [f"sampling.{name}" for name in row.reads if name not in sampler.reads]
+  exclude = values["sampling.exclude"]
+  if "bank" not in sampler.needs + EXCLUSIONS[exclude]:
+    unread += _BANK
+  if exclude != "similar":
+    unread.append("sampling.exclude_threshold")
+  if is_exact:
+    unread += _DRAW
+  if values["steps"]:
+    unread.append("epochs")
+  if not values["optim.warmup"]:
+    unread.append("optim.warmup_lr")
+  if values["optim.name"] != "adamw":
+    unread += ["optim.beta2", "optim.epsilon"]
+  unread += [field for field in values if field.partition(".")[0] in _METHOD_GROUPS]
+  return unread

@@ -1,4 +1,4 @@
-"""Cells of an ablation: mean and standard deviation over the seeds, and their plot."""
+"""Means and standard deviations of an ablation's cells over the seeds, and their plot."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -16,29 +16,24 @@ COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
 class Spread(NamedTuple):
-  """Mean and sample standard deviation of a figure over seeds, and its value at each
-  seed.
-
-  Of costs the values are those of programs: the lanes of one share what was measured
-  once.
-  """
+  """A figure over the seeds."""
 
   mean: float
-  std: float
+  std: float  # of the sample; 0 for one value
+  # At each seed. Of costs at each program, whose lanes share what was measured once.
   values: tuple[float, ...]
 
 
 class Group(NamedTuple):
   """Cells that differ only in the seed."""
 
-  values: dict[str, Any]  # swept field -> value, without the seed
-  # name -> spread over the seeds of the cells that did not fail
-  figures: dict[str, Spread]
+  values: dict[str, Any]  # of the swept fields without the seed, by field
+  figures: dict[str, Spread]  # of the cells that did not fail, by name
   failed: int  # number of failed cells
 
 
 def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of a cell's swept fields without the seed."""
+  """Returns the values of a cell's swept fields without the seed."""
   return {field: value for field, value in values.items() if field != "seed"}
 
 
@@ -48,53 +43,58 @@ def text_of(value: Any) -> str:
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
-  """Returns a cell's top-1 of each split and its costs by name; empty if it failed."""
+  """Returns a cell's top-1 of each split and its costs by name; {} if it failed."""
   if cell.get("error"):
     return {}
-  top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
-  return top1 | {name: cell[name] for name in COSTS if cell.get(name) is not None}
+  figures = {f"{split}_top1": value for split, value in cell["top1"].items()}
+  for name in COSTS:
+    if cell.get(name) is not None:
+      figures[name] = cell[name]
+  return figures
 
 
 def scale_of(name: str) -> float:
-  """Factor of a figure where it is shown: accuracies are percentages."""
+  """Returns the factor of a figure where it is shown: accuracies are percentages."""
   return 1.0 if name in COSTS else 100.0
 
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
   """Groups cells over the seeds, in the order of their first cell."""
-  members_of: dict[str, list[Mapping[str, Any]]] = {}
+  members: dict[str, list[Mapping[str, Any]]] = {}
   for cell in cells:
-    members_of.setdefault(repr(kind_of(cell["values"])), []).append(cell)
-  result = []
-  for members in members_of.values():
-    figures_of_seeds = [figures_of(cell) for cell in members]
-    names = dict.fromkeys(name for figures in figures_of_seeds for name in figures)
-    spreads = {}
-    for name in names:
-      values = [figures[name] for figures in figures_of_seeds if name in figures]
-      if name in COSTS:
-        # Lanes of one program have exactly the same share of it.
-        values = list(dict.fromkeys(values))
-      spreads[name] = _spread_of(values)
-    n_failed = figures_of_seeds.count({})
-    result.append(Group(kind_of(members[0]["values"]), spreads, n_failed))
-  return result
+    members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
+  return [_group(cells_of_kind) for cells_of_kind in members.values()]
 
 
-def _spread_of(values: Sequence[float]) -> Spread:
-  std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-  return Spread(float(np.mean(values)), std, tuple(values))
+def _group(cells: Sequence[Mapping[str, Any]]) -> Group:
+  """Spreads of the figures of cells that differ only in the seed."""
+  values_of: dict[str, list[float]] = {}
+  failed = 0
+  for cell in cells:
+    figures = figures_of(cell)
+    if not figures:
+      failed += 1
+    for name, value in figures.items():
+      values_of.setdefault(name, []).append(value)
+  spreads = {}
+  for name, values in values_of.items():
+    if name in COSTS:
+      # Lanes of one program have exactly the same share of it: one measurement.
+      values = list(dict.fromkeys(values))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    spreads[name] = Spread(float(np.mean(values)), std=std, values=tuple(values))
+  return Group(kind_of(cells[0]["values"]), figures=spreads, failed=failed)
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:
   """Returns the fields, other than the seed, that take several values."""
-  values: dict[str, set[str]] = {}
+  values_of: dict[str, set[str]] = {}
   for group in groups_of:
     for field, value in group.values.items():
-      of_field = values.setdefault(field, set())
+      values = values_of.setdefault(field, set())
       if value is not None:
-        of_field.add(str(value))
-  return [field for field, of_field in values.items() if len(of_field) > 1]
+        values.add(str(value))
+  return [field for field, values in values_of.items() if len(values) > 1]
 
 
 def is_ordered(groups_of: Sequence[Group], field: str) -> bool:
@@ -109,89 +109,92 @@ def sweep(
   references: Mapping[str, Mapping[str, float]],
   images: Mapping[str, str],
 ) -> None:
-  """Plots mean and standard deviation over the seeds, a panel a figure.
+  """Plots mean and standard deviation over the seeds, each figure in its panel.
 
-  Each seed is a faint dot. The x axis is the first swept field with its values evenly
-  spaced. Every combination of the other swept fields is a line, or marks alone where
-  the x axis has names; a group that does not read one of them belongs to every line.
+  The x axis is the first swept field with its values evenly spaced. Every combination
+  of the other swept fields is a line, or marks alone where the x axis has names. A
+  group that does not read one of these fields belongs to every line. Each seed is a
+  faint dot.
 
   Args:
-    path: PNG file to write.
-    groups_of: groups of cells.
-    references: figure -> label -> value, which are grey lines.
-    images: numbers of images of each split, as text.
+    path: file of the plot.
+    groups_of: groups of the cells.
+    references: values of grey lines, by figure and label.
+    images: numbers of images, by split.
   """
   along, *others = swept(groups_of) or [""]
-  x_of_groups = [text_of(group.values.get(along, "")) for group in groups_of]
-  ticks = list(dict.fromkeys(x_of_groups))
-  keys = [tuple(group.values[field] for field in others) for group in groups_of]
-  # A group that reads none of the other fields makes no line of its own.
-  lines = [key for key in dict.fromkeys(keys) if any(v is not None for v in key)]
-  lines = lines or [()]
+  ticks = list(dict.fromkeys(_tick(group, along) for group in groups_of))
+  keys = dict.fromkeys(tuple(group.values[f] for f in others) for group in groups_of)
+  lines: list[tuple[Any, ...]] = [
+    key for key in keys if any(value is not None for value in key)
+  ]
+  if not lines:
+    lines.append(())  # one line of all groups
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  n_seeds = max(
-    (len(spread.values) for g in groups_of for spread in g.figures.values()), default=0
-  )
+  n_seeds = 0
+  for group in groups_of:
+    for spread in group.figures.values():
+      n_seeds = max(n_seeds, len(spread.values))
   title = f"Mean and standard deviation over {counted(n_seeds, 'seed')}"
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
-  line_of_label: dict[str, Any] = {}
-  linestyle = "-" if is_ordered(groups_of, along) else "none"
+  between = "-" if is_ordered(groups_of, along) else "none"
+  legend: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
-    spreads = [group.figures[name] for group in groups_of if name in group.figures]
-    for number, key_of_line in enumerate(lines):
-      points = [
-        (ticks.index(x), group.figures[name])
-        for x, key, group in zip(x_of_groups, keys, groups_of, strict=True)
-        if name in group.figures and _is_on_line(key, key_of_line)
-      ]
+    for number, key in enumerate(lines):
+      points = []
+      for group in groups_of:
+        if name in group.figures and _is_on_line(group, others, key):
+          points.append((ticks.index(_tick(group, along)), group.figures[name]))
       points.sort(key=lambda point: point[0])
-      line = _draw_line(
-        axes,
-        points,
-        number,
-        # Shifted, so that the error bars of several lines can be told apart.
-        shift=0.06 * (number - (len(lines) - 1) / 2),
-        scale=scale_of(name),
-        between=linestyle,
-      )
-      label = ", ".join(f"{f}={v}" for f, v in zip(others, key_of_line, strict=False))
-      line_of_label.setdefault(label, line)
+      # Shifted, so that the error bars of several lines can be told apart.
+      shift = 0.06 * (number - (len(lines) - 1) / 2)
+      line = _draw_line(axes, points, number, shift, scale_of(name), between)
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, key, strict=False))
+      legend.setdefault(label, line)
     for label, value in references.get(name, {}).items():
-      line_of_label[label] = reference_line(axes, scale_of(name) * value)
+      legend[label] = reference_line(axes, scale_of(name) * value)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
-    _scale_y_axis(axes, name, spreads)
+    spreads = [group.figures[name] for group in groups_of if name in group.figures]
+    _limit_y(axes, name, spreads)
     if name in COSTS:
       heading = f"{COSTS[name]}, a cell's share"
     else:
       heading = top1_heading(name.removesuffix("_top1"), images)
     drawing.label_panel(axes, heading, along, grid="both")
-  named = {label: line for label, line in line_of_label.items() if label}
-  if named:
-    drawing.legend_below(figure, list(named.values()), list(named))
+  legend.pop("", None)  # the only line needs no label
+  if legend:
+    drawing.legend_below(figure, list(legend.values()), list(legend))
   drawing.save(path, figure)
 
 
-def _is_on_line(key: tuple, key_of_line: tuple) -> bool:
-  """Whether a group's other swept fields are those of a line, or are not read."""
-  pairs = zip(key, key_of_line, strict=False)
-  return all(value is None or value == of_line for value, of_line in pairs)
+def _tick(group: Group, along: str) -> str:
+  """Label of a group's place on the x axis."""
+  return text_of(group.values.get(along, ""))
 
 
-def _scale_y_axis(axes: Axes, name: str, spreads: Sequence[Spread]) -> None:
-  """Sets the limits of a panel: 0 to 100% at most, or costs from 0, or logarithmic."""
+def _is_on_line(group: Group, fields: Sequence[str], key: tuple[Any, ...]) -> bool:
+  """Whether each field has the line's value, or is not read by the group."""
+  for field, value in zip(fields, key, strict=False):
+    if group.values[field] is not None and group.values[field] != value:
+      return False
+  return True
+
+
+def _limit_y(axes: Axes, name: str, spreads: Sequence[Spread]) -> None:
+  """Sets the y axis: percentages to 100, costs from 0, or seconds over decades."""
   means = [spread.mean for spread in spreads]
   if name not in COSTS:
     drawing.end_at(axes, "y", 0.0, 100.0)
   elif name == "seconds" and min(means) > 0 and max(means) > 20 * min(means):
     drawing.log_axis(axes, "y")
   else:
-    values = [value for spread in spreads for value in spread.values]
-    axes.set_ylim(0, 1.1 * max(1e-6, *values))
+    largest = max(max(spread.values) for spread in spreads)
+    axes.set_ylim(0, 1.1 * max(largest, 1e-6))
 
 
 def top1_heading(split: str, images: Mapping[str, str]) -> str:
-  """Title of a panel: a split with its number of images."""
+  """Writes the title of a panel: a split with its number of images."""
   count = f", {images[split]} images" if split in images else ""
   return f"{drawing.name(split, 18)}: top-1 (%){count}"
 
@@ -205,7 +208,7 @@ def _draw_line(
   between: str,
 ):
   """Draws means with error bars, a line style between them, and the seeds as dots."""
-  x = shift + np.array([place for place, _ in points])
+  x = shift + np.array([tick for tick, _ in points])
   means = scale * np.array([spread.mean for _, spread in points])
   stds = scale * np.array([spread.std for _, spread in points])
   colour = drawing.style(number)["color"]
@@ -217,25 +220,24 @@ def _draw_line(
 
 
 def reference_line(axes: Axes, value: float, label: str = "") -> Line2D:
-  """Draws a grey horizontal line.
+  """Draws a grey horizontal line with its label on the right, if it has one.
 
   Args:
-    axes: axes of the panel.
+    axes: panel to draw in.
     value: height of the line.
-    label: name on the right, where curves have left the line.
+    label: text above the line, where curves have left it.
   """
   line = axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-  # Above curves and marks, which the text's rim leaves visible.
-  above: dict[str, Any] = {"zorder": 5, "path_effects": drawing.outline()}
   axes.text(
     0.99,
     value,
     label,
     color="0.25",
+    fontsize=7,
     va="bottom",
     ha="right",
-    fontsize=7,
     transform=axes.get_yaxis_transform(),
-    **above,
+    zorder=5,  # above curves and marks, which the outline leaves visible
+    path_effects=drawing.outline(),
   )
   return line

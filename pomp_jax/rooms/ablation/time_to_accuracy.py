@@ -1,5 +1,4 @@
-"""Time to accuracy: seconds of training until cells reach the accuracy of the exact
-contrast.
+"""Computes the seconds of training until cells are as accurate as the exact contrast.
 
 Time is steps times the seconds of a step, and the first bank where there is one. The
 accuracy is that of validation images of the training classes, mean over the seeds.
@@ -11,6 +10,7 @@ import math
 import os
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 import numpy as np
 
 from pomp_jax.report import drawing
@@ -33,31 +33,36 @@ class Course(NamedTuple):
 
   group: Group  # the cells, and their figures after the last step
   steps: tuple[int, ...]  # validated steps T
-  top1: Mapping[str, np.ndarray]  # split -> fractions [seeds,T]
+  top1: Mapping[str, np.ndarray]  # fractions [seeds,T] by split
   step_seconds: float  # of a step of a cell alone
   start_seconds: float  # of the first bank
 
   @property
   def is_exact(self) -> bool:
+    """Whether the contrast is over all classes."""
     return self.group.values.get("k") == "all"
 
   @property
   def label(self) -> str:
     """The swept fields and their values."""
-    parts = [
-      str(value) if field == _SAMPLER else f"{field.rpartition('.')[2]}={value}"
-      for field, value in self.group.values.items()
-      if value is not None
-    ]
-    return "exact" if self.is_exact else ", ".join(parts)
+    if self.is_exact:
+      return "exact"
+    parts = []
+    for field, value in self.group.values.items():
+      if field == _SAMPLER and value is not None:
+        parts.append(str(value))
+      elif value is not None:
+        _, _, name = field.rpartition(".")
+        parts.append(f"{name}={value}")
+    return ", ".join(parts)
 
   def seconds(self, step: int) -> float:
+    """Seconds of training until a step is done."""
     return self.start_seconds + step * self.step_seconds
 
 
 class Arrival(NamedTuple):
-  """When a course reaches the accuracy of the exact contrast; None where it does
-  not."""
+  """When a course reaches the accuracy of the exact contrast, or None if never."""
 
   course: Course
   step: int | None  # first validated step
@@ -74,94 +79,143 @@ def courses(
   A cell's `curve` is {"steps": [T], "top1": {split: [T]}}. Times have `values` without
   the seed, `step_seconds` and `first_bank_seconds`, one a kind.
   """
-  found, done = [], [cell for cell in cells if not cell["error"]]
+  done = [cell for cell in cells if not cell["error"]]
+  kinds = []
   for group, time in itertools.product(groups(cells), times):
-    own = [cell for cell in done if kind_of(cell["values"]) == group.values]
-    if own and time["values"] == group.values:
-      curves = [cell["curve"] for cell in own]
-      top1 = {
-        name: np.array([one["top1"][name] for one in curves])
-        for name in curves[0]["top1"]
-      }
-      seconds = time["step_seconds"], time["first_bank_seconds"]
-      found.append(Course(group, tuple(curves[0]["steps"]), top1, *seconds))
-  return found
+    if time["values"] != group.values:
+      continue
+    curves = [cell["curve"] for cell in done if kind_of(cell["values"]) == group.values]
+    if not curves:
+      continue
+    top1 = {}
+    for split in curves[0]["top1"]:
+      top1[split] = np.array([curve["top1"][split] for curve in curves])
+    course = Course(
+      group=group,
+      steps=tuple(curves[0]["steps"]),
+      top1=top1,
+      step_seconds=time["step_seconds"],
+      start_seconds=time["first_bank_seconds"],
+    )
+    kinds.append(course)
+  return kinds
 
 
-def threshold_of(found: Sequence[Course]) -> float | None:
-  """The exact contrast's last accuracy less its standard deviation over the seeds;
-  None without."""
-  exact = next((course for course in found if course.is_exact), None)
+def threshold_of(kinds: Sequence[Course]) -> float | None:
+  """Returns the exact contrast's last accuracy less its deviation over the seeds.
+
+  None stands for no exact contrast among the courses.
+  """
+  exact = next((course for course in kinds if course.is_exact), None)
   if exact is None:
     return None
   last = exact.top1[CRITERION][:, -1]
-  return float(last.mean() - (last.std(ddof=1) if len(last) > 1 else 0.0))
+  if len(last) == 1:
+    return float(last[0])
+  return float(last.mean() - last.std(ddof=1))
 
 
-def arrivals(found: Sequence[Course]) -> list[Arrival]:
-  """When each course reaches the threshold; nothing without the exact contrast."""
-  threshold = threshold_of(found)
+def arrivals(kinds: Sequence[Course]) -> list[Arrival]:
+  """Lists when each course reaches the threshold; nothing without the exact contrast."""
+  threshold = threshold_of(kinds)
   if threshold is None:
     return []
-  # seconds by kind of draw
-  reached, fastest = [], {"exact": math.inf, "uniform": math.inf}
-  for course in found:
-    reaches_T = course.top1[CRITERION].mean(axis=0) >= threshold
-    step = course.steps[np.argmax(reaches_T)] if reaches_T.any() else None
-    seconds = None if step is None else course.seconds(step)
-    reached.append((course, step, seconds))
-    kind = "exact" if course.is_exact else course.group.values.get(_SAMPLER, "uniform")
-    fastest[kind] = min(seconds or math.inf, fastest.get(kind, math.inf))
-  ratio = lambda kind, own: (
-    fastest[kind] / own if own and fastest[kind] < math.inf else None
-  )
-  return [
-    Arrival(*one, ratio("exact", one[2]), ratio("uniform", one[2])) for one in reached
-  ]
+  # The exact contrast reaches a threshold below its own last accuracy.
+  steps = [_first_step(course, threshold) for course in kinds]
+  fastest: dict[str, float] = {}  # seconds by kind of draw
+  for course, step in zip(kinds, steps, strict=True):
+    if step is not None:
+      draw = course.group.values.get(_SAMPLER, "uniform")
+      if course.is_exact:
+        draw = "exact"
+      fastest[draw] = min(course.seconds(step), fastest.get(draw, math.inf))
+  arrivals_of_kinds = []
+  for course, step in zip(kinds, steps, strict=True):
+    if step is None:
+      arrivals_of_kinds.append(Arrival(course, None, None, None, None))
+      continue
+    seconds = course.seconds(step)
+    arrival = Arrival(
+      course=course,
+      step=step,
+      seconds=seconds,
+      than_exact=_ratio(fastest.get("exact"), seconds),
+      than_uniform=_ratio(fastest.get("uniform"), seconds),
+    )
+    arrivals_of_kinds.append(arrival)
+  return arrivals_of_kinds
+
+
+def _first_step(course: Course, threshold: float) -> int | None:
+  """The first validated step at which the mean over the seeds reaches the threshold."""
+  reaches_T = course.top1[CRITERION].mean(axis=0) >= threshold
+  if not reaches_T.any():
+    return None
+  return course.steps[np.argmax(reaches_T)]
+
+
+def _ratio(reference: float | None, seconds: float) -> float | None:
+  """How many times faster than a reference; None without one, or without seconds."""
+  if reference is None or not seconds:
+    return None
+  return reference / seconds
 
 
 def plot(
-  path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]
+  path: str | os.PathLike, kinds: Sequence[Course], images: Mapping[str, str]
 ) -> None:
   """Plots accuracy against seconds of training, a panel a split, a line a course.
 
-  Error bars: standard deviation over the seeds after the last step. `images` are the
-  numbers of images of each split.
+  Error bars are the standard deviation over the seeds after the last step.
+
+  Args:
+    path: file of the plot.
+    kinds: courses to draw, at least one.
+    images: numbers of images, by split.
   """
-  splits = list(dict.fromkeys(split for course in found for split in course.top1))
-  seeds = max(len(course.top1[CRITERION]) for course in found)
+  splits = list(dict.fromkeys(split for course in kinds for split in course.top1))
+  n_seeds = max(len(course.top1[CRITERION]) for course in kinds)
   title = (
     "Accuracy against seconds of training (steps x seconds of a step),"
-    f" mean of {counted(seeds, 'seed')}"
+    f" mean of {counted(n_seeds, 'seed')}"
   )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
-  threshold = threshold_of(found)
+  threshold = threshold_of(kinds)
   legend: list[Any] = []
   for axes, split in zip(axes_of, splits, strict=True):
-    drawn = []
-    for number, course in enumerate(found):
-      if split not in course.top1:
-        continue  # a class-specific context knows no other classes
-      line = _LINES[number // len(drawing.COLOURS) % len(_LINES)]
-      style = {**drawing.style(number), "linestyle": line}
-      style |= {"color": "black", "marker": "."} if course.is_exact else {}
-      seconds, values_SxT = (
-        list(map(course.seconds, course.steps)),
-        100 * course.top1[split],
-      )
-      mean_T = values_SxT.mean(axis=0)
-      drawn += axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
-      if len(values_SxT) > 1:
-        bar: dict[str, Any] = {"color": style["color"], "capsize": 3, "linewidth": 1}
-        axes.errorbar(
-          seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar
-        )
+    lines = []
+    for number, course in enumerate(kinds):
+      if split in course.top1:  # a class-specific context knows no other classes
+        lines += _draw_course(axes, course, split, number)
     if split == CRITERION and threshold is not None:
       reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
-    drawing.label_panel(
-      axes, top1_heading(split, images), "seconds of training", grid="both"
-    )
-    legend = legend or drawn  # the first panel has all courses
-  drawing.legend_below(figure, legend, [course.label for course in found])
+    heading = top1_heading(split, images)
+    drawing.label_panel(axes, heading, "seconds of training", grid="both")
+    legend = legend or lines  # the first panel has all courses
+  drawing.legend_below(figure, legend, [course.label for course in kinds])
   drawing.save(path, figure)
+
+
+def _draw_course(axes: Axes, course: Course, split: str, number: int) -> list[Any]:
+  """Draws the mean over the seeds, with an error bar at its end; returns the line."""
+  style = drawing.style(number)
+  # When the colours are used up, they come again with another kind of line.
+  style["linestyle"] = _LINES[number // len(drawing.COLOURS) % len(_LINES)]
+  if course.is_exact:
+    style["color"] = "black"
+    style["marker"] = "."
+  seconds = [course.seconds(step) for step in course.steps]
+  values_SxT = 100 * course.top1[split]
+  mean_T = values_SxT.mean(axis=0)
+  lines = axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
+  if len(values_SxT) > 1:
+    axes.errorbar(
+      seconds[-1],
+      mean_T[-1],
+      yerr=values_SxT[:, -1].std(ddof=1),
+      color=style["color"],
+      capsize=3,
+      linewidth=1,
+    )
+  return lines

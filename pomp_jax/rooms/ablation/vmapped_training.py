@@ -1,9 +1,11 @@
-"""Trainings that one compiled program runs together, each a lane of a vmap.
+"""Runs several trainings in one compiled program, each a lane of a vmap.
 
-Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the
-optimizer. Cells that need another program, such as those of another K, are lanes of
-another program. `step_times` measures single trainings. Shapes: S lanes, T steps, G
-rows of a batch that are this process's, E embedding, M context vectors, D width.
+It also times the steps of single ones. Lanes of a program differ only in arrays: the
+seed, and numbers of the loss and of the optimizer. Cells that need another program, such
+as those of another K, are lanes of another program.
+
+Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding,
+M context vectors, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,29 +35,25 @@ from pomp_jax.train.setup import PromptRun, optimizer_of
 # Fields of `optim`, and of a training, in which lanes of a program may differ.
 _NUMBERS = ("lr", "momentum", "weight_decay", "warmup_lr")
 _LANE_FIELDS = ("seed", "correction", *(f"optim.{name}" for name in _NUMBERS))
-_ROUNDS = 5
+_ROUNDS = 5  # of timing
 _STEPS = 3  # timed steps of a round, after one that is not
 
 
 class Stream(NamedTuple):
-  """What a run is trained on, step by step: its rows on this process's devices."""
+  """Batches that a run is trained on: the rows for this process's devices."""
 
-  # Output of the image tower, in a memory-mapped file.
-  features: Float[np.ndarray, "T G E"]
+  features: Float[np.ndarray, "T G E"]  # of the image tower, in a memory-mapped file
   labels: Int[np.ndarray, "T G"]
 
 
 class Trained(NamedTuple):
-  """Result of a lane.
-
-  Seconds and memory are its share of the program's, without compilation.
-  """
+  """Result of a lane, with its share of the program's time and memory."""
 
   context: Float[np.ndarray, "... M D"]
   losses: Float[np.ndarray, " T"]
-  seconds: float  # of all steps
+  seconds: float  # of all steps, without compilation
   memory_mib: float  # of temporaries on a device
-  # Step -> context after it, every `ablate.curve_every` steps and after the last.
+  # Context by step: every `ablate.curve_every` steps, and after the last.
   curve: Mapping[int, Float[np.ndarray, "... M D"]] = types.MappingProxyType({})
 
 
@@ -63,31 +61,33 @@ def program_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
   """Groups the cells that can be lanes of one program."""
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
-    shared = sorted(
-      (field, value)
+    fixed = {
+      field: value
       for field, value in cell.overrides.items()
       if field not in _LANE_FIELDS
-    )
-    # Corrections that only scale logits are numbers of one program.
-    kind = cell.overrides.get("correction")
-    if kind is not None and CORRECTIONS[kind].loss is None:
-      kind = "scaled"
-    groups.setdefault(repr((shared, kind)), []).append(cell)
+    }
+    # Corrections that scale the logits differ in a number. One with a loss of its own
+    # is another program.
+    correction = cell.overrides.get("correction")
+    if correction is not None and CORRECTIONS[correction].loss is None:
+      correction = "scaled"
+    program = repr((sorted(fixed.items()), correction))
+    groups.setdefault(program, []).append(cell)
   return list(groups.values())
 
 
 def lanes_of_program(n_cells: int, most: int) -> int:
-  """The largest divisor of the cells up to `most`, so that one program serves all."""
-  for n_lanes in range(min(most, n_cells), 1, -1):
-    if n_cells % n_lanes == 0:
-      return n_lanes
-  return 1
+  """Returns the largest divisor of the cells up to `most`: one program serves all."""
+  lanes = max(min(most, n_cells), 1)
+  while n_cells % lanes:
+    lanes -= 1
+  return lanes
 
 
 def curve_steps(every: int, total: int) -> list[int]:
-  """Steps whose prompts are validated: each multiple of `every`, and the last.
+  """Lists the steps after which prompts are validated: multiples of `every`, the last.
 
-  None of them if `every` is 0.
+  There are none if `every` is 0.
   """
   if not every:
     return []
@@ -97,111 +97,114 @@ def curve_steps(every: int, total: int) -> list[int]:
 def train_lanes(
   runs: Sequence[PromptRun], streams: Sequence[Stream], size: int, curve_every: int
 ) -> Iterator[Trained]:
-  """Trains the runs of a group by one program that is compiled once.
+  """Trains runs that can be lanes of one program, in order.
+
+  The program is compiled once, and called for `size` runs at a time.
 
   Args:
-    runs: trainings of one of `program_groups`.
-    streams: what each is trained on.
-    size: lanes of the program, S; a divisor of the number of runs.
-    curve_every: steps between two contexts of a lane's curve; 0 for no curve.
-
-  Yields:
-    The result of each run, in order.
+    runs: runs of the cells of one of `program_groups`.
+    streams: batches of each run.
+    size: number of lanes S; it divides the number of runs.
+    curve_every: steps between the contexts of a curve; 0 for none.
   """
   program = None
   for first in range(0, len(runs), size):
-    lanes = slice(first, first + size)
-    group = _Lanes(runs[lanes], streams[lanes])
+    chunk = slice(first, first + size)
+    lanes = _Lanes(runs[chunk], streams[chunk])
+    state = _first_states(runs[chunk])
     if program is None:
-      program = group.compile()
-    yield from group.train(program, curve_steps(curve_every, runs[0].total_steps))
+      program = _step(runs[0]).lower(*lanes.arguments(state, 1)).compile()
+    yield from _train_together(program, lanes, state, curve_every)
 
 
 class _Lanes:
-  """The runs that a program trains together."""
+  """Runs that are trained together, and the arguments of their program at each step."""
 
   def __init__(self, runs: Sequence[PromptRun], streams: Sequence[Stream]):
-    self._run = runs[0]  # what all lanes share
-    self._n_lanes = len(runs)
+    self.run = runs[0]  # in all but `numbers` and batches the others equal it
+    self.size = len(runs)
     self._streams = streams
-    self._state = _first_states(runs)
     self._numbers = _numbers(runs)
+    self._rows = NamedSharding(self.run.encoder.mesh, P(None, DATA))
 
-  def compile(self) -> Any:
-    """Compiles a step of all lanes."""
-    return _step(self._run).lower(*self._arguments(1)).compile()
-
-  def train(self, program: Any, shown_steps: Sequence[int]) -> Iterator[Trained]:
-    """Runs all steps, and yields the result of each lane."""
-    start = time.monotonic()
-    losses = []
-    curve = {}
-    steps = range(1, self._run.total_steps + 1)
-    for step in steps_of(steps, f"{self._n_lanes} cells together, step", "steps"):
-      self._state, metrics = program(*self._arguments(step))
-      losses.append(metrics["loss"])
-      if step in shown_steps:
-        curve[step] = self._contexts()
-    contexts = self._contexts()
-    del self._state  # banks are large, and the cells are evaluated next
-    seconds = (time.monotonic() - start) / self._n_lanes
-    memory = program.memory_analysis()
-    memory_mib = math.nan
-    if memory is not None:
-      memory_mib = memory.temp_size_in_bytes / 2**20 / self._n_lanes
-    losses_SxT = np.asarray(jax.device_get(losses)).T
-    for lane in range(self._n_lanes):
-      yield Trained(
-        context=contexts[lane],
-        losses=losses_SxT[lane],
-        seconds=seconds,
-        memory_mib=memory_mib,
-        curve={step: of_lanes[lane] for step, of_lanes in curve.items()},
-      )
-
-  def _contexts(self) -> np.ndarray:
-    return np.asarray(self._run.result(self._state)["context"])
-
-  def _arguments(self, step: int) -> tuple:
-    """Arguments of the program for a step, which counts from 1."""
+  def arguments(self, state: Any, step: int) -> tuple[Any, ...]:
+    """State, numbers, frozen arrays and batch of step 1, 2, .."""
     features = np.stack([stream.features[step - 1] for stream in self._streams])
     labels = np.stack([stream.labels[step - 1] for stream in self._streams])
-    rows = NamedSharding(self._run.encoder.mesh, P(None, DATA))
-    batch = _batch(rows, features, labels)
-    return self._state, self._numbers, self._run.frozen, batch
+    batch = _batch(self._rows, features, labels)
+    return state, self._numbers, self.run.frozen, batch
+
+
+def _train_together(
+  program: jax.stages.Compiled, lanes: _Lanes, state: Any, curve_every: int
+) -> Iterator[Trained]:
+  """Trains the lanes from their first states to the last step, and yields each."""
+  run = lanes.run
+  size = lanes.size
+  validated_steps = curve_steps(curve_every, run.total_steps)
+  losses = []
+  curve = {}
+  start = time.monotonic()
+  steps = range(1, run.total_steps + 1)
+  for step in steps_of(steps, f"{size} cells together, step", "steps"):
+    state, metrics = program(*lanes.arguments(state, step))
+    losses.append(metrics["loss"])
+    if step in validated_steps:
+      curve[step] = np.asarray(run.result(state)["context"])
+  contexts = np.asarray(run.result(state)["context"])
+  del state  # banks are large, and the cells are evaluated next
+  seconds = (time.monotonic() - start) / size
+  memory_mib = math.nan
+  if memory := program.memory_analysis():
+    memory_mib = memory.temp_size_in_bytes / 2**20 / size
+  losses_SxT = np.asarray(jax.device_get(losses)).T
+  for lane in range(size):
+    yield Trained(
+      context=contexts[lane],
+      losses=losses_SxT[lane],
+      seconds=seconds,
+      memory_mib=memory_mib,
+      curve={step: contexts_S[lane] for step, contexts_S in curve.items()},
+    )
 
 
 def _first_states(runs: Sequence[PromptRun]) -> Any:
   """The state of each run, stacked along a new first axis that no device splits."""
-  # A state depends on the seed alone. With a bank it takes a pass over all classes.
-  run_of_seed = {run.seed: run for run in runs}
-  state_of_seed = {seed: first_state(run) for seed, run in run_of_seed.items()}
+  # A first state depends on the seed alone. With a bank it takes a pass over all classes,
+  # so runs of a seed share it.
+  state_of_seed = {}
+  for seed, run in {run.seed: run for run in runs}.items():
+    state_of_seed[seed] = first_state(run)
 
   def stacked(*leaves: jax.Array) -> jax.Array:
-    unstacked: Any = leaves[0].sharding
-    sharding = NamedSharding(unstacked.mesh, P(None, *unstacked.spec))
-    return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
+    sharding: Any = leaves[0].sharding
+    of_lanes = NamedSharding(sharding.mesh, P(None, *sharding.spec))
+    return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=of_lanes)(*leaves)
 
-  return jax.tree.map(stacked, *(state_of_seed[run.seed] for run in runs))
+  states = [state_of_seed[run.seed] for run in runs]
+  return jax.tree.map(stacked, *states)
 
 
 def _numbers(runs: Sequence[PromptRun]) -> dict[str, jax.Array]:
-  """The numbers in which lanes differ, by name: [S] each."""
-  numbers = {name: [run.config["optim"][name] for run in runs] for name in _NUMBERS}
-  numbers["correction"] = [CORRECTIONS[run.contrast.correction].scale for run in runs]
-  arrays = {name: np.array(of_runs, np.float32) for name, of_runs in numbers.items()}
-  return replicate(arrays, runs[0].encoder.mesh)
+  """The numbers in which the runs differ, by name, a value for each lane."""
+  numbers = {}
+  for name in _NUMBERS:
+    numbers[name] = np.array([run.config["optim"][name] for run in runs], np.float32)
+  scales = [CORRECTIONS[run.contrast.correction].scale for run in runs]
+  numbers["correction"] = np.array(scales, np.float32)
+  return replicate(numbers, runs[0].encoder.mesh)
 
 
 def _batch(
   rows: NamedSharding, features: np.ndarray, labels: np.ndarray
 ) -> dict[str, jax.Array]:
+  """Places the rows of this process on its devices."""
   build = jax.make_array_from_process_local_data
   return {"image": build(rows, features), "label": build(rows, labels)}
 
 
 def _step(run: PromptRun):
-  """The step of all lanes: the run's own, vmapped over states and numbers."""
+  """The pretrain job's step over all lanes, whose numbers are arguments."""
   on_features = _on_features(run)
   has_own_loss = CORRECTIONS[run.contrast.correction].loss is not None
 
@@ -209,55 +212,53 @@ def _step(run: PromptRun):
     traced = {name: numbers[name] for name in _NUMBERS}
     optimizer, _ = optimizer_of(run.optim, run.steps_per_epoch, run.total_steps, traced)
     lane = dataclasses.replace(on_features, optimizer=optimizer)
-    step = lane.build_step(None if has_own_loss else numbers["correction"])
+    scale = None if has_own_loss else numbers["correction"]
+    step = lane.build_step(scale)
     return step(state, frozen, batch)
 
   return jax.jit(jax.vmap(step_of_lane, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
 def _on_features(run: PromptRun) -> PromptRun:
+  """A run on features of images, which the streams hold, instead of pixels."""
   return dataclasses.replace(run, data=dataclasses.replace(run.data, features="stored"))
 
 
 def step_times(
   runs: Sequence[PromptRun], streams: Sequence[Stream]
 ) -> list[dict[str, float]]:
-  """Measures kinds of cells, trained alone, by one run of each and its stream.
+  """Measures the steps of kinds of cells, each trained alone, by one run of a kind.
 
   A lane's time is only its share of a program. So that kinds can be compared, each
   takes steps of the job pretrain in several rounds, in turn: a machine that is slow for
-  a while slows all of them.
-
-  Returns:
-    For each kind the median and the least of a step, and the median of the first bank,
-    features of all classes; 0 without a bank. Seconds.
+  a while slows all of them. Returns the median and the least of a step, and the median
+  of the first bank, features of all classes; 0 without a bank.
   """
-  pairs = list(zip(runs, streams, strict=True))
-  steps = [
-    _step_of(run, stream)
-    for run, stream in steps_of(pairs, "compiling steps to time", "kinds")
-  ]
+  parts = list(zip(runs, streams, strict=True))
+  steps = []
+  for run, stream in steps_of(parts, "compiling steps to time", "kinds"):
+    steps.append(_step_of(run, stream))
   step_seconds: list[list[float]] = [[] for _ in runs]
   bank_seconds: list[list[float]] = [[] for _ in runs]
   for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):
-    for kind, (run, step) in enumerate(zip(runs, steps, strict=True)):
-      step()
-      step_seconds[kind] += timeit.repeat(step, number=1, repeat=_STEPS)
+    for kind, run in enumerate(runs):
+      steps[kind]()
+      step_seconds[kind] += timeit.repeat(steps[kind], number=1, repeat=_STEPS)
       if run.needs_bank:
-        compute = functools.partial(first_state, run)
-        bank_seconds[kind] += timeit.repeat(compute, number=1, repeat=1)
+        fill_bank = functools.partial(first_state, run)
+        bank_seconds[kind].append(timeit.timeit(fill_bank, number=1))
   return [
     {
-      "step_seconds": float(np.median(of_step)),
-      "least_seconds": min(of_step),
-      "first_bank_seconds": float(np.median(of_bank)) if of_bank else 0.0,
+      "step_seconds": float(np.median(seconds)),
+      "least_seconds": min(seconds),
+      "first_bank_seconds": float(np.median(banks)) if banks else 0.0,
     }
-    for of_step, of_bank in zip(step_seconds, bank_seconds, strict=True)
+    for seconds, banks in zip(step_seconds, bank_seconds, strict=True)
   ]
 
 
 def _step_of(run: PromptRun, stream: Stream) -> Callable[[], None]:
-  """The step of the pretrain job on the run's first batch, repeated; compiled."""
+  """The compiled step of the pretrain job, which repeats the run's first batch."""
   run = _on_features(run)
   rows = NamedSharding(run.encoder.mesh, P(DATA))
   batch = _batch(rows, stream.features[0], stream.labels[0])

@@ -1,11 +1,10 @@
-"""Compiles a training's step for a machine that is not here, and estimates what it
-would take.
+"""Compiles a training's step for a machine that is not here.
 
 No array is placed and nothing runs: weights, state and batch are shapes. `forecast.py`
 reads the compiled program.
 
-JAX has one public function for this, `jax.experimental.topologies.get_topology_desc`;
-for TPUs it needs libtpu, for GPUs JAX's CUDA plugin, and neither needs a device or a
+JAX has one public function for this, `jax.experimental.topologies.get_topology_desc`.
+For TPUs it needs libtpu, for GPUs JAX's CUDA plugin, and neither needs a device or a
 driver.
 """
 
@@ -55,17 +54,18 @@ from pomp_jax.train.memory import share_of_device
 log = logging.getLogger(__name__)
 
 _FIELD = "dry_run"
-# Read when libtpu is loaded: no query of the cloud's metadata, which ends after minutes
-# elsewhere; no lock of the machine's TPUs, which are not used; no search for other
-# hosts.
+# libtpu reads these when it is loaded.
 _TPU_ENVIRONMENT = {
+  # Outside of a cloud a query of its metadata ends only after minutes.
   "TPU_SKIP_MDS_QUERY": "1",
+  # The machine's TPUs need no lock, as they are not used.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  # Search for no other hosts.
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-# Candidates of kernels can't be timed without a GPU, and some sizes have no Triton
-# kernel untimed: products are cuBLAS's.
+# Without a GPU no candidates of kernels can be timed, and for some sizes XLA has no
+# Triton kernel that was not timed. So products are cuBLAS's.
 GPU_OPTIONS: dict[str, str | bool] = {
   "xla_gpu_autotune_level": "0",
   "xla_gpu_enable_triton_gemm": False,
@@ -81,7 +81,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> int:
-    """All of it."""
+    """Sum of the parts."""
     return sum(self)
 
 
@@ -89,30 +89,31 @@ class Compiled(NamedTuple):
   """A step that was compiled for a machine."""
 
   memory: Memory
-  text: str
-  seconds: float
-  cpu_seconds: float
-  is_cached: bool
+  text: str  # of the program; `hlo.parse` reads it
+  seconds: float  # of the compilation
+  cpu_seconds: float  # of the compilation, over all cores
+  is_cached: bool  # whether an earlier dry run has compiled it
 
 
 class _Shapes(Clip):
-  """A CLIP whose weights are shapes, but for the embeddings that words of a prompt
-  start from."""
+  """A CLIP whose weights are shapes, except for the table of token embeddings.
+
+  The words that a prompt starts from are rows of that table.
+  """
 
   @property
   def sos_embedding(self) -> Any:
     """Zeros: only their shape is compiled."""
-    return np.zeros(
-      (int(self.tokenizer.bos_token_id is not None), self.text_width), np.float32
-    )
+    n_sos = 0 if self.tokenizer.bos_token_id is None else 1
+    return np.zeros((n_sos, self.text_width), np.float32)
 
   @property
   def text_params(self) -> Any:
-    """Shapes; embeddings that are mapped into memory stay, for `Encoder` to read
-    some."""
+    """Shapes; a table that is mapped into memory stays, for `Encoder` to read some."""
     params = super().text_params
-    is_mapped = isinstance(token_table(params), np.memmap)
-    return params if is_mapped else jax.tree.map(_shape, params)
+    if isinstance(token_table(params), np.memmap):
+      return params
+    return jax.tree.map(_shape, params)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -129,7 +130,7 @@ class _ShapeEncoder(Encoder):
 
 
 class Job(NamedTuple):
-  """What a step for another machine takes of a training's config."""
+  """The parts of a training's config that shape a step on another machine."""
 
   clip: fields.Clip
   class_size: int
@@ -141,66 +142,84 @@ class Job(NamedTuple):
 def check(text: str, class_size: int, loop: fields.Loop, n_views: int) -> list[Any]:
   """Opens the devices that `config.dry_run` names, and checks that they share a step.
 
-  ConfigError: no such machine, or a mesh or batch that does not fit it; InputError:
-  without the compiler.
+  Args:
+    text: value of `config.dry_run`.
+    class_size: number of devices among which a step's classes are split.
+    loop: settings of the loop, with the batch size.
+    n_views: number of views of an image in a batch.
+
+  Raises:
+    ConfigError: an unknown machine, or a mesh or batch that does not fit it.
+    InputError: the machine's compiler is not installed.
   """
-  found = open_devices(text)
-  pretrain.check_mesh(class_size, loop, n_views, found)
-  return found
+  devices = open_devices(text)
+  pretrain.check_mesh(class_size, loop, n_views, devices)
+  return devices
 
 
 def open_devices(text: str) -> list[Any]:
-  """Opens the devices that `config.dry_run` names, those of a host together; see
-  `check`."""
+  """Opens the devices that `config.dry_run` names, ordered by slice and host.
+
+  Raises:
+    ConfigError: an unknown machine.
+    InputError: the machine's compiler is not installed, or another process holds it.
+  """
   machine = machine_of(text)
-  options: dict[str, Any] = {}
-  if gpu := machine.chip.gpu:
+  if machine.chip.gpu:
     library = _require_cuda()
-    options = {
+    name = machine.chip.kind
+    platform = "cuda"
+    options: dict[str, Any] = {
       "topology": machine.topology,
-      "target_config": gpu.target(machine.chip.bandwidth),
+      "target_config": machine.chip.gpu.target(machine.chip.bandwidth),
     }
-    name, platform = machine.chip.kind, "cuda"
   else:
     library = _require_libtpu()
-    for variable, value in _TPU_ENVIRONMENT.items():
-      os.environ.setdefault(variable, value)
+    name = f"{machine.chip.kind}:{machine.topology}"
+    platform = "tpu"
     options = {"chips_per_host_bounds": machine.hosts} | dict(machine.chip.options)
     if machine.n_slices > 1:
       options["num_slices"] = machine.n_slices
-    name, platform = f"{machine.chip.kind}:{machine.topology}", "tpu"
+    for variable, value in _TPU_ENVIRONMENT.items():
+      os.environ.setdefault(variable, value)
   try:
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
       topology_name=name, platform=platform, **options
     )
   except Exception as error:  # of many kinds, by platform and release
     reason = one_line(error)
     if "lockfile" in reason or "already in use" in reason:
-      way = "set ALLOW_MULTIPLE_LIBTPU_LOAD=1, or wait for its end"
-      line = f"config.{_FIELD}: another process holds libtpu: {reason}; {way}"
-      raise InputError(line) from error
-    raise ConfigError(
-      _FIELD, text, f"a machine that {library} knows; it says: {reason}"
-    ) from error
+      raise InputError(
+        f"config.{_FIELD}: another process holds libtpu: {reason};"
+        " set ALLOW_MULTIPLE_LIBTPU_LOAD=1, or wait for its end"
+      ) from error
+    accepted = f"a machine that {library} knows; it says: {reason}"
+    raise ConfigError(_FIELD, text, accepted) from error
+  # A mesh takes the devices of a host together.
   place = lambda device: (slice_of(device), device.process_index, device.id)
-  return sorted(found.devices, key=place)
+  return sorted(topology.devices, key=place)
 
 
 def _require_libtpu() -> str:
-  """Name and release of libtpu; InputError without it, or with another release than
-  JAX's."""
+  """Name and release of libtpu.
+
+  Raises:
+    InputError: libtpu is not installed, or not in the release that JAX requires.
+  """
   if importlib.util.find_spec("libtpu") is None:
     if path := os.environ.get("TPU_LIBRARY_PATH"):
       return path
     raise InputError(_missing("libtpu", "aot-tpu"))
   version = importlib.metadata.version("libtpu")
-  required = importlib.metadata.requires("jax") or ()
-  matches = (re.match(r"libtpu==([\d.]+)", one) for one in required)
-  wanted = next((found[1] for found in matches if found), "")
-  if not version.startswith(wanted):
+  required = ""
+  for requirement in importlib.metadata.requires("jax") or ():
+    if match := re.match(r"libtpu==([\d.]+)", requirement):
+      required = match[1]
+      break
+  if not version.startswith(required):
     raise InputError(
       f"config.{_FIELD}: libtpu {version} is installed, and jax {jax.__version__} takes"
-      f' {wanted}*: pip install --upgrade "pomp-jax[aot-tpu]"'
+      f' {required}*: pip install --upgrade "pomp-jax[aot-tpu]"'
     )
   return f"libtpu {version}"
 
@@ -223,9 +242,8 @@ class Outcome(NamedTuple):
   here: setup.PromptRun  # on this machine's first device, to read images
   there: setup.PromptRun
   compiled: Compiled | None  # None if the compiler ran out of the machine's memory
-  changes: dict[str, Any]  # fields of the last try
-  # of the tries that do not fit, with their changes
-  problems: list[tuple[dict[str, Any], str]]
+  changes: dict[str, Any]  # fields that the last try has changed
+  problems: list[tuple[dict[str, Any], str]]  # changes of each try that does not fit
 
   @property
   def fits(self) -> bool:
@@ -239,17 +257,24 @@ def run(text: str, job_of: Callable[[Mapping[str, Any]], Job]) -> Outcome:
   A step that does not fit is compiled again with less memory, at most four times.
   `job_of` maps changed fields to the job.
   """
-  machine, devices = machine_of(text), open_devices(text)
+  machine = machine_of(text)
+  devices = open_devices(text)
   tries = itertools.chain([{}], _smaller(job_of, machine, devices))
   problems: list[tuple[dict[str, Any], str]] = []
   for changes in tries:
     prepared = prepare(job_of(changes), machine, devices)
     compiled, problem = _compile(prepared.there, machine)
-    outcome = Outcome(*prepared, compiled, changes, problems)
-    if not problem:
+    if problem:
+      problems.append((changes, problem))
+    else:
       break
-    problems.append((changes, problem))
-  return outcome
+  return Outcome(
+    here=prepared.here,
+    there=prepared.there,
+    compiled=compiled,
+    changes=changes,
+    problems=problems,
+  )
 
 
 class Prepared(NamedTuple):
@@ -260,9 +285,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
-  """Opens all of a training but the weights, and replaces its mesh by one of these
-  devices."""
-  clip, memory = job.clip, share_of_device(machine.chip.memory / GIB)
+  """Opens a training without its weights, on this machine and on another.
+
+  Args:
+    job: parts of the training's config.
+    machine: machine to compile for, whose memory is planned with.
+    devices: devices of that machine, of which the mesh is made.
+  """
+  clip = job.clip
   encoder = _ShapeEncoder(
     _shapes_of(clip),
     mesh=make_mesh(1, hosts.devices(local=True)[:1]),
@@ -271,10 +301,12 @@ def prepare(job: Job, machine: Machine, devices: Sequence[Any]) -> Prepared:
     image_chunk=clip.image_chunk,
   )
   here = job.prepare(encoder)
-  moved = copy.copy(encoder)
-  moved.mesh = make_mesh(job.class_size, devices)
-  planned = dataclasses.replace(clip, memory_gib=clip.memory_gib or memory)
-  return Prepared(here, dataclasses.replace(here, encoder=moved, clip=planned))
+  moved_encoder = copy.copy(encoder)
+  moved_encoder.mesh = make_mesh(job.class_size, devices)
+  memory_gib = clip.memory_gib or share_of_device(machine.chip.memory / GIB)
+  moved_clip = dataclasses.replace(clip, memory_gib=memory_gib)
+  there = dataclasses.replace(here, encoder=moved_encoder, clip=moved_clip)
+  return Prepared(here, there)
 
 
 def _shapes_of(settings: fields.Clip) -> _Shapes:
@@ -282,34 +314,36 @@ def _shapes_of(settings: fields.Clip) -> _Shapes:
   if settings.model.startswith(SYNTHETIC_CLIP):
     config, tokenizer = synthetic_clip.config_and_tokenizer(settings.model)
     is_size = lambda node: isinstance(node, tuple)
-    # Zeros that take no memory.
+    # Zeros that are broadcast take no memory.
     zeros = functools.partial(np.broadcast_to, np.float32(0))
-    params: Any = jax.tree.map(zeros, parameter_shapes(config), is_leaf=is_size)
-    clip = Clip(settings.model, config, params, tokenizer)
+    zero_params: Any = jax.tree.map(zeros, parameter_shapes(config), is_leaf=is_size)
+    clip = Clip(settings.model, config, zero_params, tokenizer)
   else:
     clip = inputs.open_clip(settings)
   params = with_embeddings(jax.tree.map(_shape, clip.params), token_table(clip.params))
+  # The scale and the bias are read as numbers, before the step is compiled.
   params["logit_scale"] = clip.params.get("logit_scale", np.float32(np.log(100)))
   if "logit_bias" in clip.params:
     params["logit_bias"] = clip.params["logit_bias"]
-  own = {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)}
-  return _Shapes(**own | {"params": params})
+  attributes = {
+    field.name: getattr(clip, field.name) for field in dataclasses.fields(clip)
+  }
+  attributes["params"] = params
+  return _Shapes(**attributes)
 
 
 def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any]]:
-  """Shapes of state, frozen arrays and batch, with their shardings over the run's
-  mesh."""
+  """Returns shapes of state, frozen arrays and batch, sharded over the run's mesh."""
   mesh = run.encoder.mesh
   everywhere = NamedSharding(mesh, P())
 
   def shape(leaf: Any, sharding: NamedSharding = everywhere) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  state = jax.eval_shape(
-    functools.partial(create_state, run.learner(), run.optimizer, run.seed)
-  )
-  state = jax.tree.map(shape, state)
+  create = functools.partial(create_state, run.learner(), run.optimizer, run.seed)
+  state = jax.tree.map(shape, jax.eval_shape(create))
   if run.needs_bank:
+    # Devices have equal numbers of the bank's rows; the last ones are padding.
     n_rows = -(-len(run.source.names) // mesh.size) * mesh.size
     size = n_rows, run.encoder.clip.config.projection_dim
     rows = jax.ShapeDtypeStruct(size, run.sampling.bank_dtype)
@@ -320,48 +354,72 @@ def step_arguments(run: setup.PromptRun) -> tuple[TrainState, Any, dict[str, Any
 def compile_step(
   run: setup.PromptRun, options: dict[str, str | bool] | None = None
 ) -> Compiled:
-  """Lowers and compiles the step of `prepare`; JAX's error where it does not fit.
+  """Lowers and compiles the step of `prepare` with the compiler's `options`.
 
-  Where JAX has a folder for compiled programs, it keeps the program there for the
-  machine, which it can't read without one. What is read of it here is kept beside it,
-  for the next dry run.
+  Where JAX has a folder for compiled programs, it keeps the program there, but it can
+  read it only on the machine itself. So the memory and the text of the program are kept
+  beside it, for the next dry run.
+
+  Raises:
+    jax.errors.JaxRuntimeError: the step does not fit.
   """
-  start, cpu_start = time.monotonic(), time.process_time()
-  lowered = run.build_step().lower(*step_arguments(run))
-  devices = run.encoder.mesh.devices.flat
-  versions = jax.__version__, devices[0].client.platform_version, repr(list(devices))
-  key = fingerprint([lowered.as_text(), *versions, repr(options)])[:32]
-  folder = _folder_of_programs()
-  file = join(folder, f"dry_run-{key}-cache") if folder else None
-  stored = _read_stored(file) if file and is_file(file) else None
+  start = time.monotonic()
+  cpu_start = time.process_time()
+  state, frozen, batch = step_arguments(run)
+  lowered = run.build_step().lower(state, frozen, batch)
+  file = _file_of_program(run, lowered, options)
+  stored = None
+  if file and is_file(file):
+    stored = _read_stored(file)
   memory, text = stored or _compiled(lowered, options)
   if file and not stored:
     with contextlib.suppress(OSError):
       write_file(file, gzip.compress(json.dumps([memory, text]).encode()))
-  wall, cpu = time.monotonic() - start, time.process_time() - cpu_start
-  return Compiled(memory, text, wall, cpu, stored is not None)
+  return Compiled(
+    memory=memory,
+    text=text,
+    seconds=time.monotonic() - start,
+    cpu_seconds=time.process_time() - cpu_start,
+    is_cached=stored is not None,
+  )
+
+
+def _file_of_program(
+  run: setup.PromptRun,
+  lowered: jax.stages.Lowered,
+  options: dict[str, str | bool] | None,
+) -> Any:
+  """The file of a step's memory and text, named by all that they depend on."""
+  folder = _folder_of_programs()
+  if not folder:
+    return None
+  devices = list(run.encoder.mesh.devices.flat)
+  compiler = devices[0].client.platform_version
+  parts = [lowered.as_text(), jax.__version__, compiler, repr(devices), repr(options)]
+  return join(folder, f"dry_run-{fingerprint(parts)[:32]}-cache")
 
 
 def _compiled(
   lowered: jax.stages.Lowered, options: dict[str, str | bool] | None
 ) -> tuple[Memory, str]:
-  """Memory and text of a step that is compiled now."""
+  """Compiles a step, and returns its memory and its text."""
   with warnings.catch_warnings():
-    # It tries to load the entry of an earlier dry run, which takes a device.
+    # JAX tries to load the entry of an earlier dry run, which takes a device.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
     program = lowered.compile(compiler_options=options)
-  found: Any = program.memory_analysis()
-  others = found.output_size_in_bytes - found.alias_size_in_bytes
+  plan: Any = program.memory_analysis()
+  # A result that reuses the memory of an argument takes none of its own.
+  results = plan.output_size_in_bytes - plan.alias_size_in_bytes
   memory = Memory(
-    arguments=found.argument_size_in_bytes,
-    temporaries=found.temp_size_in_bytes,
-    others=others + found.generated_code_size_in_bytes,
+    arguments=plan.argument_size_in_bytes,
+    temporaries=plan.temp_size_in_bytes,
+    others=results + plan.generated_code_size_in_bytes,
   )
   return memory, program.as_text() or ""
 
 
 def _folder_of_programs() -> str | None:
-  """The folder that `files.compilation` has given JAX."""
+  """The folder for compiled programs that `files.compilation` has set in JAX."""
   settings: Any = jax.config  # mypy does not know its attributes
   folder: str | None = settings.jax_compilation_cache_dir
   return folder
@@ -394,25 +452,22 @@ def _compile(run: setup.PromptRun, machine: Machine) -> tuple[Compiled | None, s
 def _smaller(
   job_of: Callable[[Mapping[str, Any]], Job], machine: Machine, devices: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-  """Changes of fields that need less and less memory, and that the machine can
-  share."""
+  """Yields changes of fields by which a step takes less and less memory.
+
+  Each keeps the changes before it. Changes that the devices can't share are left out.
+  """
   job = job_of({})
-  memory, chunk = job.clip.memory_gib, job.clip.image_chunk
-  memory = memory or share_of_device(machine.chip.memory / GIB)
-  tries: list[dict[str, Any]] = [
-    {"clip.memory_gib": memory / 2},
-    {"clip.memory_gib": memory / 8},
-  ]
+  memory = job.clip.memory_gib or share_of_device(machine.chip.memory / GIB)
+  half: dict[str, Any] = {"clip.memory_gib": memory / 2}
+  eighth: dict[str, Any] = {"clip.memory_gib": memory / 8}
   if job.data.features == "online":
-    tries[1]["clip.image_chunk"] = min(chunk or 8, 8)
-  tries += [
-    {"mesh.class_size": 2 * job.class_size},
-    {"accumulate": 2 * job.loop.accumulate},
-  ]
+    eighth["clip.image_chunk"] = min(job.clip.image_chunk or 8, 8)
+  more_devices = {"mesh.class_size": 2 * job.class_size}
+  more_draws = {"accumulate": 2 * job.loop.accumulate}
   changes: dict[str, Any] = {}
-  for one in tries:
-    tried = job_of(changes | one)
+  for change in (half, eighth, more_devices, more_draws):
+    tried = job_of(changes | change)
     with contextlib.suppress(InputError):
       pretrain.check_mesh(tried.class_size, tried.loop, tried.data.views, devices)
-      changes = changes | one
+      changes = changes | change
       yield changes

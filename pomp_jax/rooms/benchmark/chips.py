@@ -1,11 +1,9 @@
-"""Accelerators that a step can be compiled for without one: their data sheets and their
-names.
+"""Data sheets and names of the accelerators that a step can be compiled for.
 
 Each figure is of one device as JAX counts them: a TPU chip, one of the two halves of a
 TPU7x chip, a GPU. `SOURCES` has the pages.
 """
 
-import itertools
 import math
 import re
 from typing import Any, NamedTuple
@@ -77,14 +75,18 @@ class Chip(NamedTuple):
   @property
   def peak(self) -> dict[str, float]:
     """FLOP/s of matrix products by the value of `clip.dtype`."""
-    # three passes, or TF32
-    between = self.flops / 3 if self.gpu is None else self.flops / 2
-    types = ("float32", "tensorfloat32", "bfloat16")
-    return dict(zip(types, (self.float32_flops, between, self.flops), strict=True))
+    # A GPU has units for TF32; a TPU makes three passes in bfloat16.
+    n_passes = 2 if self.gpu else 3
+    return {
+      "float32": self.float32_flops,
+      "tensorfloat32": self.flops / n_passes,
+      "bfloat16": self.flops,
+    }
 
 
 def _tpu(
   kind: str,
+  *,
   tflops: float | int,
   gbps: float | int,
   memory_gib: float,
@@ -92,40 +94,69 @@ def _tpu(
   side: int,
   **others: Any,
 ) -> Chip:
-  """A TPU's device with `units` matrix units of `side` x `side`, each 2 FLOP a cycle
-  and cell."""
+  """A TPU's device, with its peak in bfloat16 and its memory's rate in GB/s.
+
+  It has `units` matrix units of `side` x `side` cells, and a cell computes two FLOP a
+  cycle. From these and the peak follows the clock.
+  """
   flops = tflops * 1e12
   return Chip(
-    kind,
-    f"TPU {kind}",
-    flops,
-    flops / 6,  # six bfloat16 passes, see `clip.precision`
-    gbps * 1e9,
-    memory_gib * GIB,
+    kind=kind,
+    title=f"TPU {kind}",
+    flops=flops,
+    float32_flops=flops / 6,  # six passes in bfloat16, see `clip.precision`
+    bandwidth=gbps * 1e9,
+    memory=memory_gib * GIB,
     clock=flops / (2 * units * side**2),
     **others,
   )
 
 
 def _gpu(
-  kind: str, tflops: float | int, float32_tflops: float, gbps: float | int, gpu: Gpu
+  kind: str,
+  gpu: Gpu,
+  *,
+  tflops: float | int,
+  float32_tflops: float,
+  gbps: float | int,
 ) -> Chip:
-  """A GPU, with the memory that JAX takes by default."""
+  """A GPU, with its peak in bfloat16 and its memory's rate in GB/s."""
   return Chip(
-    kind,
-    gpu.name,
-    tflops * 1e12,
-    float32_tflops * 1e12,
-    gbps * 1e9,
-    _GPU_SHARE * gpu.memory,
+    kind=kind,
+    title=gpu.name,
+    flops=tflops * 1e12,
+    float32_flops=float32_tflops * 1e12,
+    bandwidth=gbps * 1e9,
+    memory=_GPU_SHARE * gpu.memory,
     gpu=gpu,
     device_kind=gpu.name,
   )
 
 
-# TPUs: peak in bfloat16 (TFLOP/s), memory's rate (GB/s), memory that libtpu 0.0.42 lets
-# a program have (GiB, from its own message), matrix units and their side. From these
-# follows the clock.
+_H100 = Gpu(
+  name="NVIDIA H100 80GB HBM3",
+  capability=(9, 0),
+  cores=132,
+  fpus=128,
+  shared_memory=233_472,
+  block_memory=232_448,
+  l2_cache=52_428_800,
+  clock_ghz=1.98,
+  memory=84_942_979_072,
+)
+_A100 = Gpu(
+  name="NVIDIA A100-SXM4-40GB",
+  capability=(8, 0),
+  cores=108,
+  fpus=64,
+  shared_memory=167_936,
+  block_memory=166_912,
+  l2_cache=41_943_040,
+  clock_ghz=1.41,
+  memory=42_331_013_120,
+)
+_A100_80GB = _A100._replace(name="NVIDIA A100-SXM4-80GB", memory=85_094_957_056)
+# The memory of a TPU is what libtpu 0.0.42 lets a program have, by its own message.
 _CHIPS = (
   _tpu(
     "v4",
@@ -138,66 +169,54 @@ _CHIPS = (
     options=(("chip_config_name", "megacore"),),
     device_kind="TPU v4",
   ),
-  _tpu("v5e", 197, 819, 15.75, 4, 128, axes=2, device_kind="TPU v5 lite"),
-  _tpu("v5p", 459, 2765, 95.74, 8, 128, axes=3, device_kind="TPU v5"),
-  _tpu("v6e", 918, 1640, 31.25, 4, 256, axes=2, device_kind="TPU v6 lite"),
-  # Half of a chip. No page says the number of units: with four a large product reaches
-  # 80% of the peak by the compiler's estimate, with two it would be above it.
   _tpu(
-    "tpu7x", 2307 / 2, 7380 / 2, 94.75, 4, 256, axes=3, per_chip=2, device_kind="TPU7x"
+    "v5e",
+    tflops=197,
+    gbps=819,
+    memory_gib=15.75,
+    units=4,
+    side=128,
+    axes=2,
+    device_kind="TPU v5 lite",
   ),
-  # Without sparsity; float32 on the cores that are not tensor cores.
-  _gpu(
-    "h100",
-    tflops=989.5,
-    float32_tflops=66.9,
-    gbps=3352,
-    gpu=Gpu(
-      "NVIDIA H100 80GB HBM3",
-      capability=(9, 0),
-      cores=132,
-      fpus=128,
-      shared_memory=233_472,
-      block_memory=232_448,
-      l2_cache=52_428_800,
-      clock_ghz=1.98,
-      memory=84_942_979_072,
-    ),
+  _tpu(
+    "v5p",
+    tflops=459,
+    gbps=2765,
+    memory_gib=95.74,
+    units=8,
+    side=128,
+    axes=3,
+    device_kind="TPU v5",
   ),
-  _gpu(
-    "a100",
-    tflops=312,
-    float32_tflops=19.5,
-    gbps=1555,
-    gpu=Gpu(
-      "NVIDIA A100-SXM4-40GB",
-      capability=(8, 0),
-      cores=108,
-      fpus=64,
-      shared_memory=167_936,
-      block_memory=166_912,
-      l2_cache=41_943_040,
-      clock_ghz=1.41,
-      memory=42_331_013_120,
-    ),
+  _tpu(
+    "v6e",
+    tflops=918,
+    gbps=1640,
+    memory_gib=31.25,
+    units=4,
+    side=256,
+    axes=2,
+    device_kind="TPU v6 lite",
   ),
-  _gpu(
-    "a100-80gb",
-    tflops=312,
-    float32_tflops=19.5,
-    gbps=2039,
-    gpu=Gpu(
-      "NVIDIA A100-SXM4-80GB",
-      capability=(8, 0),
-      cores=108,
-      fpus=64,
-      shared_memory=167_936,
-      block_memory=166_912,
-      l2_cache=41_943_040,
-      clock_ghz=1.41,
-      memory=85_094_957_056,
-    ),
+  # A device is half of a chip. No page says the number of units: with four a large
+  # product reaches 80% of the peak by the compiler's estimate; two would exceed it.
+  _tpu(
+    "tpu7x",
+    tflops=2307 / 2,
+    gbps=7380 / 2,
+    memory_gib=94.75,
+    units=4,
+    side=256,
+    axes=3,
+    per_chip=2,
+    device_kind="TPU7x",
   ),
+  # Peaks of GPUs are without sparsity, and in float32 those of the cores that are not
+  # tensor cores.
+  _gpu("h100", _H100, tflops=989.5, float32_tflops=66.9, gbps=3352),
+  _gpu("a100", _A100, tflops=312, float32_tflops=19.5, gbps=1555),
+  _gpu("a100-80gb", _A100_80GB, tflops=312, float32_tflops=19.5, gbps=2039),
 )
 CHIPS = {chip.kind: chip for chip in _CHIPS}
 # Pages with peak, memory and its rate. The limits of memory are libtpu's message when a
@@ -235,8 +254,7 @@ _SHAPES = {
     256: "4x8x8",
   },
 }
-# Names that clouds use, and the kind: the number is of chips, of cores (two a chip), or
-# of GPUs.
+# Kinds by the names that clouds use. The number in a name counts chips or GPUs.
 _BY_CHIPS = {
   r"(?:v5litepod|v5e)-(\d+)": "v5e",
   r"v6e-(\d+)": "v6e",
@@ -249,6 +267,7 @@ _BY_CHIPS = {
   r"a2-(?:high|mega)gpu-(\d+)g": "a100",
   r"a2-ultragpu-(\d+)g": "a100-80gb",
 }
+# The number in these names counts cores, two a chip.
 _BY_CORES = {r"v4-(\d+)": "v4", r"v5p-(\d+)": "v5p"}
 _MACHINES = {
   "p5.48xlarge": "h100:8",
@@ -286,34 +305,39 @@ class Machine(NamedTuple):
     if self.chip.axes == 3:
       return (2, 2, 1)
     # Up to eight chips have one host; larger slices have hosts of four.
-    small = math.prod(self.shape) <= 8
-    return (*self.shape, 1) if small else (2, 2, 1)
+    if math.prod(self.shape) <= 8:
+      return (*self.shape, 1)
+    return (2, 2, 1)
 
   def __str__(self) -> str:
     if self.chip.gpu:
       return f"{self.n_devices} x {self.chip.title}"
-    n_chips = self.n_slices * math.prod(self.shape)
-    slices = f"{self.n_slices} slices of " if self.n_slices > 1 else ""
-    halves = f", {self.n_devices} devices" if self.chip.per_chip > 1 else ""
-    return f"{slices}{self.chip.title} {self.topology} ({n_chips} chips{halves})"
+    counts = f"{self.n_slices * math.prod(self.shape)} chips"
+    if self.chip.per_chip > 1:
+      counts += f", {self.n_devices} devices"
+    text = f"{self.chip.title} {self.topology} ({counts})"
+    if self.n_slices > 1:
+      text = f"{self.n_slices} slices of {text}"
+    return text
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip whose devices JAX gives this name; None for another."""
+  """Returns the chip whose devices JAX calls by this name; None for another name."""
   return next((chip for chip in _CHIPS if chip.device_kind == device_kind), None)
 
 
 def machine_of(text: str) -> Machine:
-  """Reads `config.dry_run`, such as v5e:4x4 or 2xv6e-8; ConfigError for an unknown
-  machine."""
-  several = re.match(r"([1-9]\d*)x(?=[a-z])", text.lower())
-  n_slices = int(several[1]) if several else 1
-  name = text.lower()[several.end() if several else 0 :]
-  name = _MACHINES.get(name, name)
-  for names, per_chip in ((_BY_CHIPS, 1), (_BY_CORES, 2)):
-    for form, kind in names.items():
-      if (found := re.fullmatch(form, name)) and int(found[1]) % per_chip == 0:
-        name = f"{kind}:{int(found[1]) // per_chip}"
+  """Reads `config.dry_run`, such as v5e:4x4 or 2xv6e-8.
+
+  Raises:
+    ConfigError: an unknown machine, or a shape that its cloud does not offer.
+  """
+  name = text.lower()
+  n_slices = 1
+  if slices := re.match(r"([1-9]\d*)x(?=[a-z])", name):
+    n_slices = int(slices[1])
+    name = name[slices.end() :]
+  name = _with_colon(_MACHINES.get(name, name))
   kind, _, size = name.partition(":")
   chip = CHIPS.get(kind)
   if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", size):
@@ -321,29 +345,50 @@ def machine_of(text: str) -> Machine:
   if chip.gpu and n_slices > 1:
     expected = f"{chip.kind}: and the number of all GPUs, of which eight are a host's"
     raise ConfigError("dry_run", text, expected)
-  shape = tuple(map(int, size.split("x")))
-  return Machine(chip, _shape(text, chip, shape), n_slices)
-
-
-def _shape(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape of a slice, also by its number of chips; ConfigError for one that
-  clouds lack."""
   if chip.gpu:
-    n_gpus = math.prod(shape)
+    shape = _gpu_shape(text, chip, _sizes(size))
+  else:
+    shape = _slice_shape(text, chip, _sizes(size))
+  return Machine(chip, shape, n_slices)
+
+
+def _with_colon(name: str) -> str:
+  """A cloud's name such as v5litepod-16 as v5e:16; other names stay."""
+  for kinds, per_chip in ((_BY_CHIPS, 1), (_BY_CORES, 2)):
+    for form, kind in kinds.items():
+      match = re.fullmatch(form, name)
+      if match and int(match[1]) % per_chip == 0:
+        return f"{kind}:{int(match[1]) // per_chip}"
+  return name
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+  """The numbers of a shape such as 4x4."""
+  return tuple(int(size) for size in text.split("x"))
+
+
+def _gpu_shape(text: str, chip: Chip, sizes: tuple[int, ...]) -> tuple[int, ...]:
+  """Slices, hosts and GPUs of a host for a number of GPUs, or ConfigError."""
+  n_gpus = sizes[0]
+  is_complete = n_gpus <= 8 or n_gpus % 8 == 0
+  if len(sizes) > 1 or not is_complete:
     expected = f"{chip.kind}:1 to 8, or a multiple of 8 GPUs"
-    if len(shape) > 1 or (n_gpus > 8 and n_gpus % 8):
-      raise ConfigError("dry_run", text, expected)
-    return (1, max(1, n_gpus // 8), min(8, n_gpus))
-  known = _SHAPES[chip.axes]
-  if len(shape) == 1:
-    if shape[0] not in known:
-      numbers = ", ".join(map(str, known))
-      raise ConfigError(
-        "dry_run", text, f"{chip.kind}: with {numbers} chips, or a shape"
-      )
-    return tuple(map(int, known[shape[0]].split("x")))
-  if len(shape) != chip.axes:
-    example = next(itertools.islice(known.values(), 1, None))
+    raise ConfigError("dry_run", text, expected)
+  return (1, max(1, n_gpus // 8), min(8, n_gpus))
+
+
+def _slice_shape(text: str, chip: Chip, sizes: tuple[int, ...]) -> tuple[int, ...]:
+  """The torus of a TPU slice, by its shape or its number of chips, or ConfigError."""
+  shapes = _SHAPES[chip.axes]
+  if len(sizes) == chip.axes:
+    return sizes
+  if len(sizes) > 1:
+    _, example, *_ = shapes.values()
     expected = f"a shape of {chip.axes} axes, such as {chip.kind}:{example}"
     raise ConfigError("dry_run", text, expected)
-  return shape
+  n_chips = sizes[0]
+  if n_chips not in shapes:
+    numbers = ", ".join(map(str, shapes))
+    expected = f"{chip.kind}: with {numbers} chips, or a shape"
+    raise ConfigError("dry_run", text, expected)
+  return _sizes(shapes[n_chips])

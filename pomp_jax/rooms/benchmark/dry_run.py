@@ -42,21 +42,21 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Any, workdir: str) -> None:
-  """Refuses what the run itself would refuse, as far as that is known without its
-  data."""
-  takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
-  require(config.job == "pretrain", "dry_run", config.dry_run, takes)
+  """Refuses what the run itself would refuse, as far as no data are needed for that.
+
+  Raises:
+    ConfigError: a job or a method that dry runs do not take, or a refusal of the run's.
+    InputError: the compiler of the machine is not installed.
+  """
+  accepted = f"false where config.job={config.job!r}; it is for 'pretrain'"
+  require(config.job == "pretrain", "dry_run", config.dry_run, accepted)
   changes = changes_of(
     config.data, config.eval.images, config.clip.model, config.prompt
   )
   trial = config.replace(changes)
   if config.dry_run != HERE:
-    require(
-      METHODS[config.method].steps,
-      "method",
-      config.method,
-      "a method that trains by steps",
-    )
+    by_steps = METHODS[config.method].steps
+    require(by_steps, "method", config.method, "a method that trains by steps")
     absent.check(trial.dry_run, trial.mesh.class_size, trial.loop, trial.data.views)
     trial = trial.replace({"mesh.class_size": 1})  # of the devices here
   pretrain.check(trial, workdir)
@@ -69,23 +69,9 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   )
   trial = config.replace(changes)
   with tempfile.TemporaryDirectory() as temporary:
-    folder = RunFolder(pathlib.Path(temporary) / "run")
     if config.dry_run != HERE:
-
-      def job_of(changes: Mapping[str, Any]) -> absent.Job:
-        tried = trial.replace(changes)
-        prepare = lambda encoder: setup.prepare(tried, folder, encoder=encoder)
-        return absent.Job(
-          tried.clip, tried.mesh.class_size, tried.loop, tried.data, prepare
-        )
-
-      machine = machine_of(config.dry_run)
-      remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
-      with hosts.ending_at_once(remove):
-        outcome = absent.run(config.dry_run, job_of)
-      figures = forecast.figures_of(outcome, machine, config.of(Price).dry_run_rate)
-      _log(forecast.lines(outcome.there, machine, figures))
-      return figures
+      return _forecast(trial, temporary)
+    folder = RunFolder(pathlib.Path(temporary) / "run")
     run = setup.prepare(trial, folder)
     if trial.data.features == "stored":
       shape = trial.data.views, run.encoder.clip.config.projection_dim
@@ -103,7 +89,32 @@ def run(config: TrainingConfig, workdir: str) -> dict[str, Any]:
   return figures
 
 
+def _forecast(trial: TrainingConfig, temporary: str) -> dict[str, Any]:
+  """Compiles the step for a machine that is not here, and logs what it says."""
+  folder = RunFolder(pathlib.Path(temporary) / "run")
+
+  def job_of(changes: Mapping[str, Any]) -> absent.Job:
+    changed = trial.replace(changes)
+    return absent.Job(
+      clip=changed.clip,
+      class_size=changed.mesh.class_size,
+      loop=changed.loop,
+      data=changed.data,
+      prepare=lambda encoder: setup.prepare(changed, folder, encoder=encoder),
+    )
+
+  # A signal can't interrupt the compiler, so it ends the process and removes the files.
+  remove = functools.partial(shutil.rmtree, temporary, ignore_errors=True)
+  with hosts.ending_at_once(remove):
+    outcome = absent.run(trial.dry_run, job_of)
+  machine = machine_of(trial.dry_run)
+  figures = forecast.figures_of(outcome, machine, trial.of(Price).dry_run_rate)
+  _log(forecast.lines(outcome.there, machine, figures))
+  return figures
+
+
 def _log(lines: Iterable[str]) -> None:
+  """Logs lines in one of the processes."""
   if hosts.is_first():
     for line in lines:
       log.info("%s", line)
@@ -112,16 +123,29 @@ def _log(lines: Iterable[str]) -> None:
 def _is_here(model: str) -> bool:
   """Whether a CLIP's weights are on this machine; the hub is not asked."""
   source, file, _ = named_clip(model)
+  if source == WORLD or exists(source):
+    return True
   names = [file] if file else [*huggingface.WEIGHTS, *openai.WEIGHTS]
-  cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
-  return source == WORLD or exists(source) or any(map(cached, names))
+  return any(isinstance(try_to_load_from_cache(source, name), str) for name in names)
 
 
 def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[str, Any]:
-  """Fields for synthetic JPEGs, or for a folder that exists; nothing is downloaded."""
+  """Returns the fields by which a dry run differs from the run: nothing is downloaded.
+
+  Images are synthetic JPEGs, or those of a folder that exists.
+
+  Args:
+    data: settings of the data.
+    n_images: number of images of an evaluation, 0 for all.
+    model: name of the CLIP.
+    prompt: settings of the prompt.
+
+  Raises:
+    ConfigError: class names that only the data have, which are not here.
+  """
   changes: dict[str, Any] = {}
   if CONSISTENCY:
-    # No candidates are scored, and an anchor of one text costs a step as much.
+    # Scoring candidates would need weights; an anchor of one text costs a step as much.
     changes["anchors"] = "{}."
   if prompt.init == BEST:
     changes |= {"prompt.init": "", "prompt.m": prompt.m or 4}
@@ -132,8 +156,9 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
       changes["eval.images"] = max(1, n_images // len(splits))
   elif data.source != WORLD:
     names = data.base or data.names or data.dataset
-    takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
-    require(names in CLASS_LISTS or is_file(names), "data.names", data.names, takes)
+    accepted = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
+    is_known = names in CLASS_LISTS or is_file(names)
+    require(is_known, "data.names", data.names, accepted)
     changes |= {"data.source": "synthetic", "data.names": names, "data.shots": 0}
     for field in ("root", "dataset", "base", "novel", "feature_store"):
       changes[f"data.{field}"] = ""
@@ -149,51 +174,55 @@ def changes_of(data: Data, n_images: int, model: str, prompt: Prompt) -> dict[st
 def _random_features(
   shape: tuple[int, int], indices: np.ndarray, epochs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Stands for reading stored features [B,V,E], as there are none."""
+  """Draws features [B,V,E] in place of stored ones, which a dry run has not computed.
+
+  Returns them with a mask [B] of those that could be read: all.
+  """
   rng = np.random.default_rng(indices)
-  return rng.standard_normal((len(indices), *shape), np.float32), np.ones(
-    len(indices), bool
-  )
+  features_BxVxE = rng.standard_normal((len(indices), *shape), np.float32)
+  return features_BxVxE, np.ones(len(indices), bool)
 
 
 def _whole_run(run: setup.PromptRun, figures: dict[str, Any]) -> dict[str, Any]:
-  """The run's seconds and bytes, added up."""
+  """Adds up the seconds and bytes of the run."""
+  test = figures["test_images"]
+  all_classes = figures["class_features"].seconds
+  test_images = run.eval.images * test.seconds / test.total
   n_views = costs.stored_views(run)
-  test, classes = figures["test_images"], figures["class_features"].seconds
-  images = run.eval.images * test.seconds / test.total
-  n_splits = len(inputs.evaluation_splits(run.data))
-  n_validations = -(-run.total_steps // run.checkpoint.every)
+  views = 0.0
+  if run.data.features == "stored":
+    views = n_views * test.seconds / test.total
+  # Reading and computing overlap: the slower one sets the pace.
   step = max(figures["step_seconds"], figures["read"].seconds)
-  train = run.total_steps * step + (classes if run.needs_bank else 0)
-  views = n_views * test.seconds / test.total if run.data.features == "stored" else 0.0
-  validation = images + n_validations * classes
+  training = run.total_steps * step
+  if run.needs_bank:
+    training += all_classes  # its first rows
+  n_validations = -(-run.total_steps // run.checkpoint.every)
+  validation = test_images + n_validations * all_classes
+  checkpoints = n_validations * figures["checkpoint_seconds"]
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
-  evaluation = n_splits * (images + 3 * classes)
-  total = (
-    views
-    + train
-    + validation
-    + evaluation
-    + n_validations * figures["checkpoint_seconds"]
-  )
+  n_splits = len(inputs.evaluation_splits(run.data))
+  evaluation = n_splits * (test_images + 3 * all_classes)
   # Beside `keep` checkpoints there are the best one and the one that is being written.
-  disk = (run.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures[
-    "prompt_bytes"
-  ]
+  n_checkpoints = run.checkpoint.keep + 2
+  disk = n_checkpoints * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+  view_bytes = 4 * (run.encoder.clip.config.projection_dim + 1)
   return {
     "training_features_seconds": views,
-    "training_seconds": train,
+    "training_seconds": training,
     "validation_seconds": validation,
     "evaluation_seconds": evaluation,
-    "total_seconds": total,
+    "total_seconds": views + training + validation + evaluation + checkpoints,
     "disk_bytes": disk,
-    "stored_features_bytes": 4 * n_views * (run.encoder.clip.config.projection_dim + 1)
-    or None,
+    "stored_features_bytes": n_views * view_bytes or None,
   }
 
 
 def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
-  batch_size, step, read = run.loop.batch_size, figures["step_seconds"], figures["read"]
+  """Writes the report of a run that was measured here."""
+  batch_size = run.loop.batch_size
+  step = figures["step_seconds"]
+  read = figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"
   memory = "the backend does not say"
   if "device_temporaries_mib" in figures:
@@ -201,28 +230,35 @@ def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
       f"{figures['device_arguments_mib']:,.0f} MiB of weights and data,"
       f" {figures['device_temporaries_mib']:,.0f} MiB of temporaries"
     )
-  # Parts that the step's time was added up from; none if it was measured in whole.
-  names = [name for name in ("images", "classes") if f"step_{name}" in figures]
-  parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
-  cache = figures["stored_features_bytes"]
+  measured = ", measured in whole"
+  not_run = ""
+  if "step_images" in figures:  # the step was too long, and is the sum of its parts
+    images = _with_origin(figures["step_images"])
+    classes = _with_origin(figures["step_classes"])
+    measured = f", of parts (images: {images}; classes: {classes})"
+    not_run = ", the whole step not run"
   origin = "" if run.data.has_folder else ", synthetic"
-  test, classes = figures["test_images"], figures["class_features"]
+  device_kind = hosts.devices()[0].device_kind
   rate = batch_size / read.seconds / jax.process_count()
+  test = figures["test_images"]
+  disk = f"{figures['disk_bytes'] / 1e6:.1f} MB of checkpoints and prompt"
+  cache = figures["stored_features_bytes"]
+  if cache is not None:
+    disk += f"; stored features take {cache / 1e9:.2f} GB"
   return [
-    f"dry run of {run.clip.model} on {figures['devices']} {hosts.devices()[0].device_kind}:"
+    f"dry run of {run.clip.model} on {figures['devices']} {device_kind}:"
     f" {len(run.source.names):,} classes, {len(run.source):,} training images{origin};"
     f" {figures['steps']:,} steps of {batch_size:,} views",
-    f"  step: {step:.3g} s ({batch_size / step:,.3g} views/s)"
-    + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")
-    + f"; compiled in {figures['compile_seconds']:.0f} s",
-    f"  reading: {_of(read)} a batch ({rate:,.3g} views/s of this host); {bound} is slower",
+    f"  step: {step:.3g} s ({batch_size / step:,.3g} views/s){measured};"
+    f" compiled in {figures['compile_seconds']:.0f} s",
+    f"  reading: {_with_origin(read)} a batch ({rate:,.3g} views/s of this host);"
+    f" {bound} is slower",
     f"  memory of a device: {memory}",
     f"  memory of this host's process: {figures['process_peak_mib']:,.0f} MiB at most"
-    + (", the whole step not run" if parts else ""),
-    f"  features of all classes: {_of(classes)}; test images: {_of(test)},"
-    f" {test.total / test.seconds:,.3g}/s",
-    f"  disk: {figures['disk_bytes'] / 1e6:.1f} MB of checkpoints and prompt"
-    + ("" if cache is None else f"; stored features take {cache / 1e9:.2f} GB"),
+    f"{not_run}",
+    f"  features of all classes: {_with_origin(figures['class_features'])};"
+    f" test images: {_with_origin(test)}, {test.total / test.seconds:,.3g}/s",
+    f"  disk: {disk}",
     f"  the whole run, added up: {_hours(figures['total_seconds'])} (features of training images"
     f" {_hours(figures['training_features_seconds'])}, training"
     f" {_hours(figures['training_seconds'])}, validation {_hours(figures['validation_seconds'])},"
@@ -230,11 +266,14 @@ def _lines(run: setup.PromptRun, figures: dict[str, Any]) -> list[str]:
   ]
 
 
-def _of(cost: costs.Cost) -> str:
-  """A time, and where it comes from."""
-  part = f", scaled from {cost.measured:,} of {cost.total:,}"
-  return f"{cost.seconds:.3g} s" + part * (cost.measured < cost.total)
+def _with_origin(cost: costs.Cost) -> str:
+  """A time, and whether it was measured on all rows."""
+  if cost.measured < cost.total:
+    return f"{cost.seconds:.3g} s, scaled from {cost.measured:,} of {cost.total:,}"
+  return f"{cost.seconds:.3g} s"
 
 
 def _hours(seconds: float) -> str:
-  return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+  if seconds < 3600:
+    return f"{seconds / 60:.1f} min"
+  return f"{seconds / 3600:.1f} h"

@@ -1,9 +1,8 @@
-"""What a compiled step says of a run on a machine that is not here: its figures and the
-report.
+"""Reports what a compiled step says of a run on a machine that is not here.
 
-Memory, collectives and cycles are the compiler's, the floor is the arithmetic of the
+Memory, collectives and cycles are the compiler's. The floor is the arithmetic of the
 model's sizes at the chip's peak rates (`chips.py`). Nothing is measured on the machine,
-so no time here is more than an estimate.
+so each time here is an estimate.
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ _MIB = 2**20
 
 
 def read_rate(run: setup.PromptRun) -> float:
-  """Views/s that a core of this machine reads for a training."""
+  """Measures how many views/s a core of this machine reads for a training."""
   read = costs.reading(run)["read"]
   threads, workers = run.readers
   n_cores = min(hosts.own_cores(), threads * max(1, workers))
@@ -28,12 +27,19 @@ def read_rate(run: setup.PromptRun) -> float:
 
 
 def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[str, Any]:
-  """Numbers of a compiled step and its run, by name; times in seconds.
+  """Collects the numbers of a compiled step and its run, by name.
 
-  `rate` is the machine's an hour.
+  Args:
+    outcome: outcome of `absent.run`.
+    machine: machine for which it compiled.
+    rate: price of an hour of the machine, in any currency; 0 if unknown.
+
+  Returns:
+    Times in seconds, counts and settings by name. Where nothing fits, only the tries.
   """
-  run, compiled = outcome.there, outcome.compiled
-  tries: dict[str, Any] = {
+  run = outcome.there
+  compiled = outcome.compiled
+  figures: dict[str, Any] = {
     "machine": str(machine),
     "fits": outcome.fits,
     "changes": outcome.changes,
@@ -41,143 +47,187 @@ def figures_of(outcome: Outcome, machine: Machine, rate: float = 0.0) -> dict[st
     "rate": rate,
   }
   if compiled is None or not outcome.fits:
-    return tries
-  chip, mesh = machine.chip, run.encoder.mesh
+    return figures
+  chip = machine.chip
+  mesh = run.encoder.mesh
+  views_per_core = None
+  stored_views = 0
+  if run.data.features == "online":
+    views_per_core = read_rate(outcome.here)
+  else:
+    stored_views = costs.stored_views(run)
   program = hlo.parse(compiled.text)
+  cycles = None
+  estimate = None
+  if chip.clock:
+    cycles = hlo.cycles(program)
+  if cycles:
+    estimate = cycles.total / chip.clock
   flops = step_flops(run)
-  floor = max(
-    sum(flops.values()) / chip.peak[run.clip.dtype],
-    compiled.memory.arguments / chip.bandwidth,
-  )
-  cycles = hlo.cycles(program) if chip.clock else None
-  estimate = cycles.total / chip.clock if cycles else None
-  online = run.data.features == "online"
-  return tries | {
-    "views_per_core": read_rate(outcome.here) if online else None,
+  # A step can't take less time than its products, nor than reading its arguments.
+  products = sum(flops.values()) / chip.peak[run.clip.dtype]
+  arguments = compiled.memory.arguments / chip.bandwidth
+  axis_sizes = _of_slice(dict(mesh.shape), machine.n_slices)
+  return figures | {
+    "views_per_core": views_per_core,
     "memory": compiled.memory,
     "flops": flops,
-    "floor_seconds": floor,
+    "floor_seconds": max(products, arguments),
     "cycles": cycles,
     "estimate_seconds": estimate,
-    "collectives": hlo.collectives(
-      program, _of_slice(dict(mesh.shape), machine.n_slices)
-    ),
+    "collectives": hlo.collectives(program, axis_sizes),
     "compile_seconds": compiled.seconds,
     "compile_cpu_seconds": compiled.cpu_seconds,
     "is_cached": compiled.is_cached,
     "step_memory": run.step_memory,
     "n_hosts": len({device.process_index for device in mesh.devices.flat}),
     "steps": run.total_steps,
-    "stored_views": 0 if online else costs.stored_views(run),
+    "stored_views": stored_views,
   }
 
 
 def _of_slice(sizes: dict[str, int], n_slices: int) -> dict[str, int]:
-  """Sizes of a mesh's axes within a slice: the first goes over the slices, see
-  `make_mesh`."""
+  """Sizes of a mesh's axes within a slice; `make_mesh` splits DATA over the slices."""
   return sizes | {DATA: max(1, sizes[DATA] // n_slices)}
 
 
 def lines(run: setup.PromptRun, machine: Machine, figures: dict[str, Any]) -> list[str]:
-  """The report of `figures_of` and `absent.run`, with the source of each figure."""
-  chip, batch_size = machine.chip, run.loop.batch_size
+  """Writes the report of `figures_of`, with the source of each figure.
+
+  Args:
+    run: training of shapes, with the mesh of the machine.
+    machine: machine for which its step was compiled.
+    figures: figures of `figures_of`.
+  """
   mesh = " x ".join(f"{name} {size}" for name, size in run.encoder.mesh.shape.items())
-  limit = chip.memory / GIB
-  source = "XLA's list, 75% of it" if chip.gpu else "libtpu"
-  found = [
+  text = [
     f"compiled {run.clip.model} for {machine}, mesh {mesh}: nothing was measured on it",
     f"  run: {len(run.source.names):,} classes, {len(run.source):,} training images,"
-    f" {run.total_steps:,} steps of {batch_size:,} views",
+    f" {run.total_steps:,} steps of {run.loop.batch_size:,} views",
   ]
-  found += [f"  does NOT fit: {problem}" for problem in figures["problems"]]
+  text += [f"  does NOT fit: {problem}" for problem in figures["problems"]]
   if not figures["fits"]:
     ways = "a smaller batch_size or k, more devices, or data.features=stored"
     n_tries = len(figures["problems"])
-    return [*found, f"  none of the {n_tries} above fits; left are {ways}"]
+    text.append(f"  none of the {n_tries} above fits; left are {ways}")
+    return text
   if figures["changes"]:
-    found.append(f"  fits {with_text(figures['changes'])}compiled again")
-  memory, plan = figures["memory"], figures["step_memory"]
-  flops, floor, estimate = (
-    figures[f"{x}"] for x in ("flops", "floor_seconds", "estimate_seconds")
-  )
-  found += [
+    text.append(f"  fits {with_text(figures['changes'])}compiled again")
+  text += _memory_lines(run, machine, figures)
+  text += _step_lines(run, machine, figures)
+  text += _whole_run(run, machine, figures)
+  origin = "compiled"
+  if figures["is_cached"]:
+    origin = "compiled by an earlier dry run; read"
+  wall = figures["compile_seconds"]
+  cpu = figures["compile_cpu_seconds"]
+  text.append(f"  {origin} in {wall:.0f} s, {cpu:.0f} s of a core")
+  return text
+
+
+def _memory_lines(
+  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
+) -> list[str]:
+  """Memory of a device, and what its limit makes of the text tower."""
+  memory = figures["memory"]
+  plan = figures["step_memory"]
+  limit = machine.chip.memory / GIB
+  source = "XLA's list, 75% of it" if machine.chip.gpu else "libtpu"
+  return [
     f"  memory of a device: {memory.arguments / _MIB:,.0f} MiB of weights and data,"
     f" {memory.temporaries / _MIB:,.0f} MiB of temporaries, {memory.others / _MIB:,.0f} MiB of"
     f" program and results (the compiler's); {memory.total / GIB:.1f} of {limit:.1f} GiB"
     f" ({source}): fits",
     f"  text tower: remat={plan.remat}, {plan.n_chunks} chunks, as clip.memory_gib="
     f"{run.clip.memory_gib:.3g} GiB allows",
+  ]
+
+
+def _step_lines(
+  run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
+) -> list[str]:
+  """Time of a step by floor and estimate, its collectives, and the reading it needs."""
+  chip = machine.chip
+  memory = figures["memory"]
+  flops = figures["flops"]
+  floor = figures["floor_seconds"]
+  estimate = figures["estimate_seconds"]
+  text = [
     f"  step, floor: {_seconds(floor)}: {_flops(flops)} a device (counted from the model's sizes)"
     f" at {chip.peak[run.clip.dtype] / 1e12:,.0f} TFLOP/s, {memory.arguments / 1e9:.2f} GB of"
     f" arguments at {chip.bandwidth / 1e9:,.0f} GB/s ({SOURCES[chip.kind]})",
   ]
   if estimate is None:
-    found.append("  step, estimate: XLA gives none for GPUs; the floor alone")
+    step = floor
+    by = "by the floor"
+    most = "at most "
+    text.append("  step, estimate: XLA gives none for GPUs; the floor alone")
   else:
+    step = estimate
+    by = "by the estimate"
+    most = ""
     cycles = figures["cycles"]
-    unknown = (
-      f", {cycles.unknown} loops of unknown length once" if cycles.unknown else ""
-    )
-    found.append(
+    unknown = ""
+    if cycles.unknown:
+      unknown = f", {cycles.unknown} loops of unknown length once"
+    text.append(
       f"  step, estimate: {_seconds(estimate)}: {cycles.total / 1e6:,.1f} M cycles (the compiler's;"
       f" {cycles.products / cycles.total:.0%} in products, {cycles.loops / cycles.total:.0%} in"
       f" loops{unknown}) at {chip.clock / 1e9:.2f} GHz"
     )
-  step, by = (estimate, "by the estimate") if estimate else (floor, "by the floor")
-  most = "" if estimate else "at most "
-  found.append(
-    f"  steps an hour: {most}{3600 / step:,.0f} {by}; {batch_size / step:,.0f} views/s,"
-    f" {batch_size / step / machine.n_devices:,.0f} of a device"
+  n_steps = 3600 / step
+  rate = run.loop.batch_size / step
+  text.append(
+    f"  steps an hour: {most}{n_steps:,.0f} {by}; {rate:,.0f} views/s,"
+    f" {rate / machine.n_devices:,.0f} of a device"
   )
-  of_step = [
-    f"{one.number} {one.kind} over {one.axes}, {_bytes(one.n_bytes)}"
-    for one in figures["collectives"]
-  ]
-  found.append(
-    f"  collectives of a step (in the compiled program): {'; '.join(of_step) or 'none'}"
+  kinds = "; ".join(
+    f"{row.number} {row.kind} over {row.axes}, {_bytes(row.n_bytes)}"
+    for row in figures["collectives"]
   )
+  collectives = f"  collectives of a step (in the compiled program): {kinds or 'none'}"
   if machine.n_slices > 1:
-    found[-1] += "; the estimate has no time for the data-centre network"
-  found.append(f"  reading: {most}{_reading(run, figures, step)}")
-  found += _whole_run(run, machine, figures)
-  origin = (
-    "compiled by an earlier dry run; read" if figures["is_cached"] else "compiled"
-  )
-  times = figures["compile_seconds"], figures["compile_cpu_seconds"]
-  found.append(f"  {origin} in {times[0]:.0f} s, {times[1]:.0f} s of a core")
-  return found
+    collectives += "; the estimate has no time for the data-centre network"
+  text.append(collectives)
+  text.append(f"  reading: {most}{_reading(run, figures, rate)}")
+  return text
 
 
 def _whole_run(
   run: setup.PromptRun, machine: Machine, figures: dict[str, Any]
 ) -> list[str]:
   """Hours of the training, and their price."""
-  estimate, n_hours = figures["estimate_seconds"], run.total_steps / 3600
-  hours = least = n_hours * figures["floor_seconds"]
-  text, bound = f"at least {_hours(least)} by the floor", "at least "
-  if estimate:
-    hours, bound = n_hours * estimate, ""
-    text = f"{_hours(hours)} by the estimate, {text}"
+  hours_per_second = run.total_steps / 3600  # hours of the run, per second of a step
+  hours = hours_per_second * figures["floor_seconds"]
+  bound = "at least "
+  times = f"at least {_hours(hours)} by the floor"
+  if estimate := figures["estimate_seconds"]:
+    hours = hours_per_second * estimate
+    bound = ""
+    times = f"{_hours(hours)} by the estimate, {times}"
   if n_views := figures["stored_views"]:
-    rate = machine.n_devices * machine.chip.peak[run.clip.dtype]
-    features = n_views * image_flops(run) / rate / 3600
-    text += f"; before it, once, features of {n_views:,} views: {_hours(features)} by the floor"
-  found = [f"  training: {text}; without validation, evaluation and start"]
-  if rate := figures["rate"]:
-    found.append(
-      f"  price of the training at {rate:,.2f} an hour: {bound}{rate * hours:,.2f}"
+    peak = machine.n_devices * machine.chip.peak[run.clip.dtype]
+    feature_hours = n_views * image_flops(run) / peak / 3600
+    times += (
+      f"; before it, once, features of {n_views:,} views:"
+      f" {_hours(feature_hours)} by the floor"
     )
-  return found
+  text = [f"  training: {times}; without validation, evaluation and start"]
+  if rate := figures["rate"]:
+    price = f"{bound}{rate * hours:,.2f}"
+    text.append(f"  price of the training at {rate:,.2f} an hour: {price}")
+  return text
 
 
-def _reading(run: setup.PromptRun, figures: dict[str, Any], step: float) -> str:
-  """What hosts must deliver, beside what a core of this one does."""
-  n_hosts, rate = figures["n_hosts"], run.loop.batch_size / step
+def _reading(run: setup.PromptRun, figures: dict[str, Any], rate: float) -> str:
+  """Views/s that hosts must deliver, beside those that a core of this one reads."""
+  n_hosts = figures["n_hosts"]
   hosts_text = "the host" if n_hosts == 1 else f"each of {n_hosts} hosts"
   of_host = rate / n_hosts
   if run.data.features != "online":
     size = 4 * run.encoder.clip.config.projection_dim
-    return f"{of_host:,.0f} stored features/s for {hosts_text}, {of_host * size / 1e6:,.1f} MB/s"
+    megabytes = of_host * size / 1e6
+    return f"{of_host:,.0f} stored features/s for {hosts_text}, {megabytes:,.1f} MB/s"
   per_core = figures["views_per_core"]
   return (
     f"{of_host:,.0f} views/s for {hosts_text}; a core of this machine read {per_core:,.0f}"
@@ -186,17 +236,23 @@ def _reading(run: setup.PromptRun, figures: dict[str, Any], step: float) -> str:
 
 
 def with_text(changes: dict[str, Any]) -> str:
-  """Changed fields in words; "" without any."""
+  """Names changed fields, as "with field=value: "; returns "" without any."""
+  if not changes:
+    return ""
   texts = [f"{field}={value:.4g}" for field, value in changes.items()]
-  return f"with {' '.join(texts)}: " if texts else ""
+  return f"with {' '.join(texts)}: "
 
 
 def _seconds(seconds: float) -> str:
-  return f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+  if seconds < 1:
+    return f"{1e3 * seconds:,.3g} ms"
+  return f"{seconds:,.3g} s"
 
 
 def _hours(hours: float) -> str:
-  return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+  if hours < 1:
+    return f"{60 * hours:.1f} min"
+  return f"{hours:,.1f} h"
 
 
 def _flops(flops: dict[str, float]) -> str:
@@ -205,6 +261,6 @@ def _flops(flops: dict[str, float]) -> str:
 
 
 def _bytes(n_bytes: int) -> str:
-  return (
-    f"{n_bytes / _MIB:,.1f} MiB" if n_bytes >= _MIB else f"{n_bytes / 2**10:,.1f} KiB"
-  )
+  if n_bytes < _MIB:
+    return f"{n_bytes / 2**10:,.1f} KiB"
+  return f"{n_bytes / _MIB:,.1f} MiB"

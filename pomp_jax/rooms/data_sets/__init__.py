@@ -1,5 +1,6 @@
-"""Published data sets: their images in the layouts of CoOp and TFDS.
+"""Reads published data sets, in the layouts of CoOp and TFDS, and a user's own sets.
 
-Trainings and evaluations open one by the name of `config.data` or of `eval.sets`; the
-job `prepare` converts archives. Start with `named_sets`, then `coop` or `tfds`.
+`data.source` and `evaluate.source` choose its image sources, `evaluate.suite` and
+`evaluate.sets` its sets, and the job `prepare` writes records. Start with `coop.py` for
+a layout, with `named_sets.py` for an evaluation, and with `prepare.py` for the job.
 """

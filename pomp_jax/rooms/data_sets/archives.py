@@ -1,10 +1,8 @@
-"""Inputs of `prepare.build` as they are distributed: folders, tar files, CoOp's
-layout."""
+"""Opens the inputs of `prepare.build` as distributed: folders, tars, CoOp's layout."""
 
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import itertools
 import logging
 import os
 import pathlib
@@ -20,8 +18,9 @@ from pomp_jax.rooms.data_sets.coop import COOP_SETS, open_aircraft, open_coop
 
 log = logging.getLogger(__name__)
 
-# Approximate size of a shard: images, or bytes of tar files.
-_SHARD_IMAGES, _SHARD_BYTES = 4096, 512 * 2**20
+# Approximate size of a shard of folders' images, and of one of tar files.
+_SHARD_IMAGES = 4096
+_SHARD_BYTES = 512 * 2**20
 # Assumed size of an image where only some images of a tar are stored.
 _IMAGE_BYTES = 128 * 2**10
 
@@ -50,11 +49,10 @@ class Tar(NamedTuple):
 
   def open(self) -> StoredImages:
     """Lists its images, all with label 0."""
+    members = _regular_members(self.path, self.offset, self.offset + self.size)
     places: dict[str, tuple[int, int]] = {}
-    for name, offset, size in _regular_members(
-      self.path, self.offset, self.offset + self.size
-    ):
-      places.setdefault(name, (offset, size))
+    for name, offset, size in members:
+      places.setdefault(name, (offset, size))  # the first of a repeated name
     keys = [f"{self.synset}/{name}" for name in places]
     storage = _Members(self.path, list(places.values()))
     return StoredImages((self.synset,), np.zeros(len(keys), int), keys, storage)
@@ -68,28 +66,26 @@ def _regular_members(
   Only headers are read. Hidden files, links, folders and other special members are
   skipped.
   """
-  found = []
+  members = []
   try:
     with open(path, "rb") as file:
       file.seek(start)
       with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in itertools.takewhile(lambda member: member.offset < end, tar):
+        for member in tar:
+          if member.offset >= end:
+            break
           name = pathlib.PurePosixPath(member.name).name
-          if (
-            member.isreg()
-            and not member.issparse()
-            and name
-            and not name.startswith(".")
-          ):
-            found.append((name, member.offset_data, member.size))
+          is_file = member.isreg() and not member.issparse()
+          if is_file and name and not name.startswith("."):
+            members.append((name, member.offset_data, member.size))
   except (tarfile.TarError, OSError, EOFError, ValueError) as error:
     hint = "a .tar.gz has to be extracted (tar -xzf)"
     raise SourceError(
       f"{path}: the tar at byte {start} can't be read ({error}); {hint}"
     ) from error
-  if any(not 0 <= size <= end - offset for _, offset, size in found):
+  if any(not 0 <= size <= end - offset for _, offset, size in members):
     raise SourceError(f"{path}: the tar at byte {start} is truncated")
-  return found
+  return members
 
 
 class _Members(NamedTuple):
@@ -110,10 +106,9 @@ class _Members(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Shard number `index` of a split: whole classes of images, pickled for a worker
-  process."""
+  """A shard of a split to write, of whole classes; pickled for a worker process."""
 
-  index: int
+  index: int  # of the shard in its split
   split: str
   units: tuple[StoredImages | Tar, ...]
 
@@ -126,8 +121,7 @@ class Input(NamedTuple):
   description: str  # origin and licence of the images
   identity: str  # text that distinguishes this input from others
   tasks: tuple[Task, ...]  # its shards
-  # whether it has several splits, so that no image of train is held out
-  divided: bool = False
+  divided: bool = False  # whether it has splits: then no image of train is held out
 
 
 def open_input(
@@ -135,11 +129,17 @@ def open_input(
 ) -> Input:
   """Opens the input of one of DATASETS; lists files and headers, reads no image.
 
-  The path is for imagenet21k a folder of synset folders (or of train and val with such
-  folders), a folder of synset tar files, or one tar of these; for fgvc_aircraft the
-  extracted archive, or its `data` folder; for the others CoOp's `$DATA`. `names` is a
-  class list whose classes of imagenet21k to store. The shards are for
-  `images_per_class` stored images, all if it is 0.
+  Args:
+    dataset: one of DATASETS.
+    path: for imagenet21k a folder of synset folders (or of train and val with such
+      folders), a folder of synset tar files, or one tar of these; for fgvc_aircraft
+      the extracted archive, or its `data` folder; for the others CoOp's `$DATA`.
+    names: class list whose classes of imagenet21k are stored; "" for all.
+    images_per_class: number of stored images a class, by which shards are planned; 0
+      for all.
+
+  Raises:
+    SourceError: no such files, a damaged tar, or no class of the list.
   """
   path = pathlib.Path(path)
   if dataset == "imagenet21k":
@@ -153,16 +153,18 @@ def open_input(
 
 
 def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input:
+  """ImageNet-21K, or the classes of a list, from folders or from tars."""
   classes = load_class_list(names or "imagenet21k")
   if classes.synsets is None:
     raise SourceError(
       f"config.prepare.names: got {names!r}, expected a class list with synsets"
     )
+  known = set(classes.synsets)
   if path.is_file() or not list_folder(path, links=True).folders:
-    found = _tars(_find_tars(path, set(classes.synsets)), path, images_per_class)
+    source = _from_tars(_find_tars(path, known), path, images_per_class)
   else:
-    found = _from_folders(path, set(classes.synsets), images_per_class)
-  missing = sorted(set(classes.synsets) - set(found.label_names))
+    source = _from_folders(path, known, images_per_class)
+  missing = sorted(known - set(source.label_names))
   if missing:
     # Only warn: this may be a subset on purpose, or the wrong release.
     log.warning(
@@ -171,25 +173,26 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
       len(missing),
       len(classes.synsets),
       missing[0],
-      len(found.label_names),
+      len(source.label_names),
     )
-  return found
+  return source
 
 
 def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) -> Input:
+  """ImageNet-21K's splits from folders that are named after synsets."""
   folders = split_folders(path)
-  # Labels are the synsets of all splits.
-  found = {
-    name for folder in folders.values() for name in list_folder(folder).folders
-  } & known
-  if not found:
+  # All splits share their labels, also where one of them lacks a class.
+  synsets: set[str] = set()
+  for folder in folders.values():
+    synsets |= known & set(list_folder(folder).folders)
+  if not synsets:
     raise SourceError(
       f"{path}: no folder is named after a WordNet id of the class list"
     )
-  synsets = ClassList(tuple(sorted(found)))
+  classes = ClassList(tuple(sorted(synsets)))
   splits = {
-    split: open_folder(own, synsets, all_classes=False)
-    for split, own in folders.items()
+    split: open_folder(folder, classes, all_classes=False)
+    for split, folder in folders.items()
   }
   return _from_splits("imagenet21k", splits, _IMAGENET21K, images_per_class)
 
@@ -197,16 +200,22 @@ def _from_folders(path: pathlib.Path, known: set[str], images_per_class: int) ->
 def _from_splits(
   dataset: str, splits: dict[str, StoredImages], description: str, images_per_class: int
 ) -> Input:
+  """An input of listed images, which their labels and paths identify."""
   digest = hashlib.blake2b(digest_size=8)
+  n_images = 0
   for split, source in splits.items():
+    n_images += len(source)
     digest.update(f"{split} {len(source)} ".encode() + source.labels.tobytes())
     digest.update("\n".join(source.keys.tolist()).encode())
-  names, tasks = (
-    next(iter(splits.values())).names,
-    _split_tasks(splits, images_per_class),
+  first, *_ = splits.values()  # all have the same names
+  return Input(
+    dataset=dataset,
+    label_names=first.names,
+    description=description,
+    identity=f"{n_images} images {digest.hexdigest()}",
+    tasks=_split_tasks(splits, images_per_class),
+    divided=len(splits) > 1,
   )
-  identity = f"{sum(map(len, splits.values()))} images {digest.hexdigest()}"
-  return Input(dataset, names, description, identity, tasks, divided=len(splits) > 1)
 
 
 def _split_tasks(
@@ -217,15 +226,18 @@ def _split_tasks(
   for split, source in splits.items():
     order = np.argsort(source.labels, kind="stable")
     sizes = np.bincount(source.labels, minlength=len(source.names))
-    stored = np.minimum(sizes, images_per_class) if images_per_class else sizes
-    shard_of_class = np.cumsum(stored) // _SHARD_IMAGES
+    if images_per_class:
+      sizes = np.minimum(sizes, images_per_class)
+    shard_of_class = np.cumsum(sizes) // _SHARD_IMAGES
     shard_of_image = shard_of_class[source.labels[order]]
     for index, shard in enumerate(np.unique(shard_of_image)):
-      tasks.append(Task(index, split, (source.subset(order[shard_of_image == shard]),)))
+      images = source.subset(order[shard_of_image == shard])
+      tasks.append(Task(index, split, (images,)))
   return tuple(tasks)
 
 
-def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Input:
+def _from_tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Input:
+  """ImageNet-21K from tars, which their names and sizes identify."""
   if not tars:
     raise SourceError(
       f"{path}: no tar file is named after a WordNet id of the class list"
@@ -234,52 +246,55 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
   synsets = tuple(tar.synset for tar in tars)
   for index in repeats(synsets):
     raise SourceError(f"{path}: {synsets[index]}.tar is repeated")
-  groups: list[list[Tar]] = [[]]
-  size = 0
+  shards: list[list[Tar]] = [[]]
+  size = 0  # bytes of the last shard
   for label, tar in enumerate(tars):
     if size >= _SHARD_BYTES:
-      groups.append([])
+      shards.append([])
       size = 0
-    groups[-1].append(tar._replace(label=label))
+    shards[-1].append(tar._replace(label=label))
     size += min(tar.size, images_per_class * _IMAGE_BYTES or tar.size)
   listing = "".join(f"{tar.synset} {tar.size}\n" for tar in tars)
   digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
-  tasks = tuple(
-    Task(index, "train", tuple(group)) for index, group in enumerate(groups)
-  )
+  tasks = [Task(index, "train", tuple(shard)) for index, shard in enumerate(shards)]
   return Input(
-    "imagenet21k", synsets, _IMAGENET21K, f"{len(tars)} tar files {digest}", tasks
+    dataset="imagenet21k",
+    label_names=synsets,
+    description=_IMAGENET21K,
+    identity=f"{len(tars)} tar files {digest}",
+    tasks=tuple(tasks),
   )
 
 
 def _find_tars(path: pathlib.Path, known: set[str]) -> list[Tar]:
   """Tars of known synsets, in a folder or within a tar."""
-  if not path.is_file():
-    files = [path / name for name in list_folder(path, links=True).others]
-    files = [file for file in files if file.suffix == ".tar" and file.stem in known]
-    return [Tar(file, 0, file.stat().st_size, file.stem) for file in files]
-  members = _regular_members(path, 0, path.stat().st_size)
-  synset_of = {f"{synset}.tar": synset for synset in known}
-  return [
-    Tar(path, at, size, synset_of[name])
-    for name, at, size in members
-    if name in synset_of
-  ]
+  tars = []
+  if path.is_file():
+    for name, offset, size in _regular_members(path, 0, path.stat().st_size):
+      synset = name.removesuffix(".tar")
+      if name.endswith(".tar") and synset in known:
+        tars.append(Tar(path, offset, size, synset))
+  else:
+    for name in list_folder(path, links=True).others:
+      file = path / name
+      if file.suffix == ".tar" and file.stem in known:
+        tars.append(Tar(file, 0, file.stat().st_size, file.stem))
+  return tars
 
 
 def _aircraft(path: pathlib.Path, images_per_class: int) -> Input:
+  """FGVC-Aircraft's splits, from the archive as it was extracted."""
   if not path.is_dir():
     raise SourceError(
       f"{path}: expected the folder of the extracted archive (tar -xzf)"
     )
   folders = (path, path / "data", path / "fgvc-aircraft-2013b/data")
-  folder = next(
-    (folder for folder in folders if (folder / "variants.txt").exists()), path
-  )
+  with_list = [folder for folder in folders if (folder / "variants.txt").exists()]
+  folder = with_list[0] if with_list else path
   splits = open_aircraft(folder)
-  known = load_class_list("fgvc_aircraft").names
-  if set(splits["train"].names) != set(known):
+  variants = load_class_list("fgvc_aircraft").names
+  if set(splits["train"].names) != set(variants):
     raise SourceError(
-      f"{folder / 'variants.txt'}: expected FGVC-Aircraft's {len(known)} variants"
+      f"{folder / 'variants.txt'}: expected FGVC-Aircraft's {len(variants)} variants"
     )
   return _from_splits("fgvc_aircraft", splits, _AIRCRAFT, images_per_class)

@@ -1,5 +1,4 @@
-"""Image source `coop`: CoOp's layout of its fifteen data sets below one folder,
-`$DATA`.
+"""Image source `coop`: CoOp's layout of its fifteen data sets below `$DATA`.
 
 Splits are CoOp's (`split_zhou_*.json`, or FGVC-Aircraft's lists). Few-shot subsets are
 read from `split_fewshot/`, or drawn as CoOp's code does. So results compare with
@@ -55,8 +54,8 @@ _SPLIT_FILES = {
   "ucf101": ("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
 }
 _AIRCRAFT = ("fgvc_aircraft", "images")
-# The ImageNets: folder, and folder of each split. All but ImageNet-1K are for testing
-# only.
+# The ImageNets: folder of the data set, and of each split. All but ImageNet-1K have
+# test images alone.
 _IMAGENETS = {
   "imagenet1k": ("imagenet", {"train": "images/train", "test": "images/val"}),
   "imagenet_v2": ("imagenetv2", {"test": "imagenetv2-matched-frequency-format-val"}),
@@ -76,53 +75,68 @@ class _Listing(NamedTuple):
   """Files of a data set: the images of each split, in order."""
 
   names: tuple[str, ...]
-  folder: Path
-  images: str
+  folder: Path  # of the data set
+  images: str  # folder below it with the images; "": the same folder
   splits: dict[str, Items]
 
 
 def splits(data: Data) -> tuple[str, ...]:
-  """Splits of the data set."""
+  """Lists the splits of the data set."""
   return tuple(_open_all(data.root, data.dataset, data.shots, data.shots_seed))
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens a split under the names of `data.names`, if given."""
+  """Opens a split, under the names of `data.names` if it has any."""
   source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
-  names = load_class_list(data.names).names if data.names else source.names
+  names = source.names
+  if data.names:
+    names = load_class_list(data.names).names
   if len(names) != len(source.names):
-    found = f"got {len(names)} names in {data.names!r}"
-    raise SourceError(f"config.data.names: {found}, expected {len(source.names)}")
+    got = f"got {len(names)} names in {data.names!r}"
+    raise SourceError(f"config.data.names: {got}, expected {len(source.names)}")
   return source.relabelled(names, source.labels)
 
 
 def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None
 ) -> LabelledSet:
-  """Opens a data set's test images; class names are always CoOp's, whatever
-  `classes`."""
+  """Opens a data set's test images.
+
+  Args:
+    root: CoOp's `$DATA`.
+    dataset: one of COOP_SETS.
+    classes: ignored; the names are always CoOp's.
+  """
   source = open_coop(root, dataset)["test"]
   return LabelledSet(source, class_list_of(dataset, source.names), "test")
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
-  """Class list of a data set under its own names; synsets are kept only for a
-  complete list."""
-  known = (
-    load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
-  )
-  synsets = known.synsets if len(known) == len(names) else None
-  return dataclasses.replace(known, names=tuple(names), synsets=synsets)
+  """Returns the class list of a data set under its own names.
+
+  Its WordNet ids are kept only if the data set has all classes of the list.
+  """
+  if dataset not in CLASS_LISTS:
+    return ClassList(tuple(names))
+  classes = load_class_list(dataset)
+  synsets = classes.synsets if len(classes) == len(names) else None
+  return dataclasses.replace(classes, names=tuple(names), synsets=synsets)
 
 
 def open_coop(
   root: str | os.PathLike, name: str, shots: int = 0, seed: int = 1
 ) -> dict[str, StoredImages]:
-  """Opens the splits of one of COOP_SETS in `$DATA`, among "train", "validation" and
-  "test".
+  """Opens the splits of a data set, among "train", "validation" and "test".
 
-  `shots` are training images a class, and at most 4 validation images; 0: all. CoOp's
-  random seeds of the few-shot subset are 1, 2 and 3.
+  Args:
+    root: CoOp's `$DATA`.
+    name: one of COOP_SETS.
+    shots: number of training images a class, and of validation images, of which there
+      are at most 4; 0 for all.
+    seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
+
+  Raises:
+    SourceError: a missing or damaged file.
   """
   if name in _IMAGENETS:
     listing = _imagenet(to_path(root), name)
@@ -130,11 +144,12 @@ def open_coop(
     listing = _aircraft(to_path(root) / _AIRCRAFT[0])
   else:
     listing = _from_split_file(to_path(root), *_SPLIT_FILES[name])
+  has_split_file = name not in _IMAGENETS
   if shots and "train" in listing.splits:
-    listing.splits.update(
-      _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
-    )
-  return _opened(listing, check_files=name not in _IMAGENETS)
+    subset = _few_shot(listing, shots, seed, fixed_order=has_split_file)
+    listing.splits.update(subset)
+  # The files of the ImageNets were listed from their folders.
+  return _opened(listing, check_files=has_split_file)
 
 
 _open_all = functools.lru_cache(maxsize=4)(open_coop)
@@ -146,19 +161,21 @@ def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
 
 
 def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImages]:
+  """Opens the splits of a listing, and checks whether their files exist."""
   images = listing.folder / listing.images
-  if check_files:  # the ImageNets' files were listed from their folders
-    _check_files(
-      images, [path for items in listing.splits.values() for path, _ in items]
-    )
+  if check_files:
+    all_items = itertools.chain.from_iterable(listing.splits.values())
+    _check_files(images, [path for path, _ in all_items])
   opened = {}
   for split, items in listing.splits.items():
-    paths, labels = [path for path, _ in items], [label for _, label in items]
+    paths = [path for path, _ in items]
+    labels = [label for _, label in items]
     opened[split] = StoredImages(listing.names, labels, paths, Files(images))
   return opened
 
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
+  """Reads CoOp's JSON file of a data set's splits."""
   path = root / folder / file
   content = read_user_json(path, SourceError)
   names: dict[int, str] = {}
@@ -172,15 +189,15 @@ def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listin
     raise SourceError(
       f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}"
     )
-  return _Listing(
-    tuple(names[i] for i in range(len(names))), root / folder, images, splits
-  )
+  names_N = tuple(names[label] for label in range(len(names)))
+  return _Listing(names_N, folder=root / folder, images=images, splits=splits)
 
 
 def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
   """One image of a split file; adds its class to `names`."""
-  valid = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
-  parts = pathlib.PurePosixPath(item[0]).parts if valid else ()
+  is_item = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
+  parts = pathlib.PurePosixPath(item[0]).parts if is_item else ()
+  # The path must not lead out of the folder of the images.
   if not parts or parts[0] == "/" or ".." in parts:
     raise SourceError(
       f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]"
@@ -192,6 +209,7 @@ def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
 
 
 def _aircraft(folder: Path) -> _Listing:
+  """Reads FGVC-Aircraft's lists: a variant a line, and an image with its variant."""
   names = tuple(_lines(folder / "variants.txt"))
   label_of = {name: label for label, name in enumerate(names)}
   splits: dict[str, Items] = {}
@@ -201,18 +219,20 @@ def _aircraft(folder: Path) -> _Listing:
     for number, line in enumerate(_lines(path), 1):
       image, _, name = line.partition(" ")
       if not image.isalnum() or name not in label_of:
-        found = f"line {number}, {line[:100]!r}"
-        raise SourceError(f"{path}: {found}, is not an image and a known variant")
+        place = f"line {number}, {line[:100]!r}"
+        raise SourceError(f"{path}: {place}, is not an image and a known variant")
       splits[split].append((f"{image}.jpg", label_of[name]))
-  return _Listing(names, folder, _AIRCRAFT[1], splits)
+  return _Listing(names, folder=folder, images=_AIRCRAFT[1], splits=splits)
 
 
 def _imagenet(root: Path, name: str) -> _Listing:
+  """Lists the class folders of an ImageNet, which must be exactly its classes."""
   folder, split_folders = _IMAGENETS[name]
   classes = load_class_list(name)
   synsets = list(classes.synsets or ())
-  # ImageNet-V2's folders are named by label.
-  expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
+  expected = synsets
+  if name == "imagenet_v2":
+    expected = [str(label) for label in range(1000)]  # its folders are named by label
   splits: dict[str, Items] = {}
   for split, below in split_folders.items():
     images = root / folder / below
@@ -220,74 +240,92 @@ def _imagenet(root: Path, name: str) -> _Listing:
       what = "missing" if wrong in expected else "unexpected"
       where = f"{images}: folder {wrong!r} is {what}"
       raise SourceError(f"{where}; {name} has {len(expected)} classes")
-    splits[split] = [
-      (f"{below}/{class_folder}/{file}", label)
-      for label, class_folder in enumerate(expected)
-      for file in list_folder(images / class_folder).images
-    ]
+    splits[split] = []
+    for label, class_folder in enumerate(expected):
+      for file in list_folder(images / class_folder).images:
+        splits[split].append((f"{below}/{class_folder}/{file}", label))
   names = _class_names(root / folder / "classnames.txt", synsets, classes.names)
-  return _Listing(names, root / folder, "", splits)
+  return _Listing(names, folder=root / folder, images="", splits=splits)
 
 
 def _class_names(
   path: Path, synsets: list[str], ours: tuple[str, ...]
 ) -> tuple[str, ...]:
-  """Names in the file, lines of "n01440764 tench", if it exists; ours where a name
-  is repeated."""
+  """Class names of a file with lines such as "n01440764 tench", or ours without it.
+
+  A name that the file repeats is replaced by ours, so that all names are distinct.
+  """
   if not exists(path):
     return ours
-  name_of = dict(line.partition(" ")[::2] for line in _lines(path))
+  name_of = {}
+  for line in _lines(path):
+    synset, _, name = line.partition(" ")
+    name_of[synset] = name
   names = [name_of.get(synset, "") for synset in synsets]
   if "" in names:
     raise SourceError(f"{path}: no name for {synsets[names.index('')]}")
-  merged = [
-    own if names.count(name) > 1 else name
-    for name, own in zip(names, ours, strict=True)
-  ]
-  return ours if repeats(merged) else tuple(merged)
+  distinct = []
+  for name, our_name in zip(names, ours, strict=True):
+    distinct.append(our_name if names.count(name) > 1 else name)
+  if repeats(distinct):
+    return ours
+  return tuple(distinct)
 
 
 def _few_shot(
   listing: _Listing, shots: int, seed: int, fixed_order: bool
 ) -> dict[str, Items]:
-  """Few-shot training subset, and validation subset if the data set has that split."""
-  whole = {part: listing.splits.get(_PARTS[part], []) for part in ("train", "val")}
+  """Few-shot training subset, and validation subset if the data set has that split.
+
+  A file in `split_fewshot/` fixes them. Otherwise they are drawn as CoOp's code does,
+  if the order of the images is fixed.
+  """
+  all_items = {part: listing.splits.get(_PARTS[part], []) for part in ("train", "val")}
   for suffix in (".pkl", ".json"):
     path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
     if exists(path):
       log.info("few-shot subset: %s", path)
-      fixed, there = _read_fixed(path), [part for part, items in whole.items() if items]
+      subset = _read_subset(path)
       return {
-        _PARTS[part]: _known_items(fixed.get(part), listing, part, path)
-        for part in there
+        _PARTS[part]: _known_items(subset.get(part), listing, part, path)
+        for part, items in all_items.items()
+        if items
       }
+  train = listing.splits["train"]
   if not fixed_order:
     # CoOp draws in the order of its own file system's listing, which can't be
     # reproduced.
-    paths, labels = zip(*listing.splits["train"], strict=True)
+    paths, labels = zip(*train, strict=True)
     chosen = few_shot(np.array(labels), paths, shots, seed)
-    return {"train": [listing.splits["train"][index] for index in chosen]}
-  # As CoOp's code draws: by class, ordered by the first image of each. One stream of
-  # random numbers for both parts, training first.
+    return {"train": [train[index] for index in chosen]}
+  # One stream of random numbers draws both parts, training first.
   stream = random.Random(seed)
-  subset: dict[str, Items] = {}
-  for part, items in whole.items():
-    size = shots if part == "train" else min(shots, _MAX_VALIDATION_SHOTS)
-    of_class: dict[int, Items] = collections.defaultdict(list)
-    for item in items:
-      of_class[item[1]].append(item)
-    # A class with fewer images gives all of them in file order and takes no random
-    # number, so that the draws of later classes stay the same.
-    drawn = [
-      stream.sample(own, size) if len(own) >= size else own for own in of_class.values()
-    ]
-    subset[_PARTS[part]] = list(itertools.chain.from_iterable(drawn))
-  return subset
+  n_validation = min(shots, _MAX_VALIDATION_SHOTS)
+  return {
+    "train": _drawn(all_items["train"], shots, stream),
+    "validation": _drawn(all_items["val"], n_validation, stream),
+  }
 
 
-def _read_fixed(path: Path) -> dict[str, Items]:
-  """Images in each part of a few-shot file, under their paths on its author's
-  machine."""
+def _drawn(items: Items, size: int, stream: random.Random) -> Items:
+  """Draws images of each class, classes in the order of their first images."""
+  items_of_class: dict[int, Items] = collections.defaultdict(list)
+  for item in items:
+    _, label = item
+    items_of_class[label].append(item)
+  drawn: Items = []
+  for class_items in items_of_class.values():
+    if len(class_items) >= size:
+      drawn += stream.sample(class_items, size)
+    else:
+      # All of them, in file order. This takes no random number, so that the draws of
+      # later classes stay the same.
+      drawn += class_items
+  return drawn
+
+
+def _read_subset(path: Path) -> dict[str, Items]:
+  """Images in each part of a few-shot file, under the paths of its author's machine."""
   if path.suffix == ".json":
     content = read_user_json(path, SourceError)
   else:
@@ -299,23 +337,26 @@ def _read_fixed(path: Path) -> dict[str, Items]:
       raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
   if not isinstance(content, dict):
     raise SourceError(f"{path}: no parts 'train' and 'val'")
-  fixed = {}
+  subset = {}
   for part, items in content.items():
     if isinstance(items, dict):  # some JSON files have positions beside the items
       items = items.get("data")
     try:
-      fixed[part] = [_fixed_item(item) for item in items]
+      subset[part] = [_subset_item(item) for item in items]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       where = f"{path}: part {printable(str(part), 80)!r}"
       raise SourceError(f"{where} is not a list of images and labels") from error
-  return fixed
+  return subset
 
 
 class _FewShotUnpickler(RestrictedUnpickler):
+  """Reads lists of Dassl's Datum; accepts no other class."""
+
   names = re.compile(r"([\w.]+\.)?Datum")
 
 
-def _fixed_item(item: Any) -> tuple[str, int]:
+def _subset_item(item: Any) -> tuple[str, int]:
+  """Path and label of a Datum, of its attributes as JSON, or of a list."""
   if isinstance(item, PickledObject):
     item = item.attributes
   if isinstance(item, dict):
@@ -334,30 +375,37 @@ def _known_items(
   if not items:
     raise SourceError(f"{where}: no images of {part!r} in it")
   known = set(listing.splits[_PARTS[part]])
-  middle = "/".join(filter(None, (listing.folder.name, listing.images))) + "/"
-  below = [
-    (path.replace("\\", "/").rpartition(middle)[2], label) for path, label in items
-  ]
-  for (path, label), item in zip(items, below, strict=True):
-    if item not in known:
+  # What follows these folders is the path in the split file, on any machine.
+  folders = f"{listing.folder.name}/"
+  if listing.images:
+    folders += f"{listing.images}/"
+  known_items = []
+  for path, label in items:
+    _, _, below = path.replace("\\", "/").rpartition(folders)
+    if (below, label) not in known:
       raise SourceError(
         f"{where}: {path!r} with label {label} is not an image of {part!r}"
       )
-  return list(dict.fromkeys(below))
+    known_items.append((below, label))
+  return list(dict.fromkeys(known_items))
 
 
 def _check_files(images: Path, paths: Sequence[str]) -> None:
   """Checks that all files exist; lists each folder once."""
-  files = functools.cache(
+  files_in = functools.cache(
     lambda folder: set(list_folder(images / folder, links=True).images)
   )
-  missing = [
-    one for one in paths if os.path.basename(one) not in files(os.path.dirname(one))
-  ]
+  missing = []
+  for path in paths:
+    folder, file = os.path.split(path)
+    if file not in files_in(folder):
+      missing.append(path)
   if missing:
     first = images / printable(missing[0])
     raise SourceError(f"{first}: no such image ({len(missing)} are missing)")
 
 
 def _lines(path: Path) -> list[str]:
-  return list(filter(None, map(str.strip, read_text(path, SourceError).split("\n"))))
+  """Lines of a text file without white space around them, and without empty ones."""
+  lines = read_text(path, SourceError).split("\n")
+  return [line.strip() for line in lines if line.strip()]

@@ -1,16 +1,14 @@
-"""Image source `features`: features that another program has computed, in place of the
-images.
+"""Image source `features`: features that another program computed, without the images.
 
 docs/reference/formats.md describes the folder, and docs/scripts/dump_open_clip.py
-writes it. The features
-are mapped into memory, and each row is compared with its CRC-32 whenever it is read.
-`features.json` may have a checksum. The features of an image that the other program
-could not read are NaN.
+writes it. The features are mapped into memory, and each row is compared with its CRC-32
+whenever it is read. `features.json` may have a checksum. The features of an image that
+the other program could not read are NaN.
 
 Shapes: n images of a split, N classes, B images of one call, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import hashlib
 import os
 from typing import Any, NamedTuple
@@ -38,33 +36,38 @@ from pomp_jax.files.run_folder import DamagedFileError, without_checksum
 from pomp_jax.files.terminal import printable
 
 _SPLITS = ("train", "validation", "test")
-# Ends of the names of a split's files: features [n,E], labels [n], CRC-32 of each row,
-# keys.
-_ENDINGS = (".npy", "_labels.npy", "_crc32.npy", "_keys.txt")
 
 
-def _texts(value: Any) -> bool:
-  return all(isinstance(one, str) for one in value)
+def _is_version(value: Any) -> bool:
+  return type(value) is int and value == 1
 
 
-# Items of `features.json`: which values are accepted, in code and in words.
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_width(value: Any) -> bool:
+  return type(value) is int and value > 0
+
+
+def _is_names(value: Any) -> bool:
+  return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_splits(value: Any) -> bool:
+  if not isinstance(value, dict) or not value:
+    return False
+  return set(value) <= set(_SPLITS) and all(map(_is_text, value.values()))
+
+
+# Items of `features.json`: the check of a value, and what it accepts in words.
 _ITEMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-  "format_version": (lambda value: type(value) is int and value == 1, "1"),
-  "clip_model": (lambda value: isinstance(value, str), "the name of a CLIP"),
-  "width": (
-    lambda value: type(value) is int and value > 0,
-    "the width of the features",
-  ),
-  "names": (
-    lambda value: isinstance(value, list) and _texts(value),
-    "a list of class names",
-  ),
+  "format_version": (_is_version, "1"),
+  "clip_model": (_is_text, "the name of a CLIP"),
+  "width": (_is_width, "the width of the features"),
+  "names": (_is_names, "a list of class names"),
   "splits": (
-    lambda value: (
-      isinstance(value, dict)
-      and set() < {*value} <= {*_SPLITS}
-      and _texts(value.values())
-    ),
+    _is_splits,
     f"an object with the SHA-256 of some of {', '.join(_SPLITS)}",
   ),
 }
@@ -74,8 +77,7 @@ class Header(NamedTuple):
   """Content of `features.json`."""
 
   path: Path
-  # value of `config.clip.model` whose image tower computed the features
-  clip_model: str
+  clip_model: str  # value of `config.clip.model` that computed the features
   width: int  # E
   names: list[str]  # of the N classes, or their WordNet ids
   splits: dict[str, str]  # by name: SHA-256 of the files of labels, checksums and keys
@@ -85,15 +87,25 @@ class FeatureRows:
   """The `storage` of a `FeatureSource`; a worker process maps the file for itself."""
 
   def __init__(self, path: Path, checksums_n: UInt32[np.ndarray, " n"], header: Header):
-    """Maps the file; SourceError if it is not float16 or float32 [n,E]."""
-    self._given = path, checksums_n, header
-    self.path, self.checksums_n, self.width = path, checksums_n, header.width
-    self._rows_nxE = _map_array(
-      path, ("float16", "float32"), (len(checksums_n), self.width)
-    )
+    """Maps the file.
+
+    Args:
+      path: .npy file of the features.
+      checksums_n: CRC-32 of each row.
+      header: content of `features.json`.
+
+    Raises:
+      SourceError: the file is damaged, or not float16 or float32 [n,E].
+    """
+    self.path = path
+    self.checksums_n = checksums_n
+    self.width = header.width
+    self._header = header
+    shape = len(checksums_n), header.width
+    self._rows_nxE = _map_array(path, ("float16", "float32"), shape)
 
   def __reduce__(self) -> tuple:
-    return FeatureRows, self._given
+    return FeatureRows, (self.path, self.checksums_n, self._header)
 
   def read(self, row: int, key: str) -> bytes:
     raise ImageError(f"{self.where(row, key)}: has features and no pixels")
@@ -102,20 +114,21 @@ class FeatureRows:
     return f"{self.path}: row {row}, {printable(key, 200)}"
 
   def features(self, rows_B: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B E"]:
-    """Features of some rows; DamagedFeaturesError for another checksum."""
-    found_BxE = np.ascontiguousarray(self._rows_nxE[rows_B])
-    for row, own_E in zip(rows_B.tolist(), found_BxE, strict=True):
-      if zlib.crc32(own_E) != self.checksums_n[row]:
+    """Reads the features of some rows; DamagedFeaturesError for another checksum."""
+    features_BxE = np.ascontiguousarray(self._rows_nxE[rows_B])
+    for row, feature_E in zip(rows_B.tolist(), features_BxE, strict=True):
+      if zlib.crc32(feature_E) != self.checksums_n[row]:
         raise DamagedFeaturesError(
           f"{self.path}: row {row} changed after it was written: copy or dump the split again"
         )
-    return found_BxE.astype(np.float32)
+    return features_BxE.astype(np.float32)
 
   def check_clip(self, model: str, width: int) -> None:
     """Raises SourceError unless a CLIP of this name and width computed them."""
-    _, _, header = self._given
-    # Files of one's own behind a second colon don't change which model it is.
-    model = ":".join(model.split(":")[:2]) if model.startswith(PREFIX) else model
+    header = self._header
+    if model.startswith(PREFIX):
+      # A user's files behind a second colon don't change which model it is.
+      model = ":".join(model.split(":")[:2])
     if header.clip_model.removeprefix(HUB_PREFIX) != model.removeprefix(HUB_PREFIX):
       got = printable(repr(header.clip_model), 80)
       raise SourceError(f"{header.path}: clip_model: got {got}, expected {model!r}")
@@ -127,23 +140,31 @@ class FeatureRows:
 
 
 def splits(data: Data) -> tuple[str, ...]:
-  """Splits that `data.root` has."""
+  """Lists the splits that `data.root` has."""
   return tuple(read_header(data.root).splits)
 
 
 def open_split(data: Data, split: str) -> StoredImages:
   """Opens a split with the classes of `data.names`, or the file's own."""
-  classes = load_class_list(data.names) if data.names else None
+  classes = None
+  if data.names:
+    classes = load_class_list(data.names)
   return _open(read_header(data.root), split, classes, all_classes=True)
 
 
 def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None
 ) -> LabelledSet:
-  """Opens the test split of a folder, or of the folder `dataset` in it, or else another
-  split.
+  """Opens the test split of a folder, or else its validation or training split.
 
-  A class of the list that the file lacks has no image, and is a possible answer.
+  Args:
+    root: folder of a data set, or of one for each data set.
+    dataset: name of the folder in `root`, if there is one.
+    classes: class list; None for the file's own. A class that the file lacks has no
+      image, and is a possible answer.
+
+  Raises:
+    SourceError: a missing or damaged file.
   """
   if dataset and is_dir(to_path(root) / dataset):
     root = to_path(root) / dataset
@@ -156,63 +177,84 @@ def open_test_set(
 
 
 def read_header(root: str | os.PathLike) -> Header:
-  """Reads `features.json`; SourceError, or VocabularyError of the names."""
+  """Reads `features.json`.
+
+  Raises:
+    SourceError: a missing or damaged file, or an item of another kind.
+    VocabularyError: unusable class names.
+  """
   path = to_path(root) / "features.json"
   try:
-    found = without_checksum(read_user_json(path, SourceError), path)
+    content = without_checksum(read_user_json(path, SourceError), path)
   except DamagedFileError as error:
     raise SourceError(str(error)) from error
   for key, (fits, expected) in _ITEMS.items():
-    value = found.get(key) if isinstance(found, dict) else None
+    value = content.get(key) if isinstance(content, dict) else None
     if not fits(value):
-      raise SourceError(
-        f"{path}: {key}: got {printable(repr(value), 80)}, expected {expected}"
-      )
-  check_names(found["names"], f"{path}: names")
-  return Header(path, *(found[key] for key in Header._fields[1:]))
+      got = printable(repr(value), 80)
+      raise SourceError(f"{path}: {key}: got {got}, expected {expected}")
+  check_names(content["names"], f"{path}: names")
+  return Header(
+    path=path,
+    clip_model=content["clip_model"],
+    width=content["width"],
+    names=content["names"],
+    splits=content["splits"],
+  )
 
 
 def _open(
   header: Header, split: str, classes: ClassList | None, all_classes: bool
 ) -> StoredImages:
-  """Opens a split under the file's own names, or those of a list, of which it may
-  lack some."""
-  folder, where = header.path.parent, str(header.path)
-  rows, *others = (folder / f"{split}{ending}" for ending in _ENDINGS)
-  content = [read_file(path, SourceError) for path in others]
-  digest, told = hashlib.sha256(b"".join(content)).hexdigest(), header.splits[split]
-  if digest != told:
-    raise SourceError(
-      f"{where}: splits.{split}: got {printable(told, 80)!r}, expected {digest}, the SHA-256 of"
-      f" {', '.join(path.name for path in others)}: damaged, or files of another dump"
-    )
-  keys = content[-1].decode(errors="replace").removesuffix("\n").split("\n")
-  labels, checksums = (
-    np.array(_map_array(path, (kind,), (len(keys),)))
-    for path, kind in zip(others, ("int32", "uint32"), strict=False)
-  )
-  storage, names = (
-    FeatureRows(rows, checksums, header),
-    classes_of(header.names, where).names,
-  )
+  """Opens a split under the file's own names, or under those of a list.
+
+  Unless `all_classes`, the file may lack classes of the list.
+  """
+  folder = header.path.parent
+  where = str(header.path)
+  labels_file = folder / f"{split}_labels.npy"
+  checksums_file = folder / f"{split}_crc32.npy"
+  keys_file = folder / f"{split}_keys.txt"
+  keys = _read_keys(header, split, [labels_file, checksums_file, keys_file])
+  labels_n = np.array(_map_array(labels_file, ("int32",), (len(keys),)))
+  checksums_n = np.array(_map_array(checksums_file, ("uint32",), (len(keys),)))
+  rows = FeatureRows(folder / f"{split}.npy", checksums_n, header)
+  names = classes_of(header.names, where).names
   try:
-    source = FeatureSource(names, labels, keys, storage)
+    source = FeatureSource(names, labels_n, keys, rows)
   except ValueError as error:
-    raise SourceError(f"{others[0]}: {error}") from error
+    raise SourceError(f"{labels_file}: {error}") from error
   if len(set(keys)) < len(keys):
-    raise SourceError(f"{others[-1]}: some of the {len(keys)} keys are repeated")
+    raise SourceError(f"{keys_file}: some of the {len(keys)} keys are repeated")
   if classes is None:
     return source
   class_of = match_classes(header.names, classes, where, all_classes=all_classes)
-  own_N = np.array([class_of.get(name, -1) for name in header.names], np.int32)
-  return source.relabelled(classes.names, own_N[source.labels])
+  # Class of each of the file's labels; images of class -1 are left out.
+  classes_N = np.array([class_of.get(name, -1) for name in header.names], np.int32)
+  return source.relabelled(classes.names, classes_N[source.labels])
+
+
+def _read_keys(header: Header, split: str, paths: Sequence[Path]) -> list[str]:
+  """Keys in the last of a split's small files, all of which must have their SHA-256."""
+  content = [read_file(path, SourceError) for path in paths]
+  digest = hashlib.sha256(b"".join(content)).hexdigest()
+  stated = header.splits[split]
+  if digest != stated:
+    raise SourceError(
+      f"{header.path}: splits.{split}: got {printable(stated, 80)!r}, expected {digest}, the"
+      f" SHA-256 of {', '.join(path.name for path in paths)}: damaged, or files of another dump"
+    )
+  return content[-1].decode(errors="replace").removesuffix("\n").split("\n")
 
 
 def _map_array(
   path: Path, types: tuple[str, ...], shape: tuple[int, ...]
 ) -> np.ndarray:
-  """Maps an .npy file into memory; SourceError for another type or shape, or a
-  damaged file."""
+  """Maps an .npy file into memory.
+
+  Raises:
+    SourceError: a damaged file, or another type or shape.
+  """
   try:
     array = np.lib.format.open_memmap(local_copy(path), mode="r")
   except Exception as error:  # a damaged header fails in more ways than NumPy documents

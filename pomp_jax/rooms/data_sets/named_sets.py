@@ -1,5 +1,4 @@
-"""Sets of an evaluation by name: published data sets by their class lists, splits of
-the world."""
+"""Opens sets of an evaluation by name: published data sets, and splits of the world."""
 
 import dataclasses
 import functools
@@ -29,73 +28,117 @@ def named_sets(
 
   Args:
     evaluate: fields of the evaluation.
-    source: `data.source`, of whose splits some have names.
-    of_split: opens splits of that source.
+    source: `data.source`, some of whose splits have names.
+    of_split: function that opens a split of that source.
 
   Raises:
     ConfigError: an unknown name, or no folder for it.
   """
   settings = evaluate.of(Sets)
+  is_halved = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   sets = []
-  for name in _named(settings):
-    sets += _of_named(settings, evaluate, source, name, of_split)
+  for name in _names(settings):
+    if is_halved:
+      sets += _halves(evaluate, settings.suite, name)
+    elif GROUP_OF[name] in SOURCES:
+      _check_generated(settings, source, name)
+      opened = functools.partial(of_split, name, "test")
+      sets.append(EvaluationSet(name, source, name, "all", opened))
+    else:
+      sets.append(_published(evaluate, name))
   return sets
 
 
-def _named(settings: Sets) -> list[str]:
-  """Named sets: those of `sets`, or else the suite's."""
-  suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
-  known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
-  found: list[str] = []
+def _names(settings: Sets) -> list[str]:
+  """Names of the sets: those of `sets`, or else the suite's."""
+  suite_sets: tuple[str, ...] = ()
+  known = tuple(GROUP_OF)
+  if settings.suite != NO_SUITE:
+    suite = SUITES[settings.suite]
+    suite_sets = suite.sets
+    known = (*suite.sets, *suite.more)
+  names: list[str] = []
   for name in settings.sets:
-    # The name of a suite means its sets, unless a set has the same name.
-    is_suite = name in SUITES and name not in known and not SUITES[name].halves
-    whole = SUITES[name].sets if is_suite else ()
-    found += whole if whole and set(whole) <= set(known) else (name,)
-  for name in [x for x in found if x not in known] + [found[i] for i in repeats(found)]:
-    takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
-    raise ConfigError("evaluate.sets", name, takes)
-  return found or list(suite.sets if suite else ())
+    names += _sets_of_name(name, known)
+  unknown = [name for name in names if name not in known]
+  repeated = [names[index] for index in repeats(names)]
+  for name in unknown + repeated:
+    hint = near_match(name, known)
+    accepted = f"one or more different ones of {', '.join(known)}{hint}"
+    raise ConfigError("evaluate.sets", name, accepted)
+  return names or list(suite_sets)
 
 
-def _of_named(
-  settings: Sets, evaluate: Evaluate, source: str, name: str, of_split: OfSplit
-) -> list[EvaluationSet]:
-  """A named set, or its halves; `source` is `data.source`, of whose splits some have
-  names."""
-  halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
-  group = settings.suite if halves else GROUP_OF[name]
-  if group in SOURCES:  # the sets of an image source, which has no files
-    field, got = ("suite", group) if settings.suite == group else ("sets", name)
-    takes = (
-      f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
-      " without sets evaluates what config.data names, evaluate.sets_file any sets"
-    )
-    require(source == group, f"evaluate.{field}", got, takes)
-    opened = functools.partial(of_split, name, "test")
-    return [EvaluationSet(name, source, name, "all", opened)]
-  reader, root = evaluate.source, evaluate.root
-  require(
-    root and is_dir(root),
-    "evaluate.root",
-    root,
-    "a folder that exists, with the data sets",
+def _sets_of_name(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+  """The sets of a suite by its name; another name, or a set's own, stands for itself."""
+  if name in known or name not in SUITES or SUITES[name].halves:
+    return (name,)
+  sets = SUITES[name].sets
+  return sets if set(sets) <= set(known) else (name,)
+
+
+def _check_generated(settings: Sets, source: str, name: str) -> None:
+  """Checks that `data.source` generates the images of a set, as no files have them."""
+  group = GROUP_OF[name]
+  accepted = (
+    f"a set of its own where data.source={source!r}: evaluate.suite={NO_SUITE!r}"
+    " without sets evaluates what config.data names, evaluate.sets_file any sets"
   )
+  if settings.suite == group:
+    require(source == group, "evaluate.suite", group, accepted)
+  else:
+    require(source == group, "evaluate.sets", name, accepted)
+
+
+def _published(evaluate: Evaluate, name: str) -> EvaluationSet:
+  """A data set with all classes of its list."""
+  _check_files(evaluate, name)
+  opened = functools.partial(_open, evaluate.source, evaluate.root, name, "all")
+  return EvaluationSet(
+    name=name,
+    group=GROUP_OF[name],
+    column=name,
+    part="all",
+    open=opened,
+    reader=evaluate.source,
+    n_listed=len(load_class_list(name)),
+  )
+
+
+def _halves(evaluate: Evaluate, suite: str, name: str) -> list[EvaluationSet]:
+  """A data set's base classes and its new ones, as two sets."""
+  _check_files(evaluate, name)
+  sets = []
+  for part in ("base", "new"):
+    opened = functools.partial(_open, evaluate.source, evaluate.root, name, part)
+    half = EvaluationSet(
+      name=f"{name}/{part}",
+      group=suite,
+      column=name,
+      part=part,
+      open=opened,
+      reader=evaluate.source,
+    )
+    sets.append(half)
+  return sets
+
+
+def _check_files(evaluate: Evaluate, name: str) -> None:
+  """Checks that there is a folder of the data sets, and that its reader has this one."""
+  root = evaluate.root
+  is_folder = root and is_dir(root)
+  require(is_folder, "evaluate.root", root, "a folder that exists, with the data sets")
+  reader = evaluate.source
   if expected := SOURCES[reader].expected_dataset(name):
     others = " or ".join(other for other in READERS if other != reader)
-    raise ConfigError(
-      "evaluate.source", reader, f"{others} for {name}; {reader} takes {expected}"
-    )
-  n_listed, sets = 0 if halves else len(load_class_list(name)), []
-  for part in ("base", "new") if halves else ("all",):
-    opened = functools.partial(_open, reader, root, name, part)
-    label = f"{name}/{part}" if halves else name
-    sets.append(EvaluationSet(label, group, name, part, opened, reader, n_listed))
-  return sets
+    accepted = f"{others} for {name}; {reader} takes {expected}"
+    raise ConfigError("evaluate.source", reader, accepted)
 
 
 def _open(reader: str, root: str, name: str, part: str) -> LabelledSet:
-  classes, where = load_class_list(name), f"{root}: {name}"
+  """Opens a published data set, or one half of its classes."""
+  classes = load_class_list(name)
+  where = f"{root}: {name}"
   source, _, split = open_test_set(reader, root, name, classes)
   labelled = LabelledSet(source, _matched(classes, tuple(source.names), where), split)
   if part != "all":
@@ -106,24 +149,27 @@ def _open(reader: str, root: str, name: str, part: str) -> LabelledSet:
 
 
 def of_classes(labelled: LabelledSet, classes: Int[np.ndarray, " C"]) -> LabelledSet:
-  """C of the classes and their images, which must be `StoredImages`."""
+  """Keeps C of the classes and their images, which must be `StoredImages`."""
   assert isinstance(labelled.source, StoredImages)
   source = labelled.source.of_classes(classes)
   return labelled._replace(source=source, classes=labelled.classes.subset(classes))
 
 
 def _matched(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The class list under a data set's names; SourceError if the labels mean other
-  classes."""
+  """The class list under a data set's names.
+
+  Raises:
+    SourceError: the data set's labels stand for other classes.
+  """
   if classes.synsets is None:
     if len(names) != len(classes):
       raise SourceError(
         f"{where}: {len(names)} classes, but its class list has {len(classes)}"
       )
-    for label, (own, listed) in enumerate(zip(names, classes.names, strict=True)):
-      if own != listed:
+    for label, (name, listed) in enumerate(zip(names, classes.names, strict=True)):
+      if name != listed:
         raise SourceError(
-          f"{where}: label {label} is {own!r}, but {listed!r} in its class list"
+          f"{where}: label {label} is {name!r}, but {listed!r} in its class list"
         )
   elif len(names) != len(classes):
     label_of = {name: label for label, name in enumerate(classes.names)}
@@ -142,13 +188,19 @@ def open_test_set(
   classes: ClassList | None,
   all_classes: bool = True,
 ) -> LabelledSet:
-  """Opens the test images of a data set by a reader, or else its validation or training
-  images.
+  """Opens the test images of a data set, or else its validation or training images.
 
-  `root` has all data sets of a published layout; or split folders or class folders, or
-  such a folder for each data set. Without classes they are the data set's own, of
-  folders the names of the training folder. `all_classes` is whether a class of the list
-  without a folder is an error.
+  Args:
+    reader: one of `config.READERS`.
+    root: folder with all data sets of a published layout. For folders of images it has
+      split folders or class folders, or such a folder for each data set.
+    dataset: name of the data set.
+    classes: class list; None for the data set's own, which for folders of images are
+      the names in the training folder.
+    all_classes: whether a class of the list must have a folder.
+
+  Raises:
+    SourceError: the folder is missing, or has other classes.
   """
   if reader != "folder":
     return load(SOURCES[reader].module).open_test_set(root, dataset, classes)
@@ -158,6 +210,6 @@ def open_test_set(
   split = next(split for split in ("test", "validation", "train") if split in folders)
   classes = classes or classes_in(folders.get("train", folders[split]))
   source = open_folder(folders[split], classes, all_classes)
-  return LabelledSet(
-    source, classes, "all" if folders[split] == to_path(root) else split
-  )
+  if folders[split] == to_path(root):
+    return LabelledSet(source, classes, "all")  # the folder is not divided
+  return LabelledSet(source, classes, split)

@@ -1,7 +1,7 @@
-"""A user's own data sets, described in a TOML file or a config as
-docs/how-to/evaluation.md shows.
+"""Reads a user's own data sets, described in a TOML file or in a config.
 
-Parsing checks keys and values. Files and folders are read when a set is opened.
+docs/how-to/evaluation.md shows how. Parsing checks keys and values. Files and folders
+are read when a set is opened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,9 @@ class OwnSet(NamedTuple):
   @property
   def parts(self) -> tuple[str, ...]:
     """Parts to evaluate: "base" and "novel", or "all"."""
-    return ("base", "novel") if self.base else ("all",)
+    if self.base:
+      return ("base", "novel")
+    return ("all",)
 
 
 # Keys of an entry whose value may be a text, and a list of texts.
@@ -66,21 +68,31 @@ _KEYS = (*_TEXTS, "templates")
 
 
 def evaluation_sets(sets_file: str, own_sets: Sequence[Any]) -> list[EvaluationSet]:
-  """Sets of a file, if one is named, and of `evaluate.own_sets`; errors as of
-  `parse_sets`."""
-  found = read_sets_file(sets_file) if sets_file else []
-  found += parse_sets(own_sets, "config.evaluate.own_sets") if own_sets else []
+  """Returns the sets of a file, if one is named, and of `evaluate.own_sets`.
+
+  Raises:
+    SourceError: an unreadable file, an unknown key, an invalid value or a repeated name.
+  """
+  own_list = []
+  if sets_file:
+    own_list += read_sets_file(sets_file)
+  if own_sets:
+    own_list += parse_sets(own_sets, "config.evaluate.own_sets")
   sets = []
-  for own, part in ((one, part) for one in found for part in one.parts):
-    opened = functools.partial(open_own_set, own, part)
-    name = own.name if part == "all" else f"{own.name}/{part}"
-    sets.append(EvaluationSet(name, OWN, own.name, part, opened, own.reader))
+  for own in own_list:
+    for part in own.parts:
+      opened = functools.partial(open_own_set, own, part)
+      name = own.name if part == "all" else f"{own.name}/{part}"
+      sets.append(EvaluationSet(name, OWN, own.name, part, opened, own.reader))
   return sets
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """Reads the sets of a TOML file, with paths relative to its folder; raises as
-  `parse_sets`."""
+  """Reads the sets of a TOML file, with paths relative to its folder.
+
+  Raises:
+    SourceError: an unreadable file, an unknown key, an invalid value or a repeated name.
+  """
   path = to_path(path)
   text = read_text(path, SourceError)
   try:
@@ -88,9 +100,10 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
   if set(tables) != {"set"} or not isinstance(tables["set"], list):
-    found = next((repr(printable(key, 80)) for key in tables if key != "set"), "none")
+    unknown = [repr(printable(key, 80)) for key in tables if key != "set"]
+    got = unknown[0] if unknown else "none"
     raise SourceError(
-      f"{path}: found {found}, expected a table [[set]] for each data set"
+      f"{path}: found {got}, expected a table [[set]] for each data set"
     )
   return parse_sets(tables["set"], str(path), path.parent)
 
@@ -98,16 +111,20 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
 def parse_sets(
   entries: Sequence[Any], where: str, folder: str | os.PathLike = ""
 ) -> list[OwnSet]:
-  """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other
-  arguments.
+  """Parses data sets and checks what can be checked without their files.
 
-  SourceError for an unknown key, an invalid value, or a repeated name.
+  Args:
+    entries: dicts with the keys of `OwnSet` up to `synsets`.
+    where: file, or field of the config, that messages name.
+    folder: start of relative paths.
+
+  Raises:
+    SourceError: an unknown key, an invalid value, a repeated name, or no set.
   """
-  sets = [
-    _parse(one, number, where, os.fspath(folder))
-    for number, one in enumerate(entries, 1)
-  ]
-  for index in class_lists.repeats(one.name for one in sets):
+  sets = []
+  for number, entry in enumerate(entries, 1):
+    sets.append(_parse(entry, number, where, os.fspath(folder)))
+  for index in class_lists.repeats(own.name for own in sets):
     raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
     raise SourceError(f"{where}: no data set")
@@ -129,77 +146,83 @@ def open_own_set(own: OwnSet, part: str) -> LabelledSet:
 
 
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
+  """The set of an entry, which messages call by its name, or by its number without one."""
   if not isinstance(entry, Mapping):
     raise SourceError(
       f"{where}: entry {number}: got a {type(entry).__name__}, expected a table"
     )
   name = entry.get("name")
-  named = name if isinstance(name, str) and _NAME.fullmatch(name) else ""
-  of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
+  is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
+  label = f"{where}: set {name!r}" if is_name else f"{where}: set {number}"
   for key in entry:
     if key not in _KEYS:
-      shown = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
-      raise SourceError(f"{of}: unknown key {shown}; known: {', '.join(_KEYS)}")
-  if not named or named.split()[0] == "mean":
+      got = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
+      raise SourceError(f"{label}: unknown key {got}; known: {', '.join(_KEYS)}")
+  if not is_name or str(name).split()[0] == "mean":
     raise SourceError(
-      f"{of}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
+      f"{label}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80, and not 'mean' first, which names means in tables"
     )
-  values = {key: _value(value, key, of) for key, value in entry.items()}
-  own = OwnSet(**{"root": ""} | values, folder=folder, where=where)
+  values: dict[str, Any] = {"root": ""}  # `_check` refuses a set without a root
+  for key, value in entry.items():
+    values[key] = _value(value, key, label)
+  own = OwnSet(**values, folder=folder, where=where)
   _check(own)
   return own
 
 
-def _value(value: Any, key: str, of: str) -> Any:
-  if isinstance(value, str) and key in _TEXTS and "\0" not in value:
-    return value
-  is_list = isinstance(value, list | tuple) and all(
-    isinstance(item, str) for item in value
-  )
-  if is_list and key in _LISTS:
-    return tuple(value)
-  kinds = ["a text"] * (key in _TEXTS) + ["a list of texts"] * (key in _LISTS)
+def _value(value: Any, key: str, label: str) -> Any:
+  """The value of a key, if it has a type that the key may have."""
+  kinds = []
+  if key in _TEXTS:
+    kinds.append("a text")
+    if isinstance(value, str) and "\0" not in value:  # NUL can't be in a path
+      return value
+  if key in _LISTS:
+    kinds.append("a list of texts")
+    is_list = isinstance(value, list | tuple)
+    if is_list and all(isinstance(item, str) for item in value):
+      return tuple(value)
   got = printable(repr(value), 80)
-  raise SourceError(f"{of}: key {key!r}: got {got}, expected {' or '.join(kinds)}")
+  raise SourceError(f"{label}: key {key!r}: got {got}, expected {' or '.join(kinds)}")
 
 
 def _check(own: OwnSet) -> None:
   """Checks what needs no file."""
-  reader, dataset, source = own.reader, own.dataset, SOURCES.get(own.reader)
-  named = source is not None and "dataset" not in source.unread
-  expected = source.expected_dataset(dataset) if source is not None and named else ""
-  halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
-  # Whether a key is wrong, the key, and what it should be.
-  rules = [
-    (
-      reader not in READERS,
-      "reader",
-      f"one of {', '.join(READERS)}{near_match(reader, READERS)}",
-    ),
-    (not own.root, "root", "the folder of the images"),
-    (dataset and not named, "dataset", f"nothing with reader = {reader!r}"),
-    (expected, "dataset", expected),
-    (
-      any(one.count("{}") != 1 for one in own.templates),
-      "templates",
-      "texts with one {} each",
-    ),
-    (own.novel and not own.base, "base", "a list of names beside 'novel'"),
-    (own.novel and own.base == FIRST_HALF, "novel", halves),
-    *((getattr(own, key) == (), key, "at least one name") for key in _LISTS[:4]),
-  ]
-  for wrong, key, expected in rules:
-    if wrong:
+
+  def require(fits: object, key: str, expected: str) -> None:
+    if not fits:
       got = printable(repr(getattr(own, key)), 80)
       raise _wrong(own, key, f"got {got}, expected {expected}")
 
+  reader = own.reader
+  known = f"one of {', '.join(READERS)}{near_match(reader, READERS)}"
+  require(reader in READERS, "reader", known)
+  require(own.root, "root", "the folder of the images")
+  source = SOURCES[reader]
+  if "dataset" in source.unread:
+    require(not own.dataset, "dataset", f"nothing with reader = {reader!r}")
+  elif expected := source.expected_dataset(own.dataset):
+    require(False, "dataset", expected)
+  has_places = all(text.count("{}") == 1 for text in own.templates)
+  require(has_places, "templates", "texts with one {} each")
+  if own.novel:
+    require(own.base, "base", "a list of names beside 'novel'")
+    halves = f"nothing with base = {FIRST_HALF!r}: all other classes are novel"
+    require(own.base != FIRST_HALF, "novel", halves)
+  for key in ("names", "base", "novel", "synsets"):
+    require(getattr(own, key) != (), key, "at least one name")
+
 
 def _open_whole(own: OwnSet) -> LabelledSet:
-  listed = _listed(own, "names") if own.names else None
+  """Opens a set with all of its classes, under its own names, prompts and ids."""
+  listed = None
+  if own.names:
+    listed = _listed(own, "names")
   root = join(own.folder, own.root)
   labelled = open_test_set(own.reader, root, own.dataset, listed, all_classes=False)
-  source, classes = labelled.source, listed or labelled.classes
+  source = labelled.source
+  classes = listed or labelled.classes
   assert isinstance(source, StoredImages)
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
@@ -233,13 +256,13 @@ def _kept_classes(own: OwnSet, classes: class_lists.ClassList, part: str) -> np.
   if own.base == FIRST_HALF:
     return half_of_classes(len(classes), "base" if part == "base" else "new")
   base = _indices(own, classes, "base")
-  every = set(range(len(classes)))
-  novel = _indices(own, classes, "novel") if own.novel else every - base
-  if base & novel:
-    shown = printable(repr(classes.names[min(base & novel)]), 80)
-    raise _wrong(
-      own, "novel", f"{len(base & novel)} classes are also in 'base', such as {shown}"
-    )
+  novel = set(range(len(classes))) - base
+  if own.novel:
+    novel = _indices(own, classes, "novel")
+  if common := base & novel:
+    example = printable(repr(classes.names[min(common)]), 80)
+    reason = f"{len(common)} classes are also in 'base', such as {example}"
+    raise _wrong(own, "novel", reason)
   if not novel:
     raise _wrong(own, "base", "has all classes, expected fewer")
   return np.array(sorted(base if part == "base" else novel))
@@ -250,28 +273,34 @@ def _indices(own: OwnSet, classes: class_lists.ClassList, key: str) -> set[int]:
   names = _listed(own, key).names
   # A repeated name means all of its classes.
   indices_of: dict[str, set[int]] = {}
-  for called in (class_lists.normalized_names(classes.names), classes.synsets or ()):
-    for index, name in enumerate(called):
-      indices_of.setdefault(name, set()).add(index)
-  words = dict(zip(names, class_lists.normalized_names(names), strict=True))
-  unknown = [name for name, word in words.items() if word not in indices_of]
+  for index, name in enumerate(class_lists.normalized_names(classes.names)):
+    indices_of.setdefault(name, set()).add(index)
+  for index, synset in enumerate(classes.synsets or ()):
+    indices_of.setdefault(synset, set()).add(index)
+  normalized = dict(zip(names, class_lists.normalized_names(names), strict=True))
+  unknown = [name for name, word in normalized.items() if word not in indices_of]
   if unknown:
-    shown = f"{printable(unknown[0], 80)!r}{near_match(unknown[0], classes.names)}"
-    raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {shown}")
-  return set().union(*(indices_of[word] for word in words.values()))
+    example = f"{printable(unknown[0], 80)!r}{near_match(unknown[0], classes.names)}"
+    raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {example}")
+  indices: set[int] = set()
+  for word in normalized.values():
+    indices |= indices_of[word]
+  return indices
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
+  """WordNet ids of the classes, from the set or from its file."""
   synsets = own.synsets
   if isinstance(synsets, str):
     synsets = class_lists.read_names(join(own.folder, synsets))
-  if len(synsets) != n_classes or len(set(synsets)) < len(synsets):
-    raise _wrong(
-      own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes"
-    )
+  n_different = len(set(synsets))
+  if len(synsets) != n_classes or n_different < len(synsets):
+    reason = f"{n_different} different ids for {n_classes} classes"
+    raise _wrong(own, "synsets", reason)
   load_tree().nodes(synsets)
   return tuple(synsets)
 
 
 def _wrong(own: OwnSet, key: str, what: str) -> SourceError:
+  """The error of one key of a set."""
   return SourceError(f"{own.where}: set {own.name!r}: key {key!r}: {what}")

@@ -1,5 +1,4 @@
-"""A data set that TFDS lacks, as records: ImageNet-21K, FGVC-Aircraft, CoOp's fixed
-splits.
+"""Writes a data set that TFDS lacks as records: ImageNet-21K, Aircraft, CoOp's splits.
 
 `config.prepare.input` is what `config.prepare.dataset` is made of, as distributed.
 `--workdir` is TFDS's data_dir: the data set and its `report.json` are written to
@@ -47,7 +46,7 @@ _SUFFIX = "array_record"
 
 
 class PrepareError(SourceError):
-  """Data set that can't be built, or not in this folder; one line."""
+  """Error in one line: a data set that can't be built, or not in this folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +68,8 @@ def check(config: PrepareConfig, workdir: str) -> None:
   for path in (prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
-  require(
-    exists(prepare.input),
-    "prepare.input",
-    prepare.input,
-    "a file or folder that exists",
-  )
+  is_there = exists(prepare.input)
+  require(is_there, "prepare.input", prepare.input, "a file or folder that exists")
   expected = f"one of {', '.join(DATASETS)}"
   require(prepare.dataset in DATASETS, "prepare.dataset", prepare.dataset, expected)
   fits = not prepare.names or prepare.dataset == "imagenet21k"
@@ -82,15 +77,27 @@ def check(config: PrepareConfig, workdir: str) -> None:
 
 
 def run(config: PrepareConfig, workdir: str) -> dict:
-  """Makes the data set, or the rest of it; returns `report.json`. Raises as its two
-  steps do."""
+  """Makes the data set, or the rest of it, and returns its `report.json`.
+
+  Raises:
+    SourceError: an unusable input.
+    PrepareError: another data set in the folder, or no readable image.
+  """
   prepare = config.prepare
-  size = prepare.shots and prepare.shots + prepare.held_out
+  images_per_class = 0  # all
+  if prepare.shots:
+    images_per_class = prepare.shots + prepare.held_out
   source = open_input(
-    prepare.dataset, prepare.input, names=prepare.names, images_per_class=size
+    prepare.dataset,
+    prepare.input,
+    names=prepare.names,
+    images_per_class=images_per_class,
   )
-  selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
-  report = build(source, workdir, selection, prepare.workers or hosts.own_cores())
+  selection = Selection(
+    shots=prepare.shots, seed=prepare.shots_seed, held_out=prepare.held_out
+  )
+  workers = prepare.workers or hosts.own_cores()
+  report = build(source, workdir, selection, workers)
   for split, counts in report["splits"].items():
     log.info(
       "%s: %d images of %d classes in %d shards, %.2f GB",
@@ -108,11 +115,19 @@ def run(config: PrepareConfig, workdir: str) -> dict:
 def build(
   source: Input, data_dir: str | os.PathLike, selection: Selection, workers: int = 1
 ) -> dict[str, Any]:
-  """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it, in worker
-  processes.
+  """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it.
 
-  Returns its `report.json`: counts, and the unreadable images. PrepareError if another
-  data set of this name exists, or no image is readable.
+  Args:
+    source: images to write.
+    data_dir: folder of all data sets, TFDS's data_dir.
+    selection: choice of each class's images.
+    workers: number of worker processes; 1 writes in this process.
+
+  Returns:
+    `report.json`: counts of each split, and the unreadable images.
+
+  Raises:
+    PrepareError: another data set of this name exists, or no image is readable.
   """
   final = pathlib.Path(data_dir) / source.dataset / VERSION
   identity = {"input": source.identity} | dataclasses.asdict(selection)
@@ -135,14 +150,14 @@ def build(
     selection = dataclasses.replace(selection, held_out=0)
   store = functools.partial(_store, parts=parts, selection=selection)
   with contextlib.ExitStack() as stack:
-    each: Any = map
+    map_tasks: Any = map
     if workers > 1:
       # Spawned: a fork would inherit locks that this process's threads hold.
       spawn = multiprocessing.get_context("spawn")
       pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
-      each = stack.enter_context(pool).map
-    done = each(store, source.tasks)
-    pieces = list(steps_of(done, source.dataset, "shards", len(source.tasks)))
+      map_tasks = stack.enter_context(pool).map
+    stored = map_tasks(store, source.tasks)
+    pieces = list(steps_of(stored, source.dataset, "shards", len(source.tasks)))
   report = {"dataset": source.dataset, "built_from": identity}
   report |= _finish(source, work, pieces, selection.held_out > 0)
   write_json(work / "report.json", report)
@@ -153,18 +168,21 @@ def build(
   return report
 
 
-def _check_identity(folder: pathlib.Path, found: Any, identity: dict[str, Any]) -> None:
-  if found != identity:
+def _check_identity(
+  folder: pathlib.Path, stored: Any, identity: dict[str, Any]
+) -> None:
+  """Checks that a folder was begun with the same input and selection."""
+  if stored != identity:
     raise PrepareError(
-      f"{folder}: has another input (found {found}, expected {identity})"
+      f"{folder}: has another input (found {stored}, expected {identity})"
     )
 
 
 def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
-  """Writes a task's shards unless they exist.
+  """Writes a task's shards, unless an earlier build has, and returns their piece.
 
-  The piece has `bytes` of each split's shard, the `unreadable` images, and labels and
-  keys.
+  The piece has the bytes of each split's shard, the unreadable images, and the labels
+  and keys of the others.
   """
   name = _part(task.split, task.index)
   if piece := parts.load(name):
@@ -196,33 +214,39 @@ def _chosen(
   The next image of its class replaces an unreadable one. Splits other than train are
   kept whole.
   """
-  images, first = (unit.open(), unit.label) if isinstance(unit, Tar) else (unit, 0)
+  if isinstance(unit, Tar):
+    images = unit.open()
+    first_label = unit.label
+  else:
+    images = unit
+    first_label = 0
   if split != "train":
     selection = Selection()
   ranks = ranked(images.labels, images.keys, selection.seed)[0].tolist()
-  for label, indices in itertools.groupby(
-    ranks, key=lambda index: int(images.labels[index])
-  ):
+  label_of = lambda index: int(images.labels[index])
+  for label_in_unit, indices in itertools.groupby(ranks, key=label_of):
+    label = first_label + label_in_unit
     readable = _readable(images, indices, unreadable)
     chosen = next(readable, None)
-    if chosen is not None:
-      # An image is held out only if another readable one follows, which is left to
-      # train on.
-      for _, following in zip(range(selection.held_out), readable, strict=False):
-        yield "validation", chosen[0], label + first, chosen[1]
-        chosen = following
-      n_more = selection.shots - 1 if selection.shots else None
-      for key, image in itertools.chain([chosen], itertools.islice(readable, n_more)):
-        yield split, key, label + first, image
+    if chosen is None:
+      continue
+    # Hold out an image only if another readable one follows, which is left to train on.
+    for _, following in zip(range(selection.held_out), readable, strict=False):
+      key, image = chosen
+      yield "validation", key, label, image
+      chosen = following
+    n_more = selection.shots - 1 if selection.shots else None
+    for key, image in itertools.chain([chosen], itertools.islice(readable, n_more)):
+      yield split, key, label, image
 
 
 def _readable(
   images: StoredImages, indices: Iterable[int], unreadable: list[dict[str, str]]
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields key and content of the images that can be decoded, and appends the
-  others."""
+  """Yields the images that can be decoded, with their keys; appends the others."""
   for index in indices:
-    key, (image, reason) = str(images.keys[index]), images.checked(index)
+    key = str(images.keys[index])
+    image, reason = images.checked(index)
     if reason:
       unreadable.append({"image": key, "reason": reason})
     else:
@@ -232,53 +256,64 @@ def _readable(
 def _finish(
   source: Input, work: pathlib.Path, pieces: Sequence[Piece], validated: bool
 ) -> dict[str, Any]:
-  """Renames the shards and writes metadata and indices; can be repeated. Returns
-  counts."""
-  found: dict[str, list[tuple[Task, Piece]]] = collections.defaultdict(list)
+  """Renames the shards, writes metadata and indices, and returns the report's counts.
+
+  It can be repeated after an interruption.
+  """
+  pieces_of_split: dict[str, list[tuple[Task, Piece]]] = collections.defaultdict(list)
   unreadable = []
   tasks = zip(source.tasks, pieces, strict=True)
-  for task, piece in sorted(tasks, key=lambda done: (done[0].split, done[0].index)):
+  for task, piece in sorted(tasks, key=lambda pair: (pair[0].split, pair[0].index)):
     unreadable += piece.facts["unreadable"]
     for split in sorted(piece.facts["bytes"]):
-      found[split].append((task, piece))
-  if not found:
+      pieces_of_split[split].append((task, piece))
+  if not pieces_of_split:
     raise PrepareError(f"{work}: no readable image; {len(unreadable)} are unreadable")
-  labels, counts, splits = {}, {}, {}
-  for split, shards in found.items():
+  labels = {}
+  counts = {}
+  sizes = {}
+  for split, shards in pieces_of_split.items():
     for number, (task, _) in enumerate(shards):
       path = work / "parts" / _part(split, task.index)
       if path.exists():
         os.replace(path, work / shard_name(source.dataset, split, number, len(shards)))
-    of_shards = [piece.arrays[f"{split}_labels"] for _, piece in shards]
-    labels[split] = np.concatenate(of_shards)
-    # Labels and keys in the order of the records save their reader from reading all
-    # images.
+    labels_of_shards = [piece.arrays[f"{split}_labels"] for _, piece in shards]
+    labels[split] = np.concatenate(labels_of_shards)
+    keys = np.concatenate([piece.arrays[f"{split}_keys"] for _, piece in shards])
+    # With this index a reader need not read all images for their labels.
     with replacing(work / f"index-{split}.npz") as file:
-      keys = np.concatenate([piece.arrays[f"{split}_keys"] for _, piece in shards])
       np.savez_compressed(file, labels=labels[split], keys=keys)
-    size = sum(piece.facts["bytes"][split] for _, piece in shards)
-    splits[split] = list(map(len, of_shards)), size
-    n_classes = len(np.unique(labels[split]))
-    of_split = {"images": len(keys), "classes": n_classes, "shards": len(shards)}
-    counts[split] = of_split | {"bytes": size}
-  write_metadata(work, source.dataset, source.label_names, splits, source.description)
-  # Classes with one readable image, which is left to train on.
-  single = (
-    np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
-    if validated
-    else ()
-  )
-  not_validated = [source.label_names[label] for label in single]
+    n_bytes = sum(piece.facts["bytes"][split] for _, piece in shards)
+    sizes[split] = [len(shard) for shard in labels_of_shards], n_bytes
+    counts[split] = {
+      "images": len(keys),
+      "classes": len(np.unique(labels[split])),
+      "shards": len(shards),
+      "bytes": n_bytes,
+    }
+  write_metadata(work, source.dataset, source.label_names, sizes, source.description)
+  not_validated = []
+  if validated:
+    # Classes with one readable image, which is left to train on.
+    single = np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
+    not_validated = [source.label_names[label] for label in single]
   if not_validated:
-    told = "have one readable image each: it is trained on, and nothing validates them"
-    log.warning("%d classes %s, such as %s", len(not_validated), told, not_validated[0])
-  of_images = {"n_unreadable": len(unreadable), "unreadable": unreadable}
-  return {"splits": counts, **of_images, "not_validated": not_validated}
+    log.warning(
+      "%d classes have one readable image each: it is trained on, and nothing validates"
+      " them, such as %s",
+      len(not_validated),
+      not_validated[0],
+    )
+  return {
+    "splits": counts,
+    "n_unreadable": len(unreadable),
+    "unreadable": unreadable,
+    "not_validated": not_validated,
+  }
 
 
 class Shard:
-  """One file of records, with `labels` and `keys` of its images, and the records'
-  `num_bytes`."""
+  """A file of records that is being written, with labels and keys of its images."""
 
   def __init__(self, path: pathlib.Path):
     # Images are read one by one, and JPEG does not compress further.
@@ -287,9 +322,16 @@ class Shard:
     )
     self.labels: list[int] = []
     self.keys: list[str] = []
-    self.num_bytes = 0
+    self.num_bytes = 0  # of all records
 
   def write(self, image: bytes, label: int, key: str) -> None:
+    """Appends an image file as a record.
+
+    Args:
+      image: content of the file.
+      label: class of the image.
+      key: path of the image in the input.
+    """
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(image)
@@ -302,11 +344,19 @@ class Shard:
     self.num_bytes += len(record)
 
   def close(self) -> None:
+    """Completes the file."""
     self._writer.close()
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
-  """File name of a shard in a finished data set."""
+  """Returns the file name of a shard in a finished data set, as TFDS expects it.
+
+  Args:
+    dataset: name of the data set.
+    split: name of the split.
+    index: number of the shard in its split, from 0.
+    count: number of the split's shards.
+  """
   return f"{dataset}-{split}.{_SUFFIX}-{index:05d}-of-{count:05d}"
 
 
@@ -319,7 +369,12 @@ def write_metadata(
 ) -> None:
   """Writes `dataset_info.json`, `features.json` and the label names beside the shards.
 
-  `splits` has the number of records in each shard, and the bytes of all records.
+  Args:
+    folder: folder of the shards.
+    dataset: name of the data set.
+    label_names: names of the classes, in the order of the labels.
+    splits: by split, the number of records in each shard, and the bytes of all records.
+    description: origin and licence of the images.
   """
   features = {
     "file_name": tfds.features.Text(),
@@ -331,12 +386,20 @@ def write_metadata(
     template = tfds.core.ShardedFileTemplate(
       dataset_name=dataset, split=name, filetype_suffix=_SUFFIX, data_dir=folder
     )
-    sizes = {"shard_lengths": shard_lengths, "num_bytes": num_bytes}
-    infos.append(tfds.core.SplitInfo(name=name, filename_template=template, **sizes))
-  more = {"version": VERSION, "description": description, "check_data": False}
-  written = tfds.features.FeaturesDict(features)
+    info = tfds.core.SplitInfo(
+      name=name,
+      filename_template=template,
+      shard_lengths=shard_lengths,
+      num_bytes=num_bytes,
+    )
+    infos.append(info)
   tfds.folder_dataset.write_metadata(
-    data_dir=folder, features=written, split_infos=infos, **more
+    data_dir=folder,
+    features=tfds.features.FeaturesDict(features),
+    split_infos=infos,
+    version=VERSION,
+    description=description,
+    check_data=False,
   )
 
 

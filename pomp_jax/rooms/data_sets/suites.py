@@ -1,4 +1,4 @@
-"""Suites of data sets that `evaluate` knows by name, and the tables of their figures.
+"""Names suites of data sets for `evaluate`, and the tables of their figures.
 
 `published.json` has published figures with their sources.
 """
@@ -28,13 +28,11 @@ _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 
 
 class Suite(NamedTuple):
-  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the
-  world."""
+  """A value of `config.evaluate.suite`: data sets, or splits of the world."""
 
   sets: tuple[str, ...]  # data sets to evaluate by default
   more: tuple[str, ...] = ()  # data sets that `evaluate.sets` may name beside them
-  # whether every set is evaluated twice, over its base and its new classes
-  halves: bool = False
+  halves: bool = False  # whether a set's base and new classes are evaluated apart
 
 
 SUITES = {
@@ -50,8 +48,8 @@ SUITES = {
 }
 
 
-# Tables: title, sets, whether to average over them, readers; see
-# `report.evaluation_report.Group`.
+# The tables, as arguments of `report.evaluation_report.Group`: title, sets, whether to
+# average over them, readers.
 GROUPS: dict[str, tuple] = {
   # CoOp has its own splits of the ten. An ImageNet variant is the same data set
   # everywhere.
@@ -67,26 +65,33 @@ GROUPS: dict[str, tuple] = {
   _IMAGENET: ("ImageNet-1K, the source", (_IMAGENET,), False),
 }
 
-# Group of every named set, unless its classes are halved.
-GROUP_OF = {
-  name: group
-  for group in ("world", "cross_dataset", "cross_domain", "imagenet21k")
-  for name in (*SUITES[group].sets, *SUITES[group].more)
-} | {_IMAGENET: _IMAGENET}
+# Table of each set, unless its classes are halved.
+GROUP_OF: dict[str, str] = {}
+for _group in ("world", "cross_dataset", "cross_domain", "imagenet21k"):
+  for _name in SUITES[_group].sets + SUITES[_group].more:
+    GROUP_OF[_name] = _group
+GROUP_OF[_IMAGENET] = _IMAGENET
 
 
 def published(
   group: str, kind: str, rows: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-  """Published figures in the columns of `rows`: method -> `source` and `figures`
-  (percent)."""
+  """Returns published figures to stand beside those of a table.
+
+  Args:
+    group: name of the table.
+    kind: kind of figures in it, such as "top1".
+    rows: rows of the table, whose columns the figures must share.
+
+  Returns:
+    `source` and `figures` (percent, by column) of each method with such figures.
+  """
   content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-  columns = {column for row in rows.values() for column in row}
-  return {
-    method["name"]: {
-      "source": content["sources"][method["source"]],
-      "figures": method["figures"][group][kind],
-    }
-    for method in content["methods"]
-    if columns & set(method["figures"].get(group, {}).get(kind, {}))
-  }
+  columns = set().union(*rows.values())
+  methods = {}
+  for method in content["methods"]:
+    figures = method["figures"].get(group, {}).get(kind, {})
+    if columns & set(figures):
+      source = content["sources"][method["source"]]
+      methods[method["name"]] = {"source": source, "figures": figures}
+  return methods

@@ -1,5 +1,4 @@
-"""Image source `tfds`: data sets of TensorFlow Datasets in ArrayRecord, without
-TensorFlow.
+"""Image source `tfds`: TensorFlow Datasets in ArrayRecord, read without TensorFlow.
 
 A data set is prepared once, by TFDS itself (`tfds build food101
 --file_format=array_record`, which needs TensorFlow) or, for those that TFDS lacks, by
@@ -42,32 +41,42 @@ log = logging.getLogger(__name__)
 
 # Class lists whose images are among those of a data set that the job `prepare` makes.
 _PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
-# Class list -> TFDS's name of its data set.
+# TFDS's names of the data sets, by class list.
 BUILDERS = {
-  **{"imagenet1k": "imagenet2012", "imagenet_v2": "imagenet_v2"},
-  **{
-    name: name for name in ("imagenet_sketch", "imagenet_a", "imagenet_r", "caltech101")
-  },
-  **{"oxford_pets": "oxford_iiit_pet", "stanford_cars": "cars196"},
-  **{"flowers102": "oxford_flowers102"},
-  **{name: name for name in ("food101", "sun397", "dtd", "eurosat", "ucf101")},
+  "imagenet1k": "imagenet2012",
+  "imagenet_v2": "imagenet_v2",
+  "imagenet_sketch": "imagenet_sketch",
+  "imagenet_a": "imagenet_a",
+  "imagenet_r": "imagenet_r",
+  "caltech101": "caltech101",
+  "oxford_pets": "oxford_iiit_pet",
+  "stanford_cars": "cars196",
+  "flowers102": "oxford_flowers102",
+  "food101": "food101",
+  "sun397": "sun397",
+  "dtd": "dtd",
+  "eurosat": "eurosat",
+  "ucf101": "ucf101",
 }
 _KINDS = {
   "image": (tfds.features.Image, tfds.features.Video),
   "label": (tfds.features.ClassLabel,),
 }
-# For reading all labels: records a thread reads at a time, and threads.
-_CHUNK, _THREADS = 256, 8
+# All labels are read by so many threads, each of which takes a chunk of records.
+_CHUNK = 256
+_THREADS = 8
 
 
 def splits(data: Data) -> tuple[str, ...]:
-  """Splits of the data set; see `tfds_splits`."""
+  """Lists the splits of the data set; see `tfds_splits`."""
   return tfds_splits(data.dataset, data.root)
 
 
 def open_split(data: Data, split: str) -> StoredImages:
-  """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
-  classes = load_class_list(data.names) if data.names else None
+  """Opens a split, with the classes of `data.names` if it has any; see `open_tfds`."""
+  classes = None
+  if data.names:
+    classes = load_class_list(data.names)
   return open_tfds(
     data.dataset, split, root=data.root, classes=classes, cache=data.cache
   )
@@ -76,28 +85,38 @@ def open_split(data: Data, split: str) -> StoredImages:
 def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None
 ) -> LabelledSet:
-  """Opens the test split, or else the validation split (ImageNet, Food-101); see
-  `open_tfds`."""
-  if (
-    dataset in CLASS_LISTS
-    and dataset not in _PREPARED
-    and classes == load_class_list(dataset)
-  ):
-    classes = None  # its own table maps TFDS's labels, which are spelled differently
-  found = tfds_splits(dataset, os.fspath(root))
-  if set(found) <= {"train"}:
-    raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
-  split = found[-1]
+  """Opens the test split, or else the validation split (ImageNet, Food-101).
+
+  Args:
+    root: TFDS's data_dir.
+    dataset: class list, or name of a data set, as of `open_tfds`.
+    classes: class list; None as of `open_tfds`.
+
+  Raises:
+    SourceError: a data set that is not prepared, or has neither split.
+  """
+  has_table = dataset in CLASS_LISTS and dataset not in _PREPARED
+  if has_table and classes == load_class_list(dataset):
+    classes = None  # its table maps TFDS's labels, which are spelled differently
+  names = tfds_splits(dataset, os.fspath(root))
+  if set(names) <= {"train"}:
+    raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(names)})")
+  split = names[-1]
   source = open_tfds(dataset, split, root=root, classes=classes)
   return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
 
 
 class Records:
-  """Storage of images in a prepared data set's records, which each process opens for
-  itself."""
+  """Storage of images in a prepared data set's records.
+
+  Each process opens the records for itself.
+  """
 
   def __init__(self, dataset: str, root: str, split: str):
-    self._dataset, self._root, self.split = dataset, root, split
+    self._dataset = dataset
+    self._root = root
+    self.split = split
+    # Records, and the names of the features with the image and the label.
     self._opened: tuple[Any, str, str] | None = None
 
   def __getstate__(self) -> dict[str, Any]:
@@ -107,11 +126,11 @@ class Records:
     return len(self._open()[0])
 
   def read(self, row: int, key: str) -> bytes:
-    """Encoded image; of a video the middle frame."""
-    source, image, _ = self._open()
+    """Reads an encoded image; of a video the middle frame."""
+    source, image_key, _ = self._open()
     try:
-      values = _features(source[row])[image].bytes_list.value
-      return values[len(values) // 2]
+      frames = _features(source[row])[image_key].bytes_list.value
+      return frames[len(frames) // 2]
     # Damaged records raise errors of ArrayRecord and protobuf, or hold no image.
     except (
       ValueError,
@@ -126,29 +145,33 @@ class Records:
       ) from error
 
   def where(self, row: int, key: str) -> str:
-    """Id of the record, and folder of the data set."""
+    """Names the record and the folder of the data set."""
     return f"record {key} of {self._root or 'the default folder of TFDS'}"
 
   def labels(self) -> np.ndarray:
-    """Label of every record, int64; reads them all."""
-    source, _, label = self._open()
+    """Reads the label of every record, int64."""
+    source, _, label_key = self._open()
     log.info("%s: reading the labels of %d records", self._dataset, len(source))
 
-    def read(start: int) -> list[int]:
-      rows = range(start, min(start + _CHUNK, len(source)))
-      return [_features(source[row])[label].int64_list.value[0] for row in rows]
+    def read_chunk(start: int) -> list[int]:
+      labels = []
+      for row in range(start, min(start + _CHUNK, len(source))):
+        features = _features(source[row])
+        labels.append(features[label_key].int64_list.value[0])
+      return labels
 
     try:
       with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(read, range(0, len(source), _CHUNK)))
+        chunks = list(pool.map(read_chunk, range(0, len(source), _CHUNK)))
     except (ValueError, RuntimeError, IndexError, OSError) as error:
       where = self._root or self._dataset
       raise SourceError(
         f"{where}: labels can't be read ({_first_line(error)})"
       ) from error
-    return np.array([value for part in parts for value in part], np.int64)
+    return np.array([label for chunk in chunks for label in chunk], np.int64)
 
   def _open(self) -> tuple[Any, str, str]:
+    """Records of the split, and the names of the features with image and label."""
     if self._opened is None:
       builder = _builder(self._dataset, self._root)
       raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -167,11 +190,14 @@ class Records:
 
 
 class _CopiedShards:
-  """Records of a split on S3: `local_copy` of a shard, as ArrayRecord reads no
-  ranges there."""
+  """Records of a split on S3, read from local copies of its shards.
+
+  ArrayRecord reads no ranges there.
+  """
 
   def __init__(self, split: Any):
-    self._paths, self._ends = list(split.filepaths), np.cumsum(split.shard_lengths)
+    self._paths = list(split.filepaths)
+    self._ends = np.cumsum(split.shard_lengths)  # rows behind the last of each shard
     self._readers: dict[int, Any] = {}
     self._lock = threading.Lock()
 
@@ -190,8 +216,11 @@ class _CopiedShards:
 
 @functools.lru_cache(maxsize=4)
 def tfds_splits(dataset: str, root: str = "") -> tuple[str, ...]:
-  """Which of train, validation and test a data set has; SourceError if it is not
-  prepared."""
+  """Lists which of train, validation and test a data set has.
+
+  Raises:
+    SourceError: the data set is unknown or not prepared.
+  """
   name = tfds_name(dataset)
   builder = _builder(name, root)
   if not builder.info.splits:
@@ -199,9 +228,10 @@ def tfds_splits(dataset: str, root: str = "") -> tuple[str, ...]:
     raise SourceError(
       f"{builder.data_path}: the data set is not prepared; run {command}"
     )
-  # ImageNet's test split has no labels.
-  known = ("train", "validation", "test")[: 2 if builder.name == "imagenet2012" else 3]
-  return tuple(split for split in known if split in builder.info.splits)
+  labelled = ["train", "validation", "test"]
+  if builder.name == "imagenet2012":
+    labelled.remove("test")  # has no labels
+  return tuple(split for split in labelled if split in builder.info.splits)
 
 
 def open_tfds(
@@ -212,83 +242,95 @@ def open_tfds(
   classes: ClassList | None = None,
   cache: str | os.PathLike = "",
 ) -> StoredImages:
-  """Opens a split of a prepared data set: a class list, or TFDS's own
-  "name/config:version".
+  """Opens a split of a prepared data set.
 
-  Images are in TFDS's order, without those of classes outside the list. `root` is
-  TFDS's data_dir, and `cache` a folder for the labels, which are scattered over the
-  records; "" for its default, and for none. TFDS's label names must match `classes`.
-  None stands for the packaged class list of the data set, ImageNet-21K's names if the
-  labels are WordNet ids, or else TFDS's label names.
+  Images are in TFDS's order, without those of classes outside the list.
+
+  Args:
+    dataset: class list, or TFDS's own "name/config:version".
+    split: "train", "validation" or "test".
+    root: TFDS's data_dir; "" for its default.
+    classes: class list that TFDS's label names must match. None stands for the packaged
+      class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
+      else TFDS's label names.
+    cache: folder in which to store the labels, which are scattered over the records;
+      "" for none.
+
+  Raises:
+    SourceError: a data set that is not prepared, damaged, or has no image of a class.
+    VocabularyError: other labels than those that are known of the data set.
   """
   builder = _builder(tfds_name(dataset), root)
   label_names = builder.info.features[_key(builder, "label")].names
   names, class_of_label = _classes(dataset, builder.name, label_names, classes)
   records = Records(tfds_name(dataset), os.fspath(root), split)
   labels, keys = _index(builder, records, cache)
-  known = (labels >= 0) & (labels < len(label_names))
-  kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
-  if not len(kept):
+  # A test split without labels has -1 for each image.
+  is_label = (labels >= 0) & (labels < len(label_names))
+  classes_of_rows = np.where(
+    is_label, class_of_label[np.where(is_label, labels, 0)], -1
+  )
+  rows = np.flatnonzero(classes_of_rows >= 0)
+  if not len(rows):
     raise SourceError(
       f"{builder.data_path}: no image of split {split!r} is of a class in the list"
     )
-  of_records = (
-    [f"{builder.name}/{split}/{row:08d}" for row in kept]
-    if keys is None
-    else keys[kept]
-  )
-  return StoredImages(
-    names, class_of_label[labels[kept]], of_records, records, rows=kept
-  )
+  numbered = (f"{builder.name}/{split}/{row:08d}" for row in rows)
+  row_keys = list(numbered) if keys is None else keys[rows]
+  return StoredImages(names, class_of_label[labels[rows]], row_keys, records, rows=rows)
 
 
 def tfds_name(dataset: str) -> str:
-  """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as
-  they are."""
+  """Returns TFDS's or `prepare`'s name of a class list's data set.
+
+  Other names are returned as they are.
+  """
   return _PREPARED.get(dataset) or BUILDERS.get(dataset, dataset)
 
 
 @functools.cache
 def load_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
-  """The T label names of one of BUILDERS in TFDS's order, and the class of each, or -1.
+  """Returns T label names of one of BUILDERS, in TFDS's order, and their classes, or -1.
 
   TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops
   (Caltech101), and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
   """
   classes = load_class_list(name)
   if classes.synsets is not None:
-    labels = owns = load_class_list("imagenet1k").synsets or ()
+    labels = load_class_list("imagenet1k").synsets or ()
+    listed = classes.synsets
+    listed_T = labels  # TFDS's labels are the list's own ids
   else:
-    labels, owns = read_table(
-      pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv"
-    )
-  class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
-  indices = np.array([class_of.get(own, -1) for own in owns], np.int32)
-  indices.flags.writeable = False  # shared by all callers
-  return labels, indices
+    file = pathlib.Path(__file__).with_name("tfds_labels") / f"{name}.tsv"
+    labels, listed_T = read_table(file)
+    listed = classes.names
+  class_of = {name_or_id: index for index, name_or_id in enumerate(listed)}
+  classes_T = np.array([class_of.get(label, -1) for label in listed_T], np.int32)
+  classes_T.flags.writeable = False  # shared by all callers
+  return labels, classes_T
 
 
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-  """Class names, and class of each of TFDS's labels; -1 for a label outside the
-  list."""
-  known = [name for name, own in BUILDERS.items() if own == builder]
-  known.sort(key=lambda name: name != dataset)  # the named one first
-  if classes is None and known:
-    labels, class_of_label = load_labels(known[0])
+  """Class names, and the class of each of TFDS's labels, or -1 outside the list."""
+  lists = [name for name, tfds_builder in BUILDERS.items() if tfds_builder == builder]
+  if classes is None and lists:
+    name = dataset if dataset in lists else lists[0]
+    labels, class_of_label = load_labels(name)
     # A later release of TFDS may have other labels.
     if tuple(label_names) != labels:
       differing = sorted(set(labels) ^ set(label_names)) or ["their order"]
-      told = f"TFDS's {builder}: {len(label_names)} labels are not the {len(labels)} known ones"
-      raise class_lists.VocabularyError(f"{told}; they differ in {differing[0]!r}")
-    return load_class_list(known[0]).names, class_of_label
+      raise class_lists.VocabularyError(
+        f"TFDS's {builder}: {len(label_names)} labels are not the {len(labels)} known ones;"
+        f" they differ in {differing[0]!r}"
+      )
+    return load_class_list(name).names, class_of_label
   if classes is None:
     classes = classes_of(label_names, f"TFDS's {builder}")
   class_of = match_classes(label_names, classes, f"the labels of TFDS's {builder}")
-  return classes.names, np.array(
-    [class_of.get(name, -1) for name in label_names], np.int64
-  )
+  class_of_label = np.array([class_of.get(name, -1) for name in label_names], np.int64)
+  return classes.names, class_of_label
 
 
 def _index(
@@ -303,12 +345,15 @@ def _index(
     except Exception as error:  # NumPy does not document all errors of damaged archives
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
   info = builder.info.splits.get(records.split)
-  shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"
+  shards = ""
+  if info is not None:
+    shards = f"{info.num_bytes} {info.shard_lengths}"
   key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
   return ArrayCache(cache).get(key, records.labels), None
 
 
 def _builder(dataset: str, root: str | os.PathLike) -> Any:
+  """TFDS's builder of a data set; TFDS's errors are a SourceError."""
   try:
     return tfds.builder(dataset, data_dir=os.fspath(root) or None)
   except registered.DatasetNotFoundError as error:
@@ -324,14 +369,18 @@ def _builder(dataset: str, root: str | os.PathLike) -> Any:
 
 
 def _key(builder: Any, kind: str) -> str:
-  """Name of the feature with the image or the label: the usual name, or else the
-  only one."""
-  features = builder.info.features.items()
-  found = [name for name, feature in features if isinstance(feature, _KINDS[kind])]
-  if kind not in found and len(found) != 1:
-    wrong = f"found {len(found)} features for the {kind}, expected 1"
-    raise SourceError(f"TFDS's {builder.name}: {wrong}")
-  return kind if kind in found else found[0]
+  """Name of the feature with the image or the label: the usual one, or the only one."""
+  names = []
+  for name, feature in builder.info.features.items():
+    if isinstance(feature, _KINDS[kind]):
+      names.append(name)
+  if kind in names:
+    return kind
+  if len(names) != 1:
+    raise SourceError(
+      f"TFDS's {builder.name}: found {len(names)} features for the {kind}, expected 1"
+    )
+  return names[0]
 
 
 def _features(record: bytes) -> Any:

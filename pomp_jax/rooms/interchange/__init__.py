@@ -1,6 +1,6 @@
-"""Files and services of other programs: CoOp, Detic, open_clip, CLIP_benchmark, wandb.
+"""Exchanges files with other programs: CoOp, Detic, open_clip, CLIP_benchmark, LaTeX.
 
-Readers and writers of prompt files are opened by `registry.FORMATS`, the others by
-`hooks`. Start with `torch_archive` for published prompts, and with `prompt_hub` for
-prompts on HuggingFace's hub.
+The job `export`, prompts by name, reports and the log call it through the rows of
+`registry.FORMATS` and `TRACKERS` and through `hooks.py`; it also uploads to the hub and
+to wandb. Start with `safetensors_prompts.py`, the shortest of the formats.
 """

@@ -1,9 +1,10 @@
-"""Class features as Detic and open_clip store them.
+"""Reads and writes class features as Detic and open_clip store them.
 
 Shapes: C classes, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import io
 import itertools
 import json
@@ -46,37 +47,48 @@ class ClassFeatureError(RunError, ValueError):
 
 
 def check(export: Export, clip: Clip) -> None:
-  """Checks names and prompt of an export of features; needs no weights."""
-  prompt, categories = (
-    open_prompt(export.prompt, "export.prompt"),
-    categories_of(export),
-  )
-  synonyms = export.of(Synonyms).synonyms
-  if synonyms and not any(category.synonyms for category in categories):
-    raise ConfigError(
-      "export.synonyms", True, f"False, as {export.names} has no synonyms"
-    )
-  has_rows = getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
-  if synonyms and (
-    has_rows or (isinstance(prompt, Prompt) and prompt.context.ndim == 3)
-  ):
-    raise ConfigError("export.synonyms", True, "False, as the prompt is class-specific")
-  names = [(one.name, *(one.synonyms if synonyms else ())) for one in categories]
+  """Checks names and prompt of an export of features; needs no weights.
+
+  Raises:
+    ConfigError: synonyms that the names or the prompt can't have.
+    InputError: an unusable prompt, or names that it does not fit.
+  """
+  prompt = open_prompt(export.prompt, "export.prompt")
+  categories = categories_of(export)
+  if export.of(Synonyms).synonyms:
+    if not any(category.synonyms for category in categories):
+      accepted = f"False, as {export.names} has no synonyms"
+      raise ConfigError("export.synonyms", True, accepted)
+    if _is_class_specific(prompt):
+      accepted = "False, as the prompt is class-specific"
+      raise ConfigError("export.synonyms", True, accepted)
+    names = [(category.name, *category.synonyms) for category in categories]
+  else:
+    names = [(category.name,) for category in categories]
   config = inputs.clip_config(clip.model, clip.image_tower)
   check_prompt(NamedPrompt(export.prompt, prompt), names, config, clip.model)
 
 
+def _is_class_specific(prompt: AnyPrompt) -> bool:
+  """Whether a prompt has features or a context of its own for each class."""
+  if isinstance(prompt, Prompt):
+    return prompt.context.ndim == 3
+  return getattr(prompt, "has_rows", isinstance(prompt, ClassFeatures))
+
+
 def categories_of(export: Export) -> tuple[class_lists.Category, ...]:
-  """The categories of `export.names`, or else of the run that has learned the
-  prompt."""
+  """Loads the categories of `export.names`, or else of the prompt's training."""
   return load_categories(export.names or recorded_classes(export.prompt))
 
 
 def load_categories(
   name_or_path: str | os.PathLike,
 ) -> tuple[class_lists.Category, ...]:
-  """Loads distinct names as `load_class_list`, or annotations of any suffix with
-  their synonyms."""
+  """Loads the names of a class list, or those of annotations with their synonyms.
+
+  Raises:
+    VocabularyError: an unusable file, or repeated names.
+  """
   if name_or_path not in class_lists.CLASS_LISTS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
     content = read_user_json(path, class_lists.VocabularyError)
@@ -89,8 +101,7 @@ def load_categories(
 
 
 def is_annotation_file(path: str | os.PathLike) -> bool:
-  """Whether a file is JSON annotations: its suffix is .json or its first character
-  is {."""
+  """Whether a file is JSON annotations, by its suffix .json or its first character {."""
   if os.fspath(path).lower().endswith(".json"):
     return True
   if not is_file(path):
@@ -105,28 +116,35 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
 def compute(
   export: Export, encoder: Encoder
 ) -> tuple[dict[str, Any], Callable[[Path], None]]:
-  """Facts of the results, and a function that writes the file."""
-  categories, is_detic = categories_of(export), export.format == "detic"
-  # Detic normalises the features itself.
+  """Computes the features of an export.
+
+  Returns facts for the results, and a function that writes the file.
+  """
+  categories = categories_of(export)
   prompt = open_prompt(export.prompt)
+  is_detic = export.format == "detic"  # which normalises the features itself
   features_CxE = category_features(
     encoder, categories, prompt, export.of(Synonyms).synonyms, unit=not is_detic
   )
-  # Who computes image features for these weights turns pictures likewise.
+  # Image features for these weights must come from pictures turned in the same way.
   upright = pictures_upright(export.prompt, prompt)
-  names = export.names or recorded_classes(export.prompt)
   facts: dict[str, Any] = {
     "clip_model": encoder.clip.name,
-    "names": names,
+    "names": export.names or recorded_classes(export.prompt),
     "upright": upright,
   }
   if is_detic:
-    return facts | {"shape": features_CxE.shape}, lambda path: write_detic(
-      path, features_CxE
-    )
-  labels = [category.name for category in categories], encoder.clip.name
-  write = lambda path: write_open_clip(path, features_CxE, *labels, upright=upright)
-  return facts | {"shape": features_CxE.shape[::-1]}, write
+    facts["shape"] = features_CxE.shape
+    return facts, lambda path: write_detic(path, features_CxE)
+  facts["shape"] = features_CxE.shape[::-1]
+  write = functools.partial(
+    write_open_clip,
+    features_CxE=features_CxE,
+    names=[category.name for category in categories],
+    clip_model=encoder.clip.name,
+    upright=upright,
+  )
+  return facts, write
 
 
 def category_features(
@@ -139,23 +157,30 @@ def category_features(
 ) -> Float[np.ndarray, "C E"]:
   """Computes text features of a data set's categories.
 
-  With synonyms, a row is the mean of the features of the name and of all its synonyms,
-  normalised before and after if `unit`; the prompt's context is shared then.
+  Args:
+    encoder: encoder of the CLIP.
+    categories: names of the C categories, with their synonyms.
+    prompt: prompt for the names; with `synonyms` one whose context is shared.
+    synonyms: whether a row is the mean over the name and all its synonyms.
+    unit: whether features are normalised: those of each name, and each mean.
   """
   if not synonyms:
     classes = class_lists.ClassList(tuple(category.name for category in categories))
     return class_features(encoder, classes, prompt, unit=unit)
-  names = [[category.name, *category.synonyms] for category in categories]
-  row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
-  features_NxE = class_features(
-    encoder, class_lists.ClassList(tuple(row)), prompt, unit=unit
-  )
-  means_CxE = np.stack(
-    [features_NxE[[row[name] for name in own]].mean(axis=0) for own in names]
-  )
-  return (
-    means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
-  )
+  names_of_categories = [[category.name, *category.synonyms] for category in categories]
+  # Categories may share a synonym, whose features are computed once.
+  names = dict.fromkeys(itertools.chain.from_iterable(names_of_categories))
+  row_of = {name: row for row, name in enumerate(names)}
+  classes = class_lists.ClassList(tuple(names))
+  features_NxE = class_features(encoder, classes, prompt, unit=unit)
+  means = []
+  for category_names in names_of_categories:
+    rows = [row_of[name] for name in category_names]
+    means.append(features_NxE[rows].mean(axis=0))
+  means_CxE = np.stack(means)
+  if unit:
+    means_CxE = means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True)
+  return means_CxE
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
@@ -163,27 +188,28 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   rows.
 
   The file is a `.npy` of floats [C,E], rows of any norm. Nothing is unpickled.
-  PromptFileError if it is missing, damaged or of another type or shape, or has a row of
-  zeros or not finite.
+
+  Raises:
+    PromptFileError: a file that is missing, damaged, or of another type or shape, or a
+      row that is zero or not finite.
   """
   try:
     # Memory-mapped: a header that claims more than the file has allocates nothing.
     file = local_copy(path)
     stored = np.load(file, mmap_mode="r", allow_pickle=False)
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
-    found = f"not a NumPy array ({one_line(error, 200)})"
-    refuse(path, "the file", found, ".npy of class features [C,E]")
+    got = f"not a NumPy array ({one_line(error, 200)})"
+    refuse(path, "the file", got, ".npy of class features [C,E]")
   if not isinstance(stored, np.memmap) or stored.dtype.kind != "f" or stored.ndim != 2:
-    found = (
-      f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
-    )
-    refuse(path, "the array", found, "floats [C,E], one row a class")
+    dtype = getattr(stored, "dtype", "no array")
+    shape = list(getattr(stored, "shape", []))
+    refuse(path, "the array", f"{dtype} {shape}", "floats [C,E], one row a class")
   content: Any = np.memmap(file, np.uint8, mode="r")
+  # Our own files have a checksum behind the array, Detic's do not.
   has_checksum = len(content) > stored.offset + stored.nbytes
   if has_checksum and _crc32(content[:-4]) != bytes(content[-4:]):
-    refuse(
-      path, "the checksum at its end", "that of another content", "an undamaged file"
-    )
+    part = "the checksum at its end"
+    refuse(path, part, "that of another content", "an undamaged file")
   features_CxE = np.asarray(stored, np.float32)
   _check(path, features_CxE, PromptFileError)
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
@@ -197,8 +223,10 @@ def write_detic(
 
   Detic normalises the rows; those of the published files are the text tower's output.
   They are in ascending order of the annotation's category ids. NumPy ignores the
-  checksum at the end. ClassFeatureError for values that are not finite in float16, or a
-  row of zeros.
+  checksum at the end.
+
+  Raises:
+    ClassFeatureError: values that are not finite in float16, or a row of zeros.
   """
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
@@ -215,14 +243,22 @@ def write_open_clip(
   clip_model: str = "",
   upright: bool = True,
 ) -> None:
-  """Writes the weights of a zero-shot classifier, float32 [E,C], as open_clip builds
-  them.
+  """Writes the weights of a zero-shot classifier, as open_clip builds them.
 
-  `logits = logit_scale * image_features @ weights`, with unit columns, from unit rows.
-  The file is a `.npy`, or a `.safetensors` with the tensor `classifier` and the
-  metadata `names` (a JSON list), `clip_model` and `upright`, "true" if pictures are to
-  be turned as their EXIF orientation says, or "false". ClassFeatureError for values not
-  finite, or a row of zeros.
+  `logits = logit_scale * image_features @ weights`, with float32 weights [E,C]. The
+  file is a `.npy`, or a `.safetensors` with the tensor `classifier` and the other
+  arguments as metadata.
+
+  Args:
+    path: file to write; its suffix chooses the format.
+    features_CxE: class features with unit rows, which become unit columns.
+    names: names of the classes, in the metadata a JSON list.
+    clip_model: name of the CLIP.
+    upright: whether pictures must be turned as their EXIF orientation says, in the
+      metadata "true" or "false".
+
+  Raises:
+    ClassFeatureError: values that are not finite, or a row of zeros.
   """
   _check(path, features_CxE)
   weights_ExC = np.ascontiguousarray(features_CxE.T, np.float32)
@@ -230,10 +266,12 @@ def write_open_clip(
     if os.fspath(path).endswith(".npy"):
       np.save(file, weights_ExC, allow_pickle=False)
     else:
-      # Bytes of a folder's name that are not Unicode become "?".
-      clip_model = clip_model.encode(errors="replace").decode()
-      metadata = {"names": json.dumps(list(names)), "clip_model": clip_model}
-      metadata["upright"] = json.dumps(upright)
+      metadata = {
+        "names": json.dumps(list(names)),
+        # Bytes of a folder's name that are not Unicode become "?".
+        "clip_model": clip_model.encode(errors="replace").decode(),
+        "upright": json.dumps(upright),
+      }
       file.write(safetensors.numpy.save({"classifier": weights_ExC}, metadata))
 
 
@@ -242,6 +280,7 @@ def _check(
   features_CxE: np.ndarray,
   error: type[Exception] = ClassFeatureError,
 ) -> None:
+  """Raises `error` for features that are not finite, or for a row of zeros."""
   if not np.isfinite(features_CxE).all():
     raise error(f"{path}: features are not finite; accepted: finite values")
   nonzero_C = features_CxE.any(axis=-1)

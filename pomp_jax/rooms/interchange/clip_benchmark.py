@@ -1,10 +1,9 @@
-"""An evaluation in the form of CLIP_benchmark: its JSON file of a data set, its CSV of
-them all.
+"""Writes an evaluation as CLIP_benchmark does: a JSON file for each set, and a CSV.
 
 https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
@@ -13,8 +12,15 @@ from pomp_jax.files.run_folder import write_json
 from pomp_jax.report.report import write_csv
 
 _COLUMNS = (
-  *("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task"),
-  *("language", "model_fullname"),
+  "acc1",
+  "acc5",
+  "mean_per_class_recall",
+  "dataset",
+  "model",
+  "pretrained",
+  "task",
+  "language",
+  "model_fullname",
 )
 # acc5 is not a number there for fewer classes.
 _ACC5_CLASSES = 5
@@ -22,10 +28,10 @@ _PART_CHARACTERS = 80  # of a file name
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-  """Writes `clip_benchmark/`, a file for each set and prompt, and
-  `clip_benchmark.csv`."""
-  records, files = benchmark_records(results), folder / "clip_benchmark"
-  remove_folder(files)  # records of other prompts
+  """Writes `clip_benchmark.csv`, and `clip_benchmark/` with a file per set and prompt."""
+  records = benchmark_records(results)
+  files = folder / "clip_benchmark"
+  remove_folder(files)  # an earlier evaluation may have left records of other prompts
   files.mkdir()
   for name, record in records.items():
     write_json(files / f"{name}.json", record, checksum=False)
@@ -38,27 +44,39 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Builds a record for each set and prompt, by the stem of its file; `pretrained`:
-  the prompt."""
-  found: dict[str, dict[str, Any]] = {}
-  for name, of_set in results["sets"].items():
-    for label, figures in of_set["prompts"].items():
-      stem = unused = f"{_slug(name)}_{_slug(label) or 'prompt'}"
-      number, used = 1, set(map(str.lower, found))  # file systems may ignore case
-      while unused.lower() in used:
-        number += 1
-        unused = f"{stem}-{number}"
+  """Builds a record for each set and prompt, by the stem of its file.
+
+  The prompt stands where CLIP_benchmark has the weights, in `pretrained`.
+  """
+  records: dict[str, dict[str, Any]] = {}
+  for name, results_of_set in results["sets"].items():
+    for label, figures in results_of_set["prompts"].items():
+      stem = _unused(f"{_slug(name)}_{_slug(label) or 'prompt'}", records)
       acc5 = figures["top5"] if figures["classes"] >= _ACC5_CLASSES else None
-      accuracy = {"acc1": figures["top1"], "acc5": acc5}
-      accuracy["mean_per_class_recall"] = figures["macro_top1"]
-      record = {"dataset": name, "model": results["clip_model"], "pretrained": label}
-      record |= {
+      records[stem] = {
+        "dataset": name,
+        "model": results["clip_model"],
+        "pretrained": label,
         "task": "zeroshot_classification",
-        "metrics": accuracy,
+        "metrics": {
+          "acc1": figures["top1"],
+          "acc5": acc5,
+          "mean_per_class_recall": figures["macro_top1"],
+        },
         "language": "en",
       }
-      found[unused] = record
-  return found
+  return records
+
+
+def _unused(stem: str, used: Iterable[str]) -> str:
+  """A stem, with a number behind it if it is used; file systems may ignore case."""
+  used_lower = {name.lower() for name in used}
+  name = stem
+  number = 1
+  while name.lower() in used_lower:
+    number += 1
+    name = f"{stem}-{number}"
+  return name
 
 
 def _slug(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a report as LaTeX, to be included in a paper.
+"""Writes the tables of a report as LaTeX, to be included in a paper.
 
 A table that is too wide with intervals is written without them, with upright headings;
 one that is still too wide is scaled to the line, and one that is too long for a page is
@@ -31,19 +31,17 @@ _ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
 _HEADER = r"""% Packages: \usepackage{booktabs} and \usepackage{graphicx} (\rotatebox, \resizebox).
 % Include it by \input{results}. Tables are floats; their numbers are those of results.json.
 % Names in other than Latin letters need XeLaTeX or LuaLaTeX."""
-# Characters of a line of a one-column article at 10 points; and of a table that is
-# scaled to it.
-_LINE, _SCALED = 72, 100
+_LINE = 72  # characters of a line of a one-column article at 10 points
+_SCALED = 100  # characters of a table that may be scaled to such a line
 _ROWS = 40  # of a table on one page
 _CELL = 60  # characters of a cell; a longer one is a paragraph
-_SAVED = 0.8  # share of the width from which on headings stand upright
+_SAVED = 0.8  # share of the width below which it pays that headings stand upright
 _GAP = 2  # characters between columns
 _BREAK = ", "  # where a heading has a line's end
 
 
 def latex(report: Report) -> str:
-  """Formats the brief sections as floats, below a comment with the packages that they
-  need.
+  """Formats the brief sections as floats, below a comment that names their packages.
 
   Absolute paths are cut to their last name.
   """
@@ -57,33 +55,41 @@ def latex(report: Report) -> str:
 
 
 def _comment(*texts: str) -> str:
+  """Texts as lines of a comment."""
   lines = [line for text in texts for line in without_folders(text).splitlines()]
   return "\n".join(f"% {line}" for line in lines)
 
 
 def _tables(section: Section) -> list[str]:
-  """The floats of a section, in its compact form if the whole one is too wide."""
-  section, before = _without_paths(section), ""
-  compact, table = without_intervals(section), section.table
-  assert table is not None and compact.table is not None
-  if _width(table, upright=False) > _SCALED and compact.table.rows != table.rows:
-    section, table, before = (
-      compact,
-      compact.table,
-      "% Without intervals, which results.md has.\n",
-    )
+  """The floats of a section, without intervals if it is too wide with them."""
+  section = _without_paths(section)
+  comment = ""
+  compact = without_intervals(section)
+  assert section.table is not None
+  assert compact.table is not None
+  has_intervals = compact.table.rows != section.table.rows
+  if has_intervals and _width(section.table, upright=False) > _SCALED:
+    section = compact
+    comment = "% Without intervals, which results.md has.\n"
+  table = section.table
+  assert table is not None
+  marks = table.marks or [""] * len(table.rows)
   floats = []
   for first in range(0, max(len(table.rows), 1), _ROWS):
-    rows = range(first, min(first + _ROWS, len(table.rows)))
-    bold = [(row - first, column) for row, column in table.bold if row in rows]
-    marks = (table.marks or [""] * len(table.rows))[first : first + _ROWS]
-    part = Table(table.columns, table.rows[first : first + _ROWS], marks, bold)
-    title = section.title + (" (continued)" if first else "")
-    floats.append(before + _float(section._replace(title=title, table=part), part))
+    last = min(first + _ROWS, len(table.rows))
+    bold = [(row - first, column) for row, column in table.bold if first <= row < last]
+    page = Table(
+      table.columns, rows=table.rows[first:last], marks=marks[first:last], bold=bold
+    )
+    title = section.title
+    if first:
+      title += " (continued)"
+    floats.append(comment + _float(section._replace(title=title, table=page), page))
   return floats
 
 
 def _without_paths(section: Section) -> Section:
+  """A section whose paths are cut to their last names."""
   table = section.table
   assert table is not None
   rows = [[without_folders(text) for text in row] for row in table.rows]
@@ -93,59 +99,72 @@ def _without_paths(section: Section) -> Section:
 
 
 def _width(table: Table, *, upright: bool) -> int:
-  """Characters of a line of the table; upright headings, but that of the rows, need
-  one each."""
-  widths = []
+  """Characters of a line of the table.
+
+  The first heading is never upright; an upright one is a character wide.
+  """
+  width = 0
   for column, heading in enumerate(headings(table)):
-    of_heading = 1 if upright and column else max(map(len, heading.split(_BREAK)))
-    longest = max([of_heading, *(len(row[column]) for row in table.rows)])
-    widths.append(min(longest, _CELL) + _GAP)
-  return sum(widths)
+    longest = max(map(len, heading.split(_BREAK)))
+    if upright and column:
+      longest = 1
+    for row in table.rows:
+      longest = max(longest, len(row[column]))
+    width += min(longest, _CELL) + _GAP
+  return width
 
 
 def _float(section: Section, table: Table) -> str:
-  width, narrow = (_width(table, upright=upright) for upright in (False, True))
-  upright = width > _LINE and narrow < _SAVED * width
-  lines = [rf"{' & '.join(_headings(table, upright))} \\"]
-  rows = cells(table, _escaped, r"\textbf{{{}}}")
-  for number, row in enumerate(rows):
+  """A section's title, text, table and notes as a float that fits the line."""
+  width = _width(table, upright=False)
+  upright_width = _width(table, upright=True)
+  upright = width > _LINE and upright_width < _SAVED * width
+  if upright:
+    width = upright_width
+  begin = rf"\begin{{tabular}}{{{_layout(table)}}}"
+  end = r"\end{tabular}"
+  if width > _LINE:
+    begin = r"\resizebox{\linewidth}{!}{" + begin
+    end += "}"
+  caption = _escaped(". ".join(filter(None, (section.title, section.text))))
+  lines = [
+    r"\begin{table}",
+    r"\centering",
+    rf"\caption{{{caption}}}",
+    r"\smallskip",
+    begin,
+    r"\toprule",
+    rf"{' & '.join(_headings(table, upright))} \\",
+  ]
+  for number, row in enumerate(cells(table, _escaped, r"\textbf{{{}}}")):
     if number == 0 or _part(table, number) != _part(table, number - 1):
       lines.append(r"\midrule")
     lines.append(rf"{' & '.join(row)} \\")
-  body = [
-    rf"\begin{{tabular}}{{{_layout(table)}}}",
-    r"\toprule",
-    *lines,
-    r"\bottomrule",
-  ]
-  body.append(r"\end{tabular}")
-  if (narrow if upright else width) > _LINE:
-    body = [r"\resizebox{\linewidth}{!}{" + body[0], *body[1:-1], body[-1] + "}"]
-  caption = _escaped(". ".join(filter(None, (section.title, section.text))))
-  head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\smallskip"]
-  notes = [rf"\par\footnotesize {_escaped(note)}" for note in section.notes]
-  return "\n".join([*head, *body, *notes, r"\end{table}"])
+  lines += [r"\bottomrule", end]
+  lines += [rf"\par\footnotesize {_escaped(note)}" for note in section.notes]
+  lines.append(r"\end{table}")
+  return "\n".join(lines)
 
 
 def _part(table: Table, row: int) -> str:
-  """The part of the table that a row belongs to; "best" and "failed" rows are in the
-  main one."""
-  return "" if table.marks[row] in ("best", "failed") else table.marks[row]
+  """Part of the table that a row belongs to; "best" and "failed" are in the main one."""
+  mark = table.marks[row]
+  return "" if mark in ("best", "failed") else mark
 
 
 def _headings(table: Table, upright: bool) -> list[str]:
-  """Headings, broken behind commas, or upright but for that of the rows."""
-  found = []
+  """Headings broken behind commas; if upright, all but the first stand."""
+  texts = []
   for column, heading in enumerate(headings(table)):
-    parts = list(map(_escaped, heading.split(_BREAK)))
+    parts = [_escaped(part) for part in heading.split(_BREAK)]
     if upright and column:
-      found.append(rf"\rotatebox{{90}}{{{_BREAK.join(parts)}}}")
+      texts.append(rf"\rotatebox{{90}}{{{_BREAK.join(parts)}}}")
     elif len(parts) > 1:
       stacked = r" \\ ".join(parts)
-      found.append(rf"\shortstack{{{stacked}}}")
+      texts.append(rf"\shortstack{{{stacked}}}")
     else:
-      found += parts
-  return found
+      texts += parts
+  return texts
 
 
 def _layout(table: Table) -> str:
@@ -161,8 +180,10 @@ def _layout(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-  text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text.translate(_ESCAPES)).replace(
-    "\0", "$-$"
-  )
-  # Behind "\\" LaTeX reads "[" and "*" as an argument.
-  return f"{{}}{text}" if text.startswith(("[", "*")) else text
+  """Text whose characters LaTeX prints as they are; a minus sign is one."""
+  text = text.translate(_ESCAPES)
+  text = re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
+  if text.startswith(("[", "*")):
+    # Behind "\\" LaTeX would read them as an argument.
+    return f"{{}}{text}"
+  return text

@@ -1,9 +1,8 @@
-"""Prompts on HuggingFace's hub, `hf:OWNER/NAME`, by its own library; uploads with a
-model card.
+"""Loads prompts from HuggingFace's hub, `hf:OWNER/NAME`, and uploads them with a card.
 
-The library retries for up to a minute where there is no network. So the hub is first
-asked once, with a timeout, and every failure is one line. The library is imported with
-the first request.
+HuggingFace's library retries for up to a minute where there is no network. So the hub
+is first asked once, with a timeout, and every failure is one line. The library is
+imported with the first request.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +51,7 @@ _PLACES = {"end": "before", "middle": "on both sides of", "front": "after"}
 
 
 class HubError(InputError, RuntimeError):
-  """A repository or file on the hub that can't be used; one line that names it."""
+  """Error in one line that names a repository or file on the hub."""
 
 
 class HubWriteError(HubError):
@@ -62,22 +61,29 @@ class HubWriteError(HubError):
 
 
 def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
-  """Repository, revision and file of `hf:OWNER/NAME[@REVISION][/FILE]`.
+  """Splits `hf:OWNER/NAME[@REVISION][/FILE]` into repository, revision and file.
 
-  Without a revision (None) it is the main branch, without a file `prompt.npz`. HubError
-  for another form, or a file of another kind.
+  Without a revision it is None, which stands for the main branch, and without a file
+  `prompt.npz`.
+
+  Raises:
+    HubError: another form of a name, or a file of another kind.
   """
   match = _NAME.fullmatch(os.fspath(name))
-  if match is None or not (file := match[3] or prompt_file.DEFAULT_FILE).endswith(
-    _SUFFIXES
-  ):
-    raise HubError(f"{printable(os.fspath(name))}: expected {_ACCEPTED}")
-  return match[1], match[2], file
+  if match is not None:
+    file = match[3] or prompt_file.DEFAULT_FILE
+    if file.endswith(_SUFFIXES):
+      return match[1], match[2], file
+  raise HubError(f"{printable(os.fspath(name))}: expected {_ACCEPTED}")
 
 
 def load_from_hub(name: str | os.PathLike) -> Prompt:
-  """The prompt that `hf:OWNER/NAME` names; errors as `load_prompt`'s and
-  `_download`'s."""
+  """Loads the prompt that `hf:OWNER/NAME` names.
+
+  Raises:
+    HubError: a file that is neither on the hub nor in the cache, or may not be read.
+    PromptFileError: a file that is no prompt.
+  """
   file = _download(name)
   if prompt_file.format_of_content(file) == "pth":
     prompt_file.refuse(name, "the file", "a torch checkpoint", _KINDS)
@@ -90,11 +96,7 @@ def load_from_hub(name: str | os.PathLike) -> Prompt:
 
 
 def _download(name: str | os.PathLike) -> pathlib.Path:
-  """Downloads a file that `parse` names, or finds it in the cache if the hub does not
-  answer.
-
-  HubError if it is in neither, or may not be read.
-  """
+  """Downloads a file of `parse`, or finds it in the cache if the hub does not answer."""
   from huggingface_hub import HfApi
   from huggingface_hub.errors import HfHubHTTPError
 
@@ -111,22 +113,22 @@ def _download(name: str | os.PathLike) -> pathlib.Path:
           repository, file, revision=revision, local_files_only=True
         )
       except Exception:  # of another class in each version of the library
-        told = f"{type(error).__name__}: {one_line(error, 200)}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise HubError(
-          f"{name}: not in the cache, and the hub can't be asked ({told})"
+          f"{name}: not in the cache, and the hub can't be asked ({reason})"
         ) from error
       log.warning("%s: the hub can't be asked; the file in its cache is used", name)
       return pathlib.Path(cached)
-    files = [found.rfilename for found in info.siblings or ()]
+    files = [sibling.rfilename for sibling in info.siblings or ()]
     if file not in files:
-      usable = sorted(other for other in files if other.endswith(_SUFFIXES))[:5]
+      usable = sorted(path for path in files if path.endswith(_SUFFIXES))[:5]
       there = printable(", ".join(usable)) or f"no {_KINDS}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
-    # By the revision's name, under which it is found without a network.
-    found = api.hf_hub_download(
+    # Ask by the revision's name, under which the cache finds it without a network.
+    downloaded = api.hf_hub_download(
       repository, file, revision=revision, etag_timeout=_TIMEOUT
     )
-    return pathlib.Path(found)
+    return pathlib.Path(downloaded)
 
 
 def _status_of(error: Any) -> int:
@@ -143,14 +145,13 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
   except HubError:
     raise
   except RepositoryNotFoundError as error:
-    told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
-    raise kind(f"{name}: {told} ({_status_of(error)})") from error
+    reason = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
+    raise kind(f"{name}: {reason} ({_status_of(error)})") from error
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
   except Exception as error:  # those of requests and of httpx share no base
-    raise kind(
-      f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}"
-    ) from error
+    reason = f"{type(error).__name__}: {one_line(error, 200)}"
+    raise kind(f"{name}: the hub: {reason}") from error
 
 
 def wanted(export: Export) -> bool:
@@ -159,18 +160,36 @@ def wanted(export: Export) -> bool:
 
 
 def check(export: Export, prompt: Prompt) -> None:
-  """Checks that `push` may succeed; errors as `results_of`'s and `check_upload`'s."""
+  """Checks that `push` may succeed.
+
+  Raises:
+    RunFolderError: damaged results beside the prompt.
+    HubError: a repository that can't be written; see `check_upload`.
+  """
   upload = export.of(Upload)
   results_of(export.prompt, prompt)
   check_upload(upload.hub, upload.private)
 
 
 def push(export: Export, prompt: Prompt, folder: Path) -> str:
-  """Writes a prompt and its card to the folder, uploads both, and returns the
-  commit's URL."""
-  upload, results = export.of(Upload), results_of(export.prompt, prompt)
+  """Uploads a prompt with its card, and returns the commit's URL.
+
+  Args:
+    export: settings of the export, with the repository and the licence.
+    prompt: prompt of `export.prompt`.
+    folder: folder that gets a copy of both files, before the upload.
+
+  Raises:
+    HubError: see `push_prompt`.
+  """
+  upload = export.of(Upload)
   return push_prompt(
-    upload.hub, prompt, upload.license, results, upload.private, keep_in=folder
+    upload.hub,
+    prompt,
+    upload.license,
+    results=results_of(export.prompt, prompt),
+    private=upload.private,
+    keep_in=folder,
   )
 
 
@@ -182,22 +201,30 @@ def push_prompt(
   private: bool = False,
   keep_in: Path | None = None,
 ) -> str:
-  """Uploads `prompt.npz` and a model card to `hf:OWNER/NAME`; returns the commit's URL.
+  """Uploads `prompt.npz` and a model card, and returns the commit's URL.
 
   Folders in the prompt's config are cut to their last name: they belong to the machine.
-  Errors as `save_prompt`'s and `check_upload`'s; HubWriteError if the hub refuses
-  repository or metadata. Licences are named by the hub's identifiers. `results` are
-  `results.json` of the training, whose accuracies the card reports. With `private` a
-  public repository is an error. `keep_in` is a folder that gets a copy of both files,
-  before the upload.
+
+  Args:
+    name: repository, `hf:OWNER/NAME`.
+    prompt: prompt to upload.
+    license: licence by the hub's identifier.
+    results: `results.json` of the training, whose accuracies the card reports.
+    private: whether the repository must be private; a public one is then an error.
+    keep_in: folder that gets a copy of both files, before the upload.
+
+  Raises:
+    PromptFileError: a prompt that `save_prompt` refuses.
+    HubError: a repository that can't be written; see `check_upload`.
+    HubWriteError: the hub refuses the repository or the metadata.
   """
   from huggingface_hub import HfApi
 
-  config, clip_model = (
-    without_folders(prompt.config),
-    without_folders(prompt.clip_model),
+  prompt = dataclasses.replace(
+    prompt,
+    clip_model=without_folders(prompt.clip_model),
+    config=without_folders(prompt.config),
   )
-  prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
     prompt_file.save_prompt(local / prompt_file.DEFAULT_FILE, prompt)
@@ -205,21 +232,26 @@ def push_prompt(
     if keep_in is not None:
       for file in local.iterdir():
         write_file(keep_in / file.name, file.read_bytes())
-    repository, api = check_upload(name, private), HfApi()
+    repository = check_upload(name, private)
+    api = HfApi()
     with _as_hub_error(name, HubWriteError):
+      # None: an organisation may have a default of its own.
       api.create_repo(repository, private=private or None, exist_ok=True)
-      told = f"Prompt for {clip_model}"
       commit = api.upload_folder(
-        repo_id=repository, folder_path=folder, commit_message=told
+        repo_id=repository,
+        folder_path=folder,
+        commit_message=f"Prompt for {prompt.clip_model}",
       )
       return commit.commit_url
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
-  """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it
-  is damaged.
+  """Reads `results.json` beside a prompt file, `path` of `load_prompt`.
 
-  Empty unless the folder is of the run that learned the prompt.
+  Returns {} unless the folder is of the run that learned the prompt.
+
+  Raises:
+    RunFolderError: the file is damaged.
   """
   if prompt_file.is_hub(path):
     return {}
@@ -227,11 +259,10 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   run = RunFolder(file.parent)
   if file in run.other_prompts.values():
     return {}  # the results are of another checkpoint
-  if (
-    not (exists(run.config) and exists(run.results))
-    or read_json(run.config) != prompt.config
-  ):
+  if not exists(run.config) or not exists(run.results):
     return {}
+  if read_json(run.config) != prompt.config:
+    return {}  # the run has learned another prompt
   results = read_json(run.results)
   is_training = isinstance(results, dict) and results.get("job") == "pretrain"
   return results if is_training and "eval" in results else {}
@@ -240,8 +271,9 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   """Checks that an upload to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
 
-  HubError for another form of name, no token, no answer of the hub, or a public
-  repository where a private one is wanted.
+  Raises:
+    HubError: another form of a name, no token, no answer of the hub, or a public
+      repository where a private one is wanted.
   """
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
@@ -270,34 +302,36 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
 def model_card(
   name: str, prompt: Prompt, license: str, results: Mapping[str, Any]
 ) -> Any:
-  """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
+  """Writes the card of a prompt, a `huggingface_hub.ModelCard`.
+
+  Args:
+    name: repository, `hf:OWNER/NAME`.
+    prompt: prompt to describe.
+    license: licence by the hub's identifier.
+    results: `results.json` of the training, or {}.
+  """
   from huggingface_hub import ModelCard, ModelCardData
 
   repository, *_ = parse(name)
-  on_hub = bool(re.fullmatch(rf"{_PART}/{_PART}", prompt.clip_model))
+  is_on_hub = re.fullmatch(rf"{_PART}/{_PART}", prompt.clip_model) is not None
   data = ModelCardData(
     license=license,
     library_name="pomp-jax",
     pipeline_tag="zero-shot-image-classification",
-    base_model=prompt.clip_model if on_hub else None,
+    base_model=prompt.clip_model if is_on_hub else None,
     tags=["clip", "prompt-learning", "jax"],
   )
   *n_classes, n_vectors, width = prompt.context.shape
-  shared = (
-    f"one context for each of {n_classes[0]} classes"
-    if n_classes
-    else "for any class names"
-  )
-  clip = (
-    "CLIP"
-    if prompt.clip_model == prompt_file.UNKNOWN_CLIP
-    else printable(prompt.clip_model)
-  )
-  # A name of no hub and not "world" is a folder or file of the machine that trained.
-  local = not on_hub and prompt.clip_model != "world"
-  hint = (
-    "\n\nThe first argument is the folder or the file of that CLIP." if local else ""
-  )
+  classes = "for any class names"
+  if n_classes:
+    classes = f"one context for each of {n_classes[0]} classes"
+  clip = "CLIP"
+  if prompt.clip_model != prompt_file.UNKNOWN_CLIP:
+    clip = printable(prompt.clip_model)
+  hint = ""
+  if not is_on_hub and prompt.clip_model != "world":
+    # The name is a folder or a file of the machine that trained.
+    hint = "\n\nThe first argument is the folder or the file of that CLIP."
   return ModelCard(f"""---
 {data.to_yaml()}
 ---
@@ -305,7 +339,7 @@ def model_card(
 # {repository.partition("/")[2]}
 
 A prompt for the CLIP {_code(prompt.clip_model)}, learned with POMP-JAX by {_PAPER}: {n_vectors} \
-context vectors of width {width}, {_PLACES[prompt.position]} the class name, {shared}.
+context vectors of width {width}, {_PLACES[prompt.position]} the class name, {classes}.
 
 ## Use
 
@@ -323,29 +357,33 @@ print(classifier.predict("picture.jpg"))
 
 
 def _training(name: str, config: Mapping[str, Any]) -> str:
+  """The card's sentence on the training."""
   if not config:
     return "The configuration of the training is not known."
   data = config.get("data", {})
+  contrast = config.get("k")
+  if config.get("negatives") == "all":
+    contrast = "all classes"
   facts = {
     "images": data.get("dataset") or data.get("root") or data.get("source"),
     "shots": data.get("shots") or "all",
-    "contrast over": "all classes"
-    if config.get("negatives") == "all"
-    else config.get("k"),
+    "contrast over": contrast,
     "correction": config.get("correction"),
     "epochs": config.get("epochs"),
     "seed": config.get("seed"),
   }
-  told = [
-    f"{fact} {_code(str(value))}" for fact, value in facts.items() if value is not None
-  ]
+  words = []
+  for fact, value in facts.items():
+    if value is not None:
+      words.append(f"{fact} {_code(str(value))}")
   return (
-    f'{", ".join(told)}. `load_prompt("{name}").config`, of `pomp_jax.files.prompt_file`, is the'
+    f'{", ".join(words)}. `load_prompt("{name}").config`, of `pomp_jax.files.prompt_file`, is the'
     " whole configuration."
   )
 
 
 def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
+  """The card's table of accuracies, with the command that measured them."""
   if not results:
     return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")
@@ -355,21 +393,26 @@ def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
     "| --- " * 6 + "|",
   ]
   for split, scores in results["eval"].items():
-    found = [
-      f"{100 * scores[key]['top1']:.1f}" if key in scores else "" for key in _COLUMNS
+    row = [
+      _code(split),
+      str(results["eval_images"][split]),
+      str(results["eval_classes"][split]),
     ]
-    counts = results["eval_images"][split], results["eval_classes"][split]
-    rows.append(f"| {_code(split)} | {counts[0]} | {counts[1]} | {' | '.join(found)} |")
-  command = results.get("provenance", {}).get("command", "")
-  shown = printable(without_folders(command), None).replace("`", "?")
-  lines = [
+    for key in _COLUMNS:
+      row.append(f"{100 * scores[key]['top1']:.1f}" if key in scores else "")
+    rows.append(f"| {' | '.join(row)} |")
+  paragraphs = [
     "## Results",
     "Measured on the test splits of the training's data:",
     "\n".join(rows),
   ]
-  lines += [f"```bash\n{shown}\n```"] if shown else []
-  return "\n" + "\n\n".join(lines) + "\n"
+  command = results.get("provenance", {}).get("command", "")
+  command = printable(without_folders(command), None).replace("`", "?")
+  if command:
+    paragraphs.append(f"```bash\n{command}\n```")
+  return "\n" + "\n\n".join(paragraphs) + "\n"
 
 
 def _code(text: str) -> str:
+  """A text as code in Markdown; a character that would end code or cell becomes "?"."""
   return f"`{re.sub(r'[`|]', '?', printable(text))}`"

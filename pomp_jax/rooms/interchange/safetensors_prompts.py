@@ -1,5 +1,4 @@
-"""Prompts as safetensors: ours, and the context of a whole model that other code has
-written.
+"""Reads and writes prompts as safetensors: ours, or the context of a whole model.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -26,52 +25,63 @@ from pomp_jax.rooms.interchange.torch_archive import context_name
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """The tensor `context`, and `format_version`, the text fields and `crc32` as
-  metadata."""
+  """Encodes the tensor `context`, with text fields, version and CRC-32 as metadata.
+
+  Raises:
+    UnicodeEncodeError: a text that is not Unicode.
+  """
   metadata = {
     **text,
     "format_version": str(FORMAT_VERSION),
     "crc32": _crc32(context, text),
   }
-  # raises UnicodeEncodeError, which the library does not
-  "".join(text.values()).encode()
+  "".join(text.values()).encode()  # raises, which the library does not
   return safetensors.numpy.save({"context": np.ascontiguousarray(context)}, metadata)
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the tensor `context`, or that of a whole model, and the metadata."""
+  """Reads the tensor `context`, or that of a whole model, and the metadata.
+
+  Raises:
+    PromptFileError: a file that is missing, damaged, or has another type or two contexts.
+  """
   try:
     with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
       fields: dict[str, Any] = dict(file.metadata() or {})
       names = file.keys()
-      name = "context" if "context" in names else context_name(path, names, "the file")
+      name: str | None = "context"
+      if "context" not in names:
+        name = context_name(path, names, "the file")
+        if name is not None:
+          fields = OF_OTHERS | fields
       if name is not None:
-        fields = fields if name == "context" else OF_OTHERS | fields
         header = file.get_slice(name)
         if header.get_dtype() != "F32":
-          found = f"{header.get_dtype()} {header.get_shape()}"
-          refuse(path, name, found, "F32 [M, D] or [N, M, D], no axis empty")
+          got = f"{header.get_dtype()} {header.get_shape()}"
+          refuse(path, name, got, "F32 [M, D] or [N, M, D], no axis empty")
         fields["context"] = file.get_tensor(name)
   except PromptFileError:
     raise
   except FileNotFoundError:
     refuse(path, "the file", "missing", "a prompt file (.safetensors)")
   except Exception as error:  # the library's own errors share no base
-    found = f"not a whole safetensors file ({error})"
-    refuse(path, "the file", found, "an undamaged safetensors file")
+    got = f"not a whole safetensors file ({error})"
+    refuse(path, "the file", got, "an undamaged safetensors file")
   crc32 = fields.get("crc32")  # files of other writers have none
-  if crc32 is not None and crc32 != _crc32(fields.get("context", np.empty(0)), fields):
-    refuse(
-      path, "crc32", f"{crc32}, which is not that of the rest", "an undamaged file"
-    )
+  context = fields.get("context", np.empty(0))
+  if crc32 is not None and crc32 != _crc32(context, fields):
+    got = f"{crc32}, which is not that of the rest"
+    refuse(path, "crc32", got, "an undamaged file")
   if fields.get("format_version") == str(FORMAT_VERSION):
     fields["format_version"] = FORMAT_VERSION
   return fields
 
 
 def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
-  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no
-  checksum."""
+  """CRC-32 of the context's shape and bytes and of the text fields, in hexadecimal.
+
+  The format itself has no checksum.
+  """
   described = [list(context.shape), [text.get(field) for field in TEXTS]]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"

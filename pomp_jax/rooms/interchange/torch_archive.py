@@ -1,5 +1,4 @@
-"""Torch's zip archives without torch: weights of CLIPs, and prompts of CoOp's and
-POMP's code.
+"""Reads torch's zip archives without torch: weights of CLIPs, prompts of other code.
 
 `<root>/data.pkl` is a pickle of the value, in which a tensor is a reference to a record
 `<root>/data/<key>` of raw numbers, with an offset, a shape and strides. Nothing is
@@ -37,23 +36,28 @@ from pomp_jax.files.restricted_pickle import (
 )
 from pomp_jax.files.terminal import printable
 
-# Item of a training checkpoint with the weights: open_clip's and CoOp's, and
-# detectron2's.
-_STATE_DICTS = ("state_dict", "model")
+# Names of a training checkpoint's item with the weights.
+_STATE_DICTS = (
+  "state_dict",  # open_clip's and CoOp's
+  "model",  # detectron2's
+)
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
+# NumPy's types by torch's; NumPy has no bfloat16, so its bits are read as integers.
 _TYPES = {
-  "Double": "f8",
-  "Float": "f4",
-  "Half": "f2",
-  "BFloat16": "u2",
-  "Long": "i8",
-  "Int": "i4",
+  "DoubleStorage": "f8",
+  "FloatStorage": "f4",
+  "HalfStorage": "f2",
+  "BFloat16Storage": "u2",
+  "LongStorage": "i8",
+  "IntStorage": "i4",
+  "ShortStorage": "i2",
+  "CharStorage": "i1",
+  "ByteStorage": "u1",
+  "BoolStorage": "?",
 }
-_TYPES |= {"Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
-_TYPES = {f"{name}Storage": kind for name, kind in _TYPES.items()}
-# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's
-# segmentation models), and that of ZSSeg's own, which may also have vectors after the
-# name.
+# Names of the context in a state dict: CoOp's and POMP's, that of whole models (forks;
+# POMP's segmentation models), and that of ZSSeg's own, which may also have vectors
+# after the name.
 _CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
 _SUFFIX = "suffix_prompt"
 # Item of a torch checkpoint with our text fields; published code ignores it.
@@ -75,20 +79,21 @@ class _Dict(dict):
   """An ordered dict, without its attributes: `_metadata` of a module's state."""
 
   def __setstate__(self, state: Any) -> None:
-    pass
+    """Drops the attributes."""
 
 
 class _Storage(NamedTuple):
-  key: str
-  kind: str
+  """Reference to a record of raw numbers."""
+
+  key: str  # name of the record
+  kind: str  # torch's name of their type
 
 
 class TorchUnpickler(RestrictedUnpickler):
-  """Reads `data.pkl`: tensors as `StoredTensor`, ordered dicts as dicts, parameters as
-  tensors.
+  """Reads `data.pkl`, with a `StoredTensor` for each tensor and parameter.
 
-  Reads more than `torch.load(weights_only=True)`: Dassl's warm-up schedulers keep a
-  whole scheduler object in their state, which torch refuses.
+  Ordered dicts become dicts. It reads more than `torch.load(weights_only=True)`: Dassl's
+  warm-up schedulers keep a whole scheduler object in their state, which torch refuses.
   """
 
   # Names of protocol 2: those that torch's own safe loader takes, and
@@ -117,57 +122,72 @@ class TorchUnpickler(RestrictedUnpickler):
       if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         raise PickleError("a tensor without a storage, a shape or strides")
       return StoredTensor(
-        storage.key, storage.kind, offset, tuple(shape), tuple(strides)
+        storage=storage.key,
+        kind=storage.kind,
+        offset=offset,
+        shape=tuple(shape),
+        strides=tuple(strides),
       )
-    if name == "torch._utils._rebuild_parameter" and isinstance(
-      arguments[0], StoredTensor
-    ):
-      return arguments[0]
+    if name == "torch._utils._rebuild_parameter":
+      tensor, *_ = arguments
+      if isinstance(tensor, StoredTensor):
+        return tensor
     return PickledObject(name)
 
   def persistent_load(self, pid: Any) -> _Storage:
-    what, kind, key, *_ = pid
-    kind = re.fullmatch(r"torch\.(\w+Storage)", kind.__name__)
+    """Reads a reference to a record, ("storage", class of its type, name, ..)."""
+    what, storage_class, key, *_ = pid
+    kind = re.fullmatch(r"torch\.(\w+Storage)", storage_class.__name__)
     if what != "storage" or not kind or not isinstance(key, str):
       raise PickleError("a reference to something that is no storage")
     return _Storage(key, kind[1])
 
 
 class TorchArchive(contextlib.AbstractContextManager):
-  """Open archive; `value` is what `TorchUnpickler` reads. What can't be read raises
-  `error`."""
+  """An open archive; `value` is what `TorchUnpickler` reads."""
 
   value: Any
 
   def __init__(self, path: str | os.PathLike, error: type[Exception] = ClipError):
-    self._path, self._error = path, error
+    """Opens an archive and reads its pickle, but no tensor.
+
+    Raises:
+      error: a file that is missing, damaged, or holds other objects.
+    """
+    self._path = path
+    self._error = error
     try:
       self._zip = zipfile.ZipFile(local_copy(path))
     except FileNotFoundError:
       self._refuse("the file", "missing", "a torch checkpoint")
-    except (
-      Exception
-    ) as error:  # a damaged archive fails in more ways than zipfile documents
-      self._refuse("the file", f"not a whole zip ({error})", weights.TORCH_FILES)
+    # A damaged archive fails in more ways than zipfile documents.
+    except Exception as reason:
+      self._refuse("the file", f"not a whole zip ({reason})", weights.TORCH_FILES)
     with contextlib.ExitStack() as stack:
       stack.enter_context(self._zip)
       names = [name for name in self._zip.namelist() if _PICKLE_NAME.fullmatch(name)]
       if len(names) != 1:
-        found = f"a zip with {len(names)} data.pkl"
-        self._refuse("the file", found, "a torch checkpoint, with one")
+        got = f"a zip with {len(names)} data.pkl"
+        self._refuse("the file", got, "a torch checkpoint, with one")
       self._root = names[0].removesuffix("/data.pkl")
       try:
         self.value = TorchUnpickler.read(self._read("data.pkl"))
-      except PickleError as error:
+      except PickleError as reason:
         accepted = "tensors, plain values, and torch's optimizer state"
-        self._refuse("data.pkl", f"refused for {error}", accepted)
-      # torch before 2.1 wrote no byte order.
-      is_told = f"{self._root}/byteorder" in self._zip.namelist()
-      order = self._read("byteorder") if is_told else b"little"
-      if order not in (b"little", b"big"):
-        self._refuse("byteorder", repr(order[:16]), "little, big")
-      self._order = "<" if order == b"little" else ">"
-      stack.pop_all()
+        self._refuse("data.pkl", f"refused for {reason}", accepted)
+      self._order = self._byte_order()
+      stack.pop_all()  # all is well: the archive stays open
+
+  def _byte_order(self) -> str:
+    """NumPy's sign of the byte order of all records."""
+    if f"{self._root}/byteorder" not in self._zip.namelist():
+      return "<"  # torch before 2.1
+    order = self._read("byteorder")
+    if order == b"little":
+      return "<"
+    if order == b"big":
+      return ">"
+    self._refuse("byteorder", repr(order[:16]), "little, big")
 
   def __exit__(self, *exception: object) -> None:
     self._zip.close()
@@ -175,8 +195,8 @@ class TorchArchive(contextlib.AbstractContextManager):
   def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
-    The error names `field` if its type is unknown, its record missing or damaged, or if
-    it reaches beyond the record.
+    The error names `field`. It is raised if the type is unknown, if the record is
+    missing or damaged, or if the tensor reaches beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -190,12 +210,14 @@ class TorchArchive(contextlib.AbstractContextManager):
       )
       array = view.astype(dtype.newbyteorder("="), order="C")
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
-      found = f"{list(tensor.shape)} on a record of {len(data)} bytes ({error})"
-      self._refuse(field, found, "a tensor within its record")
-    is_bfloat16 = tensor.kind == "BFloat16Storage"
-    return array.view(ml_dtypes.bfloat16).astype(np.float32) if is_bfloat16 else array
+      got = f"{list(tensor.shape)} on a record of {len(data)} bytes ({error})"
+      self._refuse(field, got, "a tensor within its record")
+    if tensor.kind == "BFloat16Storage":
+      return array.view(ml_dtypes.bfloat16).astype(np.float32)
+    return array
 
   def _read(self, record: str) -> bytes:
+    """Content of a record."""
     try:
       return self._zip.read(f"{self._root}/{record}")
     except KeyError:
@@ -203,34 +225,33 @@ class TorchArchive(contextlib.AbstractContextManager):
     except Exception as error:  # zipfile and zlib, on a bad byte
       self._refuse(record, f"damaged ({error})", "an undamaged record")
 
-  def _refuse(self, part: str, found: str, accepted: str) -> NoReturn:
-    raise self._error(
-      f"{self._path}: {part} is {printable(found)}; accepted: {accepted}"
-    )
+  def _refuse(self, part: str, got: str, accepted: str) -> NoReturn:
+    raise self._error(f"{self._path}: {part} is {printable(got)}; accepted: {accepted}")
 
 
 @contextlib.contextmanager
 def open_torch(path: Path) -> Iterator[weights.Weights]:
-  """Opens a state dict, a training checkpoint with an item of `_STATE_DICTS`, or
-  TorchScript."""
+  """Opens the weights of a state dict, of a training checkpoint, or of TorchScript.
+
+  Raises:
+    ClipError: a file that is missing, damaged, or without tensors.
+  """
   with TorchArchive(path) as archive:
     value = archive.value
-    items = value.items() if isinstance(value, dict) else ()
-    text = {name: item for name, item in items if isinstance(item, str)}
-    for item in _STATE_DICTS:
-      if isinstance(value, dict) and isinstance(value.get(item), dict):
-        value = value[item]
+    text: dict[str, str] = {}  # beside the state dict
+    if isinstance(value, dict):
+      text = {name: item for name, item in value.items() if isinstance(item, str)}
+    for name in _STATE_DICTS:
+      if isinstance(value, dict) and isinstance(value.get(name), dict):
+        value = value[name]
+    accepted = "a state dict of weights"
     try:
       tensors = dict(_named_tensors(value))
     except RecursionError:
-      weights.refuse(
-        path, "the checkpoint", "a module inside itself", "a state dict of weights"
-      )
+      weights.refuse(path, "the checkpoint", "a module inside itself", accepted)
     if not tensors:
       kind = value.name if isinstance(value, PickledObject) else type(value).__name__
-      weights.refuse(
-        path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights"
-      )
+      weights.refuse(path, "the checkpoint", f"a {kind} without tensors", accepted)
     # Distributed training wraps the model in another module.
     if all(name.startswith("module.") for name in tensors):
       tensors = {
@@ -248,8 +269,7 @@ def open_torch(path: Path) -> Iterator[weights.Weights]:
 
 
 def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-  """Finds the tensors of a state dict, or of a TorchScript module and its
-  submodules."""
+  """Yields the tensors of a state dict, or of a TorchScript module and its submodules."""
   children: dict[Any, Any] = {}
   if isinstance(value, StoredTensor):
     yield name, value
@@ -263,31 +283,42 @@ def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTens
 
 
 def encode(context: np.ndarray, text: Mapping[str, str]) -> bytes:
-  """The layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
+  """Encodes a prompt as CoOp's and POMP's code does.
 
-  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, with
-  `epochs` of the config, else 0, and without the published buffers `token_prefix` and
-  `token_suffix`, the embeddings of the training's class names. PromptFileError without
-  torch.
+  `torch.load(weights_only=True)` reads {"state_dict": {"ctx": [M,D] or [N,M,D]},
+  "epoch": .., "pomp_jax": {..}}, with `epochs` of the config, else 0. The published
+  buffers `token_prefix` and `token_suffix`, the embeddings of the training's class
+  names, are left out.
+
+  Raises:
+    PromptFileError: torch is not installed.
+    UnicodeEncodeError: a text that is not Unicode.
   """
   try:
     import torch
   except ImportError as error:
-    told = "writing .pth needs torch: pip install 'pomp-jax[torch]'"
-    raise PromptFileError(f"{told} ({error})") from error
-  "".join(text.values()).encode()  # raises UnicodeEncodeError, which a pickle does not
-  ours = {**text, "format_version": FORMAT_VERSION}
-  state = {"ctx": torch.tensor(context)}
+    remedy = "writing .pth needs torch: pip install 'pomp-jax[torch]'"
+    raise PromptFileError(f"{remedy} ({error})") from error
+  "".join(text.values()).encode()  # raises, which a pickle does not
   epoch = json.loads(text["config"]).get("epochs", 0)
-  epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
+  if type(epoch) is not int or not 0 <= epoch < 2**31:
+    epoch = 0
+  checkpoint = {
+    "state_dict": {"ctx": torch.tensor(context)},
+    "epoch": epoch,
+    _OURS: {**text, "format_version": FORMAT_VERSION},
+  }
   file = io.BytesIO()
-  torch.save({"state_dict": state, "epoch": epoch, _OURS: ours}, file)
+  torch.save(checkpoint, file)
   return file.getvalue()
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads the context of a checkpoint, of any float type, as float32, and our fields
-  beside it."""
+  """Reads the context of a checkpoint as float32, and our fields beside it.
+
+  Raises:
+    PromptFileError: a file that is missing, damaged, or has no context of floats.
+  """
   with TorchArchive(path, PromptFileError) as archive:
     field, tensor = _torch_context(path, archive.value)
     if not isinstance(tensor, StoredTensor):
@@ -304,62 +335,86 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
-  """Name and value of the context, in a checkpoint's state dict or in a state dict
-  alone."""
-  whole = value if isinstance(value, dict) else {}
+  """Name and value of the context, in a checkpoint's state dict or in the file itself."""
+  checkpoint = value if isinstance(value, dict) else {}
   places = {
-    "model": whole.get("model"),
-    "state_dict": whole.get("state_dict"),
-    "": whole,
+    "model": checkpoint.get("model"),
+    "state_dict": checkpoint.get("state_dict"),
+    "": checkpoint,
   }
   for place, state in places.items():
-    items = state if isinstance(state, dict) else {}
-    name = context_name(path, items, place or "the file")
-    if name is not None:
-      return f"{place}[{name!r}]", items[name]
-  field, key, item = "the checkpoint", "state_dict", value
-  if "state_dict" in whole:
-    field, key, item = "state_dict", "ctx", whole["state_dict"]
-  if not isinstance(item, dict):
-    refuse(path, field, _kind(item), f"a dict with {key!r}")
-  names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
-  refuse(
-    path, f"{field}[{key!r}]", f"missing (there are: {names})", "an item of that name"
-  )
+    if isinstance(state, dict):
+      name = context_name(path, state, place or "the file")
+      if name is not None:
+        return f"{place}[{name!r}]", state[name]
+  if "state_dict" in checkpoint:
+    _refuse_missing(path, "state_dict", checkpoint["state_dict"], "ctx")
+  _refuse_missing(path, "the checkpoint", value, "state_dict")
+
+
+def _refuse_missing(
+  path: str | os.PathLike, field: str, value: Any, key: str
+) -> NoReturn:
+  """Raises PromptFileError for a field that is no dict, or lacks a key."""
+  if not isinstance(value, dict):
+    refuse(path, field, _kind(value), f"a dict with {key!r}")
+  names = sorted(name for name in value if isinstance(name, str))
+  there = ", ".join(names) or "nothing"
+  got = f"missing (there are: {there})"
+  refuse(path, f"{field}[{key!r}]", got, "an item of that name")
 
 
 def context_name(
   path: str | os.PathLike, items: Collection[Any], place: str
 ) -> str | None:
-  """Name of the context among those of a state dict's tensors."""
+  """Returns the name of the context among those of a state dict's tensors.
+
+  Args:
+    path: file, for messages.
+    items: names of the tensors.
+    place: part of the file that has them, for messages.
+
+  Raises:
+    PromptFileError: several contexts, or one with vectors behind the class name, too.
+  """
   names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
   if len(names) > 1:
     refuse(path, place, f"a dict with {', '.join(names)}", "one context")
-  for name in names:
-    if (suffix := f"{name.rpartition('.')[0]}.{_SUFFIX}") in items:
-      refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
-    return name
-  return None
+  if not names:
+    return None
+  (name,) = names
+  module, _, _ = name.rpartition(".")
+  suffix = f"{module}.{_SUFFIX}"
+  if suffix in items:
+    refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
+  return name
 
 
 def prompt_of_trainer(output: Path) -> Path | None:
-  """The best checkpoint in a trainer's folder, as Dassl loads it, else the one last
-  saved."""
+  """Finds the checkpoint in a trainer's folder that Dassl would load.
+
+  That is the best one, or else the one that its file `checkpoint` names, or else the
+  one of the largest epoch.
+  """
   for folder in (output / "prompt_learner", output):
-    files = (
-      {path.name: path for path in folder.glob("model*.pth.tar*")}
-      if is_dir(folder)
-      else {}
-    )
-    last = folder / "checkpoint"
-    name = last.read_text(errors="replace").strip() if files and is_file(last) else ""
-    newest = sorted(files, key=lambda name: (len(name), name))[-1:]
-    for known in ("model-best.pth.tar", name, *newest):
-      if known in files:
-        return files[known]
+    if not is_dir(folder):
+      continue
+    files = {path.name: path for path in folder.glob("model*.pth.tar*")}
+    if not files:
+      continue
+    choices = ["model-best.pth.tar"]
+    if is_file(folder / "checkpoint"):
+      text = (folder / "checkpoint").read_text(errors="replace")
+      choices.append(text.strip())
+    choices.append(max(files, key=lambda name: (len(name), name)))
+    for name in choices:
+      if name in files:
+        return files[name]
   return None
 
 
 def _kind(value: Any) -> str:
-  kind = type(value).__name__
-  return f"an object {value.name}" if isinstance(value, PickledObject) else f"a {kind}"
+  """A value in words, by its type."""
+  if isinstance(value, PickledObject):
+    return f"an object {value.name}"
+  return f"a {type(value).__name__}"

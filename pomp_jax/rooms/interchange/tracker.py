@@ -1,4 +1,4 @@
-"""Weights & Biases gets the config, the scalars and the results of a training.
+"""Sends the config, the scalars and the results of a training to Weights & Biases.
 
 `wandb`, an extra of the package, is set up by its own environment variables. A resumed
 run continues there: `tracker.json` in the run's folder holds its id.
@@ -23,17 +23,25 @@ from pomp_jax.rooms.interchange.fields import Tracking
 
 log = logging.getLogger(__name__)
 
-# For the tracker's server at the start, and for what is left at the end.
-_SECONDS, _TIMEOUTS = 30.0, ("init_timeout", "finish_timeout", "login_timeout")
+# Seconds to wait for the server at the start, and to send the rest at the end.
+_TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 30.0, "login_timeout": 30.0}
 _PROJECT = "pomp-jax"
-# Its service, another process, ends with ours. What it has not written by then is lost
-# offline.
-_FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
+# The service of wandb is another process, which ends with ours. Offline it loses what
+# it has not written by then, so it writes each second instead of every 15.
+_FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}
 
 
 def open_tracker(fields: Log, folder: RunFolder, config: Mapping[str, Any]) -> Tracker:
-  """Starts or resumes the run's record in the tracker of `log.tracker`."""
-  return Tracker() if fields.of(Tracking).tracker == "none" else Wandb(folder, config)
+  """Starts or resumes the run's record in the tracker of `log.tracker`.
+
+  Args:
+    fields: settings of the log.
+    folder: folder of the run, which keeps the record's id.
+    config: values of the config, by field.
+  """
+  if fields.of(Tracking).tracker == "none":
+    return Tracker()
+  return Wandb(folder, config)
 
 
 class Wandb(Tracker):
@@ -54,8 +62,8 @@ class Wandb(Tracker):
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     if self._run is not None:
       with self._stop_on_error():
-        # Not as wandb's own step, which may only grow: a roll-back or a restart repeats
-        # some.
+        # A scalar, not wandb's own step: that may only grow, and a roll-back or a
+        # restart repeats some.
         self._run.log({"step": step, **scalars})
 
   def finish(self, results: Mapping[str, Any]) -> None:
@@ -64,10 +72,11 @@ class Wandb(Tracker):
         self._run.summary.update({"results": json.loads(to_json(results))})
 
   def __exit__(self, *exception: Any) -> None:
-    run, self._run = self._run, None
-    error = exception[1]
+    run = self._run
     if run is None:
       return
+    self._run = None
+    error = exception[1]
     with self._stop_on_error():
       if isinstance(error, hosts.Preempted):
         run.mark_preempting()
@@ -75,6 +84,7 @@ class Wandb(Tracker):
 
   @contextlib.contextmanager
   def _stop_on_error(self) -> Iterator[None]:
+    """Turns an error into a warning, after which nothing is sent."""
     try:
       yield
     except Exception as error:  # whatever a library of this size may raise
@@ -91,28 +101,36 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
   """Starts the run whose id is in the folder, or a new one."""
   import wandb
 
+  for variable, value in _FLUSH.items():
+    os.environ.setdefault(variable, value)
+  files = None  # wandb's own choice
+  if not is_bucket(folder.path) and "WANDB_DIR" not in os.environ:
+    files = os.fspath(folder.path)
+  last_two_folders = os.path.abspath(folder.path).split("/")[-2:]
+  run = wandb.init(
+    id=_run_id(folder),
+    resume="allow",
+    project=os.environ.get("WANDB_PROJECT") or _PROJECT,
+    name=os.environ.get("WANDB_NAME") or "/".join(last_two_folders),
+    job_type=config["job"],
+    config=config,
+    dir=files,
+    # Wandb must not capture the streams of this process.
+    settings=wandb.Settings(**_TIMEOUTS, console="off", silent=True),
+  )
+  run.define_metric("*", step_metric="step")
+  where = run.url
+  if run.offline:
+    where = f"offline; `wandb sync` sends {os.path.dirname(run.dir)}"
+  log.info("wandb: %s", where)
+  return run
+
+
+def _run_id(folder: RunFolder) -> str:
+  """Id of the run in `tracker.json`, which is written where there is none."""
   path = folder.path / "tracker.json"
   stored = read_json(path) if exists(path) else {}
   if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):
     stored = {"wandb": secrets.token_hex(4)}
     write_json(path, stored)
-  os.environ.update(_FLUSH | os.environ)
-  inside = not is_bucket(folder.path) and "WANDB_DIR" not in os.environ
-  run = wandb.init(
-    id=stored["wandb"],
-    resume="allow",
-    project=os.environ.get("WANDB_PROJECT") or _PROJECT,
-    name=os.environ.get("WANDB_NAME")
-    or "/".join(os.path.abspath(folder.path).split("/")[-2:]),
-    job_type=config["job"],
-    config=config,
-    dir=os.fspath(folder.path) if inside else None,
-    # Our streams stay ours.
-    settings=wandb.Settings(
-      **dict.fromkeys(_TIMEOUTS, _SECONDS), console="off", silent=True
-    ),
-  )
-  run.define_metric("*", step_metric="step")
-  offline = f"offline; `wandb sync` sends {os.path.dirname(run.dir)}"
-  log.info("wandb: %s", offline if run.offline else run.url)
-  return run
+  return stored["wandb"]
