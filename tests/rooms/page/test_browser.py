@@ -33,7 +33,7 @@ NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"
 
 @pytest.fixture
 def tab(made):
-  """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a
+  """A dark tab of 360 pixels; fails if it asks another host, complains, or opens a
   dialog."""
   listener = socket.create_server(("127.0.0.1", 0))
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -52,7 +52,7 @@ def tab(made):
     browser = playwright.chromium.launch(
       executable_path=CHROMIUM, args=["--no-sandbox"]
     )
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
     page.set_default_timeout(300_000)
     page.on("request", lambda request: asked.append(request.url))
     page.on(
