@@ -150,13 +150,13 @@ class Reproduction:
         row = self._control_row(name, label, one, record.get(label))
         if row is not None:
           rows[label] = row
-      self._add(rows.values(), ())
       sketches = {label: of["text_sketch"] for label, of in record.items()}
       image_sketch = self.record.get("sets", {}).get(name, {}).get("image_sketch", ())
-      evidence.append(
-        diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
-      )
-      if any(row.status == FAIL for row in rows.values()):
+      one_set = diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
+      evidence.append(one_set)
+      of_set = [*rows.values(), *diagnose.sketch_rows(one_set).values()]
+      self._add(of_set, ())
+      if any(row.status == FAIL for row in of_set):
         self.stopped[name] = "Controls failed for the set"
     found = diagnose.diagnose([one for one in evidence if one.rows])
     self.findings += found
@@ -215,10 +215,9 @@ class Reproduction:
       released: number of vectors of a released prompt; 0: the target is `of`.
     """
     for mean, sets in self.table.means.items():
+      target = self.table.target(of, mean)
       if released:
         target = self.table.released(released, mean)
-      else:
-        target = self.table.target(of, mean)
       if target is None:
         continue
       if not controls_stage.complete(sets, measured):

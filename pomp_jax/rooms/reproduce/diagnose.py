@@ -13,7 +13,7 @@ import numpy as np
 from pomp_jax.rooms.reproduce.digests import sketch_distance
 from pomp_jax.rooms.reproduce.findings import Finding, finding
 from pomp_jax.rooms.reproduce.measure import Measured
-from pomp_jax.rooms.reproduce.rows import CONTROLS, FAIL, Row
+from pomp_jax.rooms.reproduce.rows import CONTROLS, FAIL, Row, compared
 
 # Relative distance of sketches of features that are not equal: rounding moves them by
 # 1e-5, bfloat16 by 1e-2.
@@ -31,6 +31,37 @@ class SetEvidence(NamedTuple):
   measured: Mapping[str, Measured]
   text_sketches: Mapping[str, Sequence[float]]  # of the record; empty: none
   image_sketch: Sequence[float]  # likewise
+
+
+def sketch_rows(one: SetEvidence) -> dict[str, Row]:
+  """Rows of a set's features beside the record, by what they are of; none without one.
+
+  Features may differ without another answer.
+
+  Args:
+    one: the controls of a set.
+  """
+  distances: dict[str, float] = {}
+  if one.image_sketch:
+    got = next(iter(one.measured.values())).image_sketch
+    distances["images"] = sketch_distance(got, one.image_sketch)
+  for label, expected in one.text_sketches.items():
+    got = one.measured[label].text_sketch
+    distances[f"names, {label}"] = sketch_distance(got, expected)
+  rows = {}
+  for label, distance in distances.items():
+    rows[f"features of {label}"] = compared(
+      CONTROLS,
+      one.name,
+      f"distance of features of {label}",
+      0.0,
+      round(distance, 6),
+      rule="within",
+      tolerance=_OTHER_FEATURES,
+      why="a share of the features' norm; rounding moves them by 1e-5",
+      source="record",
+    )
+  return rows
 
 
 def diagnose(sets: Sequence[SetEvidence]) -> list[Finding]:
@@ -61,7 +92,8 @@ def diagnose(sets: Sequence[SetEvidence]) -> list[Finding]:
 
 
 def _failed(one: SetEvidence) -> bool:
-  return any(row.status == FAIL for row in one.rows.values())
+  rows = [*one.rows.values(), *sketch_rows(one).values()]
+  return any(row.status == FAIL for row in rows)
 
 
 def _by_sketches(

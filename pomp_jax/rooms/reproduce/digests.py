@@ -139,7 +139,8 @@ def sketch(features_NxE: Float[np.ndarray, "N E"]) -> list[float]:
 def sketch_distance(first: Sequence[float], second: Sequence[float]) -> float:
   """Norm of the difference of two sketches, as a share of the norm of the second."""
   difference = np.subtract(first, second)
-  return float(np.linalg.norm(difference) / max(np.linalg.norm(second), 1e-12))
+  norm = max(float(np.linalg.norm(second)), 1e-12)
+  return float(np.linalg.norm(difference)) / norm
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -201,7 +201,7 @@ def _cause(
   name: str,
   got: Mapping[str, Any],
   record: Mapping[str, Any],
-  count: float | None,
+  count: int | None,
   bad: set[str],
 ) -> Finding:
   """The most specific cause of a set's failed rows."""

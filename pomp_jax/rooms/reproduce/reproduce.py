@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import datetime
 import functools
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   if table.suite:
     sets = _named_sets(config.replace(_fields_of_sets(table, settings.root)))
   else:
-    root = settings.root or join(workdir, _DATA)
+    root = settings.root or os.path.join(workdir, _DATA)
     if not settings.root:
       world_sets.write_sets(root)
     sets = _world_sets(root)
@@ -119,7 +120,7 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     why_not = "stopped: every set was stopped before"
   elif settings.train:
     runs = accuracies.retrain(
-      config.replace, recipe, range(settings.train), join(workdir, _TRAININGS)
+      config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
     )
   state.retrained([read_training(one) for one in runs], recipe, why_not)
   if settings.record:
@@ -205,7 +206,8 @@ def _released(
 def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
   """Fields of the target's training by dotted name."""
   if table.name == WORLD_TABLE:
-    return WORLD_RECIPE | {
+    return {
+      **WORLD_RECIPE,
       "correction": "log",
       "prompt.m": 4,
       "prompt.position": "end",

@@ -114,8 +114,7 @@ def _is(row: Row, stage: str, status: str) -> bool:
 
 
 def _cells(row: Row) -> list[str]:
-  percent = isinstance(row.expected, float) and "top-1" in row.quantity
-  figure = _percent if percent else _plain
+  figure = _percent if "top-1" in row.quantity else _plain
   expected = figure(row.expected)
   if row.beside is not None:
     expected = f"{expected} ({figure(row.beside)})"
@@ -144,4 +143,4 @@ def _percent(value: Any) -> str:
 def _plain(value: Any) -> str:
   if value is None:
     return ""
-  return f"{value:,.0f}" if isinstance(value, float) else str(value)
+  return f"{value:,.6g}" if isinstance(value, float) else str(value)

@@ -92,7 +92,6 @@ WORLD_RECIPE: Mapping[str, Any] = {
   "optim.warmup": 0.0,
   "eval.images": 64,
   "checkpoint.every": 100,
-  "compilation_cache": "auto",
 }
 
 # Fields of a training that decide what it learns, by the kind of a difference.

@@ -28,7 +28,7 @@ SETS = {
   "novel": ("novel", 0),
   "shifted": ("shifted", 0),
 }
-CLASSES, TEST_IMAGES, TRAINING_IMAGES = 100, 6, 1  # of a set; images of each class
+CLASSES, TEST_IMAGES, TRAINING_IMAGES = 500, 2, 1  # of a set; images of each class
 TEMPLATES = (
   "a photo of a {}.",
   "a picture of a {}.",
