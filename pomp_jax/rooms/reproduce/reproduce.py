@@ -102,6 +102,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
   measurer = Measurer(
     encoder, folder.path / _PIECES, dtype=config.clip.dtype, quick=settings.quick
   )
+  released = _released(settings.prompts, record, encoder.clip)
+  finished = [read_training(one) for one in settings.runs]
   state = accuracies.Reproduction(
     table=table,
     sets=sets,
@@ -109,12 +111,12 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     dtype=config.clip.dtype,
     record=record,
     quick=settings.quick,
+    prepared={**released, **{one.label: one.prompt for one in finished}},
   )
   state.inputs()
   state.controls()
-  state.published(_released(settings.prompts, record, encoder.clip))
+  state.published(released)
   recipe = _recipe(table, settings.root, config.clip.model)
-  runs: Sequence[str] = settings.runs
   why_not = "no training was asked for: reproduce.train=3, or reproduce.runs"
   if settings.train and set(sets.names) <= state.stopped.keys():
     why_not = "stopped: every set was stopped before"
@@ -122,7 +124,8 @@ def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
     runs = accuracies.retrain(
       config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
     )
-  state.retrained([read_training(one) for one in runs], recipe, why_not)
+    finished = [read_training(one) for one in runs]
+  state.retrained(finished, recipe, why_not)
   if settings.record:
     _write_record(folder.path, state, settings.recorded_by)
   return _finish(folder, config.to_dict(), state)

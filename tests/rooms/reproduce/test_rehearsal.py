@@ -100,5 +100,5 @@ def test_a_restart_measures_what_is_missing(world_data, tmp_path, monkeypatch):
 
   monkeypatch.setattr(reproduce.Measurer, "_computed", counting)
   again = rehearse(tmp_path / "run", reproduce__root=str(world_data))
-  assert counted == [["hand_written", "ensemble", "{}."]]
+  assert counted == [["hand_written", "ensemble", "{}.", "released, M = 4"]]
   assert again["rows"] == first["rows"]
