@@ -114,6 +114,8 @@ class Reproduction:
     digests = digests_of_set(labelled)
     self.digests["sets"][name] = digests
     record = self.record.get("sets", {}).get(name, {})
+    if "pairs" not in record:  # right answers alone, without digests
+      record = {}
     overlap = self._overlap(name, labelled)
     found = inputs_stage.set_inputs(
       name, digests, record, TEST_IMAGES.get(name), overlap
@@ -159,7 +161,7 @@ class Reproduction:
         row = self._control_row(name, label, one, record.get(label))
         if row is not None:
           rows[label] = row
-      sketches = {label: of["text_sketch"] for label, of in record.items()}
+      sketches = {label: of.get("text_sketch", ()) for label, of in record.items()}
       image_sketch = self.record.get("sets", {}).get(name, {}).get("image_sketch", ())
       one_set = diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
       evidence.append(one_set)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pomp_jax.rooms.reproduce import reproduce
+from pomp_jax.rooms.reproduce.digests import packaged_record
 from pomp_jax.rooms.reproduce.rows import FAIL, NOT_RUN, STAGES
 from tests.rooms.reproduce.rehearsals import FAULTS, rehearse, write_trainings
 from tests.support.report_page import Page
@@ -102,3 +103,26 @@ def test_a_restart_measures_what_is_missing(world_data, tmp_path, monkeypatch):
   again = rehearse(tmp_path / "run", reproduce__root=str(world_data))
   assert counted == [["hand_written", "ensemble", "{}.", "released, M = 4"]]
   assert again["rows"] == first["rows"]
+
+
+def targets_alone():
+  """The record's right answers, without digests and sketches: as a paper's table."""
+  sets = {}
+  for name, of in packaged_record("world")["sets"].items():
+    controls = {label: {"right": one["right"]} for label, one in of["controls"].items()}
+    sets[name] = {"images": of["images"], "controls": controls}
+  return {"sets": sets}
+
+
+@pytest.mark.slow("a run for each fault that patterns may show")
+@pytest.mark.parametrize(
+  "fault",
+  [pytest.param(one, id=one.name) for one in FAULTS if one.by_pattern],
+)
+def test_patterns_name_a_fault_without_digests(fault, rehearsal, monkeypatch):
+  monkeypatch.setattr(reproduce, "packaged_record", lambda table: targets_alone())
+  fault.plant(rehearsal)
+  content = rehearse(rehearsal.folder / "run", **rehearsal.fields)
+  first = content["findings"][0]
+  assert first["stage"] == "Controls"
+  assert first["kind"] in fault.by_pattern, first
