@@ -90,6 +90,10 @@ def diagnose(sets: Sequence[SetEvidence]) -> list[Finding]:
     return [finding(CONTROLS, "weights", "all sets", text)]
   if len(failing) == len(sets) and len(sets) > 1:
     return [_all_sets(failing)]
+  if len(failing) > 1 and 2 * len(failing) >= len(sets):
+    gaps = [_gap(row) for one in failing for row in one.rows.values()]
+    if max(map(abs, gaps)) <= _A_LITTLE:
+      return [_all_sets(failing)]
   return [_one_set(one) for one in failing]
 
 
@@ -195,7 +199,7 @@ def _all_sets(failing: Sequence[SetEvidence]) -> Finding:
     label for label in labels if all(one.rows[label].status != FAIL for one in failing)
   }
   if bad and passed:
-    text = f"{', '.join(sorted(bad))} fails on every set, {', '.join(sorted(passed))} on none"
+    text = f"{', '.join(sorted(bad))} fails, {', '.join(sorted(passed))} does not"
     return finding(CONTROLS, "templates", "all sets", text)
   gaps = [_gap(row) for one in failing for row in one.rows.values()]
   largest = max(map(abs, gaps))

@@ -22,6 +22,7 @@ from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.named_prompts import check_lengths
 from pomp_jax.files.paths import Path, exists, is_dir, join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, load_prompt
@@ -76,6 +77,14 @@ def check(config: ReproduceConfig, workdir: str) -> None:
     if all(_problem(item.open) for item in _items(config_of_sets)):
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
+    _, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+    prompts = [*table.controls, *map(load_prompt, settings.prompts)]
+    for item in _items(config_of_sets):
+      if not _problem(item.open):
+        for one in prompts:
+          check_lengths(
+            one, item.open().classes, tokenizer, clip.text_config, f"set {item.name}"
+          )
 
 
 def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
