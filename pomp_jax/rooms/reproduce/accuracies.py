@@ -139,8 +139,9 @@ class Reproduction:
     n_equal = 0
     for row in range(len(test)):
       # Most files are told apart by their size, without being read.
-      same_size = by_size.get(test.encoded_size(row))
-      n_equal += bool(same_size) and test.encoded(row) in same_size
+      same_size = by_size.get(test.encoded_size(row), set())
+      if same_size and test.encoded(row) in same_size:
+        n_equal += 1
     return n_equal
 
   def controls(self) -> None:

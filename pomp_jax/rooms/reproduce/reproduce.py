@@ -22,7 +22,7 @@ from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.evaluation_sets import evaluation_sets
-from pomp_jax.evaluate.named_prompts import check_lengths
+from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths
 from pomp_jax.files.paths import Path, exists, is_dir, join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, load_prompt
@@ -78,7 +78,8 @@ def check(config: ReproduceConfig, workdir: str) -> None:
       expected = "a folder with at least one of the table's sets"
       raise ConfigError("reproduce.root", settings.root, expected)
     _, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
-    prompts = [*table.controls, *map(load_prompt, settings.prompts)]
+    prompts: list[AnyPrompt] = [*table.controls]
+    prompts += [load_prompt(path) for path in settings.prompts]
     for item in _items(config_of_sets):
       if not _problem(item.open):
         for one in prompts:
