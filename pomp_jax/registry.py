@@ -244,6 +244,12 @@ JOBS = {
     "rooms.regions.train_masks", "rooms.regions.fields:TrainMasksConfig", trains=True
   ),
   "page": Job("rooms.page.page", "rooms.page.fields:PageConfig", processes=False),
+  "reproduce": Job(
+    "rooms.reproduce.reproduce",
+    "rooms.reproduce.fields:ReproduceConfig",
+    "rooms.reproduce.reproduction_report:reproduction_report",
+    processes=False,
+  ),
   "gradient_bias": Job(
     "rooms.analysis.gradient_bias",
     "rooms.analysis.fields:GradientBiasConfig",

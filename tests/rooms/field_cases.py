@@ -875,6 +875,7 @@ ELSEWHERE = {
   **dict.fromkeys(CHANGES, _WIRING),
   "page.": "tests/rooms/page/test_page.py::test_each_field_reaches_the_page",
   "segment.": _REGIONS,
+  "reproduce.": "tests/rooms/reproduce/test_reproduce_fields.py::test_each_field_reaches_the_run",
   "regions.": _REGIONS,
   **dict.fromkeys(("detect.min_score", "detect.nms", "detect.top"), _REGIONS),
   "propose.": "tests/rooms/regions/test_propose.py::test_each_field_reaches_the_network",

@@ -1,0 +1,522 @@
+"""Reproduces a table of accuracies: four stages, each set as far as it gets."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.config import validate
+from pomp_jax.data.source import LabelledSet, StoredImages
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate.named_prompts import AnyPrompt
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.rooms.reproduce import (
+  controls_stage,
+  diagnose,
+  inputs_stage,
+  retrained_stage,
+)
+from pomp_jax.rooms.reproduce.digests import digests_of_clip, digests_of_set
+from pomp_jax.rooms.reproduce.findings import Finding, finding
+from pomp_jax.rooms.reproduce.measure import Measured, Measurer
+from pomp_jax.rooms.reproduce.retrained_stage import SeedsTarget, Training
+from pomp_jax.rooms.reproduce.rows import (
+  CONTROLS,
+  FAIL,
+  INPUTS,
+  PUBLISHED,
+  RETRAINED,
+  Row,
+  Seeds,
+  not_run,
+  seeds_of,
+)
+from pomp_jax.rooms.reproduce.tables import RELEASED, Accuracies
+from pomp_jax.rooms.reproduce.targets import TEST_IMAGES
+from pomp_jax.train import pretrain
+
+log = logging.getLogger(__name__)
+
+_PAPERS_DTYPE = "float32"
+_RECORD = "record"
+_TRAINING_IMAGES = 4096  # most of a set that are compared with its test images
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+  """Opens the sets of a table."""
+
+  names: Sequence[str]
+  # Opens a set by its name; InputError for one that is not there.
+  open: Callable[[str], LabelledSet]
+  # Opens its training images; None where they are not compared.
+  open_training: Callable[[str], LabelledSet] | None = None
+
+
+@dataclasses.dataclass
+class Reproduction:
+  """What was compared so far, and what failed."""
+
+  table: Accuracies
+  sets: Sets
+  measurer: Measurer
+  dtype: str
+  record: Mapping[str, Any]  # packaged; empty where nobody has made one
+  quick: bool
+  # Prompts of later stages that are there already, by label: they are measured with the
+  # controls, so that the images are encoded once.
+  prepared: Mapping[str, AnyPrompt] = dataclasses.field(default_factory=dict)
+  rows: list[Row] = dataclasses.field(default_factory=list)
+  findings: list[Finding] = dataclasses.field(default_factory=list)
+  # By set: why it was stopped.
+  stopped: dict[str, str] = dataclasses.field(default_factory=dict)
+  opened: dict[str, LabelledSet] = dataclasses.field(default_factory=dict)
+  digests: dict[str, Any] = dataclasses.field(default_factory=dict)
+  answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def inputs(self) -> None:
+    """Stage 1: opens the sets and compares digests."""
+    clip = digests_of_clip(self.measurer.encoder.clip)
+    self.digests = {"clip": clip, "sets": {}}
+    expected = self.record.get("clip", {})
+    found = inputs_stage.clip_inputs(clip, expected, self.dtype, _PAPERS_DTYPE)
+    self._add(found.rows, found.findings)
+    of_all = "Inputs failed for the CLIP" if found.findings else ""
+    for name in self.sets.names:
+      self._set_inputs(name)
+      if of_all:
+        self.stopped.setdefault(name, of_all)
+
+  def _set_inputs(self, name: str) -> None:
+    try:
+      labelled = self.sets.open(name)
+    except InputError as error:
+      self.rows.append(
+        Row(
+          INPUTS,
+          name,
+          "set",
+          "opened",
+          "not opened",
+          FAIL,
+          why=str(error),
+          rule="equal",
+        )
+      )
+      self.findings.append(finding(INPUTS, "split", name, str(error)))
+      self.stopped[name] = "the set can't be opened"
+      return
+    self.opened[name] = labelled
+    digests = digests_of_set(labelled)
+    self.digests["sets"][name] = digests
+    record = self.record.get("sets", {}).get(name, {})
+    if "pairs" not in record:  # right answers alone, without digests
+      record = {}
+    overlap = self._overlap(name, labelled)
+    found = inputs_stage.set_inputs(
+      name, digests, record, TEST_IMAGES.get(name), overlap
+    )
+    self._add(found.rows, found.findings)
+    if found.findings:
+      self.stopped[name] = "Inputs failed for the set"
+
+  def _overlap(self, name: str, labelled: LabelledSet) -> int | None:
+    """Test images that are training images too, byte for byte."""
+    if self.sets.open_training is None:
+      return None
+    training = self.sets.open_training(name).source
+    test = labelled.source
+    if not (isinstance(training, StoredImages) and isinstance(test, StoredImages)):
+      return None
+    by_size: dict[int, set[bytes]] = {}
+    for row in range(min(len(training), _TRAINING_IMAGES)):
+      content = training.encoded(row)
+      by_size.setdefault(len(content), set()).add(content)
+    n_equal = 0
+    for row in range(len(test)):
+      # Most files are told apart by their size, without being read.
+      same_size = by_size.get(test.encoded_size(row), set())
+      if same_size and test.encoded(row) in same_size:
+        n_equal += 1
+    return n_equal
+
+  def controls(self) -> None:
+    """Stage 2: hand-written prompts, and what their pattern suggests."""
+    prompts = {label: label for label in self.table.controls}
+    evidence = []
+    by_label: dict[str, dict[str, Measured]] = {label: {} for label in prompts}
+    for name in self.sets.names:
+      if reason := self.stopped.get(name):
+        for label in prompts:
+          self._skip(CONTROLS, name, label, reason)
+        continue
+      measured = self._measure(CONTROLS, name, prompts)
+      record = self.record.get("sets", {}).get(name, {}).get("controls", {})
+      rows = {}
+      for label, one in measured.items():
+        by_label[label][name] = one
+        row = self._control_row(name, label, one, record.get(label))
+        if row is not None:
+          rows[label] = row
+      sketches = {label: of.get("text_sketch", ()) for label, of in record.items()}
+      image_sketch = self.record.get("sets", {}).get(name, {}).get("image_sketch", ())
+      one_set = diagnose.SetEvidence(name, rows, measured, sketches, image_sketch)
+      evidence.append(one_set)
+      of_set = [*rows.values(), *diagnose.sketch_rows(one_set).values()]
+      self._add(of_set, ())
+      if any(row.status == FAIL for row in of_set):
+        self.stopped[name] = "Controls failed for the set"
+    found = diagnose.diagnose([one for one in evidence if one.rows])
+    self.findings += found
+    for label, (table, row_name) in self.table.controls.items():
+      if table:
+        self._means(CONTROLS, label, by_label[label], (table, row_name))
+
+  def _control_row(
+    self, name: str, label: str, measured: Measured, record: Mapping[str, Any] | None
+  ) -> Row | None:
+    """The row of a control; None where there is no target."""
+    if record is not None and not self.table.controls[label][0]:
+      n_all = self.record["sets"][name]["images"]
+      return controls_stage.set_row(
+        CONTROLS,
+        name,
+        label,
+        measured,
+        expected=record["right"] / n_all,
+        n_all=n_all,
+        exact=True,
+        quick=self.quick,
+        source=_RECORD,
+      )
+    of = self.table.controls[label]
+    target = self.table.target(of, name) if of[0] else None
+    if target is None:
+      return None
+    return controls_stage.set_row(
+      CONTROLS,
+      name,
+      label,
+      measured,
+      expected=target.value / 100,
+      n_all=len(self.opened[name].source),
+      exact=False,
+      quick=self.quick,
+      source=f"{target.table}, {target.row}",
+    )
+
+  def _means(
+    self,
+    stage: str,
+    label: str,
+    measured: Mapping[str, Measured],
+    of: tuple[str, str],
+    released: int = 0,
+  ) -> None:
+    """Rows of the means over sets; not run where a set is missing.
+
+    Args:
+      stage: one of `rows.STAGES`.
+      label: of the prompt.
+      measured: answers by set.
+      of: table and row of the target.
+      released: number of vectors of a released prompt; 0: the target is `of`.
+    """
+    for mean, sets in self.table.means.items():
+      target = self.table.target(of, mean)
+      if released:
+        target = self.table.released(released, mean)
+      if target is None:
+        continue
+      if not controls_stage.complete(sets, measured):
+        missing = [name for name in sets if name not in measured]
+        why = f"{len(missing)} of its sets were stopped: {', '.join(missing)}"
+        self._skip(stage, mean, label, why)
+        continue
+      paper = self.table.target(self.table.paper, mean) if released else None
+      row = controls_stage.mean_row(
+        stage,
+        mean,
+        label,
+        [measured[name] for name in sets],
+        expected=target.value / 100,
+        quick=self.quick,
+        exact=False,
+        source=f"{target.table}, {target.row}",
+        beside=paper.value / 100 if paper else None,
+      )
+      self._add([row], ())
+
+  def published(self, prompts: Mapping[str, Prompt]) -> None:
+    """Stage 3: released prompts, by label; their columns, not the paper's row."""
+    if not prompts:
+      why = "no released prompt was handed over: reproduce.prompts"
+      self.rows.append(not_run(PUBLISHED, "all sets", "top-1", why))
+      return
+    usable = {}
+    for label, prompt in prompts.items():
+      rows, findings = self._prompt_rows(label, prompt)
+      self._add(rows, findings)
+      if findings:
+        for name in self.sets.names:
+          self._skip(PUBLISHED, name, label, "Published prompts failed for the file")
+      else:
+        usable[label] = prompt
+    by_label: dict[str, dict[str, Measured]] = {label: {} for label in usable}
+    for name in self.sets.names:
+      if reason := self.stopped.get(name):
+        for label in usable:
+          self._skip(PUBLISHED, name, label, reason)
+        continue
+      if not usable:
+        continue
+      measured = self._measure(PUBLISHED, name, usable)
+      for label, one in measured.items():
+        by_label[label][name] = one
+        row = self._published_row(name, label, usable[label], one)
+        if row is not None:
+          self._add([row], ())
+    for label, prompt in usable.items():
+      n_vectors = len(prompt.context)
+      if n_vectors in RELEASED and self.table.paper:
+        self._means(PUBLISHED, label, by_label[label], self.table.paper, n_vectors)
+      failing = [
+        row
+        for row in self.rows
+        if row.stage == PUBLISHED and row.quantity.endswith(f", {label}")
+        if row.status == FAIL
+      ]
+      if failing:
+        names = ", ".join(row.subject for row in failing)
+        text = f"the controls pass, but {label} is off its column on {names}"
+        self.findings.append(finding(PUBLISHED, "prompt", label, text))
+
+  def _prompt_rows(self, label: str, prompt: Prompt) -> tuple[list[Row], list[Finding]]:
+    """What a file says of a released prompt beside what is known of it."""
+    released = self.record.get("released", {})
+    rows: list[Row] = []
+    findings: list[Finding] = []
+    found = {
+      "vectors M": str(len(prompt.context)),
+      "position of the name": prompt.position,
+    }
+    n_known = [released["m"]] if released else sorted(RELEASED)
+    close = min(n_known, key=lambda m: abs(m - len(prompt.context)))
+    expected = {"vectors M": str(close), "position of the name": "end"}
+    for quantity, value in found.items():
+      row = controls_stage.compared(
+        PUBLISHED, label, quantity, expected[quantity], value, source="released prompts"
+      )
+      rows.append(row._replace(why="a field of the file"))
+      if row.status == FAIL:
+        text = f"{quantity} is {value} in the file, and {expected[quantity]} in the released one"
+        findings.append(finding(PUBLISHED, "prompt", label, text))
+    if released and not findings:
+      context_MxD = np.asarray(released["context"], np.float32)
+      same = np.allclose(context_MxD, prompt.context, atol=1e-6)
+      got = "the released one" if same else "another"
+      row = controls_stage.compared(
+        PUBLISHED, label, "context", "the released one", got, source=_RECORD
+      )
+      rows.append(row._replace(why="an array: equal or not"))
+      if not same:
+        distance = float(
+          np.linalg.norm(context_MxD - prompt.context) / np.linalg.norm(context_MxD)
+        )
+        text = (
+          f"the context is {100 * distance:.0f}% of its norm away from the released one:"
+          " of another training or another CLIP"
+        )
+        findings.append(finding(PUBLISHED, "prompt", label, text))
+    return rows, findings
+
+  def _published_row(
+    self, name: str, label: str, prompt: Prompt, measured: Measured
+  ) -> Row | None:
+    released = self.record.get("released", {})
+    if name in released.get("right", {}):
+      n_all = self.record["sets"][name]["images"]
+      return controls_stage.set_row(
+        PUBLISHED,
+        name,
+        label,
+        measured,
+        expected=released["right"][name] / n_all,
+        n_all=n_all,
+        exact=True,
+        quick=self.quick,
+        source=_RECORD,
+      )
+    n_vectors = len(prompt.context)
+    target = self.table.released(n_vectors, name) if n_vectors in RELEASED else None
+    paper = self.table.target(self.table.paper, name)
+    if target is not None:
+      return controls_stage.set_row(
+        PUBLISHED,
+        name,
+        label,
+        measured,
+        expected=target.value / 100,
+        n_all=len(self.opened[name].source),
+        exact=False,
+        quick=self.quick,
+        source=f"{target.table}, {target.row}",
+        beside=paper.value / 100 if paper else None,
+      )
+    # The paper's row is that of length 4 (appendix E.2); none is printed of 16.
+    if paper is not None and n_vectors == min(RELEASED):
+      return controls_stage.loose_row(
+        PUBLISHED, name, label, measured, paper, self.quick
+      )
+    return None
+
+  def retrained(
+    self, trainings: Sequence[Training], recipe: Mapping[str, Any], why_not: str
+  ) -> None:
+    """Stage 4: trainings of several seeds.
+
+    Args:
+      trainings: finished, a seed each; empty where none was run.
+      recipe: fields of the target's training by dotted name.
+      why_not: why there is none.
+    """
+    if not trainings:
+      self.rows.append(not_run(RETRAINED, "all sets", "top-1, retrained", why_not))
+      return
+    rows, findings = retrained_stage.recipe_rows(trainings, recipe)
+    self._add(rows, findings)
+    if findings:
+      for name in (*self.sets.names, *self.table.means):
+        self._skip(RETRAINED, name, "retrained", "Retrained failed for the recipe")
+      return
+    prompts: dict[str, AnyPrompt] = {one.label: one.prompt for one in trainings}
+    figures: dict[str, list[float]] = {}
+    for name in self.sets.names:
+      if reason := self.stopped.get(name):
+        self._skip(RETRAINED, name, "retrained", reason)
+        continue
+      measured = self._measure(RETRAINED, name, prompts)
+      figures[name] = [one.top1 for one in measured.values()]
+    rows = []
+    for name, values in figures.items():
+      target = self._seeds_target(name)
+      if target is not None:
+        row = retrained_stage.seeds_row(name, np.array(values), target, loose=True)
+        rows.append(row)
+    for mean, sets in self.table.means.items():
+      target = self._seeds_target(mean)
+      if target is None:
+        continue
+      if not controls_stage.complete(sets, figures):
+        self._skip(RETRAINED, mean, "retrained", "some of its sets were stopped")
+        continue
+      values_of_seeds = np.mean([figures[name] for name in sets], axis=0)
+      rows.append(retrained_stage.seeds_row(mean, values_of_seeds, target, loose=False))
+    self._add(rows, ())
+    if (found := retrained_stage.training_finding(rows)) is not None:
+      self.findings.append(found)
+
+  def _seeds_target(self, subject: str) -> SeedsTarget | None:
+    """Figure of the target's seeds and where it stands."""
+    trained = self.record.get("trained", {})
+    if trained:
+      sets = self.table.means.get(subject, (subject,))
+      seeds = np.mean([trained[name] for name in sets], axis=0)
+      of_seeds = seeds_of(list(map(float, seeds)))
+      return SeedsTarget(of_seeds, f"{_RECORD}, {len(seeds)} seeds")
+    target = self.table.target(self.table.paper, subject)
+    if target is None:
+      return None
+    figure = Seeds(target.value / 100, 0.0, 1)
+    return SeedsTarget(figure, f"{target.table}, {target.row}")
+
+  def _measure(
+    self, stage: str, name: str, prompts: Mapping[str, AnyPrompt]
+  ) -> dict[str, Measured]:
+    """Answers of a set, which the report lists by their digest."""
+    labelled = self.opened[name]
+    digests = self.digests["sets"][name]
+    digest = "".join(digests[key] for key in ("pairs", "names", "content"))
+    together: dict[str, AnyPrompt] = {label: label for label in self.table.controls}
+    together |= self.prepared
+    first = CONTROLS
+    if not prompts.keys() <= together.keys():
+      together = dict(prompts)
+      first = stage
+    piece = f"{first.lower().replace(' ', '_')}-{name}"
+    measured = self.measurer.measure(piece, digest, labelled, together)
+    for number, (label, one) in enumerate(measured.items()):
+      if label not in prompts:
+        continue
+      self.answers.append(
+        {
+          "stage": stage,
+          "set": name,
+          "prompt": label,
+          "piece": piece,
+          "number": number,
+          "images": one.n,
+          "right": one.right,
+          "digest": one.digest,
+        }
+      )
+    self.measured[piece] = measured
+    return {label: measured[label] for label in prompts}
+
+  def _skip(self, stage: str, subject: str, label: str, why: str) -> None:
+    quantity = controls_stage.quantity_of(label)
+    self.rows.append(not_run(stage, subject, quantity, f"stopped: {why}"))
+
+  def _add(self, rows: Any, findings: Any) -> None:
+    self.rows += rows
+    self.findings += findings
+
+  def record_of(self) -> dict[str, Any]:
+    """What a record of this table would hold: digests, sketches, right answers."""
+    sets: dict[str, Any] = {}
+    for name, digests in self.digests["sets"].items():
+      sets[name] = dict(digests)
+      measured = self.measured.get(f"{CONTROLS.lower()}-{name}", {})
+      sets[name]["controls"] = {
+        label: {
+          "right": one.right,
+          "images": one.n,
+          "answers": one.digest,
+          "text_sketch": one.text_sketch,
+        }
+        for label, one in measured.items()
+        if label in self.table.controls
+      }
+      for one in measured.values():
+        sets[name]["image_sketch"] = one.image_sketch
+    return {"table": self.table.name, "clip": self.digests["clip"], "sets": sets}
+
+
+def retrain(
+  replace: Callable[[Mapping[str, Any]], Any],
+  recipe: Mapping[str, Any],
+  seeds: Sequence[int],
+  folder: str,
+) -> list[str]:
+  """Trains the seeds that have not finished; returns their folders.
+
+  Args:
+    replace: that of the job's config, which has CLIP and mesh.
+    recipe: fields of the training.
+    seeds: random seeds.
+    folder: of the runs.
+  """
+  folders = []
+  for seed in seeds:
+    training = replace({"job": "pretrain", **recipe, "seed": seed})
+    validate(training)
+    workdir = os.path.join(folder, f"seed_{seed}")
+    pretrain.check(training, workdir)
+    log.info("training of seed %d", seed)
+    pretrain.run(training, workdir)
+    folders.append(workdir)
+  return folders

@@ -1,0 +1,77 @@
+"""Fields of the job reproduce."""
+
+import dataclasses
+
+from pomp_jax.config.declare import at_least, one_of, require, row
+from pomp_jax.config.group import Group
+from pomp_jax.config.settings import Config
+from pomp_jax.files.paths import is_dir
+
+WORLD_TABLE = "world"  # the rehearsal
+# Values of `reproduce.table`: the rehearsal, and tables of the paper.
+TABLES = (
+  WORLD_TABLE,
+  "cross_dataset",
+  "imagenet21k",
+  "ablation",
+  "segmentation",
+  "detection",
+  "baselines",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce(Group):
+  """The job reproduce: is it the paper? See docs/reproduce/index.md."""
+
+  table: str = row(
+    WORLD_TABLE, "table of the paper, or world, the rehearsal", one_of(*TABLES)
+  )
+  root: str = row(
+    "", "folder of the table's data; of world the run writes its own where empty"
+  )
+  data: str = row("", "of ablation: CoOp's $DATA, with the fourteen sets")
+  prompts: tuple[str, ...] = row(
+    (), "released prompt files, M = 4 and M = 16; of world empty: the packaged one"
+  )
+  runs: tuple[str, ...] = row(
+    (), "folders of finished trainings, a seed each, instead of trainings here"
+  )
+  train: int = row(0, "seeds to train here; 0: none", at_least(0))
+  quick: bool = row(False, "200 images a set and wide intervals")
+  record: bool = row(
+    False, "write digests.json of what was found where none is packaged"
+  )
+  recorded_by: str = row("", "with record: name of who recorded")
+  verify: str = row("", "folder of a finished reproduction to check; computes nothing")
+
+  def check(self) -> None:
+    """Raises ConfigError for fields that don't fit together."""
+    if self.verify:
+      expected = "a folder that exists, of a finished reproduction"
+      require(is_dir(self.verify), "reproduce.verify", self.verify, expected)
+      return
+    if self.table != WORLD_TABLE or self.root:
+      expected = "a folder that exists, with the table's data"
+      require(self.root and is_dir(self.root), "reproduce.root", self.root, expected)
+    if self.table == "ablation":
+      expected = "a folder that exists, with the fourteen sets"
+      require(self.data and is_dir(self.data), "reproduce.data", self.data, expected)
+    else:
+      expected = "'' but for table=ablation"
+      require(not self.data, "reproduce.data", self.data, expected)
+    for folder in self.runs:
+      expected = "folders of finished trainings"
+      require(is_dir(folder), "reproduce.runs", folder, expected)
+    expected = "0 where reproduce.runs has finished trainings"
+    require(not (self.runs and self.train), "reproduce.train", self.train, expected)
+    expected = "a name where reproduce.record is true, else ''"
+    fits = bool(self.recorded_by) == self.record
+    require(fits, "reproduce.recorded_by", self.recorded_by, expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig(Config):
+  """The job reproduce."""
+
+  reproduce: Reproduce = Reproduce()

@@ -1,0 +1,287 @@
+"""Says whether a table of the paper is reproduced, and which stage is to blame if not.
+
+Stages: Inputs, Controls, Published prompts, Retrained. A stage that fails stops what
+depends on it, set by set. A restart measures what is missing. A failure is exit status
+1, after everything was written. docs/reproduce/index.md lists the tables.
+"""
+
+from collections.abc import Mapping, Sequence
+import datetime
+import functools
+import logging
+import os
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.clip.load import Clip
+from pomp_jax.config.checks import unpack
+from pomp_jax.config.command_line import load_config
+from pomp_jax.config.declare import ConfigError, require
+from pomp_jax.data.source import LabelledSet, SourceError
+from pomp_jax.errors import InputError, RunError
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.named_prompts import AnyPrompt, check_lengths
+from pomp_jax.files.paths import Path, exists, is_dir, join
+from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.prompt_file import Prompt, load_prompt
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.reproduce import accuracies, finished_folder, verify, world_sets
+from pomp_jax.rooms.reproduce.digests import packaged_record
+from pomp_jax.rooms.reproduce.fields import WORLD_TABLE, ReproduceConfig
+from pomp_jax.rooms.reproduce.measure import Measurer
+from pomp_jax.rooms.reproduce.reproduction_report import succeeded, verdict_of
+from pomp_jax.rooms.reproduce.retrained_stage import read_training
+from pomp_jax.rooms.reproduce.rows import to_dict
+from pomp_jax.rooms.reproduce.tables import (
+  ACCURACIES,
+  RELEASED,
+  WORLD_RECIPE,
+  Accuracies,
+)
+
+log = logging.getLogger(__name__)
+
+_PIECES, _TRAININGS, _DATA = "pieces", "trainings", "data"
+
+
+class NotReproducedError(RunError):
+  """A reproduction that failed; the message is the verdict."""
+
+
+def check(config: ReproduceConfig, workdir: str) -> None:
+  """Checks that prompts, runs and sets can be opened; writes nothing."""
+  settings = config.reproduce
+  if settings.verify:
+    return
+  if settings.table not in ACCURACIES:
+    expected = f"one of {', '.join(ACCURACIES)}; the others are not written yet"
+    raise ConfigError("reproduce.table", settings.table, expected)
+  table = ACCURACIES[settings.table]
+  fits = table.recipe or not settings.train
+  expected = f"0 where reproduce.table={table.name!r}: hand over finished trainings"
+  require(fits, "reproduce.train", settings.train, expected)
+  clip = inputs.clip_config(config.clip.model)
+  for path in settings.prompts:
+    prompt = load_prompt(path)
+    width = prompt.context.shape[-1]
+    expected = f"a prompt of width {clip.text_config.hidden_size}, as the CLIP's"
+    fits = prompt.context.ndim == 2 and width == clip.text_config.hidden_size
+    require(fits, "reproduce.prompts", path, expected)
+  for folder in settings.runs:
+    read_training(folder)
+  if table.suite:
+    config_of_sets = config.replace(_fields_of_sets(table, settings.root))
+    if all(_problem(item.open) for item in _items(config_of_sets)):
+      expected = "a folder with at least one of the table's sets"
+      raise ConfigError("reproduce.root", settings.root, expected)
+    _, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+    prompts: list[AnyPrompt] = [*table.controls]
+    prompts += [load_prompt(path) for path in settings.prompts]
+    for item in _items(config_of_sets):
+      if not _problem(item.open):
+        for one in prompts:
+          check_lengths(
+            one, item.open().classes, tokenizer, clip.text_config, f"set {item.name}"
+          )
+
+
+def run(config: ReproduceConfig, workdir: str) -> dict[str, Any]:
+  """Runs the stages that are missing, and writes report and verdict.
+
+  Returns what `results.json` holds. NotReproducedError: a row has failed; everything
+  is written nevertheless.
+  """
+  settings = config.reproduce
+  if settings.verify:
+    return _verify(settings.verify)
+  folder = RunFolder(workdir)
+  table = ACCURACIES[settings.table]
+  record = packaged_record(table.name)
+  folder.create(config.to_dict())
+  encoder = inputs.open_encoder(config.clip, config.mesh.class_size)
+  if table.suite:
+    sets = _named_sets(config.replace(_fields_of_sets(table, settings.root)))
+  else:
+    root = settings.root or os.path.join(workdir, _DATA)
+    if not settings.root:
+      world_sets.write_sets(root)
+    sets = _world_sets(root)
+  measurer = Measurer(
+    encoder, folder.path / _PIECES, dtype=config.clip.dtype, quick=settings.quick
+  )
+  released = _released(settings.prompts, record, encoder.clip)
+  finished = [read_training(one) for one in settings.runs]
+  state = accuracies.Reproduction(
+    table=table,
+    sets=sets,
+    measurer=measurer,
+    dtype=config.clip.dtype,
+    record=record,
+    quick=settings.quick,
+    prepared={**released, **{one.label: one.prompt for one in finished}},
+  )
+  state.inputs()
+  state.controls()
+  state.published(released)
+  recipe = _recipe(table, settings.root, config.clip.model)
+  why_not = "no training was asked for: reproduce.train=3, or reproduce.runs"
+  if settings.train and set(sets.names) <= state.stopped.keys():
+    why_not = "stopped: every set was stopped before"
+  elif settings.train:
+    runs = accuracies.retrain(
+      config.replace, recipe, range(settings.train), os.path.join(workdir, _TRAININGS)
+    )
+    finished = [read_training(one) for one in runs]
+  state.retrained(finished, recipe, why_not)
+  if settings.record:
+    _write_record(folder.path, state, settings.recorded_by)
+  return _finish(folder, config.to_dict(), state)
+
+
+def _finish(
+  folder: RunFolder, config: Mapping[str, Any], state: accuracies.Reproduction
+) -> dict[str, Any]:
+  """Writes the report and reproduction.json; NotReproducedError where a row failed."""
+  findings = [one._asdict() for one in state.findings]
+  verdict = verdict_of(state.rows, findings)
+  results = {
+    "job": config["job"],
+    "table": state.table.name,
+    "verdict": verdict,
+    "quick": state.quick,
+    "rows": [to_dict(row) for row in state.rows],
+    "findings": findings,
+    "means": {name: list(sets) for name, sets in state.table.means.items()},
+    "answers": state.answers,
+    "digests": _summary(state.digests),
+  }
+  clip = config["clip"]["model"]
+  finish_run(folder, config, results)
+  finished_folder.write(folder.path, results, clip)
+  for one in findings:
+    log.info(
+      "%s: %s: %s; check %s", *list(one.values())[:2], one["sentence"], one["first"]
+    )
+  if not succeeded(state.rows):
+    raise NotReproducedError(verdict)
+  log.info("%s", verdict)
+  return results
+
+
+def _verify(folder: str) -> dict[str, Any]:
+  """Checks a finished folder; NotReproducedError names what differs."""
+  problems = verify.problems_of(folder)
+  for problem in problems:
+    log.warning("%s", problem)
+  if problems:
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    raise NotReproducedError(f"{folder}: {problems[0]}{more}")
+  log.info("%s: digests and arithmetic are right", folder)
+  return {}
+
+
+def _summary(digests: Mapping[str, Any]) -> dict[str, Any]:
+  """One digest for the CLIP and for each part of a set."""
+  clip = fingerprint([repr(sorted(digests["clip"].items(), key=lambda item: item[0]))])
+  keys = ("ids", "pairs", "names", "content")
+  sets = {
+    name: {key: one[key] for key in keys} for name, one in digests["sets"].items()
+  }
+  return {"clip": clip, "sets": sets}
+
+
+def _write_record(path: Path, state: accuracies.Reproduction, recorded_by: str) -> None:
+  """Writes what was found, for others to be compared with."""
+  date = datetime.datetime.now(datetime.UTC).date().isoformat()
+  head = {"recorded_by": recorded_by, "date": date}
+  write_json(path / "digests.json", {**head, **state.record_of()})
+
+
+def _released(
+  paths: Sequence[str], record: Mapping[str, Any], clip: Clip
+) -> dict[str, Prompt]:
+  """Released prompts by label: those handed over, or the record's."""
+  if not paths and "released" in record:
+    released = record["released"]
+    context_MxD = np.asarray(released["context"], np.float32)
+    return {f"released, M = {len(context_MxD)}": Prompt(context_MxD, clip.name, "end")}
+  prompts = {}
+  for path in paths:
+    prompt = load_prompt(path)
+    label = f"released, M = {len(prompt.context)}"
+    prompts[label if label not in prompts else path] = prompt
+  return prompts
+
+
+def _recipe(table: Accuracies, root: str, clip_model: str) -> Mapping[str, Any]:
+  """Fields of the target's training by dotted name."""
+  if table.name == WORLD_TABLE:
+    return {
+      **WORLD_RECIPE,
+      "correction": "log",
+      "prompt.m": 4,
+      "prompt.position": "end",
+      "clip.dtype": "float32",
+      "negatives": "sampled",
+      "sampling.name": "uniform",
+      "data.source": WORLD_TABLE,
+      "method": "pomp",
+    }
+  packaged = unpack(load_config(f"{_RECIPE}:m={min(RELEASED)}"), "pretrain")
+  fields = dict(packaged.flat())
+  fields |= {"data.root": root, "clip.model": clip_model}
+  return {name: value for name, value in fields.items() if name not in ("job", "seed")}
+
+
+_RECIPE = "imagenet21k_vit_b16"
+
+
+def _fields_of_sets(table: Accuracies, root: str) -> dict[str, Any]:
+  """Fields of the job evaluate that open a suite in a folder."""
+  fields: dict[str, Any] = {"job": "evaluate", "evaluate.suite": table.suite}
+  fields["evaluate.root"] = root
+  if table.suite == "imagenet21k":
+    # Records of TFDS lie in a folder of the data set's name.
+    records = is_dir(join(root, "imagenet21k"))
+    fields["evaluate.source"] = "tfds" if records else "folder"
+  return fields
+
+
+def _items(config_of_sets: Any) -> list[Any]:
+  return evaluation_sets(
+    config_of_sets.evaluate, config_of_sets.data, config_of_sets.eval
+  )
+
+
+def _problem(opened: Any) -> str:
+  """Why a set can't be opened; "" if it can be."""
+  try:
+    opened()
+  except InputError as error:
+    return str(error)
+  return ""
+
+
+def _named_sets(config_of_sets: Any) -> accuracies.Sets:
+  """Sets of a suite."""
+  items = {item.name: item for item in _items(config_of_sets)}
+  names = list(items)
+  return accuracies.Sets(names, lambda name: items[name].open())
+
+
+def _world_sets(root: str) -> accuracies.Sets:
+  """Sets of the rehearsal."""
+
+  def opened(part: str, name: str) -> LabelledSet:
+    if not exists(join(root, name)):
+      raise SourceError(f"{root}: no folder {name}")
+    return world_sets.open_set(root, name, part)
+
+  return accuracies.Sets(
+    list(world_sets.SETS),
+    functools.partial(opened, "test"),
+    functools.partial(opened, "train"),
+  )

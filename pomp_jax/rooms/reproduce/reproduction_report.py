@@ -1,0 +1,146 @@
+"""A reproduction as a report: the verdict, what to check first, a table a stage."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pomp_jax.report import report
+from pomp_jax.rooms.reproduce.rows import (
+  BETTER,
+  FAIL,
+  NOT_RUN,
+  PASS,
+  STAGES,
+  Row,
+  from_dict,
+)
+
+_COLUMNS = (
+  "subject",
+  "what",
+  "expected",
+  "got",
+  "n",
+  "95% interval",
+  "tolerance",
+  "status",
+  "why",
+  "target",
+)
+_MARKS = {FAIL: "failed", BETTER: "best", PASS: "", NOT_RUN: ""}
+
+
+def verdict_of(rows: Sequence[Row], findings: Sequence[Mapping[str, Any]]) -> str:
+  """The verdict in one line.
+
+  Args:
+    rows: of all stages.
+    findings: causes, the first of the earliest stage.
+  """
+  counts = {
+    status: sum(row.status == status for row in rows)
+    for status in (PASS, FAIL, BETTER, NOT_RUN)
+  }
+  shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+  if counts[FAIL]:
+    first = findings[0] if findings else None
+    cause = ""
+    if first:
+      cause = (
+        f": {first['stage']}, {first['kind']} ({first['subject']}): {first['sentence']}"
+      )
+    return f"NOT REPRODUCED{cause} [{shown}]"
+  if not counts[PASS] + counts[BETTER]:
+    return f"NOTHING WAS RUN [{shown}]"
+  skipped = list(
+    dict.fromkeys(f"{row.stage}: {row.why}" for row in rows if row.status == NOT_RUN)
+  )
+  if skipped:
+    return f"REPRODUCED IN PART; not run: {'; '.join(skipped)} [{shown}]"
+  return f"REPRODUCED [{shown}]"
+
+
+def succeeded(rows: Sequence[Row]) -> bool:
+  """Whether nothing failed and something was run; what was not run is in the verdict."""
+  statuses = {row.status for row in rows}
+  return FAIL not in statuses and bool(statuses & {PASS, BETTER})
+
+
+def reproduction_report(
+  results: Mapping[str, Any], _: Mapping[str, Any]
+) -> report.Report:
+  """Report of `results.json` of the job reproduce."""
+  rows = [from_dict(one) for one in results["rows"]]
+  sections = []
+  if findings := results["findings"]:
+    shown = [
+      [one["stage"], one["subject"], one["kind"], one["sentence"], one["first"]]
+      for one in findings
+    ]
+    columns = ("stage", "subject", "kind", "what was found", "check first")
+    table = report.Table(columns, shown, ["failed"] * len(shown))
+    sections.append(report.Section("What to check first", table=table, brief=True))
+  counts = [
+    [stage, *(str(sum(_is(row, stage, status) for row in rows)) for status in _MARKS)]
+    for stage in STAGES
+  ]
+  overview = report.Table(("stage", *_MARKS), counts)
+  sections.append(report.Section("Stages", table=overview, brief=True))
+  for number, stage in enumerate(STAGES, 1):
+    of_stage = [row for row in rows if row.stage == stage]
+    if of_stage:
+      table = report.Table(
+        _COLUMNS,
+        [_cells(row) for row in of_stage],
+        [_MARKS[row.status] for row in of_stage],
+      )
+      title = f"{number}. {stage}"
+      sections.append(report.Section(title, _TEXTS[stage], table, brief=True))
+  title = f"Reproduction: {results['table']}"
+  return report.Report(title, results["verdict"], sections)
+
+
+_TEXTS = {
+  "Inputs": "Counts and digests of sets, names, images and weights.",
+  "Controls": "Hand-written prompts, without training; accuracies in percent.",
+  "Published prompts": (
+    "Released prompts beside their own column; in brackets the paper's row."
+  ),
+  "Retrained": "Trained here: not worse than the target, one-sided; in percent.",
+}
+
+
+def _is(row: Row, stage: str, status: str) -> bool:
+  return row.stage == stage and row.status == status
+
+
+def _cells(row: Row) -> list[str]:
+  figure = _percent if "top-1" in row.quantity else _plain
+  expected = figure(row.expected)
+  if row.beside is not None:
+    expected = f"{expected} ({figure(row.beside)})"
+  interval = ""
+  if row.interval is not None:
+    interval = " to ".join(map(_percent, row.interval))
+  tolerance = "" if row.tolerance is None else figure(row.tolerance)
+  return [
+    row.subject,
+    row.quantity,
+    expected,
+    figure(row.got),
+    "" if row.n is None else f"{row.n:,}",
+    interval,
+    tolerance,
+    row.status,
+    row.why,
+    row.source,
+  ]
+
+
+def _percent(value: Any) -> str:
+  return "" if value is None else f"{100 * value:.2f}"
+
+
+def _plain(value: Any) -> str:
+  if value is None:
+    return ""
+  return f"{value:,.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+"""Stage 4, Retrained: recipes and seeds of trainings, and a one-sided test."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+import numpy as np
+
+from pomp_jax.config.settings import flatten
+from pomp_jax.files.paths import exists
+from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.prompt_file import Prompt, load_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
+from pomp_jax.rooms.reproduce.findings import Finding, finding
+from pomp_jax.rooms.reproduce.rows import (
+  FAIL,
+  RETRAINED,
+  Row,
+  Seeds,
+  compared,
+  not_run,
+  seeds_of,
+  seeds_tolerance,
+  t_reach,
+)
+from pomp_jax.rooms.reproduce.tables import RECIPE_FIELDS
+
+
+class Training(NamedTuple):
+  """A finished training."""
+
+  label: str  # such as "seed 3"
+  fields: Mapping[str, Any]  # dotted name -> value
+  prompt: Prompt
+
+
+class SeedsTarget(NamedTuple):
+  """Figure that trainings are compared with, and where it stands."""
+
+  seeds: Seeds  # of one seed where a table prints a number
+  source: str
+
+
+def read_training(folder: str) -> Training:
+  """Reads a finished training's config and prompt.
+
+  Raises:
+    RunFolderError: the run has not finished.
+    PromptFileError: a prompt that can't be read.
+  """
+  run = RunFolder(folder)
+  if not exists(run.results):
+    raise RunFolderError(f"{folder}: no results.json; expected a finished training")
+  fields = flatten(read_json(run.config))
+  return Training(f"seed {fields.get('seed')}", fields, load_prompt(run.prompt))
+
+
+def recipe_rows(
+  trainings: Sequence[Training], recipe: Mapping[str, Any]
+) -> tuple[list[Row], list[Finding]]:
+  """Fields of the trainings beside the recipe's, and whether each has a seed of its
+  own.
+
+  Args:
+    trainings: of at least one seed.
+    recipe: fields of the target's training, by dotted name.
+  """
+  rows: list[Row] = []
+  findings: list[Finding] = []
+  for kind, names in RECIPE_FIELDS.items():
+    for name in names:
+      if name not in recipe:
+        continue
+      values = {str(one.fields.get(name)) for one in trainings}
+      got = " and ".join(sorted(values))
+      expected = str(recipe[name])
+      row = compared(RETRAINED, "recipe", name, expected, got, source="the recipe")
+      rows.append(row._replace(why="a field of the training"))
+      if row.status == FAIL:
+        text = f"{name} is {got} in the training, and {expected} in the recipe"
+        findings.append(finding(RETRAINED, kind, "recipe", text))
+  seeds = len({one.fields.get("seed") for one in trainings})
+  contexts = len({fingerprint([one.prompt.context]) for one in trainings})
+  expected = f"{len(trainings)} different"
+  for quantity, count in (("seeds", seeds), ("prompts", contexts)):
+    row = compared(RETRAINED, "seeds", quantity, expected, f"{count} different")
+    rows.append(row._replace(why="equal trainings count once", n=len(trainings)))
+    if row.status == FAIL and not any(one.kind == "seeds" for one in findings):
+      text = f"{len(trainings)} trainings have {count} different {quantity}: reused"
+      findings.append(finding(RETRAINED, "seeds", "seeds", text))
+  return rows, findings
+
+
+def seeds_row(
+  subject: str,
+  values: Float[np.ndarray, " seeds"],
+  target: SeedsTarget,
+  loose: bool,
+) -> Row:
+  """One-sided test of a figure over seeds.
+
+  Args:
+    subject: set or mean of sets.
+    values: our figure of each seed, fractions of 1.
+    target: figure of the target.
+    loose: whether it is a single set.
+  """
+  ours = seeds_of([float(value) for value in values])
+  expected, source = target
+  theirs = expected if expected.n > 1 else None
+  tolerance = seeds_tolerance(ours, theirs, loose)
+  quantity = "top-1, retrained"
+  if tolerance is None:
+    why = "one seed has no interval; train two or more"
+    return not_run(
+      RETRAINED, subject, quantity, why, expected=expected.mean, source=source
+    )
+  reach = t_reach(ours.n, ours.std)
+  return compared(
+    RETRAINED,
+    subject,
+    quantity,
+    expected.mean,
+    ours.mean,
+    rule="at least",
+    tolerance=tolerance.value,
+    why=tolerance.why,
+    n=ours.n,
+    interval=(ours.mean - reach, ours.mean + reach),
+    source=source,
+  )
+
+
+def training_finding(rows: Sequence[Row]) -> Finding | None:
+  """Why retrained prompts fail where recipe and seeds are right; None if none fails."""
+  failing = [row for row in rows if row.status == FAIL]
+  if not failing:
+    return None
+  names = ", ".join(row.subject for row in failing)
+  text = (
+    f"the recipe is right, but trained prompts are worse than the target on {names}"
+  )
+  return finding(RETRAINED, "training", names, text)

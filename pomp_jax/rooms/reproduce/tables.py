@@ -1,0 +1,124 @@
+"""What each table of the paper is made of: sets, controls, targets of each stage."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from pomp_jax.rooms.reproduce.fields import WORLD_TABLE
+from pomp_jax.rooms.reproduce.targets import Target, target
+
+TEN = (
+  "caltech101",
+  "oxford_pets",
+  "stanford_cars",
+  "flowers102",
+  "food101",
+  "fgvc_aircraft",
+  "sun397",
+  "dtd",
+  "eurosat",
+  "ucf101",
+)
+FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+IMAGENET21K = "imagenet21k_p_w21"
+# Of the released prompts, by their number of vectors M.
+RELEASED = {4: "M = 4, 5 epochs", 16: "M = 16, 20 epochs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracies:
+  """A table of accuracies: sets, their means, and where the targets stand."""
+
+  name: str  # value of `reproduce.table`
+  suite: str  # of `evaluate.suite`; "" where the room has the sets itself
+  # Name of each mean over sets -> the sets.
+  means: Mapping[str, Sequence[str]]
+  # Label of each control, a prompt of `evaluate.prompts` -> table and row.
+  controls: Mapping[str, tuple[str, str]]
+  paper: tuple[str, str] | None  # table and row of the paper's own prompt
+  column: str = ""  # column of the only set; "" where columns are named as sets
+  recipe: str = ""  # packaged config of the trainings; "" where none is run here
+
+  def target(self, of: tuple[str, str] | None, subject: str) -> Target | None:
+    """The figure of a set or a mean in the row of a table."""
+    return target(*of, self.column or subject) if of else None
+
+  def released(self, n_vectors: int, subject: str) -> Target | None:
+    """The figure of a released prompt; None for a single set, of which none is
+    printed."""
+    column = "imagenet21k" if subject == IMAGENET21K else subject
+    return target("released weights", RELEASED[n_vectors], column)
+
+
+ACCURACIES = {
+  WORLD_TABLE: Accuracies(
+    WORLD_TABLE,
+    suite="",
+    means={"mean of 4": ("known", "other_known", "novel", "shifted")},
+    controls=dict.fromkeys(("hand_written", "ensemble", "{}."), ("", "")),
+    paper=None,
+    recipe=WORLD_TABLE,
+  ),
+  "cross_dataset": Accuracies(
+    "cross_dataset",
+    suite="fourteen",
+    means={"mean of 10": TEN, "mean of 4": FOUR},
+    controls={"hand_written": ("2", "hard prompt")},
+    paper=("2", "POMP"),
+  ),
+  "imagenet21k": Accuracies(
+    "imagenet21k",
+    suite="imagenet21k",
+    means={},
+    controls={
+      "hand_written": ("1", "zero-shot CLIP"),
+      "ensemble": ("1", "prompt ensemble"),
+    },
+    paper=("1", "POMP"),
+    column="ViT-B/16",
+    recipe="imagenet21k_vit_b16",
+  ),
+}
+
+# The training of the rehearsal: what the world's targets were trained with.
+WORLD_RECIPE: Mapping[str, Any] = {
+  "data.n_classes": 400,
+  "data.images_per_class": 4,
+  "k": 100,
+  "batch_size": 32,
+  "steps": 100,
+  "optim.lr": 0.1,
+  "optim.schedule": "step",
+  "optim.warmup": 0.0,
+  "eval.images": 64,
+  "checkpoint.every": 100,
+}
+
+# Fields of a training that decide what it learns, by the kind of a difference.
+RECIPE_FIELDS = {
+  "optimizer": (
+    "optim.name",
+    "optim.lr",
+    "optim.momentum",
+    "optim.weight_decay",
+    "optim.schedule",
+    "optim.warmup",
+    "batch_size",
+    "steps",
+    "epochs",
+  ),
+  "correction": ("correction",),
+  "sampling": ("negatives", "k", "sampling.name", "loss", "method"),
+  "prompt": ("prompt.m", "prompt.position", "prompt.class_specific"),
+  "precision": ("clip.dtype",),
+  "training data": (
+    "data.source",
+    "data.dataset",
+    "data.names",
+    "data.shots",
+    "data.n_classes",
+    "data.images_per_class",
+    "data.augment",
+    "data.views",
+  ),
+}

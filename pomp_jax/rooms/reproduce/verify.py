@@ -1,0 +1,175 @@
+"""Checks a finished folder of somebody else: digests and arithmetic, nothing computed
+again."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.pieces import fingerprint
+from pomp_jax.files.run_folder import (
+  ERROR,
+  DamagedFileError,
+  RunFolderError,
+  parse_json,
+  to_json,
+  with_checksum,
+)
+from pomp_jax.rooms.reproduce import targets
+from pomp_jax.rooms.reproduce.finished_folder import NAME, VERSION, digests_of_files
+from pomp_jax.rooms.reproduce.reproduction_report import verdict_of
+from pomp_jax.rooms.reproduce.rows import Row, from_dict, status_of
+
+_KEYS = {
+  "format_version",
+  "source",
+  "job",
+  "table",
+  "verdict",
+  "quick",
+  "rows",
+  "findings",
+  "means",
+  "answers",
+  "digests",
+  "provenance",
+  "files",
+}
+
+
+def problems_of(folder: str | os.PathLike) -> list[str]:
+  """What of a finished reproduction is not as it says; empty if everything is.
+
+  Args:
+    folder: of the run.
+
+  Raises:
+    RunFolderError: no reproduction.json, or one that can't be read.
+  """
+  root = pathlib.Path(folder)
+  path = root / NAME
+  if not path.is_file():
+    raise RunFolderError(f"{path}: missing; expected a finished reproduction")
+  raw = path.read_bytes()
+  try:
+    content = parse_json(raw, path)
+  except DamagedFileError as error:
+    return [str(error)]
+  # `parse_json` takes a file without a checksum too: one was removed.
+  if not isinstance(content, dict) or b'"checksum": ' not in raw:
+    return [f"{NAME}: its checksum is missing"]
+  if set(content) != _KEYS or content["format_version"] != VERSION:
+    return [f"{NAME}: has other keys than version {VERSION} of its format"]
+  problems = _canonical(raw, content)
+  problems += _files(root, content["files"])
+  if problems:
+    return problems
+  try:
+    return _arithmetic(root, content)
+  except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+    return [f"{NAME}: {type(error).__name__}: {error}"]
+
+
+def _canonical(raw: bytes, content: Mapping[str, Any]) -> list[str]:
+  """A problem if the file is not, byte for byte, what would be written of its content."""
+  if raw.decode() != to_json(with_checksum(content)):
+    return [f"{NAME}: edited: not as it was written"]
+  return []
+
+
+def _files(root: pathlib.Path, listed: Mapping[str, str]) -> list[str]:
+  """Files that differ from their digests, are missing, or are not listed."""
+  problems = []
+  found = digests_of_files(root)
+  for name in sorted({*listed, *found}):
+    if name not in found:
+      problems.append(f"{name}: missing")
+    elif name not in listed:
+      problems.append(f"{name}: is not listed in {NAME}")
+    elif found[name] != listed[name]:
+      problems.append(f"{name}: changed after it was written")
+  return problems
+
+
+def _arithmetic(root: pathlib.Path, content: Mapping[str, Any]) -> list[str]:
+  """Statuses, verdict, accuracies, means and targets, each computed from the rest."""
+  problems: list[str] = []
+  rows = [from_dict(one) for one in content["rows"]]
+  for row in rows:
+    where = f"{row.stage}, {row.subject}, {row.quantity}"
+    status = status_of(row.rule, row.expected, row.got, row.tolerance)
+    if status != row.status:
+      problems.append(f"{where}: says {row.status}, but its figures give {status}")
+    problems += [f"{where}: {text}" for text in _target(row)]
+  verdict = verdict_of(rows, content["findings"])
+  if verdict != content["verdict"]:
+    problems.append(f"verdict: says {content['verdict']!r}, the rows give {verdict!r}")
+  problems += _answers(root, content["answers"], rows)
+  problems += _means(content["means"], rows)
+  stored = parse_json((root / "results.json").read_bytes(), root / "results.json")
+  for key in ("rows", "verdict", "findings", "answers"):
+    if stored[key] != content[key]:
+      problems.append(f"results.json: {key} differ from those of {NAME}")
+  error = root / ERROR
+  if error.exists() and error.read_text().strip() != verdict.strip():
+    problems.append(f"{ERROR}: is not the verdict")
+  return problems
+
+
+def _target(row: Row) -> list[str]:
+  """A problem if the expected figure is not the one that its source prints."""
+  table, _, method = row.source.partition(", ")
+  name = table.removeprefix("table ")
+  if name not in targets.tables() or method not in targets.tables()[name]["rows"]:
+    return []
+  content = targets.tables()[name]
+  printed = [value / 100 for value in content["rows"][method] if value is not None]
+  if isinstance(row.expected, float) and row.expected not in printed:
+    return [f"expected {row.expected} is no figure of {row.source}"]
+  return []
+
+
+def _answers(
+  root: pathlib.Path, answers: list[dict[str, Any]], rows: list[Row]
+) -> list[str]:
+  """Accuracies beside the stored answers of each image."""
+  problems = []
+  by_key = {(row.stage, row.subject, row.quantity): row for row in rows}
+  for one in answers:
+    where = f"{one['stage']}, {one['set']}, {one['prompt']}"
+    with np.load(root / "pieces" / f"{one['piece']}.npz") as archive:
+      labels = archive["labels"]
+      given = archive[f"answers_{one['number']}"]
+    if fingerprint([labels, given]) != one["digest"]:
+      problems.append(f"{where}: another digest of the answers")
+    right = int(np.sum(labels == given))
+    if (right, len(labels)) != (one["right"], one["images"]):
+      problems.append(f"{where}: {right} of {len(labels)} answers are right")
+    row = by_key.get((one["stage"], one["set"], f"top-1, {one['prompt']}"))
+    if row is not None and row.got != right / len(labels):
+      problems.append(
+        f"{where}: says {row.got}, the answers give {right / len(labels)}"
+      )
+  return problems
+
+
+def _means(means: Mapping[str, list[str]], rows: list[Row]) -> list[str]:
+  """Means beside the rows of their sets."""
+  problems = []
+  by_key = {(row.stage, row.subject, row.quantity): row.got for row in rows}
+  for row in rows:
+    if row.subject not in means or row.got is None:
+      continue
+    values = [
+      by_key.get((row.stage, name, row.quantity)) for name in means[row.subject]
+    ]
+    figures = [float(value) for value in values if value is not None]
+    if len(figures) < len(values):
+      continue
+    if abs(float(np.mean(figures)) - float(row.got)) > 1e-9:
+      where = f"{row.stage}, {row.subject}, {row.quantity}"
+      problems.append(f"{where}: says {row.got}, its sets give {np.mean(figures)}")
+  return problems
