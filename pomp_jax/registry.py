@@ -235,6 +235,11 @@ JOBS = {
     "rooms.regions.train_masks", "rooms.regions.fields:TrainMasksConfig", trains=True
   ),
   "page": Job("rooms.page.page", "rooms.page.fields:PageConfig", processes=False),
+  "calibrate": Job(
+    "rooms.certainty.calibrate",
+    "rooms.certainty.fields:CalibrateConfig",
+    "rooms.certainty.reports:calibration_report",
+  ),
   "gradient_bias": Job(
     "rooms.analysis.gradient_bias",
     "rooms.analysis.fields:GradientBiasConfig",
