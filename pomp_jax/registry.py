@@ -276,6 +276,7 @@ EXTENSIONS = {
   "regions": Extension("rooms.regions.fields:Regions", ("Predict", "Page"), "regions"),
   "segment": Extension("rooms.regions.fields:Segment", ("Predict", "Page"), "segment"),
   "detect": Extension("rooms.regions.fields:Detect", ("Predict", "Page"), "detect"),
+  "certain": Extension("rooms.certainty.fields:Certain", ("Predict",), "certain"),
   "propose": Extension("rooms.regions.fields:Propose", ("Predict", "Page"), "propose"),
 }
 
@@ -290,6 +291,7 @@ TASKS = {
   "classify": Task("evaluate.predict:Classify"),
   "segment": Task("rooms.regions.predict_tasks:SegmentPictures"),
   "detect": Task("rooms.regions.predict_tasks:DetectPictures"),
+  "certain": Task("rooms.certainty.predict_task:CertainPictures"),
 }
 
 

@@ -2,13 +2,19 @@
 from this room."""
 
 import dataclasses
+from typing import Any
 
 from pomp_jax.config.declare import between, one_of, require, row
-from pomp_jax.config.fields import Data, Eval
+from pomp_jax.config.fields import Data, Eval, check_class_list
 from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
 from pomp_jax.files.calibration import SETS
+from pomp_jax.files.paths import is_file
 
+KINDS = ("float32", "float16", "int8")  # of class vectors
+WORDNET = "wordnet"
+SUFFIXES = (".csv", ".toml", ".json")  # of trees
+UNDER = "under:"  # before the name of a node
 _share = between(0.001, 0.999)
 
 
@@ -29,6 +35,28 @@ class Calibrate(Group):
     """Raises ConfigError without a prompt."""
     expected = "a prompt file, a run's folder or a text with {}"
     require(self.prompt, "calibrate.prompt", self.prompt, expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Certain(Group):
+  """The task certain of `predict`: how sure, how deep, or none of the names."""
+
+  tree: str = row("", "tree above the names: wordnet, .csv, .toml, COCO's .json")
+  least: float = row(0.9, "probability that a node of the tree must have", _share)
+  subset: str = row("", "names to choose from: class list, file, or under:NODE")
+  rows: str = row("float32", "type of the class vectors", one_of(*KINDS))
+
+  def check_in(self, config: Any) -> None:
+    """Raises ConfigError for a tree or a subset that is no file."""
+    if self.tree and self.tree != WORDNET:
+      is_tree = self.tree.endswith(SUFFIXES) and is_file(self.tree)
+      expected = f"{WORDNET}, or a file {', '.join(SUFFIXES)} that exists"
+      require(is_tree, "certain.tree", self.tree, expected)
+    if self.subset.startswith(UNDER):
+      expected = "names, or with certain.tree under:NODE"
+      require(self.tree, "certain.subset", self.subset, expected)
+    elif self.subset:
+      check_class_list("certain.subset", self.subset)
 
 
 @dataclasses.dataclass(frozen=True)
