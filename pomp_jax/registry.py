@@ -240,6 +240,9 @@ JOBS = {
     "rooms.certainty.fields:CalibrateConfig",
     "rooms.certainty.reports:calibration_report",
   ),
+  "near_names": Job(
+    "rooms.certainty.near_names", "rooms.certainty.fields:NearNamesConfig"
+  ),
   "gradient_bias": Job(
     "rooms.analysis.gradient_bias",
     "rooms.analysis.fields:GradientBiasConfig",
@@ -276,6 +279,9 @@ EXTENSIONS = {
   "regions": Extension("rooms.regions.fields:Regions", ("Predict", "Page"), "regions"),
   "segment": Extension("rooms.regions.fields:Segment", ("Predict", "Page"), "segment"),
   "detect": Extension("rooms.regions.fields:Detect", ("Predict", "Page"), "detect"),
+  "classifier": Extension(
+    "rooms.certainty.fields:ClassifierFile", ("Export",), "classifier"
+  ),
   "certain": Extension("rooms.certainty.fields:Certain", ("Predict",), "certain"),
   "propose": Extension("rooms.regions.fields:Propose", ("Predict", "Page"), "propose"),
 }
@@ -332,6 +338,11 @@ FORMATS = {
     "zero_shot_weights.npy",
     (".npy", ".safetensors"),
     features="rooms.interchange.class_features",
+  ),
+  "classifier": Format(
+    "classifier.safetensors",
+    (".safetensors",),
+    features="rooms.certainty.classifier_file",
   ),
 }
 

@@ -4,7 +4,7 @@ from this room."""
 import dataclasses
 from typing import Any
 
-from pomp_jax.config.declare import between, one_of, require, row
+from pomp_jax.config.declare import at_least, between, one_of, require, row
 from pomp_jax.config.fields import Data, Eval, check_class_list
 from pomp_jax.config.group import Group
 from pomp_jax.config.settings import Config
@@ -71,3 +71,45 @@ class CalibrateConfig(Config):
     """See `Config.check`."""
     super().check()
     self.data.check_source(self.eval.images, self.dry_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFile(Group):
+  """The format classifier of `export`."""
+
+  extend: str = row("", "earlier classifier that gets the names, its rows unchanged")
+  image_tower: str = row(
+    "none", "the image tower beside the classifier", one_of("none", "stablehlo")
+  )
+
+  def check_in(self, config: Any) -> None:
+    """Raises ConfigError for an earlier classifier that is no file."""
+    expected = "a file of export:format=classifier that exists"
+    is_usable = not self.extend or is_file(self.extend)
+    require(is_usable, "classifier.extend", self.extend, expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearNames(Group):
+  """The job near_names: names whose vectors under a prompt are nearly equal."""
+
+  prompt: str = row("{}.", "prompt file, run's folder, or another of evaluate.prompts")
+  names: str = row("", "class list, or a file of names; empty: the run's")
+  bound: float = row(0.95, "cosine from which two names are near", between(-1.0, 1.0))
+  most: int = row(10_000, "pairs in near_names.csv", at_least(1))
+
+  def check(self) -> None:
+    """Raises ConfigError without names."""
+    check_class_list("near_names.names", self.names, self.prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearNamesConfig(Config):
+  """The job near_names."""
+
+  near_names: NearNames = NearNames()
+
+  @property
+  def encodes_images(self) -> bool:
+    """See `Config.encodes_images`."""
+    return False
